@@ -1,0 +1,33 @@
+"""Shared by all tests: an empty workspace, its store, and the real drives where at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.records.store import Store
+from workbench.workspace import Workspace
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """An empty workspace that everything run by the test finds through the environment."""
+    root = tmp_path / ".workbench"
+    monkeypatch.setenv("WORKBENCH_HOME", str(root))
+    return Workspace(root)
+
+
+@pytest.fixture
+def store(place: Workspace) -> Store:
+    return Store(place)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real recordings that are never part of the repository."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real drives are not at hand (looked in {SHARED_DATA})")
+    return SHARED_DATA

@@ -1,0 +1,23 @@
+"""From an edge case on the road to a signed INT8 model.
+
+The stages are subpackages (``from workbench import data, curation, labeling, training, export``).
+They never import each other; a notebook hands one stage's records to the next. Inside a notebook,
+``step = workbench.step()`` is the connection to whatever runs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from workbench.pipeline.step import step as step
+
+
+def __getattr__(name: str) -> Any:
+    if name == "step":
+        from workbench.pipeline.step import step
+
+        return step
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")

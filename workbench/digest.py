@@ -1,0 +1,44 @@
+"""Names for content: SHA-256 over bytes, files, folders and canonical JSON (RFC 8785).
+
+A digest is 64 lower-case hex digits everywhere inside the workbench. The prefix ``sha256:`` is
+only for people and for references on the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+SHORT = 12
+
+
+def of_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def of_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """RFC 8785 bytes: one value, one spelling, on every machine."""
+    return rfc8785.dumps(value)
+
+
+def of_json(value: Any) -> str:
+    return of_bytes(canonical_json(value))
+
+
+def of_files(files: Mapping[str, Path]) -> str:
+    """Digest of named files, independent of where they lie and of the order given."""
+    return of_json({name: of_file(path) for name, path in files.items()})
+
+
+def short(digest: str) -> str:
+    """The first characters, for screens; never for storage."""
+    return digest[:SHORT]

@@ -1,0 +1,240 @@
+"""The records that stages exchange. Their fields refer to each other by ``Ref``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+from workbench.records.base import Digest, Record, Ref, Row
+from workbench.records.frames import Box, LabelSchema
+
+Json = dict[str, Any]
+
+
+class DatasetVersion(Record):
+    """Immutable frames and labels.
+
+    Payload: ``drives.jsonl``, ``frames.jsonl``, ``labels.jsonl``, ``quarantine.jsonl``, each
+    canonical JSON a line in a fixed order, so the digest depends on content alone.
+    ``split`` says how roles were given; ``quarantined`` counts inputs left out, by reason.
+    """
+
+    KIND: ClassVar[str] = "dataset"
+    name: str
+    label_schema: LabelSchema
+    frames: int
+    labels: int
+    drives: int
+    parents: tuple[Ref, ...] = ()
+    made_by: str
+    split: Json = {}
+    quarantined: dict[str, int] = {}
+    simulated: bool = False
+
+
+class Quarantined(Row):
+    """One input that was left out: ``file`` relative to its source, ``detail`` inside it."""
+
+    file: str
+    reason: Literal[
+        "unreadable",
+        "missing",
+        "duplicate",
+        "mislabelled",
+        "out-of-bounds",
+        "unknown-class",
+        "degenerate",
+    ]
+    detail: str = ""
+
+
+class Choice(Row):
+    """A frame that was chosen, how it ranked, and why in words a labeler can read."""
+
+    frame: Digest
+    rank: int
+    score: float
+    arm: Literal["mined", "random"] = "mined"
+    reasons: tuple[str, ...] = ()
+
+
+class Selection(Record):
+    KIND: ClassVar[str] = "selection"
+    dataset: Ref
+    model: Ref | None = None
+    budget: int
+    seed: int
+    method: str
+    parameters: Json = {}
+    chosen: tuple[Choice, ...]
+
+
+class Prediction(Row):
+    """A model's box on a frame; ``score`` in [0, 1]."""
+
+    frame: Digest
+    cls: str
+    box: Box
+    score: float
+
+
+class LabelBatch(Record):
+    """Frames sent out together. Its digest is the key that makes every retry safe.
+
+    Payload: ``predictions.jsonl``, the boxes that labelers start from.
+    """
+
+    KIND: ClassVar[str] = "batch"
+    dataset: Ref
+    selection: Ref
+    model: Ref | None
+    label_schema: LabelSchema
+    frames: tuple[Digest, ...]
+    overlap: float = 0.0
+
+
+class Annotator(Row):
+    """Who labeled: minutes are measured by the server, and None when nobody's time was spent."""
+
+    id: str
+    frames: int
+    boxes: int
+    minutes: float | None = None
+    simulated: bool = False
+
+
+class LabelSet(Record):
+    """All that came back for a complete batch. Payload: ``labels.jsonl``."""
+
+    KIND: ClassVar[str] = "label"
+    batch: Ref
+    annotators: tuple[Annotator, ...]
+    labels: int
+    skipped: tuple[Digest, ...] = ()
+    agreement: Json = {}
+    simulated: bool = False
+
+
+class Checkpoint(Record):
+    """Float weights. Payload: ``weights.safetensors``, ``curves.json``.
+
+    ``architecture``, ``training`` and ``preprocessing`` rebuild the model and its input;
+    ``conditions`` says under which threads and CPU features the weights repeat to the bit.
+    """
+
+    KIND: ClassVar[str] = "checkpoint"
+    dataset: Ref
+    parent: Ref | None = None
+    classes: tuple[str, ...]
+    architecture: Json
+    training: Json
+    preprocessing: Json
+    conditions: Json = {}
+
+
+class ExportBundle(Record):
+    """What goes to a car. Payload: the bundle folder without its signature."""
+
+    KIND: ClassVar[str] = "bundle"
+    checkpoint: Ref
+    calibration: Ref
+    classes: tuple[str, ...]
+    parity: Json
+
+
+class Verdict(StrEnum):
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INSUFFICIENT = "INSUFFICIENT EVIDENCE"
+
+
+class GateResult(Row):
+    """One gate: ``value`` against ``bound``; ``low`` and ``high`` are its interval."""
+
+    name: str
+    verdict: Verdict
+    n: int
+    unit: str
+    value: float | None
+    bound: float
+    low: float | None = None
+    high: float | None = None
+    method: str
+    slice: str = "all"
+    why: str = ""
+
+
+class GateReport(Record):
+    """Payload: ``metrics.json``, every metric by class and slice with its interval."""
+
+    KIND: ClassVar[str] = "gates"
+    candidate: Ref
+    reference: Ref | None
+    dataset: Ref
+    rules: Digest
+    verdict: Verdict
+    gates: tuple[GateResult, ...]
+    simulated: bool = False
+
+
+class Release(Record):
+    """A signed bundle under a name. ``promoted`` tells whether its gates let it be champion."""
+
+    KIND: ClassVar[str] = "release"
+    model: str
+    bundle: Ref
+    gates: Ref
+    verdict: Verdict
+    promoted: bool
+    key: Digest
+    signature: Digest
+
+
+class NotebookSource(Record):
+    """The notebook as it was run, outputs removed. Payload: ``notebook.ipynb``."""
+
+    KIND: ClassVar[str] = "notebook"
+    name: str
+    code: Digest
+
+
+class Environment(Record):
+    """Installed distributions as ``name==version`` with their build, and the machine's class."""
+
+    KIND: ClassVar[str] = "environment"
+    python: str
+    distributions: tuple[str, ...]
+    machine: Json
+
+
+class StepRun(Record):
+    """One finished step: what it was given, by which code, and what it made."""
+
+    KIND: ClassVar[str] = "run"
+    step: str
+    key: Digest
+    notebook: Ref
+    environment: Ref
+    modules: Digest
+    parameters: Json
+    inputs: dict[str, Ref]
+    outputs: dict[str, Ref]
+    metrics: Json = {}
+
+
+RECORD_TYPES: dict[str, type[Record]] = {
+    record.KIND: record
+    for record in (
+        DatasetVersion,
+        Selection,
+        LabelBatch,
+        LabelSet,
+        Checkpoint,
+        ExportBundle,
+        GateReport,
+        Release,
+        NotebookSource,
+        Environment,
+        StepRun,
+    )
+}

@@ -1,0 +1,100 @@
+"""Where a workbench keeps what it makes: one folder, ``.workbench``, found from anywhere below it.
+
+``WORKBENCH_HOME`` names the folder outright; otherwise the nearest ``.workbench`` above the current
+folder is taken, and failing that ``./.workbench``. Two checkouts therefore never share state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = ".workbench"
+HOME_VARIABLE = "WORKBENCH_HOME"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The layout below ``root``. Folders are made by whoever writes into them."""
+
+    root: Path
+
+    @property
+    def project(self) -> Path:
+        """The folder that notebooks and pipelines are looked up in."""
+        return self.root.parent
+
+    @property
+    def records(self) -> Path:
+        """Immutable records, see ``workbench.records.store``."""
+        return self.root / "records"
+
+    @property
+    def index(self) -> Path:
+        """Rebuildable look-ups: dataset names and step keys."""
+        return self.root / "index"
+
+    @property
+    def media(self) -> Path:
+        """Frame images by content: ``media/ab/abcdef….jpg``."""
+        return self.root / "media"
+
+    @property
+    def services(self) -> Path:
+        """Data, logs and state of the servers started here."""
+        return self.root / "services"
+
+    @property
+    def secrets(self) -> Path:
+        """Generated passwords, tokens and the signing key; files are 0600."""
+        return self.root / "secrets"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a pipeline run: specs, logs, executed notebooks."""
+        return self.root / "runs"
+
+    @property
+    def scratch(self) -> Path:
+        """Throw-away output of notebooks run by hand."""
+        return self.root / "scratch"
+
+
+def find(start: Path | None = None) -> Workspace:
+    """The workspace of ``start`` (default: the current folder); it need not exist yet."""
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Workspace(Path(named).expanduser().resolve())
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / FOLDER).is_dir():
+            return Workspace(folder / FOLDER)
+    return Workspace(here / FOLDER)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace ``path`` in one step, so that a reader or a crash never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, mode=mode) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it is synced and renamed into place on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
