@@ -1,0 +1,144 @@
+"""What a step notebook promises: parameters, inputs, outputs and what it needs to run.
+
+The parameters stand in the notebook's ``parameters`` cell, the rest in its metadata under
+``workbench``. Reading a contract executes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workbench import digest
+from workbench.errors import ContractError
+from workbench.pipeline import parameters
+
+Json = dict[str, Any]
+ServiceName = Literal["mongod", "mlflow", "label-studio"]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Input(_Declared):
+    """A record the step reads. An optional one may be absent."""
+
+    kind: str
+    optional: bool = False
+
+
+class Output(_Declared):
+    kind: str
+
+
+class PathParameter(_Declared):
+    """A parameter that names a file or folder, unless it is one of the words in ``unless``."""
+
+    unless: tuple[str, ...] = ()
+
+
+class Resources(_Declared):
+    threads: int = 1
+    timeout_s: float = 3600
+    memory_gib: float = 4
+
+
+class Declaration(_Declared):
+    """The ``workbench`` entry of a notebook's metadata."""
+
+    inputs: dict[str, Input] = {}
+    outputs: dict[str, Output] = {}
+    paths: dict[str, PathParameter] = {}
+    resources: Resources = Resources()
+    services: tuple[ServiceName, ...] = ()
+    fixture: Json = {}
+
+
+@dataclass(frozen=True)
+class StepContract:
+    """A notebook as the runner sees it.
+
+    ``code`` digests the code cells in order, the parameters cell excepted: its defaults count
+    through the values that are used.
+    """
+
+    notebook: Path
+    declaration: Declaration
+    parameters: type[BaseModel]
+    sources: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.notebook.stem
+
+    @property
+    def code(self) -> str:
+        return digest.of_json(list(self.sources))
+
+    def validate(self, given: Json) -> Json:
+        return parameters.validate(self.parameters, given, where=self.notebook.name)
+
+
+def read(notebook: Path) -> StepContract:
+    """Read a step notebook; raises `ContractError` with what to mend."""
+    content = _load(notebook)
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ContractError(
+            f"a step has exactly one cell tagged `parameters`, found {len(tagged)}",
+            where=notebook,
+            hint="Tag it in JupyterLab under Property Inspector → Cell Tags",
+        )
+    try:
+        declaration = Declaration.model_validate(content["metadata"].get("workbench", {}))
+    except ValidationError as error:
+        raise ContractError(
+            f"the contract cannot be read: {error.errors()[0]['msg']}",
+            where=f"{notebook}, metadata workbench.{_location(error)}",
+            hint="ARCHITECTURE.md shows the form of a contract",
+        ) from error
+    model = parameters.model_of(_source(tagged[0]), where=notebook.name)
+    for name in declaration.paths:
+        if name not in model.model_fields:
+            raise ContractError(f"path parameter {name!r} is not in the parameters", where=notebook)
+    sources = tuple(_source(cell) for cell in cells if cell is not tagged[0])
+    return StepContract(notebook, declaration, model, sources)
+
+
+def without_outputs(notebook: Path) -> bytes:
+    """The notebook as canonical bytes, with outputs and what execution leaves behind removed."""
+    content = _load(notebook)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+        for noise in ("execution", "papermill"):
+            cell["metadata"].pop(noise, None)
+    content["metadata"].pop("papermill", None)
+    return digest.canonical_json(content)
+
+
+def _load(notebook: Path) -> Json:
+    try:
+        content: Json = json.loads(notebook.read_text(encoding="utf-8"))
+        if "cells" in content:
+            return content
+        raise ValueError("no cells")
+    except FileNotFoundError as error:
+        raise ContractError("no such notebook", where=notebook) from error
+    except ValueError as error:
+        raise ContractError("this file is not a notebook", where=notebook) from error
+
+
+def _source(cell: Json) -> str:
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)
+
+
+def _location(error: ValidationError) -> str:
+    return ".".join(str(part) for part in error.errors()[0]["loc"])

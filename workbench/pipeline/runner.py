@@ -1,0 +1,83 @@
+"""Executes one notebook: the only place that knows papermill."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from workbench.pipeline.spec import ExitStatus, Failure, StepSpec
+from workbench.pipeline.step import SPEC_VARIABLE
+
+EXECUTED = "executed.ipynb"
+
+_STATUS_OF_KIND = {
+    "parameter": ExitStatus.PARAMETER,
+    "contract": ExitStatus.CONTRACT,
+    "service": ExitStatus.SERVICE,
+    "waiting": ExitStatus.WAITING,
+}
+
+
+def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
+    """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
+    os.environ.update(_kernel_environment(spec, spec_file))
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    executed = Path(spec.folder) / EXECUTED
+    try:
+        papermill.execute_notebook(
+            spec.notebook,
+            str(executed),
+            parameters=spec.parameters,
+            kernel_name="python3",
+            cwd=spec.folder,
+            progress_bar=False,
+            log_output=False,
+        )
+    except PapermillExecutionError as error:
+        return _user_error(error, Path(spec.folder))
+    except DeadKernelError:
+        hint = "Out of memory is the usual reason; the peak stands in the result"
+        return ExitStatus.KERNEL_DIED, Failure(
+            kind="kernel-died", message="the kernel died", where=spec.notebook, hint=hint
+        )
+    except CellTimeoutError as error:
+        return ExitStatus.TIMED_OUT, Failure(kind="timed-out", message=str(error))
+    return ExitStatus.OK, None
+
+
+def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
+    threads = str(spec.threads)
+    return {
+        **spec.environment,
+        SPEC_VARIABLE: str(spec_file),
+        "WORKBENCH_HOME": spec.home,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONHASHSEED": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _user_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
+    """The error a cell raised: as the data that our own errors leave, or from its traceback."""
+    cell = error.exec_count
+    traceback = "\n".join(error.traceback)
+    told = folder / "failure.json"
+    if told.exists():
+        failure = Failure(**json.loads(told.read_bytes()), cell=cell, traceback=traceback)
+        return _STATUS_OF_KIND.get(failure.kind, ExitStatus.USER_ERROR), failure
+    message = f"{error.ename}: {error.evalue}"
+    return ExitStatus.USER_ERROR, Failure(
+        kind="user-error",
+        message=message,
+        cell=cell,
+        traceback=traceback,
+        hint=f"The notebook as it stopped: {folder / EXECUTED}",
+    )

@@ -1,0 +1,79 @@
+"""The two files around one unit of execution: the spec that goes in, the result that comes out."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from workbench.records.base import Ref
+
+Json = dict[str, Any]
+
+
+class ExitStatus(IntEnum):
+    """How ``workbench run-step`` ends, for executors that only see an exit status."""
+
+    OK = 0
+    CRASHED = 1
+    PARAMETER = 2
+    WAITING = 4
+    USER_ERROR = 10
+    KERNEL_DIED = 11
+    TIMED_OUT = 12
+    CONTRACT = 13
+    SERVICE = 14
+    CANCELLED = 15
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: Literal[1] = 1
+
+
+class StepSpec(_File):
+    """Everything one step needs; no secret ever stands in it, only where secrets lie."""
+
+    step: str
+    notebook: str
+    home: str
+    folder: str
+    cache: str
+    parameters: Json
+    inputs: dict[str, Ref | None]
+    declared_inputs: dict[str, Json]
+    declared_outputs: dict[str, Json]
+    threads: int
+    timeout_s: float
+    memory_gib: float
+    environment: dict[str, str]
+
+
+class Failure(BaseModel):
+    """What went wrong in a step. ``cell`` counts from 1 as JupyterLab's prompts do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    message: str
+    where: str | None = None
+    hint: str | None = None
+    cell: int | None = None
+    traceback: str | None = None
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.where:
+            parts.append(f"in {self.where}")
+        if self.cell is not None:
+            parts.append(f"(cell {self.cell})")
+        text = " ".join(parts)
+        return f"{text}. {self.hint}" if self.hint else text
+
+
+class StepResult(_File):
+    status: ExitStatus
+    seconds: float
+    peak_memory_mib: float
+    outputs: dict[str, Ref] = {}
+    failure: Failure | None = None
