@@ -88,6 +88,15 @@ def resolve_parameters(definition: PipelineDefinition, given: dict[str, str]) ->
     return values
 
 
+def with_inputs(definition: PipelineDefinition, parameters: Json) -> PipelineDefinition:
+    """The definition with ``${…}`` replaced in what the inputs of its steps are joined to."""
+    steps = {
+        name: step.model_copy(update={"inputs": substitute(step.inputs, parameters)})
+        for name, step in definition.steps.items()
+    }
+    return definition.model_copy(update={"steps": steps})
+
+
 def substitute(value: Any, parameters: Json) -> Any:
     """``value`` with every ``${…}`` inside it replaced, through lists and mappings."""
     if isinstance(value, dict):

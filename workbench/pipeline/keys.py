@@ -76,19 +76,16 @@ def path_parameters(contract: StepContract, parameters: Json) -> list[str]:
     return [name for name, declared in paths.items() if parameters[name] not in declared.unless]
 
 
-def absolute_paths(contract: StepContract, parameters: Json, base: Path) -> Json:
-    """Parameters with paths made absolute from ``base``; raises when one does not exist."""
-    made = dict(parameters)
-    for name in path_parameters(contract, parameters):
-        path = (base / parameters[name]).resolve()
-        if not path.exists():
-            words = contract.declaration.paths[name].unless
-            hint = f"Or use one of: {', '.join(words)}" if words else None
-            raise ParameterError(
-                f"parameter {name!r}: no such file or folder", where=path, hint=hint
-            )
-        made[name] = str(path)
-    return made
+def absolute_path(name: str, value: str, unless: tuple[str, ...], base: Path) -> str:
+    """A path parameter's value made absolute from ``base``; raises when nothing is there."""
+    path = (base / value).resolve()
+    if not path.exists():
+        raise ParameterError(
+            f"parameter {name!r}: no such file or folder",
+            where=path,
+            hint=f"Or use one of: {', '.join(unless)}" if unless else None,
+        )
+    return str(path)
 
 
 def fingerprint(path: str) -> str:

@@ -1,0 +1,179 @@
+"""Runs and models in MLflow: the only place that imports it.
+
+MLflow is an index that people browse. What it says can be rebuilt from the records, and nothing
+is trusted because it stands there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ServiceError
+
+_LONGEST_PARAMETER = 6000
+_DIGEST_CHARACTERS = 36  # MLflow keeps no more of a dataset's digest
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric, ``at`` in seconds since the epoch."""
+
+    name: str
+    value: float
+    step: int
+    at: float
+
+
+class Tracker:
+    """Writes runs of one experiment. Making one imports MLflow, which takes seconds."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with self._translated():
+            found = self._client.get_experiment_by_name(experiment)
+            self.experiment = (
+                found.experiment_id if found else self._client.create_experiment(experiment)
+            )
+
+    def start(
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, str],
+        parameters: Mapping[str, Any],
+        parent: str | None = None,
+    ) -> str:
+        """Begin a run, below ``parent`` when given, and return its id."""
+        from mlflow.entities import Param
+
+        tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        with self._translated():
+            run = self._client.create_run(self.experiment, run_name=name, tags=tags)
+            given = [Param(key, _text(value)) for key, value in parameters.items()]
+            self._client.log_batch(run.info.run_id, params=given)
+        return str(run.info.run_id)
+
+    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.name, p.value, int(p.at * 1000), p.step) for p in points]
+        with self._translated():
+            for start in range(0, len(metrics), 500):
+                self._client.log_batch(run_id, metrics=metrics[start : start + 500])
+
+    def log_files(self, run_id: str, files: Sequence[Path], folder: str | None = None) -> None:
+        with self._translated():
+            for path in files:
+                if path.is_dir():
+                    self._client.log_artifacts(run_id, str(path), folder)
+                else:
+                    self._client.log_artifact(run_id, str(path), folder)
+
+    def log_records(self, run_id: str, records: Mapping[str, str], *, context: str) -> None:
+        """Show records as the run's datasets, ``context`` telling inputs from outputs."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        datasets = []
+        for name, ref in records.items():
+            kind, digest = ref.split("/")
+            source = json.dumps({"ref": ref})
+            entity = Dataset(f"{name} ({kind})", digest[:_DIGEST_CHARACTERS], "workbench", source)
+            datasets.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
+        with self._translated():
+            if datasets:
+                self._client.log_inputs(run_id, datasets)
+            for name, ref in records.items():
+                self._client.set_tag(run_id, f"workbench.{context}.{name}", ref)
+
+    def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        with self._translated():
+            for key, value in (tags or {}).items():
+                self._client.set_tag(run_id, key, value)
+            self._client.set_terminated(run_id, status)
+
+    def end_abandoned(self, tags: Mapping[str, str]) -> int:
+        """End runs with these tags that a killed runner left running; returns how many."""
+        clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+        query = " and ".join(["attributes.status = 'RUNNING'", *clauses])
+        with self._translated():
+            runs = self._client.search_runs([self.experiment], filter_string=query)
+            for run in runs:
+                self._client.set_terminated(run.info.run_id, "KILLED")
+        return len(runs)
+
+    def run_url(self, run_id: str) -> str:
+        return f"{self.uri}/#/experiments/{self.experiment}/runs/{run_id}"
+
+    def register(
+        self,
+        model: str,
+        run_id: str,
+        *,
+        source: str,
+        tags: Mapping[str, str],
+        aliases: Sequence[str],
+    ) -> int:
+        """Register a release under ``aliases``; the same release twice is the same version.
+
+        Args:
+            source: Artifact folder of the run that holds the bundle.
+            tags: Must hold ``workbench.release``, by which a version is found again.
+        """
+        from mlflow.exceptions import RestException
+
+        with self._translated():
+            with contextlib.suppress(RestException):
+                self._client.create_registered_model(model)
+            known = self._client.search_model_versions(
+                f"name = '{model}' and tags.`workbench.release` = '{tags['workbench.release']}'"
+            )
+            version = known[0] if known else None
+            if version is None:
+                artifact = f"runs:/{run_id}/{source}"
+                version = self._client.create_model_version(
+                    model, source=artifact, run_id=run_id, tags=dict(tags)
+                )
+            for alias in aliases:
+                self._client.set_registered_model_alias(model, alias, version.version)
+        return int(version.version)
+
+    def release_of(
+        self, model: str, *, version: str | None = None, alias: str | None = None
+    ) -> str:
+        """The release record behind a registered version or alias."""
+        with self._translated():
+            if alias:
+                found = self._client.get_model_version_by_alias(model, alias)
+            else:
+                found = self._client.get_model_version(model, str(version))
+        return str(found.tags["workbench.release"])
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            raise ServiceError(
+                f"MLflow answered with an error: {error}",
+                where=self.uri,
+                hint="`workbench status` shows whether it runs; `workbench up` starts it again",
+            ) from error
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:_LONGEST_PARAMETER]
