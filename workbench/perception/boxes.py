@@ -1,0 +1,95 @@
+"""Boxes as numpy arrays.
+
+Unless said otherwise a box is ``(x1, y1, x2, y2)`` in pixels: origin top left, x right, y down,
+continuous coordinates (a box that covers exactly the first pixel is ``(0, 0, 1, 1)``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from workbench.records.frames import Box
+
+Floats = NDArray[np.floating]
+
+
+def from_records(boxes: Iterable[Box]) -> NDArray[np.float32]:
+    """Boxes of labels or predictions as float32 ``[n, 4]`` xyxy."""
+    return as_boxes([box.xyxy for box in boxes])
+
+
+def as_boxes(values: ArrayLike) -> NDArray[np.float32]:
+    """Anything like a list of boxes as float32 ``[n, 4]``, also when there are none."""
+    return np.asarray(values, np.float32).reshape(-1, 4)
+
+
+def xywh_to_xyxy(boxes: Floats) -> Floats:
+    """``[..., 4]`` (x, y, width, height) to corners."""
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def xyxy_to_xywh(boxes: Floats) -> Floats:
+    """``[..., 4]`` corners to (x, y, width, height)."""
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def area(boxes: Floats) -> Floats:
+    """Area in square pixels, ``[...]``; a box turned inside out has none."""
+    sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
+    product: Floats = sides[..., 0] * sides[..., 1]
+    return product
+
+
+def clip(boxes: Floats, width: float, height: float) -> Floats:
+    """Boxes cut at the image's edges."""
+    limit = np.array([width, height, width, height], boxes.dtype)
+    clipped: Floats = np.clip(boxes, 0, limit)
+    return clipped
+
+
+def intersection_matrix(first: Floats, second: Floats) -> Floats:
+    """Common area of every pair, ``[n, m]`` square pixels."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = np.clip(high - low, 0, None)
+    product: Floats = sides[..., 0] * sides[..., 1]
+    return product
+
+
+def iou_matrix(first: Floats, second: Floats) -> Floats:
+    """Intersection over union of every pair, ``[n, m]`` in [0, 1]; 0 where both are empty."""
+    common = intersection_matrix(first, second)
+    union = area(first)[:, None] + area(second)[None, :] - common
+    ratio: Floats = common / np.maximum(union, np.finfo(common.dtype).tiny)
+    return ratio
+
+
+def non_maximum_suppression(
+    boxes: Floats, scores: Floats, classes: NDArray[np.integer], iou: float
+) -> NDArray[np.intp]:
+    """Greedy suppression within each class.
+
+    Equal scores are taken in the order given, so the outcome never depends on a sort's whims.
+
+    Args:
+        boxes: ``[n, 4]`` xyxy.
+        scores: ``[n]``.
+        classes: ``[n]``; boxes of different classes never suppress each other.
+        iou: A box that overlaps a better one by more than this is dropped.
+
+    Returns:
+        Indices of the boxes kept, best first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    sorted_classes = classes[order]
+    rivals = iou_matrix(boxes[order], boxes[order]) > iou
+    rivals &= sorted_classes[:, None] == sorted_classes[None, :]
+    alive = np.ones(len(order), bool)
+    for index in np.flatnonzero(np.triu(rivals, 1).any(axis=1)):
+        if alive[index]:
+            alive[index + 1 :] &= ~rivals[index, index + 1 :]
+    kept: NDArray[np.intp] = order[alive]
+    return kept
