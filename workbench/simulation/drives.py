@@ -1,0 +1,191 @@
+"""Rendered drives on disk, as a folder that the COCO reader ingests.
+
+    images/DRIVE_0007.jpg    JPEG frames
+    labels.coco.json         COCO, with drive, time and conditions of each image, and occlusion,
+                             truncation and track of each box (``iscrowd`` 1: do not score)
+    drives.json              vehicle, camera and calibration of each drive, ``"simulated": true``
+
+Bytes depend on the seed, the profile and the installed OpenCV and numpy only: not on the number of
+worker processes, the time or the machine's name.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from workbench import processes, workspace
+from workbench.errors import ParameterError
+from workbench.simulation import traffic
+from workbench.simulation.scenario import CLASSES, Scenario
+
+Progress = Callable[[int, int], None]
+Json = dict[str, Any]
+
+JPEG_QUALITY = 90
+FIRMWARE = "renderer-1"
+LABELS = "labels.coco.json"
+DRIVES = "drives.json"
+
+
+def write_drives(
+    folder: Path,
+    profile: str | traffic.Profile = "standard",
+    *,
+    seed: int = 0,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Path:
+    """Render a fleet of drives into ``folder``.
+
+    Args:
+        folder: Made if need be. The label files are written last, so a folder that has them is
+            whole; files of an earlier call with the same arguments are replaced by equal bytes.
+        profile: ``tiny``, ``standard`` or a profile of one's own.
+        seed: Another seed, other drives.
+        workers: Processes; 1 renders in this one.
+        progress: Called with frames done and in all.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ParameterError: An unknown profile, or one that cannot be rendered.
+    """
+    chosen = _profile(profile)
+    if workers < 1:
+        raise ParameterError("workers must be at least 1", where=workers)
+    scenarios = traffic.fleet(chosen, seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images: list[Json] = []
+    annotations: list[Json] = []
+    for rows, boxes in _rendered(scenarios, folder, workers):
+        first = len(images) + 1
+        for offset, (row, found) in enumerate(zip(rows, boxes, strict=True)):
+            images.append({"id": first + offset, **row})
+            for box in found:
+                annotations.append({"id": len(annotations) + 1, "image_id": first + offset, **box})
+        if progress is not None:
+            progress(len(images), chosen.frames)
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    about = {
+        "description": f"Simulated drives, profile {chosen.name}, seed {seed}. Nothing is real.",
+        "simulated": True,
+    }
+    coco = {
+        "info": about,
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    drives = {"schema_version": 1, "drives": [_drive(scenario) for scenario in scenarios]}
+    _write_json(folder / DRIVES, drives)
+    _write_json(folder / LABELS, coco)
+    return folder
+
+
+def _profile(profile: str | traffic.Profile) -> traffic.Profile:
+    if isinstance(profile, traffic.Profile):
+        return profile
+    if profile not in traffic.PROFILES:
+        raise ParameterError(
+            "unknown profile of built-in drives",
+            where=profile,
+            hint=f"Use one of {', '.join(traffic.PROFILES)}",
+        )
+    return traffic.PROFILES[profile]
+
+
+def _write_json(path: Path, value: Json) -> None:
+    workspace.write_atomic(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def _rendered(
+    scenarios: tuple[Scenario, ...], folder: Path, workers: int
+) -> Iterator[tuple[list[Json], list[list[Json]]]]:
+    """Rows and boxes drive by drive, in order, from this process or from a few others."""
+    if workers == 1 or len(scenarios) == 1:
+        for scenario in scenarios:
+            yield write_drive(scenario, folder)
+        return
+    # A forked child of a threaded parent (a notebook kernel) may hang; a fresh server cannot.
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(
+        min(workers, len(scenarios)), context, initializer=processes.die_with_parent
+    ) as pool:
+        yield from pool.map(write_drive, scenarios, [folder] * len(scenarios))
+
+
+def write_drive(scenario: Scenario, folder: Path) -> tuple[list[Json], list[list[Json]]]:
+    """Render one drive's images into ``folder``; its COCO rows, without ids."""
+    import cv2
+
+    from workbench.simulation.render import render
+
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    rows, boxes = [], []
+    for index in range(scenario.frames):
+        frame = render(scenario, index)
+        name = f"images/{scenario.drive}_{index:04d}.jpg"
+        done, data = cv2.imencode(
+            ".jpg", frame.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        )
+        if not done:
+            raise ParameterError("OpenCV could not encode a frame", where=name)
+        (folder / name).write_bytes(data.tobytes())
+        rows.append(
+            {
+                "file_name": name,
+                "width": scenario.camera.width,
+                "height": scenario.camera.height,
+                "drive": scenario.drive,
+                "index": index,
+                "timestamp_us": round(scenario.time_s(index) * 1e6),
+                "light": scenario.light,
+                "weather": scenario.weather,
+                "construction": frame.construction,
+                "events": list(frame.events),
+            }
+        )
+        boxes.append(
+            [
+                {
+                    "category_id": CLASSES.index(box.cls) + 1,
+                    "bbox": [round(v, 2) for v in (box.x, box.y, box.w, box.h)],
+                    "area": round(box.w * box.h, 2),
+                    "iscrowd": int(box.ignore),
+                    "occluded": box.occluded,
+                    "truncated": box.truncated,
+                    "track": box.track,
+                }
+                for box in frame.boxes
+            ]
+        )
+    return rows, boxes
+
+
+def _drive(scenario: Scenario) -> Json:
+    camera = scenario.camera
+    return {
+        "id": scenario.drive,
+        "vehicle": scenario.vehicle,
+        "vehicle_type": scenario.vehicle_type,
+        "camera_height_m": camera.height_m,
+        "camera_pitch_deg": camera.pitch_deg,
+        "sensor": f"rendered pinhole {camera.width}x{camera.height}",
+        "firmware": FIRMWARE,
+        "calibration": {
+            "id": f"{scenario.drive}-intrinsics",
+            "fx": camera.fx,
+            "fy": camera.fy,
+            "cx": camera.cx,
+            "cy": camera.cy,
+        },
+        "started_at": "unknown",
+        "time_source": "simulated clock, microseconds from the start of the drive",
+        "simulated": True,
+    }

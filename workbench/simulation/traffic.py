@@ -1,0 +1,338 @@
+"""Who is on the road: ordinary traffic drawn from a seed, and fleets of drives.
+
+Densities are chosen by eye to look like a town, an avenue, a country road or a motorway; they are
+not measured on any real traffic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from workbench.errors import ParameterError
+from workbench.simulation import rare
+from workbench.simulation.scenario import Actor, Camera, Road, Scenario, Waypoint
+
+VIEW_M = 90.0
+"""Nobody is placed farther ahead than this at any time of a drive."""
+
+RARE_SHARE = 0.005
+"""Share of a fleet's frames that each kind of rare event aims at."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much to render. ``rare`` False leaves the rare events out."""
+
+    name: str
+    drives: int
+    frames_per_drive: int
+    frame_rate: float = 2.0
+    width: int = 480
+    height: int = 288
+    rare: bool = True
+
+    @property
+    def frames(self) -> int:
+        return self.drives * self.frames_per_drive
+
+
+STANDARD = Profile("standard", drives=30, frames_per_drive=30)
+TINY = Profile("tiny", drives=12, frames_per_drive=6)
+PROFILES = {profile.name: profile for profile in (STANDARD, TINY)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A kind of road: its cross-section and how busy it is (people and signs per 100 m)."""
+
+    lanes: tuple[int, ...]
+    speed_mps: tuple[float, float]
+    gap_m: float
+    people: float
+    cyclists: float
+    signs: float
+    lights: float
+    parking: float
+
+
+_PLACES = {
+    "town": _Place((1,), (7.0, 11.0), 26.0, 5.5, 1.2, 2.0, 1.0, 0.75),
+    "avenue": _Place((2,), (10.0, 14.0), 24.0, 3.0, 0.8, 2.0, 1.4, 0.35),
+    "country": _Place((1,), (14.0, 20.0), 45.0, 0.3, 0.4, 1.4, 0.0, 0.0),
+    "motorway": _Place((2, 3), (21.0, 28.0), 34.0, 0.0, 0.0, 1.5, 0.0, 0.0),
+}
+_PLACE_WEIGHTS = (0.42, 0.3, 0.16, 0.12)
+
+
+def fleet(profile: Profile, seed: int = 0) -> tuple[Scenario, ...]:
+    """The drives of a profile: mixed light, weather, roads and vehicles, rare events sprinkled in.
+
+    Each kind of rare event takes about ``RARE_SHARE`` of all frames, at least one drive each where
+    there are drives enough; a profile of few frames therefore has relatively more of them.
+
+    Raises:
+        ParameterError: Fewer than one drive or frame, or an image too small to draw in.
+    """
+    _check(profile)
+    rng = np.random.default_rng([seed, 1])
+    lights = _deal(rng, profile.drives, {"day": 0.6, "dusk": 0.18, "night": 0.22})
+    weathers = _deal(rng, profile.drives, {"clear": 0.62, "rain": 0.2, "fog": 0.18})
+    vehicles = _deal(rng, profile.drives, {"car": 0.7, "truck": 0.3})
+    events = _sprinkle(rng, profile)
+    return tuple(
+        random_drive(
+            int(np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]),
+            drive=f"sim-{seed}-{number:04d}",
+            light=lights[number],
+            weather=weathers[number],
+            vehicle_type=vehicles[number],
+            event=events.get(number),
+            profile=profile,
+        )
+        for number in range(profile.drives)
+    )
+
+
+def random_drive(
+    seed: int,
+    *,
+    drive: str = "sim",
+    light: str = "day",
+    weather: str = "clear",
+    vehicle_type: str = "car",
+    event: str | None = None,
+    profile: Profile = STANDARD,
+) -> Scenario:
+    """One drive with ordinary traffic, and a rare event in it if one is named.
+
+    A rare event may change the road or the light to those it happens in.
+
+    Raises:
+        ParameterError: An unknown event.
+    """
+    rng = np.random.default_rng([seed, 3])
+    setting = rare.setting(event)
+    kind = setting.place or str(rng.choice(list(_PLACES), p=_PLACE_WEIGHTS))
+    place = _PLACES[kind]
+    parking = setting.parking or rng.random() < place.parking
+    lanes = int(rng.choice(place.lanes))
+    curvature = 0.0 if rng.random() < 0.5 else float(rng.normal(0, 0.0012))
+    road = Road(
+        lanes=lanes,
+        shoulder_m=0.6 if kind in ("town", "avenue") else 1.6,
+        parking=parking,
+        surroundings=kind,
+        curvature=0.0 if abs(curvature) < 2e-4 else float(np.clip(curvature, -0.003, 0.003)),
+    )
+    lane = lanes - 1
+    scenario = Scenario(
+        drive=drive,
+        seed=seed,
+        vehicle=f"sim-{vehicle_type}-{int(rng.integers(1, 9)):02d}",
+        vehicle_type=vehicle_type,
+        camera=_camera(rng, vehicle_type, profile),
+        light=setting.light or light,
+        weather=setting.weather or weather,
+        road=road,
+        ego_speed_mps=float(rng.uniform(*place.speed_mps)),
+        ego_d_m=-(lane + 0.5) * road.lane_width_m + float(rng.normal(0, 0.1)),
+        duration_s=profile.frames_per_drive / profile.frame_rate,
+        frame_rate=profile.frame_rate,
+    )
+    ordinary = tuple(_traffic(rng, scenario, place))
+    scenario = replace(scenario, actors=ordinary)
+    return scenario if event is None else rare.add(event, scenario, rng)
+
+
+def _check(profile: Profile) -> None:
+    if profile.drives < 1 or profile.frames_per_drive < 1:
+        raise ParameterError(
+            "a profile needs at least one drive of one frame",
+            where=f"drives={profile.drives} frames_per_drive={profile.frames_per_drive}",
+            hint="Use 'tiny' or 'standard' to start from",
+        )
+    if profile.width < 64 or profile.height < 48:
+        raise ParameterError(
+            "the image is too small to draw a road in",
+            where=f"{profile.width}x{profile.height}",
+            hint="Render at least 64x48; 480x288 is the standard",
+        )
+
+
+def _deal(rng: np.random.Generator, count: int, shares: dict[str, float]) -> list[str]:
+    """``count`` names in the given shares, shuffled: quotas, so that small fleets are mixed too."""
+    bounds = np.cumsum(list(shares.values())) / sum(shares.values())
+    names = list(shares)
+    dealt = [names[int(np.searchsorted(bounds, (i + 0.5) / count))] for i in range(count)]
+    return [dealt[i] for i in rng.permutation(count)]
+
+
+def _sprinkle(rng: np.random.Generator, profile: Profile) -> dict[int, str]:
+    """Which drives get which rare event."""
+    if not profile.rare:
+        return {}
+    each = max(1, round(RARE_SHARE * profile.frames / (rare.EVENT_SECONDS * profile.frame_rate)))
+    wanted = [name for name in rare.EVENTS for _ in range(each)]
+    drives = rng.permutation(profile.drives)[: len(wanted)]
+    return {int(drive): name for drive, name in zip(drives, wanted, strict=False)}
+
+
+def _camera(rng: np.random.Generator, vehicle_type: str, profile: Profile) -> Camera:
+    """A car's camera sits behind the mirror, a truck's above its windscreen, looking down more."""
+    truck = vehicle_type == "truck"
+    scale = profile.width / 480.0
+    focal = float(rng.choice([395.0, 410.0, 425.0])) * scale
+    return Camera(
+        height_m=round(float(rng.uniform(2.35, 2.65) if truck else rng.uniform(1.2, 1.4)), 3),
+        pitch_deg=round(float(rng.uniform(4.0, 6.0) if truck else rng.uniform(0.5, 2.0)), 3),
+        fx=focal,
+        fy=focal,
+        cx=profile.width / 2 + round(float(rng.normal(0, 2)), 2),
+        cy=profile.height * 0.46 + round(float(rng.normal(0, 2)), 2),
+        width=profile.width,
+        height=profile.height,
+    )
+
+
+def _traffic(rng: np.random.Generator, scenario: Scenario, place: _Place) -> Iterator[Actor]:
+    counter = iter(range(1, 100_000))
+    for actor in (
+        *_vehicles(rng, scenario, place),
+        *_parked(rng, scenario),
+        *_people(rng, scenario, place),
+        *_signals(rng, scenario, place),
+    ):
+        yield replace(actor, track=f"{scenario.drive}/{next(counter)}")
+
+
+_VEHICLES = (
+    (0.66, "car", ("sedan", "hatchback", "suv", "van")),
+    (0.18, "truck", ("box-truck", "tractor")),
+    (0.07, "bus", ("bus",)),
+    (0.09, "motorcycle", ("motorcycle",)),
+)
+
+
+def _vehicle(rng: np.random.Generator, path: tuple[Waypoint, ...], *, parked: bool) -> Actor:
+    weights = np.array([v[0] for v in _VEHICLES]) * ([1, 0.12, 0, 0] if parked else [1, 1, 1, 1])
+    _, cls, bodies = _VEHICLES[int(rng.choice(len(_VEHICLES), p=weights / weights.sum()))]
+    look = int(rng.integers(1 << 30))
+    heading = None if len(path) > 1 else float(rng.normal(0, 1.0))
+    return Actor("", cls, str(rng.choice(bodies)), path, heading, look)
+
+
+def _steady(scenario: Scenario, s_m: float, d_m: float, speed: float) -> tuple[Waypoint, ...]:
+    end = scenario.duration_s
+    return (Waypoint(0.0, s_m, d_m), Waypoint(end, s_m + speed * end, d_m))
+
+
+def _vehicles(rng: np.random.Generator, scenario: Scenario, place: _Place) -> Iterator[Actor]:
+    """Lanes of vehicles; all in one lane keep one speed, so nobody runs into the next."""
+    road, ego, time = scenario.road, scenario.ego_speed_mps, scenario.duration_s
+    own = round(-scenario.ego_d_m / road.lane_width_m - 0.5)
+    for lane in range(road.lanes):
+        d = -(lane + 0.5) * road.lane_width_m
+        speed = max(ego + float(rng.normal(0, 0.6) if lane == own else rng.uniform(-2, 4)), 3.0)
+        behind, ahead = max(0.0, (speed - ego) * time), max(0.0, (ego - speed) * time)
+        s = (14.0 + ahead if lane == own else 6.0 - behind) + rng.exponential(place.gap_m)
+        while s < VIEW_M + ahead:
+            path = _steady(scenario, s, d + float(rng.normal(0, 0.12)), speed)
+            yield _vehicle(rng, path, parked=False)
+            s += 14.0 + rng.exponential(place.gap_m)
+    for lane in range(road.lanes):
+        d = (lane + 0.5) * road.lane_width_m
+        speed = ego * float(rng.uniform(0.8, 1.15))
+        s = 4.0 + rng.exponential(place.gap_m)
+        while s < VIEW_M + (ego + speed) * time:
+            path = _steady(scenario, s, d + float(rng.normal(0, 0.12)), -speed)
+            yield _vehicle(rng, path, parked=False)
+            s += 16.0 + rng.exponential(1.3 * place.gap_m)
+
+
+def _parked(rng: np.random.Generator, scenario: Scenario) -> Iterator[Actor]:
+    road = scenario.road
+    if not road.parking:
+        return
+    end = scenario.ego_speed_mps * scenario.duration_s + VIEW_M
+    for side in (-1.0, 1.0):
+        s = float(rng.uniform(3, 12))
+        d = side * (road.edge_m - 1.2)
+        while s < end:
+            spot = (Waypoint(0.0, s, d + float(rng.normal(0, 0.1))),)
+            actor = _vehicle(rng, spot, parked=True)
+            away = 180.0 if side > 0 else 0.0
+            yield replace(actor, heading_deg=(actor.heading_deg or 0.0) + away)
+            s += (9.5 if actor.cls == "truck" else 6.0) + rng.exponential(9.0)
+
+
+def _spread(
+    rng: np.random.Generator, scenario: Scenario, per_100_m: float, start_m: float
+) -> Iterator[float]:
+    """Places along the whole drive at a mean density."""
+    if per_100_m <= 0:
+        return
+    s = start_m + rng.exponential(100.0 / per_100_m)
+    while s < scenario.ego_speed_mps * scenario.duration_s + VIEW_M:
+        yield float(s)
+        s += 2.0 + rng.exponential(100.0 / per_100_m)
+
+
+def _people(rng: np.random.Generator, scenario: Scenario, place: _Place) -> Iterator[Actor]:
+    """People on both pavements, some crossing well ahead, and cyclists at the edge of the road."""
+    road, time = scenario.road, scenario.duration_s
+    for s in _spread(rng, scenario, place.people, 4.0):
+        look = int(rng.integers(1 << 30))
+        shape = "child" if rng.random() < 0.12 else "adult"
+        if rng.random() < 0.16:
+            yield Actor("", "pedestrian", shape, _crossing(rng, scenario, s), None, look)
+            continue
+        side = 1.0 if rng.random() < 0.45 else -1.0
+        d = side * (road.edge_m + float(rng.uniform(0.6, 2.6)))
+        speed = float(rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.6))
+        if rng.random() < 0.2:
+            path: tuple[Waypoint, ...] = (Waypoint(0.0, s, d),)
+            yield Actor("", "pedestrian", shape, path, float(rng.uniform(0, 360)), look)
+        else:
+            path = _steady(scenario, s, d, speed)
+            yield Actor("", "pedestrian", shape, path, None, look)
+    for s in _spread(rng, scenario, place.cyclists, 12.0):
+        ahead = rng.random() < 0.7
+        d = (-1.0 if ahead else 1.0) * (road.lanes * road.lane_width_m + 0.1)
+        speed = float(rng.uniform(3.5, 6.0)) * (1.0 if ahead else -1.0)
+        path = _steady(scenario, s - (0.0 if ahead else speed * time / 2), d, speed)
+        yield Actor("", "cyclist", "bicycle", path, None, int(rng.integers(1 << 30)))
+
+
+def _crossing(rng: np.random.Generator, scenario: Scenario, s: float) -> tuple[Waypoint, ...]:
+    """Across the whole road, done before the ego vehicle is there."""
+    edge = scenario.road.edge_m + 1.5
+    side = 1.0 if rng.random() < 0.5 else -1.0
+    walk_s = 2 * edge / float(rng.uniform(1.2, 1.8))
+    end = (s - 9.0) / scenario.ego_speed_mps
+    start = end - walk_s
+    across = tuple(Waypoint(start + walk_s * k, s, side * edge * (1 - 2 * k)) for k in (0.0, 1.0))
+    return (
+        Waypoint(min(start, 0.0) - 60.0, s, side * edge + math.copysign(0.01, side)),
+        *across,
+        Waypoint(scenario.duration_s + 60.0, s, -side * edge - math.copysign(0.01, side)),
+    )
+
+
+def _signals(rng: np.random.Generator, scenario: Scenario, place: _Place) -> Iterator[Actor]:
+    """Signs on the right (a few on the left) and traffic lights on both sides at crossings."""
+    road = scenario.road
+    for s in _spread(rng, scenario, place.signs, 8.0):
+        side = 1.0 if rng.random() < 0.15 else -1.0
+        spot = (Waypoint(0.0, s, side * (road.edge_m + float(rng.uniform(0.4, 1.0)))),)
+        shape = str(rng.choice(["limit", "warning", "stop", "direction", "parking"]))
+        look = int(rng.integers(1 << 30))
+        yield Actor("", "traffic_sign", shape, spot, float(rng.normal(0, 4)), look)
+    for s in _spread(rng, scenario, place.lights, 20.0):
+        look = int(rng.integers(1 << 30))
+        for side in (-1.0, 1.0):
+            spot = (Waypoint(0.0, s, side * (road.edge_m + 0.5)),)
+            yield Actor("", "traffic_light", "signal", spot, float(rng.normal(0, 2)), look)
