@@ -1,0 +1,32 @@
+"""The servers a workbench needs: mongod (for FiftyOne), MLflow and Label Studio.
+
+    from workbench import services
+    services.up(place)             # start what is not running; found ones are left alone
+    services.environment(place)    # the variables that make notebooks use them
+
+By default they are started here, on loopback, with everything below ``.workbench/services``. With
+``FIFTYONE_DATABASE_URI``, ``MLFLOW_TRACKING_URI`` or ``LABEL_STUDIO_URL`` set, that server is used
+and none is started in its place.
+"""
+
+from workbench.services.label_studio import Credentials
+from workbench.services.roster import (
+    NAMES,
+    down,
+    environment,
+    label_studio_admin,
+    status,
+    up,
+)
+from workbench.services.state import ServiceState
+
+__all__ = [
+    "NAMES",
+    "Credentials",
+    "ServiceState",
+    "down",
+    "environment",
+    "label_studio_admin",
+    "status",
+    "up",
+]

@@ -1,0 +1,276 @@
+"""Servers that this workbench starts itself: launch, recognise, wait for, stop.
+
+A server counts as ours only when the kernel says so: the remembered process lives (pid *and* birth
+time), that process or a child of it holds the port, and the port answers. A recycled pid, or
+another workbench's server on the same port, is therefore never mistaken for it.
+
+Every process of a server carries ``WORKBENCH_SERVICE=<folder>`` in its environment. That finds
+what a ``kill -9`` left behind: a worker whose parent died, or a server whose start was never
+written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+from filelock import FileLock, Timeout
+
+from workbench.errors import ServiceError
+from workbench.services import ports
+from workbench.services.state import Remembered, ServiceState, folder_of, recall, remember
+from workbench.workspace import Workspace
+
+MARK = "WORKBENCH_SERVICE"
+Say = Callable[[str], None]
+
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 15.0
+_LOG_LIMIT = 16 * 2**20
+# All that a server takes over from its caller. The rest (PYTHONPATH, DATABASE_NAME, the address of
+# another server…) would change what it does from one terminal to the next.
+_INHERITED = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "LOGNAME",
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "USER",
+)
+# Held so that children are reaped when they end and no warning is printed when they do not.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+class Server(ABC):
+    """How one kind of server is prepared, launched and asked whether it is well."""
+
+    name: ClassVar[str]
+    patience: ClassVar[float]
+    """Seconds a start may take before it counts as failed."""
+
+    @abstractmethod
+    def command(self, place: Workspace, port: int) -> list[str]: ...
+
+    @abstractmethod
+    def url(self, port: int) -> str: ...
+
+    @abstractmethod
+    def prepare(self, place: Workspace, say: Say) -> None:
+        """Make what has to exist before the first start; called under the server's lock."""
+
+    @abstractmethod
+    def answers(self, port: int) -> bool:
+        """Whether a server of this kind gives a real answer on ``port``."""
+
+    def variables(self, place: Workspace, port: int) -> dict[str, str]:
+        """Environment variables added for the server's process."""
+        return {}
+
+    def credentials(self, place: Workspace) -> Path | None:
+        return None
+
+
+def observe(server: Server, place: Workspace) -> ServiceState:
+    """Look, without changing anything. Takes tens of milliseconds."""
+    facts = recall(place, server.name)
+    log = _log_of(place, server.name)
+    if facts is None:
+        return ServiceState(server.name, "stopped", detail="never started here")
+    url, credentials = server.url(facts.port), server.credentials(place)
+    process = _alive(facts)
+    if process is None:
+        return ServiceState(server.name, "stopped", url, None, credentials, log, "not running")
+    if not server.answers(facts.port):
+        detail = "the process lives but does not answer; `workbench up` restarts it"
+        return ServiceState(server.name, "broken", url, facts.pid, credentials, log, detail)
+    if not _holds_port(process, facts.port):
+        detail = f"port {facts.port} is answered by a server that is not ours"
+        return ServiceState(server.name, "broken", url, facts.pid, credentials, log, detail)
+    detail = "started by this workbench"
+    return ServiceState(server.name, "running", url, facts.pid, credentials, log, detail)
+
+
+def start(server: Server, place: Workspace, say: Say) -> ServiceState:
+    """Bring the server up, or find it up. Two callers at once start one server.
+
+    Raises:
+        ServiceError: It did not come up; the end of its log is in the message.
+    """
+    state = observe(server, place)
+    if state.state == "running":
+        return state
+    with _lock(server, place):
+        state = observe(server, place)
+        if state.state == "broken":
+            state = _wait_for_interrupted_start(server, place)
+        if state.state == "running":
+            return state
+        _end(leftovers(place, server.name))
+        began = time.monotonic()
+        server.prepare(place, say)
+        say(f"{server.name}: starting")
+        state = _launch_until_ours(server, place)
+        say(f"{server.name}: up at {state.url} after {time.monotonic() - began:.1f} s")
+        return state
+
+
+def stop(server: Server, place: Workspace) -> bool:
+    """Stop all of the server's processes; whether there were any."""
+    if not folder_of(place, server.name).is_dir():
+        return False
+    with _lock(server, place):
+        processes = leftovers(place, server.name)
+        _end(processes)
+        return bool(processes)
+
+
+def leftovers(place: Workspace, name: str) -> list[psutil.Process]:
+    """Every living process that was started for this folder, whoever started it."""
+    mark = str(folder_of(place, name))
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def _lock(server: Server, place: Workspace) -> Iterator[None]:
+    folder = folder_of(place, server.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=server.patience + _STOP_SECONDS):
+            yield
+    except Timeout as error:
+        raise ServiceError(
+            f"Another command has been starting or stopping {server.name} for too long",
+            where=folder / "lock",
+            hint="See which `workbench` commands are running, end them, and try again",
+        ) from error
+
+
+def _alive(facts: Remembered) -> psutil.Process | None:
+    child = _children.get(facts.pid)
+    if child is not None:
+        child.poll()
+    try:
+        process = psutil.Process(facts.pid)
+        same = abs(process.create_time() - facts.born) < 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def _holds_port(process: psutil.Process, port: int) -> bool:
+    def listens(candidate: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return any(
+                link.status == psutil.CONN_LISTEN and link.laddr.port == port
+                for link in candidate.net_connections(kind="tcp")
+            )
+        return False
+
+    with contextlib.suppress(psutil.Error):
+        return listens(process) or any(listens(c) for c in process.children(recursive=True))
+    return False
+
+
+def _wait_for_interrupted_start(server: Server, place: Workspace) -> ServiceState:
+    """A command killed while it waited leaves a server that may only need more time."""
+    facts = recall(place, server.name)
+    age = time.time() - facts.born if facts else server.patience
+    deadline = time.monotonic() + max(3.0, server.patience - age)
+    state = observe(server, place)
+    while state.state == "broken" and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        state = observe(server, place)
+    return state
+
+
+def _launch_until_ours(server: Server, place: Workspace) -> ServiceState:
+    """Launch; when somebody else takes the port in between, launch again on another one."""
+    facts = recall(place, server.name)
+    port = ports.choose(facts.port if facts else None)
+    for _ in range(3):
+        _launch(server, place, port)
+        state = _wait(server, place)
+        if state.state == "running":
+            return state
+        _end(leftovers(place, server.name))
+        if ports.is_free(port):
+            break  # the port was not the reason, so another one would not help
+        port = ports.choose()
+    log = _log_of(place, server.name)
+    raise ServiceError(
+        f"{server.name} did not come up ({state.detail}). It said last:\n{_tail(log)}",
+        where=log,
+        hint="Run `workbench doctor`; its log says more",
+    )
+
+
+def _launch(server: Server, place: Workspace, port: int) -> None:
+    folder = folder_of(place, server.name)
+    log = _log_of(place, server.name)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_suffix(".log.1"))
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    variables = {**inherited, **server.variables(place, port), MARK: str(folder)}
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            server.command(place, port),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=variables,
+            # Its own session: Ctrl-C in the terminal is meant for the command, not for servers.
+            start_new_session=True,
+        )
+    _children[child.pid] = child
+    born = psutil.Process(child.pid).create_time()
+    remember(place, server.name, Remembered(child.pid, born, port))
+
+
+def _wait(server: Server, place: Workspace) -> ServiceState:
+    deadline = time.monotonic() + server.patience
+    state = observe(server, place)
+    while state.state == "broken" and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        state = observe(server, place)
+    return state
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+    for process in stubborn:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=_STOP_SECONDS)
+
+
+def _log_of(place: Workspace, name: str) -> Path:
+    return folder_of(place, name) / "server.log"
+
+
+def _tail(log: Path, lines: int = 6) -> str:
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - 8192))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return "(no log)"
+    return "\n".join(line for line in text.splitlines() if line.strip()).rsplit("\n", lines)[-1]
