@@ -149,7 +149,10 @@ class Verdict(StrEnum):
 
 
 class GateResult(Row):
-    """One gate: ``value`` against ``bound``; ``low`` and ``high`` are its interval."""
+    """One gate: ``value`` against ``bound``; ``low`` and ``high`` are its interval.
+
+    Only a ``required`` gate can refuse promotion; the others are shown beside.
+    """
 
     name: str
     verdict: Verdict
@@ -161,6 +164,7 @@ class GateResult(Row):
     high: float | None = None
     method: str
     slice: str = "all"
+    required: bool = True
     why: str = ""
 
 

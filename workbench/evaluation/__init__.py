@@ -1,0 +1,1 @@
+"""How good a model is, on which slices, with which certainty, and whether that is enough."""

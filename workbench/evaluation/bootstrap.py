@@ -1,0 +1,122 @@
+"""Confidence intervals by resampling whole drives.
+
+Frames of one drive resemble each other, so they are not independent evidence: the drive is the
+unit that is drawn again, with replacement (cluster bootstrap; Davison and Hinkley, "Bootstrap
+Methods and their Application", 1997, 3.8). With few clusters the plain percentile interval is too
+narrow; its percentiles are widened as Hesterberg advises ("What Teachers Should Know About the
+Bootstrap", 2015, "expanded percentile interval"). Two models on the same frames are compared
+draw by draw, which cancels what makes a drive easy or hard.
+
+Below `ENOUGH_DRIVES` drives, blocks of time are drawn instead and the interval only describes
+these drives: it says nothing of other drives and can decide no gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.evaluation.scene import Floats, Ints
+from workbench.records.frames import Frame
+
+ENOUGH_DRIVES = 10
+BLOCK_S = 10.0
+_BLOCKS_WITHOUT_TIME = 10
+
+SETTLED = 0.5
+"""Share of resamples in which a figure must exist for its interval to be shown."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What is resampled: ``of`` gives every frame of the scene its cluster, or -1."""
+
+    of: Ints
+    count: int
+    drives: int
+    method: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether intervals may decide a gate; otherwise they only describe."""
+        return self.drives >= ENOUGH_DRIVES
+
+
+def clusters(frames: Sequence[Frame], chosen: Ints) -> Clusters:
+    """Drives of the chosen frames, or blocks of time where there are too few drives."""
+    of = np.full(len(frames), -1, np.int64)
+    names = [frames[position].drive for position in chosen]
+    drives = len(set(names))
+    if drives >= ENOUGH_DRIVES:
+        keys: list[tuple[str, int]] = [(name, 0) for name in names]
+        method = f"cluster bootstrap over {drives} drives"
+    else:
+        blocks = _time_blocks([frames[position] for position in chosen])
+        keys = list(zip(names, blocks, strict=True))
+        method = (
+            f"descriptive: bootstrap over {len(set(keys))} time blocks of {drives} drives, "
+            f"fewer than the {ENOUGH_DRIVES} that a gate needs"
+        )
+    number = {key: position for position, key in enumerate(sorted(set(keys)))}
+    of[chosen] = [number[key] for key in keys]
+    return Clusters(of, len(number), drives, method)
+
+
+def _time_blocks(frames: Sequence[Frame]) -> list[int]:
+    """Block of each frame within its drive; without times, tenths of the drive by index."""
+    by_drive: dict[str, list[Frame]] = {}
+    for frame in frames:
+        by_drive.setdefault(frame.drive, []).append(frame)
+    block: dict[str, int] = {}
+    for members in by_drive.values():
+        times = [frame.timestamp_us for frame in members if frame.timestamp_us is not None]
+        if len(times) == len(members):
+            start = min(times)
+            block |= {
+                frame.id: int((time - start) / (BLOCK_S * 1e6))
+                for frame, time in zip(members, times, strict=True)
+            }
+        else:
+            ordered = sorted(members, key=lambda frame: frame.index)
+            block |= {
+                frame.id: place * _BLOCKS_WITHOUT_TIME // len(ordered)
+                for place, frame in enumerate(ordered)
+            }
+    return [block[frame.id] for frame in frames]
+
+
+def draw(count: int, resamples: int, seed: int) -> Floats:
+    """[1 + resamples, count] how often each cluster is drawn; row 0 is the sample itself.
+
+    The same count and seed give the same draws, so two models are paired row by row.
+    """
+    first = np.ones((1, count))
+    if count < 2:
+        return first
+    random = np.random.default_rng([seed, count])
+    drawn = random.multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.concatenate([first, drawn.astype(np.float64)])
+
+
+def interval(samples: Floats, clusters_drawn: int, confidence: float) -> tuple[float, float] | None:
+    """Two-sided expanded percentile interval of resampled values; None where there is none.
+
+    Args:
+        samples: [r] values without the sample itself; NaN where a resample had no truth.
+        clusters_drawn: How many clusters each resample drew.
+    """
+    there = samples[np.isfinite(samples)]
+    if clusters_drawn < 2 or len(there) < SETTLED * max(len(samples), 1) or not len(there):
+        return None
+    tail = _expanded_tail(clusters_drawn, confidence)
+    low, high = np.quantile(there, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _expanded_tail(clusters_drawn: int, confidence: float) -> float:
+    from scipy import stats
+
+    t = stats.t.ppf((1 - confidence) / 2, clusters_drawn - 1)
+    return float(stats.norm.cdf(t * np.sqrt(clusters_drawn / (clusters_drawn - 1))))
