@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from workbench.pipeline.step import SPEC_VARIABLE
 
 EXECUTED = "executed.ipynb"
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATUS_OF_KIND = {
     "parameter": ExitStatus.PARAMETER,
     "contract": ExitStatus.CONTRACT,
@@ -68,7 +70,7 @@ def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
 def _user_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
     """The error a cell raised: as the data that our own errors leave, or from its traceback."""
     cell = error.exec_count
-    traceback = "\n".join(error.traceback)
+    traceback = _COLOUR.sub("", "\n".join(error.traceback))
     told = folder / "failure.json"
     if told.exists():
         failure = Failure(**json.loads(told.read_bytes()), cell=cell, traceback=traceback)

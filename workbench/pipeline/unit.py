@@ -42,7 +42,7 @@ def run_step(spec_file: Path) -> StepResult:
         status=status,
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mib=round(peak, 1),
-        outputs=outputs,
+        outputs=outputs if status is ExitStatus.OK else {},
         failure=failure,
     )
     workspace.write_atomic(folder / RESULT, result.model_dump_json(indent=1).encode())
