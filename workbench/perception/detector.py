@@ -21,7 +21,7 @@ from workbench.perception.contract import DetectorConfig
 
 __all__ = ["Detector", "DetectorConfig"]
 
-_STEM, _STAGES, _NECK = 16, (32, 64, 96, 128), 64
+_STAGES, _NECK = (32, 64, 96, 128), 64
 _FIRST_STRIDE = 8
 
 
@@ -55,7 +55,7 @@ class Head(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.cls_tower = ConvUnit(channels, channels)
-        self.box_tower = nn.Sequential(ConvUnit(channels, channels), ConvUnit(channels, channels))
+        self.box_tower = ConvUnit(channels, channels)
         self.cls = nn.Conv2d(channels, classes, 1)
         self.box = nn.Conv2d(channels, 4, 1)
 
@@ -80,9 +80,10 @@ class Detector(nn.Module):
                 hint="Use (8, 16, 32), (8, 16) or (8,)",
             )
         self.config = config
-        stem, neck = _scaled(_STEM, config.width), _scaled(_NECK, config.width)
+        neck = _scaled(_NECK, config.width)
         sizes = [_scaled(channels, config.width) for channels in _STAGES[: levels + 1]]
-        self.stem = nn.Sequential(ConvUnit(3, stem, stride=2), ConvUnit(stem, sizes[0], stride=2))
+        # One wide step instead of two: full-resolution maps cost more time than they teach.
+        self.stem = ConvUnit(3, sizes[0], size=7, stride=4)
         self.stages = nn.ModuleList(
             nn.Sequential(
                 ConvUnit(before, after, stride=2),

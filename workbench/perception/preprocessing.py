@@ -114,11 +114,8 @@ def fit(image: Pixels, spec: Preprocessing) -> tuple[Pixels, Placement]:
             hint="Read images with workbench.perception.preprocessing.load_rgb",
         )
     height, width = image.shape[:2]
-    ratio = min(spec.width / width, spec.height / height)
-    inner_width = min(spec.width, max(1, round(width * ratio)))
-    inner_height = min(spec.height, max(1, round(height * ratio)))
-    left, top = (spec.width - inner_width) // 2, (spec.height - inner_height) // 2
-    placement = Placement(inner_width / width, inner_height / height, left, top)
+    inner_width, inner_height, left, top = _inside(width, height, spec)
+    placement = placement_of(width, height, spec)
     if (inner_width, inner_height) != (width, height):
         size = (inner_width, inner_height)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
@@ -127,6 +124,21 @@ def fit(image: Pixels, spec: Preprocessing) -> tuple[Pixels, Placement]:
     canvas = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
     canvas[top : top + inner_height, left : left + inner_width] = image
     return canvas, placement
+
+
+def placement_of(width: int, height: int, spec: Preprocessing) -> Placement:
+    """Where a picture of this size in pixels lies in the network's input."""
+    inner_width, inner_height, left, top = _inside(width, height, spec)
+    return Placement(inner_width / width, inner_height / height, left, top)
+
+
+def _inside(width: int, height: int, spec: Preprocessing) -> tuple[int, int, int, int]:
+    """Width, height, left and top of the letterboxed picture in network pixels."""
+    ratio = min(spec.width / width, spec.height / height)
+    inner_width = min(spec.width, max(1, round(width * ratio)))
+    inner_height = min(spec.height, max(1, round(height * ratio)))
+    left, top = (spec.width - inner_width) // 2, (spec.height - inner_height) // 2
+    return inner_width, inner_height, left, top
 
 
 def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:

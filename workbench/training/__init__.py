@@ -1,0 +1,29 @@
+"""Training the detector: configuration, loader, loss, loop and checkpoint.
+
+trained = training.train(place, dataset, training.TrainingConfig(), classes=…, preprocessing=…)
+ref = training.save(store, trained, dataset_ref)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workbench.training.config import Augmentation, TrainingConfig
+
+if TYPE_CHECKING:
+    from workbench.training.checkpoint import save as save
+    from workbench.training.loop import Trained as Trained
+    from workbench.training.loop import train as train
+
+__all__ = ["Augmentation", "Trained", "TrainingConfig", "save", "train"]
+
+_HOMES = {"train": "loop", "Trained": "loop", "save": "checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; reading a configuration should not.
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"workbench.training.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'workbench.training' has no attribute {name!r}")

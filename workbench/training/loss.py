@@ -1,0 +1,184 @@
+"""What the detector is asked to minimise.
+
+Assignment is task-aligned (TOOD, Feng et al. 2021): each object goes to the cells that already
+predict it best. Classes are scored by the varifocal loss (Zhang et al. 2021), which makes a score
+estimate the overlap; boxes by the generalised IoU (Rezatofighi et al. 2019). Everything is dense
+masks over all cells: no boolean indexing, so the work and its result do not depend on the data.
+
+Shapes: ``n`` frames, ``a`` cells of all levels, ``m`` objects of the fullest frame, ``c`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workbench.perception.contract import DetectorConfig
+from workbench.perception.decode import cell_centres
+from workbench.training.targets import ALL_CLASSES, Targets
+
+_TOP = 9
+_ALIGN_SCORE, _ALIGN_OVERLAP = 0.5, 4.0
+_NEAR = 0.75  # of a stride: cells this close to a centre may take an object smaller than a cell
+_VFL_ALPHA, _VFL_GAMMA = 0.75, 2.0
+_BOX_WEIGHT = 2.5
+_TINY = 1e-7
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Objects and ignore regions of a batch, padded to the fullest frame.
+
+    ``boxes`` ``[n, m, 4]`` network pixels, ``classes`` ``[n, m]``, ``real`` ``[n, m]`` 1 for an
+    object, ``ignore`` ``[n, m]`` 1 for an ignore region.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    real: Tensor
+    ignore: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """``total`` to minimise, and its parts."""
+
+    total: Tensor
+    cls: Tensor
+    box: Tensor
+
+
+def as_truth(targets: Sequence[Targets]) -> Truth:
+    """Targets of a batch as padded tensors."""
+    most = max(1, *(len(target.boxes) for target in targets))
+    boxes = torch.zeros(len(targets), most, 4)
+    classes = torch.zeros(len(targets), most, dtype=torch.long)
+    real, ignore = torch.zeros(len(targets), most), torch.zeros(len(targets), most)
+    for row, target in enumerate(targets):
+        count = len(target.boxes)
+        boxes[row, :count] = torch.from_numpy(target.boxes)
+        classes[row, :count] = torch.from_numpy(target.classes)
+        hidden = torch.from_numpy(target.ignore).float()
+        ignore[row, :count], real[row, :count] = hidden, 1 - hidden
+    return Truth(boxes, classes, real, ignore)
+
+
+class DetectionLoss:
+    """The loss of raw maps against truth, for one size of input.
+
+    Args:
+        width: Of the network's input in pixels; so ``height``.
+    """
+
+    def __init__(self, config: DetectorConfig, width: int, height: int) -> None:
+        centres = [torch.from_numpy(cell_centres(width, height, s)) for s in config.strides]
+        self._centres = torch.cat(centres)
+        self._strides = torch.cat(
+            [torch.full((len(c),), float(s)) for c, s in zip(centres, config.strides, strict=True)]
+        )
+        self._classes = len(config.classes)
+
+    def __call__(self, outputs: Sequence[Tensor], truth: Truth) -> Losses:
+        logits = _cells(outputs[::2])
+        boxes = self._boxes(_cells(outputs[1::2]))
+        with torch.no_grad():
+            owner, quality = self._assign(logits.sigmoid(), boxes, truth)
+            wanted = functional.one_hot(
+                _take(truth.classes, owner).clamp(min=0), self._classes
+            ) * quality.unsqueeze(-1)
+            judged = self._judged(truth, quality)
+        amount = quality.sum().clamp(min=1.0)
+        cls = (_varifocal(logits, wanted) * judged).sum() / amount
+        own_boxes = _take_boxes(truth.boxes, owner)
+        box = ((1 - paired_giou(boxes, own_boxes)) * quality).sum() / amount
+        return Losses(cls + _BOX_WEIGHT * box, cls.detach(), box.detach())
+
+    def _boxes(self, raw: Tensor) -> Tensor:
+        """The decoding of `workbench.perception.decode`, with gradients; ``[n, a, 4]`` xyxy."""
+        reach = functional.elu(raw) + 0.5 * functional.relu(raw) ** 2
+        reach = reach * self._strides[:, None]
+        return torch.cat([self._centres - reach[..., :2], self._centres + reach[..., 2:]], dim=-1)
+
+    def _assign(self, scores: Tensor, boxes: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
+        """The object of each cell ``[n, a]`` and how well it should be scored, 0 for none."""
+        near = self._near(truth) * truth.real.unsqueeze(-1)  # [n, m, a]
+        overlap = pairwise_iou(truth.boxes, boxes) * near
+        index = truth.classes.clamp(min=0).unsqueeze(-1).expand(-1, -1, scores.shape[1])
+        own_score = scores.transpose(1, 2).gather(1, index)
+        # A trace of overlap everywhere lets objects that nobody predicts yet find a cell.
+        aligned = (own_score**_ALIGN_SCORE * (overlap + 1e-3) ** _ALIGN_OVERLAP) * near
+        threshold = aligned.topk(min(_TOP, aligned.shape[-1]), dim=-1).values[..., -1:]
+        chosen = aligned * (aligned >= threshold)
+        best, owner = chosen.max(dim=1)  # a cell wanted by several goes to the best aligned
+        chosen = chosen * functional.one_hot(owner, chosen.shape[1]).transpose(1, 2)
+        strongest = chosen.amax(dim=-1, keepdim=True)
+        reached = (overlap * (chosen > 0)).amax(dim=-1, keepdim=True)
+        share = (chosen / (strongest + _TINY**3)) * reached.clamp(min=0.05)
+        quality = share.amax(dim=1) * (best > 0)
+        return owner, quality
+
+    def _near(self, truth: Truth) -> Tensor:
+        """1 where a cell's centre lies in a box or near its centre, ``[n, m, a]``."""
+        middle = (truth.boxes[..., :2] + truth.boxes[..., 2:]) / 2
+        half = (truth.boxes[..., 2:] - truth.boxes[..., :2]) / 2
+        away = (self._centres - middle.unsqueeze(-2)).abs()
+        reach = torch.maximum(half.unsqueeze(-2), _NEAR * self._strides[:, None].clamp(max=8))
+        return (away <= reach).all(dim=-1).float()
+
+    def _judged(self, truth: Truth, quality: Tensor) -> Tensor:
+        """1 where a cell's class score counts, ``[n, a, c]``: not inside ignore regions."""
+        covered = self._near(truth) * truth.ignore.unsqueeze(-1)  # [n, m, a]
+        every = (truth.classes == ALL_CLASSES).unsqueeze(-1)
+        which = functional.one_hot(truth.classes.clamp(min=0), self._classes).bool() | every
+        hidden = torch.bmm(covered.transpose(1, 2), which.float()) > 0
+        return (~hidden | (quality > 0).unsqueeze(-1)).float()
+
+
+def pairwise_iou(truth: Tensor, boxes: Tensor) -> Tensor:
+    """Overlap of ``[n, m, 4]`` with ``[n, a, 4]``: ``[n, m, a]``."""
+    low = torch.maximum(truth[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(truth[:, :, None, 2:], boxes[:, None, :, 2:])
+    common = (high - low).clamp(min=0).prod(-1)
+    union = _area(truth)[:, :, None] + _area(boxes)[:, None, :] - common
+    return common / (union + _TINY)
+
+
+def paired_giou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised overlap in [-1, 1] of boxes in the same place, ``[..., 4]`` to ``[...]``."""
+    low = torch.maximum(first[..., :2], second[..., :2])
+    high = torch.minimum(first[..., 2:], second[..., 2:])
+    common = (high - low).clamp(min=0).prod(-1)
+    union = _area(first) + _area(second) - common
+    outer_low = torch.minimum(first[..., :2], second[..., :2])
+    outer_high = torch.maximum(first[..., 2:], second[..., 2:])
+    hull = (outer_high - outer_low).clamp(min=0).prod(-1)
+    return common / (union + _TINY) - (hull - union) / (hull + _TINY)
+
+
+def _varifocal(logits: Tensor, wanted: Tensor) -> Tensor:
+    entropy = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    with torch.no_grad():
+        doubt = _VFL_ALPHA * logits.sigmoid() ** _VFL_GAMMA
+        weight = torch.where(wanted > 0, wanted, doubt)
+    return entropy * weight
+
+
+def _cells(maps: Sequence[Tensor]) -> Tensor:
+    """Levels ``[n, k, h, w]`` to one row of cells ``[n, a, k]``."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def _take(values: Tensor, owner: Tensor) -> Tensor:
+    return values.gather(1, owner)
+
+
+def _take_boxes(boxes: Tensor, owner: Tensor) -> Tensor:
+    return boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
