@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": ("pipelines", "Show what a pipeline would run, and why."),
     "run": ("pipelines", "Run a pipeline, going on where the last run stopped."),
     "run-step": ("pipelines", "Run one step from a spec file; what every executor calls."),
-    "lineage": ("models", "Show what a model, bundle, dataset or run came from."),
+    "lineage": ("lineage", "Show what a model, bundle, dataset or run came from."),
     "verify": ("models", "Check a signed bundle, to the byte."),
     "label": ("labels", "Send frames to labelers, see how far they are, collect."),
 }
