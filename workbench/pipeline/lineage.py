@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.records import dataset as datasets
-from workbench.records.base import Record, Ref, digest_of, refs_in
+from workbench.records.base import Record, Ref, digest_of, kind_of, refs_in
 from workbench.records.frames import Drive, Label
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelSet, StepRun
@@ -59,6 +59,9 @@ def trace(store: Store, ref: Ref) -> Graph:
     while waiting:
         current = waiting.pop()
         if current in nodes:
+            continue
+        if not store.exists(current):
+            nodes[current] = {"kind": kind_of(current), "digest": digest_of(current), "missing": True}
             continue
         record = store.load(current)
         nodes[current] = _describe(current, record)
@@ -187,6 +190,8 @@ def _line(name: str, node: Json) -> str:
     for key in ("frames", "labels", "drives", "count", "boxes"):
         if key in node:
             words.append(f"{key} {node[key]}")
+    if node.get("missing"):
+        words.append("MISSING from the store")
     if node.get("simulated"):
         words.append("simulated")
     return "  ".join(words)
