@@ -33,6 +33,7 @@ Say = Callable[[str], None]
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 15.0
+_PORT_SECONDS = 3.0  # a killed process may hold its port for a moment yet
 _LOG_LIMIT = 16 * 2**20
 # All that a server takes over from its caller. The rest (PYTHONPATH, DATABASE_NAME, the address of
 # another server…) would change what it does from one terminal to the next.
@@ -201,7 +202,7 @@ def _wait_for_interrupted_start(server: Server, place: Workspace) -> ServiceStat
 def _launch_until_ours(server: Server, place: Workspace) -> ServiceState:
     """Launch; when somebody else takes the port in between, launch again on another one."""
     facts = recall(place, server.name)
-    port = ports.choose(facts.port if facts else None)
+    port = ports.choose(facts.port if facts else None, patience=_PORT_SECONDS)
     for _ in range(3):
         _launch(server, place, port)
         state = _wait(server, place)
@@ -255,11 +256,30 @@ def _end(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, stubborn = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
-    for process in stubborn:
+    for process in _still_there(processes, _STOP_SECONDS):
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(stubborn, timeout=_STOP_SECONDS)
+    _still_there(processes, _STOP_SECONDS)
+
+
+def _still_there(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait for processes to end and return those that did not. A zombie has ended: its parent may
+    be a long-lived notebook that never reaps it."""
+
+    def lives(process: psutil.Process) -> bool:
+        child = _children.get(process.pid)
+        if child is not None:
+            child.poll()
+        with contextlib.suppress(psutil.Error):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    deadline = time.monotonic() + seconds
+    remaining = [process for process in processes if lives(process)]
+    while remaining and time.monotonic() < deadline:
+        time.sleep(0.05)
+        remaining = [process for process in remaining if lives(process)]
+    return remaining
 
 
 def _log_of(place: Workspace, name: str) -> Path:

@@ -30,7 +30,8 @@ class Mongod(Server):
         ]
 
     def url(self, port: int) -> str:
-        return f"mongodb://{ports.LOOPBACK}:{port}"
+        # Without journal=true a write is acknowledged up to 100 ms before it is on disk.
+        return f"mongodb://{ports.LOOPBACK}:{port}/?journal=true"
 
     def answers(self, port: int) -> bool:
         return wire.mongod_ok(port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 
 LOOPBACK = "127.0.0.1"
 # Below the range that operating systems hand to outgoing connections, so that a stopped
@@ -23,10 +24,14 @@ def is_free(port: int) -> bool:
     return True
 
 
-def choose(preferred: int | None = None) -> int:
-    """``preferred`` when it is free, else a free port drawn at random."""
-    if preferred is not None and is_free(preferred):
-        return preferred
+def choose(preferred: int | None = None, *, patience: float = 0.0) -> int:
+    """``preferred`` if it is free or becomes so within ``patience`` seconds, else a random one."""
+    if preferred is not None:
+        deadline = time.monotonic() + patience
+        while not (free := is_free(preferred)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if free:
+            return preferred
     dice = random.SystemRandom()
     for _ in range(50):
         port = dice.randint(_FIRST, _LAST)

@@ -1,0 +1,52 @@
+"""Real servers for the contract tests: one set a session, in a workspace of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from workbench import services
+from workbench.errors import ServiceError
+from workbench.services.label_studio import environment_folder
+from workbench.workspace import Workspace
+
+# Ends the servers when the test session does, even if that is killed: its end of the pipe closes.
+_WATCHDOG = """
+import sys
+from pathlib import Path
+from workbench import services
+from workbench.workspace import Workspace
+sys.stdin.read()
+services.down(Workspace(Path(sys.argv[1])))
+"""
+
+
+@dataclass(frozen=True)
+class Servers:
+    """All three servers, up. ``environment`` is what a step's process would get."""
+
+    place: Workspace
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    try:
+        environment_folder()
+    except ServiceError as error:
+        pytest.skip(str(error))
+    place = Workspace(tmp_path_factory.mktemp("servers") / ".workbench")
+    watchdog = subprocess.Popen(
+        [sys.executable, "-c", _WATCHDOG, str(place.root)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        services.up(place)
+        yield Servers(place, services.environment(place))
+    finally:
+        watchdog.communicate(timeout=60)

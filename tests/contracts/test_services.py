@@ -1,0 +1,241 @@
+"""The promises of `workbench up`, kept by the real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import pytest
+import requests
+from pymongo import MongoClient
+
+from workbench import services
+from workbench.errors import ServiceError
+from workbench.services.state import recall
+from workbench.workspace import Workspace
+
+SECONDS = 10
+
+
+class Servers(Protocol):
+    """What the fixture of that name yields."""
+
+    place: Workspace
+    environment: dict[str, str]
+
+
+def kill(servers: Servers, name: str) -> int:
+    """SIGKILL the process that was started; children, if any, are left behind as they would be."""
+    facts = recall(servers.place, name)
+    assert facts is not None
+    process = psutil.Process(facts.pid)
+    process.kill()
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    return facts.pid
+
+
+def label_studio(
+    servers: Servers, method: str, path: str, body: dict[str, object] | None = None
+) -> requests.Response:
+    admin = services.label_studio_admin(servers.place)
+    headers = {"Authorization": f"Token {admin.token}"}
+    answer = requests.request(method, admin.url + path, headers=headers, timeout=SECONDS, json=body)
+    answer.raise_for_status()
+    return answer
+
+
+def command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workbench", *arguments],
+        env={**os.environ, "WORKBENCH_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_second_up_finds_the_first(servers: Servers) -> None:
+    before = services.status(servers.place)
+    assert {state.state for state in before.values()} == {"running"}
+    assert services.up(servers.place) == before
+
+
+def test_status_json_says_state_address_and_where_credentials_lie(servers: Servers) -> None:
+    answer = command("status", "--json", home=servers.place.root)
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)["services"]
+    assert set(found) == set(services.NAMES)
+    for name, state in found.items():
+        assert state["state"] == "running", name
+        assert psutil.pid_exists(state["pid"])
+        assert "127.0.0.1" in state["url"]
+        assert Path(state["log"]).is_file()
+    password = Path(found["label-studio"]["credentials"])
+    assert password.is_file()
+    assert password.read_text() not in answer.stdout
+
+
+def test_secrets_are_for_their_owner_only_and_in_no_argument_list(servers: Servers) -> None:
+    files = [path for path in servers.place.secrets.rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    assert stat.S_IMODE(servers.place.secrets.stat().st_mode) == 0o700
+    secrets = [path.read_text() for path in files]
+    for state in services.status(servers.place).values():
+        shown = " ".join(psutil.Process(state.pid).cmdline())
+        assert not any(secret in shown for secret in secrets)
+    assert not any(secret in value for value in servers.environment.values() for secret in secrets)
+    assert services.label_studio_admin(servers.place).token not in repr(
+        services.label_studio_admin(servers.place)
+    )
+
+
+def test_servers_listen_on_loopback_only(servers: Servers) -> None:
+    for state in services.status(servers.place).values():
+        process = psutil.Process(state.pid)
+        links = [
+            link
+            for member in (process, *process.children(recursive=True))
+            for link in member.net_connections(kind="inet")
+            if link.status == psutil.CONN_LISTEN
+        ]
+        assert links
+        assert {link.laddr.ip for link in links} == {"127.0.0.1"}, state.name
+
+
+def test_mongod_killed_keeps_its_documents(servers: Servers) -> None:
+    url = servers.environment["FIFTYONE_DATABASE_URI"]
+    with MongoClient(url) as client:
+        client.proof.notes.insert_one({"text": "written before the kill"})
+    pid = kill(servers, "mongod")
+    after = services.up(servers.place, ["mongod"])["mongod"]
+    assert after.pid != pid
+    assert after.url == url
+    with MongoClient(url) as client:
+        assert client.proof.notes.count_documents({"text": "written before the kill"}) == 1
+
+
+def test_mlflow_killed_keeps_its_runs_though_its_worker_lived_on(servers: Servers) -> None:
+    url = servers.environment["MLFLOW_TRACKING_URI"]
+    api = f"{url}/api/2.0/mlflow/runs"
+    made = requests.post(f"{api}/create", json={"experiment_id": "0"}, timeout=SECONDS).json()
+    run = made["run"]["info"]["run_id"]
+    pid = kill(servers, "mlflow")
+    assert services.status(servers.place, ["mlflow"])["mlflow"].state == "stopped"
+    after = services.up(servers.place, ["mlflow"])["mlflow"]
+    assert (after.pid != pid, after.url) == (True, url)
+    found = requests.get(f"{api}/get", params={"run_id": run}, timeout=SECONDS)
+    assert found.json()["run"]["info"]["run_id"] == run
+
+
+def test_label_studio_killed_keeps_its_projects_and_its_token(servers: Servers) -> None:
+    made = label_studio(servers, "POST", "/api/projects", {"title": "before the kill"}).json()
+    pid = kill(servers, "label-studio")
+    after = services.up(servers.place, ["label-studio"])["label-studio"]
+    assert after.pid != pid
+    found = label_studio(servers, "GET", f"/api/projects/{made['id']}").json()
+    assert found["title"] == "before the kill"
+
+
+def test_label_studio_serves_a_frame_from_the_media_folder(servers: Servers) -> None:
+    frame = servers.place.media / "ab" / "abcd.jpg"
+    frame.parent.mkdir(parents=True, exist_ok=True)
+    frame.write_bytes(b"\xff\xd8 bytes of a frame")
+    project = label_studio(servers, "POST", "/api/projects", {"title": "frames"}).json()["id"]
+    storage = {"project": project, "path": str(servers.place.media), "use_blob_urls": True}
+    label_studio(servers, "POST", "/api/storages/localfiles", storage)
+    found = label_studio(servers, "GET", "/data/local-files/?d=media/ab/abcd.jpg")
+    assert found.content == frame.read_bytes()
+
+
+def test_two_workbenches_do_not_meet(servers: Servers, tmp_path: Path) -> None:
+    other = Workspace(tmp_path / "other" / ".workbench")
+    try:
+        mine = services.status(servers.place)["mongod"]
+        theirs = services.up(other, ["mongod"])["mongod"]
+        assert theirs.url != mine.url
+        with MongoClient(theirs.url) as client:
+            client.only_here.notes.insert_one({"n": 1})
+        with MongoClient(mine.url) as client:
+            assert "only_here" not in client.list_database_names()
+    finally:
+        assert services.down(other) == ["mongod"]
+    assert services.status(servers.place)["mongod"] == mine
+
+
+def test_a_neighbours_server_is_not_taken_for_ours(servers: Servers, tmp_path: Path) -> None:
+    """State copied from another workbench, or a recycled pid: alive and answering, yet not ours."""
+    facts = recall(servers.place, "mongod")
+    assert facts is not None
+    other = Workspace(tmp_path / "copied" / ".workbench")
+    folder = other.services / "mongod"
+    folder.mkdir(parents=True)
+    stranger = psutil.Popen(["sleep", "60"])
+    claim = {"pid": stranger.pid, "born": stranger.create_time(), "port": facts.port}
+    (folder / "state.json").write_text(json.dumps(claim))
+    assert services.status(other)["mongod"].state == "broken"
+    claim["born"] += 100.0
+    (folder / "state.json").write_text(json.dumps(claim))
+    assert services.status(other)["mongod"].state == "stopped"
+    try:
+        assert str(facts.port) not in services.up(other, ["mongod"])["mongod"].url
+    finally:
+        services.down(other)
+        stranger.kill()
+        stranger.wait()
+
+
+def test_two_commands_at_once_start_one_set(tmp_path: Path) -> None:
+    place = Workspace(tmp_path / ".workbench")
+    pids: list[int | None] = []
+    together = [
+        threading.Thread(target=lambda: pids.append(services.up(place, ["mongod"])["mongod"].pid))
+        for _ in range(3)
+    ]
+    try:
+        for thread in together:
+            thread.start()
+        for thread in together:
+            thread.join(60)
+        assert len(pids) == 3
+        assert len(set(pids)) == 1
+    finally:
+        services.down(place)
+    assert services.status(place)["mongod"].state == "stopped"
+
+
+def test_external_servers_are_used_and_none_is_started(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = services.label_studio_admin(servers.place)
+    for name in ("FIFTYONE_DATABASE_URI", "MLFLOW_TRACKING_URI", "LABEL_STUDIO_URL"):
+        monkeypatch.setenv(name, servers.environment[name])
+    monkeypatch.setenv("LABEL_STUDIO_TOKEN", admin.token)
+    elsewhere = Workspace(tmp_path / ".workbench")
+    states = services.up(elsewhere)
+    assert {state.state for state in states.values()} == {"external"}
+    assert services.label_studio_admin(elsewhere).token == admin.token
+    assert not list(tmp_path.rglob("state.json"))
+    assert services.down(elsewhere) == []
+    assert services.status(servers.place)["mongod"].state == "running"
+    # The same variables reach our own steps, where they name our own servers.
+    assert services.status(servers.place)["mlflow"].state == "running"
+
+
+def test_an_external_server_that_is_away_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ServiceError, match="external mlflow") as caught:
+        services.up(Workspace(tmp_path / ".workbench"), ["mlflow"])
+    assert "MLFLOW_TRACKING_URI" in str(caught.value)
