@@ -61,7 +61,8 @@ def trace(store: Store, ref: Ref) -> Graph:
         if current in nodes:
             continue
         if not store.exists(current):
-            nodes[current] = {"kind": kind_of(current), "digest": digest_of(current), "missing": True}
+            missing = {"kind": kind_of(current), "digest": digest_of(current), "missing": True}
+            nodes[current] = missing
             continue
         record = store.load(current)
         nodes[current] = _describe(current, record)

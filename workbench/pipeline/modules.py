@@ -1,7 +1,8 @@
 """Which ``workbench`` modules a notebook can reach by imports, and the digest of their sources.
 
-Imports are read from the syntax tree, those inside functions too, so nothing is executed and a
-module counts exactly when an import statement leads to it.
+Imports are read from the syntax tree, so nothing is executed and a module counts exactly when an
+import statement leads to it: also one inside a function, or under ``TYPE_CHECKING``, where packages
+that import lazily name what they hand out.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _parse(source: str) -> ast.AST:
 
 
 def _imported(tree: ast.AST, *, package: str) -> Iterator[str]:
-    for node in _statements(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _with_parents(alias.name)
@@ -64,15 +65,6 @@ def _imported(tree: ast.AST, *, package: str) -> Iterator[str]:
             yield from _with_parents(base)
             for alias in node.names:
                 yield from _with_parents(f"{base}.{alias.name}")
-
-
-def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes, except what stands under ``if TYPE_CHECKING`` and never runs."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from _statements(child)
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
