@@ -142,7 +142,7 @@ def pairwise_iou(truth: Tensor, boxes: Tensor) -> Tensor:
     """Overlap of ``[n, m, 4]`` with ``[n, a, 4]``: ``[n, m, a]``."""
     low = torch.maximum(truth[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(truth[:, :, None, 2:], boxes[:, None, :, 2:])
-    common = (high - low).clamp(min=0).prod(-1)
+    common = _product(high - low)
     union = _area(truth)[:, :, None] + _area(boxes)[:, None, :] - common
     return common / (union + _TINY)
 
@@ -151,11 +151,11 @@ def paired_giou(first: Tensor, second: Tensor) -> Tensor:
     """Generalised overlap in [-1, 1] of boxes in the same place, ``[..., 4]`` to ``[...]``."""
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
-    common = (high - low).clamp(min=0).prod(-1)
+    common = _product(high - low)
     union = _area(first) + _area(second) - common
     outer_low = torch.minimum(first[..., :2], second[..., :2])
     outer_high = torch.maximum(first[..., 2:], second[..., 2:])
-    hull = (outer_high - outer_low).clamp(min=0).prod(-1)
+    hull = _product(outer_high - outer_low)
     return common / (union + _TINY) - (hull - union) / (hull + _TINY)
 
 
@@ -173,7 +173,13 @@ def _cells(maps: Sequence[Tensor]) -> Tensor:
 
 
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    return _product(boxes[..., 2:] - boxes[..., :2])
+
+
+def _product(sides: Tensor) -> Tensor:
+    """Width times height, none for sides turned inside out; `prod` has a slow gradient."""
+    sides = sides.clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
 
 
 def _take(values: Tensor, owner: Tensor) -> Tensor:
