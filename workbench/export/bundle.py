@@ -1,0 +1,120 @@
+"""The folder that goes to a car, and the record it is kept in.
+
+``manifest.json`` says what is in the folder and what is known about each file; nothing in it
+depends on time or place, so exporting the same weights again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench import digest, workspace
+from workbench.errors import ParameterError, RecordError
+from workbench.export.calibration import Calibration, as_json
+from workbench.export.targets import Target
+from workbench.perception.contract import DetectorConfig
+from workbench.perception.preprocessing import Preprocessing
+from workbench.records.base import Ref
+from workbench.records.store import Store
+from workbench.records.types import ExportBundle
+
+FP32, INT8_CPU, INT8_TARGET = "fp32.onnx", "int8.cpu.onnx", "int8.target.onnx"
+MANIFEST, CALIBRATION, PARITY = "manifest.json", "calibration.json", "parity.json"
+PREPROCESSING = "preprocessing.json"
+Json = dict[str, Any]
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    checkpoint: Ref,
+    config: DetectorConfig,
+    preprocessing: Preprocessing,
+    models: Mapping[str, bytes],
+    calibration: Calibration,
+    parity: Json,
+    targets: Sequence[Target],
+) -> Json:
+    """Write all files of a bundle but its signature, the manifest last, and return the manifest.
+
+    Args:
+        folder: New or empty, so that nothing else is ever shipped along.
+        models: ONNX bytes by file name.
+        targets: What is known about each model file.
+
+    Raises:
+        ParameterError: The folder holds something, or a target names a file that is not there.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ParameterError("bundle folder is not empty", where=folder, hint="Name a new one")
+    unknown = {target.file for target in targets} - models.keys()
+    if unknown:
+        raise ParameterError(f"targets name files that are not exported: {', '.join(unknown)}")
+    files = {
+        **models,
+        PREPROCESSING: digest.canonical_json(preprocessing.model_dump(mode="json")),
+        CALIBRATION: digest.canonical_json(as_json(calibration)),
+        PARITY: digest.canonical_json(parity),
+    }
+    manifest = {
+        "schema_version": 1,
+        "checkpoint": checkpoint,
+        "classes": list(config.classes),
+        "thresholds": {
+            "score": config.score_threshold,
+            "nms_iou": config.nms_iou,
+            "max_detections": config.max_detections,
+        },
+        "preprocessing": preprocessing.digest,
+        "simulated": calibration.simulated,
+        "targets": [target.model_dump(mode="json") for target in targets],
+        "files": {
+            name: {"sha256": digest.of_bytes(content), "bytes": len(content)}
+            for name, content in files.items()
+        },
+    }
+    for name, content in files.items():
+        workspace.write_atomic(folder / name, content)
+    workspace.write_atomic(folder / MANIFEST, digest.canonical_json(manifest))
+    return manifest
+
+
+def read_manifest(folder: Path) -> Json:
+    """The manifest of a bundle whose files are all there and as it says.
+
+    This finds accidents. Against anyone who means harm only the signature helps.
+
+    Raises:
+        RecordError: Naming the first file that is missing, changed or not listed.
+    """
+    try:
+        manifest: Json = json.loads((folder / MANIFEST).read_bytes())
+        listed: dict[str, str] = {name: row["sha256"] for name, row in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError("no readable manifest in the bundle", where=folder / MANIFEST) from error
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file() or digest.of_file(path) != expected:
+            raise RecordError("bundle file is missing or was changed", where=path)
+    here = {path.name for path in folder.iterdir()} - {MANIFEST, "signature"}
+    if here - listed.keys():
+        extra = ", ".join(sorted(here - listed.keys()))
+        raise RecordError(f"bundle holds files that it does not list: {extra}", where=folder)
+    return manifest
+
+
+def save(store: Store, folder: Path, *, latency: Json | None = None) -> Ref:
+    """Keep a bundle folder as an `ExportBundle` record; ``latency`` stays outside its digest."""
+    manifest = read_manifest(folder)
+    calibration = json.loads((folder / CALIBRATION).read_bytes())
+    record = ExportBundle(
+        checkpoint=manifest["checkpoint"],
+        calibration=calibration["dataset"],
+        classes=tuple(manifest["classes"]),
+        parity=json.loads((folder / PARITY).read_bytes()),
+    )
+    payload = {name: folder / name for name in (*manifest["files"], MANIFEST)}
+    return store.put(record, payload, side={"latency": latency} if latency else None)
