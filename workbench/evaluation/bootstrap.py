@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -115,6 +116,7 @@ def interval(samples: Floats, clusters_drawn: int, confidence: float) -> tuple[f
     return float(low), float(high)
 
 
+@lru_cache
 def _expanded_tail(clusters_drawn: int, confidence: float) -> float:
     from scipy import stats
 

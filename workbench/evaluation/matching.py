@@ -139,8 +139,8 @@ def _blocks(scene: Scene, rows: Ints, kept: Ints) -> Iterator[_Block]:
     ours = scene.predicted.frame[rows] * width + scene.predicted.cls[rows]
     theirs = scene.truth.frame[kept] * width + scene.truth.cls[kept]
     pairs, first, many = np.unique(ours, return_index=True, return_counts=True)
-    low: Ints = np.searchsorted(theirs, pairs, side="left")
-    truths: Ints = np.searchsorted(theirs, pairs, side="right") - low
+    low = np.asarray(np.searchsorted(theirs, pairs, side="left"))
+    truths = np.asarray(np.searchsorted(theirs, pairs, side="right")) - low
     both = truths > 0
     first, many, low, truths = first[both], many[both], low[both], truths[both]
     size = np.ceil(np.log2(truths))

@@ -14,97 +14,44 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
-from pydantic import Field
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.evaluation import bootstrap, scene
 from workbench.evaluation.bootstrap import Clusters
+from workbench.evaluation.figures import (
+    EVERY_CLASS,
+    METRICS,
+    Figure,
+    MetricName,
+    Metrics,
+    Settings,
+    SliceMetrics,
+)
 from workbench.evaluation.matching import MatchTable, match
 from workbench.evaluation.pooling import Pooled, pool
 from workbench.evaluation.reference import CocoFigures, coco_figures
 from workbench.evaluation.scene import Floats, Scene
 from workbench.evaluation.slices import STANDARD, Slice
-from workbench.records.base import Ref, Row
 from workbench.records.dataset import Dataset
 from workbench.records.types import Prediction
 
-MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
-EVERY_CLASS = "all"
+__all__ = [
+    "EVERY_CLASS",
+    "METRICS",
+    "Difference",
+    "Evaluated",
+    "Figure",
+    "MetricName",
+    "Metrics",
+    "Settings",
+    "SliceMetrics",
+    "compare",
+    "evaluate",
+]
 
 _AGREEMENT = 1e-9
-
-
-class Settings(Row):
-    """How to evaluate; part of the rules, so that no verdict depends on a hidden default."""
-
-    threshold: float = Field(default=0.3, ge=0, le=1)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    resamples: int = Field(default=1000, ge=100)
-    seed: int = 0
-
-
-class Figure(Row):
-    """A value with its two-sided interval; None where there is nothing to measure."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-
-class SliceMetrics(Row):
-    """One slice and class. ``drives`` have frames in the slice, ``drives_with_boxes`` truth too.
-
-    ``usable`` tells whether the intervals may decide a gate; ``method`` says how they were made.
-    """
-
-    slice: str
-    cls: str
-    frames: int
-    drives: int
-    drives_with_boxes: int
-    boxes: int
-    usable: bool
-    method: str
-    ap: Figure
-    ap50: Figure
-    ar: Figure
-    precision: Figure
-    recall: Figure
-    f1: Figure
-    tp: int
-    fp: int
-    fn: int
-
-
-class Metrics(Row):
-    """Everything measured of one model on one evaluation set.
-
-    ``truth`` counts labels by origin: figures that rest on ``rendered`` or ``replayed`` labels
-    are simulated, and ``simulated`` says so.
-    """
-
-    name: str
-    dataset: Ref | None
-    settings: Settings
-    simulated: bool
-    truth: dict[str, int]
-    ignore_regions: int
-    rows: tuple[SliceMetrics, ...]
-
-    def at(self, part: str = "all", cls: str = EVERY_CLASS) -> SliceMetrics:
-        """The row of a slice and class; raises `ParameterError` when it was not evaluated."""
-        for row in self.rows:
-            if (row.slice, row.cls) == (part, cls):
-                return row
-        raise ParameterError(
-            "not evaluated",
-            where=f"slice {part!r}, class {cls!r}",
-            hint=f"There are the slices {', '.join(dict.fromkeys(row.slice for row in self.rows))}",
-        )
 
 
 @dataclass(frozen=True)
@@ -263,8 +210,6 @@ def _rows(
         mine = np.ones(len(table.cls), np.bool_) if k < 0 else table.cls == k
         truths = np.ones(len(table.truth_cls), np.bool_) if k < 0 else table.truth_cls == k
         boxes = int(truths.sum())
-        if k >= 0 and not boxes and table.slice != "all":
-            continue
         reference = figures.overall if k < 0 else (figures.ap[k], figures.ap50[k], figures.ar[k])
         values = dict(zip(("ap", "ap50", "ar"), reference, strict=True))
         shown = {

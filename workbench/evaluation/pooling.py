@@ -17,6 +17,9 @@ from workbench.evaluation.scene import Bools, Floats, Ints
 
 _EPSILON = float(np.spacing(1.0))
 _STEPS = len(RECALL_THRESHOLDS) - 1
+_STEP = float(RECALL_THRESHOLDS[1])
+_AT_ONCE = 64
+"""Weightings whose curves are worked on together: small enough to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -79,52 +82,51 @@ def _operating_point(
 def _curve_figures(
     hit: Bools, ignored: Bools, where: Ints, weights: Floats, positives: Floats
 ) -> tuple[Floats, Floats]:
-    """[t, r] average precision and greatest recall of one class."""
-    ap = np.empty((len(IOU_THRESHOLDS), len(weights)))
-    ar = np.empty_like(ap)
+    """[t, r] average precision and greatest recall of one class that has truth."""
+    ap = np.zeros((len(IOU_THRESHOLDS), len(weights)))
+    ar = np.zeros_like(ap)
     for t in range(len(IOU_THRESHOLDS)):
-        tp, fp = _running(hit[t], ~hit[t] & ~ignored[t], where, weights)
-        ap[t], ar[t] = _average_precision(tp, fp, positives)
-    return ap, ar
+        hits, alarms = _running(hit[t], ~hit[t] & ~ignored[t], where, weights.shape[1])
+        if not hits.shape[1]:
+            continue
+        for low in range(0, len(weights), _AT_ONCE):
+            rows = slice(low, low + _AT_ONCE)
+            ap[t, rows], ar[t, rows] = _average_precision(
+                weights[rows] @ hits, weights[rows] @ alarms, positives[rows]
+            )
+    there = positives > 0
+    return np.where(there, ap, np.nan), np.where(there, ar, np.nan)
 
 
-def _running(hit: Bools, alarm: Bools, where: Ints, weights: Floats) -> tuple[Floats, Floats]:
-    """[r, h] weighted hits and false alarms down to each hit.
+def _running(hit: Bools, alarm: Bools, where: Ints, clusters: int) -> tuple[Floats, Floats]:
+    """[c, h] hits and false alarms of each cluster down to each hit, by falling score.
 
     Precision rises only where there is a hit, so the envelope of the curve is decided there.
     """
     at = np.flatnonzero(hit)
-    steps = np.zeros((2, weights.shape[1], len(at)))
+    steps = np.zeros((2, clusters, len(at)))
     steps[0, where[at], np.arange(len(at))] = 1
     alarms = np.flatnonzero(alarm)
     before = np.searchsorted(at, alarms)
     inside = before < len(at)
     np.add.at(steps[1], (where[alarms[inside]], before[inside]), 1)
     running = np.cumsum(steps, axis=2)
-    return weights @ running[0], weights @ running[1]
+    return running[0], running[1]
 
 
 def _average_precision(tp: Floats, fp: Floats, positives: Floats) -> tuple[Floats, Floats]:
-    """[r] interpolated average precision at 101 recalls, and greatest recall."""
-    if not tp.shape[1]:
-        nothing = np.where(positives > 0, 0.0, np.nan)
-        return nothing, nothing.copy()
+    """[r] precision interpolated at COCO's 101 recalls, averaged; and greatest recall.
+
+    Instead of looking up every recall, each hit's precision counts once for every recall that
+    is reached with it.
+    """
     recall = tp / np.maximum(positives, 1)[:, None]
     precision = tp / (tp + fp + _EPSILON)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    reached = _recalls_reached(recall)
-    new = np.diff(reached, axis=1, prepend=0)
-    # Recall zero is reached before the first hit, at the best precision of all.
-    ap = ((envelope * new).sum(axis=1)) / len(RECALL_THRESHOLDS)
-    return np.where(positives > 0, ap, np.nan), np.where(positives > 0, recall[:, -1], np.nan)
-
-
-def _recalls_reached(recall: Floats) -> Ints:
-    """How many of COCO's recall thresholds are <= ``recall``.
-
-    Rounding finds the nearest threshold, and one comparison with its own float decides: exact,
-    and much faster than a search.
-    """
-    nearest = np.rint(recall * _STEPS).astype(np.int64)
-    reached: Ints = nearest + (RECALL_THRESHOLDS[nearest] <= recall)
-    return reached
+    # How many recall thresholds are <= recall: rounding finds the nearest, and comparing with
+    # that threshold's own float decides. Exact, and much faster than a search.
+    nearest = np.rint(recall * _STEPS)
+    reached = nearest + (nearest * _STEP <= recall)
+    new = reached[:, 1:] - reached[:, :-1]
+    total = envelope[:, 0] * reached[:, 0] + np.einsum("rh,rh->r", envelope[:, 1:], new)
+    return total / len(RECALL_THRESHOLDS), recall[:, -1]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from workbench.evaluation.matching import MAX_DETECTIONS, counts
-from workbench.evaluation.scene import Floats, Scene
+from workbench.evaluation.scene import Floats, Ints, Predicted, Scene, Truth
 from workbench.evaluation.slices import Slice
 
 _NEVER = 1e12
@@ -44,7 +44,7 @@ def coco_figures(scene: Scene, part: Slice) -> CocoFigures:
     ]
     if not chosen or not images:
         return _nothing(len(names))
-    truth, found = _as_coco(scene, part, set(images), set(chosen))
+    truth, found = _as_coco(scene, part, images, chosen)
     run = COCOeval_faster(COCO(truth), COCO(found), iouType="bbox")
     run.params.imgIds, run.params.catIds = images, chosen
     run.params.areaRng, run.params.areaRngLbl = [list(part.area)], [part.name]
@@ -65,46 +65,33 @@ def coco_figures(scene: Scene, part: Slice) -> CocoFigures:
 
 
 def _as_coco(
-    scene: Scene, part: Slice, images: set[int], classes: set[int]
+    scene: Scene, part: Slice, images: list[int], classes: list[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     frame = {
-        "images": [{"id": number} for number in sorted(images)],
-        "categories": [
-            {"id": number, "name": scene.classes[number - 1]} for number in sorted(classes)
-        ],
+        "images": [{"id": number} for number in images],
+        "categories": [{"id": number, "name": scene.classes[number - 1]} for number in classes],
     }
     truth, predicted = scene.truth, scene.predicted
-    counted = counts(scene, part)
-    annotations: list[dict[str, Any]] = []
-    for row, box in enumerate(truth.box.tolist()):
-        image, cls = int(truth.frame[row]) + 1, int(truth.cls[row]) + 1
-        if image in images and cls in classes:
-            annotations.append(
-                {
-                    "id": row + 1,
-                    "image_id": image,
-                    "category_id": cls,
-                    "bbox": box,
-                    "area": box[2] * box[3] if counted[row] else _NEVER,
-                    "iscrowd": int(truth.crowd[row]),
-                }
-            )
-    found: list[dict[str, Any]] = []
-    for row, box in enumerate(predicted.box.tolist()):
-        image, cls = int(predicted.frame[row]) + 1, int(predicted.cls[row]) + 1
-        if image in images and cls in classes:
-            found.append(
-                {
-                    "id": row + 1,
-                    "image_id": image,
-                    "category_id": cls,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": float(predicted.score[row]),
-                }
-            )
-    return {**frame, "annotations": annotations}, {**frame, "annotations": found}
+    area = np.where(counts(scene, part), truth.box[:, 2] * truth.box[:, 3], _NEVER)
+    there = _annotations(truth, images, classes, area=area, iscrowd=truth.crowd.astype(np.int64))
+    size = predicted.box[:, 2] * predicted.box[:, 3]
+    found = _annotations(predicted, images, classes, area=size, score=predicted.score)
+    return {**frame, "annotations": there}, {**frame, "annotations": found}
+
+
+def _annotations(
+    boxes: Truth | Predicted, images: list[int], classes: list[int], **more: Floats | Ints
+) -> list[dict[str, Any]]:
+    rows = np.flatnonzero(np.isin(boxes.frame + 1, images) & np.isin(boxes.cls + 1, classes))
+    columns = {
+        "id": rows + 1,
+        "image_id": boxes.frame[rows] + 1,
+        "category_id": boxes.cls[rows] + 1,
+        "bbox": boxes.box[rows],
+        **{name: value[rows] for name, value in more.items()},
+    }
+    lists = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def _or_nan(value: Floats) -> Floats:

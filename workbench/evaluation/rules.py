@@ -5,7 +5,6 @@ A gate that was mistyped would be a gate that is not there, so nothing is passed
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from workbench import digest
 from workbench.errors import ParameterError
 from workbench.evaluation.bootstrap import ENOUGH_DRIVES
 from workbench.evaluation.metrics import EVERY_CLASS, METRICS, MetricName, Settings
-from workbench.evaluation.slices import STANDARD
+from workbench.evaluation.slices import STANDARD, nearest
 from workbench.records.base import Digest
 
 _SLICES = tuple(part.name for part in STANDARD)
@@ -119,21 +118,22 @@ def load_rules(path: Path) -> Rules:
 
 
 def _explained(error: ValidationError, content: Any, path: Path) -> ParameterError:
-    first = error.errors()[0]
+    # A mistyped key is also a missing one: say what was mistyped.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     location = [part for part in first["loc"] if part not in KINDS]
     key = str(location[-1]) if location else ""
     message = first["msg"].removeprefix("Value error, ")
     hint = "pipelines/gates.yaml explains every key"
     if first["type"] == "extra_forbidden":
         message = f"unknown key {key!r}"
-        hint = _nearest(key, _known_keys(list(first["loc"])))
+        hint = nearest(key, _known_keys(list(first["loc"])))
     elif first["type"] in ("literal_error", "unknown_slice"):
         message = f"{key}: unknown value {first['input']!r}"
-        hint = _nearest(str(first["input"]), _literals(key))
+        hint = nearest(str(first["input"]), _literals(key))
     elif first["type"] == "union_tag_invalid":
         kind = str(first["ctx"]["tag"])
         message = f"unknown kind {kind!r}"
-        hint = _nearest(kind, list(KINDS))
+        hint = nearest(kind, list(KINDS))
     elif key:
         message = f"{key}: {message}"
     return ParameterError(message, where=f"{path}{_place(location, content)}", hint=hint)
@@ -158,11 +158,6 @@ def _known_keys(location: list[str | int]) -> list[str]:
 def _literals(key: str) -> list[str]:
     allowed = {"slice": _SLICES, "metric": METRICS}
     return [str(value) for value in allowed.get(key, (1,))]
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}"
 
 
 def _place(location: list[str | int], content: Any) -> str:

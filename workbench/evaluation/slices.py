@@ -96,10 +96,14 @@ def named(names: Sequence[str], known: Sequence[Slice] = STANDARD) -> tuple[Slic
     by_name = {part.name: part for part in known}
     for name in names:
         if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, n=1)
             raise ParameterError(
-                f"no slice named {name!r}",
-                where="slices",
-                hint=f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(by_name)}",
+                f"no slice named {name!r}", where="slices", hint=nearest(name, list(by_name))
             )
     return tuple(by_name[name] for name in names)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A hint that names what was probably meant: ``night`` means ``light=night``."""
+    near = [name for name in known if name.partition("=")[2] == word]
+    near += difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}"

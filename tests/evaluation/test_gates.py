@@ -1,0 +1,196 @@
+"""Verdicts follow the interval, and only complete evidence lets a model through."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from workbench import digest
+from workbench.errors import ParameterError
+from workbench.evaluation.gates import judge, save, verdict_of
+from workbench.evaluation.metrics import evaluate
+from workbench.evaluation.rules import Rules
+from workbench.records.base import make_ref
+from workbench.records.frames import Origin
+from workbench.records.types import GateReport, GateResult, Verdict
+
+EVIDENCE = {"min_boxes": 5}
+FLOOR = {"name": "recall", "kind": "floor", "metric": "recall", "bound": 0.5, **EVIDENCE}
+KEEP = {"name": "keep", "kind": "no_regression", "metric": "ap", "margin": 0.02, **EVIDENCE}
+INT8 = {"name": "int8", "kind": "int8_loss", "metric": "ap", "margin": 0.02, **EVIDENCE}
+
+
+def rules_of(*gates: dict[str, object]) -> Rules:
+    return Rules.model_validate(
+        {"schema_version": 1, "evaluation": {"resamples": 100}, "gates": list(gates)}
+    )
+
+
+@pytest.fixture(scope="module")
+def graded(build):
+    """Models that find every box, a half, two in three, or none, on twelve drives."""
+    frames = [build.frame(f"d{drive:02d}", index) for drive in range(12) for index in range(6)]
+    box = (10.0, 10.0, 60.0, 60.0)
+    dataset = build.dataset(frames, [build.label(frame, "car", box) for frame in frames])
+    settings = rules_of(FLOOR).evaluation
+
+    def finding(keep):
+        found = [
+            build.found(frame, "car", box, 0.9)
+            for place, frame in enumerate(frames)
+            if keep(place, frame)
+        ]
+        return evaluate(dataset, found, settings=settings)
+
+    return {
+        "all": finding(lambda place, frame: True),
+        "most": finding(lambda place, frame: frame.index < 4),
+        "half": finding(lambda place, frame: (frame.index + int(frame.drive[1:]) // 4) % 2 == 0),
+        "some drives": finding(lambda place, frame: int(frame.drive[1:]) % 2 == 0),
+        "none": finding(lambda place, frame: False),
+    }
+
+
+def test_a_floor_is_decided_by_the_whole_interval(graded):
+    verdicts = {
+        name: judge(rules_of(FLOOR), graded[name]).gates[0].verdict
+        for name in ("most", "some drives", "none")
+    }
+    assert verdicts == {
+        "most": Verdict.PASS,
+        "some drives": Verdict.INSUFFICIENT,
+        "none": Verdict.FAIL,
+    }
+
+
+def test_a_result_says_in_words_what_it_rests_on(graded):
+    (gate,) = judge(rules_of(FLOOR), graded["some drives"]).gates
+    assert gate.low < 0.5 <= gate.value < gate.high
+    assert (gate.n, gate.unit, gate.bound) == (72, "boxes", 0.5)
+    assert "72 boxes on 72 frames of 12 drives" in gate.why
+    assert "straddles" in gate.why
+    assert "12 drives" in gate.method
+
+
+def test_regression_is_judged_on_the_paired_difference(graded):
+    rules = rules_of(KEEP)
+    assert judge(rules, graded["most"], reference=graded["most"]).verdict is Verdict.PASS
+    assert judge(rules, graded["all"], reference=graded["half"]).verdict is Verdict.PASS
+    worse = judge(rules, graded["half"], reference=graded["all"])
+    assert worse.verdict is Verdict.FAIL
+    assert worse.gates[0].value < worse.gates[0].bound == -0.02
+
+
+def test_without_a_model_to_compare_with_nothing_is_promoted(graded):
+    for gate in (KEEP, INT8):
+        judged = judge(rules_of(gate), graded["all"])
+        assert judged.verdict is Verdict.INSUFFICIENT
+        assert judged.gates[0].value is None
+
+
+def test_the_loss_of_int8_may_not_exceed_its_margin(graded):
+    rules = rules_of(INT8)
+    assert judge(rules, graded["most"], fp32=graded["most"]).verdict is Verdict.PASS
+    lossy = judge(rules, graded["half"], fp32=graded["all"])
+    assert lossy.verdict is Verdict.FAIL
+    assert lossy.gates[0].low > 0.02
+    assert judge(rules, graded["all"], fp32=graded["half"]).verdict is Verdict.PASS
+
+
+def test_too_little_evidence_decides_nothing_however_good_the_value(build, graded):
+    few = judge(rules_of({**FLOOR, "min_boxes": 73}), graded["all"]).gates[0]
+    assert (few.verdict, few.value) == (Verdict.INSUFFICIENT, 1.0)
+    assert "72 boxes where the gate needs 73" in few.why
+    many = judge(rules_of({**FLOOR, "min_drives": 13}), graded["all"]).gates[0]
+    assert "12 drives where the gate needs 13" in many.why
+    empty = judge(rules_of({**FLOOR, "slice": "vru"}), graded["all"]).gates[0]
+    assert (empty.verdict, empty.n) == (Verdict.INSUFFICIENT, 0)
+
+
+def test_boxes_of_one_drive_are_no_evidence_for_others(build):
+    frames = [build.frame(f"d{drive:02d}", index) for drive in range(12) for index in range(6)]
+    box = (10.0, 10.0, 60.0, 60.0)
+    alone = [frame for frame in frames if frame.drive == "d03"]
+    dataset = build.dataset(frames, [build.label(frame, "car", box) for frame in alone])
+    found = [build.found(frame, "car", box) for frame in alone]
+    rules = rules_of(FLOOR)
+    (gate,) = judge(rules, evaluate(dataset, found, settings=rules.evaluation)).gates
+    assert gate.verdict is Verdict.INSUFFICIENT
+    assert "1 drives with such boxes" in gate.why
+
+
+def test_fewer_than_ten_drives_decide_nothing(build):
+    made = build.random(0, drives=9)
+    rules = rules_of({**FLOOR, "bound": 0.0})
+    (gate,) = judge(
+        rules, evaluate(made.dataset, made.predictions, settings=rules.evaluation)
+    ).gates
+    assert gate.verdict is Verdict.INSUFFICIENT
+    assert gate.method.startswith("descriptive")
+
+
+def test_only_required_gates_refuse_but_all_are_shown(graded):
+    advice = {**FLOOR, "name": "advice", "bound": 1.0, "required": False}
+    judged = judge(rules_of(FLOOR, advice), graded["most"])
+    assert judged.verdict is Verdict.PASS
+    assert [gate.verdict for gate in judged.gates] == [Verdict.PASS, Verdict.FAIL]
+    assert [gate.required for gate in judged.gates] == [True, False]
+
+
+def test_one_failure_outweighs_what_is_undecided():
+    def result(verdict: Verdict) -> GateResult:
+        return GateResult(
+            name="x", verdict=verdict, n=1, unit="boxes", value=0.0, bound=0.0, method=""
+        )
+
+    passed, failed, unclear = map(result, (Verdict.PASS, Verdict.FAIL, Verdict.INSUFFICIENT))
+    assert verdict_of([passed, passed]) is Verdict.PASS
+    assert verdict_of([passed, unclear]) is Verdict.INSUFFICIENT
+    assert verdict_of([unclear, failed, passed]) is Verdict.FAIL
+
+
+def test_figures_made_with_other_settings_are_not_judged(graded):
+    other = Rules.model_validate(
+        {"schema_version": 1, "evaluation": {"resamples": 200}, "gates": [FLOOR]}
+    )
+    with pytest.raises(ParameterError, match=r"settings=rules\.evaluation"):
+        judge(other, graded["all"])
+
+
+def test_a_gate_on_an_unknown_class_is_an_error_and_on_an_absent_one_is_undecided(graded):
+    with pytest.raises(ParameterError, match="Did you mean 'truck'"):
+        judge(rules_of({**FLOOR, "class": "truk"}), graded["all"])
+    absent = judge(rules_of({**FLOOR, "slice": "occluded", "class": "truck"}), graded["all"])
+    assert absent.verdict is Verdict.INSUFFICIENT
+
+
+def test_the_report_is_kept_whole_and_repeats_to_the_digit(build, store):
+    def report():
+        frames = [build.frame(f"d{drive:02d}", index) for drive in range(10) for index in range(2)]
+        box = (10.0, 10.0, 60.0, 60.0)
+        labels = [build.label(frame, "car", box, origin=Origin.RENDERED) for frame in frames]
+        rules = rules_of(FLOOR, INT8)
+        dataset = build.dataset(frames, labels)
+        found = [build.found(frame, "car", box) for frame in frames[:-3]]
+        model = evaluate(dataset, found, settings=rules.evaluation)
+        judged = judge(rules, model, fp32=model)
+        return judged, save(
+            store,
+            judged,
+            candidate=make_ref("bundle", digest.of_bytes(b"b")),
+            dataset=make_ref("dataset", digest.of_bytes(b"d")),
+        )
+
+    judged, ref = report()
+    assert report()[1] == ref
+    record = store.get(ref, GateReport)
+    assert (record.verdict, record.gates) == (Verdict.PASS, judged.gates)
+    assert record.simulated
+    assert record.rules == judged.rules.digest
+    content = json.loads(store.payload(ref, "metrics.json").read_bytes())
+    assert set(content["models"]) == {"candidate", "fp32"}
+    assert content["models"]["candidate"]["truth"] == {"rendered": 20}
+    row = content["models"]["candidate"]["rows"][0]
+    assert (row["slice"], row["tp"], row["fn"]) == ("all", 17, 3)
+    assert row["recall"]["low"] < row["recall"]["value"] < row["recall"]["high"]
