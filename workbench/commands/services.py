@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
 from workbench import services, workspace
 from workbench.commands.common import emit, json_option, say
 from workbench.services import ServiceState
+
+if TYPE_CHECKING:
+    from workbench.services.doctor import Check
 
 
 @click.command()
@@ -35,6 +41,31 @@ def status(as_json: bool) -> None:
     if not all(state.usable for state in states.values()):
         text += "\n`workbench up` starts what is not running"
     emit(_json(states), as_json=as_json, text=text)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is missing on this machine and how to mend it.
+
+    Exits with 1 when something that is required is missing.
+    """
+    from workbench.services import doctor as house_call
+
+    checks = house_call.examine(workspace.find())
+    ok = house_call.healthy(checks)
+    lines = [_check_line(check) for check in checks]
+    lines.append("nothing required is missing" if ok else "something required is missing")
+    found: dict[str, object] = {"ok": ok, "checks": [check.to_json() for check in checks]}
+    emit(found, as_json=as_json, text="\n".join(lines))
+    if not ok:
+        sys.exit(1)
+
+
+def _check_line(check: Check) -> str:
+    word = "ok" if check.ok else "MISSING" if check.required else "missing (optional)"
+    line = f"{word:<9} {check.name}: {check.detail}"
+    return line if check.ok else f"{line}\n          {check.mend}"
 
 
 def _json(states: dict[str, ServiceState]) -> dict[str, object]:

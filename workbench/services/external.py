@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from workbench.errors import ServiceError
 from workbench.services import credentials, wire
@@ -32,6 +33,11 @@ def address(place: Workspace, server: Server) -> str | None:
     return url
 
 
+def named(name: str) -> bool:
+    """Whether an external server is named for the service ``name``."""
+    return bool(os.environ.get(VARIABLES[name], "").strip())
+
+
 def token() -> str:
     """The token for an external Label Studio, from the environment or from the file named there.
 
@@ -53,11 +59,14 @@ def token() -> str:
 
 
 def look(name: str, url: str) -> ServiceState:
-    """Ask the server at ``url``; what cannot be asked over the network is taken as it is."""
+    """Ask the server at ``url``; what cannot be asked over the network is taken as it is.
+
+    The answer's ``url`` is for people: a password in it is masked.
+    """
     ask = {"mongod": _mongod, "mlflow": _mlflow, "label-studio": _label_studio}[name]
     trouble = ask(url)
     detail = trouble or f"named by {VARIABLES[name]}"
-    return ServiceState(name, "broken" if trouble else "external", url, detail=detail)
+    return ServiceState(name, "broken" if trouble else "external", _presentable(url), detail=detail)
 
 
 def _mongod(url: str) -> str:
@@ -89,3 +98,12 @@ def _label_studio(url: str) -> str:
     except ServiceError as error:
         return str(error)
     return ""
+
+
+def _presentable(url: str) -> str:
+    """The URL without a password, for screens and logs."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user, at, hosts = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***{at}{hosts}"))

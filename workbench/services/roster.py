@@ -66,7 +66,9 @@ def status(place: Workspace, names: Sequence[str] = NAMES) -> dict[str, ServiceS
 
 
 def environment(place: Workspace, names: Sequence[str] = NAMES) -> dict[str, str]:
-    """The variables that make a process use these servers. No secret is among them.
+    """The variables that make a process use these servers.
+
+    No secret is among them, but for a password that the user put into an external address.
 
     Raises:
         ServiceError: One of the servers is not running.
@@ -79,12 +81,14 @@ def environment(place: Workspace, names: Sequence[str] = NAMES) -> dict[str, str
                 where=state.url,
                 hint="Run `workbench up`",
             )
+        # What is shown of an external address has its password masked; clients need the whole.
+        url = external.address(place, _SERVERS[name]) or state.url
         if name == Mongod.name:
-            variables |= _fiftyone(place, state.url)
+            variables |= _fiftyone(place, url)
         elif name == MLflow.name:
-            variables |= {"MLFLOW_TRACKING_URI": state.url, "MLFLOW_DISABLE_TELEMETRY": "true"}
+            variables |= {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
         else:
-            variables["LABEL_STUDIO_URL"] = state.url
+            variables["LABEL_STUDIO_URL"] = url
             token = _token_file(place, state)
             if token is not None:
                 variables[TOKEN_FILE_VARIABLE] = str(token)
@@ -125,7 +129,7 @@ def _bring_up(server: Server, place: Workspace, say: Say) -> ServiceState:
     if not state.usable:
         raise ServiceError(
             f"The external {server.name} cannot be used: {state.detail}",
-            where=url,
+            where=state.url,
             hint=f"Correct {external.VARIABLES[server.name]}, or unset it to start one here",
         )
     return state
