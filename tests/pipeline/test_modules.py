@@ -1,0 +1,49 @@
+"""Which modules count for a step: what it can import, and nothing else."""
+
+from __future__ import annotations
+
+from workbench.pipeline import modules
+
+
+def test_imports_inside_functions_and_through_packages_count() -> None:
+    reached = modules.reach(["from workbench.records import dataset"])
+    assert "workbench.records.dataset" in reached
+    assert "workbench.records.store" in reached
+    assert "workbench.digest" in reached
+    assert "workbench.cli" not in reached
+    assert "workbench.evaluation" not in reached
+
+
+def test_a_lazy_package_counts_what_it_hands_out() -> None:
+    assert "workbench.training.loop" in modules.reach(["from workbench import training"])
+
+
+def test_every_step_depends_on_the_step_interface_but_not_on_the_runner() -> None:
+    reached = modules.reach(["import workbench"])
+    assert "workbench.pipeline.step" in reached
+    assert "workbench.pipeline.runner" not in reached
+    assert "workbench.pipeline.by_hand" not in reached
+
+
+def test_magics_do_not_hide_imports() -> None:
+    assert "workbench.digest" in modules.reach(["%matplotlib inline\nfrom workbench import digest"])
+
+
+def test_the_digest_follows_the_text_of_what_is_reached(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    package = tmp_path / "workbench"
+    (package / "stage").mkdir(parents=True)
+    for name, text in {
+        "__init__.py": "",
+        "stage/__init__.py": "",
+        "stage/used.py": "from workbench.stage import deep",
+        "stage/deep.py": "A = 1",
+        "stage/other.py": "B = 1",
+    }.items():
+        (package / name).write_text(text)
+    monkeypatch.setattr(modules, "ROOT", package)
+    sources = ["from workbench.stage import used"]
+    before = modules.digest_of(sources)
+    (package / "stage/other.py").write_text("B = 2")
+    assert modules.digest_of(sources) == before
+    (package / "stage/deep.py").write_text("A = 2")
+    assert modules.digest_of(sources) != before

@@ -1,0 +1,150 @@
+"""Planning: everything checked first, every decision with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import write_notebook, write_pipeline
+from workbench.errors import ContractError, ParameterError
+from workbench.pipeline import keys, plan
+from workbench.records.store import Store
+from workbench.records.types import Environment, NotebookSource, Selection, StepRun
+from workbench.workspace import Workspace
+
+
+def load(project: Path, **given: str) -> plan.Pipeline:
+    return plan.load(project / "pipelines" / "trial.yaml", given, base=project)
+
+
+def finish(place: Workspace, pipeline: plan.Pipeline, step: plan.PlannedStep) -> str:
+    """Record a step as done, as the runner does."""
+    store = Store(place)
+    assert step.key is not None
+    made = store.put(
+        Selection(dataset="dataset/" + "0" * 64, budget=1, seed=0, method=step.name, chosen=())
+    )
+    run = store.put(
+        StepRun(
+            step=step.name,
+            key=step.key.digest,
+            notebook=store.put(NotebookSource(name="a", code="0" * 64)),
+            environment=store.put(Environment(python="3", distributions=(), machine={})),
+            modules="0" * 64,
+            parameters=step.parameters,
+            inputs={},
+            outputs={"selection": made},
+        )
+    )
+    index = keys.KeyIndex(place)
+    index.add(step.key, run)
+    index.set_latest(pipeline.name, step.name, step.key)
+    return made
+
+
+def test_a_new_pipeline_runs_everything_and_says_why(project: Path, place: Workspace) -> None:
+    a, b = plan.plan(load(project), place)
+    assert (a.action, a.reasons) == ("run", ("never run before",))
+    assert (b.action, b.reasons) == ("run", ("after a",))
+
+
+def test_a_finished_step_is_skipped_until_something_changes(
+    project: Path, place: Workspace
+) -> None:
+    pipeline = load(project)
+    finish(place, pipeline, plan.plan(pipeline, place)[0])
+    a, b = plan.plan(pipeline, place)
+    assert a.action == "skip"
+    assert b.reasons == ("never run before",)
+    changed = plan.plan(load(project, n="4"), place)[0]
+    assert (changed.action, changed.reasons) == ("run", ("a parameter changed: n",))
+    write_notebook(project / "notebooks/steps/a.ipynb", "step.metric('loss', 0.25)")
+    assert plan.plan(load(project), place)[0].reasons == ("a cell of the notebook changed",)
+
+
+def test_a_lost_output_runs_the_step_again(project: Path, place: Workspace) -> None:
+    pipeline = load(project)
+    made = finish(place, pipeline, plan.plan(pipeline, place)[0])
+    (Store(place).folder(made) / "COMPLETE").unlink()
+    a = plan.plan(pipeline, place)[0]
+    assert (a.action, a.reasons) == ("run", ("an output is missing from the store",))
+
+
+def test_a_folder_that_changed_is_named(project: Path, place: Workspace) -> None:
+    data = project / "drives"
+    data.mkdir()
+    (data / "one.txt").write_text("1")
+    contract = {
+        "outputs": {"selection": {"kind": "selection"}},
+        "paths": {"data": {"unless": ["builtin"]}},
+    }
+    steps = project / "notebooks" / "steps"
+    write_notebook(
+        steps / "a.ipynb", "", parameters="n: int = 1\ndata: str = 'builtin'", contract=contract
+    )
+    write_pipeline(
+        project,
+        "name: trial\nparameters: {data: {default: builtin}}\n"
+        'steps:\n  a: {parameters: {data: "${data}"}}\n',
+    )
+    assert plan.plan(load(project), place)[0].parameters["data"] == "builtin"
+    pipeline = load(project, data="drives")
+    assert plan.plan(pipeline, place)[0].parameters["data"] == str(data)
+    finish(place, pipeline, plan.plan(pipeline, place)[0])
+    assert plan.plan(load(project, data="drives"), place)[0].action == "skip"
+    (data / "two.txt").write_text("2")
+    reasons = plan.plan(load(project, data="drives"), place)[0].reasons
+    assert reasons == ("a file or folder that it reads changed: data",)
+    with pytest.raises(ParameterError, match="no such file or folder"):
+        load(project, data="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nn": "3"}, "did you mean 'n'"),
+        ({"n": "three"}, "must be int"),
+        ({"n": "10"}, "outside 1.0 … 9.0"),
+        ({"word": "laud"}, "did you mean 'loud'"),
+    ],
+)
+def test_pipeline_parameters_are_checked(project: Path, given: dict[str, str], words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        load(project, **given)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("b: {inputs: {upstream: a.selection}}", "no step 'a' above"),
+        ("a: {}\n  b: {inputs: {upstreem: a.selection}}", "did you mean 'upstream'"),
+        ("a: {}\n  b: {inputs: {upstream: a.selektion}}", "did you mean 'selection'"),
+        ("a: {notebook: missing}", "no such notebook"),
+        ("a: {paramters: {}}", "paramters"),
+    ],
+)
+def test_joints_are_checked(project: Path, steps: str, words: str) -> None:
+    write_pipeline(project, f"name: trial\nsteps:\n  {steps}\n")
+    with pytest.raises(ContractError, match=words):
+        load(project)
+
+
+def test_a_joint_of_the_wrong_kind_is_refused(project: Path) -> None:
+    contract = {"inputs": {"upstream": {"kind": "dataset"}}, "outputs": {}}
+    write_notebook(project / "notebooks/steps/b.ipynb", "", contract=contract)
+    write_pipeline(
+        project, "name: trial\nsteps:\n  a: {}\n  b: {inputs: {upstream: a.selection}}\n"
+    )
+    with pytest.raises(ContractError, match="takes a dataset, but"):
+        load(project)
+
+
+def test_a_notebook_without_parameters_cell_is_refused(project: Path) -> None:
+    path = project / "notebooks/steps/a.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"] = content["cells"][1:]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ContractError, match="exactly one cell tagged `parameters`"):
+        load(project)

@@ -1,0 +1,163 @@
+"""One unit of execution on real kernels: every way to end is told apart; nothing survives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.pipeline.conftest import write_notebook
+from workbench.pipeline import contract as contracts
+from workbench.pipeline import executor
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.workspace import Workspace
+
+RAISE = "from workbench.errors import {0}\nraise {0}('no good', where='here', hint='do that')"
+
+
+def spec_of(place: Workspace, notebook: Path, **changes: Any) -> StepSpec:
+    contract = contracts.read(notebook)
+    outputs = contract.declaration.outputs
+    given = {
+        "step": "a",
+        "notebook": str(notebook),
+        "home": str(place.root),
+        "folder": str(place.runs / "one" / "a"),
+        "cache": str(place.scratch / "a"),
+        "parameters": contract.validate({}),
+        "inputs": {},
+        "declared_inputs": {},
+        "declared_outputs": {name: output.model_dump() for name, output in outputs.items()},
+        "threads": 1,
+        "timeout_s": 60,
+        "memory_gib": 4,
+        "environment": {},
+    }
+    return StepSpec(**{**given, **changes})
+
+
+def run(place: Workspace, tmp_path: Path, work: str, **changes: Any) -> StepResult:
+    notebook = write_notebook(tmp_path / "a.ipynb", work)
+    return executor.execute(spec_of(place, notebook, **changes), lambda: None)
+
+
+def test_a_good_step_hands_over_its_output(place: Workspace, tmp_path: Path) -> None:
+    result = run(place, tmp_path, "step.metric('loss', 0.5, step=2)\nstep.progress(1, 2)")
+    assert result.status is ExitStatus.OK, result.failure
+    assert result.outputs["selection"].startswith("selection/")
+    assert result.peak_memory_mib > 20
+    folder = place.runs / "one" / "a"
+    assert '"loss"' in (folder / "metrics.jsonl").read_text()
+    assert (folder / "executed.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("ParameterError", ExitStatus.PARAMETER),
+        ("ServiceError", ExitStatus.SERVICE),
+        ("Waiting", ExitStatus.WAITING),
+        ("DataError", ExitStatus.USER_ERROR),
+    ],
+)
+def test_our_own_errors_are_told_apart(
+    place: Workspace, tmp_path: Path, error: str, status: ExitStatus
+) -> None:
+    result = run(place, tmp_path, RAISE.format(error))
+    assert result.status is status
+    assert result.failure is not None
+    assert (result.failure.message, result.failure.where) == ("no good", "here")
+    assert result.failure.hint == "do that"
+    assert result.outputs == {}
+
+
+def test_an_error_in_a_cell_names_the_cell(place: Workspace, tmp_path: Path) -> None:
+    result = run(place, tmp_path, "1 / 0")
+    assert result.status is ExitStatus.USER_ERROR
+    assert result.failure is not None
+    assert result.failure.message == "ZeroDivisionError: division by zero"
+    assert result.failure.cell == 4
+    assert "1 / 0" in (result.failure.traceback or "")
+
+
+def test_a_dead_kernel_is_no_success(place: Workspace, tmp_path: Path) -> None:
+    result = run(place, tmp_path, "import os\nos.kill(os.getpid(), 9)")
+    assert result.status is ExitStatus.KERNEL_DIED
+
+
+def test_too_much_memory_is_ended_and_says_so(place: Workspace, tmp_path: Path) -> None:
+    work = "import time\nfilled = b'1' * (600 << 20)\ntime.sleep(30)"
+    result = run(place, tmp_path, work, memory_gib=0.5)
+    assert result.status is ExitStatus.KERNEL_DIED
+    assert result.failure is not None
+    assert "more than its 0.5 GiB" in result.failure.message
+
+
+def test_a_step_that_takes_too_long_is_ended_with_its_children(
+    place: Workspace, tmp_path: Path
+) -> None:
+    result = run(place, tmp_path, _with_child(tmp_path), timeout_s=8)
+    assert result.status is ExitStatus.TIMED_OUT
+    assert _is_gone(int((tmp_path / "child").read_text()))
+
+
+def test_a_missing_output_breaks_the_contract(place: Workspace, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "a.ipynb", "")
+    more = {"selection": {"kind": "selection"}, "model": {"kind": "checkpoint"}}
+    result = executor.execute(spec_of(place, notebook, declared_outputs=more), lambda: None)
+    assert result.status is ExitStatus.CONTRACT
+    assert "model" in str(result.failure)
+
+
+def test_killing_the_runner_kills_kernel_too(place: Workspace, tmp_path: Path) -> None:
+    notebook = write_notebook(
+        tmp_path / "a.ipynb",
+        "import os, time, pathlib\n"
+        f"pathlib.Path({str(tmp_path / 'kernel')!r}).write_text(str(os.getpid()))\ntime.sleep(60)",
+    )
+    spec = spec_of(place, notebook)
+    folder = Path(spec.folder)
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(spec.model_dump_json())
+    command = [sys.executable, "-m", "workbench", "run-step", str(folder / "spec.json")]
+    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kernel = int(_wait_for(tmp_path / "kernel"))
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    assert _is_gone(kernel)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process ends within seconds; one that only waits to be reaped has ended."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _with_child(folder: Path) -> str:
+    return (
+        "import subprocess, pathlib, time\nchild = subprocess.Popen(['sleep', '60'])\n"
+        f"pathlib.Path({str(folder / 'child')!r}).write_text(str(child.pid))\ntime.sleep(60)"
+    )
+
+
+def _wait_for(path: Path) -> str:
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never appeared")
