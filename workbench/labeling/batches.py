@@ -1,0 +1,99 @@
+"""Batches: a selection and the boxes that labelers start from, bound into one record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from workbench.errors import ParameterError
+from workbench.labeling.answers import region_id
+from workbench.labeling.regions import SMALLEST_PX
+from workbench.perception import boxes
+from workbench.records import dataset as datasets
+from workbench.records.base import Digest, Ref
+from workbench.records.frames import Box, Frame, LabelSchema
+from workbench.records.store import Store
+from workbench.records.types import LabelBatch, Prediction, Selection
+
+
+def make_batch(
+    store: Store,
+    dataset_ref: Ref,
+    selection_ref: Ref,
+    model_ref: Ref | None = None,
+    predictions: Iterable[Prediction] = (),
+    schema: LabelSchema | None = None,
+    overlap: float = 0.0,
+) -> Ref:
+    """Bind a selection and the boxes that labelers start from into a batch.
+
+    Args:
+        dataset_ref: Holds every frame of the selection.
+        model_ref: The checkpoint that made ``predictions``.
+        predictions: Boxes in pixels; those of other frames are left out, those that leave the
+            image are cut at its edge.
+        schema: What to label, by default the dataset's own.
+        overlap: Share of frames, 0 to 1, that two labelers answer.
+
+    Raises:
+        ParameterError: A frame is not in the dataset, a predicted class not in the schema, or
+            predictions come without their model.
+    """
+    if not 0 <= overlap <= 1:
+        raise ParameterError(f"overlap is a share of frames between 0 and 1, got {overlap}")
+    dataset = datasets.load(store, dataset_ref)
+    selection = store.get(selection_ref, Selection)
+    schema = schema or dataset.label_schema
+    known = {frame.id: frame for frame in dataset.frames}
+    chosen = [choice.frame for choice in sorted(selection.chosen, key=lambda each: each.rank)]
+    strangers = [frame for frame in chosen if frame not in known]
+    if strangers:
+        raise ParameterError(
+            f"{len(strangers)} selected frames are not in the dataset",
+            where=dataset_ref,
+            hint=f"The selection was made from {selection.dataset}",
+        )
+    usable = _usable(predictions, {frame: known[frame] for frame in chosen}, schema)
+    if usable and model_ref is None:
+        raise ParameterError("predictions need the model that made them", where=selection_ref)
+    batch = LabelBatch(
+        dataset=dataset_ref,
+        selection=selection_ref,
+        model=model_ref,
+        label_schema=schema,
+        frames=tuple(chosen),
+        overlap=overlap,
+    )
+    return store.put(batch, {"predictions.jsonl": datasets.lines(usable)})
+
+
+def sent_predictions(store: Store, batch_ref: Ref) -> dict[Digest, list[Prediction]]:
+    """The boxes that labelers start from, by frame."""
+    grouped: dict[Digest, list[Prediction]] = {}
+    rows = datasets.read_lines(store.payload(batch_ref, "predictions.jsonl"), Prediction)
+    for prediction in rows:
+        grouped.setdefault(prediction.frame, []).append(prediction)
+    return grouped
+
+
+def _usable(
+    predictions: Iterable[Prediction], frames: Mapping[Digest, Frame], schema: LabelSchema
+) -> list[Prediction]:
+    kept: dict[str, Prediction] = {}
+    for prediction in predictions:
+        frame = frames.get(prediction.frame)
+        if frame is None:
+            continue
+        if prediction.cls not in schema.classes:
+            raise ParameterError(
+                f"predicted class {prediction.cls!r} is not in the label schema",
+                where=f"{schema.name} version {schema.version}",
+                hint=f"Its classes are {', '.join(schema.classes)}",
+            )
+        corners = boxes.clip(np.array([prediction.box.xyxy]), frame.width, frame.height)
+        x, y, w, h = (float(value) for value in boxes.xyxy_to_xywh(corners)[0])
+        if w >= SMALLEST_PX and h >= SMALLEST_PX:
+            inside = prediction.model_copy(update={"box": Box(x=x, y=y, w=w, h=h)})
+            kept[region_id(inside)] = inside
+    return sorted(kept.values(), key=lambda one: (one.frame, -one.score, region_id(one)))

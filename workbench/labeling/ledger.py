@@ -1,0 +1,53 @@
+"""What this workspace knows of the batches it sent: one small file a batch.
+
+It spares the server questions; it is not the truth. Lost or out of date, it is made again from
+the server's own tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from workbench import digest, workspace
+from workbench.records.base import Ref, Row, digest_of
+from workbench.workspace import Workspace
+
+
+class Entry(Row):
+    """Where a batch lies. ``complete`` once every frame is there; ``collected`` once labels are."""
+
+    batch: Ref
+    project: int
+    title: str
+    complete: bool = False
+    collected: Ref | None = None
+
+
+@contextlib.contextmanager
+def locked(place: Workspace, batch: Ref) -> Iterator[None]:
+    """Only one process at a time sends or collects a batch."""
+    path = _path(place, batch).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
+
+
+def read(place: Workspace, batch: Ref) -> Entry | None:
+    try:
+        return Entry.model_validate_json(_path(place, batch).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write(place: Workspace, entry: Entry) -> None:
+    content = digest.canonical_json(entry.model_dump(mode="json"))
+    workspace.write_atomic(_path(place, entry.batch), content)
+
+
+def _path(place: Workspace, batch: Ref) -> Path:
+    return place.root / "labeling" / f"{digest_of(batch)}.json"

@@ -1,0 +1,188 @@
+"""Replay: two real Label Studio users draw boxes that are known already.
+
+It stands in for people where nobody is there to label: in a first run, in tests. The users, the
+server and the calls are real; the boxes are the known ones with a stated, seeded noise. Labels
+collected from it are ``replayed`` and their minutes count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench import digest
+from workbench.errors import ParameterError
+from workbench.labeling.answers import REPLAY_DOMAIN, answers_needed
+from workbench.labeling.collect import fetch
+from workbench.labeling.regions import SMALLEST_PX, Drawn, Region, to_regions
+from workbench.labeling.server import LabelStudio
+from workbench.records import dataset as datasets
+from workbench.records.base import Digest, Ref, digest_of
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Frame, Label
+from workbench.records.store import Store
+from workbench.records.types import LabelBatch
+from workbench.services import credentials
+from workbench.workspace import Workspace
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How a replayed box differs from the known one: every edge is moved by a normal error.
+
+    Its standard deviation is ``px`` pixels plus ``relative`` times the box's side in that
+    direction; boxes stay inside the image and at least a pixel wide and high.
+    """
+
+    px: float = 0.5
+    relative: float = 0.02
+
+    def __str__(self) -> str:
+        return f"edges moved by N(0, {self.px} px + {self.relative:.0%} of the side)"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """``drawn`` answers were given now, ``already`` had been; ``users`` gave them."""
+
+    drawn: int
+    already: int
+    users: tuple[str, ...]
+    noise: str
+
+
+def replay(
+    place: Workspace,
+    server: LabelStudio,
+    batch_ref: Ref,
+    answers: Dataset,
+    *,
+    seed: int,
+    noise: Noise = Noise(),
+    users: int = 2,
+    progress: Progress | None = None,
+) -> Replayed:
+    """Let replay users answer every frame of a sent batch that still lacks answers.
+
+    What a user draws on a frame follows from seed, frame and user alone, so neither order nor
+    interruptions change it, and repeating it draws nothing.
+
+    Args:
+        server: As its administrator, who invites the users.
+        answers: A dataset with true labels for every frame of the batch.
+
+    Raises:
+        ParameterError: ``answers`` has no true labels, or lacks frames of the batch.
+    """
+    store = Store(place)
+    batch = store.get(batch_ref, LabelBatch)
+    truth = _known(batch, answers)
+    project, given = fetch(place, server, batch_ref)
+    by_frame: dict[Digest, set[str]] = {}
+    for answer in given:
+        by_frame.setdefault(answer.frame, set()).add(answer.annotator)
+    wanted = [
+        (frame, user)
+        for frame, count in answers_needed(batch).items()
+        for user in _missing(frame, count, users, by_frame.get(frame, set()))
+    ]
+    names = tuple(email_of(user) for user in range(users))
+    if wanted:
+        accounts = _sign_in(place, server, sorted({user for _, user in wanted}))
+        tasks = server.frames(project.id, digest_of(batch_ref))
+        frames = {frame.id: frame for frame in datasets.load(store, batch.dataset).frames}
+        for done, (frame, user) in enumerate(wanted, start=1):
+            generator = _generator(seed, frame, user)
+            result = draw(truth[frame], frames[frame], noise, generator)
+            accounts[user].annotate(tasks[frame], result)
+            if progress:
+                progress(done, len(wanted))
+    total = sum(answers_needed(batch).values())
+    return Replayed(len(wanted), total - len(wanted), names, str(noise))
+
+
+def email_of(user: int) -> str:
+    """Address of the replay user with this number, counted from 0."""
+    return f"replay-{user + 1}@{REPLAY_DOMAIN}"
+
+
+def draw(
+    labels: tuple[Label, ...], frame: Frame, noise: Noise, generator: np.random.Generator
+) -> list[Region]:
+    """The known boxes of a frame with the stated noise, as regions."""
+    regions: list[Region] = []
+    # In an order of their own, so that equal labels get equal noise however they were listed.
+    for number, label in enumerate(sorted(labels, key=lambda each: each.id)):
+        drawn = Drawn(
+            region=f"replay-{number}",
+            cls=label.cls,
+            box=_moved(label.box, frame, noise, generator),
+            occluded=label.occluded,
+            truncated=label.truncated,
+            ignore=label.ignore,
+        )
+        regions += to_regions(drawn, frame.width, frame.height)
+    return regions
+
+
+def _known(batch: LabelBatch, answers: Dataset) -> Mapping[Digest, tuple[Label, ...]]:
+    true = [label for label in answers.labels if label.origin.is_ground_truth]
+    if not true:
+        raise ParameterError(
+            "replay needs known boxes, and this dataset has none",
+            where=answers.ref or answers.name,
+            hint="Use labelers=people, or give a dataset that is labeled",
+        )
+    known: dict[Digest, tuple[Label, ...]] = {frame.id: () for frame in answers.frames}
+    for label in true:
+        known[label.frame] = (*known[label.frame], label)
+    strangers = [frame for frame in batch.frames if frame not in known]
+    if strangers:
+        raise ParameterError(
+            f"replay knows nothing of {len(strangers)} frames of the batch",
+            where=answers.ref or answers.name,
+            hint="Give the dataset that the batch was selected from, with its labels",
+        )
+    return known
+
+
+def _missing(frame: Digest, count: int, users: int, present: set[str]) -> list[int]:
+    """Numbers of the users who still have to answer a frame; the first follows from its digest."""
+    first = int(frame[:8], 16) % users
+    order = [(first + step) % users for step in range(users)]
+    lacking = [user for user in order if email_of(user) not in present]
+    return lacking[: max(0, count - len(present))]
+
+
+def _sign_in(place: Workspace, server: LabelStudio, users: list[int]) -> dict[int, LabelStudio]:
+    signed_in = {}
+    for user in users:
+        name = f"label-studio-replay-{user + 1}"
+        password = credentials.ensure(place, f"{name}-password")
+        token_file = place.secrets / f"{name}-token"
+        signed_in[user] = server.as_user(email_of(user), password, token_file=token_file)
+    return signed_in
+
+
+def _generator(seed: int, frame: Digest, user: int) -> np.random.Generator:
+    entropy = digest.of_json({"seed": seed, "frame": frame, "user": user})
+    return np.random.default_rng(int(entropy, 16))
+
+
+def _moved(box: Box, frame: Frame, noise: Noise, generator: np.random.Generator) -> Box:
+    spread = noise.px + noise.relative * np.array([box.w, box.h, box.w, box.h])
+    edges = np.array(box.xyxy) + generator.normal(size=4) * spread
+    x1, x2 = _inside(edges[[0, 2]], frame.width)
+    y1, y2 = _inside(edges[[1, 3]], frame.height)
+    return Box(x=x1, y=y1, w=x2 - x1, h=y2 - y1)
+
+
+def _inside(ends: NDArray[np.float64], limit: int) -> tuple[float, float]:
+    low = float(np.clip(ends.min(), 0, limit - SMALLEST_PX))
+    high = float(np.clip(ends.max(), low + SMALLEST_PX, limit))
+    return low, high
