@@ -8,6 +8,8 @@ top left corner of the top left pixel, u right, v down). A box from ``u0`` to ``
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,34 +23,40 @@ NEAR_M = 0.5
 """Nothing closer than this to the image plane is drawn."""
 
 
-def to_ego(road: Road, ego: Pose, points: Points, base: Pose) -> Points:
-    """Body points of whatever stands at ``base``, in the ego frame.
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A body's place in the ego frame: rotation about the vertical, then translation."""
 
-    Args:
-        road: Its curvature bends everything along an arc around the ego position.
-        ego: Pose of the ego vehicle; it looks along the road.
-        points: ``(n, 3)`` in the body's own frame (x forward, y left, z up).
-        base: Pose of the body's origin.
+    rotation: Points
+    translation: Points
 
-    Returns:
-        ``(n, 3)`` metres.
+    def points(self, own: Points) -> Points:
+        """Ego-frame metres of points ``(n, 3)`` in the body's own frame."""
+        return own @ self.rotation.T + self.translation
+
+    def directions(self, own: Points) -> Points:
+        return own @ self.rotation.T
+
+
+def place(road: Road, ego: Pose, base: Pose) -> Placement:
+    """Where a body whose origin is at ``base`` stands, seen from the ego vehicle.
+
+    The road's curvature bends everything along an arc around the ego position; the ego vehicle
+    looks along the road.
     """
     x, y, turn = _on_arc(road.curvature, base.s_m - ego.s_m, base.d_m)
     heading = base.heading_rad + turn
-    cos, sin = np.cos(heading), np.sin(heading)
-    moved = np.empty_like(points)
-    moved[:, 0] = points[:, 0] * cos - points[:, 1] * sin + x
-    moved[:, 1] = points[:, 0] * sin + points[:, 1] * cos + y - ego.d_m
-    moved[:, 2] = points[:, 2]
-    return moved
+    cos, sin = math.cos(heading), math.sin(heading)
+    rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    return Placement(rotation, np.array([x, y - ego.d_m, 0.0]))
 
 
 def _on_arc(curvature: float, along: float, left: float) -> tuple[float, float, float]:
     if abs(curvature) < 1e-9:
         return along, left, 0.0
     radius, turn = 1.0 / curvature, curvature * along
-    x = (radius - left) * np.sin(turn)
-    return float(x), float(radius - (radius - left) * np.cos(turn)), turn
+    x = (radius - left) * math.sin(turn)
+    return x, radius - (radius - left) * math.cos(turn), turn
 
 
 def project(camera: Camera, points: Points) -> tuple[Points, NDArray[np.float64]]:

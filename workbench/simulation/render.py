@@ -19,15 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ParameterError
-from workbench.simulation import camera as optics
-from workbench.simulation import shapes
-from workbench.simulation.mesh import Stroke, strokes
-from workbench.simulation.scenario import Actor, Pose, Scenario
+from workbench.simulation import ground, scene, sensor
+from workbench.simulation import light as lighting
+from workbench.simulation.mesh import SHIFT, Stroke
+from workbench.simulation.scenario import Scenario
+from workbench.simulation.scene import Body
 
 Image = NDArray[np.uint8]
 
-_SHIFT = 4
-_SUBPIXELS = 1 << _SHIFT
 MIN_VISIBLE = 0.25
 MIN_HEIGHT_PX = 6.0
 
@@ -57,13 +56,6 @@ class RenderedFrame:
     construction: bool
 
 
-@dataclass(eq=False)
-class _Drawn:
-    actor: Actor
-    depth: float
-    strokes: list[Stroke]
-
-
 def render(scenario: Scenario, frame_index: int) -> RenderedFrame:
     """Draw one frame; the same scenario and index always give the same pixels and boxes.
 
@@ -77,20 +69,21 @@ def render(scenario: Scenario, frame_index: int) -> RenderedFrame:
             hint=f"It has frames 0 to {scenario.frames - 1}",
         )
     time_s = scenario.time_s(frame_index)
-    image = _background(scenario, time_s)
+    light = lighting.of(scenario)
+    image = ground.background(scenario, time_s)
     owners = np.zeros(image.shape[:2], np.uint8)
-    bodies = _bodies(scenario, time_s)
-    measures = []
-    for number, body in enumerate(bodies, start=1):
-        for stroke in body.strokes:
-            colour = tuple(255 * c for c in stroke.colour)
-            cv2.fillPoly(image, [_fixed(stroke.polygon)], colour, cv2.LINE_AA, _SHIFT)
-        measures.append(_measure(body, owners, number))
+    bodies = scene.bodies(scenario, time_s, light)
+    scene.cast_shadows(image, bodies, scenario, light)
+    measures = [_draw(body, image, owners) for body in bodies]
     boxes = tuple(
         box
-        for number, (body, measure) in enumerate(zip(bodies, measures, strict=True), start=1)
-        if (box := _box(body, measure, int((owners == number).sum()), scenario)) is not None
+        for body, measure in zip(bodies, measures, strict=True)
+        if measure is not None
+        and (box := _box(body, measure, int((owners == body.number).sum()), scenario)) is not None
     )
+    rng = np.random.default_rng([scenario.seed, 29, frame_index])
+    flares = scene.flares(bodies, owners, scenario, light)
+    image = sensor.expose(image, flares, light, rng, scenario.camera.width / 480)
     shown = {box.track for box in boxes if not box.ignore}
     events = {
         e.name for e in scenario.events if e.start_s <= time_s <= e.end_s and e.track in shown
@@ -99,48 +92,19 @@ def render(scenario: Scenario, frame_index: int) -> RenderedFrame:
     return RenderedFrame(image, boxes, tuple(sorted(events)), works)
 
 
-def _background(scenario: Scenario, time_s: float) -> Image:
-    camera = scenario.camera
-    image = np.full((camera.height, camera.width, 3), (150, 185, 225), np.uint8)
-    first, along, left, _ = optics.ground_map(camera, scenario.road.curvature, scenario.ego_d_m)
-    ground = image[int(first) :]
-    ground[:] = (110, 125, 90)
-    ground[np.abs(left) < scenario.road.edge_m] = (95, 95, 98)
-    dash = (np.mod(along + scenario.ego(time_s).s_m, 9.0) < 4.0) & (np.abs(left) < 0.08)
-    ground[dash] = (230, 230, 230)
-    return image
+def _draw(body: Body, image: Image, owners: Image) -> _Measure | None:
+    """Paint a body and note who owns its pixels; None for what has no box."""
+    measure = _measure(body, owners) if body.actor is not None else None
+    for stroke in body.strokes:
+        polygons = _split(stroke, stroke.fixed)
+        cv2.fillPoly(image, polygons, body.colours[stroke.number], cv2.LINE_AA, SHIFT)
+        if body.actor is None and not stroke.detail:
+            cv2.fillPoly(owners, polygons, 0, cv2.LINE_8, SHIFT)
+    return measure
 
 
-def _bodies(scenario: Scenario, time_s: float) -> list[_Drawn]:
-    """Actors in view, farthest first."""
-    ego = scenario.ego(time_s)
-    found = []
-    for actor in scenario.actors:
-        pose = actor.pose(time_s)
-        if pose is None:
-            continue
-        body = _posed(scenario, actor, pose, ego)
-        if body is not None:
-            found.append(body)
-    return sorted(found, key=lambda body: -body.depth)
-
-
-def _posed(scenario: Scenario, actor: Actor, pose: Pose, ego: Pose) -> _Drawn | None:
-    mesh = shapes.body(actor, pose)
-    points = optics.to_ego(scenario.road, ego, mesh.points, pose)
-    heading = pose.heading_rad + scenario.road.curvature * (pose.s_m - ego.s_m)
-    cos, sin = math.cos(heading), math.sin(heading)
-    turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    drawn = strokes(mesh, points, turn, scenario.camera)
-    if not drawn:
-        return None
-    depth = float(optics.depths(scenario.camera, points).mean())
-    return _Drawn(actor, depth, drawn)
-
-
-def _fixed(polygon: NDArray[np.float64], offset: tuple[float, float] = (0, 0)) -> NDArray[np.int32]:
-    """OpenCV's fixed-point coordinates, whose integers are pixel centres."""
-    return np.round((polygon - offset - 0.5) * _SUBPIXELS).astype(np.int32)
+def _split(stroke: Stroke, fixed: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+    return list(fixed.reshape(-1, stroke.corners, 2)) if stroke.corners else [fixed]
 
 
 @dataclass(frozen=True)
@@ -150,7 +114,7 @@ class _Measure:
     truncated: float
 
 
-def _measure(body: _Drawn, owners: Image, number: int) -> _Measure:
+def _measure(body: Body, owners: Image) -> _Measure:
     """Mark the silhouette in ``owners``; its bounds and how much of it the image holds."""
     corners = np.concatenate([stroke.polygon for stroke in body.strokes])
     low, high = corners.min(0), corners.max(0)
@@ -164,18 +128,21 @@ def _measure(body: _Drawn, owners: Image, number: int) -> _Measure:
     x0, y0 = max(x0, -2 * width), max(y0, -2 * height)
     x1, y1 = min(x1, 3 * width), min(y1, 3 * height)
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    corner = np.array([x0, y0], np.int32) << SHIFT
     for stroke in body.strokes:
-        cv2.fillPoly(mask, [_fixed(stroke.polygon, (x0, y0))], 1, cv2.LINE_8, _SHIFT)
+        cv2.fillPoly(mask, _split(stroke, stroke.fixed - corner), 1, cv2.LINE_8, SHIFT)
     left, top = max(x0, 0), max(y0, 0)
     right, bottom = min(x1, width), min(y1, height)
     inner = mask[top - y0 : bottom - y0, left - x0 : right - x0]
-    owners[top:bottom, left:right][inner > 0] = number
+    owners[top:bottom, left:right][inner > 0] = body.number
     inside, whole = int(inner.sum()), int(mask.sum())
     return _Measure(bounds, inside, 1.0 - inside / max(whole, 1))
 
 
-def _box(body: _Drawn, measure: _Measure, visible: int, scenario: Scenario) -> RenderedBox | None:
+def _box(body: Body, measure: _Measure, visible: int, scenario: Scenario) -> RenderedBox | None:
     """None when nothing of it can be seen."""
+    if body.actor is None:
+        return None
     x0, y0, x1, y1 = measure.bounds
     x0, x1 = max(x0, 0.0), min(x1, float(scenario.camera.width))
     y0, y1 = max(y0, 0.0), min(y1, float(scenario.camera.height))

@@ -57,6 +57,7 @@ class Road:
     parking: bool = False
     surroundings: str = "town"
     curvature: float = 0.0
+    crossings_m: tuple[float, ...] = ()
 
     @property
     def edge_m(self) -> float:
@@ -154,6 +155,10 @@ class Scenario:
     actors: tuple[Actor, ...] = ()
     construction: bool = False
     events: tuple[Event, ...] = ()
+
+    def __hash__(self) -> int:
+        # Caches look scenarios up; hashing hundreds of waypoints each time would cost more.
+        return hash((self.drive, self.seed))
 
     @property
     def frames(self) -> int:

@@ -1,0 +1,216 @@
+"""Who is in view at a moment, in the order of drawing, with shadows and lamps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.simulation import camera as optics
+from workbench.simulation import light as lighting
+from workbench.simulation import scenery, shapes
+from workbench.simulation.camera import NEAR_M
+from workbench.simulation.light import Light
+from workbench.simulation.mesh import SHIFT, Lamp, Mesh, Stroke, fixed_point, strokes
+from workbench.simulation.scenario import Actor, Pose, Scenario
+from workbench.simulation.sensor import Flare
+
+FAR_M = 130.0
+_GLARE = np.array([0.9])
+
+
+@dataclass(eq=False)
+class Body:
+    """A posed body in view. ``number`` names its pixels; ``actor`` is None for scenery.
+
+    ``colours`` are those of its strokes by number, 0 to 255, after light and air.
+    """
+
+    actor: Actor | None
+    mesh: Mesh
+    points: NDArray[np.float64]
+    strokes: list[Stroke]
+    colours: list[list[float]]
+    near: float
+    far: float
+    aside: float
+    behind: bool
+    number: int = 0
+
+    @property
+    def depth(self) -> float:
+        return (self.near + self.far) / 2
+
+
+def _colours(
+    mesh: Mesh, normals: NDArray[np.float64], own: NDArray[np.float32], light: Light, depth: float
+) -> list[list[float]]:
+    facing = np.where(normals.any(1), 0.45 + 0.55 * np.abs(normals[:, 0]), 1.0)
+    falling = light.shade(normals) + np.outer(facing, own)
+    glow = mesh.glow[:, None]
+    lit = mesh.colours * (falling * (1 - glow) + glow)
+    air = lighting.through_air(light, depth, mesh.glow)[:, None]
+    mixed: list[list[float]] = np.clip(255 * (lit + (light.air - lit) * air), 0, 255).tolist()
+    return mixed
+
+
+def bodies(scenario: Scenario, time_s: float, light: Light) -> list[Body]:
+    """Everything in view, in the order of drawing: what is behind comes first."""
+    ego = scenario.ego(time_s)
+    found = []
+    for actor, mesh, pose, behind in _everything(scenario, time_s, ego, light):
+        if not -15.0 < pose.s_m - ego.s_m < FAR_M:
+            continue
+        body = _posed(scenario, light, ego, actor, mesh, pose, behind)
+        if body is not None:
+            found.append(body)
+    ordered = _in_order(found)
+    boxed = [body for body in ordered if body.actor is not None]
+    for number, body in enumerate(boxed[-255:], start=1):
+        body.number = number
+    return [body for body in ordered if body.actor is None or body.number]
+
+
+def _everything(
+    scenario: Scenario, time_s: float, ego: Pose, light: Light
+) -> Iterator[tuple[Actor | None, Mesh, Pose, bool]]:
+    for prop in scenery.around(scenario, ego.s_m, light.lit):
+        yield None, prop.mesh, prop.pose, prop.behind
+    for actor in scenario.actors:
+        pose = actor.pose(time_s)
+        if pose is None or not -15.0 < pose.s_m - ego.s_m < FAR_M:
+            continue
+        support = shapes.support(actor)
+        if support is not None:
+            yield None, support, pose, False
+        yield actor, shapes.body(actor, pose, time_s=time_s, lit=light.lit), pose, False
+
+
+def _posed(  # noqa: PLR0913 - one body's whole context
+    scenario: Scenario,
+    light: Light,
+    ego: Pose,
+    actor: Actor | None,
+    mesh: Mesh,
+    pose: Pose,
+    behind: bool,
+) -> Body | None:
+    placement = optics.place(scenario.road, ego, pose)
+    points = placement.points(mesh.points)
+    depth = optics.depths(scenario.camera, points)
+    near, far = float(depth.min()), float(depth.max())
+    if far < NEAR_M or (behind and far < 3.0) or not _in_view(scenario, points, depth):
+        return None
+    normals = placement.directions(mesh.normals)
+    centres = placement.points(mesh.centres)
+    drawn = strokes(mesh, points, normals, centres, scenario.camera)
+    if not drawn:
+        return None
+    x, y = np.float32(max(float(points[:, 0].mean()), 1.0)), np.float32(points[:, 1].mean())
+    own = lighting.own_light(light, x, y, np.float32(pose.s_m))
+    colours = _colours(mesh, normals, own, light, (near + far) / 2)
+    return Body(actor, mesh, points, drawn, colours, near, far, abs(float(y)), behind)
+
+
+def _in_view(scenario: Scenario, points: NDArray[np.float64], depth: NDArray[np.float64]) -> bool:
+    """Whether any of it may be inside the image, with a margin of a body's width."""
+    camera = scenario.camera
+    reach = np.maximum(depth, NEAR_M) * (0.55 * camera.width / camera.fx) + 2.0
+    return bool((np.abs(points[:, 1]) < reach).any()) or bool(
+        points[:, 1].min() < 0 < points[:, 1].max()
+    )
+
+
+def _in_order(found: Sequence[Body]) -> list[Body]:
+    """Far to near; of two at overlapping distances, the one farther aside is behind."""
+    ordered = sorted(found, key=lambda body: (not body.behind, -body.depth))
+    for _ in range(3):
+        for k in range(len(ordered) - 1):
+            first, second = ordered[k], ordered[k + 1]
+            beside = first.near < second.far and second.near < first.far
+            if beside and first.behind == second.behind and first.aside < second.aside - 0.8:
+                ordered[k], ordered[k + 1] = second, first
+    return ordered
+
+
+def cast_shadows(
+    image: NDArray[np.uint8], drawn: Sequence[Body], scenario: Scenario, light: Light
+) -> None:
+    """Darken the ground below bodies, and where the sun's light is kept from it."""
+    mask = np.zeros(image.shape[:2], np.uint8)
+    for body in drawn:
+        length, width = body.mesh.footprint
+        if length == 0 or body.far > 70 or body.behind:
+            continue
+        polygon = _shadow(body, scenario, light, (length, width))
+        if polygon is not None:
+            cv2.fillConvexPoly(mask, polygon, 255, cv2.LINE_8, SHIFT)
+    top = int(optics.horizon_row(scenario.camera)) + 1
+    if not mask.any() or top >= len(mask):
+        return
+    soft = cv2.GaussianBlur(mask[top:], (0, 0), 1.5 * scenario.camera.width / 480)
+    keep = 255 - cv2.convertScaleAbs(soft, alpha=max(light.shadow, 0.35))
+    image[top:] = cv2.multiply(image[top:], cv2.merge((keep, keep, keep)), scale=1 / 255)
+
+
+def _shadow(
+    body: Body, scenario: Scenario, light: Light, size: tuple[float, float]
+) -> NDArray[np.int32] | None:
+    """Outline on the ground, in OpenCV's fixed point."""
+    on_ground = body.points[:, :2]
+    middle = (on_ground.min(0) + on_ground.max(0)) / 2
+    spread = (on_ground.max(0) - on_ground.min(0)) / 2
+    half = np.array(size) / 2 if body.actor is None else np.maximum(spread, 0.2)
+    turns = np.linspace(0, 2 * np.pi, 10, endpoint=False)
+    base = middle + np.stack((np.cos(turns), np.sin(turns)), 1) * half * 1.08
+    outline = base
+    if light.shadow > 0.5:
+        height = float(body.points[:, 2].max()) * 0.8
+        x, y, z = light.sun_way
+        outline = np.concatenate((base, base - np.array([x, y]) * height / max(z, 0.35)))
+    ground = np.concatenate((outline, np.zeros((len(outline), 1))), 1)
+    if optics.depths(scenario.camera, ground).min() < NEAR_M:
+        return None
+    pixels = optics.project(scenario.camera, ground)[0]
+    hull = cv2.convexHull(pixels.astype(np.float32))[:, 0]
+    return fixed_point(hull)
+
+
+def flares(
+    drawn: Sequence[Body], owners: NDArray[np.uint8], scenario: Scenario, light: Light
+) -> list[Flare]:
+    """The lamps that nobody stands before, as spots of glare."""
+    if not light.lit:
+        return []
+    camera, found = scenario.camera, []
+    height, width = owners.shape
+    dark = 1.0 if light.headlights > 0.5 else 0.55 if light.headlights else 0.3
+    for body in drawn:
+        for lamp in body.mesh.lamps:
+            at = body.points[lamp.at]
+            depth = float(optics.depths(camera, at[None])[0])
+            if depth < 2.0 or not _faces(body, lamp):
+                continue
+            (u, v), foot = optics.project(camera, np.array([at, [at[0], at[1], 0.0]]))[0]
+            if not (0 <= u < width and 0 <= v < height):
+                continue
+            if int(owners[int(v), int(u)]) not in (body.number, 0):
+                continue
+            haze = float(1.0 - lighting.through_air(light, depth, _GLARE)[0])
+            radius = camera.fx * lamp.power * (0.35 + 0.012 * depth) / depth
+            radius = min(max(radius, 2.5 * lamp.power + 1.0), 0.09 * width)
+            strength = min(1.0, dark * lamp.power) * haze
+            found.append(Flare(u, v, lamp.colour, radius, strength, float(foot[1])))
+    return found
+
+
+def _faces(body: Body, lamp: Lamp) -> bool:
+    """Whether a lamp's side is the one that is seen."""
+    if lamp.facing == 0:
+        return True
+    reach = body.points[:, 0]
+    nearest = float(body.points[lamp.at, 0]) < float(reach.min() + reach.max()) / 2
+    return nearest

@@ -1,0 +1,277 @@
+"""What stands beside the road: traffic lights, signs, cones, barriers, houses, trees, lamp posts."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from workbench.simulation.mesh import Builder, Colour, Mesh, Paint
+
+Point = tuple[float, float, float]
+
+_POLE: Colour = (0.42, 0.43, 0.45)
+_DARK: Colour = (0.08, 0.08, 0.09)
+_WHITE: Colour = (0.93, 0.93, 0.92)
+_RED: Colour = (0.80, 0.08, 0.08)
+_BLUE: Colour = (0.10, 0.25, 0.62)
+_GREEN: Colour = (0.08, 0.40, 0.22)
+_YELLOW: Colour = (0.95, 0.76, 0.12)
+_ORANGE: Colour = (0.95, 0.36, 0.08)
+
+_SIGN_GLOW = 0.3
+"""Signs throw headlights back to the driver; this stands for it."""
+
+_LAMPS: tuple[tuple[Colour, Colour], ...] = (
+    ((1.0, 0.12, 0.08), (0.24, 0.05, 0.05)),
+    ((1.0, 0.72, 0.10), (0.24, 0.18, 0.05)),
+    ((0.15, 1.0, 0.45), (0.04, 0.22, 0.11)),
+)
+
+
+def _round(radius: float, z: float, x: float, corners: int = 16, turn: float = 0.0) -> list[Point]:
+    """A regular polygon that faces backwards, towards oncoming drivers."""
+    turns = [turn + 2 * math.pi * k / corners for k in range(corners)]
+    return [(x, -radius * math.cos(t), z + radius * math.sin(t)) for t in turns]
+
+
+def _plate(y: tuple[float, float], z: tuple[float, float], x: float) -> list[Point]:
+    return [(x, y[1], z[0]), (x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1])]
+
+
+@lru_cache(maxsize=64)
+def signal(state: int, large: bool) -> Mesh:
+    """A traffic light's housing; ``state`` 0 red, 1 amber, 2 green. The post is scenery."""
+    size = 1.15 if large else 1.0
+    low, high, half = 2.45, 2.45 + 1.0 * size, 0.19 * size
+    builder = Builder()
+    lenses = []
+    for number, (on, off) in enumerate(_LAMPS):
+        z = high - (0.17 + 0.33 * number) * size
+        lit = number == state
+        lenses.append(Paint(_round(0.125 * size, z, -0.16, 12), on if lit else off, float(lit)))
+        if lit:
+            builder.lamp((-0.17, 0.0, z), on, 0.5, -1)
+    builder.box((-0.1, 0.14), (-half, half), (low, high), _DARK)
+    builder.face(_plate((-half, half), (low, high), -0.15), _DARK, details=lenses)
+    return builder.build()
+
+
+@lru_cache(maxsize=512)
+def sign(shape: str, look: int) -> Mesh:
+    """A sign's plate, facing drivers; the post is scenery."""
+    rng = np.random.default_rng(look)
+    z, x, glow = float(rng.uniform(2.1, 2.6)), -0.06, _SIGN_GLOW
+    size = float(rng.uniform(0.9, 1.15))
+    builder = Builder()
+    if shape == "limit":
+        digits = [
+            Paint(_plate((y - 0.09, y + 0.05), (z - 0.14, z + 0.14), x), _DARK)
+            for y in (0.12, -0.1)
+        ]
+        inner = Paint(_round(0.29 * size, z, x), _WHITE, glow)
+        builder.face(_round(0.38 * size, z, x), _RED, details=[inner, *digits], glow=glow)
+    elif shape == "warning":
+        up = math.pi / 2
+        inner = Paint(_round(0.3 * size, z, x, 3, up), _WHITE, glow)
+        mark = Paint(_plate((-0.04, 0.04), (z - 0.1, z + 0.12), x), _DARK)
+        builder.face(_round(0.5 * size, z, x, 3, up), _RED, details=[inner, mark], glow=glow)
+    elif shape == "stop":
+        bar = Paint(_plate((-0.26, 0.26), (z - 0.07, z + 0.07), x), _WHITE, glow)
+        octagon = _round(0.42 * size, z, x, 8, math.pi / 8)
+        builder.face(octagon, _RED, details=[bar], glow=glow)
+    elif shape == "parking":
+        stem = Paint(_plate((0.04, 0.13), (z - 0.2, z + 0.2), x), _WHITE, glow)
+        bowl = Paint(_plate((-0.14, 0.04), (z, z + 0.2), x), _WHITE, glow)
+        square = _plate((-0.33 * size, 0.33 * size), (z - 0.33 * size, z + 0.33 * size), x)
+        builder.face(square, _BLUE, details=[stem, bowl], glow=glow)
+    else:
+        colour = (_BLUE, _GREEN, _YELLOW)[int(rng.integers(3))]
+        ink = _DARK if colour == _YELLOW else _WHITE
+        lines = [
+            Paint(
+                _plate((-0.55 + 0.2 * k, 0.6), (z + 0.02 - 0.25 * k, z + 0.12 - 0.25 * k), x),
+                ink,
+                glow,
+            )
+            for k in (0, 1)
+        ]
+        board = _plate((-0.8 * size, 0.8 * size), (z - 0.42 * size, z + 0.42 * size), x)
+        builder.face(board, colour, details=lines, glow=glow)
+    # The back, for drivers coming the other way.
+    builder.face([(0.0, -p[1], p[2]) for p in _round(0.36 * size, z, 0.0, 10)], _POLE)
+    return builder.build()
+
+
+@lru_cache(maxsize=4)
+def post(height_m: float) -> Mesh:
+    builder = Builder()
+    builder.limb((0.0, 0.0, 0.0), (0.0, 0.0, height_m), 0.05, _POLE)
+    return builder.build()
+
+
+@lru_cache(maxsize=8)
+def cone(large: bool) -> Mesh:
+    size = 1.25 if large else 1.0
+    builder = Builder()
+    builder.box((-0.2, 0.2), (-0.2, 0.2), (0.0, 0.05), _DARK)
+    ends = [0.05, 0.28, 0.42, 0.56, 0.66, 0.76]
+    for k, (low, high) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        wide, thin = 0.17 * (1 - low / 0.85), 0.17 * (1 - high / 0.85)
+        white = k % 2 == 1
+        quad = [
+            (0.0, -wide, low * size),
+            (0.0, wide, low * size),
+            (0.0, thin, high * size),
+            (0.0, -thin, high * size),
+        ]
+        builder.face(quad, _WHITE if white else _ORANGE, two_sided=True, glow=0.35)
+    return builder.build((0.4, 0.4))
+
+
+@lru_cache(maxsize=4)
+def barrier(lit: bool) -> Mesh:
+    """A striped board across a lane, 2.2 m wide, with amber warning lamps."""
+    builder = Builder()
+    half, low, high = 1.1, 0.7, 1.05
+    count = 8
+    step = 2 * half / count
+    stripes: list[Point] = []
+    for k in range(0, count, 2):
+        y = half - k * step
+        stripes += [
+            (-0.05, y, low),
+            (-0.05, y - step, low),
+            (-0.05, y - 1.4 * step, high),
+            (-0.05, y - 0.4 * step, high),
+        ]
+    stripes = [(x, max(y, -half), z) for x, y, z in stripes]
+    for y in (-0.9, 0.9):
+        builder.limb((0.0, y, 0.0), (0.0, y, 1.1), 0.04, _POLE)
+        builder.limb((0.0, y, 1.18), (0.0, y, 1.2), 0.11, (1.0, 0.7, 0.1), 0.9 if lit else 0.4)
+        if lit:
+            builder.lamp((-0.1, y, 1.18), (1.0, 0.7, 0.1), 0.5)
+    paint = [Paint(stripes, _RED, 0.35, 4)]
+    builder.face(_plate((-half, half), (low, high), -0.05), _WHITE, details=paint, glow=0.35)
+    return builder.build((0.3, 2.2))
+
+
+_WALLS: tuple[Colour, ...] = (
+    (0.66, 0.60, 0.52),
+    (0.58, 0.42, 0.34),
+    (0.72, 0.70, 0.66),
+    (0.50, 0.47, 0.44),
+    (0.74, 0.64, 0.46),
+    (0.44, 0.46, 0.50),
+    (0.62, 0.52, 0.48),
+)
+
+
+@lru_cache(maxsize=512)
+def house(look: int, lit: bool, side: int) -> Mesh:
+    """A house whose front looks at the road from ``side`` (1 left of it, -1 right of it)."""
+    rng = np.random.default_rng(look)
+    wall = _WALLS[int(rng.integers(len(_WALLS)))]
+    wide = float(rng.uniform(9, 15))
+    floors = int(rng.integers(2, 6))
+    height, deep, half = floors * 3.1 + 0.8, 10.0, wide / 2
+    builder = Builder()
+    columns = max(3, round(wide / 2.6))
+    front = _windows(-half, half, floors, columns)
+    flank = _windows(0.0, deep, floors, 3)
+    pane: Colour = (0.24, 0.29, 0.34)
+    warm: Colour = (0.98, 0.82, 0.5)
+
+    def paints(cells: np.ndarray, place) -> list[Paint]:  # type: ignore[no-untyped-def, type-arg]
+        on = rng.random(len(cells)) < (0.3 if lit else 0.0)
+        found = []
+        for chosen, colour, glow in ((~on, pane, 0.0), (on, warm, 0.85)):
+            if chosen.any():
+                points = [place(a, z) for cell in cells[chosen] for a, z in cell]
+                found.append(Paint(points, colour, glow, 4))
+        return found
+
+    y = 0.0
+    outline = [(-half, y, 0.0), (half, y, 0.0), (half, y, height), (-half, y, height)]
+    builder.face(
+        outline if side > 0 else outline[::-1], wall, details=paints(front, lambda a, z: (a, y, z))
+    )
+    back = side * deep
+    for x, flip in ((-half, 1), (half, -1)):
+        edge = [(x, 0.0, 0.0), (x, back, 0.0), (x, back, height), (x, 0.0, height)]
+        edge = edge if flip * side < 0 else edge[::-1]
+        place = (lambda x: lambda a, z: (x, side * a, z))(x)
+        builder.face(edge, wall, details=paints(flank, place))
+    roof: Colour = (0.36, 0.25, 0.21)
+    ledge = [
+        (-half, side * -0.25, height),
+        (half, side * -0.25, height),
+        (half, side * -0.25, height + 0.35),
+        (-half, side * -0.25, height + 0.35),
+    ]
+    builder.face(ledge if side > 0 else ledge[::-1], roof)
+    return builder.build()
+
+
+def _windows(low: float, high: float, floors: int, columns: int) -> np.ndarray:  # type: ignore[type-arg]
+    """``(n, 4, 2)`` window corners along a wall and up it."""
+    step = (high - low) / columns
+    cells = []
+    for floor in range(floors):
+        for column in range(columns):
+            a, z = low + (column + 0.25) * step, floor * 3.1 + 1.1
+            cells.append([(a, z), (a + 0.5 * step, z), (a + 0.5 * step, z + 1.5), (a, z + 1.5)])
+    return np.array(cells)
+
+
+@lru_cache(maxsize=512)
+def tree(look: int) -> Mesh:
+    """A leafy tree or a conifer."""
+    rng = np.random.default_rng(look)
+    green: Colour = ((0.20, 0.34, 0.14), (0.26, 0.38, 0.16), (0.16, 0.28, 0.15))[
+        int(rng.integers(3))
+    ]
+    builder = Builder()
+    height = float(rng.uniform(5.0, 9.5))
+    builder.limb((0, 0, 0), (0, 0, height * 0.5), (0.18, 0.13), (0.26, 0.19, 0.13))
+    if rng.random() < 0.3:
+        for k in range(4):
+            low, wide = height * (0.16 + 0.2 * k), 0.24 * height * (1 - 0.22 * k)
+            top = low + height * 0.34
+            shade = 0.8 + 0.09 * k
+            colour = (green[0] * shade * 0.8, green[1] * shade * 0.8, green[2] * shade)
+            builder.limb((0, 0, low + wide * 0.5), (0, 0, top), (wide * 0.62, 0.05), colour)
+        return builder.build((3.0, 3.0))
+    for _ in range(6):
+        angle, away = rng.uniform(0, 2 * math.pi), rng.uniform(0.2, 1.0) * height * 0.17
+        z = height * float(rng.uniform(0.55, 0.86))
+        shade = 0.7 + 0.45 * (z / height - 0.5) * 2
+        at = (away * math.cos(angle), away * math.sin(angle), z)
+        colour = (green[0] * shade, green[1] * shade, green[2] * shade)
+        builder.limb(at, at, height * float(rng.uniform(0.13, 0.2)), colour)
+    return builder.build((3.5, 3.5))
+
+
+@lru_cache(maxsize=16)
+def lamp_post(side: int, lit: bool) -> Mesh:
+    """A street lamp whose arm reaches over the road from ``side``."""
+    builder = Builder()
+    arm = -side * 1.8
+    builder.limb((0, 0, 0), (0, 0, 7.4), (0.09, 0.06), _POLE)
+    builder.limb((0, 0, 7.4), (0, arm, 7.7), 0.04, _POLE)
+    builder.limb((0, arm, 7.66), (0, arm * 1.25, 7.68), 0.1, (1.0, 0.86, 0.6), 1.0 if lit else 0.0)
+    if lit:
+        builder.lamp((0, arm * 1.1, 7.6), (1.0, 0.8, 0.5), 0.7)
+    return builder.build()
+
+
+@lru_cache(maxsize=4)
+def guard_rail(length_m: float) -> Mesh:
+    builder = Builder()
+    for y in (-0.04, 0.04):
+        rail = [(0, y, 0.5), (length_m, y, 0.5), (length_m, y, 0.8), (0, y, 0.8)]
+        builder.face(rail if y < 0 else rail[::-1], (0.62, 0.63, 0.65))
+    for k in range(3):
+        builder.limb((k * length_m / 3, 0, 0), (k * length_m / 3, 0, 0.6), 0.05, _POLE)
+    return builder.build()
