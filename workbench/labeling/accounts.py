@@ -35,7 +35,8 @@ def personal_token(url: str, email: str, password: str, *, invitation: str | Non
                 raise ServiceError(
                     f"Label Studio refuses the user {email}",
                     where=url,
-                    hint="Their password was changed there, or the invitation has expired",
+                    hint="Their password is not the one kept under secrets; an administrator of the"
+                    " server can delete that user, who is then made anew",
                 )
             return _token(browser, url)
     except requests.RequestException as error:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from workbench import digest, workspace
-from workbench.records.base import Ref, Row, digest_of
+from workbench.records.base import Ref, Row, digest_of, make_ref
 from workbench.workspace import Workspace
 
 
@@ -47,6 +47,12 @@ def read(place: Workspace, batch: Ref) -> Entry | None:
 def write(place: Workspace, entry: Entry) -> None:
     content = digest.canonical_json(entry.model_dump(mode="json"))
     workspace.write_atomic(_path(place, entry.batch), content)
+
+
+def sent(place: Workspace) -> list[Ref]:
+    """Every batch that was sent from this workspace, in the order they were begun."""
+    paths = sorted((place.root / "labeling").glob("*.json"), key=lambda path: path.stat().st_ctime)
+    return [make_ref("batch", path.stem) for path in paths]
 
 
 def _path(place: Workspace, batch: Ref) -> Path:

@@ -179,11 +179,12 @@ def _task(
     path = f"media/{frame.id[:2]}/{frame.id}{frame.suffix}"
     data = {
         "image": f"/data/local-files/?d={path}",
-        "frame": frame.id,
-        "batch": digest_of(batch_ref),
+        # Columns in this order: what labelers read comes first, what the workbench needs last.
+        "why": "; ".join(choice.reasons) or choice.arm,
         "rank": choice.rank,
         "drive": frame.drive,
-        "why": "; ".join(choice.reasons) or choice.arm,
+        "frame": frame.id,
+        "batch": digest_of(batch_ref),
     }
     if not predictions:
         return {"data": data}

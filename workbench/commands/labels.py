@@ -1,0 +1,163 @@
+"""``workbench label``: send frames to labelers, see how far they are, collect what they did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workbench import workspace
+from workbench.commands.common import emit, json_option, progress_bar
+from workbench.errors import ParameterError
+from workbench.records.base import Ref, kind_of
+from workbench.records.store import Store
+from workbench.workspace import Workspace
+
+if TYPE_CHECKING:
+    from workbench.labeling import BatchStatus, LabelStudio
+
+
+@click.group()
+def label() -> None:
+    """Send frames to labelers, see how far they are, collect.
+
+    A selection or a batch is named by KIND/PREFIX, such as batch/1f2e, or by sha256:DIGEST.
+    """
+
+
+@label.command()
+@click.argument("reference", metavar="SELECTION|BATCH")
+@click.option("--overlap", default=0.0, show_default=True, help="Share of frames for two labelers.")
+@click.option("--project", help="Title of the project; by default made from dataset and batch.")
+@json_option
+def send(reference: str, overlap: float, project: str | None, as_json: bool) -> None:
+    """Bring chosen frames to Label Studio; what is there already is not sent again.
+
+    A selection is sent without first boxes; a batch, which the pipeline makes, with its model's.
+    """
+    from workbench import labeling
+    from workbench.records.types import Selection
+
+    place = workspace.find()
+    store = Store(place)
+    batch = _resolve(place, reference, ("selection", "batch"))
+    if kind_of(batch) == "selection":
+        dataset = store.get(batch, Selection).dataset
+        batch = labeling.make_batch(store, dataset, batch, overlap=overlap)
+    elif overlap:
+        raise ParameterError("a batch already says how much of it two labelers answer", where=batch)
+    with progress_bar("send") as progress:
+        sent = labeling.send(place, _server(place), batch, project, progress=progress)
+    text = "\n".join(
+        [
+            f"sent {sent.sent} frames, {sent.already} were there already",
+            f"  batch: {sent.batch}",
+            f"  label: {sent.url}",
+            f"   next: workbench label collect {_short(sent.batch)}",
+        ]
+    )
+    emit(asdict(sent), as_json=as_json, text=text)
+
+
+@label.command()
+@click.argument("reference", metavar="[BATCH]", required=False)
+@json_option
+def status(reference: str | None, as_json: bool) -> None:
+    """Show how far labelers are with a batch, by default with every batch that was sent."""
+    from workbench import labeling
+    from workbench.labeling import ledger
+
+    place = workspace.find()
+    batches = [_resolve(place, reference, ("batch",))] if reference else ledger.sent(place)
+    server = _server(place) if batches else None
+    states = [labeling.status(place, server, batch) for batch in batches] if server else []
+    text = "\n".join(_describe(state) for state in states) or "no batch was sent from here"
+    emit({"batches": [_as_json(state) for state in states]}, as_json=as_json, text=text)
+
+
+@label.command()
+@click.argument("reference", metavar="BATCH")
+@click.option("--refresh", is_flag=True, help="Fetch again what labelers changed since.")
+@click.option("--merge", is_flag=True, help="Also keep the new dataset version with these labels.")
+@json_option
+def collect(reference: str, refresh: bool, merge: bool, as_json: bool) -> None:
+    """Keep a complete batch's labels as a record; the exit status is 4 while people are at it."""
+    from workbench import labeling
+    from workbench.records import dataset as datasets
+    from workbench.records.types import LabelBatch, LabelSet
+
+    place = workspace.find()
+    store = Store(place)
+    batch = _resolve(place, reference, ("batch",))
+    labels = labeling.collect(place, _server(place), batch, refresh=refresh)
+    record = store.get(labels, LabelSet)
+    version = None
+    if merge:
+        parent = datasets.load(store, store.get(batch, LabelBatch).dataset)
+        version = labeling.merge(store, parent, labels).ref
+    result = {
+        "labels": labels,
+        "batch": batch,
+        "boxes": record.labels,
+        "skipped": len(record.skipped),
+        "annotators": [person.model_dump() for person in record.annotators],
+        "agreement": record.agreement,
+        "simulated": record.simulated,
+        "dataset": version,
+    }
+    lines = [f"{labels}: {record.labels} boxes, {len(record.skipped)} frames skipped"]
+    lines += [f"  {_person(person.model_dump())}" for person in record.annotators]
+    if version:
+        lines.append(f"  new dataset version: {version}")
+    emit(result, as_json=as_json, text="\n".join(lines))
+
+
+def _server(place: Workspace) -> LabelStudio:
+    from workbench import labeling, services
+
+    admin = services.label_studio_admin(place)
+    return labeling.connect(admin.url, admin.token)
+
+
+def _resolve(place: Workspace, reference: str, kinds: tuple[str, ...]) -> Ref:
+    from workbench.pipeline import references
+
+    ref = references.resolve(place, reference)
+    if kind_of(ref) not in kinds:
+        raise ParameterError(
+            f"expected a {' or a '.join(kinds)}, and this is a {kind_of(ref)}", where=ref
+        )
+    return ref
+
+
+def _short(ref: Ref) -> str:
+    kind, _, name = ref.partition("/")
+    return f"{kind}/{name[:12]}"
+
+
+def _as_json(state: BatchStatus) -> dict[str, Any]:
+    people = [person.model_dump() for person in state.annotators]
+    mends = [asdict(mend) for mend in state.to_mend]
+    return {
+        **{name: getattr(state, name) for name in ("batch", "project", "url", "total", "done")},
+        **{"skipped": state.skipped, "complete": state.complete},
+        **{"annotators": people, "to_mend": mends},
+    }
+
+
+def _describe(state: BatchStatus) -> str:
+    lines = [
+        f"{_short(state.batch)}: {state.done} of {state.total} frames done,"
+        f" {state.skipped} skipped",
+        f"  {state.url}",
+    ]
+    lines += [f"  {_person(person.model_dump())}" for person in state.annotators]
+    lines += [f"  to mend, {mend.annotator}: {mend.why} ({mend.url})" for mend in state.to_mend]
+    return "\n".join(lines)
+
+
+def _person(person: dict[str, Any]) -> str:
+    time = f", {person['minutes']:.1f} minutes" if person["minutes"] is not None else ""
+    told = " (replayed, not a person)" if person["simulated"] else ""
+    return f"{person['id']}: {person['frames']} frames, {person['boxes']} boxes{time}{told}"

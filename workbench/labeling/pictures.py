@@ -1,0 +1,73 @@
+"""Pictures of a batch: what labelers start from, and what they made of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from workbench.labeling.batches import sent_predictions
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Box, Frame
+from workbench.records.store import Store
+from workbench.records.types import Prediction
+from workbench.workspace import Workspace
+
+_MODEL, _PEOPLE = "#E69F00", "#009E73"
+
+
+def first_frames(
+    place: Workspace, frames: Sequence[Frame], predictions: Iterable[Prediction], count: int = 6
+) -> Any:
+    """The first frames of a batch with the boxes that labelers start from (orange)."""
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    for prediction in predictions:
+        boxes[prediction.frame].append(prediction.box)
+    layers = [(_MODEL, boxes)]
+    return _grid(place, frames[:count], layers, "Boxes to start from: the model's, nobody's label")
+
+
+def before_and_after(
+    place: Workspace, store: Store, batch: Ref, labeled: Dataset, count: int = 6
+) -> Any:
+    """Labeled frames with what the model had said (orange) and what came back (green)."""
+    sent = {
+        frame: [one.box for one in predictions]
+        for frame, predictions in sent_predictions(store, batch).items()
+    }
+    drawn = {
+        frame: [label.box for label in labels] for frame, labels in labeled.labels_by_frame.items()
+    }
+    simulated = any(label.origin.is_simulated for label in labeled.labels)
+    title = f"Sent (orange) and drawn (green){', replayed' if simulated else ''}"
+    return _grid(place, labeled.frames[:count], [(_MODEL, sent), (_PEOPLE, drawn)], title)
+
+
+def _grid(
+    place: Workspace,
+    frames: Sequence[Frame],
+    layers: Sequence[tuple[str, dict[str, list[Box]]]],
+    title: str,
+) -> Any:
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    columns = min(3, max(1, len(frames)))
+    rows = max(1, -(-len(frames) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, frame in zip(axes.flat, frames, strict=False):
+        with Image.open(media_path(place, frame)) as image:
+            axis.imshow(image.convert("RGB"))
+        for colour, boxes in layers:
+            for box in boxes.get(frame.id, ()):
+                corner = (box.x, box.y)
+                axis.add_patch(Rectangle(corner, box.w, box.h, fill=False, edgecolor=colour, lw=1))
+        axis.set_title(f"{frame.drive} #{frame.index}", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return figure
