@@ -1,0 +1,76 @@
+"""The doctor finds what was broken on purpose, and says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench.services import credentials, doctor
+from workbench.workspace import Workspace
+
+
+def by_name(place: Workspace) -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.examine(place)}
+
+
+def test_every_failing_check_says_how_to_mend_it(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("WORKBENCH_LABEL_STUDIO_ENVIRONMENT", str(tmp_path))
+    checks = by_name(place)
+    assert not checks["Label Studio installed"].ok
+    assert not checks["Chromium"].ok
+    assert all(check.mend for check in checks.values() if not check.ok)
+    assert not doctor.healthy(list(checks.values()))
+    assert not checks["Chromium"].required
+
+
+def test_an_external_label_studio_makes_ours_optional(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_LABEL_STUDIO_ENVIRONMENT", str(tmp_path))
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
+    check = by_name(place)["Label Studio installed"]
+    assert (check.ok, check.required) == (False, False)
+
+
+def test_exposed_secrets_are_found(place: Workspace) -> None:
+    credentials.ensure(place, "token")
+    assert by_name(place)["secrets for their owner only"].ok
+    credentials.path_of(place, "token").chmod(0o604)
+    check = by_name(place)["secrets for their owner only"]
+    assert not check.ok
+    assert "chmod" in check.mend
+
+
+def test_packages_out_of_step_are_named(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "# made by hand\n"
+        "click==0.0.1\n    # via somebody\n"
+        "no-such-package==1.0\n"
+        "no-such-package-either==1.0 ; sys_platform == 'win32'\n"
+    )
+    wrong = doctor.out_of_step(lock)
+    assert len(wrong) == 2
+    assert wrong[0].startswith("click==0.0.1 is ")
+    assert wrong[1] == "no-such-package==1.0 is missing"
+
+
+def test_the_command_exits_with_its_verdict(place: Workspace) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    found = json.loads(done.stdout)
+    assert done.returncode == (0 if found["ok"] else 1)
+    assert {"name", "ok", "detail", "required", "mend"} == set(found["checks"][0])
+    assert not place.root.exists()
