@@ -132,6 +132,7 @@ def compare(
 
     Raises:
         ParameterError: There are no frames, or a target has another contract.
+        ContractError: A target gives values that are not numbers.
     """
     if not frames:
         raise ParameterError("no frames to compare the models on")
@@ -147,6 +148,7 @@ def compare(
         expected_boxes = decode(expected, reference.config, score_threshold=score)
         for name, target in targets.items():
             found = target.raw(batch)
+            _require_numbers(name, chunk, found)
             tallies[name].add_maps(names, expected, found)
             found_boxes = decode(found, reference.config, score_threshold=score)
             for frame, first, second in zip(chunk, expected_boxes, found_boxes, strict=True):
@@ -190,6 +192,15 @@ def evenly(frames: Sequence[Frame], limit: int) -> list[Frame]:
     """At most ``limit`` frames, spread over the whole sequence."""
     count = min(limit, len(frames))
     return [frames[index * len(frames) // count] for index in range(count)]
+
+
+def _require_numbers(name: str, frames: Sequence[Frame], maps: Maps) -> None:
+    if not all(np.isfinite(values).all() for values in maps):
+        raise ContractError(
+            f"{name} gives values that are not finite numbers",
+            where=f"frames {frames[0].id} and following",
+            hint="The ranges overflow: look at the calibration frames and at the weights",
+        )
 
 
 def _agreement(matched: int, first: int, second: int) -> float | None:

@@ -1,0 +1,176 @@
+"""The three files: what is in them, that plain ONNX Runtime runs them, and that they repeat."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from workbench import digest
+from workbench.errors import ParameterError
+from workbench.export import calibration
+from workbench.export.bundle import FP32, INT8_CPU, INT8_TARGET
+from workbench.export.canonical import canonical, metadata_of
+from workbench.export.quantise import int8_cpu
+from workbench.export.targets import lint_symmetric
+from workbench.perception.contract import from_metadata
+from workbench.perception.predictor import OnnxPredictor, TorchPredictor
+from workbench.perception.preprocessing import load_rgb, prepare_batch
+from workbench.records.dataset import Dataset, media_path
+from workbench.workspace import Workspace
+
+Models = dict[str, bytes]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def batch(kept: Workspace, dataset: Dataset, predictor: TorchPredictor) -> np.ndarray:
+    pixels = [load_rgb(media_path(kept, frame)) for frame in dataset.frames[-5:]]
+    return prepare_batch(pixels, predictor.preprocessing)[0]
+
+
+def test_the_float_file_computes_what_the_network_does(
+    models: Models, predictor: TorchPredictor, batch: np.ndarray
+) -> None:
+    found = OnnxPredictor(models[FP32]).raw(batch)
+    for expected, actual in zip(predictor.raw(batch), found, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [INT8_CPU, INT8_TARGET])
+def test_an_8_bit_file_stays_near_the_network_and_is_smaller(
+    models: Models, predictor: TorchPredictor, batch: np.ndarray, name: str
+) -> None:
+    found = OnnxPredictor(models[name]).raw(batch)
+    for expected, actual in zip(predictor.raw(batch), found, strict=True):
+        spread = np.ptp(expected)
+        assert np.abs(actual - expected).mean() < 0.02 * spread
+        assert np.abs(actual - expected).max() > 0  # it is not the float file again
+    assert len(models[name]) < 0.5 * len(models[FP32])
+
+
+@pytest.mark.parametrize("name", [FP32, INT8_CPU])
+def test_a_batch_gives_what_its_frames_give_alone(
+    models: Models, batch: np.ndarray, name: str
+) -> None:
+    model = OnnxPredictor(models[name])
+    together = model.raw(batch)
+    for index in range(len(batch)):
+        alone = model.raw(batch[index : index + 1])
+        for whole, part in zip(together, alone, strict=True):
+            np.testing.assert_allclose(whole[index : index + 1], part, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [FP32, INT8_CPU, INT8_TARGET])
+def test_plain_onnx_runtime_needs_nothing_of_ours(models: Models, name: str) -> None:
+    session = onnxruntime.InferenceSession(models[name], providers=["CPUExecutionProvider"])
+    frame = session.get_inputs()[0]
+    assert (frame.name, frame.type, frame.shape[1:]) == ("images", "tensor(float)", [3, 64, 96])
+    maps = session.run(None, {"images": np.zeros((1, 3, 64, 96), np.float32)})
+    assert [output.shape for output in maps][:2] == [(1, 3, 8, 12), (1, 4, 8, 12)]
+
+
+@pytest.mark.parametrize("name", [FP32, INT8_CPU, INT8_TARGET])
+def test_a_file_carries_its_contract_and_no_trace_of_where_it_was_made(
+    models: Models, predictor: TorchPredictor, name: str
+) -> None:
+    model = onnx.load_from_string(models[name])
+    contract = from_metadata(metadata_of(model), where=name)
+    assert contract == (predictor.config, predictor.preprocessing)
+    assert model.producer_name == "workbench"
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert str(ROOT).encode() not in models[name]
+    assert b"site-packages" not in models[name]
+
+
+def test_writing_a_canonical_file_again_changes_nothing(models: Models) -> None:
+    for content in models.values():
+        model = onnx.load_from_string(content)
+        assert canonical(model, metadata_of(model)) == content
+
+
+def test_names_do_not_shape_a_canonical_file(models: Models) -> None:
+    model = onnx.load_from_string(models[FP32])
+    for node in model.graph.node:
+        node.name, node.doc_string = f"other/{node.name}", "a note"
+        node.input[:] = [f"x{name}" if name.startswith("w") else name for name in node.input]
+    for tensor in model.graph.initializer:
+        tensor.name = f"x{tensor.name}"
+    model.producer_version = "9"
+    assert canonical(model, metadata_of(model)) == models[FP32]
+
+
+def test_a_changed_weight_changes_the_bytes(models: Models) -> None:
+    model = onnx.load_from_string(models[FP32])
+    values = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    values.flat[0] += 1e-3
+    name = model.graph.initializer[0].name
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, name))
+    assert canonical(model, metadata_of(model)) != models[FP32]
+
+
+@pytest.mark.parametrize("target", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_another_process_makes_the_same_bytes(models: Models, target: bool) -> None:
+    code = f"""
+import sys, tempfile, torch
+from pathlib import Path
+from tests.export.conftest import make_dataset, make_predictor
+from workbench import digest
+from workbench.export import calibration
+from workbench.export.recipe import quantised
+from workbench.workspace import Workspace
+
+torch.set_num_threads(2)
+with tempfile.TemporaryDirectory() as folder:
+    place = Workspace(Path(folder) / ".workbench")
+    data = make_dataset(place)
+    picked = calibration.pick(data, 16)
+    made = quantised(place, make_predictor(), data, picked, target={target})
+for name in sorted(made):
+    print(name, digest.of_bytes(made[name]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = sorted(models) if target else [FP32, INT8_CPU]
+    assert done.stdout.splitlines() == [f"{name} {digest.of_bytes(models[name])}" for name in names]
+
+
+def test_other_calibration_frames_give_another_file(
+    kept: Workspace, dataset: Dataset, models: Models
+) -> None:
+    picked = calibration.pick(dataset, 3, seed=5)
+    again = int8_cpu(models[FP32], calibration.images(kept, dataset, picked))
+    assert again != models[INT8_CPU]
+
+
+def test_nothing_to_calibrate_with_is_an_error(models: Models) -> None:
+    with pytest.raises(ParameterError, match="no frames to calibrate"):
+        int8_cpu(models[FP32], [])
+
+
+def test_the_target_file_keeps_the_rules_and_the_cpu_file_does_not(models: Models) -> None:
+    assert lint_symmetric(models[INT8_TARGET]) == []
+    assert any("not int8" in finding for finding in lint_symmetric(models[INT8_CPU]))
+    assert lint_symmetric(models[FP32]) == ["nothing is quantised"]
+
+
+def test_the_lint_sees_a_zero_point_a_bad_scale_and_a_strange_operator(models: Models) -> None:
+    model = onnx.load_from_string(models[INT8_TARGET])
+    first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    for tensor in model.graph.initializer:
+        if tensor.name == first.input[1]:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(-1), tensor.name))
+        if tensor.name == first.input[2]:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), tensor.name))
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type = "HardSwish"
+    findings = lint_symmetric(model.SerializeToString())
+    for word in ("zero point is not 0", "not finite and above zero", "HardSwish"):
+        assert any(word in finding for finding in findings), (word, findings)
