@@ -1,0 +1,192 @@
+"""Only evidence promotes; every candidate is signed; what is signed is what was judged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
+from workbench import digest
+from workbench.cli import main
+from workbench.errors import ParameterError, RecordError, VerificationError
+from workbench.records.base import Ref
+from workbench.records.store import Store
+from workbench.records.types import GateReport, GateResult, Release, Verdict
+from workbench.release import release
+from workbench.release.keys import signing_key
+from workbench.workspace import Workspace
+
+Judge = Callable[..., Ref]
+
+
+def report(verdict: Verdict, *gates: GateResult) -> GateReport:
+    return GateReport(
+        candidate=CHECKPOINT,
+        reference=None,
+        dataset=DATASET,
+        rules="a" * 64,
+        verdict=verdict,
+        gates=gates,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (report(Verdict.PASS, gate(Verdict.PASS)), True),
+        (report(Verdict.PASS, gate(Verdict.PASS), gate(Verdict.FAIL, required=False)), True),
+        (report(Verdict.FAIL, gate(Verdict.PASS), gate(Verdict.FAIL)), False),
+        (report(Verdict.INSUFFICIENT, gate(Verdict.INSUFFICIENT)), False),
+        # A report that contradicts its own gates, or has none that counts, promotes nothing.
+        (report(Verdict.PASS, gate(Verdict.PASS), gate(Verdict.INSUFFICIENT)), False),
+        (report(Verdict.FAIL, gate(Verdict.PASS)), False),
+        (report(Verdict.PASS), False),
+        (report(Verdict.PASS, gate(Verdict.PASS, required=False)), False),
+    ],
+)
+def test_only_evidence_promotes(given: GateReport, expected: bool) -> None:
+    assert release.may_promote(given) is expected
+
+
+def test_a_release_is_the_bundle_signed(store: Store, bundle: Ref, judge: Judge) -> None:
+    made = release.publish(store, bundle, judge(bundle), "front-camera")
+    record = store.get(made.ref, Release)
+    assert made.promoted and record.promoted
+    assert record.key == signing_key(store.workspace).fingerprint
+    assert record.signature == digest.of_file(made.folder / "signature")
+    assert {path.name for path in made.folder.iterdir()} == {*FILES, "signature"}
+    assert made.verified.files["fp32.onnx"] == digest.of_bytes(FILES["fp32.onnx"])
+    assert not list(made.folder.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.INSUFFICIENT])
+def test_a_refused_candidate_is_signed_but_not_promoted(
+    store: Store, bundle: Ref, judge: Judge, verdict: Verdict
+) -> None:
+    made = release.publish(store, bundle, judge(bundle, verdict), "front-camera")
+    assert not made.promoted
+    assert store.get(made.ref, Release).verdict is verdict
+    assert (made.folder / "signature").is_file()
+
+
+def test_publishing_twice_is_one_release(store: Store, bundle: Ref, judge: Judge) -> None:
+    first = release.publish(store, bundle, judge(bundle), "front-camera")
+    second = release.publish(store, bundle, judge(bundle), "front-camera")
+    assert first == second
+
+
+def test_gates_on_another_bundle_release_nothing(store: Store, bundle: Ref, judge: Judge) -> None:
+    with pytest.raises(ParameterError, match="not this bundle"):
+        release.publish(store, bundle, judge(CHECKPOINT), "front-camera")
+    assert not (store.workspace.root / "releases").exists()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "Front Camera", ".hidden", "a/b", "x" * 65])
+def test_a_name_that_is_no_folder_name_is_refused(
+    store: Store, bundle: Ref, judge: Judge, name: str
+) -> None:
+    with pytest.raises(ParameterError, match="cannot name a model"):
+        release.publish(store, bundle, judge(bundle), name)
+
+
+def test_a_release_folder_that_was_changed_is_not_published_over(
+    store: Store, bundle: Ref, judge: Judge
+) -> None:
+    made = release.publish(store, bundle, judge(bundle), "front-camera")
+    (made.folder / "int8.cpu.onnx").write_bytes(b"other")
+    with pytest.raises(VerificationError, match=r"changed: int8\.cpu\.onnx"):
+        release.publish(store, bundle, judge(bundle), "front-camera")
+
+
+def test_a_damaged_record_is_not_released(store: Store, bundle: Ref, judge: Judge) -> None:
+    (store.folder(bundle) / "payload" / "fp32.onnx").write_bytes(b"other")
+    with pytest.raises(RecordError, match="was changed"):
+        release.publish(Store(store.workspace), bundle, judge(bundle), "front-camera")
+    assert not list((store.workspace.root / "releases" / "front-camera").iterdir())
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """What a shell would see of ``workbench verify``."""
+    runner = CliRunner()
+
+    @click.command(context_settings={"ignore_unknown_options": True})
+    @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+    def shell(rest: tuple[str, ...]) -> None:
+        main(list(rest))
+
+    result = runner.invoke(shell, ["verify", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def released(store: Store, bundle: Ref, judge: Judge) -> release.Published:
+    return release.publish(store, bundle, judge(bundle), "front-camera")
+
+
+def test_verify_says_what_it_checked(released: release.Published) -> None:
+    code, out, err = run(str(released.folder), "--json")
+    assert (code, err) == (0, "")
+    body = json.loads(out)
+    assert body["verified"] is True
+    assert set(body["files"]) == set(FILES)
+    code, out, _ = run(released.ref[:16])
+    assert code == 0
+    assert "nothing changed, missing or extra" in out
+
+
+def test_verify_elsewhere_needs_only_the_public_key(
+    place: Workspace,
+    released: release.Published,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(released.folder, tmp_path / "car" / "bundle")
+    shutil.copyfile(signing_key(place).public, tmp_path / "car" / "key.pem")
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "car" / ".workbench"))
+    bundle = str(tmp_path / "car" / "bundle")
+    assert run(bundle, "--key", str(tmp_path / "car" / "key.pem"))[0] == 0
+    code, _, err = run(bundle)
+    assert code == 1
+    assert "--key" in err
+    assert not (tmp_path / "car" / ".workbench").exists()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_verify_fails_with_a_status_and_a_reason(
+    released: release.Published, as_json: bool
+) -> None:
+    (released.folder / "extra.txt").touch()
+    code, out, err = run(str(released.folder), *(["--json"] if as_json else []))
+    assert code == 1
+    assert "extra: extra.txt" in err
+    if as_json:
+        assert json.loads(out)["error"]["kind"] == "verification"
+
+
+def test_a_folder_signed_again_is_not_the_release(
+    place: Workspace, store: Store, released: release.Published
+) -> None:
+    from workbench.release import signing
+
+    signing.sign(released.folder, signing_key(place))
+    assert run(str(released.folder))[0] == 0
+    code, _, err = run(released.ref[:16])
+    assert code == 1
+    assert "signed again" in err
+
+
+def test_verify_of_nothing_is_an_error(released: release.Published) -> None:
+    for wrong, message in (
+        ("no/such/folder", "no such bundle"),
+        ("release/", "releases match"),
+        ("release/ffffffffffff", "no releases match"),
+    ):
+        code, _, err = run(wrong)
+        assert code == 1
+        assert message in err
