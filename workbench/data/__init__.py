@@ -1,0 +1,21 @@
+"""Data: sources to checked, immutable, versioned frames and labels.
+
+ingested = data.ingest(place, folder, name="camvid")
+dataset = data.assign_roles(ingested.dataset)
+ref = ingested.save(store, dataset)
+"""
+
+from workbench.data.ingest import Ingested, ingest
+from workbench.data.roles import RolePolicy, assign_roles, withhold
+from workbench.data.schema import FRONT_CAMERA, load_schema, with_mapping
+
+__all__ = [
+    "FRONT_CAMERA",
+    "Ingested",
+    "RolePolicy",
+    "assign_roles",
+    "ingest",
+    "load_schema",
+    "with_mapping",
+    "withhold",
+]

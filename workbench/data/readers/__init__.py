@@ -1,0 +1,71 @@
+"""Readers: a folder in one of several formats, to what its annotations claim.
+
+A reader opens annotations, never images, and believes nothing: what it cannot make sense of
+becomes a problem with its file and reason. `workbench.data.ingest` checks the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from workbench.data import provenance
+from workbench.data.readers import coco, images, kitti, voc, yolo
+from workbench.data.source import Source
+from workbench.errors import DataError, ParameterError
+
+READERS: dict[str, Callable[[Path], Source]] = {
+    "coco": coco.read,
+    "kitti": kitti.read,
+    "voc": voc.read,
+    "yolo": yolo.read,
+    "images": images.read,
+}
+
+# In this order: what is most telling first, and any folder is a folder of images.
+_DETECTORS: dict[str, Callable[[Path], bool]] = {
+    "coco": coco.looks_right,
+    "kitti": kitti.looks_right,
+    "voc": voc.looks_right,
+    "yolo": yolo.looks_right,
+    "images": images.looks_right,
+}
+
+
+def read(source: Path, format: str = "auto") -> Source:  # noqa: A002 - the word users know
+    """Read ``source`` and what its ``drives.json`` adds.
+
+    Raises:
+        ParameterError: No such format, or no such folder.
+        DataError: Nothing in there can be read in this format.
+    """
+    source = source.expanduser()
+    if format != "auto" and format not in READERS:
+        raise ParameterError(
+            "unknown source format", where=format, hint=f"Use auto, {', '.join(READERS)}"
+        )
+    if not source.exists():
+        raise ParameterError("there is no such source", where=source)
+    chosen = detect(source) if format == "auto" else format
+    found = provenance.apply(READERS[chosen](source))
+    if not found.frames:
+        raise DataError(
+            f"no frames found in the {chosen} format",
+            where=source,
+            hint="Name the folder that holds the images and annotations, or another --format",
+        )
+    return found
+
+
+def detect(source: Path) -> str:
+    """The format that ``source`` is in, judged by its files.
+
+    Raises:
+        DataError: It is in none.
+    """
+    for name, looks_right in _DETECTORS.items():
+        if looks_right(source):
+            return name
+    raise DataError(
+        "cannot tell what this source is", where=source, hint=f"Formats: {', '.join(READERS)}"
+    )

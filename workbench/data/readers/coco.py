@@ -1,0 +1,216 @@
+"""COCO detection files: ``bbox`` is [x, y, width, height] in pixels, origin top left.
+
+Beyond COCO, an image may carry ``drive`` (or ``sequence``), ``index``, ``timestamp_us``,
+``light`` (or ``lighting``), ``weather``, ``construction`` and ``events``, and an annotation
+``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks what is not scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from workbench.data.source import Source, SourceBox, SourceFrame, images_below, parse_name, relative
+from workbench.errors import DataError
+from workbench.records.frames import Conditions, Light, Weather
+from workbench.records.types import Quarantined
+
+Json = dict[str, Any]
+
+_USUAL = ("labels.coco.json", "_annotations.coco.json", "annotations.json", "instances.json")
+
+
+def looks_right(source: Path) -> bool:
+    return bool(_candidates(source))
+
+
+def read(source: Path) -> Source:
+    """Read the one COCO file in ``source``, which may also be named itself.
+
+    Raises:
+        DataError: There is none, several, or it is not COCO.
+    """
+    path = _the_file(source)
+    root = source if source.is_dir() else source.parent
+    body = _load(path)
+    problems: list[Quarantined] = []
+    boxes = _boxes(body, relative(path, root), problems)
+    finder = _Finder(root, path.parent)
+    frames: list[SourceFrame] = []
+    seen: set[Any] = set()
+    for image in body["images"]:
+        frame = _frame(image, boxes, finder, problems, relative(path, root))
+        if frame is not None and image.get("id") in seen:
+            problems.append(_mislabelled(frame.name, f"image id {image['id']} is used twice"))
+        elif frame is not None:
+            seen.add(image["id"])
+            frames.append(frame)
+    known = {image.get("id") for image in body["images"] if isinstance(image, dict)}
+    for image_id, orphans in boxes.items():
+        if image_id not in known:
+            for box in orphans:
+                where = relative(path, root)
+                problems.append(_mislabelled(where, f"{box.detail}: no image has id {image_id}"))
+    return Source(
+        format="coco",
+        root=root,
+        frames=tuple(frames),
+        problems=tuple(problems),
+        about=body.get("info") or {},
+    )
+
+
+def _the_file(source: Path) -> Path:
+    found = _candidates(source)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(path.name for path in found[:5])
+    raise DataError(
+        f"several COCO files: {names}" if found else "no COCO file here",
+        where=source,
+        hint="Name one of them instead of the folder" if found else "Try another --format",
+    )
+
+
+def _candidates(source: Path) -> list[Path]:
+    """COCO files in ``source``; a usual name beats the others."""
+    if source.is_file():
+        return [source] if source.suffix == ".json" else []
+    for name in _USUAL:
+        if (source / name).is_file():
+            return [source / name]
+    listed = [*sorted(source.glob("*.json")), *sorted(source.glob("annotations/*.json"))]
+    return [path for path in listed if _is_coco(path)]
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        _load(path)
+    except DataError:
+        return False
+    return True
+
+
+def _load(path: Path) -> Json:
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the COCO file: {error}", where=path) from error
+    parts = ("images", "annotations", "categories")
+    if not isinstance(body, dict) or not all(isinstance(body.get(part), list) for part in parts):
+        raise DataError("not a COCO detection file", where=path, hint=f"It needs {parts}")
+    return body
+
+
+def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, list[SourceBox]]:
+    names = {row.get("id"): str(row.get("name")) for row in body["categories"]}
+    found: dict[Any, list[SourceBox]] = defaultdict(list)
+    for annotation in body["annotations"]:
+        detail = f"annotation {annotation.get('id')}"
+        category = annotation.get("category_id")
+        try:
+            x, y, w, h = (float(value) for value in annotation["bbox"])
+            box = SourceBox(
+                name=names.get(category, f"category {category}"),
+                corners=(x, y, x + w, y + h),
+                detail=detail,
+                occluded=_fraction(annotation.get("occluded")),
+                truncated=_fraction(annotation.get("truncated")),
+                ignore=bool(annotation.get("iscrowd", 0)),
+                track=None if annotation.get("track") is None else str(annotation["track"]),
+            )
+            found[annotation["image_id"]].append(box)
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(_mislabelled(where, f"{detail}: cannot be read ({error!r})"))
+    return found
+
+
+def _fraction(value: Any) -> float | None:
+    # Some exporters write flags here; true is no fraction, and what it hides is not known.
+    if value is None or isinstance(value, bool):
+        return None if value is not False else 0.0
+    number = float(value)
+    return number if 0 <= number <= 1 else None
+
+
+def _frame(
+    image: Any,
+    boxes: dict[Any, list[SourceBox]],
+    finder: _Finder,
+    problems: list[Quarantined],
+    where: str,
+) -> SourceFrame | None:
+    if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
+        problems.append(_mislabelled(where, f"an image without id or file_name: {str(image)[:80]}"))
+        return None
+    name = str(image["file_name"])
+    file = finder.find(name)
+    if file is None:
+        problems.append(Quarantined(file=name, reason="missing", detail="named in " + where))
+        return None
+    parts = parse_name(name)
+    try:
+        conditions = _conditions(image)
+        index, timestamp = image.get("index", parts.index), image.get("timestamp_us")
+        return SourceFrame(
+            file=file,
+            name=relative(file, finder.root),
+            drive=str(image.get("drive") or image.get("sequence") or parts.drive),
+            index=int(index),
+            counter=parts.counter,
+            timestamp_us=None if timestamp is None else int(timestamp),
+            conditions=conditions,
+            events=tuple(str(event) for event in image.get("events") or ()),
+            size=_size(image),
+            boxes=tuple(boxes.get(image["id"], ())),
+        )
+    except (TypeError, ValueError, ValidationError) as error:
+        problems.append(_mislabelled(name, f"its description cannot be read ({error!r})"))
+        return None
+
+
+def _size(image: Json) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    return None if width is None or height is None else (int(width), int(height))
+
+
+def _conditions(image: Json) -> Conditions:
+    """Conditions in words we know; another source's own words stay ``unknown``."""
+    light = str(image.get("light") or image.get("lighting") or "").lower()
+    weather = str(image.get("weather") or "").lower()
+    return Conditions(
+        light=Light(light) if light in set(Light) else Light.UNKNOWN,
+        weather=Weather(weather) if weather in set(Weather) else Weather.UNKNOWN,
+        construction=bool(image.get("construction", False)),
+    )
+
+
+class _Finder:
+    """Finds images where COCO files usually keep them, and never outside the source."""
+
+    def __init__(self, root: Path, beside: Path) -> None:
+        self.root = root
+        self._places = (beside, beside / "images", root, root / "images")
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def find(self, name: str) -> Path | None:
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts:
+            return None
+        for place in self._places:
+            if (place / pure).is_file():
+                return place / pure
+        if self._by_name is None:
+            self._by_name = {}
+            for path in images_below(self.root):
+                self._by_name.setdefault(path.name, []).append(path)
+        found = self._by_name.get(pure.name, [])
+        return found[0] if len(found) == 1 else None
+
+
+def _mislabelled(file: str, detail: str) -> Quarantined:
+    return Quarantined(file=file, reason="mislabelled", detail=detail)
