@@ -128,6 +128,6 @@ def ground_map(camera: Camera, curvature: float, ego_d_m: float) -> tuple[NDArra
     else:
         radius = 1.0 / curvature
         side = np.sign(radius)
-        along = np.arctan2(x * side, (radius - y) * side) * radius * side
+        along = np.arctan2(x * side, (radius - y) * side) * radius
         left = radius - side * np.hypot(x, radius - y)
     return tuple(np.asarray(a, np.float32) for a in (first, along, left, depth))

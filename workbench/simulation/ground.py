@@ -6,7 +6,7 @@ and the pools of light below street lamps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,8 +21,8 @@ from workbench.simulation.scenario import Scenario
 Floats = NDArray[np.float32]
 
 DASH_M, DASH_PERIOD_M = 4.0, 10.0
-_ASPHALT = (0.36, 0.36, 0.375)
-_PAVEMENT = (0.56, 0.54, 0.51)
+_ASPHALT = (0.40, 0.40, 0.41)
+_PAVEMENT = (0.60, 0.58, 0.55)
 _KERB = (0.66, 0.65, 0.63)
 _GRASS = (0.31, 0.40, 0.20)
 _PAINT = (0.90, 0.90, 0.88)
@@ -67,8 +67,8 @@ def background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
     flat[kept.dashed] += (painted[kept.dashed] - flat[kept.dashed]) * cover[:, None]
     for marked in _crossings(scenario, along, kept.left):
         ground[marked] += (kept.painted[marked] - ground[marked]) * 0.88
-    ground = cv2.multiply(ground, cv2.merge((bright, bright, bright)))
-    ground = cv2.add(ground, kept.air)
+    ground *= cv2.merge((bright, bright, bright))
+    ground += kept.air
     image = np.empty((scenario.camera.height, scenario.camera.width, 3), np.uint8)
     image[: kept.first] = kept.sky
     image[kept.first :] = cv2.convertScaleAbs(ground, alpha=255.0)
@@ -82,7 +82,7 @@ def _kept(scenario: Scenario) -> _Kept:
     first, along, left, depth = optics.ground_map(camera, road.curvature, scenario.ego_d_m)
     albedo, dashes, grain = _painted(scenario, left, depth)
     up = light.shade(np.array([[0.0, 0.0, 1.0]]))[0]
-    falling = np.float32(up) + lighting.own_light(
+    falling = _rgb(up) + lighting.own_light(
         light, depth, left - scenario.ego_d_m, np.full_like(along, lighting.LAMP_SPACING_M / 4)
     )
     if light.wet:
@@ -90,10 +90,10 @@ def _kept(scenario: Scenario) -> _Kept:
         road_only = (np.abs(left) < road.edge_m).astype(np.float32)[..., None]
         albedo *= 1.0 - 0.35 * road_only
         mirror = np.clip(depth / 45.0, 0.0, 1.0)[..., None] * 0.55 * road_only
-        sheen = np.float32(light.sky_low) * 0.85 / np.maximum(falling, 0.05)
+        sheen = _rgb(light.sky_low) * 0.85 / np.maximum(falling, 0.05)
         albedo += (np.minimum(sheen, 1.2) - albedo) * mirror
     clear = np.exp(-light.air_per_m * depth)[..., None]
-    warm = np.float32([1.0, 0.8, 0.52]) * np.float32(0.325 * light.street_lamps)
+    warm = _rgb((0.325, 0.26, 0.17)) * light.street_lamps
     dashed = np.flatnonzero(dashes > 0.01)
     step = depth**2 / (camera.fy * camera.height_m)
     return _Kept(
@@ -102,15 +102,19 @@ def _kept(scenario: Scenario) -> _Kept:
         along=along,
         left=left,
         steady=(albedo * falling * clear).astype(np.float32),
-        painted=(np.float32(_PAINT) * falling * clear).astype(np.float32),
+        painted=(_rgb(_PAINT) * falling * clear).astype(np.float32),
         warm=(albedo * warm * clear).astype(np.float32),
-        air=(np.float32(light.air) * (1.0 - clear)).astype(np.float32),
+        air=(_rgb(light.air) * (1.0 - clear)).astype(np.float32),
         grain=(grain / (1.0 + depth / 12.0)).astype(np.float32),
         columns=(left * 23.0).astype(np.int32) & 255,
         dashed=dashed,
         dashes=dashes.ravel()[dashed],
         step=step.ravel()[dashed].astype(np.float32),
     )
+
+
+def _rgb(colour: Sequence[float] | NDArray[np.float64]) -> Floats:
+    return np.asarray(colour, np.float32)
 
 
 def _painted(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floats, Floats, Floats]:
@@ -122,20 +126,21 @@ def _painted(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floats, F
 
     def beyond(border: float) -> Floats:
         """Share of a pixel that lies outside ``border``."""
-        return np.clip((side - border) / pixel + 0.5, 0.0, 1.0)[..., None]
+        share = np.clip((side - border) / pixel + 0.5, 0.0, 1.0)[..., None]
+        return np.asarray(share, np.float32)
 
     def line(at: float, width: float) -> Floats:
         cover = (width / 2 + pixel / 2 - np.abs(left - at)) / pixel
-        return np.clip(cover, 0.0, np.minimum(1.0, width / pixel))
+        return np.asarray(np.clip(cover, 0.0, np.minimum(1.0, width / pixel)), np.float32)
 
     albedo = np.empty((*left.shape, 3), np.float32)
     albedo[:] = _ASPHALT
     tracks = np.cos((left / road.lane_width_m - 0.5) * 4 * np.pi) * (side < road.edge_m)
     albedo *= (1.0 - 0.035 * tracks)[..., None]
-    grass = np.float32(_GRASS) * (0.9 + 0.2 * (scenario.seed % 5) / 5)
+    grass = _rgb(_GRASS) * (0.9 + 0.2 * (scenario.seed % 5) / 5)
     if town:
-        albedo += (np.float32(_KERB) - albedo) * beyond(road.edge_m)
-        albedo += (np.float32(_PAVEMENT) - albedo) * beyond(road.edge_m + 0.18)
+        albedo += (_rgb(_KERB) - albedo) * beyond(road.edge_m)
+        albedo += (_rgb(_PAVEMENT) - albedo) * beyond(road.edge_m + 0.18)
         albedo += (grass - albedo) * beyond(road.edge_m + _PAVEMENT_M)
     else:
         albedo += (grass - albedo) * beyond(road.edge_m)
@@ -151,7 +156,7 @@ def _painted(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floats, F
             solid = np.maximum(solid, np.maximum(line(-0.14, 0.12), line(0.14, 0.12)))
         else:
             dashes = np.maximum(dashes, line(at, 0.14))
-    albedo += (np.float32(_PAINT) - albedo) * (solid * 0.92)[..., None]
+    albedo += (_rgb(_PAINT) - albedo) * (solid * 0.92)[..., None]
     grain = np.where(side < road.edge_m, 0.075, 0.10 if town else 0.2)
     return albedo.astype(np.float32), (dashes * 0.92).astype(np.float32), grain
 
@@ -180,7 +185,7 @@ def _sky(scenario: Scenario, rows: int) -> NDArray[np.uint8]:
     camera, light = scenario.camera, lighting.of(scenario)
     rng = np.random.default_rng([scenario.seed, 13])
     height = np.clip(1.0 - np.arange(rows) / max(rows - 1, 1), 0, 1)[:, None, None] ** 0.75
-    top, low = np.float32(light.sky_top), np.float32(light.sky_low)
+    top, low = _rgb(light.sky_top), _rgb(light.sky_low)
     sky = np.broadcast_to(low + (top - low) * height, (rows, camera.width, 3)).astype(np.float32)
     if light.clouds > 0.05 and rows > 8:
         puffs = np.zeros((rows, camera.width), np.float32)
@@ -207,16 +212,14 @@ def _skyline(image: NDArray[np.uint8], scenario: Scenario, rng: np.random.Genera
         knots = rng.random(48 if city else 12) * tall * scale + 3
         way = cv2.INTER_NEAREST if city else cv2.INTER_CUBIC
         ridge = cv2.resize(knots[None].astype(np.float32), (width, 1), interpolation=way)[0]
-        dark = np.float32((0.20, 0.24, 0.26) if city else (0.20, 0.28, 0.22)) * np.float32(
-            light.ambient
-        )
+        dark = _rgb((0.20, 0.24, 0.26) if city else (0.20, 0.28, 0.22)) * _rgb(light.ambient)
         fog = min(1.0, fade + light.air_per_m * 12)
-        colour = (np.float32(light.air) * fog + dark * (1 - fog)) * 255
+        colour = (_rgb(light.air) * fog + dark * (1 - fog)) * 255
         if light.air_per_m > 0.015:
-            colour = np.float32(light.air) * 255
+            colour = _rgb(light.air) * 255
         points = np.stack((np.arange(width), rows - ridge), 1)
         outline = np.concatenate((points, [[width, rows + 2], [0, rows + 2]])).astype(np.int32)
-        cv2.fillPoly(image, [outline], tuple(float(c) for c in colour), cv2.LINE_AA)
+        cv2.fillPoly(image, [outline], colour.tolist(), cv2.LINE_AA)
         if layer == 1 and city and light.headlights > 0.5 and light.air_per_m < 0.015:
             for _ in range(60):
                 x = int(rng.integers(width))

@@ -7,6 +7,7 @@ glare), not in measured units.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,6 +18,9 @@ from workbench.simulation.scenario import Scenario
 
 Rgb = tuple[float, float, float]
 Floats = NDArray[np.float32]
+
+_WARM_LAMP = np.array([1.0, 0.8, 0.52], np.float32)
+_HEADLIGHT = np.array([1.0, 0.97, 0.88], np.float32)
 
 LAMP_SPACING_M = 32.0
 
@@ -56,7 +60,7 @@ class Light:
 _DAY = Light(
     sky_top=(0.33, 0.52, 0.80),
     sky_low=(0.76, 0.84, 0.91),
-    ambient=(0.60, 0.63, 0.69),
+    ambient=(0.67, 0.70, 0.75),
     sun=(0.58, 0.54, 0.46),
     sun_way=(0.0, 0.0, 1.0),
     air=(0.74, 0.80, 0.86),
@@ -66,7 +70,7 @@ _DAY = Light(
 _DUSK = Light(
     sky_top=(0.22, 0.26, 0.46),
     sky_low=(0.96, 0.62, 0.36),
-    ambient=(0.34, 0.30, 0.35),
+    ambient=(0.40, 0.35, 0.39),
     sun=(0.42, 0.22, 0.10),
     sun_way=(0.0, 0.0, 1.0),
     air=(0.72, 0.52, 0.42),
@@ -80,12 +84,12 @@ _DUSK = Light(
 _NIGHT = Light(
     sky_top=(0.015, 0.02, 0.045),
     sky_low=(0.07, 0.065, 0.075),
-    ambient=(0.075, 0.08, 0.10),
+    ambient=(0.07, 0.075, 0.095),
     sun=(0.0, 0.0, 0.0),
     sun_way=(0.0, 0.0, 1.0),
     air=(0.045, 0.045, 0.055),
     air_per_m=0.005,
-    headlights=0.95,
+    headlights=1.3,
     street_lamps=0.26,
     lit=True,
     clouds=0.15,
@@ -101,9 +105,10 @@ def of(scenario: Scenario) -> Light:
     base = _BASES[scenario.light]
     azimuth = float(rng.uniform(0, 2 * np.pi))
     high = float(rng.uniform(0.6, 1.05) if scenario.light == "day" else rng.uniform(0.12, 0.2))
-    way = (np.cos(azimuth) * np.cos(high), np.sin(azimuth) * np.cos(high), np.sin(high))
+    flat = math.cos(high)
+    way = (math.cos(azimuth) * flat, math.sin(azimuth) * flat, math.sin(high))
     clouds = base.clouds * float(rng.uniform(0.3, 1.6))
-    light = replace(base, sun_way=tuple(float(v) for v in way), clouds=clouds)
+    light = replace(base, sun_way=way, clouds=clouds)
     lamps = light.street_lamps if scenario.road.surroundings in ("town", "avenue") else 0.0
     light = replace(light, street_lamps=lamps)
     if scenario.weather == "rain":
@@ -114,7 +119,15 @@ def of(scenario: Scenario) -> Light:
 
 
 def _mix(a: Rgb, b: Rgb, share: float) -> Rgb:
-    return tuple(float(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
+    return (
+        a[0] + (b[0] - a[0]) * share,
+        a[1] + (b[1] - a[1]) * share,
+        a[2] + (b[2] - a[2]) * share,
+    )
+
+
+def _dim(colour: Rgb, share: float) -> Rgb:
+    return _mix((0.0, 0.0, 0.0), colour, share)
 
 
 def _grey(colour: Rgb, share: float) -> Rgb:
@@ -127,8 +140,8 @@ def _rainy(light: Light) -> Light:
         light,
         sky_top=_mix(_grey(light.sky_top, 0.8), (0.4, 0.42, 0.45), 0.35 if light.shadow else 0.0),
         sky_low=_grey(light.sky_low, 0.7),
-        ambient=tuple(0.92 * v for v in _grey(light.ambient, 0.5)),
-        sun=tuple(0.15 * v for v in light.sun),
+        ambient=_dim(_grey(light.ambient, 0.5), 1.05),
+        sun=_dim(light.sun, 0.15),
         air=_grey(light.air, 0.7),
         air_per_m=light.air_per_m + 0.006,
         shadow=light.shadow * 0.45,
@@ -148,7 +161,7 @@ def _foggy(light: Light, per_m: float) -> Light:
         sky_top=_mix(air, light.sky_top, 0.15),
         sky_low=air,
         ambient=_grey(light.ambient, 0.6),
-        sun=tuple(0.1 * v for v in light.sun),
+        sun=_dim(light.sun, 0.1),
         air=air,
         air_per_m=per_m,
         shadow=light.shadow * 0.4,
@@ -167,11 +180,12 @@ def own_light(light: Light, x: Floats, y: Floats, along: Floats) -> Floats:
     aside = (y + 0.02 * away) / away
     beam = np.exp(-((aside / 0.42) ** 2)) / (1.0 + (away / 26.0) ** 2)
     near = 1.0 - np.exp(-away / 5.0)
-    head = (light.headlights * beam * near)[..., None] * np.float32([1.0, 0.97, 0.88])
+    head = np.asarray(light.headlights * beam * near, np.float32)[..., None] * _HEADLIGHT
     if light.street_lamps == 0:
         return np.asarray(head, np.float32)
     wave = 0.5 + 0.5 * np.cos(2 * np.pi * along / LAMP_SPACING_M)
-    lamps = (light.street_lamps * (0.35 + 0.65 * wave))[..., None] * np.float32([1.0, 0.8, 0.52])
+    pools = np.asarray(light.street_lamps * (0.35 + 0.65 * wave), np.float32)
+    lamps = pools[..., None] * _WARM_LAMP
     return np.asarray(head + lamps, np.float32)
 
 

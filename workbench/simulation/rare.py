@@ -107,7 +107,7 @@ def _occluded_pedestrian(
     """A child steps out from behind a parked van."""
     s = scenario.ego_speed_mps * end + float(rng.uniform(9, 14))
     kerb = -(scenario.road.edge_m - 1.2)
-    path = (Waypoint(start, s, kerb - 0.6), Waypoint(end, s, kerb + 1.15))
+    path = (Waypoint(start, s, kerb + 0.95), Waypoint(end, s, kerb + 2.5))
     look = int(rng.integers(1 << 30))
     child = Actor(_track(scenario, "occluded-pedestrian"), "pedestrian", "child", path, None, look)
     spot = (Waypoint(0.0, s - 3.4, kerb),)

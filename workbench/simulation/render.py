@@ -21,14 +21,21 @@ from numpy.typing import NDArray
 from workbench.errors import ParameterError
 from workbench.simulation import ground, scene, sensor
 from workbench.simulation import light as lighting
+from workbench.simulation.light import Light
 from workbench.simulation.mesh import SHIFT, Stroke
-from workbench.simulation.scenario import Scenario
+from workbench.simulation.scenario import Actor, Scenario
 from workbench.simulation.scene import Body
 
 Image = NDArray[np.uint8]
 
 MIN_VISIBLE = 0.25
-MIN_HEIGHT_PX = 6.0
+"""A box is to be ignored when less of what the image holds of its silhouette can be seen, ..."""
+MAX_TRUNCATED = 0.85
+"""... when more of the silhouette lies outside the image, ..."""
+MAX_VEILED = 0.9
+"""... when fog leaves less contrast than the rest to one, ..."""
+MIN_HEIGHT = 8.0 / 288.0
+"""... or when it is lower than this share of the image's height."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,13 @@ def render(scenario: Scenario, frame_index: int) -> RenderedFrame:
     bodies = scene.bodies(scenario, time_s, light)
     scene.cast_shadows(image, bodies, scenario, light)
     measures = [_draw(body, image, owners) for body in bodies]
+    visible = np.bincount(owners.ravel(), minlength=256)
     boxes = tuple(
         box
         for body, measure in zip(bodies, measures, strict=True)
-        if measure is not None
-        and (box := _box(body, measure, int((owners == body.number).sum()), scenario)) is not None
+        if body.actor is not None
+        and measure is not None
+        and (box := _box(body, body.actor, measure, int(visible[body.number]), scenario, light))
     )
     rng = np.random.default_rng([scenario.seed, 29, frame_index])
     flares = scene.flares(bodies, owners, scenario, light)
@@ -109,55 +118,57 @@ def _split(stroke: Stroke, fixed: NDArray[np.int32]) -> list[NDArray[np.int32]]:
 
 @dataclass(frozen=True)
 class _Measure:
+    """Bounds ``x0, y0, x1, y1`` inside the image, pixels of the silhouette there, share outside."""
+
     bounds: tuple[float, float, float, float]
     inside: int
     truncated: float
 
 
-def _measure(body: Body, owners: Image) -> _Measure:
-    """Mark the silhouette in ``owners``; its bounds and how much of it the image holds."""
+def _measure(body: Body, owners: Image) -> _Measure | None:
+    """Mark the silhouette in ``owners`` and measure it; None when the image holds none of it."""
     corners = np.concatenate([stroke.polygon for stroke in body.strokes])
-    low, high = corners.min(0), corners.max(0)
+    (low_x, low_y), (high_x, high_y) = corners.min(0).tolist(), corners.max(0).tolist()
     height, width = owners.shape
-    bounds = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
-    x0, y0 = math.floor(low[0]) - 1, math.floor(low[1]) - 1
-    x1, y1 = math.ceil(high[0]) + 1, math.ceil(high[1]) + 1
-    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-        return _Measure(bounds, 0, 1.0)
     # Bodies beside the camera reach far out of the image; a few images' worth is enough.
-    x0, y0 = max(x0, -2 * width), max(y0, -2 * height)
-    x1, y1 = min(x1, 3 * width), min(y1, 3 * height)
+    x0, y0 = max(math.floor(low_x) - 1, -2 * width), max(math.floor(low_y) - 1, -2 * height)
+    x1, y1 = min(math.ceil(high_x) + 1, 3 * width), min(math.ceil(high_y) + 1, 3 * height)
+    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    if left >= right or top >= bottom:
+        return None
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
     corner = np.array([x0, y0], np.int32) << SHIFT
     for stroke in body.strokes:
         cv2.fillPoly(mask, _split(stroke, stroke.fixed - corner), 1, cv2.LINE_8, SHIFT)
-    left, top = max(x0, 0), max(y0, 0)
-    right, bottom = min(x1, width), min(y1, height)
     inner = mask[top - y0 : bottom - y0, left - x0 : right - x0]
     owners[top:bottom, left:right][inner > 0] = body.number
-    inside, whole = int(inner.sum()), int(mask.sum())
-    return _Measure(bounds, inside, 1.0 - inside / max(whole, 1))
-
-
-def _box(body: Body, measure: _Measure, visible: int, scenario: Scenario) -> RenderedBox | None:
-    """None when nothing of it can be seen."""
-    if body.actor is None:
+    inside, whole = cv2.countNonZero(inner), cv2.countNonZero(mask)
+    if inside == 0:
         return None
+    if low_x < 0 or low_y < 0 or high_x > width or high_y > height:
+        # What is cut off may have held the extremes of the rest too: look at what is left.
+        x, y, w, h = cv2.boundingRect(np.ascontiguousarray(inner))
+        low_x, low_y = max(low_x, left + x), max(low_y, top + y)
+        high_x, high_y = min(high_x, left + x + w), min(high_y, top + y + h)
+    return _Measure((low_x, low_y, high_x, high_y), inside, 1.0 - inside / whole)
+
+
+def _box(
+    body: Body, actor: Actor, measure: _Measure, visible: int, scenario: Scenario, light: Light
+) -> RenderedBox | None:
+    """None when nothing of it can be seen."""
     x0, y0, x1, y1 = measure.bounds
-    x0, x1 = max(x0, 0.0), min(x1, float(scenario.camera.width))
-    y0, y1 = max(y0, 0.0), min(y1, float(scenario.camera.height))
     if visible == 0 or x1 - x0 < 1.0 or y1 - y0 < 1.0:
         return None
     occluded = 1.0 - visible / measure.inside
-    seen = visible / measure.inside * (1.0 - measure.truncated)
+    veiled = 1.0 - math.exp(-light.air_per_m * body.depth)
+    ignore = (
+        1.0 - occluded < MIN_VISIBLE
+        or measure.truncated > MAX_TRUNCATED
+        or veiled > MAX_VEILED
+        or y1 - y0 < MIN_HEIGHT * scenario.camera.height
+    )
+    truncated = round(measure.truncated, 3)
     return RenderedBox(
-        body.actor.cls,
-        x0,
-        y0,
-        x1 - x0,
-        y1 - y0,
-        round(occluded, 3),
-        round(measure.truncated, 3),
-        body.actor.track,
-        seen < MIN_VISIBLE or y1 - y0 < MIN_HEIGHT_PX,
+        actor.cls, x0, y0, x1 - x0, y1 - y0, round(occluded, 3), truncated, actor.track, ignore
     )

@@ -18,7 +18,7 @@ from workbench.simulation.mesh import SHIFT, Lamp, Mesh, Stroke, fixed_point, st
 from workbench.simulation.scenario import Actor, Pose, Scenario
 from workbench.simulation.sensor import Flare
 
-FAR_M = 130.0
+FAR_M = 95.0
 _GLARE = np.array([0.9])
 
 
@@ -89,7 +89,7 @@ def _everything(
         yield actor, shapes.body(actor, pose, time_s=time_s, lit=light.lit), pose, False
 
 
-def _posed(  # noqa: PLR0913 - one body's whole context
+def _posed(
     scenario: Scenario,
     light: Light,
     ego: Pose,
@@ -109,10 +109,10 @@ def _posed(  # noqa: PLR0913 - one body's whole context
     drawn = strokes(mesh, points, normals, centres, scenario.camera)
     if not drawn:
         return None
-    x, y = np.float32(max(float(points[:, 0].mean()), 1.0)), np.float32(points[:, 1].mean())
-    own = lighting.own_light(light, x, y, np.float32(pose.s_m))
+    middle = points.mean(0).astype(np.float32)
+    own = lighting.own_light(light, middle[0:1], middle[1:2], np.array([pose.s_m], np.float32))[0]
     colours = _colours(mesh, normals, own, light, (near + far) / 2)
-    return Body(actor, mesh, points, drawn, colours, near, far, abs(float(y)), behind)
+    return Body(actor, mesh, points, drawn, colours, near, far, abs(float(middle[1])), behind)
 
 
 def _in_view(scenario: Scenario, points: NDArray[np.float64], depth: NDArray[np.float64]) -> bool:
@@ -176,7 +176,7 @@ def _shadow(
         return None
     pixels = optics.project(scenario.camera, ground)[0]
     hull = cv2.convexHull(pixels.astype(np.float32))[:, 0]
-    return fixed_point(hull)
+    return fixed_point(np.asarray(hull, np.float64))
 
 
 def flares(
@@ -212,5 +212,4 @@ def _faces(body: Body, lamp: Lamp) -> bool:
     if lamp.facing == 0:
         return True
     reach = body.points[:, 0]
-    nearest = float(body.points[lamp.at, 0]) < float(reach.min() + reach.max()) / 2
-    return nearest
+    return float(body.points[lamp.at, 0]) < float(reach.min() + reach.max()) / 2

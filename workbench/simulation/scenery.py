@@ -58,29 +58,54 @@ def _cell(
 ) -> tuple[Prop, ...]:
     rng = np.random.default_rng([seed, 19, layer, cell + 1000, side + 1])
     look = int(rng.integers(4000))
-    if layer == 0:
-        if rng.random() < 0.14:
-            return ()
-        near = 3.6 if kind == "town" else 6.0
-        d = side * (edge + near + float(rng.uniform(0.0, 3.0)))
-        spot = Pose((cell + 0.5) * _HOUSE_M, d, 0.0, 0.0)
-        return (Prop(street.house(look % 160, lit, side), spot, behind=True),)
-    if layer == 1:
-        if (cell + (side > 0)) % 2:
-            return ()
-        spot = Pose(cell * LAMP_SPACING_M, side * (edge + 0.5), 0.0, 0.0)
-        return (Prop(street.lamp_post(side, lit), spot),)
-    if layer == 2:
-        spot = Pose(cell * _RAIL_M, side * (edge + 0.3), 0.0, 0.0)
-        return (Prop(street.guard_rail(_RAIL_M), spot, behind=True),)
-    chance, near, far = {
-        "town": (0.3, 2.2, 3.2),
-        "avenue": (0.65, 2.4, 5.0),
-        "country": (0.85, 2.5, 16.0),
-        "motorway": (0.6, 6.0, 22.0),
-    }[kind]
+    return _LAYERS[layer](rng, kind, edge, cell, side, look, lit)
+
+
+def _house(
+    rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
+) -> tuple[Prop, ...]:
+    if rng.random() < 0.14:
+        return ()
+    near = 3.6 if kind == "town" else 6.0
+    d = side * (edge + near + float(rng.uniform(0.0, 3.0)))
+    spot = Pose((cell + 0.5) * _HOUSE_M, d, 0.0, 0.0)
+    return (Prop(street.house(look % 160, lit, side), spot, behind=True),)
+
+
+def _lamp(
+    rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
+) -> tuple[Prop, ...]:
+    if (cell + (side > 0)) % 2:
+        return ()
+    spot = Pose(cell * LAMP_SPACING_M, side * (edge + 0.5), 0.0, 0.0)
+    return (Prop(street.lamp_post(side, lit), spot),)
+
+
+def _rail(
+    rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
+) -> tuple[Prop, ...]:
+    spot = Pose(cell * _RAIL_M, side * (edge + 0.3), 0.0, 0.0)
+    return (Prop(street.guard_rail(_RAIL_M), spot, behind=True),)
+
+
+_TREES = {
+    "town": (0.3, 2.2, 3.2),
+    "avenue": (0.65, 2.4, 5.0),
+    "country": (0.85, 2.5, 16.0),
+    "motorway": (0.6, 6.0, 22.0),
+}
+"""Chance of a tree in a cell, and how far from the kerb it may stand."""
+
+
+def _tree(
+    rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
+) -> tuple[Prop, ...]:
+    chance, near, far = _TREES[kind]
     if rng.random() > chance:
         return ()
     s = (cell + float(rng.uniform(0.1, 0.9))) * _TREE_M
     spot = Pose(s, side * (edge + float(rng.uniform(near, far))), float(rng.uniform(0, 6)), 0.0)
     return (Prop(street.tree(look % 240), spot),)
+
+
+_LAYERS = (_house, _lamp, _rail, _tree)

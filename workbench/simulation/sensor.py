@@ -41,8 +41,7 @@ def expose(
     if light.wet:
         image = _rain(image, light, rng, scale)
     sigma = (0.75 if light.wet else 0.55) * scale
-    image = cv2.GaussianBlur(image, (0, 0), sigma)
-    return _noise(image, light, rng)
+    return _noise(cv2.GaussianBlur(image, (0, 0), sigma), light, rng)
 
 
 @lru_cache(maxsize=1)
@@ -78,9 +77,9 @@ def _add_spot(
     x1, y1 = min(x + 2 * half_w, width), min(y + 2 * half_h, height)
     if x1 <= x0 or y1 <= y0:
         return
-    spot = cv2.resize(_spot(), (2 * half_w, 2 * half_h), interpolation=cv2.INTER_AREA)
-    spot = spot[y0 - y : y1 - y, x0 - x : x1 - x, None]
-    shine = (spot * (np.float32(colour) * (255.0 * strength))).astype(np.uint8)
+    whole = cv2.resize(_spot(), (2 * half_w, 2 * half_h), interpolation=cv2.INTER_AREA)
+    spot = np.asarray(whole, np.float32)[y0 - y : y1 - y, x0 - x : x1 - x, None]
+    shine = (spot * (np.array(colour, np.float32) * (255.0 * strength))).astype(np.uint8)
     part = image[y0:y1, x0:x1]
     part[:] = cv2.add(part, shine.reshape(part.shape))
 
@@ -89,17 +88,17 @@ def _rain(image: Image, light: Light, rng: np.random.Generator, scale: float) ->
     """Slanted streaks, and the contrast that wet air takes away."""
     height, width = image.shape[:2]
     veil = np.zeros((height, width), np.uint8)
-    count = int(150 * scale)
+    count = int(190 * scale)
     u, v = rng.integers(0, width, count), rng.integers(-20, height, count)
     length, slant = rng.integers(5, 17, count) * scale, rng.normal(0.12, 0.04)
     ends = np.stack((u + slant * length, v + length), 1).astype(np.int32)
     starts = np.stack((u, v), 1).astype(np.int32)
-    shine = int(20 + 85 * min(1.0, sum(light.ambient) / 2))
+    shine = int(14 + 58 * min(1.0, sum(light.ambient) / 2))
     lines = np.stack((starts, ends), 1)
     cv2.polylines(veil, list(lines), False, shine, 1, cv2.LINE_AA)
-    veil = cv2.GaussianBlur(veil, (0, 0), 0.6 * scale)
+    soft = cv2.GaussianBlur(veil, (0, 0), 0.6 * scale)
     faded = cv2.convertScaleAbs(image, alpha=0.86, beta=255 * 0.10 * sum(light.air) / 3)
-    return np.asarray(cv2.add(faded, cv2.merge((veil, veil, veil))), np.uint8)
+    return np.asarray(cv2.add(faded, cv2.merge((soft, soft, soft))), np.uint8)
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +110,7 @@ def _bank(height: int, width: int) -> NDArray[np.int8]:
     return np.asarray(np.clip(grey + rng.normal(0, 14.0, size), -127, 127), np.int8)
 
 
-def _noise(image: Image, light: Light, rng: np.random.Generator) -> Image:
+def _noise(image: cv2.typing.MatLike, light: Light, rng: np.random.Generator) -> Image:
     height, width = image.shape[:2]
     y, x = rng.integers(0, _BANK_MARGIN, 2)
     window = _bank(height, width)[y : y + height, x : x + width]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from workbench.errors import ParameterError
-from workbench.simulation import people, street, vehicles
+from workbench.simulation import lorries, people, street, vehicles
 from workbench.simulation.mesh import Mesh
 from workbench.simulation.scenario import Actor, Pose
 
 _PHASES = 12
 _STRIDE_M = {"adult": 1.5, "child": 1.0, "bicycle": 5.0, "deer": 1.6}
 _SIGNAL_S = (14.0, 2.0, 12.0)
-
-VEHICLES = ("sedan", "hatchback", "suv", "van")
-SHAPES = (
-    *VEHICLES,
-    *("box-truck", "tractor", "bus", "motorcycle", "bicycle", "adult", "child", "deer"),
-    *("signal", "limit", "warning", "stop", "parking", "direction", "cone", "barrier"),
-)
 
 
 def body(actor: Actor, pose: Pose, *, time_s: float, lit: bool) -> Mesh:
@@ -31,37 +26,52 @@ def body(actor: Actor, pose: Pose, *, time_s: float, lit: bool) -> Mesh:
     Raises:
         ParameterError: Nobody has this shape.
     """
-    shape, look = actor.shape, actor.look
-    if shape in VEHICLES:
-        return vehicles.car(shape, look, lit)
-    if shape in ("adult", "child"):
-        return people.walker(shape, look, _phase(actor, pose), pose.speed_mps > 0.05)
-    if shape in ("box-truck", "tractor"):
-        return vehicles.truck(shape, look, lit)
-    return _rarer(actor, pose, time_s, lit)
+    shape = actor.shape
+    if shape not in _BODIES:
+        raise ParameterError(
+            "nobody has this shape",
+            where=f"{actor.track}: {shape}",
+            hint=f"Known: {', '.join(SHAPES)}",
+        )
+    return _BODIES[shape](actor, pose, time_s, lit)
 
 
-def _rarer(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
-    shape, look = actor.shape, actor.look
-    if shape == "bus":
-        return vehicles.bus(look, lit)
-    if shape == "motorcycle":
-        return people.motorcycle(look, lit)
-    if shape == "bicycle":
-        return people.cyclist(look, _phase(actor, pose), lit)
-    if shape == "deer":
-        return people.deer(look, _phase(actor, pose))
-    if shape == "signal":
-        return street.signal(_signal_state(look, time_s), look % 2 == 0)
-    if shape == "cone":
-        return street.cone(look % 2 == 0)
-    if shape == "barrier":
-        return street.barrier(lit)
-    if actor.cls == "traffic_sign" and shape in SHAPES:
-        return street.sign(shape, look)
-    raise ParameterError(
-        "nobody has this shape", where=f"{actor.track}: {shape}", hint=f"Known: {', '.join(SHAPES)}"
-    )
+def _car(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return vehicles.car(actor.shape, actor.look, lit)
+
+
+def _truck(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return lorries.truck(actor.shape, actor.look, lit)
+
+
+def _person(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return people.walker(actor.shape, actor.look, _phase(actor, pose), pose.speed_mps > 0.05)
+
+
+def _sign(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return street.sign(actor.shape, actor.look)
+
+
+def _signal(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return street.signal(_signal_state(actor.look, time_s), actor.look % 2 == 0)
+
+
+_BODIES: dict[str, Callable[[Actor, Pose, float, bool], Mesh]] = {
+    **dict.fromkeys(vehicles.CARS, _car),
+    **dict.fromkeys(("box-truck", "tractor"), _truck),
+    "bus": lambda actor, pose, time_s, lit: lorries.bus(actor.look, lit),
+    "motorcycle": lambda actor, pose, time_s, lit: people.motorcycle(actor.look, lit),
+    "bicycle": lambda actor, pose, time_s, lit: people.cyclist(
+        actor.look, _phase(actor, pose), lit
+    ),
+    **dict.fromkeys(("adult", "child"), _person),
+    "deer": lambda actor, pose, time_s, lit: people.deer(actor.look, _phase(actor, pose)),
+    "signal": _signal,
+    **dict.fromkeys(("limit", "warning", "stop", "parking", "direction"), _sign),
+    "cone": lambda actor, pose, time_s, lit: street.cone(actor.look % 2 == 0),
+    "barrier": lambda actor, pose, time_s, lit: street.barrier(lit),
+}
+SHAPES = tuple(_BODIES)
 
 
 def support(actor: Actor) -> Mesh | None:

@@ -1,15 +1,19 @@
-"""What stands beside the road: traffic lights, signs, cones, barriers, houses, trees, lamp posts."""
+"""What stands by the road: traffic lights, signs, cones, barriers, houses, trees, lamp posts."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.simulation.mesh import Builder, Colour, Mesh, Paint
 
 Point = tuple[float, float, float]
+Floats = NDArray[np.float64]
 
 _POLE: Colour = (0.42, 0.43, 0.45)
 _DARK: Colour = (0.08, 0.08, 0.09)
@@ -117,7 +121,7 @@ def cone(large: bool) -> Mesh:
     builder = Builder()
     builder.box((-0.2, 0.2), (-0.2, 0.2), (0.0, 0.05), _DARK)
     ends = [0.05, 0.28, 0.42, 0.56, 0.66, 0.76]
-    for k, (low, high) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for k, (low, high) in enumerate(itertools.pairwise(ends)):
         wide, thin = 0.17 * (1 - low / 0.85), 0.17 * (1 - high / 0.85)
         white = k % 2 == 1
         quad = [
@@ -183,26 +187,24 @@ def house(look: int, lit: bool, side: int) -> Mesh:
     pane: Colour = (0.24, 0.29, 0.34)
     warm: Colour = (0.98, 0.82, 0.5)
 
-    def paints(cells: np.ndarray, place) -> list[Paint]:  # type: ignore[no-untyped-def, type-arg]
+    def panes(cells: Floats, wall_of: Callable[[float, float], Point]) -> list[Paint]:
         on = rng.random(len(cells)) < (0.3 if lit else 0.0)
         found = []
         for chosen, colour, glow in ((~on, pane, 0.0), (on, warm, 0.85)):
             if chosen.any():
-                points = [place(a, z) for cell in cells[chosen] for a, z in cell]
+                points = [wall_of(a, z) for cell in cells[chosen] for a, z in cell]
                 found.append(Paint(points, colour, glow, 4))
         return found
 
-    y = 0.0
-    outline = [(-half, y, 0.0), (half, y, 0.0), (half, y, height), (-half, y, height)]
-    builder.face(
-        outline if side > 0 else outline[::-1], wall, details=paints(front, lambda a, z: (a, y, z))
-    )
+    outline = [(-half, 0.0, 0.0), (half, 0.0, 0.0), (half, 0.0, height), (-half, 0.0, height)]
+    details = panes(front, lambda a, z: (a, 0.0, z))
+    builder.face(outline if side > 0 else outline[::-1], wall, details=details)
     back = side * deep
     for x, flip in ((-half, 1), (half, -1)):
         edge = [(x, 0.0, 0.0), (x, back, 0.0), (x, back, height), (x, 0.0, height)]
         edge = edge if flip * side < 0 else edge[::-1]
-        place = (lambda x: lambda a, z: (x, side * a, z))(x)
-        builder.face(edge, wall, details=paints(flank, place))
+        details = panes(flank, lambda a, z, x=x: (x, side * a, z))  # type: ignore[misc]
+        builder.face(edge, wall, details=details)
     roof: Colour = (0.36, 0.25, 0.21)
     ledge = [
         (-half, side * -0.25, height),
@@ -214,7 +216,7 @@ def house(look: int, lit: bool, side: int) -> Mesh:
     return builder.build()
 
 
-def _windows(low: float, high: float, floors: int, columns: int) -> np.ndarray:  # type: ignore[type-arg]
+def _windows(low: float, high: float, floors: int, columns: int) -> Floats:
     """``(n, 4, 2)`` window corners along a wall and up it."""
     step = (high - low) / columns
     cells = []
@@ -249,7 +251,11 @@ def tree(look: int) -> Mesh:
         shade = 0.7 + 0.45 * (z / height - 0.5) * 2
         at = (away * math.cos(angle), away * math.sin(angle), z)
         colour = (green[0] * shade, green[1] * shade, green[2] * shade)
-        builder.limb(at, at, height * float(rng.uniform(0.13, 0.2)), colour)
+        wide = height * float(rng.uniform(0.13, 0.2))
+        builder.limb(at, at, wide, colour)
+        crest = (at[0], at[1], z + 0.35 * wide)
+        bright = (colour[0] * 1.22, colour[1] * 1.18, colour[2] * 1.12)
+        builder.limb(crest, crest, 0.6 * wide, bright)
     return builder.build((3.5, 3.5))
 
 
