@@ -4,7 +4,9 @@ Frames of one drive resemble each other, so they are not independent evidence: t
 unit that is drawn again, with replacement (cluster bootstrap; Davison and Hinkley, "Bootstrap
 Methods and their Application", 1997, 3.8). With few clusters the plain percentile interval is too
 narrow; its percentiles are widened as Hesterberg advises ("What Teachers Should Know About the
-Bootstrap", 2015, "expanded percentile interval"). Two models on the same frames are compared
+Bootstrap", 2015, "expanded percentile interval"): of ten simulated drives that each have a recall
+of their own, 95 % intervals held the true one in 93 % of trials, plain percentiles in 88 %
+(``python -m benchmarks.evaluation``). Two models on the same frames are compared
 draw by draw, which cancels what makes a drive easy or hard.
 
 Below `ENOUGH_DRIVES` drives, blocks of time are drawn instead and the interval only describes
