@@ -1,0 +1,64 @@
+"""The labeling configuration says what the schema says, and can be read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import DataError
+from workbench.labeling import config
+from workbench.records.frames import ANY_CLASS, LabelSchema
+
+SCHEMA = LabelSchema(name="dash & cam <x>", version=3, classes=("car", "traffic sign", 'a"b'))
+EXPORTS = "labelstudio_samples/tests/custom/converter/data"
+
+
+def test_a_schema_survives_the_round_trip() -> None:
+    back = config.parse_config(config.labeling_config(SCHEMA))
+    assert back.classes == SCHEMA.classes
+    assert back.schema == (SCHEMA.name, SCHEMA.version)
+    assert back.attributes == ("occluded", "truncated", "ignore")
+
+
+def test_many_classes_have_a_colour_each() -> None:
+    schema = LabelSchema(name="big", version=1, classes=tuple(f"c{n}" for n in range(40)))
+    colours = config.parse_config(config.labeling_config(schema)).colours
+    assert len(set(colours)) == 40
+    assert all(len(colour) == 7 for colour in colours)
+
+
+def test_equal_schemas_give_equal_text() -> None:
+    assert config.labeling_config(SCHEMA) == config.labeling_config(SCHEMA.model_copy())
+
+
+@pytest.mark.parametrize("text", ["<View>", "not xml", "<View><Image name='i'/></View>"])
+def test_what_cannot_be_read_is_an_error(text: str) -> None:
+    with pytest.raises(DataError):
+        config.parse_config(text)
+
+
+def test_entities_are_refused_before_they_expand() -> None:
+    with pytest.raises(DataError, match="entities"):
+        config.parse_config('<!DOCTYPE x [<!ENTITY a "aaaa">]><View>&a;</View>')
+
+
+def test_a_configuration_by_others_is_readable(shared_data: Path) -> None:
+    text = (shared_data / EXPORTS / "test_export_coco" / "label_config.xml").read_text()
+    back = config.parse_config(text)
+    assert back.classes == ("rectangle_label",)
+    assert back.schema is None
+
+
+def test_ignore_areas_stand_for_every_class() -> None:
+    assert config.class_on_record(config.name_on_screen(ANY_CLASS)) == ANY_CLASS
+    assert config.class_on_record(config.name_on_screen("car")) == "car"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "answer"), [(0.0, "no"), (0.01, "partly"), (0.5, "partly"), (0.51, "mostly")]
+)
+def test_fractions_fall_into_the_answers(fraction: float, answer: str) -> None:
+    assert config.degree_of(fraction) == answer
+    # What is read back falls into the same answer again.
+    assert config.degree_of(config.DEGREES[answer]) == answer
