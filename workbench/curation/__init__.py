@@ -1,0 +1,30 @@
+"""Curation: what to label next, why, and a place to look at it.
+
+from workbench import curation
+selection = curation.mine(store, dataset, model, budget=96)        # a Selection record
+curation.publish(place, dataset, predictions, selection, "pool")   # look at it in FiftyOne
+curation.tag("pool", frames, "odd night scene", by="mia")
+"""
+
+from workbench.curation.embedding import Embeddings, embed
+from workbench.curation.fiftyone_dataset import open_app, publish, tag, tag_log, tagged
+from workbench.curation.mining import embed_roles, mine, read_scores
+from workbench.curation.quality import QualityGate
+from workbench.curation.selection import Candidate, SelectionRules, select
+
+__all__ = [
+    "Candidate",
+    "Embeddings",
+    "QualityGate",
+    "SelectionRules",
+    "embed",
+    "embed_roles",
+    "mine",
+    "open_app",
+    "publish",
+    "read_scores",
+    "select",
+    "tag",
+    "tag_log",
+    "tagged",
+]
