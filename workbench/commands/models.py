@@ -8,6 +8,7 @@ import click
 
 from workbench import digest, workspace
 from workbench.commands.common import emit, json_option
+from workbench.errors import VerificationError
 
 
 @click.command()
@@ -28,10 +29,17 @@ def verify(bundle: str, key: Path | None, as_json: bool) -> None:
     from workbench.release import keys, release, signing
 
     place = workspace.find()
-    if Path(bundle).is_dir() or not bundle.startswith("release/"):
-        held = signing.verify(Path(bundle), key or keys.public_key(place))
-    else:
+    folder = Path(bundle)
+    if folder.is_dir():
+        held = signing.verify(folder, key or keys.public_key(place))
+    elif bundle.startswith("release/"):
         held = release.verify_release(place, bundle, key)
+    else:
+        raise VerificationError(
+            "no such bundle folder",
+            where=folder.absolute(),
+            hint=f"Released bundles lie below {place.root / 'releases'}",
+        )
     result = {
         "verified": True,
         "bundle": str(held.folder),
