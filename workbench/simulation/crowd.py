@@ -112,7 +112,7 @@ def _parked(rng: np.random.Generator, scenario: Scenario) -> Iterator[Actor]:
 
 
 def spread(
-    rng: np.random.Generator, way_m: float, per_100_m: float, start_m: float
+    rng: np.random.Generator, way_m: float, per_100_m: float, start_m: float, apart_m: float = 2.0
 ) -> Iterator[float]:
     """Places at a mean density along a drive of ``way_m`` and what is seen beyond its end."""
     if per_100_m <= 0:
@@ -120,7 +120,7 @@ def spread(
     s = start_m + rng.exponential(100.0 / per_100_m)
     while s < way_m + VIEW_M:
         yield float(s)
-        s += 2.0 + rng.exponential(100.0 / per_100_m)
+        s += apart_m + rng.exponential(max(100.0 / per_100_m - apart_m, 1.0))
 
 
 def _people(rng: np.random.Generator, scenario: Scenario, place: Place) -> Iterator[Actor]:

@@ -143,9 +143,10 @@ def _rainy(light: Light) -> Light:
         ambient=_dim(_grey(light.ambient, 0.5), 1.05),
         sun=_dim(light.sun, 0.15),
         air=_grey(light.air, 0.7),
-        air_per_m=light.air_per_m + 0.006,
+        air_per_m=light.air_per_m + 0.004,
         shadow=light.shadow * 0.45,
         lit=True,
+        headlights=1.35 * light.headlights,
         clouds=0.9,
         noise=light.noise * 1.2,
         wet=1.0,
@@ -155,7 +156,7 @@ def _rainy(light: Light) -> Light:
 def _foggy(light: Light, per_m: float) -> Light:
     air = _mix(_grey(light.air, 0.8), (0.8, 0.81, 0.82), 0.35) if light.shadow else light.air
     if light.headlights > 0.5:
-        air = (0.11, 0.11, 0.12)
+        air = (0.15, 0.15, 0.16)
     return replace(
         light,
         sky_top=_mix(air, light.sky_top, 0.15),

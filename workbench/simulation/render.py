@@ -32,7 +32,7 @@ MIN_VISIBLE = 0.25
 """A box is to be ignored when less of what the image holds of its silhouette can be seen, ..."""
 MAX_TRUNCATED = 0.85
 """... when more of the silhouette lies outside the image, ..."""
-MAX_VEILED = 0.9
+MAX_VEILED = 0.88
 """... when fog leaves less contrast than the rest to one, ..."""
 MIN_HEIGHT = 8.0 / 288.0
 """... or when it is lower than this share of the image's height."""

@@ -64,7 +64,7 @@ def _mirror(image: Image, flare: Flare) -> None:
         return
     v = flare.ground_v + deep
     tall = max(deep * 0.9, flare.radius)
-    _add_spot(image, flare.u, v, flare.radius * 0.55, tall, flare.colour, flare.strength * 0.5)
+    _add_spot(image, flare.u, v, flare.radius * 0.6, tall, flare.colour, flare.strength * 0.5)
 
 
 def _add_spot(
@@ -97,7 +97,7 @@ def _rain(image: Image, light: Light, rng: np.random.Generator, scale: float) ->
     lines = np.stack((starts, ends), 1)
     cv2.polylines(veil, list(lines), False, shine, 1, cv2.LINE_AA)
     soft = cv2.GaussianBlur(veil, (0, 0), 0.6 * scale)
-    faded = cv2.convertScaleAbs(image, alpha=0.86, beta=255 * 0.10 * sum(light.air) / 3)
+    faded = cv2.convertScaleAbs(image, alpha=0.93, beta=255 * 0.06 * sum(light.air) / 3)
     return np.asarray(cv2.add(faded, cv2.merge((soft, soft, soft))), np.uint8)
 
 

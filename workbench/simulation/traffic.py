@@ -101,7 +101,7 @@ def random_drive(
         parking=parking,
         surroundings=kind,
         curvature=0.0 if abs(curvature) < 2e-4 else float(np.clip(curvature, -0.003, 0.003)),
-        crossings_m=tuple(crowd.spread(rng, way, place.lights, 20.0)),
+        crossings_m=tuple(crowd.spread(rng, way, place.lights, 20.0, apart_m=45.0)),
     )
     lane = lanes - 1
     scenario = Scenario(
