@@ -33,14 +33,15 @@ def labels_of(
     frame: Frame, found: SourceFrame, rules: Rules
 ) -> tuple[list[Label], list[Quarantined]]:
     """The labels of a frame that hold, and those that do not with the reason for each."""
-    labels: dict[str, Label] = {}
+    labels: dict[tuple[str, Box], Label] = {}
     bad: list[Quarantined] = []
     for source in found.boxes:
         said = _check(source, frame, rules)
         if isinstance(said, Label):
-            if said.id in labels:
-                bad.append(_refuse(found, source, "duplicate", "the same label again"))
-            labels[said.id] = said
+            if (said.cls, said.box) in labels:
+                bad.append(_refuse(found, source, "duplicate", f"{said.cls} with this box again"))
+            else:
+                labels[said.cls, said.box] = said
         elif said is not None:
             bad.append(_refuse(found, source, *said))
     return list(labels.values()), bad

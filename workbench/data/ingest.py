@@ -130,6 +130,8 @@ def _in_processes(
 
     # A forked child of a threaded parent (a notebook kernel) may hang; a fresh server cannot.
     context = multiprocessing.get_context("forkserver")
+    # Imported once by the server instead of once by each worker.
+    context.set_forkserver_preload(["workbench.data.pictures"])
     try:
         with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
             yield from pool.map(admit_many, work, [media] * len(work))

@@ -1,0 +1,185 @@
+"""What changed between two dataset versions, in the words of labelling.
+
+Frames are the same when their bytes are. Within a frame, an old and a new label are the same
+object when their boxes overlap by half or more; so a box that moved, got another class or changed
+hands is one change, not one removed and one added. Pairs are made best first: equal class before
+another class, then by overlap (greedy matching by intersection over union).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.records.base import Digest
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Frame, Label
+
+SAME_OBJECT_IOU = 0.5
+_STILL = 1e-6  # pixels: what a round trip through percentages may move
+
+_PROVENANCE = ("origin", "annotator", "source", "labeled_at", "score")
+_ATTRIBUTES = ("occluded", "truncated", "ignore", "track")
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """``kinds``: any of moved, class, attributes, provenance."""
+
+    old: Label
+    new: Label
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrameChange:
+    """``fields`` of the frame that differ: role, conditions, drive and so on."""
+
+    old: Frame
+    new: Frame
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetDiff:
+    frames_added: tuple[Frame, ...]
+    frames_removed: tuple[Frame, ...]
+    frames_changed: tuple[FrameChange, ...]
+    labels_added: tuple[Label, ...]
+    labels_removed: tuple[Label, ...]
+    labels_changed: tuple[LabelChange, ...]
+    by_class: dict[str, dict[str, int]]
+    by_slice: dict[str, dict[str, int]]
+
+    @property
+    def empty(self) -> bool:
+        return not (
+            self.frames_added
+            or self.frames_removed
+            or self.frames_changed
+            or self.labels_added
+            or self.labels_removed
+            or self.labels_changed
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Plain numbers, for screens and JSON."""
+        kinds = Counter(kind for change in self.labels_changed for kind in change.kinds)
+        fields = Counter(name for change in self.frames_changed for name in change.fields)
+        return {
+            "frames": {
+                "added": len(self.frames_added),
+                "removed": len(self.frames_removed),
+                "changed": len(self.frames_changed),
+                "changed_fields": dict(sorted(fields.items())),
+            },
+            "labels": {
+                "added": len(self.labels_added),
+                "removed": len(self.labels_removed),
+                "changed": len(self.labels_changed),
+                "changed_kinds": dict(sorted(kinds.items())),
+            },
+            "by_class": self.by_class,
+            "by_slice": self.by_slice,
+        }
+
+
+def diff(old: Dataset, new: Dataset) -> DatasetDiff:
+    """Compare two versions; neither has to come from the other."""
+    before = {frame.id: frame for frame in old.frames}
+    after = {frame.id: frame for frame in new.frames}
+    added, removed, changed = [], [], []
+    for frame_id in sorted(before.keys() | after.keys()):
+        pairs = _pair(old.labels_by_frame.get(frame_id, ()), new.labels_by_frame.get(frame_id, ()))
+        added.extend(pairs[0])
+        removed.extend(pairs[1])
+        changed.extend(pairs[2])
+    moved = [_frame_change(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
+    frames = {**before, **after}
+    by_class, by_slice = _tallies(added, removed, changed, frames)
+    return DatasetDiff(
+        frames_added=tuple(frame for i, frame in after.items() if i not in before),
+        frames_removed=tuple(frame for i, frame in before.items() if i not in after),
+        frames_changed=tuple(change for change in moved if change.fields),
+        labels_added=tuple(added),
+        labels_removed=tuple(removed),
+        labels_changed=tuple(changed),
+        by_class=by_class,
+        by_slice=by_slice,
+    )
+
+
+def _pair(
+    old: tuple[Label, ...], new: tuple[Label, ...]
+) -> tuple[list[Label], list[Label], list[LabelChange]]:
+    """Labels added, removed and changed on one frame."""
+    if old == new:
+        return [], [], []
+    left = dict(enumerate(old))
+    right = dict(enumerate(new))
+    offers = []
+    for i, before in left.items():
+        for j, after in right.items():
+            overlap = iou(before.box, after.box)
+            if overlap >= SAME_OBJECT_IOU:
+                offers.append((before != after, before.cls != after.cls, -overlap, i, j))
+    changed = []
+    for *_, i, j in sorted(offers):
+        if i in left and j in right:
+            before, after = left.pop(i), right.pop(j)
+            kinds = _kinds(before, after)
+            if kinds:
+                changed.append(LabelChange(before, after, kinds))
+    return list(right.values()), list(left.values()), changed
+
+
+def _kinds(old: Label, new: Label) -> tuple[str, ...]:
+    tests = {
+        "moved": any(abs(a - b) > _STILL for a, b in zip(old.box.xyxy, new.box.xyxy, strict=True)),
+        "class": old.cls != new.cls,
+        "attributes": any(getattr(old, name) != getattr(new, name) for name in _ATTRIBUTES),
+        "provenance": any(getattr(old, name) != getattr(new, name) for name in _PROVENANCE),
+    }
+    return tuple(kind for kind, differs in tests.items() if differs)
+
+
+def _frame_change(old: Frame, new: Frame) -> FrameChange:
+    names = Frame.model_fields
+    fields = tuple(name for name in names if getattr(old, name) != getattr(new, name))
+    return FrameChange(old, new, fields)
+
+
+def _tallies(
+    added: list[Label],
+    removed: list[Label],
+    changed: list[LabelChange],
+    frames: dict[Digest, Frame],
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Counts by class and by condition; a change counts under what the label is now."""
+    by_class: dict[str, Counter[str]] = {}
+    by_slice: dict[str, Counter[str]] = {}
+    events = [("added", label) for label in added]
+    events += [("removed", label) for label in removed]
+    events += [("changed", change.new) for change in changed]
+    for event, label in events:
+        by_class.setdefault(label.cls, Counter())[event] += 1
+        conditions = frames[label.frame].conditions
+        for name in (f"light={conditions.light.value}", f"weather={conditions.weather.value}"):
+            by_slice.setdefault(name, Counter())[event] += 1
+    return _plain(by_class), _plain(by_slice)
+
+
+def _plain(tallies: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    events = ("added", "removed", "changed")
+    return {name: {event: tallies[name][event] for event in events} for name in sorted(tallies)}
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1."""
+    wide = min(first.x + first.w, second.x + second.w) - max(first.x, second.x)
+    high = min(first.y + first.h, second.y + second.h) - max(first.y, second.y)
+    if wide <= 0 or high <= 0:
+        return 0.0
+    shared = wide * high
+    return shared / (first.w * first.h + second.w * second.h - shared)
