@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.training.scenes import CLASSES, SPEC, TINY, scenes
+from workbench.perception.boxes import as_boxes
+from workbench.perception.preprocessing import load_rgb, prepare
+from workbench.records.dataset import media_path
+from workbench.training import Augmentation, TrainingConfig
+from workbench.training.loader import Loader, vary
+from workbench.training.targets import Targets
+from workbench.workspace import Workspace
+
+
+def loader(place: Workspace, config: TrainingConfig = TINY, count: int = 6) -> Loader:
+    dataset = scenes(place, count)
+    return Loader(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
+
+
+def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
+    source = loader(place)
+    in_order = list(source.batches(0, 5))
+    for step in (4, 0, 2):
+        again = source.batch(step)
+        assert (again.images == in_order[step].images).all()
+        for one, other in zip(again.targets, in_order[step].targets, strict=True):
+            assert (one.boxes == other.boxes).all()
+    assert (in_order[0].images != in_order[2].images).any()
+    later = next(source.batches(3, 5))
+    assert (later.images == in_order[3].images).all()
+
+
+def test_every_frame_is_seen_in_a_pass(place: Workspace) -> None:
+    dataset = scenes(place, 6)
+    plain = replace(TINY, batch=3, augment=Augmentation.none())
+    source = Loader(place, dataset, plain, classes=CLASSES, preprocessing=SPEC)
+    seen = [image.tobytes() for step in (2, 3) for image in source.batch(step).images]
+    expected = [
+        prepare(load_rgb(media_path(place, frame)), SPEC)[0].tobytes() for frame in dataset.frames
+    ]
+    assert sorted(seen) == sorted(expected)  # and through the one preprocessing, to the bit
+    other_pass = [image.tobytes() for step in (0, 1) for image in source.batch(step).images]
+    assert other_pass != seen
+
+
+def test_fewer_frames_than_a_batch(place: Workspace) -> None:
+    assert loader(place, replace(TINY, batch=8), 3).batch(0).images.shape == (8, 3, 64, 96)
+
+
+def test_above_the_memory_budget_the_batches_are_the_same(place: Workspace) -> None:
+    size = 96 * 64 * 3
+    count = (1 << 20) // size + 1
+    dataset = scenes(place, count)
+    kept = Loader(place, dataset, TINY, classes=CLASSES, preprocessing=SPEC)
+    decoded = Loader(
+        place, dataset, replace(TINY, memory_mib=1), classes=CLASSES, preprocessing=SPEC
+    )
+    assert (kept.in_memory, decoded.in_memory) == (True, False)
+    assert (kept.batch(1).images == decoded.batch(1).images).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_move_with_the_picture(seed: int) -> None:
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[20:44, 30:66] = 255
+    targets = Targets(as_boxes([(30, 20, 66, 44)]), np.array([0]), np.array([False]))
+    how = Augmentation(zoom=(0.7, 1.8), shift=0.2, brightness=0, gamma=1, colour=0)
+    moved, found = vary(pixels, targets, how, 0, np.random.default_rng(seed))
+    if not len(found.boxes):
+        assert (moved > 127).mean() < 0.02
+        return
+    rows, columns = np.nonzero(moved[..., 0] > 127)
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert seen == pytest.approx(found.boxes[0].tolist(), abs=1.01)
+
+
+def test_light_changes_pixels_and_nothing_else(place: Workspace) -> None:
+    pixels = np.full((64, 96, 3), 100, np.uint8)
+    targets = Targets(as_boxes([(30, 20, 66, 44)]), np.array([0]), np.array([False]))
+    how = replace(Augmentation.none(), brightness=0.4, gamma=1.5, colour=0.1)
+    seen = set()
+    for seed in range(8):
+        lit, found = vary(pixels, targets, how, 0, np.random.default_rng(seed))
+        assert (found.boxes == targets.boxes).all()
+        assert (lit == lit[0, 0]).all()
+        seen.add(int(lit[0, 0, 0]))
+    assert len(seen) > 5
+    assert (pixels == 100).all()  # what is kept in memory stays as it was

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.scenes import CLASSES, SPEC, TINY, scenes
+from workbench import digest
+from workbench.errors import DataError, ParameterError, StepFailed
+from workbench.perception.matching import UNMATCHED, match
+from workbench.perception.predictor import load_checkpoint
+from workbench.perception.preprocessing import Preprocessing, load_rgb
+from workbench.records.base import make_ref
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import ANY_CLASS
+from workbench.records.store import Store
+from workbench.records.types import Checkpoint
+from workbench.training import Augmentation, Trained, TrainingConfig, save, train
+from workbench.workspace import Workspace
+
+DATASET = make_ref("dataset", "1" * 64)
+
+
+def run(
+    place: Workspace, dataset: Dataset, config: TrainingConfig = TINY, **more: object
+) -> Trained:
+    return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+
+
+def weights_digest(trained: Trained) -> str:
+    from safetensors.torch import save as to_bytes
+
+    return digest.of_bytes(to_bytes(trained.weights))
+
+
+def test_it_learns_what_it_is_shown(place: Workspace) -> None:
+    dataset = scenes(place, 16)
+    config = replace(TINY, steps=140, batch=8, lr=6e-3, ema=0.95, augment=Augmentation(flip=0.5))
+    trained = run(place, dataset, config)
+    predictor = trained.predictor()
+    right = wrong = 0
+    for frame in dataset.frames:
+        (found,) = predictor.predict([load_rgb(media_path(place, frame))])
+        sure = found.above(0.35)
+        labels = dataset.labels_by_frame[frame.id]
+        truth = torch.tensor([label.box.xyxy for label in labels]).reshape(-1, 4).numpy()
+        owner = match(
+            sure.boxes, sure.scores, truth, classes=sure.classes,
+            truth_classes=torch.tensor([CLASSES.index(label.cls) for label in labels]).numpy(),
+        )  # fmt: skip
+        right += int((owner != UNMATCHED).sum())
+        wrong += int((owner == UNMATCHED).sum())
+    assert right >= 0.8 * len(dataset.labels)
+    assert wrong <= 0.2 * len(dataset.labels)
+    losses = trained.curves["loss"]
+    assert len(losses) == 140
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+
+
+def test_equal_seeds_give_equal_weights_in_other_processes(place: Workspace) -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.training.test_loop import *\n"
+        "from workbench import workspace\n"
+        "place = workspace.find()\n"
+        "print(weights_digest(run(place, scenes(place))))\n"
+    )
+    tests = str(Path(__file__).resolve().parents[2])
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script, tests], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    }
+    assert digests == {weights_digest(run(place, scenes(place)))}
+    assert weights_digest(run(place, scenes(place), replace(TINY, seed=6))) not in digests
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(place: Workspace, tmp_path: Path) -> None:
+    config = replace(TINY, steps=14)
+    whole = run(place, scenes(place), config)
+
+    def stop_at_13(done: int, total: int) -> None:
+        if done == 13:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(place, scenes(place), config, checkpoint_dir=tmp_path, progress=stop_at_13)
+    resumed = run(place, scenes(place), config, checkpoint_dir=tmp_path)
+    assert resumed.resumed_at == 10
+    assert weights_digest(resumed) == weights_digest(whole)
+    assert resumed.curves == whole.curves
+    # Finished: asked again, it does nothing; another training does not take its state.
+    assert run(place, scenes(place), config, checkpoint_dir=tmp_path).resumed_at == 14
+    other = replace(config, seed=1)
+    assert run(place, scenes(place), other, checkpoint_dir=tmp_path).resumed_at == 0
+
+
+def test_a_damaged_state_costs_time_only(place: Workspace, tmp_path: Path) -> None:
+    config = replace(TINY, steps=3)
+    folder = tmp_path / "state"
+    first = run(place, scenes(place), config, checkpoint_dir=folder)
+    (state,) = folder.iterdir()
+    state.write_bytes(state.read_bytes()[:1000])
+    again = run(place, scenes(place), config, checkpoint_dir=folder)
+    assert again.resumed_at == 0
+    assert weights_digest(again) == weights_digest(first)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_reason(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StepFailed, match=r"diverged.*step \d+.*learning rate"):
+        run(place, scenes(place), replace(TINY, steps=40, lr=1e9, clip_norm=1e12, warmup=0.0))
+
+
+def test_frames_without_any_label_and_ignored_ones_train(place: Workspace) -> None:
+    dataset = scenes(place)
+    empty = run(place, replace(dataset, labels=()), replace(TINY, steps=2))
+    assert empty.curves["loss_box"] == [0, 0]
+    hidden = [
+        label.model_copy(update={"ignore": True, "cls": ANY_CLASS}) for label in dataset.labels
+    ]
+    ignored = run(place, replace(dataset, labels=tuple(hidden)), replace(TINY, steps=2))
+    assert ignored.curves["loss_box"] == [0, 0]
+
+
+def test_what_is_refused_before_anything_starts(place: Workspace) -> None:
+    dataset = scenes(place, 2)
+    with pytest.raises(DataError, match="no frames"):
+        run(place, dataset.where(lambda frame: False))
+    with pytest.raises(ParameterError, match="multiples of 32"):
+        train(place, dataset, TINY, classes=CLASSES, preprocessing=Preprocessing(width=100))
+    small = run(place, dataset, replace(TINY, steps=1))
+    with pytest.raises(ParameterError, match="other classes or another width"):
+        run(place, dataset, replace(TINY, width=0.5), start=small.predictor())
+
+
+def test_progress_and_curves_are_told_live(place: Workspace) -> None:
+    told: list[tuple[int, int]] = []
+    logged: list[tuple[str, int]] = []
+    run(
+        place,
+        scenes(place, 4),
+        replace(TINY, steps=2),
+        progress=lambda done, total: told.append((done, total)),
+        log=lambda name, value, step: logged.append((name, step)),
+    )
+    assert told == [(1, 2), (2, 2)]
+    assert ("train/loss", 0) in logged
+    assert ("train/lr", 1) in logged
+
+
+def test_settings_of_torch_are_left_as_they_were(place: Workspace) -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    state = torch.get_rng_state()
+    run(place, scenes(place, 2), replace(TINY, steps=1, threads=1))
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    assert (torch.get_rng_state() == state).all()
+
+
+def test_a_checkpoint_holds_the_model_and_repeats(place: Workspace, store: Store) -> None:
+    dataset = scenes(place, 4)
+    config = replace(TINY, steps=2)
+    trained = run(place, dataset, config)
+    ref = save(store, trained, DATASET)
+    assert save(store, run(place, dataset, config), DATASET) == ref
+    record = store.get(ref, Checkpoint)
+    assert record.classes == CLASSES
+    assert record.training["seed"] == TINY.seed
+    assert record.conditions["threads"] == 1
+    curves = json.loads(store.payload(ref, "curves.json").read_text())
+    assert curves == trained.curves
+    assert store.side(ref, "speed")["images_per_second"] > 0
+
+    loaded = load_checkpoint(store, ref)
+    image = load_rgb(media_path(place, dataset.frames[0]))
+    mine, kept = trained.predictor().predict([image])[0], loaded.predict([image])[0]
+    assert (mine.scores == kept.scores).all()
+
+    further = run(place, dataset, replace(config, seed=9), start=loaded)
+    child = save(store, further, DATASET, parent=ref)
+    assert store.get(child, Checkpoint).parent == ref
