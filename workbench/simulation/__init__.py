@@ -6,3 +6,7 @@
 
 Everything made here is simulated, and says so wherever it is stored.
 """
+
+from workbench.simulation.drives import write_drives
+
+__all__ = ["write_drives"]

@@ -1,0 +1,115 @@
+"""Pictures of a choice: the map of a pool, the chosen frames, what they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.curation.embedding import Embeddings
+from workbench.curation.mining import condition_of
+from workbench.curation.neighbours import directions
+from workbench.perception.preprocessing import load_rgb
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.types import Prediction, Selection
+from workbench.workspace import Workspace
+
+_GREY, _MINED, _RANDOM = "#b9c0c8", "#d1495b", "#2e6f95"
+
+
+def project(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Two principal components of directions, float32 ``[n, 2]``; signs are fixed."""
+    unit = directions(vectors)
+    if len(unit) < 3:
+        return np.zeros((len(unit), 2), np.float32)
+    # The small d x d matrix instead of n x n: a pool is much longer than a vector.
+    values, axes = np.linalg.eigh(unit.T @ unit)
+    first = axes[:, np.argsort(values)[::-1][:2]]
+    signs = np.sign(first[np.abs(first).argmax(axis=0), [0, 1]])
+    points: NDArray[np.float32] = (unit @ (first * signs)).astype(np.float32)
+    return points
+
+
+def embedding_map(pool: Embeddings, selection: Selection, dataset: Dataset) -> Any:
+    """The pool's frames in two dimensions by condition, the chosen ones on top."""
+    import matplotlib.pyplot as plt
+
+    points = project(pool.vectors)
+    frames = {frame.id: frame for frame in dataset.frames}
+    conditions = np.array([condition_of(frames[name]) for name in pool.frames])
+    arms = {choice.frame: choice.arm for choice in selection.chosen}
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for condition in sorted(set(conditions)):
+        rows = conditions == condition
+        axes.scatter(*points[rows].T, s=14, alpha=0.5, label=f"{condition} ({rows.sum()})")
+    for arm, colour, marker in (("mined", _MINED, "o"), ("random", _RANDOM, "s")):
+        rows = np.array([arms.get(name) == arm for name in pool.frames])
+        axes.scatter(
+            *points[rows].T,
+            s=48,
+            facecolors="none",
+            edgecolors=colour,
+            linewidths=1.6,
+            marker=marker,
+            label=f"{arm} ({rows.sum()})",
+        )
+    axes.set(xticks=[], yticks=[], title=f"The pool as the model sees it: {len(points)} frames")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def chosen_frames(
+    place: Workspace,
+    dataset: Dataset,
+    selection: Selection,
+    predictions: Sequence[Prediction] = (),
+    *,
+    count: int = 8,
+) -> Any:
+    """The first choices with the model's boxes, and the first reason for each."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    frames = {frame.id: frame for frame in dataset.frames}
+    shown = selection.chosen[:count]
+    rows = max(1, -(-len(shown) // 4))
+    figure, grid = plt.subplots(rows, 4, figsize=(13, 2.5 * rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, choice in zip(grid.flat, shown, strict=False):
+        axes.imshow(load_rgb(media_path(place, frames[choice.frame])))
+        for one in predictions:
+            if one.frame == choice.frame:
+                corner = (one.box.x, one.box.y)
+                axes.add_patch(
+                    Rectangle(corner, one.box.w, one.box.h, fill=False, ec=_MINED, lw=1.2)
+                )
+        reason = "\n".join(choice.reasons[:2])
+        axes.set_title(f"{choice.rank}. {reason}", fontsize=7, loc="left")
+    figure.tight_layout()
+    return figure
+
+
+def coverage(dataset: Dataset, selection: Selection) -> Any:
+    """Share of each condition in the pool and in the choice, side by side."""
+    import matplotlib.pyplot as plt
+
+    chosen = {choice.frame for choice in selection.chosen}
+    pool = [frame for frame in dataset.frames if frame.role == "pool"]
+    names = sorted({condition_of(frame) for frame in pool})
+    figure, axes = plt.subplots(figsize=(7, 0.5 * len(names) + 1.4))
+    for offset, colour, label, group in (
+        (0.2, _GREY, "pool", pool),
+        (-0.2, _MINED, "chosen", [frame for frame in pool if frame.id in chosen]),
+    ):
+        counts = [sum(condition_of(frame) == name for frame in group) for name in names]
+        shares = [count / max(1, len(group)) for count in counts]
+        axes.barh(np.arange(len(names)) + offset, shares, 0.38, color=colour, label=label)
+        for row, (share, count) in enumerate(zip(shares, counts, strict=True)):
+            axes.text(share, row + offset, f" {count}", va="center", fontsize=8)
+    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_xlabel("share of frames (number beside)")
+    axes.legend(frameon=False)
+    return figure
