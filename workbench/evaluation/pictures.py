@@ -21,6 +21,8 @@ from workbench.workspace import Workspace
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 _MODELS = ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (GREY, "-."))
+_NAMED = 4
+"""Missed boxes of a frame that are named, the largest first."""
 _VERDICTS = {Verdict.PASS: GREEN, Verdict.FAIL: RED, Verdict.INSUFFICIENT: ORANGE}
 
 
@@ -113,7 +115,7 @@ def worst_misses(
     chosen = worst_frames(evaluated, count, part=part)
     columns = min(3, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.8 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.4 * rows), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, misses in zip(axes.flat, chosen, strict=False):
@@ -180,16 +182,18 @@ def _draw_misses(axis: Any, place: Workspace, misses: Misses) -> None:
     for found in misses.found:
         if not found.right:
             _box(axis, found.box.xyxy, ORANGE, linestyle="--", linewidth=0.9)
-    for label in misses.missed:
-        _box(axis, label.box.xyxy, RED, linewidth=1.6)
-        axis.text(
-            label.box.x,
-            label.box.y - 2,
-            label.cls,
-            color="white",
-            fontsize=6,
-            bbox={"facecolor": RED, "edgecolor": "none", "pad": 0.8},
-        )
+    largest_first = sorted(misses.missed, key=lambda label: -label.box.w * label.box.h)
+    for order, label in enumerate(largest_first):
+        _box(axis, label.box.xyxy, RED, linewidth=1.4)
+        if order < _NAMED:  # more names would cover what they name
+            axis.text(
+                label.box.x,
+                label.box.y - 2,
+                label.cls,
+                color="white",
+                fontsize=6,
+                bbox={"facecolor": RED, "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
+            )
     frame = misses.frame
     axis.set_title(
         f"{frame.drive} #{frame.index}, {frame.conditions.light}, {frame.conditions.weather}: "
