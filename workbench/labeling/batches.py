@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from workbench.errors import ParameterError
 from workbench.labeling.answers import region_id
 from workbench.labeling.regions import SMALLEST_PX
-from workbench.perception import boxes
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
 from workbench.records.frames import Box, Frame, LabelSchema
@@ -91,9 +88,17 @@ def _usable(
                 where=f"{schema.name} version {schema.version}",
                 hint=f"Its classes are {', '.join(schema.classes)}",
             )
-        corners = boxes.clip(np.array([prediction.box.xyxy]), frame.width, frame.height)
-        x, y, w, h = (float(value) for value in boxes.xyxy_to_xywh(corners)[0])
-        if w >= SMALLEST_PX and h >= SMALLEST_PX:
-            inside = prediction.model_copy(update={"box": Box(x=x, y=y, w=w, h=h)})
+        box = _inside(prediction.box, frame)
+        if box.w >= SMALLEST_PX and box.h >= SMALLEST_PX:
+            inside = prediction.model_copy(update={"box": box})
             kept[region_id(inside)] = inside
     return sorted(kept.values(), key=lambda one: (one.frame, -one.score, region_id(one)))
+
+
+def _inside(box: Box, frame: Frame) -> Box:
+    x1, y1, x2, y2 = box.xyxy
+    if min(x1, y1) >= 0 and x2 <= frame.width and y2 <= frame.height:
+        return box  # as it came: cutting would cost its last digits, and with them its name
+    x1, x2 = (min(max(x, 0.0), frame.width) for x in (x1, x2))
+    y1, y2 = (min(max(y, 0.0), frame.height) for y in (y1, y2))
+    return Box(x=x1, y=y1, w=x2 - x1, h=y2 - y1)

@@ -1,0 +1,266 @@
+"""Round trips through a real Label Studio: nothing lost, nothing twice, whatever comes between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import requests
+from click.testing import CliRunner
+
+from tests.contracts.conftest import Servers
+from tests.labeling.conftest import Sample, make_sample
+from workbench import labeling, services
+from workbench.commands.labels import label as label_command
+from workbench.errors import ParameterError, ServiceError, Waiting
+from workbench.labeling import LabelStudio, ledger
+from workbench.labeling.answers import AnswerRow, region_id
+from workbench.labeling.regions import Drawn, to_regions
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref, digest_of
+from workbench.records.frames import Box, Frame, Label, Origin
+from workbench.records.types import LabelSet, Prediction
+
+
+@pytest.fixture(scope="module")
+def server(servers: Servers) -> LabelStudio:
+    admin = services.label_studio_admin(servers.place)
+    return labeling.connect(admin.url, admin.token)
+
+
+@pytest.fixture(scope="module")
+def ada(servers: Servers, server: LabelStudio) -> LabelStudio:
+    """A labeler who is no replay."""
+    token = servers.place.secrets / "ada-token"
+    return server.as_user("ada@example.org", "correct horse 7", token_file=token)
+
+
+@pytest.fixture
+def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
+    """Frames that no other test has sent, in the servers' own workspace."""
+    return make_sample(servers.place, request.node.name[:40], 5)
+
+
+def answer(
+    labeler: LabelStudio, frame: Frame, task: int, *boxes: Drawn, seconds: float = 30
+) -> None:
+    regions = [part for box in boxes for part in to_regions(box, frame.width, frame.height)]
+    labeler.annotate(task, regions, lead_time_s=seconds)
+
+
+def labels_of(sample: Sample, labelset: Ref) -> list[Label]:
+    return list(datasets.read_lines(sample.store.payload(labelset, "labels.jsonl"), Label))
+
+
+def test_a_second_send_writes_nothing(fresh: Sample, server: LabelStudio) -> None:
+    batch = fresh.batch()
+    seen: list[tuple[int, int]] = []
+    first = labeling.send(fresh.place, server, batch, progress=lambda *at: seen.append(at))
+    assert (first.sent, first.already) == (5, 0)
+    assert seen[-1] == (5, 5)
+    before = server.export(first.project)
+    second = labeling.send(fresh.place, server, batch)
+    assert (second.sent, second.already, second.project) == (0, 5, first.project)
+    assert server.export(first.project) == before
+    assert sum(task["total_predictions"] for task in before) == 3  # frames with boxes
+
+
+def test_killed_between_import_and_ledger(
+    fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = fresh.batch()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ledger, "write", killed)
+        labeling.send(fresh.place, server, batch)
+    arrived = labeling.send(fresh.place, server, batch)
+    assert (arrived.sent, arrived.already) == (5, 0)  # only the project had been made
+
+    (fresh.place.root / "labeling" / f"{digest_of(batch)}.json").unlink()
+    assert labeling.send(fresh.place, server, batch).sent == 0
+    assert len(server.export(arrived.project)) == 5
+
+
+def test_half_an_import_is_completed(
+    fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call fails after the server took part of it: what is missing follows, nothing else."""
+    real, calls = server.import_tasks, []
+
+    def breaks_once(project: int, tasks: list[dict[str, object]]) -> list[int]:
+        calls.append(len(tasks))
+        if len(calls) == 1:
+            real(project, tasks[:2])
+            raise ServiceError("connection lost")
+        return real(project, tasks)
+
+    monkeypatch.setattr(server, "import_tasks", breaks_once)
+    sent = labeling.send(fresh.place, server, fresh.batch())
+    assert calls == [5, 3]
+    frames = [task["data"]["frame"] for task in server.export(sent.project)]
+    assert sorted(frames) == sorted(frame.id for frame in fresh.frames)
+
+
+def test_frames_are_shown_from_where_they_lie(fresh: Sample, server: LabelStudio) -> None:
+    sent = labeling.send(fresh.place, server, fresh.batch())
+    admin = services.label_studio_admin(fresh.place)
+    shown = server.export(sent.project)[0]["data"]
+    headers = {"Authorization": f"Token {admin.token}"}
+    image = requests.get(f"{server.url}{shown['image']}", headers=headers, timeout=20)
+    frame = next(frame for frame in fresh.frames if frame.id == shown["frame"])
+    assert image.content == datasets.media_path(fresh.place, frame).read_bytes()
+
+
+def test_replay_is_idempotent_and_says_what_it_is(fresh: Sample, server: LabelStudio) -> None:
+    batch = fresh.batch(overlap=0.4)
+    labeling.send(fresh.place, server, batch)
+    first = labeling.replay(fresh.place, server, batch, fresh.dataset, seed=7)
+    assert (first.drawn, first.already) == (7, 0)
+    second = labeling.replay(fresh.place, server, batch, fresh.dataset, seed=7)
+    assert (second.drawn, second.already) == (0, 7)
+
+    ref = labeling.collect(fresh.place, server, batch)
+    labelset = fresh.store.get(ref, LabelSet)
+    labels = labels_of(fresh, ref)
+    assert labelset.simulated and labelset.agreement["frames"] == 2
+    assert {one.origin for one in labels} == {Origin.REPLAYED}
+    assert {one.labeled_at for one in labels} == {None}
+    assert len(labelset.annotators) == 2
+    assert all(one.simulated and one.minutes is None for one in labelset.annotators)
+    merged = labeling.merge(fresh.store, fresh.dataset, ref)
+    assert len(merged.labels) == len(fresh.dataset.labels)
+
+    # A collected batch is a record: neither the clock nor the server changes it any more.
+    assert labeling.collect(fresh.place, server, batch, refresh=True) == ref
+    for secret in fresh.place.secrets.glob("label-studio-replay-*"):
+        assert secret.stat().st_mode & 0o077 == 0
+
+
+def test_every_kind_of_answer_comes_back(
+    fresh: Sample, server: LabelStudio, ada: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    tasks = server.frames(sent.project, digest_of(batch))
+    empty, accepted, edited, skipped, own = fresh.frames
+    first = predictions_of(fresh, accepted)[0]
+    moved = predictions_of(fresh, edited)[0]
+    away = moved.box.model_copy(update={"w": moved.box.w - 2})
+    answer(ada, empty, tasks[empty.id])
+    answer(ada, accepted, tasks[accepted.id], Drawn(region_id(first), "car", first.box))
+    answer(ada, edited, tasks[edited.id], Drawn(region_id(moved), "car", away, occluded=0.25))
+    ada.annotate(tasks[skipped.id], [], skipped=True)
+    with pytest.raises(Waiting, match="4 of 5") as waiting:
+        labeling.collect(fresh.place, server, batch)
+    assert waiting.value.where == sent.url
+
+    box = Box(x=3, y=4, w=50.5, h=60.25)
+    answer(ada, own, tasks[own.id], Drawn("mine", "pedestrian", box), seconds=90)
+    ref = labeling.collect(fresh.place, server, batch)
+    labels = {one.frame: one for one in labels_of(fresh, ref)}
+    assert {frame: one.origin for frame, one in labels.items()} == {
+        accepted.id: Origin.HUMAN_ACCEPTED,
+        edited.id: Origin.HUMAN_EDITED,
+        own.id: Origin.HUMAN,
+    }
+    assert labels[own.id].box.xyxy == pytest.approx(box.xyxy, abs=1e-6)
+    assert labels[edited.id].occluded == 0.25
+    assert labels[own.id].labeled_at is not None
+    labelset = fresh.store.get(ref, LabelSet)
+    assert labelset.skipped == (skipped.id,) and not labelset.simulated
+    (person,) = labelset.annotators
+    assert (person.id, person.frames, person.minutes) == ("ada@example.org", 5, 3.0)
+    rows = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
+    assert [row.frame for row in rows if row.skipped] == [skipped.id]
+
+
+def test_an_unusable_box_goes_back_to_its_labeler(
+    fresh: Sample, server: LabelStudio, ada: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
+    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    outside = Drawn("r", "car", Box(x=230, y=4, w=50, h=60))
+    answer(ada, fresh.frames[0], task, outside)
+    state = labeling.status(fresh.place, server, batch)
+    assert (state.done, state.total, state.complete) == (4, 5, False)
+    assert (state.to_mend[0].annotator, state.to_mend[0].frame) == (
+        "ada@example.org",
+        fresh.frames[0].id,
+    )
+    with pytest.raises(Waiting, match="mended") as waiting:
+        labeling.collect(fresh.place, server, batch)
+    assert "leaves the 241x143 image" in str(waiting.value.hint)
+    answer(ada, fresh.frames[0], task)
+    assert labeling.collect(fresh.place, server, batch)
+
+
+def test_a_title_taken_by_another_schema_is_refused(fresh: Sample, server: LabelStudio) -> None:
+    title = f"taken {fresh.dataset.name}"[:50]
+    config = '<View><Image name="i" value="$image"/><RectangleLabels name="b" toName="i">'
+    config += '<Label value="boat"/></RectangleLabels></View>'
+    server.create_project(title, config, description="", instruction="")
+    with pytest.raises(ParameterError, match="boat"):
+        labeling.send(fresh.place, server, fresh.batch(), title)
+
+
+def test_a_project_deleted_by_hand_is_made_again(fresh: Sample, server: LabelStudio) -> None:
+    batch = fresh.batch()
+    first = labeling.send(fresh.place, server, batch)
+    server.delete_project(first.project)
+    with pytest.raises(ParameterError, match="not on the server"):
+        labeling.status(fresh.place, server, batch)
+    again = labeling.send(fresh.place, server, batch)
+    assert again.sent == 5 and again.project != first.project
+
+
+def test_a_lost_token_is_replaced(servers: Servers, server: LabelStudio, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    for _ in range(2):
+        user = server.as_user("grace@example.org", "correct horse 7", token_file=token)
+        assert user.whoami() == "grace@example.org"
+        assert token.stat().st_mode & 0o077 == 0
+        token.unlink()
+    with pytest.raises(ServiceError, match=r"refuses the user grace"):
+        server.as_user("grace@example.org", "another", token_file=token)
+
+
+def test_a_server_that_is_away_is_told_with_what_to_do() -> None:
+    with pytest.raises(ServiceError, match="does not answer") as error:
+        labeling.connect("http://127.0.0.1:9", "token")
+    assert "workbench up" in str(error.value.hint)
+
+
+def test_a_wrong_token_is_told(server: LabelStudio) -> None:
+    with pytest.raises(ServiceError, match="refuses the token"):
+        labeling.connect(server.url, "0" * 40)
+
+
+def test_the_command_line(
+    fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.place.root))
+    batch = fresh.batch()
+
+    def run(*arguments: str) -> dict[str, object]:
+        result = CliRunner().invoke(label_command, [*arguments, "--json"], catch_exceptions=False)
+        assert result.exit_code == 0
+        answer: dict[str, object] = json.loads(result.stdout)
+        return answer
+
+    assert run("send", batch)["sent"] == 5
+    (state,) = run("status", batch)["batches"]  # type: ignore[misc]
+    assert (state["done"], state["total"]) == (0, 5)
+    labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
+    collected = run("collect", f"batch/{digest_of(batch)[:12]}", "--merge")
+    assert collected["simulated"] is True
+    assert str(collected["dataset"]).startswith("dataset/")
+
+
+def predictions_of(sample: Sample, frame: Frame) -> list[Prediction]:
+    return [one for one in sample.predictions if one.frame == frame.id]
