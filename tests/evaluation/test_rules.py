@@ -92,3 +92,5 @@ def test_two_gates_of_one_name_are_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ParameterError, match=r"no such gates file .*nowhere\.yaml"):
         load_rules(tmp_path / "nowhere.yaml")
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_rules(tmp_path)

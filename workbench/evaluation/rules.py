@@ -105,12 +105,20 @@ def load_rules(path: Path) -> Rules:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
         raise ParameterError(
-            "no such gates file", where=path, hint="The project's own is pipelines/gates.yaml"
+            "no such gates file" if missing else f"gates file cannot be read: {error.strerror}",
+            where=path,
+            hint="The project's own is pipelines/gates.yaml",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"gates file is not YAML: {error}", where=path) from error
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(
+            f"gates file is not YAML: {getattr(error, 'problem', None) or error}",
+            where=f"{path}{line}",
+        ) from error
     try:
         return Rules.model_validate(content)
     except ValidationError as error:
