@@ -7,8 +7,15 @@ curation.tag("pool", frames, "odd night scene", by="mia")
 """
 
 from workbench.curation.embedding import Embeddings, embed
-from workbench.curation.fiftyone_dataset import open_app, publish, tag, tag_log, tagged
-from workbench.curation.mining import embed_roles, mine, read_scores
+from workbench.curation.fiftyone_dataset import (
+    is_published,
+    open_app,
+    publish,
+    tag,
+    tag_log,
+    tagged,
+)
+from workbench.curation.mining import choose, embed_roles, mine, newest_selection, read_scores
 from workbench.curation.quality import QualityGate
 from workbench.curation.selection import Candidate, SelectionRules, select
 
@@ -17,9 +24,12 @@ __all__ = [
     "Embeddings",
     "QualityGate",
     "SelectionRules",
+    "choose",
     "embed",
     "embed_roles",
+    "is_published",
     "mine",
+    "newest_selection",
     "open_app",
     "publish",
     "read_scores",

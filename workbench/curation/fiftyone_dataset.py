@@ -71,6 +71,16 @@ def publish(
     return name
 
 
+def is_published(place: Workspace, selection: Selection, name: str) -> bool:
+    """Whether FiftyOne shows exactly the frames of this selection as chosen."""
+    fo = _connect(place)
+    if not fo.dataset_exists(name):
+        return False
+    frames, tags = fo.load_dataset(name).values(["frame", "tags"])
+    there = {f: arm for f, own in zip(frames, tags, strict=True) for arm in ARMS if arm in own}
+    return there == {choice.frame: choice.arm for choice in selection.chosen}
+
+
 def tag(
     name: str,
     frames: Iterable[str],

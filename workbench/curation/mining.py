@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from workbench.curation import rarity
 from workbench.curation.embedding import Embeddings, embed
@@ -18,11 +19,12 @@ from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import UNKNOWN, Frame, Role
 from workbench.records.store import Store
-from workbench.records.types import Selection
+from workbench.records.types import Choice, Selection
 
 Progress = Callable[[int, int], None]
 
 METHOD = "entropy + objects + frame, ranked within condition, mean rank"
+BY_HAND = "chosen by hand"
 SCORES = "scores.jsonl"
 """Payload of a Selection: the scores of every frame of the pool, a line each."""
 
@@ -73,6 +75,51 @@ def mine(
         chosen=chosen,
     )
     return store.put(record, {SCORES: _score_lines(pool, scores, candidates)})
+
+
+def choose(
+    store: Store, dataset_ref: Ref, frames: Iterable[str], why: str, model_ref: Ref | None = None
+) -> Ref:
+    """Keep a person's choice, such as the frames of a tag, as a Selection like any other.
+
+    Args:
+        frames: Digests, most important first.
+        why: In words; labelers read it beside every frame.
+
+    Raises:
+        DataError: No frames, or some that the dataset does not hold.
+    """
+    wanted = list(dict.fromkeys(frames))
+    known = {frame.id for frame in datasets.load(store, dataset_ref).frames}
+    strange = [frame for frame in wanted if frame not in known]
+    if not wanted or strange:
+        what = f"{len(strange)} frames are not in the dataset" if wanted else "no frames were given"
+        raise DataError(what, where=strange[0] if strange else dataset_ref)
+    chosen = tuple(
+        Choice(frame=frame, rank=rank, score=1.0, reasons=(why,))
+        for rank, frame in enumerate(wanted, start=1)
+    )
+    record = Selection(
+        dataset=dataset_ref,
+        model=model_ref,
+        budget=len(chosen),
+        seed=0,
+        method=BY_HAND,
+        chosen=chosen,
+    )
+    return store.put(record)
+
+
+def newest_selection(store: Store) -> Ref:
+    """The last selection that `mine` made; raises `DataError` with what to run first."""
+    for ref in reversed(list(store.refs(Selection.KIND))):
+        if store.get(ref, Selection).method != BY_HAND:
+            return ref
+    raise DataError(
+        "nothing was mined yet",
+        where=store.root,
+        hint="Say `make run` first (or `workbench run pipelines/data_engine.yaml`), then come back",
+    )
 
 
 def embed_roles(
@@ -158,7 +205,7 @@ def _score_lines(pool: Embeddings, scores: Scores, candidates: list[Candidate]) 
         line = {
             "frame": one.frame,
             "rarity": round(one.score, 6),
-            **{s: round(float(scores.ranks[row, i]), 6) for i, s in enumerate(SIGNALS)},
+            "ranks": {s: round(float(scores.ranks[row, i]), 6) for i, s in enumerate(SIGNALS)},
             "condition": one.condition,
             "quality": [round(float(value), 5) for value in pool.quality[row]],
             "fault": one.fault,
@@ -167,9 +214,7 @@ def _score_lines(pool: Embeddings, scores: Scores, candidates: list[Candidate]) 
     return ("\n".join(lines) + "\n").encode()
 
 
-def read_scores(
-    store: Store, selection_ref: Ref
-) -> dict[str, dict[str, float | str | list[float]]]:
+def read_scores(store: Store, selection_ref: Ref) -> dict[str, dict[str, Any]]:
     """Frame to its scores, as `mine` wrote them; empty for a selection made otherwise."""
     if SCORES not in store.payload_names(selection_ref):
         return {}

@@ -32,22 +32,26 @@ def project(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     return points
 
 
-def embedding_map(pool: Embeddings, selection: Selection, dataset: Dataset) -> Any:
-    """The pool's frames in two dimensions by condition, the chosen ones on top."""
+def pool_map(pool: Embeddings, selection: Selection, dataset: Dataset | None = None) -> Any:
+    """The pool's frames in two dimensions, the chosen ones on top; coloured by condition when
+    ``dataset`` tells it."""
     import matplotlib.pyplot as plt
 
     points = project(pool.vectors)
-    frames = {frame.id: frame for frame in dataset.frames}
-    conditions = np.array([condition_of(frames[name]) for name in pool.frames])
+    known = {frame.id: condition_of(frame) for frame in dataset.frames} if dataset else {}
+    conditions = np.array([known.get(name, "pool") for name in pool.frames])
     arms = {choice.frame: choice.arm for choice in selection.chosen}
     figure, axes = plt.subplots(figsize=(8, 5))
     for condition in sorted(set(conditions)):
         rows = conditions == condition
-        axes.scatter(*points[rows].T, s=14, alpha=0.5, label=f"{condition} ({rows.sum()})")
+        axes.scatter(
+            points[rows, 0], points[rows, 1], s=14, alpha=0.5, label=f"{condition} ({rows.sum()})"
+        )
     for arm, colour, marker in (("mined", _MINED, "o"), ("random", _RANDOM, "s")):
         rows = np.array([arms.get(name) == arm for name in pool.frames])
         axes.scatter(
-            *points[rows].T,
+            points[rows, 0],
+            points[rows, 1],
             s=48,
             facecolors="none",
             edgecolors=colour,

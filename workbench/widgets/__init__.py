@@ -1,0 +1,6 @@
+"""Widgets of the research notebooks. They draw and ask; what a click does is handed to them."""
+
+from workbench.widgets.browser import FrameBrowser
+from workbench.widgets.pictured import PicturedFrame, pictured
+
+__all__ = ["FrameBrowser", "PicturedFrame", "pictured"]
