@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from workbench import digest
+from workbench.data.ingest import ingest
 from workbench.errors import ParameterError
-from workbench.records.frames import Conditions, Drive, Light, Weather
+from workbench.records.frames import Conditions, Drive, Light, Origin, Weather
 from workbench.simulation.drives import DRIVES, LABELS, write_drives
 from workbench.simulation.scenario import CLASSES
 from workbench.simulation.traffic import Profile
+from workbench.workspace import Workspace
 
 SMALL = Profile("small", drives=10, frames_per_drive=2, width=240, height=144)
 
@@ -91,3 +93,25 @@ def test_bad_calls_are_refused_before_anything_is_written(tmp_path: Path) -> Non
     with pytest.raises(ParameterError, match="workers"):
         write_drives(tmp_path / "b", SMALL, workers=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_other_images_are_never_mixed_in_and_the_same_are_replaced(tmp_path: Path) -> None:
+    profile = Profile("one", drives=1, frames_per_drive=1, width=96, height=64)
+    write_drives(tmp_path, profile, workers=1)
+    before = digest.of_file(tmp_path / LABELS)
+    write_drives(tmp_path, profile, workers=1)
+    assert digest.of_file(tmp_path / LABELS) == before
+    with pytest.raises(ParameterError, match="sim-0-0000_0000"):
+        write_drives(tmp_path, profile, seed=1, workers=1)
+    with pytest.raises(ParameterError, match="folder"):
+        write_drives(tmp_path / LABELS, profile, workers=1)
+
+
+def test_the_coco_reader_takes_every_frame_and_box(folder: Path, tmp_path: Path) -> None:
+    result = ingest(Workspace(tmp_path / ".workbench"), folder, name="rendered", workers=1)
+    boxes = _json(folder / LABELS)["annotations"]
+    assert not result.quarantine
+    assert len(result.dataset.frames) == SMALL.frames
+    assert len(result.dataset.labels) == len(boxes)
+    assert {label.origin for label in result.dataset.labels} == {Origin.RENDERED}
+    assert all(drive.simulated for drive in result.dataset.drives)

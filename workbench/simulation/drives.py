@@ -48,19 +48,20 @@ def write_drives(
         profile: ``tiny``, ``standard`` or a profile of one's own.
         seed: Another seed, other drives.
         workers: Processes; 1 renders in this one.
-        progress: Called with frames done and in all.
+        progress: Called after each drive, with frames done and in all.
 
     Returns:
         ``folder``.
 
     Raises:
-        ParameterError: An unknown profile, or one that cannot be rendered.
+        ParameterError: An unknown profile, or one that cannot be rendered; a folder that holds
+            other images.
     """
     chosen = _profile(profile)
     if workers < 1:
         raise ParameterError("workers must be at least 1", where=workers)
     scenarios = traffic.fleet(chosen, seed)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    _prepare(folder, scenarios)
     images: list[Json] = []
     annotations: list[Json] = []
     for rows, boxes in _rendered(scenarios, folder, workers):
@@ -86,6 +87,27 @@ def write_drives(
     _write_json(folder / DRIVES, drives)
     _write_json(folder / LABELS, coco)
     return folder
+
+
+def _prepare(folder: Path, scenarios: tuple[Scenario, ...]) -> None:
+    """Make the folder, or check that it holds nothing but an earlier rendering of the same."""
+    if folder.exists() and not folder.is_dir():
+        raise ParameterError("drives need a folder to be written to", where=folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    expected = {_name(scenario, i) for scenario in scenarios for i in range(scenario.frames)}
+    strange = [p.name for p in (folder / "images").iterdir() if f"images/{p.name}" not in expected]
+    if strange:
+        raise ParameterError(
+            f"the folder already holds other images, such as {min(strange)}",
+            where=folder,
+            hint="Choose an empty folder, or remove this one first",
+        )
+    # Without labels the folder is unfinished, whatever becomes of this process.
+    (folder / LABELS).unlink(missing_ok=True)
+
+
+def _name(scenario: Scenario, index: int) -> str:
+    return f"images/{scenario.drive}_{index:04d}.jpg"
 
 
 def _profile(profile: str | traffic.Profile) -> traffic.Profile:
@@ -130,7 +152,7 @@ def write_drive(scenario: Scenario, folder: Path) -> tuple[list[Json], list[list
     rows, boxes = [], []
     for index in range(scenario.frames):
         frame = render(scenario, index)
-        name = f"images/{scenario.drive}_{index:04d}.jpg"
+        name = _name(scenario, index)
         done, data = cv2.imencode(
             ".jpg", frame.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         )

@@ -65,8 +65,8 @@ def background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
     flat, painted = ground.reshape(-1, 3), kept.painted.reshape(-1, 3)
     cover = kept.dashes * _dash(along.ravel()[kept.dashed], kept.step)
     flat[kept.dashed] += (painted[kept.dashed] - flat[kept.dashed]) * cover[:, None]
-    for marked in _crossings(scenario, along, kept.left):
-        ground[marked] += (kept.painted[marked] - ground[marked]) * 0.88
+    for marked in _crossings(scenario, along.ravel(), kept.left.ravel()):
+        flat[marked] += (painted[marked] - flat[marked]) * 0.88
     ground *= cv2.merge((bright, bright, bright))
     ground += kept.air
     image = np.empty((scenario.camera.height, scenario.camera.width, 3), np.uint8)
@@ -168,16 +168,17 @@ def _dash(along: Floats, step: Floats) -> Floats:
     return np.asarray(np.where(step > 5.0, DASH_M / DASH_PERIOD_M, sharp), np.float32)
 
 
-def _crossings(scenario: Scenario, along: Floats, left: Floats) -> Iterator[NDArray[np.bool_]]:
-    """Zebra stripes at the road's crossings, and a line to stop at before each."""
+def _crossings(scenario: Scenario, along: Floats, left: Floats) -> Iterator[NDArray[np.int64]]:
+    """Pixels of zebra stripes at the road's crossings, and of a line to stop at before each."""
     road = scenario.road
     ego = float(along.min())
     for s in road.crossings_m:
         if ego - 6.0 < s < ego + 70.0:
-            inside = np.abs(left) < road.lanes * road.lane_width_m
-            stripes = (np.abs(along - s) < 1.7) & (np.mod(left, 1.0) < 0.5) & inside
-            stop = (np.abs(along - s + 3.6) < 0.25) & (left < 0) & inside
-            yield stripes | stop
+            near = np.flatnonzero(np.abs(along - (s - 1.2)) < 3.0)
+            ahead, d = along[near] - s, left[near]
+            stripes = (np.abs(ahead) < 1.7) & (np.mod(d, 1.0) < 0.5)
+            stop = (np.abs(ahead + 3.6) < 0.25) & (d < 0)
+            yield near[(stripes | stop) & (np.abs(d) < road.lanes * road.lane_width_m)]
 
 
 def _sky(scenario: Scenario, rows: int) -> NDArray[np.uint8]:

@@ -177,6 +177,8 @@ def own_light(light: Light, x: Floats, y: Floats, along: Floats) -> Floats:
     Returns:
         The shape of the inputs, times three colours, to be added to sky and sun.
     """
+    if light.headlights == 0 and light.street_lamps == 0:
+        return np.zeros((*x.shape, 3), np.float32)
     away = np.maximum(x, 1.0)
     aside = (y + 0.02 * away) / away
     beam = np.exp(-((aside / 0.42) ** 2)) / (1.0 + (away / 26.0) ** 2)

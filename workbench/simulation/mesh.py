@@ -245,7 +245,11 @@ def strokes(
                 parts.append(Stroke(polygon, exact, number, corners, number > group.first))
         drawn.append((math.inf if group.under else float(away[index]), parts))
     if len(mesh.limbs):
-        for index, stroke in _bars(mesh, points, depth, camera):
+        if not whole:
+            ahead = depth >= NEAR_M
+            pixels = np.zeros((len(points), 2))
+            pixels[ahead] = project(camera, points[ahead])[0]
+        for index, stroke in _bars(mesh, pixels, depth, camera):
             drawn.append((float(away[len(mesh.groups) + index]), [stroke]))
     drawn.sort(key=lambda pair: -pair[0])
     return [stroke for _, parts in drawn for stroke in parts]
@@ -270,20 +274,20 @@ _HALF_TURN = np.linspace(-math.pi / 2, math.pi / 2, 6)
 
 
 def _bars(
-    mesh: Mesh, points: Points, depth: NDArray[np.float64], camera: Camera
+    mesh: Mesh, pixels: NDArray[np.float64], depth: NDArray[np.float64], camera: Camera
 ) -> list[tuple[int, Stroke]]:
     """Limbs as two half circles joined: how a round bar looks, give or take perspective in it."""
     ends = depth[mesh.limbs]
     kept = np.flatnonzero(ends.min(1) >= NEAR_M)
     if len(kept) == 0:
         return []
-    pixels = project(camera, points[mesh.limbs[kept].ravel()])[0].reshape(-1, 2, 2)
+    middles = pixels[mesh.limbs[kept]]
     radii = mesh.radii[kept] * camera.fy / ends[kept]
-    step = pixels[:, 1] - pixels[:, 0]
+    step = middles[:, 1] - middles[:, 0]
     angles = np.arctan2(step[:, 1], step[:, 0])[:, None] + _HALF_TURN
     front = np.stack((np.cos(angles), np.sin(angles)), 2)
-    far = pixels[:, 1, None] + radii[:, 1, None, None] * front
-    near = pixels[:, 0, None] - radii[:, 0, None, None] * front
+    far = middles[:, 1, None] + radii[:, 1, None, None] * front
+    near = middles[:, 0, None] - radii[:, 0, None, None] * front
     polygons = np.concatenate((far, near), 1)
     first = len(mesh.faces)
     return [

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 CLASSES = (
     "car",
@@ -171,7 +170,3 @@ class Scenario:
     def ego(self, time_s: float) -> Pose:
         travelled = self.ego_speed_mps * time_s
         return Pose(travelled, self.ego_d_m, 0.0, self.ego_speed_mps, travelled)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)

@@ -200,7 +200,7 @@ def flares(
             if int(owners[int(v), int(u)]) not in (body.number, 0):
                 continue
             haze = float(1.0 - lighting.through_air(light, depth, _GLARE)[0])
-            radius = camera.fx * lamp.power * (0.35 + 0.012 * depth) / depth
+            radius = camera.fx * lamp.power * (0.5 + 0.017 * depth) / depth
             radius = min(max(radius, 2.5 * lamp.power + 1.0), 0.09 * width)
             strength = min(1.0, dark * lamp.power) * haze
             found.append(Flare(u, v, lamp.colour, radius, strength, float(foot[1])))
