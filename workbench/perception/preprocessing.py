@@ -146,7 +146,7 @@ def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
     steps = np.arange(256, dtype=np.float64)[None, :] * spec.scale
     table = (steps - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
     table = table.astype(np.float32)
-    planes = np.moveaxis(pixels, -1, -3)
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
     out = np.empty(planes.shape, np.float32)
     for channel in range(3):  # a table has one rounding, so every machine agrees to the bit
         np.take(

@@ -137,8 +137,7 @@ def vary(
     pixels, targets = _move(pixels, targets, how, pad, draw[:4])
     table = _light_table(how, draw[4:])
     if table is not None:
-        for channel in range(3):
-            pixels[..., channel] = table[channel][pixels[..., channel]]
+        pixels = np.array(Image.fromarray(pixels).point(table.ravel().tolist()))
     return pixels, targets
 
 
