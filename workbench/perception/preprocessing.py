@@ -143,16 +143,12 @@ def _inside(width: int, height: int, spec: Preprocessing) -> tuple[int, int, int
 
 def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
     """8-bit pixels ``[..., height, width, 3]`` to float32 ``[..., 3, height, width]``."""
-    steps = np.arange(256, dtype=np.float64)[None, :] * spec.scale
-    table = (steps - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
-    table = table.astype(np.float32)
-    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
-    out = np.empty(planes.shape, np.float32)
-    for channel in range(3):  # a table has one rounding, so every machine agrees to the bit
-        np.take(
-            table[channel], planes[..., channel, :, :], out=out[..., channel, :, :], mode="clip"
-        )
-    return out
+    # Three separate operations in float32: each is rounded once, on every machine alike.
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.float32)
+    planes *= np.float32(spec.scale)
+    planes -= np.array(spec.mean, np.float32)[:, None, None]
+    planes /= np.array(spec.std, np.float32)[:, None, None]
+    return planes
 
 
 def prepare(image: Pixels, spec: Preprocessing) -> tuple[NDArray[np.float32], Placement]:
