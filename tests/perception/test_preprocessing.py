@@ -99,6 +99,12 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (pixels == 255).all()
 
 
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 0x80FF], [0x4000, 0xFFFF]], np.uint16)).save(path)
+    assert load_rgb(path)[..., 0].tolist() == [[0, 0x80], [0x40, 0xFF]]
+
+
 def test_damaged_and_missing_images_name_their_file(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jpg"
     Image.fromarray(ramp(64, 64)).save(whole)

@@ -90,9 +90,15 @@ class Placement:
 
 
 def load_rgb(path: Path) -> Pixels:
-    """Decode an image file to ``[height, width, 3]`` RGB; raises `DataError` when it cannot."""
+    """Decode an image file to ``[height, width, 3]`` RGB; raises `DataError` when it cannot.
+
+    Of 16-bit grey the high byte is taken: Pillow alone would turn almost all of it white.
+    """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+                return np.repeat(high[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
