@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench import workspace
-from workbench.commands.common import emit, json_option, progress_bar
+from workbench.commands.common import emit, json_option, progress_bar, say
 from workbench.errors import ParameterError
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
@@ -70,8 +70,15 @@ def status(reference: str | None, as_json: bool) -> None:
 
     place = workspace.find()
     batches = [_resolve(place, reference, ("batch",))] if reference else ledger.sent(place)
-    server = _server(place) if batches else None
-    states = [labeling.status(place, server, batch) for batch in batches] if server else []
+    states = []
+    for batch in batches:
+        try:
+            states.append(labeling.status(place, _server(place), batch))
+        except ParameterError as error:
+            if reference:
+                raise
+            # One project deleted by hand must not hide the others.
+            say(f"{_short(batch)}: {error}")
     text = "\n".join(_describe(state) for state in states) or "no batch was sent from here"
     emit({"batches": [_as_json(state) for state in states]}, as_json=as_json, text=text)
 
