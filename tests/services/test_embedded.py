@@ -160,3 +160,14 @@ def test_a_large_log_is_put_aside(place: Workspace) -> None:
     embedded.start(Small(), place, quiet)
     assert log.stat().st_size < 2**20
     assert Path(f"{log}.1").stat().st_size == 17 * 2**20
+
+
+def test_a_start_whose_command_was_killed_is_waited_for(place: Workspace) -> None:
+    slow = Small("import time; time.sleep(1.0)\n" + WEB)
+    folder = place.services / "small"
+    folder.mkdir(parents=True)
+    embedded._launch(slow, place, ports.choose())  # and the command dies here
+    begun = recall(place, "small")
+    assert begun is not None
+    assert embedded.observe(slow, place).state == "broken"
+    assert embedded.start(slow, place, quiet).pid == begun.pid

@@ -44,7 +44,7 @@ def make(environment: Path) -> Path:
     """Create all tables and no user; what exists already is kept. Takes about half a minute.
 
     Raises:
-        subprocess.CalledProcessError: Label Studio could not create its tables.
+        SystemExit: Label Studio could not create its tables.
     """
     template = template_of(environment)
     if template.is_file():
@@ -53,13 +53,17 @@ def make(environment: Path) -> Path:
     package = next(environment.glob("lib/python*/site-packages/label_studio/manage.py")).parent
     with tempfile.TemporaryDirectory(dir=template.parent) as folder:
         settings = {"DJANGO_SETTINGS_MODULE": "core.settings.label_studio", "DJANGO_DB": "sqlite"}
-        subprocess.run(
+        done = subprocess.run(
             [str(environment / "bin" / "python"), "manage.py", "migrate", "-v", "0", "--no-color"],
             cwd=package,
             env={"PATH": os.environ.get("PATH", ""), **settings, **quiet(Path(folder))},
-            check=True,
-            stdout=subprocess.DEVNULL,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        if done.returncode != 0:
+            raise SystemExit(f"Label Studio could not create its tables:\n{done.stdout[-4000:]}")
         shutil.move(Path(folder) / DATABASE, template)
     return template
 
