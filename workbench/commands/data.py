@@ -226,6 +226,9 @@ def _lines(dataset: Dataset) -> list[str]:
         rows.append(f"  not scored: {summary['ignore_regions']} regions")
     if dataset.split:
         rows.append(f"  split by {dataset.split.get('method', 'hand')}")
+    whole = dataset.split.get("drives_too_short_to_cut")
+    if whole:
+        rows.append(f"  {len(whole)} drives are too short to cut and have one role each")
     return rows
 
 

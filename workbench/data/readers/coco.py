@@ -49,9 +49,9 @@ def read(source: Path) -> Source:
         elif frame is not None:
             seen.add(image["id"])
             frames.append(frame)
-    known = {image.get("id") for image in body["images"] if isinstance(image, dict)}
+    known = {str(image.get("id")) for image in body["images"] if isinstance(image, dict)}
     for image_id, orphans in boxes.items():
-        if image_id not in known:
+        if str(image_id) not in known:
             for box in orphans:
                 where = relative(path, root)
                 problems.append(_mislabelled(where, f"{box.detail}: no image has id {image_id}"))
@@ -107,11 +107,15 @@ def _load(path: Path) -> Json:
 
 
 def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, list[SourceBox]]:
-    names = {row.get("id"): str(row.get("name")) for row in body["categories"]}
+    rows = [row for row in body["categories"] if isinstance(row, dict)]
+    names = {str(row.get("id")): str(row.get("name")) for row in rows}
     found: dict[Any, list[SourceBox]] = defaultdict(list)
     for annotation in body["annotations"]:
+        if not isinstance(annotation, dict):
+            problems.append(_mislabelled(where, f"no annotation: {str(annotation)[:80]}"))
+            continue
         detail = f"annotation {annotation.get('id')}"
-        category = annotation.get("category_id")
+        category = str(annotation.get("category_id"))
         try:
             x, y, w, h = (float(value) for value in annotation["bbox"])
             box = SourceBox(

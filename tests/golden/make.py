@@ -1,0 +1,244 @@
+"""Writes one small record of every kind beside this file, to be committed and read for ever.
+
+Run it after adding a kind of record: ``python -m tests.golden.make``. A record that is there
+already is never written again, because files written by yesterday's code are what the test is
+about.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from workbench import digest
+from workbench.records import dataset as stored
+from workbench.records import frames as f
+from workbench.records import types as t
+from workbench.records.base import Record, make_ref
+from workbench.records.store import Store
+from workbench.workspace import Workspace
+
+HERE = Path(__file__).parent
+INDEX = HERE / "golden.json"
+
+FRAME = digest.of_bytes(b"golden frame")
+BOX = f.Box(x=1.5, y=2.0, w=30.25, h=12.0)
+SCHEMA = f.LabelSchema(
+    name="golden",
+    version=1,
+    classes=("car", "pedestrian"),
+    vulnerable=("pedestrian",),
+    mapping={"person": "pedestrian"},
+)
+
+
+def _ref(kind: str) -> str:
+    return make_ref(kind, digest.of_bytes(f"golden {kind}".encode()))
+
+
+def _dataset() -> stored.Dataset:
+    drive = f.Drive(
+        id="d1",
+        vehicle="v1",
+        vehicle_type=f.VehicleType.TRUCK,
+        camera_height_m=2.3,
+        camera_pitch_deg=1.5,
+        sensor="golden camera",
+        firmware="1.0",
+        calibration=f.Calibration(id="c1", fx=700.0, fy=701.0, cx=320.0, cy=240.0),
+        started_at="2026-01-01T00:00:00Z",
+        time_source="camera clock",
+        simulated=True,
+    )
+    frame = f.Frame(
+        id=FRAME,
+        drive="d1",
+        index=3,
+        timestamp_us=100000,
+        width=640,
+        height=480,
+        suffix=".jpg",
+        conditions=f.Conditions(light=f.Light.NIGHT, weather=f.Weather.RAIN, construction=True),
+        redaction="none",
+        role=f.Role.SAFETY,
+        events=("cut_in",),
+    )
+    label = f.Label(
+        frame=FRAME,
+        cls="car",
+        box=BOX,
+        origin=f.Origin.REPLAYED,
+        annotator="annotator 1",
+        occluded=0.25,
+        truncated=0.0,
+        track="7",
+        source=_ref("batch"),
+        labeled_at="2026-01-01T00:00:00Z",
+    )
+    return stored.Dataset(
+        name="golden",
+        label_schema=SCHEMA,
+        drives=(drive,),
+        frames=(frame,),
+        labels=(label,),
+        simulated=True,
+        split={"method": "drive", "seed": 0},
+    )
+
+
+def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
+    gate = t.GateResult(
+        name="recall",
+        verdict=t.Verdict.INSUFFICIENT,
+        n=12,
+        unit="drives",
+        value=0.5,
+        bound=0.6,
+        low=0.3,
+        high=0.7,
+        method="bootstrap over drives",
+        slice="night",
+        why="12 drives",
+    )
+    prediction = t.Prediction(frame=FRAME, cls="car", box=BOX, score=0.5)
+    annotator = t.Annotator(id="a1", frames=1, boxes=1, minutes=None, simulated=True)
+    choice = t.Choice(frame=FRAME, rank=1, score=0.75, arm="random", reasons=("rare at night",))
+    return [
+        (
+            t.Selection(
+                dataset=_ref("dataset"),
+                model=_ref("checkpoint"),
+                budget=1,
+                seed=0,
+                method="golden",
+                parameters={"a": 1},
+                chosen=(choice,),
+            ),
+            {},
+        ),
+        (
+            t.LabelBatch(
+                dataset=_ref("dataset"),
+                selection=_ref("selection"),
+                model=None,
+                label_schema=SCHEMA,
+                frames=(FRAME,),
+                overlap=0.5,
+            ),
+            {"predictions.jsonl": stored.lines([prediction])},
+        ),
+        (
+            t.LabelSet(
+                batch=_ref("batch"),
+                annotators=(annotator,),
+                labels=1,
+                agreement={"iou": 0.9},
+                simulated=True,
+            ),
+            {"labels.jsonl": stored.lines(_dataset().labels)},
+        ),
+        (
+            t.Checkpoint(
+                dataset=_ref("dataset"),
+                classes=SCHEMA.classes,
+                architecture={"width": 8},
+                training={"epochs": 1},
+                preprocessing={"width": 320},
+                conditions={"threads": 1},
+            ),
+            {"weights.safetensors": b"golden weights", "curves.json": b"[]"},
+        ),
+        (
+            t.ExportBundle(
+                checkpoint=_ref("checkpoint"),
+                calibration=_ref("dataset"),
+                classes=SCHEMA.classes,
+                parity={"fp32": 1e-06},
+            ),
+            {"manifest.json": b"{}"},
+        ),
+        (
+            t.GateReport(
+                candidate=_ref("bundle"),
+                reference=None,
+                dataset=_ref("dataset"),
+                rules=digest.of_bytes(b"rules"),
+                verdict=t.Verdict.INSUFFICIENT,
+                gates=(gate,),
+                simulated=True,
+            ),
+            {"metrics.json": b"{}"},
+        ),
+        (
+            t.Release(
+                model="golden",
+                bundle=_ref("bundle"),
+                gates=_ref("gates"),
+                verdict=t.Verdict.INSUFFICIENT,
+                promoted=False,
+                key=digest.of_bytes(b"key"),
+                signature=digest.of_bytes(b"signature"),
+            ),
+            {},
+        ),
+        (
+            t.NotebookSource(name="golden", code=digest.of_bytes(b"code")),
+            {"notebook.ipynb": b'{"cells": []}'},
+        ),
+        (
+            t.Environment(python="3.11.7", distributions=("a==1.0",), machine={"cores": 2}),
+            {},
+        ),
+        (
+            t.StepRun(
+                step="train",
+                key=digest.of_bytes(b"step key"),
+                notebook=_ref("notebook"),
+                environment=_ref("environment"),
+                modules=digest.of_bytes(b"modules"),
+                parameters={"seed": 0},
+                inputs={"dataset": _ref("dataset")},
+                outputs={"checkpoint": _ref("checkpoint")},
+                metrics={"loss": 0.5},
+            ),
+            {},
+        ),
+    ]
+
+
+def make(home: Path) -> dict[str, str]:
+    """One record of each kind in the store at ``home``; kind to reference."""
+    store = Store(Workspace(home))
+    quarantined = t.Quarantined(file="a.jpg", reason="unreadable", detail="it is torn")
+    made = [stored.save(store, _dataset(), made_by="ingest", quarantine=[quarantined])]
+    made += [store.put(record, payload) for record, payload in _records()]
+    return {ref.partition("/")[0]: ref for ref in made}
+
+
+def main() -> int:
+    known: dict[str, str] = json.loads(INDEX.read_text()) if INDEX.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        made = make(Path(folder))
+        store = Store(Workspace(Path(folder)))
+        new = {kind: ref for kind, ref in made.items() if kind not in known}
+        for kind, ref in new.items():
+            target = HERE / kind
+            if target.exists():
+                print(f"{target} exists: golden records are never overwritten", file=sys.stderr)
+                return 1
+            (target / "payload").mkdir(parents=True)
+            (target / "record.json").write_bytes((store.folder(ref) / "record.json").read_bytes())
+            for name in store.payload_names(ref):
+                (target / "payload" / name).write_bytes(store.payload(ref, name).read_bytes())
+            if not any((target / "payload").iterdir()):
+                (target / "payload").rmdir()
+    INDEX.write_text(json.dumps({**known, **new}, indent=1, sort_keys=True) + "\n")
+    for kind in made:
+        print(f"{kind}: {'written' if kind in new else 'there already, left alone'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

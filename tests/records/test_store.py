@@ -1,0 +1,211 @@
+"""What the store promises: whole records or none, unchanged or refused, written once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workbench import digest
+from workbench.errors import RecordError
+from workbench.records import base
+from workbench.records.frames import Box, Label, LabelSchema, Origin
+from workbench.records.store import Store
+from workbench.records.types import DatasetVersion, Environment, NotebookSource
+from workbench.workspace import Workspace
+
+SCHEMA = LabelSchema(name="s", version=1, classes=("car",))
+
+
+def _record(name: str = "a") -> DatasetVersion:
+    return DatasetVersion(
+        name=name, label_schema=SCHEMA, frames=1, labels=0, drives=1, made_by="test"
+    )
+
+
+def test_a_record_is_named_by_its_content_and_payload(store: Store) -> None:
+    first = store.put(_record(), {"a.txt": b"one"})
+    again = store.put(_record(), {"a.txt": b"one"})
+    other = store.put(_record(), {"a.txt": b"two"})
+    assert first == again != other
+    content = (store.folder(first) / "record.json").read_bytes()
+    assert base.digest_of(first) == digest.of_bytes(content)
+    assert store.get(first, DatasetVersion) == _record()
+    assert store.payload(first, "a.txt").read_bytes() == b"one"
+
+
+def test_order_of_payload_and_side_files_do_not_shape_the_digest(
+    store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "b"
+    file.write_bytes(b"2")
+    first = store.put(_record(), {"x": b"1", "y": file}, side={"cost": {"s": 1}})
+    other = Store(Workspace(tmp_path / "other"))
+    assert other.put(_record(), {"y": b"2", "x": b"1"}, side={"cost": {"s": 2}}) == first
+    assert store.side(first, "cost") == {"s": 1}
+    store.write_side(first, "cost", {"s": 3})
+    assert Store(store.workspace).side(first, "cost") == {"s": 3}
+    assert store.get(first, DatasetVersion) == _record()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a/../x"])
+def test_payload_names_cannot_leave_the_record(store: Store, name: str) -> None:
+    with pytest.raises(RecordError, match="inside the record"):
+        store.put(_record(), {name: b""})
+    assert not list(store.root.rglob("*")), "nothing was written"
+
+
+def test_a_changed_record_is_refused(store: Store) -> None:
+    ref = store.put(_record())
+    path = store.folder(ref) / "record.json"
+    path.write_bytes(path.read_bytes().replace(b'"frames":1', b'"frames":2'))
+    with pytest.raises(RecordError, match="was changed"):
+        store.load(ref)
+
+
+def test_a_changed_or_missing_payload_is_refused(store: Store) -> None:
+    ref = store.put(_record(), {"a": b"one", "b": b"two"})
+    (store.folder(ref) / "payload" / "a").write_bytes(b"One")
+    (store.folder(ref) / "payload" / "b").unlink()
+    for name in ("a", "b"):
+        with pytest.raises(RecordError, match="missing or was changed"):
+            store.payload(ref, name)
+    with pytest.raises(RecordError, match="no payload file 'c'"):
+        store.payload(ref, "c")
+
+
+def test_a_record_without_its_mark_is_not_there(store: Store) -> None:
+    ref = store.put(_record(), {"a": b"one"})
+    (store.folder(ref) / "COMPLETE").unlink()
+    assert not store.exists(ref)
+    assert list(store.refs("dataset")) == []
+    with pytest.raises(RecordError, match="no such record"):
+        store.load(ref)
+    assert store.put(_record(), {"a": b"one"}) == ref
+    assert store.payload(ref, "a").read_bytes() == b"one"
+
+
+def test_killed_between_writing_and_the_mark_leaves_nothing_to_read(
+    store: Store, tmp_path: Path
+) -> None:
+    code = f"""
+import os, signal
+from workbench.records import store as module
+from workbench.records.types import Environment
+from workbench.workspace import Workspace
+from pathlib import Path
+def killed(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+module._sync_tree = killed
+record = Environment(python="3.11", distributions=(), machine={{}})
+module.Store(Workspace(Path({str(store.workspace.root)!r}))).put(record, {{"a": b"1"}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert list(store.root.glob("environment/.writing-*")), "it was killed half-way"
+    assert list(store.refs("environment")) == []
+    ref = store.put(Environment(python="3.11", distributions=(), machine={}), {"a": b"1"})
+    assert list(store.refs("environment")) == [ref]
+
+
+def _put(root: Path, size: int) -> str:
+    record = Environment(python="3.11", distributions=("a",), machine={})
+    return Store(Workspace(root)).put(record, {"big": b"x" * size})
+
+
+def test_many_writers_of_one_record_agree(place: Workspace) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        refs = pool.starmap(_put, [(place.root, 300_000)] * 6)
+    assert len(set(refs)) == 1
+    store = Store(place)
+    assert list(store.refs("environment")) == [refs[0]]
+    assert store.payload(refs[0], "big").stat().st_size == 300_000
+    assert not list(store.root.glob("environment/.writing-*"))
+
+
+def test_a_kind_or_form_from_elsewhere_is_refused_in_plain_words(store: Store) -> None:
+    ref = store.put(_record())
+    with pytest.raises(RecordError, match="expected a notebook record"):
+        store.get(ref, NotebookSource)
+    body = json.loads((store.folder(ref) / "record.json").read_bytes())
+    body["from_the_future"] = 1
+    content = digest.canonical_json(body)
+    folder = store.root / "dataset" / digest.of_bytes(content)
+    folder.mkdir()
+    (folder / "record.json").write_bytes(content)
+    (folder / "COMPLETE").touch()
+    with pytest.raises(RecordError, match="a form this version cannot read"):
+        store.load(f"dataset/{folder.name}")
+    with pytest.raises(RecordError, match="not a record reference"):
+        store.load("dataset/short")
+
+
+def test_refs_come_oldest_first(store: Store) -> None:
+    refs = [store.put(_record(name)) for name in "abc"]
+    for age, ref in enumerate(reversed(refs)):
+        os.utime(store.folder(ref) / "COMPLETE", (age, age))
+    assert list(store.refs("dataset")) == refs[::-1]
+
+
+_numbers = st.floats(allow_nan=False, allow_infinity=False, width=64)
+_labels = st.builds(
+    Label,
+    frame=st.binary(min_size=32, max_size=32).map(bytes.hex),
+    cls=st.text(max_size=10),
+    box=st.builds(Box, x=_numbers, y=_numbers, w=_numbers, h=_numbers),
+    origin=st.sampled_from(Origin),
+    annotator=st.text(max_size=10),
+    occluded=st.none() | _numbers,
+    ignore=st.booleans(),
+    score=st.none() | st.floats(0, 1),
+)
+
+
+@given(_labels)
+def test_labels_survive_canonical_json_to_the_bit(label: Label) -> None:
+    content = digest.canonical_json(label.model_dump(mode="json"))
+    read = Label.model_validate_json(content)
+    assert read == label
+    assert read.id == label.id
+    assert digest.canonical_json(read.model_dump(mode="json")) == content
+
+
+# RFC 8785 has no whole numbers from 2**53 on: a larger float is written like one and cannot be
+# written again once it was read as an int.
+_exact = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(-1e15, 1e15)
+_json = st.recursive(
+    st.none() | st.booleans() | _exact | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=10,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    machine=st.dictionaries(st.text(max_size=5), _json, max_size=4),
+    distributions=st.lists(st.text(max_size=8), max_size=3),
+    payload=st.dictionaries(st.from_regex(r"[a-z]{1,8}\.bin", fullmatch=True), st.binary()),
+)
+def test_any_record_survives_the_store(
+    store: Store, machine: dict[str, object], distributions: list[str], payload: dict[str, bytes]
+) -> None:
+    record = Environment(python="3.11", distributions=tuple(distributions), machine=machine)
+    ref = store.put(record, payload)
+    read = Store(store.workspace).get(ref, Environment)
+    assert read == record
+    assert Store(store.workspace).put(read, payload) == ref
+    assert {name: store.payload(ref, name).read_bytes() for name in payload} == payload
+
+
+def test_references_are_found_wherever_they_stand() -> None:
+    one, two = base.make_ref("dataset", "0" * 64), base.make_ref("bundle", "1" * 64)
+    body = {"a": [one, {"b": two}], "c": one, "d": "dataset/short", "e": 5}
+    assert base.refs_in(body) == [one, two]
