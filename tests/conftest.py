@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import Servers, servers
+from tests.tiny_run import TinyRun, tiny_run
 from workbench.records.store import Store
 from workbench.workspace import Workspace
+
+__all__ = ["Servers", "TinyRun", "servers", "tiny_run"]  # fixtures that pytest finds here
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

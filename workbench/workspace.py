@@ -39,9 +39,14 @@ class Workspace:
         return self.root / "index"
 
     @property
-    def media(self) -> Path:
-        """Frame images by content: ``media/ab/abcdef….jpg``."""
+    def served(self) -> Path:
+        """All that Label Studio may show, and nothing else, so that secrets stay out of reach."""
         return self.root / "media"
+
+    @property
+    def media(self) -> Path:
+        """Frame images by content: ``frames/ab/abcdef….jpg``."""
+        return self.served / "frames"
 
     @property
     def services(self) -> Path:

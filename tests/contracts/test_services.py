@@ -154,7 +154,7 @@ def test_label_studio_serves_a_frame_from_the_media_folder(servers: Servers) -> 
     project = label_studio(servers, "POST", "/api/projects", {"title": "frames"}).json()["id"]
     storage = {"project": project, "path": str(servers.place.media), "use_blob_urls": True}
     label_studio(servers, "POST", "/api/storages/localfiles", storage)
-    found = label_studio(servers, "GET", "/data/local-files/?d=media/ab/abcd.jpg")
+    found = label_studio(servers, "GET", "/data/local-files/?d=frames/ab/abcd.jpg")
     assert found.content == frame.read_bytes()
 
 

@@ -167,18 +167,36 @@ def _tasks(
             hint="Ingest the drives again; frames keep their names",
         )
     version = digest_of(batch.model)[:12] if batch.model else "none"
+    place = store.workspace
     return {
-        frame: _task(frames[frame], choices[frame], predictions.get(frame, ()), batch_ref, version)
+        frame: _task(
+            _address(place, frames[frame]),
+            frames[frame],
+            choices[frame],
+            predictions.get(frame, ()),
+            batch_ref,
+            version,
+        )
         for frame in batch.frames
     }
 
 
+def _address(place: Workspace, frame: Frame) -> str:
+    """Where Label Studio serves a frame from, relative to itself."""
+    path = media_path(place, frame).relative_to(place.served)
+    return f"/data/local-files/?d={path.as_posix()}"
+
+
 def _task(
-    frame: Frame, choice: Choice, predictions: Sequence[Prediction], batch_ref: Ref, version: str
+    address: str,
+    frame: Frame,
+    choice: Choice,
+    predictions: Sequence[Prediction],
+    batch_ref: Ref,
+    version: str,
 ) -> Task:
-    path = f"media/{frame.id[:2]}/{frame.id}{frame.suffix}"
     data = {
-        "image": f"/data/local-files/?d={path}",
+        "image": address,
         # Columns in this order: what labelers read comes first, what the workbench needs last.
         "why": "; ".join(choice.reasons) or choice.arm,
         "rank": choice.rank,

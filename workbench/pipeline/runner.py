@@ -59,6 +59,7 @@ def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
         SPEC_VARIABLE: str(spec_file),
         "WORKBENCH_HOME": spec.home,
         "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve whoever else needs the cores
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         "PYTHONHASHSEED": "0",

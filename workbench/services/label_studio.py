@@ -94,9 +94,9 @@ class LabelStudio(Server):
             # Else a webhook to this machine, which is where everything runs, is refused.
             "SSRF_PROTECTION_ENABLED": "false",
             "DATA_UPLOAD_MAX_NUMBER_FILES": str(_UPLOAD_LIMIT),
-            # Frames are served from the media folder; the root has to be a folder above it.
+            # A storage has to lie below this folder: nothing but media does, least of all secrets.
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(place.root),
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(place.served),
             "LOG_LEVEL": "WARNING",
         }
 

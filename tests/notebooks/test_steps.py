@@ -1,0 +1,140 @@
+"""Every step notebook: readable, strict, and the same by hand as in the pipeline."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_run import ROOT, TinyRun
+from workbench.pipeline import contract as contracts
+from workbench.records.base import kind_of
+
+NOTEBOOKS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
+NAMES = [notebook.stem for notebook in NOTEBOOKS]
+STEP_OF = {"train": "baseline"}
+PLOTTING = {"matplotlib", "pandas", "numpy", "ipywidgets", "IPython"}
+STANDARD = {"typing", "pathlib", "pydantic", "shutil", "json"}
+QUICK = {"release", "validate", "ingest"}
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads(notebook.read_text())["cells"]
+    return content
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def test_the_steps_of_the_design_are_all_here() -> None:
+    assert set(NAMES) == {
+        "ingest",
+        "train",
+        "curate",
+        "send",
+        "collect",
+        "export",
+        "validate",
+        "release",
+    }
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_it_reads_as_a_page(notebook: Path) -> None:
+    page = cells(notebook)
+    assert page[0]["cell_type"] == "markdown"
+    opening = source(page[0])
+    assert opening.startswith("# ")
+    for part in ("**Question.**", "| reads |", "| writes |"):
+        assert part in opening
+    code = [cell for cell in page if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert "parameters" in code[1]["metadata"]["tags"], "imports come first, then parameters"
+    assert "workbench.step()" in source(code[2])
+    assert any("step.output(" in source(cell) for cell in code[-1:]), "outputs come last"
+    assert any("assert " in source(cell) for cell in code), "a step checks what it made"
+    if notebook.stem != "release":
+        assert any("step.figure(" in source(cell) for cell in code), "a picture or two"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_it_imports_only_the_workbench_and_plotting(notebook: Path) -> None:
+    roots = set()
+    for cell in cells(notebook):
+        if cell["cell_type"] == "code":
+            for node in ast.walk(ast.parse(source(cell))):
+                if isinstance(node, ast.Import):
+                    roots |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    roots.add((node.module or "").split(".")[0])
+    assert roots <= {"workbench"} | PLOTTING | STANDARD
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_its_contract_is_whole_and_its_defaults_are_valid(notebook: Path) -> None:
+    contract = contracts.read(notebook)
+    assert contract.declaration.outputs
+    contract.validate({})
+    contract.validate(contract.declaration.fixture)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
+def test_in_the_pipeline_it_kept_its_promises(notebook: Path, tiny_run: TinyRun) -> None:
+    step = STEP_OF.get(notebook.stem, notebook.stem)
+    folder = tiny_run.folder(step)
+    declared = contracts.read(notebook).declaration
+    outputs = json.loads((folder / "outputs.json").read_text())
+    assert {name: kind_of(ref) for name, ref in outputs.items()} == {
+        name: output.kind for name, output in declared.outputs.items()
+    }
+    assert all(tiny_run.store.exists(ref) for ref in outputs.values())
+    executed = json.loads((folder / "executed.ipynb").read_text())
+    counts = [c["execution_count"] for c in executed["cells"] if c["cell_type"] == "code"]
+    assert all(counts)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["peak_memory_mib"] < 4096
+    figures = list((folder / "figures").glob("*.png")) if (folder / "figures").exists() else []
+    assert notebook.stem == "release" or figures
+    assert all(figure.stat().st_size > 2000 for figure in figures)
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+        for path in NOTEBOOKS
+    ],
+)
+def test_by_hand_it_runs_on_the_newest_inputs(
+    notebook: Path, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    """As JupyterLab runs it: no spec, only the notebook's own path in the environment."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "execute",
+            str(notebook),
+            f"--output={tmp_path / notebook.name}",
+        ],
+        check=False,
+        env={
+            **os.environ,
+            "WORKBENCH_HOME": str(tiny_run.place.root),
+            "WORKBENCH_NOTEBOOK": str(notebook),
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    scratch = tiny_run.place.scratch / notebook.stem
+    assert json.loads((scratch / "outputs.json").read_text())
