@@ -91,7 +91,8 @@ def merged(conditions: Sequence[str]) -> list[str]:
     counts: dict[str, int] = {}
     for condition in conditions:
         counts[condition] = counts.get(condition, 0) + 1
-    return [c if counts[c] >= _SMALLEST_GROUP else "other conditions" for c in conditions]
+    rest = "other" if max(counts.values(), default=0) >= _SMALLEST_GROUP else "all"
+    return [c if counts[c] >= _SMALLEST_GROUP else rest for c in conditions]
 
 
 def size_of(boxes: NDArray[np.float32]) -> NDArray[np.int64]:

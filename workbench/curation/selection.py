@@ -23,7 +23,8 @@ class SelectionRules(Row):
 
     Args:
         random_share: Of the budget, drawn at random.
-        drive_share: Of the mined part, at most from one drive; at least two frames.
+        drive_share: Of the mined part, at most from one drive; at least two frames, and an
+            equal share where drives are few.
         gap_s: Seconds between mined frames of one drive.
         gap_frames: The same, for drives without time.
     """
@@ -59,8 +60,8 @@ def select(
 ) -> tuple[Choice, ...]:
     """Choose frames under a budget; the same candidates in any order give the same choice.
 
-    When gap and cap leave the budget unspent, the gap is halved, and halved again, then the cap
-    is lifted. A budget above the pool chooses all of it.
+    When cap and gap leave the budget unspent, the cap is lifted, then the gap halved and halved
+    again, then dropped. A budget above the pool chooses all of it.
 
     Returns:
         Mined frames first, rarest first, then the random ones; ranks count from 1.
@@ -104,12 +105,15 @@ def _draw(fit: Sequence[Candidate], count: int, seed: int) -> list[Candidate]:
 
 
 def _spread(ranked: Sequence[Candidate], count: int, rules: SelectionRules) -> list[Candidate]:
-    """The first ``count`` that keep their distance, loosening only as far as need be."""
-    cap = max(2, math.ceil(rules.drive_share * count))
+    """The first ``count`` that keep their distance, loosening only as far as need be.
+
+    First the cap goes, then the gap: two frames of one moment teach less than two of one drive.
+    """
+    drives = len({one.drive for one in ranked})
+    cap = max(2, math.ceil(rules.drive_share * count), math.ceil(count / max(1, drives)))
+    free = len(ranked)
     chosen: dict[str, Candidate] = {}
-    gaps = [rules.gap_s, rules.gap_s / 2, rules.gap_s / 4, 0.0]
-    for gap, limit in [*((gap, cap) for gap in gaps), (0.0, len(ranked))]:
-        scale = gap / rules.gap_s if rules.gap_s else 0.0
+    for part, limit in ((1.0, cap), (1.0, free), (0.5, free), (0.25, free), (0.0, free)):
         per_drive: dict[str, list[Candidate]] = {}
         for one in chosen.values():
             per_drive.setdefault(one.drive, []).append(one)
@@ -119,7 +123,9 @@ def _spread(ranked: Sequence[Candidate], count: int, rules: SelectionRules) -> l
             others = per_drive.setdefault(one.drive, [])
             if one.frame in chosen or len(others) >= limit:
                 continue
-            if all(_apart(one, other, gap, rules.gap_frames * scale) for other in others):
+            if all(
+                _apart(one, other, rules.gap_s * part, rules.gap_frames * part) for other in others
+            ):
                 chosen[one.frame] = one
                 others.append(one)
     return sorted(chosen.values(), key=lambda one: (-one.score, one.frame))

@@ -80,7 +80,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
             return tuple(one.frame for one in self.matching[self._at : self._at + 1])
         return tuple(one.frame for one in self.matching)
 
-    def open(self, frame: str) -> None:
+    def look_at(self, frame: str) -> None:
         """Show one frame large."""
         self._at = [one.frame for one in self.matching].index(frame)
         self._single = True
@@ -175,7 +175,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
             tooltip="Open this frame",
             layout=widgets.Layout(width=f"{_THUMBNAIL}px"),
         )
-        look.on_click(lambda _: self.open(shown.frame))
+        look.on_click(lambda _: self.look_at(shown.frame))
         return widgets.VBox([_image(shown, _THUMBNAIL), look, _caption(shown, 2)])
 
 

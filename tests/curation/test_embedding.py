@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tests.curation.conftest import CONFIG, SPEC
+from workbench.curation import embedding, shards
+from workbench.curation.embedding import embed
+from workbench.curation.encoder import MAX_OBJECTS, DetectorEncoder, Seen
+from workbench.errors import DataError, WorkbenchError
+from workbench.perception.predictor import TorchPredictor, load_checkpoint
+from workbench.perception.preprocessing import Pixels, load_rgb
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.store import Store
+from workbench.workspace import Workspace
+
+
+class Counting(DetectorEncoder):
+    """Counts the images it is asked about, and can be made to fail."""
+
+    seen = 0
+    fail_after: int | None = None
+    poison: bool = False
+
+    def look(self, images: Sequence[Pixels]) -> Seen:
+        if self.fail_after is not None and self.seen >= self.fail_after:
+            raise KeyboardInterrupt
+        self.seen += len(images)
+        found = super().look(images)
+        if self.poison:
+            found.frames[0] = np.nan
+        return found
+
+
+@pytest.fixture
+def predictor(store: Store, model: Ref) -> TorchPredictor:
+    return load_checkpoint(store, model)
+
+
+def test_rows_follow_the_frames_whatever_their_order(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    forward = embed(place, predictor, dataset.frames)
+    backward = embed(place, predictor, dataset.frames[::-1])
+    assert backward.frames == forward.frames[::-1]
+    np.testing.assert_array_equal(backward.vectors, forward.vectors[::-1])
+    np.testing.assert_array_equal(backward.entropy, forward.entropy[::-1])
+    last = forward.owner == len(forward.frames) - 1
+    assert last.any()
+    np.testing.assert_array_equal(
+        backward.object_vectors[backward.owner == 0], forward.object_vectors[last]
+    )
+
+
+def test_one_pass_agrees_with_the_predictor(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    frames = dataset.frames[:5]
+    images = [load_rgb(media_path(place, frame)) for frame in frames]
+    found = embed(place, predictor, frames)
+    np.testing.assert_allclose(found.vectors, predictor.embed(images), rtol=2e-3, atol=2e-3)
+    for row, detections in enumerate(predictor.predict(images)):
+        mine = found.boxes[found.owner == row]
+        assert 0 < len(mine) <= MAX_OBJECTS
+        np.testing.assert_allclose(mine, detections.boxes[: len(mine)], atol=1e-3)
+
+
+def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: TorchPredictor) -> None:
+    import torch
+
+    from workbench.curation.encoder import _box_means
+
+    maps = tuple(
+        torch.arange(2 * 3 * SPEC.height // s * (SPEC.width // s), dtype=torch.float32).reshape(
+            2, 3, SPEC.height // s, SPEC.width // s
+        )
+        for s in CONFIG.strides
+    )
+    boxes = [
+        np.array([[9, 1, 30, 20]], np.float32),
+        np.array([[90, 60, 96, 64], [0, 0, 1, 1]], np.float32),
+    ]
+    first, second = _box_means(maps, boxes, CONFIG.strides)
+    np.testing.assert_allclose(first[0, :3], maps[0][0, :, 0:3, 1:4].mean((1, 2)).numpy())
+    np.testing.assert_allclose(second[0, :3], maps[0][1, :, 7, 11].numpy())
+    np.testing.assert_allclose(second[1, -3:], maps[2][1, :, 0, 0].numpy())
+
+
+def test_what_is_on_disk_is_not_computed_again(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    encoder = Counting(predictor)
+    embed(place, encoder, dataset.frames[:10])
+    assert encoder.seen == 10
+    both = embed(place, encoder, dataset.frames[:14])
+    assert encoder.seen == 14
+    assert both.frames == tuple(frame.id for frame in dataset.frames[:14])
+
+
+def test_a_killed_pass_keeps_its_finished_shards(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "SHARD", 8)
+    killed = Counting(predictor)
+    killed.fail_after = 20
+    with pytest.raises(KeyboardInterrupt):
+        embed(place, killed, dataset.frames, batch=4)
+    again = Counting(predictor)
+    whole = embed(place, again, dataset.frames, batch=4)
+    assert again.seen == len(dataset.frames) - 16  # two shards of eight were kept
+    unbroken = embed(Workspace(place.root), predictor, dataset.frames)
+    np.testing.assert_array_equal(whole.vectors, unbroken.vectors)
+
+
+def test_half_a_shard_is_never_read(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    encoder = Counting(predictor)
+    folder = shards.folder_of(place, encoder.model, encoder.preprocessing)
+    (folder / ".writing-left").mkdir(parents=True)
+    (folder / ".writing-left" / "frames.json").write_text('["0"]')
+    assert shards.read_all(folder) == []
+    assert len(embed(place, encoder, dataset.frames[:3]).frames) == 3
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    place: Workspace, dataset: Dataset, model: Ref, tmp_path: object
+) -> None:
+    """A file size limit stands in for a full disk: the write itself fails, as there."""
+    code = (
+        "import resource, signal, sys; from workbench import workspace\n"
+        "from workbench.errors import WorkbenchError\n"
+        "from workbench.curation import shards; import numpy as np\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "folder = workspace.find().root / 'embeddings' / 'x'\n"
+        "arrays = {name: np.zeros((64, 64)) for name in shards.ARRAYS}\n"
+        "try: shards.write(folder, ['a'] * 64, arrays)\n"
+        "except WorkbenchError as error: print(error); print(list(folder.iterdir()))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+        check=True,
+    ).stdout
+    assert "embeddings cannot be written" in told
+    assert "Free some space" in told
+    assert told.rstrip().endswith("[]")
+
+
+def test_broken_frames_are_left_out_with_the_reason(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    broken, gone = dataset.frames[1], dataset.frames[2]
+    media_path(place, broken).write_bytes(b"no image")
+    media_path(place, gone).unlink()
+    found = embed(place, predictor, dataset.frames)
+    assert [frame for frame, _ in found.left_out] == [broken.id, gone.id]
+    assert all("cannot be read" in why for _, why in found.left_out)
+    assert len(found.frames) == len(dataset.frames) - 2
+
+
+def test_vectors_that_are_no_numbers_are_left_out(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    encoder = Counting(predictor)
+    encoder.poison = True
+    found = embed(place, encoder, dataset.frames[:8], batch=4)
+    assert [frame for frame, _ in found.left_out] == [dataset.frames[0].id, dataset.frames[4].id]
+    assert np.isfinite(found.vectors).all()
+
+
+def test_nothing_readable_is_an_error(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    media_path(place, dataset.frames[0]).write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        embed(place, predictor, dataset.frames[:1])
+    with pytest.raises(DataError, match="no frames"):
+        embed(place, predictor, [])
+
+
+def test_a_damaged_file_is_named(
+    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+) -> None:
+    found = embed(place, predictor, dataset.frames)
+    folder = shards.folder_of(place, found.model, found.preprocessing)
+    damaged = next(folder.glob("*/vectors.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(WorkbenchError, match="cannot be read") as caught:
+        embed(place, predictor, dataset.frames)
+    assert caught.value.where == str(damaged)

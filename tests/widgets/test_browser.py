@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from workbench.errors import ServiceError
+from workbench.widgets import FrameBrowser, PicturedFrame
+from workbench.widgets.pictured import DrawnBox, draw
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> list[PicturedFrame]:
+    made = []
+    for number in range(20):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (120, 80), (number * 10, 40, 40)).save(path)
+        made.append(
+            PicturedFrame(
+                frame=f"{number:064x}",
+                image=path,
+                drive=f"d{number % 3}",
+                light="night" if number % 2 else "day",
+                weather="rain" if number < 5 else "clear",
+                arm="random" if number >= 18 else "mined",
+                rank=number + 1,
+                reasons=(f"reason <{number}>", "a second one", "a third one"),
+                boxes=(DrawnBox("cyclist" if number == 7 else "car", (10, 10, 40, 30), 0.7),),
+            )
+        )
+    return made
+
+
+def test_pages_of_the_grid(frames: list[PicturedFrame]) -> None:
+    browser = FrameBrowser(frames)
+    assert browser.count.value == "Frames 1 to 8 of 20 (20 in all)"
+    browser.previous.click()
+    assert "1 to 8" in browser.count.value
+    browser.next.click()
+    browser.next.click()
+    browser.next.click()
+    assert browser.count.value == "Frames 17 to 20 of 20 (20 in all)"
+    assert len(browser.stage.children[0].children) == 4
+
+
+def test_filters_join(frames: list[PicturedFrame]) -> None:
+    browser = FrameBrowser(frames)
+    browser.filters["light"].value = "night"
+    assert len(browser.matching) == 10
+    browser.filters["weather"].value = "rain"
+    assert [one.rank for one in browser.matching] == [2, 4]
+    browser.filters["class"].value = "cyclist"
+    assert browser.matching == []
+    assert browser.count.value == "No frame of 20 passes the filters."
+    assert browser.tag_button.disabled
+    browser.filters["weather"].value = "all"
+    assert [one.rank for one in browser.matching] == [8]
+    assert not browser.tag_button.disabled
+
+
+def test_opening_a_frame_shows_every_reason(frames: list[PicturedFrame]) -> None:
+    browser = FrameBrowser(frames)
+    cell = browser.stage.children[0].children[3]
+    assert "a third one" not in cell.children[2].value
+    cell.children[1].click()
+    assert browser.mode.value == "one frame"
+    assert browser.in_view == (frames[3].frame,)
+    assert "reason &lt;3&gt;" in browser.stage.children[0].children[2].value
+    assert "a third one" in browser.stage.children[0].children[2].value
+    browser.next.click()
+    assert browser.in_view == (frames[4].frame,)
+    browser.mode.value = "grid"
+    assert len(browser.in_view) == 20
+
+
+def test_buttons_act_on_what_is_in_view(frames: list[PicturedFrame]) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def tag(chosen: tuple[str, ...]) -> str:
+        asked.append(chosen)
+        return f"{len(chosen)} tagged"
+
+    browser = FrameBrowser(frames, on_tag=tag)
+    assert browser.send_button.layout.display == "none"
+    browser.filters["arm"].value = "random"
+    browser.tag_button.click()
+    assert asked == [(frames[18].frame, frames[19].frame)]
+    assert browser.status.value == "<b>2 tagged</b>"
+
+
+def test_an_error_is_shown_with_what_to_do(frames: list[PicturedFrame]) -> None:
+    def send(_: tuple[str, ...]) -> None:
+        raise ServiceError("Label Studio is away", hint="Run `workbench up`")
+
+    browser = FrameBrowser(frames, on_send=send)
+    browser.send_button.click()
+    assert "Label Studio is away" in browser.status.value
+    assert "workbench up" in browser.status.value
+
+
+def test_boxes_are_drawn_where_they_are(frames: list[PicturedFrame]) -> None:
+    plain = Image.open(frames[0].image)
+    drawn = Image.open(io.BytesIO(draw(frames[0], 240)))
+    assert drawn.size == (240, 160)
+    background = plain.getpixel((60, 60))
+    assert drawn.getpixel((20, 40)) != background  # the left edge, twice as large
+    assert drawn.getpixel((50, 40)) == background  # inside
+    assert drawn.getpixel((200, 140)) == background
+
+
+def test_an_unreadable_image_is_a_card_not_an_error(frames: list[PicturedFrame]) -> None:
+    frames[0].image.write_bytes(b"nothing")
+    assert Image.open(io.BytesIO(draw(frames[0], 160))).size == (160, 90)
+
+
+def test_no_frames_at_all() -> None:
+    assert FrameBrowser([]).count.value == "No frame of 0 passes the filters."
