@@ -95,6 +95,8 @@ def evaluate(
     Raises:
         DataError: No frames, or truth or predictions that cannot be used (see `scene.build`).
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     settings = settings or Settings()
     whole = scene.build(dataset, predictions)
     rows: list[SliceMetrics] = []
@@ -106,7 +108,9 @@ def evaluate(
         table, figures = match(whole, part), coco_figures(whole, part)
         groups = bootstrap.clusters(whole.frames, table.frames)
         weights = bootstrap.draw(groups.count, settings.resamples, settings.seed)
-        found = _samples(pool(table, groups.of, weights, settings.threshold), table.classes)
+        with threadpool_limits(1, user_api="blas"):  # small products: threads would only wait
+            pooled = pool(table, groups.of, weights, settings.threshold)
+        found = _samples(pooled, table.classes)
         _insist_on_agreement(figures, found, part, table.classes)
         samples |= {(part.name, cls, metric): value for (cls, metric), value in found.items()}
         rows += _rows(whole, table, groups, figures, found, settings)

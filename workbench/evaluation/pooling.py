@@ -89,11 +89,10 @@ def _curve_figures(
         hits, alarms = _running(hit[t], ~hit[t] & ~ignored[t], where, weights.shape[1])
         if not hits.shape[1]:
             continue
+        tp, fp = weights @ hits, weights @ alarms
         for low in range(0, len(weights), _AT_ONCE):
             rows = slice(low, low + _AT_ONCE)
-            ap[t, rows], ar[t, rows] = _average_precision(
-                weights[rows] @ hits, weights[rows] @ alarms, positives[rows]
-            )
+            ap[t, rows], ar[t, rows] = _average_precision(tp[rows], fp[rows], positives[rows])
     there = positives > 0
     return np.where(there, ap, np.nan), np.where(there, ar, np.nan)
 
