@@ -54,6 +54,17 @@ def test_a_calibration_that_names_a_forbidden_frame_is_refused(
         list(calibration.images(kept, replace(dataset, frames=wrong), picked))
 
 
+def test_variants_make_up_for_missing_frames(kept: Workspace, dataset: Dataset) -> None:
+    few = replace(dataset, frames=dataset.with_roles(Role.TRAIN).frames[:4])
+    picked = calibration.pick(few, 10)
+    pixels = list(calibration.images(kept, few, picked))
+    assert (len(picked.frames), picked.variants, len(pixels)) == (4, 6, 10)
+    assert pixels[4].mean() == pytest.approx(0.6 * pixels[0].mean(), abs=1)
+    assert pixels[8].mean() > pixels[0].mean()
+    assert calibration.pick(few, 4).variants == 0
+    assert len(list(calibration.images(kept, few, calibration.pick(few, 500)))) == 24
+
+
 def test_the_images_are_the_picked_frames(kept: Workspace, dataset: Dataset) -> None:
     pixels = list(calibration.images(kept, dataset, calibration.pick(dataset, 5)))
     assert [image.shape for image in pixels] == [(90, 120, 3)] * 5
