@@ -60,7 +60,9 @@ def admit(file: str, media: str, size: tuple[int, int] | None) -> Picture | Refu
             with Image.open(io.BytesIO(data), formats=tuple(_SUFFIXES)) as image:
                 image.load()
                 width, height, kind = *image.size, str(image.format)
-                turned = image.getexif().get(_ORIENTATION, 1)
+                # Most frames carry no EXIF, and asking for it costs a parse all the same.
+                tagged = "exif" in image.info or kind == "TIFF"
+                turned = image.getexif().get(_ORIENTATION, 1) if tagged else 1
     except Exception as error:  # decoders raise anything on hostile bytes; all mean the same here
         return Refused("unreadable", _plain(error, data))
     if turned not in (0, 1):
@@ -98,14 +100,14 @@ def _keep(data: bytes, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if target.stat().st_size == len(data):
             return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".taking-")
     try:
         with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, 0o644)
             stream.write(data)
-        temporary = Path(name)
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
