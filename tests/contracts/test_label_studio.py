@@ -9,8 +9,8 @@ import pytest
 import requests
 from click.testing import CliRunner
 
-from tests.contracts.conftest import Servers
 from tests.labeling.conftest import Sample, make_sample
+from tests.servers import Servers
 from workbench import labeling, services
 from workbench.commands.labels import label as label_command
 from workbench.errors import ParameterError, ServiceError, Waiting

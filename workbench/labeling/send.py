@@ -229,9 +229,9 @@ def _import_missing(
 ) -> int:
     """Import what the server lacks. After a failed call the server says what did arrive."""
     batch = digest_of(batch_ref)
-    before = len(server.frames(project, batch).keys() & tasks.keys())
+    there = server.frames(project, batch)
+    before = len(there.keys() & tasks.keys())
     for attempt in range(_ATTEMPTS):
-        there = server.frames(project, batch) if attempt or before else {}
         missing = [task for frame, task in tasks.items() if frame not in there]
         try:
             for start in range(0, len(missing), CHUNK):
@@ -243,6 +243,7 @@ def _import_missing(
         except ServiceError:
             if attempt == _ATTEMPTS - 1:
                 raise
+            there = server.frames(project, batch)
     raise AssertionError("the last attempt returns or raises")
 
 
