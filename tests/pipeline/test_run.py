@@ -1,0 +1,171 @@
+"""Runs of a small pipeline with real kernels and MLflow: skips, stops, kills, resumptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import write_notebook
+from tests.servers import Servers
+from workbench.errors import WorkbenchError
+from workbench.pipeline import plan
+from workbench.pipeline import run as running
+from workbench.pipeline.report import RunReport, StepReport
+from workbench.records.store import Store
+from workbench.records.types import StepRun
+from workbench.workspace import Workspace
+
+
+class Watcher:
+    """Keeps what a display is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.started: list[str] = []
+        self.ended: list[StepReport] = []
+        self.progress: list[tuple[str, int, int]] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def step_started(self, name: str, reasons: tuple[str, ...]) -> None:
+        self.started.append(name)
+
+    def step_progress(self, name: str, done: int, total: int) -> None:
+        self.progress.append((name, done, total))
+
+    def step_ended(self, step: StepReport) -> None:
+        self.ended.append(step)
+
+
+@pytest.fixture
+def mlflow_uri(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The session's MLflow, used by these small workspaces as an external server."""
+    uri = servers.environment["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def load(project: Path, **given: str) -> plan.Pipeline:
+    return plan.load(project / "pipelines" / "trial.yaml", given, base=project)
+
+
+def run(project: Path, place: Workspace, **given: str) -> tuple[RunReport, Watcher]:
+    watcher = Watcher()
+    return running.run(place, load(project, **given), watcher), watcher
+
+
+def statuses(report: RunReport) -> list[str]:
+    return [step.status for step in report.steps]
+
+
+@pytest.mark.usefixtures("mlflow_uri")
+def test_a_rerun_skips_and_a_change_runs_only_what_it_reaches(
+    project: Path, place: Workspace
+) -> None:
+    first, watcher = run(project, place)
+    assert (first.status, statuses(first)) == ("succeeded", ["ran", "ran"])
+    assert ("b", 1, 1) in watcher.progress
+    again, watcher = run(project, place)
+    assert statuses(again) == ["skipped", "skipped"]
+    assert (again.outputs, watcher.started) == (first.outputs, [])
+    changed, _ = run(project, place, word="loud")
+    assert statuses(changed) == ["skipped", "ran"]
+    assert changed.steps[1].reason == "a parameter changed: word"
+
+
+@pytest.mark.usefixtures("mlflow_uri")
+def test_a_failure_stops_the_run_and_mending_it_goes_on(project: Path, place: Workspace) -> None:
+    broken = "step.optional_input('upstream')\nraise KeyError('gone')"
+    notebook = project / "notebooks/steps/b.ipynb"
+    good = notebook.read_text()
+    write_notebook(notebook, broken, parameters="n: int = 1\nword: str = ''")
+    failed, _ = run(project, place)
+    assert (failed.status, statuses(failed)) == ("failed", ["ran", "failed"])
+    assert "KeyError: 'gone'" in failed.steps[1].reason
+    notebook.write_text(good)
+    mended, _ = run(project, place)
+    assert (mended.status, statuses(mended)) == ("succeeded", ["skipped", "ran"])
+
+
+@pytest.mark.usefixtures("mlflow_uri")
+def test_waiting_is_never_cached(project: Path, place: Workspace) -> None:
+    flag = project / "people-are-done"
+    work = (
+        "from pathlib import Path\nfrom workbench.errors import Waiting\n"
+        f"if not Path({str(flag)!r}).exists():\n    raise Waiting('0 of 3 done', hint='label them')"
+    )
+    write_notebook(project / "notebooks/steps/a.ipynb", work)
+    waiting, _ = run(project, place)
+    assert (waiting.status, statuses(waiting)) == ("waiting", ["waiting", "not-reached"])
+    assert "0 of 3 done" in waiting.reason
+    flag.touch()
+    done, _ = run(project, place)
+    assert (done.status, statuses(done)) == ("succeeded", ["ran", "ran"])
+
+
+def test_what_mlflow_missed_is_written_by_the_next_run(
+    project: Path, place: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = running._Session._connect
+
+    def away(self: running._Session) -> None:
+        raise WorkbenchError("MLflow is away")
+
+    monkeypatch.setattr(running._Session, "_connect", away)
+    first, watcher = run(project, place)
+    assert first.status == "succeeded"
+    assert any("MLflow could not be written" in note for note in watcher.notes)
+    monkeypatch.setattr(running._Session, "_connect", connect)
+    again, watcher = run(project, place)
+    assert (statuses(again), watcher.notes) == (["skipped", "skipped"], [])
+    store = Store(place)
+    marks = [store.side(ref, "mlflow") for ref in store.refs(StepRun.KIND)]
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
+    assert {client.get_run(mark["run"]).info.status for mark in marks} == {"FINISHED"}
+
+
+def test_a_killed_run_leaves_nothing_behind_and_the_next_goes_on(
+    project: Path, place: Workspace, mlflow_uri: str
+) -> None:
+    started = project / "b-started"
+    slow = (
+        "import pathlib, time\nupstream = step.optional_input('upstream')\n"
+        f"mark = pathlib.Path({str(started)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    time.sleep(120)"
+    )
+    write_notebook(
+        project / "notebooks/steps/b.ipynb", slow, parameters="n: int = 1\nword: str = ''"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "workbench", "run", str(project / "pipelines/trial.yaml")],
+        env={**os.environ, "WORKBENCH_HOME": str(place.root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert started.exists()
+    with pytest.raises(WorkbenchError, match="already running"):
+        run(project, place)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    report, _ = run(project, place)
+    assert (report.status, statuses(report)) == ("succeeded", ["skipped", "ran"])
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
+    experiment = client.get_experiment_by_name(running.EXPERIMENT)
+    left = client.search_runs(
+        [experiment.experiment_id], "attributes.status = 'RUNNING' and tags.`workbench.step` = 'b'"
+    )
+    assert left == []
