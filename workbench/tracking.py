@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from workbench.errors import ServiceError
 
+_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _LONGEST_PARAMETER = 6000
 _DIGEST_CHARACTERS = 36  # MLflow keeps no more of a dataset's digest
 
@@ -68,7 +70,7 @@ class Tracker:
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(p.name, p.value, int(p.at * 1000), p.step) for p in points]
+        metrics = [Metric(_name(p.name), p.value, int(p.at * 1000), p.step) for p in points]
         with self._translated():
             for start in range(0, len(metrics), 500):
                 self._client.log_batch(run_id, metrics=metrics[start : start + 500])
@@ -173,6 +175,11 @@ class Tracker:
                 where=self.uri,
                 hint="`workbench status` shows whether it runs; `workbench up` starts it again",
             ) from error
+
+
+def _name(name: str) -> str:
+    """A metric's name in the characters that MLflow takes: ``light=day`` becomes ``light:day``."""
+    return _NOT_IN_NAMES.sub("_", name.replace("=", ":"))
 
 
 def _text(value: Any) -> str:
