@@ -13,6 +13,8 @@ from typing import Any
 
 import rfc8785
 
+from workbench.errors import DataError
+
 SHORT = 12
 
 
@@ -26,8 +28,16 @@ def of_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """RFC 8785 bytes: one value, one spelling, on every machine."""
-    return rfc8785.dumps(value)
+    """RFC 8785 bytes: one value, one spelling, on every machine.
+
+    Raises:
+        DataError: A number that JSON cannot carry exactly: a whole one of 2^53 or more, or one
+            that is not finite.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise DataError(f"a value cannot be kept as canonical JSON: {error}") from error
 
 
 def of_json(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from workbench import services, workspace
 from workbench.errors import ContractError
 from workbench.pipeline import contract
-from workbench.pipeline.step import Step
+from workbench.pipeline.handle import Step
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import NotebookSource, StepRun
