@@ -1,0 +1,171 @@
+"""FiftyOne on the real mongod: what is published, replaced, tagged and read back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Servers
+from tests.curation.conftest import make_dataset
+from workbench import curation
+from workbench.errors import DataError, ParameterError, ServiceError
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Role
+from workbench.records.types import Choice, Prediction, Selection
+from workbench.workspace import Workspace
+
+NAME = "curation-contract"
+
+
+@pytest.fixture(scope="module")
+def attached(servers: Servers) -> Iterator[Workspace]:
+    """This process, with FiftyOne attached to the session's mongod."""
+    before = dict(os.environ)
+    os.environ.update(servers.environment)
+    yield servers.place
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(attached: Workspace) -> Dataset:
+    return make_dataset(attached, drives=4, per_drive=4)
+
+
+def selection_of(dataset: Dataset, rows: list[int]) -> Selection:
+    pool = dataset.with_roles(Role.POOL).frames
+    return Selection(
+        dataset="dataset/" + "0" * 64,
+        budget=len(rows),
+        seed=0,
+        method="test",
+        chosen=tuple(
+            Choice(
+                frame=pool[row].id,
+                rank=rank,
+                score=0.5,
+                arm="random" if rank == len(rows) else "mined",
+                reasons=(f"reason {row}", "and more"),
+            )
+            for rank, row in enumerate(rows, start=1)
+        ),
+    )
+
+
+def test_publish_shows_everything_of_a_frame(attached: Workspace, dataset: Dataset) -> None:
+    import fiftyone as fo
+
+    selection = selection_of(dataset, [0, 3, 5])
+    first = selection.chosen[0].frame
+    box = Box(x=12, y=20, w=60, h=30)
+    predictions = [Prediction(frame=first, cls="cyclist", box=box, score=0.75)]
+    curation.publish(
+        attached, dataset, predictions, selection, NAME, scores={first: {"rarity": 0.9}}
+    )
+    shown = fo.load_dataset(NAME)
+    assert shown.persistent
+    assert set(shown.values("frame")) == {frame.id for frame in dataset.frames}
+    sample = shown.match(fo.ViewField("frame") == first).first()
+    assert (sample.drive, sample.light, sample.role) == ("drive-1", "day", "pool")
+    assert sample.reason == "reason 0; and more"
+    assert (sample.rank, sample.rarity) == (1, 0.9)
+    found = sample.predictions.detections[0]
+    assert (found.label, found.confidence) == ("cyclist", 0.75)
+    assert found.bounding_box == pytest.approx([0.1, 0.25, 0.5, 0.375])
+    assert sample.ground_truth is None
+    labelled = shown.match(fo.ViewField("role") == "seed").first()
+    assert labelled.ground_truth.detections[0].origin == "imported"
+    assert set(shown.load_saved_view("mined").values("frame")) == {
+        choice.frame for choice in selection.chosen[:2]
+    }
+    assert shown.load_saved_view("random").values("frame") == [selection.chosen[2].frame]
+    assert curation.is_published(attached, selection, NAME)
+
+
+def test_publishing_again_replaces_content_and_keeps_peoples_tags(
+    attached: Workspace, dataset: Dataset
+) -> None:
+    import fiftyone as fo
+
+    first = selection_of(dataset, [0, 3, 5])
+    curation.publish(attached, dataset, (), first, NAME)
+    frame = first.chosen[0].frame
+    before = dict(zip(*fo.load_dataset(NAME).values(["frame", "id"]), strict=True))
+    curation.tag(NAME, [frame], "odd", by="mia", place=attached)
+    fewer = dataset.where(lambda one: one.drive != "drive-3")
+    second = selection_of(dataset, [1, 4])
+    curation.publish(attached, fewer, (), second, NAME)
+    shown = fo.load_dataset(NAME)
+    tags = dict(zip(*shown.values(["frame", "tags"]), strict=True))
+    assert set(tags) == {one.id for one in fewer.frames}
+    assert tags[frame] == ["odd"]
+    assert [tags[choice.frame] for choice in second.chosen] == [["mined"], ["random"]]
+    assert dict(zip(*shown.values(["frame", "id"]), strict=True)).items() <= before.items()
+    assert shown.count("predictions.detections") == 0
+    assert not curation.is_published(attached, first, NAME)
+    assert curation.is_published(attached, second, NAME)
+
+
+def test_tags_say_who_and_when(attached: Workspace, dataset: Dataset) -> None:
+    name = f"{NAME}-tags"
+    curation.publish(attached, dataset, (), None, name)
+    frames = [frame.id for frame in dataset.frames[:3]]
+    assert curation.tag(name, frames[:2], "odd", by="mia", place=attached) == 2
+    assert curation.tag(name, frames, "odd", by="tom", place=attached) == 1
+    assert set(curation.tagged(name, "odd", place=attached)) == set(frames)
+    log = curation.tag_log(name, place=attached)
+    assert [(entry["by"], entry["frames"]) for entry in log] == [
+        ("mia", frames[:2]),
+        ("tom", frames[2:]),
+    ]
+    assert all(entry["at"].startswith("20") for entry in log)
+
+
+def test_what_cannot_be_tagged_says_why(attached: Workspace, dataset: Dataset) -> None:
+    name = f"{NAME}-tags"
+    curation.publish(attached, dataset, (), None, name)
+    with pytest.raises(DataError, match="1 frames are not in the FiftyOne dataset"):
+        curation.tag(name, ["f" * 64], "odd", place=attached)
+    with pytest.raises(ParameterError, match="'mined' cannot be a tag of people"):
+        curation.tag(name, [dataset.frames[0].id], "mined", place=attached)
+    with pytest.raises(DataError, match="FiftyOne has no dataset 'nowhere'"):
+        curation.tagged("nowhere", "odd", place=attached)
+    with pytest.raises(DataError, match="no frames to show"):
+        curation.publish(attached, dataset.where(lambda _: False), name=name)
+
+
+def test_a_dataset_of_somebody_else_is_left_alone(attached: Workspace, dataset: Dataset) -> None:
+    import fiftyone as fo
+
+    foreign = fo.Dataset(f"{NAME}-foreign", persistent=True)
+    foreign.add_sample(fo.Sample(filepath="/nowhere.jpg"))
+    with pytest.raises(ParameterError, match="did not make"):
+        curation.publish(attached, dataset, name=foreign.name)
+    assert len(foreign) == 1
+
+
+def test_without_a_server_it_says_what_to_run(
+    attached: Workspace, dataset: Dataset, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://127.0.0.1:9")
+    with pytest.raises(ServiceError, match=r"mongod does not answer.*workbench up"):
+        curation.publish(attached, dataset, name=NAME)
+
+
+def test_nothing_is_started_by_fiftyone_itself(place: Workspace) -> None:
+    """In a workspace without servers it refuses before FiftyOne is even imported."""
+    code = (
+        "import sys; from workbench import curation; from workbench.errors import ServiceError\n"
+        "try: curation.tagged('x', 'y')\n"
+        "except ServiceError as error: print(error, 'fiftyone' in sys.modules)\n"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("FIFTYONE")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
+    )
+    assert "workbench up" in ran.stdout
+    assert ran.stdout.rstrip().endswith("False")
