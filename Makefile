@@ -23,7 +23,7 @@ MONGOD_RUNS := $(BIN)/python -c "from workbench.services import mongod; print(mo
 ATTACHED   := $(BIN)/python -m workbench.services.attached
 
 .DEFAULT_GOAL := help
-.PHONY: help setup label-studio run test test-long check services lab apps bench lock clean
+.PHONY: help setup label-studio run test test-long check services lab apps screenshots bench lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ lab: setup ## JupyterLab on the long tail; open the URL that it prints
 
 apps: setup ## The marimo board of runs, gates and coverage
 	@$(ATTACHED) marimo run $(APP) --headless --host 127.0.0.1 --token $(ARGS)
+
+screenshots: setup ## The README's pictures, of the running servers after a make run
+	@$(BIN)/python -m docs.screenshots $(ARGS)
 
 bench: setup ## The figures that the README quotes
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -58,6 +58,10 @@ class Workspace:
         """Generated passwords, tokens and the signing key; files are 0600."""
         return self.root / "secrets"
 
+    def release_folder(self, model: str, bundle: str) -> Path:
+        """Where the signed copy of the bundle with this digest lies."""
+        return self.root / "releases" / model / bundle[:12]
+
     @property
     def runs(self) -> Path:
         """One folder a pipeline run: specs, logs, executed notebooks."""

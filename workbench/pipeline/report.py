@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -74,11 +73,6 @@ class RunReport(_Shown):
         return f"{stopped[0].name}: {stopped[0].reason}" if stopped else ""
 
 
-def bundle_folder(place: Workspace, release: Release) -> Path:
-    """Where a release's signed bundle lies."""
-    return place.root / "releases" / release.model / digest_of(release.bundle)[:12]
-
-
 def make(
     place: Workspace,
     pipeline: str,
@@ -98,7 +92,7 @@ def make(
         registry = store.side(release_ref, "registry") or {}
         version = registry.get("version")
         model = ModelReport(name=release.model, version=version, digest=digest_of(release.bundle))
-        bundle = str(bundle_folder(place, release))
+        bundle = str(place.release_folder(release.model, digest_of(release.bundle)))
     return RunReport(
         pipeline=pipeline,
         run_id=run_id,

@@ -289,8 +289,9 @@ class _Session:
                 continue
             release = self.store.get(ref, Release)
             recorder = self._begin()
-            notes = {"workbench.digest": digest_of(release.bundle)}
-            recorder.register(step.name, ref, report.bundle_folder(self.place, release), notes)
+            bundle = digest_of(release.bundle)
+            folder = self.place.release_folder(release.model, bundle)
+            recorder.register(step.name, ref, folder, {"workbench.digest": bundle})
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def publish(store: Store, bundle: Ref, gates: Ref, model: str) -> Published:
             hint="Run validate on the bundle that is to be released",
         )
     key = keys.signing_key(store.workspace)
-    folder = store.workspace.root / "releases" / model / digest.short(digest_of(bundle))
+    folder = store.workspace.release_folder(model, digest_of(bundle))
     if not folder.exists():
         _assemble(store, bundle, folder, key)
     verified = signing.verify(folder, key.public)
@@ -96,7 +96,7 @@ def verify_release(place: Workspace, name: str, key: Path | None = None) -> sign
     store = Store(place)
     ref = _find(store, name)
     record = store.get(ref, Release)
-    folder = place.root / "releases" / record.model / digest.short(digest_of(record.bundle))
+    folder = place.release_folder(record.model, digest_of(record.bundle))
     verified = signing.verify(folder, key or keys.public_key(place))
     _same_as_record(store, record.bundle, verified)
     if (verified.key, verified.signature) != (record.key, record.signature):

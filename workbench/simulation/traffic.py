@@ -32,7 +32,7 @@ class Profile:
         return self.drives * self.frames_per_drive
 
 
-STANDARD = Profile("standard", drives=30, frames_per_drive=30)
+STANDARD = Profile("standard", drives=60, frames_per_drive=15)
 TINY = Profile("tiny", drives=12, frames_per_drive=6)
 PROFILES = {profile.name: profile for profile in (STANDARD, TINY)}
 
