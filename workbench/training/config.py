@@ -23,10 +23,10 @@ class Augmentation:
     """
 
     flip: float = 0.5
-    zoom: tuple[float, float] = (0.8, 1.6)
-    shift: float = 0.1
-    brightness: float = 0.35
-    gamma: float = 1.5
+    zoom: tuple[float, float] = (0.9, 1.3)
+    shift: float = 0.05
+    brightness: float = 0.25
+    gamma: float = 1.3
     colour: float = 0.08
 
     @classmethod
@@ -43,7 +43,7 @@ class TrainingConfig:
         steps: Optimiser steps. The default takes the same time however many frames there are,
             which also makes two trainings on different data comparable.
         epochs: Passes over the frames instead of ``steps``, when given.
-        batch: Frames a step.
+        batch: Frames a step. Small, because in minutes many small steps learn more than few large.
         lr: Highest learning rate of the one-cycle schedule (Smith 2018).
         warmup: Share of the steps in which the rate rises.
         ema: Decay of the average of the weights that is kept.
@@ -54,9 +54,9 @@ class TrainingConfig:
             it is needed.
     """
 
-    steps: int = 450
+    steps: int = 900
     epochs: int | None = None
-    batch: int = 16
+    batch: int = 8
     lr: float = 3e-3
     weight_decay: float = 0.03
     warmup: float = 0.1
