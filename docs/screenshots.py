@@ -1,0 +1,275 @@
+"""The README's pictures, of the real servers of this workbench: ``python -m docs.screenshots``.
+
+Takes ``docs/images/{fiftyone,label_studio,mlflow,lab,board}.png`` in a headless Chromium after a
+`make run`. A picture whose page has nothing to show yet is left out, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from workbench import curation, services, workspace
+from workbench.errors import ServiceError, WorkbenchError
+from workbench.records import dataset as datasets
+from workbench.records.store import Store
+from workbench.records.types import Selection
+from workbench.services.label_studio import EMAIL
+from workbench.workspace import Workspace
+
+PROJECT = Path(__file__).resolve().parents[1]
+IMAGES = PROJECT / "docs" / "images"
+NOTEBOOK = PROJECT / "notebooks" / "explore" / "long_tail.ipynb"
+BOARD = PROJECT / "notebooks" / "explore" / "apps" / "board.py"
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+)
+_MINUTE_MS = 60_000
+_KERNEL_IDLE = (
+    "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+)
+
+
+def chromium() -> str | None:
+    """The installed browser's path, or None."""
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+
+
+@contextlib.contextmanager
+def browser(width: int = 1440, height: int = 900) -> Iterator[Any]:
+    """A page of a headless Chromium, in pixels."""
+    from playwright.sync_api import sync_playwright
+
+    path = chromium()
+    if path is None:
+        raise ServiceError("there is no Chromium", hint="Install Debian's `chromium` package")
+    with sync_playwright() as play:
+        running = play.chromium.launch(executable_path=path, args=list(_FLAGS))
+        try:
+            yield running.new_page(viewport={"width": width, "height": height})
+        finally:
+            running.close()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(arguments: list[str], place: Workspace, probe: str, folder: Path) -> Iterator[None]:
+    """A server as a process group of its own, until its page answers; stopped afterwards."""
+    variables = {**os.environ, workspace.HOME_VARIABLE: str(place.root)}
+    variables |= services.environment(place, ("mongod",))
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=variables,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _wait(process, probe, log)
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], probe: str, log: Any, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(probe, timeout=5).status_code < 500:
+                return
+        time.sleep(0.2)
+    log.seek(0)
+    told = log.read().decode(errors="replace")[-1500:]
+    raise ServiceError(f"the server did not come up: {told}", where=probe)
+
+
+@contextlib.contextmanager
+def lab(place: Workspace) -> Iterator[str]:
+    """JupyterLab on a copy of the notebook, which it may write into; yields the page's address."""
+    port, token = free_port(), secrets.token_urlsafe(16)
+    with tempfile.TemporaryDirectory(prefix="lab-") as name:
+        folder = Path(name)
+        shutil.copy(NOTEBOOK, folder)
+        quiet = folder / "settings" / "@jupyterlab" / "apputils-extension"
+        quiet.mkdir(parents=True)
+        (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+        command = [
+            *("-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
+            f"--port={port}",
+            "--ServerApp.port_retries=0",
+            f"--IdentityProvider.token={token}",
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.expose_app_in_browser=True",
+            f"--LabApp.user_settings_dir={folder}/settings",
+            f"--LabApp.workspaces_dir={folder}/workspaces",
+        ]
+        base = f"http://127.0.0.1:{port}"
+        with serving(command, place, f"{base}/api", folder):
+            yield f"{base}/lab/tree/{NOTEBOOK.name}?token={token}"
+
+
+def run_all_cells(page: Any, address: str) -> None:
+    """Open a notebook, wait for its kernel, run every cell, and wait for the frame browser."""
+    page.goto(address)
+    # The indicator says idle before a session exists; running cells then asks for a kernel.
+    page.wait_for_function(_KERNEL_IDLE, timeout=2 * _MINUTE_MS)
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    button = page.get_by_role("button", name="Tag in FiftyOne")
+    failure = page.locator(".jp-OutputArea-output[data-mime-type*='error']")
+    button.or_(failure).first.wait_for(timeout=3 * _MINUTE_MS)
+    if failure.count():
+        raise ServiceError(f"the notebook failed: {failure.first.inner_text()[-800:]}")
+
+
+@contextlib.contextmanager
+def board(place: Workspace) -> Iterator[str]:
+    """The marimo board; yields its address."""
+    port, token = free_port(), secrets.token_urlsafe(16)
+    command = [
+        *("-m", "marimo", "-q", "run", str(BOARD), "--headless", "--host", "127.0.0.1"),
+        *("--port", str(port), "--token", "--token-password", token),
+    ]
+    base = f"http://127.0.0.1:{port}"
+    with serving(command, place, f"{base}/health", PROJECT):
+        yield f"{base}/?access_token={token}"
+
+
+def _shoot_board(place: Workspace, target: Path) -> None:
+    with board(place) as address, browser(1280, 1100) as page:
+        page.goto(address)
+        page.get_by_role("heading", name="Runs").wait_for(timeout=_MINUTE_MS)
+        page.wait_for_timeout(1500)
+        page.screenshot(path=target)
+
+
+def _shoot_lab(place: Workspace, target: Path) -> None:
+    with lab(place) as address, browser(1440, 1000) as page:
+        run_all_cells(page, address)
+        page.evaluate("void window.jupyterapp.commands.execute('application:toggle-left-area')")
+        page.wait_for_timeout(4000)
+        page.get_by_role("button", name="Tag in FiftyOne").scroll_into_view_if_needed()
+        page.wait_for_timeout(1500)
+        page.screenshot(path=target)
+
+
+def _shoot_fiftyone(place: Workspace, target: Path) -> None:
+    store = Store(place)
+    selection = store.get(curation.newest_selection(store), Selection)
+    name = datasets.load(store, selection.dataset).name
+    port = free_port()
+    code = (
+        "import sys, time; from workbench import curation;"
+        "curation.open_app(sys.argv[1], port=int(sys.argv[2])); time.sleep(3600)"
+    )
+    base = f"http://127.0.0.1:{port}"
+    with serving(["-c", code, name, str(port)], place, base, PROJECT), browser() as page:
+        page.goto(f"{base}/datasets/{name}?view=mined")
+        page.wait_for_selector("text=mined", timeout=_MINUTE_MS)
+        page.wait_for_timeout(8000)  # thumbnails are drawn one by one by software
+        page.screenshot(path=target)
+
+
+def _shoot_label_studio(place: Workspace, target: Path) -> None:
+    admin = services.label_studio_admin(place)
+    if admin.password_file is None:
+        raise ServiceError("the password of this Label Studio is not ours to know", where=admin.url)
+    with browser() as page:
+        page.goto(f"{admin.url}/user/login/")
+        page.fill("input[name=email]", EMAIL)
+        page.fill("input[name=password]", admin.password_file.read_text().strip())
+        page.press("input[name=password]", "Enter")
+        page.wait_for_url(f"{admin.url}/projects**", timeout=_MINUTE_MS)
+        answer = page.request.get(f"{admin.url}/api/projects?ordering=-id").json()
+        if not answer["results"]:
+            raise ServiceError(
+                "there is no project in Label Studio yet", hint="Say `make run` first"
+            )
+        project = answer["results"][0]["id"]
+        tasks = page.request.get(f"{admin.url}/api/tasks?project={project}&page_size=1").json()
+        page.goto(f"{admin.url}/projects/{project}/data?task={tasks['tasks'][0]['id']}")
+        page.wait_for_selector("canvas", timeout=_MINUTE_MS)
+        page.wait_for_timeout(4000)
+        page.screenshot(path=target)
+
+
+def _shoot_mlflow(place: Workspace, target: Path) -> None:
+    base = services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    search = f"{base}/api/2.0/mlflow/experiments/search"
+    found = requests.post(search, json={"max_results": 50}, timeout=20).json()["experiments"]
+    newest = max(found, key=lambda one: int(one.get("last_update_time", 0)))
+    with browser() as page:
+        page.goto(f"{base}/#/experiments/{newest['experiment_id']}/runs")
+        page.wait_for_selector("[role=grid], .ag-root", timeout=_MINUTE_MS)
+        page.wait_for_timeout(3000)
+        page.screenshot(path=target)
+
+
+SHOTS: dict[str, Callable[[Workspace, Path], None]] = {
+    "fiftyone": _shoot_fiftyone,
+    "label_studio": _shoot_label_studio,
+    "mlflow": _shoot_mlflow,
+    "lab": _shoot_lab,
+    "board": _shoot_board,
+}
+
+
+def main() -> int:
+    """Take all pictures, or those named; returns how many could not be taken."""
+    from playwright.sync_api import Error as PlaywrightError
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHOTS)}")
+    parser.add_argument("--to", type=Path, default=IMAGES, help="folder, by default docs/images")
+    asked = parser.parse_args()
+    unknown = set(asked.names) - set(SHOTS)
+    if unknown:
+        parser.error(f"no picture is called {', '.join(sorted(unknown))}: {', '.join(SHOTS)}")
+    place = workspace.find()
+    services.up(place)
+    asked.to.mkdir(parents=True, exist_ok=True)
+    missing = 0
+    for name in asked.names or SHOTS:
+        try:
+            SHOTS[name](place, asked.to / f"{name}.png")
+            print(asked.to / f"{name}.png")
+        except (WorkbenchError, PlaywrightError, requests.RequestException) as error:
+            missing += 1
+            print(f"no picture of {name}: {error}", file=sys.stderr)
+    return missing
+
+
+if __name__ == "__main__":
+    sys.exit(main())
