@@ -85,14 +85,14 @@ def test_boxes_are_cut_at_the_image_and_say_how_much_is_lost() -> None:
 def test_what_is_small_or_lost_in_fog_is_ignored() -> None:
     far = _standing("child", "pedestrian", 90.0, 1.0)
     assert all(box.ignore for box in _boxes(far).values())
-    car = _standing("van", "car", 80.0, 0.5)
-    assert not _boxes(car)["van@80.0"].ignore
+    car = _standing("box-truck", "truck", 80.0, 0.5)
+    assert not _boxes(car)["box-truck@80.0"].ignore
     dense = next(
         seed
         for seed in range(50)
         if light.of(replace(EMPTY, weather="fog", seed=seed)).air_per_m > 0.03
     )
-    assert _boxes(car, weather="fog", seed=dense)["van@80.0"].ignore
+    assert _boxes(car, weather="fog", seed=dense)["box-truck@80.0"].ignore
 
 
 def test_waypoints_give_position_and_speed() -> None:

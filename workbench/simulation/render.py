@@ -34,8 +34,8 @@ MAX_TRUNCATED = 0.85
 """... when more of the silhouette lies outside the image, ..."""
 MAX_VEILED = 0.88
 """... when fog leaves less contrast than the rest to one, ..."""
-MIN_HEIGHT = 8.0 / 288.0
-"""... or when it is lower than this share of the image's height."""
+MIN_HEIGHT = 14.0 / 288.0
+"""... or when it is lower than this share of the image's height: an adult some 50 m away."""
 
 
 @dataclass(frozen=True)
