@@ -8,9 +8,7 @@ judged by its fastest turn, because other work on the machine only ever makes a 
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.common import Row, main, row
 from workbench import digest
 from workbench.perception.detector import Detector, DetectorConfig
 from workbench.perception.preprocessing import Preprocessing
@@ -31,7 +30,6 @@ from workbench.training.loop import train
 from workbench.training.loss import DetectionLoss, as_truth
 from workbench.workspace import Workspace
 
-Row = dict[str, Any]
 CLASSES = tuple(f"class-{number}" for number in range(10))
 SPEC = Preprocessing()
 GOAL = 0.95
@@ -50,17 +48,15 @@ def measure(quick: bool) -> list[Row]:
             bare.append(bare_loop(place, dataset, config))
     best, peer = max(ours), max(bare)
     return [
-        {
-            "name": "train on decoded frames",
-            "ours": round(best, 2),
-            "peer": round(peer, 2),
-            "peer_name": "bare torch loop, batches ready",
-            "peer_method": "measured",
-            "ratio": round(best / peer, 3),
-            "unit": "images/s",
-            "goal": f">= {GOAL:g}",
-            "met": best / peer >= GOAL,
-        }
+        row(
+            "train on decoded frames",
+            best,
+            "images/s",
+            peer=peer,
+            peer_name="bare torch loop, batches ready",
+            goal=f">= {GOAL:g}",
+            met=best / peer >= GOAL,
+        )
     ]
 
 
@@ -133,22 +129,5 @@ def frames(place: Workspace, count: int) -> Dataset:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns")
-    parser.add_argument("--json", action="store_true", help="one object on standard output")
-    options = parser.parse_args(arguments)
-    rows = measure(options.quick)
-    if options.json:
-        print(json.dumps({"benchmark": "training", "rows": rows}))
-        return
-    for row in rows:
-        verdict = "met" if row["met"] else "not met"
-        print(
-            f"{row['name']}: {row['ours']} {row['unit']}, {row['peer_name']} {row['peer']} "
-            f"({row['peer_method']}), ratio {row['ratio']}, goal {row['goal']}: {verdict}"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    main(measure)

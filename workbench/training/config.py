@@ -54,7 +54,7 @@ class TrainingConfig:
             it is needed.
     """
 
-    steps: int = 900
+    steps: int = 650
     epochs: int | None = None
     batch: int = 8
     lr: float = 3e-3

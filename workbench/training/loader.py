@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -155,20 +156,18 @@ def _move(
     scale_x = mirror * zoom
     left = width / 2 - scale_x * width / 2 + shift_x
     top = height / 2 - zoom * height / 2 + shift_y
-    # Pillow wants the way back: from the new picture's pixels to the old one's.
-    back = (1 / scale_x, 0.0, -left / scale_x, 0.0, 1 / zoom, -top / zoom)
-    moved = Image.fromarray(pixels).transform(
-        (width, height),
-        Image.Transform.AFFINE,
-        back,
-        resample=Image.Resampling.BILINEAR,
-        fillcolor=(pad, pad, pad),
+    # OpenCV counts from the centre of the first pixel, boxes from its corner.
+    there = np.array(
+        [[scale_x, 0, left + (scale_x - 1) / 2], [0, zoom, top + (zoom - 1) / 2]], np.float64
+    )
+    moved = cv2.warpAffine(
+        pixels, there, (width, height), flags=cv2.INTER_LINEAR, borderValue=(pad, pad, pad)
     )
     xs = targets.boxes[:, 0::2] * scale_x + left
     ys = targets.boxes[:, 1::2] * zoom + top
     xs.sort(axis=1)
     boxes = np.stack([xs[:, 0], ys[:, 0], xs[:, 1], ys[:, 1]], axis=1)
-    return np.array(moved), targets.moved(boxes, width, height)
+    return np.asarray(moved, np.uint8), targets.moved(boxes, width, height)
 
 
 def _light_table(how: Augmentation, draw: NDArray[np.float64]) -> NDArray[np.uint8] | None:
