@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import Row, main, row, seconds
@@ -20,6 +21,7 @@ from workbench.pipeline.spec import StepSpec
 ROOT = Path(__file__).resolve().parents[1]
 DATA_ENGINE = ("pipelines/data_engine.yaml", "-p", "labelers=replay")
 CELLS = ("n: int = 1", "import workbench\nstep = workbench.step()", "step.metric('n', n)")
+PLAIN = ("n: int = 1", "import json", "print(json.dumps(n))")
 REPEATS = 5
 
 
@@ -28,9 +30,10 @@ def measure(quick: bool) -> list[Row]:
     repeats = 2 if quick else REPEATS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        notebook, spec = _step(folder)
+        spec = _step(folder)
+        plain = _notebook(folder / "plain.ipynb", PLAIN)
         ours = seconds(lambda: _call("-m", "workbench", "run-step", str(spec)), repeats)
-        command = ("-m", "papermill", str(notebook), str(folder / "out.ipynb"), "--no-progress-bar")
+        command = ("-m", "papermill", str(plain), str(folder / "out.ipynb"), "--no-progress-bar")
         theirs = seconds(lambda: _call(*command), repeats)
     rows = [
         row(
@@ -68,8 +71,8 @@ def _rerun(repeats: int) -> Row | None:
     return row("rerun with nothing changed", took, "s", goal="<= 3 s", met=took <= 3)
 
 
-def _step(folder: Path) -> tuple[Path, Path]:
-    """A trivial notebook and the spec that runs it."""
+def _notebook(path: Path, sources: Sequence[str]) -> Path:
+    """A notebook of these cells, the first of them parameters."""
     cells = [
         {
             "cell_type": "code",
@@ -79,12 +82,17 @@ def _step(folder: Path) -> tuple[Path, Path]:
             "execution_count": None,
             "outputs": [],
         }
-        for number, source in enumerate(CELLS)
+        for number, source in enumerate(sources)
     ]
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    notebook = folder / "trivial.ipynb"
-    notebook.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _step(folder: Path) -> Path:
+    """A trivial notebook's spec."""
+    notebook = _notebook(folder / "trivial.ipynb", CELLS)
     spec = StepSpec(
         step="trivial",
         notebook=str(notebook),
@@ -102,7 +110,7 @@ def _step(folder: Path) -> tuple[Path, Path]:
     )
     path = folder / "spec.json"
     path.write_text(spec.model_dump_json())
-    return notebook, path
+    return path
 
 
 def _call(*arguments: str, check: bool = True) -> None:
