@@ -186,6 +186,8 @@ def _shoot_lab(place: Workspace, target: Path) -> None:
 
 
 def _shoot_fiftyone(place: Workspace, target: Path) -> None:
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
     store = Store(place)
     selection = store.get(curation.newest_selection(store), Selection)
     name = datasets.load(store, selection.dataset).name
@@ -198,6 +200,8 @@ def _shoot_fiftyone(place: Workspace, target: Path) -> None:
     with serving(["-c", code, name, str(port)], place, base, PROJECT), browser() as page:
         page.goto(f"{base}/datasets/{name}?view=mined")
         page.wait_for_selector("text=mined", timeout=_MINUTE_MS)
+        with contextlib.suppress(PlaywrightTimeout):
+            page.get_by_text("Dismiss").click(timeout=5000)
         page.wait_for_timeout(8000)  # thumbnails are drawn one by one by software
         page.screenshot(path=target)
 

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.servers import Servers
 from tests.curation.conftest import make_dataset
+from tests.servers import Servers
 from workbench import curation
 from workbench.errors import DataError, ParameterError, ServiceError
 from workbench.records.dataset import Dataset
@@ -108,6 +109,19 @@ def test_publishing_again_replaces_content_and_keeps_peoples_tags(
     assert shown.count("predictions.detections") == 0
     assert not curation.is_published(attached, first, NAME)
     assert curation.is_published(attached, second, NAME)
+
+
+def test_a_workspace_that_moved_is_published_afresh(attached: Workspace, dataset: Dataset) -> None:
+    import fiftyone as fo
+
+    name = f"{NAME}-moved"
+    selection = selection_of(dataset, [0, 2])
+    curation.publish(attached, dataset, (), selection, name)
+    shown = fo.load_dataset(name)
+    shown.set_values("filepath", ["/elsewhere/x.png"] * len(shown))
+    assert not curation.is_published(attached, selection, name)
+    curation.publish(attached, dataset, (), selection, name)
+    assert all(Path(path).is_file() for path in shown.values("filepath"))
 
 
 def test_tags_say_who_and_when(attached: Workspace, dataset: Dataset) -> None:

@@ -135,7 +135,9 @@ def _box_means(
     boxes: list[NDArray[np.float32]],
     strides: tuple[int, ...],
 ) -> list[NDArray[np.float32]]:
-    """Mean of each level's cells under each box, by summed-area tables (Crow, 1984).
+    """Mean of each level's cells under each box.
+
+    Slices, not summed-area tables: those touch every cell of every frame, and boxes cover few.
 
     Args:
         boxes: ``[k, 4]`` xyxy network pixels of each image.
@@ -143,27 +145,23 @@ def _box_means(
     Returns:
         ``[k, channels * levels]`` of each image. A box smaller than a cell takes that cell.
     """
-    import torch
-    from torch.nn import functional
-
-    rows = torch.from_numpy(np.repeat(np.arange(len(boxes)), [len(one) for one in boxes]))
-    corners = torch.from_numpy(np.concatenate([*boxes, np.empty((0, 4), np.float32)]))
+    levels = [level.numpy() for level in maps]
+    width = sum(level.shape[1] for level in levels)
     means = []
-    for level, stride in zip(maps, strides, strict=True):
-        height, width = level.shape[2:]
-        sums = functional.pad(level.double().cumsum(2).cumsum(3), (1, 0, 1, 0))
-        low = torch.floor(corners[:, :2] / stride).long()
-        high = torch.ceil(corners[:, 2:] / stride).long()
-        x1, y1 = low[:, 0].clamp(0, width - 1), low[:, 1].clamp(0, height - 1)
-        x2 = torch.maximum(high[:, 0].clamp(max=width), x1 + 1)
-        y2 = torch.maximum(high[:, 1].clamp(max=height), y1 + 1)
-        total = (
-            sums[rows, :, y2, x2]
-            - sums[rows, :, y1, x2]
-            - sums[rows, :, y2, x1]
-            + sums[rows, :, y1, x1]
-        )
-        means.append(total / ((x2 - x1) * (y2 - y1))[:, None])
-    vectors = torch.cat(means, 1).float().numpy()
-    ends = np.cumsum([len(one) for one in boxes])[:-1]
-    return list(np.split(vectors, ends))
+    for row, found in enumerate(boxes):
+        parts = np.empty((len(found), width), np.float32)
+        start = 0
+        for level, stride in zip(levels, strides, strict=True):
+            end = start + level.shape[1]
+            limit = np.array([level.shape[3], level.shape[2]])
+            low = np.clip(np.floor(found[:, :2] / stride), 0, limit - 1).astype(int)
+            high = np.maximum(np.minimum(np.ceil(found[:, 2:] / stride), limit), low + 1).astype(
+                int
+            )
+            for number, ((x1, y1), (x2, y2)) in enumerate(
+                zip(low.tolist(), high.tolist(), strict=True)
+            ):
+                parts[number, start:end] = level[row, :, y1:y2, x1:x2].mean((1, 2))
+            start = end
+        means.append(parts)
+    return means

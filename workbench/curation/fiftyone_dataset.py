@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from workbench import services, workspace
@@ -63,7 +64,7 @@ def publish(
             hint="Publish under another name",
         )
     _same_frames(fo, shown, place, dataset.frames)
-    _fill(fo, shown, dataset, predictions, selection, scores or {})
+    _fill(fo, shown, place, dataset, predictions, selection, scores or {})
     for arm in ARMS:
         shown.save_view(arm, shown.match_tags(arm), overwrite=True)
     shown.info["workbench"] = {"dataset": dataset.ref, "simulated": dataset.simulated}
@@ -72,12 +73,17 @@ def publish(
 
 
 def is_published(place: Workspace, selection: Selection, name: str) -> bool:
-    """Whether FiftyOne shows exactly the frames of this selection as chosen."""
+    """Whether FiftyOne shows exactly the frames of this selection as chosen, images included."""
     fo = _connect(place)
     if not fo.dataset_exists(name):
         return False
-    frames, tags = fo.load_dataset(name).values(["frame", "tags"])
-    there = {f: arm for f, own in zip(frames, tags, strict=True) for arm in ARMS if arm in own}
+    rows = fo.load_dataset(name).match_tags(list(ARMS)).values(["frame", "tags", "filepath"])
+    there = {
+        frame: arm
+        for frame, tags, path in zip(*rows, strict=True)
+        for arm in ARMS
+        if arm in tags and Path(path).is_file()
+    }
     return there == {choice.frame: choice.arm for choice in selection.chosen}
 
 
@@ -196,6 +202,7 @@ def _same_frames(fo: Any, shown: Any, place: Workspace, frames: Sequence[Frame])
 def _fill(
     fo: Any,
     shown: Any,
+    place: Workspace,
     dataset: Dataset,
     predictions: Sequence[Prediction],
     selection: Selection | None,
@@ -210,6 +217,8 @@ def _fill(
     for prediction in predictions:
         found.setdefault(prediction.frame, []).append(prediction)
     fields: dict[str, list[Any]] = {
+        # Also of samples that stay: the workspace may have moved.
+        "filepath": [str(media_path(place, frame)) for frame in frames],
         "drive": [frame.drive for frame in frames],
         "index": [frame.index for frame in frames],
         "light": [str(frame.conditions.light) for frame in frames],

@@ -51,7 +51,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         self.previous = widgets.Button(icon="arrow-left", tooltip="Previous", layout=_slim())
         self.next = widgets.Button(icon="arrow-right", tooltip="Next", layout=_slim())
         self.mode = widgets.ToggleButtons(
-            options=["grid", "one frame"], style={"button_width": "80px"}
+            options=["grid", "one frame"], style={"button_width": "96px"}
         )
         self.tag_button = _button("Tag in FiftyOne", "tag", on_tag)
         self.send_button = _button("Send to Label Studio", "paper-plane", on_send)
@@ -101,8 +101,8 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
             name: widgets.Dropdown(
                 options=[ALL, *sorted(found)],
                 description=name,
-                layout=widgets.Layout(width="200px"),
-                style={"description_width": "52px"},
+                layout=widgets.Layout(width="210px"),
+                style={"description_width": "60px"},
             )
             for name, found in values.items()
         }

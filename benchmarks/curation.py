@@ -1,0 +1,147 @@
+"""What curation costs: ``python -m benchmarks.curation [--quick] [--json]``.
+
+The pool is drawn (noise over shapes, JPEG, 480x288) and the detector has its first random weights:
+both cost what real ones cost. That mining finds rare frames is not measured here yet.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import Row, main, row
+from workbench import digest
+from workbench.curation import shards
+from workbench.curation.embedding import embed
+from workbench.perception.contract import DetectorConfig
+from workbench.perception.decode import decode
+from workbench.perception.predictor import TorchPredictor
+from workbench.perception.preprocessing import Preprocessing, load_rgb, prepare_batch
+from workbench.records.dataset import media_path
+from workbench.records.frames import Frame
+from workbench.workspace import Workspace
+
+_BATCH = 16
+_SIZE = (480, 288)
+
+
+def measure(quick: bool) -> list[Row]:
+    """Rows of the benchmark; ``quick`` takes a smaller pool and fewer vectors."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+        place = Workspace(Path(name) / ".workbench")
+        return [*_embedding(place, 96 if quick else 512), *_storing(place, quick)]
+
+
+def _embedding(place: Workspace, count: int) -> list[Row]:
+    frames = [_frame(place, number) for number in range(count)]
+    predictor = _detector()
+    _bare_loop(place, predictor, frames[:_BATCH])
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    for turn in range(6):  # taking turns; CPU time, as the machine may have other work
+        started = time.process_time()
+        if turn % 2:
+            _bare_loop(place, predictor, frames)
+        else:
+            embed(place, predictor, frames)
+        rates["bare" if turn % 2 else "ours"].append(count / (time.process_time() - started))
+        shutil.rmtree(place.root / "embeddings", ignore_errors=True)
+    ours, bare = max(rates["ours"]), max(rates["bare"])
+    return [
+        row(
+            "embed a pool, kept on disk",
+            ours,
+            "frames/CPU-s",
+            peer=bare,
+            peer_name="decode, forward and boxes, nothing kept",
+            goal=">= 0.95",
+            met=ours / bare >= 0.95,
+        )
+    ]
+
+
+def _storing(place: Workspace, quick: bool) -> list[Row]:
+    count, width = (20_000 if quick else 100_000), 512
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(count, width)).astype(np.float32)
+    folder = place.root / "embeddings" / "benchmark"
+    names = [f"{number:064x}" for number in range(count)]
+    empty = {name: np.zeros((0, 1), np.float16) for name in shards.ARRAYS}
+    started = time.perf_counter()
+    for first in range(0, count, 4096):
+        part = slice(first, first + 4096)
+        shards.write(folder, names[part], {**empty, "vectors": vectors[part].astype(np.float16)})
+    stored = time.perf_counter() - started
+    started = time.perf_counter()
+    kept = sorted(shards.read_all(folder), key=lambda shard: shard.frames[0])
+    read = np.concatenate([shard.array("vectors") for shard in kept])
+    loaded = time.perf_counter() - started
+    assert np.array_equal(read, vectors.astype(np.float16))
+    seconds = stored + loaded
+    return [
+        row(
+            f"store and load {count:,} x {width} embeddings",
+            seconds,
+            "s",
+            goal="< 3 s for 100,000",
+            met=seconds < 3 * count / 100_000,
+        )
+    ]
+
+
+def _bare_loop(place: Workspace, predictor: TorchPredictor, frames: list[Frame]) -> None:
+    """The least that a pass can do: threads decode while the model runs and boxes are read."""
+    import torch
+
+    with ThreadPoolExecutor(2) as pool:
+        images = pool.map(lambda frame: load_rgb(media_path(place, frame)), frames)
+        for _ in range(0, len(frames), _BATCH):
+            chunk = [image for image, _ in zip(images, range(_BATCH), strict=False)]
+            batch, _ = prepare_batch(chunk, predictor.preprocessing)
+            with torch.inference_mode():
+                outputs = predictor.detector(torch.from_numpy(batch))
+            decode([output.numpy() for output in outputs], predictor.config)
+
+
+def _frame(place: Workspace, number: int) -> Frame:
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 255, (18, 30, 3)).astype(np.uint8)
+    image = Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=90)
+    data = stream.getvalue()
+    frame = Frame(
+        id=digest.of_bytes(data),
+        drive="drawn",
+        index=number,
+        width=_SIZE[0],
+        height=_SIZE[1],
+        suffix=".jpg",
+    )
+    path = media_path(place, frame)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return frame
+
+
+def _detector() -> TorchPredictor:
+    import torch
+
+    from workbench.perception.detector import Detector
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    config = DetectorConfig(classes=tuple(f"class-{number}" for number in range(10)))
+    detector = Detector(config)
+    detector.set_prior(torch.full((10,), 0.04))  # some boxes a frame, as a trained one has
+    return TorchPredictor(detector, Preprocessing())
+
+
+if __name__ == "__main__":
+    main(measure)
