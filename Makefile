@@ -72,11 +72,14 @@ bench: setup ## The figures that the README quotes
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lock: $(STAMP) ## Resolve the two locks again
+	@# torch is resolved anew, so that a local CPU build is met first: PyPI's brings gigabytes of CUDA.
+	@sed '/^torch==/d' requirements.lock > requirements.lock.new
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-emit-index-url \
-		--no-emit-find-links $(UV_SOURCES) --custom-compile-command "make lock" -q -o requirements.lock
+		--no-emit-find-links $(UV_SOURCES) --custom-compile-command "make lock" -q \
+		-o requirements.lock.new
 	@# The name of a CPU build fits one kind of machine; the version fits all.
-	@sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements.lock > requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+	@sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements.lock.new > requirements.lock
+	@rm requirements.lock.new
 	@$(BIN)/uv pip compile requirements-label-studio.in --python-version 3.11 --no-emit-index-url \
 		--no-emit-find-links $(UV_SOURCES) --custom-compile-command "make lock" -q \
 		-o requirements-label-studio.lock

@@ -67,6 +67,12 @@ def test_a_lock_fits_any_machine(name: str) -> None:
         assert "+" not in version(pin), f"{pin} names a local build"
 
 
+def test_the_lock_brings_no_accelerator_libraries() -> None:
+    """PyPI's torch pulls gigabytes of CUDA; whoever has a GPU installs that build themselves."""
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("nvidia-", "cuda-", "triton"))]
+
+
 def test_importlib_metadata_stays_below_8() -> None:
     below = SpecifierSet("<8")
     assert below.contains(version(pins("requirements.lock")["importlib-metadata"]))
