@@ -215,7 +215,7 @@ def _shoot_label_studio(place: Workspace, target: Path) -> None:
         page.fill("input[name=email]", EMAIL)
         page.fill("input[name=password]", admin.password_file.read_text().strip())
         page.press("input[name=password]", "Enter")
-        page.wait_for_url(f"{admin.url}/projects**", timeout=_MINUTE_MS)
+        page.wait_for_url(lambda url: "/user/login" not in url, timeout=_MINUTE_MS)
         answer = page.request.get(f"{admin.url}/api/projects?ordering=-id").json()
         if not answer["results"]:
             raise ServiceError(
@@ -230,6 +230,8 @@ def _shoot_label_studio(place: Workspace, target: Path) -> None:
 
 
 def _shoot_mlflow(place: Workspace, target: Path) -> None:
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
     base = services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
     search = f"{base}/api/2.0/mlflow/experiments/search"
     found = requests.post(search, json={"max_results": 50}, timeout=20).json()["experiments"]
@@ -237,6 +239,8 @@ def _shoot_mlflow(place: Workspace, target: Path) -> None:
     with browser() as page:
         page.goto(f"{base}/#/experiments/{newest['experiment_id']}/runs")
         page.wait_for_selector("[role=grid], .ag-root", timeout=_MINUTE_MS)
+        with contextlib.suppress(PlaywrightTimeout):
+            page.get_by_label("Close").first.click(timeout=5000)
         page.wait_for_timeout(3000)
         page.screenshot(path=target)
 

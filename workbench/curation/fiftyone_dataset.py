@@ -66,7 +66,9 @@ def publish(
     _same_frames(fo, shown, place, dataset.frames)
     _fill(fo, shown, place, dataset, predictions, selection, scores or {})
     for arm in ARMS:
-        shown.save_view(arm, shown.match_tags(arm), overwrite=True)
+        chosen = shown.match_tags(arm)
+        ranked = chosen.sort_by("rank") if shown.has_sample_field("rank") else chosen
+        shown.save_view(arm, ranked, overwrite=True)
     shown.info["workbench"] = {"dataset": dataset.ref, "simulated": dataset.simulated}
     shown.save()
     return name

@@ -30,7 +30,7 @@ class SelectionRules(Row):
     """
 
     random_share: float = Field(default=0.15, ge=0, le=1)
-    drive_share: float = Field(default=0.15, gt=0, le=1)
+    drive_share: float = Field(default=0.08, gt=0, le=1)
     gap_s: float = Field(default=2.0, ge=0)
     gap_frames: int = Field(default=5, ge=0)
 
