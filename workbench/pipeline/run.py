@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ from workbench.tracking import Tracker
 from workbench.workspace import Workspace
 
 EXPERIMENT = "workbench"
+
+_METRICS_EVERY_S = 3.0  # MLflow needs the cores that the step is working on
 
 
 class Display(Protocol):
@@ -177,14 +180,20 @@ class _Session:
         spec = self._spec(step, folder)
         files = live.StepFiles(folder)
         recorder = self._begin()
+        due = 0.0
 
         def watch() -> None:
-            recorder.points(step.name, files.points())
+            nonlocal due
             told = files.progress()
             if told:
                 self.display.step_progress(step.name, *told)
+            if time.monotonic() >= due:
+                recorder.points(step.name, files.points())
+                due = time.monotonic() + _METRICS_EVERY_S
 
-        return executor.execute(spec, watch)
+        result = executor.execute(spec, watch)
+        recorder.points(step.name, files.points())
+        return result
 
     def _spec(self, step: PlannedStep, folder: Path) -> StepSpec:
         assert step.key is not None  # noqa: S101 - for mypy: its inputs are known by now
