@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.commands.common import say
 from workbench.pipeline.report import RunReport, StepReport
-from workbench.records.types import Verdict
+from workbench.records.base import kind_of
+from workbench.records.store import Store
+from workbench.records.types import GateReport, Verdict
 
 if TYPE_CHECKING:
     from workbench.workspace import Workspace
@@ -87,6 +89,8 @@ def closing_words(place: Workspace, made: RunReport) -> str:
     if made.reason:
         lines.append(f"  {made.reason}")
     lines += [_gate_line(gate) for gate in made.gates]
+    if made.status == "refused":
+        lines.append(f"  because {_refusal(place, made)}")
     if made.model:
         version = f"version {made.model.version}" if made.model.version else "not yet registered"
         lines.append(f"  model   {made.model.name} {version}, digest {made.model.digest[:12]}")
@@ -102,6 +106,17 @@ def _gate_line(gate: Any) -> str:
         f"  gate    {mark} {gate.name}: {gate.verdict.value} "
         f"(value {value}, bound {gate.bound:.4g}, n {gate.n})"
     )
+
+
+def _refusal(place: Workspace, made: RunReport) -> str:
+    """The first required gate that did not pass, and why."""
+    store = Store(place)
+    for ref in made.outputs.values():
+        if kind_of(ref) == GateReport.KIND:
+            for gate in store.get(ref, GateReport).gates:
+                if gate.required and gate.verdict is not Verdict.PASS:
+                    return f"{gate.name}: {gate.why}"
+    return "no gate is required"
 
 
 def _places_to_look(place: Workspace) -> list[str]:
