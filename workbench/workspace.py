@@ -24,11 +24,6 @@ class Workspace:
     root: Path
 
     @property
-    def project(self) -> Path:
-        """The folder that notebooks and pipelines are looked up in."""
-        return self.root.parent
-
-    @property
     def records(self) -> Path:
         """Immutable records, see ``workbench.records.store``."""
         return self.root / "records"

@@ -144,7 +144,7 @@ def test_mlflow_shows_the_runs_and_the_model(tiny_run: TinyRun) -> None:
     )
     by_step = {run.data.tags.get("workbench.step"): run for run in steps}
     assert set(STEPS) <= set(by_step)
-    assert by_step["baseline"].data.metrics["loss"] > 0
+    assert by_step["baseline"].data.metrics["train/loss"] > 0
     assert by_step["baseline"].inputs.dataset_inputs
 
 

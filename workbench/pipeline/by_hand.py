@@ -34,6 +34,7 @@ def connect() -> Step:
     kinds = {name: declared.kind for name, declared in declaration.inputs.items()}
     return Step(
         workspace=place,
+        project=notebook.resolve().parents[2],  # above notebooks/steps
         folder=folder,
         cache=folder / "cache",
         threads=declaration.resources.threads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import sys
+import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +26,8 @@ def current() -> Environment:
 def _distributions() -> set[str]:
     """``name==version+digest of its build`` for each installed distribution but our own."""
     found = set()
-    for folder in {Path(entry) for entry in sys.path if Path(entry).is_dir()}:
+    # Not sys.path: packages that carry copies of others put those on it while they are imported.
+    for folder in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}:
         for info in folder.glob("*.dist-info"):
             name, _, version = info.name.removesuffix(".dist-info").partition("-")
             if name == "workbench":

@@ -24,10 +24,12 @@ class Step:
     Attributes:
         folder: Where results of this run go.
         cache: A folder that outlives a killed attempt of the very same work.
+        project: Folder that relative path parameters start from.
         headless: True in a pipeline, where nobody looks at the notebook while it runs.
     """
 
     workspace: Workspace
+    project: Path
     folder: Path
     cache: Path
     threads: int
@@ -112,4 +114,4 @@ class Step:
 
     def path(self, value: str | Path) -> Path:
         """A path parameter, relative ones below the project's root."""
-        return (self.workspace.project / Path(value)).resolve()
+        return (self.project / Path(value)).resolve()

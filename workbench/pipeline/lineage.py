@@ -126,7 +126,8 @@ def _groups(store: Store, ref: Ref, record: Record) -> dict[str, Json]:
             f"annotator/{digest_of(ref)[:12]}/{who.id}": {
                 "kind": "annotator",
                 "digest": digest_of(ref),
-                **who.model_dump(mode="json"),
+                "name": who.id,
+                **who.model_dump(mode="json", exclude={"id"}),
             }
             for who in record.annotators
         }
@@ -185,7 +186,7 @@ def _order(name: str) -> tuple[int, str]:
 
 def _line(name: str, node: Json) -> str:
     words = [f"{node['kind']:11} {node['digest'][:12]}"]
-    for key in ("name", "step", "model", "made_by", "verdict", "origin", "id", "method"):
+    for key in ("name", "step", "model", "made_by", "verdict", "origin", "method"):
         if key in node:
             words.append(str(node[key]))
     for key in ("frames", "labels", "drives", "count", "boxes"):

@@ -41,6 +41,7 @@ def _from_spec(path: Path) -> Step:
     spec = json.loads(path.read_bytes())
     return Step(
         workspace=Workspace(Path(spec["home"])),
+        project=Path(spec["notebook"]).parent,  # the runner made path parameters absolute
         folder=Path(spec["folder"]),
         cache=Path(spec["cache"]),
         threads=spec["threads"],

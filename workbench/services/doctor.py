@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -79,9 +80,11 @@ def _packages(_: Workspace) -> Check:
 
 def out_of_step(lock: Path) -> list[str]:
     """Locked packages that are missing here or have another version."""
+    # Not sys.path: packages that carry copies of others put those on it while they are imported.
+    folders = sorted({sysconfig.get_path(name) for name in ("purelib", "platlib")})
     installed = {
         canonicalize_name(found.metadata["Name"]): found.version
-        for found in metadata.distributions()
+        for found in metadata.distributions(path=folders)
         if found.metadata["Name"]
     }
     wrong = []
