@@ -241,6 +241,8 @@ def _shoot_mlflow(place: Workspace, target: Path) -> None:
         page.wait_for_selector("[role=grid], .ag-root", timeout=_MINUTE_MS)
         with contextlib.suppress(PlaywrightTimeout):
             page.get_by_label("Close").first.click(timeout=5000)
+        with contextlib.suppress(PlaywrightTimeout):
+            page.locator(".ag-row button").first.click(timeout=5000)  # the steps below the run
         page.wait_for_timeout(3000)
         page.screenshot(path=target)
 
