@@ -59,7 +59,7 @@ services: setup ## Start mongod, MLflow and Label Studio, and say where they are
 	@$(WORKBENCH) up
 
 lab: setup ## JupyterLab on the long tail; open the URL that it prints
-	@$(ATTACHED) jupyter lab notebooks/explore/long_tail.ipynb \
+	@$(ATTACHED) jupyter lab --LabApp.default_url=/lab/tree/notebooks/explore/long_tail.ipynb \
 		--no-browser --ip=127.0.0.1 $(AS_ROOT) $(ARGS)
 
 apps: setup ## The marimo board of runs, gates and coverage
