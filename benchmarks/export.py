@@ -106,9 +106,7 @@ def error(content: bytes, predictor: TorchPredictor, images: list[Pixels]) -> fl
     return float(np.mean(shares))
 
 
-def row(
-    name: str, ours: float, peer: float, peer_name: str, unit: str, most: float
-) -> Row:
+def row(name: str, ours: float, peer: float, peer_name: str, unit: str, most: float) -> Row:
     ratio = ours / peer
     return {
         "name": name,
