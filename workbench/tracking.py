@@ -154,15 +154,10 @@ class Tracker:
                 self._client.set_registered_model_alias(model, alias, version.version)
         return int(version.version)
 
-    def release_of(
-        self, model: str, *, version: str | None = None, alias: str | None = None
-    ) -> str:
-        """The release record behind a registered version or alias."""
+    def release_of(self, model: str, *, alias: str) -> str:
+        """The release record behind a model's alias."""
         with self._translated():
-            if alias:
-                found = self._client.get_model_version_by_alias(model, alias)
-            else:
-                found = self._client.get_model_version(model, str(version))
+            found = self._client.get_model_version_by_alias(model, alias)
         return str(found.tags["workbench.release"])
 
     @contextlib.contextmanager

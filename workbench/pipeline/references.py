@@ -47,14 +47,24 @@ def _prefix(place: Workspace, kinds: list[str], prefix: str, text: str) -> Ref:
 
 
 def _model(place: Workspace, name: str, version: str | None, alias: str | None) -> Ref:
+    """A version from the release records; an alias, which moves, from the registry."""
     store = Store(place)
-    if version is not None:
-        for ref in store.refs(Release.KIND):
+    versions: dict[int, Ref] = {}
+    for ref in store.refs(Release.KIND):
+        if store.get(ref, Release).model == name:
             registered = store.side(ref, "registry") or {}
-            if store.get(ref, Release).model == name and registered.get("version") == int(version):
-                return ref
+            versions[registered.get("version", 0)] = ref
+    if not versions or (version is not None and int(version) not in versions):
+        known = ", ".join(str(number) for number in sorted(versions)) or "none"
+        raise RecordError(
+            "no release here is registered as this",
+            where=f"models:/{name}/{version}" if version else f"models:/{name}@{alias}",
+            hint=f"Versions of {name} made in this workspace: {known}",
+        )
+    if version is not None:
+        return versions[int(version)]
     from workbench.tracking import Tracker
 
     services.up(place, ("mlflow",))
     uri = services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
-    return Tracker(uri, "workbench").release_of(name, version=version, alias=alias)
+    return Tracker(uri, "workbench").release_of(name, alias=str(alias))

@@ -9,6 +9,9 @@ from pathlib import Path
 from workbench.errors import ServiceError
 from workbench.workspace import Workspace, write_atomic
 
+PUBLIC = ".pub.pem"
+"""Ending of public keys, which anybody may read."""
+
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -48,5 +51,6 @@ def exposed(place: Workspace) -> list[Path]:
     """Secret files, or their folder, that other users of the machine could read."""
     if not place.secrets.is_dir():
         return []
-    paths = [place.secrets, *(p for p in place.secrets.rglob("*") if not p.is_symlink())]
-    return [p for p in paths if stat.S_IMODE(p.stat().st_mode) & 0o077]
+    inside = [p for p in place.secrets.rglob("*") if not p.is_symlink()]
+    secret = [place.secrets, *(p for p in inside if not p.name.endswith(PUBLIC))]
+    return [p for p in secret if stat.S_IMODE(p.stat().st_mode) & 0o077]
