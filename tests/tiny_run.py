@@ -21,8 +21,9 @@ PIPELINE = ROOT / "pipelines" / "data_engine.yaml"
 TINY = {
     "profile": "tiny",
     "labelers": "replay",
-    "training_steps": "24",
+    "training_steps": "20",
     "budget": "8",
+    "target": "no",
 }
 
 
