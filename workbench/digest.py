@@ -7,7 +7,6 @@ only for people and for references on the command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +41,6 @@ def canonical_json(value: Any) -> bytes:
 
 def of_json(value: Any) -> str:
     return of_bytes(canonical_json(value))
-
-
-def of_files(files: Mapping[str, Path]) -> str:
-    """Digest of named files, independent of where they lie and of the order given."""
-    return of_json({name: of_file(path) for name, path in files.items()})
 
 
 def short(digest: str) -> str:
