@@ -21,7 +21,7 @@ PIPELINE = ROOT / "pipelines" / "data_engine.yaml"
 TINY = {
     "profile": "tiny",
     "labelers": "replay",
-    "training_steps": "20",
+    "training_steps": "8",
     "budget": "8",
     "target": "no",
 }
