@@ -205,6 +205,34 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             ),
             {},
         ),
+        (
+            t.Receipt(
+                notebook=_ref("notebook"),
+                contract=digest.of_bytes(b"contract"),
+                modules=digest.of_bytes(b"modules"),
+                environment=_ref("environment"),
+                checks={"parameters": "passed", "watch": "partial"},
+                watch="partial",
+                warnings=({"rule": "long-definition", "cell": 3, "line": 1},),
+                outputs={"checkpoint": _ref("checkpoint")},
+            ),
+            {},
+        ),
+        (
+            t.StepVersion(
+                name="train",
+                version=1,
+                notebook=_ref("notebook"),
+                contract=digest.of_bytes(b"contract"),
+                modules=digest.of_bytes(b"modules"),
+                environment=_ref("environment"),
+                receipt=_ref("receipt"),
+                owner="a@example.org",
+                reviewer="b@example.org",
+                commit="0" * 40,
+            ),
+            {},
+        ),
     ]
 
 

@@ -82,7 +82,8 @@ def test_its_contract_is_whole_and_its_defaults_are_valid(notebook: Path) -> Non
     contract = contracts.read(notebook)
     assert contract.declaration.outputs
     contract.validate({})
-    contract.validate(contract.declaration.fixture)
+    contract.validate(contract.declaration.fixture.parameters)
+    contract.validate(contract.declaration.fixture.other)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)

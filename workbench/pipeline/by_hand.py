@@ -42,6 +42,7 @@ def connect() -> Step:
         declared_inputs={n: d.model_dump() for n, d in declaration.inputs.items()},
         declared_outputs={n: d.model_dump() for n, d in declaration.outputs.items()},
         inputs=_newest_inputs(Store(place), notebook, kinds),
+        secrets=declaration.secrets,
     )
 
 
@@ -57,13 +58,19 @@ def _this_notebook() -> Path:
     )
 
 
-def _newest_inputs(store: Store, notebook: Path, kinds: dict[str, str]) -> dict[str, Ref | None]:
+def _as_given(ref: Ref | tuple[Ref, ...] | None) -> Ref | list[Ref] | None:
+    return list(ref) if isinstance(ref, tuple) else ref
+
+
+def _newest_inputs(
+    store: Store, notebook: Path, kinds: dict[str, str]
+) -> dict[str, Ref | list[Ref] | None]:
     """Inputs of the newest run of this notebook; where there is none, the newest of each kind."""
     for ref in reversed(list(store.refs(StepRun.KIND))):
         run = store.get(ref, StepRun)
         if store.get(run.notebook, NotebookSource).name == notebook.stem:
-            return {name: run.inputs.get(name) for name in kinds}
-    found: dict[str, Ref | None] = {}
+            return {name: _as_given(run.inputs.get(name)) for name in kinds}
+    found: dict[str, Ref | list[Ref] | None] = {}
     for name, kind in kinds.items():
         known = list(store.refs(kind))
         found[name] = known[-1] if known else None

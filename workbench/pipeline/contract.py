@@ -26,10 +26,11 @@ class _Declared(BaseModel):
 
 
 class Input(_Declared):
-    """A record the step reads. An optional one may be absent."""
+    """A record the step reads, or with ``many`` a list of them. An optional one may be absent."""
 
     kind: str
     optional: bool = False
+    many: bool = False
 
 
 class Output(_Declared):
@@ -46,17 +47,57 @@ class Resources(_Declared):
     threads: int = 1
     timeout_s: float = 3600
     memory_gib: float = 4
+    gpus: float = 0
+
+
+class Access(_Declared):
+    """What a step reads, writes or calls beyond its inputs, outputs, paths and services.
+
+    ``reads`` and ``writes`` are paths, relative ones below the project; ``network`` holds hosts.
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()
+
+
+class Fixture(_Declared):
+    """The small case on which a notebook is checked.
+
+    Attributes:
+        parameters: Values that make it quick.
+        other: A second set of values, which has to change some output.
+        inputs: Input to ``PIPELINE.yaml:step.output``, made by running that pipeline.
+        pipeline: Parameters of that pipeline.
+    """
+
+    parameters: Json = {}
+    other: Json = {}
+    inputs: dict[str, str] = {}
+    pipeline: Json = {}
 
 
 class Declaration(_Declared):
-    """The ``workbench`` entry of a notebook's metadata."""
+    """The ``workbench`` entry of a notebook's metadata.
+
+    ``secrets`` names environment variables whose values the step may ask for; a value never stands
+    in a parameter. ``owner`` answers for the notebook.
+    """
 
     inputs: dict[str, Input] = {}
     outputs: dict[str, Output] = {}
     paths: dict[str, PathParameter] = {}
     resources: Resources = Resources()
     services: tuple[ServiceName, ...] = ()
-    fixture: Json = {}
+    secrets: tuple[str, ...] = ()
+    access: Access = Access()
+    fixture: Fixture = Fixture()
+    owner: str | None = None
+
+    @property
+    def shaping(self) -> Json:
+        """The part that can shape outputs: who owns or how one checks it is left out."""
+        return self.model_dump(mode="json", exclude={"fixture", "owner"})
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from workbench import workspace
-from workbench.errors import ContractError, RecordError
+from workbench.errors import ContractError, ParameterError, RecordError
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
 from workbench.workspace import Workspace
@@ -36,7 +37,8 @@ class Step:
     headless: bool
     declared_inputs: dict[str, dict[str, Any]]
     declared_outputs: dict[str, dict[str, Any]]
-    inputs: dict[str, Ref | None]
+    inputs: dict[str, Ref | list[Ref] | None]
+    secrets: tuple[str, ...] = ()
     outputs: dict[str, Ref] = field(default_factory=dict)
     _last_progress: float = 0.0
 
@@ -56,6 +58,33 @@ class Step:
         return ref
 
     def optional_input(self, name: str) -> Ref | None:
+        ref = self._given(name)
+        if isinstance(ref, list | tuple):
+            raise ContractError(f"input {name!r} is a list", hint="Use step.input_list(name)")
+        return ref
+
+    def input_list(self, name: str) -> list[Ref]:
+        """The references of an input declared with ``many``, in the order of the fan-out."""
+        given = self._given(name)
+        if given is None:
+            return []
+        return [given] if isinstance(given, str) else list(given)
+
+    def secret(self, name: str) -> str:
+        """The value of a secret that the contract declares; never print it or store it."""
+        if name not in self.secrets:
+            raise ContractError(
+                f"secret {name!r} is not declared",
+                hint="Declare it in the notebook's metadata under workbench.secrets",
+            )
+        value = os.environ.get(name)
+        if not value:
+            raise ParameterError(
+                f"secret {name!r} has no value", hint=f"Set the environment variable {name}"
+            )
+        return value
+
+    def _given(self, name: str) -> Ref | list[Ref] | None:
         if name not in self.declared_inputs:
             raise ContractError(
                 f"input {name!r} is not declared",

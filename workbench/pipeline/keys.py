@@ -59,7 +59,7 @@ def compute(contract: StepContract, parameters: Json, inputs: dict[str, Ref | No
     }
     parts = {
         "code": contract.code,
-        "contract": digest.of_json(contract.declaration.model_dump(mode="json")),
+        "contract": digest.of_json(contract.declaration.shaping),
         "modules": modules.digest_of(contract.sources),
         "parameters": {n: digest.of_json(v) for n, v in parameters.items() if n not in sources},
         "inputs": inputs,

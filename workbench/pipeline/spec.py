@@ -33,7 +33,7 @@ class _File(BaseModel):
 
 
 class StepSpec(_File):
-    """Everything one step needs; no secret ever stands in it, only where secrets lie."""
+    """Everything one step needs. ``secrets`` are names of environment variables, never values."""
 
     step: str
     notebook: str
@@ -41,13 +41,15 @@ class StepSpec(_File):
     folder: str
     cache: str
     parameters: Json
-    inputs: dict[str, Ref | None]
+    inputs: dict[str, Ref | tuple[Ref, ...] | None]
     declared_inputs: dict[str, Json]
     declared_outputs: dict[str, Json]
     threads: int
     timeout_s: float
     memory_gib: float
     environment: dict[str, str]
+    gpus: float = 0
+    secrets: tuple[str, ...] = ()
 
 
 class Failure(BaseModel):

@@ -49,6 +49,7 @@ def _from_spec(path: Path) -> Step:
         declared_inputs=spec["declared_inputs"],
         declared_outputs=spec["declared_outputs"],
         inputs=spec["inputs"],
+        secrets=tuple(spec.get("secrets", ())),
     )
 
 

@@ -221,9 +221,44 @@ class StepRun(Record):
     environment: Ref
     modules: Digest
     parameters: Json
-    inputs: dict[str, Ref]
+    inputs: dict[str, Ref | tuple[Ref, ...]]
     outputs: dict[str, Ref]
     metrics: Json = {}
+
+
+class Receipt(Record):
+    """A notebook that passed its check, and all that the verdict hangs on.
+
+    ``contract`` digests the whole declaration, ``code`` and parameters stand in ``notebook``.
+    ``checks`` maps each check to how it ended; ``watch`` says how much of the notebook's reading
+    and writing was seen; ``outputs`` are those made on the fixture, by name.
+    """
+
+    KIND: ClassVar[str] = "receipt"
+    notebook: Ref
+    contract: Digest
+    modules: Digest
+    environment: Ref
+    checks: dict[str, Literal["passed", "partial", "not-applicable"]]
+    watch: Literal["complete", "partial", "none"]
+    warnings: tuple[Json, ...] = ()
+    outputs: dict[str, Ref] = {}
+
+
+class StepVersion(Record):
+    """A notebook promoted to a production step: who answers for it and on what evidence."""
+
+    KIND: ClassVar[str] = "step"
+    name: str
+    version: int
+    notebook: Ref
+    contract: Digest
+    modules: Digest
+    environment: Ref
+    receipt: Ref
+    owner: str
+    reviewer: str
+    commit: str
 
 
 RECORD_TYPES: dict[str, type[Record]] = {
@@ -240,5 +275,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         NotebookSource,
         Environment,
         StepRun,
+        Receipt,
+        StepVersion,
     )
 }
