@@ -1,0 +1,219 @@
+"""Runs as people see them: listed, found, followed, cancelled, and told apart when killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from workbench.cli import cli
+from workbench.errors import ParameterError, RecordError, WorkbenchError
+from workbench.pipeline import history, logs
+from workbench.pipeline.history import RunState, StepState
+from workbench.workspace import Workspace
+
+# A runner as the real one behaves: it keeps run.json and ends its run when it is told to stop.
+RUNNER = """
+import json, os, signal, sys, time
+from pathlib import Path
+import psutil
+home, run_id, stubborn = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "stubborn"
+file = home / "runs" / run_id / "run.json"
+step = file.parent / "a"
+step.mkdir(parents=True)
+told = {"schema_version": 1, "run_id": run_id, "pipeline": "trial", "pipeline_file": "trial.yaml",
+        "parameters": {}, "pid": os.getpid(), "pid_started": psutil.Process().create_time(),
+        "host": os.uname().nodename, "started_at": "2026-01-01T00:00:00+00:00", "ended_at": None,
+        "status": "running", "new_key": 1,
+        "steps": [{"name": "a", "status": "running", "seconds": None, "reason": "",
+                   "folder": str(step)}]}
+def write():
+    file.with_suffix(".new").write_text(json.dumps(told))
+    file.with_suffix(".new").rename(file)
+def stop(*_):
+    if not stubborn:
+        told.update(status="cancelled", ended_at="2026-01-01T00:00:09+00:00")
+        told["steps"][0].update(status="failed", reason="cancelled", seconds=9.0)
+        write()
+        sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+write()
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def runner(place: Workspace, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    stubborn = getattr(request, "param", "polite")
+    arguments = [sys.executable, "-c", RUNNER, str(place.root), "20260101-000000-aaaa", stubborn]
+    process = subprocess.Popen(arguments)
+    deadline = time.monotonic() + 20
+    while next(history.runs(place), None) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def keep(place: Workspace, run_id: str, **given: object) -> RunState:
+    run = RunState.model_validate(
+        {"run_id": run_id, "pipeline": "trial", "status": "succeeded", **given}
+    )
+    history.save(place, run)
+    return run
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_runs_are_listed_newest_first_and_found_by_prefix(place: Workspace) -> None:
+    for run_id, pipeline in (
+        ("20260101-a1", "one"),
+        ("20260102-b1", "two"),
+        ("20260102-b2", "two"),
+    ):
+        keep(place, run_id, pipeline=pipeline)
+    (place.runs / "20260103-rubbish").mkdir()
+    (place.runs / "20260103-rubbish" / "run.json").write_text('{"half": ')
+    listed = json.loads(invoke("runs", "--json"))["runs"]
+    assert [run["run_id"] for run in listed] == ["20260102-b2", "20260102-b1", "20260101-a1"]
+    only = json.loads(invoke("runs", "--pipeline", "one", "--json"))["runs"]
+    assert [run["run_id"] for run in only] == ["20260101-a1"]
+    assert history.find(place).run_id == "20260102-b2"
+    assert history.find(place, "20260101").run_id == "20260101-a1"
+    with pytest.raises(ParameterError, match="2 runs begin so"):
+        history.find(place, "20260102")
+    with pytest.raises(RecordError, match="no run has this id"):
+        history.find(place, "2027")
+
+
+def test_an_empty_workspace_says_what_makes_a_run(place: Workspace) -> None:
+    assert invoke("runs").startswith("no runs in ")
+    with pytest.raises(RecordError, match="workbench run PIPELINE"):
+        history.find(place)
+
+
+def test_runs_of_before_there_was_a_run_file_are_read(place: Workspace) -> None:
+    folder = place.runs / "20250101-old"
+    folder.mkdir(parents=True)
+    step = {"name": "a", "status": "ran", "seconds": 2.0, "reason": "it never ran"}
+    report = {"pipeline": "trial", "run_id": folder.name, "status": "refused", "steps": [step]}
+    (folder / "report.json").write_text(json.dumps({**report, "outputs": {}, "gates": []}))
+    assert "refused" in invoke("runs")
+    assert "it never ran" in invoke("runs", "show")
+
+
+def test_a_killed_runner_is_told_from_one_at_work(
+    place: Workspace, runner: subprocess.Popen[bytes]
+) -> None:
+    assert history.find(place).state == "running"
+    runner.kill()
+    runner.wait()
+    assert history.find(place).state == "killed"
+    assert "goes on from here" in invoke("runs", "show", "latest")
+    with pytest.raises(WorkbenchError, match="it is killed"):
+        history.cancel(place, history.find(place))
+
+
+def test_a_reused_process_number_is_not_taken_for_the_runner(place: Workspace) -> None:
+    mine = {"status": "running", "pid": os.getpid(), "started_at": "2026-01-01T00:00:00+00:00"}
+    assert keep(place, "1", **mine, pid_started=history.started()).state == "running"
+    assert keep(place, "2", **mine, pid_started=history.started() - 60).state == "killed"
+    assert keep(place, "3", **mine, pid_started=1.0, host="another").state == "running"
+
+
+def test_cancel_ends_the_run_and_says_how_it_is(
+    place: Workspace, runner: subprocess.Popen[bytes]
+) -> None:
+    told = json.loads(invoke("cancel", "20260101", "--json"))
+    assert (told["stopped"], told["status"]) == (True, "cancelled")
+    assert (place.runs / told["run_id"] / history.CANCEL).exists()
+    runner.wait(5)
+
+
+@pytest.mark.parametrize("runner", ["stubborn"], indirect=True)
+@pytest.mark.usefixtures("runner")
+def test_cancel_says_when_a_run_does_not_stop(place: Workspace) -> None:
+    result = CliRunner().invoke(cli, ["cancel", "--wait", "0.5", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["stopped"]) == (1, False)
+
+
+def test_logs_hold_output_log_and_traceback(place: Workspace) -> None:
+    folder = place.runs / "1" / "a"
+    folder.mkdir(parents=True)
+    (folder / logs.OUTPUT).write_text("--- cell 3\nloss 0.5\n")
+    (folder / "log.txt").write_text("kernel started\n")
+    failure = {"kind": "user-error", "message": "KeyError: 'gone'", "traceback": "Traceback …\n"}
+    (folder / "result.json").write_text(json.dumps({"failure": {**failure, "cell": 3}}))
+    steps = (StepState(name="a", status="failed"), StepState(name="b", status="not-reached"))
+    keep(place, "1", status="failed", steps=steps)
+    text = invoke("logs")
+    for part in ("==> a: failed", "loss 0.5", "kernel started", "Traceback …", "cell: 3"):
+        assert part in text
+    told = json.loads(invoke("logs", "latest", "a", "--json"))["steps"]
+    assert [step["name"] for step in told] == ["a"]
+    assert told[0]["failure"].startswith("Traceback …")
+    with pytest.raises(ParameterError, match="Its steps: a, b"):
+        CliRunner().invoke(cli, ["logs", "latest", "c"], catch_exceptions=False)
+
+
+def test_what_cells_printed_is_read_from_older_runs(place: Workspace) -> None:
+    folder = place.runs / "1" / "a"
+    folder.mkdir(parents=True)
+    stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]}
+    cells = [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": [stream]}]
+    (folder / "executed.ipynb").write_text(json.dumps({"cells": cells}))
+    keep(place, "1", steps=(StepState(name="a", status="ran"),))
+    assert "--- cell 1\none\ntwo" in invoke("logs")
+
+
+def test_a_tail_survives_absence_halves_and_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "output.txt"
+    tail = logs.Tail(path)
+    assert tail.lines() == []
+    path.write_bytes("eins\nzwei ü".encode()[:-1])
+    assert tail.lines() == ["eins"]
+    with path.open("ab") as stream:
+        stream.write("ü".encode()[-1:] + b"\n 1%\r99%\r\n\nhalf")
+    assert tail.lines() == ["zwei ü", "99%", ""]
+    assert tail.lines(last=True) == ["half"]
+    new = tmp_path / "new"
+    new.write_text("again, and longer than the first file was before it went away\n")
+    new.rename(path)
+    assert tail.lines() == ["again, and longer than the first file was before it went away"]
+    path.write_text("cut\n")
+    assert tail.lines() == ["cut"]
+
+
+def test_following_ends_with_the_run(place: Workspace, runner: subprocess.Popen[bytes]) -> None:
+    folder = place.runs / "20260101-000000-aaaa" / "a"
+    lines: list[str] = []
+    ends: list[RunState] = []
+
+    def watch() -> None:
+        ends.append(logs.follow(place, "20260101-000000-aaaa", lines.append))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with (folder / logs.OUTPUT).open("a") as stream:
+        stream.write("--- cell 1\nlive\n")
+    deadline = time.monotonic() + 10
+    while "a | live" not in lines and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert thread.is_alive()
+    runner.terminate()
+    runner.wait()
+    thread.join(10)
+    assert lines == ["a | --- cell 1", "a | live", "a | --- failed in 9.0 s"]
+    assert ends[0].state == "cancelled"

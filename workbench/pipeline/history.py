@@ -1,0 +1,205 @@
+"""The runs of this workspace as people ask for them: what ran, how far it is, whether it lives.
+
+A runner keeps ``runs/<id>/run.json`` as it goes. A runner that is killed cannot write how it
+ended, so a run is called ``killed`` when its file says ``running`` and its process is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workbench import workspace
+from workbench.errors import ParameterError, RecordError, WorkbenchError
+from workbench.workspace import Workspace
+
+FILE = "run.json"
+CANCEL = "cancel"
+"""A file of this name in a run's folder asks its runner to stop."""
+
+LATEST = "latest"
+_SAME_START_S = 2.0  # a process's start is told in clock ticks, and the clock may be corrected
+_POLL_S = 0.2
+
+
+class _Told(BaseModel):
+    """Read leniently: a newer runner may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class StepState(_Told):
+    """``status`` is pending, running, ran, skipped, waiting, failed or not-reached.
+
+    ``seconds`` is None until it is known; ``folder`` holds the step's files once it started.
+    """
+
+    name: str
+    status: str
+    seconds: float | None = None
+    reason: str = ""
+    folder: str | None = None
+
+
+class RunState(_Told):
+    """``run.json``: ``pid`` and ``pid_started`` (seconds since the epoch) name the runner."""
+
+    schema_version: int = 1
+    run_id: str
+    pipeline: str
+    pipeline_file: str = ""
+    parameters: dict[str, Any] = {}
+    pid: int | None = None
+    pid_started: float | None = None
+    host: str = ""
+    started_at: str = ""
+    ended_at: str | None = None
+    status: str
+    steps: tuple[StepState, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """``status``, or ``killed`` where the process that would have changed it is gone."""
+        return "killed" if self.status == "running" and not self.alive else self.status
+
+    @property
+    def alive(self) -> bool:
+        """Whether the runner still runs; on another host that cannot be seen and is believed."""
+        if self.status != "running" or self.pid is None:
+            return False
+        return self.elsewhere or _process(self) is not None
+
+    @property
+    def elsewhere(self) -> bool:
+        return bool(self.host) and self.host != socket.gethostname()
+
+    @property
+    def seconds(self) -> float | None:
+        """From start to end, or to now; None where the start is not known or the end was lost."""
+        if not self.started_at or self.state == "killed":
+            return None
+        end = datetime.fromisoformat(self.ended_at) if self.ended_at else datetime.now(UTC)
+        return (end - datetime.fromisoformat(self.started_at)).total_seconds()
+
+
+def as_json(run: RunState) -> dict[str, Any]:
+    """What ``--json`` prints of a run: its file, with ``killed`` and the seconds told."""
+    return {**run.model_dump(mode="json"), "status": run.state, "seconds": run.seconds}
+
+
+def save(place: Workspace, run: RunState) -> None:
+    """Write a run's file in one step."""
+    data = run.model_dump_json(indent=1).encode()
+    workspace.write_atomic(place.runs / run.run_id / FILE, data)
+
+
+def runs(place: Workspace, pipeline: str | None = None) -> Iterator[RunState]:
+    """All runs, newest first; folders that no run can be read from are passed over."""
+    if not place.runs.is_dir():
+        return
+    for folder in sorted(place.runs.iterdir(), key=lambda path: path.name, reverse=True):
+        run = _read(folder)
+        if run is not None and pipeline in (None, run.pipeline):
+            yield run
+
+
+def find(place: Workspace, text: str = LATEST) -> RunState:
+    """The run whose id is or begins with ``text``; ``latest`` is the newest.
+
+    Raises:
+        ParameterError: Several runs begin so.
+        RecordError: There is no such run.
+    """
+    if text == LATEST:
+        newest = next(runs(place), None)
+        if newest is None:
+            hint = "`workbench run PIPELINE` makes one; WORKBENCH_HOME names another workspace"
+            raise RecordError("there is no run yet", where=place.runs, hint=hint)
+        return newest
+    found = [run for run in runs(place) if run.run_id.startswith(text)] if text else []
+    exact = [run for run in found if run.run_id == text]
+    if len(found) == 1 or exact:
+        return (exact or found)[0]
+    if not found:
+        hint = "`workbench runs` lists them; `latest` is the newest"
+        raise RecordError("no run has this id", where=text or place.runs, hint=hint)
+    several = ", ".join(run.run_id for run in found[:5])
+    raise ParameterError(f"{len(found)} runs begin so: {several}", where=text, hint="Give more")
+
+
+def folder_of(place: Workspace, run: RunState, step: StepState) -> Path:
+    """Where a step's files lie, or would."""
+    return Path(step.folder) if step.folder else place.runs / run.run_id / step.name
+
+
+def step_of(run: RunState, name: str) -> StepState:
+    """A step by name; raises `ParameterError` with the names there are."""
+    for step in run.steps:
+        if step.name == name:
+            return step
+    known = ", ".join(step.name for step in run.steps) or "none"
+    raise ParameterError(f"run {run.run_id} has no step {name!r}", hint=f"Its steps: {known}")
+
+
+def cancel(place: Workspace, run: RunState, *, wait_s: float = 20.0) -> RunState:
+    """Ask a run to stop and wait for it; returns the run as it then is.
+
+    Raises:
+        WorkbenchError: The run has ended already, so there is nothing to stop.
+    """
+    if not run.alive:
+        raise WorkbenchError(
+            f"run {run.run_id} is not running: it is {run.state}",
+            hint="`workbench runs` shows which are",
+        )
+    told = json.dumps({"at": datetime.now(UTC).isoformat(), "pid": os.getpid()}).encode()
+    workspace.write_atomic(place.runs / run.run_id / CANCEL, told)
+    process = _process(run)
+    if process is not None:
+        process.send_signal(signal.SIGTERM)  # psutil checks once more that it is the same process
+    deadline = time.monotonic() + wait_s
+    while run.alive and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        run = _read(place.runs / run.run_id) or run
+    return run
+
+
+def started(pid: int | None = None) -> float:
+    """When a process (by default this one) began, in seconds since the epoch."""
+    return psutil.Process(pid).create_time()
+
+
+def _process(run: RunState) -> psutil.Process | None:
+    """The runner's process, or None when it is gone and its number free or taken by another."""
+    if run.elsewhere or run.pid is None:
+        return None
+    try:
+        process = psutil.Process(run.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        same = run.pid_started is None or (
+            abs(process.create_time() - run.pid_started) < _SAME_START_S
+        )
+        return process if same else None
+    except psutil.Error:
+        return None
+
+
+def _read(folder: Path) -> RunState | None:
+    """A run from its file, or from the report that runs before there was such a file have left."""
+    try:
+        if (folder / FILE).exists():
+            return RunState.model_validate_json((folder / FILE).read_bytes())
+        return RunState.model_validate_json((folder / "report.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
