@@ -231,7 +231,8 @@ class Receipt(Record):
 
     ``contract`` digests the whole declaration, ``code`` and parameters stand in ``notebook``.
     ``checks`` maps each check to how it ended; ``watch`` says how much of the notebook's reading
-    and writing was seen; ``outputs`` are those made on the fixture, by name.
+    and writing was seen; ``outputs`` are those made on the fixture, by name. ``lock`` digests the
+    project's ``requirements.lock``, None where it has none.
     """
 
     KIND: ClassVar[str] = "receipt"
@@ -243,6 +244,7 @@ class Receipt(Record):
     watch: Literal["complete", "partial", "none"]
     warnings: tuple[Json, ...] = ()
     outputs: dict[str, Ref] = {}
+    lock: Digest | None = None
 
 
 class StepVersion(Record):

@@ -1,0 +1,206 @@
+"""Receipts: the signed record of a passed check, void as soon as anything it hangs on changes."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from workbench import digest
+from workbench.errors import VerificationError
+from workbench.pipeline import contract as contracts
+from workbench.pipeline import environment, modules
+from workbench.pipeline.checking import marimo_apps
+from workbench.pipeline.contract import StepContract
+from workbench.records.base import Ref
+from workbench.records.store import Store
+from workbench.records.types import Environment, NotebookSource, Receipt
+from workbench.release import keys
+from workbench.workspace import Workspace
+
+Ended = Literal["passed", "partial", "not-applicable"]
+Watch = Literal["complete", "partial", "none"]
+Json = dict[str, Any]
+
+SIGNATURE = "signature"
+LOCK = "requirements.lock"
+
+_ALGORITHM = "ecdsa-p256-sha256"
+
+
+def issue(
+    place: Workspace,
+    notebook: Path,
+    *,
+    checks: Mapping[str, Ended],
+    watch: Watch,
+    warnings: tuple[Json, ...] = (),
+    outputs: Mapping[str, Ref] | None = None,
+) -> Ref:
+    """Store and sign the receipt of a notebook that passed, as it is on disk now."""
+    store = Store(place)
+    readable = marimo_apps.as_ipynb(place, notebook)
+    contract = contracts.read(readable)
+    source = NotebookSource(name=contract.name, code=contract.code)
+    ref = store.put(
+        Receipt(
+            notebook=store.put(source, {"notebook.ipynb": contracts.without_outputs(readable)}),
+            contract=_contract(contract),
+            modules=modules.digest_of(contract.sources),
+            environment=store.put(environment.current()),
+            checks=dict(checks),
+            watch=watch,
+            warnings=warnings,
+            outputs=dict(outputs or {}),
+            lock=_lock(notebook),
+        )
+    )
+    store.write_side(ref, SIGNATURE, _sign(place, ref))
+    return ref
+
+
+def verify(place: Workspace, ref: Ref) -> Receipt:
+    """The receipt, if this workbench's key signed it.
+
+    Raises:
+        VerificationError: It is not signed, or not by this key.
+        RecordError: There is no such receipt, or it was changed.
+    """
+    store = Store(place)
+    receipt = store.get(ref, Receipt)
+    signature = store.side(ref, SIGNATURE)
+    if not isinstance(signature, dict):
+        raise VerificationError("the receipt is not signed", where=ref, hint=_again(None))
+    key = keys.signing_key(place)
+    if signature.get("key") != key.fingerprint or signature.get("algorithm") != _ALGORITHM:
+        raise VerificationError("the receipt was signed with another key", where=ref)
+    if not _holds(key.public, ref, str(signature.get("signature", ""))):
+        raise VerificationError("the receipt's signature does not hold", where=ref)
+    return receipt
+
+
+def fresh(place: Workspace, notebook: Path) -> tuple[Ref, Receipt]:
+    """The newest receipt that still speaks for ``notebook``.
+
+    Raises:
+        VerificationError: There is none; the message says what changed since the last one.
+        ContractError: The notebook's contract cannot be read.
+    """
+    store = Store(place)
+    readable = marimo_apps.as_ipynb(place, notebook)
+    contract = contracts.read(readable)
+    why: list[str] = []
+    for ref in reversed(list(store.refs(Receipt.KIND))):
+        receipt = store.get(ref, Receipt)
+        if store.get(receipt.notebook, NotebookSource).name != contract.name:
+            continue
+        reasons = _changes(store, receipt, contract, readable, _lock(notebook))
+        if not reasons:
+            return ref, verify(place, ref)
+        why = why or reasons
+    if not why:
+        raise VerificationError(
+            "the notebook has no receipt", where=notebook, hint=_again(notebook)
+        )
+    raise VerificationError(
+        f"the receipt is void: {'; '.join(why)}", where=notebook, hint=_again(notebook)
+    )
+
+
+def _changes(
+    store: Store, receipt: Receipt, contract: StepContract, readable: Path, lock: str | None
+) -> list[str]:
+    """What differs, in words, between what was checked and what there is now."""
+    found = []
+    then = json.loads(store.payload(receipt.notebook, "notebook.ipynb").read_bytes())
+    now = json.loads(contracts.without_outputs(readable))
+    cells = _changed_cells(_code(then), _code(now))
+    if cells:
+        found.append(f"{cells} changed")
+    if receipt.contract != _contract(contract):
+        found.append("the contract changed")
+    if receipt.modules != modules.digest_of(contract.sources):
+        found.append("a workbench module that it imports changed")
+    if receipt.lock != lock:
+        found.append(f"{LOCK} changed")
+    packages = _changed_packages(store.get(receipt.environment, Environment), environment.current())
+    if packages:
+        found.append(f"installed packages changed: {packages}")
+    return found
+
+
+def _code(content: Json) -> list[tuple[str, bool]]:
+    """Source of each code cell, and whether it is the parameters cell."""
+    return [
+        ("".join(cell["source"]), "parameters" in cell["metadata"].get("tags", []))
+        for cell in content["cells"]
+        if cell["cell_type"] == "code"
+    ]
+
+
+def _changed_cells(then: list[tuple[str, bool]], now: list[tuple[str, bool]]) -> str:
+    if len(then) != len(now):
+        return f"the number of code cells ({len(then)}, now {len(now)})"
+    changed = [str(n) for n, (a, b) in enumerate(zip(then, now, strict=True), 1) if a != b]
+    return f"cell {', '.join(changed)}" if changed else ""
+
+
+def _changed_packages(then: Environment, now: Environment) -> str:
+    """Which distributions differ; another machine of the same lock voids nothing."""
+    names = {one.partition("==")[0] for one in {*then.distributions} ^ {*now.distributions}}
+    if then.python != now.python:
+        names.add(f"python {then.python} to {now.python}")
+    listed = sorted(names)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return ", ".join(listed[:5]) + more
+
+
+def _contract(contract: StepContract) -> str:
+    return digest.of_json(contract.declaration.model_dump(mode="json"))
+
+
+def _lock(notebook: Path) -> str | None:
+    """Digest of the lock of the project that the notebook lies in."""
+    for folder in notebook.resolve().parents:
+        if (folder / LOCK).is_file():
+            return digest.of_file(folder / LOCK)
+    return None
+
+
+def _sign(place: Workspace, ref: Ref) -> Json:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    key = keys.signing_key(place)
+    private = load_pem_private_key(key.private.read_bytes(), password=None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)  # noqa: S101 - signing_key has checked
+    made = private.sign(_statement(ref), ec.ECDSA(hashes.SHA256()))
+    text = base64.b64encode(made).decode()
+    return {"algorithm": _ALGORITHM, "key": key.fingerprint, "signature": text}
+
+
+def _holds(public: Path, ref: Ref, signature: str) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    key = load_pem_public_key(public.read_bytes())
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - signing_key has checked
+    try:
+        key.verify(base64.b64decode(signature), _statement(ref), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _statement(ref: Ref) -> bytes:
+    """What is signed: the record's digest covers all of it, the prefix keeps purposes apart."""
+    return f"workbench check receipt\n{ref}\n".encode()
+
+
+def _again(notebook: Path | None) -> str:
+    return f"Run `workbench check {notebook or 'NOTEBOOK'}`"
