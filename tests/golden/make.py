@@ -102,6 +102,18 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
         slice="night",
         why="12 drives",
     )
+    rate = t.Rate(
+        subject="labeler",
+        name="a1",
+        against="gold",
+        frames=2,
+        n=7,
+        iou=0.9,
+        iou_interval=(0.8, 0.95),
+        missed=0.125,
+        missed_interval=(0.0, 0.25),
+        kappa=None,
+    )
     prediction = t.Prediction(frame=FRAME, cls="car", box=BOX, score=0.5)
     annotator = t.Annotator(id="a1", frames=1, boxes=1, minutes=None, simulated=True)
     choice = t.Choice(frame=FRAME, rank=1, score=0.75, arm="random", reasons=("rare at night",))
@@ -138,6 +150,28 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                 simulated=True,
             ),
             {"labels.jsonl": stored.lines(_dataset().labels)},
+        ),
+        (
+            t.Agreement(
+                labels=_ref("label"),
+                same_object_iou=0.5,
+                rule="golden",
+                rates=(rate,),
+                frames=2,
+                disputed=1,
+                simulated=True,
+            ),
+            {"disagreements.jsonl": b"{}\n"},
+        ),
+        (
+            t.Withdrawal(
+                dataset=_ref("dataset"),
+                annotators=("a1",),
+                frames=(FRAME,),
+                reason="consent withdrawn",
+                labels_removed=1,
+            ),
+            {"models.json": b"[]"},
         ),
         (
             t.Checkpoint(

@@ -19,8 +19,8 @@ from workbench.records.frames import Box, Frame, Label
 SAME_OBJECT_IOU = 0.5
 _STILL = 1e-6  # pixels: what a round trip through percentages may move
 
-_PROVENANCE = ("origin", "annotator", "source", "labeled_at", "score")
-_ATTRIBUTES = ("occluded", "truncated", "ignore", "track")
+_PROVENANCE = ("origin", "annotator", "source", "labeled_at", "score", "edit")
+_ATTRIBUTES = ("occluded", "truncated", "ignore", "track", "attributes")
 
 
 @dataclass(frozen=True)

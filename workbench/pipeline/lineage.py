@@ -181,7 +181,8 @@ def as_text(graph: Graph, root: Ref) -> str:
 
 
 def _order(name: str) -> tuple[int, str]:
-    return NODE_KINDS.index(name.partition("/")[0]), name
+    kind = name.partition("/")[0]
+    return NODE_KINDS.index(kind) if kind in NODE_KINDS else len(NODE_KINDS), name
 
 
 def _line(name: str, node: Json) -> str:

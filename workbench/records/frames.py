@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -12,6 +12,15 @@ from workbench import digest
 from workbench.records.base import Digest, Row
 
 UNKNOWN = "unknown"
+
+
+def added(default: Any) -> Any:
+    """A field that younger rows have: left out where it says nothing.
+
+    So rows from before it keep their bytes, and with them the digests of all that holds them.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default)
+
 
 ANY_CLASS = "*"
 """Class of an ignore region that covers objects of every class (KITTI's DontCare)."""
@@ -111,7 +120,8 @@ class Frame(Row):
 
     ``id`` is the SHA-256 of the encoded image file, so the bytes can always be checked against
     the name. ``timestamp_us`` counts microseconds from the start of the drive or from the Unix
-    epoch, as ``Drive.time_source`` says. ``width`` and ``height`` are pixels.
+    epoch, as ``Drive.time_source`` says. ``width`` and ``height`` are pixels. ``attributes`` are
+    answers about the whole frame for which `Conditions` has no field.
     """
 
     id: Digest
@@ -125,6 +135,7 @@ class Frame(Row):
     redaction: str = "none"
     role: Role | None = None
     events: tuple[str, ...] = ()
+    attributes: dict[str, str] = added({})
 
 
 class Box(Row):
@@ -140,9 +151,41 @@ class Box(Row):
         return (self.x, self.y, self.x + self.w, self.y + self.h)
 
 
+Point = tuple[float, float]
+"""x right and y down in pixels of the frame, from its top left corner."""
+
+
+class Turned(Row):
+    """A rectangle turned about its centre ``(cx, cy)`` by ``degrees``, clockwise as seen.
+
+    Pixels; ``w`` and ``h`` are its sides before turning.
+    """
+
+    cx: float
+    cy: float
+    w: float
+    h: float
+    degrees: float
+
+
+class Edit(Row):
+    """The model's box that a person's began as, and what they changed of it.
+
+    ``iou`` is the overlap of the two boxes.
+    """
+
+    cls: str
+    box: Box
+    score: float
+    iou: float
+    changed: tuple[Literal["class", "position"], ...]
+
+
 class Label(Row):
     """One box on one frame, and who says so.
 
+    A turned rectangle stands in ``turned``, a polygon's corners in ``polygon``; ``box`` is then the
+    upright box that just holds it. ``attributes`` answer the schema's own questions about a box.
     ``occluded`` and ``truncated`` are fractions in [0, 1] where the source knows them.
     ``ignore`` marks a region whose content is neither right nor wrong when scoring.
     ``score`` is set for ``origin == model`` only. ``source`` is the record a label came with:
@@ -161,14 +204,33 @@ class Label(Row):
     score: float | None = Field(default=None, ge=0, le=1)
     source: str | None = None
     labeled_at: str | None = None
+    turned: Turned | None = added(None)
+    polygon: tuple[Point, ...] | None = added(None)
+    attributes: dict[str, str] = added({})
+    edit: Edit | None = added(None)
 
     @cached_property
     def id(self) -> Digest:
         return digest.of_json(self.model_dump(mode="json"))
 
 
+class Question(Row):
+    """Something that labelers answer by choosing one of ``answers``, for a box or a whole frame."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+    answers: tuple[str, ...]
+    asked: str = ""
+
+
+Shape = Literal["box", "turned", "polygon"]
+
+
 class LabelSchema(Row):
     """The classes a dataset is labelled with, in the order a model numbers them.
+
+    ``shapes`` says how objects may be drawn, ``box_questions`` and ``frame_questions`` what is
+    asked beside class, occlusion and truncation; ``tracks`` asks for each object's track.
+    ``definitions`` tells labelers in words what belongs to a class.
 
     ``mapping`` turns the names that sources use (compared in lower case) into classes; a name
     that maps to ``ignore`` becomes an ignore region, one that maps to ``drop`` is left out.
@@ -179,6 +241,11 @@ class LabelSchema(Row):
     classes: tuple[str, ...]
     vulnerable: tuple[str, ...] = ()
     mapping: dict[str, str] = {}
+    shapes: tuple[Shape, ...] = added(("box",))
+    box_questions: tuple[Question, ...] = added(())
+    frame_questions: tuple[Question, ...] = added(())
+    tracks: bool = added(False)
+    definitions: dict[str, str] = added({})
 
     def class_of(self, source_name: str) -> str | None:
         """Class, ``ignore`` or ``drop`` for a source's name; None when it is unknown."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
 from workbench.records.base import Digest, Record, Ref, Row
-from workbench.records.frames import Box, LabelSchema
+from workbench.records.frames import Box, LabelSchema, added
 
 Json = dict[str, Any]
 
@@ -78,10 +78,26 @@ class Prediction(Row):
     score: float
 
 
+class FrameNeed(Row):
+    """What a frame of a batch asks of labelers beyond the rule, because of the ``slices`` it is in.
+
+    ``labelers`` so many have to answer it; a higher ``priority`` comes sooner; an answer that took
+    less than ``least_s`` seconds is no review.
+    """
+
+    frame: Digest
+    labelers: int = 1
+    priority: int = 0
+    least_s: float | None = None
+    slices: tuple[str, ...] = ()
+
+
 class LabelBatch(Record):
     """Frames sent out together. Its digest is the key that makes every retry safe.
 
-    Payload: ``predictions.jsonl``, the boxes that labelers start from.
+    Frames of ``gold`` have trusted labels in the dataset already: they measure labelers, who do
+    not know which they are. ``adjudicates`` names the label set whose disagreements this batch
+    settles. Payload: ``predictions.jsonl``, the boxes that labelers start from.
     """
 
     KIND: ClassVar[str] = "batch"
@@ -91,6 +107,9 @@ class LabelBatch(Record):
     label_schema: LabelSchema
     frames: tuple[Digest, ...]
     overlap: float = 0.0
+    needs: tuple[FrameNeed, ...] = added(())
+    gold: tuple[Digest, ...] = added(())
+    adjudicates: Ref | None = added(None)
 
 
 class Annotator(Row):
@@ -104,7 +123,12 @@ class Annotator(Row):
 
 
 class LabelSet(Record):
-    """All that came back for a complete batch. Payload: ``labels.jsonl``."""
+    """All that came back for a complete batch.
+
+    Payload: ``labels.jsonl``, ``answers.jsonl`` (an answer a labeler and frame, skips included) and
+    ``annotations.jsonl`` (every annotation as the server kept it, also those answered again).
+    ``deleted`` are frames whose task somebody deleted, and which the batch goes without.
+    """
 
     KIND: ClassVar[str] = "label"
     batch: Ref
@@ -113,6 +137,58 @@ class LabelSet(Record):
     skipped: tuple[Digest, ...] = ()
     agreement: Json = {}
     simulated: bool = False
+    deleted: tuple[Digest, ...] = added(())
+
+
+class Rate(Row):
+    """How far labelers agree on one ``subject``: a class, a slice, a labeler, or all.
+
+    ``against`` tells whom with: other labelers, or the trusted labels of gold frames. ``n`` counts
+    boxes compared. Each rate has the interval ``[low, high]`` of 95 % by resampling frames, and
+    is None where nothing could be compared.
+    """
+
+    subject: Literal["all", "class", "slice", "labeler"]
+    name: str
+    against: Literal["labelers", "gold"] = "labelers"
+    frames: int
+    n: int
+    iou: float | None
+    iou_interval: tuple[float, float] | None = None
+    missed: float | None
+    missed_interval: tuple[float, float] | None = None
+    kappa: float | None
+    kappa_interval: tuple[float, float] | None = None
+
+
+class Agreement(Record):
+    """How far the labelers of a label set agree, and where they do not.
+
+    Payload: ``disagreements.jsonl``.
+    """
+
+    KIND: ClassVar[str] = "agreement"
+    labels: Ref
+    same_object_iou: float
+    rule: str
+    rates: tuple[Rate, ...]
+    frames: int
+    disputed: int
+    simulated: bool = False
+
+
+class Withdrawal(Record):
+    """Labelers or frames that may no longer be used, and why. Payload: ``models.json``.
+
+    ``models.json`` lists the models that had been trained on them when this was written.
+    """
+
+    KIND: ClassVar[str] = "withdrawal"
+    dataset: Ref
+    annotators: tuple[str, ...] = ()
+    frames: tuple[Digest, ...] = ()
+    reason: str
+    labels_removed: int
 
 
 class Checkpoint(Record):
@@ -270,6 +346,8 @@ RECORD_TYPES: dict[str, type[Record]] = {
         Selection,
         LabelBatch,
         LabelSet,
+        Agreement,
+        Withdrawal,
         Checkpoint,
         ExportBundle,
         GateReport,
