@@ -1,0 +1,77 @@
+"""What a run can say about the repository it was started from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from workbench.pipeline import git_state
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    command = ["git", *identity, "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "-q", "-b", "trunk")
+    (tmp_path / "a.py").write_text("x = 1\n")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-qm", "one")
+    return tmp_path
+
+
+def test_a_clean_commit(repository: Path) -> None:
+    state = git_state.read(repository)
+    assert state is not None
+    assert (state.commit, state.branch) == (git(repository, "rev-parse", "HEAD"), "trunk")
+    assert not state.dirty
+    assert state.tags()["workbench.git.dirty"] == "false"
+
+
+def test_changes_are_told_and_can_be_applied_again(repository: Path) -> None:
+    (repository / "a.py").write_text("x = 2\n")
+    (repository / "ünknown.py").write_text("")
+    state = git_state.read(repository)
+    assert state is not None
+    assert state.dirty
+    assert state.untracked == ("ünknown.py",)
+    git(repository, "checkout", "-q", "a.py")
+    patch = repository / "p.patch"
+    patch.write_text(state.as_patch())
+    git(repository, "apply", str(patch))
+    assert (repository / "a.py").read_text() == "x = 2\n"
+
+
+def test_credentials_do_not_leave_with_the_diff(repository: Path) -> None:
+    (repository / "a.py").write_text("x = 'fine'\ny = 'AKIAABCDEFGHIJKLMNOP'\nz = 'open sesame'\n")
+    state = git_state.read(repository, {"DOOR": "open sesame"})
+    assert state is not None
+    assert "fine" in state.diff
+    assert "AKIA" not in state.diff
+    assert "sesame" not in state.diff
+
+
+def test_looking_runs_no_program_of_the_repository(repository: Path) -> None:
+    trap = repository / "trap"
+    trap.write_text(f"#!/bin/sh\ntouch {repository / 'sprung'}\n")
+    trap.chmod(0o755)
+    for setting in ("core.fsmonitor", "diff.external", "core.pager"):
+        git(repository, "config", setting, str(trap))
+    (repository / "a.py").write_text("x = 3\n")
+    assert "+x = 3" in (git_state.read(repository) or pytest.fail("no state")).diff
+    assert not (repository / "sprung").exists()
+
+
+def test_without_commit_repository_or_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert git_state.read(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    state = git_state.read(tmp_path)
+    assert state is not None
+    assert (state.commit, state.diff) == ("", "")
+    monkeypatch.setenv("PATH", "")
+    assert git_state.read(tmp_path) is None
