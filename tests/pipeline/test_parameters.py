@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import BaseModel
 
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import parameters
+from workbench.pipeline import parameter_types, parameters
 
 CELL = '''
 """What to train on."""
@@ -56,6 +57,13 @@ def test_a_wrong_value_is_refused_and_named(given: dict[str, object], words: str
         ("n: [x for x in ()] = 3", "not allowed"),
         ("n: open('x') = 3", "not an allowed type|may be called"),
         ("n: eval = 3", "'eval' is not an allowed type"),
+        ("n: os.PathLike = 3", "not an allowed type"),
+        ("n: '__import__(\"os\").abort()' = 3", "cannot be a text"),
+        ("n: list['__import__(\"os\").abort()'] = 3", "cannot be a text"),
+        ("n: int = 3\nn: int = 4", "twice"),
+        ("_n: int = 3", "underscore"),
+        ("n: int = = 3", "not Python"),
+        ("n: conint(3, 4) = 3", "means nothing|makes? no model"),
     ],
 )
 def test_what_is_no_annotated_literal_is_refused(cell: str, words: str) -> None:
@@ -66,3 +74,75 @@ def test_what_is_no_annotated_literal_is_refused(cell: str, words: str) -> None:
 def test_a_default_of_the_wrong_type_is_refused() -> None:
     with pytest.raises(ParameterError, match="'n'"):
         parameters.model_of("n: int = 'three'", where="x")
+
+
+MODERN = """
+when: datetime = "2026-01-31T06:00:00"
+day: dt.date = "2026-01-31"
+pause: timedelta = "PT5M"
+limit: Optional[float] = None
+either: Union[int, str] = 3
+pair: tuple[int, int] = (3, 4)
+many: list[tuple[str, float]] = [("night", 0.5)]
+shares: dict[str, PositiveFloat] = {"seed": 0.5}
+count: Annotated[int, Gt(0), Le(10)] = 3
+word: Annotated[str, StringConstraints(pattern="^[a-z]+$")] = "calm"
+box: Box = {"x": 1, "y": 2, "w": 3, "h": 4}
+role: records.Role = "seed"
+"""
+IMPORTS = [
+    "import datetime as dt\nfrom datetime import datetime, timedelta",
+    "from workbench.records.frames import Box\nimport workbench.records.frames as records",
+    "%matplotlib inline",
+]
+
+
+def modern() -> type[BaseModel]:
+    return parameters.model_of(MODERN, where="x", imports=parameter_types.imports_in(IMPORTS))
+
+
+def test_rich_types_go_through_json_and_back() -> None:
+    model = modern()
+    values = parameters.validate(model, {"pair": [5, 6], "limit": 2}, where="x")
+    assert values["when"] == "2026-01-31T06:00:00"
+    assert (values["day"], values["pause"], values["limit"]) == ("2026-01-31", "PT5M", 2.0)
+    assert (values["pair"], values["many"]) == ([5, 6], [["night", 0.5]])
+    assert values["role"] == "seed"
+    assert parameters.validate(model, values, where="x") == values
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"when": "yesterday"}, "'when'"),
+        ({"pair": [1, 2, 3]}, "'pair'"),
+        ({"shares": {"seed": -1}}, "'shares.seed'"),
+        ({"count": 11}, "'count'"),
+        ({"word": "LOUD"}, "'word'"),
+        ({"box": {"x": 1}}, "'box"),
+        ({"role": "nobody"}, "'role'"),
+        ({"limit": float("inf")}, "'limit'"),
+    ],
+)
+def test_rich_types_are_enforced(given: dict[str, object], words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        parameters.validate(modern(), given, where="x")
+
+
+def test_the_schema_is_json_schema() -> None:
+    schema = parameters.json_schema(modern())
+    assert schema["additionalProperties"] is False
+    properties = schema["properties"]
+    assert properties["when"]["format"] == "date-time"
+    assert properties["count"]["maximum"] == 10
+    assert properties["pair"]["prefixItems"] == [{"type": "integer"}] * 2
+    assert set(schema["$defs"]) >= {"Box", "Role"}
+
+
+def test_a_name_means_what_the_notebook_imports() -> None:
+    imports = parameter_types.imports_in(["from shutil import rmtree as Path"])
+    with pytest.raises(ContractError, match="not an allowed type"):
+        parameters.model_of("where: Path = 'x'", where="x", imports=imports)
+    ours = parameter_types.imports_in(["from workbench.workspace import write_atomic"])
+    with pytest.raises(ContractError, match="no model"):
+        parameters.model_of("n: write_atomic = 3", where="x", imports=ours)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench import digest
 from workbench.errors import ContractError
-from workbench.pipeline import parameters
+from workbench.pipeline import parameter_types, parameters
 
 Json = dict[str, Any]
 ServiceName = Literal["mongod", "mlflow", "label-studio"]
@@ -144,7 +144,8 @@ def read(notebook: Path) -> StepContract:
             where=f"{notebook}, metadata workbench.{_location(error)}",
             hint="ARCHITECTURE.md shows the form of a contract",
         ) from error
-    model = parameters.model_of(_source(tagged[0]), where=notebook.name)
+    imports = parameter_types.imports_in(_source(cell) for cell in cells)
+    model = parameters.model_of(_source(tagged[0]), where=notebook.name, imports=imports)
     for name in declaration.paths:
         if name not in model.model_fields:
             raise ContractError(f"path parameter {name!r} is not in the parameters", where=notebook)

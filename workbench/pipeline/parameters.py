@@ -1,72 +1,76 @@
 """Typed parameters of a notebook, read from its ``parameters`` cell without executing it.
 
-The cell holds annotated literals only (``epochs: int = 12``). Annotations may use the built-in
-types, ``list``, ``dict``, ``Literal``, ``Path``, ``Annotated`` and ``Field``; anything else is
-refused, so that reading a contract can never run code.
+The cell holds annotated literals only (``epochs: int = 12``). Annotations may use what
+`parameter_types` lets pass; all else is refused, so that reading a contract can never run a
+notebook's code. A notebook sees each value in its JSON form, by hand and in production alike: a
+``datetime`` is the text that ``datetime.fromisoformat`` reads, a model is the mapping that
+``Model(**value)`` takes.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticUserError
 
 from workbench.errors import ContractError, ParameterError
+from workbench.pipeline import parameter_types
 
-_ALLOWED: dict[str, Any] = {
-    "Annotated": Annotated,
-    "Field": Field,
-    "Literal": Literal,
-    "Optional": Optional,
-    "Path": Path,
-    "bool": bool,
-    "dict": dict,
-    "float": float,
-    "int": int,
-    "list": list,
-    "str": str,
-}
-_ANNOTATION_NODES = (
-    ast.Name,
-    ast.Load,
-    ast.Subscript,
-    ast.Tuple,
-    ast.BinOp,
-    ast.BitOr,
-    ast.Constant,
-    ast.Call,
-    ast.keyword,
-    ast.UnaryOp,
-    ast.USub,
+_CONFIG = ConfigDict(
+    extra="forbid",
+    validate_default=True,
+    frozen=True,
+    allow_inf_nan=False,  # JSON has none, and a key could not name them
+    protected_namespaces=(),
 )
 
 
-def model_of(source: str, *, where: str) -> type[BaseModel]:
-    """A pydantic model of the parameters cell ``source``; ``where`` names it in errors."""
+def model_of(
+    source: str, *, where: str, imports: Mapping[str, str] | None = None
+) -> type[BaseModel]:
+    """A pydantic model of the parameters cell ``source``; ``where`` names it in errors.
+
+    Args:
+        imports: What names in the notebook stand for, see `parameter_types.imports_in`.
+
+    Raises:
+        ContractError: Something other than an annotated literal stands in the cell.
+        ParameterError: A default is not of its type.
+    """
     fields: dict[str, Any] = {}
-    for statement in ast.parse(source).body:
+    for statement in _statements(source, where):
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
             continue  # a docstring
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            raise _refused("only annotated assignments are allowed", statement, where)
+            raise parameter_types.refused(
+                "only annotated assignments are allowed", statement, where
+            )
         if statement.value is None:
-            raise _refused("a parameter needs a default", statement, where)
-        annotation = _annotation(statement.annotation, where)
+            raise parameter_types.refused("a parameter needs a default", statement, where)
+        name = statement.target.id
+        if name in fields or name.startswith("_"):
+            what = "is given twice" if name in fields else "cannot start with an underscore"
+            raise parameter_types.refused(f"parameter {name!r} {what}", statement, where)
+        annotation = parameter_types.read(statement.annotation, imports or {}, where)
         try:
             default = ast.literal_eval(statement.value)
         except ValueError as error:
-            raise _refused("a default must be a literal", statement, where) from error
-        fields[statement.target.id] = (annotation, default)
-    model: type[BaseModel] = create_model(
-        "Parameters",
-        __config__=ConfigDict(extra="forbid", validate_default=True, frozen=True),
-        **fields,
-    )
+            raise parameter_types.refused(
+                "a default must be a literal", statement, where
+            ) from error
+        fields[name] = (annotation, default)
+    model = _model(fields, where)
     validate(model, {}, where=where)
     return model
+
+
+def json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a notebook's parameters, for editors and forms."""
+    return model.model_json_schema()
 
 
 def validate(model: type[BaseModel], given: dict[str, Any], *, where: str) -> dict[str, Any]:
@@ -84,26 +88,26 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _annotation(node: ast.expr, where: str) -> Any:
-    for part in ast.walk(node):
-        if not isinstance(part, _ANNOTATION_NODES):
-            raise _refused("this annotation is not allowed", node, where)
-        if isinstance(part, ast.Name) and part.id not in _ALLOWED:
-            raise _refused(f"{part.id!r} is not an allowed type", node, where)
-        if isinstance(part, ast.Call) and getattr(part.func, "id", None) != "Field":
-            raise _refused("only Field(...) may be called", node, where)
-    code = compile(ast.Expression(node), where, "eval")
-    return eval(code, {"__builtins__": {}}, _ALLOWED)  # noqa: S307 - whitelisted just above
+def _statements(source: str, where: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(source).body
+    except SyntaxError as error:
+        raise ContractError(
+            f"the parameters cell is not Python: {error.msg}",
+            where=f"{where}, parameters cell, line {error.lineno}",
+            hint="It holds annotated literals only, like `epochs: int = 12`",
+        ) from error
 
 
-def _refused(what: str, node: ast.AST, where: str) -> ContractError:
-    line = getattr(node, "lineno", 0)
-    text = ast.unparse(node)
-    return ContractError(
-        f"{what}: {text!r}",
-        where=f"{where}, parameters cell, line {line}",
-        hint="Write it like `epochs: int = 12`",
-    )
+def _model(fields: dict[str, Any], where: str) -> type[BaseModel]:
+    try:
+        model: type[BaseModel] = create_model("Parameters", __config__=_CONFIG, **fields)
+    except (TypeError, ValueError, NameError, AttributeError, PydanticUserError) as error:
+        first = str(error).splitlines()[0]
+        raise ContractError(
+            f"the parameters make no model: {first}", where=f"{where}, parameters cell"
+        ) from error
+    return model
 
 
 def _explain(problem: Any, known: list[str]) -> str:
