@@ -20,6 +20,8 @@ from workbench.errors import ServiceError
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _LONGEST_PARAMETER = 6000
+_LONGEST_TAG = 8000
+_TAGS_AT_ONCE = 100
 _DIGEST_CHARACTERS = 36  # MLflow keeps no more of a dataset's digest
 
 
@@ -85,27 +87,56 @@ class Tracker:
                 else:
                     self._client.log_artifact(run_id, str(path), folder)
 
-    def log_records(self, run_id: str, records: Mapping[str, str], *, context: str) -> None:
-        """Show records as the run's datasets, ``context`` telling inputs from outputs."""
+    def log_records(
+        self,
+        run_id: str,
+        records: Mapping[str, str],
+        *,
+        context: str,
+        made_by: Mapping[str, str] | None = None,
+    ) -> None:
+        """Show records as the run's datasets, ``context`` telling inputs from outputs.
+
+        Args:
+            records: References by name.
+            made_by: References to the ids of the runs that made them, where those are known.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        datasets = []
+        datasets, tags = [], {}
         for name, ref in records.items():
             kind, digest = ref.split("/")
-            source = json.dumps({"ref": ref})
-            entity = Dataset(f"{name} ({kind})", digest[:_DIGEST_CHARACTERS], "workbench", source)
+            upstream = (made_by or {}).get(ref)
+            source = {"ref": ref, **({"run_id": upstream} if upstream else {})}
+            entity = Dataset(
+                f"{name} ({kind})", digest[:_DIGEST_CHARACTERS], "workbench", json.dumps(source)
+            )
             datasets.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
-        with self._translated():
-            if datasets:
+            tags[f"workbench.{context}.{_name(name)}"] = ref
+            if upstream:
+                tags[f"workbench.{context}.{_name(name)}.run"] = upstream
+        if datasets:
+            with self._translated():
                 self._client.log_inputs(run_id, datasets)
-            for name, ref in records.items():
-                self._client.set_tag(run_id, f"workbench.{context}.{name}", ref)
+            self.set_tags(run_id, tags)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        given = [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
+        with self._translated():
+            for start in range(0, len(given), _TAGS_AT_ONCE):
+                self._client.log_batch(run_id, tags=given[start : start + _TAGS_AT_ONCE])
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        """Keep a text as the artifact ``file``, a path inside the run's artifacts."""
+        with self._translated():
+            self._client.log_text(run_id, text, file)
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self.set_tags(run_id, tags or {})
         with self._translated():
-            for key, value in (tags or {}).items():
-                self._client.set_tag(run_id, key, value)
             self._client.set_terminated(run_id, status)
 
     def end_abandoned(self, tags: Mapping[str, str]) -> int:
@@ -175,8 +206,8 @@ class Tracker:
 
 
 def _name(name: str) -> str:
-    """A metric's name in the characters that MLflow takes: ``light=day`` becomes ``light:day``."""
-    return _NOT_IN_NAMES.sub("_", name.replace("=", ":"))
+    """A name in the characters that MLflow takes: ``a=b`` becomes ``a:b``, ``a[0]`` ``a.0``."""
+    return _NOT_IN_NAMES.sub("_", name.replace("=", ":").replace("[", ".").replace("]", ""))
 
 
 def _text(value: Any) -> str:
