@@ -25,6 +25,7 @@ COMMANDS = {
     "logs": ("runs", "Print what a run's steps said, or follow it while they say it."),
     "cancel": ("runs", "Stop a run; the next one goes on from there."),
     "lineage": ("lineage", "Show what a model, bundle, dataset or run came from."),
+    "reproduce": ("reproduce", "Rebuild a model from its lineage alone and compare digests."),
     "verify": ("models", "Check a signed bundle, to the byte."),
     "label": ("labels", "Send frames to labelers, see how far they are, collect."),
 }
