@@ -1,0 +1,199 @@
+"""Promoted steps as they lie in the repository, and the one way to find one.
+
+    pipelines/promoted/STEP/VERSION/{STEP.ipynb, step.json}    never moves, never changes
+    pipelines/promoted/STEP/aliases.json                       moves, and remembers every move
+
+``step.json`` holds the `StepVersion` record with the digest that names it, and the record holds
+the notebook's; both are checked on every look, so a version that was edited is refused, not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from workbench import digest
+from workbench.errors import ContractError
+from workbench.pipeline.parameters import nearest
+from workbench.records.base import Ref, make_ref
+from workbench.records.types import StepVersion
+
+Json = dict[str, Any]
+
+PROMOTED = Path("pipelines") / "promoted"
+STEP_FILE = "step.json"
+ALIASES_FILE = "aliases.json"
+
+_REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)$")
+_ALIAS = re.compile(r"^[a-z][a-z0-9_-]*$")
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """One immutable version of a step. ``path`` is its notebook, checked to the byte."""
+
+    path: Path
+    version: int
+    ref: Ref
+    record: StepVersion
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` names a promoted step, as ``train@production`` and ``train@3`` do."""
+    return _REFERENCE.match(text) is not None
+
+
+def resolve(project: Path, reference: str) -> Promoted:
+    """The version that ``STEP@ALIAS`` or ``STEP@VERSION`` names.
+
+    Args:
+        project: The folder that holds ``pipelines``.
+
+    Raises:
+        ContractError: There is no such step, version or alias, or the version was changed.
+    """
+    match = _REFERENCE.match(reference)
+    if match is None:
+        raise ContractError(
+            "not the name of a promoted step",
+            where=reference,
+            hint="Write STEP@VERSION or STEP@ALIAS, like train@3 or train@production",
+        )
+    name, which = match.groups()
+    known = steps(project)
+    if name not in known:
+        raise ContractError(
+            f"no step {name!r} was promoted{nearest(name, known)}",
+            where=reference,
+            hint=f"Promoted are: {', '.join(known) or 'none'}",
+        )
+    if which.isdigit():
+        return load(project, name, int(which))
+    aliases = current_aliases(project, name)
+    if which not in aliases:
+        raise ContractError(
+            f"step {name!r} has no alias {which!r}{nearest(which, list(aliases))}",
+            where=reference,
+            hint=f"It has: {', '.join(sorted(aliases)) or 'none'}; its versions are "
+            f"{', '.join(map(str, versions(project, name)))}",
+        )
+    entry = aliases[which]
+    found = load(project, name, int(entry["version"]))
+    if found.ref != entry["ref"]:
+        raise _changed(found.path.with_name(STEP_FILE), "is not the one that the alias was given")
+    return found
+
+
+def load(project: Path, name: str, version: int) -> Promoted:
+    """One version, checked to the byte; raises `ContractError` when it is not there or changed."""
+    folder = project / PROMOTED / name / str(version)
+    if not folder.is_dir():
+        listed = ", ".join(map(str, versions(project, name))) or "none"
+        raise ContractError(
+            f"step {name!r} has no version {version}", where=folder, hint=f"It has: {listed}"
+        )
+    ref, body = _read_step(folder / STEP_FILE)
+    notebook = folder / f"{name}.ipynb"
+    expected = body["payload"][notebook.name]["sha256"]
+    if not notebook.is_file() or digest.of_file(notebook) != expected:
+        raise _changed(notebook, "is missing" if not notebook.is_file() else "was changed")
+    record = _record(body, folder / STEP_FILE)
+    if (record.name, record.version) != (name, version):
+        raise _changed(folder / STEP_FILE, f"is that of {record.name}@{record.version}")
+    return Promoted(notebook, version, ref, record)
+
+
+def steps(project: Path) -> list[str]:
+    """Names of the steps that have a version."""
+    folder = project / PROMOTED
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if versions(project, entry.name))
+
+
+def versions(project: Path, name: str) -> list[int]:
+    """Versions of a step, oldest first."""
+    folder = project / PROMOTED / name
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+
+
+def history(project: Path, name: str) -> Json:
+    """Every move of every alias of a step, oldest first; raises when the file cannot be read."""
+    path = project / PROMOTED / name / ALIASES_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        moves: Json = content["aliases"]
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(
+            "the aliases cannot be read", where=path, hint="Restore the file with git"
+        ) from error
+    return moves
+
+
+def current_aliases(project: Path, name: str) -> dict[str, Json]:
+    """Alias to the move that says where it points now."""
+    return {alias: standing(moves)[-1] for alias, moves in history(project, name).items() if moves}
+
+
+def standing(moves: list[Json]) -> list[Json]:
+    """Moves that were not rolled back: the last one says where the alias points."""
+    stack: list[Json] = []
+    for move in moves:
+        if move["action"] == "rollback":
+            stack.pop()
+        else:
+            stack.append(move)
+    return stack
+
+
+def check_alias(alias: str) -> None:
+    """Refuse what cannot be an alias; a number would be taken for a version."""
+    if not _ALIAS.match(alias):
+        raise ContractError(
+            "not an alias", where=alias, hint="Use lower-case letters, digits, - and _"
+        )
+
+
+def _read_step(path: Path) -> tuple[Ref, Json]:
+    try:
+        content = json.loads(path.read_bytes())
+        ref, body = content["ref"], content["record"]
+        sound = ref == make_ref(StepVersion.KIND, digest.of_json(body))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _changed(path, "cannot be read") from error
+    if not sound:
+        raise _changed(path, "was changed")
+    return ref, body
+
+
+def _record(body: Json, path: Path) -> StepVersion:
+    fields = {name: value for name, value in body.items() if name not in ("kind", "payload")}
+    try:
+        return StepVersion.model_validate(fields)
+    except ValidationError as error:
+        raise ContractError(
+            "this step was promoted by another version of the workbench",
+            where=path,
+            hint="Update the workbench",
+        ) from error
+
+
+def _changed(path: Path, how: str) -> ContractError:
+    return ContractError(
+        f"{path.name} {how}; a promoted version never changes",
+        where=path,
+        hint="Restore it with git; to change a step, promote its notebook again",
+    )
