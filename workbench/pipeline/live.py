@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,3 +48,16 @@ class StepFiles:
 def last_values(folder: Path) -> dict[str, float]:
     """The last value of each metric of a finished step."""
     return {point.name: point.value for point in StepFiles(folder).points()}
+
+
+def resources(result: Path) -> list[Point]:
+    """What a step used, each number of its ``result.json``: seconds, memory, processor time."""
+    try:
+        told = json.loads(result.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return [
+        Point(f"resources.{name}", float(value), 0, time.time())
+        for name, value in told.items()
+        if isinstance(value, int | float) and name not in ("status", "schema_version")
+    ]

@@ -1,0 +1,164 @@
+"""What a run leaves in MLflow, read back from a real server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from workbench import services
+from workbench.pipeline import environment
+from workbench.pipeline.recorder import MARK, PAGE, Begun, Recorder
+from workbench.records.base import Ref
+from workbench.records.store import Store
+from workbench.records.types import NotebookSource, Selection, StepRun
+from workbench.tracking import Tracker
+from workbench.workspace import Workspace
+
+TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.workspace": "w"}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow of this module's own."""
+    place = Workspace(tmp_path_factory.mktemp("mlflow") / ".workbench")
+    try:
+        services.up(place, ("mlflow",))
+        yield services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    finally:
+        services.down(place)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with a lock and a change that holds a secret."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "requirements.lock").write_text("numpy==2.4.6\n")
+    (folder / "a.py").write_text("x = 1\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(folder)]
+    for arguments in (["init", "-q", "-b", "trunk"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    (folder / "a.py").write_text("x = 'open sesame'\n")
+    return folder
+
+
+def made(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[Ref, Ref]:
+    """A selection and the record of the step that made it."""
+    chosen = store.put(
+        Selection(dataset="dataset/" + "0" * 64, budget=budget, seed=0, method="m", chosen=())
+    )
+    run = StepRun(
+        step=step,
+        key=f"{budget:064x}",
+        notebook=store.put(NotebookSource(name="a.ipynb", code="1" * 64)),
+        environment=store.put(environment.current()),
+        modules="2" * 64,
+        parameters={},
+        inputs=inputs,
+        outputs={"selection": chosen},
+    )
+    return chosen, store.put(run)
+
+
+def begun(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> Begun:
+    """A step whose folder holds what a finished one leaves."""
+    place = folder / step
+    place.mkdir()
+    output = new_output("stream", name="stdout", text="said <this>")
+    page = new_notebook(cells=[new_code_cell("print('said <this>')", outputs=[output])])
+    nbformat.write(page, place / "executed.ipynb")
+    used = {"status": 0, "seconds": 2.5, "peak_memory_mib": 90.5, "cpu_seconds": 1.5}
+    (place / "result.json").write_text(json.dumps({"schema_version": 1, **used, "outputs": {}}))
+    return Begun(step, {"n": 1}, inputs or {}, {"workbench.notebook": "a.ipynb"}, place)
+
+
+def artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
+    return {one.path for one in client.list_artifacts(run_id, folder)}
+
+
+def write(recorder: Recorder, steps: list[tuple[Begun, Ref | None]]) -> None:
+    recorder.begin("trial r1", {"n": 1})
+    for step, run in steps:
+        recorder.step_begun(step)
+        recorder.step_ended(step, "FINISHED" if run else "FAILED", {"workbench.failure": "x"}, run)
+    recorder.end("FINISHED", {})
+    assert recorder.close() is None
+
+
+def test_a_run_says_where_all_of_it_came_from(
+    uri: str, store: Store, project: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    tracker = Tracker(uri, "lineage")
+    first, first_run = made(store, "a", {}, 1)
+    second, second_run = made(store, "b", {"one": first}, 2)
+    _, third_run = made(store, "c", {"all": (first, second)}, 3)
+    steps: list[tuple[Begun, Ref | None]] = [
+        (begun(tmp_path, "a"), first_run),
+        (begun(tmp_path, "b", {"one": first}), second_run),
+    ]
+    recorder = Recorder(
+        lambda: tracker, store, TAGS, project=project, secrets={"DOOR": "open sesame"}
+    )
+    write(recorder, steps)
+    ids = [store.side(run, MARK)["run"] for run in (first_run, second_run)]
+    child = client.get_run(ids[1])
+    parent = client.get_run(child.data.tags["mlflow.parentRunId"])
+
+    given = [one for one in child.inputs.dataset_inputs if one.tags[0].value == "input"]
+    assert [one.dataset.digest for one in given] == [first.split("/")[1][:36]]
+    assert json.loads(given[0].dataset.source) == {"ref": first, "run_id": ids[0]}
+    assert child.data.tags["workbench.input.one.run"] == ids[0]
+    assert child.data.tags["workbench.output.selection"] == second
+    assert child.data.tags["workbench.record"] == second_run
+
+    assert artifacts(client, ids[1]) == {"executed.ipynb", PAGE, "result.json"}
+    assert artifacts(client, parent.info.run_id, "source") == {"source/changes.patch"}
+    assert artifacts(client, parent.info.run_id, "environment") == {"environment/requirements.lock"}
+    patch = Path(
+        mlflow.artifacts.download_artifacts(
+            run_id=parent.info.run_id, artifact_path="source/changes.patch", tracking_uri=uri
+        )
+    ).read_text()
+    assert "-x = 1" in patch
+    assert "sesame" not in patch
+    for run in (parent, child):
+        assert run.data.tags["mlflow.source.git.branch"] == "trunk"
+        assert run.data.tags["workbench.git.dirty"] == "true"
+        assert len(run.data.tags["workbench.lock"]) == 64
+    resources = ("seconds", "peak_memory_mib", "cpu_seconds")
+    assert [child.data.metrics[f"resources.{name}"] for name in resources] == [2.5, 90.5, 1.5]
+
+    # A later run, which skipped the first two: the index of records says who made its inputs.
+    joined = begun(tmp_path, "c", {"all": (first, second)})
+    write(Recorder(lambda: tracker, store, TAGS, project=tmp_path), [(joined, third_run)])
+    later = client.get_run(store.side(third_run, MARK)["run"])
+    names = {one.dataset.name for one in later.inputs.dataset_inputs}
+    assert {"all[0] (selection)", "all[1] (selection)"} <= names
+    assert [later.data.tags[f"workbench.input.all.{at}.run"] for at in (0, 1)] == ids
+    assert "mlflow.source.git.commit" not in later.data.tags
+
+
+def test_a_notebook_that_cannot_be_drawn_fails_nothing(
+    uri: str, store: Store, tmp_path: Path
+) -> None:
+    import mlflow
+
+    step = begun(tmp_path, "a")
+    (step.folder / "executed.ipynb").write_text("rubbish")
+    _, run = made(store, "a", {}, 1)
+    write(Recorder(lambda: Tracker(uri, "rubbish"), store, TAGS, project=tmp_path), [(step, run)])
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    told = client.get_run(store.side(run, MARK)["run"])
+    assert told.info.status == "FINISHED"
+    assert told.data.tags["workbench.page"].startswith("could not be drawn")
+    assert artifacts(client, told.info.run_id) == {"executed.ipynb", "result.json"}
