@@ -153,6 +153,15 @@ def read(notebook: Path) -> StepContract:
     return StepContract(notebook, declaration, model, sources)
 
 
+def project_of(notebook: Path) -> Path:
+    """The project a notebook belongs to: above its ``notebooks`` folder, else where it lies."""
+    place = notebook.resolve()
+    for folder in place.parents:
+        if folder.name == "notebooks":
+            return folder.parent
+    return place.parent
+
+
 def without_outputs(notebook: Path) -> bytes:
     """The notebook as canonical bytes, with outputs and what execution leaves behind removed."""
     content = _load(notebook)

@@ -1,0 +1,86 @@
+"""Names across cells: what fails in a fresh kernel is found, what works is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.checking.books import book
+from workbench.pipeline.checking import names, notebook
+
+
+def check(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
+    read = notebook.read(book(tmp_path / "a.ipynb", *cells))
+    return [(one.rule, one.cell, one.message) for one in names.check(read.cells)]
+
+
+def test_hidden_state_names_the_pair_of_cells(tmp_path: Path) -> None:
+    (finding,) = check(tmp_path, "y = x + 1", "z = 2", "x = 1")
+    assert finding == ("out-of-order", 1, "`x` is used before it is defined in cell 3")
+
+
+def test_a_function_needs_its_names_when_it_is_called(tmp_path: Path) -> None:
+    assert check(tmp_path, "def f():\n    return x", "x = 1", "f()") == []
+    (finding,) = check(tmp_path, "def f():\n    return x", "f()", "x = 1")
+    assert finding[:2] == ("out-of-order", 2)
+    assert "calls from cell 1" in finding[2]
+    (deep,) = check(tmp_path, "def g():\n    return x", "def f():\n    return g()", "f()", "x = 1")
+    assert deep[:2] == ("out-of-order", 3)
+    (never,) = check(tmp_path, "def f():\n    return missing")
+    assert never == ("undefined-name", 1, "`missing` is defined nowhere")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "squares = [a * a for a in range(3) if a]",
+        "pairs = {a: b for a, b in zip('ab', 'cd')}",
+        "grid = [[a * b for a in range(b)] for b in range(3)]",
+        "class Point:\n    x: int = 1\n    y = x + 1\n    def move(self):\n        return Point()",
+        "def outer(a):\n    def inner(b):\n        return a + b\n    return inner",
+        "def f():\n    global made\n    made = 1\nf()\nprint(made)",
+        "try:\n    import one\nexcept ImportError as error:\n    print(error)\n    one = None",
+        "with open('x') as stream, open('y') as other:\n    print(stream, other)",
+        "if (size := 3) > 2:\n    print(size)",
+        "match {'a': 1}:\n    case {'a': value, **rest}:\n        print(value, rest)\n"
+        "    case [first, *others]:\n        print(first, others)",
+        "for a, (b, *c) in []:\n    print(a, b, c)\nelse:\n    pass",
+        "import os.path as p, json\nprint(p, json)",
+        "key = lambda v, *, w=1: (v, w)\nprint(key(1))",
+        "print(get_ipython(), display, _, __name__, In)",
+        "def f(*args, **kwargs) -> int:\n    return len(args) + len(kwargs)",
+        "total = 0\ntotal += 1\ndel total\ntotal = 2",
+        "values = [f(x) for x in ()] if False else []\ndef f(x): return x",
+        "async def g():\n    async for a in b():\n        yield a\nasync def b():\n    yield 1",
+        "x = 1\nclass A:\n    y = [x for _ in range(2)]",
+    ],
+)
+def test_python_s_scopes_are_understood(tmp_path: Path, cell: str) -> None:
+    found = [one for one in check(tmp_path, cell) if "`f`" not in one[2]]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        ("print(a)\na = 1", "a"),
+        ("b += 1", "b"),
+        ("print([c for d in range(2)])", "c"),
+        ("[e for e in range(2)]\nprint(e)", "e"),
+        ("class A:\n    f = 1\nprint(f)", "f"),
+        ("def g(x=h):\n    return x", "h"),
+        ("@i\ndef j(): pass", "i"),
+        ("k = 1\ndel k\nprint(k)", "k"),
+        ("l: Missing = 1", "Missing"),
+        ("def m():\n    o = 1\nprint(o)", "o"),
+    ],
+)
+def test_what_must_fail_is_found(tmp_path: Path, cell: str, name: str) -> None:
+    (finding,) = check(tmp_path, cell)
+    assert f"`{name}`" in finding[2]
+
+
+def test_where_anything_may_be_defined_nothing_is_said(tmp_path: Path) -> None:
+    assert [one[0] for one in check(tmp_path, "from os import *", "listdir()")] == ["star-import"]
+    assert check(tmp_path, "%run other.py", "something()") == []

@@ -1,0 +1,161 @@
+"""Static rules: what each finds, where, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book, good
+from tests.tiny_run import ROOT
+from workbench.errors import ContractError
+from workbench.pipeline.checking import static
+from workbench.pipeline.checking.findings import RULES
+
+STEPS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
+
+
+def found(path: Path) -> set[tuple[str, int | None]]:
+    return {(finding.rule, finding.cell) for finding in static.check(path)}
+
+
+def work(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
+    """Rule, cell and message of everything found in a step with these cells after `step`."""
+    findings = static.check(good(tmp_path / "a.ipynb", *cells))
+    return [(one.rule, one.cell, one.message) for one in findings]
+
+
+@pytest.mark.parametrize("notebook", STEPS, ids=[path.stem for path in STEPS])
+def test_our_own_steps_pass(notebook: Path) -> None:
+    assert [one for one in static.check(notebook) if one.is_error] == []
+
+
+def test_a_good_notebook_has_no_findings(tmp_path: Path) -> None:
+    assert work(tmp_path, "m = n + 1\nprint(m)") == []
+
+
+def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
+    for text in ("", "[]", "{}", '{"cells": 3}', '{"cells": [1]}', "\x00"):
+        (tmp_path / "x.ipynb").write_text(text)
+        with pytest.raises(ContractError, match="not a notebook"):
+            static.check(tmp_path / "x.ipynb")
+    with pytest.raises(ContractError, match="no such notebook"):
+        static.check(tmp_path / "none.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("cell", "rule", "words"),
+    [
+        ("x = input('which? ')", "asks-a-person", "input"),
+        ("import getpass\nx = getpass.getpass()", "asks-a-person", "getpass"),
+        ("!pip install numpy", "installs-packages", "pip install"),
+        ("%pip install numpy", "installs-packages", "numpy"),
+        ("%%bash\nconda install x", "installs-packages", "conda"),
+        (
+            "import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'pip', 'install', 'x'])",
+            "installs-packages",
+            "pip install",
+        ),
+        ("import os\nos.system('ls')", "shell-command", "os.system"),
+        ("files = !ls", "shell-command", "ls"),
+        ("%autoreload 2", "magic", "autoreload"),
+        ("data = open('/home/ana/drives/one.csv')", "absolute-path", "/home/ana"),
+        ("data = r'C:\\drives\\one'", "absolute-path", "drives"),
+        ("data = '~/drives/one'", "absolute-path", "~/drives"),
+        ("token = 'ghp_" + "a1B2" * 9 + "'", "secret", "GitHub"),
+        ("import mlflow", "sdk-import", "workbench.tracking"),
+        ("from fiftyone import ViewField", "sdk-import", "workbench.curation"),
+        ("def f():\n" + "    x = 1\n" * 25, "long-definition", "26 lines"),
+        ("x = (1", "not-python", "never closed"),
+        ("n = 4", "parameter-reassigned", "`n`"),
+        ("for n in (1, 2): pass", "parameter-reassigned", "`n`"),
+        ("y = undefined_thing", "undefined-name", "nowhere"),
+        ("a = step.input('dataset')", "undeclared-input", "'dataset'"),
+        ("step.output('model', 'x')", "undeclared-output", "'model'"),
+        ("s = step.secret('TOKEN')", "undeclared-secret", "'TOKEN'"),
+        ("from os.path import *", "star-import", "os.path"),
+    ],
+)
+def test_each_fault_is_found_in_its_cell(tmp_path: Path, cell: str, rule: str, words: str) -> None:
+    findings = work(tmp_path, cell)
+    assert [(name, at) for name, at, _ in findings] == [(rule, 3)], findings
+    assert words in findings[0][2]
+    assert RULES[rule].why
+    assert RULES[rule].mend
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "import getpass\nwho = getpass.getuser()",
+        "%matplotlib inline",
+        "%%time\nm = n + 1",
+        "open('/dev/null').close()",
+        "print('/ or /api/v1, as you like')",
+        "ratio = 'a/b'",
+        "import subprocess\nsubprocess.run(['true'], check=True)",
+        "text = f'{n} of {n!r}'",
+        "await_me = None\nasync def f():\n    return await_me\nawait f()",
+    ],
+)
+def test_ordinary_cells_are_left_alone(tmp_path: Path, cell: str) -> None:
+    assert work(tmp_path, cell) == []
+
+
+def test_the_line_is_told(tmp_path: Path) -> None:
+    path = good(tmp_path / "a.ipynb", "x = 1\n\ny = input()")
+    (finding,) = static.check(path)
+    assert (finding.cell, finding.cell_id, finding.line) == (3, "c3", 3)
+
+
+def test_parameters_are_one_cell_of_literals_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.ipynb"
+    assert ("parameters-cell", None) in found(book(path, "n: int = 1", STEP, OUT))
+    twice = book(path, PARAMETERS, ("m: int = 2", ["parameters"]), STEP, OUT)
+    assert ("parameters-cell", None) in found(twice)
+    broken = book(path, ("n: int = 1\nm = 3", ["parameters"]), STEP, OUT)
+    (finding,) = [one for one in static.check(broken) if one.rule == "parameters-cell"]
+    assert (finding.cell, finding.line) == (1, 2)
+    wrong = book(path, ("n: int = 'x'", ["parameters"]), STEP, OUT)
+    assert ("parameters-cell", 1) in found(wrong)
+    unread = book(path, ("n: int = 1\nm: int = 2", ["parameters"]), STEP, OUT)
+    assert found(unread) == {("parameter-unused", 1)}
+
+
+def test_contracts_and_fixtures_are_read(tmp_path: Path) -> None:
+    def rules(**changes: Any) -> set[str]:
+        path = good(tmp_path / "a.ipynb", contract={**CONTRACT, **changes})
+        return {one.rule for one in static.check(path)}
+
+    assert rules() == set()
+    assert rules(owner=None) == {"no-owner"}
+    assert rules(outputs={}) == {"undeclared-output", "no-outputs"}
+    assert rules(inputs={"dataset": {"kind": "dataset"}}) == {"unused-input", "fixture"}
+    assert rules(secrets=["TOKEN"]) == {"unused-secret"}
+    assert rules(fixture={"parameters": {"n": "x"}, "other": {"n": 2}}) == {"fixture"}
+    assert rules(fixture={}) == {"no-other-fixture"}
+    assert rules(nonsense=3) == {"contract"}
+
+
+def test_the_file_itself_is_looked_at(tmp_path: Path) -> None:
+    path = good(tmp_path / "a.ipynb")
+    content = json.loads(path.read_text())
+    content["nbformat_minor"] = 4
+    content["metadata"]["kernelspec"] = {"name": "venv-ana", "display_name": "Python (venv-ana)"}
+    content["cells"][1]["id"] = "c1"
+    del content["cells"][2]["id"]
+    content["cells"][0]["execution_count"] = 5
+    content["cells"][1]["execution_count"] = 2
+    content["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x"}]
+    path.write_text(json.dumps(content))
+    assert found(path) == {
+        ("notebook-form", None),
+        ("kernelspec", None),
+        ("cell-id", 2),
+        ("cell-id", 3),
+        ("outputs-committed", 1),
+        ("outputs-committed", 2),
+        ("ran-out-of-order", None),
+    }
