@@ -9,17 +9,17 @@ import pytest
 
 from tests.pipeline.conftest import write_notebook, write_pipeline
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import keys, plan
+from workbench.pipeline import graph, keys, plan
 from workbench.records.store import Store
 from workbench.records.types import Environment, NotebookSource, Selection, StepRun
 from workbench.workspace import Workspace
 
 
-def load(project: Path, **given: str) -> plan.Pipeline:
-    return plan.load(project / "pipelines" / "trial.yaml", given, base=project)
+def load(project: Path, **given: str) -> graph.Pipeline:
+    return graph.load(project / "pipelines" / "trial.yaml", given, base=project)
 
 
-def finish(place: Workspace, pipeline: plan.Pipeline, step: plan.PlannedStep) -> str:
+def finish(place: Workspace, pipeline: graph.Pipeline, step: plan.PlannedStep) -> str:
     """Record a step as done, as the runner does."""
     store = Store(place)
     assert step.key is not None
@@ -33,14 +33,14 @@ def finish(place: Workspace, pipeline: plan.Pipeline, step: plan.PlannedStep) ->
             notebook=store.put(NotebookSource(name="a", code="0" * 64)),
             environment=store.put(Environment(python="3", distributions=(), machine={})),
             modules="0" * 64,
-            parameters=step.parameters,
+            parameters=step.step.parameters,
             inputs={},
             outputs={"selection": made},
         )
     )
     index = keys.KeyIndex(place)
     index.add(step.key, run)
-    index.set_latest(pipeline.name, step.name, step.key)
+    index.set_latest(pipeline.name, step.name, step.key, run)
     return made
 
 
@@ -61,7 +61,7 @@ def test_a_finished_step_is_skipped_until_something_changes(
     changed = plan.plan(load(project, n="4"), place)[0]
     assert (changed.action, changed.reasons) == ("run", ("a parameter changed: n",))
     write_notebook(project / "notebooks/steps/a.ipynb", "step.metric('loss', 0.25)")
-    assert plan.plan(load(project), place)[0].reasons == ("a cell of the notebook changed",)
+    assert plan.plan(load(project), place)[0].reasons == ("a cell of the notebook changed: cell2",)
 
 
 def test_a_lost_output_runs_the_step_again(project: Path, place: Workspace) -> None:
@@ -89,9 +89,9 @@ def test_a_folder_that_changed_is_named(project: Path, place: Workspace) -> None
         "name: trial\nparameters: {data: {default: builtin}}\n"
         'steps:\n  a: {parameters: {data: "${data}"}}\n',
     )
-    assert plan.plan(load(project), place)[0].parameters["data"] == "builtin"
+    assert plan.plan(load(project), place)[0].step.parameters["data"] == "builtin"
     pipeline = load(project, data="drives")
-    assert plan.plan(pipeline, place)[0].parameters["data"] == str(data)
+    assert plan.plan(pipeline, place)[0].step.parameters["data"] == str(data)
     finish(place, pipeline, plan.plan(pipeline, place)[0])
     assert plan.plan(load(project, data="drives"), place)[0].action == "skip"
     (data / "two.txt").write_text("2")

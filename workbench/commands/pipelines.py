@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,44 +13,83 @@ from workbench.commands.common import emit, json_option, say
 from workbench.errors import ParameterError
 
 if TYPE_CHECKING:
-    from workbench.pipeline.plan import Pipeline, PlannedStep
+    from collections.abc import Callable
+
+    from workbench.pipeline.executors import Executor
+    from workbench.pipeline.graph import Pipeline
+    from workbench.pipeline.plan import Choice, PlannedStep
 
 pipeline_argument = click.argument("pipeline", type=click.Path(path_type=Path))
 parameter_option = click.option(
     "-p", "given", multiple=True, metavar="KEY=VALUE", help="A pipeline parameter; repeatable."
 )
+only_option = click.option(
+    "--only", multiple=True, metavar="STEP", help="Run this step and no other; repeatable."
+)
+from_option = click.option(
+    "--from", "start", metavar="STEP", help="Run this step and all below it, changed or not."
+)
+fresh_option = click.option(
+    "--fresh", is_flag=True, help="Run every step, even those with nothing changed."
+)
 
 
 @click.command()
-@pipeline_argument
+@click.argument("pipeline", type=click.Path(path_type=Path), required=False)
 @parameter_option
+@only_option
+@from_option
+@fresh_option
+@click.option("--schema", is_flag=True, help="Print the JSON schema of pipeline files.")
 @json_option
-def plan(pipeline: Path, given: tuple[str, ...], as_json: bool) -> None:
+def plan(
+    pipeline: Path | None,
+    given: tuple[str, ...],
+    only: tuple[str, ...],
+    start: str | None,
+    fresh: bool,
+    schema: bool,
+    as_json: bool,
+) -> None:
     """Show what PIPELINE would run, and why. Starts nothing."""
-    from workbench import workspace
-    from workbench.pipeline import plan as planning
+    if schema:
+        from workbench.pipeline import definition
 
+        click.echo(json.dumps(definition.json_schema(), indent=1))
+        return
+    if pipeline is None:
+        raise click.UsageError("Missing argument 'PIPELINE'.")
     loaded = _load(pipeline, given)
-    steps = planning.plan(loaded, workspace.find())
-    rows = [
-        {
-            "name": s.name,
-            "action": s.action,
-            "reasons": list(s.reasons),
-            "notebook": s.contract.name,
-        }
-        for s in steps
-    ]
-    value = {"pipeline": loaded.name, "parameters": loaded.parameters, "steps": rows}
-    emit(value, as_json=as_json, text="\n".join(_plan_line(step) for step in steps))
+    _show_plan(loaded, _choice(loaded, only, start, fresh), as_json=as_json)
 
 
 @click.command()
 @pipeline_argument
 @parameter_option
-@click.option("--fresh", is_flag=True, help="Run every step, even those with nothing changed.")
+@only_option
+@from_option
+@fresh_option
+@click.option("--dry-run", is_flag=True, help="Only show what would run, as `workbench plan` does.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where steps run: processes here, or Ray tasks.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster; else Ray is started here.")
 @json_option
-def run(pipeline: Path, given: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    pipeline: Path,
+    given: tuple[str, ...],
+    only: tuple[str, ...],
+    start: str | None,
+    fresh: bool,
+    dry_run: bool,
+    executor: str,
+    ray_address: str | None,
+    as_json: bool,
+) -> None:
     """Run PIPELINE; a rerun goes on where the last one stopped.
 
     Exit status: 0 succeeded, 3 refused by a gate, 4 waiting for people, anything else a failure.
@@ -59,10 +99,16 @@ def run(pipeline: Path, given: tuple[str, ...], fresh: bool, as_json: bool) -> N
     from workbench.pipeline import report
     from workbench.pipeline import run as running
 
-    place = workspace.find()
     loaded = _load(pipeline, given)
-    with RunDisplay(list(loaded.definition.steps)) as display:
-        made = running.run(place, loaded, display, fresh=fresh)
+    choice = _choice(loaded, only, start, fresh)
+    if dry_run:
+        _show_plan(loaded, choice, as_json=as_json)
+        return
+    place = workspace.find()
+    with RunDisplay(list(loaded.steps)) as display:
+        made = running.run(
+            place, loaded, display, choice=choice, executor=_executor(executor, ray_address)
+        )
     text = closing_words(place, made)
     emit(report.as_json(made), as_json=as_json, text=text)
     if as_json:
@@ -81,8 +127,20 @@ def run_step(spec: Path) -> None:
     sys.exit(int(unit.run_step(spec).status))
 
 
+def _executor(name: str, ray_address: str | None) -> Callable[[], Executor]:
+    if name == "ray":
+        from workbench.pipeline.executors.ray_tasks import RayExecutor
+
+        return lambda: RayExecutor(ray_address)
+    if ray_address:
+        raise ParameterError("--ray-address is for --executor ray")
+    from workbench.pipeline.executors.local import LocalExecutor
+
+    return LocalExecutor
+
+
 def _load(path: Path, given: tuple[str, ...]) -> Pipeline:
-    from workbench.pipeline import plan as planning
+    from workbench.pipeline import graph
 
     texts: dict[str, str] = {}
     for pair in given:
@@ -90,8 +148,47 @@ def _load(path: Path, given: tuple[str, ...]) -> Pipeline:
         if not sign:
             raise ParameterError(f"-p {pair!r} is not of the form KEY=VALUE")
         texts[name] = value
-    return planning.load(path, texts, base=Path.cwd())
+    return graph.load(path, texts, base=Path.cwd())
 
 
-def _plan_line(step: PlannedStep) -> str:
-    return f"{step.action:5} {step.name:12} {'; '.join(step.reasons)}"
+def _choice(pipeline: Pipeline, only: tuple[str, ...], start: str | None, fresh: bool) -> Choice:
+    from workbench.pipeline import plan as planning
+
+    return planning.choose(pipeline, only=only, start=start, fresh=fresh)
+
+
+def _show_plan(pipeline: Pipeline, choice: Choice, *, as_json: bool) -> None:
+    from workbench import workspace
+    from workbench.pipeline import plan as planning
+
+    steps = planning.plan(pipeline, workspace.find(), choice)
+    value = {
+        "pipeline": pipeline.name,
+        "parameters": pipeline.parameters,
+        "steps": [_as_json(step) for step in steps],
+    }
+    emit(value, as_json=as_json, text=_as_text(pipeline, steps))
+
+
+def _as_json(planned: PlannedStep) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "action": planned.action,
+        "reasons": list(planned.reasons),
+        "notebook": planned.step.definition.notebook or planned.step.base,
+        "needs": list(planned.step.needs),
+        "key": planned.key.digest if planned.key else None,
+    }
+
+
+def _as_text(pipeline: Pipeline, steps: list[PlannedStep]) -> str:
+    """A line a step: what is done, its name, what it reads from, and why."""
+    width = max((len(step.name) for step in steps), default=0)
+    reads = [f"← {', '.join(step.step.needs)}" if step.step.needs else "" for step in steps]
+    room = min(max((len(text) for text in reads), default=0), 40)
+    lines = [
+        f"{step.action:5} {step.name:{width}}  {above:{room}}  {'; '.join(step.reasons)}"
+        for step, above in zip(steps, reads, strict=True)
+    ]
+    counts = {action: sum(step.action == action for step in steps) for action in ("run", "skip")}
+    return "\n".join([*lines, f"{counts['run']} to run, {counts['skip']} to skip"])

@@ -104,18 +104,19 @@ class Declaration(_Declared):
 class StepContract:
     """A notebook as the runner sees it.
 
-    ``code`` digests the code cells in order, the parameters cell excepted: its defaults count
-    through the values that are used.
+    ``cells`` are the code cells in order as pairs of id and source, the parameters cell excepted:
+    its defaults count through the values that are used. ``code`` digests the sources.
     """
 
+    name: str
     notebook: Path
     declaration: Declaration
     parameters: type[BaseModel]
-    sources: tuple[str, ...]
+    cells: tuple[tuple[str, str], ...]
 
     @property
-    def name(self) -> str:
-        return self.notebook.stem
+    def sources(self) -> tuple[str, ...]:
+        return tuple(source for _, source in self.cells)
 
     @property
     def code(self) -> str:
@@ -125,8 +126,12 @@ class StepContract:
         return parameters.validate(self.parameters, given, where=self.notebook.name)
 
 
-def read(notebook: Path) -> StepContract:
-    """Read a step notebook; raises `ContractError` with what to mend."""
+def read(notebook: Path, *, name: str | None = None) -> StepContract:
+    """Read a step notebook; raises `ContractError` with what to mend.
+
+    Args:
+        name: The step's name where it is not the file's, as for promoted notebooks.
+    """
     content = _load(notebook)
     cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
@@ -146,11 +151,15 @@ def read(notebook: Path) -> StepContract:
         ) from error
     imports = parameter_types.imports_in(_source(cell) for cell in cells)
     model = parameters.model_of(_source(tagged[0]), where=notebook.name, imports=imports)
-    for name in declaration.paths:
-        if name not in model.model_fields:
-            raise ContractError(f"path parameter {name!r} is not in the parameters", where=notebook)
-    sources = tuple(_source(cell) for cell in cells if cell is not tagged[0])
-    return StepContract(notebook, declaration, model, sources)
+    for path in declaration.paths:
+        if path not in model.model_fields:
+            raise ContractError(f"path parameter {path!r} is not in the parameters", where=notebook)
+    kept = tuple(
+        (str(cell.get("id", f"cell {number}")), _source(cell))
+        for number, cell in enumerate(cells, start=1)
+        if cell is not tagged[0]
+    )
+    return StepContract(name or notebook.stem, notebook, declaration, model, kept)
 
 
 def project_of(notebook: Path) -> Path:

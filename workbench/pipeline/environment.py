@@ -23,6 +23,19 @@ def current() -> Environment:
     )
 
 
+@lru_cache(maxsize=1)
+def digest_of_current() -> str:
+    return digest.of_json(current().model_dump(mode="json"))
+
+
+def versions() -> dict[str, str]:
+    """What can change in an environment, by name: distributions, Python, traits of the machine."""
+    found = current()
+    lines = (line.partition("==") for line in found.distributions)
+    machine = {key: str(value) for key, value in found.machine.items()}
+    return {**{name: version for name, _, version in lines}, "python": found.python, **machine}
+
+
 def _distributions() -> set[str]:
     """``name==version+digest of its build`` for each installed distribution but our own."""
     found = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +30,91 @@ PART_NAMES = {
 }
 
 
+_MOST_NAMES = 6
+
+
 @dataclass(frozen=True)
 class StepKey:
-    """``digest`` names the work; ``parts`` tell two keys apart in words."""
+    """``digest`` names the work; ``parts``, which it digests, tell two keys apart.
+
+    ``detail`` breaks some parts down for people (cells, modules, distributions) and shapes nothing.
+    """
 
     digest: str
     parts: Json
+    detail: Json = field(default_factory=dict)
 
-    def differs_from(self, other: Json) -> list[str]:
+    def differs_from(self, other: Latest) -> list[str]:
         """What changed since ``other``, in words for people."""
         changes = []
         for part, words in PART_NAMES.items():
-            before, now = other.get(part), self.parts[part]
-            if before == now:
+            if other.parts.get(part) == self.parts[part]:
                 continue
-            if isinstance(before, dict) and isinstance(now, dict):
-                names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
-                changes.append(f"{words} changed: {', '.join(names)}")
-            else:
-                changes.append(f"{words} changed")
+            before = other.detail.get(part, other.parts.get(part))
+            now = self.detail.get(part, self.parts[part])
+            names = _changed(before, now)
+            changes.append(f"{words} changed{f': {names}' if names else ''}")
         return changes
 
 
-def compute(contract: StepContract, parameters: Json, inputs: dict[str, Ref | None]) -> StepKey:
+@dataclass(frozen=True)
+class Latest:
+    """The key that a step had when it last finished, and the run that answered it."""
+
+    parts: Json
+    detail: Json
+    run: Ref
+
+
+def _changed(before: Any, now: Any) -> str:
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return ""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    shown = [_change(name, before, now) for name in names[:_MOST_NAMES]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _change(name: str, before: Json, now: Json) -> str:
+    """A name; with its values where they are short words for people, such as versions."""
+    old, new = before.get(name), now.get(name)
+    if name not in before:
+        return f"{name} (new)"
+    if name not in now:
+        return f"{name} (gone)"
+    if isinstance(old, str) and isinstance(new, str) and max(len(old), len(new)) <= 24:
+        return f"{name} ({old} → {new})"
+    return name
+
+
+def compute(
+    contract: StepContract,
+    parameters: Json,
+    inputs: dict[str, Ref | tuple[Ref, ...] | None],
+    *,
+    threads: int | None = None,
+) -> StepKey:
     """The key of running ``contract`` with validated parameters on resolved inputs."""
+    files = modules.digests(contract.sources)
     sources = {
         name: fingerprint(parameters[name]) for name in path_parameters(contract, parameters)
     }
     parts = {
         "code": contract.code,
         "contract": digest.of_json(contract.declaration.shaping),
-        "modules": modules.digest_of(contract.sources),
+        "modules": digest.of_json(files),
         "parameters": {n: digest.of_json(v) for n, v in parameters.items() if n not in sources},
         "inputs": inputs,
         "sources": sources,
-        "environment": digest.of_json(environment.current().model_dump(mode="json")),
-        "threads": contract.declaration.resources.threads,
+        "environment": environment.digest_of_current(),
+        "threads": threads or contract.declaration.resources.threads,
     }
-    return StepKey(digest.of_json(parts), parts)
+    detail = {
+        "code": {cell: digest.of_bytes(source.encode()) for cell, source in contract.cells},
+        "modules": files,
+        "environment": environment.versions(),
+    }
+    return StepKey(digest.of_json(parts), parts, detail)
 
 
 def path_parameters(contract: StepContract, parameters: Json) -> list[str]:
@@ -112,7 +159,11 @@ class KeyIndex:
     def find(self, key: StepKey) -> StepRun | None:
         """The finished run of this key, if all of its outputs are whole."""
         ref = self.run_ref(key)
-        if ref is None or not self._store.exists(ref):
+        return self.finished(ref) if ref else None
+
+    def finished(self, ref: Ref) -> StepRun | None:
+        """The run behind ``ref``, if it and all of its outputs are whole."""
+        if not self._store.exists(ref):
             return None
         run = self._store.get(ref, StepRun)
         whole = all(self._store.exists(output) for output in run.outputs.values())
@@ -125,12 +176,14 @@ class KeyIndex:
     def add(self, key: StepKey, run: Ref) -> None:
         _write(self._steps / f"{key.digest}.json", {"run": run})
 
-    def latest(self, pipeline: str, step: str) -> Json | None:
-        """Parts of the key that this step of this pipeline had when it last finished."""
-        return _read(self._latest / f"{pipeline}.{step}.json")
+    def latest(self, pipeline: str, step: str) -> Latest | None:
+        """How this step of this pipeline last finished."""
+        entry = _read(self._latest / f"{pipeline}.{step}.json")
+        return Latest(**entry) if entry and "run" in entry else None
 
-    def set_latest(self, pipeline: str, step: str, key: StepKey) -> None:
-        _write(self._latest / f"{pipeline}.{step}.json", key.parts)
+    def set_latest(self, pipeline: str, step: str, key: StepKey, run: Ref) -> None:
+        entry = {"parts": key.parts, "detail": key.detail, "run": run}
+        _write(self._latest / f"{pipeline}.{step}.json", entry)
 
 
 def _read(path: Path) -> Json | None:

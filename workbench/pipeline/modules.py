@@ -23,13 +23,27 @@ NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.by_hand"})
 
 def digest_of(sources: Sequence[str]) -> str:
     """Digest of every workbench module that notebook cells with these sources can import."""
-    return digest.of_json({name: digest.of_file(path) for name, path in reach(sources).items()})
+    return digest.of_json(digests(sources))
+
+
+def digests(sources: Sequence[str]) -> dict[str, str]:
+    """Module name to the digest of its file, for all that ``sources`` can import."""
+    found = {}
+    for name, path in reach(sources).items():
+        status = path.stat()
+        found[name] = _digest_of_file(path, status.st_mtime_ns, status.st_size)
+    return found
+
+
+@cache
+def _digest_of_file(path: Path, _mtime_ns: int, _size: int) -> str:
+    return digest.of_file(path)
 
 
 def reach(sources: Sequence[str]) -> dict[str, Path]:
     """Module name to file for everything reachable from ``sources``."""
     found: dict[str, Path] = {}
-    waiting = [name for source in sources for name in _imported(_parse(source), package=PACKAGE)]
+    waiting = [name for source in sources for name in _imports_of_cell(source)]
     while waiting:
         name = waiting.pop()
         path = _file_of(name)
@@ -38,6 +52,11 @@ def reach(sources: Sequence[str]) -> dict[str, Path]:
         found[name] = path
         waiting.extend(_imports_of_file(name, path, path.stat().st_mtime_ns))
     return dict(sorted(found.items()))
+
+
+@cache
+def _imports_of_cell(source: str) -> tuple[str, ...]:
+    return tuple(_imported(_parse(source), package=PACKAGE))
 
 
 @cache

@@ -1,203 +1,187 @@
-"""What a pipeline would run and why: parameters and joints checked first, then step by step."""
+"""What a pipeline would run and why, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workbench.errors import ContractError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import definition as definitions
 from workbench.pipeline import keys
-from workbench.pipeline.contract import StepContract
-from workbench.pipeline.definition import PipelineDefinition, StepDefinition
-from workbench.pipeline.keys import KeyIndex, StepKey
-from workbench.pipeline.parameters import nearest
+from workbench.pipeline.graph import Pipeline, Step
+from workbench.pipeline.keys import KeyIndex, Latest, StepKey
 from workbench.records.base import Ref
 from workbench.records.store import Store
-from workbench.records.types import Release, StepRun
+from workbench.records.types import GateReport, Release, StepRun
 from workbench.workspace import Workspace
 
 Json = dict[str, Any]
 Outputs = Mapping[str, Mapping[str, Ref]]
+Inputs = dict[str, Ref | tuple[Ref, ...] | None]
+Action = Literal["run", "skip", "omit"]
 
-_CHAMPION = "champion:"
+
+@dataclass(frozen=True)
+class Choice:
+    """Which steps a person asked for.
+
+    Attributes:
+        only: Run these and nothing else; what they read must be there. None: all.
+        fresh: Run these even if nothing changed.
+    """
+
+    only: frozenset[str] | None = None
+    fresh: frozenset[str] = frozenset()
+
+
+ALL = Choice()
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step with everything resolved that can be. ``key`` is None below a step still to run."""
+    """One step with everything resolved that can be.
 
-    name: str
-    contract: StepContract
-    parameters: Json
-    timeout_s: float
-    inputs: dict[str, Ref | None]
-    action: Literal["run", "skip"]
+    ``key`` is None below a step still to run. To omit a step is not to reach it: its condition
+    does not hold, something it needs was omitted, or nobody asked for it.
+    """
+
+    step: Step
+    inputs: Inputs
+    action: Action
     reasons: tuple[str, ...]
     key: StepKey | None = None
     cached: StepRun | None = None
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A checked pipeline: every parameter valid, every joint of the right kind."""
-
-    definition: PipelineDefinition
-    parameters: Json
-    contracts: dict[str, StepContract]
-    step_parameters: dict[str, Json]
+    pending: tuple[str, ...] = field(default=())
 
     @property
     def name(self) -> str:
-        return self.definition.name
-
-    def definition_of(self, step: str) -> StepDefinition:
-        return self.definition.steps[step]
+        return self.step.name
 
 
-def load(path: Path, given: dict[str, str], *, base: Path) -> Pipeline:
-    """Read and check a pipeline whole; nothing is started when this raises.
+def choose(
+    pipeline: Pipeline,
+    *,
+    only: tuple[str, ...] = (),
+    start: str | None = None,
+    fresh: bool = False,
+) -> Choice:
+    """What ``--only``, ``--from`` and ``--fresh`` ask for; raises on a name that is no step."""
+    chosen = frozenset(name for given in only for name in pipeline.named(given))
+    anew = set(pipeline.steps) if fresh else set()
+    if start is not None:
+        anew |= pipeline.below(pipeline.named(start))
+    return Choice(chosen or None, frozenset(anew))
+
+
+def resolve(
+    pipeline: Pipeline,
+    step: Step,
+    outputs: Outputs,
+    omitted: frozenset[str],
+    place: Workspace,
+    choice: Choice = ALL,
+) -> PlannedStep:
+    """What to do about one step, given what is known of the steps above it.
 
     Args:
-        given: Pipeline parameters as texts.
-        base: Folder that relative paths among the given parameters start from. Paths that the
-            pipeline file itself names start from the project, the folder above the file's.
+        outputs: Outputs of the steps that are done.
+        omitted: Steps that were omitted.
     """
-    definition = definitions.read(path)
-    values = definitions.resolve_parameters(definition, given)
-    definition = definitions.with_inputs(definition, values)
-    folder = (path.parent / definition.notebooks).resolve()
-    found: dict[str, StepContract] = {}
-    step_parameters: dict[str, Json] = {}
-    for name, step in definition.steps.items():
-        contract = contracts.read(folder / f"{step.notebook or name}.ipynb")
-        _check_joints(name, step, contract, found)
-        checked = contract.validate(definitions.substitute(step.parameters, values))
-        project = path.resolve().parent.parent
-        step_parameters[name] = _with_paths(contract, checked, step, given, base, project)
-        found[name] = contract
-    return Pipeline(definition, values, found, step_parameters)
-
-
-def resolve(pipeline: Pipeline, name: str, outputs: Outputs, place: Workspace) -> PlannedStep:
-    """What to do about one step, given the outputs of the steps above it that are known."""
-    definition, contract = pipeline.definition_of(name), pipeline.contracts[name]
-    timeout = definition.timeout_s or contract.declaration.resources.timeout_s
-    parameters = pipeline.step_parameters[name]
-
-    def planned(action: Literal["run", "skip"], *reasons: str, **more: Any) -> PlannedStep:
-        return PlannedStep(name, contract, parameters, timeout, inputs, action, reasons, **more)
-
-    inputs, pending = _inputs(definition, outputs, place)
+    without = [name for name in step.needs if name in omitted]
+    if without:
+        return PlannedStep(step, {}, "omit", (f"{without[0]} was not reached",))
+    pending = tuple(name for name in step.needs if name not in outputs)
     if pending:
-        return planned("run", f"after {', '.join(pending)}")
-    key = keys.compute(contract, parameters, inputs)
-    index = KeyIndex(place)
-    cached = index.find(key)
-    if cached:
-        return planned("skip", "nothing changed", key=key, cached=cached)
-    if index.run_ref(key):
-        return planned("run", "an output is missing from the store", key=key)
-    latest = index.latest(pipeline.name, name)
-    if latest is None:
-        return planned("run", "never run before", key=key)
-    reasons = key.differs_from(latest) or ["it did not finish last time"]
-    return planned("run", *reasons, key=key)
+        action: Action = "run" if _asked(step, choice) else "omit"
+        words = f"after {', '.join(pending)}" if action == "run" else "not asked for"
+        return PlannedStep(step, {}, action, (words,), pending=pending)
+    against = _condition(step, outputs, place)
+    if against:
+        return PlannedStep(step, {}, "omit", (against,))
+    inputs = _inputs(step, outputs, place)
+    key = keys.compute(step.contract, step.parameters, inputs, threads=step.resources.threads)
+    return _decide(pipeline, step, inputs, key, KeyIndex(place), choice)
 
 
-def plan(pipeline: Pipeline, place: Workspace) -> list[PlannedStep]:
+def plan(pipeline: Pipeline, place: Workspace, choice: Choice = ALL) -> list[PlannedStep]:
     """Every step in order, as far as outputs are known without running anything."""
-    outputs: dict[str, dict[str, Ref]] = {}
+    outputs: dict[str, Mapping[str, Ref]] = {}
+    omitted: set[str] = set()
     steps = []
-    for name in pipeline.definition.steps:
-        step = resolve(pipeline, name, outputs, place)
-        if step.cached:
-            outputs[name] = step.cached.outputs
-        steps.append(step)
+    for step in pipeline.steps.values():
+        planned = resolve(pipeline, step, outputs, frozenset(omitted), place, choice)
+        if planned.action == "skip" and planned.cached:
+            outputs[step.name] = planned.cached.outputs
+        elif planned.action == "omit":
+            omitted.add(step.name)
+        steps.append(planned)
     return steps
 
 
-def _check_joints(
-    name: str, step: StepDefinition, contract: StepContract, above: dict[str, StepContract]
-) -> None:
-    declared = contract.declaration.inputs
-    for given in step.inputs:
-        if given not in declared:
-            raise ContractError(
-                f"step {name!r} has no input {given!r}{nearest(given, list(declared))}",
-                where=contract.notebook.name,
-            )
-    for wanted, about in declared.items():
-        source = step.inputs.get(wanted)
-        if source is None:
-            if not about.optional:
-                raise ContractError(f"step {name!r}: input {wanted!r} is not joined to anything")
-        elif not source.startswith(_CHAMPION):
-            _check_source(name, wanted, source, about.kind, above)
+def _asked(step: Step, choice: Choice) -> bool:
+    return choice.only is None or step.name in choice.only
 
 
-def _check_source(
-    name: str, wanted: str, source: str, kind: str, above: dict[str, StepContract]
-) -> None:
-    upstream, _, output = source.partition(".")
-    joint = f"step {name!r}, input {wanted!r}"
-    if upstream not in above:
-        hint = f"Steps above it: {', '.join(above) or 'none'}"
-        raise ContractError(
-            f"{joint}: no step {upstream!r} above{nearest(upstream, list(above))}", hint=hint
-        )
-    made = above[upstream].declaration.outputs
-    if output not in made:
-        raise ContractError(
-            f"{joint}: {upstream!r} has no output {output!r}{nearest(output, list(made))}"
-        )
-    if made[output].kind != kind:
-        raise ContractError(f"{joint} takes a {kind}, but {source} is a {made[output].kind}")
+def _decide(
+    pipeline: Pipeline, step: Step, inputs: Inputs, key: StepKey, index: KeyIndex, choice: Choice
+) -> PlannedStep:
+    def planned(action: Action, *reasons: str, cached: StepRun | None = None) -> PlannedStep:
+        return PlannedStep(step, inputs, action, reasons, key, cached)
+
+    latest = index.latest(pipeline.name, step.name)
+    side_effects = step.definition.cache == "never"
+    if not _asked(step, choice):
+        done = index.find(key) or (latest and index.finished(latest.run) if side_effects else None)
+        if done:
+            return planned("skip", "not asked for; its last outputs are used", cached=done)
+        return planned("omit", "not asked for")
+    if step.name in choice.fresh:
+        return planned("run", "asked to run again")
+    if side_effects:
+        return planned("run", "it is never cached")
+    cached = index.find(key)
+    if cached:
+        return planned("skip", "nothing changed", cached=cached)
+    return planned("run", *_why(key, index, latest))
 
 
-def _with_paths(
-    contract: StepContract,
-    parameters: Json,
-    step: StepDefinition,
-    given: dict[str, str],
-    base: Path,
-    project: Path,
-) -> Json:
-    """Make path parameters absolute: from the caller's folder if the caller gave the value."""
-    made = dict(parameters)
-    for name in keys.path_parameters(contract, parameters):
-        template = str(step.parameters.get(name, ""))
-        by_caller = any(f"${{{pipeline_name}}}" in template for pipeline_name in given)
-        declared = contract.declaration.paths[name]
-        made[name] = keys.absolute_path(
-            name, parameters[name], declared.unless, base if by_caller else project
-        )
-    return made
+def _why(key: StepKey, index: KeyIndex, latest: Latest | None) -> list[str]:
+    """Why a step has to run that nobody asked to run again."""
+    if index.run_ref(key):
+        return ["an output is missing from the store"]
+    if latest is None:
+        return ["never run before"]
+    return key.differs_from(latest) or ["it did not finish last time"]
 
 
-def _inputs(
-    definition: StepDefinition, outputs: Outputs, place: Workspace
-) -> tuple[dict[str, Ref | None], list[str]]:
-    """Resolved inputs, and the names of steps that have to run before the rest is known."""
-    known: dict[str, Ref | None] = {}
-    pending: list[str] = []
-    for name, source in definition.inputs.items():
-        if source.startswith(_CHAMPION):
-            continue
-        step, _, output = source.partition(".")
-        if step in outputs:
-            known[name] = outputs[step].get(output)
-        elif step not in pending:
-            pending.append(step)
-    if not pending:
-        for name, source in definition.inputs.items():
-            if source.startswith(_CHAMPION):
-                model = source.removeprefix(_CHAMPION)
-                known[name] = _champion(place, model, {ref for ref in known.values() if ref})
-    return known, pending
+def _condition(step: Step, outputs: Outputs, place: Workspace) -> str | None:
+    """Why the step's condition does not hold, or None."""
+    if step.condition is None:
+        return None
+    store, wanted = Store(place), step.condition.verdict
+    for name, output in step.when:
+        verdict = store.get(outputs[name][output], GateReport).verdict.value
+        if verdict not in wanted:
+            return f"{name}.{output} is {verdict}; it is run on {' or '.join(wanted)}"
+    return None
+
+
+def _inputs(step: Step, outputs: Outputs, place: Workspace) -> Inputs:
+    found: Inputs = {}
+    for name, source in step.sources.items():
+        if source.champion is None:
+            refs = tuple(outputs[above][output] for above, output in source.outputs)
+            found[name] = refs if source.many else refs[0]
+    known = {ref for given in found.values() for ref in _refs(given)}
+    for name, source in step.sources.items():
+        if source.champion is not None:
+            found[name] = _champion(place, source.champion, known)
+    return {name: found[name] for name in step.sources}
+
+
+def _refs(given: Ref | tuple[Ref, ...] | None) -> tuple[Ref, ...]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else given
 
 
 def _champion(place: Workspace, model: str, candidates: set[Ref]) -> Ref | None:

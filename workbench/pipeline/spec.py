@@ -79,3 +79,7 @@ class StepResult(_File):
     peak_memory_mib: float
     outputs: dict[str, Ref] = {}
     failure: Failure | None = None
+
+    @property
+    def cost(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "peak_memory_mib": self.peak_memory_mib}

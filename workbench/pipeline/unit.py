@@ -21,7 +21,9 @@ from workbench import workspace
 from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
 from workbench.processes import die_with_parent
 
+SPEC = "spec.json"
 RESULT = "result.json"
+LOG = "log.txt"
 _POLL_S = 0.25
 _MIB = 2**20
 
