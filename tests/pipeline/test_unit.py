@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 from tests.pipeline.conftest import write_notebook
 from workbench.pipeline import contract as contracts
-from workbench.pipeline.executors.local import LocalExecutor
+from workbench.pipeline.executors.local import execute_once
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.workspace import Workspace
 
@@ -46,15 +45,7 @@ def spec_of(place: Workspace, notebook: Path, **changes: Any) -> StepSpec:
 
 def run(place: Workspace, tmp_path: Path, work: str, **changes: Any) -> StepResult:
     notebook = write_notebook(tmp_path / "a.ipynb", work)
-    return execute(spec_of(place, notebook, **changes))
-
-
-def execute(spec: StepSpec) -> StepResult:
-    executor = LocalExecutor()
-    try:
-        return executor.execute(spec, lambda: None, threading.Event())
-    finally:
-        executor.close()
+    return execute_once(spec_of(place, notebook, **changes))
 
 
 def test_a_good_step_hands_over_its_output(place: Workspace, tmp_path: Path) -> None:
@@ -120,7 +111,7 @@ def test_a_step_that_takes_too_long_is_ended_with_its_children(
 def test_a_missing_output_breaks_the_contract(place: Workspace, tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", "")
     more = {"selection": {"kind": "selection"}, "model": {"kind": "checkpoint"}}
-    result = execute(spec_of(place, notebook, declared_outputs=more))
+    result = execute_once(spec_of(place, notebook, declared_outputs=more))
     assert result.status is ExitStatus.CONTRACT
     assert "model" in str(result.failure)
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.pipeline import history
-from workbench.pipeline.executor import LOG
 from workbench.pipeline.history import RunState, StepState
 from workbench.pipeline.runner import EXECUTED
-from workbench.pipeline.unit import RESULT
+from workbench.pipeline.unit import LOG, RESULT
 from workbench.workspace import Workspace
 
 OUTPUT = "output.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from workbench import digest, services
 from workbench.errors import WorkbenchError
 from workbench.pipeline.graph import Pipeline
 from workbench.pipeline.keys import KeyIndex, StepKey
-from workbench.pipeline.plan import Inputs, PlannedStep
+from workbench.pipeline.plan import PlannedStep
 from workbench.pipeline.recorder import MARK, Begun, Recorder
 from workbench.pipeline.spec import StepResult
 from workbench.records.base import Ref, digest_of, kind_of
@@ -51,7 +52,13 @@ class Outside:
                 "workbench.run": self.run_id,
                 "workbench.workspace": digest.of_bytes(str(self.place.root).encode())[:16],
             }
-            self._recorder = Recorder(self._connect, self._store, tags)
+            self._recorder = Recorder(
+                self._connect,
+                self._store,
+                tags,
+                project=self.pipeline.file.parent.parent,
+                secrets=self._secrets(),
+            )
             self._recorder.begin(f"{self.pipeline.name} {self.run_id}", self.pipeline.parameters)
         return self._recorder
 
@@ -108,6 +115,12 @@ class Outside:
         self._recorder.end(status, tags)
         return self._recorder.close()
 
+    def _secrets(self) -> dict[str, str]:
+        """Values of the secrets that steps may ask for, which must not leave with the record."""
+        steps = self.pipeline.steps.values()
+        names = {name for step in steps for name in step.contract.declaration.secrets}
+        return {name: os.environ[name] for name in names if os.environ.get(name)}
+
     def _connect(self) -> Tracker:
         if self._servers is not None:
             with contextlib.suppress(WorkbenchError):
@@ -125,21 +138,10 @@ def begun(planned: PlannedStep, folder: Path) -> Begun:
     return Begun(
         step=planned.name,
         parameters=planned.step.parameters,
-        inputs=_flat(planned.inputs),
+        inputs={name: given for name, given in planned.inputs.items() if given},
         tags={"workbench.key": planned.key.digest, "workbench.notebook": contract.name},
         folder=folder,
     )
-
-
-def _flat(inputs: Inputs) -> dict[str, Ref]:
-    """One entry a record: those of a list are ``name[0]``, ``name[1]`` …."""
-    flat = {}
-    for name, given in inputs.items():
-        if isinstance(given, str):
-            flat[name] = given
-        else:
-            flat.update({f"{name}[{number}]": ref for number, ref in enumerate(given or ())})
-    return flat
 
 
 def figures(result: StepResult) -> dict[str, str]:

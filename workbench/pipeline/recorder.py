@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench import digest
 from workbench.errors import WorkbenchError
-from workbench.pipeline import git_state, openlineage
+from workbench.pipeline import git_state, history, openlineage
 from workbench.pipeline.edges import Edges
 from workbench.pipeline.live import StepFiles, resources
 from workbench.pipeline.runner import EXECUTED
@@ -101,16 +101,19 @@ class Recorder:
         """Begin the parent run, and end those that a killed runner left running."""
 
         def work() -> None:
-            pipeline = {"workbench.pipeline": self._tags["workbench.pipeline"]}
-            self._mlflow.end_abandoned(
-                {**pipeline, "workbench.workspace": self._tags["workbench.workspace"]}
-            )
+            same = ("workbench.pipeline", "workbench.workspace")
+            self._mlflow.end_abandoned({key: self._tags[key] for key in same}, self._alive())
             self._parent = self._mlflow.start(name, tags=self._tags, parameters=parameters)
             self._keep_source()
 
         if self._events:
             self._events.run_begun(parameters)
         self._work.put(work)
+
+    def _alive(self) -> set[str]:
+        """Runs of this workspace whose runner is still at work."""
+        runs = history.runs(self._store.workspace, self._tags["workbench.pipeline"])
+        return {run.run_id for run in runs if run.alive}
 
     def step_begun(self, begun: Begun) -> None:
         if self._events:

@@ -22,6 +22,11 @@ _STATUS_OF_KIND = {
 }
 
 
+def warm() -> None:
+    """Import what every step needs, so that children forked later find it imported."""
+    import papermill  # noqa: F401
+
+
 def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
     """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
     os.environ.update(_kernel_environment(spec, spec_file))

@@ -56,7 +56,7 @@ class Session:
         self.run_id = f"{stamp}-{secrets.token_hex(2)}"
         self.folder = place.runs / self.run_id
         self.outputs: dict[str, Ref] = {}
-        self.journal = Journal(self.folder, self.run_id, pipeline)
+        self.journal = Journal(place, self.run_id, pipeline)
         self.outside = Outside(place, pipeline, self.run_id)
         self._reports: dict[str, StepReport] = {}
         self._made: dict[str, dict[str, Ref]] = {}

@@ -19,7 +19,8 @@ from workbench import digest
 from workbench.commands.reproduce import reproduce as command
 from workbench.errors import ParameterError, RecordError
 from workbench.pipeline import contract as contracts
-from workbench.pipeline import environment, executor, modules
+from workbench.pipeline import environment, modules
+from workbench.pipeline.executors.local import execute_once
 from workbench.pipeline.reproduction import compare, folders, trace
 from workbench.pipeline.spec import ExitStatus, StepSpec
 from workbench.records import dataset as datasets
@@ -51,7 +52,7 @@ def record(place: Workspace, notebook: Path, **inputs: Ref) -> StepRun:
         memory_gib=4,
         environment={},
     )
-    result = executor.execute(spec, lambda: None)
+    result = execute_once(spec)
     assert result.status is ExitStatus.OK, result.failure
     source = NotebookSource(name=contract.name, code=contract.code)
     run = StepRun(

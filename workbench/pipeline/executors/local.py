@@ -117,6 +117,15 @@ class LocalExecutor:
         return self._ended.pop(spec)
 
 
+def execute_once(spec: StepSpec, watch: Callable[[], None] = lambda: None) -> StepResult:
+    """Run a single step and wait for it."""
+    executor = LocalExecutor()
+    try:
+        return executor.execute(spec, watch, threading.Event())
+    finally:
+        executor.close()
+
+
 def result_of(folder: Path, status: int) -> StepResult:
     """What a step left in ``folder``, or that its process ended with ``status`` without a word."""
     path = folder / RESULT

@@ -14,6 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
+from workbench.pipeline import runner
 from workbench.pipeline.unit import LOG, run_step
 from workbench.processes import die_with_parent
 
@@ -21,7 +22,7 @@ from workbench.processes import die_with_parent
 def main() -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the run, which tells each step
-    import papermill  # noqa: F401 - forked children find it imported
+    runner.warm()
 
     children: dict[int, str] = {}
     woken, wake = os.pipe()

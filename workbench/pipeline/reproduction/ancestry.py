@@ -7,7 +7,7 @@ champion that a candidate was compared with, and what no recorded step made.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -179,10 +179,7 @@ def _contract(store: Store, run: StepRun) -> StepContract:
             where=error.where,
             hint=f"Restore {run.notebook[:21]}… from a backup; without it there is no way back",
         ) from error
-    read = contracts.read(path)
-    return StepContract(
-        path.with_name(f"{name}.ipynb"), read.declaration, read.parameters, read.sources
-    )
+    return replace(contracts.read(path, name=name), notebook=path.with_name(f"{name}.ipynb"))
 
 
 def _beyond_reach(contract: StepContract, run: StepRun) -> str:

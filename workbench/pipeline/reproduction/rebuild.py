@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from workbench import digest, workspace
 from workbench.errors import WorkbenchError
-from workbench.pipeline import environment, executor, modules
+from workbench.pipeline import environment, modules
+from workbench.pipeline.executors.local import execute_once
 from workbench.pipeline.live import StepFiles
 from workbench.pipeline.reproduction import compare, folders, leaves
 from workbench.pipeline.reproduction.ancestry import NOTEBOOK, Ancestry, RecordedStep
@@ -174,7 +175,7 @@ class _Reproduction:
             if told:
                 progress(*told)
 
-        return executor.execute(self._spec(step, where, parameters), watch)
+        return execute_once(self._spec(step, where, parameters), watch)
 
     def _spec(self, step: RecordedStep, where: Path, parameters: Json) -> StepSpec:
         declared = step.contract.declaration
