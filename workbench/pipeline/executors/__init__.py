@@ -12,13 +12,13 @@ from workbench.pipeline.spec import StepResult, StepSpec
 class Executor(Protocol):
     """Runs single steps; the pipeline decides which, and when.
 
-    Attributes:
-        threads: Cores it can hand out at once.
-        memory_gib: Memory it can hand out at once.
+    ``threads`` and ``memory_gib`` are what it can hand out at once.
     """
 
-    threads: int
-    memory_gib: float
+    @property
+    def threads(self) -> int: ...
+    @property
+    def memory_gib(self) -> float: ...
 
     def execute(
         self, spec: StepSpec, watch: Callable[[], None], stop: threading.Event
