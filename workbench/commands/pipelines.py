@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from workbench.pipeline.executors import Executor
     from workbench.pipeline.graph import Pipeline
     from workbench.pipeline.plan import Choice, PlannedStep
-    from workbench.workspace import Workspace
 
 pipeline_argument = click.argument("pipeline", type=click.Path(path_type=Path))
 parameter_option = click.option(
@@ -108,7 +107,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     place = workspace.find()
     with RunDisplay(list(loaded.steps)) as display:
         made = running.run(
-            place, loaded, display, choice=choice, executor=_executor(place, executor, ray_address)
+            place, loaded, display, choice=choice, executor=_executor(executor, ray_address)
         )
     text = closing_words(place, made)
     emit(report.as_json(made), as_json=as_json, text=text)
@@ -128,11 +127,11 @@ def run_step(spec: Path) -> None:
     sys.exit(int(unit.run_step(spec).status))
 
 
-def _executor(place: Workspace, name: str, ray_address: str | None) -> Callable[[], Executor]:
+def _executor(name: str, ray_address: str | None) -> Callable[[], Executor]:
     if name == "ray":
         from workbench.pipeline.executors.ray_tasks import RayExecutor
 
-        return lambda: RayExecutor(place, ray_address)
+        return lambda: RayExecutor(ray_address)
     if ray_address:
         raise ParameterError("--ray-address is for --executor ray")
     from workbench.pipeline.executors.local import LocalExecutor
