@@ -18,6 +18,8 @@ COMMANDS = {
     "doctor": ("services", "Say what is missing on this machine and how to mend it."),
     "ingest": ("data", "Read a folder of drives into an immutable dataset version."),
     "datasets": ("data", "List, show and compare dataset versions."),
+    "promote": ("promote", "Make a checked notebook an immutable version of its step."),
+    "steps": ("promote", "List promoted steps; move and roll back their aliases."),
     "plan": ("pipelines", "Show what a pipeline would run, and why."),
     "run": ("pipelines", "Run a pipeline, going on where the last run stopped."),
     "run-step": ("pipelines", "Run one step from a spec file; what every executor calls."),

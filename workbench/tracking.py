@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,17 @@ class Tracker:
         with self._translated():
             self._client.set_terminated(run_id, status)
 
-    def end_abandoned(self, tags: Mapping[str, str]) -> int:
-        """End runs with these tags that a killed runner left running; returns how many."""
+    def end_abandoned(self, tags: Mapping[str, str], alive: Container[str] = ()) -> int:
+        """End runs with these tags that a killed runner left running; returns how many.
+
+        Args:
+            alive: Values of ``workbench.run`` whose runner is still at work.
+        """
         clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         query = " and ".join(["attributes.status = 'RUNNING'", *clauses])
         with self._translated():
-            runs = self._client.search_runs([self.experiment], filter_string=query)
+            found = self._client.search_runs([self.experiment], filter_string=query)
+            runs = [run for run in found if run.data.tags.get("workbench.run") not in alive]
             for run in runs:
                 self._client.set_terminated(run.info.run_id, "KILLED")
         return len(runs)
@@ -160,30 +165,43 @@ class Tracker:
         source: str,
         tags: Mapping[str, str],
         aliases: Sequence[str],
+        known_by: str = "workbench.release",
     ) -> int:
-        """Register a release under ``aliases``; the same release twice is the same version.
+        """Register a version under ``aliases``; the same one twice is the same version.
 
         Args:
             source: Artifact folder of the run that holds the bundle.
-            tags: Must hold ``workbench.release``, by which a version is found again.
+            tags: Must hold ``known_by``, the tag by which a version is found again.
         """
-        from mlflow.exceptions import RestException
+        from mlflow.exceptions import MlflowException
 
+        version = self.version_of(model, known_by, tags[known_by])
         with self._translated():
-            with contextlib.suppress(RestException):
-                self._client.create_registered_model(model)
-            known = self._client.search_model_versions(
-                f"name = '{model}' and tags.`workbench.release` = '{tags['workbench.release']}'"
-            )
-            version = known[0] if known else None
             if version is None:
+                with contextlib.suppress(MlflowException):  # it is there already
+                    self._client.create_registered_model(model)
                 artifact = f"runs:/{run_id}/{source}"
-                version = self._client.create_model_version(
+                made = self._client.create_model_version(
                     model, source=artifact, run_id=run_id, tags=dict(tags)
                 )
+                version = int(made.version)
             for alias in aliases:
-                self._client.set_registered_model_alias(model, alias, version.version)
-        return int(version.version)
+                self._client.set_registered_model_alias(model, alias, str(version))
+        return version
+
+    def version_of(self, model: str, tag: str, value: str) -> int | None:
+        """The registered version that carries a tag, if there is one."""
+        with self._translated():
+            known = self._client.search_model_versions(
+                f"name = '{model}' and tags.`{tag}` = '{value}'"
+            )
+        return int(known[0].version) if known else None
+
+    def point(self, model: str, aliases: Mapping[str, int]) -> None:
+        """Let each alias of a registered model point to a version."""
+        with self._translated():
+            for alias, version in aliases.items():
+                self._client.set_registered_model_alias(model, alias, str(version))
 
     def release_of(self, model: str, *, alias: str) -> str:
         """The release record behind a model's alias."""

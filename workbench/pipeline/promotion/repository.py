@@ -29,8 +29,10 @@ PROMOTED = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"
 ALIASES_FILE = "aliases.json"
 
+NAME = re.compile(r"^[A-Za-z0-9_-]+$")
 _REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)$")
 _ALIAS = re.compile(r"^[a-z][a-z0-9_-]*$")
+_RESERVED = re.compile(r"^(latest|v\d+)$")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ class Promoted:
     @property
     def name(self) -> str:
         return self.record.name
+
+
+def project_of(file: Path | str) -> Path:
+    """The nearest folder above ``file`` that holds ``pipelines``."""
+    for folder in Path(file).resolve().parents:
+        if (folder / "pipelines").is_dir():
+            return folder
+    raise ContractError(
+        "this file belongs to no project",
+        where=file,
+        hint="Keep it below a folder that has `pipelines` in it",
+    )
 
 
 def is_reference(text: str) -> bool:
@@ -160,10 +174,12 @@ def standing(moves: list[Json]) -> list[Json]:
 
 
 def check_alias(alias: str) -> None:
-    """Refuse what cannot be an alias; a number would be taken for a version."""
-    if not _ALIAS.match(alias):
+    """Refuse what cannot be an alias here or in MLflow; a number would be taken for a version."""
+    if not _ALIAS.match(alias) or _RESERVED.match(alias):
         raise ContractError(
-            "not an alias", where=alias, hint="Use lower-case letters, digits, - and _"
+            "not an alias",
+            where=alias,
+            hint="Use lower-case letters, digits, - and _; not `latest`, nor v and a number",
         )
 
 
