@@ -1,20 +1,27 @@
-"""What came from what, read from the records alone.
+"""What came from what, both ways, read from the records alone.
 
 Records name what they were made from; run records tie outputs to the notebook, environment and
-inputs that made them. Frames, labels and drives appear as counted groups of their dataset.
+inputs that made them. Frames, labels and drives appear as counted groups of their dataset, or one
+by one where one is asked for, see `workbench.pipeline.lineage_subjects`.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from workbench.records import dataset as datasets
-from workbench.records.base import Record, Ref, digest_of, kind_of, refs_in
-from workbench.records.frames import Drive, Label
+from workbench.errors import RecordError
+from workbench.pipeline.edges import Edges
+from workbench.records.base import Record, Ref, digest_of, kind_of
 from workbench.records.store import Store
-from workbench.records.types import DatasetVersion, LabelSet, StepRun
+from workbench.records.types import DatasetVersion, LabelSet
+
+if TYPE_CHECKING:
+    from workbench.pipeline.lineage_page import Page
 
 Json = dict[str, Any]
 
@@ -34,17 +41,26 @@ NODE_KINDS = (
     "gates",
     "release",
 )
+"""What the lineage of a model is made of. Other records appear under their own kind."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes by id, and edges that point from what was used to what was made of it."""
+    """Nodes by id, and edges that point from what was used to what was made of it.
+
+    ``root`` is what was asked about; ``forward`` tells whether the rest was made from it or it
+    from the rest.
+    """
 
     nodes: dict[str, Json]
     edges: tuple[tuple[str, str], ...]
+    root: str = ""
+    forward: bool = False
 
     def as_json(self) -> Json:
         return {
+            "root": self.root,
+            "direction": "forward" if self.forward else "backward",
             "nodes": [{"id": name, **node} for name, node in sorted(self.nodes.items())],
             "edges": [{"from": start, "to": end} for start, end in sorted(self.edges)],
         }
@@ -52,7 +68,7 @@ class Graph:
 
 def trace(store: Store, ref: Ref) -> Graph:
     """Everything that ``ref`` came from, down to drives and annotators."""
-    makers = _makers(store)
+    links = Edges(store)
     nodes: dict[str, Json] = {}
     edges: set[tuple[str, str]] = set()
     waiting = [ref]
@@ -60,46 +76,64 @@ def trace(store: Store, ref: Ref) -> Graph:
         current = waiting.pop()
         if current in nodes:
             continue
-        if not store.exists(current):
-            missing = {"kind": kind_of(current), "digest": digest_of(current), "missing": True}
-            nodes[current] = missing
+        record, nodes[current] = _looked_up(store, current)
+        if record is None:
             continue
-        record = store.load(current)
-        nodes[current] = _describe(current, record)
         for name, group in _groups(store, current, record).items():
             nodes[name] = group
             edges.add((name, current))
-        sources = _sources(record)
-        made_by = makers.get(current)
-        if made_by is not None and made_by != current:
-            sources.append(made_by)
-        for source in sources:
+        for source in links.came_from(current):
             edges.add((source, current))
             waiting.append(source)
-    return Graph(nodes, tuple(edges))
+    return Graph(nodes, tuple(edges), ref)
 
 
-def _sources(record: Record) -> list[Ref]:
-    """What a record was made from. A run's outputs come from it, not it from them."""
-    body = record.model_dump(mode="json")
-    if isinstance(record, StepRun):
-        body.pop("outputs")
-    return refs_in(body)
+def follow(store: Store, *starts: Ref) -> Graph:
+    """Everything that was made from any of ``starts``: runs, models, bundles, releases."""
+    links = Edges(store)
+    nodes: dict[str, Json] = {}
+    edges: set[tuple[str, str]] = set()
+    waiting = list(starts)
+    while waiting:
+        current = waiting.pop()
+        if current in nodes:
+            continue
+        _, nodes[current] = _looked_up(store, current)
+        for made in links.made_of(current):
+            edges.add((current, made))
+            waiting.append(made)
+    return Graph(nodes, tuple(edges), starts[0] if starts else "", forward=True)
 
 
-def _makers(store: Store) -> dict[Ref, Ref]:
-    """Output to the run that made it first."""
-    makers: dict[Ref, Ref] = {}
-    for run in store.refs(StepRun.KIND):
-        for output in store.get(run, StepRun).outputs.values():
-            makers.setdefault(output, run)
-    return makers
+def joined(graph: Graph, root: str, node: Json, notes: Mapping[str, Json]) -> Graph:
+    """``graph`` seen from a new ``root``, from which each key of ``notes`` was made.
+
+    Args:
+        notes: Node to what is to be added to what is told about it.
+    """
+    nodes = {name: {**told, **notes.get(name, {})} for name, told in graph.nodes.items()}
+    edges = (*graph.edges, *((root, name) for name in notes))
+    return Graph({root: node, **nodes}, edges, root, graph.forward)
 
 
-def _describe(ref: Ref, record: Record) -> Json:
-    body = record.model_dump(mode="json")
-    plain = {key: body[key] for key in _SHOWN.get(record.KIND, ()) if key in body}
-    return {"kind": record.KIND, "digest": digest_of(ref), **plain}
+def show(graph: Graph) -> Page:
+    """The graph as a picture: the last line of a notebook's cell shows it."""
+    from workbench.pipeline.lineage_page import Page
+
+    return Page(graph)
+
+
+def _looked_up(store: Store, ref: Ref) -> tuple[Record | None, Json]:
+    """A record and what to tell of it; what is gone or damaged is told, not raised."""
+    node = {"kind": kind_of(ref), "digest": digest_of(ref)}
+    if not store.exists(ref):
+        return None, {**node, "missing": True}
+    try:
+        record = store.load(ref)
+    except RecordError as error:
+        return None, {**node, "damaged": error.what}
+    body = record.model_dump(mode="json", include=set(_SHOWN.get(record.KIND, ())))
+    return record, {**node, **body}
 
 
 _SHOWN: dict[str, tuple[str, ...]] = {
@@ -114,6 +148,8 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "notebook": ("name", "code"),
     "environment": ("python", "distributions", "machine"),
     "run": ("step", "key", "parameters", "metrics"),
+    "receipt": ("checks", "watch", "warnings"),
+    "step": ("name", "version", "owner", "reviewer", "commit"),
 }
 """The fields of a record that a reader of its lineage wants beside kind and digest."""
 
@@ -135,48 +171,56 @@ def _groups(store: Store, ref: Ref, record: Record) -> dict[str, Json]:
 
 
 def _dataset_groups(store: Store, ref: Ref, record: DatasetVersion) -> dict[str, Json]:
-    labels = datasets.read_lines(store.payload(ref, "labels.jsonl"), Label)
-    drives = datasets.read_lines(store.payload(ref, "drives.jsonl"), Drive)
-    short = digest_of(ref)[:12]
+    drives = [row["id"] for row in _rows(store.payload(ref, "drives.jsonl"))]
+    labels: Counter[tuple[str, str]] = Counter(
+        (row["origin"], row["annotator"]) for row in _rows(store.payload(ref, "labels.jsonl"))
+    )
+    short, digest = digest_of(ref)[:12], digest_of(ref)
     groups: dict[str, Json] = {
-        f"frame/{short}": {"kind": "frame", "digest": digest_of(ref), "count": record.frames},
+        f"frame/{short}": {"kind": "frame", "digest": digest, "count": record.frames},
         f"drive/{short}": {
             "kind": "drive",
-            "digest": digest_of(ref),
+            "digest": digest,
             "count": record.drives,
-            "names": [drive.id for drive in drives],
+            "names": drives,
         },
     }
-    for origin, count in sorted(Counter(label.origin.value for label in labels).items()):
-        annotators = sorted({label.annotator for label in labels if label.origin == origin})
+    for origin in sorted({origin for origin, _ in labels}):
+        mine = {who: count for (of, who), count in labels.items() if of == origin}
         groups[f"label/{short}/{origin}"] = {
             "kind": "label",
-            "digest": digest_of(ref),
+            "digest": digest,
             "origin": origin,
-            "count": count,
-            "annotators": annotators,
+            "count": sum(mine.values()),
+            "annotators": sorted(mine),
         }
     return groups
 
 
-def as_text(graph: Graph, root: Ref) -> str:
-    """The graph as a tree below ``root``; what hangs below a node is shown once."""
-    sources: dict[str, list[str]] = {}
+def _rows(path: Path) -> list[Json]:
+    """Rows as plain JSON: a pool has hundreds of thousands, and two fields of each are wanted."""
+    with path.open("rb") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def as_text(graph: Graph, root: Ref | None = None) -> str:
+    """The graph as a tree below its root; what hangs below a node is shown once."""
+    below: dict[str, list[str]] = {}
     for start, end in sorted(graph.edges):
-        sources.setdefault(end, []).append(start)
+        parent, child = (start, end) if graph.forward else (end, start)
+        below.setdefault(parent, []).append(child)
     lines: list[str] = []
     seen: set[str] = set()
-
-    def show(name: str, depth: int) -> None:
-        node = graph.nodes[name]
-        again = name in seen
+    waiting = [(root or graph.root, 0)]
+    while waiting:
+        name, depth = waiting.pop()
+        again = name in seen and bool(below.get(name))
         seen.add(name)
-        lines.append(f"{'  ' * depth}{_line(name, node)}{'  (see above)' if again else ''}")
+        line = text_of(graph.nodes[name])
+        lines.append(f"{'  ' * depth}{line}{'  (see above)' if again else ''}")
         if not again:
-            for source in sorted(sources.get(name, []), key=_order):
-                show(source, depth + 1)
-
-    show(root, 0)
+            children = sorted(below.get(name, []), key=_order, reverse=True)
+            waiting.extend((child, depth + 1) for child in children)
     return "\n".join(lines)
 
 
@@ -185,16 +229,21 @@ def _order(name: str) -> tuple[int, str]:
     return NODE_KINDS.index(kind) if kind in NODE_KINDS else len(NODE_KINDS), name
 
 
-def _line(name: str, node: Json) -> str:
-    words = [f"{node['kind']:11} {node['digest'][:12]}"]
-    for key in ("name", "step", "model", "made_by", "verdict", "origin", "method"):
+def text_of(node: Json) -> str:
+    """A node in one line."""
+    words = [f"{node['kind']:11} {str(node.get('digest', ''))[:12]:12}"]
+    for key in ("name", "step", "model", "made_by", "verdict", "origin", "method", "role", "drive"):
         if key in node:
             words.append(str(node[key]))
-    for key in ("frames", "labels", "drives", "count", "boxes"):
+    for key in ("frames", "labels", "drives", "count", "boxes", "version"):
         if key in node:
             words.append(f"{key} {node[key]}")
+    if "holds" in node:
+        words.append("holds it: " + ", ".join(f"{k} {v}" for k, v in node["holds"].items()))
     if node.get("missing"):
         words.append("MISSING from the store")
+    if node.get("damaged"):
+        words.append(f"DAMAGED: {node['damaged']}")
     if node.get("simulated"):
         words.append("simulated")
     return "  ".join(words)

@@ -1,0 +1,172 @@
+"""Lineage both ways: from a release to its drives, from a frame or a labeler to the models."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from tests.pipeline import lineage_world, many_records
+from tests.pipeline.lineage_world import LABELER, POOL, SAFETY, World
+from workbench.cli import cli
+from workbench.errors import RecordError
+from workbench.pipeline import edges as indexed
+from workbench.pipeline import lineage
+from workbench.pipeline.edges import Edges
+from workbench.records.store import Store
+from workbench.records.types import Selection, StepRun
+from workbench.workspace import Workspace
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    return lineage_world.make(store)
+
+
+def ask(*arguments: str) -> dict[str, object]:
+    result = CliRunner().invoke(cli, ["lineage", *arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    told: dict[str, object] = json.loads(result.stdout)
+    return told
+
+
+def ids(told: dict[str, object]) -> set[str]:
+    return {node["id"] for node in told["nodes"]}  # type: ignore[attr-defined]
+
+
+def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> None:
+    graph = lineage.trace(store, world["release"])
+    made = set(world.refs.values())
+    assert made <= set(graph.nodes)
+    assert {node["kind"] for node in graph.nodes.values()} == set(lineage.NODE_KINDS)
+    assert (world["release"], world["run ingest"]) not in graph.edges
+    assert (world["run train"], world["checkpoint"]) in graph.edges
+    assert {(world["first"], world["run train"]), (world["second"], world["run train"])} <= set(
+        graph.edges
+    )
+    text = lineage.as_text(graph)
+    assert text.startswith("release ")
+    assert "ada <ada@example.org>  boxes" not in text.splitlines()[0]
+    assert text.count("human") >= 1
+
+
+def test_forwards_is_backwards_the_other_way(store: Store, world: World) -> None:
+    for name in ("first", "selection", "checkpoint", "run send"):
+        graph = lineage.follow(store, world[name])
+        assert world["release"] in graph.nodes
+        for other, ref in world.refs.items():
+            back = lineage.trace(store, ref)
+            assert (world[name] in back.nodes) == (ref in graph.nodes), (name, other)
+    assert set(lineage.follow(store, world["release"]).nodes) == {world["release"]}
+
+
+def test_a_frame_leads_to_what_holds_it_and_what_became_of_that(world: World) -> None:
+    told = ask(f"frame/{POOL[:8]}", "--forward")
+    assert told["root"] == f"frame/{POOL}"
+    assert {world[name] for name in ("first", "second", "selection", "batch", "release")} <= ids(
+        told
+    )
+    direct = {edge["to"] for edge in told["edges"] if edge["from"] == told["root"]}  # type: ignore[attr-defined]
+    assert direct == {world[name] for name in ("first", "second", "selection", "batch")}
+    nodes = {node["id"]: node for node in told["nodes"]}  # type: ignore[attr-defined]
+    assert nodes[world["first"]]["holds"] == {"role": "pool", "labels": 0}
+    assert nodes[world["second"]]["holds"] == {"role": "pool", "labels": 1}
+    other = ask(f"sha256:{SAFETY}", "--forward")
+    assert world["selection"] in ids(other)  # made from a dataset that holds it
+    direct = {edge["to"] for edge in other["edges"] if edge["from"] == other["root"]}  # type: ignore[attr-defined]
+    assert direct == {world["first"], world["second"]}
+
+
+def test_a_frame_came_from_its_drive_and_its_labelers(world: World) -> None:
+    told = ask(f"frame/{POOL}")
+    assert ids(told) == {f"frame/{POOL}", "drive/north", f"label/human/{LABELER}"}
+
+
+def test_a_labeler_leads_to_the_models_trained_on_the_work(world: World) -> None:
+    told = ask(f"annotator/{LABELER}", "--forward")
+    direct = {edge["to"] for edge in told["edges"] if edge["from"] == told["root"]}  # type: ignore[attr-defined]
+    assert direct == {world["labels"], world["second"]}
+    assert world["checkpoint"] in ids(told)
+    assert world["first"] not in ids(told)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("frame/ffff", "no frame has this digest"),
+        ("annotator/nobody", "nobody of this name"),
+        ("sha256:ffffffff", "no frame has this digest"),
+        ("release/ffff", "no record has this digest"),
+        ("nonsense", "no dataset"),
+    ],
+)
+@pytest.mark.usefixtures("world")
+def test_what_is_not_there_is_said(reference: str, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        CliRunner().invoke(cli, ["lineage", reference], catch_exceptions=False)
+
+
+def test_missing_and_damaged_records_are_shown_not_raised(store: Store, world: World) -> None:
+    damaged = store.folder(world["checkpoint"]) / "record.json"
+    damaged.write_bytes(damaged.read_bytes().replace(b"car", b"bus"))
+    (store.folder(world["first"]) / "COMPLETE").unlink()
+    graph = lineage.trace(store, world["release"])
+    assert "changed" in graph.nodes[world["checkpoint"]]["damaged"]
+    assert graph.nodes[world["first"]]["missing"]
+    text = lineage.as_text(graph)
+    assert "DAMAGED" in text
+    assert "MISSING" in text
+
+
+def test_the_index_takes_in_what_is_new_and_heals(place: Workspace, world: World) -> None:
+    store = Store(place)
+    before = len(Edges(store))
+    path = place.index / indexed.FILE
+    kept = path.read_bytes()
+    assert len(Edges(store)) == before
+    run = StepRun.model_validate(
+        {**store.get(world["run curate"], StepRun).model_dump(), "parameters": {"n": 99}}
+    )
+    again = store.put(run)
+    links = Edges(store)
+    assert again in links
+    assert links.maker(world["selection"]) == world["run curate"]  # who made it first
+    assert again in links.made_of(world["first"])
+    path.write_bytes(kept[: len(kept) // 2] + b"rubbish")
+    healed = Edges(store)
+    assert len(healed) == before + 1
+    assert healed.maker(world["selection"]) == world["run curate"]
+    (store.folder(again) / "record.json").unlink()
+    store.folder(again).rename(store.folder(again).with_name(".gone"))
+    assert again not in Edges(store)
+
+
+def test_a_run_that_makes_what_it_was_given_is_no_endless_way(store: Store, world: World) -> None:
+    run = StepRun.model_validate(
+        {
+            **store.get(world["run ingest"], StepRun).model_dump(),
+            "step": "touch",
+            "inputs": {"same": world["selection"]},
+            "outputs": {"same": world["selection"]},
+        }
+    )
+    store.put(run)
+    assert world["selection"] in lineage.trace(store, world["release"]).nodes
+    graph = lineage.follow(store, world["selection"])
+    assert "<svg" in lineage.show(graph).svg
+
+
+def test_ten_thousand_records_stay_quick(store: Store) -> None:
+    first, last = many_records.chains(store, 50, 100)
+    Edges(store)  # each record is read once in its life
+    started = time.monotonic()
+    back = lineage.trace(store, last)
+    assert time.monotonic() - started < 5
+    assert sum(node["kind"] == "run" for node in back.nodes.values()) == 100
+    forth = lineage.follow(store, first)
+    assert len(forth.nodes) == 10_001
+    lineage.show(forth).html  # noqa: B018
+    assert time.monotonic() - started < 20
+    assert Selection.KIND in lineage.as_text(forth)

@@ -1,0 +1,115 @@
+"""The picture of a graph: every node stands free, every arrow points down, nothing runs unasked."""
+
+from __future__ import annotations
+
+import itertools
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from docs import screenshots
+from tests.pipeline import lineage_world
+from tests.pipeline.lineage_world import World
+from workbench.cli import cli
+from workbench.pipeline import lineage, lineage_layout
+from workbench.pipeline.lineage import Graph
+from workbench.pipeline.lineage_layout import GAP, TALL
+from workbench.records.store import Store
+
+EVIL = "</script><img src=x onerror=alert(1)>'\"&"
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    return lineage_world.make(store)
+
+
+def test_nodes_stand_free_and_edges_point_down(store: Store, world: World) -> None:
+    page = lineage.show(lineage.trace(store, world["release"]))
+    widths = {name: 180.0 + len(node["kind"]) for name, node in page.nodes.items()}
+    layout = lineage_layout.place(widths, page.edges)
+    rows: dict[float, list[str]] = {}
+    for name, (_, y) in layout.at.items():
+        rows.setdefault(y, []).append(name)
+    for names in rows.values():
+        names.sort(key=lambda name: layout.at[name][0])
+        for left, right in itertools.pairwise(names):
+            free = layout.at[right][0] - layout.at[left][0] - (widths[left] + widths[right]) / 2
+            assert free >= GAP - 1e-6
+    for start, end in page.edges:
+        assert layout.at[start][1] + TALL <= layout.at[end][1]
+        assert len(layout.paths[start, end]) >= 2
+    assert max(x + widths[name] / 2 for name, (x, _) in layout.at.items()) <= layout.width + 1e-6
+
+
+def test_an_empty_graph_and_a_cycle_can_be_drawn() -> None:
+    assert lineage_layout.place({}, []).height == TALL
+    nodes = {name: {"kind": "run", "step": name} for name in "abc"}
+    graph = Graph(nodes, (("a", "b"), ("b", "c"), ("c", "a")), "a")
+    assert lineage.show(graph).svg.count("<path data-from") == 3
+
+
+def test_code_is_told_with_its_run_and_short_cuts_are_left_out(store: Store, world: World) -> None:
+    page = lineage.show(lineage.trace(store, world["release"]))
+    kinds = {node["kind"] for node in page.nodes.values()}
+    assert not kinds & {"notebook", "environment"}
+    told = {node["kind"] for node in page.nodes[world["run train"]]["with"]}
+    assert told == {"notebook", "environment"}
+    assert (world["bundle"], world["release"]) in page.graph.edges
+    assert (world["gates"], world["release"]) not in page.edges  # over the run that released
+    asked = lineage.follow(store, *[ref for ref in page.graph.nodes if ref.startswith("notebook")])
+    assert asked.root in lineage.show(asked).nodes
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    node = {"kind": "dataset", "digest": "0" * 64, "name": EVIL, "frames": 1}
+    page = lineage.show(Graph({f"dataset/{EVIL}": node}, (), f"dataset/{EVIL}"))
+    assert "<img" not in page.html
+    assert page.html.count("</script>") == 2
+    assert "'sha256-" in page.html
+    assert "unsafe-inline'; script" in page.html
+    page.write_svg(tmp_path / "p.svg")
+    ET.parse(tmp_path / "p.svg")  # noqa: S314 - our own file: it has to be well formed
+    assert "sandbox='allow-scripts'" in page._repr_html_()
+    assert EVIL not in page._repr_html_()
+
+
+def test_the_command_writes_page_and_picture(world: World, tmp_path: Path) -> None:
+    html, svg = tmp_path / "deep" / "l.html", tmp_path / "l.svg"
+    arguments = ["lineage", world["release"], "--html", str(html), "--svg", str(svg)]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert f"wrote {html}" in result.stderr
+    assert "release" in result.stdout
+    for path in (html, svg):
+        text = path.read_text()
+        assert "front" in text
+        for address in ("https://", "src="):
+            assert address not in text
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(screenshots.chromium() is None, reason="needs Chromium")
+def test_a_click_tells_a_node_and_shows_its_ways(
+    store: Store, world: World, tmp_path: Path
+) -> None:
+    path = tmp_path / "l.html"
+    lineage.show(lineage.trace(store, world["release"])).write_html(path)
+    with screenshots.browser() as page:
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(path.as_uri())
+        page.locator("#fit").click()
+        page.locator(f".node[data-id='{world['run curate']}']").click()
+        page.locator("#details h2", has_text="curate.ipynb").wait_for(timeout=5000)
+        assert page.locator("#details").get_by_text("the run's environment").count() == 1
+        on = page.locator(".node.on").evaluate_all("all => all.map(one => one.dataset.id)")
+        assert {world["first"], world["release"]} <= set(on)
+        page.keyboard.press("Escape")
+        assert page.locator(".node.on").count() == 0
+        page.fill("#search", "checkp")
+        assert page.locator(".node.on").count() == 1
+        assert problems == []
