@@ -35,7 +35,7 @@ def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="module")
 def ray_here(ray_home: Workspace) -> Iterator[RayExecutor]:
     """One Ray for all tests of this file: it takes 20 s to start."""
-    executor = RayExecutor(ray_home)
+    executor = RayExecutor(place=ray_home)
     executor._connected()
     yield executor
     executor.close()
@@ -235,6 +235,6 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
 
 
 def test_a_cluster_that_is_not_there_is_said_so(place: Workspace) -> None:
-    executor = RayExecutor(place, "127.0.0.1:9")
+    executor = RayExecutor("127.0.0.1:9", place)
     with pytest.raises(ServiceError, match="could not be reached"):
         executor._connected()

@@ -39,14 +39,14 @@ class RayExecutor:
     Ray is started, or joined, when the first step has to run; `close` ends what was started.
 
     Args:
-        place: The workspace, at the same path on every worker.
         address: Of a running cluster (``host:port``, ``auto``, ``ray://host:port``); without one
             Ray is started on this machine for the length of the run.
+        place: The workspace, at the same path on every worker; by default, the one found here.
     """
 
-    def __init__(self, place: Workspace, address: str | None = None) -> None:
-        self.place = place
+    def __init__(self, address: str | None = None, place: Workspace | None = None) -> None:
         self.address = address
+        self.place = place or workspace.find()
         self._lock = threading.Lock()
         self._ray: Any = None
         self._task: Any = None
