@@ -6,21 +6,24 @@ from typing import Any
 
 import pytest
 
-from workbench.labeling.answers import (
-    REPLAY_DOMAIN,
-    read_answers,
-    region_id,
-    summarise,
-    to_labels,
-)
-from workbench.labeling.regions import Drawn, to_regions
-from workbench.records.frames import Box, Frame, Origin
+from workbench.labeling.answers import REPLAY_DOMAIN, Answer, read_answers, region_id, summarise
+from workbench.labeling.origins import answer_row, to_labels
+from workbench.labeling.regions import Drawn, frame_regions, to_regions
+from workbench.records.frames import Box, Frame, Label, LabelSchema, Origin, Question
 from workbench.records.types import Prediction
 
 BATCH = f"batch/{'b' * 64}"
 FRAME = Frame(id="a" * 64, drive="d", index=0, width=301, height=199, suffix=".jpg")
 PEOPLE = {1: "ada@example.org", 2: f"replay-1@{REPLAY_DOMAIN}", 3: "bob@example.org"}
+SCHEMA = LabelSchema(
+    name="s",
+    version=1,
+    classes=("car", "bus"),
+    frame_questions=(Question(name="weather", answers=("clear", "rain")),),
+)
 START = Prediction(frame=FRAME.id, cls="car", box=Box(x=10, y=20, w=30, h=40), score=0.5)
+
+SENT = {region_id(START): START}
 
 
 def annotation(number: int, who: Any, *boxes: Drawn, **more: Any) -> dict[str, Any]:
@@ -29,15 +32,16 @@ def annotation(number: int, who: Any, *boxes: Drawn, **more: Any) -> dict[str, A
     return {**made, "lead_time": 30.0, "updated_at": f"2026-01-01T00:00:{number:02}Z", **more}
 
 
-def read(*annotations: dict[str, Any], batch: str = "b" * 64) -> list[Any]:
-    task = {"id": 5, "data": {"frame": FRAME.id, "batch": batch}, "annotations": annotations}
-    return read_answers([task], BATCH, {FRAME.id: FRAME}, ("car", "bus"), PEOPLE)
+def read(*annotations: dict[str, Any]) -> list[Answer]:
+    return read_answers(annotations, 5, FRAME, SCHEMA, PEOPLE)[0]
+
+
+def labels(*boxes: Drawn, who: int = 1) -> tuple[Label, ...]:
+    return to_labels(read(annotation(1, who, *boxes))[0], SENT, BATCH)
 
 
 def origins(*boxes: Drawn, who: int = 1) -> list[Origin]:
-    answer = read(annotation(1, who, *boxes))[0]
-    labels = to_labels(answer, {region_id(START): START}, BATCH)
-    return [label.origin for label in labels]
+    return [label.origin for label in labels(*boxes, who=who)]
 
 
 def test_a_prediction_left_alone_is_accepted() -> None:
@@ -70,16 +74,16 @@ def test_a_box_of_ones_own_is_human() -> None:
 
 def test_replays_are_replayed_timeless_and_cost_nobody_minutes() -> None:
     answer = read(annotation(1, 2, Drawn(region_id(START), "car", START.box)))[0]
-    (label,) = to_labels(answer, {region_id(START): START}, BATCH)
+    (label,) = to_labels(answer, SENT, BATCH)
     assert label.origin is Origin.REPLAYED and label.labeled_at is None
-    (person,) = summarise([answer])
+    (person,) = summarise([answer_row(answer, SENT)])
     assert person.simulated and person.minutes is None
 
 
 def test_people_have_their_time_kept() -> None:
     answers = read(annotation(1, 1), annotation(2, {"id": 3, "email": "x"}))
     assert [answer.annotator for answer in answers] == ["ada@example.org", "bob@example.org"]
-    assert [person.minutes for person in summarise(answers)] == [0.5, 0.5]
+    assert [person.minutes for person in summarise(map(bare, answers))] == [0.5, 0.5]
     assert answers[0].at == "2026-01-01T00:00:01Z"
 
 
@@ -95,11 +99,51 @@ def test_an_empty_answer_is_an_answer_and_a_prediction_is_none() -> None:
     assert read() == []
 
 
-def test_other_batches_are_passed_over() -> None:
-    assert read(annotation(1, 1), batch="c" * 64) == []
+def test_what_was_changed_of_a_prediction_is_told() -> None:
+    half = Drawn(region_id(START), "bus", Box(x=10, y=20, w=15, h=40))
+    (label,) = labels(half)
+    assert label.edit is not None
+    assert (label.edit.cls, label.edit.box, label.edit.score) == ("car", START.box, 0.5)
+    assert (label.edit.changed, label.edit.iou) == (("class", "position"), 0.5)
+    assert labels(Drawn("own", "car", half.box))[0].edit is None
+
+
+def test_predictions_that_were_deleted_are_counted() -> None:
+    kept, emptied = read(annotation(1, 1, Drawn("x", "car", START.box))), read(annotation(1, 1))
+    skipped = read(annotation(1, 1, was_cancelled=True))
+    assert [answer_row(one[0], SENT).removed for one in (kept, emptied, skipped)] == [0, 1, 0]
+
+
+def test_what_is_said_of_the_frame_comes_back() -> None:
+    said = annotation(1, 1)
+    said["result"] = frame_regions({"weather": "rain"}, "glare on the windscreen")
+    row = answer_row(read(said)[0], {})
+    assert (row.choices, row.comment) == ({"weather": "rain"}, "glare on the windscreen")
+
+
+def test_boxes_that_began_as_other_peoples_are_human() -> None:
+    answer = read(annotation(1, 1, Drawn(region_id(START), "car", START.box)))[0]
+    (label,) = to_labels(answer, SENT, BATCH, "people")
+    assert label.origin is Origin.HUMAN
+
+
+def test_every_annotation_is_kept_and_which_one_counts() -> None:
+    both = (annotation(1, 1, Drawn("x", "car", START.box)), annotation(2, 1), annotation(3, 2))
+    rows = read_answers(both, 5, FRAME, SCHEMA, PEOPLE)[1]
+    assert [(row.annotator, row.annotation, row.counts) for row in rows] == [
+        (PEOPLE[1], 1, False),
+        (PEOPLE[1], 2, True),
+        (PEOPLE[2], None, True),
+    ]
+    assert '"rectanglelabels": ["car"]' in rows[0].result
+    assert rows[2].updated_at is None and rows[2].minutes is None
 
 
 def test_unusable_boxes_are_told_and_not_lost() -> None:
     outside = annotation(1, 1, Drawn("r", "car", Box(x=290, y=20, w=30, h=40)))
     (answer,) = read(outside)
     assert [refused.reason for refused in answer.refused] == ["out-of-bounds"]
+
+
+def bare(answer: Answer) -> Any:
+    return answer_row(answer, {})

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench.errors import DataError
+from workbench.errors import DataError, ParameterError
 from workbench.labeling import config
-from workbench.records.frames import ANY_CLASS, LabelSchema
+from workbench.records.frames import ANY_CLASS, LabelSchema, Question
 
 SCHEMA = LabelSchema(name="dash & cam <x>", version=3, classes=("car", "traffic sign", 'a"b'))
 EXPORTS = "labelstudio_samples/tests/custom/converter/data"
@@ -19,6 +19,28 @@ def test_a_schema_survives_the_round_trip() -> None:
     assert back.classes == SCHEMA.classes
     assert back.schema == (SCHEMA.name, SCHEMA.version)
     assert back.attributes == ("occluded", "truncated", "ignore")
+
+
+FULL = LabelSchema(
+    name="full",
+    version=2,
+    classes=("car", "truck"),
+    shapes=("box", "turned", "polygon"),
+    box_questions=(Question(name="doors", answers=("open", "shut"), asked="Doors?"),),
+    frame_questions=(Question(name="weather", answers=("clear", "rain")),),
+    tracks=True,
+)
+
+
+def test_all_that_a_schema_can_ask_is_read_back() -> None:
+    assert config.parse_config(config.labeling_config(FULL)).as_schema() == FULL
+
+
+@pytest.mark.parametrize("name", ["occluded", "boxes", "weather"])
+def test_a_question_may_not_take_anothers_name(name: str) -> None:
+    twice = (*FULL.frame_questions, Question(name=name, answers=("a",)))
+    with pytest.raises(ParameterError, match=name):
+        config.labeling_config(FULL.model_copy(update={"frame_questions": twice}))
 
 
 def test_many_classes_have_a_colour_each() -> None:

@@ -1,4 +1,4 @@
-"""Boxes in equal boxes out, and everything that is no box is refused with its reason."""
+"""Shapes in equal shapes out, and everything that is no label is refused with its reason."""
 
 from __future__ import annotations
 
@@ -11,11 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.labeling.regions import Drawn, corners, read_result, to_regions
-from workbench.records.frames import ANY_CLASS, Box
+from workbench.labeling import geometry
+from workbench.labeling.regions import Drawn, frame_regions, read_result, to_regions
+from workbench.records.frames import ANY_CLASS, Box, LabelSchema, Question, Turned
 
 EXPORTS = "labelstudio_samples/tests/custom/converter/data"
-CLASSES = ("car", "truck")
+BOXES_ONLY = LabelSchema(name="s", version=1, classes=("car", "truck"))
+SCHEMA = BOXES_ONLY.model_copy(
+    update={
+        "shapes": ("box", "turned", "polygon"),
+        "box_questions": (Question(name="doors", answers=("open", "shut")),),
+        "frame_questions": (Question(name="weather", answers=("clear", "rain")),),
+        "tracks": True,
+    }
+)
+
+share = st.floats(0, 1)
+sides = (st.integers(2, 7681), st.integers(2, 4321))
 
 
 def region(**changes: Any) -> dict[str, Any]:
@@ -24,97 +36,171 @@ def region(**changes: Any) -> dict[str, Any]:
     return {**made, "value": value, **changes}
 
 
+def polygon(*points: tuple[float, float]) -> dict[str, Any]:
+    drawn = Drawn("p", "car", geometry.enclosing(points), polygon=points)
+    return to_regions(drawn, 317, 211)[0]
+
+
+def through(drawn: Drawn, width: int, height: int) -> Drawn:
+    """As it comes back from the server's JSON."""
+    sent = json.loads(json.dumps(to_regions(drawn, width, height)))
+    read = read_result(sent, width, height, SCHEMA)
+    assert not read.refused
+    return read.drawn[0]
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    width=st.integers(2, 7681),
-    height=st.integers(2, 4321),
-    corner=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-    size=st.tuples(st.floats(0, 1), st.floats(0, 1)),
-)
+@given(*sides, st.tuples(share, share), st.tuples(share, share))
 def test_a_box_moves_less_than_a_millionth_of_a_pixel(
     width: int, height: int, corner: tuple[float, float], size: tuple[float, float]
 ) -> None:
     w, h = 1 + size[0] * (width - 1), 1 + size[1] * (height - 1)
     box = Box(x=corner[0] * (width - w), y=corner[1] * (height - h), w=w, h=h)
-    sent = json.loads(json.dumps(to_regions(Drawn("r", "car", box), width, height)))
-    drawn, refused = read_result(sent, width, height, CLASSES)
-    assert not refused
-    moved = [abs(a - b) for a, b in zip(drawn[0].box.xyxy, box.xyxy, strict=True)]
-    assert max(moved) < 1e-6
+    back = through(Drawn("r", "car", box), width, height).box
+    assert max(abs(a - b) for a, b in zip(back.xyxy, box.xyxy, strict=True)) < 1e-6
 
 
-def test_attributes_come_back() -> None:
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(20, 7681),
+    st.integers(20, 4321),
+    st.floats(-720, 720),
+    st.tuples(share, share),
+    st.tuples(share, share),
+)
+def test_a_turned_box_moves_less_than_a_millionth_of_a_pixel(
+    width: int,
+    height: int,
+    degrees: float,
+    centre: tuple[float, float],
+    size: tuple[float, float],
+) -> None:
+    reach = min(width, height) / 2
+    w, h = (1 + part * (math.sqrt(2) * reach - 2) for part in size)
+    half = math.hypot(w, h) / 2
+    cx = half + centre[0] * (width - 2 * half)
+    cy = half + centre[1] * (height - 2 * half)
+    turned = Turned(cx=cx, cy=cy, w=w, h=h, degrees=degrees)
+    corners = geometry.corners(turned)
+    drawn = Drawn("r", "car", geometry.enclosing(corners), turned=turned)
+    back = through(drawn, width, height)
+    points = geometry.corners(back.turned) if back.turned else _corners_of(back.box)
+    # A whole quarter comes back upright, and its corners in another order.
+    moved = [min(math.dist(point, other) for other in points) for point in corners]
+    assert max(moved) < (1e-6 if back.turned else 0.02)
+    assert max(abs(a - b) for a, b in zip(back.box.xyxy, drawn.box.xyxy, strict=True)) < (
+        1e-6 if back.turned else 0.02
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(*(st.integers(50, 7681),) * 2, st.lists(st.tuples(share, share), min_size=3, max_size=30))
+def test_a_polygon_moves_less_than_a_millionth_of_a_pixel(
+    width: int, height: int, points: list[tuple[float, float]]
+) -> None:
+    value = geometry.polygon_value([(x * width, y * height) for x, y in points], width, height)
+    back = geometry.polygon_of(json.loads(json.dumps(value)), width, height)
+    for (x, y), (u, v) in zip(points, back, strict=True):
+        assert math.dist((x * width, y * height), (u, v)) < 1e-6
+
+
+def test_all_that_is_said_of_an_object_comes_back() -> None:
     first = Drawn("a", "car", Box(x=1, y=2, w=3, h=4), occluded=0.75, truncated=0.0, ignore=True)
-    second = Drawn("b", "truck", Box(x=5, y=6, w=7, h=8))
+    second = Drawn("b", "truck", Box(x=5, y=6, w=7, h=8), track="17", attributes={"doors": "open"})
     area = Drawn("c", ANY_CLASS, Box(x=0, y=0, w=9, h=9), ignore=True)
-    regions = [part for one in (first, second, area) for part in to_regions(one, 99, 51)]
-    drawn, refused = read_result(regions, 99, 51, CLASSES)
-    assert not refused
-    assert [(d.cls, d.occluded, d.truncated, d.ignore) for d in drawn] == [
+    points = ((1.0, 1.0), (9.0, 1.0), (5.0, 9.0))
+    outline = Drawn("d", "car", geometry.enclosing(points), polygon=points, track="3")
+    sent = [part for one in (first, second, area, outline) for part in to_regions(one, 99, 51)]
+    read = read_result([*sent, *frame_regions({"weather": "rain"}, "glare")], 99, 51, SCHEMA)
+    assert not read.refused and (read.choices, read.comment) == ({"weather": "rain"}, "glare")
+    assert [(d.cls, d.occluded, d.truncated, d.ignore) for d in read.drawn] == [
         ("car", 0.75, 0.0, True),
         ("truck", None, None, False),
         (ANY_CLASS, None, None, True),
+        ("car", None, None, False),
+    ]
+    assert [(d.track, d.attributes) for d in read.drawn] == [
+        (None, {}),
+        ("17", {"doors": "open"}),
+        (None, {}),
+        ("3", {}),
     ]
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "told"),
+    ("changed", "reason", "told"),
     [
-        ({"value": {"x": 150.0}}, "out-of-bounds", "317x211"),
-        ({"value": {"y": -0.01}}, "out-of-bounds", "leaves"),
-        ({"value": {"width": 0.1}}, "degenerate", "pixels"),
-        ({"value": {"width": -5}}, "degenerate", "pixels"),
-        ({"value": {"x": None}}, "mislabelled", "not a number"),
-        ({"value": {"rectanglelabels": ["bus"]}}, "unknown-class", "bus"),
-        ({"value": {"rectanglelabels": []}}, "unknown-class", "none"),
-        ({"value": {"rotation": 12.0}}, "mislabelled", "turned"),
-        ({"image_rotation": 90}, "mislabelled", "turned"),
-        ({"original_width": 211, "original_height": 317}, "mislabelled", "211x317"),
-        ({"type": "polygonlabels"}, "mislabelled", "polygonlabels"),
+        (region(value={"x": 150.0}), "out-of-bounds", "317x211"),
+        (region(value={"y": -0.01}), "out-of-bounds", "leaves"),
+        (region(value={"width": 0.1}), "degenerate", "pixels"),
+        (region(value={"width": -5}), "degenerate", "pixels"),
+        (region(value={"x": None}), "mislabelled", "not a number"),
+        (region(value={"rotation": "12"}), "mislabelled", "not a number"),
+        (region(value={"rectanglelabels": ["bus"]}), "unknown-class", "bus"),
+        (region(value={"rectanglelabels": []}), "unknown-class", "none"),
+        (region(image_rotation=90), "mislabelled", "turned"),
+        (region(original_width=211, original_height=317), "mislabelled", "211x317"),
+        (region(type="keypointlabels"), "mislabelled", "keypointlabels"),
+        (region(type="polygonlabels"), "mislabelled", "three corners"),
+        (region(value={"x": 1.0, "rotation": 45.0}), "out-of-bounds", "leaves"),
+        (polygon((0, 0), (50, 50), (50, 0), (0, 50)), "degenerate", "crosses"),
+        (polygon((0, 0), (50, 50), (25, 25)), "degenerate", "no area"),
+        (polygon((0, 0), (50, 50), (320, 10)), "out-of-bounds", "leaves"),
     ],
 )
-def test_what_is_no_usable_box_is_refused(changes: Any, reason: str, told: str) -> None:
-    drawn, refused = read_result([region(**changes)], 317, 211, CLASSES)
-    assert not drawn
-    assert refused[0].reason == reason
-    assert told in refused[0].detail
+def test_what_is_no_usable_shape_is_refused(changed: Any, reason: str, told: str) -> None:
+    read = read_result([changed], 317, 211, SCHEMA)
+    assert not read.drawn
+    assert read.refused[0].reason == reason
+    assert told in read.refused[0].detail
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (region(value={"rotation": 12.0}), "upright"),
+        (polygon((0, 0), (50, 50), (50, 0)), "polygonlabels"),
+    ],
+)
+def test_shapes_that_the_schema_does_not_ask_for_are_refused(changed: Any, told: str) -> None:
+    read = read_result([changed], 317, 211, BOXES_ONLY)
+    assert not read.drawn and told in read.refused[0].detail
 
 
 def test_rounding_at_the_edge_is_no_mistake() -> None:
     edge = region(value={"x": -1e-12, "width": 100.00000000000001})
-    drawn, refused = read_result([edge], 317, 211, CLASSES)
-    assert len(drawn) == 1 and not refused
+    read = read_result([edge], 317, 211, BOXES_ONLY)
+    assert len(read.drawn) == 1 and not read.refused
 
 
 @settings(max_examples=50, deadline=None)
 @given(turns=st.sampled_from([90, 180, 270, -90, 450]), width=st.integers(300, 900))
 def test_quarter_turns_pivot_on_the_top_left_corner(turns: int, width: int) -> None:
-    height = 500
-    made = to_regions(Drawn("r", "car", Box(x=150, y=200, w=40, h=25)), width, height)[0]
+    made = to_regions(Drawn("r", "car", Box(x=150, y=200, w=40, h=25)), width, 500)[0]
     made["value"]["rotation"] = turns
-    drawn, refused = read_result([made], width, height, CLASSES)
+    read = read_result([made], width, 500, BOXES_ONLY)
     expected = {
         90: (125, 200, 150, 240),
         180: (110, 175, 150, 200),
         270: (150, 160, 175, 200),
     }[turns % 360]
-    assert not refused
-    assert drawn[0].box.xyxy == pytest.approx(expected, abs=1e-6)
+    assert not read.refused
+    assert read.drawn[0].box.xyxy == pytest.approx(expected, abs=1e-6)
 
 
-def test_turned_corners_keep_their_distances_at_odd_aspect_ratios(shared_data: Path) -> None:
-    """Only undoing the percentages before turning keeps angles right and sides their length."""
+def test_turned_shapes_of_others_are_written_as_they_were(shared_data: Path) -> None:
+    """Read to pixels and written again, every number of Label Studio's own sample is the same."""
     tasks = json.loads((shared_data / EXPORTS / "test_export_yolo" / "data_obb.json").read_text())
+    schema = SCHEMA.model_copy(update={"classes": ("Butterfly", "Moth", "Dragonfly")})
     seen = 0
-    for shape in tasks[0]["annotations"][0]["result"]:
-        a, b, c, d = corners(shape)
-        w = shape["value"]["width"] / 100 * shape["original_width"]
-        h = shape["value"]["height"] / 100 * shape["original_height"]
-        assert math.dist(a, b) == pytest.approx(w)
-        assert math.dist(b, c) == pytest.approx(h)
-        assert math.dist(a, c) == pytest.approx(math.hypot(w, h))
-        assert math.dist(a, d) == pytest.approx(h)
-        seen += 1
+    for shape in (shape for task in tasks for shape in task["annotations"][0]["result"]):
+        size = shape["original_width"], shape["original_height"]
+        for drawn in read_result([shape], *size, schema).drawn:
+            again = to_regions(drawn, *size)[0]["value"]
+            for name in ("x", "y", "width", "height"):
+                assert again[name] == pytest.approx(shape["value"][name], abs=1e-9)
+            assert drawn.turned is None or drawn.turned.degrees == shape["value"]["rotation"]
+            seen += drawn.turned is not None
     assert seen >= 3
 
 
@@ -122,9 +208,15 @@ def test_exports_by_others_are_read_or_refused_never_dropped(shared_data: Path) 
     tasks = json.loads((shared_data / EXPORTS / "test_export_coco" / "data.json").read_text())
     result = [shape for task in tasks for shape in task["annotations"][0]["result"]]
     size = (result[0]["original_width"], result[0]["original_height"])
-    drawn, refused = read_result(result, *size, ("rectangle_label",))
-    boxes = [shape for shape in result if shape["type"] == "rectanglelabels"]
-    assert boxes and len(drawn) + len(refused) == len(result)
-    first, value = drawn[0].box, boxes[0]["value"]
+    schema = SCHEMA.model_copy(update={"classes": ("rectangle_label", "polygon_label")})
+    read = read_result(result, *size, schema)
+    shapes = [one for one in result if one["type"] in ("rectanglelabels", "polygonlabels")]
+    assert len(read.drawn) == len(shapes) and len(read.drawn) + len(read.refused) == len(result)
+    first, value = read.drawn[0].box, shapes[0]["value"]
     assert first.x == pytest.approx(value["x"] * size[0] / 100, abs=1e-6)
     assert first.h == pytest.approx(value["height"] * size[1] / 100, abs=1e-6)
+
+
+def _corners_of(box: Box) -> list[tuple[float, float]]:
+    x1, y1, x2, y2 = box.xyxy
+    return [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]

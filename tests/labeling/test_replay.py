@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.labeling.conftest import HEIGHT, WIDTH, Sample
+from tests.labeling.conftest import HEIGHT, SCHEMA, WIDTH, Sample
 from workbench.errors import ParameterError
 from workbench.labeling.regions import read_result
 from workbench.labeling.replay import Noise, _generator, _known, _missing, draw, email_of
@@ -19,9 +19,9 @@ def drawn(sample: Sample, noise: Noise, *, seed: int = 1, user: int = 0, flip: b
     frame = sample.frames[2]
     labels = sample.boxes(frame.id)
     regions = draw(labels[::-1] if flip else labels, frame, noise, _generator(seed, frame.id, user))
-    boxes, refused = read_result(regions, WIDTH, HEIGHT, ("car",))
-    assert not refused
-    return [box.box for box in boxes]
+    read = read_result(regions, WIDTH, HEIGHT, SCHEMA)
+    assert not read.refused
+    return [box.box for box in read.drawn]
 
 
 def test_without_noise_the_known_boxes_come_back(sample: Sample) -> None:

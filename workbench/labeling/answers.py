@@ -6,30 +6,54 @@ answered a frame more than once, the latest counts. Drafts and predictions are n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workbench import digest
 from workbench.labeling.regions import Drawn, Refused, read_result
-from workbench.records.base import Digest, Ref, Row, digest_of
-from workbench.records.frames import Box, Frame, Label, Origin
+from workbench.records.base import Digest, Row
+from workbench.records.frames import Frame, LabelSchema, added
 from workbench.records.types import Annotator, LabelBatch, Prediction
 
 REPLAY_DOMAIN = "replay.workbench.invalid"
 """Nobody can own an address below ``.invalid`` (RFC 2606): who has one is a replay."""
 
-_UNCHANGED_PX = 1e-3
-
 
 class AnswerRow(Row):
-    """One labeler's answer to one frame, as kept in a label set's ``answers.jsonl``."""
+    """One labeler's answer to one frame, as kept in a label set's ``answers.jsonl``.
+
+    ``removed`` counts the boxes to start from that the labeler deleted; ``choices`` answer the
+    schema's questions about the frame.
+    """
 
     frame: Digest
     annotator: str
     boxes: int
     skipped: bool = False
     minutes: float | None = None
+    removed: int = added(0)
+    choices: dict[str, str] = added({})
+    comment: str | None = added(None)
+
+
+class AnnotationRow(Row):
+    """One annotation as the server kept it, in a label set's ``annotations.jsonl``.
+
+    ``result`` is the server's JSON as text. ``counts`` is False where the same labeler answered
+    the frame again later. What differs from one replay to the next is left out of a replay's.
+    """
+
+    frame: Digest
+    annotator: str
+    annotation: int | None
+    skipped: bool
+    counts: bool
+    minutes: float | None
+    created_at: str | None
+    updated_at: str | None
+    result: str
 
 
 @dataclass(frozen=True)
@@ -45,16 +69,8 @@ class Answer:
     refused: tuple[Refused, ...]
     minutes: float | None
     at: str | None
-
-    @property
-    def row(self) -> AnswerRow:
-        return AnswerRow(
-            frame=self.frame,
-            annotator=self.annotator,
-            boxes=len(self.drawn),
-            skipped=self.skipped,
-            minutes=self.minutes,
-        )
+    choices: Mapping[str, str] = field(default_factory=dict)
+    comment: str | None = None
 
 
 def is_replay(annotator: str) -> bool:
@@ -70,84 +86,58 @@ def region_id(prediction: Prediction) -> str:
 
 
 def answers_needed(batch: LabelBatch) -> dict[Digest, int]:
-    """How many labelers each frame of a batch needs: two for a share of ``overlap``, else one.
+    """How many labelers each frame of a batch needs.
 
-    Which frames are doubled follows from their digests, so it repeats and favours none.
+    Two for a share of ``overlap``, else one, and more where the batch's ``needs`` say so. Which
+    frames are doubled follows from their digests, so it repeats and favours none.
     """
     doubled = sorted(batch.frames, key=lambda frame: digest.of_bytes(frame.encode()))
     twice = set(doubled[: round(batch.overlap * len(doubled))])
-    return {frame: 2 if frame in twice else 1 for frame in batch.frames}
+    needed = {frame: 2 if frame in twice else 1 for frame in batch.frames}
+    for need in batch.needs:
+        needed[need.frame] = max(needed[need.frame], need.labelers)
+    return needed
 
 
 def read_answers(
-    export: Iterable[Mapping[str, Any]],
-    batch: Ref,
-    frames: Mapping[Digest, Frame],
-    classes: tuple[str, ...],
+    annotations: Sequence[Mapping[str, Any]],
+    task: int,
+    frame: Frame,
+    schema: LabelSchema,
     people: Mapping[int, str],
-) -> list[Answer]:
-    """Every labeler's latest answer to every frame of a batch, in order of frame and labeler.
+) -> tuple[list[Answer], list[AnnotationRow]]:
+    """Every labeler's latest answer to one frame in order of their names, and all annotations.
 
     Args:
-        export: Tasks as exported; those of other batches are passed over.
-        frames: The batch's frames by digest.
+        annotations: Those of the frame's task, as exported.
         people: E-mail addresses by Label Studio's user ids.
     """
-    latest: dict[tuple[Digest, str], Answer] = {}
-    for task in export:
-        frame = frames.get(task["data"].get("frame", ""))
-        if frame is None or task["data"].get("batch") != digest_of(batch):
-            continue
-        for annotation in task.get("annotations", ()):
-            answer = _answer(annotation, task["id"], frame, classes, people)
-            known = latest.get((answer.frame, answer.annotator))
-            if known is None or (answer.at or "", answer.order) > (known.at or "", known.order):
-                latest[answer.frame, answer.annotator] = answer
+    latest: dict[str, Answer] = {}
+    for annotation in annotations:
+        answer = _answer(annotation, task, frame, schema, people)
+        known = latest.get(answer.annotator)
+        if known is None or (answer.at or "", answer.order) > (known.at or "", known.order):
+            latest[answer.annotator] = answer
+    counting = {answer.order for answer in latest.values()}
+    rows = [_row(one, frame, people, int(one["id"]) in counting) for one in annotations]
     # A replay's time is the machine's, and would make equal replays unequal records.
-    return [
+    answers = [
         replace(answer, at=None) if is_replay(answer.annotator) else answer
         for _, answer in sorted(latest.items())
     ]
+    return answers, sorted(rows, key=lambda row: (row.annotator, row.annotation or 0, row.result))
 
 
-def to_labels(
-    answer: Answer, predictions: Mapping[str, Prediction], batch: Ref
-) -> tuple[Label, ...]:
-    """An answer's boxes as labels that say how they came to be.
-
-    A box whose class and position are still those of a prediction is ``human_accepted``, one that
-    began as a prediction ``human_edited``, any other ``human``; a replay's are ``replayed``.
-
-    Args:
-        predictions: Those sent for this frame, by `region_id`.
-    """
-    return tuple(
-        Label(
-            frame=answer.frame,
-            cls=drawn.cls,
-            box=drawn.box,
-            origin=_origin(drawn, answer.annotator, predictions),
-            annotator=answer.annotator,
-            occluded=drawn.occluded,
-            truncated=drawn.truncated,
-            ignore=drawn.ignore,
-            source=batch,
-            labeled_at=answer.at,
-        )
-        for drawn in answer.drawn
-    )
-
-
-def summarise(answers: Iterable[Answer]) -> tuple[Annotator, ...]:
+def summarise(answers: Iterable[AnswerRow]) -> tuple[Annotator, ...]:
     """Who answered how much, by labeler."""
-    by_person: dict[str, list[Answer]] = {}
+    by_person: dict[str, list[AnswerRow]] = {}
     for answer in answers:
         by_person.setdefault(answer.annotator, []).append(answer)
     return tuple(
         Annotator(
             id=person,
             frames=len(theirs),
-            boxes=sum(len(answer.drawn) for answer in theirs),
+            boxes=sum(answer.boxes for answer in theirs),
             minutes=_sum(answer.minutes for answer in theirs),
             simulated=is_replay(person),
         )
@@ -155,48 +145,59 @@ def summarise(answers: Iterable[Answer]) -> tuple[Annotator, ...]:
     )
 
 
+def _person(annotation: Mapping[str, Any], people: Mapping[int, str]) -> str:
+    author = annotation.get("completed_by")
+    number = author["id"] if isinstance(author, Mapping) else author
+    return people.get(int(number or 0), f"user {number}")
+
+
+def _minutes(annotation: Mapping[str, Any], person: str) -> float | None:
+    seconds = None if is_replay(person) else annotation.get("lead_time")
+    return None if seconds is None else float(seconds) / 60
+
+
 def _answer(
     annotation: Mapping[str, Any],
     task: int,
     frame: Frame,
-    classes: tuple[str, ...],
+    schema: LabelSchema,
     people: Mapping[int, str],
 ) -> Answer:
-    author = annotation.get("completed_by")
-    number = author["id"] if isinstance(author, Mapping) else author
-    person = people.get(int(number or 0), f"user {number}")
+    person = _person(annotation, people)
     skipped = bool(annotation.get("was_cancelled"))
     result = [] if skipped else annotation.get("result") or []
-    drawn, refused = read_result(result, frame.width, frame.height, classes)
-    seconds = None if is_replay(person) else annotation.get("lead_time")
+    read = read_result(result, frame.width, frame.height, schema)
     return Answer(
         frame=frame.id,
         annotator=person,
         task=task,
         order=int(annotation["id"]),
         skipped=skipped,
-        drawn=tuple(drawn),
-        refused=tuple(refused),
-        minutes=None if seconds is None else float(seconds) / 60,
+        drawn=read.drawn,
+        refused=read.refused,
+        minutes=_minutes(annotation, person),
         at=annotation.get("updated_at") or annotation.get("created_at"),
+        choices=read.choices,
+        comment=read.comment,
     )
 
 
-def _origin(drawn: Drawn, annotator: str, predictions: Mapping[str, Prediction]) -> Origin:
-    if is_replay(annotator):
-        return Origin.REPLAYED
-    started = predictions.get(drawn.region)
-    # Copying an annotation in the editor renames its regions; what lies exactly on a prediction
-    # was still not drawn by hand.
-    candidates = [started] if started else list(predictions.values())
-    if any(drawn.cls == one.cls and _same(drawn.box, one.box) for one in candidates):
-        return Origin.HUMAN_ACCEPTED
-    return Origin.HUMAN_EDITED if started else Origin.HUMAN
-
-
-def _same(first: Box, second: Box) -> bool:
-    pairs = zip(first.xyxy, second.xyxy, strict=True)
-    return all(abs(one - other) <= _UNCHANGED_PX for one, other in pairs)
+def _row(
+    annotation: Mapping[str, Any], frame: Frame, people: Mapping[int, str], counts: bool
+) -> AnnotationRow:
+    person = _person(annotation, people)
+    timeless = is_replay(person)
+    return AnnotationRow(
+        frame=frame.id,
+        annotator=person,
+        annotation=None if timeless else int(annotation["id"]),
+        skipped=bool(annotation.get("was_cancelled")),
+        counts=counts,
+        minutes=_minutes(annotation, person),
+        created_at=None if timeless else annotation.get("created_at"),
+        updated_at=None if timeless else annotation.get("updated_at"),
+        result=json.dumps(annotation.get("result") or [], sort_keys=True),
+    )
 
 
 def _sum(minutes: Iterable[float | None]) -> float | None:

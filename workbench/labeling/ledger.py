@@ -55,5 +55,10 @@ def sent(place: Workspace) -> list[Ref]:
     return [make_ref("batch", path.stem) for path in paths]
 
 
+def mirror_path(place: Workspace, batch: Ref) -> Path:
+    """Where the answers that the server holds are kept, see `mirror`."""
+    return place.root / "labeling" / f"{digest_of(batch)}.sqlite"
+
+
 def _path(place: Workspace, batch: Ref) -> Path:
     return place.root / "labeling" / f"{digest_of(batch)}.json"

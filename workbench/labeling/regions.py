@@ -1,26 +1,17 @@
-"""Boxes to Label Studio's regions and back, exact to a millionth of a pixel.
-
-A region gives position and size in percent of the image, as floats that are never rounded, with
-the origin top left. A turned region pivots about its top left corner: ``x`` and ``y`` are where
-that corner lies after turning, and ``rotation`` is clockwise in degrees, in pixels (so at
-non-square aspect ratios the percentages have to be undone first). See Label Studio's
-``RectangleLabels`` reference.
-"""
+"""Labels as Label Studio's regions, and regions as labels or as refusals that say why."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workbench.labeling import config
-from workbench.records.frames import Box
+from workbench.labeling import config, geometry
+from workbench.records.frames import Box, LabelSchema, Point, Turned
 
 Region = dict[str, Any]
 """One entry of an annotation's or prediction's ``result``."""
-
-Point = tuple[float, float]
 
 TOLERANCE_PX = 1e-6
 """What a round trip may move an edge, and overshoot that is rounding rather than a mistake."""
@@ -28,12 +19,15 @@ TOLERANCE_PX = 1e-6
 SMALLEST_PX = 1.0
 """A box narrower or lower than this is a slip of the mouse, not an object."""
 
-_LARGEST_TURN_PX = 0.01
+_ANSWERS = ("choices", "textarea")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A usable box as a labeler left it, in pixels of its frame."""
+    """A usable object as a labeler left it, in pixels of its frame.
+
+    ``box`` just holds the turned rectangle or the polygon where it is one of these.
+    """
 
     region: str
     cls: str
@@ -41,6 +35,10 @@ class Drawn:
     occluded: float | None = None
     truncated: float | None = None
     ignore: bool = False
+    turned: Turned | None = None
+    polygon: tuple[Point, ...] | None = None
+    track: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,29 @@ class Refused:
     detail: str
 
 
+@dataclass(frozen=True)
+class Read:
+    """What one annotation says: of objects, of the frame, and to the team."""
+
+    drawn: tuple[Drawn, ...]
+    refused: tuple[Refused, ...]
+    choices: dict[str, str]
+    comment: str | None
+
+
 def to_regions(
     drawn: Drawn, width: int, height: int, *, score: float | None = None
 ) -> list[Region]:
-    """A box and its attributes as Label Studio keeps them: regions that share one ``id``."""
-    value = {
-        "x": drawn.box.x / width * 100,
-        "y": drawn.box.y / height * 100,
-        "width": drawn.box.w / width * 100,
-        "height": drawn.box.h / height * 100,
-        "rotation": 0,
-    }
+    """An object and what is said of it as Label Studio keeps them: regions of one ``id``."""
+    if drawn.polygon is not None:
+        value = geometry.polygon_value(drawn.polygon, width, height)
+        control, kind = config.POLYGONS, "polygonlabels"
+    elif drawn.turned is not None:
+        value = geometry.turned_value(drawn.turned, width, height)
+        control, kind = config.BOXES, "rectanglelabels"
+    else:
+        value = geometry.box_value(drawn.box, width, height)
+        control, kind = config.BOXES, "rectanglelabels"
     shape: Region = {
         "id": drawn.region,
         "original_width": width,
@@ -71,14 +81,74 @@ def to_regions(
         "to_name": config.IMAGE,
     }
     label = config.name_on_screen(drawn.cls)
-    box: Region = {
+    region: Region = {
         **shape,
-        "from_name": config.BOXES,
-        "type": "rectanglelabels",
-        "value": {**value, "rectanglelabels": [label]},
+        "from_name": control,
+        "type": kind,
+        "value": {**value, kind: [label]},
     }
     if score is not None:
-        box["score"] = score
+        region["score"] = score
+    told = [
+        {**shape, "from_name": name, "type": "choices", "value": {**value, "choices": [answer]}}
+        for name, answer in _said(drawn, label).items()
+    ]
+    if drawn.track is not None:
+        text = {**value, "text": [drawn.track]}
+        told.append({**shape, "from_name": config.TRACK, "type": "textarea", "value": text})
+    return [region, *told]
+
+
+def frame_regions(choices: Mapping[str, str], comment: str | None = None) -> list[Region]:
+    """What is said of the whole frame, as Label Studio keeps it."""
+    about = {"to_name": config.IMAGE}
+    said: list[Region] = [
+        {
+            **about,
+            "id": f"frame-{name}",
+            "from_name": name,
+            "type": "choices",
+            "value": {"choices": [answer]},
+        }
+        for name, answer in choices.items()
+    ]
+    if comment:
+        text = {"id": "frame-comment", "from_name": config.COMMENT, "type": "textarea"}
+        said.append({**about, **text, "value": {"text": [comment]}})
+    return said
+
+
+def read_result(result: Sequence[Region], width: int, height: int, schema: LabelSchema) -> Read:
+    """Everything that one annotation or prediction says; nothing is dropped in silence.
+
+    Args:
+        result: As in an export: shapes, and answers that share their ``id``.
+        width, height: The frame's size in pixels; regions must have been drawn on that size.
+        schema: The one that the batch was sent with.
+    """
+    asked = {question.name for question in schema.frame_questions}
+    answers = _answers(result)
+    choices: dict[str, str] = {}
+    comments: list[str] = []
+    drawn: list[Drawn] = []
+    refused: list[Refused] = []
+    for region in result:
+        if region.get("type") in _ANSWERS:
+            said = _text(region)
+            if region.get("from_name") in asked and said:
+                choices[region["from_name"]] = said
+            elif region.get("from_name") == config.COMMENT and said:
+                comments.append(said)
+            continue
+        outcome = _read(region, width, height, schema, answers.get(region.get("id", ""), {}))
+        if isinstance(outcome, Drawn):
+            drawn.append(outcome)
+        else:
+            refused.append(outcome)
+    return Read(tuple(drawn), tuple(refused), choices, "\n".join(comments) or None)
+
+
+def _said(drawn: Drawn, label: str) -> dict[str, str]:
     answers: dict[str, str] = {}
     if drawn.occluded is not None:
         answers[config.OCCLUDED] = config.degree_of(drawn.occluded)
@@ -87,90 +157,88 @@ def to_regions(
     # An area that covers objects of every class is ignored by its nature.
     if drawn.ignore and label != config.IGNORE_AREA:
         answers[config.IGNORE] = config.IGNORE_YES
-    choices = [
-        {**shape, "from_name": name, "type": "choices", "value": {**value, "choices": [answer]}}
-        for name, answer in answers.items()
-    ]
-    return [box, *choices]
-
-
-def corners(region: Region) -> tuple[Point, Point, Point, Point]:
-    """Corners in pixels, clockwise from the one the region turns about."""
-    value = region["value"]
-    width, height = region["original_width"], region["original_height"]
-    x, y = value["x"] / 100 * width, value["y"] / 100 * height
-    w, h = value["width"] / 100 * width, value["height"] / 100 * height
-    cosine, sine = _turn(float(value.get("rotation") or 0))
-    along, down = (w * cosine, w * sine), (-h * sine, h * cosine)
-    return (
-        (x, y),
-        (x + along[0], y + along[1]),
-        (x + along[0] + down[0], y + along[1] + down[1]),
-        (x + down[0], y + down[1]),
-    )
-
-
-def read_result(
-    result: list[Region], width: int, height: int, classes: Collection[str]
-) -> tuple[list[Drawn], list[Refused]]:
-    """Every box of one annotation or prediction, and every region that is none.
-
-    Args:
-        result: As in an export: boxes, and per-box choices that share their ``id``.
-        width, height: The frame's size in pixels; regions must have been drawn on that size.
-        classes: Those of the schema that the batch was sent with.
-    """
-    answers = _answers(result)
-    drawn: list[Drawn] = []
-    refused: list[Refused] = []
-    for region in result:
-        if region.get("type") == "choices":
-            continue
-        outcome = _read(region, width, height, classes, answers.get(region.get("id", ""), {}))
-        if isinstance(outcome, Drawn):
-            drawn.append(outcome)
-        else:
-            refused.append(outcome)
-    return drawn, refused
+    return {**answers, **drawn.attributes}
 
 
 def _read(
-    region: Region, width: int, height: int, classes: Collection[str], answers: Mapping[str, str]
+    region: Region, width: int, height: int, schema: LabelSchema, answers: Mapping[str, str]
 ) -> Drawn | Refused:
     name = str(region.get("id", ""))
-    problem = _not_a_box(region, width, height)
+    problem = _not_a_shape(region, width, height, schema)
     if problem:
         return Refused(name, "mislabelled", problem)
-    names = region["value"].get("rectanglelabels") or []
-    if len(names) != 1 or (names[0] not in classes and names[0] != config.IGNORE_AREA):
+    names = region["value"].get(region["type"]) or []
+    if len(names) != 1 or (names[0] not in schema.classes and names[0] != config.IGNORE_AREA):
         told = ", ".join(names) or "none"
-        return Refused(name, "unknown-class", f"class is {told}, schema has {', '.join(classes)}")
-    # Unturned boxes are read without corners: adding and subtracting would cost digits.
-    box = _straight(region) if _is_straight(region) else _enclosing(region)
-    if box is None:
-        return Refused(name, "mislabelled", "the box is turned; draw it upright")
-    if box.w < SMALLEST_PX - TOLERANCE_PX or box.h < SMALLEST_PX - TOLERANCE_PX:
-        return Refused(name, "degenerate", f"box is {box.w:.2f} by {box.h:.2f} pixels")
-    x1, y1, x2, y2 = box.xyxy
-    if min(x1, y1, width - x2, height - y2) < -TOLERANCE_PX:
-        extent = f"({x1:.1f}, {y1:.1f}) to ({x2:.1f}, {y2:.1f})"
-        return Refused(name, "out-of-bounds", f"box {extent} leaves the {width}x{height} image")
-    cls = config.class_on_record(names[0])
+        known = ", ".join(schema.classes)
+        return Refused(name, "unknown-class", f"class is {told}, schema has {known}")
+    box, turned, polygon = _shape(region, width, height)
+    refused = _unusable(name, box, turned, polygon, (width, height), schema)
+    if refused:
+        return refused
+    questions = {question.name for question in schema.box_questions}
     return Drawn(
         region=name,
-        cls=cls,
+        cls=config.class_on_record(names[0]),
         box=box,
         occluded=config.DEGREES.get(answers.get(config.OCCLUDED, "")),
         truncated=config.DEGREES.get(answers.get(config.TRUNCATED, "")),
         ignore=config.IGNORE in answers or names[0] == config.IGNORE_AREA,
+        turned=turned,
+        polygon=polygon,
+        track=answers.get(config.TRACK),
+        attributes={key: said for key, said in answers.items() if key in questions},
     )
 
 
-def _not_a_box(region: Region, width: int, height: int) -> str | None:
-    if region.get("type") != "rectanglelabels":
-        return f"region is of type {region.get('type')}, expected a box"
-    value = region.get("value", {})
-    numbers = [value.get(key) for key in ("x", "y", "width", "height")]
+def _shape(
+    region: Region, width: int, height: int
+) -> tuple[Box, Turned | None, tuple[Point, ...] | None]:
+    if region["type"] == "polygonlabels":
+        polygon = geometry.polygon_of(region["value"], width, height)
+        return geometry.enclosing(polygon), None, polygon
+    rectangle = geometry.rectangle_of(region["value"], width, height)
+    if isinstance(rectangle, Box):
+        return rectangle, None, None
+    return geometry.enclosing(geometry.corners(rectangle)), rectangle, None
+
+
+def _unusable(
+    name: str,
+    box: Box,
+    turned: Turned | None,
+    polygon: tuple[Point, ...] | None,
+    size: tuple[int, int],
+    schema: LabelSchema,
+) -> Refused | None:
+    if turned is not None and "turned" not in schema.shapes:
+        return Refused(name, "mislabelled", "the box is turned; draw it upright")
+    w, h = (turned.w, turned.h) if turned else (box.w, box.h)
+    if w < SMALLEST_PX - TOLERANCE_PX or h < SMALLEST_PX - TOLERANCE_PX:
+        return Refused(name, "degenerate", f"box is {w:.2f} by {h:.2f} pixels")
+    if polygon is not None and geometry.crosses_itself(polygon):
+        return Refused(name, "degenerate", "the polygon crosses itself")
+    if polygon is not None and geometry.area(polygon) < SMALLEST_PX**2:
+        return Refused(name, "degenerate", "the polygon has no area")
+    x1, y1, x2, y2 = box.xyxy
+    if min(x1, y1, size[0] - x2, size[1] - y2) < -TOLERANCE_PX:
+        extent = f"({x1:.1f}, {y1:.1f}) to ({x2:.1f}, {y2:.1f})"
+        return Refused(name, "out-of-bounds", f"box {extent} leaves the {size[0]}x{size[1]} image")
+    return None
+
+
+def _not_a_shape(region: Region, width: int, height: int, schema: LabelSchema) -> str | None:
+    kind, value = region.get("type"), region.get("value") or {}
+    if kind == "polygonlabels" and "polygon" in schema.shapes:
+        points = value.get("points")
+        numbers = [axis for point in points or () for axis in point]
+        if not points or len(points) < 3 or len(numbers) != 2 * len(points):
+            return "a polygon needs three corners or more"
+    elif kind == "rectanglelabels":
+        numbers = [value.get(key) for key in ("x", "y", "width", "height")]
+        numbers.append(value.get("rotation") or 0)
+    else:
+        return f"region is of type {kind}, expected {' or '.join(schema.shapes)}"
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         return "position or size is not a number"
     size = (region.get("original_width"), region.get("original_height"))
@@ -181,46 +249,17 @@ def _not_a_box(region: Region, width: int, height: int) -> str | None:
     return None
 
 
-def _is_straight(region: Region) -> bool:
-    return float(region["value"].get("rotation") or 0) % 360 == 0
-
-
-def _straight(region: Region) -> Box:
-    value = region["value"]
-    width, height = region["original_width"], region["original_height"]
-    return Box(
-        x=value["x"] / 100 * width,
-        y=value["y"] / 100 * height,
-        w=value["width"] / 100 * width,
-        h=value["height"] / 100 * height,
-    )
-
-
-def _enclosing(region: Region) -> Box | None:
-    """The upright box of a region turned by quarter turns; None for any other angle."""
-    points = corners(region)
-    xs, ys = zip(*points, strict=True)
-    box = Box(x=min(xs), y=min(ys), w=max(xs) - min(xs), h=max(ys) - min(ys))
-    at_corner = all(
-        min(x - min(xs), max(xs) - x) < _LARGEST_TURN_PX
-        and min(y - min(ys), max(ys) - y) < _LARGEST_TURN_PX
-        for x, y in points
-    )
-    return box if at_corner else None
-
-
-def _turn(degrees: float) -> Point:
-    """Cosine and sine, exact for quarter turns."""
-    quarter = {0.0: (1.0, 0.0), 90.0: (0.0, 1.0), 180.0: (-1.0, 0.0), 270.0: (0.0, -1.0)}
-    angle = math.radians(degrees)
-    return quarter.get(degrees % 360, (math.cos(angle), math.sin(angle)))
-
-
-def _answers(result: list[Region]) -> dict[str, dict[str, str]]:
-    """Per-box choices by region id, then by question."""
+def _answers(result: Sequence[Region]) -> dict[str, dict[str, str]]:
+    """What is said of each object: by region id, then by question."""
     found: dict[str, dict[str, str]] = {}
     for region in result:
-        chosen = region.get("value", {}).get("choices") if region.get("type") == "choices" else None
-        if chosen:
-            found.setdefault(region.get("id", ""), {})[region.get("from_name", "")] = chosen[0]
+        said = _text(region) if region.get("type") in _ANSWERS else None
+        if said:
+            found.setdefault(region.get("id", ""), {})[region.get("from_name", "")] = said
     return found
+
+
+def _text(region: Region) -> str | None:
+    value = region.get("value") or {}
+    said = value.get("choices") or value.get("text") or []
+    return said if isinstance(said, str) else "\n".join(said) or None

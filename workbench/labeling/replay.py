@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from workbench import digest
 from workbench.errors import ParameterError
 from workbench.labeling.answers import REPLAY_DOMAIN, answers_needed
-from workbench.labeling.collect import fetch
+from workbench.labeling.progress import look
 from workbench.labeling.regions import SMALLEST_PX, Drawn, Region, to_regions
 from workbench.labeling.server import LabelStudio
-from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref, digest_of
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label
@@ -82,10 +81,10 @@ def replay(
     store = Store(place)
     batch = store.get(batch_ref, LabelBatch)
     truth = _known(batch, answers)
-    project, given = fetch(place, server, batch_ref)
+    seen = look(place, server, batch_ref)
     by_frame: dict[Digest, set[str]] = {}
-    for answer in given:
-        by_frame.setdefault(answer.frame, set()).add(answer.annotator)
+    for given in seen.frames():
+        by_frame[given.held.frame] = {answer.annotator for answer in given.answers}
     wanted = [
         (frame, user)
         for frame, count in answers_needed(batch).items()
@@ -94,11 +93,10 @@ def replay(
     names = tuple(email_of(user) for user in range(users))
     if wanted:
         accounts = _sign_in(place, server, sorted({user for _, user in wanted}))
-        tasks = server.frames(project.id, digest_of(batch_ref))
-        frames = {frame.id: frame for frame in datasets.load(store, batch.dataset).frames}
+        tasks = server.frames(seen.project.id, digest_of(batch_ref))
         for done, (frame, user) in enumerate(wanted, start=1):
             generator = _generator(seed, frame, user)
-            result = draw(truth[frame], frames[frame], noise, generator)
+            result = draw(truth[frame], seen.contents.frame(frame), noise, generator)
             accounts[user].annotate(tasks[frame], result)
             if progress:
                 progress(done, len(wanted))

@@ -1,40 +1,45 @@
-"""The one place that speaks to Label Studio, through its SDK.
-
-Reads are tried again when the server is busy or gone for a moment. Writes are tried again only
-when the server cannot have acted on them, because a task or an annotation sent twice is there
-twice; whoever writes reconciles by reading what is there.
-"""
+"""A Label Studio server in the words of the workbench: projects, tasks, annotations, labelers."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from workbench import workspace
 from workbench.errors import ServiceError
-from workbench.labeling import accounts
+from workbench.labeling import accounts, attempts, streams
 from workbench.labeling.regions import Region
+from workbench.labeling.transport import BULK_TIMEOUT_S, TIMEOUT_S, Transport
 
-T = TypeVar("T")
 Task = dict[str, Any]
 """A task as Label Studio imports and exports it."""
 
 TITLE_LENGTH = 50
 
-_TIMEOUT_S = 60.0
-_BULK_TIMEOUT_S = 600.0
-_WAITS_S = (0.5, 1.0, 2.0)
+_SNAPSHOT_WAIT_S = 0.05
 _PAGE = 1000
-_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_IDS_A_CALL = 100
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # the only form that the server's filters read
 
 # The SDK would send a failed write again by itself, and the task would be there twice.
 _ONCE: dict[str, Any] = {"max_retries": 0}
-_ONCE_SLOW: dict[str, Any] = {**_ONCE, "timeout_in_seconds": int(_BULK_TIMEOUT_S)}
+_ONCE_SLOW: dict[str, Any] = {**_ONCE, "timeout_in_seconds": int(BULK_TIMEOUT_S)}
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a project holds of one batch, skips not counted, at ``at``, a time of the server's."""
+
+    tasks: int
+    annotations: int
+    at: str
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,18 @@ class Project:
 class LabelStudio:
     """One server, as one of its users. Made by `connect`."""
 
-    def __init__(self, url: str, token: str) -> None:
-        from label_studio_sdk import LabelStudio as Client
-
-        self.url = url.rstrip("/")
-        # Untyped: the SDK's generated types do not describe what the community edition answers.
-        client: Any = Client
-        self._client: Any = self._read(
-            lambda: client(base_url=self.url, api_key=token, timeout=_TIMEOUT_S)
-        )
+    def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._wire = Transport(url, token, timeout_s)
+        self._sdk = self._wire.sdk
+        self.url = self._wire.url
 
     def whoami(self) -> str:
         """E-mail address of the user whose token this is; proves that server and token work."""
-        return str(self._read(lambda: self._client.users.whoami(request_options=_ONCE).email))
+        return str(self._wire.read(lambda: self._sdk.users.whoami(request_options=_ONCE).email))
 
     def users(self) -> dict[int, str]:
         """E-mail address of every user by id."""
-        users = self._read(lambda: self._client.users.list(request_options=_ONCE))
+        users = self._wire.read(lambda: self._sdk.users.list(request_options=_ONCE))
         return {user.id: user.email for user in users}
 
     def project(self, identifier: int) -> Project | None:
@@ -75,14 +75,14 @@ class LabelStudio:
         try:
             return self._describe(self._get(identifier))
         except ServiceError as error:
-            if getattr(error.__cause__, "status_code", None) == HTTPStatus.NOT_FOUND:
+            if attempts.status_of(error.__cause__) == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
     def find_project(self, title: str) -> Project | None:
         """The oldest project with exactly this title."""
-        found = self._read(
-            lambda: list(self._client.projects.list(title=title, request_options=_ONCE))
+        found = self._wire.read(
+            lambda: list(self._sdk.projects.list(title=title, request_options=_ONCE))
         )
         exact = sorted(project.id for project in found if project.title == title)
         return self.project(exact[0]) if exact else None
@@ -90,8 +90,8 @@ class LabelStudio:
     def create_project(
         self, title: str, config: str, *, description: str, instruction: str
     ) -> Project:
-        created = self._write(
-            lambda: self._client.projects.create(
+        created = self._wire.write(
+            lambda: self._sdk.projects.create(
                 title=title,
                 label_config=config,
                 description=description,
@@ -106,17 +106,22 @@ class LabelStudio:
         )
         return self._describe(self._get(created.id))
 
+    def update_config(self, project: int, config: str) -> None:
+        self._wire.write(
+            lambda: self._sdk.projects.update(project, label_config=config, request_options=_ONCE)
+        )
+
     def delete_project(self, identifier: int) -> None:
-        self._write(lambda: self._client.projects.delete(identifier, request_options=_ONCE))
+        self._wire.write(lambda: self._sdk.projects.delete(identifier, request_options=_ONCE))
 
     def attach_media(self, project: int, folder: Path) -> None:
         """Let a project show images that lie in ``folder``; nothing is copied or uploaded."""
-        storage = self._client.import_storage.local
-        attached = self._read(lambda: storage.list(project=project, request_options=_ONCE))
+        storage = self._sdk.import_storage.local
+        attached = self._wire.read(lambda: storage.list(project=project, request_options=_ONCE))
         if any(Path(entry.path or "") == folder for entry in attached):
             return
         try:
-            self._write(
+            self._wire.write(
                 lambda: storage.create(
                     project=project,
                     path=str(folder),
@@ -133,47 +138,173 @@ class LabelStudio:
                 " LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
             ) from error
 
-    def frames(self, project: int, batch: str) -> dict[str, int]:
-        """Task id of each frame of a batch that a project holds."""
+    def attach_bucket(self, project: int, storage: str, bucket: str, prefix: str) -> None:
+        """Let a project show images in a bucket, whose addresses Label Studio signs late.
 
-        def listed() -> dict[str, int]:
-            tasks = self._client.tasks.list(
-                project=project, include="id,data", page_size=_PAGE, request_options=_ONCE
+        Args:
+            storage: ``s3``, ``gcs`` or ``azure``; the credentials are the server's own.
+        """
+        client = getattr(self._sdk.import_storage, storage)
+        key = "container" if storage == "azure" else "bucket"
+        attached = self._wire.read(lambda: client.list(project=project, request_options=_ONCE))
+        if any((getattr(one, key), one.prefix or "") == (bucket, prefix) for one in attached):
+            return
+        place = {key: bucket, "prefix": prefix, "title": "frames"}
+        try:
+            self._wire.write(
+                lambda: client.create(
+                    project=project,
+                    presign=True,
+                    use_blob_urls=True,
+                    request_options=_ONCE,
+                    **place,
+                )
             )
-            return {
-                task.data["frame"]: task.id
-                for task in tasks
-                if isinstance(task.data, dict) and task.data.get("batch") == batch
-            }
+        except ServiceError as error:
+            raise ServiceError(
+                f"Label Studio cannot show images from {bucket}: {error.what}",
+                where=self.url,
+                hint="The server needs credentials of its own that may read the bucket",
+            ) from error
 
-        return self._read(listed)
+    def tasks(self, project: int, batch: str) -> dict[str, list[int]]:
+        """Ids of the tasks of each frame of a batch: one, unless something went wrong."""
 
-    def import_tasks(self, project: int, tasks: Sequence[Task]) -> list[int]:
-        """Add tasks with their predictions in one call; their ids in the order given."""
-        answer = self._write(
-            lambda: self._client.projects.import_tasks(
-                project, request=list(tasks), return_task_ids=True, request_options=_ONCE_SLOW
+        def listed() -> dict[str, list[int]]:
+            found: dict[str, list[int]] = {}
+            for task in self._pages(project, batch, "id,data"):
+                found.setdefault(task["data"]["frame"], []).append(task["id"])
+            return {frame: sorted(ids) for frame, ids in found.items()}
+
+        return self._wire.read(listed)
+
+    def frames(self, project: int, batch: str) -> dict[str, int]:
+        """The task of each frame of a batch that a project holds: the oldest."""
+        return {frame: ids[0] for frame, ids in self.tasks(project, batch).items()}
+
+    def totals(self, project: int, batch: str) -> Totals:
+        """How much a project holds of a batch, in one short call."""
+
+        def asked() -> Totals:
+            query = {"project": project, "include": "id", "page_size": 1, "query": _of(batch)}
+            answer = self._wire.http("GET", "/api/tasks", params=query)
+            body = answer.json()
+            at = parsedate_to_datetime(answer.headers["date"]).isoformat()
+            return Totals(body["total"], body["total_annotations"], at)
+
+        return self._wire.read(asked)
+
+    def changed(self, project: int, batch: str, since: datetime) -> dict[int, str]:
+        """Tasks of a batch that changed after a time of the server's: id to when."""
+        after = since.astimezone(UTC).strftime(_TIME)
+
+        def listed() -> dict[int, str]:
+            pages = self._pages(project, batch, "id,updated_at", since=after)
+            return {task["id"]: task["updated_at"] for task in pages}
+
+        return self._wire.read(listed)
+
+    def import_tasks(self, project: int, tasks: Sequence[Task]) -> None:
+        """Add tasks with their predictions in one call, which takes place whole or not at all."""
+        content = json.dumps(tasks).encode()
+        self._wire.write(
+            lambda: self._wire.http(
+                "POST",
+                f"/api/projects/{project}/import",
+                content=content,
+                headers={"Content-Type": "application/json"},
+                timeout=BULK_TIMEOUT_S,
             )
         )
-        return list(answer.task_ids or [])
+
+    def delete_tasks(self, ids: Sequence[int]) -> None:
+        for task in ids:
+            self._delete_task(task)
+
+    def _delete_task(self, task: int) -> None:
+        self._wire.write(lambda: self._sdk.tasks.delete(str(task), request_options=_ONCE))
+
+    def set_note(self, task: int, data: dict[str, Any]) -> None:
+        """Replace a task's data, as with a note for whoever opens it."""
+        self._wire.write(
+            lambda: self._sdk.tasks.update(str(task), data=data, request_options=_ONCE)
+        )
 
     def offer_to(self, task: int, labelers: int) -> None:
         """Offer a task to so many labelers instead of one."""
-        self._write(
-            lambda: self._client.tasks.update(str(task), overlap=labelers, request_options=_ONCE)
+        self._wire.write(
+            lambda: self._sdk.tasks.update(str(task), overlap=labelers, request_options=_ONCE)
         )
 
     def export(self, project: int) -> list[Task]:
         """Every task with all its annotations and predictions, unanswered ones included."""
-        content = self._read(
-            lambda: b"".join(
-                self._client.projects.exports.download_sync(
-                    project, export_type="JSON", download_all_tasks=True, request_options=_ONCE_SLOW
-                )
-            )
+        path = f"/api/projects/{project}/export"
+        query = {"exportType": "JSON", "download_all_tasks": "true"}
+        answer = self._wire.read(
+            lambda: self._wire.http("GET", path, params=query, timeout=BULK_TIMEOUT_S)
         )
-        tasks: list[Task] = json.loads(content)
+        tasks: list[Task] = answer.json()
         return tasks
+
+    def export_tasks(self, project: int, ids: Sequence[int]) -> Iterator[Task]:
+        """These tasks with all their annotations, predictions and drafts."""
+        for start in range(0, len(ids), _IDS_A_CALL):
+            yield from self._export_some(project, ids[start : start + _IDS_A_CALL])
+
+    def _export_some(self, project: int, ids: Sequence[int]) -> list[Task]:
+        query = [("exportType", "JSON"), ("download_all_tasks", "true")]
+        query += [("ids[]", str(task)) for task in ids]
+        path = f"/api/projects/{project}/export"
+        found: list[Task] = self._wire.read(
+            lambda: self._wire.http("GET", path, params=query).json()
+        )
+        return found
+
+    def snapshot(self, project: int, to: Path) -> Iterator[Task]:
+        """Every task as at one moment; predictions and drafts as ids. Never whole in memory.
+
+        Args:
+            to: File that the export is kept in while it is read.
+        """
+        exports = f"/api/projects/{project}/exports/"
+        only = {"only_id": True}
+        asked = {
+            "title": "workbench",
+            "serialization_options": {
+                **{"predictions": only, "drafts": only},
+                "annotations__completed_by": only,
+            },
+        }
+        made = self._wire.write(
+            lambda: self._wire.http("POST", exports, json=asked, timeout=BULK_TIMEOUT_S).json()
+        )
+        one = f"{exports}{made['id']}"
+        try:
+            state = made["status"]
+            while state not in ("completed", "failed"):
+                time.sleep(_SNAPSHOT_WAIT_S)
+                state = self._wire.read(lambda: self._wire.http("GET", one).json()["status"])
+            if state == "failed":
+                raise ServiceError("Label Studio could not export this project", where=self.url)
+            query = {"exportType": "JSON"}
+            self._wire.read(lambda: self._wire.download(f"{one}/download", query, to))
+        finally:
+            self._wire.write(lambda: self._wire.http("DELETE", one))
+        return streams.objects(to)
+
+    def _pages(
+        self, project: int, batch: str, include: str, *, since: str | None = None
+    ) -> Iterator[Task]:
+        query = {"project": project, "include": include, "page_size": _PAGE}
+        query["query"] = _of(batch, since)
+        page, seen = 1, 0
+        while True:
+            body = self._wire.http("GET", "/api/tasks", params={**query, "page": page}).json()
+            yield from body["tasks"]
+            seen += len(body["tasks"])
+            if not body["tasks"] or seen >= body["total"]:
+                return
+            page += 1
 
     def annotate(
         self,
@@ -185,8 +316,8 @@ class LabelStudio:
     ) -> int:
         """Answer a task as this user; the id of the annotation."""
         timed = {} if lead_time_s is None else {"lead_time": lead_time_s}
-        made = self._write(
-            lambda: self._client.annotations.create(
+        made = self._wire.write(
+            lambda: self._sdk.annotations.create(
                 task, result=list(result), was_cancelled=skipped, request_options=_ONCE, **timed
             )
         )
@@ -204,18 +335,18 @@ class LabelStudio:
                 if user.whoami() == email:
                     return user
             except ServiceError as error:
-                if not _is_refused(error):
+                if not attempts.is_refused(error):
                     raise
-        invites = self._client.organizations.invites
+        invites = self._sdk.organizations.invites
         invitation = str(
-            self._read(lambda: invites.get_invite_link(request_options=_ONCE)).invite_url
+            self._wire.read(lambda: invites.get_invite_link(request_options=_ONCE)).invite_url
         )
         token = accounts.personal_token(self.url, email, password, invitation=invitation)
         workspace.write_atomic(token_file, token.encode(), mode=0o600)
         return LabelStudio(self.url, token)
 
     def _get(self, project: int) -> Any:
-        return self._read(lambda: self._client.projects.get(project, request_options=_ONCE))
+        return self._wire.read(lambda: self._sdk.projects.get(project, request_options=_ONCE))
 
     def _describe(self, project: Any) -> Project:
         return Project(
@@ -224,45 +355,6 @@ class LabelStudio:
             url=f"{self.url}/projects/{project.id}/data",
             config=project.label_config or "",
             tasks=project.task_number or 0,
-        )
-
-    def _read(self, call: Callable[[], T]) -> T:
-        return self._attempt(call, lambda error: _is_away(error) or _status(error) >= 500)
-
-    def _write(self, call: Callable[[], T]) -> T:
-        return self._attempt(call, _was_not_heard)
-
-    def _attempt(self, call: Callable[[], T], worth_another: Callable[[Exception], bool]) -> T:
-        import httpx
-        from label_studio_sdk.core.api_error import ApiError
-
-        for wait in (*_WAITS_S, None):
-            try:
-                return call()
-            except (httpx.HTTPError, ApiError) as error:
-                if wait is None or not (worth_another(error) or _status(error) in _BUSY):
-                    raise self._translated(error) from error
-                time.sleep(wait)
-        raise AssertionError("the last round returns or raises")
-
-    def _translated(self, error: Exception) -> ServiceError:
-        status = _status(error)
-        if not status:
-            return ServiceError(
-                f"Label Studio does not answer: {type(error).__name__}",
-                where=self.url,
-                hint="Start it with `workbench up`, or look at LABEL_STUDIO_URL",
-            )
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return ServiceError(
-                f"Label Studio refuses the token ({status})",
-                where=self.url,
-                hint="`workbench status` says where it lies; LABEL_STUDIO_TOKEN overrides it",
-            )
-        return ServiceError(
-            f"Label Studio answered {status}: {_message(error)}",
-            where=self.url,
-            hint="`workbench status` says where the server's log lies" if status >= 500 else None,
         )
 
 
@@ -277,29 +369,11 @@ def connect(url: str, token: str) -> LabelStudio:
     return server
 
 
-def _status(error: BaseException | None) -> int:
-    return int(getattr(error, "status_code", None) or 0)
-
-
-def _is_away(error: Exception) -> bool:
-    return _status(error) == 0
-
-
-def _was_not_heard(error: Exception) -> bool:
-    import httpx
-
-    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-
-
-def _is_refused(error: ServiceError) -> bool:
-    return HTTPStatus.BAD_REQUEST <= _status(error.__cause__) < HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def _message(error: Exception) -> str:
-    """What the server said, without the tracebacks and request ids it wraps that in."""
-    body = getattr(error, "body", None)
-    if isinstance(body, dict):
-        parts: Iterable[Any] = (body.get("validation_errors"), body.get("detail"))
-        said = next((part for part in parts if part), body)
-        return str(said)[:300]
-    return str(body)[:300]
+def _of(batch: str, since: str | None = None) -> str:
+    """Label Studio's filter for tasks of a batch, and those changed since then."""
+    items = [("filter:tasks:data.batch", "equal", "String", batch)]
+    if since:
+        items.append(("filter:tasks:updated_at", "greater", "Datetime", since))
+    keys = ("filter", "operator", "type", "value")
+    chosen = [dict(zip(keys, item, strict=True)) for item in items]
+    return json.dumps({"filters": {"conjunction": "and", "items": chosen}})

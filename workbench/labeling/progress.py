@@ -1,0 +1,208 @@
+"""How far a batch is: who answered, what has to be mended, what is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from workbench.errors import ParameterError, Waiting
+from workbench.labeling import ledger, mirror, projects
+from workbench.labeling.answers import (
+    AnnotationRow,
+    Answer,
+    AnswerRow,
+    answers_needed,
+    read_answers,
+    summarise,
+)
+from workbench.labeling.contents import Contents
+from workbench.labeling.mirror import Held
+from workbench.labeling.origins import answer_row
+from workbench.labeling.server import LabelStudio, Project
+from workbench.records.base import Digest, Ref
+from workbench.records.store import Store
+from workbench.records.types import Annotator
+from workbench.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Mend:
+    """A submitted answer that cannot be used: which frame, whose, why, and where to mend it."""
+
+    frame: Digest
+    annotator: str
+    url: str
+    why: str
+
+
+@dataclass(frozen=True)
+class BatchStatus:
+    """How far a batch is. A frame is done when enough labelers left a usable answer or a skip.
+
+    ``drafts`` are answers begun and not submitted: nobody's yet. ``deleted`` frames had a task
+    once, and somebody deleted it; ``unsent`` frames never had one.
+    """
+
+    batch: Ref
+    project: int
+    url: str
+    total: int
+    done: int
+    skipped: int
+    annotators: tuple[Annotator, ...]
+    to_mend: tuple[Mend, ...] = ()
+    drafts: int = 0
+    comments: int = 0
+    deleted: tuple[Digest, ...] = ()
+    unsent: int = 0
+    collected: Ref | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.total
+
+    def waiting(self) -> Waiting:
+        """What people have to do before the batch can be collected."""
+        counted = f"{self.done} of {self.total} frames are labeled"
+        if self.deleted:
+            return Waiting(
+                f"{counted}; {len(self.deleted)} were deleted from the project",
+                where=self.url,
+                hint="Decide: `workbench label send` brings them back,"
+                " `workbench label collect --without-deleted` goes on without them",
+            )
+        if self.unsent:
+            return Waiting(
+                f"{counted}; {self.unsent} were never sent",
+                where=self.url,
+                hint=f"Send the rest with `workbench label send {self.batch}`",
+            )
+        if self.to_mend:
+            first = self.to_mend[0]
+            return Waiting(
+                f"{counted}; {len(self.to_mend)} answers have to be mended first",
+                where=first.url,
+                hint=f"There, {first.annotator}: {first.why}",
+            )
+        return Waiting(counted, where=self.url, hint="Label the others there, then run this again")
+
+
+@dataclass(frozen=True)
+class FrameAnswers:
+    """All that labelers left of one frame. ``annotations`` are as the server keeps them."""
+
+    held: Held
+    answers: list[Answer]
+    annotations: list[AnnotationRow]
+    rows: list[AnswerRow]
+    to_mend: list[Mend]
+
+
+@dataclass
+class Tally:
+    """Counts over a batch's frames while they pass by."""
+
+    seen: set[Digest] = field(default_factory=set)
+    done: int = 0
+    skipped: list[Digest] = field(default_factory=list)
+    rows: list[AnswerRow] = field(default_factory=list)
+    to_mend: list[Mend] = field(default_factory=list)
+    drafts: int = 0
+
+    def add(self, frame: FrameAnswers, needed: int) -> None:
+        self.seen.add(frame.held.frame)
+        self.rows += frame.rows
+        self.to_mend += frame.to_mend
+        self.drafts += frame.held.drafts
+        # A frame with something to mend is not done, even where another's answer would do.
+        self.done += len(frame.answers) >= needed and not frame.to_mend
+        if frame.answers and all(answer.skipped for answer in frame.answers):
+            self.skipped.append(frame.held.frame)
+
+
+class Look:
+    """One look at a batch on its server, fetched into the mirror. Made by `look`."""
+
+    def __init__(
+        self, place: Workspace, contents: Contents, project: Project, people: dict[int, str]
+    ) -> None:
+        self.contents = contents
+        self.project = project
+        self._place = place
+        self._people = people
+        self._least_s = {
+            need.frame: need.least_s for need in contents.batch.needs if need.least_s is not None
+        }
+
+    def frames(self) -> Iterator[FrameAnswers]:
+        """Every frame that the server holds, in order of their digests."""
+        batch = self.contents.batch
+        with mirror.opened(self._place, self.project.id, self.contents.ref) as kept:
+            for held in kept.frames():
+                frame = self.contents.frame(held.frame)
+                answers, annotations = read_answers(
+                    held.annotations, held.task, frame, batch.label_schema, self._people
+                )
+                sent = self.contents.started_by_name(held.frame)
+                rows = [answer_row(answer, sent) for answer in answers]
+                mends = [mend for answer in answers for mend in self._mends(answer)]
+                yield FrameAnswers(held, answers, annotations, rows, mends)
+
+    def status(self) -> tuple[BatchStatus, Tally]:
+        needed = answers_needed(self.contents.batch)
+        tally = Tally()
+        for frame in self.frames():
+            tally.add(frame, needed[frame.held.frame])
+        entry = ledger.read(self._place, self.contents.ref)
+        gone = tuple(sorted(needed.keys() - tally.seen))
+        was_there = entry is not None and entry.complete
+        state = BatchStatus(
+            batch=self.contents.ref,
+            project=self.project.id,
+            url=self.project.url,
+            total=len(needed),
+            done=tally.done,
+            skipped=len(tally.skipped),
+            annotators=summarise(tally.rows),
+            to_mend=tuple(tally.to_mend),
+            drafts=tally.drafts,
+            comments=sum(row.comment is not None for row in tally.rows),
+            deleted=gone if was_there else (),
+            unsent=0 if was_there else len(gone),
+            collected=entry.collected if entry else None,
+        )
+        return state, tally
+
+    def _mends(self, answer: Answer) -> Iterator[Mend]:
+        url = f"{self.project.url}?task={answer.task}"
+        for refused in answer.refused:
+            yield Mend(answer.frame, answer.annotator, url, refused.detail)
+        least = self._least_s.get(answer.frame)
+        seconds = None if answer.minutes is None else answer.minutes * 60
+        if least is not None and seconds is not None and seconds < least:
+            why = f"looked at for {seconds:.0f} s; this frame needs {least:.0f} s or more"
+            yield Mend(answer.frame, answer.annotator, url, why)
+
+
+def look(place: Workspace, server: LabelStudio, batch_ref: Ref) -> Look:
+    """Fetch what changed in a batch since the last look.
+
+    Raises:
+        ParameterError: The batch is not on this server.
+    """
+    project = projects.find(place, server, batch_ref)
+    if project is None:
+        sent_before = ledger.read(place, batch_ref) is not None
+        what = "the project of this batch was deleted" if sent_before else "it was never sent"
+        raise ParameterError(
+            f"this batch is not on the server: {what}",
+            where=server.url,
+            hint=f"Send it with `workbench label send {batch_ref}`;"
+            " answers that were not collected are lost with a project"
+            if sent_before
+            else f"Send it with `workbench label send {batch_ref}`",
+        )
+    contents = Contents(Store(place), batch_ref)
+    with mirror.opened(place, project.id, batch_ref) as kept:
+        kept.refresh(server)
+    return Look(place, contents, project, server.users())

@@ -1,0 +1,77 @@
+"""A frame as a task of Label Studio: its image, why it was chosen, and the boxes to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from workbench.labeling import config, media
+from workbench.labeling.answers import region_id
+from workbench.labeling.contents import Contents
+from workbench.labeling.regions import Drawn, to_regions
+from workbench.labeling.server import Task
+from workbench.records.base import Digest, digest_of
+from workbench.records.frames import Frame
+from workbench.records.types import Choice, LabelBatch, Prediction, Selection
+
+_PEOPLE = "candidates"
+"""What stands for the model where the boxes to start from are other labelers'."""
+
+
+def in_order(batch: LabelBatch) -> list[Digest]:
+    """The batch's frames as labelers are to meet them: the urgent first, else as selected."""
+    priority = {need.frame: need.priority for need in batch.needs}
+    return sorted(batch.frames, key=lambda frame: -priority.get(frame, 0))
+
+
+def chunks(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
+    """Tasks in lists of at most ``size``; no more than one list is made at a time."""
+    left = iter(tasks)
+    while some := list(islice(left, size)):
+        yield some
+
+
+def make_tasks(contents: Contents, frames: Sequence[Digest]) -> Iterator[Task]:
+    """The tasks of these frames, made as they are asked for.
+
+    Raises:
+        DataError: A frame's image is missing.
+    """
+    batch = contents.batch
+    selection = contents.store.get(batch.selection, Selection)
+    choices = {choice.frame: choice for choice in selection.chosen}
+    version = digest_of(batch.model)[:12] if batch.model else _PEOPLE
+    place, name = contents.store.workspace, digest_of(contents.ref)
+    for digest in frames:
+        frame = contents.frame(digest)
+        data = {
+            "image": media.address(place, frame),
+            # Columns in this order: what labelers read first, what the workbench needs last.
+            config.NOTE: "",
+            "why": _why(choices.get(digest)),
+            "rank": choices[digest].rank if digest in choices else len(choices) + 1,
+            "drive": frame.drive,
+            "frame": frame.id,
+            "batch": name,
+        }
+        yield _task(data, contents.started(digest), frame, version)
+
+
+def _why(choice: Choice | None) -> str:
+    # A frame that measures labelers has no reason of its own, and must not look different.
+    return "random" if choice is None else "; ".join(choice.reasons) or choice.arm
+
+
+def _task(data: Task, predictions: Sequence[Prediction], frame: Frame, version: str) -> Task:
+    if not predictions:
+        return {"data": data}
+    result = [
+        region
+        for one in predictions
+        for region in to_regions(
+            Drawn(region_id(one), one.cls, one.box), frame.width, frame.height, score=one.score
+        )
+    ]
+    score = sum(one.score for one in predictions) / len(predictions)
+    started = {"model_version": version, "score": score, "result": result}
+    return {"data": data, "predictions": [started]}
