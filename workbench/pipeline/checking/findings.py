@@ -232,10 +232,6 @@ RULES: dict[str, Rule] = {
         "What it answers is in no record, and production may have no way there.",
         "Declare the service under workbench.services, or the host under workbench.access.network",
     ),
-    "undeclared-record": _error(
-        "What was newest when it ran shapes what comes out, and lineage does not say so.",
-        "Make it an input",
-    ),
     "watch-incomplete": _warning(
         "Reads and writes of libraries outside Python were not seen.",
         "Check again on Linux 5.5 or newer, where seccomp is allowed",
