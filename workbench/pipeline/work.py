@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from workbench.errors import WorkbenchError
 from workbench.pipeline import contract as contracts
-from workbench.pipeline import environment, live, modules
+from workbench.pipeline import environment, live, modules, sources
 from workbench.pipeline.executors import Executor
 from workbench.pipeline.keys import KeyIndex, StepKey
 from workbench.pipeline.live import StepFiles
@@ -171,7 +171,9 @@ class Worker:
                 inputs={name: ref for name, ref in planned.inputs.items() if ref},
                 outputs=result.outputs,
                 metrics=live.last_values(folder),
+                threads=planned.step.resources.threads,
             ),
+            sources.kept(planned.step.parameters, key.parts["sources"]),
             side={"place": {"folder": str(folder)}, "cost": result.cost},
         )
         for output in result.outputs.values():

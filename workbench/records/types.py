@@ -288,7 +288,11 @@ class Environment(Record):
 
 
 class StepRun(Record):
-    """One finished step: what it was given, by which code, and what it made."""
+    """One finished step: what it was given, by which code, and what it made.
+
+    ``threads`` it ran with, None in records from before that was kept. Payload:
+    ``files/PARAMETER``, the small files that its path parameters named.
+    """
 
     KIND: ClassVar[str] = "run"
     step: str
@@ -300,6 +304,7 @@ class StepRun(Record):
     inputs: dict[str, Ref | tuple[Ref, ...]]
     outputs: dict[str, Ref]
     metrics: Json = {}
+    threads: int | None = None
 
 
 class Receipt(Record):

@@ -19,7 +19,7 @@ from workbench import digest
 from workbench.commands.reproduce import reproduce as command
 from workbench.errors import ParameterError, RecordError
 from workbench.pipeline import contract as contracts
-from workbench.pipeline import environment, modules
+from workbench.pipeline import environment, keys, modules, sources
 from workbench.pipeline.executors.local import execute_once
 from workbench.pipeline.reproduction import compare, folders, trace
 from workbench.pipeline.spec import ExitStatus, StepSpec
@@ -33,7 +33,9 @@ from workbench.workspace import Workspace
 DICE = "import uuid\nprint('rolled')\nn = uuid.uuid4().int % 10**6\nprint('budget', n)"
 
 
-def record(place: Workspace, notebook: Path, **inputs: Ref) -> StepRun:
+def record(
+    place: Workspace, notebook: Path, paths: dict[str, str] | None = None, **inputs: Ref
+) -> StepRun:
     """Run a notebook for real and keep its run as the pipeline does, without any server."""
     store, contract = Store(place), contracts.read(notebook)
     declared, folder = contract.declaration, place.runs / "one" / notebook.stem
@@ -52,6 +54,7 @@ def record(place: Workspace, notebook: Path, **inputs: Ref) -> StepRun:
         memory_gib=4,
         environment={},
     )
+    spec = spec.model_copy(update={"parameters": {**spec.parameters, **(paths or {})}})
     result = execute_once(spec)
     assert result.status is ExitStatus.OK, result.failure
     source = NotebookSource(name=contract.name, code=contract.code)
@@ -64,8 +67,11 @@ def record(place: Workspace, notebook: Path, **inputs: Ref) -> StepRun:
         parameters=spec.parameters,
         inputs=dict(inputs),
         outputs=result.outputs,
+        threads=1,
     )
-    store.put(run, side={"place": {"folder": str(folder)}})
+    named = keys.path_parameters(contract, spec.parameters)
+    files = {name: keys.fingerprint(spec.parameters[name]) for name in named}
+    store.put(run, sources.kept(spec.parameters, files), side={"place": {"folder": str(folder)}})
     return run
 
 
@@ -147,6 +153,32 @@ def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
     with pytest.raises(RecordError, match="nothing to rebuild"):
         trace(store, run.environment)
     assert not (place.root / "reproduce").exists()
+
+
+def test_a_file_that_was_read_comes_back_from_the_lineage(project: Path, place: Workspace) -> None:
+    rules = project / "rules.txt"
+    rules.write_text("7")
+    notebook = write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        "n = int(step.path(rules).read_text())",
+        parameters="n: int = 1\nrules: str = 'rules.txt'",
+        contract={**CONTRACT, "paths": {"rules": {}}},
+    )
+    run = record(place, notebook, paths={"rules": str(rules)})
+    rules.write_text("8")
+    status, report, _ = reproduce(run.outputs["selection"])
+    assert (status, report["notes"]) == (0, [])
+
+
+def test_what_must_not_be_kept_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    key = digest.of_bytes(b"fine")
+    for content, expected in {"fine": ["files/f"], "changed": [], "x" * 2**21: []}.items():
+        path.write_text(content)
+        assert list(sources.kept({"f": str(path)}, {"f": key})) == expected
+    path.write_text("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END")
+    assert sources.kept({"f": str(path)}, {"f": digest.of_file(path)}) == {}
+    assert sources.kept({"f": str(tmp_path)}, {"f": key}) == {}
 
 
 def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Workspace) -> None:

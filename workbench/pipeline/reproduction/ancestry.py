@@ -31,11 +31,6 @@ from workbench.records.types import (
 
 NOTEBOOK = "notebook.ipynb"
 
-_OF_PEOPLE = {
-    LabelBatch.KIND: "was sent to labelers",
-    LabelSet.KIND: "came from labelers",
-}
-
 
 @dataclass(frozen=True)
 class RecordedStep:
@@ -115,8 +110,9 @@ class _Walk:
         if ref in self._seen:
             return
         self._seen.add(ref)
-        if leaf or kind_of(ref) in _OF_PEOPLE:
-            self._leaf(ref, leaf or _OF_PEOPLE[kind_of(ref)])
+        leaf = leaf or self._of_people(ref)
+        if leaf:
+            self._leaf(ref, leaf)
             return
         makers = self._makers.get(ref)
         if not makers:
@@ -157,6 +153,14 @@ class _Walk:
             if self.store.get(output, GateReport).reference == needed:
                 return "is the earlier model that the candidate was compared with"
         return ""
+
+    def _of_people(self, ref: Ref) -> str:
+        if kind_of(ref) == LabelBatch.KIND:
+            return "was sent to labelers"
+        if kind_of(ref) != LabelSet.KIND:
+            return ""
+        simulated = self.store.exists(ref) and self.store.get(ref, LabelSet).simulated
+        return "came from simulated labelers" if simulated else "came from labelers"
 
     def _leaf(self, ref: Ref, why: str) -> None:
         if not self.store.exists(ref):

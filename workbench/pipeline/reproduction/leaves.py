@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench import digest, workspace
 from workbench.errors import RecordError
-from workbench.pipeline import keys
+from workbench.pipeline import keys, sources
 from workbench.pipeline.reproduction.ancestry import RecordedStep
 from workbench.pipeline.reproduction.report import LeafCopy
 from workbench.records import dataset as datasets
@@ -22,9 +22,6 @@ from workbench.records.base import Ref, kind_of
 from workbench.records.frames import Frame
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, GateReport
-
-SOURCES = "files"
-"""Folder in a run record's payload that holds the files its path parameters named."""
 
 
 def copy(source: Store, target: Store, leaves: Iterable[LeafCopy]) -> None:
@@ -52,7 +49,7 @@ def parameters_of(source: Store, step: RecordedStep, folder: Path) -> tuple[dict
     for name in keys.path_parameters(step.contract, given):
         kept = _kept_file(source, step, name)
         if kept is not None:
-            path = folder / SOURCES / name / Path(str(given[name])).name
+            path = folder / sources.FOLDER / name / Path(str(given[name])).name
             workspace.write_atomic(path, kept)
             given[name] = str(path)
         elif Path(str(given[name])).exists():
@@ -67,7 +64,7 @@ def parameters_of(source: Store, step: RecordedStep, folder: Path) -> tuple[dict
 
 
 def _kept_file(source: Store, step: RecordedStep, name: str) -> bytes | None:
-    payload = f"{SOURCES}/{name}"
+    payload = f"{sources.FOLDER}/{name}"
     if payload in source.payload_names(step.run):
         return source.payload(step.run, payload).read_bytes()
     for output in step.record.outputs.values():

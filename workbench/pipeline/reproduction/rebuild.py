@@ -36,7 +36,8 @@ Json = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 _DONE = "done.json"
-_SLOWER = 10  # a step may take this much longer than it did; its pipeline may have allowed more
+# What a step may need beyond what it took; its pipeline may have allowed more than its contract.
+_SLOWER, _LARGER = 10, 2
 
 
 class Display(Protocol):
@@ -183,7 +184,8 @@ class _Reproduction:
         workspace.write_atomic(
             notebook, self.source.payload(step.record.notebook, NOTEBOOK).read_bytes()
         )
-        took = (self.source.side(step.run, "cost") or {}).get("seconds", 0.0)
+        cost = self.source.side(step.run, "cost") or {}
+        needed_gib = _LARGER * cost.get("peak_memory_mib", 0.0) / 1024
         return StepSpec(
             step=step.name,
             notebook=str(notebook),
@@ -194,9 +196,9 @@ class _Reproduction:
             inputs=dict(step.record.inputs),
             declared_inputs={n: d.model_dump() for n, d in declared.inputs.items()},
             declared_outputs={n: d.model_dump() for n, d in declared.outputs.items()},
-            threads=declared.resources.threads,
-            timeout_s=max(declared.resources.timeout_s, _SLOWER * took),
-            memory_gib=declared.resources.memory_gib,
+            threads=step.record.threads or declared.resources.threads,
+            timeout_s=max(declared.resources.timeout_s, _SLOWER * cost.get("seconds", 0.0)),
+            memory_gib=max(declared.resources.memory_gib, needed_gib),
             gpus=declared.resources.gpus,
             environment=dict.fromkeys(VARIABLES.values(), ""),
         )
