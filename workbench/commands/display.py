@@ -16,6 +16,7 @@ from workbench.records.types import GateReport, Verdict
 if TYPE_CHECKING:
     from workbench.workspace import Workspace
 
+_TOLD_EVERY_S = 10.0
 _MARKS = {"ran": "✓", "skipped": "·", "waiting": "…", "failed": "✗", "not-reached": " "}
 
 
@@ -25,8 +26,8 @@ class RunDisplay:
     def __init__(self, steps: list[str]) -> None:
         self._width = max(len(name) for name in steps)
         self._bar: Any = None
-        self._row: Any = None
-        self._told = 0.0
+        self._rows: dict[str, Any] = {}
+        self._told: dict[str, float] = {}
 
     def __enter__(self) -> RunDisplay:
         if sys.stderr.isatty():
@@ -59,19 +60,18 @@ class RunDisplay:
         if self._bar is None:
             self._print(f"  → {name:{self._width}}  {'; '.join(reasons)}")
         else:
-            self._row = self._bar.add_task(f"{name:{self._width}}", total=None, of="")
+            self._rows[name] = self._bar.add_task(f"{name:{self._width}}", total=None, of="")
 
     def step_progress(self, name: str, done: int, total: int) -> None:
-        if self._bar is not None and self._row is not None:
-            self._bar.update(self._row, completed=done, total=total, of=f"{done}/{total}")
-        elif time.monotonic() - self._told > 10:
-            self._told = time.monotonic()
+        if name in self._rows:
+            self._bar.update(self._rows[name], completed=done, total=total, of=f"{done}/{total}")
+        elif time.monotonic() - self._told.get(name, 0.0) > _TOLD_EVERY_S:
+            self._told[name] = time.monotonic()
             self._print(f"    {name:{self._width}}  {done} of {total}")
 
     def step_ended(self, step: StepReport) -> None:
-        if self._bar is not None and self._row is not None:
-            self._bar.remove_task(self._row)
-            self._row = None
+        if step.name in self._rows:
+            self._bar.remove_task(self._rows.pop(step.name))
         seconds = f"{step.seconds:6.1f} s" if step.seconds else " " * 8
         mark = _MARKS[step.status]
         self._print(f"  {mark} {step.name:{self._width}}  {step.status:8} {seconds}  {step.reason}")

@@ -17,11 +17,10 @@ from typing import Any
 
 from workbench.pipeline import history
 from workbench.pipeline.history import RunState, StepState
-from workbench.pipeline.runner import EXECUTED
+from workbench.pipeline.runner import EXECUTED, OUTPUT
 from workbench.pipeline.unit import LOG, RESULT
 from workbench.workspace import Workspace
 
-OUTPUT = "output.txt"
 _POLL_S = 0.3
 
 _Decoder = codecs.getincrementaldecoder("utf-8")

@@ -6,12 +6,13 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from workbench.pipeline.spec import ExitStatus, Failure, StepSpec
 from workbench.pipeline.step import SPEC_VARIABLE
 
 EXECUTED = "executed.ipynb"
+OUTPUT = "output.txt"
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATUS_OF_KIND = {
@@ -34,19 +35,23 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    executed = Path(spec.folder) / EXECUTED
+    folder = Path(spec.folder)
     try:
-        papermill.execute_notebook(
-            spec.notebook,
-            str(executed),
-            parameters=spec.parameters,
-            kernel_name="python3",
-            cwd=spec.folder,
-            progress_bar=False,
-            log_output=False,
-        )
+        with (folder / OUTPUT).open("w", encoding="utf-8") as output:
+            papermill.execute_notebook(
+                spec.notebook,
+                str(folder / EXECUTED),
+                parameters=spec.parameters,
+                kernel_name="python3",
+                cwd=spec.folder,
+                progress_bar=False,
+                log_output=False,
+                stdout_file=output,
+                stderr_file=output,
+                on_cell_start=_Announcer(output),
+            )
     except PapermillExecutionError as error:
-        return _user_error(error, Path(spec.folder))
+        return _user_error(error, folder)
     except DeadKernelError:
         hint = "Out of memory is the usual reason; the peak stands in the result"
         return ExitStatus.KERNEL_DIED, Failure(
@@ -55,6 +60,20 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
     except CellTimeoutError as error:
         return ExitStatus.TIMED_OUT, Failure(kind="timed-out", message=str(error))
     return ExitStatus.OK, None
+
+
+class _Announcer:
+    """Writes which code cell comes next, counted as JupyterLab's prompts are."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._cells = 0
+
+    def __call__(self, cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "code" and cell.source.strip():
+            self._cells += 1
+            self._output.write(f"--- cell {self._cells}\n")
+            self._output.flush()
 
 
 def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:

@@ -67,7 +67,15 @@ def scan(text: str, known: Mapping[str, str]) -> list[Leak]:
     Args:
         known: Secret values by name; empty and very short values are passed over.
     """
-    found = [*_known(text, known), *_shaped(text), *_assigned(text)]
+    return _without_overlaps([*_known(text, known), *_shaped(text), *_assigned(text)])
+
+
+def scan_known(text: str, known: Mapping[str, str]) -> list[Leak]:
+    """As `scan`, for known values alone: no step must fail by a guess at a shape."""
+    return _without_overlaps(list(_known(text, known)))
+
+
+def _without_overlaps(found: list[Leak]) -> list[Leak]:
     found.sort(key=lambda leak: (leak.start, not leak.known, -leak.end))
     kept: list[Leak] = []
     for leak in found:

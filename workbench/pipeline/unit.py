@@ -18,14 +18,15 @@ from types import FrameType
 import psutil
 
 from workbench import workspace
+from workbench.pipeline import leaks, memory
 from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
 from workbench.processes import die_with_parent
+from workbench.workspace import Workspace
 
 SPEC = "spec.json"
 RESULT = "result.json"
 LOG = "log.txt"
 _POLL_S = 0.25
-_MIB = 2**20
 
 
 def run_step(spec_file: Path) -> StepResult:
@@ -40,6 +41,9 @@ def run_step(spec_file: Path) -> StepResult:
     outputs = _outputs(folder)
     if status is ExitStatus.OK:
         status, failure = _check_outputs(spec, outputs)
+    told = leaks.take_out(folder, leaks.known_secrets(Workspace(Path(spec.home)), spec.secrets))
+    if told:
+        status, failure = ExitStatus.CONTRACT, _leaked(told)
     result = StepResult(
         status=status,
         seconds=round(time.monotonic() - started, 3),
@@ -60,6 +64,7 @@ def _watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | Non
     sender.close()
     signal.signal(signal.SIGTERM, _cancelled)
     deadline = time.monotonic() + spec.timeout_s
+    killed_before = memory.oom_kills()
     peak, crashed = 0.0, f"the process that ran {Path(spec.notebook).name} was killed"
     try:
         while True:
@@ -67,10 +72,12 @@ def _watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | Non
             if receiver in ready:
                 with contextlib.suppress(EOFError):
                     status, failure = receiver.recv()
+                    if status is ExitStatus.KERNEL_DIED:
+                        failure = _kernel_died(failure, peak, memory.oom_kills() - killed_before)
                     return status, failure, peak
             if ready:
                 return ExitStatus.CRASHED, _failure("crashed", crashed), peak
-            peak = max(peak, _memory_mib(child.pid))
+            peak = max(peak, memory.resident_mib(child.pid))
             if time.monotonic() > deadline:
                 return ExitStatus.TIMED_OUT, _timed_out(spec), peak
             if peak > spec.memory_gib * 1024:
@@ -81,9 +88,24 @@ def _watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | Non
         _end(child)
 
 
+def _leaked(told: dict[str, list[str]]) -> Failure:
+    file, names = next(iter(told.items()))
+    message = f"the value of secret {', '.join(names)} stood in {file}; it was taken out"
+    return _failure("contract", message, "Do not print a secret, nor what contains it")
+
+
 def _timed_out(spec: StepSpec) -> Failure:
     hint = "Raise timeout_s of the step in the pipeline file, or give it less work"
     return _failure("timed-out", f"not done after {spec.timeout_s:g} s", hint)
+
+
+def _kernel_died(failure: Failure, peak: float, oom_kills: int) -> Failure:
+    """What killed a kernel, as far as the machine says."""
+    used = f"its peak was {peak:.0f} MiB"
+    if oom_kills > 0:
+        message = f"the system killed the kernel because memory ran out; {used}"
+        return _failure("out-of-memory", message, "Use less memory, or a machine that has more")
+    return failure.model_copy(update={"message": f"{failure.message}; {used}"})
 
 
 def _out_of_memory(spec: StepSpec, peak: float) -> Failure:
@@ -112,17 +134,6 @@ def _check_outputs(spec: StepSpec, outputs: dict[str, str]) -> tuple[ExitStatus,
 def _outputs(folder: Path) -> dict[str, str]:
     path = folder / "outputs.json"
     return dict(json.loads(path.read_bytes())) if path.exists() else {}
-
-
-def _memory_mib(pid: int | None) -> float:
-    """Resident memory of a process and all below it; pages they share count in each."""
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss
-    return total / _MIB
 
 
 def _end(child: multiprocessing.process.BaseProcess) -> None:

@@ -1,0 +1,196 @@
+"""The engine on real kernels: side by side, joined, gated, retried, cancelled, two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import write_notebook
+from tests.pipeline.test_graph import GATED, MANY, write_steps
+from tests.pipeline.test_run import mlflow_uri, run, statuses
+from workbench.errors import ContractError
+from workbench.pipeline import history, plan
+from workbench.pipeline import run as running
+from workbench.pipeline.graph import load
+from workbench.pipeline.report import RunReport
+from workbench.workspace import Workspace
+
+__all__ = ["mlflow_uri"]
+
+pytestmark = pytest.mark.usefixtures("mlflow_uri")
+
+JUDGE = """
+from workbench.records.types import GateReport, Verdict
+ref = step.store.put(GateReport(
+    candidate='bundle/' + '0' * 64, dataset='dataset/' + '0' * 64, reference='bundle/' + '1' * 64,
+    rules='0' * 64, verdict=Verdict.FAIL, gates=(), simulated=True))
+step.output('gates', ref)
+"""
+
+
+def started(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def command(project: Path, place: Workspace) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "workbench", "run", str(project / "pipelines/trial.yaml"), "--json"],
+        env={**os.environ, "WORKBENCH_HOME": str(place.root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def step_of(report: RunReport, name: str) -> tuple[str, str]:
+    found = next(step for step in report.steps if step.name == name)
+    return found.status, found.reason
+
+
+def test_steps_run_side_by_side_and_are_joined(project: Path, place: Workspace) -> None:
+    steps = project / "notebooks/steps"
+    meet = (
+        "import pathlib, time\n"
+        f"folder = pathlib.Path({str(project)!r})\n"
+        "(folder / f'here-{n}').touch()\n"
+        "until = time.monotonic() + 30\n"
+        "while not (folder / f'here-{3 - n}').exists():\n"
+        "    assert time.monotonic() < until, 'nobody runs beside me'\n"
+        "    time.sleep(0.02)"
+    )
+    write_notebook(steps / "a.ipynb", meet)
+    write_notebook(steps / "c.ipynb", "n = 100 + len(step.input_list('upstream'))", contract=MANY)
+    write_steps(
+        project,
+        'a: {for_each: {n: [1, 2]}, parameters: {n: "${each.n}"}, resources: {threads: 1}}\n'
+        "  c: {inputs: {upstream: a.selection}}",
+    )
+    first, watcher = run(project, place)
+    assert statuses(first) == ["ran", "ran", "ran"], watcher.notes
+    assert {"a[1].selection", "a[2].selection", "c.selection"} == set(first.outputs)
+    again, _ = run(project, place)
+    assert statuses(again) == ["skipped"] * 3
+    assert again.outputs == first.outputs
+
+
+def test_a_gate_decides_what_runs_below_it(project: Path, place: Workspace) -> None:
+    steps = project / "notebooks/steps"
+    path = write_notebook(steps / "gate.ipynb", JUDGE, contract=GATED)
+    page = json.loads(path.read_text())
+    page["cells"].pop()  # its selection
+    path.write_text(json.dumps(page))
+    write_steps(
+        project,
+        "gate: {}\n  a: {when: {gates: gate.gates}}\n"
+        "  b: {when: {gates: gate.gates, verdict: [FAIL]}, after: [gate]}",
+    )
+    report, _ = run(project, place)
+    assert step_of(report, "a") == ("not-reached", "gate.gates is FAIL; it is run on PASS")
+    assert step_of(report, "b")[0] == "ran"
+    assert report.status == "refused"
+
+
+def test_a_kernel_that_died_is_tried_again_and_both_attempts_are_kept(
+    project: Path, place: Workspace
+) -> None:
+    mark = project / "died-once"
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)",
+    )
+    write_steps(project, "a: {retries: {kernel-died: 1}, backoff_s: 0}")
+    report, watcher = run(project, place)
+    assert statuses(report) == ["ran"]
+    assert any("retry 1 of 1 after kernel-died" in note and "MiB" in note for note in watcher.notes)
+    folder = place.runs / report.run_id
+    assert (folder / "a.attempt1" / "result.json").exists()
+    assert (folder / "a" / "result.json").exists()
+    assert "--- cell 1" in (folder / "a" / "output.txt").read_text()
+
+
+def test_a_secret_that_is_printed_fails_the_step_and_is_taken_out(
+    project: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_KEY", "k3-9f2c1d7e55aa")
+    contract = {"outputs": {"selection": {"kind": "selection"}}, "secrets": ["FLEET_KEY"]}
+    write_notebook(
+        project / "notebooks/steps/a.ipynb", "print(step.secret('FLEET_KEY'))", contract=contract
+    )
+    write_steps(project, "a: {}")
+    report, _ = run(project, place)
+    assert statuses(report) == ["failed"]
+    assert "the value of secret FLEET_KEY stood in" in report.reason
+    for path in (place.runs / report.run_id).rglob("*"):
+        if path.is_file():
+            assert b"k3-9f2c1d7e55aa" not in path.read_bytes(), path
+
+
+def test_two_runs_at_once_do_the_same_work_once(project: Path, place: Workspace) -> None:
+    count, mark = project / "count", project / "started"
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        f"import pathlib, time\npathlib.Path({str(mark)!r}).touch()\n"
+        f"pathlib.Path({str(count)!r}).open('a').write('x')\ntime.sleep(3)",
+    )
+    write_steps(project, "a: {}")
+    first = command(project, place)
+    started(mark)
+    report, watcher = run(project, place)
+    assert step_of(report, "a") == ("skipped", "another run made it meanwhile")
+    assert any("waiting for it" in note for note in watcher.notes)
+    told = json.loads(first.communicate(timeout=60)[0])
+    assert (told["status"], told["outputs"]) == ("succeeded", report.outputs)
+    assert count.read_text() == "x"
+
+
+def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
+    project: Path, place: Workspace
+) -> None:
+    mark = project / "kernel"
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        f"import os, pathlib, time\npathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(120)",
+    )
+    write_steps(project, "a: {}\n  b: {inputs: {upstream: a.selection}}")
+    runner = command(project, place)
+    started(mark)
+    assert history.find(place).state == "running"
+    runner.send_signal(signal.SIGTERM)
+    out, err = runner.communicate(timeout=60)
+    assert runner.returncode == 130, err
+    assert json.loads(out)["status"] == "cancelled"
+    assert history.find(place).state == "cancelled"
+    kernel = Path("/proc") / mark.read_text()
+    deadline = time.monotonic() + 10
+    while kernel.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not kernel.exists()
+
+
+def test_one_step_alone_needs_what_it_reads(project: Path, place: Workspace) -> None:
+    pipeline = load(project / "pipelines/trial.yaml", {}, base=project)
+    with pytest.raises(ContractError, match="reads what 'a' makes"):
+        running.run(place, pipeline, _Silent(), choice=plan.choose(pipeline, only=("b",)))
+    running.run(place, pipeline, _Silent(), choice=plan.choose(pipeline, only=("a",)))
+    report = running.run(place, pipeline, _Silent(), choice=plan.choose(pipeline, only=("b",)))
+    assert statuses(report) == ["skipped", "ran"]
+    assert step_of(report, "a")[1] == "not asked for; its last outputs are used"
+
+
+class _Silent:
+    def note(self, message: str) -> None: ...
+    def step_started(self, name: str, reasons: tuple[str, ...]) -> None: ...
+    def step_progress(self, name: str, done: int, total: int) -> None: ...
+    def step_ended(self, step: object) -> None: ...

@@ -1,0 +1,139 @@
+"""Reading a pipeline: fan-outs written out, joints, conditions, environment references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.conftest import CONTRACT, write_notebook, write_pipeline
+from workbench.errors import ContractError, ParameterError
+from workbench.pipeline import graph, plan
+from workbench.workspace import Workspace
+
+MANY: dict[str, Any] = {
+    **CONTRACT,
+    "inputs": {"upstream": {"kind": "selection", "many": True}},
+}
+GATED: dict[str, Any] = {"outputs": {"gates": {"kind": "gates"}}}
+
+
+@pytest.fixture
+def fanned(project: Path) -> Path:
+    """``a`` for each of a list, ``b`` after each, ``c`` of all of them."""
+    steps = project / "notebooks/steps"
+    write_notebook(steps / "c.ipynb", "", contract=MANY)
+    write_notebook(steps / "gate.ipynb", "", contract=GATED)
+    write_pipeline(
+        project,
+        """
+name: trial
+parameters:
+  numbers: {type: list, items: int, default: [1, 2], minimum: 0}
+steps:
+  a: {for_each: {n: "${numbers}"}, parameters: {n: "${each.n}"}}
+  b: {for_each: a, inputs: {upstream: a.selection}, parameters: {word: "as ${each.n}"}}
+  c: {inputs: {upstream: b.selection}}
+""",
+    )
+    return project
+
+
+def load(project: Path, **given: Any) -> graph.Pipeline:
+    return graph.load(project / "pipelines/trial.yaml", given, base=project)
+
+
+def write_steps(project: Path, steps: str, parameters: str = "{}") -> None:
+    write_pipeline(project, f"name: trial\nparameters: {parameters}\nsteps:\n  {steps}\n")
+
+
+def test_a_fan_out_is_a_step_for_each_value(fanned: Path) -> None:
+    pipeline = load(fanned)
+    assert list(pipeline.steps) == ["a[1]", "a[2]", "b[1]", "b[2]", "c"]
+    assert [pipeline.steps[f"a[{n}]"].parameters["n"] for n in (1, 2)] == [1, 2]
+    assert pipeline.steps["b[2]"].needs == ("a[2]",)
+    assert pipeline.steps["b[2]"].parameters["word"] == "as 2"
+    assert pipeline.steps["c"].needs == ("b[1]", "b[2]")
+    assert pipeline.named("a") == ["a[1]", "a[2]"]
+    assert pipeline.below(["a[1]"]) == {"a[1]", "b[1]", "c"}
+
+
+@pytest.mark.parametrize("text", ["3,4", "[3, 4]", " 3 , 4 "])
+def test_a_list_is_given_as_text(fanned: Path, text: str) -> None:
+    assert list(load(fanned, numbers=text).steps)[:2] == ["a[3]", "a[4]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("3,x", "must be int"), ("-1", "outside"), ("", "empty list"), ("[1", "JSON")],
+)
+def test_items_of_a_list_are_checked(fanned: Path, text: str, words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        load(fanned, numbers=text)
+
+
+def test_several_keys_are_every_combination_and_names_stay_apart(project: Path) -> None:
+    over = '{n: [1, 2], w: ["x/y", "x y"]}'
+    write_steps(project, f'a: {{for_each: {over}, parameters: {{n: "${{each.n}}"}}}}')
+    names = list(load(project).steps)
+    assert len(set(names)) == 4
+    assert all(name.startswith(("a[1,x-y-", "a[2,x-y-")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ("a: {for_each: {n: 3}}", "needs a list"),
+        ("a: {for_each: {n: []}}", "needs a list"),
+        ('a: {parameters: {n: "${each.n}"}}', "stands for nothing here"),
+        ("a: {}\n  b: {for_each: a, inputs: {upstream: a.selection}}", "run only once"),
+        ("a: {for_each: {n: [1, 2]}}\n  b: {inputs: {upstream: a.selection}}", "run 2 times"),
+        ("a: {}\n  b: {after: [c]}", "no step 'c' above"),
+        ("a: {}\n  b: {when: {gates: a.selection}}", "is not a gate report"),
+        ("a: {}\n  b: {when: {gates: a.gates, verdict: [GOOD]}}", "verdict"),
+        ("a: {retries: {bad-luck: 1}}", "retries"),
+        ("a: {cache: sometimes}", "cache"),
+        ("a: {notebook: a@9}", "a@9|no promoted|promoted"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(
+    project: Path, steps: str, words: str
+) -> None:
+    write_steps(project, steps)
+    with pytest.raises(ContractError, match=words):
+        load(project)
+
+
+def test_environment_variables_stand_in_values_but_secrets_do_not(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = '{n: {type: int, default: "${env:N_HERE|7}"}}'
+    write_steps(project, 'a: {parameters: {n: "${n}"}}', number)
+    assert load(project).parameters == {"n": 7}
+    monkeypatch.setenv("N_HERE", "8")
+    assert load(project).parameters == {"n": 8}
+    write_steps(project, "a: {}", '{n: {default: "${env:NOT_SET_HERE}"}}')
+    with pytest.raises(ParameterError, match="NOT_SET_HERE is not set"):
+        load(project)
+    write_steps(project, "a: {}", '{n: {default: "${env:SOME_TOKEN}"}}')
+    with pytest.raises(ContractError, match="looks like a secret"):
+        load(project)
+
+
+def test_only_and_from_say_what_they_leave_out(fanned: Path, place: Workspace) -> None:
+    pipeline = load(fanned)
+    only = plan.plan(pipeline, place, plan.choose(pipeline, only=("a",)))
+    assert [step.action for step in only] == ["run", "run", "omit", "omit", "omit"]
+    assert only[-1].reasons == ("b[1] was not reached",)
+    below = plan.choose(pipeline, start="b[2]").fresh
+    assert below == {"b[2]", "c"}
+    with pytest.raises(ContractError, match="did you mean 'b'"):
+        plan.choose(pipeline, start="bb")
+
+
+def test_resources_of_the_pipeline_go_before_those_of_the_contract(project: Path) -> None:
+    write_steps(project, "a: {resources: {threads: 3, timeout_s: 5}}")
+    step = load(project).steps["a"]
+    assert (step.resources.threads, step.resources.timeout_s) == (3, 5)
+    assert step.resources.memory_gib == 4
