@@ -52,7 +52,7 @@ def promote(
         f"  test      {made.test}",
         f"  reviewed by {promoted.record.reviewer}, owned by {promoted.record.owner}",
         "Next",
-        f"  git add {_relative(promoted.path.parents[1], project)} {_relative(made.test, project)}",
+        f"  git add {_relative(promoted.path.parents[1], project)} {_relative(made.test.parent, project)}",
         f"  in a pipeline file: `notebook: {promoted.name}@{alias or promoted.version}`",
     ]
     if alias is None:

@@ -45,10 +45,13 @@ def test_the_same_content_is_the_same_version_and_a_change_the_next(
     repository: Path, place: Workspace
 ) -> None:
     first = promoted(place, repository, "word = 'first'")
+    killed = repository / "pipelines/promoted/a/.writing-x/2"
+    killed.mkdir(parents=True)
     again = promoted(place, repository, "word = 'first'")
     assert (again.new, again.promoted.ref) == (False, first.promoted.ref)
     second = promoted(place, repository, "word = 'second'")
     assert (second.new, second.promoted.version) == (True, 2)
+    assert not killed.exists()
     back = promoted(place, repository, "word = 'first'")
     assert (back.new, back.promoted.version) == (False, 1)
     assert promotion.versions(repository, "a") == [1, 2]

@@ -22,6 +22,7 @@ from workbench.workspace import Workspace
 
 Json = dict[str, Any]
 
+_WRITING = ".writing-"
 _SHAPING = ("notebook", "contract", "modules", "environment")
 
 
@@ -91,7 +92,9 @@ def _write(place: Workspace, project: Path, record: StepVersion, notebook: Path)
     ref = store.put(record, {name: _for_people(notebook)})
     folder = project / PROMOTED / record.name / str(record.version)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as elsewhere:
+    for left in folder.parent.glob(f"{_WRITING}*"):  # by a promotion that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_WRITING) as elsewhere:
         work = Path(elsewhere) / folder.name
         work.mkdir()
         shutil.copyfile(store.payload(ref, name), work / name)
