@@ -66,7 +66,8 @@ def fit(server: LabelStudio, project: Project, schema: LabelSchema) -> None:
         ParameterError: The schema takes something away, and what that is.
     """
     there = config.parse_config(project.config).as_schema()
-    if schemas.asks_the_same(there, schema) or not schemas.only_adds(schema, there):
+    older = schema.version <= there.version and not schemas.only_adds(schema, there)
+    if older or schemas.asks_the_same(there, schema):
         return
     lost = schemas.only_adds(there, schema)
     if lost:

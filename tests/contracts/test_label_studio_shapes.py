@@ -1,0 +1,208 @@
+"""What labelers can be asked and can draw in a real Label Studio, against its own exports."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Sequence
+
+import pytest
+import requests
+
+from tests.labeling.conftest import HEIGHT, WIDTH, Sample, make_sample
+from tests.servers import Servers
+from workbench import labeling, services
+from workbench.errors import ParameterError, Waiting
+from workbench.labeling import LabelStudio, config, geometry
+from workbench.labeling.answers import AnswerRow
+from workbench.labeling.regions import Drawn, frame_regions, read_result, to_regions
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref, digest_of
+from workbench.records.frames import Box, Label, LabelSchema, Point, Question, Turned
+
+FULL = LabelSchema(
+    name="dashcam",
+    version=1,
+    classes=("car", "pedestrian"),
+    shapes=("box", "turned", "polygon"),
+    box_questions=(Question(name="doors", answers=("open", "shut")),),
+    frame_questions=(Question(name="weather", answers=("clear", "rain")),),
+    tracks=True,
+)
+UPRIGHT = Drawn("upright", "car", Box(x=10.123, y=20.456, w=30.789, h=41.01), occluded=0.25)
+TURNED = Turned(cx=120.5, cy=70.25, w=60.125, h=20.5, degrees=33.3)
+OUTLINE = ((150.5, 20.25), (220.75, 30.5), (180.1, 90.9))
+SHAPES = (
+    UPRIGHT,
+    Drawn(
+        "turned",
+        "pedestrian",
+        geometry.enclosing(geometry.corners(TURNED)),
+        turned=TURNED,
+        track="17",
+        attributes={"doors": "open"},
+    ),
+    Drawn("outline", "car", geometry.enclosing(OUTLINE), polygon=OUTLINE, truncated=0.75),
+)
+
+
+@pytest.fixture(scope="module")
+def server(servers: Servers) -> LabelStudio:
+    admin = services.label_studio_admin(servers.place)
+    return labeling.connect(admin.url, admin.token)
+
+
+@pytest.fixture
+def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
+    return make_sample(servers.place, request.node.name[:40], 1)
+
+
+def full_batch(sample: Sample, schema: LabelSchema = FULL) -> Ref:
+    return labeling.make_batch(sample.store, sample.ref, sample.selection, schema=schema)
+
+
+def test_everything_that_can_be_drawn_and_said_comes_back(
+    fresh: Sample, server: LabelStudio
+) -> None:
+    batch = full_batch(fresh)
+    sent = labeling.send(fresh.place, server, batch)
+    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    drawn = [part for shape in SHAPES for part in to_regions(shape, WIDTH, HEIGHT)]
+    server.annotate(task, [*drawn, *frame_regions({"weather": "rain"}, "a comment")])
+    ref = labeling.collect(fresh.place, server, batch)
+
+    rows = datasets.read_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
+    labels = {
+        ("turned" if one.turned else "outline" if one.polygon else "upright"): one for one in rows
+    }
+    assert labels["upright"].box.xyxy == pytest.approx(UPRIGHT.box.xyxy, abs=1e-6)
+    assert labels["upright"].occluded == 0.25
+    back = labels["turned"]
+    assert back.turned is not None and back.turned.degrees == TURNED.degrees
+    assert (back.turned.cx, back.turned.cy) == pytest.approx((TURNED.cx, TURNED.cy), abs=1e-6)
+    assert (back.track, back.attributes) == ("17", {"doors": "open"})
+    assert labels["outline"].polygon is not None and labels["outline"].truncated == 0.75
+    for ours, theirs in zip(labels["outline"].polygon, OUTLINE, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+    (row,) = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
+    assert (row.choices, row.comment) == ({"weather": "rain"}, "a comment")
+
+
+def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: LabelStudio) -> None:
+    """COCO, YOLO and YOLO-OBB as the server converts them, in pixels, against what was drawn."""
+    batch = full_batch(fresh)
+    sent = labeling.send(fresh.place, server, batch)
+    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
+
+    coco = json.loads(export(fresh, server, sent.project, "COCO")["result.json"])
+    boxes = [one["bbox"] for one in coco["annotations"] if not one["segmentation"]]
+    upright = [UPRIGHT.box.x, UPRIGHT.box.y, UPRIGHT.box.w, UPRIGHT.box.h]
+    assert any(box == pytest.approx(upright, abs=1e-6) for box in boxes)
+    (outline,) = (one["segmentation"][0] for one in coco["annotations"] if one["segmentation"])
+    assert outline == pytest.approx([axis for point in OUTLINE for axis in point], abs=1e-6)
+
+    rows = numbers(export(fresh, server, sent.project, "YOLO"))
+    cx, cy, w, h = next(row[1:] for row in rows if len(row) == 5 and row[0] == 0)
+    box = UPRIGHT.box
+    assert cx * WIDTH == pytest.approx(box.x + box.w / 2, abs=1e-6)
+    assert cy * HEIGHT == pytest.approx(box.y + box.h / 2, abs=1e-6)
+    assert (w * WIDTH, h * HEIGHT) == pytest.approx((box.w, box.h), abs=1e-6)
+
+    rows = numbers(export(fresh, server, sent.project, "YOLO_OBB"))
+    quads = [
+        [(row[i] * WIDTH, row[i + 1] * HEIGHT) for i in range(1, 9, 2)]
+        for row in rows
+        if len(row) == 9
+    ]
+    ours = geometry.corners(TURNED)
+    assert min(distance(ours, quad) for quad in quads) < 1e-6
+
+
+def test_the_project_asks_for_the_schema(fresh: Sample, server: LabelStudio) -> None:
+    sent = labeling.send(fresh.place, server, full_batch(fresh))
+    project = server.project(sent.project)
+    assert project is not None
+    back = config.parse_config(project.config).as_schema()
+    assert back == FULL
+
+
+def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
+    servers: Servers, server: LabelStudio
+) -> None:
+    first, second, third = (make_sample(servers.place, f"version {n}", 1) for n in (1, 2, 3))
+    title = f"versions {first.dataset.name} {digest_of(first.ref)[:8]}"
+    sent = labeling.send(first.place, server, full_batch(first), title)
+    more = FULL.model_copy(update={"version": 2, "classes": (*FULL.classes, "tram")})
+    labeling.send(second.place, server, full_batch(second, more), title)
+    project = server.project(sent.project)
+    assert project is not None and project.tasks == 2
+    assert config.parse_config(project.config).schema == ("dashcam", 2)
+    # The older batch still fits: nothing that was drawn for it has lost its meaning.
+    assert labeling.send(first.place, server, full_batch(first), title).sent == 0
+
+    fewer = FULL.model_copy(update={"version": 3, "classes": ("car",)})
+    with pytest.raises(ParameterError, match="'pedestrian' is gone") as refused:
+        labeling.send(third.place, server, full_batch(third, fewer), title)
+    assert "migrate" in str(refused.value.hint)
+
+
+def test_a_class_gone_from_the_schema_is_sent_back_with_the_reason(
+    fresh: Sample, server: LabelStudio
+) -> None:
+    batch = full_batch(fresh)
+    sent = labeling.send(fresh.place, server, batch)
+    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    regions = to_regions(Drawn("r", "boat", Box(x=1, y=1, w=9, h=9)), WIDTH, HEIGHT)
+    server.annotate(task, regions)
+    with pytest.raises(Waiting, match="mended") as waiting:
+        labeling.collect(fresh.place, server, batch)
+    assert "class is boat, schema has car, pedestrian" in str(waiting.value.hint)
+    (shown,) = server.export(sent.project)
+    assert "class is boat" in shown["data"][config.NOTE]
+
+
+def test_predictions_of_every_shape_are_taken_by_the_server(
+    fresh: Sample, server: LabelStudio
+) -> None:
+    """Its own validator agrees with what we make of a schema."""
+    sent = labeling.send(fresh.place, server, full_batch(fresh))
+    result = [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT, score=0.5)]
+    data = {**server.export(sent.project)[0]["data"], "batch": "other"}
+    started = {"model_version": "m", "score": 0.5, "result": result}
+    server.import_tasks(sent.project, [{"data": data, "predictions": [started]}])
+    (task,) = (one for one in server.export(sent.project) if one["data"]["batch"] == "other")
+    (kept,) = get(fresh, server, "/api/predictions", task=task["id"]).json()
+    read = read_result(kept["result"], WIDTH, HEIGHT, FULL)
+    assert len(read.drawn) == len(SHAPES) and not read.refused
+
+
+def get(sample: Sample, server: LabelStudio, path: str, **query: object) -> requests.Response:
+    token = services.label_studio_admin(sample.place).token
+    headers = {"Authorization": f"Token {token}"}
+    answer = requests.get(f"{server.url}{path}", params=query, headers=headers, timeout=60)  # type: ignore[arg-type]
+    answer.raise_for_status()
+    return answer
+
+
+def export(sample: Sample, server: LabelStudio, project: int, kind: str) -> dict[str, str]:
+    answer = get(sample, server, f"/api/projects/{project}/export", exportType=kind)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        names = [name for name in archive.namelist() if name.endswith((".json", ".txt"))]
+        return {name: archive.read(name).decode() for name in names}
+
+
+def numbers(files: dict[str, str]) -> list[list[float]]:
+    """The rows of YOLO's label files."""
+    found: list[list[float]] = []
+    for name, text in files.items():
+        if name.startswith("labels/"):
+            found += [[float(part) for part in row.split()] for row in text.splitlines()]
+    return found
+
+
+def distance(ours: Sequence[Point], theirs: Sequence[Point]) -> float:
+    """How far the corner that lies worst is from the nearest one of the others."""
+    return max(min(math.dist(one, other) for other in theirs) for one in ours)

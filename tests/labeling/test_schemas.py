@@ -1,0 +1,73 @@
+"""A new version of a schema adds, or says where everything goes; else it is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.labeling.conftest import SCHEMA, Sample
+from workbench.errors import ParameterError
+from workbench.labeling.schemas import asks_the_same, migrate, only_adds
+from workbench.records import dataset as datasets
+from workbench.records.frames import ANY_CLASS, LabelSchema, Question
+
+NEXT = SCHEMA.model_copy(update={"version": 2})
+WEATHER = Question(name="weather", answers=("clear", "rain"))
+
+
+def changed(**fields: object) -> LabelSchema:
+    return NEXT.model_copy(update=fields)
+
+
+def test_more_classes_shapes_and_questions_only_add() -> None:
+    more = changed(
+        classes=("car", "pedestrian", "tram"),
+        shapes=("box", "polygon"),
+        frame_questions=(WEATHER,),
+        tracks=True,
+    )
+    assert only_adds(SCHEMA, more) == []
+    assert not asks_the_same(SCHEMA, more)
+    assert asks_the_same(SCHEMA, changed(vulnerable=("pedestrian",), mapping={"van": "car"}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (SCHEMA, changed(classes=("car",)), "class 'pedestrian' is gone"),
+        (changed(shapes=("box", "turned")), NEXT, "turned shapes are gone"),
+        (changed(frame_questions=(WEATHER,)), NEXT, "'weather' is gone"),
+        (changed(tracks=True), NEXT, "tracks are gone"),
+        (
+            changed(box_questions=(WEATHER,)),
+            changed(box_questions=(WEATHER.model_copy(update={"answers": ("clear",)}),)),
+            "lost the answer rain",
+        ),
+    ],
+)
+def test_what_is_taken_away_is_named(old: LabelSchema, new: LabelSchema, told: str) -> None:
+    (why,) = only_adds(old, new)
+    assert told in why
+
+
+@pytest.mark.parametrize(("target", "left"), [("vehicle", 6), ("ignore", 6), ("drop", 0)])
+def test_labels_go_where_the_mapping_sends_them(sample: Sample, target: str, left: int) -> None:
+    new = changed(classes=("vehicle", "pedestrian"), mapping={"car": target})
+    ref, moved = migrate(sample.store, sample.ref, new)
+    migrated = datasets.load(sample.store, ref)
+    assert moved == {f"car -> {target}": 6}
+    assert len(migrated.labels) == left and migrated.label_schema == new
+    expected = {"vehicle": {"vehicle"}, "ignore": {ANY_CLASS}, "drop": set()}[target]
+    assert {label.cls for label in migrated.labels} == expected
+    assert all(label.ignore == (target == "ignore") for label in migrated.labels)
+    body = sample.store.load(ref).model_dump()
+    assert body["parents"] == (sample.ref,) and body["made_by"] == "migrate"
+
+
+def test_labels_without_a_place_are_counted_in_the_refusal(sample: Sample) -> None:
+    with pytest.raises(ParameterError, match=r"no place for car \(6 labels\)"):
+        migrate(sample.store, sample.ref, changed(classes=("pedestrian",)))
+
+
+def test_only_a_later_version_is_a_migration(sample: Sample) -> None:
+    with pytest.raises(ParameterError, match="no later version"):
+        migrate(sample.store, sample.ref, SCHEMA)
