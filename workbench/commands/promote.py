@@ -46,13 +46,14 @@ def promote(
     mirrored = _mirror(place, project, promoted.name)
     value = {**_as_json(project, promoted), "new": made.new, "mirrored": mirrored}
     value["test"] = str(made.test)
+    to_commit = (promoted.path.parents[1], made.test.parent)
     lines = [
         f"{name} {'promoted' if made.new else 'was promoted before, from the same content'}",
         f"  notebook  {promoted.path}",
         f"  test      {made.test}",
         f"  reviewed by {promoted.record.reviewer}, owned by {promoted.record.owner}",
         "Next",
-        f"  git add {_relative(promoted.path.parents[1], project)} {_relative(made.test.parent, project)}",
+        f"  git add {' '.join(_relative(folder, project) for folder in to_commit)}",
         f"  in a pipeline file: `notebook: {promoted.name}@{alias or promoted.version}`",
     ]
     if alias is None:

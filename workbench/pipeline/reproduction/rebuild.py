@@ -7,6 +7,7 @@ reproduction goes on where it stopped, and one whose code changed meanwhile does
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -36,6 +37,7 @@ Json = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 _DONE = "done.json"
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 # What a step may need beyond what it took; its pipeline may have allowed more than its contract.
 _SLOWER, _LARGER = 10, 2
 
@@ -120,7 +122,7 @@ class _Reproduction:
         return list(changes)
 
     def _rebuild(self, number: int, step: RecordedStep) -> StepOutcome:
-        where = self.folder / "steps" / f"{number:02}-{step.name}"
+        where = self.folder / "steps" / f"{number:02}-{_NOT_IN_NAMES.sub('-', step.name)}"
         outputs, seconds = self._finished(step, where), None
         if outputs is None:
             with self.display.following(step.name) as progress:
@@ -154,7 +156,7 @@ class _Reproduction:
 
     def _merge(self, step: RecordedStep) -> dict[str, Ref]:
         """Let recorded labels join the rebuilt dataset, as the step did with the server's."""
-        from workbench.labeling.labels import merge
+        from workbench.labeling import merge
 
         name, ref = _merged_output(step)
         parents = self.source.get(ref, DatasetVersion).parents
