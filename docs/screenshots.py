@@ -78,10 +78,21 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(arguments: list[str], place: Workspace, probe: str, folder: Path) -> Iterator[None]:
-    """A server as a process group of its own, until its page answers; stopped afterwards."""
+def serving(
+    arguments: list[str],
+    place: Workspace,
+    probe: str,
+    folder: Path,
+    servers: tuple[str, ...] = ("mongod",),
+) -> Iterator[None]:
+    """A server as a process group of its own, until its page answers; stopped afterwards.
+
+    Args:
+        servers: What it is told the addresses of; they must be running.
+    """
     variables = {**os.environ, workspace.HOME_VARIABLE: str(place.root)}
-    variables |= services.environment(place, ("mongod",))
+    if servers:
+        variables |= services.environment(place, servers)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -117,12 +128,14 @@ def _wait(process: subprocess.Popen[bytes], probe: str, log: Any, seconds: float
 
 
 @contextlib.contextmanager
-def lab(place: Workspace) -> Iterator[str]:
+def lab(
+    place: Workspace, notebook: Path = NOTEBOOK, servers: tuple[str, ...] = ("mongod",)
+) -> Iterator[str]:
     """JupyterLab on a copy of the notebook, which it may write into; yields the page's address."""
     port, token = free_port(), secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory(prefix="lab-") as name:
         folder = Path(name)
-        shutil.copy(NOTEBOOK, folder)
+        shutil.copy(notebook, folder)
         quiet = folder / "settings" / "@jupyterlab" / "apputils-extension"
         quiet.mkdir(parents=True)
         (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
@@ -137,17 +150,17 @@ def lab(place: Workspace) -> Iterator[str]:
             f"--LabApp.workspaces_dir={folder}/workspaces",
         ]
         base = f"http://127.0.0.1:{port}"
-        with serving(command, place, f"{base}/api", folder):
-            yield f"{base}/lab/tree/{NOTEBOOK.name}?token={token}"
+        with serving(command, place, f"{base}/api", folder, servers):
+            yield f"{base}/lab/tree/{notebook.name}?token={token}"
 
 
-def run_all_cells(page: Any, address: str) -> None:
-    """Open a notebook, wait for its kernel, run every cell, and wait for the frame browser."""
+def run_all_cells(page: Any, address: str, shown: str = "Tag in FiftyOne") -> None:
+    """Open a notebook, wait for its kernel, run every cell, and wait for a button of this name."""
     page.goto(address)
     # The indicator says idle before a session exists; running cells then asks for a kernel.
     page.wait_for_function(_KERNEL_IDLE, timeout=2 * _MINUTE_MS)
     page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    button = page.get_by_role("button", name="Tag in FiftyOne")
+    button = page.get_by_role("button", name=shown)
     failure = page.locator(".jp-OutputArea-output[data-mime-type*='error']")
     button.or_(failure).first.wait_for(timeout=3 * _MINUTE_MS)
     if failure.count():

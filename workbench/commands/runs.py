@@ -111,8 +111,9 @@ def cancel(run_id: str, wait: float, as_json: bool) -> None:
 
     place = workspace.find()
     run = history.find(place, run_id)
-    say(f"stopping {run.run_id} of {run.pipeline} …")
-    if run.elsewhere:
+    if run.alive:
+        say(f"stopping {run.run_id} of {run.pipeline} …")
+    if run.alive and run.elsewhere:
         say(f"  it runs on {run.host}: its runner there has to see the file that asks it to stop")
     run = history.cancel(place, run, wait_s=wait)
     stopped = not run.alive
@@ -161,7 +162,7 @@ def _run_text(run: RunState) -> str:
         status = "killed" if (step.status, run.state) == ("running", "killed") else step.status
         lines.append(
             f"  {_MARKS.get(status, ' ')} {step.name:{width}}  {status:11} "
-            f"{_time(step.seconds):>9}  {step.reason}".rstrip()
+            f"{_time(step.seconds or None):>9}  {step.reason}".rstrip()
         )
     return "\n".join(lines)
 

@@ -98,6 +98,8 @@ def follow(place: Workspace, run_id: str, write: Write, step: str | None = None)
 
 
 def _ending(folder: Path, step: StepState) -> Iterator[str]:
+    if not (folder / OUTPUT).exists():
+        yield from _from_notebook(folder / EXECUTED).splitlines()
     if step.status != "ran":
         yield from failure(folder).splitlines()
     seconds = f" in {step.seconds:.1f} s" if step.seconds is not None else ""

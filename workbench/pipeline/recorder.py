@@ -86,6 +86,7 @@ class Recorder:
         self._makers: dict[Ref, str] = {}
         self._edges: Edges | None = None
         self._parent = ""
+        self._stopped: tuple[str, str] | None = None
         self._error: Exception | None = None
         self._connect = connect
         self._tracker: Tracker | None = None
@@ -133,6 +134,8 @@ class Recorder:
 
         A step that is FINISHED without a record waits for people.
         """
+        if status != "FINISHED":
+            self._stopped = (status, f"{begun.step}: {tags.get('workbench.failure', 'cancelled')}")
         if self._events:
             self._events.step_ended(
                 begun.step,
@@ -173,11 +176,13 @@ class Recorder:
         self._work.put(lambda: self._finish(begun, "FINISHED", {"workbench.written": "later"}, run))
 
     def end(self, status: str, tags: Mapping[str, str]) -> None:
-        """End the parent run; tags ``workbench.waiting`` and ``workbench.failure`` say why."""
+        """End the parent run; a step that failed or was cancelled says how and why."""
+        if self._stopped is not None:
+            status, reason = self._stopped
+            tags = {"workbench.failure": reason, **tags}
         if self._events:
             waiting = tags.get("workbench.waiting") == "True"
-            reason = tags.get("workbench.failure", "")
-            self._events.run_ended(status, reason, waiting=waiting)
+            self._events.run_ended(status, tags.get("workbench.failure", ""), waiting=waiting)
         self._work.put(lambda: self._mlflow.end(self._parent, status, tags))
 
     def url(self) -> str | None:

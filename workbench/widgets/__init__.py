@@ -2,5 +2,6 @@
 
 from workbench.widgets.browser import FrameBrowser
 from workbench.widgets.pictured import PicturedFrame, pictured
+from workbench.widgets.run_progress import RunProgress, run
 
-__all__ = ["FrameBrowser", "PicturedFrame", "pictured"]
+__all__ = ["FrameBrowser", "PicturedFrame", "RunProgress", "pictured", "run"]

@@ -1,0 +1,149 @@
+"""A run in a notebook, driven as code does: shown, followed to its end, cancelled, not started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from docs import screenshots
+from tests.pipeline.test_history import RUNNER, keep
+from workbench import services, widgets
+from workbench.errors import RecordError
+from workbench.pipeline import history
+from workbench.widgets.run_progress import RunProgress, _given, _Started
+from workbench.workspace import Workspace
+
+RUN = "20260101-000000-aaaa"
+
+
+@pytest.fixture(autouse=True)
+def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A widget that looks for servers finds none."""
+    monkeypatch.setattr(services, "status", lambda *_: {})
+
+
+@pytest.fixture
+def started(place: Workspace) -> Iterator[_Started]:
+    """A runner's process, as `widgets.run` starts one."""
+    command = [sys.executable, "-c", RUNNER, str(place.root), RUN, "polite"]
+    one = _Started(command, Path.cwd(), place)
+    yield one
+    one.process.kill()
+    one.process.wait()
+
+
+def until(condition: object, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.05)
+    assert condition()  # type: ignore[operator]
+
+
+def test_a_finished_run_is_shown_and_not_watched(place: Workspace) -> None:
+    steps = (
+        {"name": "a<b", "status": "ran", "seconds": 2.0, "reason": "never run before"},
+        {"name": "b", "status": "failed", "seconds": 1.0, "reason": "KeyError: '<gone>'"},
+        {"name": "c", "status": "not-reached"},
+    )
+    keep(place, RUN, status="failed", steps=steps)
+    shown = RunProgress(RUN[:8], place=place)
+    rows = [row.children for row in shown.steps.children]
+    assert [bar.value for _, bar, _ in rows] == [100, 100, 0]
+    assert [bar.bar_style for _, bar, _ in rows] == ["success", "danger", ""]
+    assert "a&lt;b" in rows[0][0].value
+    assert "never run before" in rows[0][2].value
+    assert "&lt;gone&gt;" in rows[1][2].value
+    assert "failed" in shown.heading.value
+    assert shown.cancel_button.layout.display == "none"
+    assert f"workbench logs {RUN}" in shown.closing.value
+    assert "goes on from here" in shown.closing.value
+    assert shown.wait(1) == history.find(place, RUN)
+
+
+def test_a_started_run_is_found_followed_and_cancelled(place: Workspace, started: _Started) -> None:
+    shown = RunProgress.of(started, place)
+    until(lambda: shown.state is not None)
+    assert shown.state is not None
+    assert shown.state.run_id == RUN
+    folder = place.runs / RUN / "a"
+    (folder / "progress.json").write_text('{"done": 3, "total": 4}')
+    name, bar, text = shown.steps.children[0].children
+    until(lambda: bar.value == 75)
+    assert "3 of 4" in text.value
+    assert "→" in name.value
+    again = RunProgress(place=place)  # as after a restart of the kernel
+    assert again.state is not None
+    assert again.state.run_id == RUN
+    again.cancel_button.click()
+    assert again.cancel_button.disabled
+    for one in (shown, again):
+        ended = one.wait(20)
+        assert ended is not None
+        assert ended.state == "cancelled"
+        assert "cancelled" in one.heading.value
+
+
+def test_a_killed_run_says_so(place: Workspace, started: _Started) -> None:
+    shown = RunProgress.of(started, place)
+    until(lambda: shown.state is not None)
+    started.process.kill()
+    ended = shown.wait(20)
+    assert ended is not None
+    assert ended.state == "killed"
+    name, _, text = shown.steps.children[0].children
+    assert "✗" in name.value
+    assert "killed" in text.value
+
+
+def test_a_run_that_cannot_start_says_why(place: Workspace, tmp_path: Path) -> None:
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text("name: 1\nsteps: []\n")
+    shown = widgets.run(pipeline, place=place, word="x")
+    assert shown.wait(60) is None
+    assert "did not start" in shown.heading.value
+    assert "p.yaml" in shown.closing.value
+    assert shown.cancel_button.disabled
+
+
+def test_there_is_no_run_yet(place: Workspace) -> None:
+    with pytest.raises(RecordError, match="no run yet"):
+        RunProgress(place=place)
+
+
+def test_parameters_are_given_as_the_command_takes_them() -> None:
+    given = {"n": 3, "fast": True, "word": "a b", "names": ["x"], "at": Path("/d"), "none": None}
+    told = ["n=3", "fast=true", "word=a b", 'names=["x"]', "at=/d", "none=null"]
+    assert _given(given) == [word for text in told for word in ("-p", text)]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(screenshots.chromium() is None, reason="needs Chromium")
+def test_in_jupyterlab_a_click_stops_the_run(place: Workspace, tmp_path: Path) -> None:
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(place.root), RUN, "polite"])
+    notebook = tmp_path / "watch.ipynb"
+    code = "from workbench import widgets\nwidgets.RunProgress()"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = new_notebook(cells=[new_code_cell(code)], metadata={"kernelspec": kernel})
+    nbformat.write(content, notebook)
+    try:
+        until((place.runs / RUN / history.FILE).exists)
+        with (
+            screenshots.lab(place, notebook, servers=()) as address,
+            screenshots.browser() as page,
+        ):
+            screenshots.run_all_cells(page, address, shown="Cancel")
+            page.get_by_text("→ running").wait_for(timeout=30_000)
+            page.get_by_role("button", name="Cancel").click()
+            page.get_by_text("✗ cancelled").wait_for(timeout=30_000)
+            page.get_by_text(f"workbench logs {RUN}").wait_for()
+        runner.wait(10)
+    finally:
+        runner.kill()
+        runner.wait()
