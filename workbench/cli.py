@@ -27,6 +27,7 @@ COMMANDS = {
     "runs": ("runs", "List runs, or show one: what ran, for how long, what is running now."),
     "logs": ("runs", "Print what a run's steps said, or follow it while they say it."),
     "cancel": ("runs", "Stop a run; the next one goes on from there."),
+    "schedule": ("schedule", "Write what cron, systemd, Dagster, Airflow or Kubernetes want."),
     "lineage": ("lineage", "Show what anything came from, or with --forward what was made of it."),
     "reproduce": ("reproduce", "Rebuild a model from its lineage alone and compare digests."),
     "verify": ("models", "Check a signed bundle, to the byte."),

@@ -142,13 +142,18 @@ def _executor(name: str, ray_address: str | None) -> Callable[[], Executor]:
 def _load(path: Path, given: tuple[str, ...]) -> Pipeline:
     from workbench.pipeline import graph
 
+    return graph.load(path, pairs(given), base=Path.cwd())
+
+
+def pairs(given: tuple[str, ...]) -> dict[str, str]:
+    """``-p KEY=VALUE`` options as a mapping."""
     texts: dict[str, str] = {}
     for pair in given:
         name, sign, value = pair.partition("=")
         if not sign:
             raise ParameterError(f"-p {pair!r} is not of the form KEY=VALUE")
         texts[name] = value
-    return graph.load(path, texts, base=Path.cwd())
+    return texts
 
 
 def _choice(pipeline: Pipeline, only: tuple[str, ...], start: str | None, fresh: bool) -> Choice:
