@@ -258,7 +258,8 @@ def test_labels_join_a_dataset_again_without_the_server(
     status, report, _ = reproduce(run.outputs["dataset"])
     assert status == 0
     assert [(step["name"], step["how"]) for step in report["steps"]] == [("c", "merged")]
-    assert {leaf["ref"] for leaf in report["leaves"]} == {dataset, labels}
+    batch = store.get(labels, LabelSet).batch
+    assert {leaf["ref"] for leaf in report["leaves"]} == {dataset, labels, batch}
     clean = Workspace(Path(report["folder"]) / ".workbench")
     frame = datasets.load(Store(clean), dataset).frames[0]
     assert digest.of_file(datasets.media_path(clean, frame)) == frame.id

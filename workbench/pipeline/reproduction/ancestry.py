@@ -16,9 +16,10 @@ from workbench.pipeline import contract as contracts
 from workbench.pipeline import keys
 from workbench.pipeline.contract import StepContract
 from workbench.pipeline.reproduction.report import LeafCopy
-from workbench.records.base import Ref, kind_of
+from workbench.records.base import Ref, kind_of, refs_in
 from workbench.records.store import Store
 from workbench.records.types import (
+    Agreement,
     DatasetVersion,
     ExportBundle,
     GateReport,
@@ -30,6 +31,13 @@ from workbench.records.types import (
 )
 
 NOTEBOOK = "notebook.ipynb"
+
+
+_OF_PEOPLE = {
+    LabelBatch.KIND: "was sent to labelers",
+    LabelSet.KIND: "came from labelers",
+    Agreement.KIND: "compares labelers",
+}
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,8 @@ class _Walk:
         if ref in self._seen:
             return
         self._seen.add(ref)
-        leaf = leaf or self._of_people(ref)
-        if leaf:
-            self._leaf(ref, leaf)
+        if leaf or kind_of(ref) in _OF_PEOPLE:
+            self._leaf(ref, leaf or _OF_PEOPLE[kind_of(ref)])
             return
         makers = self._makers.get(ref)
         if not makers:
@@ -139,7 +146,8 @@ class _Walk:
             return None
         record = self.store.get(ref, DatasetVersion)
         kinds = [kind_of(parent) for parent in record.parents]
-        if record.made_by != "collect" or kinds != [DatasetVersion.KIND, LabelSet.KIND]:
+        merged = kinds[:2] == [DatasetVersion.KIND, LabelSet.KIND]
+        if record.made_by != "collect" or not merged or not _OF_PEOPLE.keys() >= set(kinds[1:]):
             return None
         return list(record.parents)
 
@@ -154,14 +162,6 @@ class _Walk:
                 return "is the earlier model that the candidate was compared with"
         return ""
 
-    def _of_people(self, ref: Ref) -> str:
-        if kind_of(ref) == LabelBatch.KIND:
-            return "was sent to labelers"
-        if kind_of(ref) != LabelSet.KIND:
-            return ""
-        simulated = self.store.exists(ref) and self.store.get(ref, LabelSet).simulated
-        return "came from simulated labelers" if simulated else "came from labelers"
-
     def _leaf(self, ref: Ref, why: str) -> None:
         if not self.store.exists(ref):
             raise RecordError(
@@ -169,7 +169,14 @@ class _Walk:
                 where=ref,
                 hint="Restore it from a backup: it cannot be rebuilt",
             )
+        record = self.store.load(ref)
+        if getattr(record, "simulated", False) and kind_of(ref) in _OF_PEOPLE:
+            why += " (simulated)"
         self.leaves.append(LeafCopy(ref=ref, why=why))
+        if kind_of(ref) in _OF_PEOPLE:  # what was asked and answered belongs together
+            for other in refs_in(record.model_dump(mode="json")):
+                if kind_of(other) in _OF_PEOPLE and self.store.exists(other):
+                    self.visit(other)
 
 
 def _contract(store: Store, run: StepRun) -> StepContract:

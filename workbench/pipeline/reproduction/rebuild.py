@@ -29,7 +29,7 @@ from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
-from workbench.records.types import DatasetVersion, Environment, LabelSet
+from workbench.records.types import Agreement, DatasetVersion, Environment, LabelSet
 from workbench.services.external import VARIABLES
 from workbench.workspace import FOLDER, Workspace
 
@@ -159,10 +159,10 @@ class _Reproduction:
         from workbench.labeling import merge
 
         name, ref = _merged_output(step)
-        parents = self.source.get(ref, DatasetVersion).parents
-        dataset = next(parent for parent in parents if kind_of(parent) == DatasetVersion.KIND)
-        labels = next(parent for parent in parents if kind_of(parent) == LabelSet.KIND)
-        merged = merge(self.target, datasets.load(self.target, dataset), labels)
+        dataset, labels, *more = self.source.get(ref, DatasetVersion).parents
+        named = {Agreement.KIND: "agreement", LabelSet.KIND: "adjudication"}
+        given = {named[kind_of(parent)]: parent for parent in more}
+        merged = merge(self.target, datasets.load(self.target, dataset), labels, **given)
         assert merged.ref is not None  # noqa: S101 - for mypy: merge has just kept it
         return {name: merged.ref}
 
