@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.labeling.agreement import measure, preferred
+from workbench.labeling.agreement import compare, measure, rate
+from workbench.labeling.consensus import agreed, disputes, preferred
 from workbench.records.frames import Box, Label, Origin
 
 FRAME = "a" * 64
@@ -37,3 +38,53 @@ def test_whose_boxes_are_taken_is_settled_and_favours_nobody() -> None:
     taken = [preferred(frame, ["ada", "bob"]) for frame in frames]
     assert taken == [preferred(frame, ["bob", "ada"]) for frame in frames]
     assert 150 < taken.count("ada") < 250
+
+
+def test_kappa_missed_and_overlap_by_class_and_labeler_by_hand() -> None:
+    """Ada: 3 cars, 1 bus; Bob: calls one car a bus and misses another."""
+    ada = [label(0), label(100), label(200), label(300, "bus")]
+    bob = [label(0), label(100, "bus"), label(300, "bus")]
+    one = compare(FRAME, "ada", ada, "bob", bob)
+    whole = rate([one], "all", "all")
+    assert (whole.frames, whole.n, whole.iou) == (1, 7, 1.0)
+    assert whole.missed == round(1 / 7, 6)
+    # Both ways round: car-car 2, car-bus 1, bus-car 1, bus-bus 2; agreement 4/6, by chance 1/2.
+    assert whole.kappa == round((4 / 6 - 1 / 2) / (1 / 2), 6)
+    cars = rate([one.of_class("car")], "class", "car")
+    assert (cars.n, cars.missed) == (5, 0.2)
+    assert rate([one], "labeler", "ada").missed == 0.0  # nothing that Bob drew and Ada did not
+    assert rate([one.reversed()], "labeler", "bob").missed == 0.25
+
+
+def test_intervals_come_from_frames_and_repeat() -> None:
+    names = [f"{number:064x}" for number in range(40)]
+    full, half = [label(0), label(100)], [label(0)]
+    compared = [
+        compare(frame, "ada", full, "bob", full if number % 2 else half)
+        for number, frame in enumerate(names)
+    ]
+    found = rate(compared, "all", "all")
+    assert found == rate(compared, "all", "all")
+    assert found.missed is not None and found.missed_interval is not None
+    low, high = found.missed_interval
+    assert low < found.missed < high
+    assert found.kappa is None and found.kappa_interval is None  # one class: nothing to confuse
+
+
+def test_three_labelers_vote_two_do_not() -> None:
+    said = {
+        "ada": [label(0), label(100)],
+        "bob": [label(1), label(100, "bus")],
+        "cy": [label(2), label(100, "bus"), label(500)],
+    }
+    kept = agreed(FRAME, said)
+    assert [(one.cls, one.box.x) for one in kept] == [("car", 1), ("bus", 100)]
+    two = {who: said[who] for who in ("ada", "bob")}
+    assert agreed(FRAME, two) == two[preferred(FRAME, ["ada", "bob"])]
+
+
+def test_disputes_name_no_one() -> None:
+    said = {"ada": [label(0), label(100)], "bob": [label(100, "bus"), label(9, ignore=True)]}
+    assert disputes(said) == ["a car drawn by 1 of 2", "one object called bus and car"]
+    assert disputes({"ada": [label(0)], "bob": [label(1)]}) == []
+    assert disputes({"ada": [label(0)]}) == []

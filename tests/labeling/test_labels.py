@@ -9,8 +9,8 @@ import pytest
 from tests.labeling.conftest import Sample
 from workbench import labeling
 from workbench.errors import ParameterError
-from workbench.labeling.agreement import preferred
 from workbench.labeling.answers import AnswerRow
+from workbench.labeling.consensus import preferred
 from workbench.labeling.labels import merged
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest

@@ -5,26 +5,38 @@ batch = labeling.make_batch(store, dataset, selection, model, predictions)
 labeling.send(place, server, batch)
 labels = labeling.collect(place, server, batch)     # raises Waiting until people are done
 dataset = labeling.merge(store, dataset, labels)
+
+Where several people labeled a frame, `assess` keeps how far they agree, and `make_adjudication`
+makes a batch of what they disagree about.
 """
 
+from workbench.labeling.adjudication import make_adjudication
+from workbench.labeling.assessment import assess
+from workbench.labeling.attention import Attention, Care
 from workbench.labeling.batches import make_batch
 from workbench.labeling.collect import BatchStatus, Mend, collect, status
 from workbench.labeling.labels import merge
 from workbench.labeling.replay import Noise, Replayed, replay
+from workbench.labeling.schemas import migrate
 from workbench.labeling.send import SentBatch, send
 from workbench.labeling.server import LabelStudio, connect
 
 __all__ = [
+    "Attention",
     "BatchStatus",
+    "Care",
     "LabelStudio",
     "Mend",
     "Noise",
     "Replayed",
     "SentBatch",
+    "assess",
     "collect",
     "connect",
+    "make_adjudication",
     "make_batch",
     "merge",
+    "migrate",
     "replay",
     "send",
     "status",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from workbench import digest
 from workbench.errors import ParameterError
 from workbench.labeling.answers import region_id
+from workbench.labeling.attention import Care, needs
 from workbench.labeling.regions import SMALLEST_PX
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
-from workbench.records.frames import Box, Frame, LabelSchema
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Frame, LabelSchema, Role
 from workbench.records.store import Store
 from workbench.records.types import LabelBatch, Prediction, Selection
 
@@ -22,6 +25,7 @@ def make_batch(
     predictions: Iterable[Prediction] = (),
     schema: LabelSchema | None = None,
     overlap: float = 0.0,
+    care: Care | None = None,
 ) -> Ref:
     """Bind a selection and the boxes that labelers start from into a batch.
 
@@ -32,11 +36,13 @@ def make_batch(
             image are cut at its edge.
         schema: What to label, by default the dataset's own.
         overlap: Share of frames, 0 to 1, that two labelers answer.
+        care: Which slices get more of labelers' time, and how many gold frames measure them.
 
     Raises:
-        ParameterError: A frame is not in the dataset, a predicted class not in the schema, or
-            predictions come without their model.
+        ParameterError: A frame is not in the dataset, a predicted class not in the schema,
+            predictions come without their model, or too few frames have trusted labels.
     """
+    care = care or Care()
     if not 0 <= overlap <= 1:
         raise ParameterError(f"overlap is a share of frames between 0 and 1, got {overlap}")
     dataset = datasets.load(store, dataset_ref)
@@ -51,9 +57,14 @@ def make_batch(
             where=dataset_ref,
             hint=f"The selection was made from {selection.dataset}",
         )
+    trusted = _gold(dataset, selection_ref, care.gold, chosen)
+    chosen = _mixed(chosen, trusted)
     usable = _usable(predictions, {frame: known[frame] for frame in chosen}, schema)
     if usable and model_ref is None:
         raise ParameterError("predictions need the model that made them", where=selection_ref)
+    classes: dict[Digest, set[str]] = {}
+    for one in usable:
+        classes.setdefault(one.frame, set()).add(one.cls)
     batch = LabelBatch(
         dataset=dataset_ref,
         selection=selection_ref,
@@ -61,6 +72,13 @@ def make_batch(
         label_schema=schema,
         frames=tuple(chosen),
         overlap=overlap,
+        needs=needs(
+            care,
+            ((known[frame], classes.get(frame, ())) for frame in chosen),
+            schema,
+            trusted,
+        ),
+        gold=tuple(sorted(trusted)),
     )
     return store.put(batch, {"predictions.jsonl": datasets.lines(usable)})
 
@@ -72,6 +90,34 @@ def sent_predictions(store: Store, batch_ref: Ref) -> dict[Digest, list[Predicti
     for prediction in rows:
         grouped.setdefault(prediction.frame, []).append(prediction)
     return grouped
+
+
+def _gold(dataset: Dataset, selection: Ref, count: int, chosen: Collection[Digest]) -> list[Digest]:
+    """Frames with labels that people vouch for and that gates do not need; the same every time."""
+    if not count:
+        return []
+    spared = (Role.SAFETY, Role.BLIND)
+    labeled = {label.frame for label in dataset.labels if label.origin.is_ground_truth}
+    fit = [
+        frame.id
+        for frame in dataset.frames
+        if frame.id in labeled and frame.id not in chosen and frame.role not in spared
+    ]
+    if len(fit) < count:
+        raise ParameterError(
+            f"{count} gold frames are asked for, and {len(fit)} have labels to trust",
+            where=dataset.ref,
+            hint="Ask for fewer, or label more frames first",
+        )
+    return sorted(fit, key=lambda frame: digest.of_bytes(f"{selection} {frame}".encode()))[:count]
+
+
+def _mixed(chosen: list[Digest], gold: list[Digest]) -> list[Digest]:
+    """Gold frames spread evenly among the others, so that nobody meets them in a row."""
+    mixed = list(chosen)
+    for number, frame in enumerate(gold):
+        mixed.insert((number + 1) * (len(mixed) + 1) // (len(gold) + 1), frame)
+    return mixed
 
 
 def _usable(

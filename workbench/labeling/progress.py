@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from workbench.errors import ParameterError, Waiting
 from workbench.labeling import ledger, mirror, projects
+from workbench.labeling.adjudication import labeled_by
 from workbench.labeling.answers import (
     AnnotationRow,
     Answer,
     AnswerRow,
     answers_needed,
+    is_replay,
     read_answers,
     summarise,
 )
@@ -130,6 +132,7 @@ class Look:
         self.project = project
         self._place = place
         self._people = people
+        self._may_not_settle = labeled_by(contents.store, contents.batch)
         self._least_s = {
             need.frame: need.least_s for need in contents.batch.needs if need.least_s is not None
         }
@@ -177,6 +180,10 @@ class Look:
         url = f"{self.project.url}?task={answer.task}"
         for refused in answer.refused:
             yield Mend(answer.frame, answer.annotator, url, refused.detail)
+        theirs = self._may_not_settle.get(answer.frame, ())
+        if answer.annotator in theirs and not is_replay(answer.annotator):
+            why = "your own boxes are in dispute here; delete this answer and leave it to another"
+            yield Mend(answer.frame, answer.annotator, url, why)
         least = self._least_s.get(answer.frame)
         seconds = None if answer.minutes is None else answer.minutes * 60
         if least is not None and seconds is not None and seconds < least:

@@ -1,0 +1,121 @@
+"""Frames that deserve more: more labelers, an earlier turn, a longer look, by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from workbench.errors import ParameterError
+from workbench.records.base import Digest
+from workbench.records.frames import UNKNOWN, Frame, LabelSchema
+from workbench.records.types import FrameNeed
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What every frame of a slice gets.
+
+    Args:
+        slice: One of `slices_of`'s names, or ``all``.
+        labelers: So many have to answer each frame.
+        priority: Higher comes sooner.
+        least_s: An answer that took fewer seconds is sent back.
+    """
+
+    slice: str
+    labelers: int = 1
+    priority: int = 0
+    least_s: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Attention:
+        """From ``SLICE[:labelers=N][:first=P][:least=SECONDS]``, as the command line takes it.
+
+        Raises:
+            ParameterError: It reads otherwise.
+        """
+        name, *parts = text.split(":")
+        values = dict(part.partition("=")[::2] for part in parts)
+        try:
+            least = values.pop("least", None)
+            made = cls(
+                slice=name,
+                labelers=int(values.pop("labelers", 1)),
+                priority=int(values.pop("first", 0)),
+                least_s=None if least is None else float(least),
+            )
+        except ValueError as error:
+            raise ParameterError(f"not a number in {text!r}", hint=_FORM) from error
+        if values or not name or made.labelers < 1:
+            raise ParameterError(f"cannot read {text!r}", hint=_FORM)
+        return made
+
+
+@dataclass(frozen=True)
+class Care:
+    """What a batch asks beyond one answer a frame.
+
+    Args:
+        attention: Which slices get more labelers, an earlier turn or a longer look.
+        gold: So many frames whose labels are trusted are mixed in, to measure labelers by.
+        gold_labelers: How many labelers answer each of them.
+    """
+
+    attention: tuple[Attention, ...] = ()
+    gold: int = 0
+    gold_labelers: int = 2
+
+
+_FORM = "Write SLICE:labelers=2:first=1:least=10, such as light=night:labelers=2"
+
+
+def slices_of(frame: Frame, classes: Iterable[str], schema: LabelSchema) -> tuple[str, ...]:
+    """Slices a frame is in: by light, weather, role, road works, events, and ``vru``.
+
+    Args:
+        classes: Of what is in the frame, as far as anybody knows.
+    """
+    about = frame.conditions
+    names = [f"light={about.light}"] if about.light != UNKNOWN else []
+    names += [f"weather={about.weather}"] if about.weather != UNKNOWN else []
+    names += ["construction"] if about.construction else []
+    names += [f"role={frame.role}"] if frame.role else []
+    names += [f"event={event}" for event in frame.events]
+    names += ["vru"] if set(classes) & set(schema.vulnerable) else []
+    return tuple(names)
+
+
+def needs(
+    care: Care,
+    frames: Iterable[tuple[Frame, Iterable[str]]],
+    schema: LabelSchema,
+    gold: Iterable[Digest] = (),
+) -> tuple[FrameNeed, ...]:
+    """What frames ask beyond the rule: of several slices' wishes, the greatest.
+
+    Args:
+        frames: Each with the classes that are predicted in it.
+        gold: Frames that measure labelers.
+    """
+    measured = set(gold)
+    found = []
+    for frame, classes in frames:
+        names = (*slices_of(frame, classes, schema), "all")
+        wished = [rule for rule in care.attention if rule.slice in names]
+        labelers = max(
+            [rule.labelers for rule in wished] + [care.gold_labelers if frame.id in measured else 1]
+        )
+        priority = max((rule.priority for rule in wished), default=0)
+        least = max((rule.least_s for rule in wished if rule.least_s), default=None)
+        if labelers > 1 or priority or least:
+            slices = tuple(sorted({rule.slice for rule in wished}))
+            found.append(
+                FrameNeed(
+                    frame=frame.id,
+                    labelers=labelers,
+                    priority=priority,
+                    least_s=least,
+                    slices=slices,
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,222 @@
+"""Labels that look wrong, and what labeling costs: where the next review batch comes from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.errors import ParameterError
+from workbench.labeling.answers import AnswerRow, is_replay
+from workbench.labeling.assessment import Disagreement
+from workbench.perception import boxes
+from workbench.perception.matching import match_optimal
+from workbench.records import dataset as datasets
+from workbench.records.base import Digest, Ref
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Label, Origin, Role
+from workbench.records.store import Store
+from workbench.records.types import Agreement, Choice, LabelSet, Prediction, Selection
+
+CONFIDENT = 0.7
+"""A model's score from which on it is worth a person's second look when it contradicts a label."""
+
+_FAINT = 0.1
+_SAME_OBJECT_IOU = 0.5
+_POOR_MISSED = 0.2
+_WEIGHTS = {
+    "missed": 1.0,
+    "class": 1.0,
+    "loose": 0.5,
+    "nothing": 0.5,
+    "disputed": 0.75,
+    "poor": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """One thing about a frame that a person should look at again; ``weight`` orders them."""
+
+    frame: Digest
+    kind: str
+    weight: float
+    why: str
+
+
+def suspects(dataset: Dataset, predictions: Iterable[Prediction]) -> list[Suspect]:
+    """Where a confident model contradicts what people said.
+
+    A box that the model is sure of and nobody drew; an object that it is sure is of another class;
+    a drawn box that fits loosely on what it found; a drawn box where it sees nothing at all.
+    Frames that nobody labeled and ignore areas take no part.
+
+    Args:
+        predictions: Of the dataset's frames, faint ones (score 0.1 and up) included.
+    """
+    found: dict[Digest, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.score >= _FAINT:
+            found[prediction.frame].append(prediction)
+    labeled = [frame.id for frame in dataset.frames if frame.role is not Role.POOL]
+    by_frame = dataset.labels_by_frame
+    return [one for frame in labeled for one in _contradicted(frame, by_frame[frame], found[frame])]
+
+
+def from_agreement(store: Store, agreement: Ref) -> list[Suspect]:
+    """Frames that labelers disagree about, and those of labelers who do badly on gold frames."""
+    record = store.get(agreement, Agreement)
+    rows = datasets.read_lines(store.payload(agreement, "disagreements.jsonl"), Disagreement)
+    found = [
+        Suspect(row.frame, "disputed", _WEIGHTS["disputed"], f"labelers disagree: {reason}")
+        for row in rows
+        for reason in row.reasons
+    ]
+    poor = {
+        rate.name
+        for rate in record.rates
+        if rate.against == "gold"
+        and rate.subject == "labeler"
+        and (rate.missed or 0) > _POOR_MISSED
+    }
+    answers = datasets.read_lines(store.payload(record.labels, "answers.jsonl"), AnswerRow)
+    why = f"its labeler misses over {_POOR_MISSED:.0%} of the boxes in gold frames"
+    found += [
+        Suspect(row.frame, "poor", _WEIGHTS["poor"], why)
+        for row in answers
+        if row.annotator in poor
+    ]
+    return found
+
+
+def to_review(
+    store: Store, dataset_ref: Ref, found: Sequence[Suspect], budget: int, model: Ref | None = None
+) -> Ref:
+    """The frames with most to look at again, as a selection that can be sent.
+
+    Raises:
+        ParameterError: Nothing looks wrong, or the budget is no number of frames.
+    """
+    if budget < 1:
+        raise ParameterError(f"a review needs a budget of at least one frame, got {budget}")
+    if not found:
+        raise ParameterError(
+            "nothing looks wrong here",
+            where=dataset_ref,
+            hint="Use a better model, or measure labelers with gold frames",
+        )
+    by_frame: dict[Digest, list[Suspect]] = defaultdict(list)
+    for one in found:
+        by_frame[one.frame].append(one)
+    scores = {frame: sum(one.weight for one in theirs) for frame, theirs in by_frame.items()}
+    ranked = sorted(scores, key=lambda frame: (-scores[frame], frame))[:budget]
+    chosen = tuple(
+        Choice(
+            frame=frame,
+            rank=rank,
+            score=round(scores[frame], 6),
+            reasons=tuple(dict.fromkeys(one.why for one in by_frame[frame]))[:5],
+        )
+        for rank, frame in enumerate(ranked, start=1)
+    )
+    return store.put(
+        Selection(
+            dataset=dataset_ref,
+            model=model,
+            budget=budget,
+            seed=0,
+            method="label-quality",
+            parameters={"suspects": len(found), "frames": len(by_frame)},
+            chosen=chosen,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What labeling cost people, as far as the server measured it; replays cost nobody anything.
+
+    ``seconds_per_frame`` and ``seconds_per_box`` are of a least-squares fit, so that a frame with
+    n boxes takes their sum; None where too little was measured. ``changed_per_minute`` is the
+    yield: boxes drawn, mended or removed in a minute of a labeler's time.
+    """
+
+    frames: int
+    boxes: int
+    minutes: float
+    seconds_per_frame: float | None
+    seconds_per_box: float | None
+    changed_per_minute: float | None
+
+    def frames_for(self, minutes: float, boxes_per_frame: float) -> int | None:
+        """How many frames with so many boxes people can label in this time."""
+        if self.seconds_per_frame is None or self.seconds_per_box is None:
+            return None
+        each = self.seconds_per_frame + self.seconds_per_box * boxes_per_frame
+        return int(minutes * 60 / each) if each > 0 else None
+
+
+def effort(store: Store, labelsets: Iterable[Ref]) -> Effort:
+    """What people's answers in these label sets took."""
+    rows: list[AnswerRow] = []
+    changed = 0
+    for ref in labelsets:
+        store.get(ref, LabelSet)
+        answers = datasets.read_lines(store.payload(ref, "answers.jsonl"), AnswerRow)
+        rows += [row for row in answers if row.minutes is not None and not is_replay(row.annotator)]
+        labels = datasets.read_lines(store.payload(ref, "labels.jsonl"), Label)
+        changed += sum(one.origin in (Origin.HUMAN, Origin.HUMAN_EDITED) for one in labels)
+    changed += sum(row.removed for row in rows)
+    minutes = sum(row.minutes or 0 for row in rows)
+    counts = np.array([[1.0, row.boxes] for row in rows]).reshape(-1, 2)
+    seconds = np.array([(row.minutes or 0) * 60 for row in rows])
+    fitted = np.linalg.matrix_rank(counts) == 2 if len(rows) else False
+    each = np.clip(np.linalg.lstsq(counts, seconds, rcond=None)[0], 0, None) if fitted else None
+    return Effort(
+        frames=len(rows),
+        boxes=sum(row.boxes for row in rows),
+        minutes=round(minutes, 3),
+        seconds_per_frame=None if each is None else round(float(each[0]), 3),
+        seconds_per_box=None if each is None else round(float(each[1]), 3),
+        changed_per_minute=round(changed / minutes, 3) if minutes else None,
+    )
+
+
+def _contradicted(
+    frame: Digest, labels: Sequence[Label], predictions: Sequence[Prediction]
+) -> list[Suspect]:
+    drawn = [label for label in labels if not label.ignore]
+    theirs = boxes.from_records(label.box for label in drawn)
+    seen = boxes.from_records(one.box for one in predictions)
+    overlap = boxes.iou_matrix(theirs, seen)
+    pairs = {int(j): int(i) for i, j in match_optimal(theirs, seen, iou=_SAME_OBJECT_IOU)}
+    ignored = [label.box for label in labels if label.ignore]
+    found = []
+    for number, one in enumerate(predictions):
+        if one.score < CONFIDENT:
+            continue
+        said = f"the model is {one.score:.0%} sure of a {one.cls}"
+        if number in pairs and drawn[pairs[number]].cls != one.cls:
+            why = f"{said} where the label says {drawn[pairs[number]].cls}"
+            found.append(Suspect(frame, "class", _WEIGHTS["class"] * one.score, why))
+        elif number not in pairs and not _covered(one.box, ignored):
+            near = float(overlap[:, number].max()) if drawn else 0.0
+            kind = "loose" if near > _FAINT else "missed"
+            why = f"{said} where {'a box fits loosely' if kind == 'loose' else 'nobody drew one'}"
+            found.append(Suspect(frame, kind, _WEIGHTS[kind] * one.score, why))
+    for i, label in enumerate(drawn):
+        if len(predictions) and float(overlap[i].max()) < _FAINT:
+            why = f"the model sees nothing where a {label.cls} is drawn"
+            found.append(Suspect(frame, "nothing", _WEIGHTS["nothing"], why))
+    return found
+
+
+def _covered(box: Box, areas: Sequence[Box]) -> bool:
+    """Whether half of a box or more lies in an area that is not scored."""
+    if not areas:
+        return False
+    one, others = boxes.from_records([box]), boxes.from_records(areas)
+    common = boxes.intersection_matrix(one, others)
+    return bool(common.max() >= 0.5 * box.w * box.h)
