@@ -1,8 +1,11 @@
 """What the pipeline costs around a notebook: ``python -m benchmarks.pipeline [--quick] [--json]``.
 
-A step is one trivial notebook, run by ``workbench run-step`` and by the ``papermill`` command, each
-as a process with all its imports. The rerun with nothing changed is that of the data engine in this
-workspace, and is left out, saying so, where `make run` has not finished there.
+A step is one trivial notebook, run by ``workbench run-step``, by the ``papermill`` command and by
+``jupyter execute`` (nbclient), each as a process with all its imports; alone, and two at once. A
+pipeline of many such steps is held against the time that its kernels take by themselves, one after
+the other in one process, shared out over the cores; Ploomber runs the same notebooks in an
+environment of its own. The rerun with nothing changed is that of the data engine in this workspace,
+and is left out, saying so, where `make run` has not finished there.
 """
 
 from __future__ import annotations
@@ -11,17 +14,19 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import pipeline_scale
 from benchmarks.common import Row, main, row, seconds
+from benchmarks.pipeline_scale import CELLS, CONTRACT, PLAIN, PUT
+from benchmarks.pipeline_scale import notebook as _notebook
 from workbench.pipeline import contract as contracts
+from workbench.pipeline import graph, plan
 from workbench.pipeline.spec import StepSpec
+from workbench.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_ENGINE = ("pipelines/data_engine.yaml", "-p", "labelers=replay")
-CELLS = ("n: int = 1", "import workbench\nstep = workbench.step()", "step.metric('n', n)")
-PLAIN = ("n: int = 1", "import json", "print(json.dumps(n))")
 REPEATS = 5
 
 
@@ -30,25 +35,63 @@ def measure(quick: bool) -> list[Row]:
     repeats = 2 if quick else REPEATS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = _step(folder)
-        plain = _notebook(folder / "plain.ipynb", PLAIN)
-        ours = seconds(lambda: _call("-m", "workbench", "run-step", str(spec)), repeats)
-        command = ("-m", "papermill", str(plain), str(folder / "out.ipynb"), "--no-progress-bar")
-        theirs = seconds(lambda: _call(*command), repeats)
-    rows = [
-        row(
-            "one step",
-            ours,
-            "s",
-            peer=theirs,
-            peer_name="papermill command",
-            goal="ratio <= 1.2",
-            met=ours / theirs <= 1.2,
-        ),
-        _help(repeats),
-    ]
+        rows = [*_steps(folder, repeats), _help(repeats), _planning(folder / "many", 1000)]
+        rows += pipeline_scale.measure(folder / "pipeline", steps=10 if quick else 50)
     rerun = _rerun(repeats)
     return [*rows, rerun] if rerun else rows
+
+
+def _steps(folder: Path, repeats: int) -> list[Row]:
+    """One step alone and two at once, beside the commands that people use."""
+    specs = [_step(folder / f"step{number}") for number in (1, 2)]
+    plain = _notebook(folder / "plain.ipynb", PLAIN)
+
+    def unit(spec: Path) -> list[str]:
+        return ["-m", "workbench", "run-step", str(spec)]
+
+    def papermill(number: int) -> list[str]:
+        out = str(folder / f"out{number}.ipynb")
+        return ["-m", "papermill", str(plain), out, "--no-progress-bar"]
+
+    execute = ["-c", "from nbclient.cli import main; main()", "--inplace", str(plain)]
+    one = seconds(lambda: _call(*unit(specs[0])), repeats)
+    two = seconds(lambda: _at_once(*map(unit, specs)), repeats)
+    peers = [
+        ("one step", one, seconds(lambda: _call(*papermill(1)), repeats), "papermill command"),
+        (
+            "two steps at once",
+            two,
+            seconds(lambda: _at_once(papermill(1), papermill(2)), repeats),
+            "two papermill commands",
+        ),
+    ]
+    rows = [
+        row(name, ours, "s", peer=peer, peer_name=who, goal="ratio <= 1.2", met=ours / peer <= 1.2)
+        for name, ours, peer, who in peers
+    ]
+    executed = seconds(lambda: _call(*execute), repeats)
+    return [*rows, row("one step", one, "s", peer=executed, peer_name="jupyter execute (nbclient)")]
+
+
+def _planning(project: Path, steps: int) -> Row:
+    """Planning many steps of notebooks that differ, each joined to the one before."""
+    (project / "pipelines").mkdir(parents=True)
+    lines = ["name: many", "notebooks: ../notebooks", "steps:"]
+    for number in range(steps):
+        cells = (CELLS[0], CELLS[1], f"step.metric('n', n + {number})", PUT)
+        _notebook(project / f"notebooks/s{number}.ipynb", cells, contract=CONTRACT)
+        joined = f"{{inputs: {{upstream: s{number - 1}.selection}}}}" if number else "{}"
+        lines.append(f"  s{number}: {joined}")
+    file = project / "pipelines" / "many.yaml"
+    file.write_text("\n".join(lines))
+    place = Workspace(project / ".workbench")
+
+    def work() -> None:
+        loaded = graph.load(file, {}, base=project)
+        assert len(plan.plan(loaded, place)) == steps
+
+    took = seconds(work, 3)
+    return row(f"planning {steps} steps", took, "s", goal="< 1 s", met=took < 1)
 
 
 def _help(repeats: int) -> Row:
@@ -69,25 +112,6 @@ def _rerun(repeats: int) -> Row | None:
         return None
     took = seconds(lambda: _call("-m", "workbench", "run", *DATA_ENGINE, check=False), repeats)
     return row("rerun with nothing changed", took, "s", goal="<= 3 s", met=took <= 3)
-
-
-def _notebook(path: Path, sources: Sequence[str]) -> Path:
-    """A notebook of these cells, the first of them parameters."""
-    cells = [
-        {
-            "cell_type": "code",
-            "id": f"c{number}",
-            "metadata": {"tags": ["parameters"]} if number == 0 else {},
-            "source": source,
-            "execution_count": None,
-            "outputs": [],
-        }
-        for number, source in enumerate(sources)
-    ]
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    content = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    path.write_text(json.dumps(content))
-    return path
 
 
 def _step(folder: Path) -> Path:
@@ -111,6 +135,13 @@ def _step(folder: Path) -> Path:
     path = folder / "spec.json"
     path.write_text(spec.model_dump_json())
     return path
+
+
+def _at_once(*commands: list[str]) -> None:
+    """Two or more processes side by side; all have to end well."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen([sys.executable, *one], cwd=ROOT, **quiet) for one in commands]
+    assert [process.wait() for process in running] == [0] * len(commands)
 
 
 def _call(*arguments: str, check: bool = True) -> None:

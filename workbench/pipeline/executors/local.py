@@ -34,6 +34,7 @@ class LocalExecutor:
         self.threads = os.cpu_count() or 1
         self.memory_gib = psutil.virtual_memory().total / _GIB
         self._lock = threading.Lock()
+        self._heard = threading.Condition()
         self._nursery: subprocess.Popen[str] | None = None
         self._children: dict[str, int] = {}
         self._ended: dict[str, int] = {}
@@ -90,14 +91,18 @@ class LocalExecutor:
         begun: set[str] = set()
         for line in nursery.stdout:
             told = json.loads(line)
-            if "pid" in told:
-                begun.add(told["spec"])
-                self._children[told["spec"]] = told["pid"]
-            else:
-                begun.discard(told["spec"])
-                self._ended[told["spec"]] = told["status"]
-        for spec in begun:  # the nursery died, and its children with it
-            self._ended[spec] = -signal.SIGKILL
+            with self._heard:
+                if "pid" in told:
+                    begun.add(told["spec"])
+                    self._children[told["spec"]] = told["pid"]
+                else:
+                    begun.discard(told["spec"])
+                    self._ended[told["spec"]] = told["status"]
+                self._heard.notify_all()
+        with self._heard:
+            for spec in begun:  # the nursery died, and its children with it
+                self._ended[spec] = -signal.SIGKILL
+            self._heard.notify_all()
 
     def _wait(self, spec: str, watch: Callable[[], None], stop: threading.Event) -> int:
         asked: float | None = None
@@ -105,14 +110,15 @@ class LocalExecutor:
         while spec not in self._ended:
             if nursery is not None and nursery.poll() is not None and spec not in self._children:
                 return nursery.returncode
-            if stop.wait(_POLL_S) and spec in self._children:
+            if stop.is_set() and spec in self._children:
                 if asked is None:
                     asked = time.monotonic()
                     _signal(self._children[spec], signal.SIGTERM)
                 elif time.monotonic() - asked > _GRACE_S:
                     _signal(self._children[spec], signal.SIGKILL)
-                time.sleep(_POLL_S)
             watch()
+            with self._heard:
+                self._heard.wait_for(lambda: spec in self._ended, _POLL_S)
         self._children.pop(spec, None)
         return self._ended.pop(spec)
 
