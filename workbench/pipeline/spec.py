@@ -33,7 +33,10 @@ class _File(BaseModel):
 
 
 class StepSpec(_File):
-    """Everything one step needs. ``secrets`` are names of environment variables, never values."""
+    """Everything one step needs. ``secrets`` are names of environment variables, never values.
+
+    ``project`` is the folder that relative paths start from, when it is not the notebook's own.
+    """
 
     step: str
     notebook: str
@@ -50,6 +53,7 @@ class StepSpec(_File):
     environment: dict[str, str]
     gpus: float = 0
     secrets: tuple[str, ...] = ()
+    project: str | None = None
 
 
 class Failure(BaseModel):

@@ -41,7 +41,7 @@ def _from_spec(path: Path) -> Step:
     spec = json.loads(path.read_bytes())
     return Step(
         workspace=Workspace(Path(spec["home"])),
-        project=Path(spec["notebook"]).parent,  # the runner made path parameters absolute
+        project=_project(spec),
         folder=Path(spec["folder"]),
         cache=Path(spec["cache"]),
         threads=spec["threads"],
@@ -51,6 +51,14 @@ def _from_spec(path: Path) -> Step:
         inputs=spec["inputs"],
         secrets=tuple(spec.get("secrets", ())),
     )
+
+
+def _project(spec: dict[str, Any]) -> Path:
+    if spec.get("project"):
+        return Path(spec["project"])
+    from workbench.pipeline.contract import project_of
+
+    return project_of(Path(spec["notebook"]))
 
 
 def _report_failures(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +21,8 @@ from workbench.pipeline.checking.watch.events import Log
 from workbench.pipeline.checking.watch.policy import Policy, Window, scribbles, software
 from workbench.pipeline.checking.watch.supervisor import Watch
 from workbench.pipeline.contract import StepContract
-from workbench.pipeline.executors import alone
+from workbench.pipeline.executors import Executor, alone
+from workbench.pipeline.live import StepFiles
 from workbench.pipeline.runner import EXECUTED
 from workbench.pipeline.spec import StepResult, StepSpec
 from workbench.records.base import Ref, refs_in
@@ -91,27 +93,35 @@ def run(
     setting: Setting,
     name: str,
     parameters: Json,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None],
+    *,
+    unwatched: Executor | None = None,
 ) -> Trial:
     """Run the notebook once, from nothing but its inputs.
 
     Args:
         name: Names the trial's folder; what an earlier one left there goes first.
         parameters: All of them, validated.
+        unwatched: Runs it as production does, where what it touches was seen already.
     """
     place = _workspace(setting, name)
     folder = place.runs / "check" / setting.contract.name
     folder.mkdir(parents=True)
-    watch = Watch(folder)
     values = absolute(setting, parameters)
-    spec = _spec(setting, place, folder, values, watch.environment)
-    files = _Progress(folder, progress)
-    with watch:
-        result = alone.execute(spec, files.poll, launch=watch.launch, handles=watch.handles)
+    poll = _poll(folder, progress)
+    log = Log()
+    if unwatched is not None:
+        spec = _spec(setting, place, folder, values, {})
+        result = unwatched.execute(spec, poll, threading.Event())
+    else:
+        with Watch(folder) as watch:
+            spec = _spec(setting, place, folder, values, watch.environment)
+            result = alone.execute(spec, poll, launch=watch.launch, handles=watch.handles)
+        log = watch.log
     executed: Json = {}
     if (folder / EXECUTED).exists():
         executed = json.loads((folder / EXECUTED).read_bytes())
-    return Trial(place, result, watch.log, executed, values)
+    return Trial(place, result, log, executed, values)
 
 
 def policy(setting: Setting, trial: Trial) -> Policy:
@@ -214,22 +224,19 @@ def _spec(
         gpus=resources.gpus,
         environment={**setting.environment, **more},
         secrets=declaration.secrets,
+        project=str(setting.project),
     )
 
 
-class _Progress:
-    """Passes on what the step tells of its progress."""
+def _poll(folder: Path, tell: Callable[[int, int], None]) -> Callable[[], None]:
+    files = StepFiles(folder)
 
-    def __init__(self, folder: Path, tell: Callable[[int, int], None] | None) -> None:
-        from workbench.pipeline.live import StepFiles
+    def poll() -> None:
+        told = files.progress()
+        if told:
+            tell(*told)
 
-        self._files = StepFiles(folder)
-        self._tell = tell
-
-    def poll(self) -> None:
-        told = self._files.progress()
-        if told and self._tell:
-            self._tell(*told)
+    return poll
 
 
 def _real(project: Path, path: str) -> str:

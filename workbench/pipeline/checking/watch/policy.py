@@ -37,6 +37,7 @@ _OF_TOOLS = (
 """Below the home folder: settings and caches of the tools, none of it data."""
 
 _CACHED = re.compile(r"/__pycache__(/|$)|\.pyc(\.\d+)?$|/\.nv/|/numba_cache/")
+_TOOLS_TEMPORARY = re.compile(r"/(torchinductor_|matplotlib-|pymp-|numba-)[^/]*(/|$)")
 _NAME_SERVICE = 53
 
 
@@ -80,15 +81,17 @@ class Policy:
             return _below(seen.target, real, self.writes) or self._passing(seen, log, real)
         if seen.is_folder and _above(seen.target, (*self.reads, *self.writes)):
             return True  # looked through on the way to something declared
-        return _below(seen.target, real, (*self.reads, *self.writes)) or _own(seen.target, log)
+        if _below(seen.target, real, (*self.reads, *self.writes)) or _own(seen.target, log):
+            return True
+        return self._passing(seen, log, real)
 
     def _passing(self, seen: Seen, log: Log, real: str) -> bool:
         """Byte code beside what may be read, and what the step made in the temporary folder."""
         if _CACHED.search(seen.target) and _below(seen.target, real, self.reads):
             return True
-        temporary = os.path.realpath(tempfile.gettempdir())
-        in_temporary = _below(seen.target, real, (temporary, "/tmp", "/var/tmp"))  # noqa: S108
-        return in_temporary and _own(seen.target, log)
+        if not _below(seen.target, real, temporary()):
+            return False
+        return _own(seen.target, log) or bool(_TOOLS_TEMPORARY.search(seen.target))
 
     def _may_connect(self, seen: Seen, addresses: frozenset[str]) -> bool:
         host, _, port = seen.target.rpartition(":")
@@ -109,7 +112,7 @@ def software() -> tuple[str, ...]:
 
 def scribbles() -> tuple[str, ...]:
     """Where every Python program may write: devices, and caches of tools."""
-    return (*_DEVICES, *(str(Path.home() / name) for name in _OF_TOOLS), "/var/cache/fontconfig")
+    return (*_DEVICES, *_SYSTEM_STATE, *(str(Path.home() / name) for name in _OF_TOOLS))
 
 
 def _cell_at(moment: float, windows: Sequence[Window]) -> int | None:
@@ -118,6 +121,11 @@ def _cell_at(moment: float, windows: Sequence[Window]) -> int | None:
     if not before or moment > windows[-1].end:
         return None
     return max(before, key=lambda window: window.start).cell
+
+
+def temporary() -> tuple[str, ...]:
+    """Folders for what no step leaves behind."""
+    return (os.path.realpath(tempfile.gettempdir()), "/tmp", "/var/tmp")  # noqa: S108
 
 
 def _below(path: str, real: str, folders: Iterable[str]) -> bool:

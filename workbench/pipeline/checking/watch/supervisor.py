@@ -41,6 +41,7 @@ _CHANGES: dict[str, tuple[tuple[int | None, int], ...]] = {
     "unlink": ((None, 0),),
     "unlinkat": ((0, 1),),
 }
+_MAKE_NEW = ("link", "linkat", "mkdir", "mkdirat", "symlink", "symlinkat")
 _OPENS = {"open": (None, 0, 1), "openat": (0, 1, 2), "openat2": (0, 1, 2)}
 _RUNS = {"execve": (None, 0), "execveat": (0, 1)}
 
@@ -138,12 +139,21 @@ class Watch:
         if call.name in _OPENS:
             return self._open(call)
         if call.name in _CHANGES:
-            places = [_path(call, *place) for place in _CHANGES[call.name]]
-            return [("write", one, {"existed": os.path.lexists(one)}) for one in places if one]
+            return self._change(call)
         if call.name in _RUNS:
             path = _path(call, *_RUNS[call.name])
             return [("read", path, {})] if Path(path).exists() else []
         return self._connect(call)
+
+    def _change(self, call: Call) -> list[tuple[str, str, dict[str, bool]]]:
+        """Paths that the call changes; one that must fail, like making what is there, is none."""
+        noted = []
+        for place in _CHANGES[call.name]:
+            path = _path(call, *place)
+            existed = os.path.lexists(path)
+            if path and not (existed and call.name in _MAKE_NEW):
+                noted.append(("write", path, {"existed": existed}))
+        return noted
 
     def _open(self, call: Call) -> list[tuple[str, str, dict[str, bool]]]:
         folder, at, flags_at = _OPENS[call.name]
@@ -167,8 +177,8 @@ class Watch:
             return []
         family = int.from_bytes(address[:2], "little")
         if family == _UNIX:
-            path = address[2:].partition(b"\0")[0]
-            return [("write", os.fsdecode(path), {})] if path.startswith(b"/") else []
+            path = os.fsdecode(address[2:].partition(b"\0")[0])
+            return [("write", path, {})] if path.startswith("/") and Path(path).exists() else []
         port = struct.unpack(">H", address[2:4])[0]
         if family == _INET:
             host = socket.inet_ntop(socket.AF_INET, address[4:8])
