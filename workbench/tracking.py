@@ -68,7 +68,8 @@ class Tracker:
         with self._translated():
             run = self._client.create_run(self.experiment, run_name=name, tags=tags)
             given = [Param(key, _text(value)) for key, value in parameters.items()]
-            self._client.log_batch(run.info.run_id, params=given)
+            if given:
+                self._client.log_batch(run.info.run_id, params=given)
         return str(run.info.run_id)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
@@ -97,13 +98,15 @@ class Tracker:
     ) -> None:
         """Show records as the run's datasets, ``context`` telling inputs from outputs.
 
+        `record_tags` tells the same as tags, by which runs can be searched.
+
         Args:
             records: References by name.
             made_by: References to the ids of the runs that made them, where those are known.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        datasets, tags = [], {}
+        datasets = []
         for name, ref in records.items():
             kind, digest = ref.split("/")
             upstream = (made_by or {}).get(ref)
@@ -112,13 +115,9 @@ class Tracker:
                 f"{name} ({kind})", digest[:_DIGEST_CHARACTERS], "workbench", json.dumps(source)
             )
             datasets.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
-            tags[f"workbench.{context}.{_name(name)}"] = ref
-            if upstream:
-                tags[f"workbench.{context}.{_name(name)}.run"] = upstream
         if datasets:
             with self._translated():
                 self._client.log_inputs(run_id, datasets)
-            self.set_tags(run_id, tags)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -221,6 +220,18 @@ class Tracker:
                 where=self.uri,
                 hint="`workbench status` shows whether it runs; `workbench up` starts it again",
             ) from error
+
+
+def record_tags(
+    records: Mapping[str, str], *, context: str, made_by: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Tags that name a run's records, and the runs that made them where those are known."""
+    tags = {}
+    for name, ref in records.items():
+        tags[f"workbench.{context}.{_name(name)}"] = ref
+        if made_by and ref in made_by:
+            tags[f"workbench.{context}.{_name(name)}.run"] = made_by[ref]
+    return tags
 
 
 def _name(name: str) -> str:

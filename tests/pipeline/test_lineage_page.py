@@ -96,7 +96,8 @@ def test_a_click_tells_a_node_and_shows_its_ways(
     store: Store, world: World, tmp_path: Path
 ) -> None:
     path = tmp_path / "l.html"
-    lineage.show(lineage.trace(store, world["release"])).write_html(path)
+    shown = lineage.show(lineage.trace(store, world["release"]))
+    shown.write_html(path)
     with screenshots.browser() as page:
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text))
@@ -112,4 +113,11 @@ def test_a_click_tells_a_node_and_shows_its_ways(
         assert page.locator(".node.on").count() == 0
         page.fill("#search", "checkp")
         assert page.locator(".node.on").count() == 1
+        page.set_content(shown._repr_html_())  # as a notebook shows it
+        box = page.frame_locator("iframe").locator(".node.root")
+        page.frame_locator("iframe").locator("#details").wait_for(state="attached")
+        page.wait_for_timeout(300)
+        size = box.bounding_box()
+        assert size is not None
+        assert 100 < size["width"] < 300
         assert problems == []

@@ -103,12 +103,12 @@ def save(place: Workspace, run: RunState) -> None:
     workspace.write_atomic(place.runs / run.run_id / FILE, data)
 
 
-def runs(place: Workspace, pipeline: str | None = None) -> Iterator[RunState]:
-    """All runs, newest first; folders that no run can be read from are passed over."""
+def runs(place: Workspace, pipeline: str | None = None, *, prefix: str = "") -> Iterator[RunState]:
+    """Runs, newest first, whose id begins with ``prefix``; unreadable ones are passed over."""
     if not place.runs.is_dir():
         return
     for folder in sorted(place.runs.iterdir(), key=lambda path: path.name, reverse=True):
-        run = _read(folder)
+        run = _read(folder) if folder.name.startswith(prefix) else None
         if run is not None and pipeline in (None, run.pipeline):
             yield run
 
@@ -126,7 +126,7 @@ def find(place: Workspace, text: str = LATEST) -> RunState:
             hint = "`workbench run PIPELINE` makes one; WORKBENCH_HOME names another workspace"
             raise RecordError("there is no run yet", where=place.runs, hint=hint)
         return newest
-    found = [run for run in runs(place) if run.run_id.startswith(text)] if text else []
+    found = list(runs(place, prefix=text)) if text else []
     exact = [run for run in found if run.run_id == text]
     if len(found) == 1 or exact:
         return (exact or found)[0]

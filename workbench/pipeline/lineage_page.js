@@ -13,10 +13,13 @@
   const look = () => svg.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
   const scale = () => Math.max(view.width / stage.clientWidth, view.height / stage.clientHeight);
 
-  // A big picture opens at a size that can be read, at the node that was asked about.
+  // A big picture opens at a size that can be read, at what was asked about; a small one is not
+  // blown up.
   const readable = () => {
-    if (scale() <= 1.25) return;
-    const width = stage.clientWidth * 1.1, height = stage.clientHeight * 1.1;
+    const by = scale();
+    if (by >= 1 && by <= 1.25) return;
+    const width = stage.clientWidth * (by < 1 ? 1 : 1.1);
+    const height = stage.clientHeight * (by < 1 ? 1 : 1.1);
     const at = boxes.get(root)?.transform.baseVal[0]?.matrix ?? { e: 0, f: 0 };
     const clamp = (value, size, of) => of <= size ? (of - size) / 2 : Math.min(Math.max(value, 0), of - size);
     view = { width, height, x: clamp(at.e + 102 - width / 2, width, full.width),
@@ -136,5 +139,12 @@
       box.classList.toggle("on", wanted !== "" && text.includes(wanted));
     }
   });
-  readable();
+
+  // In a notebook's frame the stage has no size yet when this runs.
+  const sized = new ResizeObserver(() => {
+    if (!stage.clientWidth || !stage.clientHeight) return;
+    sized.disconnect();
+    readable();
+  });
+  sized.observe(stage);
 })();

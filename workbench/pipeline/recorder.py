@@ -24,7 +24,7 @@ from workbench.pipeline.unit import RESULT
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import Release, StepRun
-from workbench.tracking import Point, Tracker
+from workbench.tracking import Point, Tracker, record_tags
 
 MARK = "mlflow"
 """Side file of a step's run record once MLflow has it."""
@@ -221,14 +221,18 @@ class Recorder:
 
     def _start(self, begun: Begun) -> None:
         inputs = begun.named_inputs()
+        upstream = self._upstream(inputs.values())
+        tags = {
+            **self._tags,
+            **self._source_tags,
+            **begun.tags,
+            **record_tags(inputs, context="input", made_by=upstream),
+            "workbench.step": begun.step,
+        }
         run_id = self._mlflow.start(
-            begun.step,
-            tags={**self._tags, **self._source_tags, **begun.tags, "workbench.step": begun.step},
-            parameters=begun.parameters,
-            parent=self._parent,
+            begun.step, tags=tags, parameters=begun.parameters, parent=self._parent
         )
         self._children[begun.step] = run_id
-        upstream = self._upstream(inputs.values())
         self._mlflow.log_records(run_id, inputs, context="input", made_by=upstream)
 
     def _finish(self, begun: Begun, status: str, tags: Mapping[str, str], run: Ref | None) -> None:
@@ -245,16 +249,18 @@ class Recorder:
             self._mlflow.log_files(run_id, [figures], "figures")
         self._mlflow.log_points(run_id, resources(result))
         if run is not None:
-            told |= self._mark(run, run_id)
+            told |= self._show_outputs(run, run_id)
         self._mlflow.end(run_id, status, {**tags, **told})
+        if run is not None:
+            self._store.write_side(run, MARK, {"run": run_id})
 
-    def _mark(self, run: Ref, run_id: str) -> dict[str, str]:
-        """Show what a step made and tell the store that MLflow has it."""
+    def _show_outputs(self, run: Ref, run_id: str) -> dict[str, str]:
+        """Show what a step made as datasets; returns the tags that tell the same."""
         record = self._store.get(run, StepRun)
         self._mlflow.log_records(run_id, record.outputs, context="output")
         self._makers |= dict.fromkeys(record.outputs.values(), run_id)
-        self._store.write_side(run, MARK, {"run": run_id})
-        return {"workbench.record": run, "workbench.environment": record.environment}
+        made = record_tags(record.outputs, context="output")
+        return {**made, "workbench.record": run, "workbench.environment": record.environment}
 
     def _keep_source(self) -> None:
         """Git state with what was changed since, and the lock, on the parent run."""

@@ -43,6 +43,7 @@ _LOOKS = {
     "cancelled": ("✗", "#c0392b", "danger"),
 }
 _UNDECIDED = (" ", "#9aa4b5", "")
+_PALE = "#cbd2dc"
 
 
 class RunProgress(widgets.VBox):  # type: ignore[misc]
@@ -164,9 +165,9 @@ class _Row:
     """One step: its name, a bar, seconds, and the reason for what it does."""
 
     def __init__(self, name: str) -> None:
-        self.name = widgets.HTML(layout=widgets.Layout(width="170px"))
-        self.bar = widgets.IntProgress(0, 0, 100, layout=widgets.Layout(width="180px"))
-        self.text = widgets.HTML()
+        self.name = widgets.HTML(layout=widgets.Layout(flex="0 0 170px"))
+        self.bar = widgets.IntProgress(0, 0, 100, layout=widgets.Layout(flex="0 0 180px"))
+        self.text = widgets.HTML(layout=widgets.Layout(flex="1 1 0"))
         self.box = widgets.HBox([self.name, self.bar, self.text])
         self._label = html.escape(name)
         self._pieces: tuple[int, int] | None = None
@@ -177,6 +178,7 @@ class _Row:
         mark, colour, style = _LOOKS.get(status, _UNDECIDED)
         self.name.value = f"<span style='color:{colour}'>{mark}</span> {self._label}"
         self.bar.bar_style = style
+        self.bar.style.bar_color = None if style else _PALE
         words = [status]
         if status == "running":
             self._files = self._files or StepFiles(folder)
@@ -189,7 +191,8 @@ class _Row:
             words.append(step.reason)
         self.bar.value = _part(status, self._pieces)
         self.text.value = (
-            f"<span style='color:#667084;font-size:12px'>{html.escape(' · '.join(words))}</span>"
+            "<div style='color:#667084;font-size:12px;line-height:1.3;padding:7px 0 0 6px'>"
+            f"{html.escape(' · '.join(words))}</div>"
         )
 
 
@@ -269,7 +272,8 @@ def _closing(place: Workspace, run: RunState) -> str:
     for name, state in states.items():
         if state.url and state.usable and (name == "mlflow" or run.state == "waiting"):
             address = html.escape(state.url, quote=True)
-            lines.append(f"<a href='{address}' target='_blank' rel='noopener'>{words[name]}</a>")
+            look = "target='_blank' rel='noopener' style='color:#2563eb'"
+            lines.append(f"<a href='{address}' {look}>{words[name]}</a>")
     if run.state in ("failed", "killed", "cancelled", "waiting"):
         lines.append("the same run started again goes on from here")
     return f"<div style='font-size:12px'>{' · '.join(lines)}</div>"
