@@ -1,0 +1,51 @@
+"""A job of the trial pipeline, and a stand-in for `workbench` that ends as it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from workbench.pipeline import graph
+from workbench.pipeline.schedules import Job, job
+from workbench.workspace import Workspace
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(project: Path, place: Workspace) -> MakeJob:
+    """Called with ``at`` and pipeline parameters."""
+
+    def make(at: str | None = "30 2 * * *", timezone: str | None = None, **given: str) -> Job:
+        pipeline = graph.load(project / "pipelines/trial.yaml", given, base=project)
+        return job.make(
+            pipeline,
+            place,
+            given,
+            at=at,
+            timezone=timezone,
+            image="registry/workbench:1",
+            folder=project,
+        )
+
+    return make
+
+
+@pytest.fixture
+def ends_with(tmp_path: Path) -> Callable[[Job, int], Job]:
+    """The job with a program that says what it was told, and ends with a status."""
+
+    def changed(made: Job, status: int, waits_s: float = 0) -> Job:
+        program = tmp_path / "stand in" / "workbench"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(
+            f'#!/bin/sh\nfor word in "$@"; do echo "[$word]"; done\necho "home=$WORKBENCH_HOME"\n'
+            f"sleep {waits_s}\nexit {status}\n"
+        )
+        program.chmod(0o755)
+        return dataclasses.replace(made, program=program)
+
+    return changed

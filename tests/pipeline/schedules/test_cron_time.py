@@ -1,0 +1,69 @@
+"""Cron expressions: what they mean, and what is refused with which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench.errors import ParameterError
+from workbench.pipeline.schedules.cron_time import parse
+from workbench.pipeline.schedules.systemd import calendar
+
+
+def test_every_form_of_a_field_is_understood() -> None:
+    time = parse(" */20 1-5/2,23  1,15 jan,jul mon-fri ")
+    assert time.text == "*/20 1-5/2,23 1,15 jan,jul mon-fri"
+    assert time.minutes == (0, 20, 40)
+    assert time.hours == (1, 3, 5, 23)
+    assert time.days == (1, 15)
+    assert time.months == (1, 7)
+    assert time.weekdays == (1, 2, 3, 4, 5)
+    assert time.either_day
+
+
+def test_sunday_is_0_and_7_and_a_whole_range_does_not_restrict() -> None:
+    assert parse("0 0 * * 7").weekdays == parse("0 0 * * sun").weekdays == (0,)
+    whole = parse("0-59 0-23 1-31 1-12 0-6")
+    assert (whole.minutes, whole.hours, whole.days, whole.months, whole.weekdays) == (None,) * 5
+    assert parse("0 5/6 * * *").hours == (5, 11, 17, 23)
+    assert parse("@daily").text == "0 0 * * *"
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("* * * *", "has 4"),
+        ("", "five fields"),
+        ("61 * * * *", "'61' is no minute"),
+        ("* 24 * * *", "'24' is no hour"),
+        ("* * 0 * *", "'0' is no day of the month"),
+        ("* * * januar *", "'januar' is no month"),
+        ("* * * * fun", "'fun' is no day of the week"),
+        ("*/0 * * * *", "'0' is no step of the minute"),
+        ("9-3 * * * *", "runs backwards"),
+        ("1,, * * * *", "'' is no minute"),
+        ("² * * * *", "is no minute"),
+        ("0 0 30 2 *", "never comes"),
+        ("0 2 * * *; rm -rf /", "has 8"),
+    ],
+)
+def test_what_cron_would_not_understand_is_refused(expression: str, told: str) -> None:
+    with pytest.raises(ParameterError, match=told):
+        parse(expression)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("30 2 * * *", ["*-*-* 02:30:00 UTC"]),
+        ("*/30 8,20 * * mon,wed", ["Mon,Wed *-*-* 08,20:00,30:00 UTC"]),
+        ("0 0 1 */6 *", ["*-01,07-01 00:00:00 UTC"]),
+        # Cron: the 1st, and every Monday besides …
+        ("0 0 1 * 1", ["*-*-01 00:00:00 UTC", "Mon *-*-* 00:00:00 UTC"]),
+        # … but with a star in either, only a Monday that is also on an odd date.
+        ("0 0 */2 * 1", ["Mon *-*-" + ",".join(f"{d:02d}" for d in range(1, 32, 2))]),
+    ],
+)
+def test_systemd_is_told_the_same_times(expression: str, expected: list[str]) -> None:
+    told = calendar(parse(expression), "UTC")
+    assert len(told) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(told, expected, strict=True))
