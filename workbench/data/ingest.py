@@ -126,14 +126,14 @@ def _in_processes(
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    from workbench.processes import die_with_parent
+    from workbench.processes import die_with_starter
 
     # A forked child of a threaded parent (a notebook kernel) may hang; a fresh server cannot.
     context = multiprocessing.get_context("forkserver")
     # Imported once by the server instead of once by each worker.
     context.set_forkserver_preload(["workbench.data.pictures"])
     try:
-        with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=die_with_starter) as pool:
             yield from pool.map(admit_many, work, [media] * len(work))
     except BrokenProcessPool as error:
         raise DataError(

@@ -137,7 +137,7 @@ def _rendered(
     # A forked child of a threaded parent (a notebook kernel) may hang; a fresh server cannot.
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(
-        min(workers, len(scenarios)), context, initializer=processes.die_with_parent
+        min(workers, len(scenarios)), context, initializer=processes.die_with_starter
     ) as pool:
         yield from pool.map(write_drive, scenarios, [folder] * len(scenarios))
 
