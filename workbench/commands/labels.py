@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench import workspace
+from workbench.commands import label_review
 from workbench.commands.common import emit, json_option, progress_bar, say
+from workbench.commands.label_access import resolve, server_of, short
 from workbench.errors import ParameterError
-from workbench.records.base import Ref, kind_of
+from workbench.records.base import kind_of
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 if TYPE_CHECKING:
-    from workbench.labeling import BatchStatus, LabelStudio
+    from workbench.labeling import BatchStatus
 
 
 @click.group()
@@ -29,32 +30,48 @@ def label() -> None:
 @label.command()
 @click.argument("reference", metavar="SELECTION|BATCH")
 @click.option("--overlap", default=0.0, show_default=True, help="Share of frames for two labelers.")
+@click.option(
+    "--attention",
+    multiple=True,
+    metavar="SLICE:…",
+    help="More for a slice, as light=night:labelers=2:first=1:least=10 (seconds). Repeatable.",
+)
+@click.option("--gold", default=0, help="Frames with trusted labels, mixed in to measure labelers.")
 @click.option("--project", help="Title of the project; by default made from dataset and batch.")
 @json_option
-def send(reference: str, overlap: float, project: str | None, as_json: bool) -> None:
+def send(
+    reference: str,
+    overlap: float,
+    attention: tuple[str, ...],
+    gold: int,
+    project: str | None,
+    as_json: bool,
+) -> None:
     """Bring chosen frames to Label Studio; what is there already is not sent again.
 
     A selection is sent without first boxes; a batch, which the pipeline makes, with its model's.
+    Tasks that somebody deleted come back.
     """
     from workbench import labeling
     from workbench.records.types import Selection
 
     place = workspace.find()
     store = Store(place)
-    batch = _resolve(place, reference, ("selection", "batch"))
+    batch = resolve(place, reference, ("selection", "batch"))
     if kind_of(batch) == "selection":
         dataset = store.get(batch, Selection).dataset
-        batch = labeling.make_batch(store, dataset, batch, overlap=overlap)
-    elif overlap:
-        raise ParameterError("a batch already says how much of it two labelers answer", where=batch)
+        care = labeling.Care(tuple(map(labeling.Attention.parse, attention)), gold)
+        batch = labeling.make_batch(store, dataset, batch, overlap=overlap, care=care)
+    elif overlap or attention or gold:
+        raise ParameterError("a batch already says what its frames ask of labelers", where=batch)
     with progress_bar("send") as progress:
-        sent = labeling.send(place, _server(place), batch, project, progress=progress)
+        sent = labeling.send(place, server_of(place), batch, project, progress=progress)
     text = "\n".join(
         [
             f"sent {sent.sent} frames, {sent.already} were there already",
             f"  batch: {sent.batch}",
             f"  label: {sent.url}",
-            f"   next: workbench label collect {_short(sent.batch)}",
+            f"   next: workbench label collect {short(sent.batch)}",
         ]
     )
     emit(asdict(sent), as_json=as_json, text=text)
@@ -69,16 +86,16 @@ def status(reference: str | None, as_json: bool) -> None:
     from workbench.labeling import ledger
 
     place = workspace.find()
-    batches = [_resolve(place, reference, ("batch",))] if reference else ledger.sent(place)
+    batches = [resolve(place, reference, ("batch",))] if reference else ledger.sent(place)
     states = []
     for batch in batches:
         try:
-            states.append(labeling.status(place, _server(place), batch))
+            states.append(labeling.status(place, server_of(place), batch))
         except ParameterError as error:
             if reference:
                 raise
             # One project deleted by hand must not hide the others.
-            say(f"{_short(batch)}: {error}")
+            say(f"{short(batch)}: {error}")
     text = "\n".join(_describe(state) for state in states) or "no batch was sent from here"
     emit({"batches": [_as_json(state) for state in states]}, as_json=as_json, text=text)
 
@@ -86,9 +103,12 @@ def status(reference: str | None, as_json: bool) -> None:
 @label.command()
 @click.argument("reference", metavar="BATCH")
 @click.option("--refresh", is_flag=True, help="Fetch again what labelers changed since.")
+@click.option("--without-deleted", is_flag=True, help="Go on without frames deleted there.")
 @click.option("--merge", is_flag=True, help="Also keep the new dataset version with these labels.")
 @json_option
-def collect(reference: str, refresh: bool, merge: bool, as_json: bool) -> None:
+def collect(
+    reference: str, refresh: bool, without_deleted: bool, merge: bool, as_json: bool
+) -> None:
     """Keep a complete batch's labels as a record; the exit status is 4 while people are at it."""
     from workbench import labeling
     from workbench.records import dataset as datasets
@@ -96,18 +116,25 @@ def collect(reference: str, refresh: bool, merge: bool, as_json: bool) -> None:
 
     place = workspace.find()
     store = Store(place)
-    batch = _resolve(place, reference, ("batch",))
-    labels = labeling.collect(place, _server(place), batch, refresh=refresh)
+    batch = resolve(place, reference, ("batch",))
+    labels = labeling.collect(
+        place, server_of(place), batch, refresh=refresh, without_deleted=without_deleted
+    )
     record = store.get(labels, LabelSet)
     version = None
     if merge:
-        parent = datasets.load(store, store.get(batch, LabelBatch).dataset)
-        version = labeling.merge(store, parent, labels).ref
+        about = store.get(batch, LabelBatch)
+        parent = datasets.load(store, about.dataset)
+        if about.adjudicates:
+            version = labeling.merge(store, parent, about.adjudicates, adjudication=labels).ref
+        else:
+            version = labeling.merge(store, parent, labels).ref
     result = {
         "labels": labels,
         "batch": batch,
         "boxes": record.labels,
         "skipped": len(record.skipped),
+        "deleted": list(record.deleted),
         "annotators": [person.model_dump() for person in record.annotators],
         "agreement": record.agreement,
         "simulated": record.simulated,
@@ -120,46 +147,34 @@ def collect(reference: str, refresh: bool, merge: bool, as_json: bool) -> None:
     emit(result, as_json=as_json, text="\n".join(lines))
 
 
-def _server(place: Workspace) -> LabelStudio:
-    from workbench import labeling, services
-
-    admin = services.label_studio_admin(place)
-    return labeling.connect(admin.url, admin.token)
-
-
-def _resolve(place: Workspace, reference: str, kinds: tuple[str, ...]) -> Ref:
-    from workbench.pipeline import references
-
-    ref = references.resolve(place, reference)
-    if kind_of(ref) not in kinds:
-        raise ParameterError(
-            f"expected a {' or a '.join(kinds)}, and this is a {kind_of(ref)}", where=ref
-        )
-    return ref
-
-
-def _short(ref: Ref) -> str:
-    kind, _, name = ref.partition("/")
-    return f"{kind}/{name[:12]}"
-
-
 def _as_json(state: BatchStatus) -> dict[str, Any]:
     people = [person.model_dump() for person in state.annotators]
     mends = [asdict(mend) for mend in state.to_mend]
     return {
         **{name: getattr(state, name) for name in ("batch", "project", "url", "total", "done")},
         **{"skipped": state.skipped, "complete": state.complete},
-        **{"annotators": people, "to_mend": mends},
+        **{"annotators": people, "to_mend": mends, "drafts": state.drafts},
+        **{"comments": state.comments, "deleted": list(state.deleted)},
+        **{"unsent": state.unsent, "collected": state.collected},
     }
 
 
 def _describe(state: BatchStatus) -> str:
     lines = [
-        f"{_short(state.batch)}: {state.done} of {state.total} frames done,"
-        f" {state.skipped} skipped",
+        f"{short(state.batch)}: {state.done} of {state.total} frames done, {state.skipped} skipped",
         f"  {state.url}",
     ]
     lines += [f"  {_person(person.model_dump())}" for person in state.annotators]
+    if state.collected:
+        lines.append(f"  collected: {short(state.collected)}")
+    if state.drafts:
+        lines.append(f"  {state.drafts} drafts begun and not submitted")
+    if state.comments:
+        lines.append(f"  {state.comments} frames with a comment; they are kept at collect")
+    if state.deleted:
+        lines.append(f"  {len(state.deleted)} frames deleted there; `label send` brings them back")
+    if state.unsent:
+        lines.append(f"  {state.unsent} frames never sent; `label send` sends them")
     lines += [f"  to mend, {mend.annotator}: {mend.why} ({mend.url})" for mend in state.to_mend]
     return "\n".join(lines)
 
@@ -168,3 +183,7 @@ def _person(person: dict[str, Any]) -> str:
     time = f", {person['minutes']:.1f} minutes" if person["minutes"] is not None else ""
     told = " (replayed, not a person)" if person["simulated"] else ""
     return f"{person['id']}: {person['frames']} frames, {person['boxes']} boxes{time}{told}"
+
+
+for _command in label_review.COMMANDS:
+    label.add_command(_command)

@@ -16,10 +16,12 @@ from workbench.labeling.attention import Attention, Care
 from workbench.labeling.batches import make_batch
 from workbench.labeling.collect import BatchStatus, Mend, collect, status
 from workbench.labeling.labels import merge
+from workbench.labeling.quality import effort, from_agreement, suspects, to_review
 from workbench.labeling.replay import Noise, Replayed, replay
 from workbench.labeling.schemas import migrate
 from workbench.labeling.send import SentBatch, send
 from workbench.labeling.server import LabelStudio, connect
+from workbench.labeling.withdrawal import Withdrawn, withdraw
 
 __all__ = [
     "Attention",
@@ -30,9 +32,12 @@ __all__ = [
     "Noise",
     "Replayed",
     "SentBatch",
+    "Withdrawn",
     "assess",
     "collect",
     "connect",
+    "effort",
+    "from_agreement",
     "make_adjudication",
     "make_batch",
     "merge",
@@ -40,4 +45,7 @@ __all__ = [
     "replay",
     "send",
     "status",
+    "suspects",
+    "to_review",
+    "withdraw",
 ]

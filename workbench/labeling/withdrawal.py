@@ -51,9 +51,9 @@ def withdraw(
 ) -> Withdrawn:
     """Keep a version of a dataset without some labelers' work or without some frames.
 
-    A frame that loses its labeler goes back to the pool: what is left of its labels is not all
-    that there is to see. Its role stays where people gave it one other than ``train``, and gates
-    that need it find it without labels no more than without frames: it is left out.
+    A training frame that loses its labeler goes back to the pool, to be labeled again: what is left
+    of its labels is not all that there is to see. A frame that judges models (``val``, ``safety``,
+    ``blind``) is left out instead, because half-labeled it would count what is there as false.
 
     Raises:
         ParameterError: There is nothing of theirs in the dataset, or no reason is given.
@@ -103,7 +103,6 @@ def _without(
             return frame
         if frame.role in (Role.TRAIN, Role.POOL, None):
             return frame.model_copy(update={"role": Role.POOL})
-        # Half-labeled, it would count what is there as false.
         return None
 
     frames = tuple(one for one in map(kept, dataset.frames) if one is not None)
