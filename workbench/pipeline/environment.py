@@ -28,6 +28,7 @@ def digest_of_current() -> str:
     return digest.of_json(current().model_dump(mode="json"))
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """What can change in an environment, by name: distributions, Python, traits of the machine."""
     found = current()

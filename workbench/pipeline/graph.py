@@ -144,11 +144,12 @@ class _Builder:
         contract = self._contract(definition.notebook or name)
         elements = list(self._elements(name, definition))
         names = _names(name, elements)
-        self._of[name] = []
+        made = []
         for step_name, each in zip(names, elements, strict=True):
             step = self._step(step_name, name, each, definition, contract)
-            self.steps[step_name] = step
-        self._of[name] = [self.steps[step_name] for step_name in names]
+            made.append(step)
+        self.steps.update({step.name: step for step in made})
+        self._of[name] = made
 
     def _step(
         self, name: str, base: str, each: Json, definition: StepDefinition, contract: StepContract
@@ -156,7 +157,7 @@ class _Builder:
         known = {**self._known, **{f"each.{key}": value for key, value in each.items()}}
         inputs = values.substitute(definition.inputs, known)
         follows = definition.for_each if isinstance(definition.for_each, str) else None
-        sources = join(base, inputs, contract, self._above(), each if follows else None)
+        sources = join(base, inputs, contract, self._of, each if follows else None)
         when = self._gates(base, definition, each)
         needs = [step for source in sources.values() for step, _ in source.outputs]
         needs += [step.name for above in definition.after for step in self._named(base, above)]
@@ -225,16 +226,13 @@ class _Builder:
         return tuple((step.name, output) for step in same or steps)
 
     def _named(self, name: str, above: str) -> list[Step]:
-        known = self._above()
+        known = self._of
         if above not in known:
             raise ContractError(
                 f"step {name!r}: no step {above!r} above{nearest(above, list(known))}",
                 hint=f"Steps above it: {', '.join(known) or 'none'}",
             )
         return known[above]
-
-    def _above(self) -> dict[str, list[Step]]:
-        return {name: steps for name, steps in self._of.items() if steps}
 
     def _with_paths(
         self, contract: StepContract, parameters: Json, definition: StepDefinition

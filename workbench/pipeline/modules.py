@@ -8,7 +8,9 @@ that import lazily name what they hand out.
 from __future__ import annotations
 
 import ast
+import contextlib
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from workbench import digest
 
 PACKAGE = "workbench"
 ROOT = Path(__file__).resolve().parents[1]
+
+_followed: ContextVar[dict[frozenset[str], dict[str, str]] | None] = ContextVar(
+    "followed", default=None
+)
 
 NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.by_hand"})
 """Reachable, but never run by the pipeline; a change there cannot change a step's outputs."""
@@ -26,8 +32,28 @@ def digest_of(sources: Sequence[str]) -> str:
     return digest.of_json(digests(sources))
 
 
+@contextlib.contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Within, files are taken not to change: notebooks that import the same are followed once."""
+    token = _followed.set({})
+    try:
+        yield
+    finally:
+        _followed.reset(token)
+
+
 def digests(sources: Sequence[str]) -> dict[str, str]:
     """Module name to the digest of its file, for all that ``sources`` can import."""
+    known = _followed.get()
+    if known is None:
+        return _digests(sources)
+    imported = frozenset(name for source in sources for name in _imports_of_cell(source))
+    if imported not in known:
+        known[imported] = _digests(sources)
+    return known[imported]
+
+
+def _digests(sources: Sequence[str]) -> dict[str, str]:
     found = {}
     for name, path in reach(sources).items():
         status = path.stat()
@@ -56,6 +82,8 @@ def reach(sources: Sequence[str]) -> dict[str, Path]:
 
 @cache
 def _imports_of_cell(source: str) -> tuple[str, ...]:
+    if "import" not in source:
+        return ()
     return tuple(_imported(_parse(source), package=PACKAGE))
 
 

@@ -76,6 +76,8 @@ def imports_in(sources: Iterable[str]) -> dict[str, str]:
     """Name to dotted origin for every import in these cells; broken cells are passed over."""
     found: dict[str, str] = {}
     for source in sources:
+        if "import" not in source:
+            continue
         try:
             tree = ast.parse(source)
         except SyntaxError:

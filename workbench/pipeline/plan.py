@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workbench.pipeline import keys
+from workbench.pipeline import keys, modules
 from workbench.pipeline.graph import Pipeline, Step
 from workbench.pipeline.keys import KeyIndex, Latest, StepKey
 from workbench.records.base import Ref
@@ -76,7 +76,7 @@ def resolve(
     pipeline: Pipeline,
     step: Step,
     outputs: Outputs,
-    omitted: frozenset[str],
+    omitted: Container[str],
     place: Workspace,
     choice: Choice = ALL,
 ) -> PlannedStep:
@@ -107,13 +107,14 @@ def plan(pipeline: Pipeline, place: Workspace, choice: Choice = ALL) -> list[Pla
     outputs: dict[str, Mapping[str, Ref]] = {}
     omitted: set[str] = set()
     steps = []
-    for step in pipeline.steps.values():
-        planned = resolve(pipeline, step, outputs, frozenset(omitted), place, choice)
-        if planned.action == "skip" and planned.cached:
-            outputs[step.name] = planned.cached.outputs
-        elif planned.action == "omit":
-            omitted.add(step.name)
-        steps.append(planned)
+    with modules.looked_at_once():
+        for step in pipeline.steps.values():
+            planned = resolve(pipeline, step, outputs, omitted, place, choice)
+            if planned.action == "skip" and planned.cached:
+                outputs[step.name] = planned.cached.outputs
+            elif planned.action == "omit":
+                omitted.add(step.name)
+            steps.append(planned)
     return steps
 
 
