@@ -80,6 +80,15 @@ def find(start: Path | None = None) -> Workspace:
     return Workspace(here / FOLDER)
 
 
+def project_of(notebook: Path) -> Path:
+    """The project a notebook belongs to: above its ``notebooks`` folder, else where it lies."""
+    place = notebook.resolve()
+    for folder in place.parents:
+        if folder.name == "notebooks":
+            return folder.parent
+    return place.parent
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace ``path`` in one step, so that a reader or a crash never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -162,15 +162,6 @@ def read(notebook: Path, *, name: str | None = None) -> StepContract:
     return StepContract(name or notebook.stem, notebook, declaration, model, kept)
 
 
-def project_of(notebook: Path) -> Path:
-    """The project a notebook belongs to: above its ``notebooks`` folder, else where it lies."""
-    place = notebook.resolve()
-    for folder in place.parents:
-        if folder.name == "notebooks":
-            return folder.parent
-    return place.parent
-
-
 def without_outputs(notebook: Path) -> bytes:
     """The notebook as canonical bytes, with outputs and what execution leaves behind removed."""
     content = _load(notebook)

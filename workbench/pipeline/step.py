@@ -56,9 +56,7 @@ def _from_spec(path: Path) -> Step:
 def _project(spec: dict[str, Any]) -> Path:
     if spec.get("project"):
         return Path(spec["project"])
-    from workbench.pipeline.contract import project_of
-
-    return project_of(Path(spec["notebook"]))
+    return workspace.project_of(Path(spec["notebook"]))
 
 
 def _report_failures(folder: Path) -> None:

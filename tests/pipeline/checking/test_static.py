@@ -76,6 +76,8 @@ def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
         ("step.output('model', 'x')", "undeclared-output", "'model'"),
         ("s = step.secret('TOKEN')", "undeclared-secret", "'TOKEN'"),
         ("from os.path import *", "star-import", "os.path"),
+        ("from workbench import workspace\np = workspace.find()", "own-workspace", "find"),
+        ("from workbench import services as s\ns.up(step.workspace)", "starts-servers", "up"),
     ],
 )
 def test_each_fault_is_found_in_its_cell(tmp_path: Path, cell: str, rule: str, words: str) -> None:

@@ -28,6 +28,10 @@ _INSTALLERS = re.compile(
 )
 _INSTALL_MAGICS = frozenset({"pip", "conda", "mamba", "micromamba", "uv"})
 _HARMLESS_MAGICS = frozenset({"matplotlib", "config", "capture", "time", "timeit", "prun"})
+_BYPASSING = {
+    "workbench.workspace.find": "own-workspace",
+    "workbench.services.up": "starts-servers",
+}
 _SHELL_CALLS = ("subprocess.", "os.system", "os.popen")
 _ROOTS = (
     "Users|Volumes|content|data|datasets|etc|gpfs|home|kaggle|lustre|media|mnt|nfs|opt|root|"
@@ -98,7 +102,10 @@ def _magic(magic: Magic, cell: Cell) -> Iterator[Finding]:
 
 def _call(node: ast.Call, cell: Cell, imports: Mapping[str, str]) -> Iterator[Finding]:
     called = origin(node.func, imports)
-    if called in _ASKING:
+    if called in _BYPASSING:
+        shown = called.removeprefix("workbench.")
+        yield _finding(_BYPASSING[called], f"`{shown}()`", cell, node.lineno)
+    elif called in _ASKING:
         yield _finding("asks-a-person", f"`{called.rpartition('.')[2]}()`", cell, node.lineno)
     elif called.startswith(_SHELL_CALLS):
         words = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import services
+from workbench import services, workspace
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.pipeline import contract as contracts
 from workbench.pipeline import secrets
@@ -81,7 +81,7 @@ def _setting(
     readable: Path,
     tell: Teller,
 ) -> Setting:
-    project = contracts.project_of(original)
+    project = workspace.project_of(original)
     given = fixture.inputs(kept, contract, project, tell)
     environment: dict[str, str] = {}
     if contract.declaration.services:

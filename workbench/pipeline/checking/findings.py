@@ -187,6 +187,14 @@ RULES: dict[str, Rule] = {
         "Each big SDK is met in one place; elsewhere nothing guards its faults and its state.",
         "Use the workbench module that wraps it",
     ),
+    "own-workspace": _error(
+        "What it finds there is no input: neither key nor lineage knows of it.",
+        "step.workspace and step.store, and an input for each record that it starts from",
+    ),
+    "starts-servers": _error(
+        "In production the runner starts what the contract names, and knows where it is.",
+        "Name them under workbench.services",
+    ),
     "long-definition": _warning(
         "Nobody can import or test it here, and its changes drown in the notebook.",
         "Move it into the package",

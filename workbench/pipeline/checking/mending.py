@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from workbench import digest, workspace
-from workbench.pipeline import contract as contracts
 from workbench.pipeline.checking import code, form, promises
 from workbench.pipeline.checking import notebook as notebooks
 from workbench.pipeline.checking.notebook import Cell, Notebook
@@ -158,7 +157,7 @@ def _contract(book: Notebook) -> list[str]:
 
 def _paths(book: Notebook) -> list[str]:
     """Absolute paths below the project: relative in parameters, ``step.path`` elsewhere."""
-    project = contracts.project_of(book.path)
+    project = workspace.project_of(book.path)
     step = promises.used_in(book, code.imports_of(book.cells)).step
     done, step_known = [], False
     for cell in book.cells:
