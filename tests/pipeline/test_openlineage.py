@@ -15,12 +15,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.pipeline.test_history import keep
 from tests.pipeline.test_recorder import TAGS, begun, made
 from workbench.errors import WorkbenchError
 from workbench.pipeline.openlineage import KEY_VARIABLE, VARIABLE, Events
 from workbench.pipeline.recorder import Recorder
 from workbench.records.store import Store
 from workbench.tracking import Tracker
+from workbench.workspace import Workspace
 
 # What the standard (2-0-2) requires of a RunEvent and of each facet, in short.
 FACETS = {
@@ -152,6 +154,26 @@ def test_a_target_that_is_away_is_said_once_and_holds_nothing_up(
         talk(Events(target, pipeline="trial", run_id="r1", workspace="w"))
     assert time.monotonic() - started < 5
     assert len([one for one in caplog.records if "OpenLineage" in one.message]) == 1
+
+
+def test_a_killed_run_is_ended_by_the_next_and_only_once(place: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    steps = ({"name": "a", "status": "ran"}, {"name": "b", "status": "running"})
+    keep(place, "r1", status="running", pid=2**22 + 1, steps=steps)
+    keep(place, "r2", status="succeeded")
+    for _ in range(2):
+        events = Events(str(path), pipeline="trial", run_id="r3", workspace="w")
+        events.end_abandoned(place)
+        events.close()
+    ended = told(path)
+    assert [(one["job"]["name"], one["eventType"]) for one in ended] == [
+        ("trial.b", "ABORT"),
+        ("trial", "ABORT"),
+    ]
+    before = Events(str(path), pipeline="trial", run_id="r1", workspace="w")
+    before.run_begun({})
+    before.close()
+    assert told(path)[-1]["run"]["runId"] == ended[1]["run"]["runId"]
 
 
 def test_lines_of_runs_side_by_side_do_not_mix(tmp_path: Path) -> None:

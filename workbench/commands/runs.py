@@ -139,7 +139,8 @@ def _follow(place: Workspace, run: RunState, step: str | None) -> None:
 def _run_line(run: RunState) -> str:
     counts: dict[str, int] = {}
     for step in run.steps:
-        counts[step.status] = counts.get(step.status, 0) + 1
+        status = _status(run, step.status)
+        counts[status] = counts.get(status, 0) + 1
     steps = ", ".join(f"{count} {status}" for status, count in counts.items())
     mark = _MARKS.get(run.state, " ")
     return f"{mark} {run.run_id}  {run.pipeline:16} {run.state:10} {_time(run.seconds):>9}  {steps}"
@@ -159,12 +160,17 @@ def _run_text(run: RunState) -> str:
     lines += [f"  {name:10} {value}" for name, value in facts.items() if value]
     width = max((len(step.name) for step in run.steps), default=0)
     for step in run.steps:
-        status = "killed" if (step.status, run.state) == ("running", "killed") else step.status
+        status = _status(run, step.status)
         lines.append(
             f"  {_MARKS.get(status, ' ')} {step.name:{width}}  {status:11} "
             f"{_time(step.seconds or None):>9}  {step.reason}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _status(run: RunState, step: str) -> str:
+    """A step that was running when its runner was killed runs no more."""
+    return "killed" if (step, run.state) == ("running", "killed") else step
 
 
 def _time(seconds: float | None) -> str:

@@ -24,11 +24,16 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from workbench import __version__
+from workbench.pipeline import history
 from workbench.records.base import Ref, digest_of, kind_of
+from workbench.workspace import Workspace
 
 VARIABLE = "WORKBENCH_OPENLINEAGE"
 KEY_VARIABLE = "OPENLINEAGE_API_KEY"
 NAMESPACE = "workbench"
+
+_ENDED = "openlineage-ended"
+"""In the folder of a killed run once its end has been told."""
 
 _SPEC = "https://openlineage.io/spec"
 _PRODUCER = f"urn:workbench:{__version__}"
@@ -53,9 +58,7 @@ class Events:
 
     def __init__(self, target: str, *, pipeline: str, run_id: str, workspace: str) -> None:
         self._send = _sender(target)
-        self._pipeline = pipeline
-        self._seed = f"workbench:{workspace}:{run_id}"
-        self._parameters: Json = {}
+        self._pipeline, self._run_id, self._workspace = pipeline, run_id, workspace
         self._queue: queue.Queue[Json | None] = queue.Queue()
         self._failures = 0
         self._thread = threading.Thread(target=self._drain, name="openlineage", daemon=True)
@@ -88,6 +91,19 @@ class Events:
         kind = _ending(status, waiting=waiting)
         self._put(kind, step, facets, inputs=inputs, outputs=outputs)
 
+    def end_abandoned(self, place: Workspace) -> None:
+        """End runs of this pipeline whose runner was killed, each once: it could not do so."""
+        for run in history.runs(place, self._pipeline):
+            told = place.runs / run.run_id / _ENDED
+            if run.state != "killed" or told.exists():
+                continue
+            facets = _outcome("KILLED", "the runner was killed", waiting=False)
+            for step in run.steps:
+                if step.status == "running":
+                    self._put("ABORT", step.name, facets, run_id=run.run_id)
+            self._put("ABORT", None, facets, run_id=run.run_id)
+            told.touch()
+
     def close(self) -> None:
         """Wait for what is on its way, but not for long."""
         self._queue.put(None)
@@ -102,16 +118,18 @@ class Events:
         inputs: Sequence[Ref] = (),
         outputs: Sequence[Ref] = (),
         notebook: str = "",
+        run_id: str | None = None,
     ) -> None:
+        run_id = run_id or self._run_id
         if step is not None:
-            parent = {"run": {"runId": self._uuid(None)}, "job": self._job(None)}
+            parent = {"run": {"runId": self._uuid(run_id, None)}, "job": self._job(None)}
             run_facets = {**run_facets, "parent": _facet("1-0-1/ParentRunFacet", **parent)}
         event = {
             "eventType": kind,
             "eventTime": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "producer": _PRODUCER,
             "schemaURL": f"{_SPEC}/2-0-2/OpenLineage.json#/$defs/RunEvent",
-            "run": {"runId": self._uuid(step), "facets": run_facets},
+            "run": {"runId": self._uuid(run_id, step), "facets": run_facets},
             "job": {**self._job(step), "facets": _job_facets(step, notebook)},
             "inputs": [_dataset(ref) for ref in inputs],
             "outputs": [_dataset(ref) for ref in outputs],
@@ -124,8 +142,9 @@ class Events:
             "name": f"{self._pipeline}.{step}" if step else self._pipeline,
         }
 
-    def _uuid(self, step: str | None) -> str:
-        name = f"{self._seed}/{step}" if step else self._seed
+    def _uuid(self, run_id: str, step: str | None) -> str:
+        """The same for the same run wherever it is asked, so that its end finds its start."""
+        name = f"workbench:{self._workspace}:{run_id}{f'/{step}' if step else ''}"
         return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
     def _drain(self) -> None:

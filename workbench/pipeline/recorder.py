@@ -108,6 +108,7 @@ class Recorder:
             self._keep_source()
 
         if self._events:
+            self._events.end_abandoned(self._store.workspace)
             self._events.run_begun(parameters)
         self._work.put(work)
 
@@ -184,9 +185,6 @@ class Recorder:
             waiting = tags.get("workbench.waiting") == "True"
             self._events.run_ended(status, tags.get("workbench.failure", ""), waiting=waiting)
         self._work.put(lambda: self._mlflow.end(self._parent, status, tags))
-
-    def url(self) -> str | None:
-        return self._tracker.run_url(self._parent) if self._tracker and self._parent else None
 
     def close(self) -> Exception | None:
         """Wait until all is written; returns what kept it from being, if anything did."""
