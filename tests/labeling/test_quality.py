@@ -1,0 +1,97 @@
+"""Labels that contradict a confident model, and what labeling takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.labeling.conftest import Sample
+from workbench.errors import ParameterError
+from workbench.labeling.answers import REPLAY_DOMAIN, AnswerRow
+from workbench.labeling.quality import effort, suspects, to_review
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset
+from workbench.records.frames import ANY_CLASS, Box, Label, Origin, Role
+from workbench.records.types import LabelSet, Prediction, Selection
+
+
+def trained(sample: Sample, *labels: Label) -> Dataset:
+    frames = tuple(one.model_copy(update={"role": Role.TRAIN}) for one in sample.frames)
+    return replace(sample.dataset, frames=frames, labels=labels)
+
+
+def drawn(sample: Sample, x: float, cls: str = "car", *, ignore: bool = False) -> Label:
+    box = Box(x=x, y=10, w=20, h=20)
+    frame = sample.frames[0].id
+    return Label(frame=frame, cls=cls, box=box, origin=Origin.HUMAN, ignore=ignore)
+
+
+def seen(sample: Sample, x: float, cls: str = "car", score: float = 0.9) -> Prediction:
+    box = Box(x=x, y=10, w=20, h=20)
+    return Prediction(frame=sample.frames[0].id, cls=cls, box=box, score=score)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "kinds"),
+    [
+        ([0], [(0, "car", 0.9)], []),
+        ([], [(0, "car", 0.9)], ["missed"]),
+        ([], [(0, "car", 0.5)], []),
+        ([0], [(0, "pedestrian", 0.9)], ["class"]),
+        ([0], [(12, "car", 0.9)], ["loose"]),
+        ([0, 100], [(0, "car", 0.2)], ["nothing"]),
+        ([0], [], []),
+    ],
+)
+def test_each_kind_of_contradiction(
+    sample: Sample,
+    labels: list[float],
+    predictions: list[tuple[float, str, float]],
+    kinds: list[str],
+) -> None:
+    dataset = trained(sample, *(drawn(sample, x) for x in labels))
+    found = suspects(dataset, [seen(sample, *one) for one in predictions])
+    assert [one.kind for one in found] == kinds
+
+
+def test_ignore_areas_and_frames_nobody_labeled_take_no_part(sample: Sample) -> None:
+    area = drawn(sample, 0, ANY_CLASS, ignore=True)
+    assert suspects(trained(sample, area), [seen(sample, 2)]) == []
+    assert suspects(replace(sample.dataset, labels=()), [seen(sample, 2)]) == []
+
+
+def test_the_worst_frames_come_first_with_their_reasons(sample: Sample) -> None:
+    dataset = trained(sample)
+    other = seen(sample, 0).model_copy(update={"frame": sample.frames[1].id})
+    found = suspects(dataset, [seen(sample, 0), seen(sample, 100), other])
+    ref = to_review(sample.store, sample.ref, found, budget=2)
+    selection = sample.store.get(ref, Selection)
+    assert [one.frame for one in selection.chosen] == [sample.frames[0].id, sample.frames[1].id]
+    assert "the model is 90% sure of a car where nobody drew one" in selection.chosen[0].reasons
+    with pytest.raises(ParameterError, match="nothing looks wrong"):
+        to_review(sample.store, sample.ref, [], budget=2)
+
+
+def labelset(sample: Sample, rows: list[AnswerRow], labels: list[Label]) -> Ref:
+    record = LabelSet(batch=sample.batch(), annotators=(), labels=len(labels))
+    return sample.store.put(
+        record, {"labels.jsonl": datasets.lines(labels), "answers.jsonl": datasets.lines(rows)}
+    )
+
+
+def test_effort_is_measured_of_people_only_and_says_what_a_budget_buys(sample: Sample) -> None:
+    rows = [
+        AnswerRow(frame=frame.id, annotator="ada", boxes=n, minutes=(10 + 5 * n) / 60)
+        for n, frame in enumerate(sample.frames)
+    ]
+    robot = f"replay-1@{REPLAY_DOMAIN}"
+    rows.append(AnswerRow(frame=sample.frames[0].id, annotator=robot, boxes=9))
+    found = effort(sample.store, [labelset(sample, rows, [drawn(sample, 0)])])
+    assert (found.seconds_per_frame, found.seconds_per_box) == (10.0, 5.0)
+    assert found.minutes == pytest.approx((7 * 10 + 5 * 21) / 60, abs=1e-3)
+    assert found.changed_per_minute == pytest.approx(1 / found.minutes, abs=1e-2)
+    assert found.frames_for(minutes=10, boxes_per_frame=2) == 30
+    nothing = effort(sample.store, [])
+    assert nothing.frames_for(10, 2) is None and nothing.changed_per_minute is None
