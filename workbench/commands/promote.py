@@ -79,10 +79,13 @@ def steps(context: click.Context, as_json: bool) -> None:
                 "name": name,
                 "versions": [_as_json(project, version) for version in found],
                 "aliases": {
-                    alias: at["version"]
+                    alias: at.version
                     for alias, at in repository.current_aliases(project, name).items()
                 },
-                "history": repository.history(project, name),
+                "history": {
+                    alias: [move.model_dump(mode="json") for move in moves]
+                    for alias, moves in repository.history(project, name).items()
+                },
             }
         )
     text = "\n".join(line for row in rows for line in _lines(row))

@@ -24,6 +24,28 @@ from workbench.records.types import StepVersion
 from workbench.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[3]
+APP = """import marimo
+
+app = marimo.App()
+
+
+@app.cell
+def declare():
+    __workbench__ = {"outputs": {"selection": {"kind": "selection"}}}
+    return
+
+
+@app.cell
+def parameters():
+    n: int = 1
+    return (n,)
+
+
+@app.cell
+def work(n):
+    method = n + 1
+    return (method,)
+"""
 
 
 def test_a_version_holds_what_was_checked_and_who_answers(
@@ -161,9 +183,10 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
     for alias in ("3", "Latest", "latest", "v2", "a b", ""):
         with pytest.raises(ContractError, match="not an alias"):
             promotion.move(place, repository, "train@1", alias, by="ann")
-    (repository / "pipelines/promoted/train/aliases.json").write_text("{half")
-    with pytest.raises(ContractError, match="cannot be read"):
-        promotion.resolve(repository, "train@production")
+    for rubbish in ("{half", "[]", '{"aliases": {"production": [{"action": "jump"}]}}'):
+        (repository / "pipelines/promoted/train/aliases.json").write_text(rubbish)
+        with pytest.raises(ContractError, match="cannot be read"):
+            promotion.resolve(repository, "train@production")
     assert promotion.resolve(repository, "train@1").version == 1
 
 
@@ -205,6 +228,21 @@ def test_the_generated_text_fits_every_contract(tmp_path: Path) -> None:
     compile(text, "generated", "exec")
     write_notebook(notebook, "x = 1", parameters="word: str = ''", contract={"outputs": {}})
     assert 'step.validate({"word": -1})' in generated.text("x", contracts.read(notebook))
+
+
+def test_a_marimo_app_is_promoted_as_the_notebook_that_was_checked(
+    repository: Path, place: Workspace
+) -> None:
+    app = repository / "notebooks/steps/app.py"
+    app.write_text(APP)
+    commit(repository)
+    checked(place, app)
+    found = promote(place, app, owner="ann", reviewer="bob").promoted
+    assert (found.path.name, found.version) == ("app.ipynb", 1)
+    assert contracts.read(found.path).validate({}) == {"n": 1}
+    app.write_text(APP.replace("method", "way"))
+    with pytest.raises(VerificationError, match="void"):
+        promote(place, app, owner="ann", reviewer="bob")
 
 
 def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -15,10 +15,8 @@ from workbench import digest, workspace
 from workbench.errors import ContractError, WorkbenchError
 from workbench.pipeline.parameters import nearest
 from workbench.pipeline.promotion import repository
-from workbench.pipeline.promotion.repository import ALIASES_FILE, PROMOTED, Promoted
+from workbench.pipeline.promotion.repository import ALIASES_FILE, PROMOTED, Aliases, Move, Promoted
 from workbench.workspace import Workspace
-
-Json = dict[str, Any]
 
 _PATIENCE_S = 10
 
@@ -33,7 +31,7 @@ def move(place: Workspace, project: Path, reference: str, alias: str, *, by: str
     with alone(place, project):
         found = repository.resolve(project, reference)
         now = repository.current_aliases(project, found.name).get(alias)
-        if now is None or now["ref"] != found.ref:
+        if now is None or now.ref != found.ref:
             _append(project, found, alias, by, "set")
     return found
 
@@ -51,7 +49,7 @@ def roll_back(place: Workspace, project: Path, name: str, alias: str, *, by: str
                 f"no step {name!r} was promoted{nearest(name, known)}",
                 hint=f"Promoted are: {', '.join(known) or 'none'}",
             )
-        moves = repository.history(project, name).get(alias, [])
+        moves = repository.history(project, name).get(alias, ())
         stack = repository.standing(moves)
         if len(stack) < 2:
             what = f"{alias!r} of {name!r} points to its first version" if stack else ""
@@ -60,7 +58,7 @@ def roll_back(place: Workspace, project: Path, name: str, alias: str, *, by: str
                 where=project / PROMOTED / name / ALIASES_FILE,
                 hint=f"`workbench steps alias {name}@VERSION {alias}` points it somewhere",
             )
-        found = repository.load(project, name, int(stack[-2]["version"]))
+        found = repository.load(project, name, stack[-2].version)
         _append(project, found, alias, by, "rollback")
     return found
 
@@ -80,16 +78,13 @@ def alone(place: Workspace, project: Path) -> Iterator[None]:
         ) from error
 
 
-def _append(project: Path, found: Promoted, alias: str, by: str, action: str) -> None:
+def _append(
+    project: Path, found: Promoted, alias: str, by: str, action: Literal["set", "rollback"]
+) -> None:
     path = project / PROMOTED / found.name / ALIASES_FILE
     moves = repository.history(project, found.name)
-    made = {
-        "action": action,
-        "version": found.version,
-        "ref": found.ref,
-        "by": by,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    moves.setdefault(alias, []).append(made)
-    content = {"schema_version": 1, "aliases": moves}
-    workspace.write_atomic(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    move = Move(action=action, version=found.version, ref=found.ref, by=by, at=now)
+    content = Aliases(aliases={**moves, alias: (*moves.get(alias, ()), move)})
+    text = json.dumps(content.model_dump(mode="json"), indent=1, sort_keys=True)
+    workspace.write_atomic(path, f"{text}\n".encode())

@@ -40,7 +40,7 @@ def mirror(place: Workspace, project: Path, names: list[str] | None = None) -> i
             new += known is None
         aliases = repository.current_aliases(project, name)
         tracker.point(
-            _model(name), {alias: registered[int(at["version"])] for alias, at in aliases.items()}
+            _model(name), {alias: registered[at.version] for alias, at in aliases.items()}
         )
     return new
 

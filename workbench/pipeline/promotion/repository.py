@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from workbench import digest
 from workbench.errors import ContractError
 from workbench.pipeline.parameters import nearest
-from workbench.records.base import Ref, make_ref
+from workbench.records.base import Ref, Row, make_ref
 from workbench.records.types import StepVersion
 
 Json = dict[str, Any]
@@ -59,6 +60,23 @@ def project_of(file: Path | str) -> Path:
         where=file,
         hint="Keep it below a folder that has `pipelines` in it",
     )
+
+
+class Move(Row):
+    """An alias was pointed somewhere: ``by`` whom, ``at`` what time (ISO 8601, UTC)."""
+
+    action: Literal["set", "rollback"]
+    version: int
+    ref: Ref
+    by: str
+    at: str
+
+
+class Aliases(Row):
+    """The content of ``aliases.json``."""
+
+    schema_version: Literal[1] = 1
+    aliases: dict[str, tuple[Move, ...]]
 
 
 def is_reference(text: str) -> bool:
@@ -101,8 +119,8 @@ def resolve(project: Path, reference: str) -> Promoted:
             f"{', '.join(map(str, versions(project, name)))}",
         )
     entry = aliases[which]
-    found = load(project, name, int(entry["version"]))
-    if found.ref != entry["ref"]:
+    found = load(project, name, entry.version)
+    if found.ref != entry.ref:
         raise _changed(found.path.with_name(STEP_FILE), "is not the one that the alias was given")
     return found
 
@@ -142,34 +160,36 @@ def versions(project: Path, name: str) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
-def history(project: Path, name: str) -> Json:
+def history(project: Path, name: str) -> dict[str, tuple[Move, ...]]:
     """Every move of every alias of a step, oldest first; raises when the file cannot be read."""
     path = project / PROMOTED / name / ALIASES_FILE
     try:
-        content = json.loads(path.read_bytes())
-        moves: Json = content["aliases"]
+        return Aliases.model_validate_json(path.read_bytes()).aliases
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:  # a ValidationError is one
         raise ContractError(
             "the aliases cannot be read", where=path, hint="Restore the file with git"
         ) from error
-    return moves
 
 
-def current_aliases(project: Path, name: str) -> dict[str, Json]:
+def current_aliases(project: Path, name: str) -> dict[str, Move]:
     """Alias to the move that says where it points now."""
-    return {alias: standing(moves)[-1] for alias, moves in history(project, name).items() if moves}
+    return {
+        alias: standing(moves)[-1]
+        for alias, moves in history(project, name).items()
+        if standing(moves)
+    }
 
 
-def standing(moves: list[Json]) -> list[Json]:
+def standing(moves: Sequence[Move]) -> list[Move]:
     """Moves that were not rolled back: the last one says where the alias points."""
-    stack: list[Json] = []
+    stack: list[Move] = []
     for move in moves:
-        if move["action"] == "rollback":
-            stack.pop()
-        else:
+        if move.action == "set":
             stack.append(move)
+        elif stack:
+            stack.pop()
     return stack
 
 
