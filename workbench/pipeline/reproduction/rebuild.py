@@ -193,7 +193,7 @@ class _Reproduction:
             notebook=str(notebook),
             home=str(self.target.workspace.root),
             folder=str(where),
-            cache=str(self.target.workspace.scratch / "steps" / step.record.key[:16]),
+            cache=str(self.target.workspace.scratch / "steps" / self._work(step)[:16]),
             parameters=parameters,
             inputs=dict(step.record.inputs),
             declared_inputs={n: d.model_dump() for n, d in declared.inputs.items()},
