@@ -35,6 +35,16 @@ def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
     assert "https://" not in text
 
 
+def test_what_was_printed_in_pieces_is_one_piece(tmp_path: Path) -> None:
+    names = ("stdout", "stdout", "stderr", "stdout")
+    said = [new_output("stream", name=name, text=f"line {n}\n") for n, name in enumerate(names)]
+    notebook, page = tmp_path / "executed.ipynb", tmp_path / "page.html"
+    nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=said)]), notebook)
+    rendering.render(notebook, page)
+    assert page.read_text().count('class="output_area"') == 3
+    assert "line 0\nline 1" in page.read_text()
+
+
 def test_rubbish_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
     notebook = tmp_path / "executed.ipynb"
     notebook.write_text("rubbish")

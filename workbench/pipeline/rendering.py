@@ -44,6 +44,8 @@ def render(notebook: Path, target: Path, *, caption: str = "") -> None:
 
     content = nbformat.read(str(notebook), as_version=4)  # type: ignore[no-untyped-call]
     for cell in content.cells:
+        if "outputs" in cell:
+            cell["outputs"] = _joined(cell["outputs"])
         for output in cell.get("outputs", []):
             for view in _VIEWS:
                 output.get("data", {}).pop(view, None)
@@ -57,6 +59,18 @@ def render(notebook: Path, target: Path, *, caption: str = "") -> None:
         f"<body>{body}<footer>{html.escape(caption)}</footer></body></html>"
     )
     workspace.write_atomic(target, page.encode())
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs with what was printed in pieces put together again."""
+    made: list[Any] = []
+    for output in outputs:
+        stream = output["output_type"] == "stream"
+        if stream and made and made[-1].get("name") == output["name"]:
+            made[-1]["text"] += output["text"]
+        else:
+            made.append(output)
+    return made
 
 
 @lru_cache(maxsize=1)
