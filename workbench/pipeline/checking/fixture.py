@@ -7,6 +7,7 @@ Servers named by environment variables are left out of it: no check writes where
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -41,17 +42,20 @@ def workspace_of(place: Workspace) -> Workspace:
 
 @contextlib.contextmanager
 def own_servers(place: Workspace) -> Iterator[None]:
-    """Inside, no server that others use is known; what was started is stopped at the end."""
+    """Inside, no server that others use is known; the last check at work stops the checks' own."""
     hidden = (*VARIABLES.values(), "LABEL_STUDIO_TOKEN", "LABEL_STUDIO_API_KEY")
     before = {name: os.environ.pop(name) for name in hidden if name in os.environ}
-    running_before = {
-        name for name, state in services.status(place).items() if state.state == "running"
-    }
+    place.root.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with (place.root / "servers.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(BlockingIOError):  # another check needs them
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    services.down(place)
     finally:
-        started = tuple(name for name in services.NAMES if name not in running_before)
-        services.down(place, started)
         os.environ.update(before)
 
 
