@@ -8,7 +8,7 @@ by one where one is asked for, see `workbench.pipeline.lineage_subjects`.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from workbench.errors import RecordError
 from workbench.pipeline.edges import Edges
 from workbench.records.base import Record, Ref, digest_of, kind_of
 from workbench.records.store import Store
-from workbench.records.types import DatasetVersion, LabelSet
+from workbench.records.types import DatasetVersion, LabelSet, StepRun
 
 if TYPE_CHECKING:
     from workbench.pipeline.lineage_page import Page
@@ -116,6 +116,18 @@ def joined(graph: Graph, root: str, node: Json, notes: Mapping[str, Json]) -> Gr
     return Graph({root: node, **nodes}, edges, root, graph.forward)
 
 
+def without_short_cuts(graph: Graph) -> set[tuple[str, str]]:
+    """The edges less those that only repeat the way over a run, from its inputs to its outputs."""
+    after: dict[str, set[str]] = defaultdict(set)
+    for start, end in graph.edges:
+        after[start].add(end)
+    over_runs: dict[str, set[str]] = defaultdict(set)
+    for start, end in graph.edges:
+        if graph.nodes[end]["kind"] == StepRun.KIND:
+            over_runs[start] |= after[end]
+    return {(start, end) for start, end in graph.edges if end not in over_runs[start]}
+
+
 def show(graph: Graph) -> Page:
     """The graph as a picture: the last line of a notebook's cell shows it."""
     from workbench.pipeline.lineage_page import Page
@@ -204,9 +216,9 @@ def _rows(path: Path) -> list[Json]:
 
 
 def as_text(graph: Graph, root: Ref | None = None) -> str:
-    """The graph as a tree below its root; what hangs below a node is shown once."""
+    """The graph as a tree below its root, without short cuts; what hangs below is shown once."""
     below: dict[str, list[str]] = {}
-    for start, end in sorted(graph.edges):
+    for start, end in sorted(without_short_cuts(graph)):
         parent, child = (start, end) if graph.forward else (end, start)
         below.setdefault(parent, []).append(child)
     lines: list[str] = []

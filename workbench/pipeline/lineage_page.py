@@ -12,7 +12,7 @@ import hashlib
 import html
 import itertools
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from workbench import workspace
 from workbench.pipeline import lineage_layout
-from workbench.pipeline.lineage import Graph, text_of
+from workbench.pipeline.lineage import Graph, text_of, without_short_cuts
 
 Json = dict[str, Any]
 Edge = tuple[str, str]
@@ -139,18 +139,11 @@ def _drawn(graph: Graph) -> tuple[dict[str, Json], set[Edge]]:
         name for name, node in graph.nodes.items() if node["kind"] in _FOLDED and name != graph.root
     }
     nodes = {name: dict(node) for name, node in graph.nodes.items() if name not in folded}
-    edges = {(a, b) for a, b in graph.edges if a in nodes and b in nodes}
     for start, end in sorted(graph.edges):
         if start in folded and end in nodes:
             nodes[end].setdefault("with", []).append(graph.nodes[start])
-    over_runs: dict[str, set[str]] = defaultdict(set)
-    after: dict[str, set[str]] = defaultdict(set)
-    for start, end in edges:
-        after[start].add(end)
-    for start, end in edges:
-        if nodes[end]["kind"] == "run":
-            over_runs[start] |= after[end]
-    return nodes, {(a, b) for a, b in edges if b not in over_runs[a]}
+    edges = without_short_cuts(graph)
+    return nodes, {(a, b) for a, b in edges if a in nodes and b in nodes}
 
 
 def _width(node: Json) -> float:
