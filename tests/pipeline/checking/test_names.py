@@ -54,6 +54,12 @@ def test_a_function_needs_its_names_when_it_is_called(tmp_path: Path) -> None:
         "values = [f(x) for x in ()] if False else []\ndef f(x): return x",
         "async def g():\n    async for a in b():\n        yield a\nasync def b():\n    yield 1",
         "x = 1\nclass A:\n    y = [x for _ in range(2)]",
+        "class B(dict):\n    def __init__(self):\n        super().__init__()\nB()",
+        "class C:\n    def go(self):\n        n = 0\n        def inner():\n"
+        "            nonlocal n\n            n += 1\n        return inner\nC().go()()",
+        "class D:\n    def go(self):\n        return later\nd = D()\nlater = 1\nd.go()",
+        "try:\n    known\nexcept NameError:\n    known = 1",
+        "text = " + " + ".join(["'a'"] * 3000),
     ],
 )
 def test_python_s_scopes_are_understood(tmp_path: Path, cell: str) -> None:
@@ -74,6 +80,8 @@ def test_python_s_scopes_are_understood(tmp_path: Path, cell: str) -> None:
         ("k = 1\ndel k\nprint(k)", "k"),
         ("l: Missing = 1", "Missing"),
         ("def m():\n    o = 1\nprint(o)", "o"),
+        ("class P:\n    def __init__(self):\n        self.q = q\nP()\nq = 1", "q"),
+        ("class R:\n    def go(self):\n        return s", "s"),
     ],
 )
 def test_what_must_fail_is_found(tmp_path: Path, cell: str, name: str) -> None:

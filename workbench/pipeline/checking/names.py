@@ -10,29 +10,33 @@ from __future__ import annotations
 
 import ast
 import builtins
-import symtable
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.notebook import Cell
+from workbench.pipeline.checking.scopes import FUNCTIONS, defined_where, globals_of
 
 _KERNEL = frozenset(
     {"In", "Out", "_", "__", "___", "_dh", "_i", "_ih", "_oh", "display", "exit", "get_ipython"}
-    | {"__file__", "__name__", "__doc__", "__builtins__", "__annotations__", "quit"}
+    | {"__file__", "__name__", "__doc__", "__builtins__", "__annotations__", "__class__", "quit"}
 )
-_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+_AT_ONCE = ("__new__", "__init__", "__post_init__")
+_CATCHES_ALL = {"NameError", "Exception", "BaseException"}
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
 def check(cells: Sequence[Cell]) -> list[Finding]:
     """Names that are used before anything defines them, with the pair of cells where there is."""
-    book = _Book(_defined_where(cells))
+    book = _Book(defined_where(cells))
     for cell in cells:
         if any(magic.name in ("run", "load_ext", "load", "pylab") for magic in cell.magics):
             book.open_world = True
         if cell.tree is not None:
-            _Walk(book, cell).statements(cell.tree.body)
+            try:
+                _Walk(book, cell).statements(cell.tree.body)
+            except RecursionError:  # an expression of a thousand terms
+                book.open_world = True
     for need in book.deferred.values():
         for one in need:
             book.require(one)
@@ -175,7 +179,10 @@ class _Walk(ast.NodeVisitor):
         self._branch([*node.body, *node.orelse])
 
     def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
+        before = self.book.open_world
+        self.book.open_world = before or any(map(_catches_name_error, node.handlers))
         self._branch([*node.body])
+        self.book.open_world = before
         for handler in node.handlers:
             if handler.type is not None:
                 self.visit(handler.type)
@@ -198,7 +205,7 @@ class _Walk(ast.NodeVisitor):
         if node.rest:
             self.bind(node.rest)
 
-    def visit_FunctionDef(self, node: _FUNCTIONS) -> None:
+    def visit_FunctionDef(self, node: FUNCTIONS) -> None:
         for decorator in node.decorator_list:
             self.visit(decorator)
         self._signature(node.args)
@@ -217,11 +224,14 @@ class _Walk(ast.NodeVisitor):
         for expression in (*node.decorator_list, *node.bases, *node.keywords):
             self.visit(expression)
         self.local.append({"__module__", "__qualname__"})
-        methods = [part for part in ast.walk(node) if isinstance(part, _FUNCTIONS)]
         self.statements(node.body)
         self.local.pop()
-        for method in methods:
-            self.book.deferred.setdefault(node.name, []).extend(self._needs(method))
+        at_once = [
+            self.book.deferred.pop(part.name, [])
+            for part in node.body
+            if isinstance(part, FUNCTIONS) and part.name in _AT_ONCE
+        ]
+        self.book.deferred[node.name] = [use for uses in at_once for use in uses]
         self.bind(node.name)
 
     def visit_ListComp(self, node: _COMPREHENSIONS) -> None:
@@ -258,73 +268,28 @@ class _Walk(ast.NodeVisitor):
             if default is not None:
                 self.visit(default)
 
-    def _defer(self, name: str, node: _FUNCTIONS | ast.Lambda) -> None:
+    def _defer(self, name: str, node: FUNCTIONS | ast.Lambda) -> None:
+        if isinstance(node, FUNCTIONS) and self.local:
+            name = f"{self.cell.number}:{node.lineno}:{name}" if name not in _AT_ONCE else name
         self.book.deferred[name] = list(self._needs(node))
-        if isinstance(node, _FUNCTIONS):
+        if isinstance(node, FUNCTIONS):
             made = {
                 n for part in ast.walk(node) if isinstance(part, ast.Global) for n in part.names
             }
             self.book.defined |= made
 
-    def _needs(self, node: _FUNCTIONS | ast.Lambda) -> Iterator[_Use]:
+    def _needs(self, node: FUNCTIONS | ast.Lambda) -> Iterator[_Use]:
         lines = {
             part.id: part.lineno
             for part in reversed(list(ast.walk(node)))
             if isinstance(part, ast.Name)
         }
         around = set().union(*self.local) if self.local else set()
-        for name in sorted(_globals_of(node) - around):
+        for name in sorted(globals_of(node) - around):
             yield _Use(name, self.cell, lines.get(name, node.lineno))
 
 
-def _globals_of(node: _FUNCTIONS | ast.Lambda) -> set[str]:
-    """Names that a function takes from the notebook when it is called; Python's own scoping."""
-    top = symtable.symtable(ast.unparse(node), "cell", "exec")
-    found: set[str] = set()
-    waiting = list(top.get_children())
-    while waiting:
-        table = waiting.pop()
-        waiting.extend(table.get_children())
-        for symbol in table.get_symbols():
-            if symbol.is_global() and symbol.is_referenced():
-                found.add(symbol.get_name())
-    return found
-
-
-def _defined_where(cells: Sequence[Cell]) -> dict[str, Cell]:
-    """The first cell that defines each name at its top level."""
-    found: dict[str, Cell] = {}
-    for cell in cells:
-        for name in assigned_in(cell):
-            found.setdefault(name, cell)
-    return found
-
-
-def assigned_in(cell: Cell) -> dict[str, int]:
-    """Names that a cell defines at its top level, with the first line."""
-    if cell.tree is None:
-        return {}
-    source = ast.unparse(cell.tree)
-    try:
-        table = symtable.symtable(source, "cell", "exec")
-    except SyntaxError:  # a top-level await
-        return {
-            part.id: part.lineno
-            for part in ast.walk(cell.tree)
-            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
-        }
-    names = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    lines: dict[str, int] = {}
-    for part in ast.walk(cell.tree):
-        name = _binds(part)
-        if name in names:
-            lines[name] = min(lines.get(name, 10**9), getattr(part, "lineno", 1))
-    return {name: lines.get(name, 1) for name in names}
-
-
-def _binds(node: ast.AST) -> str:
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        return node.id
-    if isinstance(node, _FUNCTIONS | ast.ClassDef):
-        return node.name
-    return ""
+def _catches_name_error(handler: ast.ExceptHandler) -> bool:
+    if handler.type is None:
+        return True
+    return any(getattr(part, "id", "") in _CATCHES_ALL for part in ast.walk(handler.type))

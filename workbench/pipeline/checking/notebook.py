@@ -68,6 +68,8 @@ def read(path: Path) -> Notebook:
 
 def of_content(path: Path, content: Json) -> Notebook:
     """The notebook that ``content`` is; its cells share their parts with it."""
+    for raw in content["cells"]:
+        _check_shape(raw)
     cells = [_cell(n, raw) for n, raw in enumerate(_code(content["cells"]), 1)]
     return Notebook(path, content, tuple(cells))
 
@@ -79,6 +81,17 @@ def source_of(raw: Json) -> str:
 
 def tags_of(raw: Json) -> list[str]:
     return list(raw.get("metadata", {}).get("tags", []))
+
+
+def _check_shape(raw: Json) -> None:
+    """Raise `TypeError` unless a cell has the parts that every tool relies on."""
+    source = raw["source"]
+    lines = source if isinstance(source, list) else [source]
+    outputs = raw.setdefault("outputs", []) if raw["cell_type"] == "code" else []
+    if not all(isinstance(line, str) for line in lines):
+        raise TypeError("source is no text")
+    if not isinstance(outputs, list) or not isinstance(raw.setdefault("metadata", {}), dict):
+        raise TypeError("outputs are no list, or metadata is no mapping")
 
 
 def _code(raws: list[Json]) -> list[Json]:
@@ -104,8 +117,8 @@ def _parse(source: str) -> tuple[ast.Module | None, tuple[int, str] | None]:
         tree = compile(source, "cell", "exec", _FLAGS, dont_inherit=True)
     except SyntaxError as error:
         return None, (error.lineno or 1, error.msg)
-    except ValueError as error:  # a null byte
-        return None, (1, str(error))
+    except (ValueError, RecursionError, MemoryError) as error:  # a null byte, endless brackets
+        return None, (1, str(error) or "too deep")
     assert isinstance(tree, ast.Module)  # noqa: S101 - what ONLY_AST gives
     return tree, None
 

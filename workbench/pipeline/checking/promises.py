@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from workbench.errors import ContractError, ParameterError
 from workbench.pipeline import contract as contracts
-from workbench.pipeline.checking import code, names
+from workbench.pipeline.checking import code, scopes
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.notebook import Cell, Notebook
 from workbench.pipeline.contract import Declaration, StepContract
@@ -95,7 +95,7 @@ def _parameters(notebook: Notebook) -> Iterator[Finding]:
         yield Finding("parameters-cell", f"{found} tagged `parameters`{where}")
         return
     (cell,) = tagged
-    given = names.assigned_in(cell)
+    given = scopes.assigned_in(cell)
     after = [other for other in notebook.cells if other.number > cell.number]
     read = {
         node.id
@@ -108,7 +108,7 @@ def _parameters(notebook: Notebook) -> Iterator[Finding]:
         if name not in read:
             yield Finding("parameter-unused", f"`{name}` is never read", cell.number, cell.id, line)
     for other in after:
-        for name, line in names.assigned_in(other).items():
+        for name, line in scopes.assigned_in(other).items():
             if name in given:
                 message = f"`{name}` is a parameter and is given another value"
                 yield Finding("parameter-reassigned", message, other.number, other.id, line)
