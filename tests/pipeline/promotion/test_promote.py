@@ -56,6 +56,9 @@ def test_a_version_holds_what_was_checked_and_who_answers(
     assert (made.new, record.version, record.owner, record.reviewer) == (True, 1, "ann", "bob")
     assert record.commit == git(repository, "rev-parse", "HEAD")
     assert store.get(made.promoted.ref, StepVersion) == record
+    receipt = json.loads(made.promoted.path.with_name("receipt.json").read_text())
+    assert receipt["ref"] == record.receipt
+    assert receipt["signature"]["signature"]
     found = promotion.resolve(repository, "a@1")
     assert found.path == repository / "pipelines/promoted/a/1/a.ipynb"
     contract = contracts.read(found.path)
@@ -124,12 +127,17 @@ def test_a_notebook_that_git_does_not_know_is_refused(repository: Path, place: W
             promote(place, notebook, owner="ann", reviewer="bob")
 
 
-@pytest.mark.parametrize("name", ["a.ipynb", "step.json"])
+@pytest.mark.parametrize("name", ["a.ipynb", "step.json", "receipt.json"])
 def test_a_changed_version_is_refused(repository: Path, place: Workspace, name: str) -> None:
     path = promoted(place, repository, "word = 'first'").promoted.path.with_name(name)
     assert path.stat().st_mode & 0o222 == 0
     path.chmod(0o644)
-    path.write_text(path.read_text().replace("first", "worst").replace("bob", "bib"))
+    path.write_text(
+        path.read_text()
+        .replace("first", "worst")
+        .replace("bob", "bib")
+        .replace("passed", "partial")
+    )
     with pytest.raises(ContractError, match="never changes"):
         promotion.resolve(repository, "a@1")
 
@@ -294,4 +302,4 @@ def test_mlflow_mirrors_what_it_missed(
     assert standing.tags["workbench.version"] == "1"
     assert standing.tags["workbench.reviewer"] == "bob"
     kept = [entry.path for entry in client.list_artifacts(standing.run_id, "step")]
-    assert kept == [f"step/{step}.ipynb", "step/step.json"]
+    assert kept == [f"step/{step}.ipynb", "step/receipt.json", "step/step.json"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from workbench import services
 from workbench.pipeline.promotion import repository
-from workbench.pipeline.promotion.repository import STEP_FILE, Promoted
+from workbench.pipeline.promotion.repository import RECEIPT_FILE, STEP_FILE, Promoted
 from workbench.tracking import Tracker
 from workbench.workspace import Workspace
 
@@ -58,7 +58,8 @@ def _register(tracker: Tracker, promoted: Promoted) -> int:
         "workbench.receipt": record.receipt,
     }
     run = tracker.start(f"promote {promoted.name}@{promoted.version}", tags=tags, parameters={})
-    tracker.log_files(run, [promoted.path, promoted.path.with_name(STEP_FILE)], _SOURCE)
+    files = [promoted.path, *(promoted.path.with_name(name) for name in (STEP_FILE, RECEIPT_FILE))]
+    tracker.log_files(run, files, _SOURCE)
     tracker.end(run, "FINISHED")
     return tracker.register(
         _model(promoted.name), run, source=_SOURCE, tags=tags, aliases=(), known_by=KNOWN_BY

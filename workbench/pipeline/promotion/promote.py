@@ -14,7 +14,7 @@ from workbench.pipeline import contract as contracts
 from workbench.pipeline.checking import marimo_apps, receipts
 from workbench.pipeline.promotion import conditions, generated, repository
 from workbench.pipeline.promotion.aliases import alone
-from workbench.pipeline.promotion.repository import PROMOTED, STEP_FILE, Promoted
+from workbench.pipeline.promotion.repository import PROMOTED, RECEIPT_FILE, STEP_FILE, Promoted
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import Receipt, StepVersion
@@ -98,7 +98,9 @@ def _write(place: Workspace, project: Path, record: StepVersion, notebook: Path)
         work = Path(elsewhere) / folder.name
         work.mkdir()
         shutil.copyfile(store.payload(ref, name), work / name)
-        (work / STEP_FILE).write_bytes(_step_file(store, ref))
+        (work / STEP_FILE).write_bytes(_record_file(store, ref))
+        signature = store.side(record.receipt, receipts.SIGNATURE)
+        (work / RECEIPT_FILE).write_bytes(_record_file(store, record.receipt, signature=signature))
         for path in work.iterdir():
             path.chmod(0o444)
         try:
@@ -114,6 +116,7 @@ def _for_people(notebook: Path) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _step_file(store: Store, ref: Ref) -> bytes:
+def _record_file(store: Store, ref: Ref, **beside: Any) -> bytes:
     body = json.loads((store.folder(ref) / "record.json").read_bytes())
-    return (json.dumps({"ref": ref, "record": body}, indent=1, ensure_ascii=False) + "\n").encode()
+    content = {"ref": ref, "record": body, **beside}
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,10 +1,13 @@
 """Promoted steps as they lie in the repository, and the one way to find one.
 
-    pipelines/promoted/STEP/VERSION/{STEP.ipynb, step.json}    never moves, never changes
-    pipelines/promoted/STEP/aliases.json                       moves, and remembers every move
+    pipelines/promoted/STEP/VERSION/    never moves, never changes
+        STEP.ipynb       the notebook, without outputs
+        step.json        the `StepVersion` record, with the digest that names it
+        receipt.json     the `Receipt` of its check, with its signature
+    pipelines/promoted/STEP/aliases.json    moves, and remembers every move
 
-``step.json`` holds the `StepVersion` record with the digest that names it, and the record holds
-the notebook's; both are checked on every look, so a version that was edited is refused, not run.
+The step's record holds the digests of the other two. All are checked on every look, so a version
+that was edited is refused, not run.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ Json = dict[str, Any]
 
 PROMOTED = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"
+RECEIPT_FILE = "receipt.json"
 ALIASES_FILE = "aliases.json"
 
 NAME = re.compile(r"^[A-Za-z0-9_-]+$")
@@ -133,7 +137,7 @@ def load(project: Path, name: str, version: int) -> Promoted:
         raise ContractError(
             f"step {name!r} has no version {version}", where=folder, hint=f"It has: {listed}"
         )
-    ref, body = _read_step(folder / STEP_FILE)
+    ref, body = _read_record(folder / STEP_FILE)
     notebook = folder / f"{name}.ipynb"
     expected = body["payload"][notebook.name]["sha256"]
     if not notebook.is_file() or digest.of_file(notebook) != expected:
@@ -141,6 +145,8 @@ def load(project: Path, name: str, version: int) -> Promoted:
     record = _record(body, folder / STEP_FILE)
     if (record.name, record.version) != (name, version):
         raise _changed(folder / STEP_FILE, f"is that of {record.name}@{record.version}")
+    if _read_record(folder / RECEIPT_FILE)[0] != record.receipt:
+        raise _changed(folder / RECEIPT_FILE, "was changed")
     return Promoted(notebook, version, ref, record)
 
 
@@ -203,11 +209,11 @@ def check_alias(alias: str) -> None:
         )
 
 
-def _read_step(path: Path) -> tuple[Ref, Json]:
+def _read_record(path: Path) -> tuple[Ref, Json]:
     try:
         content = json.loads(path.read_bytes())
         ref, body = content["ref"], content["record"]
-        sound = ref == make_ref(StepVersion.KIND, digest.of_json(body))
+        sound = ref == make_ref(body["kind"], digest.of_json(body))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _changed(path, "cannot be read") from error
     if not sound:
