@@ -1,0 +1,377 @@
+"""Whatever fails between here and a real Label Studio: nothing lost, nothing twice, and said."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.labeling.conftest import Sample, make_sample
+from tests.labeling.faulty import Fault, FaultyProxy
+from tests.servers import Servers
+from workbench import labeling, services
+from workbench.errors import DataError, ParameterError, ServiceError, Waiting
+from workbench.labeling import LabelStudio, ledger
+from workbench.labeling.regions import Drawn, to_regions
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref, digest_of
+from workbench.records.frames import Box, Label
+from workbench.records.types import LabelSet
+
+sending = importlib.import_module("workbench.labeling.send")  # the package's `send` is a function
+attempts = importlib.import_module("workbench.labeling.attempts")
+
+
+@pytest.fixture(scope="module")
+def direct(servers: Servers) -> LabelStudio:
+    admin = services.label_studio_admin(servers.place)
+    return labeling.connect(admin.url, admin.token)
+
+
+@pytest.fixture
+def proxy(direct: LabelStudio) -> Iterator[FaultyProxy]:
+    with FaultyProxy(direct.url) as made:
+        yield made
+
+
+@pytest.fixture
+def server(servers: Servers, proxy: FaultyProxy) -> LabelStudio:
+    """The same server, reached through the proxy."""
+    return labeling.connect(proxy.url, services.label_studio_admin(servers.place).token)
+
+
+@pytest.fixture
+def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
+    return make_sample(servers.place, request.node.name[:40], 4)
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "_LANDING_S", (0.3, 0.3, 0.3, 0.5, 1.0, 1.0))
+    monkeypatch.setattr(sending, "_ANSWERED_S", (0.1,))
+    monkeypatch.setattr(attempts, "_WAITS_S", (0.1, 0.2, 0.3))
+
+
+def once_each(direct: LabelStudio, sample: Sample, project: int) -> bool:
+    frames = sorted(task["data"]["frame"] for task in direct.export(project))
+    return frames == sorted(frame.id for frame in sample.frames)
+
+
+def answer_all(direct: LabelStudio, sample: Sample, batch: Ref, project: int) -> dict[str, int]:
+    """Everybody's boxes on every frame; the tasks by frame."""
+    tasks = direct.frames(project, digest_of(batch))
+    for frame in sample.frames:
+        box = Drawn("r", "car", Box(x=3, y=4, w=50.5, h=60.25))
+        direct.annotate(tasks[frame.id], to_regions(box, frame.width, frame.height))
+    return tasks
+
+
+# ---- sending
+
+
+def test_an_import_whose_answer_is_lost_is_not_made_again(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    proxy.fail("POST", "/import", Fault(lose_answer=True))
+    sent = labeling.send(fresh.place, server, fresh.batch())
+    assert sent.sent == 4 and once_each(direct, fresh, sent.project)
+    assert sum("/import" in call for call in proxy.writes) == 1
+
+
+def test_an_import_that_lands_after_its_time_out_is_waited_for(
+    fresh: Sample,
+    server: LabelStudio,
+    proxy: FaultyProxy,
+    direct: LabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workbench.labeling.server.BULK_TIMEOUT_S", 0.5)
+    proxy.fail("POST", "/import", Fault(delay_s=1.5))
+    sent = labeling.send(fresh.place, server, fresh.batch())
+    assert once_each(direct, fresh, sent.project)
+    assert sum("/import" in call for call in proxy.writes) == 1
+
+
+def test_an_import_that_lands_too_late_leaves_no_double(
+    fresh: Sample,
+    server: LabelStudio,
+    proxy: FaultyProxy,
+    direct: LabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Later than anyone waits: the next command takes away the copies that nobody worked on."""
+    monkeypatch.setattr("workbench.labeling.server.BULK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(sending, "_LANDING_S", (0.1,))
+    proxy.fail("POST", "/import", Fault(delay_s=4.0))
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    worked_on = direct.frames(sent.project, digest_of(batch))[fresh.frames[1].id]
+    direct.annotate(worked_on, [])
+    deadline = time.monotonic() + 20
+    while len(direct.export(sent.project)) < 8 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(direct.export(sent.project)) == 8
+    assert labeling.send(fresh.place, server, batch).sent == 0
+    assert once_each(direct, fresh, sent.project)
+    assert direct.frames(sent.project, digest_of(batch))[fresh.frames[1].id] == worked_on
+
+
+@pytest.mark.parametrize("status", [500, 429, 502, 503])
+def test_a_server_that_answers_with_errors_for_a_while(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio, status: int
+) -> None:
+    busy = Fault(status=status, headers={"Retry-After": "1"} if status == 429 else {})
+    for method, part in (("GET", "/api/tasks"), ("GET", "/api/projects"), ("POST", "/import")):
+        proxy.fail(method, part, busy)
+    sent = labeling.send(fresh.place, server, fresh.batch())
+    assert once_each(direct, fresh, sent.project)
+
+
+def test_a_server_that_only_answers_with_errors_is_told_and_the_next_send_ends_it(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    proxy.fail("POST", "/import", Fault(status=500), times=3)
+    batch = fresh.batch()
+    with pytest.raises(ServiceError, match="answered 500: injected"):
+        labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.place, server, batch)
+    assert sent.sent == 4 and once_each(direct, fresh, sent.project)
+
+
+def test_killed_after_the_import_and_before_the_ledger(
+    fresh: Sample, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    children: list[subprocess.Popen[str]] = []
+    proxy.fail("POST", "/import", Fault(lose_answer=True, then=killer(children)))
+    children.append(start(fresh, proxy, "send", batch))
+    assert children[0].wait(60) == -signal.SIGKILL
+    entry = ledger.read(fresh.place, batch)
+    assert entry is not None and not entry.complete
+    result = finish(start(fresh, proxy, "send", batch))
+    assert (result["sent"], result["already"]) == (0, 4)
+    assert once_each(direct, fresh, entry.project)
+
+
+def test_a_second_send_and_a_second_collect_write_nothing(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    answer_all(direct, fresh, batch, sent.project)
+    labels = labeling.collect(fresh.place, server, batch)
+    proxy.calls.clear()
+    begun = time.perf_counter()
+    assert labeling.send(fresh.place, server, batch).sent == 0
+    assert labeling.collect(fresh.place, server, batch) == labels
+    assert labeling.collect(fresh.place, server, batch, refresh=True) == labels
+    assert time.perf_counter() - begun < 6
+    assert proxy.writes == []
+
+
+def test_images_that_moved_are_named_before_anything_is_sent(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy
+) -> None:
+    image = datasets.media_path(fresh.place, fresh.frames[2])
+    image.rename(image.with_suffix(".moved"))
+    with pytest.raises(DataError, match="image of a frame is missing") as error:
+        labeling.send(fresh.place, server, fresh.batch())
+    assert str(image) in str(error.value) and "Ingest" in str(error.value.hint)
+    assert not any("/import" in call for call in proxy.writes)
+    image.with_suffix(".moved").rename(image)
+    assert labeling.send(fresh.place, server, fresh.batch()).sent == 4
+
+
+# ---- tokens
+
+
+def test_an_access_token_that_expires_midway_is_renewed(
+    servers: Servers, direct: LabelStudio, proxy: FaultyProxy, fresh: Sample
+) -> None:
+    pat = personal_token(servers, direct, "ivy@example.org")
+    user = labeling.connect(proxy.url, pat)
+    proxy.fail("GET", "/api/users", Fault(status=401))
+    assert "ivy@example.org" in user.users().values()
+    assert sum("token/refresh" in call for call in proxy.writes) == 2
+
+
+def test_a_personal_token_that_was_revoked_is_told(
+    servers: Servers, direct: LabelStudio, proxy: FaultyProxy
+) -> None:
+    pat = personal_token(servers, direct, "max@example.org")
+    user = labeling.connect(proxy.url, pat)
+    proxy.fail("GET", "/api/users", Fault(status=401))
+    proxy.fail("POST", "token/refresh", Fault(status=401))
+    with pytest.raises(ServiceError, match="refuses the token"):
+        user.users()
+
+
+# ---- collecting
+
+
+def test_killed_during_collect(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    answer_all(direct, fresh, batch, sent.project)
+    children: list[subprocess.Popen[str]] = []
+    proxy.fail("GET", "/download", Fault(lose_answer=True, then=killer(children)))
+    children.append(start(fresh, proxy, "collect", batch))
+    assert children[0].wait(60) == -signal.SIGKILL
+    result = finish(start(fresh, proxy, "collect", batch))
+    assert result["boxes"] == 4
+
+
+def test_two_people_collect_at_once(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    answer_all(direct, fresh, batch, sent.project)
+    both = [start(fresh, proxy, "collect", batch, "--merge") for _ in range(2)]
+    first, second = (finish(one) for one in both)
+    assert first["labels"] == second["labels"] and first["dataset"] == second["dataset"]
+    kept = [
+        ref for ref in fresh.store.refs("label") if fresh.store.get(ref, LabelSet).batch == batch
+    ]
+    assert kept == [first["labels"]]
+
+
+def test_a_task_that_a_labeler_deleted_waits_for_a_decision(
+    fresh: Sample, server: LabelStudio, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    tasks = answer_all(direct, fresh, batch, sent.project)
+    gone = fresh.frames[0].id
+    direct.delete_tasks([tasks[gone]])
+    with pytest.raises(Waiting, match="1 were deleted from the project") as waiting:
+        labeling.collect(fresh.place, server, batch)
+    assert "--without-deleted" in str(waiting.value.hint)
+    assert labeling.status(fresh.place, server, batch).deleted == (gone,)
+
+    without = labeling.collect(fresh.place, server, batch, without_deleted=True)
+    record = fresh.store.get(without, LabelSet)
+    assert (record.deleted, record.labels) == ((gone,), 3)
+    assert labeling.send(fresh.place, server, batch).sent == 1
+    with pytest.raises(Waiting, match="3 of 4"):
+        labeling.collect(fresh.place, server, batch, refresh=True)
+
+
+def test_an_answer_that_is_emptied_or_withdrawn_means_what_the_labeler_meant(
+    fresh: Sample, server: LabelStudio, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    answer_all(direct, fresh, batch, sent.project)
+    first = labeling.collect(fresh.place, server, batch)
+    annotations = {
+        task["data"]["frame"]: task["annotations"][0]["id"] for task in direct.export(sent.project)
+    }
+    emptied, withdrawn = fresh.frames[1].id, fresh.frames[2].id
+    sdk = direct._sdk
+    sdk.annotations.update(annotations[emptied], result=[])
+    again = labeling.collect(fresh.place, server, batch, refresh=True)
+    assert again != first
+    rows = datasets.read_lines(fresh.store.payload(again, "labels.jsonl"), Label)
+    assert emptied not in {row.frame for row in rows} and len(rows) == 3
+    merged = labeling.merge(fresh.store, fresh.dataset, again)
+    assert merged.labels_by_frame[emptied] == ()
+    assert labeling.merge(fresh.store, fresh.dataset, first).labels_by_frame[emptied]
+
+    sdk.annotations.delete(annotations[withdrawn])
+    with pytest.raises(Waiting, match="3 of 4 frames are labeled"):
+        labeling.collect(fresh.place, server, batch, refresh=True)
+    # What was collected before stays a record.
+    assert labeling.collect(fresh.place, server, batch) == again
+
+
+def test_a_slow_server_is_waited_for(
+    fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    proxy.fail("GET", "/api/", Fault(delay_s=0.4), times=20)
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    answer_all(direct, fresh, batch, sent.project)
+    assert labeling.collect(fresh.place, server, batch)
+
+
+def test_a_project_deleted_by_hand_with_answers_in_it_is_told(
+    fresh: Sample, server: LabelStudio, direct: LabelStudio
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    answer_all(direct, fresh, batch, sent.project)
+    direct.delete_project(sent.project)
+    with pytest.raises(ParameterError, match="project of this batch was deleted") as told:
+        labeling.collect(fresh.place, server, batch)
+    assert "lost with a project" in str(told.value.hint)
+    again = labeling.send(fresh.place, server, batch)
+    assert again.sent == 4 and again.project != sent.project
+    answer_all(direct, fresh, batch, again.project)
+    assert labeling.collect(fresh.place, server, batch)
+
+
+# ---- any server
+
+
+def test_a_forward_proxy_is_used_for_servers_elsewhere(
+    servers: Servers, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    token = services.label_studio_admin(servers.place).token
+    elsewhere = labeling.connect("http://labels.example.invalid", token)
+    assert "@" in elsewhere.whoami()
+    assert ("GET", "/api/current-user/whoami") in [
+        (m, p.split("?")[0].rstrip("/")) for m, p in proxy.calls
+    ]
+
+
+def test_what_is_no_label_studio_is_told(tmp_path: Path) -> None:
+    with FaultyProxy("http://127.0.0.1:9") as nobody, pytest.raises(ServiceError) as error:
+        labeling.connect(nobody.url, "0" * 40)
+    assert "502" in str(error.value)
+
+
+def personal_token(servers: Servers, direct: LabelStudio, email: str) -> str:
+    path = servers.place.secrets / f"{email}-token"
+    direct.as_user(email, "correct horse 7", token_file=path)
+    return path.read_text()
+
+
+def killer(children: list[subprocess.Popen[str]]) -> Callable[[], None]:
+    """Ends the first child, which is only there once the fault has been set."""
+
+    def kill() -> None:
+        children[0].kill()
+
+    return kill
+
+
+def start(sample: Sample, proxy: FaultyProxy, *arguments: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own, at the server behind the proxy."""
+    admin = services.label_studio_admin(sample.place)
+    environment = {
+        **os.environ,
+        "WORKBENCH_HOME": str(sample.place.root),
+        "LABEL_STUDIO_URL": proxy.url,
+        "LABEL_STUDIO_TOKEN": admin.token,
+    }
+    command = [sys.executable, "-m", "workbench", "label", *arguments, "--json"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish(child: subprocess.Popen[str]) -> dict[str, object]:
+    out, _ = child.communicate(timeout=90)
+    assert child.returncode == 0
+    answer: dict[str, object] = json.loads(out)
+    return answer
