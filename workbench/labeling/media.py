@@ -66,7 +66,7 @@ def attach(server: LabelStudio, project: int, place: Workspace) -> None:
     """Let a project show the frames; nothing is copied."""
     base = remote()
     if base is None:
-        server.attach_media(project, place.media)
+        server.attach_media(project, place.media.resolve())  # as the server knows it
         return
     parts = urlsplit(base)
     server.attach_bucket(project, STORAGES[parts.scheme], parts.netloc, parts.path.strip("/"))

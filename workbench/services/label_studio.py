@@ -96,7 +96,7 @@ class LabelStudio(Server):
             "DATA_UPLOAD_MAX_NUMBER_FILES": str(_UPLOAD_LIMIT),
             # A storage has to lie below this folder: nothing but media does, least of all secrets.
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(place.served),
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(place.served.resolve()),
             "LOG_LEVEL": "WARNING",
         }
 
