@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench import digest
 from workbench.errors import ContractError
-from workbench.pipeline import parameter_types, parameters
+from workbench.pipeline import parameter_types, parameters, plain
 
 Json = dict[str, Any]
 ServiceName = Literal["mongod", "mlflow", "label-studio"]
@@ -105,7 +105,8 @@ class StepContract:
     """A notebook as the runner sees it.
 
     ``cells`` are the code cells in order as pairs of id and source, the parameters cell excepted:
-    its defaults count through the values that are used. ``code`` digests the sources.
+    its defaults count through the values that are used. ``code`` digests the sources. A ``plain``
+    notebook has no contract: all of its cells count, and only given parameters have values.
     """
 
     name: str
@@ -113,6 +114,7 @@ class StepContract:
     declaration: Declaration
     parameters: type[BaseModel]
     cells: tuple[tuple[str, str], ...]
+    plain: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -123,7 +125,8 @@ class StepContract:
         return digest.of_json(list(self.sources))
 
     def validate(self, given: Json) -> Json:
-        return parameters.validate(self.parameters, given, where=self.notebook.name)
+        checked = parameters.validate(self.parameters, given, where=self.notebook.name)
+        return {name: checked[name] for name in given} if self.plain else checked
 
 
 def read(notebook: Path, *, name: str | None = None) -> StepContract:
@@ -135,6 +138,12 @@ def read(notebook: Path, *, name: str | None = None) -> StepContract:
     content = _load(notebook)
     cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    plain.require_python(content, notebook)
+    if plain.is_plain(content):
+        model = plain.model_of(_source(tagged[0]) if tagged else "")
+        return StepContract(
+            name or notebook.stem, notebook, Declaration(), model, _named(cells), plain=True
+        )
     if len(tagged) != 1:
         raise ContractError(
             f"a step has exactly one cell tagged `parameters`, found {len(tagged)}",
@@ -154,12 +163,16 @@ def read(notebook: Path, *, name: str | None = None) -> StepContract:
     for path in declaration.paths:
         if path not in model.model_fields:
             raise ContractError(f"path parameter {path!r} is not in the parameters", where=notebook)
-    kept = tuple(
+    kept = [cell for cell in cells if cell is not tagged[0]]
+    return StepContract(name or notebook.stem, notebook, declaration, model, _named(kept))
+
+
+def _named(cells: list[Json]) -> tuple[tuple[str, str], ...]:
+    """Pairs of id and source; old notebooks have no ids."""
+    return tuple(
         (str(cell.get("id", f"cell {number}")), _source(cell))
         for number, cell in enumerate(cells, start=1)
-        if cell is not tagged[0]
     )
-    return StepContract(name or notebook.stem, notebook, declaration, model, kept)
 
 
 def without_outputs(notebook: Path) -> bytes:

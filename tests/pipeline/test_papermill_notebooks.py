@@ -1,0 +1,120 @@
+"""papermill's own test notebooks, as it ships them, end with us as they end with papermill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pytest
+from nbclient.exceptions import CellExecutionError
+from papermill.exceptions import PapermillExecutionError
+
+from workbench.errors import ContractError, ParameterError
+from workbench.pipeline import contract as contracts
+from workbench.pipeline.executors.local import execute_once
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.workspace import Workspace
+
+SHIPPED = Path(papermill.__file__).parent / "tests" / "notebooks"
+QUICK = {
+    "simple_execute": {"msg": "hello"},
+    "broken1": {},
+    "sysexit0": {},
+    "no_parameters": {},
+}
+SLOW = {
+    "broken": {},
+    "broken2": {},
+    "complex_parameters": {},
+    "line_magic_error": {},
+    "nb_version_4.4": {"var": 3},
+    "read_check": {},
+    "report_mode_test": {"a": 2},
+    "result_no_exec": {},
+    "sysexit": {},
+    "sysexit1": {},
+    "systemexit": {},
+    "test_autosave": {},
+    "test_notebooknode_io": {},
+    "blank-vscode": {},
+}
+# Not here: binder (calls papermill on a path of its own checkout), keyboard_interrupt (waits for a
+# person), test_logging (wants ggplot), notimplemented_translator (R, refused below).
+CASES = [*QUICK.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.items())]
+
+
+def ours(place: Workspace, notebook: Path, given: dict[str, Any], folder: Path) -> StepResult:
+    contract = contracts.read(notebook)
+    spec = StepSpec(
+        step=notebook.stem,
+        notebook=str(notebook),
+        home=str(place.root),
+        folder=str(folder),
+        cache=str(place.scratch / "cache"),
+        parameters=contract.validate(given),
+        inputs={},
+        declared_inputs={},
+        declared_outputs={},
+        threads=1,
+        timeout_s=120,
+        memory_gib=4,
+        environment={},
+    )
+    return execute_once(spec)
+
+
+def shown(executed: Path) -> list[Any]:
+    """What each code cell printed, returned or raised; how a text was cut in pieces is chance."""
+    cells = [
+        cell
+        for cell in json.loads(executed.read_text())["cells"]
+        if cell["cell_type"] == "code"
+        and "papermill-error-cell-tag" not in cell["metadata"].get("tags", [])
+    ]
+    return [
+        [
+            "".join(text for out in cell["outputs"] for text in out.get("text", ())),
+            [(out.get("ename"), out.get("data")) for out in cell["outputs"] if "text" not in out],
+        ]
+        for cell in cells
+    ]
+
+
+@pytest.mark.parametrize(("name", "given"), CASES)
+def test_it_ends_as_with_papermill(
+    name: str, given: dict[str, Any], place: Workspace, tmp_path: Path
+) -> None:
+    notebook = tmp_path / f"{name}.ipynb"
+    shutil.copy(SHIPPED / f"{name}.ipynb", notebook)
+    theirs, folder = tmp_path / "theirs", place.runs / "one" / "step"
+    for where in (theirs, folder):
+        where.mkdir(parents=True)
+        (where / "check.txt").touch()  # that one of them looks for beside itself
+    failed = False
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(theirs / "executed.ipynb"),
+            given,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(theirs),
+        )
+    except (PapermillExecutionError, CellExecutionError):
+        failed = True
+    result = ours(place, notebook, given, folder)
+    assert (result.status is ExitStatus.USER_ERROR) == failed, result.failure
+    if not failed:
+        assert result.status is ExitStatus.OK
+    texts = [json.dumps(shown(path / "executed.ipynb")) for path in (theirs, folder)]
+    assert texts[0].replace(str(theirs), "") == texts[1].replace(str(folder), "")
+
+
+def test_unknown_parameters_and_other_languages_are_refused() -> None:
+    with pytest.raises(ParameterError, match="unknown parameter 'mgs' \\(did you mean 'msg'"):
+        contracts.read(SHIPPED / "simple_execute.ipynb").validate({"mgs": "hello"})
+    with pytest.raises(ContractError, match="written in R; steps are Python"):
+        contracts.read(SHIPPED / "notimplemented_translator.ipynb")
