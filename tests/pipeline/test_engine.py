@@ -179,6 +179,23 @@ def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
     assert not kernel.exists()
 
 
+def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
+    project: Path, place: Workspace
+) -> None:
+    mark = project / "started"
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        f"import pathlib, time\npathlib.Path({str(mark)!r}).touch()\ntime.sleep(120)",
+    )
+    write_steps(project, "a: {}\n  b: {inputs: {upstream: a.selection}}")
+    runner = command(project, place)
+    started(mark)
+    (place.runs / history.find(place).run_id / history.CANCEL).touch()
+    _, err = runner.communicate(timeout=60)
+    assert runner.returncode == 130, err
+    assert history.find(place).state == "cancelled"
+
+
 def test_one_step_alone_needs_what_it_reads(project: Path, place: Workspace) -> None:
     pipeline = load(project / "pipelines/trial.yaml", {}, base=project)
     with pytest.raises(ContractError, match="reads what 'a' makes"):

@@ -138,8 +138,13 @@ def test_cancel_ends_the_run_and_says_how_it_is(
 ) -> None:
     told = json.loads(invoke("cancel", "20260101", "--json"))
     assert (told["stopped"], told["status"]) == (True, "cancelled")
-    assert (place.runs / told["run_id"] / history.CANCEL).exists()
     runner.wait(5)
+
+
+def test_a_run_on_another_machine_is_asked_by_a_file(place: Workspace) -> None:
+    run = keep(place, "1", status="running", pid=1, host="another")
+    assert history.cancel(place, run, wait_s=0.1).state == "running"
+    assert (place.runs / "1" / history.CANCEL).exists()
 
 
 @pytest.mark.parametrize("runner", ["stubborn"], indirect=True)

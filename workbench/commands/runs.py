@@ -114,7 +114,7 @@ def cancel(run_id: str, wait: float, as_json: bool) -> None:
     if run.alive:
         say(f"stopping {run.run_id} of {run.pipeline} …")
     if run.alive and run.elsewhere:
-        say(f"  it runs on {run.host}: its runner there has to see the file that asks it to stop")
+        say(f"  it runs on {run.host}, which sees within seconds that it is asked to stop")
     run = history.cancel(place, run, wait_s=wait)
     stopped = not run.alive
     text = _run_text(run)

@@ -7,7 +7,6 @@ ended, so a run is called ``killed`` when its file says ``running`` and its proc
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import time
@@ -25,7 +24,7 @@ from workbench.workspace import Workspace
 
 FILE = "run.json"
 CANCEL = "cancel"
-"""A file of this name in a run's folder asks its runner to stop."""
+"""A file of this name in a run's folder asks a runner on another machine to stop."""
 
 LATEST = "latest"
 _SAME_START_S = 2.0  # a process's start is told in clock ticks, and the clock may be corrected
@@ -162,11 +161,12 @@ def cancel(place: Workspace, run: RunState, *, wait_s: float = 20.0) -> RunState
             f"run {run.run_id} is not running: it is {run.state}",
             hint="`workbench runs` shows which are",
         )
-    told = json.dumps({"at": datetime.now(UTC).isoformat(), "pid": os.getpid()}).encode()
-    workspace.write_atomic(place.runs / run.run_id / CANCEL, told)
     process = _process(run)
     if process is not None:
         process.send_signal(signal.SIGTERM)  # psutil checks once more that it is the same process
+    else:
+        told = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
+        workspace.write_atomic(place.runs / run.run_id / CANCEL, json.dumps(told).encode())
     deadline = time.monotonic() + wait_s
     while run.alive and time.monotonic() < deadline:
         time.sleep(_POLL_S)

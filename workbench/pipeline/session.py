@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from workbench.pipeline import plan
+from workbench.pipeline import history, plan
 from workbench.pipeline.executors import Executor
 from workbench.pipeline.graph import Pipeline, Step
 from workbench.pipeline.journal import Journal
@@ -85,6 +85,8 @@ class Session:
                 if not self._running:
                     return False
                 done, _ = wait(self._running, timeout=_WAKE_S, return_when=FIRST_COMPLETED)
+                if (self.folder / history.CANCEL).exists():
+                    raise KeyboardInterrupt  # asked from another machine, where no signal reaches
                 for future in done:
                     if self._finish(self._running.pop(future), future.result()):
                         raise KeyboardInterrupt  # someone ended the step's process as a cancel
