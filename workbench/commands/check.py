@@ -132,7 +132,8 @@ def _closing(report: CheckReport) -> list[str]:
     fixable = sum(f.is_error and f.as_json()["fixable"] for f in report.findings)
     if errors:
         run = "" if report.ran else "; not run yet"
-        mend = f". --fix may mend {fixable} of them" if fixable else ""
+        is_app = report.notebook.suffix == ".py"
+        mend = f". --fix may mend {fixable} of them" if fixable and not is_app else ""
         return [f"{report.notebook.name}: {counted}{run}{mend}"]
     if not report.ran:
         return [f"{report.notebook.name}: reads well ({counted}); not run"]

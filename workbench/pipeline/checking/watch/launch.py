@@ -1,7 +1,7 @@
 """How a watched step starts: install the filter, hand the listener over, become the step.
 
-``python -m workbench.pipeline.checking.watch.launch SOCKET SPEC``. Where no filter can be had the
-step runs all the same, and the checking process learns that from the empty answer.
+``python -m workbench.pipeline.checking.watch.launch SOCKET MODULE ARGUMENT…``. Where no filter can
+be had the module runs all the same, and the checking process learns that from the empty answer.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def is_possible() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def main(handle: int, spec: str) -> None:
+def main(handle: int, command: list[str]) -> None:
     die_with_parent()
     _install_and_send(socket.socket(fileno=handle))
-    os.execv(sys.executable, [sys.executable, "-m", "workbench", "run-step", spec])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606
 
 
 def _install_and_send(channel: socket.socket) -> None:
@@ -70,4 +70,4 @@ def probe() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == PROBE:
         probe()
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -72,9 +72,8 @@ class Watch:
 
     @property
     def launch(self) -> tuple[str, ...]:
-        if not self._by_kernel:
-            return ("workbench", "run-step")
-        return (launch.__name__, str(self._theirs.fileno()))
+        step = ("workbench", "run-step")
+        return (launch.__name__, str(self._theirs.fileno()), *step) if self._by_kernel else step
 
     def __enter__(self) -> Watch:
         if self._by_kernel:

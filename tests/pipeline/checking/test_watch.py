@@ -1,0 +1,131 @@
+"""The kernel's own watch: every call that changes or opens, from threads and children too."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workbench.pipeline.checking.watch import launch, seccomp
+from workbench.pipeline.checking.watch.events import Log
+from workbench.pipeline.checking.watch.policy import Policy, Window, software
+from workbench.pipeline.checking.watch.supervisor import Watch
+
+needs_seccomp = pytest.mark.skipif(
+    not launch.is_possible(), reason="the kernel lets no process be watched here"
+)
+
+
+def watched(folder: Path, *module: str) -> Log:
+    with Watch(folder) as watch:
+        name, handle = watch.launch[:2]
+        command = [sys.executable, "-m", name, handle, *module]
+        subprocess.run(command, check=True, pass_fds=watch.handles, timeout=60)
+    return watch.log
+
+
+@needs_seccomp
+def test_everything_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("relative", "sub/inner", "old", "sub/gone", "cut", "thread", "child"):
+        (tmp_path / f"{name}.txt").write_text("x")
+    log = watched(tmp_path, "tests.pipeline.checking.touching", str(tmp_path))
+    assert log.coverage == "complete"
+    root = f"{tmp_path}/"
+    seen = {(kind, path.removeprefix(root)) for kind, path in log.seen if root in path}
+    assert {path for kind, path in seen if kind == "read"} == {
+        "relative.txt",
+        "sub",
+        "sub/inner.txt",
+        "thread.txt",
+        "child.txt",
+    }
+    assert {path for kind, path in seen if kind == "write"} == {
+        "old.txt",
+        "new.txt",
+        "sub/gone.txt",
+        "made",
+        "link.txt",
+        "cut.txt",
+    }
+    assert {path.removeprefix(root) for path in log.created if root in path} == {
+        "new.txt",
+        "made",
+        "link.txt",
+    }
+    addresses = {path: one.own for (kind, path), one in log.seen.items() if kind == "connect"}
+    own = {address for address, is_own in addresses.items() if is_own}
+    assert set(addresses) - own == {"127.0.0.2:4001", "127.0.0.3:4002", "::1:4003"}
+    assert len(own) == 1
+    assert log.seen[("read", root + "sub")].is_folder
+
+
+@needs_seccomp
+def test_it_lets_go_when_the_supervisor_is_away(tmp_path: Path) -> None:
+    """A watched process whose watcher is gone does not hang; its calls fail."""
+    code = (
+        "import os, sys\nfrom workbench.pipeline.checking.watch import seccomp\n"
+        "listener = seccomp.install(seccomp.machine())\nos.close(listener)\n"
+        "try:\n    os.open('x', os.O_RDONLY)\nexcept OSError as error:\n    os._exit(error.errno)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=20)
+    assert done.returncode == 38  # ENOSYS
+
+
+def test_both_machines_have_numbers_for_what_is_watched() -> None:
+    x86, arm = (seccomp._MACHINES[name] for name in ("x86_64", "aarch64"))
+    modern = set(arm.calls.values())
+    assert modern <= set(x86.calls.values())
+    assert {"openat", "openat2", "connect", "sendto", "execve", "renameat2"} <= modern
+    for machine in (x86, arm):
+        assert len(seccomp._program(machine)) == len(machine.calls) - 1 + 4 + 7
+
+
+def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
+    log = Log("complete")
+    inside, outside = str(tmp_path / "in" / "x"), "/srv/elsewhere/y"
+    for kind, target, at in (
+        ("read", inside, 11),
+        ("read", outside, 12),
+        ("write", inside, 13),
+        ("read", "/srv/elsewhere/early", 1),
+        ("read", "/srv/elsewhere/late", 99),
+        ("read", os.__file__, 12),
+        ("write", "/dev/null", 12),
+        ("connect", "10.0.0.1:80", 21),
+        ("connect", "10.0.0.2:443", 21),
+        ("connect", "10.0.0.9:53", 21),
+    ):
+        log.add(kind, target, at)  # type: ignore[arg-type]
+    log.add("read", str(tmp_path), 12, is_folder=True)
+    windows = [Window(1, 10, 19), Window(2, 20, 30)]
+    policy = Policy(
+        reads=(str(tmp_path / "in"), *software()),
+        writes=("/dev",),
+        hosts=("10.0.0.1", "10.0.0.2:80"),
+    )
+    found = [(seen.kind, seen.target, cell) for seen, cell in policy.undeclared(log, windows)]
+    assert found == [
+        ("read", outside, 1),
+        ("write", inside, 1),
+        ("connect", "10.0.0.2:443", 2),
+    ]
+    assert list(policy.undeclared(log, [])) == []
+    unending = [Window(1, 10, math.inf)]
+    assert ("read", "/srv/elsewhere/late") in {
+        (seen.kind, seen.target) for seen, _ in policy.undeclared(log, unending)
+    }
+
+
+@needs_seccomp
+def test_watching_costs_little(tmp_path: Path) -> None:
+    code = "import os\nfor _ in range(5000): os.close(os.open('/etc/hostname', os.O_RDONLY))"
+    (tmp_path / "many.py").write_text(code)
+    started = time.monotonic()
+    watched(tmp_path, "runpy", str(tmp_path / "many.py"))
+    assert time.monotonic() - started < 20
