@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,19 +16,15 @@ def main(root: Path) -> None:
     Path("relative.txt").read_text()
     handle = os.open("sub", os.O_RDONLY | os.O_DIRECTORY)
     os.close(os.open("inner.txt", os.O_RDONLY, dir_fd=handle))
-    os.rename(root / "old.txt", "new.txt")
+    (root / "old.txt").rename("new.txt")
     os.unlink("gone.txt", dir_fd=handle)
-    os.mkdir("made")
-    os.symlink("new.txt", "link.txt")
+    Path("made").mkdir()
+    Path("link.txt").symlink_to("new.txt")
     os.truncate("cut.txt", 0)
-    try:
+    with contextlib.suppress(FileNotFoundError):
         Path("missing.txt").read_text()
-    except FileNotFoundError:
-        pass
-    try:
-        os.mkdir("sub")
-    except FileExistsError:
-        pass
+    with contextlib.suppress(FileExistsError):
+        Path("sub").mkdir()
     thread = threading.Thread(target=(root / "thread.txt").read_text)
     thread.start()
     thread.join()
