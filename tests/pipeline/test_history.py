@@ -25,7 +25,7 @@ RUNNER = """
 import json, os, signal, sys, time
 from pathlib import Path
 import psutil
-home, run_id, stubborn = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "stubborn"
+home, run_id = Path(sys.argv[1]), sys.argv[2]
 file = home / "runs" / run_id / "run.json"
 step = file.parent / "a"
 step.mkdir(parents=True)
@@ -39,7 +39,9 @@ def write():
     file.with_suffix(".new").write_text(json.dumps(told))
     file.with_suffix(".new").rename(file)
 def stop(*_):
-    if not stubborn:
+    with (file.parent / "signals").open("a") as signals:
+        signals.write("x")
+    if sys.argv[3] == "polite":
         told.update(status="cancelled", ended_at="2026-01-01T00:00:09+00:00")
         told["steps"][0].update(status="failed", reason="cancelled", seconds=9.0)
         write()
@@ -139,6 +141,14 @@ def test_cancel_ends_the_run_and_says_how_it_is(
     told = json.loads(invoke("cancel", "20260101", "--json"))
     assert (told["stopped"], told["status"]) == (True, "cancelled")
     runner.wait(5)
+
+
+@pytest.mark.parametrize("runner", ["counting"], indirect=True)
+@pytest.mark.usefixtures("runner")
+def test_two_who_cancel_send_one_signal(place: Workspace) -> None:
+    for _ in range(2):
+        history.cancel(place, history.find(place), wait_s=0.5)
+    assert (place.runs / "20260101-000000-aaaa" / "signals").read_text() == "x"
 
 
 def test_a_run_on_another_machine_is_asked_by_a_file(place: Workspace) -> None:

@@ -29,6 +29,7 @@ CANCEL = "cancel"
 LATEST = "latest"
 _SAME_START_S = 2.0  # a process's start is told in clock ticks, and the clock may be corrected
 _POLL_S = 0.2
+_SENT, _PATIENCE_S = "cancel-sent", 60.0
 
 
 class _Told(BaseModel):
@@ -161,17 +162,27 @@ def cancel(place: Workspace, run: RunState, *, wait_s: float = 20.0) -> RunState
             f"run {run.run_id} is not running: it is {run.state}",
             hint="`workbench runs` shows which are",
         )
-    process = _process(run)
-    if process is not None:
-        process.send_signal(signal.SIGTERM)  # psutil checks once more that it is the same process
-    else:
-        told = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
-        workspace.write_atomic(place.runs / run.run_id / CANCEL, json.dumps(told).encode())
+    _ask_to_stop(place.runs / run.run_id, _process(run))
     deadline = time.monotonic() + wait_s
     while run.alive and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         run = _read(place.runs / run.run_id) or run
     return run
+
+
+def _ask_to_stop(folder: Path, process: psutil.Process | None) -> None:
+    """By a signal to a process here, by a file elsewhere. A second signal soon after the first
+    would interrupt the runner while it ends its steps in order, so it is not sent.
+    """
+    if process is None:
+        told = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
+        workspace.write_atomic(folder / CANCEL, json.dumps(told).encode())
+        return
+    sent = folder / _SENT
+    if sent.exists() and time.time() - sent.stat().st_mtime < _PATIENCE_S:
+        return
+    sent.touch()
+    process.send_signal(signal.SIGTERM)  # psutil checks once more that it is the same process
 
 
 def started(pid: int | None = None) -> float:
