@@ -88,7 +88,8 @@ def resolve(
     """
     without = [name for name in step.needs if name in omitted]
     if without:
-        return PlannedStep(step, {}, "omit", (f"{without[0]} was not reached",))
+        words = f"{without[0]} was not reached" if _asked(step, choice) else "not asked for"
+        return PlannedStep(step, {}, "omit", (words,))
     pending = tuple(name for name in step.needs if name not in outputs)
     if pending:
         action: Action = "run" if _asked(step, choice) else "omit"
