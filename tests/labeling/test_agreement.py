@@ -56,6 +56,12 @@ def test_kappa_missed_and_overlap_by_class_and_labeler_by_hand() -> None:
     assert rate([one.reversed()], "labeler", "bob").missed == 0.25
 
 
+def test_where_nothing_matches_only_what_is_missed_has_a_figure() -> None:
+    found = rate([compare(FRAME, "ada", [label(0)], "bob", [])], "all", "all")
+    assert (found.n, found.missed, found.iou, found.kappa) == (1, 1.0, None, None)
+    assert rate([], "all", "all").missed is None
+
+
 def test_intervals_come_from_frames_and_repeat() -> None:
     names = [f"{number:064x}" for number in range(40)]
     full, half = [label(0), label(100)], [label(0)]

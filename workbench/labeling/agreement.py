@@ -127,16 +127,13 @@ def rate(
     frames = sorted({one.frame for one in compared})
     place = {frame: number for number, frame in enumerate(frames)}
     classes = sorted({cls for one in compared for pair in one.matched for cls in pair[:2]})
-    if subject == "class":
+    if subject == "class" or not classes:
         classes = [name, ""]
     table = np.zeros((len(frames), 4 + len(classes) ** 2))
     for one in compared:
         _count(table[place[one.frame]], one, classes, one_sided)
     iou, missed, kappa = _figures(table.sum(axis=0, keepdims=True), len(classes))
-    weights = np.random.default_rng(_SEED).multinomial(
-        len(frames), np.full(len(frames), 1 / max(1, len(frames))), RESAMPLES
-    )
-    spread = _figures(weights @ table, len(classes)) if frames else (None,) * 3
+    spread = _figures(_resampled(table), len(classes)) if frames else (None,) * 3
     return Rate(
         subject=subject,
         name=name,
@@ -150,6 +147,14 @@ def rate(
         kappa=_value(kappa),
         kappa_interval=_interval(spread[2]),
     )
+
+
+def _resampled(table: Floats) -> Floats:
+    """Sums over as many frames as there are, drawn with replacement, again and again."""
+    count = len(table)
+    draws = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    sums: Floats = draws @ table
+    return sums
 
 
 def _count(row: Floats, one: Comparison, classes: list[str], one_sided: bool) -> None:

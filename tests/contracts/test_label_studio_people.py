@@ -1,0 +1,211 @@
+"""Several real labelers on a real server: agreement, adjudication, gold frames, time limits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from tests.labeling.conftest import MODEL, Sample, make_sample
+from tests.servers import Servers
+from workbench import labeling, services
+from workbench.commands.labels import label as label_command
+from workbench.errors import Waiting
+from workbench.labeling import Attention, Care, LabelStudio
+from workbench.labeling.answers import AnswerRow
+from workbench.labeling.regions import Drawn, to_regions
+from workbench.labeling.tasks import in_order
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref, digest_of
+from workbench.records.frames import Box, Frame, Label, Origin
+from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
+
+HERE, THERE = Box(x=3, y=4, w=50.5, h=60.25), Box(x=120, y=40, w=30, h=30)
+
+
+@pytest.fixture(scope="module")
+def server(servers: Servers) -> LabelStudio:
+    admin = services.label_studio_admin(servers.place)
+    return labeling.connect(admin.url, admin.token)
+
+
+@pytest.fixture(scope="module")
+def people(servers: Servers, server: LabelStudio) -> dict[str, LabelStudio]:
+    return {
+        name: server.as_user(
+            f"{name}@example.org",
+            "correct horse 7",
+            token_file=servers.place.secrets / f"{name}-token",
+        )
+        for name in ("ann", "ben", "cleo")
+    }
+
+
+@pytest.fixture
+def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
+    return make_sample(servers.place, request.node.name[:40], 3)
+
+
+def draw(
+    who: LabelStudio, frame: Frame, task: int, *boxes: tuple[str, Box], seconds: float = 30
+) -> None:
+    drawn = [Drawn(f"r{number}", cls, box) for number, (cls, box) in enumerate(boxes)]
+    regions = [part for one in drawn for part in to_regions(one, frame.width, frame.height)]
+    who.annotate(task, regions, lead_time_s=seconds)
+
+
+def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
+    fresh: Sample,
+    server: LabelStudio,
+    people: dict[str, LabelStudio],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.place.root))
+    batch = labeling.make_batch(fresh.store, fresh.ref, fresh.selection, overlap=1.0)
+    sent = labeling.send(fresh.place, server, batch)
+    tasks = server.frames(sent.project, digest_of(batch))
+    same, missed, named = fresh.frames
+    for name in ("ann", "ben"):
+        draw(people[name], same, tasks[same.id], ("car", HERE))
+        draw(people[name], missed, tasks[missed.id], *[("car", HERE)][: name == "ann"])
+        draw(people[name], named, tasks[named.id], ("car" if name == "ann" else "pedestrian", HERE))
+    labels = run("collect", batch)["labels"]
+    assert isinstance(labels, str)
+
+    found = run("agreement", batch)
+    assert (found["frames"], found["disputed"]) == (3, 2)
+    (whole,) = (one for one in found["rates"] if one["subject"] == "all")  # type: ignore[attr-defined]
+    assert (whole["n"], whole["missed"], whole["iou"]) == (5, 0.2, 1.0)
+
+    settling = run("adjudicate", labels)
+    assert settling["sent"] == 2 and settling["project"] != sent.project
+    assert run("adjudicate", labels)["sent"] == 0
+    again = str(settling["batch"])
+    shown = json.dumps(server.export(int(str(settling["project"]))))
+    assert "ann@example.org" not in shown and "ben@example.org" not in shown
+    tasks = server.frames(int(str(settling["project"])), digest_of(again))
+    draw(people["ann"], missed, tasks[missed.id], ("car", HERE))
+    draw(people["cleo"], named, tasks[named.id], ("pedestrian", HERE))
+    with pytest.raises(Waiting, match="mended") as waiting:
+        labeling.collect(fresh.place, server, again)
+    assert "your own boxes are in dispute" in str(waiting.value.hint)
+    draw(people["cleo"], missed, tasks[missed.id])
+    exported = {one["id"]: one for one in server.export(int(str(settling["project"])))}
+    me = whoami(people["ann"])
+    given = exported[tasks[missed.id]]["annotations"]
+    mine = next(one["id"] for one in given if one["completed_by"] == me)
+    people["ann"]._sdk.annotations.delete(mine)
+
+    version = str(run("collect", again, "--merge")["dataset"])
+    final = datasets.load(fresh.store, version).labels_by_frame
+    assert final[missed.id] == ()
+    assert [(one.cls, one.origin, one.annotator) for one in final[named.id]] == [
+        ("pedestrian", Origin.HUMAN, "cleo@example.org")
+    ]
+    parents = fresh.store.get(version, DatasetVersion).parents
+    kinds = [ref.partition("/")[0] for ref in parents]
+    assert kinds == ["dataset", "label", "agreement", "label"]
+    assert fresh.store.get(parents[2], Agreement).disputed == 2
+
+    done = run("withdraw", version, "--annotator", "cleo@example.org", "--reason", "consent")
+    assert done["frames_back_in_pool"] == 2 and done["models"] == []
+
+
+def test_gold_frames_measure_each_labeler_and_keep_their_labels(
+    fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
+) -> None:
+    """The third frame has two boxes that are known; Ann finds both, Ben one."""
+    selection = chosen_without(fresh, fresh.frames[2])
+    care = Care(gold=1)
+    batch = labeling.make_batch(fresh.store, fresh.ref, selection, care=care)
+    gold = fresh.store.get(batch, LabelBatch).gold
+    (known,) = (frame for frame in fresh.frames if frame.id in gold)
+    truth = fresh.boxes(known.id)
+    sent = labeling.send(fresh.place, server, batch)
+    tasks = server.frames(sent.project, digest_of(batch))
+    assert "gold" not in json.dumps(server.export(sent.project))
+    for frame in fresh.frames:
+        if frame.id in tasks and frame.id not in gold:
+            draw(people["ann"], frame, tasks[frame.id])
+    draw(people["ann"], known, tasks[known.id], *(("car", one.box) for one in truth))
+    draw(people["ben"], known, tasks[known.id])
+    labels = labeling.collect(fresh.place, server, batch)
+    record = fresh.store.get(labeling.assess(fresh.store, labels), Agreement)
+    missed = {
+        one.name: one.missed
+        for one in record.rates
+        if (one.subject, one.against) == ("labeler", "gold")
+    }
+    assert missed == {"ann@example.org": 0.0, "ben@example.org": 1.0}
+    merged = labeling.merge(fresh.store, fresh.dataset, labels)
+    assert merged.labels_by_frame[known.id] == truth
+    suspects = labeling.from_agreement(fresh.store, labeling.assess(fresh.store, labels))
+    assert known.id in {one.frame for one in suspects if one.kind == "poor"}
+
+
+def test_a_glance_is_no_review_where_a_slice_asks_for_more(
+    fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
+) -> None:
+    care = Care((Attention("all", least_s=10), Attention("vru", labelers=3, priority=2)))
+    batch = labeling.make_batch(
+        fresh.store, fresh.ref, fresh.selection, MODEL, fresh.predictions, care=care
+    )
+    sent = labeling.send(fresh.place, server, batch)
+    tasks = server.frames(sent.project, digest_of(batch))
+    order = sorted(tasks, key=lambda frame: tasks[frame])
+    assert order == in_order(fresh.store.get(batch, LabelBatch))
+    for frame in fresh.frames:
+        draw(people["ann"], frame, tasks[frame.id], seconds=2 if frame is fresh.frames[0] else 12)
+    with pytest.raises(Waiting) as waiting:
+        labeling.collect(fresh.place, server, batch)
+    assert "looked at for 2 s; this frame needs 10 s or more" in str(waiting.value.hint)
+    draw(people["ann"], fresh.frames[0], tasks[fresh.frames[0].id], seconds=15)
+    ref = labeling.collect(fresh.place, server, batch)
+    notes = {task["data"]["note"] for task in server.export(sent.project)}
+    assert notes == {""}  # what was mended is no longer asked for
+    rows = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
+    assert sum(row.removed for row in rows) == len(fresh.predictions)
+    effort = labeling.effort(fresh.store, [ref])
+    assert effort.minutes == pytest.approx((12 + 12 + 15) / 60)
+    kept = fresh.store.payload(ref, "annotations.jsonl").read_text().splitlines()
+    assert len(kept) == 4 and sum('"counts":false' in line for line in kept) == 1
+
+
+def test_drafts_and_predictions_are_nobodys_labels(
+    fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
+) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    tasks = server.frames(sent.project, digest_of(batch))
+    ann = people["ann"]
+    box = to_regions(Drawn("d", "car", HERE), fresh.frames[0].width, fresh.frames[0].height)
+    ann._wire.http("POST", f"/api/tasks/{tasks[fresh.frames[0].id]}/drafts", json={"result": box})
+    state = labeling.status(fresh.place, server, batch)
+    assert (state.done, state.drafts) == (0, 1)
+    for frame in fresh.frames:
+        draw(ann, frame, tasks[frame.id])
+    ref = labeling.collect(fresh.place, server, batch)
+    assert fresh.store.get(ref, LabelSet).labels == 0
+    rows = datasets.read_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
+    assert rows == ()
+
+
+def run(*arguments: str) -> dict[str, object]:
+    result = CliRunner().invoke(label_command, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    answer: dict[str, object] = json.loads(result.stdout)
+    return answer
+
+
+def whoami(user: LabelStudio) -> int:
+    email = user.whoami()
+    return next(number for number, name in user.users().items() if name == email)
+
+
+def chosen_without(sample: Sample, gold: Frame) -> Ref:
+    from workbench.records.types import Selection
+
+    selection = sample.store.get(sample.selection, Selection)
+    kept = tuple(choice for choice in selection.chosen if choice.frame != gold.id)
+    return sample.store.put(selection.model_copy(update={"chosen": kept}))
