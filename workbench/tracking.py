@@ -154,7 +154,10 @@ class Tracker:
         return len(runs)
 
     def run_url(self, run_id: str) -> str:
-        return f"{self.uri}/#/experiments/{self.experiment}/runs/{run_id}"
+        """A run's page, without the password that an external address may carry."""
+        scheme, mark, rest = self.uri.partition("://")
+        address = f"{scheme}{mark}{rest.rpartition('@')[2]}"
+        return f"{address}/#/experiments/{self.experiment}/runs/{run_id}"
 
     def register(
         self,

@@ -113,6 +113,9 @@ def test_a_run_says_where_all_of_it_came_from(
     ids = [store.side(run, MARK)["run"] for run in (first_run, second_run)]
     child = client.get_run(ids[1])
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
+    shown = json.loads((store.workspace.runs / "r1" / "mlflow.json").read_bytes())["url"]
+    assert shown.startswith(uri)
+    assert shown.endswith(parent.info.run_id)
 
     given = [one for one in child.inputs.dataset_inputs if one.tags[0].value == "input"]
     assert [one.dataset.digest for one in given] == [first.split("/")[1][:36]]

@@ -69,7 +69,7 @@ def test_a_finished_run_is_shown_and_not_watched(place: Workspace) -> None:
 
 def test_a_started_run_is_found_followed_and_cancelled(place: Workspace, started: _Started) -> None:
     shown = RunProgress.of(started, place)
-    until(lambda: shown.state is not None)
+    until(lambda: shown.steps.children)
     assert shown.state is not None
     assert shown.state.run_id == RUN
     folder = place.runs / RUN / "a"
@@ -92,7 +92,7 @@ def test_a_started_run_is_found_followed_and_cancelled(place: Workspace, started
 
 def test_a_killed_run_says_so(place: Workspace, started: _Started) -> None:
     shown = RunProgress.of(started, place)
-    until(lambda: shown.state is not None)
+    until(lambda: shown.steps.children)
     started.process.kill()
     ended = shown.wait(20)
     assert ended is not None

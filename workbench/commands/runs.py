@@ -60,8 +60,11 @@ def show(run_id: str, as_json: bool) -> None:
     from workbench import workspace
     from workbench.pipeline import history
 
-    run = history.find(workspace.find(), run_id)
-    emit(history.as_json(run), as_json=as_json, text=_run_text(run))
+    place = workspace.find()
+    run = history.find(place, run_id)
+    page = history.page_of(place, run)
+    value = {**history.as_json(run), "url": page}
+    emit(value, as_json=as_json, text=_run_text(run, page))
 
 
 @click.command()
@@ -146,7 +149,7 @@ def _run_line(run: RunState) -> str:
     return f"{mark} {run.run_id}  {run.pipeline:16} {run.state:10} {_time(run.seconds):>9}  {steps}"
 
 
-def _run_text(run: RunState) -> str:
+def _run_text(run: RunState, page: str | None = None) -> str:
     lines = [f"Run {run.run_id} of {run.pipeline}: {run.state.upper()}"]
     if run.state == "killed":
         lines.append("  its process is gone; the same `workbench run` goes on from here")
@@ -156,6 +159,7 @@ def _run_text(run: RunState) -> str:
         "took": _time(run.seconds),
         "process": f"{run.pid} on {run.host}" if run.alive else "",
         "parameters": " ".join(f"{key}={value}" for key, value in run.parameters.items()),
+        "MLflow": page,
     }
     lines += [f"  {name:10} {value}" for name, value in facts.items() if value]
     width = max((len(step.name) for step in run.steps), default=0)

@@ -27,6 +27,7 @@ CANCEL = "cancel"
 """A file of this name in a run's folder asks a runner on another machine to stop."""
 
 LATEST = "latest"
+_PAGE = "mlflow.json"
 _SAME_START_S = 2.0  # a process's start is told in clock ticks, and the clock may be corrected
 _POLL_S = 0.2
 _SENT, _PATIENCE_S = "cancel-sent", 60.0
@@ -140,6 +141,21 @@ def find(place: Workspace, text: str = LATEST) -> RunState:
 def folder_of(place: Workspace, run: RunState, step: StepState) -> Path:
     """Where a step's files lie, or would."""
     return Path(step.folder) if step.folder else place.runs / run.run_id / step.name
+
+
+def note_page(place: Workspace, run_id: str, url: str) -> None:
+    """Keep where a run can be looked at, beside its file."""
+    data = json.dumps({"url": url}).encode()
+    workspace.write_atomic(place.runs / run_id / _PAGE, data)
+
+
+def page_of(place: Workspace, run: RunState) -> str | None:
+    """The address of a run in MLflow; None while it has not been written there."""
+    try:
+        url: str = json.loads((place.runs / run.run_id / _PAGE).read_bytes())["url"]
+        return url
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def step_of(run: RunState, name: str) -> StepState:

@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench import digest
 from workbench.errors import WorkbenchError
-from workbench.pipeline import git_state, history, openlineage
+from workbench.pipeline import git_state, history, openlineage, rendering
 from workbench.pipeline.edges import Edges
 from workbench.pipeline.live import StepFiles, resources
 from workbench.pipeline.runner import EXECUTED
@@ -105,6 +105,8 @@ class Recorder:
             same = ("workbench.pipeline", "workbench.workspace")
             self._mlflow.end_abandoned({key: self._tags[key] for key in same}, self._alive())
             self._parent = self._mlflow.start(name, tags=self._tags, parameters=parameters)
+            url = self._mlflow.run_url(self._parent)
+            history.note_page(self._store.workspace, self._tags["workbench.run"], url)
             self._keep_source()
 
         if self._events:
@@ -239,7 +241,7 @@ class Recorder:
         page, told = begun.folder / PAGE, {}
         if executed.exists():
             caption = f"{self._tags['workbench.pipeline']} {self._tags['workbench.run']}"
-            told = _draw(executed, page, f"{caption} · {begun.step} · {status.lower()}")
+            told = rendering.attempt(executed, page, f"{caption} · {begun.step} · {status.lower()}")
         files = [path for path in (executed, page, result) if path.exists()]
         self._mlflow.log_files(run_id, files)
         figures = begun.folder / "figures"
@@ -285,14 +287,3 @@ class Recorder:
             if mark:
                 self._makers[ref] = mark["run"]
         return {ref: self._makers[ref] for ref in refs if ref in self._makers}
-
-
-def _draw(executed: Path, page: Path, caption: str) -> dict[str, str]:
-    """Render a notebook for people; a page that cannot be drawn is said so, and fails nothing."""
-    from workbench.pipeline import rendering
-
-    try:
-        rendering.render(executed, page, caption=caption)
-    except Exception as error:
-        return {"workbench.page": f"could not be drawn: {error}"[:500]}
-    return {}

@@ -61,6 +61,15 @@ def render(notebook: Path, target: Path, *, caption: str = "") -> None:
     workspace.write_atomic(target, page.encode())
 
 
+def attempt(notebook: Path, target: Path, caption: str) -> dict[str, str]:
+    """As `render`, failing nothing: what kept a page from being drawn is returned as a tag."""
+    try:
+        render(notebook, target, caption=caption)
+    except Exception as error:
+        return {"workbench.page": f"could not be drawn: {error}"[:500]}
+    return {}
+
+
 def _joined(outputs: list[Any]) -> list[Any]:
     """Outputs with what was printed in pieces put together again."""
     made: list[Any] = []

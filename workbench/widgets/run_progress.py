@@ -42,6 +42,7 @@ _LOOKS = {
     "killed": ("✗", "#c0392b", "danger"),
     "cancelled": ("✗", "#c0392b", "danger"),
 }
+_PLACES = {"mlflow": "metrics, files and notebooks in MLflow", "label-studio": "Label Studio"}
 _UNDECIDED = (" ", "#9aa4b5", "")
 _PALE = "#cbd2dc"
 
@@ -268,12 +269,12 @@ def _closing(place: Workspace, run: RunState) -> str:
 
     lines = [f"<code>workbench logs {run.run_id}</code> tells what the steps said"]
     states = services.status(place, ("mlflow", "label-studio"))
-    words = {"mlflow": "metrics, files and notebooks in MLflow", "label-studio": "Label Studio"}
-    for name, state in states.items():
-        if state.url and state.usable and (name == "mlflow" or run.state == "waiting"):
-            address = html.escape(state.url, quote=True)
-            look = "target='_blank' rel='noopener' style='color:#2563eb'"
-            lines.append(f"<a href='{address}' {look}>{words[name]}</a>")
+    look = "target='_blank' rel='noopener' style='color:#2563eb'"
+    for name, words in _PLACES.items():
+        state = states.get(name)
+        if state and state.usable and state.url and (name == "mlflow" or run.state == "waiting"):
+            url = (history.page_of(place, run) if name == "mlflow" else None) or state.url
+            lines.append(f"<a href='{html.escape(url, quote=True)}' {look}>{words}</a>")
     if run.state in ("failed", "killed", "cancelled", "waiting"):
         lines.append("the same run started again goes on from here")
     return f"<div style='font-size:12px'>{' · '.join(lines)}</div>"
