@@ -6,7 +6,6 @@ The parameters stand in the notebook's ``parameters`` cell, the rest in its meta
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench import digest
 from workbench.errors import ContractError
-from workbench.pipeline import parameter_types, parameters, plain
+from workbench.pipeline import ipynb, parameter_types, parameters, plain
 
 Json = dict[str, Any]
 ServiceName = Literal["mongod", "mlflow", "label-studio"]
@@ -135,12 +134,12 @@ def read(notebook: Path, *, name: str | None = None) -> StepContract:
     Args:
         name: The step's name where it is not the file's, as for promoted notebooks.
     """
-    content = _load(notebook)
+    content = ipynb.load(notebook)
     cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    tagged = [cell for cell in cells if "parameters" in ipynb.tags_of(cell)]
     plain.require_python(content, notebook)
     if plain.is_plain(content):
-        model = plain.model_of(_source(tagged[0]) if tagged else "")
+        model = plain.model_of(ipynb.source_of(tagged[0]) if tagged else "")
         return StepContract(
             name or notebook.stem, notebook, Declaration(), model, _named(cells), plain=True
         )
@@ -158,8 +157,8 @@ def read(notebook: Path, *, name: str | None = None) -> StepContract:
             where=f"{notebook}, metadata workbench.{_location(error)}",
             hint="ARCHITECTURE.md shows the form of a contract",
         ) from error
-    imports = parameter_types.imports_in(_source(cell) for cell in cells)
-    model = parameters.model_of(_source(tagged[0]), where=notebook.name, imports=imports)
+    imports = parameter_types.imports_in(ipynb.source_of(cell) for cell in cells)
+    model = parameters.model_of(ipynb.source_of(tagged[0]), where=notebook.name, imports=imports)
     for path in declaration.paths:
         if path not in model.model_fields:
             raise ContractError(f"path parameter {path!r} is not in the parameters", where=notebook)
@@ -170,14 +169,14 @@ def read(notebook: Path, *, name: str | None = None) -> StepContract:
 def _named(cells: list[Json]) -> tuple[tuple[str, str], ...]:
     """Pairs of id and source; old notebooks have no ids."""
     return tuple(
-        (str(cell.get("id", f"cell {number}")), _source(cell))
+        (str(cell.get("id", f"cell {number}")), ipynb.source_of(cell))
         for number, cell in enumerate(cells, start=1)
     )
 
 
 def without_outputs(notebook: Path) -> bytes:
     """The notebook as canonical bytes, with outputs and what execution leaves behind removed."""
-    content = _load(notebook)
+    content = ipynb.load(notebook)
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
@@ -185,23 +184,6 @@ def without_outputs(notebook: Path) -> bytes:
             cell["metadata"].pop(noise, None)
     content["metadata"].pop("papermill", None)
     return digest.canonical_json(content)
-
-
-def _load(notebook: Path) -> Json:
-    try:
-        content: Json = json.loads(notebook.read_text(encoding="utf-8"))
-        if "cells" in content:
-            return content
-        raise ValueError("no cells")
-    except FileNotFoundError as error:
-        raise ContractError("no such notebook", where=notebook) from error
-    except ValueError as error:
-        raise ContractError("this file is not a notebook", where=notebook) from error
-
-
-def _source(cell: Json) -> str:
-    source = cell["source"]
-    return source if isinstance(source, str) else "".join(source)
 
 
 def _location(error: ValidationError) -> str:

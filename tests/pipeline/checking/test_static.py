@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,21 @@ def test_the_file_itself_is_looked_at(tmp_path: Path) -> None:
         ("outputs-committed", 2),
         ("ran-out-of-order", None),
     }
+
+
+def test_files_of_the_wrong_shape_are_refused_not_met_by_a_crash(tmp_path: Path) -> None:
+    """Parts of a real notebook replaced by what does not belong there, one after the other."""
+    sound = json.loads(STEPS[0].read_text())
+    path = tmp_path / "a.ipynb"
+    junk: list[Any] = [None, [], {}, "x", 7, [None], "%%bash\nls", "(((", "\x00", "\ud800"]
+    for part in ("cells", "metadata", "nbformat", "nbformat_minor"):
+        for value in junk:
+            path.write_text(json.dumps({**sound, part: value}))
+            with contextlib.suppress(ContractError):
+                static.check(path)
+    for part in ("id", "cell_type", "source", "metadata", "outputs", "execution_count"):
+        for value in junk:
+            cells = [{**sound["cells"][1], part: value}, *sound["cells"][2:]]
+            path.write_text(json.dumps({**sound, "cells": cells}))
+            with contextlib.suppress(ContractError):
+                static.check(path)

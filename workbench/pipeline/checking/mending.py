@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import digest, workspace
+from workbench.pipeline import ipynb
 from workbench.pipeline.checking import code, form, promises
 from workbench.pipeline.checking import notebook as notebooks
 from workbench.pipeline.checking.notebook import Cell, Notebook
@@ -69,7 +70,7 @@ def _ids(book: Notebook) -> list[str]:
         if not form.is_id(raw.get("id")) or raw["id"] in seen:
             tried = 0
             while True:
-                text = f"{place} {tried} {notebooks.source_of(raw)}"
+                text = f"{place} {tried} {ipynb.source_of(raw)}"
                 made = digest.of_bytes(text.encode())[:8]
                 if made not in seen:
                     break
@@ -114,7 +115,7 @@ def _parameters(book: Notebook) -> list[str]:
     if len(candidates) != 1:
         return []
     (cell,) = candidates
-    cell.raw["metadata"]["tags"] = [*notebooks.tags_of(cell.raw), "parameters"]
+    cell.raw["metadata"]["tags"] = [*ipynb.tags_of(cell.raw), "parameters"]
     return [f"cell {cell.number}: tagged `parameters`"]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ContractError
+from workbench.pipeline import ipynb
 
 Json = dict[str, Any]
 
@@ -52,46 +51,13 @@ class Notebook:
 
 def read(path: Path) -> Notebook:
     """Read and parse; raises `ContractError` when the file is no notebook."""
-    try:
-        content: Json = json.loads(path.read_text(encoding="utf-8"))
-        content.setdefault("metadata", {})
-        return of_content(path, content)
-    except FileNotFoundError as error:
-        raise ContractError("no such notebook", where=path) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ContractError(
-            "this file is not a notebook",
-            where=path,
-            hint="Give an .ipynb of format 4, or a marimo notebook",
-        ) from error
+    return of_content(path, ipynb.load(path))
 
 
 def of_content(path: Path, content: Json) -> Notebook:
     """The notebook that ``content`` is; its cells share their parts with it."""
-    for raw in content["cells"]:
-        _check_shape(raw)
     cells = [_cell(n, raw) for n, raw in enumerate(_code(content["cells"]), 1)]
     return Notebook(path, content, tuple(cells))
-
-
-def source_of(raw: Json) -> str:
-    source = raw.get("source", "")
-    return source if isinstance(source, str) else "".join(source)
-
-
-def tags_of(raw: Json) -> list[str]:
-    return list(raw.get("metadata", {}).get("tags", []))
-
-
-def _check_shape(raw: Json) -> None:
-    """Raise `TypeError` unless a cell has the parts that every tool relies on."""
-    source = raw["source"]
-    lines = source if isinstance(source, list) else [source]
-    outputs = raw.setdefault("outputs", []) if raw["cell_type"] == "code" else []
-    if not all(isinstance(line, str) for line in lines):
-        raise TypeError("source is no text")
-    if not isinstance(outputs, list) or not isinstance(raw.setdefault("metadata", {}), dict):
-        raise TypeError("outputs are no list, or metadata is no mapping")
 
 
 def _code(raws: list[Json]) -> list[Json]:
@@ -99,7 +65,7 @@ def _code(raws: list[Json]) -> list[Json]:
 
 
 def _cell(number: int, raw: Json) -> Cell:
-    source = source_of(raw)
+    source = ipynb.source_of(raw)
     python, magics = _without_cell_magic(source)
     tree, error = _parse(python)
     if error is not None:
@@ -108,8 +74,8 @@ def _cell(number: int, raw: Json) -> Cell:
         if retried is not None:
             tree = retried
             magics += tuple(_line_magics(retried))
-    is_parameters = "parameters" in tags_of(raw)
-    return Cell(number, raw.get("id"), source, is_parameters, tree, magics, error, raw)
+    is_parameters = "parameters" in ipynb.tags_of(raw)
+    return Cell(number, ipynb.id_of(raw), source, is_parameters, tree, magics, error, raw)
 
 
 def _parse(source: str) -> tuple[ast.Module | None, tuple[int, str] | None]:

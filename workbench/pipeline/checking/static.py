@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from workbench.pipeline import secrets
+from workbench.pipeline import ipynb, secrets
 from workbench.pipeline.checking import code, form, names, notebook, promises
 from workbench.pipeline.checking.findings import Finding, ordered
 from workbench.pipeline.checking.notebook import Notebook
@@ -34,7 +34,7 @@ def _in_words(book: Notebook, known: Mapping[str, str]) -> list[Finding]:
     found = []
     for raw in book.content["cells"]:
         if raw["cell_type"] != "code":
-            for leak in secrets.scan(notebook.source_of(raw), known):
+            for leak in secrets.scan(ipynb.source_of(raw), known):
                 message = f"in a {raw['cell_type']} cell, looks like a credential: {leak.name}"
-                found.append(Finding("secret", message, None, raw.get("id"), leak.line))
+                found.append(Finding("secret", message, None, ipynb.id_of(raw), leak.line))
     return found

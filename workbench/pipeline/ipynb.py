@@ -1,0 +1,73 @@
+"""Notebook files: read whole, and of the shape that everything else relies on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ContractError
+
+Json = dict[str, Any]
+
+
+def load(path: Path) -> Json:
+    """The notebook's JSON; parts that older writers leave out are filled in.
+
+    Raises:
+        ContractError: There is no such file, or it is no notebook.
+    """
+    try:
+        content: Json = json.loads(path.read_text(encoding="utf-8"))
+        _complete(content)
+    except FileNotFoundError as error:
+        raise ContractError("no such notebook", where=path) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ContractError(
+            "this file is not a notebook",
+            where=path,
+            hint="Give an .ipynb of format 4, or a marimo notebook",
+        ) from error
+    return content
+
+
+def source_of(cell: Json) -> str:
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)
+
+
+def tags_of(cell: Json) -> list[str]:
+    return list(cell["metadata"].get("tags", []))
+
+
+def id_of(cell: Json) -> str | None:
+    """The cell's id, None where it has none that is a text."""
+    name = cell.get("id")
+    return name if isinstance(name, str) else None
+
+
+def _complete(content: Json) -> None:
+    """Fill in empty parts; raises `TypeError` or `KeyError` where a part is of another type."""
+    metadata = content.setdefault("metadata", {})
+    for part in ("kernelspec", "language_info"):
+        _require(metadata.get(part, {}), dict)
+    for part in ("nbformat", "nbformat_minor"):
+        _require(content.get(part, 0), int)
+    _require(content["cells"], list)
+    for cell in content["cells"]:
+        _require(cell["cell_type"], str)
+        _require(cell.setdefault("metadata", {}).get("tags", []), list)
+        lines = cell["source"] if isinstance(cell["source"], list) else [cell["source"]]
+        for line in lines:
+            _require(line, str)
+        if cell["cell_type"] == "code":
+            for output in _require(cell.setdefault("outputs", []), list):
+                _require(output, dict)
+            count = cell.setdefault("execution_count", None)
+            _require(0 if count is None else count, int)
+
+
+def _require(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected a {kind.__name__}")
+    return value
