@@ -1,117 +1,183 @@
-"""What sending and fetching cost beside the bare SDK: ``python -m benchmarks.labeling``.
+"""What sending and collecting cost beside the bare SDK: ``python -m benchmarks.labeling``.
 
-A Label Studio of its own is started in a temporary workspace. The peer is one bulk call of the
-SDK with the very same tasks, without a ledger, without looking what is there.
+A Label Studio of its own is started in a temporary workspace. The peers are one bulk call of the
+SDK with the very same tasks, and the SDK's own export, without a ledger, without looking what is
+there. Ours and the peer's take turns, and the best of each counts.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common import Row, main, row, seconds
 from workbench import digest, labeling, services
-from workbench.labeling import LabelStudio
+from workbench.labeling import LabelStudio, ledger, projects
 from workbench.labeling.config import labeling_config
+from workbench.labeling.contents import Contents
+from workbench.labeling.regions import Drawn, to_regions
+from workbench.labeling.tasks import chunks, in_order, make_tasks
 from workbench.records import dataset as datasets
-from workbench.records.base import Ref
+from workbench.records.base import Ref, digest_of
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Box, Drive, Frame, LabelSchema, Role
+from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Role
 from workbench.records.store import Store
 from workbench.records.types import Choice, Prediction, Selection
 from workbench.workspace import Workspace
 
 BOXES = 5
-ROUNDS = 2
 _MODEL = f"checkpoint/{'0' * 64}"
 _SCHEMA = LabelSchema(name="benchmark", version=1, classes=("car", "pedestrian"))
+_WIDTH, _HEIGHT = 483, 287
+_IMPORT = "raw SDK bulk import"
+_EXPORT = "raw SDK export"
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
-    """Rows of the benchmark; ``quick`` sends a tenth of the tasks, once."""
-    count, rounds = (200, 1) if quick else (2000, ROUNDS)
+def measure(quick: bool) -> list[Row]:
+    """Rows of the benchmark; ``quick`` is a small size, each thing once."""
     with tempfile.TemporaryDirectory() as folder:
         place = Workspace(Path(folder) / ".workbench")
         services.up(place, ("label-studio",))
         try:
             admin = services.label_studio_admin(place)
-            server = labeling.connect(admin.url, admin.token)
-            return _rows(place, server, admin.token, count, rounds)
+            bench = Bench(place, labeling.connect(admin.url, admin.token), admin.token)
+            # Label Studio's first import also warms it up, for either.
+            labeling.send(place, bench.server, make_batch(place, "warm-up", 20))
+            rows = []
+            for count in (200,) if quick else (2000, 5000):
+                rows += bench.sending(count, rounds=1 if quick else 2)
+            boxes = 2000 if quick else 100_000
+            rows += bench.round_trip(boxes // BOXES)
+            rows.append(bench.memory(*((200, 800) if quick else (2000, 8000))))
+            return rows
         finally:
             services.down(place)
 
 
-def _rows(
-    place: Workspace, server: LabelStudio, token: str, count: int, rounds: int
-) -> list[dict[str, Any]]:
-    from label_studio_sdk import LabelStudio as Client
+class Bench:
+    """One server and the SDK's own client beside ours."""
 
-    client: Any = Client(base_url=server.url, api_key=token, timeout=600)
-    # Label Studio's first import also warms it up, for either.
-    labeling.send(place, server, make_batch(place, "warm-up", 20))
-    sent, raw, again, state, export = [], [], [], [], []
-    written = 0
-    for number in range(rounds):
-        batch = make_batch(place, f"round-{number}", count)
-        sent.append(seconds(lambda: labeling.send(place, server, batch)))  # noqa: B023
-        project = labeling.status(place, server, batch).project
-        tasks = [
-            {"data": task["data"], "predictions": task["predictions"]}
-            for task in _as_sent(client, project)
+    def __init__(self, place: Workspace, server: LabelStudio, token: str) -> None:
+        from label_studio_sdk import LabelStudio as Client
+
+        self.place = place
+        self.server = server
+        client: Any = Client
+        self.sdk = client(base_url=server.url, api_key=token, timeout=600)
+
+    def sending(self, count: int, rounds: int) -> list[Row]:
+        what = f"{count} tasks with {BOXES} predicted boxes"
+        ours, raw = [], []
+        for number in range(rounds):
+            batch = make_batch(self.place, f"send-{count}-{number}", count)
+            tasks = list(_tasks(self.place, batch))
+            peer = self.sdk.projects.create(title="raw", label_config=labeling_config(_SCHEMA))
+            ours.append(once(lambda: labeling.send(self.place, self.server, batch)))  # noqa: B023
+            raw.append(once(lambda: self.sdk.projects.import_tasks(peer.id, request=tasks)))  # noqa: B023
+            self.sdk.projects.delete(peer.id)
+        before = self._held(batch)
+        again = seconds(lambda: labeling.send(self.place, self.server, batch))
+        untouched = self._held(batch) == before
+        return [
+            _speed(f"send {what}", count, min(ours), min(raw), _IMPORT),
+            row(
+                f"second send of {what}",
+                again,
+                "s",
+                peer=min(raw),
+                peer_name=f"{_IMPORT}, which doubles every task",
+                goal="< 2 s, nothing written",
+                met=again < 2 and untouched,
+            ),
         ]
-        peer = client.projects.create(
-            title=f"raw {number}", label_config=labeling_config(_SCHEMA)
-        ).id
-        raw.append(seconds(lambda: client.projects.import_tasks(peer, request=tasks)))  # noqa: B023
-        before = server.project(project)
-        again.append(seconds(lambda: labeling.send(place, server, batch)))  # noqa: B023
-        after = server.project(project)
-        assert before and after
-        written += after.tasks - before.tasks
-        state.append(seconds(lambda: labeling.status(place, server, batch)))  # noqa: B023
-        export.append(seconds(lambda: client.projects.exports.as_json(project)))  # noqa: B023
-    what = f"{count} tasks with {BOXES} predicted boxes"
-    return [
-        row(
-            f"send {what}", min(sent), min(raw), "raw SDK bulk import", ">= 0.9", lambda r: r >= 0.9
-        ),
-        row(
-            f"second send of {what}, {written} tasks written",
-            min(again),
-            min(raw),
-            "raw SDK bulk import, which doubles every task",
-            "< 2 s, 0 written",
-            lambda _: min(again) < 2 and written == 0,
-        ),
-        row(
-            f"status of {what}",
-            min(state),
-            min(export),
-            "raw SDK export",
-            ">= 0.9",
-            lambda r: r >= 0.9,
-        ),
-    ]
 
+    def round_trip(self, count: int) -> list[Row]:
+        """Annotations come by bulk import: people would take months."""
+        batch = make_batch(self.place, f"trip-{count}", count)
+        drawn = self._answered(batch)
+        project = ledger.read(self.place, batch)
+        assert project
+        raw = once(lambda: self.sdk.projects.exports.as_json(project.project))
+        ours = once(lambda: labeling.collect(self.place, self.server, batch))
+        labels = labeling.collect(self.place, self.server, batch)
+        lost, doubled, moved = _compare(Store(self.place), labels, drawn)
+        before = self._held(batch)
+        again = once(lambda: labeling.collect(self.place, self.server, batch, refresh=True))
+        untouched = self._held(batch) == before
+        what = f"{count * BOXES} boxes on {count} frames"
+        return [
+            _speed(f"collect {what}", count, ours, raw, _EXPORT),
+            row(
+                f"second collect of {what}",
+                again,
+                "s",
+                peer=raw,
+                peer_name=_EXPORT,
+                goal="< 2 s, nothing written",
+                met=again < 2 and untouched,
+            ),
+            row(
+                f"{what} there and back: lost {lost}, doubled {doubled}, farthest moved",
+                moved,
+                "px",
+                goal="none lost, none doubled, < 1e-6 px",
+                met=lost == doubled == 0 and moved < 1e-6,
+            ),
+        ]
 
-def _as_sent(client: Any, project: int) -> list[dict[str, Any]]:
-    listed = client.tasks.list(project=project, fields="all", page_size=200)
-    return [
-        {
-            "data": task.data,
-            "predictions": [
-                {"model_version": one.model_version, "score": one.score, "result": one.result}
-                for one in task.predictions or []
-            ],
-        }
-        for task in listed
-    ]
+    def memory(self, small: int, large: int) -> Row:
+        """Peak of what a send holds at once, where the batch is several times as long."""
+        peaks = []
+        for count in (small, large):
+            contents = Contents(Store(self.place), make_batch(self.place, f"memory-{count}", count))
+            frames = in_order(contents.batch)
+            tracemalloc.start()
+            for some in chunks(make_tasks(contents, frames), 100):
+                assert some
+            peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+            tracemalloc.stop()
+        return row(
+            f"memory of tasks under way, {large} frames",
+            peaks[1],
+            "MiB",
+            peer=peaks[0],
+            peer_name=f"the same with {small} frames",
+            goal="less than doubles",
+            met=peaks[1] < 2 * peaks[0],
+        )
+
+    def _held(self, batch: Ref) -> tuple[int, int]:
+        entry = ledger.read(self.place, batch)
+        assert entry
+        totals = self.server.totals(entry.project, digest_of(batch))
+        return totals.tasks, totals.annotations
+
+    def _answered(self, batch: Ref) -> dict[str, list[Box]]:
+        """Put a batch on the server with an answer to every frame; the boxes by frame."""
+        title = projects.title_of(self.place, batch, None)
+        contents = Contents(Store(self.place), batch)
+        project = projects.create(self.server, title, contents.batch)
+        drawn: dict[str, list[Box]] = {}
+        for some in chunks(_tasks(self.place, batch), 1000):
+            for task in some:
+                frame = task["data"]["frame"]
+                drawn[frame] = [one.box for one in contents.started(frame)]
+                result = [
+                    part
+                    for number, box in enumerate(drawn[frame])
+                    for part in to_regions(Drawn(f"own-{number}", "car", box), _WIDTH, _HEIGHT)
+                ]
+                task["annotations"] = [{"result": result, "lead_time": 20.0}]
+            self.server.import_tasks(project.id, some)
+        ledger.write(
+            self.place, ledger.Entry(batch=batch, project=project.id, title=title, complete=True)
+        )
+        return drawn
 
 
 def make_batch(place: Workspace, name: str, count: int) -> Ref:
@@ -125,8 +191,8 @@ def make_batch(place: Workspace, name: str, count: int) -> Ref:
             id=digest.of_bytes(content),
             drive=name,
             index=index,
-            width=480,
-            height=288,
+            width=_WIDTH,
+            height=_HEIGHT,
             suffix=".jpg",
             role=Role.POOL,
         )
@@ -142,62 +208,49 @@ def make_batch(place: Workspace, name: str, count: int) -> Ref:
     selection = store.put(Selection(dataset=ref, budget=count, seed=0, method="all", chosen=chosen))
     predictions = [
         Prediction(
-            frame=frame.id,
-            cls="car",
-            box=Box(x=float(x), y=float(y), w=40.0, h=30.0),
-            score=0.5,
+            frame=frame.id, cls="car", box=Box(x=float(x), y=float(y), w=40.0, h=30.0), score=0.5
         )
         for frame in frames
-        for x, y in random.uniform((0, 0), (440, 258), (BOXES, 2))
+        for x, y in random.uniform((0, 0), (_WIDTH - 40, _HEIGHT - 30), (BOXES, 2))
     ]
     return labeling.make_batch(store, ref, selection, _MODEL, predictions)
 
 
-def row(
-    name: str,
-    ours: float,
-    peer: float,
-    peer_name: str,
-    goal: str,
-    met: Callable[[float], bool],
-) -> dict[str, Any]:
-    """A row as every benchmark prints it; ``ratio`` is the peer's time over ours."""
-    ratio = peer / ours
-    return {
-        "name": name,
-        "ours": round(ours, 3),
-        "peer": round(peer, 3),
-        "peer_name": peer_name,
-        "peer_method": "measured",
-        "ratio": round(ratio, 3),
-        "unit": "s",
-        "goal": goal,
-        "met": met(ratio),
-    }
+def _tasks(place: Workspace, batch: Ref) -> Iterator[dict[str, Any]]:
+    contents = Contents(Store(place), batch)
+    return make_tasks(contents, in_order(contents.batch))
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _compare(store: Store, labels: Ref, drawn: dict[str, list[Box]]) -> tuple[int, int, float]:
+    """Boxes lost, boxes too many, and how far the farthest edge of any other was moved, in px."""
+    found: dict[str, list[Box]] = {frame: [] for frame in drawn}
+    for label in datasets.read_lines(store.payload(labels, "labels.jsonl"), Label):
+        found[label.frame].append(label.box)
+    lost = sum(max(0, len(boxes) - len(found[frame])) for frame, boxes in drawn.items())
+    doubled = sum(max(0, len(found[frame]) - len(boxes)) for frame, boxes in drawn.items())
+    moved = 0.0
+    for frame, boxes in drawn.items():
+        ours, theirs = (sorted(box.xyxy for box in some) for some in (boxes, found[frame]))
+        for one, other in zip(ours, theirs, strict=False):
+            moved = max(moved, *(abs(a - b) for a, b in zip(one, other, strict=True)))
+    return lost, doubled, moved
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    rows = measure(options.quick)
-    if options.json:
-        print(json.dumps(rows))
-        return
-    for one in rows:
-        mark = "met" if one["met"] else "MISSED"
-        print(
-            f"{one['name']}: {one['ours']} s, {one['peer_name']} {one['peer']} s,"
-            f" ratio {one['ratio']} (goal {one['goal']}: {mark})"
-        )
+def _speed(name: str, count: int, ours: float, peer: float, peer_name: str) -> Row:
+    return row(
+        name,
+        count / ours,
+        "tasks/s",
+        peer=count / peer,
+        peer_name=peer_name,
+        goal=">= 0.9 of the peer's speed",
+        met=peer / ours >= 0.9,
+    )
+
+
+def once(work: Callable[[], object]) -> float:
+    return seconds(work, repeat=1)
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -61,6 +61,8 @@ def collect(
         if entry and entry.collected and store.exists(entry.collected) and not refresh:
             return entry.collected
         seen = look(place, server, batch_ref)
+        if entry and entry.collected and entry.collected == seen.collected:
+            return entry.collected
         state, tally = seen.status()
         _tell_labelers(server, seen)
         going_without = state.deleted if without_deleted else ()
@@ -77,6 +79,7 @@ def collect(
                 collected=collected,
             ),
         )
+        seen.remember(collected)
     return collected
 
 

@@ -25,8 +25,11 @@ from workbench.workspace import Workspace
 _MANY = 200
 """Changed tasks from which on a snapshot of all is quicker than asking for each."""
 
-_MARGIN = timedelta(seconds=60)
-"""A change may become visible this much later than the time it bears."""
+_MARGIN = timedelta(seconds=10)
+"""A change may become visible this much later than the time it bears.
+
+Whole imports take longer, and show in the server's counts.
+"""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS task (
@@ -80,6 +83,16 @@ class Mirror:
         self.total = totals.tasks
         return len(changed)
 
+    @property
+    def collected(self) -> Ref | None:
+        """The label set made of exactly what is held here."""
+        return self._about("collected") or None
+
+    @collected.setter
+    def collected(self, labelset: Ref) -> None:
+        with self._link:
+            self._set("collected", labelset)
+
     def frames(self) -> Iterator[Held]:
         """Every frame the server holds, in order of their digests, one at a time."""
         rows = self._link.execute("SELECT frame, id, body FROM task ORDER BY frame, id")
@@ -100,6 +113,7 @@ class Mirror:
             tasks = server.snapshot(self._project, Path(folder) / "snapshot.json")
             with self._link:
                 self._link.execute("DELETE FROM task")
+                self._set("collected", "")
                 count = self._keep(tasks)
                 self._set("project", str(self._project))
                 self._set("at", totals.at)
@@ -112,6 +126,8 @@ class Mirror:
             data = task["data"]
             if data.get("batch") != self._batch:
                 continue
+            if not count:
+                self._set("collected", "")
             annotations = task.get("annotations") or []
             answered = sum(not one.get("was_cancelled") for one in annotations)
             body = {

@@ -137,6 +137,17 @@ class Look:
             need.frame: need.least_s for need in contents.batch.needs if need.least_s is not None
         }
 
+    @property
+    def collected(self) -> Ref | None:
+        """The label set that was made of exactly what is there now."""
+        with mirror.opened(self._place, self.project.id, self.contents.ref) as kept:
+            return kept.collected
+
+    def remember(self, labelset: Ref) -> None:
+        """That this label set was made of what is there now."""
+        with mirror.opened(self._place, self.project.id, self.contents.ref) as kept:
+            kept.collected = labelset
+
     def frames(self) -> Iterator[FrameAnswers]:
         """Every frame that the server holds, in order of their digests."""
         batch = self.contents.batch
