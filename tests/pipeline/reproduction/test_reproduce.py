@@ -1,4 +1,4 @@
-"""Rebuilding from lineage with real kernels: same, different, missing, killed, leaves."""
+"""Rebuilding from lineage with real kernels: same, different, missing, failing, killed."""
 
 from __future__ import annotations
 
@@ -12,81 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from filelock import FileLock
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
+from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
 from workbench import digest
-from workbench.commands.reproduce import reproduce as command
-from workbench.errors import ParameterError, RecordError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import environment, keys, modules, sources
-from workbench.pipeline.executors.local import execute_once
+from workbench.errors import ParameterError, RecordError, WorkbenchError
+from workbench.pipeline import environment, modules
 from workbench.pipeline.reproduction import compare, folders, trace
-from workbench.pipeline.spec import ExitStatus, StepSpec
-from workbench.records import dataset as datasets
-from workbench.records import frames as f
-from workbench.records.base import Ref
 from workbench.records.store import Store
-from workbench.records.types import Annotator, LabelBatch, LabelSet, NotebookSource, StepRun
 from workbench.workspace import Workspace
 
 DICE = "import uuid\nprint('rolled')\nn = uuid.uuid4().int % 10**6\nprint('budget', n)"
-
-
-def record(
-    place: Workspace, notebook: Path, paths: dict[str, str] | None = None, **inputs: Ref
-) -> StepRun:
-    """Run a notebook for real and keep its run as the pipeline does, without any server."""
-    store, contract = Store(place), contracts.read(notebook)
-    declared, folder = contract.declaration, place.runs / "one" / notebook.stem
-    spec = StepSpec(
-        step=notebook.stem,
-        notebook=str(notebook),
-        home=str(place.root),
-        folder=str(folder),
-        cache=str(place.scratch / notebook.stem),
-        parameters=contract.validate({"n": 2 if inputs else 3}),
-        inputs=dict(inputs),
-        declared_inputs={n: d.model_dump() for n, d in declared.inputs.items()},
-        declared_outputs={n: d.model_dump() for n, d in declared.outputs.items()},
-        threads=1,
-        timeout_s=60,
-        memory_gib=4,
-        environment={},
-    )
-    spec = spec.model_copy(update={"parameters": {**spec.parameters, **(paths or {})}})
-    result = execute_once(spec)
-    assert result.status is ExitStatus.OK, result.failure
-    source = NotebookSource(name=contract.name, code=contract.code)
-    run = StepRun(
-        step=notebook.stem,
-        key=digest.of_bytes(notebook.stem.encode()),
-        notebook=store.put(source, {"notebook.ipynb": contracts.without_outputs(notebook)}),
-        environment=store.put(environment.current()),
-        modules=modules.digest_of(contract.sources),
-        parameters=spec.parameters,
-        inputs=dict(inputs),
-        outputs=result.outputs,
-        threads=1,
-    )
-    named = keys.path_parameters(contract, spec.parameters)
-    files = {name: keys.fingerprint(spec.parameters[name]) for name in named}
-    store.put(run, sources.kept(spec.parameters, files), side={"place": {"folder": str(folder)}})
-    return run
-
-
-def made(place: Workspace, project: Path) -> StepRun:
-    """The runs of ``a → b``; returns b's."""
-    steps = project / "notebooks" / "steps"
-    first = record(place, steps / "a.ipynb")
-    return record(place, steps / "b.ipynb", upstream=first.outputs["selection"])
-
-
-def reproduce(ref: Ref, *more: str) -> tuple[int, dict[str, Any], str]:
-    done = CliRunner().invoke(command, [ref, "--json", *more])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, json.loads(done.stdout), done.stderr
 
 
 def test_every_step_is_rebuilt_in_a_clean_folder_and_is_the_same(
@@ -155,32 +92,6 @@ def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
     assert not (place.root / "reproduce").exists()
 
 
-def test_a_file_that_was_read_comes_back_from_the_lineage(project: Path, place: Workspace) -> None:
-    rules = project / "rules.txt"
-    rules.write_text("7")
-    notebook = write_notebook(
-        project / "notebooks/steps/a.ipynb",
-        "n = int(step.path(rules).read_text())",
-        parameters="n: int = 1\nrules: str = 'rules.txt'",
-        contract={**CONTRACT, "paths": {"rules": {}}},
-    )
-    run = record(place, notebook, paths={"rules": str(rules)})
-    rules.write_text("8")
-    status, report, _ = reproduce(run.outputs["selection"])
-    assert (status, report["notes"]) == (0, [])
-
-
-def test_what_must_not_be_kept_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    key = digest.of_bytes(b"fine")
-    for content, expected in {"fine": ["files/f"], "changed": [], "x" * 2**21: []}.items():
-        path.write_text(content)
-        assert list(sources.kept({"f": str(path)}, {"f": key})) == expected
-    path.write_text("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END")
-    assert sources.kept({"f": str(path)}, {"f": digest.of_file(path)}) == {}
-    assert sources.kept({"f": str(tmp_path)}, {"f": key}) == {}
-
-
 def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Workspace) -> None:
     flag = project / "go"
     flag.touch()
@@ -221,151 +132,47 @@ def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
         folders.choose(place, target, full)
 
 
-def test_what_a_server_or_people_gave_is_copied(project: Path, place: Workspace) -> None:
+def test_only_one_rebuilds_in_a_folder(project: Path, place: Workspace) -> None:
+    run = record(place, project / "notebooks/steps/a.ipynb")
+    folder = folders.choose(place, run.outputs["selection"], None)
+    folder.mkdir(parents=True)
+    with FileLock(folder / folders.LOCK), pytest.raises(WorkbenchError, match="another process"):
+        reproduce(run.outputs["selection"], "-o", str(folder))
+
+
+def test_a_step_that_fails_is_told_and_mending_goes_on(project: Path, place: Workspace) -> None:
+    beside = project / "beside.txt"
+    beside.write_text("here")
+    work = f"from pathlib import Path\nn = len(Path({str(beside)!r}).read_text())"
+    notebook = write_notebook(project / "notebooks/steps/a.ipynb", work)
+    run = record(place, notebook)
+    beside.unlink()
+    status, report, said = reproduce(run.outputs["selection"])
+    assert (status, report["status"]) == (1, "failed")
+    assert "FileNotFoundError" in report["steps"][0]["reason"]
+    assert "a failed" in said
+    beside.write_text("here")
+    status, again, _ = reproduce(run.outputs["selection"])
+    assert (status, again["folder"]) == (0, report["folder"])
+
+
+def test_a_join_gets_all_of_its_inputs_again(project: Path, place: Workspace) -> None:
     steps = project / "notebooks" / "steps"
-    contract = {**CONTRACT, "services": ["label-studio"]}
-    write_notebook(steps / "a.ipynb", "raise_if_run_again = 1", contract=contract)
-    run = made(place, project)
+    first = record(place, steps / "a.ipynb").outputs["selection"]
+    second = record(place, steps / "b.ipynb", upstream=first).outputs["selection"]
+    many = {**CONTRACT, "inputs": {"upstream": {"kind": "selection", "many": True}}}
+    join = write_notebook(
+        steps / "c.ipynb", "n = 10 * len(step.input_list('upstream'))", contract=many
+    )
+    run = record(place, join, upstream=(first, second))
     status, report, _ = reproduce(run.outputs["selection"])
     assert status == 0
-    assert [step["name"] for step in report["steps"]] == ["b"]
-    assert "label-studio" in report["leaves"][0]["why"]
-    clean = Store(Workspace(Path(report["folder"]) / ".workbench"))
-    assert clean.load(report["leaves"][0]["ref"])
-    with pytest.raises(RecordError, match="works with label-studio"):
-        trace(Store(place), report["leaves"][0]["ref"])
-
-
-MERGE = """
-from workbench.labeling import merge
-from workbench.records import dataset as datasets
-merged = merge(step.store, datasets.load(step.store, step.input('dataset')), step.input('labels'))
-step.output('dataset', merged.ref)
-"""
-
-
-def test_labels_join_a_dataset_again_without_the_server(
-    project: Path, place: Workspace, store: Store
-) -> None:
-    dataset, labels = _labeled(place, store)
-    contract = {
-        "inputs": {"dataset": {"kind": "dataset"}, "labels": {"kind": "label"}},
-        "outputs": {"dataset": {"kind": "dataset"}, "selection": {"kind": "selection"}},
-        "services": ["label-studio"],
-    }
-    notebook = write_notebook(project / "notebooks/steps/c.ipynb", MERGE, contract=contract)
-    run = record(place, notebook, dataset=dataset, labels=labels)
-    status, report, _ = reproduce(run.outputs["dataset"])
-    assert status == 0
-    assert [(step["name"], step["how"]) for step in report["steps"]] == [("c", "merged")]
-    batch = store.get(labels, LabelSet).batch
-    assert {leaf["ref"] for leaf in report["leaves"]} == {dataset, labels, batch}
-    clean = Workspace(Path(report["folder"]) / ".workbench")
-    frame = datasets.load(Store(clean), dataset).frames[0]
-    assert digest.of_file(datasets.media_path(clean, frame)) == frame.id
-    image = datasets.media_path(place, frame)
-    image.unlink()
-    image.write_bytes(b"another picture")
-    with pytest.raises(RecordError, match="image of the dataset"):
-        reproduce(run.outputs["dataset"])
-
-
-def _labeled(place: Workspace, store: Store) -> tuple[Ref, Ref]:
-    """A dataset of one image, and labels that somebody gave it."""
-    content = b"a picture"
-    frame = f.Frame(
-        id=digest.of_bytes(content),
-        drive="d1",
-        index=0,
-        width=64,
-        height=48,
-        suffix=".jpg",
-        role=f.Role.POOL,
-    )
-    image = datasets.media_path(place, frame)
-    image.parent.mkdir(parents=True)
-    image.write_bytes(content)
-    schema = f.LabelSchema(name="one", version=1, classes=("car",))
-    dataset = datasets.Dataset(
-        name="one",
-        label_schema=schema,
-        drives=(f.Drive(id="d1"),),
-        frames=(frame,),
-        labels=(),
-    )
-    ref = datasets.save(store, dataset, made_by="ingest")
-    batch = LabelBatch(
-        dataset=ref,
-        selection="selection/" + "0" * 64,
-        model=None,
-        label_schema=schema,
-        frames=(frame.id,),
-    )
-    people = (Annotator(id="ann", frames=1, boxes=0),)
-    labelset = LabelSet(batch=store.put(batch), annotators=people, labels=0)
-    return ref, store.put(labelset, {"labels.jsonl": b"", "answers.jsonl": b""})
-
-
-def test_a_champion_is_not_rebuilt(store: Store) -> None:
-    from workbench.records.types import ExportBundle, GateReport, Verdict
-
-    none = "0" * 64
-    old, new = (
-        store.put(
-            ExportBundle(
-                checkpoint=f"checkpoint/{none}",
-                calibration=f"dataset/{none}",
-                classes=(name,),
-                parity={},
-            )
-        )
-        for name in ("old", "new")
-    )
-    gates = store.put(
-        GateReport(
-            candidate=new,
-            reference=old,
-            dataset=f"dataset/{none}",
-            rules=none,
-            verdict=Verdict.PASS,
-            gates=(),
-        )
-    )
-    notebook = store.put(
-        NotebookSource(name="trial", code=none),
-        {"notebook.ipynb": json.dumps(_bare_notebook()).encode()},
-    )
-    common: dict[str, Any] = {
-        "key": none, "notebook": notebook, "environment": store.put(environment.current()),
-        "modules": none, "parameters": {},
-    }  # fmt: skip
-    store.put(StepRun(step="export", inputs={}, outputs={"bundle": old}, **common))
-    store.put(StepRun(step="export", inputs={}, outputs={"bundle": new}, **common))
-    given = {"bundle": new, "champion": old}
-    store.put(StepRun(step="validate", inputs=given, outputs={"gates": gates}, **common))
-    found = trace(store, gates)
-    assert [(step.name, list(step.record.outputs)) for step in found.steps] == [
-        ("export", ["bundle"]),
-        ("validate", ["gates"]),
-    ]
-    assert [(leaf.ref, "compared with" in leaf.why) for leaf in found.leaves] == [(old, True)]
-
-
-def _bare_notebook() -> dict[str, Any]:
-    cell = {
-        "cell_type": "code",
-        "id": "one",
-        "metadata": {"tags": ["parameters"]},
-        "source": "n: int = 1",
-        "execution_count": None,
-        "outputs": [],
-    }
-    return {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    assert [step["name"] for step in report["steps"]] == ["a", "b", "c"]
 
 
 def test_addresses_places_and_warnings_are_no_difference(tmp_path: Path) -> None:
     def executed(name: str, *texts: tuple[str, str]) -> Path:
-        content = _bare_notebook()
+        content = bare_notebook()
         content["cells"][0]["outputs"] = [
             {"output_type": "stream", "name": stream, "text": text} for stream, text in texts
         ]

@@ -6,8 +6,10 @@ reproduction goes on where it stopped, and one whose code changed meanwhile does
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +21,7 @@ from filelock import FileLock, Timeout
 from workbench import digest, workspace
 from workbench.errors import WorkbenchError
 from workbench.pipeline import environment, modules
-from workbench.pipeline.executors.local import execute_once
+from workbench.pipeline.executors.local import LocalExecutor
 from workbench.pipeline.live import StepFiles
 from workbench.pipeline.reproduction import compare, folders, leaves
 from workbench.pipeline.reproduction.ancestry import NOTEBOOK, Ancestry, RecordedStep
@@ -59,8 +61,9 @@ def reproduce(place: Workspace, ancestry: Ancestry, folder: Path, display: Displ
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / folders.LOCK, timeout=0):
-            return _Reproduction(place, ancestry, folder, display).go()
+        lock = FileLock(folder / folders.LOCK, timeout=0)
+        with lock, contextlib.closing(LocalExecutor()) as executor:
+            return _Reproduction(place, ancestry, folder, display, executor).go()
     except Timeout as error:
         raise WorkbenchError(
             "another process is rebuilding here", where=folder, hint="Wait for it, or stop it"
@@ -69,13 +72,19 @@ def reproduce(place: Workspace, ancestry: Ancestry, folder: Path, display: Displ
 
 class _Reproduction:
     def __init__(
-        self, place: Workspace, ancestry: Ancestry, folder: Path, display: Display
+        self,
+        place: Workspace,
+        ancestry: Ancestry,
+        folder: Path,
+        display: Display,
+        executor: LocalExecutor,
     ) -> None:
         self.source = Store(place)
         self.target = Store(Workspace(folder / FOLDER))
         self.ancestry = ancestry
         self.folder = folder
         self.display = display
+        self.executor = executor
         self.notes = list(ancestry.notes)
         self.difference: Difference | None = None
 
@@ -178,7 +187,8 @@ class _Reproduction:
             if told:
                 progress(*told)
 
-        return execute_once(self._spec(step, where, parameters), watch)
+        spec = self._spec(step, where, parameters)
+        return self.executor.execute(spec, watch, threading.Event())
 
     def _spec(self, step: RecordedStep, where: Path, parameters: Json) -> StepSpec:
         declared = step.contract.declaration
