@@ -224,6 +224,19 @@ def test_inputs_are_made_by_the_pipeline_and_kept(place: Workspace, notebook: Pa
     assert not list((place.root / "records").glob("selection/*")), "a check leaves no such record"
 
 
+def test_what_changes_while_it_is_checked_gets_no_receipt(place: Workspace, notebook: Path) -> None:
+    good(notebook, contract=TWICE)
+
+    class Meddling(Quiet):
+        def note(self, message: str) -> None:
+            if message.startswith("run 2"):
+                good(notebook, "m = 1", contract=TWICE)
+
+    report = check.run(place, notebook, Meddling())
+    assert rules(report) == [("changed-meanwhile", None)]
+    assert report.receipt is None
+
+
 def test_two_checks_of_one_notebook_do_not_meet(place: Workspace, notebook: Path) -> None:
     good(notebook)
     with check._alone(place, notebook), pytest.raises(ContractError, match="checked already"):

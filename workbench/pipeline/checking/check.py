@@ -70,8 +70,11 @@ def run(place: Workspace, notebook: Path, tell: Teller, *, execute: bool = True)
     schema = _schema(readable)
     if not execute or any(finding.is_error for finding in found):
         return CheckReport(notebook, tuple(found), schema=schema)
+    before = receipts.state_of(place, notebook)
     with _alone(place, notebook):
         seen = dynamic.check(place, notebook, readable, known, tell)
+    if receipts.state_of(place, notebook) != before:
+        found.append(Finding("changed-meanwhile", "it changed while it was checked"))
     findings = tuple(ordered([*found, *seen.findings]))
     report = CheckReport(
         notebook,

@@ -201,6 +201,10 @@ RULES: dict[str, Rule] = {
     ),
     # On the fixture
     "failed": _error("It does not run on its own fixture.", "Mend the cell that is named"),
+    "changed-meanwhile": _error(
+        "What was run is not what is there now: the notebook, a module, the lock or a package.",
+        "Check it again",
+    ),
     "fixture-unready": _error(
         "The inputs of the check could not be made.", "Mend the pipeline run that is named"
     ),

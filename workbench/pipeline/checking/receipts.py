@@ -61,6 +61,18 @@ def issue(
     return ref
 
 
+def state_of(place: Workspace, notebook: Path) -> str:
+    """One digest of all that a receipt hangs on, to tell whether it changed during a check."""
+    readable = marimo_apps.as_ipynb(place, notebook)
+    parts = {
+        "notebook": digest.of_bytes(contracts.without_outputs(readable)),
+        "modules": modules.digest_of(contracts.read(readable).sources),
+        "environment": digest.of_json(environment.current().model_dump(mode="json")),
+        "lock": _lock(notebook),
+    }
+    return digest.of_json(parts)
+
+
 def verify(place: Workspace, ref: Ref) -> Receipt:
     """The receipt, if this workbench's key signed it.
 
