@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Literal
 
 from workbench.labeling import agreement, config, ledger
 from workbench.labeling.answers import summarise
@@ -63,12 +64,14 @@ def collect(
         seen = look(place, server, batch_ref)
         if entry and entry.collected and entry.collected == seen.collected:
             return entry.collected
-        state, tally = seen.status()
-        _tell_labelers(server, seen)
-        going_without = state.deleted if without_deleted else ()
-        if state.done + len(going_without) < state.total:
-            raise state.waiting()
-        collected = _keep(store, seen, tally, going_without)
+        with tempfile.TemporaryDirectory() as folder:
+            with _Files(Path(folder), seen) as files:
+                state, tally = seen.status(files.add)
+            _tell_labelers(server, files.notes)
+            going_without = state.deleted if without_deleted else ()
+            if state.done + len(going_without) < state.total:
+                raise state.waiting()
+            collected = _keep(store, files, tally, going_without)
         ledger.write(
             place,
             ledger.Entry(
@@ -83,61 +86,75 @@ def collect(
     return collected
 
 
-def _tell_labelers(server: LabelStudio, seen: Look) -> None:
-    """Write above the image what has to be mended, and take away what has been."""
-    for frame in seen.frames():
-        note = "; ".join(f"{mend.annotator}: {mend.why}" for mend in frame.to_mend)
-        data = frame.held.data
-        if data.get(config.NOTE, "") != note:
-            server.set_note(frame.held.task, {**data, config.NOTE: note})
+@dataclass(frozen=True)
+class _Note:
+    task: int
+    data: dict[str, Any]
 
 
-def _keep(store: Store, seen: Look, tally: Tally, deleted: tuple[Digest, ...]) -> Ref:
-    people = summarise(tally.rows)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder)
-        names = ("labels.jsonl", "answers.jsonl", "annotations.jsonl")
-        with (
-            (kept / names[0]).open("wb") as labels_file,
-            (kept / names[1]).open("wb") as answers_file,
-            (kept / names[2]).open("wb") as annotations_file,
-        ):
-            count = 0
-            several: dict[Digest, dict[str, tuple[Label, ...]]] = {}
-            for frame in seen.frames():
-                by_person = _labels(seen, frame)
-                count += _write(
-                    labels_file, (label for theirs in by_person.values() for label in theirs)
-                )
-                _write(answers_file, frame.rows)
-                _write(annotations_file, frame.annotations)
-                if len(by_person) > 1:
-                    several[frame.held.frame] = by_person
-        record = LabelSet(
-            batch=seen.contents.ref,
-            annotators=people,
-            labels=count,
-            skipped=tuple(tally.skipped),
-            agreement=agreement.measure(several),
-            simulated=any(person.simulated for person in people),
-            deleted=deleted,
+class _Files:
+    """The payload of a label set, written while its frames pass by; nothing of it stays in memory.
+
+    ``notes`` are what labelers have to be told, or need no longer be told.
+    """
+
+    NAMES = ("labels.jsonl", "answers.jsonl", "annotations.jsonl")
+
+    def __init__(self, folder: Path, seen: Look) -> None:
+        self.paths = {name: folder / name for name in self.NAMES}
+        self.ref, self.batch = seen.contents.ref, seen.contents.batch
+        self.labels = 0
+        self.several: dict[Digest, dict[str, tuple[Label, ...]]] = {}
+        self.notes: list[_Note] = []
+
+    def __enter__(self) -> _Files:
+        self._open = {name: path.open("wb") for name, path in self.paths.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def add(self, frame: FrameAnswers) -> None:
+        start: Literal["model", "people"] = "people" if self.batch.adjudicates else "model"
+        by_person = {
+            answer.annotator: to_labels(answer, frame.started_from, self.ref, start)
+            for answer in frame.answers
+            if not answer.skipped
+        }
+        self.labels += self._write(
+            "labels.jsonl", (label for theirs in by_person.values() for label in theirs)
         )
-        return store.put(record, {name: kept / name for name in names})
+        self._write("answers.jsonl", frame.rows)
+        self._write("annotations.jsonl", frame.annotations)
+        if len(by_person) > 1:
+            self.several[frame.held.frame] = by_person
+        note = "; ".join(f"{mend.annotator}: {mend.why}" for mend in frame.to_mend)
+        if frame.held.data.get(config.NOTE, "") != note:
+            self.notes.append(_Note(frame.held.task, {**frame.held.data, config.NOTE: note}))
+
+    def _write(self, name: str, rows: Iterable[Row]) -> int:
+        """Rows of one frame, sorted, so that equal content is equal bytes; how many."""
+        lines = sorted(datasets.lines(rows).splitlines(keepends=True))
+        self._open[name].writelines(lines)
+        return len(lines)
 
 
-def _labels(seen: Look, frame: FrameAnswers) -> dict[str, tuple[Label, ...]]:
-    """Labels by labeler; a skip is none."""
-    sent = seen.contents.started_by_name(frame.held.frame)
-    batch, ref = seen.contents.batch, seen.contents.ref
-    return {
-        answer.annotator: to_labels(answer, sent, ref, "people" if batch.adjudicates else "model")
-        for answer in frame.answers
-        if not answer.skipped
-    }
+def _tell_labelers(server: LabelStudio, notes: Sequence[_Note]) -> None:
+    """Write above the image what has to be mended, and take away what has been."""
+    for note in notes:
+        server.set_note(note.task, note.data)
 
 
-def _write(file: BinaryIO, rows: Iterable[Row]) -> int:
-    """Rows of one frame, sorted, so that equal content is equal bytes; how many."""
-    lines = sorted(datasets.lines(rows).splitlines(keepends=True))
-    file.writelines(lines)
-    return len(lines)
+def _keep(store: Store, files: _Files, tally: Tally, deleted: tuple[Digest, ...]) -> Ref:
+    people = summarise(tally.rows)
+    record = LabelSet(
+        batch=files.ref,
+        annotators=people,
+        labels=files.labels,
+        skipped=tuple(tally.skipped),
+        agreement=agreement.measure(files.several),
+        simulated=any(person.simulated for person in people),
+        deleted=deleted,
+    )
+    return store.put(record, files.paths)

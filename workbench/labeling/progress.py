@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from workbench.errors import ParameterError, Waiting
@@ -23,7 +23,7 @@ from workbench.labeling.origins import answer_row
 from workbench.labeling.server import LabelStudio, Project
 from workbench.records.base import Digest, Ref
 from workbench.records.store import Store
-from workbench.records.types import Annotator
+from workbench.records.types import Annotator, Prediction
 from workbench.workspace import Workspace
 
 
@@ -91,13 +91,17 @@ class BatchStatus:
 
 @dataclass(frozen=True)
 class FrameAnswers:
-    """All that labelers left of one frame. ``annotations`` are as the server keeps them."""
+    """All that labelers left of one frame. ``annotations`` are as the server keeps them.
+
+    ``started_from`` are the boxes that were sent for it, by name.
+    """
 
     held: Held
     answers: list[Answer]
     annotations: list[AnnotationRow]
     rows: list[AnswerRow]
     to_mend: list[Mend]
+    started_from: dict[str, Prediction]
 
 
 @dataclass
@@ -126,12 +130,12 @@ class Look:
     """One look at a batch on its server, fetched into the mirror. Made by `look`."""
 
     def __init__(
-        self, place: Workspace, contents: Contents, project: Project, people: dict[int, str]
+        self, place: Workspace, contents: Contents, project: Project, server: LabelStudio
     ) -> None:
         self.contents = contents
         self.project = project
         self._place = place
-        self._people = people
+        self._server = server
         self._may_not_settle = labeled_by(contents.store, contents.batch)
         self._least_s = {
             need.frame: need.least_s for need in contents.batch.needs if need.least_s is not None
@@ -150,23 +154,28 @@ class Look:
 
     def frames(self) -> Iterator[FrameAnswers]:
         """Every frame that the server holds, in order of their digests."""
-        batch = self.contents.batch
+        batch, people = self.contents.batch, self._server.users()
         with mirror.opened(self._place, self.project.id, self.contents.ref) as kept:
             for held in kept.frames():
                 frame = self.contents.frame(held.frame)
                 answers, annotations = read_answers(
-                    held.annotations, held.task, frame, batch.label_schema, self._people
+                    held.annotations, held.task, frame, batch.label_schema, people
                 )
                 sent = self.contents.started_by_name(held.frame)
                 rows = [answer_row(answer, sent) for answer in answers]
                 mends = [mend for answer in answers for mend in self._mends(answer)]
-                yield FrameAnswers(held, answers, annotations, rows, mends)
+                yield FrameAnswers(held, answers, annotations, rows, mends, sent)
 
-    def status(self) -> tuple[BatchStatus, Tally]:
+    def status(
+        self, visit: Callable[[FrameAnswers], None] | None = None
+    ) -> tuple[BatchStatus, Tally]:
+        """How far the batch is; ``visit`` is shown every frame on the way."""
         needed = answers_needed(self.contents.batch)
         tally = Tally()
         for frame in self.frames():
             tally.add(frame, needed[frame.held.frame])
+            if visit:
+                visit(frame)
         entry = ledger.read(self._place, self.contents.ref)
         gone = tuple(sorted(needed.keys() - tally.seen))
         was_there = entry is not None and entry.complete
@@ -223,4 +232,4 @@ def look(place: Workspace, server: LabelStudio, batch_ref: Ref) -> Look:
     contents = Contents(Store(place), batch_ref)
     with mirror.opened(place, project.id, batch_ref) as kept:
         kept.refresh(server)
-    return Look(place, contents, project, server.users())
+    return Look(place, contents, project, server)
