@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from tests.pipeline import lineage_world, many_records
 from tests.pipeline.lineage_world import LABELER, POOL, SAFETY, World
+from workbench import digest
 from workbench.cli import cli
 from workbench.errors import RecordError
 from workbench.pipeline import edges as indexed
 from workbench.pipeline import lineage
 from workbench.pipeline.edges import Edges
 from workbench.records.store import Store
-from workbench.records.types import Selection, StepRun
+from workbench.records.types import ExportBundle, Selection, StepRun
 from workbench.workspace import Workspace
 
 
@@ -92,12 +94,29 @@ def test_a_labeler_leads_to_the_models_trained_on_the_work(world: World) -> None
     assert world["first"] not in ids(told)
 
 
+def test_a_model_file_leads_back_to_what_it_was_made_from(
+    store: Store, world: World, tmp_path: Path
+) -> None:
+    first = store.get(world["bundle"], ExportBundle)
+    bundle = store.put(first, {"int8.onnx": b"weights"})
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(b"weights")
+    for reference in (str(copy), f"sha256:{digest.of_file(copy)[:16]}"):
+        told = ask(reference)
+        assert told["root"] == bundle
+        assert world["checkpoint"] in ids(told)
+    copy.write_bytes(b"others")
+    with pytest.raises(RecordError, match="no record, frame or file"):
+        CliRunner().invoke(cli, ["lineage", str(copy)], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
         ("frame/ffff", "no frame has this digest"),
         ("annotator/nobody", "nobody of this name"),
-        ("sha256:ffffffff", "no frame has this digest"),
+        ("sha256:ffffffff", "no record, frame or file"),
+        ("sha256:" + "e" * 64, "no record, frame or file"),
         ("release/ffff", "no record has this digest"),
         ("nonsense", "no dataset"),
     ],

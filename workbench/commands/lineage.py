@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ def lineage(
     """Show what REFERENCE came from, down to drives and annotators.
 
     REFERENCE is sha256:DIGEST, KIND/PREFIX, NAME or NAME@N of a dataset, models:/NAME/VERSION,
-    models:/NAME@ALIAS, frame/DIGEST or annotator/NAME.
+    models:/NAME@ALIAS, frame/DIGEST, annotator/NAME, or a file of a record, such as the model of a
+    bundle: by its digest or as a path.
     """
     from workbench import workspace
     from workbench.pipeline import lineage as tracing
@@ -46,7 +48,8 @@ def lineage(
 
 
 def _graph(place: Workspace, reference: str, forward: bool) -> Graph:
-    """Of a record where there is one of this name, else of a frame or an annotator."""
+    """Of a record where one is named; else of a frame, an annotator, or who holds a file."""
+    from workbench import digest
     from workbench.errors import RecordError
     from workbench.pipeline import lineage as tracing
     from workbench.pipeline import lineage_subjects as subjects
@@ -54,13 +57,24 @@ def _graph(place: Workspace, reference: str, forward: bool) -> Graph:
     from workbench.records.store import Store
 
     store = Store(place)
+    file = Path(reference)
+    if len(file.parts) > 1 and file.is_file():
+        root = subjects.holder_of_file(store, digest.of_file(file), reference)
+        return tracing.of(store, root, forward=forward)
     subject = subjects.parse(reference)
-    try:
-        if subject and not reference.startswith("sha256:"):
-            return subjects.graph_of(store, subject, forward=forward)
-        root = references.resolve(place, reference)
-    except RecordError as error:
-        if subject is None or not error.what.startswith("no record"):
-            raise
+    if subject is None:
+        return tracing.of(store, references.resolve(place, reference), forward=forward)
+    if not reference.startswith("sha256:"):
         return subjects.graph_of(store, subject, forward=forward)
-    return tracing.follow(store, root) if forward else tracing.trace(store, root)
+    looks: tuple[Callable[[], Graph], ...] = (
+        lambda: tracing.of(store, references.resolve(place, reference), forward=forward),
+        lambda: subjects.graph_of(store, subject, forward=forward),
+    )
+    for look in looks:
+        try:
+            return look()
+        except RecordError as error:
+            if not error.what.startswith(("no record", "no frame")):
+                raise
+    root = subjects.holder_of_file(store, subject.name, reference)
+    return tracing.of(store, root, forward=forward)

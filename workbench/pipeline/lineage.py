@@ -105,6 +105,11 @@ def follow(store: Store, *starts: Ref) -> Graph:
     return Graph(nodes, tuple(edges), starts[0] if starts else "", forward=True)
 
 
+def of(store: Store, ref: Ref, *, forward: bool) -> Graph:
+    """`follow` or `trace`."""
+    return follow(store, ref) if forward else trace(store, ref)
+
+
 def joined(graph: Graph, root: str, node: Json, notes: Mapping[str, Json]) -> Graph:
     """``graph`` seen from a new ``root``, from which each key of ``notes`` was made.
 

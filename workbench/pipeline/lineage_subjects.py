@@ -18,7 +18,7 @@ from workbench.pipeline import lineage
 from workbench.pipeline.lineage import Graph
 from workbench.records.base import Ref, make_ref
 from workbench.records.store import Store
-from workbench.records.types import DatasetVersion, LabelBatch, LabelSet, Selection
+from workbench.records.types import RECORD_TYPES, DatasetVersion, LabelBatch, LabelSet, Selection
 
 Json = dict[str, Any]
 
@@ -53,6 +53,29 @@ def graph_of(store: Store, subject: Subject, *, forward: bool) -> Graph:
         if subject.kind == "frame"
         else _annotator(store, subject.name, forward)
     )
+
+
+def holder_of_file(store: Store, prefix: str, text: str) -> Ref:
+    """The record that holds a file of this digest: from a model on a car back to its bundle.
+
+    Args:
+        text: What was asked for, for the message.
+
+    Raises:
+        RecordError: No record holds such a file, or several do.
+    """
+    wanted = f'"sha256":"{prefix}'
+    found = [ref for kind in RECORD_TYPES for ref in _naming(store, kind, wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise RecordError(
+            "no record, frame or file of a record has this digest",
+            where=text,
+            hint="`workbench datasets` and `workbench runs` list what is here",
+        )
+    several = ", ".join(ref[: ref.index("/") + 13] for ref in found[:5])
+    raise RecordError(f"{len(found)} records hold this file", where=text, hint=f"Ask: {several}")
 
 
 def _frame(store: Store, prefix: str, forward: bool) -> Graph:
