@@ -12,7 +12,7 @@ from workbench import services, workspace
 from workbench.errors import ContractError
 from workbench.pipeline import contract
 from workbench.pipeline.handle import Step
-from workbench.records.base import Ref
+from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
 from workbench.records.types import NotebookSource, StepRun
 
@@ -65,13 +65,19 @@ def _as_given(ref: Ref | tuple[Ref, ...] | None) -> Ref | list[Ref] | None:
 def _newest_inputs(
     store: Store, notebook: Path, kinds: dict[str, str]
 ) -> dict[str, Ref | list[Ref] | None]:
-    """Inputs of the newest run of this notebook; where there is none, the newest of each kind."""
-    for ref in reversed(list(store.refs(StepRun.KIND))):
-        run = store.get(ref, StepRun)
+    """Inputs of the newest run of this notebook; where there is none, the newest of each kind.
+
+    What a step made goes before what was made by hand, so that a notebook which makes what it also
+    reads does not feed on itself.
+    """
+    runs = [store.get(ref, StepRun) for ref in reversed(list(store.refs(StepRun.KIND)))]
+    for run in runs:
         if store.get(run.notebook, NotebookSource).name == notebook.stem:
             return {name: _as_given(run.inputs.get(name)) for name in kinds}
+    made = [ref for run in runs for ref in run.outputs.values()]
     found: dict[str, Ref | list[Ref] | None] = {}
     for name, kind in kinds.items():
-        known = list(store.refs(kind))
-        found[name] = known[-1] if known else None
+        by_steps = [ref for ref in made if kind_of(ref) == kind]
+        known = by_steps[:1] or list(store.refs(kind))[-1:]
+        found[name] = known[0] if known else None
     return found

@@ -1,7 +1,16 @@
 """Widgets of the research notebooks. They draw and ask; what a click does is handed to them."""
 
+from workbench.widgets.actions import sending, tagging
 from workbench.widgets.browser import FrameBrowser
 from workbench.widgets.pictured import PicturedFrame, pictured
 from workbench.widgets.run_progress import RunProgress, run
 
-__all__ = ["FrameBrowser", "PicturedFrame", "RunProgress", "pictured", "run"]
+__all__ = [
+    "FrameBrowser",
+    "PicturedFrame",
+    "RunProgress",
+    "pictured",
+    "run",
+    "sending",
+    "tagging",
+]
