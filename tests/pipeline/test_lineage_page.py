@@ -63,6 +63,14 @@ def test_code_is_told_with_its_run_and_short_cuts_are_left_out(store: Store, wor
     assert asked.root in lineage.show(asked).nodes
 
 
+def test_the_heading_names_what_was_asked_about(store: Store, world: World) -> None:
+    back = lineage.show(lineage.trace(store, world["release"])).html
+    assert "<small>What went into</small> release front</h1>" in back
+    forth = lineage.show(lineage.follow(store, world["checkpoint"])).html
+    digest = world["checkpoint"].split("/")[1][:12]
+    assert f"<small>What was made of</small> checkpoint {digest}</h1>" in forth
+
+
 def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     node = {"kind": "dataset", "digest": "0" * 64, "name": EVIL, "frames": 1}
     page = lineage.show(Graph({f"dataset/{EVIL}": node}, (), f"dataset/{EVIL}"))

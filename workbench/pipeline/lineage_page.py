@@ -71,7 +71,8 @@ class Page:
         own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{own}'"
         root = self.graph.nodes.get(self.graph.root, {})
-        title = f"{root.get('kind', 'lineage')} {_title(root)}"
+        kind, name = root.get("kind", ""), _title(root)
+        title = f"{kind} {name if name != kind else str(root.get('digest', ''))[:12]}".strip()
         what = "What was made of" if self.graph.forward else "What went into"
         data = {"nodes": self.nodes, "edges": sorted(self.edges), "root": self.graph.root}
         return (
