@@ -1,0 +1,119 @@
+"""Aliases move, roll back and remember; the commands tell; MLflow mirrors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.pipeline.conftest import CONTRACT, write_notebook
+from tests.pipeline.promotion.conftest import checked, commit, promoted
+from tests.servers import Servers
+from workbench.commands import promote as commands
+from workbench.errors import ContractError
+from workbench.pipeline import promotion
+from workbench.pipeline.promotion import mirror
+from workbench.workspace import Workspace
+
+
+def test_aliases_move_and_roll_back_and_remember(repository: Path, place: Workspace) -> None:
+    for work in ("n + 1", "n + 2", "n + 3"):
+        made = promoted(place, repository, work)
+        name = f"a@{made.promoted.version}"
+        promotion.move(place, repository, name, "production", by="ann")
+        promotion.move(place, repository, name, "production", by="ann")  # changes nothing
+
+    def version() -> int:
+        return promotion.resolve(repository, "a@production").version
+
+    assert version() == 3
+    assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 2
+    assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 1
+    with pytest.raises(ContractError, match="first version"):
+        promotion.roll_back(place, repository, "a", "production", by="bob")
+    promotion.move(place, repository, "a@3", "production", by="eve")
+    assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 1
+    content = json.loads((repository / "pipelines/promoted/a/aliases.json").read_text())
+    kept = content["aliases"]["production"]
+    moves = [(move["action"], move["version"], move["by"]) for move in kept]
+    assert moves[:2] == [("set", 1, "ann"), ("set", 2, "ann")]
+    assert moves[2:4] == [("set", 3, "ann"), ("rollback", 2, "bob")]
+    assert len(moves) == 7
+
+
+def test_wrong_names_are_told_with_the_nearest_right_one(
+    repository: Path, place: Workspace
+) -> None:
+    promoted(place, repository, "n + 1", step="train")
+    promotion.move(place, repository, "train@1", "production", by="ann")
+    for wrong, message in {
+        "trian@1": "did you mean 'train'",
+        "train@prodution": "did you mean 'production'",
+        "train@9": "has no version 9",
+        "train": "not the name of a promoted step",
+        "../train@1": "not the name of a promoted step",
+    }.items():
+        with pytest.raises(ContractError, match=message):
+            promotion.resolve(repository, wrong)
+    for alias in ("3", "Latest", "latest", "v2", "a b", ""):
+        with pytest.raises(ContractError, match="not an alias"):
+            promotion.move(place, repository, "train@1", alias, by="ann")
+    for rubbish in ("{half", "[]", '{"aliases": {"production": [{"action": "jump"}]}}'):
+        (repository / "pipelines/promoted/train/aliases.json").write_text(rubbish)
+        with pytest.raises(ContractError, match="cannot be read"):
+            promotion.resolve(repository, "train@production")
+    assert promotion.resolve(repository, "train@1").version == 1
+
+
+def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> None:
+    contract = {**CONTRACT, "owner": "ann"}
+    notebook = write_notebook(repository / "notebooks/steps/a.ipynb", "n + 7", contract=contract)
+    commit(repository)
+    checked(place, notebook)
+    run = CliRunner().invoke
+    done = run(commands.promote, [str(notebook), "--reviewer", "bob", "--alias", "production"])
+    assert done.exit_code == 0, done.output
+    assert "a@1 promoted" in done.stdout
+    assert "MLflow was not told" in done.stderr
+    write_notebook(notebook, "n + 8", contract=contract)
+    commit(repository)
+    checked(place, notebook)
+    done = run(commands.promote, [str(notebook), "--reviewer", "bob", "--json"])
+    value = json.loads(done.stdout)
+    assert (value["version"], value["new"], value["mirrored"]) == (2, True, False)
+    done = run(commands.steps, ["alias", "a@2", "production", "--by", "ann"])
+    assert "a@production is version 2" in done.stdout
+    done = run(commands.steps, ["rollback", "a", "production"])
+    assert "a@production is version 1" in done.stdout
+    (row,) = json.loads(run(commands.steps, ["--json"]).stdout)["steps"]
+    assert (row["name"], row["aliases"]) == ("a", {"production": 1})
+    assert [version["version"] for version in row["versions"]] == [1, 2]
+
+
+def test_mlflow_mirrors_what_it_missed(
+    repository: Path, place: Workspace, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = f"mirrored-{place.root.parent.name[-6:].replace('_', '-')}"
+    first = promoted(place, repository, "n + 1", step=step)
+    promotion.move(place, repository, f"{step}@1", "production", by="ann")
+    uri = servers.environment["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert mirror.mirror(place, repository) == 1
+    assert mirror.mirror(place, repository) == 0
+    promoted(place, repository, "n + 2", step=step)
+    promotion.move(place, repository, f"{step}@2", "production", by="ann")
+    assert mirror.mirror(place, repository, [step]) == 1
+    promotion.roll_back(place, repository, step, "production", by="ann")
+    mirror.mirror(place, repository, [step])
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    standing = client.get_model_version_by_alias(f"step.{step}", "production")
+    assert standing.tags["workbench.step"] == first.promoted.ref
+    assert standing.tags["workbench.version"] == "1"
+    assert standing.tags["workbench.reviewer"] == "bob"
+    kept = [entry.path for entry in client.list_artifacts(standing.run_id, "step")]
+    assert kept == [f"step/{step}.ipynb", "step/receipt.json", "step/step.json"]
