@@ -137,7 +137,7 @@ def mirror(as_json: bool) -> None:
 def _project() -> Path:
     from workbench.pipeline.promotion import project_of
 
-    return project_of(Path.cwd() / "anything")
+    return project_of(Path.cwd() / "pipelines")
 
 
 def _told(place: Workspace, project: Path, found: Promoted, name: str, *, as_json: bool) -> None:

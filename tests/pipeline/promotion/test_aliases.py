@@ -33,6 +33,10 @@ def test_aliases_move_and_roll_back_and_remember(repository: Path, place: Worksp
     assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 1
     with pytest.raises(ContractError, match="first version"):
         promotion.roll_back(place, repository, "a", "production", by="bob")
+    with pytest.raises(ContractError, match="did you mean 'production'"):
+        promotion.roll_back(place, repository, "a", "produktion", by="bob")
+    with pytest.raises(ContractError, match="no step 'z'"):
+        promotion.roll_back(place, repository, "z", "production", by="bob")
     promotion.move(place, repository, "a@3", "production", by="eve")
     assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 1
     content = json.loads((repository / "pipelines/promoted/a/aliases.json").read_text())

@@ -49,14 +49,18 @@ def roll_back(place: Workspace, project: Path, name: str, alias: str, *, by: str
                 f"no step {name!r} was promoted{nearest(name, known)}",
                 hint=f"Promoted are: {', '.join(known) or 'none'}",
             )
-        moves = repository.history(project, name).get(alias, ())
-        stack = repository.standing(moves)
-        if len(stack) < 2:
-            what = f"{alias!r} of {name!r} points to its first version" if stack else ""
+        moves = repository.history(project, name)
+        if alias not in moves:
             raise ContractError(
-                what or f"step {name!r} has no alias {alias!r}",
+                f"step {name!r} has no alias {alias!r}{nearest(alias, list(moves))}",
+                hint=f"It has: {', '.join(sorted(moves)) or 'none'}",
+            )
+        stack = repository.standing(moves[alias])
+        if len(stack) < 2:
+            raise ContractError(
+                f"{alias!r} of {name!r} points to its first version",
                 where=project / PROMOTED / name / ALIASES_FILE,
-                hint=f"`workbench steps alias {name}@VERSION {alias}` points it somewhere",
+                hint=f"`workbench steps alias {name}@VERSION {alias}` points it elsewhere",
             )
         found = repository.load(project, name, stack[-2].version)
         _append(project, found, alias, by, "rollback")
