@@ -77,7 +77,7 @@ def in_background(
 
 def wait_for(path: Path) -> int:
     """The process id that a notebook wrote into ``path``."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200  # Ray may have to be started first, on a busy machine
     while time.monotonic() < deadline:
         if path.exists() and path.read_text():
             return int(path.read_text())

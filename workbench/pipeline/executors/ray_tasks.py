@@ -131,13 +131,16 @@ class RayExecutor:
                 "object_store_memory": _OBJECT_STORE,
             }
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            _begin(ray, options)
+        except Exception as error:  # Ray raises bare ones, too
             raise ServiceError(
-                f"Ray could not be {'reached' if self.address else 'started'}: {error}",
+                f"Ray could not be {'reached' if self.address else 'started'}: {_first_line(error)}",
                 where=self.address,
                 hint="`ray status --address …` says whether a cluster is up; its Ray and Python "
-                "have to be those of requirements.lock",
+                "have to be those of requirements.lock"
+                if self.address
+                else "On a machine that is busy it may take too long: run it again, or leave "
+                "--executor ray away",
             ) from error
         self._task = ray.remote(ray_worker.run)
         return ray
@@ -220,6 +223,18 @@ def check_workers(ray: Any, mine: Json) -> None:
                 where=where,
                 hint="Install requirements.lock there; results would differ otherwise",
             )
+
+
+def _begin(ray: Any, options: Json) -> None:
+    """Start or join Ray; a start is tried twice, for on a busy machine its agents come too late."""
+    for last in (options["address"] != "local", True):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if last:
+                raise
 
 
 def _settings(place: Workspace, *, local: bool) -> dict[str, str]:
