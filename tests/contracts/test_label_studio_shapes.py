@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 
@@ -127,6 +128,18 @@ def test_the_project_asks_for_the_schema(fresh: Sample, server: LabelStudio) -> 
     assert project is not None
     back = config.parse_config(project.config).as_schema()
     assert back == FULL
+
+
+def test_the_guide_is_linked_and_served_with_the_project(
+    fresh: Sample, server: LabelStudio
+) -> None:
+    sent = labeling.send(fresh.place, server, full_batch(fresh))
+    project = get(fresh, server, f"/api/projects/{sent.project}").json()
+    found = re.search(r'href="(/data/local-files/[^"]+)"', project["expert_instruction"])
+    assert found
+    page = get(fresh, server, found[1])
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "Labeling guide: dashcam version 1" in page.text
 
 
 def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(

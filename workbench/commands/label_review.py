@@ -182,7 +182,36 @@ def effort(references: tuple[str, ...], as_json: bool) -> None:
     emit(asdict(found), as_json=as_json, text="\n".join(lines))
 
 
-COMMANDS = (agreement, adjudicate, review, withdraw, migrate, effort)
+@click.command()
+@click.argument("dataset")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("labeling-guide.html"),
+    show_default=True,
+)
+@json_option
+def guide(dataset: str, output: Path, as_json: bool) -> None:
+    """Write the labelers' guide page of DATASET's schema, with examples cut from its frames.
+
+    Projects link to it already; this is for reading it elsewhere.
+    """
+    from workbench.labeling import guide as pages
+    from workbench.records.types import DatasetVersion
+
+    place = workspace.find()
+    store = Store(place)
+    ref = resolve(place, dataset, ("dataset",))
+    crops = pages.examples(store, ref)
+    content = pages.page(store.get(ref, DatasetVersion).label_schema, crops)
+    workspace.write_atomic(output, content.encode())
+    shown = {name: len(some) for name, some in crops.items()}
+    text = f"{output}: {sum(shown.values())} examples of {len(shown)} classes"
+    emit({"page": str(output), "examples": shown}, as_json=as_json, text=text)
+
+
+COMMANDS = (agreement, adjudicate, review, withdraw, migrate, effort, guide)
 
 
 def _labels(place: Workspace, reference: str) -> Ref:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.labeling import ledger
-from workbench.labeling.server import LabelStudio, Task, Totals
+from workbench.labeling.holdings import Task, Totals
+from workbench.labeling.server import LabelStudio
 from workbench.records.base import Digest, Ref, digest_of
 from workbench.workspace import Workspace
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workbench.errors import ParameterError, ServiceError
-from workbench.labeling import config, ledger, schemas
+from workbench.labeling import config, guide, ledger, schemas
 from workbench.labeling.server import TITLE_LENGTH, LabelStudio, Project
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import LabelSchema
@@ -37,8 +37,8 @@ def title_of(place: Workspace, batch_ref: Ref, wanted: str | None) -> str:
     return wanted
 
 
-def create(server: LabelStudio, title: str, batch: LabelBatch, guide: str = "") -> Project:
-    """A project that asks for a batch's schema. ``guide`` is HTML that follows the instruction."""
+def create(server: LabelStudio, title: str, batch: LabelBatch) -> Project:
+    """A project that asks for a batch's schema."""
     schema = batch.label_schema
     description = (
         f"{len(batch.frames)} frames chosen by the workbench, labeled with schema {schema.name}"
@@ -49,7 +49,7 @@ def create(server: LabelStudio, title: str, batch: LabelBatch, guide: str = "") 
             title,
             config.labeling_config(schema),
             description=description,
-            instruction=_instruction(batch) + guide,
+            instruction=_instruction(batch),
         )
     except ServiceError:
         # Another workbench on the same server may have been quicker.
@@ -57,6 +57,13 @@ def create(server: LabelStudio, title: str, batch: LabelBatch, guide: str = "") 
         if existing is None:
             raise
         return existing
+
+
+def link_guide(place: Workspace, server: LabelStudio, project: Project, batch: LabelBatch) -> None:
+    """Link the guide page of a batch's schema from its project's instruction."""
+    address = guide.publish(place, server, project.id, batch.dataset, batch.label_schema)
+    link = f'<p><a href="{address}" target="_blank">Guide with examples</a></p>'
+    server.update_instruction(project.id, _instruction(batch) + link)
 
 
 def fit(server: LabelStudio, project: Project, schema: LabelSchema) -> None:

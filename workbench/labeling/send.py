@@ -75,6 +75,7 @@ def send(
                 return SentBatch(batch_ref, known.id, title, known.url, 0, len(frames))
         if known is None:
             known = projects.create(server, title, contents.batch)
+            projects.link_guide(place, server, known, contents.batch)
         projects.fit(server, known, contents.batch.label_schema)
         media.attach(server, known.id, place)
         collected = entry.collected if entry else None

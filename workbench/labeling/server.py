@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from workbench import workspace
 from workbench.errors import ServiceError
-from workbench.labeling import accounts, attempts, streams
+from workbench.labeling import accounts, attempts
+from workbench.labeling.holdings import Holdings, Task
 from workbench.labeling.regions import Region
 from workbench.labeling.transport import BULK_TIMEOUT_S, TIMEOUT_S, Transport
 
-Task = dict[str, Any]
-"""A task as Label Studio imports and exports it."""
-
 TITLE_LENGTH = 50
 
-_SNAPSHOT_WAIT_S = 0.05
-_PAGE = 1000
-_IDS_A_CALL = 100
-_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"  # the only form that the server's filters read
 
 # The SDK would send a failed write again by itself, and the task would be there twice.
 _ONCE: dict[str, Any] = {"max_retries": 0}
-_ONCE_SLOW: dict[str, Any] = {**_ONCE, "timeout_in_seconds": int(BULK_TIMEOUT_S)}
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What a project holds of one batch, skips not counted, at ``at``, a time of the server's."""
-
-    tasks: int
-    annotations: int
-    at: str
 
 
 @dataclass(frozen=True)
@@ -53,11 +34,11 @@ class Project:
     tasks: int
 
 
-class LabelStudio:
+class LabelStudio(Holdings):
     """One server, as one of its users. Made by `connect`."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._wire = Transport(url, token, timeout_s)
+        super().__init__(Transport(url, token, timeout_s))
         self._sdk = self._wire.sdk
         self.url = self._wire.url
 
@@ -111,6 +92,14 @@ class LabelStudio:
             lambda: self._sdk.projects.update(project, label_config=config, request_options=_ONCE)
         )
 
+    def update_instruction(self, project: int, instruction: str) -> None:
+        """Replace what labelers read before they begin; HTML."""
+        self._wire.write(
+            lambda: self._sdk.projects.update(
+                project, expert_instruction=instruction, request_options=_ONCE
+            )
+        )
+
     def delete_project(self, identifier: int) -> None:
         self._wire.write(lambda: self._sdk.projects.delete(identifier, request_options=_ONCE))
 
@@ -125,7 +114,7 @@ class LabelStudio:
                 lambda: storage.create(
                     project=project,
                     path=str(folder),
-                    title="frames",
+                    title=folder.name,
                     use_blob_urls=True,
                     request_options=_ONCE,
                 )
@@ -167,43 +156,6 @@ class LabelStudio:
                 hint="The server needs credentials of its own that may read the bucket",
             ) from error
 
-    def tasks(self, project: int, batch: str) -> dict[str, list[int]]:
-        """Ids of the tasks of each frame of a batch: one, unless something went wrong."""
-
-        def listed() -> dict[str, list[int]]:
-            found: dict[str, list[int]] = {}
-            for task in self._pages(project, batch, "id,data"):
-                found.setdefault(task["data"]["frame"], []).append(task["id"])
-            return {frame: sorted(ids) for frame, ids in found.items()}
-
-        return self._wire.read(listed)
-
-    def frames(self, project: int, batch: str) -> dict[str, int]:
-        """The task of each frame of a batch that a project holds: the oldest."""
-        return {frame: ids[0] for frame, ids in self.tasks(project, batch).items()}
-
-    def totals(self, project: int, batch: str) -> Totals:
-        """How much a project holds of a batch, in one short call."""
-
-        def asked() -> Totals:
-            query = {"project": project, "include": "id", "page_size": 1, "query": _of(batch)}
-            answer = self._wire.http("GET", "/api/tasks", params=query)
-            body = answer.json()
-            at = parsedate_to_datetime(answer.headers["date"]).isoformat()
-            return Totals(body["total"], body["total_annotations"], at)
-
-        return self._wire.read(asked)
-
-    def changed(self, project: int, batch: str, since: datetime) -> dict[int, str]:
-        """Tasks of a batch that changed after a time of the server's: id to when."""
-        after = since.astimezone(UTC).strftime(_TIME)
-
-        def listed() -> dict[int, str]:
-            pages = self._pages(project, batch, "id,updated_at", since=after)
-            return {task["id"]: task["updated_at"] for task in pages}
-
-        return self._wire.read(listed)
-
     def import_tasks(self, project: int, tasks: Sequence[Task]) -> None:
         """Add tasks with their predictions in one call, which takes place whole or not at all."""
         content = json.dumps(tasks).encode()
@@ -235,76 +187,6 @@ class LabelStudio:
         self._wire.write(
             lambda: self._sdk.tasks.update(str(task), overlap=labelers, request_options=_ONCE)
         )
-
-    def export(self, project: int) -> list[Task]:
-        """Every task with all its annotations and predictions, unanswered ones included."""
-        path = f"/api/projects/{project}/export"
-        query = {"exportType": "JSON", "download_all_tasks": "true"}
-        answer = self._wire.read(
-            lambda: self._wire.http("GET", path, params=query, timeout=BULK_TIMEOUT_S)
-        )
-        tasks: list[Task] = answer.json()
-        return tasks
-
-    def export_tasks(self, project: int, ids: Sequence[int]) -> Iterator[Task]:
-        """These tasks with all their annotations, predictions and drafts."""
-        for start in range(0, len(ids), _IDS_A_CALL):
-            yield from self._export_some(project, ids[start : start + _IDS_A_CALL])
-
-    def _export_some(self, project: int, ids: Sequence[int]) -> list[Task]:
-        query = [("exportType", "JSON"), ("download_all_tasks", "true")]
-        query += [("ids[]", str(task)) for task in ids]
-        path = f"/api/projects/{project}/export"
-        found: list[Task] = self._wire.read(
-            lambda: self._wire.http("GET", path, params=query).json()
-        )
-        return found
-
-    def snapshot(self, project: int, to: Path) -> Iterator[Task]:
-        """Every task as at one moment; predictions and drafts as ids. Never whole in memory.
-
-        Args:
-            to: File that the export is kept in while it is read.
-        """
-        exports = f"/api/projects/{project}/exports/"
-        only = {"only_id": True}
-        asked = {
-            "title": "workbench",
-            "serialization_options": {
-                **{"predictions": only, "drafts": only},
-                "annotations__completed_by": only,
-            },
-        }
-        made = self._wire.write(
-            lambda: self._wire.http("POST", exports, json=asked, timeout=BULK_TIMEOUT_S).json()
-        )
-        one = f"{exports}{made['id']}"
-        try:
-            state = made["status"]
-            while state not in ("completed", "failed"):
-                time.sleep(_SNAPSHOT_WAIT_S)
-                state = self._wire.read(lambda: self._wire.http("GET", one).json()["status"])
-            if state == "failed":
-                raise ServiceError("Label Studio could not export this project", where=self.url)
-            query = {"exportType": "JSON"}
-            self._wire.read(lambda: self._wire.download(f"{one}/download", query, to))
-        finally:
-            self._wire.write(lambda: self._wire.http("DELETE", one))
-        return streams.objects(to)
-
-    def _pages(
-        self, project: int, batch: str, include: str, *, since: str | None = None
-    ) -> Iterator[Task]:
-        query = {"project": project, "include": include, "page_size": _PAGE}
-        query["query"] = _of(batch, since)
-        page, seen = 1, 0
-        while True:
-            body = self._wire.http("GET", "/api/tasks", params={**query, "page": page}).json()
-            yield from body["tasks"]
-            seen += len(body["tasks"])
-            if not body["tasks"] or seen >= body["total"]:
-                return
-            page += 1
 
     def annotate(
         self,
@@ -367,13 +249,3 @@ def connect(url: str, token: str) -> LabelStudio:
     server = LabelStudio(url, token)
     server.whoami()
     return server
-
-
-def _of(batch: str, since: str | None = None) -> str:
-    """Label Studio's filter for tasks of a batch, and those changed since then."""
-    items = [("filter:tasks:data.batch", "equal", "String", batch)]
-    if since:
-        items.append(("filter:tasks:updated_at", "greater", "Datetime", since))
-    keys = ("filter", "operator", "type", "value")
-    chosen = [dict(zip(keys, item, strict=True)) for item in items]
-    return json.dumps({"filters": {"conjunction": "and", "items": chosen}})

@@ -8,8 +8,8 @@ from itertools import islice
 from workbench.labeling import config, media
 from workbench.labeling.answers import region_id
 from workbench.labeling.contents import Contents
+from workbench.labeling.holdings import Task
 from workbench.labeling.regions import Drawn, to_regions
-from workbench.labeling.server import Task
 from workbench.records.base import Digest, digest_of
 from workbench.records.frames import Frame
 from workbench.records.types import Choice, LabelBatch, Prediction, Selection
