@@ -133,15 +133,7 @@ class RayExecutor:
         try:
             _begin(ray, options)
         except Exception as error:  # Ray raises bare ones, too
-            raise ServiceError(
-                f"Ray could not be {'reached' if self.address else 'started'}: {_first_line(error)}",
-                where=self.address,
-                hint="`ray status --address …` says whether a cluster is up; its Ray and Python "
-                "have to be those of requirements.lock"
-                if self.address
-                else "On a machine that is busy it may take too long: run it again, or leave "
-                "--executor ray away",
-            ) from error
+            raise _away(self.address, error) from error
         self._task = ray.remote(ray_worker.run)
         return ray
 
@@ -235,6 +227,21 @@ def _begin(ray: Any, options: Json) -> None:
             ray.shutdown()
             if last:
                 raise
+
+
+def _away(address: str | None, error: Exception) -> ServiceError:
+    if address is None:
+        return ServiceError(
+            f"Ray could not be started: {_first_line(error)}",
+            hint="On a busy machine it may come up too late: run it again, or leave --executor "
+            "ray away",
+        )
+    return ServiceError(
+        f"Ray could not be reached: {_first_line(error)}",
+        where=address,
+        hint="`ray status --address …` says whether a cluster is up; its Ray and Python have to "
+        "be those of requirements.lock, and its token has to be at hand",
+    )
 
 
 def _settings(place: Workspace, *, local: bool) -> dict[str, str]:
