@@ -8,6 +8,7 @@ import click
 
 from workbench.commands.common import emit, json_option, say
 from workbench.commands.pipelines import parameter_option, pipeline_argument
+from workbench.errors import ParameterError
 
 _SYSTEMS = ("cron", "systemd", "dagster", "airflow", "k8s")
 
@@ -60,8 +61,7 @@ def schedule(
     files = SYSTEMS[system].emit(made)
     install = SYSTEMS[system].install.format(folder=folder or ".", name=made.name)
     if folder is not None:
-        for name, text in files.items():
-            workspace.write_atomic(folder / name, text.encode())
+        _write(folder, files)
     value = {
         "pipeline": made.name,
         "for": system,
@@ -73,6 +73,18 @@ def schedule(
     emit(value, as_json=as_json, text=_shown(files, folder))
     if folder is not None:
         say(f"next: {install}")
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    from workbench import workspace
+
+    try:
+        for name, text in files.items():
+            workspace.write_atomic(folder / name, text.encode())
+    except OSError as error:
+        raise ParameterError(
+            f"the folder of -o cannot be written: {error.strerror}", where=folder
+        ) from error
 
 
 def _shown(files: dict[str, str], folder: Path | None) -> str:

@@ -278,3 +278,8 @@ def test_the_command_writes_files_and_says_what_to_do_with_them(
     assert wrong.returncode == 2
     assert "'61' is no minute" in wrong.stderr
     assert wrong.stdout == ""
+    nowhere = schedule(
+        "--for", "cron", "--at", "@daily", "-o", str(project / "pipelines/trial.yaml/x")
+    )
+    assert (nowhere.returncode, nowhere.stdout) == (2, "")
+    assert "cannot be written" in nowhere.stderr
