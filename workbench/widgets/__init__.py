@@ -2,11 +2,13 @@
 
 from workbench.widgets.actions import sending, tagging
 from workbench.widgets.browser import FrameBrowser
+from workbench.widgets.labeling_status import LabelingStatus
 from workbench.widgets.pictured import PicturedFrame, pictured
 from workbench.widgets.run_progress import RunProgress, run
 
 __all__ = [
     "FrameBrowser",
+    "LabelingStatus",
     "PicturedFrame",
     "RunProgress",
     "pictured",
