@@ -194,6 +194,7 @@ def test_where_the_kernel_cannot_watch_python_does_and_says_so(
     assert (report.watch, report.checks["reads and writes"]) == ("partial", "partial")
 
 
+@pytest.mark.slow
 def test_inputs_are_made_by_the_pipeline_and_kept(place: Workspace, notebook: Path) -> None:
     upstream = {"outputs": CONTRACT["outputs"], "resources": CONTRACT["resources"]}
     book(notebook.parent / "up.ipynb", PARAMETERS, STEP, OUT, contract=upstream)
