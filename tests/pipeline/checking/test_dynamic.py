@@ -145,6 +145,7 @@ def test_an_empty_output_and_ignored_parameters_are_found(place: Workspace, note
     out = OUT.replace("budget=n", "budget=1").replace("chosen=chosen", "chosen=()")
     report = run(place, book(notebook, PARAMETERS, STEP, out))
     assert rules(report) == [("output-empty", None), ("parameters-ignored", None)]
+    assert set(report.checks) == {"static", "bad values", "runs", "reads and writes", "repeats"}
 
 
 def test_over_its_budget_it_is_ended(place: Workspace, notebook: Path) -> None:

@@ -34,6 +34,21 @@ _TOUCHES = {
     "write": ("undeclared-write", "wrote"),
     "connect": ("undeclared-network", "talked to"),
 }
+_ABOUT = {
+    "cell-not-executed": "runs",
+    "secret-in-output": "runs",
+    "undeclared-read": "reads and writes",
+    "undeclared-write": "reads and writes",
+    "undeclared-network": "reads and writes",
+    "missing-output": "outputs",
+    "output-invalid": "outputs",
+    "output-empty": "outputs",
+    "not-repeatable": "repeats",
+    "parameters-ignored": "parameters",
+    "fixture": "parameters",
+}
+"""Rule to the check that did not pass when it found something."""
+
 _STOPS = frozenset({"failed", "over-budget"})
 """After these there is nothing to compare."""
 
@@ -120,6 +135,8 @@ def _runs(
             third = trial.run(setting, "third", other, tell.progress, unwatched=warm)
             findings += _other(setting, first, third)
             checks["parameters"] = "passed"
+    for finding in findings:
+        checks.pop(_ABOUT.get(finding.rule, ""), None)
     result = first.result
     return Observed(
         findings,
