@@ -85,8 +85,8 @@ def wait_for(path: Path) -> int:
     raise AssertionError(f"{path.name} was never written")
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+def gone(pid: int, within_s: float = 10) -> bool:
+    deadline = time.monotonic() + within_s
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not psutil.pid_exists(pid)

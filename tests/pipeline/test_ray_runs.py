@@ -125,7 +125,8 @@ def test_a_killed_run_takes_its_ray_along_and_the_next_goes_on(
     assert any(process.name() == "raylet" for process in below)
     run.kill()
     run.communicate()
-    assert all(gone(process.pid) for process in below)
     assert gone(kernel)
+    # Ray's own agents look for their parent only now and then.
+    assert all(gone(process.pid, within_s=180) for process in below)
     again = report_of(start(project, home, environment))  # records do not say who made them
     assert [step["status"] for step in again["steps"]] == ["ran", "ran"]

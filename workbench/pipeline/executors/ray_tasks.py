@@ -51,6 +51,7 @@ class RayExecutor:
         self._ray: Any = None
         self._task: Any = None
         self._failed: WorkbenchError | None = None
+        self._open = contextlib.ExitStack()
 
     @property
     def threads(self) -> int:
@@ -97,6 +98,7 @@ class RayExecutor:
             if self._ray is not None:
                 self._ray.shutdown()
                 self._ray = None
+            self._open.close()
 
     def _connected(self) -> Any:
         with self._lock:
@@ -121,6 +123,8 @@ class RayExecutor:
             raise ServiceError(
                 "Ray is not installed", hint='Install the extra: pip install "workbench[scale]"'
             ) from error
+        # Ray prints what befell a worker on standard output, which belongs to --json.
+        self._open.enter_context(contextlib.redirect_stdout(sys.stderr))
         options: dict[str, Any] = {"address": self.address}
         if self.address is None:
             # `local`, lest an address in the environment sends the run to a cluster unasked.
