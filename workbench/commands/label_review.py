@@ -243,6 +243,8 @@ def _row(rate: Rate) -> str:
 
 
 def _figure(name: str, value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None or interval is None:
+    if value is None:
         return f"{name} -"
+    if interval is None:
+        return f"{name} {value:.3f} [one frame]"
     return f"{name} {value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

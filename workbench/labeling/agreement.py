@@ -133,7 +133,8 @@ def rate(
     for one in compared:
         _count(table[place[one.frame]], one, classes, one_sided)
     iou, missed, kappa = _figures(table.sum(axis=0, keepdims=True), len(classes))
-    spread = _figures(_resampled(table), len(classes)) if frames else (None,) * 3
+    # One frame says nothing of how much frames differ.
+    spread = _figures(_resampled(table), len(classes)) if len(frames) > 1 else (None,) * 3
     return Rate(
         subject=subject,
         name=name,

@@ -58,6 +58,12 @@ def merge(
     return replace(result, ref=ref)
 
 
+def preview(dataset: Dataset, store: Store, labelset: Ref) -> Dataset:
+    """``dataset`` as a label set would leave it; nothing is kept. See `merged`."""
+    gold = store.get(store.get(labelset, LabelSet).batch, LabelBatch).gold
+    return merged(dataset, *_read(store, labelset), gold=gold)
+
+
 def merged(
     dataset: Dataset,
     labels: tuple[Label, ...],

@@ -13,7 +13,7 @@ from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame
 from workbench.records.store import Store
-from workbench.records.types import Prediction
+from workbench.records.types import Agreement, Prediction
 from workbench.workspace import Workspace
 
 _MODEL, _PEOPLE = "#E69F00", "#009E73"
@@ -44,6 +44,51 @@ def before_and_after(
     simulated = any(label.origin.is_simulated for label in labeled.labels)
     title = f"Sent (orange) and drawn (green){', replayed' if simulated else ''}"
     return _grid(place, labeled.frames[:count], [(_MODEL, sent), (_PEOPLE, drawn)], title)
+
+
+def labels_and_model(
+    place: Workspace, labeled: Dataset, frames: Sequence[Frame], predictions: Iterable[Prediction]
+) -> Any:
+    """Frames with their labels (green) and what the model sees in them (orange)."""
+    seen: dict[str, list[Box]] = defaultdict(list)
+    for prediction in predictions:
+        seen[prediction.frame].append(prediction.box)
+    drawn = {
+        frame: [label.box for label in labels] for frame, labels in labeled.labels_by_frame.items()
+    }
+    layers = [(_MODEL, dict(seen)), (_PEOPLE, drawn)]
+    return _grid(place, frames, layers, "Labels (green) and the model's boxes (orange)")
+
+
+def agreement_bars(record: Agreement) -> Any:
+    """Missed rate and overlap of every subject with their intervals."""
+    import matplotlib.pyplot as plt
+
+    rates = record.rates
+    names = [
+        ("gold: " if rate.against == "gold" else "")
+        + (rate.name if rate.subject == "all" else f"{rate.subject} {rate.name}")
+        for rate in rates
+    ]
+    figure, axes = plt.subplots(
+        1, 2, figsize=(9, 1.2 + 0.28 * max(1, len(rates))), sharey=True, squeeze=False
+    )
+    columns = (("missed", "share of boxes missed"), ("iou", "mean overlap of matched boxes"))
+    for axis, (name, title) in zip(axes[0], columns, strict=True):
+        for row, rate in enumerate(rates):
+            value, interval = getattr(rate, name), getattr(rate, f"{name}_interval")
+            if interval is not None:
+                axis.plot(interval, (row, row), color="#999999", lw=2)
+            if value is not None:
+                axis.plot(value, row, "o", color=_PEOPLE, ms=5)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlim(0, 1)
+    axes[0][0].set_yticks(range(len(rates)), names, fontsize=7)
+    axes[0][0].invert_yaxis()
+    told = ", replayed" if record.simulated else ""
+    figure.suptitle(f"Agreement on {record.frames} frames{told}", fontsize=10)
+    figure.tight_layout()
+    return figure
 
 
 def _grid(

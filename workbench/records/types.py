@@ -144,8 +144,8 @@ class Rate(Row):
     """How far labelers agree on one ``subject``: a class, a slice, a labeler, or all.
 
     ``against`` tells whom with: other labelers, or the trusted labels of gold frames. ``n`` counts
-    boxes compared. Each rate has the interval ``[low, high]`` of 95 % by resampling frames, and
-    is None where nothing could be compared.
+    boxes compared. Each rate has the interval ``[low, high]`` of 95 % by resampling frames, where
+    there are two or more, and is None where nothing could be compared.
     """
 
     subject: Literal["all", "class", "slice", "labeler"]
