@@ -37,6 +37,7 @@ class Journal:
             started_at=_now(),
             status="running",
         )
+        self._write()
 
     def step(self, name: str, status: str, **more: Any) -> None:
         with self._lock:

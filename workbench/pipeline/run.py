@@ -44,6 +44,9 @@ def run(
     with _terminated_is_cancelled():
         try:
             cancelled = session.go()
+        except BaseException:
+            session.journal.end("failed")
+            raise
         finally:
             session.close()
     made = report.make(
@@ -77,6 +80,7 @@ def _terminated_is_cancelled() -> Iterator[None]:
         return
 
     def cancel(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the ending
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, cancel)

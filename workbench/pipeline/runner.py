@@ -34,6 +34,7 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     folder = Path(spec.folder)
     try:
@@ -49,6 +50,7 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
                 stdout_file=output,
                 stderr_file=output,
                 on_cell_start=_Announcer(output),
+                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port, no eavesdropper
             )
     except PapermillExecutionError as error:
         return _user_error(error, folder)

@@ -81,9 +81,14 @@ class StepResult(_File):
     status: ExitStatus
     seconds: float
     peak_memory_mib: float
+    cpu_seconds: float = 0.0
     outputs: dict[str, Ref] = {}
     failure: Failure | None = None
 
     @property
     def cost(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "peak_memory_mib": self.peak_memory_mib}
+        return {
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "peak_memory_mib": self.peak_memory_mib,
+        }

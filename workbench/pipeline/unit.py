@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import resource
 import signal
 import time
 from multiprocessing.connection import wait
@@ -36,7 +37,7 @@ def run_step(spec_file: Path) -> StepResult:
     for left in ("failure.json", "outputs.json", "progress.json", RESULT):
         (folder / left).unlink(missing_ok=True)
     Path(spec.cache).mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, used = time.monotonic(), _cpu_seconds()
     status, failure, peak = _watched(spec, spec_file)
     outputs = _outputs(folder)
     if status is ExitStatus.OK:
@@ -48,6 +49,7 @@ def run_step(spec_file: Path) -> StepResult:
         status=status,
         seconds=round(time.monotonic() - started, 3),
         peak_memory_mib=round(peak, 1),
+        cpu_seconds=round(_cpu_seconds() - used, 3),
         outputs=outputs if status is ExitStatus.OK else {},
         failure=failure,
     )
@@ -86,6 +88,12 @@ def _watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | Non
         return ExitStatus.CANCELLED, _failure("cancelled", "cancelled"), peak
     finally:
         _end(child)
+
+
+def _cpu_seconds() -> float:
+    """Processor time of ended children and theirs, as far as each was waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _leaked(told: dict[str, list[str]]) -> Failure:
