@@ -7,7 +7,11 @@ They never import each other; a notebook hands one stage's records to the next. 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime otherwise keeps a device id and reports its use to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

@@ -127,3 +127,10 @@ def test_watching_costs_little(tmp_path: Path) -> None:
     log = watched(tmp_path, "timeit", "-n1", "-r1", "-s", "import os", code)
     assert time.monotonic() - started < 10
     assert ("read", "/etc/hostname") in log.seen
+
+
+@needs_seccomp
+def test_onnx_runtime_tells_nobody_that_it_was_used(tmp_path: Path) -> None:
+    """Left alone it writes a device id below the home folder and looks for its makers' server."""
+    log = watched(tmp_path, "timeit", "-n1", "-r1", "import workbench, onnxruntime")
+    assert not [key for key in log.seen if key[0] == "connect" or "Microsoft" in key[1]]
