@@ -8,11 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.labeling.conftest import Sample, make_sample
 from tests.labeling.faulty import Fault, FaultyProxy
@@ -336,6 +343,48 @@ def test_a_forward_proxy_is_used_for_servers_elsewhere(
     ]
 
 
+def test_tls_is_checked_against_the_certificates_of_the_environment(
+    servers: Servers, direct: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = certify(tmp_path)
+    token = services.label_studio_admin(servers.place).token
+    monkeypatch.setattr(attempts, "_WAITS_S", ())
+    with FaultyProxy(direct.url, tls=(certificate, key)) as secure:
+        with pytest.raises(ServiceError, match="does not answer: ConnectError"):
+            labeling.connect(secure.url, token)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert "@" in labeling.connect(secure.url, token).whoami()
+
+
+def test_a_server_that_restarts_midway_is_waited_for(
+    servers: Servers, fresh: Sample, proxy: FaultyProxy, direct: LabelStudio
+) -> None:
+    """Down when the send wants to import; up again, with all it held, while it tries."""
+    batch = fresh.batch()
+    server = labeling.connect(proxy.url, services.label_studio_admin(servers.place).token)
+    down = threading.Event()
+
+    def restart() -> None:
+        services.down(servers.place, ("label-studio",))
+        down.set()
+        services.up(servers.place, ("label-studio",))
+
+    again = threading.Thread(target=restart)
+    proxy.fail(
+        "POST", "/import", Fault(lose_answer=True, then=lambda: (again.start(), down.wait()))
+    )
+    try:
+        try:
+            sent = labeling.send(servers.place, server, batch)
+        except ServiceError:  # it took longer than anyone waits
+            again.join()
+            sent = labeling.send(servers.place, server, batch)
+    finally:
+        again.join()
+    assert services.label_studio_admin(servers.place).url == direct.url
+    assert once_each(direct, fresh, sent.project)
+
+
 def test_what_is_no_label_studio_is_told(tmp_path: Path) -> None:
     with FaultyProxy("http://127.0.0.1:9") as nobody, pytest.raises(ServiceError) as error:
         labeling.connect(nobody.url, "0" * 40)
@@ -346,6 +395,36 @@ def personal_token(servers: Servers, direct: LabelStudio, email: str) -> str:
     path = servers.place.secrets / f"{email}-token"
     direct.as_user(email, "correct horse 7", token_file=path)
     return path.read_text()
+
+
+def certify(folder: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that nobody else vouches for, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return certificate, secret
 
 
 def killer(children: list[subprocess.Popen[str]]) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -189,6 +190,36 @@ def test_drafts_and_predictions_are_nobodys_labels(
     assert fresh.store.get(ref, LabelSet).labels == 0
     rows = datasets.read_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
     assert rows == ()
+
+
+@pytest.mark.slow
+def test_five_hundred_boxes_through_the_labelers_own_hands(
+    servers: Servers, server: LabelStudio, people: dict[str, LabelStudio]
+) -> None:
+    """None lost, none doubled, none moved."""
+    sample = make_sample(servers.place, "five hundred", 100)
+    batch = labeling.make_batch(sample.store, sample.ref, sample.selection)
+    sent = labeling.send(sample.place, server, batch)
+    tasks = server.frames(sent.project, digest_of(batch))
+    generator = np.random.default_rng(0)
+    drawn: dict[str, list[tuple[float, ...]]] = {}
+    for number, frame in enumerate(sample.frames):
+        corners = generator.uniform((0, 0), (frame.width - 40, frame.height - 30), (5, 2))
+        sizes = generator.uniform((1, 1), (40, 30), (5, 2))
+        boxes = [
+            Box(x=float(x), y=float(y), w=float(w), h=float(h))
+            for (x, y), (w, h) in zip(corners, sizes, strict=True)
+        ]
+        drawn[frame.id] = sorted(box.xyxy for box in boxes)
+        who = people["ann" if number % 2 else "ben"]
+        draw(who, frame, tasks[frame.id], *(("car", box) for box in boxes))
+    ref = labeling.collect(sample.place, server, batch)
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for label in datasets.read_lines(sample.store.payload(ref, "labels.jsonl"), Label):
+        found.setdefault(label.frame, []).append(label.box.xyxy)
+    assert found.keys() == drawn.keys() and sum(map(len, found.values())) == 500
+    moved = [np.abs(np.array(sorted(found[one])) - np.array(drawn[one])).max() for one in drawn]
+    assert max(moved) < 1e-6
 
 
 def run(*arguments: str) -> dict[str, object]:

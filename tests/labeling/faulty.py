@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length", "host"}
@@ -32,14 +34,19 @@ class Fault:
 class FaultyProxy:
     """Passes calls on; `fail` says what happens to those that match. ``calls`` were passed on."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: tuple[Path, Path] | None = None) -> None:
         self.target = urlsplit(target)
         self.calls: list[tuple[str, str]] = []
         self._faults: list[tuple[str, str, Fault]] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> FaultyProxy:

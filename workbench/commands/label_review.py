@@ -169,9 +169,7 @@ def effort(references: tuple[str, ...], as_json: bool) -> None:
     store = Store(place)
     refs = [_labels(place, one) for one in references] or list(store.refs(LabelSet.KIND))
     found = labeling.effort(store, refs)
-    lines = [
-        f"{found.frames} answers, {found.boxes} boxes, {found.minutes:.1f} minutes of people's"
-    ]
+    lines = [f"{found.frames} answers with {found.boxes} boxes took {found.minutes:.1f} minutes"]
     if found.seconds_per_frame is not None:
         lines.append(
             f"  a frame takes {found.seconds_per_frame:.1f} s"
