@@ -15,7 +15,7 @@ from tests.servers import Servers
 from workbench import labeling, services
 from workbench.commands.labels import label as label_command
 from workbench.errors import ParameterError, ServiceError, Waiting
-from workbench.labeling import LabelStudio, ledger
+from workbench.labeling import LabelStudio, hints, ledger
 from workbench.labeling.answers import AnswerRow, region_id
 from workbench.labeling.regions import Drawn, to_regions
 from workbench.records import dataset as datasets
@@ -243,6 +243,24 @@ def test_a_server_that_is_away_is_told_with_what_to_do() -> None:
 def test_a_wrong_token_is_told(server: LabelStudio) -> None:
     with pytest.raises(ServiceError, match="refuses the token"):
         labeling.connect(server.url, "0" * 40)
+
+
+def test_hints_tell_which_batch_to_look_at(fresh: Sample, server: LabelStudio) -> None:
+    batch = fresh.batch()
+    sent = labeling.send(fresh.place, server, batch)
+    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    nothing = f"batch/{'0' * 64}"
+    other = labeling.send(fresh.place, server, fresh.batch(0.5)).project
+    with hints.listening(server, {sent.project: batch, other: nothing}) as heard:
+        assert heard.wait(0.1, 0) == [nothing, batch]
+        server.annotate(task, [])
+        assert heard.wait(10, 0) == [batch]
+        address = server._wire.http("GET", "/api/webhooks/", params={"project": sent.project})
+        (hook,) = address.json()
+        forged = requests.post(hook["url"], json={"project": {"id": sent.project}}, timeout=10)
+        assert forged.status_code == 403 and len(heard.wait(0.2, 0)) == 2
+    left = server._wire.http("GET", "/api/webhooks/", params={"project": sent.project})
+    assert left.json() == []
 
 
 def test_the_command_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from workbench import workspace
 from workbench.commands import label_review
 from workbench.commands.common import emit, json_option, progress_bar, say
 from workbench.commands.label_access import resolve, server_of, short
-from workbench.errors import ParameterError
+from workbench.errors import ParameterError, WorkbenchError
 from workbench.records.base import kind_of
 from workbench.records.store import Store
 
@@ -183,6 +184,40 @@ def _person(person: dict[str, Any]) -> str:
     time = f", {person['minutes']:.1f} minutes" if person["minutes"] is not None else ""
     told = " (replayed, not a person)" if person["simulated"] else ""
     return f"{person['id']}: {person['frames']} frames, {person['boxes']} boxes{time}{told}"
+
+
+@label.command()
+@click.option("--every", default=300.0, show_default=True, help="Look at least so often, seconds.")
+@click.option("--once", is_flag=True, help="Stop after the first look that a hint or time causes.")
+def listen(every: float, once: bool) -> None:
+    """Show what labelers do as they do it, and collect each batch as it is complete. Ctrl-C ends.
+
+    Label Studio's webhooks are only hints; what counts is fetched, hint or not.
+    """
+    from workbench import labeling
+    from workbench.labeling import hints, ledger
+
+    place = workspace.find()
+    server = server_of(place)
+    entries = [entry for ref in ledger.sent(place) if (entry := ledger.read(place, ref))]
+    waiting = {entry.project: entry.batch for entry in entries if not entry.collected}
+    if not waiting:
+        say("every batch that was sent from here is collected")
+        return
+    with hints.listening(server, waiting) as heard, contextlib.suppress(KeyboardInterrupt):
+        say(f"listening for {len(waiting)} batches")
+        while waiting:
+            for batch in heard.wait(every):
+                try:
+                    state = labeling.status(place, server, batch)
+                    click.echo(_describe(state))
+                    if state.complete and not state.collected:
+                        click.echo(f"  collected: {short(labeling.collect(place, server, batch))}")
+                        waiting = {key: ref for key, ref in waiting.items() if ref != batch}
+                except WorkbenchError as error:
+                    say(f"{short(batch)}: {error}")
+            if once:
+                return
 
 
 for _command in label_review.COMMANDS:

@@ -18,6 +18,8 @@ from workbench.labeling.transport import BULK_TIMEOUT_S, TIMEOUT_S, Transport
 
 TITLE_LENGTH = 50
 
+_ACTIONS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED"]
+
 
 # The SDK would send a failed write again by itself, and the task would be there twice.
 _ONCE: dict[str, Any] = {"max_retries": 0}
@@ -155,6 +157,18 @@ class LabelStudio(Holdings):
                 where=self.url,
                 hint="The server needs credentials of its own that may read the bucket",
             ) from error
+
+    def add_webhook(self, project: int, url: str, headers: dict[str, str]) -> int:
+        """Let the server call ``url`` when annotations of a project change; the webhook's id."""
+        body = {
+            **{"project": project, "url": url, "headers": headers, "is_active": True},
+            **{"send_payload": True, "send_for_all_actions": False, "actions": _ACTIONS},
+        }
+        made = self._wire.write(lambda: self._wire.http("POST", "/api/webhooks/", json=body).json())
+        return int(made["id"])
+
+    def remove_webhook(self, identifier: int) -> None:
+        self._wire.write(lambda: self._wire.http("DELETE", f"/api/webhooks/{identifier}/"))
 
     def import_tasks(self, project: int, tasks: Sequence[Task]) -> None:
         """Add tasks with their predictions in one call, which takes place whole or not at all."""
