@@ -57,6 +57,13 @@ def test_what_cannot_be_read_says_how_to_write_it(text: str) -> None:
     assert parsed == Attention("light=night", 2, 1, 8.5)
 
 
+def test_a_slice_that_does_not_exist_is_no_silent_wish() -> None:
+    with pytest.raises(ParameterError, match="no slice named 'light=nigth'") as error:
+        Attention.parse("light=nigth:labelers=2")
+    assert "light=night" in str(error.value.hint)
+    assert Attention("event=cut_in").slice == "event=cut_in"
+
+
 def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sample) -> None:
     labeled = [frame.id for frame in sample.frames if sample.boxes(frame.id)]
     chosen = [frame.id for frame in sample.frames if frame.id not in labeled]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workbench.errors import ParameterError
 from workbench.records.base import Digest
-from workbench.records.frames import UNKNOWN, Frame, LabelSchema
+from workbench.records.frames import UNKNOWN, Frame, LabelSchema, Light, Role, Weather
 from workbench.records.types import FrameNeed
 
 
@@ -26,6 +27,16 @@ class Attention:
     labelers: int = 1
     priority: int = 0
     least_s: float | None = None
+
+    def __post_init__(self) -> None:
+        known = _known()
+        if self.slice in known or self.slice.startswith("event="):
+            return
+        close = difflib.get_close_matches(self.slice, known, n=1)
+        raise ParameterError(
+            f"no slice named {self.slice!r}",
+            hint=f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}, event=…",
+        )
 
     @classmethod
     def parse(cls, text: str) -> Attention:
@@ -67,6 +78,15 @@ class Care:
 
 
 _FORM = "Write SLICE:labelers=2:first=1:least=10, such as light=night:labelers=2"
+
+
+def _known() -> list[str]:
+    values = [
+        *(f"light={one}" for one in Light),
+        *(f"weather={one}" for one in Weather),
+        *(f"role={one}" for one in Role),
+    ]
+    return ["all", "vru", "construction", *(one for one in values if UNKNOWN not in one)]
 
 
 def slices_of(frame: Frame, classes: Iterable[str], schema: LabelSchema) -> tuple[str, ...]:
