@@ -234,6 +234,7 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
     assert not Path(spec.folder).exists()
 
 
+@pytest.mark.slow  # Ray tries for a minute and more
 def test_a_cluster_that_is_not_there_is_said_so(place: Workspace) -> None:
     executor = RayExecutor("127.0.0.1:9", place)
     with pytest.raises(ServiceError, match="could not be reached"):
