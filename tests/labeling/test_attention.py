@@ -48,7 +48,7 @@ def test_of_several_wishes_the_greatest_counts() -> None:
     assert needs(Care(), [(NIGHT, ["car"])], VULNERABLE) == ()
 
 
-@pytest.mark.parametrize("text", ["vru:labelers=two", "vru:eyes=2", ":first=1", "vru:labelers=0"])
+@pytest.mark.parametrize("text", ["vru:labelers=two", "vru:eyes=2", "vru:labelers=0"])
 def test_what_cannot_be_read_says_how_to_write_it(text: str) -> None:
     with pytest.raises(ParameterError) as error:
         Attention.parse(text)
