@@ -88,8 +88,12 @@ def labeling_config(schema: LabelSchema) -> str:
     # What a labeler is asked to mend stands above the image; it is empty for everyone else.
     ElementTree.SubElement(view, "Text", name=NOTE, value=f"${NOTE}")
     turned = str("turned" in schema.shapes).lower()
+    outlines = "polygon" in schema.shapes
+    if outlines:
+        ElementTree.SubElement(view, "Header", value="Boxes", size="6")
     _labels(view, "RectangleLabels", {"name": BOXES, "canRotate": turned}, schema.classes)
-    if "polygon" in schema.shapes:
+    if outlines:
+        ElementTree.SubElement(view, "Header", value="Polygons", size="6")
         _labels(view, "PolygonLabels", {"name": POLYGONS}, schema.classes)
     picture = {"name": IMAGE, "value": f"${IMAGE}", "zoom": "true", "zoomControl": "true"}
     ElementTree.SubElement(view, "Image", {**picture, "rotateControl": "false"})
