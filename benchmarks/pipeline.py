@@ -20,9 +20,10 @@ from benchmarks import pipeline_scale
 from benchmarks.common import Row, main, row, seconds
 from benchmarks.pipeline_scale import CELLS, CONTRACT, PLAIN, PUT
 from benchmarks.pipeline_scale import notebook as _notebook
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import graph, plan
-from workbench.pipeline.spec import StepSpec
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.definition import graph
+from workbench.pipeline.planning import plan
+from workbench.pipeline.steps.spec import StepSpec
 from workbench.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]

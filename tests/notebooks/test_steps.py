@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_run import ROOT, TinyRun
-from workbench.pipeline import contract as contracts
+from workbench.pipeline.contracts import contract as contracts
 from workbench.records.base import kind_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))

@@ -10,8 +10,8 @@ import yaml
 
 from tests.tiny_run import PIPELINE, ROOT
 from workbench.errors import ContractError
-from workbench.pipeline import definition as definitions
-from workbench.pipeline.builder import PipelineBuilder, champion, each
+from workbench.pipeline.definition import file as definitions
+from workbench.pipeline.definition.builder import PipelineBuilder, champion, each
 
 SCHEMA = ROOT / "docs" / "pipeline.schema.json"
 

@@ -16,10 +16,11 @@ from tests.pipeline.conftest import write_notebook
 from tests.pipeline.test_graph import GATED, MANY, write_steps
 from tests.pipeline.test_run import mlflow_uri, run, statuses
 from workbench.errors import ContractError
-from workbench.pipeline import history, plan
-from workbench.pipeline import run as running
-from workbench.pipeline.graph import load
-from workbench.pipeline.report import RunReport
+from workbench.pipeline.definition.graph import load
+from workbench.pipeline.planning import plan
+from workbench.pipeline.running import history
+from workbench.pipeline.running import run as running
+from workbench.pipeline.running.report import RunReport
 from workbench.workspace import Workspace
 
 __all__ = ["mlflow_uri"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline import git_state
+from workbench.pipeline.lineage import git_state
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook, write_pipeline
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import graph, plan
+from workbench.pipeline.definition import graph
+from workbench.pipeline.planning import plan
 from workbench.workspace import Workspace
 
 MANY: dict[str, Any] = {

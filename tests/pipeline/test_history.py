@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from workbench.cli import cli
 from workbench.errors import ParameterError, RecordError, WorkbenchError
-from workbench.pipeline import history, logs
-from workbench.pipeline.history import RunState, StepState
+from workbench.pipeline.running import history, logs
+from workbench.pipeline.running.history import RunState, StepState
 from workbench.workspace import Workspace
 
 # A runner as the real one behaves: it keeps run.json and ends its run when it is told to stop.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.pipeline import modules
+from workbench.pipeline.planning import modules
 
 
 def test_imports_inside_functions_and_through_packages_count() -> None:
@@ -20,9 +20,9 @@ def test_a_lazy_package_counts_what_it_hands_out() -> None:
 
 def test_every_step_depends_on_the_step_interface_but_not_on_the_runner() -> None:
     reached = modules.reach(["import workbench"])
-    assert "workbench.pipeline.step" in reached
-    assert "workbench.pipeline.runner" not in reached
-    assert "workbench.pipeline.by_hand" not in reached
+    assert "workbench.pipeline.steps.step" in reached
+    assert "workbench.pipeline.steps.runner" not in reached
+    assert "workbench.pipeline.steps.by_hand" not in reached
 
 
 def test_magics_do_not_hide_imports() -> None:

@@ -18,8 +18,8 @@ import pytest
 from tests.pipeline.test_history import keep
 from tests.pipeline.test_recorder import TAGS, begun, made
 from workbench.errors import WorkbenchError
-from workbench.pipeline.openlineage import KEY_VARIABLE, VARIABLE, Events
-from workbench.pipeline.recorder import Recorder
+from workbench.pipeline.lineage.openlineage import KEY_VARIABLE, VARIABLE, Events
+from workbench.pipeline.lineage.recorder import Recorder
 from workbench.records.store import Store
 from workbench.tracking import Tracker
 from workbench.workspace import Workspace

@@ -13,9 +13,9 @@ from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline.executors.local import execute_once
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.running.executors.local import execute_once
+from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
 from workbench.workspace import Workspace
 
 SHIPPED = Path(papermill.__file__).parent / "tests" / "notebooks"

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import parameter_types, parameters
+from workbench.pipeline.contracts import parameter_types, parameters
 
 CELL = '''
 """What to train on."""

@@ -9,7 +9,8 @@ import pytest
 
 from tests.pipeline.conftest import write_notebook, write_pipeline
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import graph, keys, plan
+from workbench.pipeline.definition import graph
+from workbench.pipeline.planning import keys, plan
 from workbench.records.store import Store
 from workbench.records.types import Environment, NotebookSource, Selection, StepRun
 from workbench.workspace import Workspace

@@ -16,10 +16,10 @@ import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from workbench.errors import ContractError, ServiceError
-from workbench.pipeline.executors import ray_worker
-from workbench.pipeline.executors.local import execute_once
-from workbench.pipeline.executors.ray_tasks import RayExecutor, check_workers
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.pipeline.running.executors import ray_worker
+from workbench.pipeline.running.executors.local import execute_once
+from workbench.pipeline.running.executors.ray_tasks import RayExecutor, check_workers
+from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
 from workbench.records.store import Store
 from workbench.workspace import Workspace
 

@@ -13,8 +13,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from workbench import services
-from workbench.pipeline import environment
-from workbench.pipeline.recorder import MARK, PAGE, Begun, Recorder
+from workbench.pipeline.lineage.recorder import MARK, PAGE, Begun, Recorder
+from workbench.pipeline.planning import environment
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import NotebookSource, Selection, StepRun

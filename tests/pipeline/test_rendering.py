@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench.pipeline import rendering
+from workbench.pipeline.lineage import rendering
 
 
 def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from tests.pipeline.conftest import write_notebook
 from tests.servers import Servers
 from workbench.errors import WorkbenchError
-from workbench.pipeline import graph, outside
-from workbench.pipeline import run as running
-from workbench.pipeline.report import RunReport, StepReport
+from workbench.pipeline.definition import graph
+from workbench.pipeline.running import outside
+from workbench.pipeline.running import run as running
+from workbench.pipeline.running.report import RunReport, StepReport
 from workbench.records.store import Store
 from workbench.records.types import StepRun
 from workbench.workspace import Workspace

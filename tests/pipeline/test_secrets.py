@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from workbench.pipeline import secrets
+from workbench.pipeline.steps import secrets
 
 JWT = ".".join(
     base64.urlsafe_b64encode(part).decode().rstrip("=")

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from tests.pipeline.conftest import write_notebook
-from workbench.pipeline import contract as contracts
-from workbench.pipeline.executors.local import execute_once
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.running.executors.local import execute_once
+from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
 from workbench.workspace import Workspace
 
 RAISE = "from workbench.errors import {0}\nraise {0}('no good', where='here', hint='do that')"

@@ -16,7 +16,7 @@ from docs import screenshots
 from tests.pipeline.test_history import RUNNER, keep
 from workbench import services, widgets
 from workbench.errors import RecordError
-from workbench.pipeline import history
+from workbench.pipeline.running import history
 from workbench.widgets.run_progress import RunProgress, _given, _Started
 from workbench.workspace import Workspace
 

@@ -72,8 +72,8 @@ def _mended(notebook: Path) -> list[str]:
 
 def _schema_of(notebook: Path) -> dict[str, Any]:
     from workbench import workspace
-    from workbench.pipeline import contract, parameters
     from workbench.pipeline.checking import marimo_apps
+    from workbench.pipeline.contracts import contract, parameters
 
     readable = marimo_apps.as_ipynb(workspace.find(), notebook)
     return parameters.json_schema(contract.read(readable).parameters)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from workbench.commands.common import say
-from workbench.pipeline.report import RunReport, StepReport
+from workbench.pipeline.running.report import RunReport, StepReport
 from workbench.records.base import kind_of
 from workbench.records.store import Store
 from workbench.records.types import GateReport, Verdict

@@ -22,7 +22,7 @@ def server_of(place: Workspace) -> LabelStudio:
 
 def resolve(place: Workspace, reference: str, kinds: tuple[str, ...]) -> Ref:
     """The record that is meant, which must be of one of these kinds."""
-    from workbench.pipeline import references
+    from workbench.pipeline.lineage import references
 
     ref = references.resolve(place, reference)
     if kind_of(ref) not in kinds:

@@ -11,7 +11,7 @@ import click
 from workbench.commands.common import emit, json_option, say
 
 if TYPE_CHECKING:
-    from workbench.pipeline.lineage import Graph
+    from workbench.pipeline.lineage.trace import Graph
     from workbench.workspace import Workspace
 
 
@@ -33,7 +33,7 @@ def lineage(
     bundle: by its digest or as a path.
     """
     from workbench import workspace
-    from workbench.pipeline import lineage as tracing
+    from workbench.pipeline.lineage import trace as tracing
 
     place = workspace.find()
     graph = _graph(place, reference, forward)
@@ -51,9 +51,8 @@ def _graph(place: Workspace, reference: str, forward: bool) -> Graph:
     """Of a record where one is named; else of a frame, an annotator, or who holds a file."""
     from workbench import digest
     from workbench.errors import RecordError
-    from workbench.pipeline import lineage as tracing
-    from workbench.pipeline import lineage_subjects as subjects
-    from workbench.pipeline import references
+    from workbench.pipeline.lineage import references, subjects
+    from workbench.pipeline.lineage import trace as tracing
     from workbench.records.store import Store
 
     store = Store(place)

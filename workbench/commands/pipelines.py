@@ -15,9 +15,9 @@ from workbench.errors import ParameterError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workbench.pipeline.executors import Executor
-    from workbench.pipeline.graph import Pipeline
-    from workbench.pipeline.plan import Choice, PlannedStep
+    from workbench.pipeline.definition.graph import Pipeline
+    from workbench.pipeline.planning.plan import Choice, PlannedStep
+    from workbench.pipeline.running.executors import Executor
 
 pipeline_argument = click.argument("pipeline", type=click.Path(path_type=Path))
 parameter_option = click.option(
@@ -53,7 +53,7 @@ def plan(
 ) -> None:
     """Show what PIPELINE would run, and why. Starts nothing."""
     if schema:
-        from workbench.pipeline import definition
+        from workbench.pipeline.definition import file as definition
 
         click.echo(json.dumps(definition.json_schema(), indent=1))
         return
@@ -96,8 +96,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     """
     from workbench import workspace
     from workbench.commands.display import RunDisplay, closing_words
-    from workbench.pipeline import report
-    from workbench.pipeline import run as running
+    from workbench.pipeline.running import report
+    from workbench.pipeline.running import run as running
 
     loaded = _load(pipeline, given)
     choice = _choice(loaded, only, start, fresh)
@@ -120,7 +120,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
 @click.argument("spec", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def run_step(spec: Path) -> None:
     """Run the one step that SPEC describes; its result is written beside SPEC."""
-    from workbench.pipeline import unit
+    from workbench.pipeline.steps import unit
     from workbench.processes import die_with_parent
 
     die_with_parent()
@@ -129,18 +129,18 @@ def run_step(spec: Path) -> None:
 
 def _executor(name: str, ray_address: str | None) -> Callable[[], Executor]:
     if name == "ray":
-        from workbench.pipeline.executors.ray_tasks import RayExecutor
+        from workbench.pipeline.running.executors.ray_tasks import RayExecutor
 
         return lambda: RayExecutor(ray_address)
     if ray_address:
         raise ParameterError("--ray-address is for --executor ray")
-    from workbench.pipeline.executors.local import LocalExecutor
+    from workbench.pipeline.running.executors.local import LocalExecutor
 
     return LocalExecutor
 
 
 def _load(path: Path, given: tuple[str, ...]) -> Pipeline:
-    from workbench.pipeline import graph
+    from workbench.pipeline.definition import graph
 
     return graph.load(path, pairs(given), base=Path.cwd())
 
@@ -157,14 +157,14 @@ def pairs(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _choice(pipeline: Pipeline, only: tuple[str, ...], start: str | None, fresh: bool) -> Choice:
-    from workbench.pipeline import plan as planning
+    from workbench.pipeline.planning import plan as planning
 
     return planning.choose(pipeline, only=only, start=start, fresh=fresh)
 
 
 def _show_plan(pipeline: Pipeline, choice: Choice, *, as_json: bool) -> None:
     from workbench import workspace
-    from workbench.pipeline import plan as planning
+    from workbench.pipeline.planning import plan as planning
 
     steps = planning.plan(pipeline, workspace.find(), choice)
     value = {

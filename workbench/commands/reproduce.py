@@ -48,7 +48,8 @@ def reproduce(model: str, output: Path | None, as_json: bool) -> None:
     Exit status: 0 every digest is the same, 3 one differs, anything else a failure.
     """
     from workbench import workspace
-    from workbench.pipeline import references, reproduction
+    from workbench.pipeline import reproduction
+    from workbench.pipeline.lineage import references
     from workbench.pipeline.reproduction import folders
     from workbench.pipeline.reproduction import report as reports
     from workbench.records.store import Store

@@ -12,7 +12,7 @@ from workbench.commands.common import emit, json_option, say
 from workbench.errors import ParameterError
 
 if TYPE_CHECKING:
-    from workbench.pipeline.history import RunState
+    from workbench.pipeline.running.history import RunState
     from workbench.workspace import Workspace
 
 _MARKS = {
@@ -43,7 +43,7 @@ def runs(context: click.Context, pipeline: str | None, limit: int, as_json: bool
     if context.invoked_subcommand is not None:
         return
     from workbench import workspace
-    from workbench.pipeline import history
+    from workbench.pipeline.running import history
 
     place = workspace.find()
     found = list(itertools.islice(history.runs(place, pipeline), limit or None))
@@ -58,7 +58,7 @@ def runs(context: click.Context, pipeline: str | None, limit: int, as_json: bool
 def show(run_id: str, as_json: bool) -> None:
     """Show the steps of RUN: an id, the beginning of one, or `latest`."""
     from workbench import workspace
-    from workbench.pipeline import history
+    from workbench.pipeline.running import history
 
     place = workspace.find()
     run = history.find(place, run_id)
@@ -78,8 +78,8 @@ def logs(run_id: str, step: str | None, follow: bool, as_json: bool) -> None:
     RUN is an id, the beginning of one, or `latest`; STEP is one of its steps.
     """
     from workbench import workspace
-    from workbench.pipeline import history
-    from workbench.pipeline import logs as reading
+    from workbench.pipeline.running import history
+    from workbench.pipeline.running import logs as reading
 
     place = workspace.find()
     run = history.find(place, run_id)
@@ -110,7 +110,7 @@ def cancel(run_id: str, wait: float, as_json: bool) -> None:
     Exit status: 0 when it has stopped, 1 when it had not yet after the wait.
     """
     from workbench import workspace
-    from workbench.pipeline import history
+    from workbench.pipeline.running import history
 
     place = workspace.find()
     run = history.find(place, run_id)
@@ -128,7 +128,7 @@ def cancel(run_id: str, wait: float, as_json: bool) -> None:
 
 
 def _follow(place: Workspace, run: RunState, step: str | None) -> None:
-    from workbench.pipeline import logs as reading
+    from workbench.pipeline.running import logs as reading
 
     say(f"following {run.run_id} of {run.pipeline} (Ctrl-C leaves it running)")
     try:

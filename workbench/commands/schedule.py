@@ -44,7 +44,7 @@ def schedule(
     """
     from workbench import workspace
     from workbench.commands.pipelines import pairs
-    from workbench.pipeline import graph
+    from workbench.pipeline.definition import graph
     from workbench.pipeline.schedules import SYSTEMS, job
 
     texts = pairs(given)

@@ -60,8 +60,15 @@ def create(server: LabelStudio, title: str, batch: LabelBatch) -> Project:
 
 
 def link_guide(place: Workspace, server: LabelStudio, project: Project, batch: LabelBatch) -> None:
-    """Link the guide page of a batch's schema from its project's instruction."""
-    address = guide.publish(place, server, project.id, batch.dataset, batch.label_schema)
+    """Link the guide page of a batch's schema from its project's instruction, where it can be.
+
+    A server that does not see this machine's files cannot show the page; labelers then have the
+    instruction alone, and whoever wants to hand them `workbench label guide`.
+    """
+    try:
+        address = guide.publish(place, server, project.id, batch.dataset, batch.label_schema)
+    except ServiceError:
+        return
     link = f'<p><a href="{address}" target="_blank">Guide with examples</a></p>'
     server.update_instruction(project.id, _instruction(batch) + link)
 

@@ -22,9 +22,9 @@ import ipywidgets as widgets
 
 from workbench import workspace
 from workbench.errors import WorkbenchError
-from workbench.pipeline import history
-from workbench.pipeline.history import RunState, StepState
-from workbench.pipeline.live import StepFiles
+from workbench.pipeline.running import history
+from workbench.pipeline.running.history import RunState, StepState
+from workbench.pipeline.running.live import StepFiles
 from workbench.workspace import Workspace
 
 _POLL_S = 0.5

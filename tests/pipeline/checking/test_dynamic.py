@@ -9,11 +9,11 @@ import pytest
 
 from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book, good
 from workbench.errors import ContractError
-from workbench.pipeline import contract as contracts
 from workbench.pipeline.checking import badvalues, check, receipts
 from workbench.pipeline.checking.check import CheckReport
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.watch import policy, supervisor
+from workbench.pipeline.contracts import contract as contracts
 from workbench.workspace import Workspace
 
 TWICE = {**CONTRACT, "fixture": {}}

@@ -9,8 +9,8 @@ import pytest
 
 from tests.pipeline.checking.test_dynamic import Quiet
 from workbench.errors import ContractError
-from workbench.pipeline import contract as contracts
 from workbench.pipeline.checking import check, marimo_apps, receipts, static
+from workbench.pipeline.contracts import contract as contracts
 from workbench.records.store import Store
 from workbench.records.types import Selection
 from workbench.workspace import Workspace

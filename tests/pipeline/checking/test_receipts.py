@@ -9,8 +9,8 @@ import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from workbench.errors import VerificationError
-from workbench.pipeline import environment
 from workbench.pipeline.checking import receipts
+from workbench.pipeline.planning import environment
 from workbench.records.store import Store
 from workbench.workspace import Workspace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.promotion.conftest import promoted
-from workbench.pipeline import contract as contracts
+from workbench.pipeline.contracts import contract as contracts
 from workbench.pipeline.promotion import generated
 from workbench.workspace import Workspace
 

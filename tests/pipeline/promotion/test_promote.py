@@ -10,8 +10,8 @@ import pytest
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.promotion.conftest import checked, commit, git, promoted
 from workbench.errors import ContractError, ParameterError, VerificationError
-from workbench.pipeline import contract as contracts
 from workbench.pipeline import promotion
+from workbench.pipeline.contracts import contract as contracts
 from workbench.pipeline.promotion.promote import promote
 from workbench.records.store import Store
 from workbench.records.types import StepVersion

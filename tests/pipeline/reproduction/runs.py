@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from workbench import digest
 from workbench.commands.reproduce import reproduce as command
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import environment, keys, modules, sources
-from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.spec import ExitStatus, StepSpec
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.planning import environment, keys, modules, sources
+from workbench.pipeline.running.executors.local import LocalExecutor
+from workbench.pipeline.steps.spec import ExitStatus, StepSpec
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import NotebookSource, StepRun

@@ -12,7 +12,7 @@ from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
 from workbench import digest
 from workbench.errors import RecordError
-from workbench.pipeline import environment, sources
+from workbench.pipeline.planning import environment, sources
 from workbench.pipeline.reproduction import trace
 from workbench.records import dataset as datasets
 from workbench.records import frames as f

@@ -18,7 +18,7 @@ from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
 from workbench import digest
 from workbench.errors import ParameterError, RecordError, WorkbenchError
-from workbench.pipeline import environment, modules
+from workbench.pipeline.planning import environment, modules
 from workbench.pipeline.reproduction import compare, folders, trace
 from workbench.records.store import Store
 from workbench.workspace import Workspace

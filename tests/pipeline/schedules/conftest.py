@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline import graph
+from workbench.pipeline.definition import graph
 from workbench.pipeline.schedules import Job, job
 from workbench.workspace import Workspace
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.errors import ParameterError
 from workbench.pipeline.checking.findings import Finding
-from workbench.pipeline.contract import StepContract
+from workbench.pipeline.contracts.contract import StepContract
 
 _NONSENSE: tuple[Any, ...] = ({"no": {"such": []}}, "no such value \x00", [[[]]], -(10**15), None)
 

@@ -13,12 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from workbench.errors import ContractError, WorkbenchError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import parameters
 from workbench.pipeline.checking import dynamic, fixture, marimo_apps, receipts, static
 from workbench.pipeline.checking.findings import Finding, ordered
 from workbench.pipeline.checking.fixture import Teller
 from workbench.pipeline.checking.receipts import Ended, Watch
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.contracts import parameters
 from workbench.records.base import Ref
 from workbench.workspace import Workspace
 

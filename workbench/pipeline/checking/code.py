@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from workbench.pipeline import parameter_types, secrets
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.notebook import Cell, Magic
+from workbench.pipeline.contracts import parameter_types
+from workbench.pipeline.steps import secrets
 
 LONGEST_DEFINITION = 20
 """Lines from which a function or class belongs in the package."""

@@ -10,17 +10,17 @@ from typing import Any
 
 from workbench import services, workspace
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import secrets
 from workbench.pipeline.checking import badvalues, fixture, outputs, trial
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.fixture import Teller
 from workbench.pipeline.checking.receipts import Ended
 from workbench.pipeline.checking.trial import Setting, Trial
 from workbench.pipeline.checking.watch.events import Coverage
-from workbench.pipeline.contract import StepContract
-from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.spec import ExitStatus
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.running.executors.local import LocalExecutor
+from workbench.pipeline.steps import secrets
+from workbench.pipeline.steps.spec import ExitStatus
 from workbench.records.base import Ref
 from workbench.workspace import Workspace
 

@@ -16,11 +16,12 @@ from typing import Protocol
 
 from workbench import services
 from workbench.errors import ContractError, StepFailed
-from workbench.pipeline import graph, plan
-from workbench.pipeline import run as running
-from workbench.pipeline.contract import StepContract
-from workbench.pipeline.graph import Pipeline
-from workbench.pipeline.report import StepReport
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.definition import graph
+from workbench.pipeline.definition.graph import Pipeline
+from workbench.pipeline.planning import plan
+from workbench.pipeline.running import run as running
+from workbench.pipeline.running.report import StepReport
 from workbench.records.base import Ref
 from workbench.services.external import VARIABLES
 from workbench.workspace import Workspace

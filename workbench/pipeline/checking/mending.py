@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench import digest, workspace
-from workbench.pipeline import ipynb
 from workbench.pipeline.checking import code, form, promises
 from workbench.pipeline.checking import notebook as notebooks
 from workbench.pipeline.checking.notebook import Cell, Notebook
+from workbench.pipeline.contracts import ipynb
 from workbench.records.types import RECORD_TYPES
 
 Json = dict[str, Any]

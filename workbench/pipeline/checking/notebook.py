@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.pipeline import ipynb
+from workbench.pipeline.contracts import ipynb
 
 Json = dict[str, Any]
 

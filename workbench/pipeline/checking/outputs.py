@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.errors import RecordError
 from workbench.pipeline.checking.findings import Finding
-from workbench.pipeline.contract import StepContract
+from workbench.pipeline.contracts.contract import StepContract
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
 from workbench.workspace import Workspace

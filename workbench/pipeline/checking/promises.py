@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import contract as contracts
 from workbench.pipeline.checking import code, scopes
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.notebook import Cell, Notebook
-from workbench.pipeline.contract import Declaration, StepContract
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.contracts.contract import Declaration, StepContract
 
 _KINDS = {
     "input": "input",

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from workbench import digest
 from workbench.errors import VerificationError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import environment, modules
 from workbench.pipeline.checking import marimo_apps
-from workbench.pipeline.contract import StepContract
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.planning import environment, modules
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import Environment, NotebookSource, Receipt

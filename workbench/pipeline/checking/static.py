@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from workbench.pipeline import ipynb, secrets
 from workbench.pipeline.checking import code, form, names, notebook, promises
 from workbench.pipeline.checking.findings import Finding, ordered
 from workbench.pipeline.checking.notebook import Notebook
+from workbench.pipeline.contracts import ipynb
+from workbench.pipeline.steps import secrets
 
 
 def check(path: Path, known: Mapping[str, str] | None = None) -> list[Finding]:

@@ -16,15 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.pipeline import keys
 from workbench.pipeline.checking.watch.events import Log
 from workbench.pipeline.checking.watch.policy import Policy, Window, scribbles, software
 from workbench.pipeline.checking.watch.supervisor import Watch
-from workbench.pipeline.contract import StepContract
-from workbench.pipeline.executors import Executor, alone
-from workbench.pipeline.live import StepFiles
-from workbench.pipeline.runner import EXECUTED
-from workbench.pipeline.spec import StepResult, StepSpec
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.planning import keys
+from workbench.pipeline.running.executors import Executor, alone
+from workbench.pipeline.running.live import StepFiles
+from workbench.pipeline.steps.runner import EXECUTED
+from workbench.pipeline.steps.spec import StepResult, StepSpec
 from workbench.records.base import Ref, refs_in
 from workbench.records.store import Store
 from workbench.workspace import Workspace

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from workbench import digest, workspace
 from workbench.errors import ContractError, WorkbenchError
-from workbench.pipeline.parameters import nearest
+from workbench.pipeline.contracts.parameters import nearest
 from workbench.pipeline.promotion import repository
 from workbench.pipeline.promotion.repository import ALIASES_FILE, PROMOTED, Aliases, Move, Promoted
 from workbench.workspace import Workspace

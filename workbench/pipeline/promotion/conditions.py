@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import ContractError, ParameterError
-from workbench.pipeline import modules
-from workbench.pipeline.contract import StepContract
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.planning import modules
 from workbench.services import doctor
 
 LOCK = "requirements.lock"

@@ -8,9 +8,9 @@ from typing import Any
 
 from workbench import workspace
 from workbench.errors import ParameterError
-from workbench.pipeline.contract import StepContract
+from workbench.pipeline.contracts.contract import StepContract
 from workbench.pipeline.promotion.repository import Promoted
-from workbench.pipeline.spec import StepResult, StepSpec
+from workbench.pipeline.steps.spec import StepResult, StepSpec
 from workbench.workspace import Workspace
 
 Json = dict[str, Any]
@@ -29,7 +29,8 @@ from __future__ import annotations
 {path_import}import pytest
 
 from workbench.errors import ParameterError
-from workbench.pipeline import contract, promotion
+from workbench.pipeline.contracts import contract
+from workbench.pipeline import promotion
 
 PROJECT = promotion.project_of(__file__)
 VERSIONS = promotion.versions(PROJECT, "{name}")
@@ -122,8 +123,8 @@ def is_cheap(contract: StepContract) -> bool:
 
 def run_on_fixture(promoted: Promoted, folder: Path) -> StepResult:
     """Run a version on its own fixture in a workspace of its own below ``folder``."""
-    from workbench.pipeline import contract as contracts
-    from workbench.pipeline.executors.local import execute_once
+    from workbench.pipeline.contracts import contract as contracts
+    from workbench.pipeline.running.executors.local import execute_once
 
     contract = contracts.read(promoted.path)
     declared, place = contract.declaration, Workspace(folder / workspace.FOLDER)

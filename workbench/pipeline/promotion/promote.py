@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ContractError
-from workbench.pipeline import contract as contracts
 from workbench.pipeline.checking import marimo_apps, receipts
+from workbench.pipeline.contracts import contract as contracts
 from workbench.pipeline.promotion import conditions, generated, repository
 from workbench.pipeline.promotion.aliases import alone
 from workbench.pipeline.promotion.repository import PROMOTED, RECEIPT_FILE, STEP_FILE, Promoted

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from workbench import digest
 from workbench.errors import ContractError
-from workbench.pipeline.parameters import nearest
+from workbench.pipeline.contracts.parameters import nearest
 from workbench.records.base import Ref, Row, make_ref
 from workbench.records.types import StepVersion
 

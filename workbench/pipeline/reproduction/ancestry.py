@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.errors import RecordError
-from workbench.pipeline import contract as contracts
-from workbench.pipeline import keys
-from workbench.pipeline.contract import StepContract
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.planning import keys
 from workbench.pipeline.reproduction.report import LeafCopy
 from workbench.records.base import Ref, kind_of, refs_in
 from workbench.records.store import Store

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench import digest, workspace
 from workbench.errors import RecordError
-from workbench.pipeline import keys, sources
+from workbench.pipeline.planning import keys, sources
 from workbench.pipeline.reproduction.ancestry import RecordedStep
 from workbench.pipeline.reproduction.report import LeafCopy
 from workbench.records import dataset as datasets

@@ -20,14 +20,14 @@ from filelock import FileLock, Timeout
 
 from workbench import digest, workspace
 from workbench.errors import WorkbenchError
-from workbench.pipeline import environment, modules
-from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.live import StepFiles
+from workbench.pipeline.planning import environment, modules
 from workbench.pipeline.reproduction import compare, folders, leaves
 from workbench.pipeline.reproduction.ancestry import NOTEBOOK, Ancestry, RecordedStep
 from workbench.pipeline.reproduction.report import Compared, Difference, Report, StepOutcome
-from workbench.pipeline.runner import EXECUTED
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.pipeline.running.executors.local import LocalExecutor
+from workbench.pipeline.running.live import StepFiles
+from workbench.pipeline.steps.runner import EXECUTED
+from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store

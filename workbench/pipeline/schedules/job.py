@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import ParameterError
-from workbench.pipeline.graph import Pipeline
-from workbench.pipeline.parameters import nearest
+from workbench.pipeline.contracts.parameters import nearest
+from workbench.pipeline.definition.graph import Pipeline
 from workbench.pipeline.schedules import cron_time
 from workbench.pipeline.schedules.cron_time import CronTime
 from workbench.workspace import Workspace

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from workbench.pipeline.checking.watch.events import Log, Seen
 from workbench.pipeline.checking.watch.supervisor import is_loopback
-from workbench.pipeline.modules import ROOT
+from workbench.pipeline.planning.modules import ROOT
 
 _SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr")
 _SYSTEM_STATE = ("/run/nscd", "/var/run/nscd", "/run/systemd/resolve", "/var/cache/fontconfig")

@@ -1,0 +1,1 @@
+"""What a notebook promises: parameters, inputs, outputs, resources."""

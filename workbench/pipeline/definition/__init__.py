@@ -1,0 +1,1 @@
+"""Pipeline files, and the graph of steps that one stands for."""

@@ -1,0 +1,1 @@
+"""What came from what: in the records, in MLflow, as a page, as events."""

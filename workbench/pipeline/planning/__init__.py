@@ -1,0 +1,1 @@
+"""What has to run and why: keys over all that shapes an output."""

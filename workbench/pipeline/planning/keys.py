@@ -1,0 +1,198 @@
+"""A step's key: everything that can shape its outputs, in one digest, and the index of keys."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench import digest, workspace
+from workbench.errors import ParameterError
+from workbench.pipeline.contracts.contract import StepContract
+from workbench.pipeline.planning import environment, modules
+from workbench.records.base import Ref
+from workbench.records.store import Store
+from workbench.records.types import StepRun
+from workbench.workspace import Workspace
+
+Json = dict[str, Any]
+
+PART_NAMES = {
+    "code": "a cell of the notebook",
+    "contract": "the notebook's contract",
+    "modules": "a workbench module that it imports",
+    "parameters": "a parameter",
+    "inputs": "an input",
+    "sources": "a file or folder that it reads",
+    "environment": "the installed packages or the machine",
+    "threads": "the number of threads",
+}
+
+
+_MOST_NAMES = 6
+
+
+@dataclass(frozen=True)
+class StepKey:
+    """``digest`` names the work; ``parts``, which it digests, tell two keys apart.
+
+    ``detail`` breaks some parts down for people (cells, modules, distributions) and shapes nothing.
+    """
+
+    digest: str
+    parts: Json
+    detail: Json = field(default_factory=dict)
+
+    def differs_from(self, other: Latest) -> list[str]:
+        """What changed since ``other``, in words for people."""
+        changes = []
+        for part, words in PART_NAMES.items():
+            if other.parts.get(part) == self.parts[part]:
+                continue
+            before = other.detail.get(part, other.parts.get(part))
+            now = self.detail.get(part, self.parts[part])
+            names = _changed(before, now)
+            changes.append(f"{words} changed{f': {names}' if names else ''}")
+        return changes
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The key that a step had when it last finished, and the run that answered it."""
+
+    parts: Json
+    detail: Json
+    run: Ref
+
+
+def _changed(before: Any, now: Any) -> str:
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return ""
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    shown = [_change(name, before, now) for name in names[:_MOST_NAMES]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _change(name: str, before: Json, now: Json) -> str:
+    """A name; with its values where they are short words for people, such as versions."""
+    old, new = before.get(name), now.get(name)
+    if name not in before:
+        return f"{name} (new)"
+    if name not in now:
+        return f"{name} (gone)"
+    if isinstance(old, str) and isinstance(new, str) and max(len(old), len(new)) <= 24:
+        return f"{name} ({old} → {new})"
+    return name
+
+
+def compute(
+    contract: StepContract,
+    parameters: Json,
+    inputs: dict[str, Ref | tuple[Ref, ...] | None],
+    *,
+    threads: int | None = None,
+) -> StepKey:
+    """The key of running ``contract`` with validated parameters on resolved inputs."""
+    files = modules.digests(contract.sources)
+    sources = {
+        name: fingerprint(parameters[name]) for name in path_parameters(contract, parameters)
+    }
+    parts = {
+        "code": contract.code,
+        "contract": digest.of_json(contract.declaration.shaping),
+        "modules": digest.of_json(files),
+        "parameters": {n: digest.of_json(v) for n, v in parameters.items() if n not in sources},
+        "inputs": inputs,
+        "sources": sources,
+        "environment": environment.digest_of_current(),
+        "threads": threads or contract.declaration.resources.threads,
+    }
+    detail = {
+        "code": {cell: digest.of_bytes(source.encode()) for cell, source in contract.cells},
+        "modules": files,
+        "environment": environment.versions(),
+    }
+    return StepKey(digest.of_json(parts), parts, detail)
+
+
+def path_parameters(contract: StepContract, parameters: Json) -> list[str]:
+    """Parameters that name a file or folder with the values they have here."""
+    paths = contract.declaration.paths
+    return [name for name, declared in paths.items() if parameters[name] not in declared.unless]
+
+
+def absolute_path(name: str, value: str, unless: tuple[str, ...], base: Path) -> str:
+    """A path parameter's value made absolute from ``base``; raises when nothing is there."""
+    path = (base / value).resolve()
+    if not path.exists():
+        raise ParameterError(
+            f"parameter {name!r}: no such file or folder",
+            where=path,
+            hint=f"Or use one of: {', '.join(unless)}" if unless else None,
+        )
+    return str(path)
+
+
+def fingerprint(path: str) -> str:
+    """A file by content; a folder by names, sizes and change times, so that a terabyte is quick."""
+    place = Path(path)
+    if place.is_file():
+        return digest.of_file(place)
+    listing = []
+    for entry in sorted(place.rglob("*")):
+        if entry.is_file():
+            status = entry.stat()
+            listing.append([str(entry.relative_to(place)), status.st_size, str(status.st_mtime_ns)])
+    return digest.of_json(listing)
+
+
+class KeyIndex:
+    """Which key was answered by which run. Lost entries only cost a rerun."""
+
+    def __init__(self, place: Workspace) -> None:
+        self._steps = place.index / "steps"
+        self._latest = place.index / "latest"
+        self._store = Store(place)
+
+    def find(self, key: StepKey) -> StepRun | None:
+        """The finished run of this key, if all of its outputs are whole."""
+        ref = self.run_ref(key)
+        return self.finished(ref) if ref else None
+
+    def finished(self, ref: Ref) -> StepRun | None:
+        """The run behind ``ref``, if it and all of its outputs are whole."""
+        if not self._store.exists(ref):
+            return None
+        run = self._store.get(ref, StepRun)
+        whole = all(self._store.exists(output) for output in run.outputs.values())
+        return run if whole else None
+
+    def run_ref(self, key: StepKey) -> Ref | None:
+        entry = _read(self._steps / f"{key.digest}.json")
+        return entry["run"] if entry else None
+
+    def add(self, key: StepKey, run: Ref) -> None:
+        _write(self._steps / f"{key.digest}.json", {"run": run})
+
+    def latest(self, pipeline: str, step: str) -> Latest | None:
+        """How this step of this pipeline last finished."""
+        entry = _read(self._latest / f"{pipeline}.{step}.json")
+        return Latest(**entry) if entry and "run" in entry else None
+
+    def set_latest(self, pipeline: str, step: str, key: StepKey, run: Ref) -> None:
+        entry = {"parts": key.parts, "detail": key.detail, "run": run}
+        _write(self._latest / f"{pipeline}.{step}.json", entry)
+
+
+def _read(path: Path) -> Json | None:
+    try:
+        content: Json = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content
+
+
+def _write(path: Path, value: Json) -> None:
+    workspace.write_atomic(path, json.dumps(value, sort_keys=True).encode())

@@ -1,0 +1,274 @@
+"""Runs steps as Ray tasks: on this machine's cores, or on a cluster that is already there.
+
+A task starts the same ``run-step`` command as the local executor, in a process of its own, so a
+result cannot depend on who started it. Driver and workers share the workspace's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from workbench import workspace
+from workbench.errors import ContractError, ServiceError, WorkbenchError
+from workbench.pipeline.running.executors import ray_worker
+from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.workspace import Workspace
+
+Json = dict[str, Any]
+
+_POLL_S = 0.2
+_GRACE_S = 20.0
+_PROBE_S = 120.0
+_GIB = 2**30
+_OBJECT_STORE = 80 * 2**20  # bytes; only specs and results pass through it
+
+
+class RayExecutor:
+    """Hands each step to Ray with the cores, GPUs and memory that it declares.
+
+    Ray is started, or joined, when the first step has to run; `close` ends what was started.
+
+    Args:
+        address: Of a running cluster (``host:port``, ``auto``, ``ray://host:port``); without one
+            Ray is started on this machine for the length of the run.
+        place: The workspace, at the same path on every worker; by default, the one found here.
+    """
+
+    def __init__(self, address: str | None = None, place: Workspace | None = None) -> None:
+        self.address = address
+        self.place = place or workspace.find()
+        self._lock = threading.Lock()
+        self._ray: Any = None
+        self._task: Any = None
+        self._failed: WorkbenchError | None = None
+        self._open = contextlib.ExitStack()
+
+    @property
+    def threads(self) -> int:
+        """Cores that can be handed out at once; on a cluster, all it has now."""
+        if self.address is None:
+            return os.cpu_count() or 1
+        return int(self._connected().cluster_resources().get("CPU", 1))
+
+    @property
+    def memory_gib(self) -> float:
+        """Memory that can be handed out at once."""
+        if self.address is None:
+            return psutil.virtual_memory().total / _GIB
+        return float(self._connected().cluster_resources().get("memory", 0)) / _GIB
+
+    def execute(
+        self, spec: StepSpec, watch: Callable[[], None], stop: threading.Event
+    ) -> StepResult:
+        """Run one step as a Ray task and wait for it; a worker that dies is a crashed step.
+
+        Raises:
+            ServiceError: Ray cannot be started or reached.
+            ContractError: A worker's environment differs from this one.
+        """
+        ray = self._connected()
+        # Ray's own retries are off: the run's policy decides, and says so in its report.
+        task = self._task.options(max_retries=0, name=spec.step, **self._resources(spec))
+        driver = None if self.address is None else ray_worker.surroundings()
+        running = task.remote(spec.model_dump_json(), driver)
+        try:
+            while not ray.wait([running], timeout=_POLL_S)[0]:
+                watch()
+                if stop.is_set():
+                    return self._cancel(running)
+        except BaseException:
+            self._cancel(running)
+            raise
+        watch()
+        return self._result(running, Path(spec.folder))
+
+    def close(self) -> None:
+        """Leave the cluster; a Ray that was started here ends with all its processes."""
+        with self._lock:
+            if self._ray is not None:
+                self._ray.shutdown()
+                self._ray = None
+            self._open.close()
+
+    def _connected(self) -> Any:
+        with self._lock:
+            if self._failed is not None:
+                raise self._failed
+            if self._ray is None:
+                try:
+                    self._ray = self._connect()
+                    if self.address is not None:
+                        check_workers(self._ray, ray_worker.surroundings())
+                except WorkbenchError as error:
+                    self._failed = error
+                    raise
+            return self._ray
+
+    def _connect(self) -> Any:
+        if "ray" not in sys.modules:  # it reads them when it is imported, and never again
+            os.environ.update(_settings(self.place, local=self.address is None))
+        try:
+            import ray
+        except ImportError as error:
+            raise ServiceError(
+                "Ray is not installed", hint='Install the extra: pip install "workbench[scale]"'
+            ) from error
+        # Ray prints what befell a worker on standard output, which belongs to --json.
+        self._open.enter_context(contextlib.redirect_stdout(sys.stderr))
+        options: dict[str, Any] = {"address": self.address}
+        if self.address is None:
+            # `local`, lest an address in the environment sends the run to a cluster unasked.
+            options = {
+                "address": "local",
+                "num_cpus": self.threads,
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE,
+            }
+        try:
+            _begin(ray, options)
+        except Exception as error:  # Ray raises bare ones, too
+            raise _away(self.address, error) from error
+        self._task = ray.remote(ray_worker.run)
+        return ray
+
+    def _resources(self, spec: StepSpec) -> dict[str, float]:
+        wanted = {
+            "num_cpus": float(spec.threads),
+            "num_gpus": spec.gpus,
+            "memory": spec.memory_gib * _GIB,
+        }
+        if self.address is not None:
+            return wanted  # a cluster may grow; until it does, the step is pending
+        have = self._ray.cluster_resources()
+        if wanted["num_gpus"] > have.get("GPU", 0):
+            raise ContractError(
+                f"the step needs {spec.gpus:g} GPU, this machine has {have.get('GPU', 0):g}",
+                where=spec.step,
+                hint="Give --ray-address of a cluster that has one",
+            )
+        # As with local processes, a step that asks for more than the machine has gets all of it.
+        wanted["num_cpus"] = min(wanted["num_cpus"], have.get("CPU", 1))
+        wanted["memory"] = min(wanted["memory"], have.get("memory", 0))
+        return wanted
+
+    def _cancel(self, running: Any) -> StepResult:
+        """End the step's process tree, by force if it does not end by itself."""
+        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
+            self._ray.cancel(running)
+            if not self._ray.wait([running], timeout=_GRACE_S)[0]:
+                self._ray.cancel(running, force=True)
+        return _ended(ExitStatus.CANCELLED, "cancelled", "cancelled")
+
+    def _result(self, running: Any, folder: Path) -> StepResult:
+        errors = self._ray.exceptions
+        try:
+            return StepResult.model_validate_json(self._ray.get(running))
+        except errors.OutOfMemoryError as error:
+            hint = "Raise resources.memory_gib in the notebook's contract: Ray then plans for it"
+            return _ended(ExitStatus.KERNEL_DIED, "out-of-memory", _first_line(error), hint)
+        except errors.RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+        except errors.RayError as error:
+            hint = f"What it said until then: {folder / 'log.txt'}"
+            message = f"the worker was lost: {_first_line(error)}"
+            return _ended(ExitStatus.CRASHED, "crashed", message, hint)
+
+
+def check_workers(ray: Any, mine: Json) -> None:
+    """Compare every node with what this machine is made of, before any step runs.
+
+    Raises:
+        ContractError: A worker cannot run the workbench, or would come to other results.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(ray_worker.surroundings)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = [
+        probe.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote()
+        for node in nodes
+    ]
+    for node, answer in zip(nodes, asked, strict=True):
+        where = node["NodeManagerHostname"]
+        try:
+            theirs = ray.get(answer, timeout=_PROBE_S)
+        except ray.exceptions.RayError as error:
+            raise ContractError(
+                f"the worker cannot run the workbench: {_first_line(error)}",
+                where=where,
+                hint="Install requirements.lock and this version of the workbench there",
+            ) from error
+        different = ray_worker.differences(mine, theirs)
+        if different:
+            raise ContractError(
+                f"the worker is not like this machine: {'; '.join(different)}",
+                where=where,
+                hint="Install requirements.lock there; results would differ otherwise",
+            )
+
+
+def _begin(ray: Any, options: Json) -> None:
+    """Start or join Ray; a start is tried twice, for on a busy machine its agents come too late."""
+    for last in (options["address"] != "local", True):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if last:
+                raise
+
+
+def _away(address: str | None, error: Exception) -> ServiceError:
+    if address is None:
+        return ServiceError(
+            f"Ray could not be started: {_first_line(error)}",
+            hint="On a busy machine it may come up too late: run it again, or leave --executor "
+            "ray away",
+        )
+    return ServiceError(
+        f"Ray could not be reached: {_first_line(error)}",
+        where=address,
+        hint="`ray status --address …` says whether a cluster is up; its Ray and Python have to "
+        "be those of requirements.lock, and its token has to be at hand",
+    )
+
+
+def _settings(place: Workspace, *, local: bool) -> dict[str, str]:
+    """Ray's settings, read when it is imported: no telemetry; a local one hears loopback only."""
+    always = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    if not local:
+        return always
+    token = place.secrets / "ray-token"
+    if not token.exists():
+        workspace.write_atomic(token, secrets.token_hex(32).encode(), mode=0o600)
+    return {
+        **always,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Named after the systems where it is the default: no cluster, so 127.0.0.1 it is.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def _ended(status: ExitStatus, kind: str, message: str, hint: str | None = None) -> StepResult:
+    failure = Failure(kind=kind, message=message, hint=hint)
+    return StepResult(status=status, seconds=0, peak_memory_mib=0, failure=failure)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

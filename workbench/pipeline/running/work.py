@@ -1,0 +1,224 @@
+"""One step of a run, from its lock to its record. Each runs in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from workbench.errors import WorkbenchError
+from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.planning import environment, modules, sources
+from workbench.pipeline.planning.keys import KeyIndex, StepKey
+from workbench.pipeline.planning.plan import PlannedStep
+from workbench.pipeline.running import live
+from workbench.pipeline.running.executors import Executor
+from workbench.pipeline.running.live import StepFiles
+from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.records.base import Ref, kind_of
+from workbench.records.store import Store
+from workbench.records.types import DatasetVersion, NotebookSource, StepRun
+from workbench.tracking import Point
+from workbench.workspace import Workspace
+
+_METRICS_EVERY_S = 3.0  # MLflow needs the cores that the step is working on
+_LOCK_POLL_S = 0.25
+_FINAL = (ExitStatus.OK, ExitStatus.WAITING, ExitStatus.CANCELLED)
+
+
+class Watcher(Protocol):
+    """Whoever is told while a step runs, from the step's thread."""
+
+    def note(self, message: str) -> None: ...
+    def step_progress(self, name: str, done: int, total: int) -> None: ...
+    def points(self, step: str, points: list[Point]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a step came out: its run record when it ended well.
+
+    ``elsewhere`` means that another run made it while this one waited for the step's lock.
+    """
+
+    result: StepResult
+    run: Ref | None = None
+    elsewhere: bool = False
+
+
+class Worker:
+    """Runs planned steps of one run. Methods may be called from several threads at once."""
+
+    def __init__(
+        self,
+        place: Workspace,
+        pipeline: str,
+        executor: Executor,
+        watcher: Watcher,
+        servers: Callable[[tuple[str, ...]], dict[str, str]],
+    ) -> None:
+        self.place = place
+        self.stop = threading.Event()
+        self._pipeline = pipeline
+        self._executor = executor
+        self._watcher = watcher
+        self._servers = servers
+        self._index = KeyIndex(place)
+
+    def do(self, planned: PlannedStep, folder: Path, *, anew: bool) -> Done:
+        """Run one step unless another run has just made it; retry as the pipeline says."""
+        key = _key(planned)
+        with self._sole(planned.name, key):
+            if self.stop.is_set():
+                return Done(_cancelled())
+            cached = None if anew else self._index.find(key)
+            if cached is not None:
+                result = StepResult(
+                    status=ExitStatus.OK, seconds=0, peak_memory_mib=0, outputs=cached.outputs
+                )
+                return Done(result, self._index.run_ref(key), elsewhere=True)
+            result = self._attempts(planned, folder)
+            if result.status is not ExitStatus.OK:
+                return Done(result)
+            return Done(result, self._keep(planned, key, result, folder))
+
+    def _attempts(self, planned: PlannedStep, folder: Path) -> StepResult:
+        definition = planned.step.definition
+        used: Counter[str] = Counter()
+        while True:
+            result = self._once(planned, folder)
+            kind = result.failure.kind if result.failure else "crashed"
+            allowed = definition.retries.get(kind, 1 if kind == "service" else 0)  # type: ignore[call-overload]
+            if result.status in _FINAL or used[kind] >= allowed or self.stop.is_set():
+                return result
+            pause = definition.backoff_s * 2 ** used.total()
+            used[kind] += 1
+            self._watcher.note(
+                f"{planned.name}: {result.failure}; again in {pause:g} s "
+                f"(retry {used[kind]} of {allowed} after {kind})"
+            )
+            _set_aside(folder, used.total())
+            self.stop.wait(pause)
+
+    def _once(self, planned: PlannedStep, folder: Path) -> StepResult:
+        try:
+            spec = self._spec(planned, folder)
+        except WorkbenchError as error:  # a server that the step needs cannot be started
+            failure = Failure(
+                kind=error.kind, message=error.what, where=error.where, hint=error.hint
+            )
+            return StepResult(
+                status=ExitStatus.SERVICE, seconds=0, peak_memory_mib=0, failure=failure
+            )
+        files = StepFiles(folder)
+        due = 0.0
+
+        def watch() -> None:
+            nonlocal due
+            told = files.progress()
+            if told:
+                self._watcher.step_progress(planned.name, *told)
+            if time.monotonic() >= due:
+                self._watcher.points(planned.name, files.points())
+                due = time.monotonic() + _METRICS_EVERY_S
+
+        result = self._executor.execute(spec, watch, self.stop)
+        self._watcher.points(planned.name, files.points())
+        return result
+
+    def _spec(self, planned: PlannedStep, folder: Path) -> StepSpec:
+        step, declaration = planned.step, planned.step.contract.declaration
+        return StepSpec(
+            step=step.name,
+            notebook=str(step.contract.notebook),
+            home=str(self.place.root),
+            folder=str(folder),
+            cache=str(self.place.scratch / "steps" / _key(planned).digest[:16]),
+            parameters=step.parameters,
+            inputs=planned.inputs,
+            declared_inputs={n: d.model_dump() for n, d in declaration.inputs.items()},
+            declared_outputs={n: d.model_dump() for n, d in declaration.outputs.items()},
+            threads=step.resources.threads,
+            timeout_s=step.resources.timeout_s,
+            memory_gib=step.resources.memory_gib,
+            gpus=step.resources.gpus,
+            secrets=declaration.secrets,
+            environment=self._servers(declaration.services),
+        )
+
+    def _keep(self, planned: PlannedStep, key: StepKey, result: StepResult, folder: Path) -> Ref:
+        """Write the run's record, and only then tell the index that this key is answered."""
+        store, contract = Store(self.place), planned.step.contract
+        notebook = store.put(
+            NotebookSource(name=contract.name, code=contract.code),
+            {"notebook.ipynb": contracts.without_outputs(contract.notebook)},
+        )
+        ref = store.put(
+            StepRun(
+                step=planned.name,
+                key=key.digest,
+                notebook=notebook,
+                environment=store.put(environment.current()),
+                modules=modules.digest_of(contract.sources),
+                parameters=planned.step.parameters,
+                inputs={name: ref for name, ref in planned.inputs.items() if ref},
+                outputs=result.outputs,
+                metrics=live.last_values(folder),
+                threads=planned.step.resources.threads,
+            ),
+            sources.kept(planned.step.parameters, key.parts["sources"]),
+            side={"place": {"folder": str(folder)}, "cost": result.cost},
+        )
+        for output in result.outputs.values():
+            if kind_of(output) == DatasetVersion.KIND:
+                from workbench.data import versions
+
+                versions.register(self.place, output)
+        self._index.add(key, ref)
+        self._index.set_latest(self._pipeline, planned.name, key, ref)
+        return ref
+
+    @contextlib.contextmanager
+    def _sole(self, name: str, key: StepKey) -> Iterator[None]:
+        """Hold the lock of a step's key, so that two runs never do the same work at once."""
+        path = self.place.root / "locks" / f"step-{key.digest[:32]}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock, told = FileLock(path), False
+        while not self.stop.is_set():
+            try:
+                lock.acquire(timeout=_LOCK_POLL_S)
+                break
+            except Timeout:
+                if not told:
+                    self._watcher.note(f"{name}: another run is at this very step; waiting for it")
+                    told = True
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _key(planned: PlannedStep) -> StepKey:
+    assert planned.key is not None  # noqa: S101 - for mypy: its inputs are known by now
+    return planned.key
+
+
+def _set_aside(folder: Path, attempt: int) -> None:
+    """Keep a failed attempt's files beside the step's folder."""
+    target = folder.with_name(f"{folder.name}.attempt{attempt}")
+    shutil.rmtree(target, ignore_errors=True)
+    if folder.exists():
+        folder.rename(target)
+
+
+def _cancelled() -> StepResult:
+    failure = Failure(kind="cancelled", message="cancelled")
+    return StepResult(status=ExitStatus.CANCELLED, seconds=0, peak_memory_mib=0, failure=failure)

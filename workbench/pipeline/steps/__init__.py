@@ -1,0 +1,1 @@
+"""One step: what its notebook sees, and the unit that runs it."""

@@ -1,0 +1,114 @@
+"""Executes one notebook: the only place that knows papermill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, TextIO
+
+from workbench.pipeline.steps.spec import ExitStatus, Failure, StepSpec
+from workbench.pipeline.steps.step import SPEC_VARIABLE
+
+EXECUTED = "executed.ipynb"
+OUTPUT = "output.txt"
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STATUS_OF_KIND = {
+    "parameter": ExitStatus.PARAMETER,
+    "contract": ExitStatus.CONTRACT,
+    "service": ExitStatus.SERVICE,
+    "waiting": ExitStatus.WAITING,
+}
+
+
+def warm() -> None:
+    """Import what every step needs, so that children forked later find it imported."""
+    import papermill  # noqa: F401
+
+
+def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
+    """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
+    os.environ.update(_kernel_environment(spec, spec_file))
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    folder = Path(spec.folder)
+    try:
+        with (folder / OUTPUT).open("w", encoding="utf-8") as output:
+            papermill.execute_notebook(
+                spec.notebook,
+                str(folder / EXECUTED),
+                parameters=spec.parameters,
+                kernel_name="python3",
+                cwd=spec.folder,
+                progress_bar=False,
+                log_output=False,
+                stdout_file=output,
+                stderr_file=output,
+                on_cell_start=_Announcer(output),
+                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port, no eavesdropper
+            )
+    except PapermillExecutionError as error:
+        return _user_error(error, folder)
+    except DeadKernelError:
+        hint = "Out of memory is the usual reason; the peak stands in the result"
+        return ExitStatus.KERNEL_DIED, Failure(
+            kind="kernel-died", message="the kernel died", where=spec.notebook, hint=hint
+        )
+    except CellTimeoutError as error:
+        return ExitStatus.TIMED_OUT, Failure(kind="timed-out", message=str(error))
+    return ExitStatus.OK, None
+
+
+class _Announcer:
+    """Writes which code cell comes next, counted as JupyterLab's prompts are."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._cells = 0
+
+    def __call__(self, cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "code" and cell.source.strip():
+            self._cells += 1
+            self._output.write(f"--- cell {self._cells}\n")
+            self._output.flush()
+
+
+def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
+    threads = str(spec.threads)
+    return {
+        **spec.environment,
+        SPEC_VARIABLE: str(spec_file),
+        "WORKBENCH_HOME": spec.home,
+        "OMP_NUM_THREADS": threads,
+        # Threads that wait spin briefly, then sleep: endless spinning starves all other processes
+        # on few cores, and sleeping at once costs training a quarter of its speed.
+        "GOMP_SPINCOUNT": "10000",
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONHASHSEED": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _user_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
+    """The error a cell raised: as the data that our own errors leave, or from its traceback."""
+    cell = error.exec_count
+    traceback = _COLOUR.sub("", "\n".join(error.traceback))
+    told = folder / "failure.json"
+    if told.exists():
+        failure = Failure(**json.loads(told.read_bytes()), cell=cell, traceback=traceback)
+        return _STATUS_OF_KIND.get(failure.kind, ExitStatus.USER_ERROR), failure
+    message = f"{error.ename}: {error.evalue}"
+    return ExitStatus.USER_ERROR, Failure(
+        kind="user-error",
+        message=message,
+        cell=cell,
+        traceback=traceback,
+        hint=f"The notebook as it stopped: {folder / EXECUTED}",
+    )
