@@ -88,16 +88,19 @@ def status(reference: str | None, as_json: bool) -> None:
 
     place = workspace.find()
     batches = [resolve(place, reference, ("batch",))] if reference else ledger.sent(place)
-    states = []
+    if not batches:
+        emit({"batches": []}, as_json=as_json, text="no batch was sent from here")
+        return
+    states, server = [], server_of(place)
     for batch in batches:
         try:
-            states.append(labeling.status(place, server_of(place), batch))
+            states.append(labeling.status(place, server, batch))
         except ParameterError as error:
             if reference:
                 raise
             # One project deleted by hand must not hide the others.
             say(f"{short(batch)}: {error}")
-    text = "\n".join(_describe(state) for state in states) or "no batch was sent from here"
+    text = "\n".join(_describe(state) for state in states)
     emit({"batches": [_as_json(state) for state in states]}, as_json=as_json, text=text)
 
 

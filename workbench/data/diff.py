@@ -136,12 +136,18 @@ def _pair(
 
 def _kinds(old: Label, new: Label) -> tuple[str, ...]:
     tests = {
-        "moved": any(abs(a - b) > _STILL for a, b in zip(old.box.xyxy, new.box.xyxy, strict=True)),
+        "moved": _moved(old, new),
         "class": old.cls != new.cls,
         "attributes": any(getattr(old, name) != getattr(new, name) for name in _ATTRIBUTES),
         "provenance": any(getattr(old, name) != getattr(new, name) for name in _PROVENANCE),
     }
     return tuple(kind for kind, differs in tests.items() if differs)
+
+
+def _moved(old: Label, new: Label) -> bool:
+    edges = zip(old.box.xyxy, new.box.xyxy, strict=True)
+    reshaped = (old.turned, old.polygon) != (new.turned, new.polygon)
+    return reshaped or any(abs(a - b) > _STILL for a, b in edges)
 
 
 def _frame_change(old: Frame, new: Frame) -> FrameChange:
