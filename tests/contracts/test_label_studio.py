@@ -22,6 +22,7 @@ from workbench.records import dataset as datasets
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Frame, Label, Origin
 from workbench.records.types import LabelSet, Prediction
+from workbench.widgets import batches_out
 
 sending = importlib.import_module("workbench.labeling.send")  # the package's `send` is a function
 
@@ -243,6 +244,20 @@ def test_a_server_that_is_away_is_told_with_what_to_do() -> None:
 def test_a_wrong_token_is_told(server: LabelStudio) -> None:
     with pytest.raises(ServiceError, match="refuses the token"):
         labeling.connect(server.url, "0" * 40)
+
+
+def test_the_status_widget_at_a_real_server(fresh: Sample, server: LabelStudio) -> None:
+    batch = fresh.batch()
+    labeling.send(fresh.place, server, batch)
+    labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
+    for entry in (fresh.place.root / "labeling").glob("*.json"):
+        if entry.stem != digest_of(batch):
+            entry.unlink()  # other tests' batches, some of whose projects are gone
+    widget = batches_out(fresh.place)
+    assert [state.batch for state in widget.states] == [batch]
+    widget.collect_buttons[batch].click()
+    assert widget.told.value.startswith("collected: label/")
+    assert widget.states[0].collected and widget.collect_buttons == {}
 
 
 def test_hints_tell_which_batch_to_look_at(fresh: Sample, server: LabelStudio) -> None:

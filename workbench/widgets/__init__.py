@@ -2,7 +2,7 @@
 
 from workbench.widgets.actions import sending, tagging
 from workbench.widgets.browser import FrameBrowser
-from workbench.widgets.labeling_status import LabelingStatus
+from workbench.widgets.labeling_status import LabelingStatus, batches_out
 from workbench.widgets.pictured import PicturedFrame, pictured
 from workbench.widgets.run_progress import RunProgress, run
 
@@ -11,6 +11,7 @@ __all__ = [
     "LabelingStatus",
     "PicturedFrame",
     "RunProgress",
+    "batches_out",
     "pictured",
     "run",
     "sending",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
+from workbench.workspace import Workspace
 
 if TYPE_CHECKING:
     from workbench.labeling import BatchStatus
@@ -91,6 +92,27 @@ class LabelingStatus(widgets.VBox):  # type: ignore[misc]
 
     def _tell(self, text: str) -> None:
         self.told.value = html.escape(text)
+
+
+def batches_out(place: Workspace) -> LabelingStatus:
+    """The batches sent from a workspace, at its own server.
+
+    Raises:
+        ServiceError: Label Studio was never started here, or is away.
+    """
+    from workbench import labeling, services
+    from workbench.labeling import ledger
+
+    admin = services.label_studio_admin(place)
+    server = labeling.connect(admin.url, admin.token)
+
+    def look() -> list[BatchStatus]:
+        return [labeling.status(place, server, batch) for batch in ledger.sent(place)]
+
+    def collect(batch: str) -> str:
+        return f"collected: {labeling.collect(place, server, batch)}"
+
+    return LabelingStatus(look, on_collect=collect)
 
 
 def _summary(state: BatchStatus) -> str:
