@@ -1,0 +1,81 @@
+"""The cache of what a server holds, and the stream it is filled from, without a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.labeling.conftest import Sample
+from workbench.errors import RecordError, ServiceError
+from workbench.labeling import ledger, mirror, streams
+from workbench.labeling.answers import region_id
+from workbench.labeling.contents import Contents
+from workbench.workspace import Workspace
+
+BATCH = f"batch/{'b' * 64}"
+
+
+def task(number: int, frame: str, *annotations: dict[str, Any]) -> dict[str, Any]:
+    data = {"frame": frame, "batch": "b" * 64}
+    return {"id": number, "updated_at": "t", "data": data, "annotations": annotations, "drafts": []}
+
+
+def test_a_damaged_mirror_is_begun_anew(place: Workspace) -> None:
+    path = ledger.mirror_path(place, BATCH)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no database at all, but long enough to look like one" * 50)
+    with mirror.opened(place, 1, BATCH) as kept:
+        assert list(kept.frames()) == [] and kept.collected is None
+
+
+def test_answers_to_doubled_tasks_of_a_frame_are_all_kept(place: Workspace) -> None:
+    with mirror.opened(place, 1, BATCH) as kept, kept._link:
+        kept._keep([task(2, "b", {"id": 5}), task(1, "a"), task(3, "b", {"id": 6})])
+        other = task(4, "c")
+        other["data"]["batch"] = "another"
+        kept._keep([other])
+        held = list(kept.frames())
+    assert [(one.frame, one.task) for one in held] == [("a", 1), ("b", 2)]
+    assert [annotation["id"] for annotation in held[1].annotations] == [5, 6]
+
+
+def test_what_was_collected_is_forgotten_when_something_changes(place: Workspace) -> None:
+    with mirror.opened(place, 1, BATCH) as kept:
+        kept.collected = f"label/{'c' * 64}"
+        assert kept.collected == f"label/{'c' * 64}"
+        kept._keep([task(1, "a")])
+        assert kept.collected is None
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_long_array_comes_object_by_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(streams, "_CHUNK", chunk)
+    rows = [{"a": [1, {"b": "]},ä"}]}, {}, {"c": 1.5}]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    assert list(streams.objects(path)) == rows
+    path.write_text("[]")
+    assert list(streams.objects(path)) == []
+
+
+@pytest.mark.parametrize("text", ["{}", "", '[{"a": 1}', '[{"a": 1}, {"b"'])
+def test_an_export_that_broke_off_is_no_short_export(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "export.json"
+    path.write_text(text)
+    with pytest.raises(ServiceError):
+        list(streams.objects(path))
+
+
+def test_a_batch_is_read_frame_by_frame(sample: Sample) -> None:
+    contents = Contents(sample.store, sample.batch())
+    for frame in sample.frames:
+        assert contents.frame(frame.id) == frame
+        mine = [one for one in sample.predictions if one.frame == frame.id]
+        assert contents.started_by_name(frame.id) == {region_id(one): one for one in mine}
+    with pytest.raises(RecordError, match="no frame"):
+        contents.frame("f" * 64)
