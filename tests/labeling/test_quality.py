@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from tests.labeling.conftest import Sample
+from tests.labeling.conftest import MODEL, Sample
 from workbench.errors import ParameterError
 from workbench.labeling.answers import REPLAY_DOMAIN, AnswerRow
-from workbench.labeling.quality import effort, suspects, to_review
+from workbench.labeling.batches import make_batch
+from workbench.labeling.contents import Contents
+from workbench.labeling.quality import Suspect, effort, suspects, to_review
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import ANY_CLASS, Box, Label, Origin, Role
-from workbench.records.types import LabelSet, Prediction, Selection
+from workbench.records.types import LabelBatch, LabelSet, Prediction, Selection
 
 
 def trained(sample: Sample, *labels: Label) -> Dataset:
@@ -72,6 +74,17 @@ def test_the_worst_frames_come_first_with_their_reasons(sample: Sample) -> None:
     assert "the model is 90% sure of a car where nobody drew one" in selection.chosen[0].reasons
     with pytest.raises(ParameterError, match="nothing looks wrong"):
         to_review(sample.store, sample.ref, [], budget=2)
+
+
+def test_a_review_starts_from_the_labels_and_not_from_the_model(sample: Sample) -> None:
+    frame = sample.frames[2]
+    ref = to_review(sample.store, sample.ref, [Suspect(frame.id, "missed", 1.0, "why")], 1, MODEL)
+    batch = make_batch(sample.store, sample.ref, ref)
+    assert sample.store.get(batch, LabelBatch).model is None
+    started = Contents(sample.store, batch).started(frame.id)
+    assert sorted(one.box.xyxy for one in started) == sorted(
+        label.box.xyxy for label in sample.boxes(frame.id)
+    )
 
 
 def labelset(sample: Sample, rows: list[AnswerRow], labels: list[Label]) -> Ref:

@@ -8,6 +8,7 @@ from workbench import digest
 from workbench.errors import ParameterError
 from workbench.labeling.answers import region_id
 from workbench.labeling.attention import Care, needs
+from workbench.labeling.quality import REVIEW
 from workbench.labeling.regions import SMALLEST_PX
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
@@ -33,7 +34,7 @@ def make_batch(
         dataset_ref: Holds every frame of the selection.
         model_ref: The checkpoint that made ``predictions``.
         predictions: Boxes in pixels; those of other frames are left out, those that leave the
-            image are cut at its edge.
+            image are cut at its edge. Without any, a review of labels starts from the labels.
         schema: What to label, by default the dataset's own.
         overlap: Share of frames, 0 to 1, that two labelers answer.
         care: Which slices get more of labelers' time, and how many gold frames measure them.
@@ -62,6 +63,10 @@ def make_batch(
     usable = _usable(predictions, {frame: known[frame] for frame in chosen}, schema)
     if usable and model_ref is None:
         raise ParameterError("predictions need the model that made them", where=selection_ref)
+    if not usable and selection.method == REVIEW:
+        # Whoever looks again starts from what is labeled, not from nothing, nor from a model.
+        usable = _labeled(dataset, chosen)
+        model_ref = None
     classes: dict[Digest, set[str]] = {}
     for one in usable:
         classes.setdefault(one.frame, set()).add(one.cls)
@@ -118,6 +123,17 @@ def _mixed(chosen: list[Digest], gold: list[Digest]) -> list[Digest]:
     for number, frame in enumerate(gold):
         mixed.insert((number + 1) * (len(mixed) + 1) // (len(gold) + 1), frame)
     return mixed
+
+
+def _labeled(dataset: Dataset, frames: Collection[Digest]) -> list[Prediction]:
+    """The labels that frames have, as boxes to start from."""
+    wanted = set(frames)
+    found = [
+        Prediction(frame=label.frame, cls=label.cls, box=label.box, score=1.0)
+        for label in dataset.labels
+        if label.frame in wanted and label.origin.is_ground_truth
+    ]
+    return sorted(found, key=lambda one: (one.frame, region_id(one)))
 
 
 def _usable(

@@ -116,7 +116,7 @@ class _Files:
             file.close()
 
     def add(self, frame: FrameAnswers) -> None:
-        start: Literal["model", "people"] = "people" if self.batch.adjudicates else "model"
+        start: Literal["model", "people"] = "model" if self.batch.model else "people"
         by_person = {
             answer.annotator: to_labels(answer, frame.started_from, self.ref, start)
             for answer in frame.answers

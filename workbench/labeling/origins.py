@@ -50,7 +50,8 @@ def to_labels(
     replay's are ``replayed``.
 
     Args:
-        start: Whose boxes they are. What began as other people's boxes is ``human`` throughout.
+        start: Whose boxes they are. What began as other people's, in an adjudication or a review,
+            is ``human`` throughout.
     """
     began = predictions if start == "model" else {}
     return tuple(_label(answer, drawn, began, batch) for drawn in answer.drawn)

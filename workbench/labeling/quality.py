@@ -20,6 +20,9 @@ from workbench.records.frames import Box, Label, Origin, Role
 from workbench.records.store import Store
 from workbench.records.types import Agreement, Choice, LabelSet, Prediction, Selection
 
+REVIEW = "label-quality"
+"""Method of a selection whose frames are labeled already and are to be looked at again."""
+
 CONFIDENT = 0.7
 """A model's score from which on it is worth a person's second look when it contradicts a label."""
 
@@ -127,7 +130,7 @@ def to_review(
             model=model,
             budget=budget,
             seed=0,
-            method="label-quality",
+            method=REVIEW,
             parameters={"suspects": len(found), "frames": len(by_frame)},
             chosen=chosen,
         )
