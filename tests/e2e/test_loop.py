@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import TINY, TinyRun, run_pipeline, workbench
-from workbench.pipeline.lineage.trace import NODE_KINDS
+from workbench.pipeline.lineage.tracing import NODE_KINDS
 from workbench.records.base import digest_of
 from workbench.records.types import GateReport, LabelSet, Release, Verdict
 from workbench.workspace import Workspace

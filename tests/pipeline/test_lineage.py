@@ -14,8 +14,8 @@ from tests.pipeline.lineage_world import LABELER, POOL, SAFETY, World
 from workbench import digest
 from workbench.cli import cli
 from workbench.errors import RecordError
+from workbench.pipeline import lineage
 from workbench.pipeline.lineage import edges as indexed
-from workbench.pipeline.lineage import trace as lineage
 from workbench.pipeline.lineage.edges import Edges
 from workbench.records.store import Store
 from workbench.records.types import ExportBundle, Selection, StepRun

@@ -13,10 +13,10 @@ from docs import screenshots
 from tests.pipeline import lineage_world
 from tests.pipeline.lineage_world import World
 from workbench.cli import cli
+from workbench.pipeline import lineage
 from workbench.pipeline.lineage import layout as lineage_layout
-from workbench.pipeline.lineage import trace as lineage
 from workbench.pipeline.lineage.layout import GAP, TALL
-from workbench.pipeline.lineage.trace import Graph
+from workbench.pipeline.lineage.tracing import Graph
 from workbench.records.store import Store
 
 EVIL = "</script><img src=x onerror=alert(1)>'\"&"

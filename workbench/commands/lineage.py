@@ -11,7 +11,7 @@ import click
 from workbench.commands.common import emit, json_option, say
 
 if TYPE_CHECKING:
-    from workbench.pipeline.lineage.trace import Graph
+    from workbench.pipeline.lineage.tracing import Graph
     from workbench.workspace import Workspace
 
 
@@ -33,26 +33,25 @@ def lineage(
     bundle: by its digest or as a path.
     """
     from workbench import workspace
-    from workbench.pipeline.lineage import trace as tracing
+    from workbench.pipeline.lineage import as_text, show
 
     place = workspace.find()
     graph = _graph(place, reference, forward)
-    page = tracing.show(graph) if html or svg else None
+    page = show(graph) if html or svg else None
     if page and html:
         page.write_html(html)
         say(f"wrote {html}")
     if page and svg:
         page.write_svg(svg)
         say(f"wrote {svg}")
-    emit(graph.as_json(), as_json=as_json, text=tracing.as_text(graph))
+    emit(graph.as_json(), as_json=as_json, text=as_text(graph))
 
 
 def _graph(place: Workspace, reference: str, forward: bool) -> Graph:
     """Of a record where one is named; else of a frame, an annotator, or who holds a file."""
     from workbench import digest
     from workbench.errors import RecordError
-    from workbench.pipeline.lineage import references, subjects
-    from workbench.pipeline.lineage import trace as tracing
+    from workbench.pipeline.lineage import references, subjects, tracing
     from workbench.records.store import Store
 
     store = Store(place)

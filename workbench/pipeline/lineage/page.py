@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench import workspace
-from workbench.pipeline.lineage import layout as lineage_layout
-from workbench.pipeline.lineage.trace import Graph, text_of, without_short_cuts
+from workbench.pipeline.lineage import layout
+from workbench.pipeline.lineage.tracing import Graph, text_of, without_short_cuts
 
 Json = dict[str, Any]
 Edge = tuple[str, str]
@@ -62,12 +62,12 @@ class Page:
     @cached_property
     def svg(self) -> str:
         """The picture alone; a node's tooltip tells it in one line."""
-        return self._svg(style=_asset("lineage_page.css"))
+        return self._svg(style=_asset("page.css"))
 
     @cached_property
     def html(self) -> str:
         """The picture with a search, details of what is clicked, and its ways back and forth."""
-        script = _asset("lineage_page.js")
+        script = _asset("page.js")
         own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{own}'"
         root = self.graph.nodes.get(self.graph.root, {})
@@ -79,7 +79,7 @@ class Page:
             "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             f"<title>Lineage of {html.escape(title)}</title>"
-            f"<style>{_asset('lineage_page.css')}</style></head><body>"
+            f"<style>{_asset('page.css')}</style></head><body>"
             f"<header><h1><small>{what}</small> {html.escape(title)}</h1>"
             f"<p>{self._counts()}</p>{_legend(self.nodes)}"
             "<input id='search' type='search' placeholder='find a name, step or digest'>"
@@ -108,15 +108,15 @@ class Page:
 
     def _svg(self, style: str = "") -> str:
         widths = {name: _width(node) for name, node in self.nodes.items()}
-        layout = lineage_layout.place(widths, self.edges)
-        width, height = layout.width + 2 * _MARGIN, layout.height + 2 * _MARGIN
+        placed = layout.place(widths, self.edges)
+        width, height = placed.width + 2 * _MARGIN, placed.height + 2 * _MARGIN
         edges = "".join(
             f"<path data-from='{_quoted(a)}' data-to='{_quoted(b)}' d='{_curve(points)}'/>"
-            for (a, b), points in layout.paths.items()
+            for (a, b), points in placed.paths.items()
         )
         nodes = "".join(
             _box(name, self.nodes[name], at, root=name == self.graph.root)
-            for name, at in layout.at.items()
+            for name, at in placed.at.items()
         )
         own = f"<style>{style}</style>" if style else ""
         return (
@@ -152,7 +152,7 @@ def _width(node: Json) -> float:
 
 
 def _box(name: str, node: Json, at: tuple[float, float], *, root: bool) -> str:
-    width, height = _width(node), lineage_layout.TALL
+    width, height = _width(node), layout.TALL
     x, y = at[0] - width / 2, at[1] - height / 2
     kind = node["kind"]
     classes = ["node", f"of-{_FAMILY.get(kind, 'code')}", *(["root"] if root else [])]
@@ -202,9 +202,9 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_TITLE else f"{text[: _LONGEST_TITLE - 1]}…"
 
 
-def _curve(points: tuple[lineage_layout.Point, ...]) -> str:
+def _curve(points: tuple[layout.Point, ...]) -> str:
     """A smooth way from the foot of the first node to the head of the last."""
-    half = lineage_layout.TALL / 2
+    half = layout.TALL / 2
     (x0, y0), (x1, y1) = points[0], points[-1]
     # Bends belong between the rows: past a row of nodes an edge goes straight down.
     lane = [(x, y + side) for x, y in points[1:-1] for side in (-half, half)]
@@ -235,5 +235,10 @@ def _quoted(text: str) -> str:
     return html.escape(text, quote=True)
 
 
+def show(graph: Graph) -> Page:
+    """The graph as a picture: the last line of a notebook's cell shows it."""
+    return Page(graph)
+
+
 def _asset(name: str) -> str:
-    return resources.files("workbench.pipeline").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("workbench.pipeline.lineage").joinpath(name).read_text(encoding="utf-8")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import RecordError
-from workbench.pipeline.lineage import trace as lineage
-from workbench.pipeline.lineage.trace import Graph
+from workbench.pipeline.lineage import tracing as lineage
+from workbench.pipeline.lineage.tracing import Graph
 from workbench.records.base import Ref, make_ref
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion, LabelBatch, LabelSet, Selection

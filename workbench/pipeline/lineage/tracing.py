@@ -12,16 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench.errors import RecordError
 from workbench.pipeline.lineage.edges import Edges
 from workbench.records.base import Record, Ref, digest_of, kind_of
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelSet, StepRun
-
-if TYPE_CHECKING:
-    from workbench.pipeline.lineage.page import Page
 
 Json = dict[str, Any]
 
@@ -131,13 +128,6 @@ def without_short_cuts(graph: Graph) -> set[tuple[str, str]]:
         if graph.nodes[end]["kind"] == StepRun.KIND:
             over_runs[start] |= after[end]
     return {(start, end) for start, end in graph.edges if end not in over_runs[start]}
-
-
-def show(graph: Graph) -> Page:
-    """The graph as a picture: the last line of a notebook's cell shows it."""
-    from workbench.pipeline.lineage.page import Page
-
-    return Page(graph)
 
 
 def _looked_up(store: Store, ref: Ref) -> tuple[Record | None, Json]:
