@@ -29,8 +29,8 @@ from __future__ import annotations
 {path_import}import pytest
 
 from workbench.errors import ParameterError
-from workbench.pipeline.contracts import contract
 from workbench.pipeline import promotion
+from workbench.pipeline.contracts import contract
 
 PROJECT = promotion.project_of(__file__)
 VERSIONS = promotion.versions(PROJECT, "{name}")
