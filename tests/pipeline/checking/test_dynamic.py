@@ -192,7 +192,8 @@ def test_where_the_kernel_cannot_watch_python_does_and_says_so(
     report = run(place, good(notebook, where, contract=TWICE))
     found = {(one.rule, one.cell) for one in report.findings}
     assert {("undeclared-read", 3), ("watch-incomplete", None)} <= found
-    assert (report.watch, report.checks["reads and writes"]) == ("partial", "partial")
+    assert report.watch == "partial"
+    assert "reads and writes" not in report.checks, "what found something has not passed"
 
 
 @pytest.mark.slow
