@@ -65,6 +65,28 @@ class Store:
             self._write(folder, content, payload, side or {})
         return ref
 
+    def restore(
+        self, ref: Ref, content: bytes, payload: Mapping[str, Path], *, side: Mapping[str, Any]
+    ) -> None:
+        """Write a record as another store holds it, byte for byte; writing it twice is free.
+
+        Args:
+            content: Its ``record.json``.
+            payload: Relative file names to files that are copied in.
+
+        Raises:
+            RecordError: The bytes are not those that ``ref`` and the record name.
+        """
+        if digest.of_bytes(content) != digest_of(ref):
+            raise RecordError("record does not match its digest: it was changed", where=ref)
+        found = {name: _describe(name, source) for name, source in payload.items()}
+        listed = json.loads(content)["payload"]
+        for name in sorted(listed.keys() | found.keys()):
+            if listed.get(name) != found.get(name):
+                raise RecordError(f"payload file {name!r} is missing or was changed", where=ref)
+        if not self.exists(ref):
+            self._write(self.folder(ref), content, payload, side)
+
     def get(self, ref: Ref, expected: type[R]) -> R:
         """Read a record of a known type; raises `RecordError` when missing or damaged."""
         record = self.load(ref)
