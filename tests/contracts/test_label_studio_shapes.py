@@ -17,11 +17,14 @@ from tests.servers import Servers
 from workbench import labeling, services
 from workbench.errors import ParameterError, Waiting
 from workbench.labeling import LabelStudio, config, geometry
-from workbench.labeling.answers import AnswerRow
+from workbench.labeling.adjudication import _candidates
+from workbench.labeling.answers import AnswerRow, region_id
+from workbench.labeling.quality import Suspect, to_review
 from workbench.labeling.regions import Drawn, frame_regions, read_result, to_regions
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Label, LabelSchema, Point, Question, Turned
+from workbench.records.types import Prediction
 
 FULL = LabelSchema(
     name="dashcam",
@@ -89,6 +92,51 @@ def test_everything_that_can_be_drawn_and_said_comes_back(
         assert ours == pytest.approx(theirs, abs=1e-6)
     (row,) = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
     assert (row.choices, row.comment) == ({"weather": "rain"}, "a comment")
+
+
+def test_a_second_look_starts_from_the_shapes_that_were_drawn(
+    fresh: Sample, server: LabelStudio
+) -> None:
+    """A review of labels and an adjudication show them as they are, and know them when accepted."""
+    frame = fresh.frames[0].id
+    first = full_batch(fresh)
+    sent = labeling.send(fresh.place, server, first)
+    task = server.frames(sent.project, digest_of(first))[frame]
+    server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
+    collected = labeling.collect(fresh.place, server, first)
+    labels = list(datasets.read_lines(fresh.store.payload(collected, "labels.jsonl"), Label))
+    merged = labeling.merge(fresh.store, fresh.dataset, collected)
+    assert merged.ref is not None
+
+    odd = [Suspect(frame, "missed", 1.0, "somebody should look")]
+    review = to_review(fresh.store, merged.ref, odd, 1)
+    batch = labeling.make_batch(fresh.store, merged.ref, review, schema=FULL)
+    sent = labeling.send(fresh.place, server, batch)
+    task = server.frames(sent.project, digest_of(batch))[frame]
+    said = server._wire.http("GET", "/api/predictions", params={"task": task}).json()
+    shown = said[0]["result"]
+    read = read_result(shown, WIDTH, HEIGHT, FULL)
+    assert {shape(one) for one in read.drawn} == {shape(one) for one in labels}
+    server.annotate(task, shown)
+    again = labeling.collect(fresh.place, server, batch)
+    rows = datasets.read_lines(fresh.store.payload(again, "labels.jsonl"), Label)
+    assert {shape(one) for one in rows} == {shape(one) for one in labels}
+
+    drawn = {"ann": labels, "ben": [one for one in labels if one.polygon is None]}
+    candidates = _candidates(frame, drawn)
+    assert {shape(one) for one in candidates} == {shape(one) for one in labels}
+    assert len({region_id(one) for one in candidates}) == len(SHAPES)
+
+
+def shape(one: Label | Prediction | Drawn) -> tuple[str, str]:
+    """What is drawn, to a millionth of a pixel."""
+    points: Sequence[float] = one.box.xyxy
+    kind = "box"
+    if one.turned is not None:
+        kind, points = "turned", [axis for point in geometry.corners(one.turned) for axis in point]
+    elif one.polygon is not None:
+        kind, points = "polygon", [axis for point in one.polygon for axis in point]
+    return kind, " ".join(f"{point:.6f}" for point in points)
 
 
 def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: LabelStudio) -> None:

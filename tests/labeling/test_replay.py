@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.labeling.conftest import HEIGHT, SCHEMA, WIDTH, Sample
 from workbench.errors import ParameterError
-from workbench.labeling.regions import read_result
+from workbench.labeling.geometry import corners, enclosing
+from workbench.labeling.regions import Read, read_result
 from workbench.labeling.replay import Noise, _generator, _known, _missing, draw, email_of
-from workbench.records.frames import Origin
+from workbench.records.frames import Label, LabelSchema, Origin, Question, Turned
 from workbench.records.types import LabelBatch
+
+TURNED = Turned(cx=120.5, cy=70.25, w=60.125, h=20.5, degrees=33.3)
+OUTLINE = ((150.5, 20.25), (220.75, 30.5), (180.1, 90.9))
 
 
 def drawn(sample: Sample, noise: Noise, *, seed: int = 1, user: int = 0, flip: bool = False):
     frame = sample.frames[2]
     labels = sample.boxes(frame.id)
-    regions = draw(labels[::-1] if flip else labels, frame, noise, _generator(seed, frame.id, user))
+    regions = draw(
+        labels[::-1] if flip else labels, frame, noise, _generator(seed, frame.id, user), SCHEMA
+    )
     read = read_result(regions, WIDTH, HEIGHT, SCHEMA)
     assert not read.refused
     return [box.box for box in read.drawn]
@@ -54,6 +61,59 @@ def test_noise_is_as_large_as_stated(sample: Sample) -> None:
 def test_extreme_noise_still_gives_usable_boxes(sample: Sample) -> None:
     for seed in range(50):
         assert len(drawn(sample, Noise(px=500), seed=seed)) == 2
+
+
+def test_what_is_known_as_turned_or_as_a_polygon_is_drawn_so(sample: Sample) -> None:
+    frame = sample.frames[0]
+    known = [
+        shaped(frame.id, turned=TURNED, track="7", attributes={"doors": "open", "odd": "yes"}),
+        shaped(frame.id, polygon=OUTLINE),
+    ]
+    full = SCHEMA.model_copy(
+        update={
+            "shapes": ("box", "turned", "polygon"),
+            "box_questions": (Question(name="doors", answers=("open", "shut")),),
+            "tracks": True,
+        }
+    )
+
+    def replayed(schema: LabelSchema, noise: Noise, seed: int = 1) -> Read:
+        regions = draw(tuple(known), frame, noise, _generator(seed, frame.id, 0), schema)
+        read = read_result(regions, WIDTH, HEIGHT, schema)
+        assert not read.refused and len(read.drawn) == 2
+        return read
+
+    exact = replayed(full, Noise(0, 0)).drawn
+    turned = next(one for one in exact if one.turned is not None)
+    outline = next(one for one in exact if one.polygon is not None)
+    assert turned.turned is not None and outline.polygon is not None
+    assert turned.turned.model_dump() == pytest.approx(TURNED.model_dump(), abs=1e-6)
+    assert (turned.track, turned.attributes) == ("7", {"doors": "open"})
+    np.testing.assert_allclose(outline.polygon, OUTLINE, atol=1e-6)
+
+    for seed in range(50):
+        moved = replayed(full, Noise(px=4), seed).drawn
+        assert {bool(one.turned) for one in moved} == {True, False}
+        assert {bool(one.polygon) for one in moved} == {True, False}
+    assert all(
+        one.turned is None and one.polygon is None and one.track is None
+        for one in replayed(SCHEMA, Noise(0, 0)).drawn
+    )
+
+
+def test_a_shape_that_leaves_the_image_is_drawn_upright(sample: Sample) -> None:
+    out = TURNED.model_copy(update={"cx": 3.0})
+    full = SCHEMA.model_copy(update={"shapes": ("box", "turned")})
+    frame = sample.frames[0]
+    label = shaped(frame.id, turned=out)
+    regions = draw((label,), frame, Noise(), _generator(1, frame.id, 0), full)
+    read = read_result(regions, WIDTH, HEIGHT, full)
+    assert not read.refused and read.drawn[0].turned is None
+
+
+def shaped(frame: str, **about: Any) -> Label:
+    points = about.get("polygon") or corners(about["turned"])
+    return Label(frame=frame, cls="car", box=enclosing(points), origin=Origin.HUMAN, **about)
 
 
 def test_unlabeled_answers_are_a_parameter_error(sample: Sample) -> None:

@@ -75,8 +75,15 @@ def _candidates(frame: Digest, by_person: Mapping[str, list[Label]]) -> list[Pre
     for thing in things(by_person):
         share = len(thing.drawn) / len(by_person)
         for label in _shown(thing, len(by_person)):
-            # Name and order follow from the box alone, and the score from how many drew it.
-            one = Prediction(frame=frame, cls=label.cls, box=label.box, score=share)
+            # Name and order follow from the drawing alone, and the score from how many drew it.
+            one = Prediction(
+                frame=frame,
+                cls=label.cls,
+                box=label.box,
+                score=share,
+                turned=label.turned,
+                polygon=label.polygon,
+            )
             found[region_id(one)] = one
     return [found[name] for name in sorted(found)]
 

@@ -82,6 +82,10 @@ def region_id(prediction: Prediction) -> str:
     box = prediction.box
     # Ten thousand names a send: canonical JSON would take longer than reading the batch.
     numbers = f"{box.x!r} {box.y!r} {box.w!r} {box.h!r} {prediction.score!r}"
+    if prediction.turned is not None:
+        numbers += f" {prediction.turned.model_dump_json()}"
+    if prediction.polygon is not None:
+        numbers += f" {prediction.polygon!r}"
     return digest.of_bytes(f"{prediction.frame} {prediction.cls} {numbers}".encode())[:10]
 
 

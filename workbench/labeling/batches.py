@@ -65,7 +65,7 @@ def make_batch(
         raise ParameterError("predictions need the model that made them", where=selection_ref)
     if not usable and selection.method == REVIEW:
         # Whoever looks again starts from what is labeled, not from nothing, nor from a model.
-        usable = _labeled(dataset, chosen)
+        usable = _labeled(dataset, chosen, schema)
         model_ref = None
     classes: dict[Digest, set[str]] = {}
     for one in usable:
@@ -125,11 +125,18 @@ def _mixed(chosen: list[Digest], gold: list[Digest]) -> list[Digest]:
     return mixed
 
 
-def _labeled(dataset: Dataset, frames: Collection[Digest]) -> list[Prediction]:
-    """The labels that frames have, as boxes to start from."""
+def _labeled(dataset: Dataset, frames: Collection[Digest], schema: LabelSchema) -> list[Prediction]:
+    """The labels that frames have, to start from; in the shapes that the schema lets one draw."""
     wanted = set(frames)
     found = [
-        Prediction(frame=label.frame, cls=label.cls, box=label.box, score=1.0)
+        Prediction(
+            frame=label.frame,
+            cls=label.cls,
+            box=label.box,
+            score=1.0,
+            turned=label.turned if "turned" in schema.shapes else None,
+            polygon=label.polygon if "polygon" in schema.shapes else None,
+        )
         for label in dataset.labels
         if label.frame in wanted and label.origin.is_ground_truth
     ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from workbench.labeling.answers import Answer, AnswerRow, is_replay
+from workbench.labeling.geometry import corners
 from workbench.labeling.regions import Drawn
 from workbench.perception import boxes
 from workbench.records.base import Ref
-from workbench.records.frames import Box, Edit, Label, Origin
+from workbench.records.frames import Edit, Label, Origin, Point, Turned
 from workbench.records.types import Prediction
 
 Predictions = Mapping[str, Prediction]
@@ -113,12 +114,24 @@ def _changed(drawn: Drawn, started: Prediction) -> tuple[Change, ...]:
     changed: list[Change] = []
     if drawn.cls != started.cls:
         changed.append("class")
-    shaped = drawn.turned is not None or drawn.polygon is not None
-    if shaped or not _same(drawn.box, started.box):
+    if not (
+        _same(drawn.box.xyxy, started.box.xyxy)
+        and _same(_turned(drawn.turned), _turned(started.turned))
+        and _same(_axes(drawn.polygon), _axes(started.polygon))
+    ):
         changed.append("position")
     return tuple(changed)
 
 
-def _same(first: Box, second: Box) -> bool:
-    pairs = zip(first.xyxy, second.xyxy, strict=True)
-    return all(abs(one - other) <= _UNCHANGED_PX for one, other in pairs)
+def _same(first: Sequence[float], second: Sequence[float]) -> bool:
+    return len(first) == len(second) and all(
+        abs(one - other) <= _UNCHANGED_PX for one, other in zip(first, second, strict=True)
+    )
+
+
+def _turned(turned: Turned | None) -> Sequence[float]:
+    return () if turned is None else [axis for point in corners(turned) for axis in point]
+
+
+def _axes(polygon: Sequence[Point] | None) -> Sequence[float]:
+    return [axis for point in polygon or () for axis in point]

@@ -1,4 +1,4 @@
-"""Replay: two real Label Studio users draw boxes that are known already.
+"""Replay: two real Label Studio users draw what is known already.
 
 It stands in for people where nobody is there to label: in a first run, in tests. The users, the
 server and the calls are real; the boxes are the known ones with a stated, seeded noise. Labels
@@ -7,7 +7,7 @@ collected from it are ``replayed`` and their minutes count for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from workbench import digest
 from workbench.errors import ParameterError
+from workbench.labeling import geometry
 from workbench.labeling.answers import REPLAY_DOMAIN, answers_needed
 from workbench.labeling.progress import look
 from workbench.labeling.regions import SMALLEST_PX, Drawn, Region, to_regions
 from workbench.labeling.server import LabelStudio
 from workbench.records.base import Digest, Ref, digest_of
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Box, Frame, Label
+from workbench.records.frames import Box, Frame, Label, LabelSchema, Point, Turned
 from workbench.records.store import Store
 from workbench.records.types import LabelBatch
 from workbench.services import credentials
@@ -35,7 +36,9 @@ class Noise:
     """How a replayed box differs from the known one: every edge is moved by a normal error.
 
     Its standard deviation is ``px`` pixels plus ``relative`` times the box's side in that
-    direction; boxes stay inside the image and at least a pixel wide and high.
+    direction; boxes stay inside the image and at least a pixel wide and high. Of a turned box the
+    edges move across themselves, of a polygon the corners; where that would leave the image or
+    cross itself, it is drawn as it is known; upright, where that does too.
     """
 
     px: float = 0.5
@@ -96,7 +99,8 @@ def replay(
         tasks = server.frames(seen.project.id, digest_of(batch_ref))
         for done, (frame, user) in enumerate(wanted, start=1):
             generator = _generator(seed, frame, user)
-            result = draw(truth[frame], seen.contents.frame(frame), noise, generator)
+            known = seen.contents.frame(frame)
+            result = draw(truth[frame], known, noise, generator, batch.label_schema)
             accounts[user].annotate(tasks[frame], result)
             if progress:
                 progress(done, len(wanted))
@@ -110,22 +114,76 @@ def email_of(user: int) -> str:
 
 
 def draw(
-    labels: tuple[Label, ...], frame: Frame, noise: Noise, generator: np.random.Generator
+    labels: tuple[Label, ...],
+    frame: Frame,
+    noise: Noise,
+    generator: np.random.Generator,
+    schema: LabelSchema,
 ) -> list[Region]:
-    """The known boxes of a frame with the stated noise, as regions."""
+    """What is known of a frame with the stated noise, as regions.
+
+    Args:
+        schema: What can be drawn and said: turned boxes and polygons become upright ones where it
+            has no such shapes.
+    """
+    questions = {question.name for question in schema.box_questions}
     regions: list[Region] = []
     # In an order of their own, so that equal labels get equal noise however they were listed.
     for number, label in enumerate(sorted(labels, key=lambda each: each.id)):
+        box, turned, polygon = _shape(label, frame, noise, generator, schema)
         drawn = Drawn(
             region=f"replay-{number}",
             cls=label.cls,
-            box=_moved(label.box, frame, noise, generator),
+            box=box,
             occluded=label.occluded,
             truncated=label.truncated,
             ignore=label.ignore,
+            turned=turned,
+            polygon=polygon,
+            track=label.track if schema.tracks else None,
+            attributes={key: said for key, said in label.attributes.items() if key in questions},
         )
         regions += to_regions(drawn, frame.width, frame.height)
     return regions
+
+
+def _shape(
+    label: Label, frame: Frame, noise: Noise, generator: np.random.Generator, schema: LabelSchema
+) -> tuple[Box, Turned | None, tuple[Point, ...] | None]:
+    if label.polygon is not None and "polygon" in schema.shapes:
+        spread = noise.px + noise.relative * np.array([label.box.w, label.box.h])
+        points = np.array(label.polygon)
+        moved = points + generator.normal(size=points.shape) * spread
+        for polygon in (tuple((float(x), float(y)) for x, y in moved), label.polygon):
+            if _within(polygon, frame) and not geometry.crosses_itself(polygon):
+                return geometry.enclosing(polygon), None, polygon
+    if label.turned is not None and "turned" in schema.shapes:
+        for turned in (_turned(label.turned, noise, generator), label.turned):
+            corners = geometry.corners(turned)
+            if _within(corners, frame):
+                return geometry.enclosing(corners), turned, None
+    return _moved(label.box, frame, noise, generator), None, None
+
+
+def _turned(turned: Turned, noise: Noise, generator: np.random.Generator) -> Turned:
+    """Its four edges moved across themselves; the angle stays."""
+    half = np.array([turned.w, turned.h]) / 2
+    spread = noise.px + noise.relative * 2 * half
+    low = -half + generator.normal(size=2) * spread
+    high = np.maximum(half + generator.normal(size=2) * spread, low + SMALLEST_PX)
+    (x, y), (w, h) = (low + high) / 2, high - low
+    angle = np.radians(turned.degrees)
+    return Turned(
+        cx=float(turned.cx + x * np.cos(angle) - y * np.sin(angle)),
+        cy=float(turned.cy + x * np.sin(angle) + y * np.cos(angle)),
+        w=float(w),
+        h=float(h),
+        degrees=turned.degrees,
+    )
+
+
+def _within(points: Sequence[Point], frame: Frame) -> bool:
+    return all(0 <= x <= frame.width and 0 <= y <= frame.height for x, y in points)
 
 
 def _known(batch: LabelBatch, answers: Dataset) -> Mapping[Digest, tuple[Label, ...]]:

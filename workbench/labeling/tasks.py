@@ -69,7 +69,10 @@ def _task(data: Task, predictions: Sequence[Prediction], frame: Frame, version: 
         region
         for one in predictions
         for region in to_regions(
-            Drawn(region_id(one), one.cls, one.box), frame.width, frame.height, score=one.score
+            Drawn(region_id(one), one.cls, one.box, turned=one.turned, polygon=one.polygon),
+            frame.width,
+            frame.height,
+            score=one.score,
         )
     ]
     score = sum(one.score for one in predictions) / len(predictions)

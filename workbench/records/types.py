@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
 from workbench.records.base import Digest, Record, Ref, Row
-from workbench.records.frames import Box, LabelSchema, added
+from workbench.records.frames import Box, LabelSchema, Point, Turned, added
 
 Json = dict[str, Any]
 
@@ -70,12 +70,18 @@ class Selection(Record):
 
 
 class Prediction(Row):
-    """A model's box on a frame; ``score`` in [0, 1]."""
+    """A model's box on a frame; ``score`` in [0, 1].
+
+    Where people's drawings are shown to others, a turned rectangle stands in ``turned`` and a
+    polygon's corners in ``polygon``; ``box`` is then the upright box that just holds it.
+    """
 
     frame: Digest
     cls: str
     box: Box
     score: float
+    turned: Turned | None = added(None)
+    polygon: tuple[Point, ...] | None = added(None)
 
 
 class FrameNeed(Row):
