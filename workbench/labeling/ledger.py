@@ -7,15 +7,18 @@ the server's own tasks.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from workbench import digest, workspace
 from workbench.records.base import Ref, Row, digest_of, make_ref
 from workbench.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 
 class Entry(Row):
@@ -30,11 +33,19 @@ class Entry(Row):
 
 @contextlib.contextmanager
 def locked(place: Workspace, batch: Ref) -> Iterator[None]:
-    """Only one process at a time sends or collects a batch."""
+    """Only one process at a time sends or collects a batch; whoever has to wait is told so."""
     path = _path(place, batch).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("another command is at work on batch/%s; waiting", digest_of(batch)[:12])
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read(place: Workspace, batch: Ref) -> Entry | None:

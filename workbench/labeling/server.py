@@ -155,7 +155,8 @@ class LabelStudio(Holdings):
             raise ServiceError(
                 f"Label Studio cannot show images from {bucket}: {error.what}",
                 where=self.url,
-                hint="The server needs credentials of its own that may read the bucket",
+                hint="The server needs credentials of its own that may read the bucket; one that"
+                " the workbench starts takes them from the environment of `workbench up`",
             ) from error
 
     def add_webhook(self, project: int, url: str, headers: dict[str, str]) -> int:

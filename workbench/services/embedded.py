@@ -17,6 +17,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,8 +36,8 @@ _POLL_SECONDS = 0.1
 _STOP_SECONDS = 15.0
 _PORT_SECONDS = 3.0  # a killed process may hold its port for a moment yet
 _LOG_LIMIT = 16 * 2**20
-# All that a server takes over from its caller. The rest (PYTHONPATH, DATABASE_NAME, the address of
-# another server…) would change what it does from one terminal to the next.
+# All that every server takes over from its caller. The rest (PYTHONPATH, DATABASE_NAME, where
+# another server is…) would change what it does from one terminal to the next.
 _INHERITED = (
     "HOME",
     "LANG",
@@ -58,6 +59,8 @@ class Server(ABC):
     name: ClassVar[str]
     patience: ClassVar[float]
     """Seconds a start may take before it counts as failed."""
+    inherits: ClassVar[tuple[str, ...]] = ()
+    """Patterns of further variables that this server takes over from its caller."""
 
     @abstractmethod
     def command(self, place: Workspace, port: int) -> list[str]: ...
@@ -225,7 +228,8 @@ def _launch(server: Server, place: Workspace, port: int) -> None:
     log = _log_of(place, server.name)
     if log.exists() and log.stat().st_size > _LOG_LIMIT:
         log.replace(log.with_suffix(".log.1"))
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    wanted = (*_INHERITED, *server.inherits)
+    inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, one) for one in wanted)}
     variables = {**inherited, **server.variables(place, port), MARK: str(folder)}
     with log.open("ab") as out:
         child = subprocess.Popen(

@@ -52,6 +52,13 @@ class Credentials:
 class LabelStudio(Server):
     name = "label-studio"
     patience = 300.0  # without the migrated copy it creates 80 s worth of tables
+    # What it signs the addresses of frames in a bucket with, by the names that it reads.
+    inherits = (
+        "AWS_*",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "AZURE_BLOB_ACCOUNT_NAME",
+        "AZURE_BLOB_ACCOUNT_KEY",
+    )
 
     def prepare(self, place: Workspace, say: Say) -> None:
         folder = folder_of(place, self.name)
