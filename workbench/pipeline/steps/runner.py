@@ -14,6 +14,12 @@ from workbench.pipeline.steps.step import SPEC_VARIABLE
 EXECUTED = "executed.ipynb"
 OUTPUT = "output.txt"
 
+_KERNEL = {
+    "transport": "ipc",  # no port, nobody listens in
+    # One kernel in ten waits for its own output thread when it is asked to end. All output is here
+    # by then, so it gets one second instead of two and a half.
+    "shutdown_wait_time": 2.0,
+}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATUS_OF_KIND = {
     "parameter": ExitStatus.PARAMETER,
@@ -50,7 +56,8 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
                 stdout_file=output,
                 stderr_file=output,
                 on_cell_start=_Announcer(output),
-                config=Config({"KernelManager": {"transport": "ipc"}}),  # no port, no eavesdropper
+                config=Config({"KernelManager": _KERNEL}),
+                extra_arguments=["--HistoryManager.enabled=False"],
             )
     except PapermillExecutionError as error:
         return _user_error(error, folder)
