@@ -18,6 +18,8 @@ import pytest
 from tests.pipeline.conftest import write_notebook, write_pipeline
 from tests.pipeline.test_ray import SLOW_ONCE, gone, wait_for
 from tests.servers import Servers
+from workbench.records.store import Store
+from workbench.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +55,13 @@ def environment(tmp_path: Path, servers: Servers) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+
+
+@pytest.fixture
+def far_home(tmp_path: Path, environment: dict[str, str]) -> Path:
+    """The workspace of the cluster's workers: another machine's, as far as a driver can tell."""
+    environment["WORKBENCH_HOME"] = str(tmp_path / "far" / ".workbench")
+    return tmp_path / "far" / ".workbench"
 
 
 @pytest.fixture
@@ -112,6 +121,31 @@ def test_a_cluster_that_loses_a_worker_gives_what_one_machine_gives(
     there = report_of(run)
     assert there["status"] == "succeeded"
     assert there["outputs"] == here["outputs"]
+
+
+def test_workers_that_do_not_see_the_workspace_get_records_by_url(
+    project: Path, tmp_path: Path, environment: dict[str, str], far_home: Path, cluster: str
+) -> None:
+    work = "upstream = step.input('upstream')\nstep.metric('loss', 0.25)\nprint('seen from afar')"
+    write_notebook(
+        project / "notebooks/steps/b.ipynb", work, parameters="n: int = 1\nword: str = ''"
+    )
+    here = report_of(start(project, tmp_path / "here", environment))
+    url = f"file://{tmp_path}/by"
+    apart = ("--executor", "ray", "--ray-address", cluster, "--artifacts", url)
+    there = report_of(start(project, tmp_path / "there", environment, *apart))
+    assert there["status"] == "succeeded"
+    assert there["outputs"] == here["outputs"]
+    near, far = Store(Workspace(tmp_path / "there")), Store(Workspace(far_home))
+    made = list(near.refs("selection"))
+    assert len(made) == 2
+    assert set(far.refs("selection")) == set(made)
+    folder = tmp_path / "there" / "runs" / there["run_id"] / "b"
+    assert "seen from afar" in (folder / "output.txt").read_text()
+    assert str(far_home) in (folder / "executed.ipynb").read_text()
+    assert (folder / "metrics.jsonl").exists()
+    assert not list((tmp_path / "by" / "steps").iterdir())
+    assert not list((far_home / "scratch" / "ray").iterdir())
 
 
 def test_a_killed_run_takes_its_ray_along_and_the_next_goes_on(

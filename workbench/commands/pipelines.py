@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,12 @@ def plan(
     help="Where steps run: processes here, or Ray tasks.",
 )
 @click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster; else Ray is started here.")
+@click.option(
+    "--artifacts",
+    metavar="URL",
+    help="Where records travel by when Ray's workers do not see this workspace: file://, s3:// or "
+    "any other that fsspec knows. Also WORKBENCH_ARTIFACTS.",
+)
 @json_option
 def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     pipeline: Path,
@@ -88,6 +95,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     dry_run: bool,
     executor: str,
     ray_address: str | None,
+    artifacts: str | None,
     as_json: bool,
 ) -> None:
     """Run PIPELINE; a rerun goes on where the last one stopped.
@@ -104,11 +112,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     if dry_run:
         _show_plan(loaded, choice, as_json=as_json)
         return
-    place = workspace.find()
+    place, where = workspace.find(), _executor(executor, ray_address, artifacts)
     with RunDisplay(list(loaded.steps)) as display:
-        made = running.run(
-            place, loaded, display, choice=choice, executor=_executor(executor, ray_address)
-        )
+        made = running.run(place, loaded, display, choice=choice, executor=where)
     text = closing_words(place, made)
     emit(report.as_json(made), as_json=as_json, text=text)
     if as_json:
@@ -127,13 +133,17 @@ def run_step(spec: Path) -> None:
     sys.exit(int(unit.run_step(spec).status))
 
 
-def _executor(name: str, ray_address: str | None) -> Callable[[], Executor]:
+def _executor(name: str, ray_address: str | None, url: str | None) -> Callable[[], Executor]:
     if name == "ray":
+        from workbench.pipeline.running import artifacts
         from workbench.pipeline.running.executors.ray_tasks import RayExecutor
 
-        return lambda: RayExecutor(ray_address)
-    if ray_address:
-        raise ParameterError("--ray-address is for --executor ray")
+        url = url or os.environ.get(artifacts.VARIABLE)
+        kept = artifacts.Artifacts(url) if url else None
+        return lambda: RayExecutor(ray_address, artifacts=kept)
+    for option, given in (("--ray-address", ray_address), ("--artifacts", url)):
+        if given:
+            raise ParameterError(f"{option} is for --executor ray")
     from workbench.pipeline.running.executors.local import LocalExecutor
 
     return LocalExecutor

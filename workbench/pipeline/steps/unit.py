@@ -44,7 +44,7 @@ def run_step(spec_file: Path) -> StepResult:
         status, failure = _check_outputs(spec, outputs)
     told = leaks.take_out(folder, leaks.known_secrets(Workspace(Path(spec.home)), spec.secrets))
     if told:
-        status, failure = ExitStatus.CONTRACT, _leaked(told)
+        status, failure = ExitStatus.CONTRACT, leaked(told)
     result = StepResult(
         status=status,
         seconds=round(time.monotonic() - started, 3),
@@ -96,7 +96,8 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _leaked(told: dict[str, list[str]]) -> Failure:
+def leaked(told: dict[str, list[str]]) -> Failure:
+    """The failure of a step whose files held secrets, see `leaks.take_out`."""
     file, names = next(iter(told.items()))
     message = f"the value of secret {', '.join(names)} stood in {file}; it was taken out"
     return _failure("contract", message, "Do not print a secret, nor what contains it")

@@ -1,15 +1,14 @@
 """Runs steps as Ray tasks: on this machine's cores, or on a cluster that is already there.
 
 A task starts the same ``run-step`` command as the local executor, in a process of its own, so a
-result cannot depend on who started it. Driver and workers share the workspace's folder.
+result cannot depend on who started it. Driver and workers share the workspace's folder, or, where
+they cannot, a URL by which records travel (see `ray_apart`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Callable
@@ -19,8 +18,10 @@ from typing import Any
 import psutil
 
 from workbench import workspace
-from workbench.errors import ContractError, ServiceError, WorkbenchError
-from workbench.pipeline.running.executors import ray_worker
+from workbench.errors import ContractError, RecordError, ServiceError, WorkbenchError
+from workbench.pipeline.running.artifacts import Artifacts
+from workbench.pipeline.running.executors import ray_apart, ray_start, ray_worker
+from workbench.pipeline.running.executors.local import LocalExecutor
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
 from workbench.workspace import Workspace
 
@@ -41,12 +42,20 @@ class RayExecutor:
     Args:
         address: Of a running cluster (``host:port``, ``auto``, ``ray://host:port``); without one
             Ray is started on this machine for the length of the run.
-        place: The workspace, at the same path on every worker; by default, the one found here.
+        place: The workspace; by default, the one found here.
+        artifacts: Where records travel by; without it, every worker sees ``place`` at its path.
     """
 
-    def __init__(self, address: str | None = None, place: Workspace | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        place: Workspace | None = None,
+        artifacts: Artifacts | None = None,
+    ) -> None:
         self.address = address
         self.place = place or workspace.find()
+        self.artifacts = artifacts
+        self._here = LocalExecutor()
         self._lock = threading.Lock()
         self._ray: Any = None
         self._task: Any = None
@@ -76,11 +85,13 @@ class RayExecutor:
             ServiceError: Ray cannot be started or reached.
             ContractError: A worker's environment differs from this one.
         """
+        if self.artifacts is not None and ray_apart.stays(spec):
+            return self._here.execute(spec, watch, stop)
         ray = self._connected()
-        # Ray's own retries are off: the run's policy decides, and says so in its report.
-        task = self._task.options(max_retries=0, name=spec.step, **self._resources(spec))
-        driver = None if self.address is None else ray_worker.surroundings()
-        running = task.remote(spec.model_dump_json(), driver)
+        try:
+            running = self._begin(spec)
+        except (RecordError, ServiceError) as error:
+            return ray_apart.failed(error)
         try:
             while not ray.wait([running], timeout=_POLL_S)[0]:
                 watch()
@@ -89,11 +100,13 @@ class RayExecutor:
         except BaseException:
             self._cancel(running)
             raise
+        result = self._result(running, spec)
         watch()
-        return self._result(running, Path(spec.folder))
+        return result
 
     def close(self) -> None:
         """Leave the cluster; a Ray that was started here ends with all its processes."""
+        self._here.close()
         with self._lock:
             if self._ray is not None:
                 self._ray.shutdown()
@@ -116,7 +129,7 @@ class RayExecutor:
 
     def _connect(self) -> Any:
         if "ray" not in sys.modules:  # it reads them when it is imported, and never again
-            os.environ.update(_settings(self.place, local=self.address is None))
+            os.environ.update(ray_start.settings(self.place, local=self.address is None))
         try:
             import ray
         except ImportError as error:
@@ -135,11 +148,21 @@ class RayExecutor:
                 "object_store_memory": _OBJECT_STORE,
             }
         try:
-            _begin(ray, options)
+            ray_start.begin(ray, options)
         except Exception as error:  # Ray raises bare ones, too
-            raise _away(self.address, error) from error
-        self._task = ray.remote(ray_worker.run)
+            raise ray_start.away(self.address, error) from error
+        self._task = ray.remote(ray_worker.run if self.artifacts is None else ray_apart.run)
         return ray
+
+    def _begin(self, spec: StepSpec) -> Any:
+        driver = None if self.address is None else ray_worker.surroundings()
+        given: list[Any] = [spec.model_dump_json(), driver]
+        if self.artifacts is not None:
+            ray_apart.send(self.artifacts, spec)
+            given += [self.artifacts.url, Path(spec.notebook).read_text(encoding="utf-8")]
+        # Ray's own retries are off: the run's policy decides, and says so in its report.
+        task = self._task.options(max_retries=0, name=spec.step, **self._resources(spec))
+        return task.remote(*given)
 
     def _resources(self, spec: StepSpec) -> dict[str, float]:
         wanted = {
@@ -169,19 +192,28 @@ class RayExecutor:
                 self._ray.cancel(running, force=True)
         return _ended(ExitStatus.CANCELLED, "cancelled", "cancelled")
 
-    def _result(self, running: Any, folder: Path) -> StepResult:
+    def _result(self, running: Any, spec: StepSpec) -> StepResult:
         errors = self._ray.exceptions
         try:
-            return StepResult.model_validate_json(self._ray.get(running))
+            answer = self._ray.get(running)
         except errors.OutOfMemoryError as error:
             hint = "Raise resources.memory_gib in the notebook's contract: Ray then plans for it"
-            return _ended(ExitStatus.KERNEL_DIED, "out-of-memory", _first_line(error), hint)
+            return _ended(
+                ExitStatus.KERNEL_DIED, "out-of-memory", ray_start.first_line(error), hint
+            )
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except errors.RayError as error:
-            hint = f"What it said until then: {folder / 'log.txt'}"
-            message = f"the worker was lost: {_first_line(error)}"
-            return _ended(ExitStatus.CRASHED, "crashed", message, hint)
+            log = Path(spec.folder) / "log.txt"
+            told = None if self.artifacts else f"What it said until then: {log}"
+            message = f"the worker was lost: {ray_start.first_line(error)}"
+            return _ended(ExitStatus.CRASHED, "crashed", message, told)
+        if self.artifacts is None:
+            return StepResult.model_validate_json(answer)
+        try:
+            return ray_apart.receive(self.artifacts, spec, answer)
+        except (RecordError, ServiceError) as error:
+            return ray_apart.failed(error)
 
 
 def check_workers(ray: Any, mine: Json) -> None:
@@ -208,7 +240,7 @@ def check_workers(ray: Any, mine: Json) -> None:
             theirs = ray.get(answer, timeout=_PROBE_S)
         except ray.exceptions.RayError as error:
             raise ContractError(
-                f"the worker cannot run the workbench: {_first_line(error)}",
+                f"the worker cannot run the workbench: {ray_start.first_line(error)}",
                 where=where,
                 hint="Install requirements.lock and this version of the workbench there",
             ) from error
@@ -221,54 +253,6 @@ def check_workers(ray: Any, mine: Json) -> None:
             )
 
 
-def _begin(ray: Any, options: Json) -> None:
-    """Start or join Ray; a start is tried twice, for on a busy machine its agents come too late."""
-    for last in (options["address"] != "local", True):
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-            return
-        except Exception:
-            ray.shutdown()
-            if last:
-                raise
-
-
-def _away(address: str | None, error: Exception) -> ServiceError:
-    if address is None:
-        return ServiceError(
-            f"Ray could not be started: {_first_line(error)}",
-            hint="On a busy machine it may come up too late: run it again, or leave --executor "
-            "ray away",
-        )
-    return ServiceError(
-        f"Ray could not be reached: {_first_line(error)}",
-        where=address,
-        hint="`ray status --address …` says whether a cluster is up; its Ray and Python have to "
-        "be those of requirements.lock, and its token has to be at hand",
-    )
-
-
-def _settings(place: Workspace, *, local: bool) -> dict[str, str]:
-    """Ray's settings, read when it is imported: no telemetry; a local one hears loopback only."""
-    always = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    if not local:
-        return always
-    token = place.secrets / "ray-token"
-    if not token.exists():
-        workspace.write_atomic(token, secrets.token_hex(32).encode(), mode=0o600)
-    return {
-        **always,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        # Named after the systems where it is the default: no cluster, so 127.0.0.1 it is.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-
-
 def _ended(status: ExitStatus, kind: str, message: str, hint: str | None = None) -> StepResult:
     failure = Failure(kind=kind, message=message, hint=hint)
     return StepResult(status=status, seconds=0, peak_memory_mib=0, failure=failure)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

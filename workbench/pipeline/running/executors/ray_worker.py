@@ -48,12 +48,29 @@ def run(spec_json: str, driver: Json | None) -> str:
         driver: The driver's `surroundings`, where it is another machine. They are compared here
             as well, because a worker may join after the others were looked at.
     """
-    different = differences(driver, surroundings()) if driver else []
-    if different:
-        return _refused(different).model_dump_json()
-    spec = StepSpec.model_validate_json(spec_json)
+    refused = refusal(driver)
+    if refused is not None:
+        return refused.model_dump_json()
+    return execute(StepSpec.model_validate_json(spec_json)).model_dump_json()
+
+
+def execute(spec: StepSpec) -> StepResult:
+    """Run one step in a process of its own."""
     # Cancelled by Ray with a KeyboardInterrupt, upon which the executor ends the step.
-    return alone.execute(spec, _nobody_watches).model_dump_json()
+    return alone.execute(spec, _nobody_watches)
+
+
+def refusal(driver: Json | None) -> StepResult | None:
+    """Why nothing may run here for ``driver``: this machine differs from it; None if it may."""
+    different = differences(driver, surroundings()) if driver else []
+    if not different:
+        return None
+    failure = Failure(
+        kind="contract",
+        message=f"worker {socket.gethostname()} is not like the driver: {'; '.join(different)}",
+        hint="Install requirements.lock and this version of the workbench there",
+    )
+    return StepResult(status=ExitStatus.CONTRACT, seconds=0, peak_memory_mib=0, failure=failure)
 
 
 @lru_cache(maxsize=1)
@@ -63,15 +80,6 @@ def _code() -> str:
         for path in sorted(modules.ROOT.rglob("*.py"))
     }
     return digest.of_json(sources)
-
-
-def _refused(different: list[str]) -> StepResult:
-    failure = Failure(
-        kind="contract",
-        message=f"worker {socket.gethostname()} is not like the driver: {'; '.join(different)}",
-        hint="Install requirements.lock and this version of the workbench there",
-    )
-    return StepResult(status=ExitStatus.CONTRACT, seconds=0, peak_memory_mib=0, failure=failure)
 
 
 def _some(verb: str, names: set[str]) -> list[str]:

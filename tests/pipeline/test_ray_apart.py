@@ -1,0 +1,218 @@
+"""A step that goes to a worker by a URL, both sides in this process; Ray itself is not needed."""
+
+from __future__ import annotations
+
+import copy
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import CONTRACT, write_notebook
+from workbench.cli import main
+from workbench.errors import RecordError, ServiceError
+from workbench.pipeline.running import step_folder
+from workbench.pipeline.running.artifacts import Artifacts
+from workbench.pipeline.running.executors import ray_apart, ray_worker
+from workbench.pipeline.running.executors.ray_tasks import RayExecutor
+from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
+from workbench.records.store import Store
+from workbench.records.types import Selection
+from workbench.workspace import Workspace
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Workspace:
+    """Where the driver works; ``place``, found by the environment, is the worker's."""
+    return Workspace(tmp_path / "driver")
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return Artifacts(f"file://{tmp_path}/by")
+
+
+def spec_of(driver: Workspace, notebook: Path, **changed: object) -> StepSpec:
+    upstream = Selection(dataset="dataset/" + "0" * 64, budget=1, seed=0, method="trial", chosen=())
+    spec = StepSpec(
+        step="a",
+        notebook=str(notebook),
+        home=str(driver.root),
+        folder=str(driver.runs / "one" / "a"),
+        cache=str(driver.scratch / "steps" / "a"),
+        parameters={"n": 3},
+        inputs={"upstream": Store(driver).put(upstream)},
+        declared_inputs=CONTRACT["inputs"],
+        declared_outputs=CONTRACT["outputs"],
+        threads=1,
+        timeout_s=60,
+        memory_gib=1,
+        environment={},
+    )
+    return spec.model_copy(update=changed)
+
+
+def go(artifacts: Artifacts, spec: StepSpec) -> StepResult:
+    """There and back, as the executor does it."""
+    ray_apart.send(artifacts, spec)
+    text = Path(spec.notebook).read_text()
+    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text)
+    return ray_apart.receive(artifacts, spec, answer)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_step_and_all_it_leaves_come_back(
+    project: Path, place: Workspace, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    work = (
+        "assert step.store.load(step.input('upstream'))\nstep.metric('loss', 0.5)\nprint('hello')"
+    )
+    spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", work))
+    result = go(artifacts, spec)
+    assert result.status is ExitStatus.OK, result.failure
+    assert Store(driver).get(result.outputs["selection"], Selection).budget == 3
+    folder = Path(spec.folder)
+    assert "hello" in (folder / "output.txt").read_text()
+    assert str(place.root) in (folder / "executed.ipynb").read_text()
+    assert StepResult.model_validate_json((folder / "result.json").read_bytes()) == result
+    assert StepSpec.model_validate_json((folder / "spec.json").read_bytes()) == spec
+    assert not list((tmp_path / "by" / "steps").iterdir())
+    assert not list((place.scratch / "ray").iterdir())
+
+
+@pytest.mark.usefixtures("place")
+def test_a_failure_names_the_cell_and_files_that_the_driver_has(
+    project: Path, place: Workspace, driver: Workspace, artifacts: Artifacts
+) -> None:
+    notebook = write_notebook(project / "notebooks/steps/a.ipynb", "raise KeyError('gone')")
+    spec = spec_of(driver, notebook)
+    result = go(artifacts, spec)
+    assert result.status is ExitStatus.USER_ERROR
+    assert result.failure is not None
+    assert result.failure.cell == 4
+    assert str(Path(spec.folder) / "executed.ipynb") in str(result.failure)
+    assert str(place.root) not in str(result.failure)
+    assert (Path(spec.folder) / "executed.ipynb").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
+    project: Path, driver: Workspace, artifacts: Artifacts
+) -> None:
+    notebook = write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        "raise AssertionError('never run')",
+        parameters="rules: str = ''",
+        contract={**CONTRACT, "paths": {"rules": {"unless": [""]}}},
+    )
+    result = go(artifacts, spec_of(driver, notebook, parameters={"rules": "/not/there.yaml"}))
+    assert result.status is ExitStatus.PARAMETER
+    for part in ("rules", "no such file or folder on worker", "/not/there.yaml", "same path"):
+        assert part in str(result.failure)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_worker_unlike_the_driver_fetches_nothing(
+    project: Path, place: Workspace, driver: Workspace, artifacts: Artifacts
+) -> None:
+    spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
+    ray_apart.send(artifacts, spec)
+    ours = copy.deepcopy(ray_worker.surroundings())
+    ours["environment"]["distributions"].append("numpy==0#0")
+    text = Path(spec.notebook).read_text()
+    answer = ray_apart.run(spec.model_dump_json(), ours, artifacts.url, text)
+    assert ray_apart.receive(artifacts, spec, answer).status is ExitStatus.CONTRACT
+    assert not place.records.exists()
+
+
+def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
+    project: Path, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    notebook = write_notebook(project / "notebooks/steps/a.ipynb", "pass")
+    spec = spec_of(driver, notebook)
+    serves = spec.model_copy(update={"environment": {"LABEL_STUDIO_URL": "http://127.0.0.1:1"}})
+    signs = spec.model_copy(update={"declared_outputs": {"release": {"kind": "release"}}})
+    assert [ray_apart.stays(one) for one in (spec, serves, signs)] == [False, True, True]
+    executor = RayExecutor("127.0.0.1:9", driver, artifacts)
+    result = executor.execute(serves, lambda: None, threading.Event())  # Ray is not even asked
+    executor.close()
+    assert result.status is ExitStatus.OK, result.failure
+    assert not (tmp_path / "by").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_folder_changed_on_the_way_is_refused(
+    project: Path, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
+    ray_apart.send(artifacts, spec)
+    text = Path(spec.notebook).read_text()
+    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text)
+    next((tmp_path / "by" / "steps").iterdir()).write_bytes(b"other")
+    with pytest.raises(RecordError, match="was changed"):
+        ray_apart.receive(artifacts, spec, answer)
+    with pytest.raises(ServiceError, match="cannot be read"):
+        ray_apart.receive(artifacts, spec, answer)
+    assert not (Path(spec.folder) / "result.json").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_secret_of_the_driver_is_taken_out_of_what_comes_back(
+    project: Path, driver: Workspace, artifacts: Artifacts
+) -> None:
+    secret = "a-key-that-only-the-driver-has-7781"
+    driver.secrets.mkdir(parents=True)
+    (driver.secrets / "server-key").write_text(secret)
+    notebook = write_notebook(project / "notebooks/steps/a.ipynb", f"print('{secret}'[:])")
+    spec = spec_of(driver, notebook)
+    result = go(artifacts, spec)
+    assert result.status is ExitStatus.CONTRACT
+    assert result.outputs == {}
+    assert "server-key" in str(result.failure)
+    assert all(
+        secret.encode() not in path.read_bytes()
+        for path in Path(spec.folder).rglob("*")
+        if path.is_file()
+    )
+
+
+def test_a_folder_too_large_comes_without_its_largest_files(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "one.png").write_bytes(b"1" * 10)
+    (folder / "huge.bin").write_bytes(b"2" * 1000)
+    (folder / "link").symlink_to("/etc/hostname")
+    step_folder.pack(folder, tmp_path / "a.tar.gz", largest=100)
+    step_folder.unpack(tmp_path / "a.tar.gz", tmp_path / "out", largest=100)
+    came = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert came == {"figures/one.png", step_folder.LEFT_OUT}
+    assert "huge.bin (1000 bytes)" in (tmp_path / "out" / step_folder.LEFT_OUT).read_text()
+
+
+@pytest.mark.parametrize("name", ["../beside.txt", "link"])
+def test_an_archive_writes_nothing_beside_its_folder(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(member)
+    with pytest.raises(RecordError, match="cannot be unpacked"):
+        step_folder.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "beside.txt").exists()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_option_is_refused_where_it_means_nothing(
+    project: Path, place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = str(project / "pipelines/trial.yaml")
+    for options, told in (
+        (["--artifacts", "file:///x"], "--artifacts is for --executor ray"),
+        (["--executor", "ray", "--artifacts", "nosuch://x"], "artifacts cannot be kept there"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["run", pipeline, *options])
+        assert end.value.code == 2
+        assert told in capsys.readouterr().err
+    assert not place.runs.exists()
