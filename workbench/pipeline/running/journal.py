@@ -1,6 +1,6 @@
 """Writes ``run.json``: what a run is doing, for whoever looks from outside.
 
-Rewritten whole at every change, so a reader never sees half of it.
+Rewritten whole, a few times a second at most, so a reader never sees half of it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,8 @@ from workbench.pipeline.running import history
 from workbench.pipeline.running.history import RunState, StepState
 from workbench.workspace import Workspace
 
+_EVERY_S = 0.2  # a thousand steps that are skipped end within a second
+
 
 class Journal:
     """The state of one run on disk."""
@@ -23,6 +26,7 @@ class Journal:
     def __init__(self, place: Workspace, run_id: str, pipeline: Pipeline) -> None:
         self._place = place
         self._lock = threading.Lock()
+        self._written = 0.0
         self._steps = {
             name: StepState(name=name, status="pending", seconds=0.0) for name in pipeline.steps
         }
@@ -43,7 +47,8 @@ class Journal:
         with self._lock:
             changes = {"status": status, **more}
             self._steps[name] = self._steps[name].model_copy(update=changes)
-            self._write()
+            if status == "running" or time.monotonic() - self._written > _EVERY_S:
+                self._write()
 
     def end(self, status: str) -> None:
         with self._lock:
@@ -54,6 +59,7 @@ class Journal:
             self._write()
 
     def _write(self) -> None:
+        self._written = time.monotonic()
         steps = tuple(self._steps.values())
         history.save(self._place, self._run.model_copy(update={"steps": steps}))
 

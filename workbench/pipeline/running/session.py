@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from workbench.pipeline.definition.graph import Pipeline, Step
-from workbench.pipeline.planning import plan
+from workbench.pipeline.planning import modules, plan
 from workbench.pipeline.planning.plan import Choice, PlannedStep
 from workbench.pipeline.running import history
 from workbench.pipeline.running.executors import Executor
@@ -62,6 +62,7 @@ class Session:
         self._reports: dict[str, StepReport] = {}
         self._made: dict[str, dict[str, Ref]] = {}
         self._open = dict(pipeline.steps)
+        self._ready: dict[str, PlannedStep] = {}
         self._running: dict[Future[Done], PlannedStep] = {}
         self._make_executor = executor
         self._executor: Executor | None = None
@@ -116,9 +117,14 @@ class Session:
 
     def _start_ready(self) -> None:
         """Decide on every step whose needs are decided; start those that fit the machine."""
-        for step in list(self._open.values()):
-            if all(name in self._reports for name in step.needs):
-                self._consider(step)
+        with modules.looked_at_once():
+            for step in list(self._open.values()):
+                if all(name in self._reports for name in step.needs):
+                    self._consider(step)
+        for planned in list(self._ready.values()):
+            if self._fits(planned.step):
+                del self._ready[planned.name]
+                self._start(planned)
 
     def _consider(self, step: Step) -> None:
         above = [self._reports[name] for name in step.needs]
@@ -132,8 +138,9 @@ class Session:
             self._decide(step, "not-reached", "; ".join(planned.reasons))
         elif planned.action == "skip":
             self._skip(planned)
-        elif self._fits(step):
-            self._start(planned)
+        else:
+            self._ready[step.name] = planned
+            del self._open[step.name]
 
     def _fits(self, step: Step) -> bool:
         """Whether cores and memory are free; a step larger than the machine runs alone."""
@@ -150,7 +157,6 @@ class Session:
             self._worker = Worker(
                 self.place, self.pipeline.name, self._executor, self, self.outside.environment
             )
-        del self._open[planned.name]
         folder = self.folder / planned.name
         self.display.step_started(planned.name, planned.reasons)
         self.journal.step(planned.name, "running", folder=str(folder))
