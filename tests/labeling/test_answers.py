@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from workbench.labeling.answers import REPLAY_DOMAIN, Answer, read_answers, region_id, summarise
+from workbench.labeling.answers import (
+    REPLAY_DOMAIN,
+    Answer,
+    AnswerRow,
+    People,
+    read_answers,
+    region_id,
+)
 from workbench.labeling.origins import answer_row, to_labels
 from workbench.labeling.regions import Drawn, frame_regions, to_regions
 from workbench.records.frames import Box, Frame, Label, LabelSchema, Origin, Question
-from workbench.records.types import Prediction
+from workbench.records.types import Annotator, Prediction
 
 BATCH = f"batch/{'b' * 64}"
 FRAME = Frame(id="a" * 64, drive="d", index=0, width=301, height=199, suffix=".jpg")
@@ -24,6 +32,13 @@ SCHEMA = LabelSchema(
 START = Prediction(frame=FRAME.id, cls="car", box=Box(x=10, y=20, w=30, h=40), score=0.5)
 
 SENT = {region_id(START): START}
+
+
+def summarise(rows: Iterable[AnswerRow]) -> tuple[Annotator, ...]:
+    people = People()
+    for row in rows:
+        people.add(row)
+    return people.annotators()
 
 
 def annotation(number: int, who: Any, *boxes: Drawn, **more: Any) -> dict[str, Any]:

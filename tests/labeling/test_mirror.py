@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.labeling.conftest import Sample
+from workbench import digest
 from workbench.errors import RecordError, ServiceError
 from workbench.labeling import ledger, mirror, streams
 from workbench.labeling.answers import region_id
-from workbench.labeling.contents import Contents
+from workbench.labeling.contents import Contents, _Rows
 from workbench.workspace import Workspace
 
 BATCH = f"batch/{'b' * 64}"
@@ -79,3 +80,22 @@ def test_a_batch_is_read_frame_by_frame(sample: Sample) -> None:
         assert contents.started_by_name(frame.id) == {region_id(one): one for one in mine}
     with pytest.raises(RecordError, match="no frame"):
         contents.frame("f" * 64)
+
+
+def test_an_array_inside_an_object_is_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    rows = [{"frame": "ä", "reasons": ["a ] and a } of its own"]}, {"frame": "b"}]
+    path.write_bytes(digest.canonical_json({"budget": 2, "chosen": rows, "dataset": [{}]}))
+    assert list(streams.objects(path, "chosen")) == rows
+
+
+def test_every_frame_is_found_by_any_name(tmp_path: Path) -> None:
+    """Names that end in zero bytes too, which numpy would cut."""
+    names = [f"{n:02x}" + "0" * 62 for n in range(1, 9)] + ["ab" * 32, "0" * 62 + "01", "0" * 64]
+    path = tmp_path / "rows.jsonl"
+    lines = [f'{{"frame":"{name}","n":{n}}}\n' for name in names for n in range(2)]
+    path.write_text("".join(lines))
+    rows = _Rows(path.open("rb"), b"frame", set(names))
+    for name in names:
+        assert rows.of(name) == [line.strip().encode() for line in lines if name in line]
+    assert rows.of("f" * 64) == []

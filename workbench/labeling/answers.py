@@ -7,7 +7,7 @@ answered a frame more than once, the latest counts. Drafts and predictions are n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,21 +132,30 @@ def read_answers(
     return answers, sorted(rows, key=lambda row: (row.annotator, row.annotation or 0, row.result))
 
 
-def summarise(answers: Iterable[AnswerRow]) -> tuple[Annotator, ...]:
-    """Who answered how much, by labeler."""
-    by_person: dict[str, list[AnswerRow]] = {}
-    for answer in answers:
-        by_person.setdefault(answer.annotator, []).append(answer)
-    return tuple(
-        Annotator(
-            id=person,
-            frames=len(theirs),
-            boxes=sum(answer.boxes for answer in theirs),
-            minutes=_sum(answer.minutes for answer in theirs),
-            simulated=is_replay(person),
+class People:
+    """Who answered how much, counted while answers pass by."""
+
+    def __init__(self) -> None:
+        self._work: dict[str, tuple[int, int, float | None]] = {}
+
+    def add(self, answer: AnswerRow) -> None:
+        frames, boxes, minutes = self._work.get(answer.annotator, (0, 0, None))
+        if answer.minutes is not None:
+            minutes = (minutes or 0.0) + answer.minutes
+        self._work[answer.annotator] = (frames + 1, boxes + answer.boxes, minutes)
+
+    def annotators(self) -> tuple[Annotator, ...]:
+        """By name."""
+        return tuple(
+            Annotator(
+                id=person,
+                frames=frames,
+                boxes=boxes,
+                minutes=None if minutes is None else round(minutes, 3),
+                simulated=is_replay(person),
+            )
+            for person, (frames, boxes, minutes) in sorted(self._work.items())
         )
-        for person, theirs in sorted(by_person.items())
-    )
 
 
 def _person(annotation: Mapping[str, Any], people: Mapping[int, str]) -> str:
@@ -202,8 +211,3 @@ def _row(
         updated_at=None if timeless else annotation.get("updated_at"),
         result=json.dumps(annotation.get("result") or [], sort_keys=True),
     )
-
-
-def _sum(minutes: Iterable[float | None]) -> float | None:
-    measured = [value for value in minutes if value is not None]
-    return round(sum(measured), 3) if measured else None

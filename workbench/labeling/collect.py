@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.labeling import agreement, config, ledger
-from workbench.labeling.answers import summarise
 from workbench.labeling.origins import to_labels
 from workbench.labeling.progress import BatchStatus, FrameAnswers, Look, Mend, Tally, look
 from workbench.labeling.server import LabelStudio
@@ -147,7 +146,7 @@ def _tell_labelers(server: LabelStudio, notes: Sequence[_Note]) -> None:
 
 
 def _keep(store: Store, files: _Files, tally: Tally, deleted: tuple[Digest, ...]) -> Ref:
-    people = summarise(tally.rows)
+    people = tally.people.annotators()
     record = LabelSet(
         batch=files.ref,
         annotators=people,

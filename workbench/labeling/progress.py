@@ -12,10 +12,10 @@ from workbench.labeling.answers import (
     AnnotationRow,
     Answer,
     AnswerRow,
+    People,
     answers_needed,
     is_replay,
     read_answers,
-    summarise,
 )
 from workbench.labeling.contents import Contents
 from workbench.labeling.mirror import Held
@@ -111,13 +111,16 @@ class Tally:
     seen: set[Digest] = field(default_factory=set)
     done: int = 0
     skipped: list[Digest] = field(default_factory=list)
-    rows: list[AnswerRow] = field(default_factory=list)
+    people: People = field(default_factory=People)
+    comments: int = 0
     to_mend: list[Mend] = field(default_factory=list)
     drafts: int = 0
 
     def add(self, frame: FrameAnswers, needed: int) -> None:
         self.seen.add(frame.held.frame)
-        self.rows += frame.rows
+        for row in frame.rows:
+            self.people.add(row)
+            self.comments += row.comment is not None
         self.to_mend += frame.to_mend
         self.drafts += frame.held.drafts
         # A frame with something to mend is not done, even where another's answer would do.
@@ -186,10 +189,10 @@ class Look:
             total=len(needed),
             done=tally.done,
             skipped=len(tally.skipped),
-            annotators=summarise(tally.rows),
+            annotators=tally.people.annotators(),
             to_mend=tuple(tally.to_mend),
             drafts=tally.drafts,
-            comments=sum(row.comment is not None for row in tally.rows),
+            comments=tally.comments,
             deleted=gone if was_there else (),
             unsent=0 if was_there else len(gone),
             collected=entry.collected if entry else None,

@@ -12,8 +12,8 @@ from workbench.errors import ServiceError
 _CHUNK = 1 << 20
 
 
-def objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON array.
+def objects(path: Path, key: str | None = None) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON array, or of the first one that a canonical object has as ``key``.
 
     Raises:
         ServiceError: The file ends too soon or is no such array.
@@ -21,9 +21,10 @@ def objects(path: Path) -> Iterator[dict[str, Any]]:
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8") as file:
         text = file.read(_CHUNK).lstrip()
-        if not text.startswith("["):
+        opening = "[" if key is None else f'"{key}":['
+        position = text.find(opening) + len(opening)
+        if position < len(opening) or (key is None and position > 1):
             raise ServiceError("expected a JSON array in an export", where=path)
-        position = 1
         while True:
             while position < len(text) and text[position] in " ,\n\r\t":
                 position += 1

@@ -12,7 +12,7 @@ from workbench.labeling.holdings import Task
 from workbench.labeling.regions import Drawn, to_regions
 from workbench.records.base import Digest, digest_of
 from workbench.records.frames import Frame
-from workbench.records.types import Choice, LabelBatch, Prediction, Selection
+from workbench.records.types import Choice, LabelBatch, Prediction
 
 _PEOPLE = "candidates"
 """What stands for the model where the boxes to start from are other labelers'."""
@@ -38,18 +38,16 @@ def make_tasks(contents: Contents, frames: Sequence[Digest]) -> Iterator[Task]:
         DataError: A frame's image is missing.
     """
     batch = contents.batch
-    selection = contents.store.get(batch.selection, Selection)
-    choices = {choice.frame: choice for choice in selection.chosen}
     version = digest_of(batch.model)[:12] if batch.model else _PEOPLE
     place, name = contents.store.workspace, digest_of(contents.ref)
     for digest in frames:
-        frame = contents.frame(digest)
+        frame, choice = contents.frame(digest), contents.choice(digest)
         data = {
             "image": media.address(place, frame),
             # Columns in this order: what labelers read first, what the workbench needs last.
             config.NOTE: "",
-            "why": _why(choices.get(digest)),
-            "rank": choices[digest].rank if digest in choices else len(choices) + 1,
+            "why": _why(choice),
+            "rank": choice.rank if choice else len(batch.frames) - len(batch.gold) + 1,
             "drive": frame.drive,
             "frame": frame.id,
             "batch": name,
