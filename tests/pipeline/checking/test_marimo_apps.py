@@ -79,6 +79,7 @@ def test_the_parameters_cell_is_tagged_and_comes_first(place: Workspace, app: Pa
     assert marimo_apps.as_ipynb(place, app) == path
 
 
+@pytest.mark.slow
 def test_it_is_checked_and_its_parameters_are_really_read(place: Workspace, app: Path) -> None:
     report = check.run(place, app, Quiet())
     assert report.passed, report.findings

@@ -92,6 +92,7 @@ def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
     assert not (place.root / "reproduce").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Workspace) -> None:
     flag = project / "go"
     flag.touch()
