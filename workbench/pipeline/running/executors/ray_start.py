@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 from typing import Any
 
 from workbench import workspace
@@ -12,9 +13,12 @@ from workbench.workspace import Workspace
 
 Json = dict[str, Any]
 
+_KNOCK_S = 20.0
+
 
 def begin(ray: Any, options: Json) -> None:
     """Start or join Ray; a start is tried twice, for on a busy machine its agents come too late."""
+    _knock(options["address"])
     for last in (options["address"] != "local", True):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -23,6 +27,14 @@ def begin(ray: Any, options: Json) -> None:
             ray.shutdown()
             if last:
                 raise
+
+
+def _knock(address: str) -> None:
+    """Raise at once where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S):
+            pass
 
 
 def away(address: str | None, error: Exception) -> ServiceError:
