@@ -74,7 +74,7 @@ bench: setup ## The figures that the README quotes
 lock: $(STAMP) ## Resolve the two locks again
 	@# torch is resolved anew, so that a local CPU build is met first: PyPI's brings gigabytes of CUDA.
 	@sed '/^torch==/d' requirements.lock > requirements.lock.new
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra scale --python-version 3.11 --no-emit-index-url \
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra scale --extra openvino --python-version 3.11 --no-emit-index-url \
 		--no-emit-find-links $(UV_SOURCES) --custom-compile-command "make lock" -q \
 		-o requirements.lock.new
 	@# The name of a CPU build fits one kind of machine; the version fits all.
