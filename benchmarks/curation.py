@@ -18,8 +18,8 @@ from PIL import Image
 
 from benchmarks.common import Row, main, row
 from workbench import digest
-from workbench.curation import shards
-from workbench.curation.embedding import embed
+from workbench.curation.embedding import shards
+from workbench.curation.embedding.one_pass import embed
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.decode import decode
 from workbench.perception.predictor import TorchPredictor

@@ -6,8 +6,17 @@ curation.publish(place, dataset, predictions, selection, "pool")   # look at it 
 curation.tag("pool", frames, "odd night scene", by="mia")
 """
 
-from workbench.curation.embedding import Embeddings, embed
-from workbench.curation.fiftyone_dataset import (
+from workbench.curation.embedding.one_pass import Embeddings, embed
+from workbench.curation.embedding.quality import QualityGate
+from workbench.curation.selecting.mining import (
+    choose,
+    embed_roles,
+    mine,
+    newest_selection,
+    read_scores,
+)
+from workbench.curation.selecting.select import Candidate, SelectionRules, select
+from workbench.curation.workshop.dataset import (
     is_published,
     open_app,
     publish,
@@ -15,9 +24,6 @@ from workbench.curation.fiftyone_dataset import (
     tag_log,
     tagged,
 )
-from workbench.curation.mining import choose, embed_roles, mine, newest_selection, read_scores
-from workbench.curation.quality import QualityGate
-from workbench.curation.selection import Candidate, SelectionRules, select
 
 __all__ = [
     "Candidate",

@@ -44,7 +44,7 @@ def publish(
     these names are saved for the App. Repeating it replaces content and keeps people's tags.
 
     Args:
-        scores: Frame to its scores, see `workbench.curation.mining.read_scores`.
+        scores: Frame to its scores, see `workbench.curation.selecting.mining.read_scores`.
 
     Returns:
         The dataset's name in FiftyOne.

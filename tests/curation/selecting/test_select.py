@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from workbench.curation.selection import Candidate, SelectionRules, select
+from workbench.curation.selecting.select import Candidate, SelectionRules, select
 from workbench.errors import DataError, ParameterError
 
 NO_RANDOM = SelectionRules(random_share=0)

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from workbench.curation import rarity
-from workbench.curation.embedding import Embeddings, embed
-from workbench.curation.quality import QualityGate
-from workbench.curation.rarity import SIGNALS, SIZES, Scores
-from workbench.curation.selection import Candidate, SelectionRules, select
+from workbench.curation.embedding.one_pass import Embeddings, embed
+from workbench.curation.embedding.quality import QualityGate
+from workbench.curation.finding import rarity
+from workbench.curation.finding.rarity import SIGNALS, SIZES, Scores
+from workbench.curation.selecting.select import Candidate, SelectionRules, select
 from workbench.errors import DataError
 from workbench.perception.predictor import load_checkpoint
 from workbench.records import dataset as datasets

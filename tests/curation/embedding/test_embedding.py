@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.curation.conftest import CONFIG, SPEC
-from workbench.curation import embedding, shards
-from workbench.curation.embedding import embed
-from workbench.curation.encoder import MAX_OBJECTS, DetectorEncoder, Seen
+from workbench.curation.embedding import one_pass, shards
+from workbench.curation.embedding.encoder import MAX_OBJECTS, DetectorEncoder, Seen
+from workbench.curation.embedding.one_pass import embed
 from workbench.errors import DataError, WorkbenchError
 from workbench.perception.predictor import TorchPredictor, load_checkpoint
 from workbench.perception.preprocessing import Pixels, load_rgb
@@ -74,7 +74,7 @@ def test_one_pass_agrees_with_the_predictor(
 def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: TorchPredictor) -> None:
     import torch
 
-    from workbench.curation.encoder import _box_means
+    from workbench.curation.embedding.encoder import _box_means
 
     maps = tuple(
         torch.arange(2 * 3 * SPEC.height // s * (SPEC.width // s), dtype=torch.float32).reshape(
@@ -106,7 +106,7 @@ def test_what_is_on_disk_is_not_computed_again(
 def test_a_killed_pass_keeps_its_finished_shards(
     place: Workspace, dataset: Dataset, predictor: TorchPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "SHARD", 8)
+    monkeypatch.setattr(one_pass, "SHARD", 8)
     killed = Counting(predictor)
     killed.fail_after = 20
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_nothing_behind(
     code = (
         "import resource, signal, sys; from workbench import workspace\n"
         "from workbench.errors import WorkbenchError\n"
-        "from workbench.curation import shards; import numpy as np\n"
+        "from workbench.curation.embedding import shards; import numpy as np\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "folder = workspace.find().root / 'embeddings' / 'x'\n"

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from workbench.curation import rarity
-from workbench.curation.embedding import Embeddings
-from workbench.curation.neighbours import directions, nearest_distance
-from workbench.curation.quality import QualityGate, measure
+from workbench.curation.embedding.one_pass import Embeddings
+from workbench.curation.embedding.quality import QualityGate, measure
+from workbench.curation.finding import rarity
+from workbench.curation.neighbours.exact import directions, nearest_distance
 from workbench.errors import DataError
 
 

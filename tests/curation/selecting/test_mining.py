@@ -7,7 +7,7 @@ import pytest
 from tests.curation.conftest import make_checkpoint
 from workbench.curation import choose, mine, newest_selection, read_scores
 from workbench.curation import pictures as curation_pictures
-from workbench.curation.embedding import embed
+from workbench.curation.embedding.one_pass import embed
 from workbench.errors import DataError, ParameterError
 from workbench.perception.predictor import load_checkpoint
 from workbench.records import dataset as datasets

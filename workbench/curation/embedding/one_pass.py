@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.curation import quality, shards
-from workbench.curation.encoder import DetectorEncoder, Encoder, Seen
-from workbench.curation.shards import Shard
+from workbench.curation.embedding import quality, shards
+from workbench.curation.embedding.encoder import DetectorEncoder, Encoder, Seen
+from workbench.curation.embedding.shards import Shard
 from workbench.errors import DataError
 from workbench.perception.predictor import TorchPredictor
 from workbench.perception.preprocessing import Pixels, load_rgb
@@ -39,7 +39,7 @@ class Embeddings:
         frames: Digests of ``n`` frames, in the order asked for.
         vectors: Float16 ``[n, d]``; mapped from disk where one shard holds just these frames.
         entropy: Float32 ``[n]``: how unsure the detector was, summed over its boxes, nats.
-        quality: Float32 ``[n, 3]``, columns as in `workbench.curation.quality.NAMES`.
+        quality: Float32 ``[n, 3]``, columns as in `workbench.curation.embedding.quality.NAMES`.
         owner: Int64 ``[m]``: the row in ``frames`` that each object belongs to, ascending.
         object_vectors: Float16 ``[m, c]``.
         boxes: Float32 ``[m, 4]`` xyxy pixels of the frame.

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.curation.embedding import Embeddings
-from workbench.curation.neighbours import directions, nearest_distance
+from workbench.curation.embedding.one_pass import Embeddings
+from workbench.curation.neighbours.exact import directions, nearest_distance
 
 SIGNALS = ("entropy", "objects", "frame")
 

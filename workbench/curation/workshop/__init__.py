@@ -1,0 +1,1 @@
+"""FiftyOne, where people look and tag. The only place that imports it."""
