@@ -206,24 +206,14 @@ def _closure(store: Store, inputs: Inputs) -> list[Ref]:
 def _spec(
     setting: Setting, place: Workspace, folder: Path, values: Json, more: Mapping[str, str]
 ) -> StepSpec:
-    declaration = setting.contract.declaration
-    resources = declaration.resources
-    return StepSpec(
-        step=setting.contract.name,
-        notebook=str(setting.notebook),
-        home=str(place.root),
-        folder=str(folder),
-        cache=str(place.scratch / "check"),
+    return setting.contract.spec(
+        place,
+        folder,
+        place.scratch / "check",
         parameters=values,
-        inputs=dict(setting.inputs),
-        declared_inputs={n: d.model_dump() for n, d in declaration.inputs.items()},
-        declared_outputs={n: d.model_dump() for n, d in declaration.outputs.items()},
-        threads=resources.threads,
-        timeout_s=resources.timeout_s,
-        memory_gib=resources.memory_gib,
-        gpus=resources.gpus,
+        inputs=setting.inputs,
+        notebook=str(setting.notebook),
         environment={**setting.environment, **more},
-        secrets=declaration.secrets,
         project=str(setting.project),
     )
 

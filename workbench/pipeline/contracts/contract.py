@@ -6,6 +6,7 @@ The parameters stand in the notebook's ``parameters`` cell, the rest in its meta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workbench import digest
 from workbench.errors import ContractError
 from workbench.pipeline.contracts import ipynb, parameter_types, parameters, plain
+from workbench.pipeline.steps.spec import StepSpec
+from workbench.records.base import Ref
+from workbench.workspace import Workspace
 
 Json = dict[str, Any]
 ServiceName = Literal["mongod", "mlflow", "label-studio"]
@@ -126,6 +130,41 @@ class StepContract:
     def validate(self, given: Json) -> Json:
         checked = parameters.validate(self.parameters, given, where=self.notebook.name)
         return {name: checked[name] for name in given} if self.plain else checked
+
+    def spec(
+        self,
+        place: Workspace,
+        folder: Path,
+        cache: Path,
+        *,
+        parameters: Json,
+        inputs: Mapping[str, Ref | tuple[Ref, ...] | None],
+        **changes: Any,
+    ) -> StepSpec:
+        """What one execution of the notebook is given.
+
+        Args:
+            parameters: As `validate` returns them.
+            changes: Fields of `StepSpec` that go before what the contract says.
+        """
+        declared, resources = self.declaration, self.declaration.resources
+        return StepSpec(
+            **{
+                "step": self.name,
+                "notebook": str(self.notebook),
+                "home": str(place.root),
+                "folder": str(folder),
+                "cache": str(cache),
+                "parameters": parameters,
+                "inputs": dict(inputs),
+                "declared_inputs": {n: d.model_dump() for n, d in declared.inputs.items()},
+                "declared_outputs": {n: d.model_dump() for n, d in declared.outputs.items()},
+                "environment": {},
+                "secrets": declared.secrets,
+                **resources.model_dump(),
+                **changes,
+            }
+        )
 
 
 def read(notebook: Path, *, name: str | None = None) -> StepContract:

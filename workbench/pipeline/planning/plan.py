@@ -9,7 +9,7 @@ from typing import Any, Literal
 from workbench.pipeline.definition.graph import Pipeline, Step
 from workbench.pipeline.planning import keys, modules
 from workbench.pipeline.planning.keys import KeyIndex, Latest, StepKey
-from workbench.records.base import Ref
+from workbench.records.base import Ref, refs_in
 from workbench.records.store import Store
 from workbench.records.types import GateReport, Release, StepRun
 from workbench.workspace import Workspace
@@ -173,17 +173,11 @@ def _inputs(step: Step, outputs: Outputs, place: Workspace) -> Inputs:
         if source.champion is None:
             refs = tuple(outputs[above][output] for above, output in source.outputs)
             found[name] = refs if source.many else refs[0]
-    known = {ref for given in found.values() for ref in _refs(given)}
+    known = set(refs_in(found))
     for name, source in step.sources.items():
         if source.champion is not None:
             found[name] = _champion(place, source.champion, known)
     return {name: found[name] for name in step.sources}
-
-
-def _refs(given: Ref | tuple[Ref, ...] | None) -> tuple[Ref, ...]:
-    if given is None:
-        return ()
-    return (given,) if isinstance(given, str) else given
 
 
 def _champion(place: Workspace, model: str, candidates: set[Ref]) -> Ref | None:

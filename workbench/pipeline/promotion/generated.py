@@ -10,7 +10,7 @@ from workbench import workspace
 from workbench.errors import ParameterError
 from workbench.pipeline.contracts.contract import StepContract
 from workbench.pipeline.promotion.repository import Promoted
-from workbench.pipeline.steps.spec import StepResult, StepSpec
+from workbench.pipeline.steps.spec import StepResult
 from workbench.workspace import Workspace
 
 Json = dict[str, Any]
@@ -127,21 +127,13 @@ def run_on_fixture(promoted: Promoted, folder: Path) -> StepResult:
     from workbench.pipeline.running.executors.local import execute_once
 
     contract = contracts.read(promoted.path)
-    declared, place = contract.declaration, Workspace(folder / workspace.FOLDER)
-    run = place.runs / "fixture" / promoted.name
-    spec = StepSpec(
-        step=promoted.name,
-        notebook=str(promoted.path),
-        home=str(place.root),
-        folder=str(run),
-        cache=str(place.scratch / promoted.name),
-        parameters=contract.validate(declared.fixture.parameters),
+    place = Workspace(folder / workspace.FOLDER)
+    spec = contract.spec(
+        place,
+        place.runs / "fixture" / promoted.name,
+        place.scratch / promoted.name,
+        parameters=contract.validate(contract.declaration.fixture.parameters),
         inputs={},
-        declared_inputs={n: d.model_dump() for n, d in declared.inputs.items()},
-        declared_outputs={n: d.model_dump() for n, d in declared.outputs.items()},
-        threads=declared.resources.threads,
-        timeout_s=declared.resources.timeout_s,
-        memory_gib=declared.resources.memory_gib,
-        environment={},
+        step=promoted.name,
     )
     return execute_once(spec)

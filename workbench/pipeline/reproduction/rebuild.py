@@ -198,20 +198,17 @@ class _Reproduction:
         )
         cost = self.source.side(step.run, "cost") or {}
         needed_gib = _LARGER * cost.get("peak_memory_mib", 0.0) / 1024
-        return StepSpec(
+        return step.contract.spec(
+            self.target.workspace,
+            where,
+            self.target.workspace.scratch / "steps" / self._work(step)[:16],
+            parameters=parameters,
+            inputs=step.record.inputs,
             step=step.name,
             notebook=str(notebook),
-            home=str(self.target.workspace.root),
-            folder=str(where),
-            cache=str(self.target.workspace.scratch / "steps" / self._work(step)[:16]),
-            parameters=parameters,
-            inputs=dict(step.record.inputs),
-            declared_inputs={n: d.model_dump() for n, d in declared.inputs.items()},
-            declared_outputs={n: d.model_dump() for n, d in declared.outputs.items()},
             threads=step.record.threads or declared.resources.threads,
             timeout_s=max(declared.resources.timeout_s, _SLOWER * cost.get("seconds", 0.0)),
             memory_gib=max(declared.resources.memory_gib, needed_gib),
-            gpus=declared.resources.gpus,
             environment=dict.fromkeys(VARIABLES.values(), ""),
         )
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -112,12 +112,7 @@ class Worker:
         try:
             spec = self._spec(planned, folder)
         except WorkbenchError as error:  # a server that the step needs cannot be started
-            failure = Failure(
-                kind=error.kind, message=error.what, where=error.where, hint=error.hint
-            )
-            return StepResult(
-                status=ExitStatus.SERVICE, seconds=0, peak_memory_mib=0, failure=failure
-            )
+            return StepResult.unrun(ExitStatus.SERVICE, Failure.of(error))
         files = StepFiles(folder)
         due = 0.0
 
@@ -135,23 +130,16 @@ class Worker:
         return result
 
     def _spec(self, planned: PlannedStep, folder: Path) -> StepSpec:
-        step, declaration = planned.step, planned.step.contract.declaration
-        return StepSpec(
-            step=step.name,
-            notebook=str(step.contract.notebook),
-            home=str(self.place.root),
-            folder=str(folder),
-            cache=str(self.place.scratch / "steps" / _key(planned).digest[:16]),
+        step = planned.step
+        return step.contract.spec(
+            self.place,
+            folder,
+            self.place.scratch / "steps" / _key(planned).digest[:16],
             parameters=step.parameters,
             inputs=planned.inputs,
-            declared_inputs={n: d.model_dump() for n, d in declaration.inputs.items()},
-            declared_outputs={n: d.model_dump() for n, d in declaration.outputs.items()},
-            threads=step.resources.threads,
-            timeout_s=step.resources.timeout_s,
-            memory_gib=step.resources.memory_gib,
-            gpus=step.resources.gpus,
-            secrets=declaration.secrets,
-            environment=self._servers(declaration.services),
+            step=step.name,
+            environment=self._servers(step.contract.declaration.services),
+            **asdict(step.resources),
         )
 
     def _keep(self, planned: PlannedStep, key: StepKey, result: StepResult, folder: Path) -> Ref:
@@ -220,5 +208,4 @@ def _set_aside(folder: Path, attempt: int) -> None:
 
 
 def _cancelled() -> StepResult:
-    failure = Failure(kind="cancelled", message="cancelled")
-    return StepResult(status=ExitStatus.CANCELLED, seconds=0, peak_memory_mib=0, failure=failure)
+    return StepResult.unrun(ExitStatus.CANCELLED, Failure(kind="cancelled", message="cancelled"))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from workbench.errors import WorkbenchError
 from workbench.records.base import Ref
 
 Json = dict[str, Any]
@@ -67,6 +68,11 @@ class Failure(BaseModel):
     cell: int | None = None
     traceback: str | None = None
 
+    @classmethod
+    def of(cls, error: WorkbenchError) -> Failure:
+        """One of our own errors, told as a failure."""
+        return cls(kind=error.kind, message=error.what, where=error.where, hint=error.hint)
+
     def __str__(self) -> str:
         parts = [self.message]
         if self.where:
@@ -84,6 +90,11 @@ class StepResult(_File):
     cpu_seconds: float = 0.0
     outputs: dict[str, Ref] = {}
     failure: Failure | None = None
+
+    @classmethod
+    def unrun(cls, status: ExitStatus, failure: Failure) -> StepResult:
+        """The result of a step that left none itself."""
+        return cls(status=status, seconds=0, peak_memory_mib=0, failure=failure)
 
     @property
     def cost(self) -> dict[str, float]:

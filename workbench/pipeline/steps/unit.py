@@ -30,6 +30,16 @@ LOG = "log.txt"
 _POLL_S = 0.25
 
 
+def write_spec(spec: StepSpec) -> Path:
+    """Write the spec into the step's folder, from which an older result goes; returns its file."""
+    folder = Path(spec.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULT).unlink(missing_ok=True)
+    path = folder / SPEC
+    path.write_text(spec.model_dump_json(indent=1))
+    return path
+
+
 def run_step(spec_file: Path) -> StepResult:
     """Run the step of ``spec_file`` and write its result; expected failures never raise."""
     spec = StepSpec.model_validate_json(spec_file.read_bytes())

@@ -1,15 +1,14 @@
-"""Runs one step in a process of its own, as the check of a notebook needs it."""
+"""Runs one step in a process of its own: for the check, which watches it, and for Ray's workers."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from workbench.pipeline.running.executors.local import result_of
 from workbench.pipeline.steps.spec import StepResult, StepSpec
-from workbench.pipeline.steps.unit import LOG, SPEC
+from workbench.pipeline.steps.unit import LOG, write_spec
 
 _POLL_S = 0.1
 _GRACE_S = 15
@@ -28,10 +27,8 @@ def execute(
         launch: The module that is run, and what it is told before the spec's path.
         handles: File descriptors that the process inherits.
     """
-    folder = Path(spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    spec_file = folder / SPEC
-    spec_file.write_text(spec.model_dump_json(indent=1))
+    spec_file = write_spec(spec)
+    folder = spec_file.parent
     command = [sys.executable, "-m", *launch, str(spec_file)]
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
-from workbench.pipeline.steps.unit import LOG, RESULT, SPEC
+from workbench.pipeline.steps.unit import LOG, RESULT, write_spec
 
 _POLL_S = 0.1
 _GRACE_S = 15
@@ -42,17 +42,13 @@ class LocalExecutor:
     def execute(
         self, spec: StepSpec, watch: Callable[[], None], stop: threading.Event
     ) -> StepResult:
-        folder = Path(spec.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULT).unlink(missing_ok=True)
-        spec_file = folder / SPEC
-        spec_file.write_text(spec.model_dump_json(indent=1))
+        spec_file = write_spec(spec)
         try:
             self._start(str(spec_file))
             status = self._wait(str(spec_file), watch, stop)
         finally:
             watch()
-        return result_of(folder, status)
+        return result_of(spec_file.parent, status)
 
     def close(self) -> None:
         with self._lock:
@@ -139,7 +135,7 @@ def result_of(folder: Path, status: int) -> StepResult:
         return StepResult.model_validate_json(path.read_bytes())
     message = f"the step's process ended with status {status} and left no result"
     failure = Failure(kind="crashed", message=message, hint=f"Its output: {folder / LOG}")
-    return StepResult(status=ExitStatus.CRASHED, seconds=0, peak_memory_mib=0, failure=failure)
+    return StepResult.unrun(ExitStatus.CRASHED, failure)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

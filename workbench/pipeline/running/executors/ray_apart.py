@@ -26,7 +26,7 @@ from workbench.pipeline.running.artifacts import Artifacts
 from workbench.pipeline.running.executors import ray_worker
 from workbench.pipeline.steps import leaks, unit
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
-from workbench.records.base import Ref
+from workbench.records.base import refs_in
 from workbench.records.store import Store
 from workbench.records.types import Release
 from workbench.workspace import Workspace
@@ -52,10 +52,8 @@ def send(artifacts: Artifacts, spec: StepSpec) -> None:
         RecordError: An input is missing or damaged.
         ServiceError: The URL cannot be written.
     """
-    folder = Path(spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / unit.SPEC).write_text(spec.model_dump_json(indent=1))
-    artifacts.push(Store(Workspace(Path(spec.home))), _inputs(spec))
+    unit.write_spec(spec)
+    artifacts.push(Store(Workspace(Path(spec.home))), refs_in(spec.inputs))
 
 
 def run(spec_json: str, driver: Json | None, url: str, notebook: str) -> str:
@@ -79,7 +77,7 @@ def run(spec_json: str, driver: Json | None, url: str, notebook: str) -> str:
     try:
         artifacts = Artifacts(url)
         spec = _moved(theirs, place, apart, notebook)
-        artifacts.pull(Store(place), _inputs(spec))
+        artifacts.pull(Store(place), refs_in(spec.inputs))
         result = ray_worker.execute(spec)
         artifacts.push(Store(place), result.outputs.values())
         folder = _send_folder(artifacts, Path(spec.folder), apart / "folder.tar.gz")
@@ -116,17 +114,7 @@ def receive(artifacts: Artifacts, spec: StepSpec, answer: str) -> StepResult:
 
 def failed(error: WorkbenchError) -> StepResult:
     """A step whose way there or back broke; the run's policy decides on a retry."""
-    status = _STATUS.get(error.kind, ExitStatus.CONTRACT)
-    failure = Failure(kind=error.kind, message=error.what, where=error.where, hint=error.hint)
-    return StepResult(status=status, seconds=0, peak_memory_mib=0, failure=failure)
-
-
-def _inputs(spec: StepSpec) -> list[Ref]:
-    found: list[Ref] = []
-    for given in spec.inputs.values():
-        if given:
-            found += [given] if isinstance(given, str) else given
-    return found
+    return StepResult.unrun(_STATUS.get(error.kind, ExitStatus.CONTRACT), Failure.of(error))
 
 
 def _moved(theirs: StepSpec, place: Workspace, apart: Path, notebook: str) -> StepSpec:

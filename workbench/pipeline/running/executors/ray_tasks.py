@@ -254,5 +254,4 @@ def check_workers(ray: Any, mine: Json) -> None:
 
 
 def _ended(status: ExitStatus, kind: str, message: str, hint: str | None = None) -> StepResult:
-    failure = Failure(kind=kind, message=message, hint=hint)
-    return StepResult(status=status, seconds=0, peak_memory_mib=0, failure=failure)
+    return StepResult.unrun(status, Failure(kind=kind, message=message, hint=hint))

@@ -70,7 +70,7 @@ def refusal(driver: Json | None) -> StepResult | None:
         message=f"worker {socket.gethostname()} is not like the driver: {'; '.join(different)}",
         hint="Install requirements.lock and this version of the workbench there",
     )
-    return StepResult(status=ExitStatus.CONTRACT, seconds=0, peak_memory_mib=0, failure=failure)
+    return StepResult.unrun(ExitStatus.CONTRACT, failure)
 
 
 @lru_cache(maxsize=1)
