@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from workbench.errors import ParameterError
 from workbench.simulation import rare, shapes, traffic
+from workbench.simulation.drives import write_drive
 from workbench.simulation.render import render
-from workbench.simulation.scenario import CLASSES, Scenario
-from workbench.simulation.traffic import STANDARD, TINY, Profile
+from workbench.simulation.scenario import CLASSES, OBSTACLE, Scenario
+from workbench.simulation.traffic import LONG_TAIL, STANDARD, TINY, Profile
 
 
 def _event_frames(fleet: tuple[Scenario, ...]) -> Counter[str]:
@@ -42,6 +46,26 @@ def test_large_pools_keep_events_rare_and_can_do_without() -> None:
     assert not _event_frames(traffic.fleet(plain))
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_long_tail_has_eleven_slices_of_a_sixth_of_a_percent(seed: int) -> None:
+    fleet = traffic.fleet(LONG_TAIL, seed)
+    counts = _event_frames(fleet)
+    assert set(counts) == set(rare.LONG_TAIL) and len(rare.LONG_TAIL) == 11
+    assert all(0.001 < count / LONG_TAIL.frames < 0.002 for count in counts.values())
+    known = {*CLASSES, OBSTACLE}
+    for scenario in fleet:
+        tracks = [actor.track for actor in scenario.actors]
+        assert len(tracks) == len(set(tracks))
+        assert {actor.cls for actor in scenario.actors} <= known
+
+
+def test_built_in_fleets_know_nothing_of_the_longer_tail() -> None:
+    """Their drives must stay what they were: reports and records were made from their bytes."""
+    assert {e.name for s in traffic.fleet(STANDARD) for e in s.events} == set(rare.EVENTS)
+    same = Profile("standard", drives=60, frames_per_drive=15, events=rare.EVENTS, rare_share=0.005)
+    assert traffic.fleet(same) == traffic.fleet(STANDARD)
+
+
 @pytest.mark.parametrize("profile", [STANDARD, TINY])
 def test_conditions_and_vehicles_are_mixed(profile: Profile) -> None:
     fleet = traffic.fleet(profile)
@@ -68,7 +92,7 @@ def test_everybody_is_of_a_known_class_and_shape_and_has_one_name() -> None:
         assert {actor.shape for actor in scenario.actors} <= set(shapes.SHAPES)
 
 
-@pytest.mark.parametrize("event", rare.EVENTS)
+@pytest.mark.parametrize("event", rare.LONG_TAIL)
 def test_an_event_can_be_seen_when_it_says_so(event: str) -> None:
     """Over a few seeds; a truck ahead may well hide one of them."""
     seen = []
@@ -82,6 +106,20 @@ def test_an_event_can_be_seen_when_it_says_so(event: str) -> None:
         ]
         seen += [event in render(scenario, index).events for index in indices]
     assert sum(seen) >= 0.5 * len(seen)
+
+
+def test_what_has_no_class_is_seen_and_has_no_label(tmp_path: Path) -> None:
+    scenario = traffic.random_drive(3, event="debris")
+    marked = scenario.events[0]
+    index = next(i for i in range(scenario.frames) if scenario.time_s(i) >= marked.start_s)
+    frame = render(scenario, index)
+    assert [box.cls for box in frame.boxes if box.track == marked.track] == [OBSTACLE]
+    cleared = render(replace(scenario, actors=scenario.actors[:-1], events=()), index)
+    assert np.abs(frame.image.astype(int) - cleared.image).max() > 40
+    (tmp_path / "images").mkdir()
+    _, boxes = write_drive(scenario, tmp_path)
+    assert boxes[index]
+    assert all(box["track"] != marked.track for found in boxes for box in found)
 
 
 def test_nobody_drives_through_the_ego_vehicle() -> None:

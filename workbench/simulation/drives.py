@@ -185,6 +185,7 @@ def write_drive(scenario: Scenario, folder: Path) -> tuple[list[Json], list[list
                     "track": box.track,
                 }
                 for box in frame.boxes
+                if box.cls in CLASSES
             ]
         )
     return rows, boxes

@@ -10,10 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workbench.errors import ParameterError
+from workbench.simulation import hazards
 from workbench.simulation.scenario import Actor, Event, Scenario, Waypoint
 
 EVENT_SECONDS = 1.5
 EVENTS = ("animal", "cut-in", "occluded-pedestrian", "construction")
+"""Those of the built-in profiles."""
+LONG_TAIL = (*EVENTS, "animal-at-night", *hazards.ACTORS)
+"""All there are."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ _SETTINGS = {
     "cut-in": Setting("avenue", "night", "clear"),
     "occluded-pedestrian": Setting("town", "day", parking=True),
     "construction": Setting("avenue"),
+    "animal-at-night": Setting("country", "night"),
+    "debris": Setting("avenue"),
+    "truck-across": Setting("country"),
+    "wrong-way": Setting("avenue"),
+    "filtering-motorcycle": Setting("avenue", "night", "clear"),
+    "cyclist-in-fog": Setting("country", "dusk", "fog"),
+    "ball-child": Setting("town", "day"),
 }
 
 
@@ -39,7 +50,7 @@ def setting(event: str | None) -> Setting:
         return Setting()
     if event not in _SETTINGS:
         raise ParameterError(
-            "unknown rare event", where=event, hint=f"Known are {', '.join(EVENTS)}"
+            "unknown rare event", where=event, hint=f"Known are {', '.join(LONG_TAIL)}"
         )
     return _SETTINGS[event]
 
@@ -135,7 +146,9 @@ def _works(
     )
 
 
-_ACTORS = {
+_ACTORS: dict[str, hazards.Happening] = {
+    **hazards.ACTORS,
+    "animal-at-night": _animal,
     "animal": _animal,
     "cut-in": _cut_in,
     "occluded-pedestrian": _occluded_pedestrian,

@@ -26,6 +26,9 @@ CLASSES = (
     "construction",
 )
 """Names that rendered boxes carry; the same ones as the front-camera label schema."""
+OBSTACLE = "obstacle"
+"""What lies on the road and has no class in the schema: it is drawn and hides others, and the
+labels say nothing of it."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workbench.errors import ParameterError
-from workbench.simulation import lorries, people, street, vehicles
+from workbench.simulation import debris, lorries, people, street, vehicles
 from workbench.simulation.mesh import Mesh
 from workbench.simulation.scenario import Actor, Pose
 
@@ -69,6 +69,8 @@ _BODIES: dict[str, Callable[[Actor, Pose, float, bool], Mesh]] = {
     "signal": _signal,
     **dict.fromkeys(("limit", "warning", "stop", "parking", "direction"), _sign),
     "cone": lambda actor, pose, time_s, lit: street.cone(actor.look % 2 == 0),
+    "load": lambda actor, pose, time_s, lit: debris.load(actor.look),
+    "ball": lambda actor, pose, time_s, lit: debris.ball(actor.look),
     "barrier": lambda actor, pose, time_s, lit: street.barrier(lit),
 }
 SHAPES = tuple(_BODIES)

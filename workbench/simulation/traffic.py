@@ -9,6 +9,7 @@ import numpy as np
 from workbench.errors import ParameterError
 from workbench.simulation import crowd, rare
 from workbench.simulation.crowd import PLACES
+from workbench.simulation.rare import EVENTS
 from workbench.simulation.scenario import Camera, Road, Scenario
 
 RARE_SHARE = 0.005
@@ -17,7 +18,10 @@ RARE_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Profile:
-    """How much to render. ``rare`` False leaves the rare events out."""
+    """How much to render. ``rare`` False leaves the rare events out.
+
+    ``rare_share`` is the share of all frames that each of ``events`` aims at.
+    """
 
     name: str
     drives: int
@@ -26,6 +30,8 @@ class Profile:
     width: int = 480
     height: int = 288
     rare: bool = True
+    events: tuple[str, ...] = EVENTS
+    rare_share: float = RARE_SHARE
 
     @property
     def frames(self) -> int:
@@ -34,7 +40,10 @@ class Profile:
 
 STANDARD = Profile("standard", drives=60, frames_per_drive=15)
 TINY = Profile("tiny", drives=12, frames_per_drive=6)
-PROFILES = {profile.name: profile for profile in (STANDARD, TINY)}
+LONG_TAIL = Profile(
+    "long-tail", drives=200, frames_per_drive=30, events=rare.LONG_TAIL, rare_share=0.0015
+)
+PROFILES = {profile.name: profile for profile in (STANDARD, TINY, LONG_TAIL)}
 
 
 _PLACE_WEIGHTS = (0.42, 0.3, 0.16, 0.12)
@@ -43,7 +52,7 @@ _PLACE_WEIGHTS = (0.42, 0.3, 0.16, 0.12)
 def fleet(profile: Profile, seed: int = 0) -> tuple[Scenario, ...]:
     """The drives of a profile: mixed light, weather, roads and vehicles, rare events sprinkled in.
 
-    Each kind of rare event takes about ``RARE_SHARE`` of all frames, at least one drive each where
+    Each kind of rare event takes about ``rare_share`` of all frames, at least one drive each where
     there are drives enough; a profile of few frames therefore has relatively more of them.
 
     Raises:
@@ -150,8 +159,9 @@ def _sprinkle(rng: np.random.Generator, profile: Profile) -> dict[int, str]:
     """Which drives get which rare event."""
     if not profile.rare:
         return {}
-    each = max(1, round(RARE_SHARE * profile.frames / (rare.EVENT_SECONDS * profile.frame_rate)))
-    wanted = [name for name in rare.EVENTS for _ in range(each)]
+    event_frames = rare.EVENT_SECONDS * profile.frame_rate
+    each = max(1, round(profile.rare_share * profile.frames / event_frames))
+    wanted = [name for name in profile.events for _ in range(each)]
     drives = rng.permutation(profile.drives)[: len(wanted)]
     return {int(drive): name for drive, name in zip(drives, wanted, strict=False)}
 
