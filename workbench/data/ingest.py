@@ -172,6 +172,7 @@ class _Building:
             suffix=verdict.suffix,
             conditions=found.conditions,
             events=found.events,
+            position=verdict.position,
         )
         self._frames[frame.id] = (frame, found)
         rules = checks.Rules(

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,16 +19,22 @@ from workbench import digest
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}
 
 _ORIENTATION = 0x0112
+_GPS = 0x8825
+_LATITUDE, _LONGITUDE = (1, 2), (3, 4)  # each a hemisphere's letter, then degrees in three parts
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is in the media folder now: SHA-256 of its file, size in pixels, suffix."""
+    """An image that is in the media folder now: SHA-256 of its file, size in pixels, suffix.
+
+    ``position`` is the latitude and longitude of its EXIF, in degrees (WGS 84).
+    """
 
     id: str
     width: int
     height: int
     suffix: str
+    position: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ def admit(file: str, media: str, size: tuple[int, int] | None) -> Picture | Refu
                 # Most frames carry no EXIF, and asking for it costs a parse all the same.
                 tagged = "exif" in image.info or kind == "TIFF"
                 turned = image.getexif().get(_ORIENTATION, 1) if tagged else 1
+                position = _position(image.getexif().get_ifd(_GPS)) if tagged else None
     except Exception as error:  # decoders raise anything on hostile bytes; all mean the same here
         return Refused("unreadable", _plain(error, data))
     if turned not in (0, 1):
@@ -71,7 +79,7 @@ def admit(file: str, media: str, size: tuple[int, int] | None) -> Picture | Refu
     if size is not None and size != (width, height):
         claim = f"annotated as {size[0]}x{size[1]}, the image is {width}x{height}"
         return Refused("mislabelled", claim)
-    picture = Picture(digest.of_bytes(data), width, height, _SUFFIXES[kind])
+    picture = Picture(digest.of_bytes(data), width, height, _SUFFIXES[kind], position)
     _keep(data, Path(media) / picture.id[:2] / f"{picture.id}{picture.suffix}")
     return picture
 
@@ -81,6 +89,22 @@ def admit_many(
 ) -> list[Picture | Refused]:
     """A chunk of work for one process."""
     return [admit(file, media, size) for file, size in batch]
+
+
+def _position(gps: dict[int, Any]) -> tuple[float, float] | None:
+    """Degrees from EXIF's degrees, minutes and seconds; None where they make no sense."""
+    found = []
+    for (letter, parts), furthest in ((_LATITUDE, 90), (_LONGITUDE, 180)):
+        try:
+            degrees, minutes, seconds = (float(part) for part in gps[parts])
+            hemisphere = str(gps[letter])
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
+        value = degrees + minutes / 60 + seconds / 3600
+        if not 0 <= value <= furthest or hemisphere not in "NSEW":
+            return None
+        found.append(round(-value if hemisphere in "SW" else value, 7))
+    return (found[0], found[1])
 
 
 def _plain(error: Exception, data: bytes) -> str:

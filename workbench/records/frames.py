@@ -121,7 +121,8 @@ class Frame(Row):
     ``id`` is the SHA-256 of the encoded image file, so the bytes can always be checked against
     the name. ``timestamp_us`` counts microseconds from the start of the drive or from the Unix
     epoch, as ``Drive.time_source`` says. ``width`` and ``height`` are pixels. ``attributes`` are
-    answers about the whole frame for which `Conditions` has no field.
+    answers about the whole frame for which `Conditions` has no field. ``position`` is the
+    vehicle's latitude and longitude in degrees (WGS 84), where the source tells it.
     """
 
     id: Digest
@@ -136,6 +137,7 @@ class Frame(Row):
     role: Role | None = None
     events: tuple[str, ...] = ()
     attributes: dict[str, str] = added({})
+    position: tuple[float, float] | None = added(None)
 
 
 class Box(Row):

@@ -1,0 +1,1 @@
+"""Hygiene: duplicates, leaks between roles, thin conditions, labels that look wrong."""
