@@ -14,6 +14,7 @@ from workbench.pipeline.steps.step import SPEC_VARIABLE
 EXECUTED = "executed.ipynb"
 OUTPUT = "output.txt"
 
+_KERNEL_NAME = "python3"
 _KERNEL = {
     "transport": "ipc",  # no port, nobody listens in
     # One kernel in ten waits for its own output thread when it is asked to end. All output is here
@@ -30,8 +31,19 @@ _STATUS_OF_KIND = {
 
 
 def warm() -> None:
-    """Import what every step needs, so that children forked later find it imported."""
-    import papermill  # noqa: F401
+    """Import and compile what every step needs, so that children forked later find it done.
+
+    papermill imports much of it at its first notebook only: the formatter of parameters, the JSON
+    schema of notebooks as code, the folders of kernels. No thread and no socket is opened here.
+    """
+    import papermill.execute  # noqa: F401
+    from jupyter_client.kernelspec import KernelSpecManager
+    from nbformat.v4 import new_notebook
+    from papermill.translators import translate_parameters
+
+    new_notebook()  # type: ignore[no-untyped-call]
+    translate_parameters(_KERNEL_NAME, "python", {"n": 2}, "Parameters")
+    KernelSpecManager().get_kernel_spec(_KERNEL_NAME)
 
 
 def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
@@ -49,7 +61,7 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
                 spec.notebook,
                 str(folder / EXECUTED),
                 parameters=spec.parameters,
-                kernel_name="python3",
+                kernel_name=_KERNEL_NAME,
                 cwd=spec.folder,
                 progress_bar=False,
                 log_output=False,
