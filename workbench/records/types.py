@@ -48,17 +48,35 @@ class Quarantined(Row):
     detail: str = ""
 
 
+Arm = Literal["mined", "random", "control"]
+"""How a frame came to be chosen: ranked; drawn so that rare frames can be counted; drawn so that
+the ranked ones can be compared with chance."""
+
+
 class Choice(Row):
-    """A frame that was chosen, how it ranked, and why in words a labeler can read."""
+    """A frame that was chosen, how it ranked, and why in words a labeler can read.
+
+    ``probability`` is the one with which a drawn frame was drawn from the usable pool; a ranked
+    one has none. ``signals`` are its ranks in [0, 1] by signal, 1 the rarest.
+    """
 
     frame: Digest
     rank: int
     score: float
-    arm: Literal["mined", "random"] = "mined"
+    arm: Arm = "mined"
     reasons: tuple[str, ...] = ()
+    probability: float | None = added(None)
+    signals: dict[str, float] = added({})
 
 
 class Selection(Record):
+    """Frames chosen under a budget, with everything that shaped the choice in ``parameters``.
+
+    ``budget`` counts frames; where labelers' time was given, ``minutes`` is that time and
+    ``budget`` how many frames it paid for. A control arm of the same size comes on top, and then
+    labelers must not see who was ranked. ``notes`` say what did not go as asked for.
+    """
+
     KIND: ClassVar[str] = "selection"
     dataset: Ref
     model: Ref | None = None
@@ -67,6 +85,13 @@ class Selection(Record):
     method: str
     parameters: Json = {}
     chosen: tuple[Choice, ...]
+    minutes: float | None = added(None)
+    parents: tuple[Ref, ...] = added(())
+    notes: tuple[str, ...] = added(())
+
+    @property
+    def has_control(self) -> bool:
+        return any(choice.arm == "control" for choice in self.chosen)
 
 
 class Prediction(Row):
@@ -103,7 +128,8 @@ class LabelBatch(Record):
 
     Frames of ``gold`` have trusted labels in the dataset already: they measure labelers, who do
     not know which they are. ``adjudicates`` names the label set whose disagreements this batch
-    settles. Payload: ``predictions.jsonl``, the boxes that labelers start from.
+    settles. ``blind`` batches tell nobody why a frame was chosen, for its arms are to be compared.
+    Payload: ``predictions.jsonl``, the boxes that labelers start from.
     """
 
     KIND: ClassVar[str] = "batch"
@@ -116,6 +142,7 @@ class LabelBatch(Record):
     needs: tuple[FrameNeed, ...] = added(())
     gold: tuple[Digest, ...] = added(())
     adjudicates: Ref | None = added(None)
+    blind: bool = added(False)
 
 
 class Annotator(Row):
