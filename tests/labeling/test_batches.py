@@ -8,8 +8,10 @@ from tests.labeling.conftest import HEIGHT, MODEL, SCHEMA, WIDTH, Sample
 from workbench.errors import ParameterError
 from workbench.labeling.answers import answers_needed
 from workbench.labeling.batches import make_batch, sent_predictions
+from workbench.labeling.contents import Contents
+from workbench.labeling.tasks import in_order, make_tasks
 from workbench.records.frames import Box
-from workbench.records.types import LabelBatch, Prediction
+from workbench.records.types import DRAWN, LabelBatch, Prediction, Selection
 
 
 def predicted(sample: Sample, box: Box, cls: str = "car") -> Prediction:
@@ -24,6 +26,32 @@ def test_equal_batches_are_one_record(sample: Sample) -> None:
     batch = sample.store.get(again, LabelBatch)
     assert batch.frames == tuple(frame.id for frame in sample.frames)
     assert batch.label_schema == SCHEMA
+
+
+def test_labelers_cannot_tell_the_arms_of_an_experiment_apart(sample: Sample) -> None:
+    selection = sample.store.get(sample.selection, Selection)
+    arms = [
+        one.model_copy(update={"arm": "control" if one.rank >= 4 else "mined"})
+        for one in selection.chosen
+    ]
+    ref = sample.store.put(selection.model_copy(update={"chosen": tuple(arms)}))
+    made = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions)
+    batch = sample.store.get(made, LabelBatch)
+    assert batch.blind
+    assert sorted(batch.frames) == sorted(frame.id for frame in sample.frames)
+    assert batch.frames != tuple(frame.id for frame in sample.frames), "in order of rank"
+    tasks = list(make_tasks(Contents(sample.store, made), in_order(batch)))
+    assert [task["data"]["rank"] for task in tasks] == list(range(1, len(tasks) + 1))
+    assert {task["data"]["why"] for task in tasks} == {"chosen for labeling"}
+    told = {key for task in tasks for key in task["data"]}
+    assert told == {"image", "note", "why", "rank", "drive", "frame", "batch"}
+
+
+def test_a_gold_frame_looks_like_one_drawn_at_random(sample: Sample) -> None:
+    contents = Contents(sample.store, sample.batch())
+    contents.choice = lambda frame: None  # type: ignore[method-assign]
+    (task,) = make_tasks(contents, [sample.frames[0].id])
+    assert task["data"]["why"] == DRAWN
 
 
 def test_predictions_are_cut_at_the_image_and_doubles_dropped(sample: Sample) -> None:

@@ -30,6 +30,9 @@ def make_batch(
 ) -> Ref:
     """Bind a selection and the boxes that labelers start from into a batch.
 
+    A selection with a control arm makes a blind batch: frames in an order that follows from their
+    digests, and no word of why any of them was chosen.
+
     Args:
         dataset_ref: Holds every frame of the selection.
         model_ref: The checkpoint that made ``predictions``.
@@ -51,6 +54,9 @@ def make_batch(
     schema = schema or dataset.label_schema
     known = {frame.id: frame for frame in dataset.frames}
     chosen = [choice.frame for choice in sorted(selection.chosen, key=lambda each: each.rank)]
+    if selection.has_control:
+        # Whoever meets the ranked frames first knows them: arms are compared on equal terms only.
+        chosen.sort(key=lambda frame: digest.of_bytes(f"{selection_ref} {frame}".encode()))
     strangers = [frame for frame in chosen if frame not in known]
     if strangers:
         raise ParameterError(
@@ -84,6 +90,7 @@ def make_batch(
             trusted,
         ),
         gold=tuple(sorted(trusted)),
+        blind=selection.has_control,
     )
     return store.put(batch, {"predictions.jsonl": datasets.lines(usable)})
 

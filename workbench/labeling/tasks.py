@@ -12,7 +12,10 @@ from workbench.labeling.holdings import Task
 from workbench.labeling.regions import Drawn, to_regions
 from workbench.records.base import Digest, digest_of
 from workbench.records.frames import Frame
-from workbench.records.types import Choice, LabelBatch, Prediction
+from workbench.records.types import DRAWN, Choice, LabelBatch, Prediction
+
+_BLIND = "chosen for labeling"
+"""All that a blind batch says of why a frame is there."""
 
 _PEOPLE = "candidates"
 """What stands for the model where the boxes to start from are other labelers'."""
@@ -40,14 +43,15 @@ def make_tasks(contents: Contents, frames: Sequence[Digest]) -> Iterator[Task]:
     batch = contents.batch
     version = digest_of(batch.model)[:12] if batch.model else _PEOPLE
     place, name = contents.store.workspace, digest_of(contents.ref)
+    positions = {frame: n for n, frame in enumerate(batch.frames, start=1)} if batch.blind else {}
     for digest in frames:
         frame, choice = contents.frame(digest), contents.choice(digest)
         data = {
             "image": media.address(place, frame),
             # Columns in this order: what labelers read first, what the workbench needs last.
             config.NOTE: "",
-            "why": _why(choice),
-            "rank": choice.rank if choice else len(batch.frames) - len(batch.gold) + 1,
+            "why": _BLIND if batch.blind else _why(choice),
+            "rank": positions.get(digest) or _rank(choice, batch),
             "drive": frame.drive,
             "frame": frame.id,
             "batch": name,
@@ -57,7 +61,11 @@ def make_tasks(contents: Contents, frames: Sequence[Digest]) -> Iterator[Task]:
 
 def _why(choice: Choice | None) -> str:
     # A frame that measures labelers has no reason of its own, and must not look different.
-    return "random" if choice is None else "; ".join(choice.reasons) or choice.arm
+    return DRAWN if choice is None else "; ".join(choice.reasons) or choice.arm
+
+
+def _rank(choice: Choice | None, batch: LabelBatch) -> int:
+    return choice.rank if choice else len(batch.frames) - len(batch.gold) + 1
 
 
 def _task(data: Task, predictions: Sequence[Prediction], frame: Frame, version: str) -> Task:

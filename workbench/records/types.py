@@ -52,6 +52,9 @@ Arm = Literal["mined", "random", "control"]
 """How a frame came to be chosen: ranked; drawn so that rare frames can be counted; drawn so that
 the ranked ones can be compared with chance."""
 
+DRAWN = "drawn at random, so that the share of rare frames can be counted"
+"""The reason of a frame of the random share, in the words that labelers read."""
+
 
 class Choice(Row):
     """A frame that was chosen, how it ranked, and why in words a labeler can read.

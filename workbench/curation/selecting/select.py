@@ -21,14 +21,13 @@ from workbench.curation.selecting.lanes import Lanes, Rows
 from workbench.curation.selecting.rules import SelectionRules
 from workbench.curation.selecting.spread import Spread, cap_of, keyframes
 from workbench.errors import ParameterError
-from workbench.records.types import Arm, Choice
+from workbench.records.types import DRAWN, Arm, Choice
 
 __all__ = ["Allotted", "Candidate", "Candidates", "SelectionRules", "allot", "select"]
 
 _EVENT_SHARE = 0.1
 """Of the pool, the best part in which neighbouring frames count as one event."""
 
-DRAWN = "drawn at random, so that the share of rare frames can be counted"
 CONTROL = "drawn at random before anything was ranked, to compare the ranked frames with"
 
 
