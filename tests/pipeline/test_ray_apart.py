@@ -55,9 +55,9 @@ def spec_of(driver: Workspace, notebook: Path, **changed: object) -> StepSpec:
 
 def go(artifacts: Artifacts, spec: StepSpec) -> StepResult:
     """There and back, as the executor does it."""
-    ray_apart.send(artifacts, spec)
+    files = ray_apart.send(artifacts, spec)
     text = Path(spec.notebook).read_text()
-    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text)
+    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text, files)
     return ray_apart.receive(artifacts, spec, answer)
 
 
@@ -106,10 +106,32 @@ def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
         parameters="rules: str = ''",
         contract={**CONTRACT, "paths": {"rules": {"unless": [""]}}},
     )
-    result = go(artifacts, spec_of(driver, notebook, parameters={"rules": "/not/there.yaml"}))
+    result = go(artifacts, spec_of(driver, notebook, parameters={"rules": "/not/there"}))
     assert result.status is ExitStatus.PARAMETER
-    for part in ("rules", "no such file or folder on worker", "/not/there.yaml", "same path"):
+    for part in ("rules", "no such folder on worker", "/not/there", "same path"):
         assert part in str(result.failure)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_file_that_a_parameter_names_travels(
+    project: Path, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("least: 3")
+    notebook = write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        f"text = open(rules).read()\nassert text == 'least: 3' and rules != {str(rules)!r}",
+        parameters="rules: str = ''\nn: int = 1",
+        contract={**CONTRACT, "paths": {"rules": {"unless": [""]}}},
+    )
+    spec = spec_of(driver, notebook, parameters={"rules": str(rules), "n": 1})
+    result = go(artifacts, spec)
+    assert result.status is ExitStatus.OK, result.failure
+    [kept] = (tmp_path / "by" / "files").iterdir()
+    kept.write_text("least: 0")
+    changed = go(artifacts, spec)
+    assert changed.status is ExitStatus.CONTRACT
+    assert "rules.yaml was changed on the way" in str(changed.failure)
 
 
 @pytest.mark.usefixtures("place")
@@ -121,7 +143,7 @@ def test_a_worker_unlike_the_driver_fetches_nothing(
     ours = copy.deepcopy(ray_worker.surroundings())
     ours["environment"]["distributions"].append("numpy==0#0")
     text = Path(spec.notebook).read_text()
-    answer = ray_apart.run(spec.model_dump_json(), ours, artifacts.url, text)
+    answer = ray_apart.run(spec.model_dump_json(), ours, artifacts.url, text, {})
     assert ray_apart.receive(artifacts, spec, answer).status is ExitStatus.CONTRACT
     assert not place.records.exists()
 
@@ -148,7 +170,7 @@ def test_a_folder_changed_on_the_way_is_refused(
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
     ray_apart.send(artifacts, spec)
     text = Path(spec.notebook).read_text()
-    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text)
+    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text, {})
     next((tmp_path / "by" / "steps").iterdir()).write_bytes(b"other")
     with pytest.raises(RecordError, match="was changed"):
         ray_apart.receive(artifacts, spec, answer)

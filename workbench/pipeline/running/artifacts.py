@@ -153,6 +153,11 @@ class Artifacts:
                     self._files.rm_file(part)
                 raise
 
+    def send_once(self, source: Path, name: str) -> None:
+        """As `send`, for a file that is named by its content and may be there already."""
+        if not self.exists(name):
+            self.send(source, name)
+
     def remove(self, name: str) -> None:
         with self._translated("removed", name):
             self._files.rm_file(self._at(name))
@@ -160,12 +165,12 @@ class Artifacts:
     def _push_record(self, store: Store, ref: Ref) -> None:
         for name in store.payload_names(ref):
             path = store.payload(ref, name)  # checks the file against its digest
-            self._send_once(path, f"records/{ref}/payload/{name}")
+            self.send_once(path, f"records/{ref}/payload/{name}")
         folder = store.folder(ref)
         for path in sorted((folder / "side").glob("*.json")):
-            self._send_once(path, f"records/{ref}/side/{path.name}")
+            self.send_once(path, f"records/{ref}/side/{path.name}")
         for name in (_RECORD, _COMPLETE):
-            self._send_once(folder / name, f"records/{ref}/{name}")
+            self.send_once(folder / name, f"records/{ref}/{name}")
 
     def _pull_record(self, store: Store, ref: Ref, content: bytes) -> None:
         store.root.mkdir(parents=True, exist_ok=True)
@@ -223,10 +228,6 @@ class Artifacts:
                     )
 
         _at_once(one, datasets.read_lines(frames, Frame))
-
-    def _send_once(self, source: Path, name: str) -> None:
-        if not self.exists(name):
-            self.send(source, name)
 
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def stays(spec: StepSpec) -> bool:
     return bool(spec.environment) or signs
 
 
-def send(artifacts: Artifacts, spec: StepSpec) -> None:
-    """Driver, before the task: the step's inputs with all that they name.
+def send(artifacts: Artifacts, spec: StepSpec) -> dict[str, str]:
+    """Driver, before the task: the step's inputs with all that they name, and files it reads.
+
+    Returns:
+        Digests of the files that parameters name. A folder may hold a fleet's drives, and stays.
 
     Raises:
         RecordError: An input is missing or damaged.
@@ -54,15 +58,26 @@ def send(artifacts: Artifacts, spec: StepSpec) -> None:
     """
     unit.write_spec(spec)
     artifacts.push(Store(Workspace(Path(spec.home))), refs_in(spec.inputs))
+    files: dict[str, str] = {}
+    contract = contracts.read(Path(spec.notebook))
+    for name in keys.path_parameters(contract, spec.parameters):
+        path = Path(str(spec.parameters[name]))
+        if path.is_file():
+            files[name] = digest.of_file(path)
+            artifacts.send_once(path, f"files/{files[name]}")
+    return files
 
 
-def run(spec_json: str, driver: Json | None, url: str, notebook: str) -> str:
+def run(
+    spec_json: str, driver: Json | None, url: str, notebook: str, files: Mapping[str, str]
+) -> str:
     """Worker: fetch the inputs, run the step, send what it made.
 
     Args:
         spec_json: The step as the driver sees it, with the driver's paths.
         driver: See `ray_worker.run`.
         notebook: The text of the notebook.
+        files: What `send` returned.
 
     Returns:
         JSON: ``result`` with the driver's paths, and ``folder``, the name and digest of the
@@ -77,6 +92,7 @@ def run(spec_json: str, driver: Json | None, url: str, notebook: str) -> str:
     try:
         artifacts = Artifacts(url)
         spec = _moved(theirs, place, apart, notebook)
+        spec = _with_files(spec, artifacts, files, apart / "files")
         artifacts.pull(Store(place), refs_in(spec.inputs))
         result = ray_worker.execute(spec)
         artifacts.push(Store(place), result.outputs.values())
@@ -122,15 +138,6 @@ def _moved(theirs: StepSpec, place: Workspace, apart: Path, notebook: str) -> St
     path = apart / "notebooks" / Path(theirs.notebook).name
     path.parent.mkdir(parents=True)
     path.write_text(notebook, encoding="utf-8")
-    contract = contracts.read(path)
-    for name in keys.path_parameters(contract, theirs.parameters):
-        if not Path(str(theirs.parameters[name])).exists():
-            raise ParameterError(
-                f"parameter {name!r}: no such file or folder on worker {socket.gethostname()}",
-                where=theirs.parameters[name],
-                hint="Records travel to workers, files do not: put it at the same path there, "
-                "or run this step with --executor local",
-            )
     return theirs.model_copy(
         update={
             "notebook": str(path),
@@ -140,6 +147,31 @@ def _moved(theirs: StepSpec, place: Workspace, apart: Path, notebook: str) -> St
             "cache": str(place.scratch / "steps" / Path(theirs.cache).name),
         }
     )
+
+
+def _with_files(
+    spec: StepSpec, artifacts: Artifacts, files: Mapping[str, str], folder: Path
+) -> StepSpec:
+    """The step with its path parameters naming what is here."""
+    parameters = dict(spec.parameters)
+    contract = contracts.read(Path(spec.notebook))
+    for name in keys.path_parameters(contract, parameters):
+        theirs = Path(str(parameters[name]))
+        if name in files:
+            here = folder / name / theirs.name
+            here.parent.mkdir(parents=True)
+            artifacts.fetch(f"files/{files[name]}", here)
+            if digest.of_file(here) != files[name]:
+                raise RecordError(f"file {theirs.name} was changed on the way", where=name)
+            parameters[name] = str(here)
+        elif not theirs.exists():
+            raise ParameterError(
+                f"parameter {name!r}: no such folder on worker {socket.gethostname()}",
+                where=theirs,
+                hint="Records and single files travel to workers, folders do not: put it at the "
+                "same path there, or run this step with --executor local",
+            )
+    return spec.model_copy(update={"parameters": parameters})
 
 
 def _place() -> Workspace:

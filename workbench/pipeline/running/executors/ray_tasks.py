@@ -158,8 +158,9 @@ class RayExecutor:
         driver = None if self.address is None else ray_worker.surroundings()
         given: list[Any] = [spec.model_dump_json(), driver]
         if self.artifacts is not None:
-            ray_apart.send(self.artifacts, spec)
-            given += [self.artifacts.url, Path(spec.notebook).read_text(encoding="utf-8")]
+            files = ray_apart.send(self.artifacts, spec)
+            notebook = Path(spec.notebook).read_text(encoding="utf-8")
+            given += [self.artifacts.url, notebook, files]
         # Ray's own retries are off: the run's policy decides, and says so in its report.
         task = self._task.options(max_retries=0, name=spec.step, **self._resources(spec))
         return task.remote(*given)
