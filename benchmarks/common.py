@@ -66,6 +66,11 @@ def seconds(work: Callable[[], object], repeat: int = 3) -> float:
     return best
 
 
+def note(message: str) -> None:
+    """A line for whoever waits, never mixed into the rows."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def machine() -> dict[str, object]:
     """What the figures were measured on; ``load`` tells whether it was doing something else."""
     flags: set[str] = set()

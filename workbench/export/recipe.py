@@ -11,7 +11,8 @@ from workbench.errors import ParameterError, WorkbenchError
 from workbench.export import bundle, calibration, latency, parity
 from workbench.export.calibration import Calibration
 from workbench.export.onnx_file import export_fp32
-from workbench.export.quantise import int8_cpu, int8_target
+from workbench.export.quantise import int8_cpu
+from workbench.export.target_file import int8_target
 from workbench.export.targets import Target, lint_symmetric
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor
 from workbench.records.base import Ref
