@@ -10,7 +10,8 @@ import pytest
 
 from tests.curation.conftest import CONFIG, SPEC
 from workbench.curation.embedding import one_pass, shards
-from workbench.curation.embedding.encoder import MAX_OBJECTS, DetectorEncoder, Seen
+from workbench.curation.embedding.detector_encoder import DetectorEncoder, box_means
+from workbench.curation.embedding.encoder import MAX_OBJECTS, Seen
 from workbench.curation.embedding.one_pass import embed
 from workbench.errors import DataError, WorkbenchError
 from workbench.perception.predictor import TorchPredictor, load_checkpoint
@@ -74,8 +75,6 @@ def test_one_pass_agrees_with_the_predictor(
 def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: TorchPredictor) -> None:
     import torch
 
-    from workbench.curation.embedding.encoder import _box_means
-
     maps = tuple(
         torch.arange(2 * 3 * SPEC.height // s * (SPEC.width // s), dtype=torch.float32).reshape(
             2, 3, SPEC.height // s, SPEC.width // s
@@ -86,10 +85,12 @@ def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: Torc
         np.array([[9, 1, 30, 20]], np.float32),
         np.array([[90, 60, 96, 64], [0, 0, 1, 1]], np.float32),
     ]
-    first, second = _box_means(maps, boxes, CONFIG.strides)
-    np.testing.assert_allclose(first[0, :3], maps[0][0, :, 0:3, 1:4].mean((1, 2)).numpy())
-    np.testing.assert_allclose(second[0, :3], maps[0][1, :, 7, 11].numpy())
-    np.testing.assert_allclose(second[1, -3:], maps[2][1, :, 0, 0].numpy())
+    first, second = box_means(maps, boxes, CONFIG.strides)
+    np.testing.assert_allclose(
+        first[0, :3], maps[0][0, :, 0:3, 1:4].mean((1, 2)).numpy(), rtol=1e-6
+    )
+    np.testing.assert_allclose(second[0, :3], maps[0][1, :, 7, 11].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(second[1, -3:], maps[2][1, :, 0, 0].numpy(), rtol=1e-6)
 
 
 def test_what_is_on_disk_is_not_computed_again(
@@ -122,9 +123,9 @@ def test_half_a_shard_is_never_read(
     place: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     encoder = Counting(predictor)
-    folder = shards.folder_of(place, encoder.model, encoder.preprocessing)
+    folder = shards.folder_of(place, encoder)
     (folder / ".writing-left").mkdir(parents=True)
-    (folder / ".writing-left" / "frames.json").write_text('["0"]')
+    (folder / ".writing-left" / "shard.json").write_text('{"frames": ["0"]}')
     assert shards.read_all(folder) == []
     assert len(embed(place, encoder, dataset.frames[:3]).frames) == 3
 
@@ -191,8 +192,8 @@ def test_nothing_readable_is_an_error(
 def test_a_damaged_file_is_named(
     place: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    found = embed(place, predictor, dataset.frames)
-    folder = shards.folder_of(place, found.model, found.preprocessing)
+    embed(place, predictor, dataset.frames)
+    folder = shards.folder_of(place, DetectorEncoder(predictor))
     damaged = next(folder.glob("*/vectors.npy"))
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(WorkbenchError, match="cannot be read") as caught:
