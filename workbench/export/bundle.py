@@ -12,19 +12,42 @@ from pathlib import Path
 from typing import Any
 
 from workbench import digest, workspace
-from workbench.errors import ParameterError, RecordError
+from workbench.errors import ParameterError
 from workbench.export.calibration import Calibration, as_json
 from workbench.export.targets import Target
+from workbench.perception.bundles import (
+    CALIBRATION,
+    FP32,
+    INT8_CPU,
+    INT8_TARGET,
+    MANIFEST,
+    PARITY,
+    PREPROCESSING,
+    PROGRAM,
+    SENSITIVITY,
+    read_manifest,
+)
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import ExportBundle
 
-FP32, INT8_CPU, INT8_TARGET = "fp32.onnx", "int8.cpu.onnx", "int8.target.onnx"
-MANIFEST, CALIBRATION, PARITY = "manifest.json", "calibration.json", "parity.json"
-PREPROCESSING = "preprocessing.json"
 Json = dict[str, Any]
+__all__ = [
+    "CALIBRATION",
+    "FP32",
+    "INT8_CPU",
+    "INT8_TARGET",
+    "MANIFEST",
+    "PARITY",
+    "PREPROCESSING",
+    "PROGRAM",
+    "SENSITIVITY",
+    "read_manifest",
+    "save",
+    "write_bundle",
+]
 
 
 def write_bundle(
@@ -79,30 +102,6 @@ def write_bundle(
     for name, content in files.items():
         workspace.write_atomic(folder / name, content)
     workspace.write_atomic(folder / MANIFEST, digest.canonical_json(manifest))
-    return manifest
-
-
-def read_manifest(folder: Path) -> Json:
-    """The manifest of a bundle whose files are all there and as it says.
-
-    This finds accidents. Against anyone who means harm only the signature helps.
-
-    Raises:
-        RecordError: Naming the first file that is missing, changed or not listed.
-    """
-    try:
-        manifest: Json = json.loads((folder / MANIFEST).read_bytes())
-        listed: dict[str, str] = {name: row["sha256"] for name, row in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError("no readable manifest in the bundle", where=folder / MANIFEST) from error
-    for name, expected in listed.items():
-        path = folder / name
-        if not path.is_file() or digest.of_file(path) != expected:
-            raise RecordError("bundle file is missing or was changed", where=path)
-    here = {path.name for path in folder.iterdir()} - {MANIFEST, "signature"}
-    if here - listed.keys():
-        extra = ", ".join(sorted(here - listed.keys()))
-        raise RecordError(f"bundle holds files that it does not list: {extra}", where=folder)
     return manifest
 
 

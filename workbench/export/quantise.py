@@ -143,7 +143,7 @@ def _ranges(model: onnx.ModelProto, batches: Iterator[Any], method: Method) -> A
     options: dict[str, dict[str, float]] = {
         "minmax": {},
         # Its own default of as many bins as levels leaves nothing to cut off.
-        "entropy": {"num_bins": 1024, "num_quantized_bins": 128},
+        "entropy": {"num_bins": 512, "num_quantized_bins": 128},
         "percentile": {"percentile": _PERCENTILE},
     }
     with tempfile.TemporaryDirectory() as elsewhere:
