@@ -206,6 +206,21 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"metrics.json": b"{}"},
         ),
         (
+            t.Inspection(
+                dataset=_ref("dataset"),
+                model=_ref("checkpoint"),
+                verdict=t.Verdict.INSUFFICIENT,
+                gates=(gate,),
+                exact=1,
+                near=2,
+                thin=3,
+                suspects=4,
+                parameters={"rules": {"gap_s": 10.0}},
+                simulated=True,
+            ),
+            {"leaks.jsonl": b"{}\n"},
+        ),
+        (
             t.Release(
                 model="golden",
                 bundle=_ref("bundle"),

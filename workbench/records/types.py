@@ -227,11 +227,25 @@ class Withdrawal(Record):
     labels_removed: int
 
 
+class Supplier(Row):
+    """Where a model that others made comes from: ``hub:OWNER/NAME`` or ``folder:NAME``.
+
+    ``revision`` is the hub's commit, ``weights`` digests its weight files, None where only the
+    architecture was taken.
+    """
+
+    origin: str
+    revision: str = ""
+    licence: str
+    weights: Digest | None = None
+
+
 class Checkpoint(Record):
     """Float weights. Payload: ``weights.safetensors``, ``curves.json``.
 
     ``architecture``, ``training`` and ``preprocessing`` rebuild the model and its input;
     ``conditions`` says under which threads and CPU features the weights repeat to the bit.
+    ``family`` names the kind of model, ``supplier`` the part that somebody else made.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -242,6 +256,8 @@ class Checkpoint(Record):
     training: Json
     preprocessing: Json
     conditions: Json = {}
+    family: str = added("fpn-anchor-free-1")
+    supplier: Supplier | None = added(None)
 
 
 class ExportBundle(Record):
@@ -290,6 +306,28 @@ class GateReport(Record):
     rules: Digest
     verdict: Verdict
     gates: tuple[GateResult, ...]
+    simulated: bool = False
+
+
+class Inspection(Record):
+    """How clean a dataset version is: ``verdict`` and ``gates`` judge its split for leaks.
+
+    ``exact`` and ``near`` count frames that copy another, ``thin`` cells of the coverage target
+    that are not filled, ``suspects`` labels that look wrong (None without a model). ``parameters``
+    has the rules and how the thresholds were measured. Payload: ``leaks.jsonl``,
+    ``duplicates.jsonl``, ``coverage.jsonl``, ``label_errors.jsonl``.
+    """
+
+    KIND: ClassVar[str] = "inspection"
+    dataset: Ref
+    model: Ref | None = None
+    verdict: Verdict
+    gates: tuple[GateResult, ...]
+    exact: int
+    near: int
+    thin: int
+    suspects: int | None = None
+    parameters: Json = {}
     simulated: bool = False
 
 
@@ -392,6 +430,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         Checkpoint,
         ExportBundle,
         GateReport,
+        Inspection,
         Release,
         NotebookSource,
         Environment,

@@ -23,9 +23,13 @@ ENOUGH_PAIRS = 20
 CONSECUTIVE_S = 1.5
 """Frames further apart are no longer the same moment; a drive without a clock counts as closer."""
 
-MOST_BITS = 10
-"""However unlike consecutive frames are: above this, hashes speak of two pictures. The usual
-setting of this hash, see Zauner 2010."""
+MOST_BITS = 40
+"""However unlike consecutive frames are: above this, hashes speak of two pictures.
+
+Of 300,000 pairs from different drives none is as near, neither of CamVid's drives (the nearest: 86
+bits) nor of the built-in ones (52); copies scaled to 0.7 and saved as JPEG of quality 60 differ in
+12 bits at most. See docs/hygiene.md.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Yardstick:
             return f"{self.pairs} consecutive pairs are too few to measure on ({ENOUGH_PAIRS})"
         near = "" if self.distance is None else f"cosine distance <= {self.distance:.4f} and "
         return (
-            f"{near}<= {self.bits} of 64 hash bits: the closest {self.share:.0%}"
-            f" of {self.pairs} consecutive pairs"
+            f"{near}<= {self.bits} of 256 hash bits: the closest {self.share:.0%}"
+            f" of {self.pairs} consecutive pairs, never above {MOST_BITS} bits"
         )
 
 
@@ -66,7 +70,7 @@ class Likeness:
 
     Attributes:
         frames: ``n`` frames.
-        hashes: Uint64 ``[n]``.
+        hashes: Uint64 ``[n, 4]``.
         directions: Float32 ``[n, d]`` unit vectors, see `neighbours.directions`; None without a
             model.
     """

@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 
 from workbench.curation.hygiene.alike import Likeness, Yardstick, measure
 from workbench.curation.hygiene.fingerprints import differing_bits
-from workbench.records.base import Digest
+from workbench.records.base import Digest, Row
 
 SHARE = 0.1
 """Near duplicates are as alike as the closest tenth of consecutive frames: a car that stands."""
 
-_ROWS, _COLUMNS = 1024, 4096
+_ROWS = _COLUMNS = 1024
 
 
-@dataclass(frozen=True)
-class Cluster:
+class Cluster(Row):
     """Frames linked by likeness, the one to keep first: the first of its drive.
 
     ``exact`` where all show the same pixels; ``drives`` counts the drives they are from.
@@ -83,7 +82,7 @@ class Found:
     first: NDArray[np.int64]
     second: NDArray[np.int64]
     distance: NDArray[np.float32] | None
-    bits: NDArray[np.uint8]
+    bits: NDArray[np.uint16]
 
 
 def pairs_within(
@@ -99,9 +98,9 @@ def pairs_within(
     """
     theirs = other or like
     for start in range(0, len(like.hashes), _ROWS):
-        block = like.hashes[start : start + _ROWS, None]
+        block = like.hashes[start : start + _ROWS, None, :]
         for reach in range(0 if other else start, len(theirs.hashes), _COLUMNS):
-            bits = differing_bits(block, theirs.hashes[None, reach : reach + _COLUMNS])
+            bits = differing_bits(block, theirs.hashes[None, reach : reach + _COLUMNS, :])
             rows, columns = np.nonzero(bits <= yardstick.bits)
             counts = bits[rows, columns]
             first, second = rows + start, columns + reach

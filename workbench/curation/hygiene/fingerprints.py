@@ -24,12 +24,14 @@ from workbench.records.frames import Frame
 from workbench.workspace import Workspace
 
 Progress = Callable[[int, int], None]
+Words = tuple[int, ...]
 
-BITS = 64
+BITS = 256
 _LAYOUT = "v1"
 _SHARD = 512
-_SIDE, _KEPT = 32, 8
-_ROW = np.dtype([("frame", "S64"), ("pixels", "S64"), ("hash", "<u8")])
+_SIDE, _KEPT = 64, 16
+_WORDS = BITS // 64
+_ROW = np.dtype([("frame", "S64"), ("pixels", "S64"), ("hash", "<u8", (_WORDS,))])
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Fingerprints:
     Attributes:
         frames: Digests of their files.
         pixels: Digests of their decoded pixels and size.
-        hashes: Uint64 ``[n]``: perceptual hashes, compared by differing bits.
+        hashes: Uint64 ``[n, 4]``: perceptual hashes, compared by differing bits.
         left_out: Frames that could not be read, and why.
     """
 
@@ -75,7 +77,7 @@ def fingerprints(
     return Fingerprints(
         frames=names,
         pixels=tuple(known[name][0] for name in names),
-        hashes=np.array([known[name][1] for name in names], np.uint64),
+        hashes=np.array([known[name][1] for name in names], np.uint64).reshape(-1, _WORDS),
         left_out=tuple(left_out),
     )
 
@@ -86,12 +88,13 @@ def pixel_digest(image: Pixels) -> str:
     return digest.of_bytes(size + np.ascontiguousarray(image).tobytes())
 
 
-def perceptual_hash(image: Pixels) -> int:
-    """64 bits of RGB uint8 ``[height, width, 3]``: signs of its lowest frequencies.
+def perceptual_hash(image: Pixels) -> NDArray[np.uint64]:
+    """256 bits, uint64 ``[4]``, of RGB uint8 ``[height, width, 3]``: its lowest frequencies' signs.
 
-    The 8 x 8 lowest coefficients of the cosine transform of a 32 x 32 luma thumbnail, each held
-    against their median (Zauner 2010, "Implementation and benchmarking of perceptual image hash
-    functions", pHash). Blind to encoding, scale and brightness, not to a moved picture.
+    The 16 x 16 lowest coefficients of the cosine transform of a 64 x 64 luma thumbnail, each held
+    against their median: pHash (Zauner 2010, "Implementation and benchmarking of perceptual image
+    hash functions") with four times its bits, because roads all share a layout. Blind to
+    encoding, scale and brightness, not to a moved picture.
     """
     import cv2
 
@@ -99,23 +102,23 @@ def perceptual_hash(image: Pixels) -> int:
     small = cv2.resize(luma, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:_KEPT, :_KEPT].ravel()
     bits = low > np.median(low[1:])  # the first is the mean brightness
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    words: NDArray[np.uint64] = np.packbits(bits).view("<u8").astype(np.uint64)
+    return words
 
 
-def differing_bits(
-    first: NDArray[np.uint64] | np.uint64, second: NDArray[np.uint64] | np.uint64
-) -> NDArray[np.uint8]:
-    """In how many of the 64 bits hashes differ; broadcasts."""
-    count: NDArray[np.uint8] = np.bitwise_count(np.bitwise_xor(first, second))
-    return count
+def differing_bits(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """In how many of the 256 bits hashes ``[..., 4]`` differ; broadcasts, ``[...]``."""
+    counted = np.bitwise_count(np.bitwise_xor(first, second))
+    differing: NDArray[np.uint16] = counted.sum(axis=-1, dtype=np.uint16)
+    return differing
 
 
 def _look(
     place: Workspace, frames: Sequence[Frame], left_out: list[tuple[str, str]]
-) -> Iterator[tuple[str, str, int]]:
-    def one(frame: Frame) -> tuple[str, int]:
+) -> Iterator[tuple[str, str, Words]]:
+    def one(frame: Frame) -> tuple[str, Words]:
         image = load_rgb(media_path(place, frame))
-        return pixel_digest(image), perceptual_hash(image)
+        return pixel_digest(image), tuple(perceptual_hash(image).tolist())
 
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
         futures = [pool.submit(one, frame) for frame in frames]
@@ -128,9 +131,9 @@ def _look(
             yield frame.id, pixels, value
 
 
-def _read(folder: Path) -> dict[str, tuple[str, int]]:
+def _read(folder: Path) -> dict[str, tuple[str, Words]]:
     """Every fingerprint on disk; a file that cannot be read is one that is computed again."""
-    known: dict[str, tuple[str, int]] = {}
+    known: dict[str, tuple[str, Words]] = {}
     for path in sorted(folder.glob("[!.]*.npy")):
         try:
             rows = np.load(path, allow_pickle=False)
@@ -138,12 +141,12 @@ def _read(folder: Path) -> dict[str, tuple[str, int]]:
             continue
         if rows.dtype != _ROW:
             continue
-        for name, pixels, value in rows.tolist():
-            known[name.decode()] = (pixels.decode(), value)
+        for name, pixels, words in rows.tolist():
+            known[name.decode()] = (pixels.decode(), tuple(words))
     return known
 
 
-def _write(folder: Path, found: Sequence[tuple[str, str, int]]) -> None:
+def _write(folder: Path, found: Sequence[tuple[str, str, Words]]) -> None:
     rows = np.array(found, _ROW)
     stream = io.BytesIO()
     np.save(stream, rows, allow_pickle=False)

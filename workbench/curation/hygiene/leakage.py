@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from pydantic import Field
 from workbench.curation.hygiene.alike import Likeness, Yardstick, measure
 from workbench.curation.hygiene.duplicates import pairs_within
 from workbench.curation.hygiene.sides import EARTH_M, clock, on_sphere, side_of, sides_in_words
-from workbench.errors import DataError
 from workbench.records.base import Digest, Row
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame
@@ -48,8 +47,7 @@ class LeakageRules(Row):
     share: float = Field(default=0.5, gt=0, lt=1)
 
 
-@dataclass(frozen=True)
-class Leak:
+class Leak(Row):
     """Two frames on different sides that are too near, by one measure.
 
     ``value`` is seconds, metres, or cosine distance (hash bits without a model); for ``drive`` it
@@ -87,20 +85,19 @@ def check(dataset: Dataset, like: Likeness, rules: LeakageRules | None = None) -
     Args:
         like: Fingerprints, and vectors where a model is at hand, of frames of ``dataset``.
 
-    Raises:
-        DataError: Fewer than two sides have frames, so there is no split to judge.
+    Returns:
+        Without a split, as in a pool that nothing was held out of, evidence is insufficient.
     """
     rules = rules or LeakageRules()
     sided = [frame for frame in dataset.frames if side_of(frame)]
     sides = {side_of(frame) for frame in sided}
-    if len(sides) < 2:
-        roles = ", ".join(sorted({str(frame.role) for frame in sided})) or "no role"
-        raise DataError(
-            f"there is no split to judge: all frames have {roles}",
-            where=dataset.ref or dataset.name,
-            hint="Ingest with roles, or join it with frames that are held out",
-        )
     yardstick = measure(like, rules.share)
+    if len(sides) < 2:
+        roles = ", ".join(sorted({str(frame.role) for frame in sided})) or "none"
+        why = f"there is no split to judge, the only role is {roles}: ingest with roles"
+        kinds: tuple[Kind, ...] = get_args(Kind)
+        gates = tuple(_insufficient(kind, "frames", "two sides", why) for kind in kinds)
+        return Leakage(gates, (), yardstick)
     judged = [
         _by_drive(dataset, sided),
         _by_time(dataset, sided, rules),
@@ -120,8 +117,8 @@ def _by_drive(dataset: Dataset, frames: Sequence[Frame]) -> tuple[GateResult, li
     for drive, found in sorted(sides.items()):
         if len(found) > 1:
             small, large = sorted(found.values(), key=len)[:2]
-            why = f"drive {drive} has frames on sides {' and '.join(sorted(found))}"
-            leaks.append(Leak("drive", small[0].id, large[0].id, len(small), why))
+            told = f"drive {drive} has frames on sides {' and '.join(sorted(found))}"
+            leaks.append(_leak("drive", small[0], large[0], len(small), told))
     cut = dataset.split.get("method") == "time blocks"
     why = "drives were cut into blocks of time on purpose: time decides" if cut and leaks else ""
     gate = _gate("drive", len(sides), "drives", leaks, "no drive on two sides", why, not cut)
@@ -161,7 +158,7 @@ def _too_soon(timed: Sequence[tuple[float, Frame]], gap: float) -> list[Leak]:
         if later is not None and later[0] - at < gap:
             apart = later[0] - at
             why = f"{apart:.1f} s apart in one recording, {sides_in_words(frame, later[1])}"
-            found.append(Leak("time", frame.id, later[1].id, apart, why))
+            found.append(_leak("time", frame, later[1], apart, why))
     return found
 
 
@@ -191,15 +188,15 @@ def _too_close(placed: Sequence[Frame], radius: float) -> list[Leak]:
         for row, near, apart in zip(mine.tolist(), nearest.tolist(), metres.tolist(), strict=True):
             if apart < radius:
                 one, other = placed[row], placed[int(others[near])]
-                first, second = sorted((one.id, other.id))
+                one, other = sorted((one, other), key=lambda frame: frame.id)
                 why = f"{apart:.0f} m apart, {sides_in_words(one, other)}"
-                found[first, second] = Leak("place", first, second, apart, why)
+                found[one.id, other.id] = _leak("place", one, other, apart, why)
     return list(found.values())
 
 
 def _by_likeness(like: Likeness, yardstick: Yardstick) -> tuple[GateResult, list[Leak]]:
     method = f"no frame as alike to one on another side as {yardstick.told}"
-    judged = sum(side_of(frame) is not None for frame in like.frames)
+    judged = sum(side_of(frame) != "" for frame in like.frames)
     if not yardstick.measured:
         why = f"{yardstick.told}: ingest drives with more frames"
         return _insufficient("embedding", "frames", method, why), []
@@ -210,7 +207,7 @@ def _by_likeness(like: Likeness, yardstick: Yardstick) -> tuple[GateResult, list
 
 def _too_alike(like: Likeness, yardstick: Yardstick) -> list[Leak]:
     """The closest partner on another side of each frame that has one; one leak a frame."""
-    sides = np.array([side_of(frame) or "" for frame in like.frames])
+    sides = np.array([side_of(frame) for frame in like.frames])
     best: dict[int, tuple[float, int, int]] = {}
     for side, others in (("judged", ("learned", "tuned")), ("tuned", ("learned",))):
         mine = np.flatnonzero(sides == side)
@@ -223,11 +220,11 @@ def _too_alike(like: Likeness, yardstick: Yardstick) -> list[Leak]:
                 pair = (float(apart[row]), int(theirs[block.second[row]]), int(block.bits[row]))
                 best[one] = min(best.get(one, pair), pair)
     leaks = []
-    for row, (apart, other, bits) in sorted(best.items()):
-        one, two = like.frames[row], like.frames[other]
-        far = "" if like.directions is None else f"cosine distance {apart:.4f} and "
-        why = f"{far}{bits} hash bits apart, {sides_in_words(one, two)}"
-        leaks.append(Leak("embedding", one.id, two.id, apart, why))
+    for row, (value, other, bits) in sorted(best.items()):
+        frame, twin = like.frames[row], like.frames[other]
+        far = "" if like.directions is None else f"cosine distance {value:.4f} and "
+        why = f"{far}{bits} hash bits apart, {sides_in_words(frame, twin)}"
+        leaks.append(_leak("embedding", frame, twin, value, why))
     return leaks
 
 
@@ -240,6 +237,10 @@ def _nearest_each(rows: NDArray[np.int64], apart: NDArray[np.generic]) -> list[i
 
 def _worst_first(leaks: Sequence[Leak]) -> list[Leak]:
     return sorted(leaks, key=lambda leak: (leak.value, leak.first, leak.second))
+
+
+def _leak(kind: Kind, first: Frame, second: Frame, value: float, why: str) -> Leak:
+    return Leak(kind=kind, first=first.id, second=second.id, value=round(value, 6), why=why)
 
 
 def _gate(

@@ -25,8 +25,9 @@ EARTH_M = 6_371_000.0
 _EPOCH_US = 10**15  # microseconds since 1970 passed this in 2001; clocks from zero never do
 
 
-def side_of(frame: Frame) -> str | None:
-    return SIDES[frame.role] if frame.role else None
+def side_of(frame: Frame) -> str:
+    """The side of a split that a frame is on; empty for a frame without a role."""
+    return SIDES[frame.role] if frame.role else ""
 
 
 def sides_in_words(one: Frame, other: Frame) -> str:
