@@ -17,16 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
+from workbench.data.resampling import ENOUGH_DRIVES, draw, expanded_tail, time_blocks
 from workbench.evaluation.scene import Floats, Ints
 from workbench.records.frames import Frame
 
-ENOUGH_DRIVES = 10
-BLOCK_S = 10.0
-_BLOCKS_WITHOUT_TIME = 10
+__all__ = ["ENOUGH_DRIVES", "SETTLED", "Clusters", "clusters", "draw", "interval"]
 
 SETTLED = 0.5
 """Share of resamples in which a figure must exist for its interval to be shown."""
@@ -56,7 +54,7 @@ def clusters(frames: Sequence[Frame], chosen: Ints) -> Clusters:
         keys: list[tuple[str, int]] = [(name, 0) for name in names]
         method = f"cluster bootstrap over {drives} drives"
     else:
-        blocks = _time_blocks([frames[position] for position in chosen])
+        blocks = time_blocks([frames[position] for position in chosen])
         keys = list(zip(names, blocks, strict=True))
         method = (
             f"descriptive: bootstrap over {len(set(keys))} time blocks of {drives} drives, "
@@ -65,42 +63,6 @@ def clusters(frames: Sequence[Frame], chosen: Ints) -> Clusters:
     number = {key: position for position, key in enumerate(sorted(set(keys)))}
     of[chosen] = [number[key] for key in keys]
     return Clusters(of, len(number), drives, method)
-
-
-def _time_blocks(frames: Sequence[Frame]) -> list[int]:
-    """Block of each frame within its drive; without times, tenths of the drive by index."""
-    by_drive: dict[str, list[Frame]] = {}
-    for frame in frames:
-        by_drive.setdefault(frame.drive, []).append(frame)
-    block: dict[str, int] = {}
-    for members in by_drive.values():
-        times = [frame.timestamp_us for frame in members if frame.timestamp_us is not None]
-        if len(times) == len(members):
-            start = min(times)
-            block |= {
-                frame.id: int((time - start) / (BLOCK_S * 1e6))
-                for frame, time in zip(members, times, strict=True)
-            }
-        else:
-            ordered = sorted(members, key=lambda frame: frame.index)
-            block |= {
-                frame.id: place * _BLOCKS_WITHOUT_TIME // len(ordered)
-                for place, frame in enumerate(ordered)
-            }
-    return [block[frame.id] for frame in frames]
-
-
-def draw(count: int, resamples: int, seed: int) -> Floats:
-    """[1 + resamples, count] how often each cluster is drawn; row 0 is the sample itself.
-
-    The same count and seed give the same draws, so two models are paired row by row.
-    """
-    first = np.ones((1, count))
-    if count < 2:
-        return first
-    random = np.random.default_rng([seed, count])
-    drawn = random.multinomial(count, np.full(count, 1 / count), size=resamples)
-    return np.concatenate([first, drawn.astype(np.float64)])
 
 
 def interval(samples: Floats, clusters_drawn: int, confidence: float) -> tuple[float, float] | None:
@@ -113,14 +75,6 @@ def interval(samples: Floats, clusters_drawn: int, confidence: float) -> tuple[f
     there = samples[np.isfinite(samples)]
     if clusters_drawn < 2 or len(there) < SETTLED * max(len(samples), 1) or not len(there):
         return None
-    tail = _expanded_tail(clusters_drawn, confidence)
+    tail = expanded_tail(clusters_drawn, confidence)
     low, high = np.quantile(there, [tail, 1 - tail])
     return float(low), float(high)
-
-
-@lru_cache
-def _expanded_tail(clusters_drawn: int, confidence: float) -> float:
-    from scipy import stats
-
-    t = stats.t.ppf((1 - confidence) / 2, clusters_drawn - 1)
-    return float(stats.norm.cdf(t * np.sqrt(clusters_drawn / (clusters_drawn - 1))))
