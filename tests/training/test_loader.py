@@ -10,14 +10,17 @@ from workbench.perception.boxes import as_boxes
 from workbench.perception.preprocessing import load_rgb, prepare
 from workbench.records.dataset import media_path
 from workbench.training import Augmentation, TrainingConfig
-from workbench.training.loader import Loader, vary
+from workbench.training.augment import vary
+from workbench.training.loader import Loader, Material
 from workbench.training.targets import Targets
 from workbench.workspace import Workspace
+
+MATERIAL = Material(CLASSES, SPEC)
 
 
 def loader(place: Workspace, config: TrainingConfig = TINY, count: int = 6) -> Loader:
     dataset = scenes(place, count)
-    return Loader(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
+    return Loader(place, dataset, config, MATERIAL)
 
 
 def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
@@ -36,7 +39,7 @@ def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
 def test_every_frame_is_seen_in_a_pass(place: Workspace) -> None:
     dataset = scenes(place, 6)
     plain = replace(TINY, batch=3, augment=Augmentation.none())
-    source = Loader(place, dataset, plain, classes=CLASSES, preprocessing=SPEC)
+    source = Loader(place, dataset, plain, MATERIAL)
     seen = [image.tobytes() for step in (2, 3) for image in source.batch(step).images]
     expected = [
         prepare(load_rgb(media_path(place, frame)), SPEC)[0].tobytes() for frame in dataset.frames
@@ -54,10 +57,8 @@ def test_above_the_memory_budget_the_batches_are_the_same(place: Workspace) -> N
     size = 96 * 64 * 3
     count = (1 << 20) // size + 1
     dataset = scenes(place, count)
-    kept = Loader(place, dataset, TINY, classes=CLASSES, preprocessing=SPEC)
-    decoded = Loader(
-        place, dataset, replace(TINY, memory_mib=1), classes=CLASSES, preprocessing=SPEC
-    )
+    kept = Loader(place, dataset, TINY, MATERIAL)
+    decoded = Loader(place, dataset, replace(TINY, memory_mib=1), MATERIAL)
     assert (kept.in_memory, decoded.in_memory) == (True, False)
     assert (kept.batch(1).images == decoded.batch(1).images).all()
 

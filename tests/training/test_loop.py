@@ -86,7 +86,7 @@ class Killed(Exception):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(place: Workspace, tmp_path: Path) -> None:
-    config = replace(TINY, steps=14)
+    config = replace(TINY, steps=14, keep_minutes=1e-9)
     whole = run(place, scenes(place), config)
 
     def stop_at_13(done: int, total: int) -> None:
@@ -96,7 +96,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(place: Workspace, tmp_pat
     with pytest.raises(Killed):
         run(place, scenes(place), config, checkpoint_dir=tmp_path, progress=stop_at_13)
     resumed = run(place, scenes(place), config, checkpoint_dir=tmp_path)
-    assert resumed.resumed_at == 10
+    assert resumed.resumed_at == 12
     assert weights_digest(resumed) == weights_digest(whole)
     assert resumed.curves == whole.curves
     # Finished: asked again, it does nothing; another training does not take its state.
@@ -109,7 +109,7 @@ def test_a_damaged_state_costs_time_only(place: Workspace, tmp_path: Path) -> No
     config = replace(TINY, steps=3)
     folder = tmp_path / "state"
     first = run(place, scenes(place), config, checkpoint_dir=folder)
-    (state,) = folder.iterdir()
+    (state,) = folder.iterdir()  # three steps took less than the least time between two states
     state.write_bytes(state.read_bytes()[:1000])
     again = run(place, scenes(place), config, checkpoint_dir=folder)
     assert again.resumed_at == 0

@@ -42,7 +42,9 @@ def test_labels_become_boxes_in_network_pixels() -> None:
 
 def test_boxes_cut_by_the_edge_are_kept_ignored_or_dropped() -> None:
     three = Targets(as_boxes(np.zeros((3, 4))), np.array([0, 1, 0]), np.zeros(3, bool))
-    moved = three.moved(np.array([[-5, 0, 15, 10], [-15, 0, 5, 10], [-30, 0, -10, 10]]), 96, 64)
+    moved = three.moved(
+        np.array([[-5, 0, 15, 10], [-15, 0, 5, 10], [-30, 0, -10, 10]]), (0, 0, 96, 64)
+    )
     assert moved.boxes.tolist() == [[0, 0, 15, 10], [0, 0, 5, 10]]
     assert moved.ignore.tolist() == [False, True]
     assert moved.classes.tolist() == [0, 1]

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from workbench import digest
 from workbench.errors import DataError
+from workbench.perception import golden
+from workbench.perception.models import registry
+from workbench.perception.models.registry import COMPACT
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.base import Row
+from workbench.records.frames import added
 
 PREPROCESSING_KEY = "workbench.preprocessing"
 DETECTOR_KEY = "workbench.detector"
@@ -24,7 +29,10 @@ class DetectorConfig(Row):
 
     Args:
         classes: In the order of the class maps' channels.
+        architecture: The family of models, see `workbench.perception.models.registry`.
         width: Multiplies the number of channels; 1.0 is about 0.9 million parameters.
+        depth: Residual blocks a stage of the compact detector.
+        network: What another family needs to rebuild its network, as plain JSON.
         strides: Network pixels between neighbouring cells, one for each output level.
         score_threshold: Boxes below are dropped when decoding.
         nms_iou: Overlap above which the weaker of two boxes of one class is dropped.
@@ -38,6 +46,8 @@ class DetectorConfig(Row):
     score_threshold: float = Field(default=0.05, ge=0, le=1)
     nms_iou: float = Field(default=0.6, gt=0, le=1)
     max_detections: int = Field(default=100, gt=0)
+    depth: int = added(1)
+    network: dict[str, Any] = added({})
 
     @field_validator("classes")
     @classmethod
@@ -48,7 +58,9 @@ class DetectorConfig(Row):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the raw maps in the order that the network gives them."""
+        """Names of the raw outputs in the order that the network gives them."""
+        if self.architecture != COMPACT:
+            return registry.find(self.architecture).output_names(self)
         return tuple(f"{part}_{stride}" for stride in self.strides for part in ("cls", "box"))
 
 
@@ -57,6 +69,7 @@ def to_metadata(config: DetectorConfig, preprocessing: Preprocessing) -> dict[st
     return {
         DETECTOR_KEY: digest.canonical_json(config.model_dump(mode="json")).decode(),
         PREPROCESSING_KEY: digest.canonical_json(preprocessing.model_dump(mode="json")).decode(),
+        golden.CHECK_KEY: digest.canonical_json(golden.vector(preprocessing)).decode(),
     }
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from workbench.errors import DataError
 from workbench.perception.boxes import Floats, clip, non_maximum_suppression
 from workbench.perception.contract import DetectorConfig
+from workbench.perception.models import registry
 
 _CANDIDATES = 400
 
@@ -63,24 +64,34 @@ def decode(
     score_threshold: float | None = None,
     nms_iou: float | None = None,
 ) -> list[Detections]:
-    """Raw maps of a batch to the detections of each frame, in network pixels.
+    """Raw outputs of a batch to the detections of each frame, in network pixels.
 
     Args:
-        outputs: As from `Detector.forward`: ``cls`` and ``box`` for each stride.
-        config: Says strides, limits and the default thresholds.
+        outputs: As the model's family gives them; of the compact one ``cls`` and ``box`` for each
+            stride, see `Detector.forward`.
+        config: Says the family, limits and the default thresholds.
         score_threshold: Instead of the configured one.
         nms_iou: Instead of the configured one.
     """
+    family = registry.find(config.architecture)
+    threshold = config.score_threshold if score_threshold is None else score_threshold
+    iou = config.nms_iou if nms_iou is None else nms_iou
+    return family.decode(outputs, config, score_threshold=threshold, nms_iou=iou)
+
+
+def decode_cells(
+    outputs: Sequence[Floats], config: DetectorConfig, *, score_threshold: float, nms_iou: float
+) -> list[Detections]:
+    """`decode` for the compact detector's maps."""
     if len(outputs) != 2 * len(config.strides):
         raise DataError(
             f"expected {2 * len(config.strides)} output maps, got {len(outputs)}",
             hint="The model and its detector contract do not belong together",
         )
-    threshold = config.score_threshold if score_threshold is None else score_threshold
-    iou = config.nms_iou if nms_iou is None else nms_iou
     logits, boxes, size = _flatten(outputs, config)
+    limit = config.max_detections
     return [
-        _decode_frame(frame_logits, frame_boxes, size, threshold, iou, config.max_detections)
+        _decode_frame(frame_logits, frame_boxes, size, score_threshold, nms_iou, limit)
         for frame_logits, frame_boxes in zip(logits, boxes, strict=True)
     ]
 

@@ -67,7 +67,7 @@ class Detector(nn.Module):
     """Images to raw maps.
 
     Args:
-        config: Classes, width and strides (8, 16, 32, or a leading part of these).
+        config: Classes, width, depth and strides (8, 16, 32, or a leading part of these).
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -87,7 +87,7 @@ class Detector(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(
                 ConvUnit(before, after, stride=2),
-                Residual(after, after if stage < 2 else after // 2),
+                *(Residual(after, after if stage < 2 else after // 2) for _ in range(config.depth)),
             )
             for stage, (before, after) in enumerate(itertools.pairwise(sizes))
         )

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import DataError
+from workbench.perception import golden
 from workbench.perception.boxes import clip
 from workbench.perception.contract import DetectorConfig, from_metadata
 from workbench.perception.decode import Detections, decode
+from workbench.perception.models import registry
 from workbench.perception.preprocessing import (
     Pixels,
     Placement,
@@ -142,6 +144,7 @@ class OnnxPredictor(_RawMaps):
             raise DataError(f"ONNX Runtime cannot load the model: {error}", where=where) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         config, preprocessing = from_metadata(metadata, where=where)
+        golden.check_metadata(metadata, preprocessing)
         super().__init__(config, preprocessing)
         inputs = self._session.get_inputs()
         self._input = inputs[0].name
@@ -163,12 +166,11 @@ def load_checkpoint(store: Store, ref: Ref) -> TorchPredictor:
     import safetensors.torch
     from safetensors import SafetensorError
 
-    from workbench.perception.detector import Detector
-
     record = store.get(ref, Checkpoint)
     path = store.payload(ref, "weights.safetensors")
+    config = DetectorConfig.model_validate(record.architecture)
     try:
-        detector = Detector(DetectorConfig.model_validate(record.architecture))
+        detector = registry.find(config.architecture).build(config)
         detector.load_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise DataError(

@@ -260,14 +260,61 @@ class Checkpoint(Record):
     supplier: Supplier | None = added(None)
 
 
+class Quantiser(Row):
+    """One way of making 8-bit ranges, and how far its file is from the float network.
+
+    Measured on ``frames`` frames that were learned from but not calibrated with. ``sqnr_db`` is the
+    least signal-to-noise ratio of any raw output; ``agreement`` that of boxes, in [0, 1].
+    """
+
+    method: str
+    frames: int
+    sqnr_db: float
+    agreement: float | None
+
+
+class CalibrationSet(Record):
+    """The frames that set the ranges of 8-bit numbers, and why they may.
+
+    ``slices`` counts them by light and weather, ``variants`` the mirrored and re-exposed copies that
+    make up for missing ones. ``required`` slices are among them; ``uncovered`` ones are judged on
+    but not. None of ``evaluated`` evaluation frames is among them; ``apart`` says whether their
+    drives are others too, and ``shared_drives`` counts those that are not. ``methods`` were
+    compared, ``chosen`` is used, ``why`` says so in words.
+    """
+
+    KIND: ClassVar[str] = "calibration"
+    dataset: Ref
+    seed: int
+    frames: tuple[Digest, ...]
+    slices: dict[str, int]
+    drives: int
+    available: int
+    variants: int = 0
+    required: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
+    evaluated: int = 0
+    apart: Literal["drive", "time blocks", "frame"] = "frame"
+    shared_drives: int = 0
+    methods: tuple[Quantiser, ...] = ()
+    chosen: str = "minmax"
+    why: str = ""
+    simulated: bool = False
+
+
 class ExportBundle(Record):
-    """What goes to a car. Payload: the bundle folder without its signature."""
+    """What goes to a car. Payload: the bundle folder without its signature.
+
+    ``calibration`` is the dataset that was calibrated with, ``calibration_set`` the choice made
+    of it.
+    """
 
     KIND: ClassVar[str] = "bundle"
     checkpoint: Ref
     calibration: Ref
     classes: tuple[str, ...]
     parity: Json
+    calibration_set: Ref | None = added(None)
 
 
 class Verdict(StrEnum):
@@ -307,6 +354,65 @@ class GateReport(Record):
     verdict: Verdict
     gates: tuple[GateResult, ...]
     simulated: bool = False
+
+
+class ArmOutcome(Row):
+    """What labeling the frames of one arm brought. ``hours`` None where no time is known."""
+
+    arm: Arm
+    frames: int
+    unlabelled: int
+    rare_frames: int
+    rare_objects: int
+    rare_events: int
+    hours: float | None
+
+
+class Beaten(Row):
+    """One figure of the mined arm against the control arm's, with a paired interval.
+
+    ``change`` is ``ratio`` (mined over control) or ``difference`` (mined less control). The verdict
+    is PASS where the whole interval speaks for mining, FAIL where it speaks against it. ``low`` and
+    ``high`` None: there is no such end. ``drives`` and ``unit`` say what was drawn again.
+    """
+
+    figure: str
+    change: Literal["ratio", "difference"]
+    mined: float | None
+    control: float | None
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+    drives: int
+    unit: str
+    why: str
+
+
+class MiningReport(Record):
+    """By how much the mined arm of a selection beat chance, once both arms were labelled.
+
+    ``rare`` says what counted as rare, and was fixed before the labels were looked at.
+    ``per`` is what yields are divided by and ``time_from`` where its time comes from. ``models``
+    are those trained with each arm, where they were compared. ``headline`` says what is simulated
+    before it says anything else. Payload: ``frames.jsonl``, every labelled frame with its arm.
+    """
+
+    KIND: ClassVar[str] = "mining"
+    selection: Ref
+    labels: tuple[Ref, ...]
+    rare: tuple[str, ...]
+    arms: tuple[ArmOutcome, ...]
+    per: str
+    time_from: str
+    prevalence: float | None
+    prevalence_interval: tuple[float, float] | None
+    beaten: tuple[Beaten, ...]
+    models: dict[str, Ref] = {}
+    resamples: int
+    confidence: float
+    simulated: bool
+    headline: str
 
 
 class Inspection(Record):
@@ -428,9 +534,11 @@ RECORD_TYPES: dict[str, type[Record]] = {
         Agreement,
         Withdrawal,
         Checkpoint,
+        CalibrationSet,
         ExportBundle,
         GateReport,
         Inspection,
+        MiningReport,
         Release,
         NotebookSource,
         Environment,

@@ -6,7 +6,7 @@ from workbench import digest
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import Checkpoint
-from workbench.training.loop import Trained
+from workbench.training.trained import Trained
 
 WEIGHTS = "weights.safetensors"
 CURVES = "curves.json"
@@ -26,14 +26,21 @@ def save(store: Store, trained: Trained, dataset: Ref, *, parent: Ref | None = N
         parent=parent,
         classes=trained.detector.classes,
         architecture=trained.detector.model_dump(mode="json"),
-        training=trained.config.as_json() | {"frames": trained.frames},
+        training=trained.config.as_json() | {"frames": trained.frames} | trained.facts,
         preprocessing=trained.preprocessing.model_dump(mode="json"),
         conditions=trained.conditions,
+        family=trained.detector.architecture,
+        supplier=trained.supplier,
     )
     payload = {
         # No metadata: safetensors does not write several keys in a fixed order.
         WEIGHTS: to_bytes(trained.weights),
         CURVES: digest.canonical_json(trained.curves),
     }
-    speed = {"seconds": trained.seconds, "images_per_second": trained.images_per_second}
+    speed = {
+        "seconds": trained.seconds,
+        "images_per_second": trained.images_per_second,
+        "waited": trained.waited,
+        "peak_mib": trained.peak_mib,
+    }
     return store.put(record, payload, side={"speed": speed})

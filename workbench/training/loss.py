@@ -11,7 +11,6 @@ Shapes: ``n`` frames, ``a`` cells of all levels, ``m`` objects of the fullest fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.decode import cell_centres
+from workbench.perception.models.protocol import Losses, Truth
 from workbench.training.targets import ALL_CLASSES, Targets
 
 _TOP = 9
@@ -28,28 +28,7 @@ _VFL_ALPHA, _VFL_GAMMA = 0.75, 2.0
 _BOX_WEIGHT = 2.5
 _TINY = 1e-7
 
-
-@dataclass(frozen=True)
-class Truth:
-    """Objects and ignore regions of a batch, padded to the fullest frame.
-
-    ``boxes`` ``[n, m, 4]`` network pixels, ``classes`` ``[n, m]``, ``real`` ``[n, m]`` 1 for an
-    object, ``ignore`` ``[n, m]`` 1 for an ignore region.
-    """
-
-    boxes: Tensor
-    classes: Tensor
-    real: Tensor
-    ignore: Tensor
-
-
-@dataclass(frozen=True)
-class Losses:
-    """``total`` to minimise, and its parts."""
-
-    total: Tensor
-    cls: Tensor
-    box: Tensor
+__all__ = ["DetectionLoss", "Losses", "Truth", "as_truth", "paired_giou", "pairwise_iou"]
 
 
 def as_truth(targets: Sequence[Targets]) -> Truth:
@@ -58,13 +37,16 @@ def as_truth(targets: Sequence[Targets]) -> Truth:
     boxes = torch.zeros(len(targets), most, 4)
     classes = torch.zeros(len(targets), most, dtype=torch.long)
     real, ignore = torch.zeros(len(targets), most), torch.zeros(len(targets), most)
+    weights = torch.ones(len(targets), most)
     for row, target in enumerate(targets):
         count = len(target.boxes)
         boxes[row, :count] = torch.from_numpy(target.boxes)
         classes[row, :count] = torch.from_numpy(target.classes)
         hidden = torch.from_numpy(target.ignore).float()
         ignore[row, :count], real[row, :count] = hidden, 1 - hidden
-    return Truth(boxes, classes, real, ignore)
+        if target.weights is not None:
+            weights[row, :count] = torch.from_numpy(target.weights)
+    return Truth(boxes, classes, real, ignore, weights)
 
 
 class DetectionLoss:
@@ -82,19 +64,26 @@ class DetectionLoss:
         )
         self._classes = len(config.classes)
 
+    def to(self, device: str) -> DetectionLoss:
+        self._centres, self._strides = self._centres.to(device), self._strides.to(device)
+        return self
+
     def __call__(self, outputs: Sequence[Tensor], truth: Truth) -> Losses:
-        logits = _cells(outputs[::2])
-        boxes = self._boxes(_cells(outputs[1::2]))
+        logits = _cells(outputs[::2]).float()
+        boxes = self._boxes(_cells(outputs[1::2]).float())
         with torch.no_grad():
             owner, quality = self._assign(logits.sigmoid(), boxes, truth)
             wanted = functional.one_hot(
                 _take(truth.classes, owner).clamp(min=0), self._classes
             ) * quality.unsqueeze(-1)
             judged = self._judged(truth, quality)
+            # A label that is trusted less pulls less on its own cells, for class and for box.
+            trust = _take(truth.weights, owner)
+            judged = judged * torch.where(quality > 0, trust, 1.0).unsqueeze(-1)
         amount = quality.sum().clamp(min=1.0)
         cls = (_varifocal(logits, wanted) * judged).sum() / amount
         own_boxes = _take_boxes(truth.boxes, owner)
-        box = ((1 - paired_giou(boxes, own_boxes)) * quality).sum() / amount
+        box = ((1 - paired_giou(boxes, own_boxes)) * (quality * trust)).sum() / amount
         return Losses(cls + _BOX_WEIGHT * box, cls.detach(), box.detach())
 
     def _boxes(self, raw: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from workbench.perception.predictor import Predictor
 from workbench.perception.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
-from workbench.training.loop import Trained
+from workbench.training.trained import Trained
 from workbench.workspace import Workspace
 
 _SHOWN_ABOVE = 0.3

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import DataError
-from workbench.perception.boxes import Floats, area, as_boxes, clip
+from workbench.perception.boxes import Floats, area, as_boxes
 from workbench.perception.preprocessing import Placement
+from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
-from workbench.records.frames import ANY_CLASS, Label, Role
+from workbench.records.frames import ANY_CLASS, Label, Origin, Role
+from workbench.training.config import Trust
 
 ALL_CLASSES = -1
 """Class number of an ignore region that hides objects of every class."""
@@ -27,22 +31,41 @@ class Targets:
     """What stands in one frame.
 
     ``boxes`` float32 ``[n, 4]`` xyxy, ``classes`` int64 ``[n]``, ``ignore`` bool ``[n]``: regions
-    where the classification is not judged.
+    where the classification is not judged. ``weights`` float32 ``[n]`` in [0, 1]: how far each
+    label is trusted, None for fully.
     """
 
     boxes: NDArray[np.float32]
     classes: NDArray[np.int64]
     ignore: NDArray[np.bool_]
+    weights: NDArray[np.float32] | None = None
 
-    def moved(self, boxes: Floats, width: int, height: int) -> Targets:
-        """With new boxes, cut at the picture's edges; what is cut too far becomes ignored."""
+    def moved(self, boxes: Floats, inside: tuple[float, float, float, float]) -> Targets:
+        """With new boxes, cut at the edges ``inside`` (xyxy); cut too far they become ignored."""
         boxes = boxes.astype(np.float32)
-        cut = clip(boxes, width, height)
+        low, high = np.array(inside[:2] * 2), np.array(inside[2:] * 2)
+        cut = np.clip(boxes, low, high)
         left = area(cut) / np.maximum(area(boxes), 1e-6)
         thin = (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=np.inf) < _SMALLEST
         ignore = self.ignore | (left < _VISIBLE) | thin
-        inside = area(cut) > 0
-        return Targets(cut[inside].astype(np.float32), self.classes[inside], ignore[inside])
+        kept = area(cut) > 0
+        weights = None if self.weights is None else self.weights[kept]
+        return Targets(cut[kept].astype(np.float32), self.classes[kept], ignore[kept], weights)
+
+
+def joined(parts: Sequence[Targets]) -> Targets:
+    """Several pictures' targets as those of one."""
+    weights = None
+    if any(part.weights is not None for part in parts):
+        weights = np.concatenate(
+            [np.ones(len(p.boxes), np.float32) if p.weights is None else p.weights for p in parts]
+        )
+    return Targets(
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.classes for part in parts]),
+        np.concatenate([part.ignore for part in parts]),
+        weights,
+    )
 
 
 def check(dataset: Dataset, classes: Sequence[str]) -> None:
@@ -78,12 +101,57 @@ def check(dataset: Dataset, classes: Sequence[str]) -> None:
         )
 
 
-def of_frame(labels: Sequence[Label], classes: Sequence[str], placement: Placement) -> Targets:
-    """Targets of a frame. Labels of classes that are not learned count as background."""
+def findings(dataset: Dataset, classes: Sequence[str]) -> tuple[str, ...]:
+    """What people should know of the labels, though it can be learned from."""
+    learned = Counter(
+        label.cls for label in dataset.labels if not label.ignore and _has_area(label)
+    )
+    found = [
+        f"no frame has a label of class {name}: the model cannot learn it"
+        for name in classes
+        if learned[name] == 0
+    ]
+    flat = [label for label in dataset.labels if not _has_area(label)]
+    if flat:
+        frames = ", ".join(sorted({label.frame[:12] for label in flat})[:3])
+        found.append(f"{len(flat)} labels without area are left out, such as on {frames}")
+    return tuple(found)
+
+
+def of_frame(
+    labels: Sequence[Label],
+    classes: Sequence[str],
+    placement: Placement,
+    trust: Callable[[Label], float] | None = None,
+) -> Targets:
+    """Targets of a frame. Labels of classes that are not learned count as background.
+
+    A label without area says nothing about where anything is, and is left out.
+    """
     numbers = {name: number for number, name in enumerate(classes)} | {ANY_CLASS: ALL_CLASSES}
-    known = [label for label in labels if label.cls in numbers]
+    known = [label for label in labels if label.cls in numbers and _has_area(label)]
     boxes = placement.to_network(as_boxes([label.box.xyxy for label in known]))
     numbered = np.array([numbers[label.cls] for label in known], np.int64)
     ignore = np.array([label.ignore or label.cls == ANY_CLASS for label in known], bool)
     thin = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < _SMALLEST
-    return Targets(boxes, numbered, ignore | thin)
+    weights = None if trust is None else np.array([trust(label) for label in known], np.float32)
+    return Targets(boxes, numbered, ignore | thin, weights)
+
+
+def trust_of(how: Trust, disputed: Collection[Digest]) -> Callable[[Label], float] | None:
+    """How far a label is trusted; None when all are trusted fully."""
+    if how == Trust():
+        return None
+    by_origin = {Origin.REPLAYED: how.replayed, Origin.HUMAN_ACCEPTED: how.accepted}
+    doubted = frozenset(disputed)
+
+    def trust(label: Label) -> float:
+        weight = by_origin.get(label.origin, 1.0)
+        return min(weight, how.disputed) if label.frame in doubted else weight
+
+    return trust
+
+
+def _has_area(label: Label) -> bool:
+    """False also for sides that are no numbers."""
+    return label.box.w > 0 and label.box.h > 0 and math.isfinite(sum(label.box.xyxy))
