@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.labeling.conftest import Sample
@@ -13,7 +14,7 @@ from workbench import digest
 from workbench.errors import RecordError, ServiceError
 from workbench.labeling import ledger, mirror, streams
 from workbench.labeling.answers import region_id
-from workbench.labeling.contents import Contents, _Rows
+from workbench.labeling.contents import Contents, _names, _Rows
 from workbench.workspace import Workspace
 
 BATCH = f"batch/{'b' * 64}"
@@ -95,7 +96,7 @@ def test_every_frame_is_found_by_any_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     lines = [f'{{"frame":"{name}","n":{n}}}\n' for name in names for n in range(2)]
     path.write_text("".join(lines))
-    rows = _Rows(path.open("rb"), b"frame", set(names))
+    rows = _Rows(path.open("rb"), b"frame", np.sort(_names(names)))
     for name in names:
         assert rows.of(name) == [line.strip().encode() for line in lines if name in line]
     assert rows.of("f" * 64) == []

@@ -1,6 +1,6 @@
 """What a batch holds, read frame by frame.
 
-Of each frame only its name and where its rows lie are in memory: some 300 bytes, whatever is
+Of each frame only its name and where its rows lie are in memory: some 200 bytes, whatever is
 predicted on it and however many reasons it was chosen for.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from array import array
-from typing import IO
+from collections.abc import Sequence
+from itertools import islice
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench import digest as digests
 from workbench.errors import RecordError
@@ -22,6 +24,8 @@ from workbench.records.frames import Frame
 from workbench.records.store import Store
 from workbench.records.types import Choice, DatasetVersion, LabelBatch, Prediction
 
+_ROWS_AT_ONCE = 4096
+
 
 class Contents:
     """A batch with its frames and the boxes that labelers start from."""
@@ -31,10 +35,12 @@ class Contents:
         self.ref = ref
         self.batch = store.get(ref, LabelBatch)
         self.dataset_name = store.get(self.batch.dataset, DatasetVersion).name
-        wanted = set(self.batch.frames)
+        self._names = np.sort(_names(self.batch.frames))
         frames = store.payload(self.batch.dataset, "frames.jsonl").open("rb")
-        self._frames = _Rows(frames, b"id", wanted)
-        self._boxes = _Rows(store.payload(ref, "predictions.jsonl").open("rb"), b"frame", wanted)
+        self._frames = _Rows(frames, b"id", self._names)
+        self._boxes = _Rows(
+            store.payload(ref, "predictions.jsonl").open("rb"), b"frame", self._names
+        )
         self._choices: _Rows | None = None
 
     def frame(self, digest: Digest) -> Frame:
@@ -51,7 +57,7 @@ class Contents:
     def choice(self, frame: Digest) -> Choice | None:
         """Why a frame was chosen; None for one that only measures labelers."""
         if self._choices is None:
-            self._choices = _Rows(self._chosen(), b"frame", set(self.batch.frames))
+            self._choices = _Rows(self._chosen(), b"frame", self._names)
         rows = self._choices.of(frame)
         return Choice.model_validate_json(rows[0]) if rows else None
 
@@ -75,37 +81,48 @@ class Contents:
         return {region_id(one): one for one in self.started(frame)}
 
 
-class _Rows:
-    """A file of JSON rows, those of one frame together; only where they lie is kept in memory."""
+def _names(digests: Sequence[Digest]) -> NDArray[Any]:
+    """Digests as numpy's byte strings, which end before trailing zero bytes."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), dtype="S32")
 
-    def __init__(self, file: IO[bytes], key: bytes, wanted: set[Digest]) -> None:
-        self._file = file
-        names, starts, lengths = bytearray(), array("q"), array("q")
+
+class _Rows:
+    """A file of JSON rows, those of one frame together; only where they lie is kept in memory.
+
+    ``names`` are the sorted frames, by `_names`, whose rows may be asked for.
+    """
+
+    def __init__(self, file: IO[bytes], key: bytes, names: NDArray[Any]) -> None:
+        self._file, self._names = file, names
+        self._starts = np.full(len(names), np.iinfo(np.int64).max, np.int64)
+        self._lengths = np.zeros(len(names), np.int32)
         named = re.compile(b'"' + key + b'":"([0-9a-f]{64})"')
-        position, latest = 0, ""
-        for row in file:
-            match = named.search(row)
-            digest = match[1].decode() if match else ""
-            if digest in wanted:
-                if digest != latest:
-                    names += bytes.fromhex(digest)
-                    starts.append(position)
-                    lengths.append(0)
-                lengths[-1] += len(row)
-            position, latest = position + len(row), digest
-        found = np.frombuffer(bytes(names), dtype="S32")
-        order = np.argsort(found)
-        self._names = found[order]
-        self._spans = np.array([starts, lengths], dtype=np.int64)[:, order]
+        position = 0
+        while rows := list(islice(file, _ROWS_AT_ONCE)):
+            lengths = np.array([len(row) for row in rows])
+            starts = position + np.cumsum(lengths) - lengths
+            position += int(lengths.sum())
+            matches = [
+                (at, match[1]) for at, row in enumerate(rows) if (match := named.search(row))
+            ]
+            at = np.array([number for number, _ in matches], int)
+            self._add(_names([name.decode() for _, name in matches]), starts[at], lengths[at])
+
+    def _add(self, names: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> None:
+        if not len(self._names):
+            return
+        places = np.minimum(np.searchsorted(self._names, names), len(self._names) - 1)
+        wanted = self._names[places] == names
+        np.minimum.at(self._starts, places[wanted], starts[wanted])
+        np.add.at(self._lengths, places[wanted], lengths[wanted].astype(np.int32))
 
     def __del__(self) -> None:
         self._file.close()
 
     def of(self, frame: Digest) -> list[bytes]:
-        name = bytes.fromhex(frame).rstrip(b"\0")  # as numpy gives such names back
+        [name] = _names([frame])
         place = int(np.searchsorted(self._names, name))
-        if place == len(self._names) or self._names[place] != name:
+        if place == len(self._names) or self._names[place] != name or not self._lengths[place]:
             return []
-        start, length = self._spans[:, place].tolist()
-        self._file.seek(start)
-        return self._file.read(length).splitlines()
+        self._file.seek(int(self._starts[place]))
+        return self._file.read(int(self._lengths[place])).splitlines()

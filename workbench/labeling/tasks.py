@@ -21,9 +21,11 @@ _PEOPLE = "candidates"
 """What stands for the model where the boxes to start from are other labelers'."""
 
 
-def in_order(batch: LabelBatch) -> list[Digest]:
+def in_order(batch: LabelBatch) -> Sequence[Digest]:
     """The batch's frames as labelers are to meet them: the urgent first, else as selected."""
     priority = {need.frame: need.priority for need in batch.needs}
+    if not priority:
+        return batch.frames
     return sorted(batch.frames, key=lambda frame: -priority.get(frame, 0))
 
 

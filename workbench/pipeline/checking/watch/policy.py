@@ -19,7 +19,13 @@ from workbench.pipeline.checking.watch.supervisor import is_loopback
 from workbench.pipeline.planning.modules import ROOT
 
 _SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr")
-_SYSTEM_STATE = ("/run/nscd", "/var/run/nscd", "/run/systemd/resolve", "/var/cache/fontconfig")
+_SYSTEM_STATE = (
+    "/run/nscd",
+    "/var/run/nscd",
+    "/run/systemd/resolve",
+    "/var/cache/fontconfig",
+    "/var/lib/libuuid",  # the clock behind time-based UUIDs
+)
 _DEVICES = ("/dev", "/proc")
 _OF_TOOLS = (
     ".ipython",
