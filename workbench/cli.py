@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": ("services", "Say what is missing on this machine and how to mend it."),
     "ingest": ("data", "Read a folder of drives into an immutable dataset version."),
     "datasets": ("data", "List, show and compare dataset versions."),
+    "inspect": ("hygiene", "Look for duplicates, leaks, thin conditions and wrong labels."),
     "promote": ("promote", "Make a checked notebook an immutable version of its step."),
     "steps": ("promote", "List promoted steps; move and roll back their aliases."),
     "check": ("check", "Say whether a notebook is fit for production, and what is missing."),
@@ -31,6 +32,7 @@ COMMANDS = {
     "lineage": ("lineage", "Show what anything came from, or with --forward what was made of it."),
     "reproduce": ("reproduce", "Rebuild a model from its lineage alone and compare digests."),
     "verify": ("models", "Check a signed bundle, to the byte."),
+    "mine": ("mine", "Choose the frames worth labeling; tell later how much better than chance."),
     "label": ("labels", "Send frames to labelers, see how far they are, collect."),
 }
 """Command name to module below ``workbench.commands`` and the line that help shows."""

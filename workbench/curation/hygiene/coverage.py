@@ -101,7 +101,7 @@ class Cell(Row):
         return min([1.0, *shares])
 
 
-def coverage(dataset: Dataset, target: Target | None = None) -> tuple[Cell, ...]:
+def coverage_of(dataset: Dataset, target: Target | None = None) -> tuple[Cell, ...]:
     """Every condition that occurs against every class, learned from and judged by.
 
     Ignore regions and a model's own boxes do not count. A condition is in words, as

@@ -81,7 +81,7 @@ def inspect(
     like, pixels = likeness(store, dataset.frames, prints, model, progress)
     leaks = leakage.check(dataset, like, rules.leakage)
     twins = duplicates.find(like, pixels, measure(like, rules.near_share))
-    cells = coverage.coverage(dataset, rules.target)
+    cells = coverage.coverage_of(dataset, rules.target)
     errors = _label_errors(store, dataset, model) if model and labels else None
     record = Inspection(
         dataset=dataset_ref,

@@ -32,6 +32,9 @@ TWICE_IOU = 0.8
 FAINT = 0.1
 """Predictions below this score are not looked at."""
 
+LEAST_WEIGHT = 0.25
+"""What is less likely a mistake than this is left out: models contradict every label a little."""
+
 _BINS = 10
 _PRIOR = 5.0
 _NOTHING = 0.5
@@ -70,7 +73,7 @@ def find(dataset: Dataset, predictions: Iterable[Prediction]) -> list[LabelError
             by_frame.setdefault(one.frame, []).append(one)
     frames = [_Compared(dataset, f, by_frame.get(f.id, ())) for f in labelled(dataset)]
     trust = _Trust(frames)
-    found = [error for frame in frames for error in _errors(frame, trust)]
+    found = [e for f in frames for e in _errors(f, trust) if e.weight >= LEAST_WEIGHT]
     return sorted(found, key=lambda one: (-one.weight, one.frame, one.kind, one.box.xyxy))
 
 
