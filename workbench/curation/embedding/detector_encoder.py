@@ -71,6 +71,8 @@ class DetectorEncoder:
             maps = detector.features(torch.from_numpy(batch))
             outputs = [output.numpy() for output in detector.heads_on(maps)]
             vectors = pooled(maps).numpy()
+            # Channels last: the sums below then read whole runs of memory, several times faster.
+            maps = tuple(level.contiguous(memory_format=torch.channels_last) for level in maps)
             decoded = decode(outputs, detector.config)
             top = [first_boxes(one, MAX_OBJECTS) for one in decoded]
             means = box_means(maps, [one.boxes for one in top], detector.config.strides)
@@ -112,7 +114,7 @@ def box_means(
         across = _share(padded[..., 0], padded[..., 2], stride, columns)
         down = _share(padded[..., 1], padded[..., 3], stride, rows)
         masks = (down[..., :, None] * across[..., None, :]).reshape(count, most, rows * columns)
-        cells = level.reshape(count, channels, rows * columns).transpose(1, 2)
+        cells = level.permute(0, 2, 3, 1).reshape(count, rows * columns, channels)
         parts.append(torch.bmm(torch.from_numpy(masks), cells).numpy())
     means = np.concatenate(parts, axis=2)
     return [means[row, : len(found)] for row, found in enumerate(boxes)]
@@ -155,21 +157,23 @@ def _tile_means(
     from torch.nn import functional
 
     columns, rows = FINE
-    fine = torch.empty((len(maps[0]), sum(level.shape[1] for level in maps), rows, columns))
+    count, channels = len(maps[0]), sum(level.shape[1] for level in maps)
+    fine = torch.empty((count, rows, columns, channels))
     for (left, top, right, bottom), numbers in insides.items():
-        chosen = slice(None) if len(numbers) == len(fine) else numbers
-        start = 0
-        for level, stride in zip(maps, strides, strict=True):
-            end = start + level.shape[1]
-            part = level[
-                chosen,
-                :,
-                top // stride : max(top // stride + 1, -(-bottom // stride)),
-                left // stride : max(left // stride + 1, -(-right // stride)),
-            ]
-            fine[chosen, start:end] = functional.adaptive_avg_pool2d(part, (rows, columns))
-            start = end
-    coarse = functional.avg_pool2d(fine, 2)
-    tiles = torch.cat([coarse.flatten(2), fine.flatten(2)], dim=2).transpose(1, 2)
+        pooled = [
+            functional.adaptive_avg_pool2d(
+                (level if len(numbers) == count else level[numbers])[
+                    :,
+                    :,
+                    top // stride : max(top // stride + 1, -(-bottom // stride)),
+                    left // stride : max(left // stride + 1, -(-right // stride)),
+                ],
+                (rows, columns),
+            ).permute(0, 2, 3, 1)
+            for level, stride in zip(maps, strides, strict=True)
+        ]
+        fine[numbers] = torch.cat(pooled, dim=3)
+    coarse = fine.reshape(count, rows // 2, 2, columns // 2, 2, channels).mean((2, 4))
+    tiles = torch.cat([coarse.flatten(1, 2), fine.flatten(1, 2)], dim=1)
     vectors: NDArray[np.float32] = tiles.numpy()
     return vectors

@@ -7,6 +7,7 @@ windows spread over the picture, so that a large frame costs hardly more than a 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ NAMES = ("brightness", "contrast", "sharpness", "noise", "blockage")
 """The columns of a quality array, in order."""
 
 _ROWS, _COLUMNS = 6, 8
-_WINDOW = (48, 64)
+_WINDOW = (24, 32)
 """Rows and columns of pixels that are read of each part of the picture."""
 
 _SMALLEST = 8
@@ -44,25 +45,38 @@ def measure(image: Pixels) -> NDArray[np.float32]:
     """
     import cv2
 
-    luma: NDArray[Any] = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     mean, deviation = cv2.meanStdDev(luma)
     windows = _windows(luma)
     rows, high, columns, wide = windows.shape
-    mosaic = np.ascontiguousarray(windows).reshape(rows * high, columns * wide)
-    seen = mosaic.astype(np.float32).reshape(windows.shape)
-    means = seen.mean((1, 3))
-    spread = np.sqrt(np.maximum((seen * seen).mean((1, 3)) - means**2, 0))
+    mosaic = windows.astype(np.float32).reshape(rows * high, columns * wide)
+
+    def averaged(values: NDArray[Any]) -> NDArray[Any]:
+        """The mean of each window, ``[rows, columns]``."""
+        return cv2.resize(values, (columns, rows), interpolation=cv2.INTER_AREA)
+
+    means = averaged(mosaic)
+    spread = np.sqrt(np.maximum(averaged(mosaic * mosaic) - means * means, 0))
     sharpness = noise = 0.0
-    if min(high, wide) > 2:  # the pixels at a window's edge look across a seam: left out
-        inner = (slice(None), slice(1, -1), slice(None), slice(1, -1))
-        laplacian = cv2.Laplacian(mosaic, cv2.CV_16S, ksize=1).reshape(windows.shape)[inner]
-        sharpness = float(np.abs(laplacian).mean())
-        second = np.abs(cv2.filter2D(mosaic, cv2.CV_16S, _NOISE).reshape(windows.shape)[inner])
-        calm = float(np.percentile(second.mean((1, 3)), 25))
-        noise = calm * math.sqrt(math.pi / 2) / 6
+    if min(high, wide) > 2:
+        inner = _inner(windows.shape)
+        share = inner.mean()
+        laplacian = np.abs(cv2.Laplacian(mosaic, cv2.CV_32F, ksize=1)) * inner
+        sharpness = float(laplacian.mean() / share)
+        second = averaged(np.abs(cv2.filter2D(mosaic, cv2.CV_32F, _NOISE)) * inner)
+        calm = np.sort(second, axis=None)[second.size // 4] / share
+        noise = float(calm) * math.sqrt(math.pi / 2) / 6
     empty = float(((spread < _EMPTY) & (means < _WHITE)).mean())
     levels = [float(mean[0, 0]), float(deviation[0, 0]), sharpness, noise]
     return np.array([*(level / 255 for level in levels), empty], np.float32)
+
+
+@cache
+def _inner(shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """0 for the pixels at a window's edge, whose neighbours are another window's; 1 elsewhere."""
+    mask = np.zeros(shape, np.float32)
+    mask[:, 1:-1, :, 1:-1] = 1
+    return mask.reshape(shape[0] * shape[1], shape[2] * shape[3])
 
 
 def _windows(luma: NDArray[Any]) -> NDArray[Any]:
