@@ -185,6 +185,25 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"weights.safetensors": b"golden weights", "curves.json": b"[]"},
         ),
         (
+            t.CalibrationSet(
+                dataset=_ref("dataset"),
+                seed=0,
+                frames=(FRAME,),
+                slices={"night/rain": 1},
+                drives=1,
+                available=2,
+                variants=3,
+                required=("light=night",),
+                uncovered=("weather=fog",),
+                evaluated=4,
+                apart="drive",
+                methods=(t.Quantiser(method="minmax", frames=1, sqnr_db=38.5, agreement=0.9),),
+                why="golden",
+                simulated=True,
+            ),
+            {},
+        ),
+        (
             t.ExportBundle(
                 checkpoint=_ref("checkpoint"),
                 calibration=_ref("dataset"),

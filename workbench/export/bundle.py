@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench import digest, workspace
 from workbench.errors import ParameterError
-from workbench.export.calibration import Calibration, as_json
+from workbench.export.calibration import as_json
 from workbench.export.targets import Target
 from workbench.perception.bundles import (
     CALIBRATION,
@@ -31,7 +31,7 @@ from workbench.perception.contract import DetectorConfig
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.base import Ref
 from workbench.records.store import Store
-from workbench.records.types import ExportBundle
+from workbench.records.types import CalibrationSet, ExportBundle
 
 Json = dict[str, Any]
 __all__ = [
@@ -57,7 +57,7 @@ def write_bundle(
     config: DetectorConfig,
     preprocessing: Preprocessing,
     models: Mapping[str, bytes],
-    calibration: Calibration,
+    calibration: CalibrationSet,
     parity: Json,
     targets: Sequence[Target],
 ) -> Json:
@@ -108,10 +108,11 @@ def write_bundle(
 def save(store: Store, folder: Path, *, latency: Json | None = None) -> Ref:
     """Keep a bundle folder as an `ExportBundle` record; ``latency`` stays outside its digest."""
     manifest = read_manifest(folder)
-    calibration = json.loads((folder / CALIBRATION).read_bytes())
+    calibration = CalibrationSet.model_validate_json((folder / CALIBRATION).read_bytes())
     record = ExportBundle(
         checkpoint=manifest["checkpoint"],
-        calibration=calibration["dataset"],
+        calibration=calibration.dataset,
+        calibration_set=store.put(calibration, {}),
         classes=tuple(manifest["classes"]),
         parity=json.loads((folder / PARITY).read_bytes()),
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 from workbench.errors import ParameterError, WorkbenchError
 from workbench.export import bundle, calibration, latency, parity
-from workbench.export.calibration import Calibration
 from workbench.export.onnx_file import export_fp32
 from workbench.export.quantise import int8_cpu
 from workbench.export.target_file import int8_target
@@ -18,6 +17,7 @@ from workbench.perception.predictor import OnnxPredictor, TorchPredictor
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Role
+from workbench.records.types import CalibrationSet
 from workbench.workspace import Workspace
 
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ class Exported:
 
     models: dict[str, bytes]
     targets: tuple[Target, ...]
-    calibration: Calibration
+    calibration: CalibrationSet
     parity: dict[str, Any]
     latency: dict[str, Any]
 
@@ -94,7 +94,7 @@ def quantised(
     place: Workspace,
     predictor: TorchPredictor,
     dataset: Dataset,
-    picked: Calibration,
+    picked: CalibrationSet,
     *,
     target: bool = True,
 ) -> dict[str, bytes]:

@@ -276,10 +276,10 @@ class Quantiser(Row):
 class CalibrationSet(Record):
     """The frames that set the ranges of 8-bit numbers, and why they may.
 
-    ``slices`` counts them by light and weather, ``variants`` the mirrored and re-exposed copies that
-    make up for missing ones. ``required`` slices are among them; ``uncovered`` ones are judged on
-    but not. None of ``evaluated`` evaluation frames is among them; ``apart`` says whether their
-    drives are others too, and ``shared_drives`` counts those that are not. ``methods`` were
+    ``slices`` counts them by light and weather, ``variants`` the mirrored and re-exposed copies
+    that make up for missing ones. ``required`` slices are among them; ``uncovered`` ones are
+    judged on but not. None of ``evaluated`` evaluation frames is among them; ``apart`` says
+    whether their drives are others too, and ``shared_drives`` counts those that are not. ``methods`` were
     compared, ``chosen`` is used, ``why`` says so in words.
     """
 
