@@ -44,7 +44,7 @@ from workbench.workspace import Workspace
 SCHEMA = LabelSchema(name="front-camera", version=1, classes=CLASSES)
 ORDINARY = traffic.Profile("ordinary", drives=100, frames_per_drive=15, rare=False)
 SEED_OF_ORDINARY = 9001
-STEPS = 1500
+STEPS = 900
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,18 @@ def pool(profile: traffic.Profile, seed: int, workers: int = 2) -> Pool:
 
 def _render(
     scenarios: Sequence[Scenario], home: Workspace, folder: Path, workers: int
-) -> Iterator[None]:
+) -> Iterator[str]:
     if workers == 1 or len(scenarios) < 2:
-        yield from (_render_drive(home, folder, scenario) for scenario in scenarios)
+        for scenario in scenarios:
+            yield _render_drive(home, folder, scenario)
         return
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, context, initializer=processes.die_with_starter) as running:
         yield from running.map(partial(_render_drive, home, folder), scenarios)
 
 
-def _render_drive(home: Workspace, folder: Path, scenario: Scenario) -> None:
-    """One drive into the workspace's media; its rows are written last."""
+def _render_drive(home: Workspace, folder: Path, scenario: Scenario) -> str:
+    """One drive into the workspace's media; its rows are written last. Gives its name."""
     with tempfile.TemporaryDirectory(prefix="drive-", dir=folder) as name:
         (Path(name) / "images").mkdir()
         rows, boxes = drives.write_drive(scenario, Path(name))
@@ -137,6 +138,7 @@ def _render_drive(home: Workspace, folder: Path, scenario: Scenario) -> None:
         "truth": [_truth(scenario, row) for row in rows],
     }
     workspace.write_atomic(folder / f"{scenario.drive}.json", json.dumps(value).encode())
+    return scenario.drive
 
 
 def _truth(scenario: Scenario, row: dict[str, Any]) -> dict[str, Any]:
@@ -174,14 +176,14 @@ def ordinary(drives_: int = ORDINARY.drives, workers: int = 2) -> Pool:
 
 
 def detector(known: Pool, steps: int = STEPS, seed: int = 0) -> TorchPredictor:
-    """Trained on ``known`` alone, one thread count, kept; a killed training goes on."""
+    """Trained on ``known`` alone on one thread, kept; a killed training goes on."""
     import safetensors.torch
 
     from workbench.perception.detector import Detector, DetectorConfig
     from workbench.training.config import TrainingConfig
     from workbench.training.loop import train
 
-    home, config = place(), TrainingConfig(steps=steps, seed=seed)
+    home, config = place(), TrainingConfig(steps=steps, seed=seed, threads=1)
     name = digest.short(digest.of_json([config.as_json(), [frame.id for frame in known.frames]]))
     folder = home.root / "detectors" / name
     kept = folder / "weights.safetensors"

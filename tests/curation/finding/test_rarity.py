@@ -6,55 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from workbench.curation.embedding.one_pass import Embeddings
-from workbench.curation.embedding.quality import QualityGate, measure
+from tests.curation.finding.made import embeddings
 from workbench.curation.finding import rarity
-from workbench.curation.neighbours.exact import directions, nearest_distance
-from workbench.errors import DataError
-
-
-def embeddings(
-    vectors: np.ndarray,
-    entropy: np.ndarray | None = None,
-    objects: list[tuple[int, list[float], float]] | None = None,
-) -> Embeddings:
-    """Frames with vectors; objects as (frame, vector, score), all one class and size."""
-    count = len(vectors)
-    objects = objects or []
-    return Embeddings(
-        frames=tuple(f"{number:064x}" for number in range(count)),
-        vectors=vectors.astype(np.float16),
-        entropy=np.zeros(count, np.float32) if entropy is None else entropy.astype(np.float32),
-        quality=np.full((count, 3), 0.3, np.float32),
-        owner=np.array([frame for frame, _, _ in objects], np.int64),
-        object_vectors=np.array([v for _, v, _ in objects] or np.empty((0, 2)), np.float16),
-        boxes=np.tile(np.array([0, 0, 30, 30], np.float32), (len(objects), 1)),
-        scores=np.array([score for _, _, score in objects], np.float32),
-        classes=np.zeros(len(objects), np.int64),
-        class_names=("car",),
-        model="0" * 64,
-        preprocessing="0" * 64,
-    )
-
-
-def test_nearest_distance_is_that_of_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    queries = directions(rng.normal(size=(40, 6)))
-    known = directions(rng.normal(size=(70_000, 6)).astype(np.float32))
-    expected = 1 - np.sort(queries @ known.T, axis=1)[:, -3:].mean(axis=1)
-    np.testing.assert_allclose(nearest_distance(queries, known, 3), expected, atol=1e-5)
-    order = rng.permutation(40)
-    np.testing.assert_allclose(nearest_distance(queries[order], known), expected[order], atol=1e-5)
-
-
-def test_vectors_of_another_model_are_refused() -> None:
-    with pytest.raises(DataError, match="different models"):
-        nearest_distance(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))
-
-
-def test_nan_vectors_are_refused() -> None:
-    with pytest.raises(DataError, match="1 of 2 vectors are not finite"):
-        directions(np.array([[1.0, np.nan], [0.0, 1.0]]))
+from workbench.curation.finding.distance import nearest_length
+from workbench.curation.finding.ranks import Fusion, fuse
+from workbench.errors import DataError, ParameterError
 
 
 @given(
@@ -120,25 +76,103 @@ def test_small_groups_are_compared_together() -> None:
     assert rarity.merged(["fog"] * 2 + ["snow"]) == ["all"] * 3
 
 
-def test_the_quality_gate_tells_rare_from_broken() -> None:
+def test_a_tile_is_odd_for_its_place_though_nothing_has_a_box() -> None:
+    """The left is always varied, the right never: a small change on the right stands out."""
+    rng = np.random.default_rng(2)
+
+    def tiles(count: int) -> np.ndarray:
+        made = np.ones((count, 2, 6))
+        made[:, 0] += rng.normal(size=(count, 6))
+        made[:, 1] += 0.02 * rng.normal(size=(count, 6))
+        return made
+
+    shown, known = tiles(60), tiles(60)
+    shown[17, 1, 2] += 0.8
+    pool, labelled = (embeddings(np.ones((60, 2)), tiles=values) for values in (shown, known))
+    scores = rarity.score(pool, labelled, ["all"] * 60, signals=["tiles"])
+    assert int(np.argmax(scores.fused)) == 17
+    assert scores.oddest_tile[17] == 2 * 17 + 1
+    assert scores.oddest.tolist() == [-1] * 60
+    plain = embeddings(np.ones((60, 2)))
+    assert np.unique(rarity.score(plain, labelled, ["all"] * 60).ranks[:, 3]).tolist() == [0.5]
+
+
+def test_things_are_compared_with_labelled_ones_of_their_condition() -> None:
+    """At night there is no labelled frame like this one, whatever the days hold."""
+    rng = np.random.default_rng(3)
+    axis = np.eye(6)
+    pool = np.concatenate([axis[0] + 0.05 * rng.normal(size=(40, 6)) for _ in range(1)])
+    pool[5] = axis[2] + 0.05 * rng.normal(size=6)
+    known = np.repeat(axis[[0, 2]], 40, axis=0) + 0.05 * rng.normal(size=(80, 6))
+    light = ["night"] * 40 + ["day"] * 40
+    told = rarity.score(
+        embeddings(pool),
+        embeddings(known),
+        ["night"] * 40,
+        known_conditions=light,
+        signals=["frame"],
+    )
+    untold = rarity.score(embeddings(pool), embeddings(known), ["night"] * 40, signals=["frame"])
+    assert int(np.argmax(told.fused)) == 5
+    assert untold.fused[5] < told.fused[5]
+
+
+def test_signals_and_weights_are_what_was_asked_for() -> None:
+    pool = embeddings(np.ones((4, 2)), entropy=np.array([1.0, 3.0, 2.0, 0.0]))
+    scores = rarity.score(pool, None, ["all"] * 4, signals=["entropy"])
+    assert scores.names == ("entropy",) and scores.weights == (1.0,)
+    assert scores.ranks.shape == (4, 1) and np.argsort(-scores.fused).tolist() == [1, 2, 0, 3]
+    only = rarity.score(
+        pool, None, ["all"] * 4, weights=dict.fromkeys(("objects", "frame", "tiles"), 0.0)
+    )
+    np.testing.assert_array_equal(only.fused, scores.fused)
+    with pytest.raises(ParameterError, match="unknown signal glamour"):
+        rarity.score(pool, None, ["all"] * 4, signals=["glamour"])
+    with pytest.raises(ParameterError, match="needs another model"):
+        rarity.score(pool, None, ["all"] * 4, signals=["disagreement"])
+    with pytest.raises(ParameterError, match="weights"):
+        rarity.score(pool, None, ["all"] * 4, weights={"entropy": -1.0})
+
+
+def test_bad_input_is_said() -> None:
+    pool = embeddings(np.ones((4, 2)))
+    with pytest.raises(DataError, match="3 conditions for 4 frames"):
+        rarity.score(pool, None, ["all"] * 3)
+    with pytest.raises(DataError, match="different models"):
+        rarity.score(pool, embeddings(np.ones((4, 2)), model="1" * 64), ["all"] * 4)
+    with pytest.raises(DataError, match="labelled frames"):
+        rarity.score(pool, pool, ["all"] * 4, known_conditions=["all"])
+    broken = np.ones((4, 2))
+    broken[2, 0] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        rarity.score(embeddings(broken), pool, ["all"] * 4)
+
+
+def test_no_objects_and_an_empty_labelled_set_rank_nobody_first() -> None:
+    empty = embeddings(np.empty((0, 2)))
+    scores = rarity.score(embeddings(np.ones((5, 2))), empty, ["all"] * 5)
+    assert np.unique(scores.fused).tolist() == [0.5]
+    assert scores.oddest.tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize("how", ["mean", "tail", "reciprocal"])
+def test_fusion_keeps_a_frame_that_is_first_everywhere_first(how: Fusion) -> None:
     rng = np.random.default_rng(0)
-    scene = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    gate = QualityGate()
-    assert gate.verdict(measure(scene)) == ""
-    assert gate.verdict(measure(scene // 12)) == ""  # a real night is dark, but not broken
-    assert gate.verdict(measure(np.zeros_like(scene))) == "dark"
-    assert gate.verdict(measure(np.full_like(scene, 255))) == "bright"
-    assert gate.verdict(measure(np.full_like(scene, 90))) == "flat"
-    assert gate.verdict(measure(rng.integers(0, 255, scene.shape).astype(np.uint8))) == "noisy"
-    assert gate.verdict(np.array([np.nan, 0.2, 0.1], np.float32)) == "unmeasured"
-    ramp = np.tile(np.linspace(90, 130, 400).astype(np.uint8)[:, None, None], (1, 400, 3))
-    assert gate.verdict(measure(ramp)) == "blurred"
+    ranks = rng.uniform(0.01, 0.98, (50, 3))
+    ranks[7] = 0.99
+    assert int(np.argmax(fuse(ranks, [1, 2, 1], how))) == 7
 
 
-def test_measures_of_a_known_picture() -> None:
-    half = np.zeros((10, 10, 3), np.uint8)
-    half[:, 5:] = 255
-    brightness, contrast, sharpness = measure(half)
-    assert brightness == pytest.approx(0.5, abs=0.01)
-    assert contrast == pytest.approx(0.5, abs=0.01)
-    assert sharpness == pytest.approx(2 / 8, abs=0.01)  # two of eight inner columns, |1| each
+def test_the_tail_prefers_what_stands_out_in_one_signal() -> None:
+    ranks = np.array([[0.999, 0.5], [0.8, 0.8]])
+    assert np.argmax(fuse(ranks, [1, 1], "tail")) == 0
+    assert np.argmax(fuse(ranks, [1, 1], "mean")) == 1
+
+
+def test_lengths_are_those_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    queries, known = rng.normal(size=(30, 5)) + 50, rng.normal(size=(40_000, 5)) + 50
+    gaps = np.sort(np.linalg.norm(queries[:, None] - known[None], axis=2), axis=1)
+    np.testing.assert_allclose(nearest_length(queries, known, 3), gaps[:, :3].mean(1), rtol=1e-3)
+    with pytest.raises(DataError, match="width 5"):
+        nearest_length(queries, known[:, :4])

@@ -2,31 +2,46 @@
 
 Density over a whole pool finds nothing: it ranks night above day and rain above sun, because the
 condition moves a vector more than any object does. What helps is ranking within condition, and
-objects within class and size. Three signals, each turned into a rank in [0, 1] and then averaged:
+objects within class and size. Each signal becomes a rank in (0, 1) within its condition, the ranks
+are fused, and the result is ranked within condition again:
 
-    entropy   how unsure the detector is, summed over its boxes
-    objects   how far the frame's oddest object lies from the labelled ones of its class and size
-    frame     how far the whole frame lies from the labelled frames
+    entropy       how unsure the detector is, summed over its boxes
+    objects       how far its oddest object lies from the labelled ones of its class and size
+    frame         how far the whole frame lies from the labelled frames
+    tiles         how far its oddest tile lies from labelled tiles at the same place, box or no box
+    disagreement  how much other models' boxes differ, where there are other models
+    typicality    how much it is the middle of its cluster, for when almost nothing is labelled
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.curation.embedding.one_pass import Embeddings
-from workbench.curation.neighbours.exact import directions, nearest_distance
+from workbench.curation.finding import signals as looks
+from workbench.curation.finding.disagreement import disagreement
+from workbench.curation.finding.ranks import Fusion, fuse, merged, rank_within
+from workbench.curation.finding.signals import SIZES, size_of, unsure
+from workbench.curation.finding.typicality import typicality
+from workbench.errors import DataError, ParameterError
 
-SIGNALS = ("entropy", "objects", "frame")
+__all__ = ["SIGNALS", "SIZES", "WEIGHTS", "Scores", "merged", "rank_within", "score", "size_of"]
 
-SIZES = (("small", 24.0), ("medium", 72.0), ("large", float("inf")))
-"""Object sizes by the square root of the box's area in pixels: up to and without the limit."""
+SIGNALS = ("entropy", "objects", "frame", "tiles")
+"""Asked by default; ``disagreement`` joins them when other models are given."""
 
-_SMALLEST_GROUP = 20
-_UNSURE = (0.2, 0.6)
+WEIGHTS: Mapping[str, float] = {
+    "entropy": 1.0,
+    "objects": 1.0,
+    "frame": 1.0,
+    "tiles": 1.0,
+    "disagreement": 1.0,
+    "typicality": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +49,15 @@ class Scores:
     """Scores of ``n`` frames, in the order of the embeddings; ranks in [0, 1], 1 is rarest.
 
     Attributes:
-        fused: Float64 ``[n]``: the mean of the signals' ranks, ranked again in its condition.
-        ranks: Float64 ``[n, 3]``, columns as in `SIGNALS`.
+        fused: Float64 ``[n]``: the signals' ranks as one, ranked again in its condition.
+        ranks: Float64 ``[n, s]``, columns as in ``names``.
         condition: The group that a frame was compared with.
         oddest: Index into the embeddings' objects, -1 where a frame has none.
         unsure: Int64 ``[n]``: boxes with a score that is neither here nor there.
+        names: The signals.
+        weights: What each of them counts, summing to one.
+        oddest_tile: Index into the embeddings' tiles, -1 where they were not asked.
+        alone: Int64 ``[n]``: boxes that one model believes in and another does not have.
     """
 
     fused: NDArray[np.float64]
@@ -46,10 +65,23 @@ class Scores:
     condition: tuple[str, ...]
     oddest: NDArray[np.int64]
     unsure: NDArray[np.int64]
+    names: tuple[str, ...] = SIGNALS
+    weights: tuple[float, ...] = ()
+    oddest_tile: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    alone: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def score(
-    pool: Embeddings, labelled: Embeddings | None, conditions: Sequence[str], *, neighbours: int = 3
+def score(  # noqa: PLR0913 - what is compared with what, and how
+    pool: Embeddings,
+    labelled: Embeddings | None,
+    conditions: Sequence[str],
+    *,
+    known_conditions: Sequence[str] | None = None,
+    signals: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    fusion: Fusion = "tail",
+    other_models: Sequence[Embeddings] = (),
+    neighbours: int = 3,
 ) -> Scores:
     """Rank a pool's frames by how much labeling them should teach.
 
@@ -58,84 +90,130 @@ def score(
         labelled: What is labelled already; None or empty makes everything equally far from it.
         conditions: Light, weather and so on of each frame, such as ``night, rain``. Groups of
             fewer than 20 frames are compared together.
+        known_conditions: The same of each labelled frame; things are then compared with labelled
+            ones of their own condition, where there are enough.
+        signals: Some of the module's list; by default `SIGNALS`, and ``disagreement`` when there
+            are ``other_models``.
+        weights: Of some signals, the others keep theirs of `WEIGHTS`.
+        fusion: See `workbench.curation.finding.ranks.fuse`.
+        other_models: The pool through other models, see `disagreement`.
+        neighbours: Labelled things that a distance is the mean to.
+
+    Raises:
+        DataError: Not one condition a frame; a vector that is not finite; vectors of another model.
+        ParameterError: An unknown signal, or weights that are none.
     """
+    asked = _asked(signals, other_models)
+    _check(pool, labelled, conditions, known_conditions)
+    if labelled is not None and not len(labelled.frames):
+        labelled = None
     groups = merged(conditions)
-    oddness, oddest = _oddest_objects(pool, labelled, neighbours)
-    signals = (pool.entropy, oddness, _frame_distance(pool, labelled, neighbours))
-    ranks = np.stack([rank_within(signal, groups) for signal in signals], axis=1)
-    low, high = _UNSURE
-    unsure = pool.owner[(pool.scores >= low) & (pool.scores <= high)]
+    known = _known_groups(labelled, groups, known_conditions)
+    look = _Look(pool, labelled, groups, known, tuple(other_models), neighbours)
+    ranks = np.stack([rank_within(*look.at(name)) for name in asked], axis=1)
+    shares = [{**WEIGHTS, **(weights or {})}[name] for name in asked]
     return Scores(
-        fused=rank_within(ranks.mean(axis=1), groups),
+        fused=rank_within(fuse(ranks, shares, fusion), groups),
         ranks=ranks,
         condition=tuple(groups),
-        oddest=oddest,
-        unsure=np.bincount(unsure, minlength=len(pool.frames)),
+        oddest=look.oddest,
+        unsure=unsure(pool),
+        names=asked,
+        weights=tuple(share / sum(shares) for share in shares),
+        oddest_tile=look.oddest_tile,
+        alone=look.alone,
     )
 
 
-def rank_within(values: NDArray[np.floating], groups: Sequence[str]) -> NDArray[np.float64]:
-    """Mid-rank of each value in its group, scaled into (0, 1); ties share one rank."""
-    names = np.asarray(groups)
-    ranks = np.empty(len(values))
-    for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
-        _, inverse, counts = np.unique(values[rows], return_inverse=True, return_counts=True)
-        ends = np.cumsum(counts)
-        ranks[rows] = (ends - counts / 2)[inverse] / len(rows)
-    return ranks
+class _Look:
+    """One pool looked at by several signals, and which object and tile stood out."""
+
+    def __init__(
+        self,
+        pool: Embeddings,
+        labelled: Embeddings | None,
+        groups: list[str],
+        known: list[str],
+        others: tuple[Embeddings, ...],
+        neighbours: int,
+    ) -> None:
+        self.pool, self.labelled, self.others = pool, labelled, others
+        self.groups, self.known, self.neighbours = groups, known, neighbours
+        self.oddest = np.full(len(pool.frames), -1, np.int64)
+        self.oddest_tile = self.oddest.copy()
+        self.alone = np.zeros(len(pool.frames), np.int64)
+
+    def at(self, name: str) -> tuple[NDArray[np.floating], list[str]]:
+        """A signal's value of each frame, and the groups to rank it in."""
+        compared = (self.pool, self.labelled, self.groups, self.known, self.neighbours)
+        values: NDArray[np.floating]
+        if name == "entropy":
+            return self.pool.entropy, self.groups
+        if name == "frame":
+            return looks.frame_distance(*compared), self.groups
+        if name == "objects":
+            values, self.oddest = looks.odd_objects(*compared)
+        elif name == "tiles":
+            values, self.oddest_tile = looks.odd_tiles(*compared)
+        elif name == "disagreement":
+            found = disagreement(self.pool, self.others)
+            values, self.alone = found.value, found.alone
+        else:
+            values = typicality(self.pool, self.groups)
+        return values, self.groups
 
 
-def merged(conditions: Sequence[str]) -> list[str]:
-    """Conditions as groups: those too small to rank within are compared with each other."""
-    counts: dict[str, int] = {}
-    for condition in conditions:
-        counts[condition] = counts.get(condition, 0) + 1
-    rest = "other" if max(counts.values(), default=0) >= _SMALLEST_GROUP else "all"
-    return [c if counts[c] >= _SMALLEST_GROUP else rest for c in conditions]
-
-
-def size_of(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number into `SIZES` of each box ``[m, 4]`` xyxy pixels."""
-    sides = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1))
-    limits = np.array([limit for _, limit in SIZES[:-1]])
-    number: NDArray[np.int64] = np.searchsorted(limits, sides, side="right").astype(np.int64)
-    return number
-
-
-def _frame_distance(
-    pool: Embeddings, labelled: Embeddings | None, neighbours: int
-) -> NDArray[np.float32]:
-    if labelled is None:
-        return np.zeros(len(pool.frames), np.float32)
-    centre = np.asarray(pool.vectors, np.float32).mean(0)
-    return nearest_distance(
-        directions(pool.vectors, centre), directions(labelled.vectors, centre), neighbours
-    )
-
-
-def _oddest_objects(
-    pool: Embeddings, labelled: Embeddings | None, neighbours: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The rank of each frame's oddest object, 0 without any, and which object it is."""
-    oddness = np.zeros(len(pool.frames))
-    oddest = np.full(len(pool.frames), -1, np.int64)
-    if labelled is None or not len(pool.scores):
-        return oddness, oddest
-    distance = np.zeros(len(pool.scores), np.float32)
-    kinds = pool.classes * len(SIZES) + size_of(pool.boxes)
-    known_kinds = labelled.classes * len(SIZES) + size_of(labelled.boxes)
-    for kind in np.unique(kinds):
-        mine, known = kinds == kind, known_kinds == kind
-        centre = np.asarray(pool.object_vectors[mine], np.float32).mean(0)
-        distance[mine] = nearest_distance(
-            directions(pool.object_vectors[mine], centre),
-            directions(labelled.object_vectors[known], centre),
-            neighbours,
+def _asked(signals: Sequence[str] | None, others: Sequence[Embeddings]) -> tuple[str, ...]:
+    if signals is None:
+        return (*SIGNALS, "disagreement") if others else SIGNALS
+    asked = tuple(dict.fromkeys(signals))
+    strange = [name for name in asked if name not in WEIGHTS]
+    if strange or not asked:
+        raise ParameterError(
+            f"unknown signal {strange[0]}" if strange else "no signal was asked for",
+            where="signals",
+            hint=f"Known are {', '.join(WEIGHTS)}",
         )
-    # A box that is hardly believed may be nothing at all, so its oddness counts by its score.
-    ranks = rank_within(distance, [str(kind) for kind in kinds]) * np.sqrt(pool.scores)
-    for row, (frame, rank) in enumerate(zip(pool.owner.tolist(), ranks.tolist(), strict=True)):
-        if rank > oddness[frame]:
-            oddness[frame], oddest[frame] = rank, row
-    return oddness, oddest
+    if "disagreement" in asked and not others:
+        raise ParameterError(
+            "disagreement needs another model",
+            where="signals",
+            hint="Embed the same frames with a second checkpoint and give it as other_models",
+        )
+    return asked
+
+
+def _check(
+    pool: Embeddings,
+    labelled: Embeddings | None,
+    conditions: Sequence[str],
+    known_conditions: Sequence[str] | None,
+) -> None:
+    if len(conditions) != len(pool.frames):
+        raise DataError(
+            f"{len(conditions)} conditions for {len(pool.frames)} frames", where="conditions"
+        )
+    if labelled is None:
+        return
+    if known_conditions is not None and len(known_conditions) != len(labelled.frames):
+        raise DataError(
+            f"{len(known_conditions)} conditions for {len(labelled.frames)} labelled frames",
+            where="known_conditions",
+        )
+    if (pool.model, pool.preprocessing) != (labelled.model, labelled.preprocessing):
+        raise DataError(
+            "pool and labelled frames were embedded by different models",
+            where=f"{pool.model[:12]} against {labelled.model[:12]}",
+            hint="Embed both with the same one",
+        )
+
+
+def _known_groups(
+    labelled: Embeddings | None, groups: list[str], conditions: Sequence[str] | None
+) -> list[str]:
+    """Groups of the labelled frames, by the pool's names; unknown ones are alike to nobody."""
+    if labelled is None:
+        return []
+    if conditions is None:
+        return [""] * len(labelled.frames)
+    return [name if name in set(groups) else "" for name in conditions]

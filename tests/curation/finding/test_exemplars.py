@@ -1,0 +1,136 @@
+"""More like this: by frame, by box, by words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.curation.finding.made import embeddings
+from workbench.curation import finding
+from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.finding import Exemplar
+from workbench.curation.finding.places import Places
+from workbench.errors import DataError, ParameterError
+
+LEFT, RIGHT = (10.0, 10.0, 60.0, 60.0), (120.0, 20.0, 50.0, 50.0)
+COUNT, WIDTH = 60, 8
+
+
+def _pool() -> Embeddings:
+    """Noise, and a deer: seen as an object on frame 5 and 30, only under a tile on frame 9."""
+    rng = np.random.default_rng(0)
+    deer = 4.0 * np.eye(WIDTH)[3]
+    objects = [(frame, rng.normal(size=WIDTH) * 0.5, 0.8) for frame in range(COUNT)]
+    boxes = np.tile(np.array([120, 20, 170, 70], np.float32), (COUNT, 1))
+    for frame in (5, 30):
+        objects[frame] = (frame, deer + rng.normal(size=WIDTH) * 0.1, 0.8)
+    tiles = rng.normal(size=(COUNT, 2, WIDTH)) * 0.5
+    tiles[9, 0] = deer + rng.normal(size=WIDTH) * 0.1
+    frames = rng.normal(size=(COUNT, WIDTH))
+    frames[44] = frames[5] * 1.7
+    return embeddings(frames, objects=objects, boxes=boxes, tiles=tiles)
+
+
+def test_a_box_finds_the_thing_as_object_and_as_tile() -> None:
+    pool = _pool()
+    found = finding.like(pool, [Exemplar(pool.frames[5], RIGHT)])
+    assert set(found.order[:2].tolist()) == {30, 9}
+    assert 5 not in found.order and len(found.order) == COUNT - 1
+    assert (found.kind[30], found.row[30]) == ("object", 30)
+    assert (found.kind[9], found.row[9]) == ("tile", 18)
+    assert "an object like exemplar" in found.why(30) and "part of the picture" in found.why(9)
+
+
+def test_a_box_where_no_object_was_found_takes_its_tile() -> None:
+    pool = _pool()
+    found = finding.like(pool, [Exemplar(pool.frames[9], LEFT)])
+    assert set(found.order[:2].tolist()) == {5, 30}
+
+
+def test_a_given_vector_needs_no_frame_of_the_pool() -> None:
+    pool = _pool()
+    deer = 4.0 * np.eye(WIDTH)[3]
+    found = finding.like(pool, [Exemplar("f" * 64, RIGHT, deer)])
+    assert set(found.order[:3].tolist()) == {5, 30, 9}
+
+
+def test_a_frame_finds_its_scene() -> None:
+    pool = _pool()
+    found = finding.like(pool, [Exemplar(pool.frames[5])])
+    assert found.order[0] == 44 and found.kind[44] == "frame"
+
+
+def test_several_exemplars_and_what_it_should_not_be() -> None:
+    pool = _pool()
+    both = [Exemplar(pool.frames[5], RIGHT), Exemplar(pool.frames[20], RIGHT)]
+    found = finding.like(pool, both)
+    assert found.exemplar[30] == 0 and found.exemplar[20] == 1
+    assert "exemplar 1" in found.why(30)
+    without = finding.like(pool, [both[0]], negatives=[Exemplar(pool.frames[30], RIGHT)])
+    assert without.score[30] < 0.7 < finding.like(pool, [both[0]]).score[30]
+
+
+def test_the_same_answer_whatever_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _pool()
+    whole = finding.like(pool, [Exemplar(pool.frames[5], RIGHT)])
+    monkeypatch.setattr("workbench.curation.finding.places._BLOCK", 7)
+    parts = finding.like(pool, [Exemplar(pool.frames[5], RIGHT)])
+    np.testing.assert_allclose(parts.score, whole.score, atol=1e-5)
+    assert parts.order.tolist() == whole.order.tolist() and parts.kind == whole.kind
+
+
+def test_what_cannot_be_looked_for_is_said() -> None:
+    pool = _pool()
+    frame = pool.frames[5]
+    with pytest.raises(ParameterError, match="no exemplar"):
+        finding.like(pool, [])
+    with pytest.raises(ParameterError, match="not in the pool") as raised:
+        finding.like(pool, [Exemplar("a" * 64, LEFT)])
+    assert raised.value.where == "a" * 64
+    with pytest.raises(ParameterError, match="nothing of the pool lies under"):
+        finding.like(pool, [Exemplar(frame, (500.0, 500.0, 10.0, 10.0))])
+    with pytest.raises(ParameterError, match="box is none"):
+        finding.like(pool, [Exemplar(frame, (0.0, 0.0, -3.0, 10.0))])
+    with pytest.raises(ParameterError, match="at once"):
+        finding.like(pool, [Exemplar(frame), Exemplar(frame, LEFT)])
+    with pytest.raises(DataError, match="not finite"):
+        finding.like(pool, [Exemplar(frame, LEFT, np.full(WIDTH, np.nan))])
+    with pytest.raises(DataError, match="width 8"):
+        finding.like(pool, [Exemplar(frame, LEFT, np.ones(5))])
+    bare = embeddings(np.ones((4, 3)))
+    with pytest.raises(DataError, match="neither objects nor tiles"):
+        Places(bare, whole=False)
+
+
+def test_identical_frames_are_equally_alike() -> None:
+    pool = embeddings(np.ones((30, 4)), tiles=np.ones((30, 2, 4)))
+    found = finding.like(pool, [Exemplar(pool.frames[3], LEFT)])
+    assert np.unique(found.score).tolist() == [0.0]
+    assert found.order.tolist() == [row for row in range(30) if row != 3]
+
+
+class _Words:
+    """Words for the directions of a small space."""
+
+    model = "0" * 64
+
+    def encode_text(self, text: str) -> np.ndarray:
+        return np.eye(WIDTH, dtype=np.float32)[{"a deer": 3, "a car": 0}[text]]
+
+
+def test_words_find_frames_objects_and_tiles() -> None:
+    pool = _pool()
+    found = finding.text(pool, _Words(), "a deer")
+    assert set(found.order[:3].tolist()) == {5, 30, 9}
+    assert found.kind[9] == "tile"
+
+
+def test_words_need_an_encoder_of_words() -> None:
+    pool = _pool()
+    with pytest.raises(ParameterError, match="has no words"):
+        finding.text(pool, object(), "a deer")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="no words to look for"):
+        finding.text(pool, _Words(), "  ")
+    other = embeddings(np.ones((4, WIDTH)), model="1" * 64)
+    with pytest.raises(ParameterError, match="another model"):
+        finding.text(other, _Words(), "a deer")
