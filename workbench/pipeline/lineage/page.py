@@ -43,7 +43,7 @@ _MEANINGS = {
 }
 _FAMILY = {
     **dict.fromkeys(("drive", "frame", "label", "annotator", "dataset", "withdrawal"), "data"),
-    **dict.fromkeys(("selection", "batch", "agreement"), "choice"),
+    **dict.fromkeys(("selection", "batch", "agreement", "calibration"), "choice"),
     **dict.fromkeys(("checkpoint", "bundle"), "model"),
     **dict.fromkeys(("notebook", "environment", "receipt", "step"), "code"),
     "run": "run",

@@ -149,6 +149,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "batch": ("overlap",),
     "label": ("labels", "agreement", "simulated"),
     "checkpoint": ("architecture", "training", "conditions"),
+    "calibration": ("slices", "drives", "apart", "chosen", "simulated"),
     "bundle": ("parity",),
     "gates": ("verdict", "simulated", "gates"),
     "release": ("model", "verdict", "promoted", "key", "signature"),
