@@ -88,9 +88,10 @@ class Calibrated:
         if unknown:
             raise ParameterError(f"the float file has no node {unknown[0]}", where="keep_float")
         with quietly():
-            return canonical(self._quantised(list(keep_float), list(only or ())), self.metadata)
+            return canonical(self.model(list(keep_float), list(only or ())), self.metadata)
 
-    def _quantised(self, exclude: list[str], only: list[str]) -> onnx.ModelProto:
+    def model(self, keep_float: list[str], only: list[str]) -> onnx.ModelProto:
+        """The same before it is brought into canonical form: nodes keep the float file's names."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -104,7 +105,7 @@ class Calibrated:
             activation_qType=QuantType.QUInt8,
             tensors_range=self._ranges,
             nodes_to_quantize=only,
-            nodes_to_exclude=exclude,
+            nodes_to_exclude=keep_float,
             op_types_to_quantize=_operators(),
             extra_options={},
         )
