@@ -33,7 +33,7 @@ def agreement(reference: str, as_json: bool) -> None:
 
     place = workspace.find()
     store = Store(place)
-    ref = labeling.assess(store, _labels(place, reference))
+    ref = labeling.assess(store, labels_of(place, reference))
     record = store.get(ref, Agreement)
     lines = [f"{short(ref)}: {record.frames} frames compared, {record.disputed} disputed"]
     lines += [_row(rate) for rate in record.rates]
@@ -52,7 +52,7 @@ def adjudicate(reference: str, project: str | None, as_json: bool) -> None:
     from workbench import labeling
 
     place = workspace.find()
-    batch = labeling.make_adjudication(Store(place), _labels(place, reference))
+    batch = labeling.make_adjudication(Store(place), labels_of(place, reference))
     if batch is None:
         nothing = {"batch": None, "sent": 0, "already": 0, "project": None, "url": None}
         emit(nothing, as_json=as_json, text="labelers agree on every frame that several answered")
@@ -167,7 +167,7 @@ def effort(references: tuple[str, ...], as_json: bool) -> None:
 
     place = workspace.find()
     store = Store(place)
-    refs = [_labels(place, one) for one in references] or list(store.refs(LabelSet.KIND))
+    refs = [labels_of(place, one) for one in references] or list(store.refs(LabelSet.KIND))
     found = labeling.effort(store, refs)
     lines = [f"{found.frames} answers with {found.boxes} boxes took {found.minutes:.1f} minutes"]
     if found.seconds_per_frame is not None:
@@ -212,7 +212,7 @@ def guide(dataset: str, output: Path, as_json: bool) -> None:
 COMMANDS = (agreement, adjudicate, review, withdraw, migrate, effort, guide)
 
 
-def _labels(place: Workspace, reference: str) -> Ref:
+def labels_of(place: Workspace, reference: str) -> Ref:
     """A label set, or the one that a batch was collected into."""
     from workbench.labeling import ledger
 

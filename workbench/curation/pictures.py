@@ -13,10 +13,10 @@ from workbench.curation.neighbours.exact import directions
 from workbench.curation.selecting.mining import condition_of
 from workbench.perception.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.types import Prediction, Selection
+from workbench.records.types import Beaten, MiningReport, Prediction, Selection, Verdict
 from workbench.workspace import Workspace
 
-_GREY, _MINED, _RANDOM = "#b9c0c8", "#d1495b", "#2e6f95"
+_GREY, _MINED, _RANDOM, _GOOD = "#b9c0c8", "#d1495b", "#2e6f95", "#3a7d44"
 
 
 def project(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -117,3 +117,59 @@ def coverage(dataset: Dataset, selection: Selection) -> Any:
     axes.set_xlabel("share of frames (number beside)")
     axes.legend(frameon=False)
     return figure
+
+
+def arms(report: MiningReport) -> Any:
+    """What the mined arm found against the control arm, each figure with its interval.
+
+    Ratios on a logarithmic axis, 1 is chance; differences of retrained models below, 0 is equal.
+    """
+    import matplotlib.pyplot as plt
+
+    ratios = [one for one in report.beaten if one.change == "ratio"]
+    changes = [one for one in report.beaten if one.change == "difference"]
+    groups = [group for group in (ratios, changes) if group]
+    heights = [0.7 * len(group) + 0.9 for group in groups]
+    figure, grid = plt.subplots(
+        len(groups), 1, figsize=(9, sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for axes, group in zip(grid[:, 0], groups, strict=True):
+        even = 1.0 if group is ratios else 0.0
+        for row, one in enumerate(group):
+            _interval(axes, row, one)
+        axes.axvline(even, color="black", lw=0.8)
+        axes.set_yticks(range(len(group)), [one.figure for one in group], fontsize=8)
+        axes.set_ylim(len(group) - 0.4, -0.6)
+        if group is ratios:
+            axes.set_xscale("log")
+            axes.set_xlabel("mined over control (1 is chance)", fontsize=8)
+        else:
+            axes.set_xlabel("mined less control", fontsize=8)
+    said = report.headline.split(". ")
+    grid[0, 0].set_title("\n".join(said[: 2 if report.simulated else 1]), fontsize=9, loc="left")
+    figure.tight_layout()
+    return figure
+
+
+def _interval(axes: Any, row: int, one: Beaten) -> None:
+    """One figure as a point and a line; in words where there is none."""
+    if one.value is None:
+        axes.text(0.02, row, f"{one.verdict}: {one.why}", transform=_across(axes), fontsize=8)
+        return
+    colour = {Verdict.PASS: _GOOD, Verdict.FAIL: _MINED}.get(one.verdict, "#7a828a")
+    low = one.value if one.low is None else one.low
+    high = one.value if one.high is None else one.high
+    axes.plot([low, high], [row, row], color=colour, lw=2)
+    axes.plot([one.value], [row], "o", color=colour)
+    if one.high is None:
+        axes.annotate(
+            "", (1.0, row), (0.97, row), xycoords=_across(axes), arrowprops={"arrowstyle": "->"}
+        )
+    axes.text(1.01, row, f"{one.verdict}\n{one.unit}", transform=_across(axes), fontsize=7)
+
+
+def _across(axes: Any) -> Any:
+    """Coordinates with x from 0 to 1 across the picture and y in data."""
+    from matplotlib.transforms import blended_transform_factory
+
+    return blended_transform_factory(axes.transAxes, axes.transData)

@@ -16,7 +16,7 @@ from workbench.labeling.attention import Attention, Care
 from workbench.labeling.batches import make_batch
 from workbench.labeling.collect import BatchStatus, Mend, collect, status
 from workbench.labeling.labels import merge, preview
-from workbench.labeling.quality import effort, from_agreement, suspects, to_review
+from workbench.labeling.quality import effort, from_agreement, minutes_by_frame, suspects, to_review
 from workbench.labeling.replay import Noise, Replayed, replay
 from workbench.labeling.schemas import migrate
 from workbench.labeling.send import SentBatch, send
@@ -42,6 +42,7 @@ __all__ = [
     "make_batch",
     "merge",
     "migrate",
+    "minutes_by_frame",
     "preview",
     "replay",
     "send",

@@ -187,6 +187,20 @@ def effort(store: Store, labelsets: Iterable[Ref]) -> Effort:
     )
 
 
+def minutes_by_frame(store: Store, labelset: Ref) -> dict[Digest, float | None]:
+    """Every frame that somebody answered, and what that took all who did, in minutes.
+
+    Skips took time, too. None where nobody's time was measured, as in a replay.
+    """
+    answers = datasets.read_lines(store.payload(labelset, "answers.jsonl"), AnswerRow)
+    taken: dict[Digest, float | None] = {}
+    for row in answers:
+        known = None if is_replay(row.annotator) else row.minutes
+        before = taken.get(row.frame, 0.0)
+        taken[row.frame] = None if known is None or before is None else before + known
+    return taken
+
+
 def _contradicted(
     frame: Digest, labels: Sequence[Label], predictions: Sequence[Prediction]
 ) -> list[Suspect]:

@@ -49,6 +49,7 @@ class Candidates:
         score: Float64 ``[n]`` in [0, 1], 1 first.
         faults: The quality gate's verdict, empty where a frame is usable.
         boxes: Int64 ``[n]`` boxes that a labeler will probably meet.
+        lead: The first reason, with places for ``percent`` and ``condition``.
         vectors: ``[n, d]`` of any float, or None where choices cannot be held apart by content.
         why: Row to the words that speak for the frame; asked of chosen rows only.
         signals: Row to the frame's ranks by signal; asked of chosen rows only.
@@ -62,6 +63,7 @@ class Candidates:
     score: NDArray[np.float64]
     faults: Sequence[str]
     boxes: NDArray[np.int64]
+    lead: str = "rarest {percent} % among {condition} frames"
     vectors: NDArray[np.floating] | None = None
     why: Callable[[int], tuple[str, ...]] = field(default=_no_words)
     signals: Callable[[int], Mapping[str, float]] = field(default=_no_signals)

@@ -4,128 +4,112 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from workbench.curation.embedding.one_pass import Embeddings, embed
+import numpy as np
+
+from workbench.curation import finding
+from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.embedding.encoder import Encoder
+from workbench.curation.embedding.one_pass import embed
 from workbench.curation.embedding.quality import QualityGate
-from workbench.curation.finding import rarity
-from workbench.curation.finding.rarity import SIGNALS, SIZES, Scores
-from workbench.curation.selecting.select import Candidate, SelectionRules, select
+from workbench.curation.selecting import ranking as rankings
+from workbench.curation.selecting.budget import Budget
+from workbench.curation.selecting.candidates import Candidates
+from workbench.curation.selecting.choosing import SCORES
+from workbench.curation.selecting.query import Query
+from workbench.curation.selecting.ranking import Ranking
+from workbench.curation.selecting.rules import SelectionRules
+from workbench.curation.selecting.select import Allotted, allot
 from workbench.errors import DataError
-from workbench.perception.predictor import load_checkpoint
+from workbench.perception.predictor import TorchPredictor, load_checkpoint
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import UNKNOWN, Frame, Role
 from workbench.records.store import Store
-from workbench.records.types import Choice, Selection
+from workbench.records.types import Selection
 
 Progress = Callable[[int, int], None]
 
-METHOD = "entropy + objects + frame, ranked within condition, mean rank"
-BY_HAND = "chosen by hand"
-SCORES = "scores.jsonl"
-"""Payload of a Selection: the scores of every frame of the pool, a line each."""
+_BELIEVED = 0.3
+"""Score from which on a box will probably have to be labelled."""
 
 
-def mine(
+def mine(  # noqa: PLR0913 - what from, whose view, how much, how
     store: Store,
     dataset_ref: Ref,
     model_ref: Ref,
-    budget: int,
+    budget: int | Budget,
     seed: int = 0,
     *,
     rules: SelectionRules | None = None,
     gate: QualityGate | None = None,
+    query: Query | None = None,
     progress: Progress | None = None,
 ) -> Ref:
     """Choose the pool's frames that labeling should start with, and keep the choice as a record.
 
     Frames of role ``pool`` are candidates; those of role ``seed`` and ``train`` are what is
-    labelled already.
+    labelled already. A search, by exemplar or words, is held apart by time alone, not by diversity.
+
+    Args:
+        model_ref: The checkpoint whose view of the frames counts.
+        budget: Frames, or see `Budget`.
 
     Raises:
         DataError: The dataset has no frames of role ``pool``, or none can be used.
-        ParameterError: The budget is not positive.
+        ParameterError: The budget is nothing; an exemplar is not in the dataset.
     """
-    rules, gate = rules or SelectionRules(), gate or QualityGate()
+    rules, gate, query = rules or SelectionRules(), gate or QualityGate(), query or Query()
+    budget = Budget(frames=budget) if isinstance(budget, int) else budget
+    if query.is_search:
+        rules = rules.model_copy(update={"diversity": 0.0})
     dataset = datasets.load(store, dataset_ref)
-    pool, labelled = embed_roles(store, dataset, model_ref, progress)
+    source: Encoder | TorchPredictor = query.encoder or load_checkpoint(store, model_ref)
+    pool, labelled = _embedded(store, dataset, source, progress)
     frames = {frame.id: frame for frame in dataset.frames}
-    scores = rarity.score(pool, labelled, [condition_of(frames[name]) for name in pool.frames])
-    candidates = _candidates(pool, scores, frames, gate)
-    chosen = select(candidates, budget, seed, rules)
-    faults = Counter(one.fault for one in candidates if one.fault)
+    ranked = _ranked(store, source, pool, labelled, frames, query, rules)
+    candidates = _candidates(pool, ranked, frames, gate)
+    allotted = allot(candidates, budget, seed, rules)
     record = Selection(
         dataset=dataset_ref,
         model=model_ref,
-        budget=budget,
+        budget=budget.frames or len(allotted.of("mined")) + len(allotted.of("random")),
         seed=seed,
-        method=METHOD,
+        method=ranked.method,
         parameters={
             "rules": rules.model_dump(mode="json"),
             "quality_gate": gate.model_dump(mode="json"),
             "pool": len(pool.frames),
             "labelled": 0 if labelled is None else len(labelled.frames),
-            "kept_out": dict(sorted(faults.items())),
+            "kept_out": dict(sorted(Counter(one for one in candidates.faults if one).items())),
             "unreadable": [{"frame": frame, "reason": why} for frame, why in pool.left_out],
             "embedding": {"model": pool.model, "preprocessing": pool.preprocessing},
+            **ranked.shaped,
+            **_asked(query, budget, allotted),
         },
-        chosen=chosen,
+        chosen=allotted.chosen,
+        minutes=budget.minutes,
+        notes=allotted.notes,
     )
-    return store.put(record, {SCORES: _score_lines(pool, scores, candidates)})
-
-
-def choose(
-    store: Store, dataset_ref: Ref, frames: Iterable[str], why: str, model_ref: Ref | None = None
-) -> Ref:
-    """Keep a person's choice, such as the frames of a tag, as a Selection like any other.
-
-    Args:
-        frames: Digests, most important first.
-        why: In words; labelers read it beside every frame.
-
-    Raises:
-        DataError: No frames, or some that the dataset does not hold.
-    """
-    wanted = list(dict.fromkeys(frames))
-    known = {frame.id for frame in datasets.load(store, dataset_ref).frames}
-    strange = [frame for frame in wanted if frame not in known]
-    if not wanted or strange:
-        what = f"{len(strange)} frames are not in the dataset" if wanted else "no frames were given"
-        raise DataError(what, where=strange[0] if strange else dataset_ref)
-    chosen = tuple(
-        Choice(frame=frame, rank=rank, score=1.0, reasons=(why,))
-        for rank, frame in enumerate(wanted, start=1)
-    )
-    record = Selection(
-        dataset=dataset_ref,
-        model=model_ref,
-        budget=len(chosen),
-        seed=0,
-        method=BY_HAND,
-        chosen=chosen,
-    )
-    return store.put(record)
-
-
-def newest_selection(store: Store) -> Ref:
-    """The last selection that `mine` made; raises `DataError` with what to run first."""
-    for ref in reversed(list(store.refs(Selection.KIND))):
-        if store.get(ref, Selection).method != BY_HAND:
-            return ref
-    raise DataError(
-        "nothing was mined yet",
-        where=store.root,
-        hint="Say `make run` first (or `workbench run pipelines/data_engine.yaml`), then come back",
-    )
+    return store.put(record, {SCORES: _score_lines(pool, ranked, candidates)})
 
 
 def embed_roles(
     store: Store, dataset: Dataset, model_ref: Ref, progress: Progress | None = None
 ) -> tuple[Embeddings, Embeddings | None]:
     """Embeddings of the pool and of what is labelled (None when nothing is)."""
+    return _embedded(store, dataset, load_checkpoint(store, model_ref), progress)
+
+
+def _embedded(
+    store: Store,
+    dataset: Dataset,
+    encoder: Encoder | TorchPredictor,
+    progress: Progress | None = None,
+) -> tuple[Embeddings, Embeddings | None]:
     waiting = dataset.with_roles(Role.POOL).frames
     known = dataset.with_roles(Role.SEED, Role.TRAIN).frames
     if not waiting:
@@ -134,7 +118,6 @@ def embed_roles(
             where=dataset.ref or dataset.name,
             hint="All of it is labelled or held out; ingest more drives",
         )
-    predictor = load_checkpoint(store, model_ref)
     total = len(waiting) + len(known)
 
     def rest(done: int, _: int) -> None:
@@ -145,8 +128,8 @@ def embed_roles(
         if progress:
             progress(done, total)
 
-    pool = embed(store.workspace, predictor, waiting, first)
-    labelled = embed(store.workspace, predictor, known, rest) if known else None
+    pool = embed(store.workspace, encoder, waiting, first)
+    labelled = embed(store.workspace, encoder, known, rest) if known else None
     return pool, labelled
 
 
@@ -159,64 +142,106 @@ def condition_of(frame: Frame) -> str:
     return ", ".join(parts) or "all"
 
 
-def _candidates(
-    pool: Embeddings, scores: Scores, frames: dict[str, Frame], gate: QualityGate
-) -> list[Candidate]:
-    found = []
-    for row, name in enumerate(pool.frames):
-        frame = frames[name]
-        time = frame.timestamp_us
-        found.append(
-            Candidate(
-                frame=name,
-                drive=frame.drive,
-                index=frame.index,
-                time_s=None if time is None else time / 1e6,
-                condition=scores.condition[row],
-                score=float(scores.fused[row]),
-                why=_why(pool, scores, row),
-                fault=gate.verdict(pool.quality[row]),
-            )
-        )
-    return found
-
-
-def _why(pool: Embeddings, scores: Scores, row: int) -> tuple[str, ...]:
-    """The signals that speak for a frame, strongest first."""
-    words: dict[str, str] = {}
-    unsure = int(scores.unsure[row])
-    if unsure:
-        words["entropy"] = f"{unsure} box{'es' * (unsure > 1)} the model is unsure of"
-    odd = int(scores.oddest[row])
-    if odd >= 0:
-        size = SIZES[int(rarity.size_of(pool.boxes[odd : odd + 1])[0])][0]
-        cls = pool.class_names[int(pool.classes[odd])].replace("_", " ")
-        words["objects"] = f"a {size} {cls} unlike the labelled ones"
-    words["frame"] = "a scene unlike the labelled ones"
-    order = sorted(range(len(SIGNALS)), key=lambda signal: -scores.ranks[row, signal])
-    return tuple(
-        words[SIGNALS[s]] for s in order if SIGNALS[s] in words and scores.ranks[row, s] >= 0.75
+def _ranked(
+    store: Store,
+    encoder: Encoder | TorchPredictor,
+    pool: Embeddings,
+    labelled: Embeddings | None,
+    frames: dict[str, Frame],
+    query: Query,
+    rules: SelectionRules,
+) -> Ranking:
+    """The pool in the order that the query asks for."""
+    conditions = [condition_of(frames[name]) for name in pool.frames]
+    if query.is_search:
+        return _searched(store, encoder, pool, frames, query, conditions)
+    known = labelled.frames if labelled else ()
+    waiting = [frames[name] for name in pool.frames]
+    others = [
+        embed(store.workspace, load_checkpoint(store, ref), waiting) for ref in query.other_models
+    ]
+    return rankings.rarity(
+        pool,
+        labelled,
+        conditions,
+        [condition_of(frames[name]) for name in known],
+        typical=len(known) < rules.typical_below,
+        signals=query.signals,
+        other_models=others,
     )
 
 
-def _score_lines(pool: Embeddings, scores: Scores, candidates: list[Candidate]) -> bytes:
+def _searched(
+    store: Store,
+    encoder: Encoder | TorchPredictor,
+    pool: Embeddings,
+    frames: dict[str, Frame],
+    query: Query,
+    conditions: Sequence[str],
+) -> Ranking:
+    if query.text is not None:
+        found = finding.text(pool, encoder, query.text)  # type: ignore[arg-type]  # says what lacks
+        none = [False] * len(pool.frames)
+        return rankings.by_likeness(found, range(len(pool.frames)), conditions, none)
+    there = set(pool.frames)
+    names = (*pool.frames, *(name for name in query.frames if name not in there))
+    # Exemplars may be labelled already: what is looked for is then known well.
+    both = embed(store.workspace, encoder, [frames[name] for name in names])
+    found = finding.like(both, query.like, query.unlike)
+    rows = {name: row for row, name in enumerate(both.frames)}
+    own = {one.frame for one in query.like}
+    return rankings.by_likeness(
+        found,
+        [rows[name] for name in pool.frames],
+        conditions,
+        [name in own for name in pool.frames],
+    )
+
+
+def _candidates(
+    pool: Embeddings, ranked: Ranking, frames: dict[str, Frame], gate: QualityGate
+) -> Candidates:
+    known = [frames[name] for name in pool.frames]
+    nan = float("nan")
+    times = (frame.timestamp_us for frame in known)
+    believed = pool.owner[pool.scores >= _BELIEVED]
+    return Candidates(
+        frames=pool.frames,
+        drives=[frame.drive for frame in known],
+        index=np.array([frame.index for frame in known], np.int64),
+        time_s=np.array([nan if time is None else time / 1e6 for time in times]),
+        conditions=ranked.condition,
+        score=ranked.score,
+        faults=[gate.verdict(row) for row in pool.quality],
+        boxes=np.bincount(believed, minlength=len(known)),
+        lead=ranked.lead,
+        vectors=pool.vectors,
+        why=ranked.why,
+        signals=ranked.signals,
+    )
+
+
+def _asked(query: Query, budget: Budget, allotted: Allotted) -> dict[str, Any]:
+    """What of the question is no field of the record."""
+    said: dict[str, Any] = {"query": query.as_json()} if query.as_json() else {}
+    if budget.minutes is not None and budget.pace is not None:
+        said["pace"] = budget.pace.model_dump(mode="json")
+        said["expected_minutes"] = round(allotted.cost, 3)
+    if control := allotted.of("control"):
+        said["control"] = {"frames": len(control), "probability": control[0].probability}
+    return said
+
+
+def _score_lines(pool: Embeddings, ranked: Ranking, candidates: Candidates) -> bytes:
     lines = []
-    for row, one in enumerate(candidates):
+    for row, frame in enumerate(candidates.frames):
         line = {
-            "frame": one.frame,
-            "rarity": round(one.score, 6),
-            "ranks": {s: round(float(scores.ranks[row, i]), 6) for i, s in enumerate(SIGNALS)},
-            "condition": one.condition,
+            "frame": frame,
+            "rarity": round(float(candidates.score[row]), 6),
+            "ranks": ranked.signals(row),
+            "condition": candidates.conditions[row],
             "quality": [round(float(value), 5) for value in pool.quality[row]],
-            "fault": one.fault,
+            "fault": candidates.faults[row],
         }
         lines.append(json.dumps(line, sort_keys=True))
     return ("\n".join(lines) + "\n").encode()
-
-
-def read_scores(store: Store, selection_ref: Ref) -> dict[str, dict[str, Any]]:
-    """Frame to its scores, as `mine` wrote them; empty for a selection made otherwise."""
-    if SCORES not in store.payload_names(selection_ref):
-        return {}
-    lines = store.payload(selection_ref, SCORES).read_text().splitlines()
-    return {row["frame"]: row for row in map(json.loads, lines)}

@@ -190,13 +190,13 @@ def _ranked(candidates: Candidates, lanes: Lanes, mined: Sequence[int]) -> list[
         others = [one for one in by_drive[int(lanes.drive[place])] if one != place]
         score = float(candidates.score[row])
         percent = max(1, math.ceil(100 * (1 - score)))
-        rarest = f"rarest {percent} % among {candidates.conditions[row]} frames"
+        lead = candidates.lead.format(percent=percent, condition=candidates.conditions[row])
         found.append(
             Choice(
                 frame=candidates.frames[row],
                 rank=1,
                 score=round(score, 6),
-                reasons=(rarest, *candidates.why(row), _alone(lanes, place, others)),
+                reasons=(lead, *candidates.why(row), _alone(lanes, place, others)),
                 signals=dict(candidates.signals(row)),
             )
         )
