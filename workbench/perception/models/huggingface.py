@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from workbench.errors import DataError
@@ -26,6 +27,7 @@ from workbench.records.types import Supplier
 
 _SOFTMAX = ("detr", "table-transformer", "yolos")
 """Model types whose classes share one softmax with a last one for no object."""
+_BROKEN = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 _NO_MATTER = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 
 
@@ -80,6 +82,7 @@ def load(
     licence: str | None = None,
     revision: str | None = None,
     fresh: bool = False,
+    seed: int = 0,
 ) -> HuggingFaceDetector:
     """A supplier's model, ready to be tuned to ``classes``.
 
@@ -90,6 +93,7 @@ def load(
         licence: Where the model's files do not name one.
         revision: A commit, tag or branch of the hub.
         fresh: Take the architecture and leave the weights.
+        seed: Of whatever starts anew.
 
     Raises:
         DataError: No model, no licence, or weights that are not safetensors.
@@ -103,12 +107,16 @@ def load(
     make = transformers.AutoModelForObjectDetection
     try:
         wanted = transformers.AutoConfig.from_pretrained(folder, **here, **settings)
-        if fresh:
-            network = make.from_config(wanted, trust_remote_code=False)
-        else:
-            how = {"ignore_mismatched_sizes": True, "use_safetensors": True, "dtype": torch.float32}
-            network = make.from_pretrained(folder, config=wanted, **here, **how)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if fresh:
+                network = make.from_config(wanted, trust_remote_code=False)
+            else:
+                how = {"use_safetensors": True, "dtype": torch.float32}
+                network = make.from_pretrained(
+                    folder, config=wanted, ignore_mismatched_sizes=True, **here, **how
+                )
+    except (*_BROKEN, SafetensorError) as error:
         raise DataError(
             f"the detection model cannot be loaded: {_first_line(error)}",
             where=origin,
@@ -119,7 +127,7 @@ def load(
         architecture=HUGGING_FACE,
         classes=tuple(classes),
         network={
-            "config": _plain(network.config),
+            "config": _described(network.config),
             "scoring": _scoring(network.config),
             "size": [preprocessing.width, preprocessing.height],
         },
@@ -150,7 +158,7 @@ def preprocessing_of(source: str | Path, *, width: int, height: int) -> Preproce
 def build(config: DetectorConfig) -> HuggingFaceDetector:
     """The architecture that a checkpoint records, with fresh weights."""
     transformers = _library()
-    described = dict(config.network["config"])
+    described = json.loads(config.network["config"])
     kind = described.pop("model_type")
     described["id2label"] = dict(enumerate(config.classes))
     wanted = transformers.AutoConfig.for_model(kind, **described)
@@ -168,13 +176,15 @@ def _library() -> Any:
     return library
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """The library's configuration as JSON, without what does not shape the network."""
+def _described(config: Any) -> str:
+    """The library's configuration as JSON text, without what does not shape the network.
+
+    As text, because the library tells 1 from 1.0 and canonical JSON does not.
+    """
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    values = {name: value for name, value in values.items() if name not in _NO_MATTER}
-    values.pop("id2label", None)  # stands in `classes`, in order
-    values.pop("label2id", None)
-    return values
+    left_out = (*_NO_MATTER, "id2label", "label2id")  # names stand in `classes`, in order
+    kept = {name: value for name, value in values.items() if name not in left_out}
+    return json.dumps(kept, sort_keys=True)
 
 
 def _scoring(config: Any) -> str:

@@ -1,0 +1,247 @@
+"""Models of every family: trained, kept, read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training import suppliers
+from tests.training.scenes import CLASSES, SPEC, TINY, scenes
+from workbench.errors import DataError, ParameterError
+from workbench.perception.boxes import Floats
+from workbench.perception.contract import DetectorConfig
+from workbench.perception.decode import Detections
+from workbench.perception.detector import Detector
+from workbench.perception.models import Family, huggingface, queries, register, registry
+from workbench.perception.models.protocol import Losses, Truth
+from workbench.perception.models.supplier import licence_of
+from workbench.perception.predictor import load_checkpoint
+from workbench.perception.preprocessing import load_rgb
+from workbench.records.base import make_ref
+from workbench.records.dataset import media_path
+from workbench.records.store import Store
+from workbench.records.types import Checkpoint
+from workbench.training import TrainingConfig, save, train
+from workbench.workspace import Workspace
+
+DATASET = make_ref("dataset", "1" * 64)
+QUICK = replace(TINY, steps=3)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module", params=suppliers.KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return suppliers.make(request.param, tmp_path_factory.mktemp("supplied") / request.param)
+
+
+def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
+    folder: Path, place: Workspace, store: Store
+) -> None:
+    dataset = scenes(place)
+    model = huggingface.load(folder, CLASSES, SPEC)
+    trained = train(
+        place, dataset, replace(QUICK, steps=6), classes=CLASSES, preprocessing=SPEC, model=model
+    )
+    ref = save(store, trained, DATASET)
+    record = store.get(ref, Checkpoint)
+    assert record.family == registry.HUGGING_FACE
+    assert record.supplier is not None
+    assert (record.supplier.licence, record.supplier.origin) == (
+        "apache-2.0",
+        f"folder:{folder.name}",
+    )
+    assert record.supplier.weights is not None
+    assert str(folder.parent) not in store.folder(ref).joinpath("record.json").read_text()
+    loaded = load_checkpoint(store, ref)
+    image = load_rgb(media_path(place, dataset.frames[0]))
+    mine, kept = trained.predictor().predict([image])[0], loaded.predict([image])[0]
+    assert len(mine)
+    assert mine.boxes.tolist() == kept.boxes.tolist()
+    assert mine.scores.tolist() == kept.scores.tolist()
+    height, width = image.shape[:2]
+    assert (mine.boxes >= 0).all()
+    assert (mine.boxes <= [width, height, width, height]).all()
+    first, last = trained.curves["loss"][0], trained.curves["loss"][-1]
+    assert last < first * 1.2
+    assert len(loaded.embed([image])) == 1
+
+
+def test_tuning_repeats_to_the_bit_and_goes_on_after_a_kill(
+    folder: Path, place: Workspace, tmp_path: Path
+) -> None:
+    """Also where the network draws: dropout of DETR, noise of the denoising queries."""
+    dataset = scenes(place)
+    config = replace(TINY, steps=4, keep_minutes=1e-9)
+
+    def run(**more: Any) -> Any:
+        model = huggingface.load(folder, CLASSES, SPEC)
+        return train(
+            place, dataset, config, classes=CLASSES, preprocessing=SPEC, model=model, **more
+        )
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(checkpoint_dir=tmp_path, progress=stop)
+    resumed = run(checkpoint_dir=tmp_path)
+    assert resumed.resumed_at == 2
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_a_suppliers_model_without_a_licence_is_refused(tmp_path: Path) -> None:
+    folder = suppliers.make("detr", tmp_path / "detr", licence=None)
+    with pytest.raises(DataError, match="no licence"):
+        huggingface.load(folder, CLASSES, SPEC)
+    told = huggingface.load(folder, CLASSES, SPEC, licence="agreed in writing, contract 7")
+    assert told.supplier is not None
+    assert told.supplier.licence == "agreed in writing, contract 7"
+    (folder / "LICENSE").write_text("\nMIT License\n\nPermission …")
+    assert licence_of(folder) == "LICENSE: MIT License"
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: acme-1\n---\n")
+    assert licence_of(folder) == "acme-1"
+
+
+def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
+    folder = suppliers.make("detr", tmp_path / "detr")
+    weights = folder / "model.safetensors"
+    (folder / "pytorch_model.bin").write_bytes(weights.read_bytes())
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        huggingface.load(folder, CLASSES, SPEC)
+    weights.unlink()
+    with pytest.raises(DataError, match="not there as safetensors"):
+        huggingface.load(folder, CLASSES, SPEC)
+    architecture = huggingface.load(folder, CLASSES, SPEC, fresh=True)
+    assert architecture.supplier is not None
+    assert architecture.supplier.weights is None
+    with pytest.raises(DataError, match="no such model folder"):
+        huggingface.load(tmp_path / "nowhere", CLASSES, SPEC)
+
+
+def test_the_suppliers_own_normalisation_becomes_our_contract(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert huggingface.preprocessing_of(folder, width=96, height=64) == SPEC
+    (folder / "preprocessor_config.json").write_text(
+        '{"do_rescale": true, "do_normalize": false, "image_mean": [0.4, 0.5, 0.6]}'
+    )
+    plain = huggingface.preprocessing_of(folder, width=96, height=64)
+    assert (plain.mean, plain.std, plain.scale) == ((0, 0, 0), (1, 1, 1), 1 / 255)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.3]}'
+    )
+    assert huggingface.preprocessing_of(folder, width=96, height=64).mean == (0.4, 0.5, 0.6)
+
+
+def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
+    boxes = np.array([[[0.5, 0.5, 0.5, 0.5], [0.25, 0.5, 0.1, 0.2]]], np.float32)
+    logits = np.array([[[3.0, -3.0], [-4.0, -4.0]]], np.float32)
+    config = DetectorConfig(
+        classes=CLASSES,
+        architecture=registry.HUGGING_FACE,
+        network={"size": [96, 64], "scoring": "sigmoid", "config": {}},
+    )
+    (found,) = queries.decode([logits, boxes], config, score_threshold=0.3, nms_iou=0.5)
+    assert found.boxes.tolist() == [[24, 16, 72, 48]]
+    assert found.classes.tolist() == [0]
+    shared = config.model_copy(update={"network": {**config.network, "scoring": "softmax"}})
+    # The last class is no object: the second query is sure that there is none.
+    three = np.array([[[0.0, 2.0, 0.0], [0.0, 0.0, 9.0]]], np.float32)
+    (found,) = queries.decode([three, boxes], shared, score_threshold=0.3, nms_iou=0.5)
+    assert found.classes.tolist() == [1]
+    assert found.scores[0] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
+    with pytest.raises(DataError, match="expected the outputs"):
+        queries.decode([logits], config, score_threshold=0.3, nms_iou=0.5)
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [("nano", 2e5, 3e5), ("medium", 2e6, 3e6)])
+def test_the_compact_detector_has_three_sizes(
+    size: str, least: float, most: float, place: Workspace, store: Store
+) -> None:
+    config = TrainingConfig.sized(size, steps=1, batch=2, threads=1)
+    dataset = scenes(place, 2)
+    trained = train(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
+    count = sum(weight.numel() for weight in trained.weights.values())
+    assert least < count < most
+    loaded = load_checkpoint(store, save(store, trained, DATASET))
+    assert loaded.config.depth == config.depth
+    kinds = {type(module) for module in loaded.detector.modules() if not list(module.children())}
+    assert kinds == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU}  # what quantises well
+    with pytest.raises(ParameterError, match="nano, small, medium"):
+        TrainingConfig.sized("huge")
+
+
+def test_the_default_detector_says_what_it_always_said() -> None:
+    said = Detector(DetectorConfig(classes=CLASSES)).config.model_dump(mode="json")
+    assert set(said) == {
+        "architecture", "classes", "width", "strides", "score_threshold", "nms_iou",
+        "max_detections",
+    }  # fmt: skip
+
+
+class OneBox(nn.Module):
+    """The smallest model of one's own: it gives one box a frame, with losses of its own."""
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body = nn.Conv2d(3, 4, 3, stride=4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.head(self.body(images).mean((2, 3))),)
+
+    def losses(self, images: Tensor, truth: Truth) -> Losses:
+        found = self(images)[0]
+        wanted = (truth.boxes * truth.real[..., None]).mean(1)
+        box = (found[:, 1:] - wanted / 96).abs().mean()
+        return Losses(box, box.detach() * 0, box.detach())
+
+
+def read_one(
+    outputs: Sequence[Floats], config: DetectorConfig, *, score_threshold: float, nms_iou: float
+) -> list[Detections]:
+    boxes = [np.sort(row[1:].reshape(2, 2), axis=0).reshape(1, 4) * 96 for row in outputs[0]]
+    return [
+        Detections(box.astype(np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+        for box in boxes
+    ]
+
+
+@pytest.fixture
+def own_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
+    monkeypatch.setattr(registry, "_KNOWN", {})
+    family = Family("tests-one-box", OneBox, read_one, lambda config: ("found",))
+    register(family)
+    yield family
+
+
+def test_a_model_of_ones_own_needs_forward_decode_and_a_name(
+    own_family: Family, place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = scenes(place)
+    shape = DetectorConfig(classes=CLASSES, architecture=own_family.name)
+    trained = train(place, dataset, QUICK, classes=CLASSES, preprocessing=SPEC, model=OneBox(shape))
+    ref = save(store, trained, DATASET)
+    image = load_rgb(media_path(place, dataset.frames[0]))
+    assert len(load_checkpoint(store, ref).predict([image])[0]) <= 1
+    assert store.get(ref, Checkpoint).family == "tests-one-box"
+    with pytest.raises(ParameterError, match="already"):
+        register(replace(own_family, build=Detector))
+    monkeypatch.setattr(registry, "_KNOWN", {})
+    with pytest.raises(DataError, match="Import the module"):
+        load_checkpoint(store, ref)
