@@ -13,11 +13,16 @@ from workbench.commands import label_review
 from workbench.commands.common import emit, json_option, progress_bar, say
 from workbench.commands.label_access import resolve, server_of, short
 from workbench.errors import ParameterError, WorkbenchError
-from workbench.records.base import kind_of
+from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
+from workbench.workspace import Workspace
 
 if TYPE_CHECKING:
     from workbench.labeling import BatchStatus
+    from workbench.records.types import Prediction, Selection
+
+_BELIEVED = 0.3
+"""Score from which on a model's box is worth a labeler's look."""
 
 
 @click.group()
@@ -38,6 +43,7 @@ def label() -> None:
     help="More for a slice, as light=night:labelers=2:first=1:least=10 (seconds). Repeatable.",
 )
 @click.option("--gold", default=0, help="Frames with trusted labels, mixed in to measure labelers.")
+@click.option("--boxes", is_flag=True, help="Start from the boxes of the model that mined them.")
 @click.option("--project", help="Title of the project; by default made from dataset and batch.")
 @json_option
 def send(
@@ -45,13 +51,14 @@ def send(
     overlap: float,
     attention: tuple[str, ...],
     gold: int,
+    boxes: bool,
     project: str | None,
     as_json: bool,
 ) -> None:
     """Bring chosen frames to Label Studio; what is there already is not sent again.
 
-    A selection is sent without first boxes; a batch, which the pipeline makes, with its model's.
-    Tasks that somebody deleted come back.
+    A selection is sent without first boxes, or with --boxes from its own model; a batch, which the
+    pipeline makes, with its model's. Tasks that somebody deleted come back.
     """
     from workbench import labeling
     from workbench.records.types import Selection
@@ -60,10 +67,13 @@ def send(
     store = Store(place)
     batch = resolve(place, reference, ("selection", "batch"))
     if kind_of(batch) == "selection":
-        dataset = store.get(batch, Selection).dataset
+        selection = store.get(batch, Selection)
         care = labeling.Care(tuple(map(labeling.Attention.parse, attention)), gold)
-        batch = labeling.make_batch(store, dataset, batch, overlap=overlap, care=care)
-    elif overlap or attention or gold:
+        model, predictions = _first_boxes(place, selection) if boxes else (None, [])
+        batch = labeling.make_batch(
+            store, selection.dataset, batch, model, predictions, overlap=overlap, care=care
+        )
+    elif overlap or attention or gold or boxes:
         raise ParameterError("a batch already says what its frames ask of labelers", where=batch)
     with progress_bar("send") as progress:
         sent = labeling.send(place, server_of(place), batch, project, progress=progress)
@@ -76,6 +86,29 @@ def send(
         ]
     )
     emit(asdict(sent), as_json=as_json, text=text)
+
+
+def _first_boxes(place: Workspace, selection: Selection) -> tuple[Ref, list[Prediction]]:
+    """The model of a selection, and what it believes to see on the chosen frames."""
+    from workbench.perception.predictor import load_checkpoint, predict_frames
+    from workbench.records import dataset as datasets
+
+    store = Store(place)
+    if selection.model is None:
+        raise ParameterError(
+            "no model chose these frames, so there are no boxes to start from",
+            where=selection.method,
+            hint="Send without --boxes",
+        )
+    chosen = {choice.frame for choice in selection.chosen}
+    frames = [
+        frame for frame in datasets.load(store, selection.dataset).frames if frame.id in chosen
+    ]
+    with progress_bar("predict") as progress:
+        found = predict_frames(
+            place, load_checkpoint(store, selection.model), frames, progress=progress
+        )
+    return selection.model, [one for one in found if one.score >= _BELIEVED]
 
 
 @label.command()
