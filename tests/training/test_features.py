@@ -1,0 +1,304 @@
+"""Sampling, augmentation, precision, accumulation, trust, looks on the way, replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.scenes import CLASSES, SPEC, TINY, scenes
+from workbench.errors import ParameterError
+from workbench.perception.boxes import as_boxes
+from workbench.perception.predictor import TorchPredictor
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Conditions, Light, Origin
+from workbench.training import (
+    Augmentation,
+    Sampling,
+    Stopping,
+    Trained,
+    TrainingConfig,
+    Trust,
+    Watch,
+    sampling,
+    train,
+)
+from workbench.training.augment import mosaic, spoil
+from workbench.training.loader import Loader, Material
+from workbench.training.loss import DetectionLoss, as_truth
+from workbench.training.targets import Targets, trust_of
+from workbench.training.watching import Watched
+from workbench.workspace import Workspace
+
+STEPS = {"steps": 6, "batch": 4}
+
+
+class Killed(Exception):
+    pass
+
+
+def run(place: Workspace, dataset: Dataset, config: TrainingConfig, **more: object) -> Trained:
+    return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+
+
+def equal(one: Trained, other: Trained) -> bool:
+    return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
+def by_night(dataset: Dataset, *numbers: int) -> Dataset:
+    dark = Conditions(light=Light.NIGHT)
+    frames = tuple(
+        frame.model_copy(update={"conditions": dark}) if frame.index in numbers else frame
+        for frame in dataset.frames
+    )
+    return replace(dataset, frames=frames)
+
+
+EVERYTHING = replace(
+    TINY,
+    steps=9,
+    batch=4,
+    accumulate=2,
+    precision="bfloat16",
+    schedule="cosine",
+    augment=Augmentation.driving(),
+    sampling=Sampling(classes=0.5, slices=0.5),
+    trust=Trust(replayed=0.5),
+    keep_minutes=1e-9,
+)
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 8])
+def test_with_everything_on_a_kill_at_any_step_changes_no_bit(
+    at: int, place: Workspace, tmp_path: Path
+) -> None:
+    """Steps 1, 5 and 8 lie inside a pass of three."""
+    dataset = by_night(scenes(place, 12), 2)
+    whole = run(place, dataset, EVERYTHING)
+
+    def stop(done: int, total: int) -> None:
+        if done == at + 1:
+            raise Killed
+
+    state = tmp_path / "state"
+    with pytest.raises(Killed):
+        run(place, dataset, EVERYTHING, checkpoint_dir=state, progress=stop)
+    resumed = run(place, dataset, EVERYTHING, checkpoint_dir=state)
+    assert resumed.resumed_at == at
+    assert equal(resumed, whole)
+    assert resumed.curves == whole.curves
+
+
+def test_parts_of_a_step_learn_what_the_whole_does(place: Workspace) -> None:
+    """Not to the bit: batch norm sees smaller parts. But it is the same step."""
+    dataset = scenes(place)
+    plain = replace(TINY, **STEPS, augment=Augmentation.none())
+    whole, parts = run(place, dataset, plain), run(place, dataset, replace(plain, accumulate=2))
+    assert len(parts.curves["loss"]) == 6
+    assert parts.curves["loss"][0] == pytest.approx(whole.curves["loss"][0], rel=0.3)
+    assert not equal(whole, parts)
+    with pytest.raises(ParameterError, match="multiple of accumulate"):
+        replace(plain, accumulate=3)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_learns_and_keeps_float32_weights(precision: str, place: Workspace) -> None:
+    # float16 is slow on a CPU: it shows that it runs and that its gradients are scaled.
+    size = {"steps": 30, "batch": 8, "lr": 6e-3} if precision == "bfloat16" else {"steps": 3}
+    trained = run(place, scenes(place), replace(TINY, precision=precision, **size))  # type: ignore[arg-type]
+    assert {w.dtype for w in trained.weights.values()} == {torch.float32, torch.int64}
+    losses = trained.curves["loss"]
+    assert np.isfinite(losses).all()
+    if precision == "bfloat16":
+        assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert trained.config.as_json()["precision"] == precision
+
+
+def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(place: Workspace) -> None:
+    dataset = by_night(scenes(place, 20), 4)
+    how = Sampling(slices=1.0, rare=0.2, cap=8)
+    assert sampling.factors(dataset, CLASSES, how) == {"light=night": 4.0}
+    weights = sampling.weights(dataset, CLASSES, how)
+    assert weights is not None
+    seen = np.bincount(sampling.order(20, 20 * 50, weights, 0, 0), minlength=20)
+    assert seen[4] / seen[3] == pytest.approx(4, rel=0.05)
+    # A pass is as long as ever and never leaves out what is weighed most.
+    one = sampling.order(20, 20, weights, 3, 1)
+    assert len(one) == 20
+    assert 3 <= (one == 4).sum() <= 4
+    config = replace(TINY, steps=2, sampling=how)
+    trained = run(place, dataset, config)
+    assert trained.facts["repeated"] == {"light=night": 4.0}
+    assert "sampling" in config.as_json()
+    rare_class = Sampling(classes=0.5, rare=1.0)
+    assert any(name.startswith("class=") for name in sampling.factors(dataset, CLASSES, rare_class))
+
+
+def test_replay_mixes_old_frames_with_mined_ones(place: Workspace) -> None:
+    dataset = scenes(place, 20)
+    fresh = {frame.id for frame in dataset.frames[:4]}
+    weights = sampling.weights(dataset, CLASSES, Sampling(), fresh=fresh, replay=0.25)
+    assert weights is not None
+    assert weights[:4].sum() == pytest.approx(0.75)
+    picked = sampling.order(20, 2000, weights, 0, 0)
+    assert (picked >= 4).mean() == pytest.approx(0.25, abs=0.01)
+    with pytest.raises(ParameterError, match="0 new"):
+        sampling.weights(dataset, CLASSES, Sampling(), replay=0.25)
+    config = replace(TINY, steps=2, replay=0.25)
+    assert run(place, dataset, config, fresh=fresh).facts["fresh"] == 4
+
+
+@pytest.mark.parametrize("kind", ["fog", "rain", "night", "noise", "blur"])
+def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(40, 220, (64, 96, 3)).astype(np.uint8)
+    before = pixels.copy()
+    how = replace(Augmentation.none(), **{kind: 1.0})
+    first, again, other = (spoil(pixels, how, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+    assert (pixels == before).all()
+    assert (first.dtype, first.shape) == (np.uint8, pixels.shape)
+    if kind == "night":
+        assert first.mean() < 0.7 * pixels.mean()
+    if kind == "fog":  # far away, at the horizon, is greyer than near
+        assert first[26].std() < 0.5 * first[60].std()
+    if kind == "blur":
+        assert first.std() < pixels.std()
+    rare = replace(how, **{kind: 0.3})
+    changed = [
+        (spoil(pixels, rare, np.random.default_rng(seed)) != pixels).any() for seed in range(60)
+    ]
+    assert 0.1 < np.mean(changed) < 0.55
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_mosaic_moves_every_box_with_its_picture(seed: int) -> None:
+    frames, colours = [], [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    for colour in colours:
+        pixels = np.zeros((64, 96, 3), np.uint8)
+        pixels[20:44, 30:66] = colour
+        boxes = as_boxes([(30, 20, 66, 44)])
+        frames.append((pixels, Targets(boxes, np.array([0]), np.array([False]))))
+    picture, found = mosaic(frames, 0, np.random.default_rng(seed))
+    assert picture.shape == (64, 96, 3)
+    shown = 0
+    for colour in colours:
+        rows, columns = np.nonzero(((picture > 127) == (np.array(colour) > 127)).all(axis=2))
+        if len(rows) < 30:
+            continue
+        seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert min(np.abs(found.boxes - seen).max(axis=1)) < 1.01
+        shown += 1
+    assert shown >= 2
+
+
+def test_a_label_trusted_less_pulls_less(place: Workspace) -> None:
+    dataset = scenes(place)
+    trust = trust_of(Trust(replayed=0.25, disputed=0.5), {dataset.frames[0].id})
+    assert trust is not None
+    label = dataset.labels[0]
+    assert trust(label) == 0.5
+    replayed = label.model_copy(update={"origin": Origin.REPLAYED, "frame": dataset.frames[1].id})
+    assert trust(replayed) == 0.25
+    assert trust_of(Trust(), ()) is None
+
+    material = Material(CLASSES, SPEC)
+    loader = Loader(place, dataset, TINY, material)
+    (found,) = [t for t in loader.targets() if len(t.boxes)][:1]
+    model_out = [
+        torch.full((1, c, SPEC.height // s, SPEC.width // s), v, requires_grad=True)
+        for s in (8, 16, 32)
+        for c, v in ((2, -3.0), (4, 1.0))
+    ]
+    from workbench.perception.contract import DetectorConfig
+
+    loss = DetectionLoss(DetectorConfig(classes=CLASSES), SPEC.width, SPEC.height)
+    full = loss(model_out, as_truth([found])).box
+    half = replace(found, weights=np.full(len(found.boxes), 0.5, np.float32))
+    assert float(loss(model_out, as_truth([half])).box) == pytest.approx(float(full) / 2)
+
+
+def judged(values: list[float]) -> Watch:
+    """Figures that come in this order, whatever the model."""
+    left = list(values)
+
+    def judge(predictor: TorchPredictor) -> Mapping[str, float]:
+        value = left.pop(0)
+        return {"all": value, "light=night": 1 - value}
+
+    return Watch(judge, "planted")
+
+
+def test_it_stops_early_and_gives_the_best_weights(place: Workspace, tmp_path: Path) -> None:
+    dataset = scenes(place)
+    config = replace(TINY, steps=20, stopping=Stopping(every=2, patience=2))
+    values = [0.1, 0.5, 0.4, 0.5, 0.9]
+    trained = run(place, dataset, config, watch=judged(values), checkpoint_dir=tmp_path / "state")
+    assert len(trained.curves["loss"]) == 8
+    assert trained.facts["ended"]["why"] == "stop"
+    assert [look["step"] for look in trained.facts["watched"]] == [2, 4, 6, 8]
+    upto_four: list[TorchPredictor] = []
+
+    def keep(predictor: TorchPredictor) -> Mapping[str, float]:
+        upto_four.append(predictor)
+        return {"all": values[len(upto_four) - 1]}
+
+    run(place, dataset, config, watch=Watch(keep, "again"))
+    best = upto_four[1].detector.state_dict()
+    assert all(torch.equal(trained.weights[name], best[name]) for name in best)
+    # Asked again it knows that it had ended.
+    again = run(place, dataset, config, watch=judged([]), checkpoint_dir=tmp_path / "state")
+    assert again.resumed_at == 8
+    assert equal(again, trained)
+    with pytest.raises(ParameterError, match="no watched figure"):
+        bad = replace(config, stopping=Stopping(every=2, patience=2, figure="snow"))
+        run(place, dataset, bad, watch=judged(values))
+
+
+def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
+    dataset = scenes(place)
+    base = run(place, dataset, replace(TINY, steps=2))
+    config = replace(TINY, steps=20, seed=9, stopping=Stopping(every=2, forget=0.1))
+    # "all" gains all the time, and night loses as much.
+    trained = run(
+        place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.7])
+    )
+    ended = trained.facts["ended"]
+    assert ended["why"] == "forgot"
+    assert ended["forgot"] == {"light=night": pytest.approx(0.2)}
+    assert len(trained.curves["loss"]) == 6
+    upto = run(
+        place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.58] * 9)
+    )
+    assert not equal(trained, upto)
+    watched = Watched(Stopping(every=1, forget=0.1))
+    watched.look(0, {"all": 0.5, "old": 0.5})
+    watched.look(1, {"all": 0.6, "old": 0.45})
+    assert watched.changes() == {"all": (0.5, 0.6), "old": (0.5, 0.45)}
+
+
+def test_schedules_rise_and_fall() -> None:
+    for schedule in ("one-cycle", "cosine"):
+        config = TrainingConfig(schedule=schedule)  # type: ignore[arg-type]
+        rates = [config.rate(step, 100) for step in range(100)]
+        top = int(np.argmax(rates))
+        assert max(rates) == pytest.approx(config.lr, rel=0.01)
+        assert 8 <= top <= 11
+        assert rates[0] < 0.2 * config.lr
+        assert rates[-1] < 0.02 * config.lr
+
+
+def test_settings_that_are_not_used_do_not_rename_a_training() -> None:
+    assert set(TrainingConfig().as_json()) == {
+        "steps", "epochs", "batch", "lr", "weight_decay", "warmup", "ema", "clip_norm", "width",
+        "seed", "threads", "augment",
+    }  # fmt: skip
+    assert set(TrainingConfig().as_json()["augment"]) == {
+        "flip", "zoom", "shift", "brightness", "gamma", "colour",
+    }  # fmt: skip
+    assert TrainingConfig(keep_minutes=1, limit_mib=9000).as_json() == TrainingConfig().as_json()
+    assert TrainingConfig(trust=Trust(replayed=0.5)).as_json()["trust"]["replayed"] == 0.5
