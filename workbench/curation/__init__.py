@@ -8,6 +8,7 @@ curation.tag("pool", frames, "odd night scene", by="mia")
 
 from workbench.curation.embedding.one_pass import Embeddings, embed
 from workbench.curation.embedding.quality import QualityGate
+from workbench.curation.selecting.arms import only
 from workbench.curation.selecting.budget import Budget, Pace
 from workbench.curation.selecting.choosing import choose, newest_selection, read_scores
 from workbench.curation.selecting.mining import embed_roles, mine
@@ -36,6 +37,7 @@ __all__ = [
     "is_published",
     "mine",
     "newest_selection",
+    "only",
     "open_app",
     "publish",
     "rare",

@@ -13,10 +13,13 @@ from workbench.curation.neighbours.exact import directions
 from workbench.curation.selecting.mining import condition_of
 from workbench.perception.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Role
 from workbench.records.types import Beaten, MiningReport, Prediction, Selection, Verdict
 from workbench.workspace import Workspace
 
 _GREY, _MINED, _RANDOM, _GOOD = "#b9c0c8", "#d1495b", "#2e6f95", "#3a7d44"
+
+_ARMS = (("mined", _MINED, "o"), ("random", _RANDOM, "s"), ("control", _RANDOM, "D"))
 
 
 def project(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -47,8 +50,10 @@ def pool_map(pool: Embeddings, selection: Selection, dataset: Dataset | None = N
         axes.scatter(
             points[rows, 0], points[rows, 1], s=14, alpha=0.5, label=f"{condition} ({rows.sum()})"
         )
-    for arm, colour, marker in (("mined", _MINED, "o"), ("random", _RANDOM, "s")):
+    for arm, colour, marker in _ARMS:
         rows = np.array([arms.get(name) == arm for name in pool.frames])
+        if not rows.any():
+            continue
         axes.scatter(
             points[rows, 0],
             points[rows, 1],
@@ -116,6 +121,51 @@ def coverage(dataset: Dataset, selection: Selection) -> Any:
     axes.set_yticks(np.arange(len(names)), names)
     axes.set_xlabel("share of frames (number beside)")
     axes.legend(frameon=False)
+    return figure
+
+
+def coverage_by_class(
+    dataset: Dataset, selection: Selection, predictions: Sequence[Prediction] = ()
+) -> Any:
+    """Labelled boxes by condition and class, before and after the selection is labelled.
+
+    Args:
+        predictions: What the model sees on chosen frames; counted where they have no labels yet,
+            and the picture says so.
+    """
+    import matplotlib.pyplot as plt
+
+    chosen = {choice.frame for choice in selection.chosen}
+    frames = {frame.id: frame for frame in dataset.frames}
+    known = {f.id for f in dataset.with_roles(Role.SEED, Role.TRAIN).frames}
+    rows = sorted({condition_of(frames[name]) for name in known | (chosen & frames.keys())})
+    classes = list(dataset.label_schema.classes)
+    before, gained = np.zeros((2, len(rows), len(classes)), int)
+
+    def count(table: NDArray[np.int_], frame: str, cls: str) -> None:
+        if cls in classes:
+            table[rows.index(condition_of(frames[frame])), classes.index(cls)] += 1
+
+    for label in dataset.labels:
+        if label.frame in known and not label.ignore:
+            count(gained if label.frame in chosen else before, label.frame, label.cls)
+    expected = [one for one in predictions if one.frame in chosen - known and one.frame in frames]
+    for one in expected:
+        count(gained, one.frame, one.cls)
+    after = "after, by the model's own boxes" if expected else "after"
+    figure, grid = plt.subplots(
+        1, 2, figsize=(1.5 * len(classes) + 4, 0.4 * len(rows) + 2.2), sharey=True
+    )
+    most = max(1, int((before + gained).max()))
+    for axes, table, title in ((grid[0], before, "before"), (grid[1], before + gained, after)):
+        axes.imshow(np.log1p(table), cmap="Blues", vmin=0, vmax=np.log1p(most), aspect="auto")
+        for (row, column), value in np.ndenumerate(table):
+            light = "white" if np.log1p(value) > 0.6 * np.log1p(most) else "black"
+            axes.text(column, row, value or "-", ha="center", va="center", fontsize=8, color=light)
+        axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        axes.set_title(f"Labelled boxes {title}", fontsize=9, loc="left")
+    figure.tight_layout()
     return figure
 
 
