@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.curation.embedding.one_pass import Embeddings
-from workbench.curation.neighbours.exact import directions
+from workbench.curation.neighbours import directions
 from workbench.curation.selecting.mining import condition_of
 from workbench.perception.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
