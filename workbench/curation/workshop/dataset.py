@@ -1,4 +1,4 @@
-"""FiftyOne, the workshop: the only file that knows it.
+"""Publishing: frames in FiftyOne with all that is known about them.
 
 What is shown there is a copy; records are the truth. Publishing again replaces what the workbench
 wrote and leaves what people tagged. FiftyOne never starts a database of its own here: its embedded
@@ -7,26 +7,22 @@ one attaches to whichever mongod it finds first, so two projects would silently 
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench import services, workspace
-from workbench.errors import DataError, ParameterError, ServiceError
+from workbench import workspace
+from workbench.curation.embedding import Embeddings
+from workbench.curation.hygiene.coverage import condition_in_words
+from workbench.curation.hygiene.inspection import Found
+from workbench.curation.workshop import embedding_map, views
+from workbench.curation.workshop.connection import connect, load
+from workbench.curation.workshop.tags import ARMS
+from workbench.errors import DataError, ParameterError
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import Frame, Label
+from workbench.records.frames import Box, Frame, Label
 from workbench.records.types import Choice, Prediction, Selection
 from workbench.workspace import Workspace
-
-ARMS = ("mined", "random")
-"""Tags that the workbench owns; all others are people's."""
-
-_URI = "FIFTYONE_DATABASE_URI"
-_LOG = "workbench_tags"
-_HINT = "Run `workbench up`; `workbench status` shows what is running"
 
 
 def publish(
@@ -37,14 +33,20 @@ def publish(
     name: str | None = None,
     *,
     scores: Mapping[str, Mapping[str, Any]] | None = None,
+    seen: Embeddings | None = None,
+    found: Found | None = None,
 ) -> str:
     """Show frames in FiftyOne with labels, predictions, scores and the reason for each choice.
 
-    The dataset is persistent; chosen frames carry the tag ``mined`` or ``random``, and views of
-    these names are saved for the App. Repeating it replaces content and keeps people's tags.
+    The dataset is persistent; chosen frames carry their arm as a tag, and views are saved for the
+    App: each arm, each condition, what looks wrong, duplicates, leaks. Repeating it replaces
+    content and keeps people's tags.
 
     Args:
-        scores: Frame to its scores, see `workbench.curation.selecting.mining.read_scores`.
+        scores: Frame to its scores, see `workbench.curation.read_scores`.
+        seen: Embeddings of the frames: gives the App a map, and "more like this" of frames and of
+            predicted objects.
+        found: An inspection of the dataset: gives the App its duplicates, leaks and label errors.
 
     Returns:
         The dataset's name in FiftyOne.
@@ -54,7 +56,7 @@ def publish(
     """
     if not dataset.frames:
         raise DataError("there are no frames to show", where=dataset.ref or dataset.name)
-    fo = _connect(place)
+    fo = connect(place)
     name = name or dataset.name
     shown = fo.load_dataset(name) if fo.dataset_exists(name) else fo.Dataset(name, persistent=True)
     if "frame" not in shown.get_field_schema() and len(shown):
@@ -65,10 +67,11 @@ def publish(
         )
     _same_frames(fo, shown, place, dataset.frames)
     _fill(fo, shown, place, dataset, predictions, selection, scores or {})
-    for arm in ARMS:
-        chosen = shown.match_tags(arm)
-        ranked = chosen.sort_by("rank") if shown.has_sample_field("rank") else chosen
-        shown.save_view(arm, ranked, overwrite=True)
+    if found is not None:
+        _fill_hygiene(fo, shown, dataset, found)
+    if seen is not None:
+        embedding_map.show(fo, shown, place, seen)
+    views.save(fo, shown)
     shown.info["workbench"] = {"dataset": dataset.ref, "simulated": dataset.simulated}
     shown.save()
     return name
@@ -76,7 +79,7 @@ def publish(
 
 def is_published(place: Workspace, selection: Selection, name: str) -> bool:
     """Whether FiftyOne shows exactly the frames of this selection as chosen, images included."""
-    fo = _connect(place)
+    fo = connect(place)
     if not fo.dataset_exists(name):
         return False
     rows = fo.load_dataset(name).match_tags(list(ARMS)).values(["frame", "tags", "filepath"])
@@ -89,97 +92,22 @@ def is_published(place: Workspace, selection: Selection, name: str) -> bool:
     return there == {choice.frame: choice.arm for choice in selection.chosen}
 
 
-def tag(
-    name: str,
-    frames: Iterable[str],
-    label: str,
-    *,
-    by: str = "unknown",
-    place: Workspace | None = None,
-) -> int:
-    """Tag frames, noting who and when; returns how many did not have the tag before."""
-    if label in ARMS or not label.strip():
-        raise ParameterError(
-            f"{label!r} cannot be a tag of people", hint=f"{', '.join(ARMS)} are set by mining"
-        )
-    shown = _load(place, name)
-    tags = dict(zip(*shown.values(["frame", "tags"]), strict=True))
-    wanted = list(dict.fromkeys(frames))
-    unknown = [frame for frame in wanted if frame not in tags]
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} frames are not in the FiftyOne dataset {name!r}",
-            where=unknown[0],
-            hint="Publish the dataset version that holds them",
-        )
-    new = [frame for frame in wanted if label not in tags[frame]]
-    if new:
-        values = {frame: [*tags[frame], label] for frame in new}
-        shown.set_values("tags", values, key_field="frame")
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = {"tag": label, "by": by, "at": at, "frames": new}
-        shown.info[_LOG] = [*shown.info.get(_LOG, []), entry]
-        shown.save()
-    return len(new)
-
-
-def tagged(name: str, label: str, *, place: Workspace | None = None) -> tuple[str, ...]:
-    """Frames with a tag, whoever set it, here or in the App."""
-    return tuple(_load(place, name).match_tags(label).values("frame"))
-
-
-def tag_log(name: str, *, place: Workspace | None = None) -> list[dict[str, Any]]:
-    """Who tagged what and when, for tags that were set through `tag`."""
-    return [dict(entry) for entry in _load(place, name).info.get(_LOG, [])]
-
-
 def open_app(name: str, *, place: Workspace | None = None, port: int = 5151) -> Any:
-    """Start FiftyOne's App on loopback and return its session; `session.url` opens in a browser."""
-    shown = _load(place, name)
+    """Start FiftyOne's App on loopback and return its session; `session.url` opens in a browser.
+
+    It opens on the mined frames where there are any, with the map beside them where there is one.
+    """
+    shown = load(place, name)
     view = shown.load_saved_view("mined") if "mined" in shown.list_saved_views() else None
-    fo = _connect(place or workspace.find())
+    fo = connect(place or workspace.find())
     return fo.launch_app(
-        shown if view is None else view, remote=True, address="127.0.0.1", port=port, auto=False
+        shown if view is None or not len(view) else view,
+        remote=True,
+        address="127.0.0.1",
+        port=port,
+        auto=False,
+        spaces=views.spaces(fo, shown),
     )
-
-
-def _connect(place: Workspace) -> Any:
-    """FiftyOne attached to this workspace's mongod; its database is asked first."""
-    import pymongo
-    from pymongo.errors import PyMongoError
-
-    if _URI not in os.environ:
-        os.environ.update(services.environment(place, ("mongod",)))
-    uri = os.environ[_URI]
-    try:
-        client: pymongo.MongoClient[dict[str, Any]]
-        with pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000) as client:
-            client.admin.command("ping")
-    except PyMongoError as error:
-        raise ServiceError("mongod does not answer", where=uri, hint=_HINT) from error
-    known = sys.modules.get("fiftyone")
-    if known is not None and getattr(known.config, "database_uri", uri) != uri:
-        raise ServiceError(
-            "this process has FiftyOne attached to another database",
-            where=known.config.database_uri,
-            hint="Restart the notebook's kernel",
-        )
-    import fiftyone
-
-    return fiftyone
-
-
-def _load(place: Workspace | None, name: str) -> Any:
-    fo = _connect(place or workspace.find())
-    if not fo.dataset_exists(name):
-        near = ", ".join(fo.list_datasets()) or "none"
-        raise DataError(
-            f"FiftyOne has no dataset {name!r}",
-            hint=f"There are: {near}. `workbench.curation.publish` makes one",
-        )
-    shown = fo.load_dataset(name)
-    shown.reload()
-    return shown
 
 
 def _same_frames(fo: Any, shown: Any, place: Workspace, frames: Sequence[Frame]) -> None:
@@ -231,13 +159,68 @@ def _fill(
         "tags": [_tags(old, choices.get(f.id)) for old, f in zip(tags, frames, strict=True)],
         "reason": [_reason(choices.get(f.id)) for f in frames],
         "rank": [choices[f.id].rank if f.id in choices else None for f in frames],
+        "arm": [choices[f.id].arm if f.id in choices else None for f in frames],
+        "condition": [condition_in_words(frame) for frame in frames],
         "rarity": [scores.get(f.id, {}).get("rarity") for f in frames],
         "fault": [scores.get(f.id, {}).get("fault") or None for f in frames],
+        **_signals(names, scores),
     }
+    _set(shown, fields)
+
+
+def _set(shown: Any, fields: Mapping[str, list[Any]]) -> None:
     for field, values in fields.items():
         # A field of nothing but None has no type yet, and nothing to say.
         if shown.has_sample_field(field) or any(value is not None for value in values):
             shown.set_values(field, values)
+
+
+def _signals(
+    names: Sequence[str], scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[float | None]]:
+    """A field a signal, such as ``signal_entropy``: its rank in [0, 1], 1 the rarest."""
+    ranks = [scores.get(name, {}).get("ranks", {}) for name in names]
+    known = sorted({signal for one in ranks for signal in one})
+    return {f"signal_{signal}": [one.get(signal) for one in ranks] for signal in known}
+
+
+def _fill_hygiene(fo: Any, shown: Any, dataset: Dataset, found: Found) -> None:
+    """What an inspection found, on the frames it concerns; of others it is taken off again."""
+    by_id = {frame.id: frame for frame in dataset.frames}
+    names = shown.values("frame")
+    leaks: dict[str, str] = {}
+    for leak in found.leaks:
+        for frame in (leak.first, leak.second):
+            leaks.setdefault(frame, leak.why)
+    twins = {
+        frame: number
+        for number, cluster in enumerate(found.clusters, start=1)
+        for frame in cluster.frames
+    }
+    errors: dict[str, list[Any]] = {}
+    for one in found.errors:
+        if one.frame in by_id:
+            errors.setdefault(one.frame, []).append(one)
+    boxes = {
+        name: [
+            fo.Detection(
+                label=one.kind,
+                bounding_box=_shares(by_id[name], one.box),
+                confidence=one.weight,
+                why=one.why,
+                cls=one.cls,
+            )
+            for one in theirs
+        ]
+        for name, theirs in errors.items()
+    }
+    fields: dict[str, list[Any]] = {
+        "leak": [leaks.get(name) for name in names],
+        "twins": [twins.get(name) for name in names],
+        "suspicion": [max((e.weight for e in errors.get(n, ())), default=None) for n in names],
+        "label_errors": [fo.Detections(detections=boxes[n]) if n in boxes else None for n in names],
+    }
+    _set(shown, fields)
 
 
 def _tags(old: Sequence[str], choice: Choice | None) -> list[str]:
@@ -278,6 +261,9 @@ def _predicted(fo: Any, frame: Frame, found: Sequence[Prediction] | None) -> Any
 
 
 def _relative(frame: Frame, boxed: Label | Prediction) -> list[float]:
+    return _shares(frame, boxed.box)
+
+
+def _shares(frame: Frame, box: Box) -> list[float]:
     """FiftyOne's box: left, top, width, height as shares of the image."""
-    box = boxed.box
     return [box.x / frame.width, box.y / frame.height, box.w / frame.width, box.h / frame.height]

@@ -1,0 +1,142 @@
+"""Tags of people: set here or in the App, and taken back out as a Selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from workbench.curation.selecting.choosing import BY_HAND
+from workbench.curation.workshop.connection import load
+from workbench.errors import DataError, ParameterError
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref
+from workbench.records.store import Store
+from workbench.records.types import Choice, Selection
+from workbench.workspace import Workspace
+
+ARMS = ("mined", "random", "control")
+"""Tags that the workbench owns; all others are people's."""
+
+_LOG = "workbench_tags"
+
+
+def tag(
+    name: str,
+    frames: Iterable[str],
+    label: str,
+    *,
+    by: str = "unknown",
+    place: Workspace | None = None,
+) -> int:
+    """Tag frames, noting who and when; returns how many did not have the tag before."""
+    if label in ARMS or not label.strip():
+        raise ParameterError(
+            f"{label!r} cannot be a tag of people", hint=f"{', '.join(ARMS)} are set by mining"
+        )
+    shown = load(place, name)
+    tags = dict(zip(*shown.values(["frame", "tags"]), strict=True))
+    wanted = list(dict.fromkeys(frames))
+    unknown = [frame for frame in wanted if frame not in tags]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} frames are not in the FiftyOne dataset {name!r}",
+            where=unknown[0],
+            hint="Publish the dataset version that holds them",
+        )
+    new = [frame for frame in wanted if label not in tags[frame]]
+    if new:
+        values = {frame: [*tags[frame], label] for frame in new}
+        shown.set_values("tags", values, key_field="frame")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"tag": label, "by": by, "at": at, "frames": new}
+        shown.info[_LOG] = [*shown.info.get(_LOG, []), entry]
+        shown.save()
+    return len(new)
+
+
+def tagged(name: str, label: str, *, place: Workspace | None = None) -> tuple[str, ...]:
+    """Frames with a tag, whoever set it, here or in the App."""
+    return tuple(load(place, name).match_tags(label).values("frame"))
+
+
+def tag_log(name: str, *, place: Workspace | None = None) -> list[dict[str, Any]]:
+    """Who tagged what and when, for tags that were set through `tag`."""
+    return [dict(entry) for entry in load(place, name).info.get(_LOG, [])]
+
+
+def selection_of_tag(
+    store: Store, name: str, label: str, by: str, *, model: Ref | None = None
+) -> Ref:
+    """The frames that carry a tag, as a Selection that says who tagged each and when.
+
+    Tags set through `tag` have their own author and time. FiftyOne's App asks nobody for a name:
+    what was tagged there is said to be ``by`` whoever takes it over, at the time of the frame's
+    last change in FiftyOne, and marked ``app``.
+
+    Args:
+        name: The dataset in FiftyOne; the Selection is of the dataset version published there.
+
+    Raises:
+        DataError: No frame has the tag, or the dataset was published without a version.
+    """
+    shown = load(store.workspace, name)
+    version = (shown.info.get("workbench") or {}).get("dataset")
+    rows = list(zip(*shown.match_tags(label).values(["frame", "last_modified_at"]), strict=True))
+    if not rows:
+        known = sorted(set(shown.distinct("tags")) - set(ARMS))
+        raise DataError(
+            f"no frame of {name!r} has the tag {label!r}",
+            where="FiftyOne",
+            hint=f"There are: {', '.join(known) or 'no tags of people'}",
+        )
+    if version is None:
+        raise DataError(
+            "what FiftyOne shows under this name is of no dataset version",
+            where=name,
+            hint="Save the dataset and publish it again",
+        )
+    known_frames = {frame.id for frame in datasets.load(store, version).frames}
+    who = _authors(shown.info.get(_LOG, []), label)
+    tagged_by = {
+        frame: who.get(frame) or {"by": by, "at": _when(at), "through": "app"}
+        for frame, at in rows
+        if frame in known_frames
+    }
+    ordered = sorted(tagged_by, key=lambda frame: (tagged_by[frame]["at"], frame))
+    chosen = tuple(
+        Choice(frame=frame, rank=rank, score=1.0, reasons=(_reason(label, tagged_by[frame]),))
+        for rank, frame in enumerate(ordered, start=1)
+    )
+    record = Selection(
+        dataset=version,
+        model=model,
+        budget=len(chosen),
+        seed=0,
+        method=BY_HAND,
+        parameters={"tag": label, "taken_by": by, "tagged": tagged_by},
+        chosen=chosen,
+    )
+    return store.put(record)
+
+
+def _authors(log: Iterable[dict[str, Any]], label: str) -> dict[str, dict[str, str]]:
+    """Who tagged a frame through `tag`, and when; the first counts."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in log:
+        if entry["tag"] == label:
+            for frame in entry["frames"]:
+                found.setdefault(
+                    frame, {"by": entry["by"], "at": entry["at"], "through": "workbench"}
+                )
+    return found
+
+
+def _when(at: datetime | None) -> str:
+    moment = at or datetime.now(UTC)
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _reason(label: str, tagged_by: dict[str, str]) -> str:
+    return f"tagged {label!r} by {tagged_by['by']} on {tagged_by['at'][:10]}"
