@@ -31,6 +31,7 @@ COMMANDS = {
     "schedule": ("schedule", "Write what cron, systemd, Dagster, Airflow or Kubernetes want."),
     "lineage": ("lineage", "Show what anything came from, or with --forward what was made of it."),
     "reproduce": ("reproduce", "Rebuild a model from its lineage alone and compare digests."),
+    "predict": ("predict", "Run a bundle on images, as a car would: an answer for every frame."),
     "verify": ("models", "Check a signed bundle, to the byte."),
     "mine": ("mine", "Choose the frames worth labeling; tell later how much better than chance."),
     "label": ("labels", "Send frames to labelers, see how far they are, collect."),

@@ -163,7 +163,8 @@ def to_keep_float(
     of single layers add up, ``most`` at most. A file with more of them is hardly faster any more:
     then quantisation-aware training is the way.
     """
-    reached, kept = sensitivity.whole.least_db, []
+    reached = sensitivity.whole.least_db
+    kept: list[Layer] = []
     for row in sorted(sensitivity.layers, key=lambda found: -found.gain_db):
         if reached >= floor_db or len(kept) == most or row.gain_db <= 0:
             break

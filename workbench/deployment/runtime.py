@@ -1,0 +1,213 @@
+"""Bundles in ONNX Runtime, one frame at a time, with a budget and an answer for every frame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from workbench import digest
+from workbench.deployment.answers import Answer, Found, Status
+from workbench.deployment.fallback import Memory, Rule
+from workbench.deployment.fusion import fuse
+from workbench.errors import ContractError, DataError, ParameterError
+from workbench.perception.bundles import INT8_CPU, MANIFEST, model_files, read_manifest
+from workbench.perception.decode import Detections, decode
+from workbench.perception.golden import require_input
+from workbench.perception.predictor import OnnxPredictor, to_image
+from workbench.perception.preprocessing import Pixels, prepare_batch
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle whose files hold, with one of its models loaded.
+
+    ``digest`` is that of its manifest, which names the digest of every other file.
+    """
+
+    folder: Path
+    file: str
+    digest: str
+    predictor: OnnxPredictor
+    simulated: bool
+
+
+def open_bundle(folder: Path, *, file: str = INT8_CPU, threads: int = 2) -> Opened:
+    """Check a bundle to the byte and load a model of it; nothing is loaded that does not hold.
+
+    Args:
+        folder: With its manifest. Whether somebody signed it is not asked here.
+        file: Which of its ONNX files.
+
+    Raises:
+        RecordError: A file is missing, changed or too many, or carries another contract.
+        ContractError: This machine's preprocessing gives another tensor than the model expects.
+        ParameterError: The bundle has no such model.
+    """
+    manifest = read_manifest(folder)
+    if file not in model_files(manifest):
+        raise ParameterError(
+            f"the bundle has no model {file!r}",
+            where=folder,
+            hint=f"It has {', '.join(model_files(manifest))}",
+        )
+    return Opened(
+        folder=folder,
+        file=file,
+        digest=digest.of_file(folder / MANIFEST),
+        predictor=OnnxPredictor(folder / file, threads=threads),
+        simulated=bool(manifest.get("simulated")),
+    )
+
+
+class Runtime:
+    """Answers frames in order.
+
+    One bundle answers alone. Of several the boxes are fused; if one of them fails or there is no
+    time left for it, the first bundle answers alone and the answer names it: which bundle answers
+    never depends on anything but the bundles' order.
+
+    Args:
+        bundles: The first is the one that can answer alone.
+        budget_ms: Preprocessing, networks and decoding of one frame; None for no limit.
+        score: Boxes below are left out; None for each model's own threshold.
+        rule: What answers when no model does.
+
+    Raises:
+        ParameterError: No bundle, other classes in one of them, or no time.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Opened],
+        *,
+        budget_ms: float | None = None,
+        score: float | None = None,
+        rule: Rule | None = None,
+    ) -> None:
+        if not bundles:
+            raise ParameterError("no bundle to run")
+        if budget_ms is not None and not budget_ms > 0:
+            raise ParameterError(f"a budget of {budget_ms} ms leaves no time", where="budget")
+        self.classes = bundles[0].predictor.classes
+        for other in bundles[1:]:
+            if other.predictor.classes != self.classes:
+                raise ParameterError(
+                    "bundles with different classes cannot answer together", where=other.folder
+                )
+        self.bundles = tuple(bundles)
+        self.memory = Memory(rule)
+        self.budget_ms, self.score = budget_ms, score
+        for bundle in bundles:  # the first run of a network is slow, and no frame's fault
+            spec = bundle.predictor.preprocessing
+            blank = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
+            self._ask(bundle, blank)
+
+    def answer(
+        self, image: Pixels | DataError, *, file: str, sequence: str, frame: str | None = None
+    ) -> Answer:
+        """The answer to the next frame of a sequence.
+
+        Args:
+            image: RGB uint8 ``[height, width, 3]``, or why there is none.
+            file: What to call the frame.
+            sequence: Frames of other sequences say nothing about this one.
+        """
+        if isinstance(image, DataError):
+            return self._by_rule(file, sequence, frame, Status.UNREADABLE, None, image.what)
+        began = time.perf_counter()
+        try:
+            found, by, why = self._by_models(image, began)
+        except (ContractError, DataError) as error:
+            spent = _ms_since(began)
+            return self._by_rule(file, sequence, frame, Status.FALLBACK, spent, error.what)
+        spent = _ms_since(began)
+        if self.budget_ms is not None and spent > self.budget_ms:
+            reason = f"{spent:.1f} ms, {self.budget_ms:g} allowed"
+            return self._by_rule(file, sequence, frame, Status.LATE, spent, reason)
+        boxes = self._boxes(found)
+        self.memory.keep(sequence, boxes)
+        return Answer(
+            file=file,
+            sequence=sequence,
+            frame=frame,
+            status=Status.OK,
+            boxes=boxes,
+            by=by,
+            ms=spent,
+            why=why,
+        )
+
+    def _by_models(self, image: Pixels, began: float) -> tuple[Detections, str, str]:
+        first = self._ask(self.bundles[0], image)
+        if len(self.bundles) == 1:
+            return first, _name(self.bundles[0]), ""
+        members, slowest = [first], _ms_since(began)
+        for bundle in self.bundles[1:]:
+            spent = _ms_since(began)
+            if self.budget_ms is not None and spent + slowest > self.budget_ms:
+                return first, _name(self.bundles[0]), f"no time for {_name(bundle)}"
+            try:
+                members.append(self._ask(bundle, image))
+            except (ContractError, DataError) as error:
+                return first, _name(self.bundles[0]), f"{_name(bundle)}: {error.what}"
+            slowest = max(slowest, _ms_since(began) - spent)
+        limit = self.bundles[0].predictor.config.max_detections
+        return fuse(members, limit=limit), "+".join(map(_name, self.bundles)), ""
+
+    @staticmethod
+    def _ask(bundle: Opened, image: Pixels) -> Detections:
+        predictor = bundle.predictor
+        batch, placements = prepare_batch([image], predictor.preprocessing)
+        batch = require_input(batch, predictor.preprocessing, where=bundle.folder)
+        try:
+            maps = predictor.raw(batch)
+        except Exception as error:  # ONNX Runtime's errors share no public base
+            raise DataError(f"ONNX Runtime failed: {error}", where=bundle.folder) from error
+        if not all(np.isfinite(values).all() for values in maps):
+            raise ContractError("the network gave values that are no numbers", where=bundle.folder)
+        return to_image(decode(maps, predictor.config)[0], placements[0], image)
+
+    def _boxes(self, found: Detections) -> tuple[Found, ...]:
+        kept = found if self.score is None else found.above(self.score)
+        return tuple(
+            Found(
+                cls=self.classes[int(number)],
+                score=round(float(score), 6),
+                xyxy=tuple(round(float(side), 3) for side in box),
+            )
+            for box, score, number in zip(kept.boxes, kept.scores, kept.classes, strict=True)
+        )
+
+    def _by_rule(
+        self,
+        file: str,
+        sequence: str,
+        frame: str | None,
+        status: Status,
+        ms: float | None,
+        why: str,
+    ) -> Answer:
+        boxes, by, age = self.memory.recall(sequence)
+        return Answer(
+            file=file,
+            sequence=sequence,
+            frame=frame,
+            status=status,
+            boxes=boxes,
+            by=by,
+            age=age,
+            ms=ms,
+            why=why,
+        )
+
+
+def _name(bundle: Opened) -> str:
+    return f"bundle {digest.short(bundle.digest)}"
+
+
+def _ms_since(began: float) -> float:
+    return round(1000 * (time.perf_counter() - began), 3)
