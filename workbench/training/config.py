@@ -206,6 +206,14 @@ class TrainingConfig:
         width, depth = _SIZES[size]
         return cls(width=width, depth=depth, **more)
 
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> TrainingConfig:
+        """From what `dataclasses.asdict` gave, also by way of JSON."""
+        augment = {**values["augment"], "zoom": tuple(values["augment"]["zoom"])}
+        groups = {"sampling": Sampling, "trust": Trust, "stopping": Stopping}
+        made = {name: kind(**values[name]) for name, kind in groups.items()}
+        return cls(**{**values, "augment": Augmentation(**augment), **made})
+
     def steps_for(self, frames: int) -> int:
         """Optimiser steps over ``frames`` frames."""
         if self.epochs is None:
