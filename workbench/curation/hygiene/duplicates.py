@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.curation.hygiene.alike import Likeness, Yardstick, measure
+from workbench.curation.hygiene.alike import COPY_BITS, Likeness, Yardstick, measure
 from workbench.curation.hygiene.fingerprints import differing_bits
 from workbench.records.base import Digest, Row
 
@@ -55,23 +55,21 @@ def find(like: Likeness, pixels: Sequence[str], yardstick: Yardstick | None = No
 
     Args:
         pixels: Digests of decoded pixels, ``n``.
-        yardstick: How alike is near; measured on the frames themselves by default. One that is
-            not measured finds exact duplicates only.
+        yardstick: How alike is near; measured on the frames themselves by default. One that
+            could not be measured finds copies only.
     """
     yardstick = yardstick or measure(like, SHARE)
     groups: dict[str, list[int]] = {}
     for row in sorted(range(len(like.frames)), key=lambda row: _order(like, row)):
         groups.setdefault(pixels[row], []).append(row)
     exact = [_cluster(like, rows, exact=True) for rows in groups.values() if len(rows) > 1]
-    near: list[Cluster] = []
-    if yardstick.measured:
-        different = like.rows(rows[0] for rows in groups.values())
-        links = ((found.first, found.second) for found in pairs_within(different, yardstick))
-        near = [
-            _cluster(different, rows, exact=False)
-            for rows in components(len(groups), links)
-            if len(rows) > 1
-        ]
+    different = like.rows(rows[0] for rows in groups.values())
+    links = ((found.first, found.second) for found in pairs_within(different, yardstick))
+    near = [
+        _cluster(different, rows, exact=False)
+        for rows in components(len(groups), links)
+        if len(rows) > 1
+    ]
     return Duplicates(_largest_first(exact), _largest_first(near), yardstick)
 
 
@@ -134,7 +132,7 @@ def components(
 
 
 def _close(like: Likeness, theirs: Likeness, yardstick: Yardstick, found: Found) -> Found:
-    """Those of the pairs whose vectors are near too, with the distances."""
+    """Copies, and those of the other pairs whose vectors are near too, with the distances."""
     if like.directions is None or theirs.directions is None:
         return found
     apart = np.empty(len(found.first), np.float32)
@@ -143,7 +141,7 @@ def _close(like: Likeness, theirs: Likeness, yardstick: Yardstick, found: Found)
         mine, others = like.directions[found.first[part]], theirs.directions[found.second[part]]
         apart[part] = 1 - (mine * others).sum(axis=1)
     limit = np.inf if yardstick.distance is None else yardstick.distance
-    near = apart <= limit
+    near = (apart <= limit) | (found.bits <= COPY_BITS)
     return Found(found.first[near], found.second[near], apart[near], found.bits[near])
 
 

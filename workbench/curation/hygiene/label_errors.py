@@ -125,7 +125,7 @@ class _Trust:
             for row, one in enumerate(frame.found)
         ]
         overall = _counts([(score, right) for _, score, right in rows])
-        base = np.maximum.accumulate((overall[1] + 1) / (overall[0] + 2))
+        base = np.maximum.accumulate(overall[1] / (overall[0] + 1))
         self._by_class: dict[str, NDArray[np.float64]] = {}
         for cls in {cls for cls, _, _ in rows}:
             total, right = _counts([(s, r) for c, s, r in rows if c == cls])

@@ -1,0 +1,163 @@
+"""Twins that were planted are found, and only those."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.curation.hygiene import planted
+from workbench.curation import hygiene
+from workbench.curation.hygiene import duplicates
+from workbench.curation.hygiene.alike import ENOUGH_PAIRS, MOST_BITS, Likeness, Yardstick, measure
+from workbench.errors import WorkbenchError
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Role
+from workbench.workspace import Workspace
+
+
+def find(place: Workspace, dataset: Dataset) -> duplicates.Duplicates:
+    found = hygiene.fingerprints(place, dataset.frames)
+    return duplicates.find(Likeness(dataset.frames, found.hashes), found.pixels)
+
+
+def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(place: Workspace) -> None:
+    dataset = planted.clean(place)
+    image = planted.scene(2, step=6.0)
+    copy = planted.frame_of(place, planted.encoded(image, "BMP"), "copies", 0, Role.POOL, ".bmp")
+    found = find(place, planted.with_frames(dataset, copy))
+    (cluster,) = found.exact
+    assert cluster.exact
+    assert copy.id in cluster.frames
+    assert len(cluster.frames) == 2
+    assert cluster.drives == 2
+
+
+def test_a_copy_saved_worse_and_smaller_is_a_near_duplicate(place: Workspace) -> None:
+    dataset = planted.clean(place)
+    image = planted.scene(4, step=9.0)
+    brighter = (
+        Image.fromarray(image).resize((112, 67), Image.Resampling.BOX).point(lambda v: v * 1.1)
+    )
+    worse = planted.encoded(np.asarray(brighter), "JPEG", quality=60)
+    copy = planted.frame_of(place, worse, "copies", 0, Role.POOL, ".jpg")
+    found = find(place, planted.with_frames(dataset, copy))
+    assert not found.exact
+    together = next(cluster for cluster in found.near if copy.id in cluster.frames)
+    original = next(f for f in dataset.frames if f.drive == "drive-04" and f.index == 3)
+    assert original.id in together.frames
+
+
+def test_a_clean_pool_has_no_twins_across_drives(place: Workspace) -> None:
+    found = find(place, planted.clean(place))
+    assert not found.exact
+    assert all(cluster.drives == 1 for cluster in found.near)
+    assert found.yardstick.pairs >= ENOUGH_PAIRS
+    assert found.yardstick.bits <= MOST_BITS
+
+
+def test_a_pool_of_one_picture_is_one_cluster(place: Workspace) -> None:
+    image = planted.scene(1)
+    kinds = [("PNG", ".png"), ("BMP", ".bmp"), ("TIFF", ".tiff")]
+    frames = [
+        planted.frame_of(place, planted.encoded(image, kind), "one", number, Role.POOL, suffix)
+        for number, (kind, suffix) in enumerate(kinds)
+    ]
+    found = hygiene.fingerprints(place, frames)
+    twins = duplicates.find(Likeness(tuple(frames), found.hashes), found.pixels)
+    assert twins.surplus == 2
+    assert [len(cluster.frames) for cluster in twins.exact] == [3]
+    assert "too few" in twins.yardstick.told
+
+
+def test_thousands_of_near_copies_are_one_cluster_in_bounded_memory() -> None:
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    words = np.tile(rng.integers(0, 2**63, 4).astype(np.uint64), (3000, 1))
+    words[:, 0] ^= np.left_shift(np.uint64(1), rng.integers(0, 60, 3000).astype(np.uint64))
+    like = Likeness((), words)
+    tracemalloc.start()
+    links = (
+        (f.first, f.second) for f in duplicates.pairs_within(like, Yardstick(None, 4, 99, 0.1))
+    )
+    groups = duplicates.components(3000, links)
+    assert len(groups) == 1
+    assert tracemalloc.get_traced_memory()[1] < 400e6
+    tracemalloc.stop()
+
+
+def test_components_are_what_a_search_by_hand_finds() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.integers(0, 60, (2, 40))
+    groups = duplicates.components(60, [(first[:15], second[:15]), (first[15:], second[15:])])
+    near: dict[int, set[int]] = {row: {row} for row in range(60)}
+    for _ in range(60):
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            both = near[one] | near[other]
+            near[one] = near[other] = both
+        for row in range(60):
+            near[row] = set().union(*(near[member] for member in near[row]))
+    assert sorted(map(sorted, {tuple(sorted(one)) for one in near.values()})) == groups
+
+
+def test_fingerprints_are_read_the_second_time(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = planted.clean(place, drives=2)
+    first = hygiene.fingerprints(place, dataset.frames)
+    module = sys.modules["workbench.curation.hygiene.fingerprints"]
+    monkeypatch.setattr(module, "load_rgb", lambda _: pytest.fail("read again"))
+    again = hygiene.fingerprints(place, dataset.frames)
+    assert again.pixels == first.pixels
+    assert (again.hashes == first.hashes).all()
+
+
+def test_a_torn_fingerprint_file_is_made_again(place: Workspace) -> None:
+    dataset = planted.clean(place, drives=2)
+    first = hygiene.fingerprints(place, dataset.frames)
+    (kept,) = (place.root / "fingerprints").rglob("*.npy")
+    kept.write_bytes(kept.read_bytes()[:200])
+    assert hygiene.fingerprints(place, dataset.frames).pixels == first.pixels
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(place: Workspace) -> None:
+    dataset = planted.clean(place, drives=2)
+    torn = dataset.frames[3]
+    media_path(place, torn).write_bytes(b"no image")
+    found = hygiene.fingerprints(place, dataset.frames)
+    assert torn.id not in found.frames
+    ((frame, why),) = found.left_out
+    assert frame == torn.id
+    assert "cannot be read" in why
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("workbench.workspace.os.fsync", full)
+    with pytest.raises(WorkbenchError, match="fingerprints cannot be written: No space left"):
+        hygiene.fingerprints(place, planted.clean(place, drives=1).frames)
+    assert not list((place.root / "fingerprints").rglob("*.npy"))
+
+
+def test_one_long_wait_is_not_the_yardstick(place: Workspace) -> None:
+    """A drive that stands for 60 frames counts with no more pairs than the others."""
+    dataset = planted.clean(place)
+    standing = [
+        planted.frame_of(
+            place, planted.encoded(planted.scene(77) + np.uint8(n % 3)), "stands", n, Role.SEED
+        )
+        for n in range(3)
+    ]
+    hashes = hygiene.fingerprints(place, dataset.frames).hashes
+    moving = measure(Likeness(dataset.frames, hashes), 0.5)
+    still = hygiene.fingerprints(place, standing).hashes
+    many = tuple(standing[n % 3].model_copy(update={"index": n}) for n in range(60))
+    both = Likeness((*dataset.frames, *many), np.concatenate([hashes, still[np.arange(60) % 3]]))
+    assert measure(both, 0.5).bits >= moving.bits - 6

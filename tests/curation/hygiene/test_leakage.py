@@ -1,0 +1,163 @@
+"""Leaks that were planted fail their own gate, and a clean split passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.curation.hygiene import planted
+from workbench.curation import hygiene
+from workbench.curation.hygiene import leakage
+from workbench.curation.hygiene.alike import Likeness
+from workbench.data import RolePolicy, assign_roles
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Drive, Role
+from workbench.records.types import GateResult, Verdict
+from workbench.workspace import Workspace
+
+
+def check(
+    place: Workspace, dataset: Dataset, rules: hygiene.LeakageRules | None = None
+) -> hygiene.Leakage:
+    found = hygiene.fingerprints(place, dataset.frames)
+    return leakage.check(dataset, Likeness(dataset.frames, found.hashes), rules)
+
+
+def gate(found: hygiene.Leakage, kind: str) -> GateResult:
+    return next(one for one in found.gates if one.name == f"leakage-{kind}")
+
+
+@pytest.fixture
+def dataset(place: Workspace) -> Dataset:
+    return planted.clean(place)
+
+
+def test_a_clean_split_passes_with_its_evidence(place: Workspace, dataset: Dataset) -> None:
+    found = check(place, dataset)
+    assert found.verdict is Verdict.PASS
+    assert not found.leaks
+    assert (gate(found, "drive").n, gate(found, "drive").unit) == (10, "drives")
+    assert gate(found, "embedding").n == len(dataset.frames)
+    assert "of 256 hash bits" in gate(found, "embedding").method
+    place_gate = gate(found, "place")
+    assert place_gate.verdict is Verdict.INSUFFICIENT
+    assert not place_gate.required
+    assert "80 of 80 frames tell no position" in place_gate.why
+
+
+def test_a_copy_across_the_split_is_found(place: Workspace, dataset: Dataset) -> None:
+    image = planted.scene(9, step=6.0)  # drive 9 is judged by
+    worse = planted.encoded(image, "JPEG", quality=60)
+    copy = planted.frame_of(place, worse, "copies", 0, Role.SEED, ".jpg")
+    found = check(place, planted.with_frames(dataset, copy))
+    assert found.verdict is Verdict.FAIL
+    leaks = [leak for leak in found.leaks if leak.kind == "embedding"]
+    assert copy.id in {leak.second for leak in leaks}
+    assert "safety of drive-09 and seed of copies" in leaks[0].why
+    assert gate(found, "drive").verdict is Verdict.PASS
+
+
+def test_a_drive_on_two_sides_is_found(place: Workspace, dataset: Dataset) -> None:
+    moved = [
+        frame.model_copy(update={"role": Role.SEED})
+        if frame.drive == "drive-09" and frame.index < 3
+        else frame
+        for frame in dataset.frames
+    ]
+    found = check(place, replace(dataset, frames=tuple(moved)))
+    assert gate(found, "drive").verdict is Verdict.FAIL
+    assert gate(found, "time").verdict is Verdict.FAIL
+    (leak,) = (leak for leak in found.leaks if leak.kind == "drive")
+    assert leak.value == 3
+    assert "drive-09 has frames on sides judged and learned" in leak.why
+
+
+def test_blocks_of_time_are_judged_by_their_gap(place: Workspace, dataset: Dataset) -> None:
+    few = dataset.where(lambda frame: frame.drive in ("drive-00", "drive-01"))
+    cut = assign_roles(few, RolePolicy(gap_s=0.5))
+    found = check(place, cut)
+    assert cut.split["method"] == "time blocks"
+    assert not gate(found, "drive").required
+    assert "time decides" in gate(found, "drive").why
+    assert gate(found, "time").verdict is Verdict.PASS
+    assert "lie 0.5 s apart" in gate(found, "time").method
+
+
+def test_two_files_of_one_recording_are_told_by_the_vehicles_clock(
+    place: Workspace, dataset: Dataset
+) -> None:
+    """A recording cut into drives by name alone: the second half is judged by."""
+    drives = []
+    for drive in dataset.drives:
+        start = {"drive-06": "2026-01-01T10:00:00Z", "drive-08": "2026-01-01T10:00:05Z"}
+        about = {"vehicle": "v1", "started_at": start.get(drive.id, "2026-01-02T10:00:00Z")}
+        drives.append(drive.model_copy(update=about if drive.id in start else {}))
+    found = check(place, replace(dataset, drives=tuple(drives)))
+    leaks = [leak for leak in found.leaks if leak.kind == "time"]
+    assert gate(found, "drive").verdict is Verdict.PASS
+    assert gate(found, "time").verdict is Verdict.FAIL
+    assert min(leak.value for leak in leaks) == 1.5
+    assert "seed of drive-06 and safety of drive-08" in leaks[0].why
+
+
+def test_one_place_driven_twice_is_found_by_position(place: Workspace, dataset: Dataset) -> None:
+    def placed(shift_m: float) -> Dataset:
+        frames = []
+        for frame in dataset.frames:
+            north = 48.0 + (0.01 * int(frame.drive[-2:]))
+            if frame.drive == "drive-08":
+                north = 48.0 + shift_m / 111_195
+            frames.append(frame.model_copy(update={"position": (north, 11.0)}))
+        return replace(dataset, frames=tuple(frames))
+
+    near = check(place, placed(20.0))
+    assert gate(near, "place").verdict is Verdict.FAIL
+    assert {round(leak.value) for leak in near.leaks if leak.kind == "place"} == {20}
+    assert gate(check(place, placed(30.0)), "place").verdict is Verdict.PASS
+    wider = hygiene.LeakageRules(radius_m=40.0)
+    assert gate(check(place, placed(30.0), wider), "place").verdict is Verdict.FAIL
+
+
+def test_a_pool_without_a_split_is_no_evidence(place: Workspace, dataset: Dataset) -> None:
+    pool = [frame.model_copy(update={"role": Role.POOL}) for frame in dataset.frames]
+    found = check(place, replace(dataset, frames=tuple(pool)))
+    assert found.verdict is Verdict.INSUFFICIENT
+    assert "the only role is pool" in found.gates[0].why
+
+
+def test_too_few_frames_to_measure_on_are_no_evidence(place: Workspace) -> None:
+    found = check(place, planted.clean(place, drives=4, per_drive=3))
+    assert found.verdict is Verdict.INSUFFICIENT
+    assert "8 consecutive pairs are too few" in gate(found, "embedding").why
+
+
+def test_vectors_and_hashes_have_to_agree(place: Workspace, dataset: Dataset) -> None:
+    """Likeness that the model sees through is no leak; a copy is one, whatever it sees."""
+    hashes = hygiene.fingerprints(place, dataset.frames).hashes.copy()
+    unit = np.zeros((len(dataset.frames), 4), np.float32)
+    unit[:, 0] = 1.0
+    judged = next(n for n, f in enumerate(dataset.frames) if f.drive == "drive-09")
+    hashes[judged] = hashes[0] ^ np.array([2**20 - 1, 0, 0, 0], np.uint64)  # 20 bits of 256
+    unit[judged] = (0, 1, 0, 0)
+    like = Likeness(dataset.frames, hashes, unit)
+    assert not leakage.check(dataset, like).leaks
+    unit[judged] = unit[0]
+    assert leakage.check(dataset, like).leaks
+    unit[judged] = (0, 1, 0, 0)
+    hashes[judged] = hashes[0]
+    (leak,) = leakage.check(dataset, like).leaks
+    assert (leak.kind, leak.first) == ("embedding", dataset.frames[judged].id)
+
+
+def test_a_drive_that_nobody_described_keeps_its_own_clock() -> None:
+    from workbench.curation.hygiene.sides import clock
+    from workbench.records.frames import Frame
+
+    frame = Frame(id="0" * 64, drive="d", index=0, timestamp_us=7, width=1, height=1, suffix=".png")
+    assert clock(frame, None) == ("d", 7e-6)
+    assert clock(frame, Drive(id="d", vehicle="v", started_at="once")) == ("d", 7e-6)
+    assert clock(frame.model_copy(update={"timestamp_us": None}), None) is None
+    epoch = frame.model_copy(update={"timestamp_us": 1_700_000_000_000_000})
+    assert clock(epoch, Drive(id="d", vehicle="v")) == ("vehicle v", 1.7e9)
