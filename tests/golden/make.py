@@ -225,6 +225,29 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"metrics.json": b"{}"},
         ),
         (
+            t.SweepReport(
+                dataset=_ref("dataset"),
+                figure="ap50 on 12 val frames",
+                frames=12,
+                models=(
+                    t.SweepModel(
+                        checkpoint=_ref("checkpoint"),
+                        seed=1,
+                        settings={"width": 0.5},
+                        value=0.5,
+                        low=0.25,
+                        high=0.625,
+                    ),
+                ),
+                settings=(t.SweepSetting(settings={"width": 0.5}, seeds=(1,), mean=0.5),),
+                best=_ref("checkpoint"),
+                decided=None,
+                confidence=0.95,
+                simulated=True,
+            ),
+            {},
+        ),
+        (
             t.MiningReport(
                 selection=_ref("selection"),
                 labels=(_ref("label"),),

@@ -273,6 +273,58 @@ class Quantiser(Row):
     agreement: float | None
 
 
+class SweepModel(Row):
+    """One training of a sweep: where it differs from the others, and its figure with interval."""
+
+    checkpoint: Ref
+    seed: int
+    settings: Json
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class SweepSetting(Row):
+    """Models of one setting: the mean over their seeds, with an interval from two seeds on."""
+
+    settings: Json
+    seeds: tuple[int, ...]
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+class SweepReport(Record):
+    """Several trainings compared on the same frames.
+
+    ``figure`` says what was measured on which of ``dataset``'s frames. ``settings`` are best
+    first; ``decided`` tells whether the first one's interval lies above the next one's, None
+    where there are not two intervals to compare.
+    """
+
+    KIND: ClassVar[str] = "sweep"
+    dataset: Ref
+    figure: str
+    frames: int
+    models: tuple[SweepModel, ...]
+    settings: tuple[SweepSetting, ...]
+    best: Ref
+    decided: bool | None
+    confidence: float
+    simulated: bool = False
+
+    @property
+    def words(self) -> str:
+        """What may be said of the first setting."""
+        if len(self.settings) < 2:
+            return f"{self.figure}: one setting, nothing to decide"
+        if self.decided is None:
+            return f"{self.figure}: INSUFFICIENT EVIDENCE, each setting needs two seeds or more"
+        if self.decided:
+            return f"{self.figure}: the first setting is better than the next"
+        return f"{self.figure}: not decided, the intervals of the first two overlap"
+
+
 class CalibrationSet(Record):
     """The frames that set the ranges of 8-bit numbers, and why they may.
 
@@ -534,6 +586,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         Agreement,
         Withdrawal,
         Checkpoint,
+        SweepReport,
         CalibrationSet,
         ExportBundle,
         GateReport,
