@@ -45,11 +45,12 @@ class Candidates:
         drives: The drive of each.
         index: Int64 ``[n]``, place in its drive.
         time_s: Float64 ``[n]``, NaN where a drive has no times.
-        conditions: What each is compared with, in words.
+        conditions: Light, weather and so on of each, in words.
         score: Float64 ``[n]`` in [0, 1], 1 first.
         faults: The quality gate's verdict, empty where a frame is usable.
         boxes: Int64 ``[n]`` boxes that a labeler will probably meet.
         lead: The first reason, with places for ``percent`` and ``condition``.
+        groups: What each was ranked among, for the reason; by default its condition.
         vectors: ``[n, d]`` of any float, or None where choices cannot be held apart by content.
         why: Row to the words that speak for the frame; asked of chosen rows only.
         signals: Row to the frame's ranks by signal; asked of chosen rows only.
@@ -64,6 +65,7 @@ class Candidates:
     faults: Sequence[str]
     boxes: NDArray[np.int64]
     lead: str = "rarest {percent} % among {condition} frames"
+    groups: Sequence[str] = ()
     vectors: NDArray[np.floating] | None = None
     why: Callable[[int], tuple[str, ...]] = field(default=_no_words)
     signals: Callable[[int], Mapping[str, float]] = field(default=_no_signals)

@@ -98,7 +98,7 @@ def by_likeness(
         ranks=score[:, None],
         names=("likeness",),
         condition=tuple(conditions),
-        lead="of the {percent} % of the pool most like what was asked for",
+        lead="among the {percent} % of the pool most like what was asked for",
         why=why,
         method="likeness to what was asked for",
         shaped={"signals": {"likeness": 1.0}},

@@ -190,7 +190,8 @@ def _ranked(candidates: Candidates, lanes: Lanes, mined: Sequence[int]) -> list[
         others = [one for one in by_drive[int(lanes.drive[place])] if one != place]
         score = float(candidates.score[row])
         percent = max(1, math.ceil(100 * (1 - score)))
-        lead = candidates.lead.format(percent=percent, condition=candidates.conditions[row])
+        group = (candidates.groups or candidates.conditions)[row]
+        lead = candidates.lead.format(percent=percent, condition=group)
         found.append(
             Choice(
                 frame=candidates.frames[row],

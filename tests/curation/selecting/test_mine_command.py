@@ -1,0 +1,188 @@
+"""``workbench mine`` as people type it: what it prints, and what it says to rubbish."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from workbench import cli
+from workbench.labeling.answers import AnswerRow
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Label, Origin, Role
+from workbench.records.store import Store
+from workbench.records.types import LabelBatch, LabelSet, MiningReport, Selection
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> tuple[str, str]:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    said = capsys.readouterr()
+    assert (ended.value.code or 0) == status, said.err
+    return said.out, said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(arguments))
+    assert ended.value.code
+    return capsys.readouterr().err
+
+
+def labelled(store: Store, selection_ref: Ref, *, minutes: float | None) -> Ref:
+    """A label set in which every second mined frame holds a cyclist, and no control frame."""
+    selection = store.get(selection_ref, Selection)
+    batch = store.put(
+        LabelBatch(
+            dataset=selection.dataset,
+            selection=selection_ref,
+            model=None,
+            label_schema=datasets.load(store, selection.dataset).label_schema,
+            frames=tuple(choice.frame for choice in selection.chosen),
+        )
+    )
+    who = "mia@example.com" if minutes else "replay-1@replay.workbench.invalid"
+    origin = Origin.HUMAN if minutes else Origin.REPLAYED
+    box = Box(x=2, y=2, w=20, h=20)
+    labels = [
+        Label(
+            frame=choice.frame,
+            cls="cyclist" if choice.arm == "mined" and choice.rank % 2 else "car",
+            box=box,
+            origin=origin,
+            annotator=who,
+        )
+        for choice in selection.chosen
+    ]
+    answers = [
+        AnswerRow(frame=choice.frame, annotator=who, boxes=1, minutes=minutes)
+        for choice in selection.chosen
+    ]
+    record = LabelSet(batch=batch, annotators=(), labels=len(labels), simulated=minutes is None)
+    payload: dict[str, Any] = {
+        "labels.jsonl": datasets.lines(labels),
+        "answers.jsonl": datasets.lines(answers),
+        "annotations.jsonl": b"",
+    }
+    return store.put(record, payload)
+
+
+def test_from_a_dataset_to_a_selection_with_reasons(
+    store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = run(capsys, "mine", "drawn", "--budget", "8", "--quota", "night=3")
+    assert "7 mined + 1 random of 32 frames in the pool" in out
+    assert "most typical" in out
+    assert "next: workbench label send selection/" in out
+    assert "not in FiftyOne: mongod is stopped" in out
+    assert "the newest that knows these classes" in err
+    said = json.loads(run(capsys, "mine", "drawn", "--budget", "8", "--control", "--json")[0])
+    assert said["arms"] == {"mined": 8, "control": 8}
+    assert Counter(choice["arm"] for choice in said["chosen"]) == said["arms"]
+    assert said["model"] == model
+    assert said["chosen"][0]["name"].startswith("drive-")
+    assert store.get(said["selection"], Selection).seed == 0
+
+
+def test_a_budget_above_the_pool_is_told(
+    dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = run(capsys, "mine", "drawn", "--budget", "500")
+    assert "note: the budget pays for more than the 32 usable frames: all are chosen" in out
+
+
+def test_minutes_need_a_pace(
+    store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "mine", "drawn", "--minutes", "5")
+    assert "nobody measured yet how long a frame takes" in said
+    assert "--seconds-per-frame" in said
+    given = ("--seconds-per-frame", "30", "--seconds-per-box", "6")
+    out, _ = run(capsys, "mine", "drawn", "--minutes", "5", *given)
+    assert "minutes of labeling, at 30.0 s a frame and 6.0 s a box, given" in out
+    labels = labelled(store, _control(capsys), minutes=0.5)
+    assert labels
+    # One box on every frame: what a frame and what a box takes cannot be told apart.
+    assert "nobody measured yet" in refused(capsys, "mine", "drawn", "--minutes", "5")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((), "give a budget"),
+        (("--budget", "3", "--minutes", "4"), "give a budget"),
+        (("--budget", "0"), "at least one frame"),
+        (("--budget", "3", "--like", "drive-1@99"), "Nearest names: drive-1@7"),
+        (("--budget", "3", "--like", "drive-1@2:0,0,999,9"), "leaves the picture"),
+        (("--budget", "3", "--quota", "night"), "Write CONDITION=FRAMES"),
+        (("--budget", "3", "--quota", "snow=1"), "Its conditions are:"),
+        (("--budget", "3", "--random-share", "1.5"), "--random-share"),
+        (("--budget", "3", "--text", "a deer"), "the encoder has no words"),
+        (("--budget", "3", "--model", "dataset/"), "expected a checkpoint"),
+    ],
+)
+def test_rubbish_is_told_what_was_wrong(
+    dataset: Dataset,
+    model: Ref,
+    capsys: pytest.CaptureFixture[str],
+    asked: tuple[str, ...],
+    said: str,
+) -> None:
+    assert said in refused(capsys, "mine", "drawn", *asked)
+
+
+def test_without_a_pool_or_a_model_it_says_what_to_do(
+    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no model to look with" in refused(capsys, "mine", "drawn", "--budget", "3")
+
+
+def test_a_pool_that_is_all_labelled_is_told(
+    store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = datasets.save(store, dataset.with_roles(Role.SEED), made_by="test")
+    said = refused(capsys, "mine", none, "--budget", "3", "--model", model)
+    assert "no frames of role pool" in said
+
+
+def _control(capsys: pytest.CaptureFixture[str]) -> Ref:
+    out, _ = run(capsys, "mine", "drawn", "--budget", "8", "--control", "--json")
+    return str(json.loads(out)["selection"])
+
+
+def test_the_report_of_people_and_of_a_replay(
+    store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    selection = _control(capsys)
+    people = labelled(store, selection, minutes=0.5)
+    picture = tmp_path / "arms.png"
+    asked = ("mine", "report", selection, "--rare", "class=cyclist")
+    out, _ = run(capsys, *asked, "--labels", people, "-o", str(picture))
+    assert out.startswith("Nothing is shown yet. rare frames per labeler hour: INSUFFICIENT")
+    assert "the control arm found none" in out
+    assert "mined    8 frames in 0.07 hours: 4 rare frames" in out
+    assert picture.stat().st_size > 5000
+    replayed = labelled(store, selection, minutes=None)
+    said = json.loads(run(capsys, *asked, "--labels", replayed, "--json")[0])
+    assert said["headline"].startswith("SIMULATED")
+    assert said["per"] == "per 100 frames"
+    assert store.get(said["report"], MiningReport).simulated
+
+
+def test_a_report_without_control_or_labels_says_so(
+    store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = run(capsys, "mine", "drawn", "--budget", "8", "--json")
+    plain = json.loads(out)["selection"]
+    labels = labelled(store, plain, minutes=0.5)
+    asked = ("mine", "report", plain, "--labels", labels, "--rare", "class=cyclist")
+    assert "no control arm" in refused(capsys, *asked)
+    version = str(dataset.ref)
+    said = refused(capsys, "mine", "report", plain, "--labels", version)
+    assert "no label set was merged into this version" in said
+    one = ("--mined-model", model)
+    assert "takes two models" in refused(capsys, *asked[:2], _control(capsys), *asked[3:], *one)

@@ -1,0 +1,182 @@
+"""Mining for more like this, in minutes, with a control arm; and exemplars as people write them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.curation.conftest import make_checkpoint
+from workbench.curation import Budget, Pace, Query, SelectionRules, mine, only
+from workbench.curation.finding import Exemplar
+from workbench.curation.selecting.query import exemplar
+from workbench.errors import ParameterError
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box, Label, Origin, Role
+from workbench.records.store import Store
+from workbench.records.types import Selection
+
+RARITY = SelectionRules(typical_below=0)
+
+
+def mined(store: Store, dataset: Dataset, model: Ref, **asked: object) -> Selection:
+    budget = asked.pop("budget", 6)
+    ref = mine(store, dataset.ref or "", model, budget, **asked)  # type: ignore[arg-type]
+    return store.get(ref, Selection)
+
+
+def test_more_like_a_frame_of_the_pool_begins_with_itself(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    frame = dataset.with_roles(Role.POOL).frames[3]
+    rules = SelectionRules(random_share=0)
+    selection = mined(store, dataset, model, query=Query(like=(Exemplar(frame.id),)), rules=rules)
+    first, second = selection.chosen[:2]
+    assert first.frame == frame.id
+    assert first.reasons[:2] == (
+        "among the 2 % of the pool most like what was asked for",
+        "the exemplar itself",
+    )
+    assert "a scene like exemplar" in second.reasons[1]
+    assert selection.parameters["query"] == {"like": [{"frame": frame.id}]}
+    assert selection.parameters["rules"]["diversity"] == 0
+    assert second.signals.keys() == {"likeness"}
+
+
+def test_a_labelled_exemplar_is_looked_for_but_not_chosen(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    known = dataset.with_roles(Role.SEED).frames[0]
+    box = dataset.labels_by_frame[known.id][0].box
+    one = Exemplar(known.id, (box.x, box.y, box.w, box.h))
+    selection = mined(store, dataset, model, query=Query(like=(one,)))
+    assert known.id not in {choice.frame for choice in selection.chosen}
+    assert any("like exemplar" in choice.reasons[1] for choice in selection.chosen[:1])
+    told = selection.parameters["query"]["like"][0]
+    assert told == {"frame": known.id, "box": list(one.box or ())}
+
+
+def test_words_need_an_encoder_that_knows_them(store: Store, dataset: Dataset, model: Ref) -> None:
+    with pytest.raises(ParameterError, match="no words"):
+        mined(store, dataset, model, query=Query(text="a deer"))
+
+
+def test_another_model_that_disagrees_is_a_signal(
+    store: Store, dataset: Dataset, model: Ref, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = make_checkpoint(store, dataset.ref or "", tmp_path_factory.mktemp("w"), seed=5)
+    selection = mined(store, dataset, model, query=Query(other_models=(other,)), rules=RARITY)
+    assert "disagreement" in selection.parameters["signals"]
+    assert selection.parameters["query"] == {"other_models": [other]}
+    assert "disagreement" in selection.chosen[0].signals
+
+
+def test_while_almost_nothing_is_labelled_the_typical_is_chosen(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    early = mined(store, dataset, model)  # eight frames are labelled
+    assert early.parameters["signals"] == {"typicality": 1.0}
+    assert early.chosen[0].reasons[0].startswith("most typical")
+    later = mined(store, dataset, model, rules=RARITY)
+    assert "typicality" not in later.parameters["signals"]
+    assert later.chosen[0].reasons[0].startswith("rarest")
+
+
+def test_minutes_are_turned_into_frames_by_the_boxes_expected(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    pace = Pace(seconds_per_frame=30, seconds_per_box=10, source="measured over 12 answers")
+    selection = mined(store, dataset, model, budget=Budget(minutes=5, pace=pace))
+    assert selection.minutes == 5
+    assert 0 < selection.budget == len(selection.chosen) <= 10
+    assert selection.parameters["expected_minutes"] <= 5
+    assert selection.parameters["pace"]["source"] == "measured over 12 answers"
+
+
+def test_with_a_control_arm_everything_about_it_is_on_record(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    rules = SelectionRules(control=True, typical_below=0)
+    selection = mined(store, dataset, model, rules=rules, seed=4)
+    assert [choice.arm for choice in selection.chosen] == ["mined"] * 6 + ["control"] * 6
+    assert selection.parameters["control"] == {"frames": 6, "probability": 6 / 32}
+    assert selection.parameters["rules"]["control"] is True
+    assert selection.has_control
+
+
+def test_each_arm_alone_is_a_version_in_which_the_other_is_not_labelled(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    rules = SelectionRules(control=True)
+    chosen = mine(store, dataset.ref or "", model, 6, rules=rules)
+    arms = {choice.frame: choice.arm for choice in store.get(chosen, Selection).chosen}
+    box = Box(x=1, y=1, w=9, h=9)
+    labelled = Dataset(
+        name=dataset.name,
+        label_schema=dataset.label_schema,
+        drives=dataset.drives,
+        frames=tuple(
+            frame.model_copy(update={"role": Role.TRAIN}) if frame.id in arms else frame
+            for frame in dataset.frames
+        ),
+        labels=(
+            *dataset.labels,
+            *(Label(frame=one, cls="car", box=box, origin=Origin.HUMAN) for one in arms),
+        ),
+    )
+    both = datasets.save(store, labelled, made_by="collect")
+    for arm in ("mined", "control"):
+        alone = datasets.load(store, only(store, both, chosen, arm))  # type: ignore[arg-type]
+        learned = {frame.id for frame in alone.with_roles(Role.TRAIN).frames}
+        assert learned == {frame for frame, its in arms.items() if its == arm}
+        assert {one.frame for one in alone.labels} & set(arms) == learned
+        assert alone.name == f"drawn-{arm}"
+    with pytest.raises(ParameterError, match="no frame of the mined arm is labelled"):
+        only(store, dataset.ref or "", chosen, "mined")
+
+
+def test_exemplars_as_people_write_them(dataset: Dataset) -> None:
+    frame = dataset.frames[10]
+    assert exemplar(dataset.frames, frame.id) == Exemplar(frame.id)
+    assert exemplar(dataset.frames, frame.id[:10].upper()) == Exemplar(frame.id)
+    by_place = exemplar(dataset.frames, f"{frame.drive}@{frame.index}:3,4,20,10.5")
+    assert by_place == Exemplar(frame.id, (3, 4, 20, 10.5))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("zzzz", "no frame of the dataset"),
+        ("", "no frame of the dataset"),
+        ("drive-1@99", "no frame of the dataset"),
+        ("drive-1@2:0,0,500,5", "leaves the picture"),
+        ("drive-1@2:5,5,0,5", "leaves the picture"),
+        ("drive-1@2:a,b,c,d", "not a box"),
+    ],
+)
+def test_an_exemplar_that_is_none_is_refused(dataset: Dataset, written: str, said: str) -> None:
+    with pytest.raises(ParameterError, match=said):
+        exemplar(dataset.frames, written)
+
+
+def test_near_names_are_told_and_doubtful_ones_refused(dataset: Dataset) -> None:
+    frame = dataset.frames[0]
+    wrong = frame.id[:6] + ("0" if frame.id[6] != "0" else "1") + "z"
+    with pytest.raises(ParameterError) as caught:
+        exemplar(dataset.frames, wrong)
+    assert frame.id[:12] in str(caught.value.hint)
+    with pytest.raises(ParameterError) as caught:
+        exemplar(dataset.frames, "drive-1@99")
+    assert "drive-1@7" in str(caught.value.hint)
+    twins = [frame, frame.model_copy(update={"id": frame.id[:8] + "f" * 56})]
+    with pytest.raises(ParameterError, match="2 frames begin like this"):
+        exemplar(twins, frame.id[:5])
+
+
+def test_what_shaped_it_is_plain_json(store: Store, dataset: Dataset, model: Ref) -> None:
+    selection = mined(store, dataset, model, rules=RARITY)
+    said = json.loads(json.dumps(selection.parameters))
+    assert said.keys() >= {"rules", "quality_gate", "signals", "embedding", "pool", "labelled"}
+    assert sum(said["signals"].values()) == pytest.approx(1)
