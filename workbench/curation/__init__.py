@@ -8,7 +8,8 @@ curation.tag("pool", frames, "odd night scene", by="mia")
 
 from workbench.curation.embedding.one_pass import Embeddings, embed
 from workbench.curation.embedding.quality import QualityGate
-from workbench.curation.selecting.arms import only
+from workbench.curation.finding import Exemplar
+from workbench.curation.selecting.arms import one_arm
 from workbench.curation.selecting.budget import Budget, Pace
 from workbench.curation.selecting.choosing import choose, newest_selection, read_scores
 from workbench.curation.selecting.mining import embed_roles, mine
@@ -25,6 +26,7 @@ __all__ = [
     "Budget",
     "Candidate",
     "Embeddings",
+    "Exemplar",
     "Pace",
     "QualityGate",
     "Query",
@@ -37,7 +39,7 @@ __all__ = [
     "is_published",
     "mine",
     "newest_selection",
-    "only",
+    "one_arm",
     "open_app",
     "publish",
     "rare",

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.curation.conftest import make_checkpoint
-from workbench.curation import Budget, Pace, Query, SelectionRules, mine, only
+from workbench.curation import Budget, Pace, Query, SelectionRules, mine, one_arm
 from workbench.curation.finding import Exemplar
 from workbench.curation.selecting.query import exemplar
 from workbench.errors import ParameterError
@@ -128,13 +128,13 @@ def test_each_arm_alone_is_a_version_in_which_the_other_is_not_labelled(
     )
     both = datasets.save(store, labelled, made_by="collect")
     for arm in ("mined", "control"):
-        alone = datasets.load(store, only(store, both, chosen, arm))  # type: ignore[arg-type]
+        alone = datasets.load(store, one_arm(store, both, chosen, arm))  # type: ignore[arg-type]
         learned = {frame.id for frame in alone.with_roles(Role.TRAIN).frames}
         assert learned == {frame for frame, its in arms.items() if its == arm}
         assert {one.frame for one in alone.labels} & set(arms) == learned
         assert alone.name == f"drawn-{arm}"
     with pytest.raises(ParameterError, match="no frame of the mined arm is labelled"):
-        only(store, dataset.ref or "", chosen, "mined")
+        one_arm(store, dataset.ref or "", chosen, "mined")
 
 
 def test_exemplars_as_people_write_them(dataset: Dataset) -> None:

@@ -12,7 +12,7 @@ from workbench.records.store import Store
 from workbench.records.types import Arm, Selection
 
 
-def only(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm) -> Ref:
+def one_arm(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm) -> Ref:
     """A version in which the other arms' frames are back in the pool, without their labels.
 
     Trained on such versions, two models differ in nothing but the arm whose labels they saw. The
