@@ -1,65 +1,68 @@
-"""Nearest neighbours, exact: blocks of one matrix product, so memory stays bounded.
-
-Distances are cosine distances of centred vectors. Centring matters: features behind a ReLU all
-point into one orthant, and without it every pair looks alike.
-"""
+"""Nearest neighbours, exact: blocks of one matrix product, so memory stays bounded."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import DataError
+from workbench.curation.neighbours.vectors import Directions
 
-_BLOCK = 2048
 EXACT_LIMIT = 50_000
 """Rows up to which comparing all with all is the better choice than an index."""
 
-
-def directions(
-    vectors: NDArray[np.floating], centre: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Unit vectors ``[n, d]`` about ``centre`` (default: their own mean). Constant ones are zero.
-
-    Raises:
-        DataError: A number is missing or infinite.
-    """
-    values = np.asarray(vectors, np.float32)
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).any(axis=1).sum())
-        raise DataError(f"{bad} of {len(values)} vectors are not finite", hint="Embed them again")
-    values = values - (values.mean(0) if centre is None else centre)
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(
-        values, lengths, out=np.zeros_like(values), where=lengths > 1e-6
-    )
-    return unit
+_QUERIES, _KNOWN = 1024, 16_384
+_SPARE = 8
+"""Candidates beyond k: a product's last bits depend on its blocks, an answer must not."""
 
 
-def nearest_distance(
-    queries: NDArray[np.float32], known: NDArray[np.float32], k: int = 3
-) -> NDArray[np.float32]:
-    """Mean cosine distance of each query to its ``k`` nearest of ``known``, float32 ``[n]``.
+def nearest_exact(
+    queries: NDArray[np.float32], known: Directions, among: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The ``k`` nearest of the rows ``among`` of ``known`` to each query, nearest first.
 
     Args:
-        queries: Unit vectors ``[n, d]``, see `directions`.
-        known: Unit vectors ``[m, d]``; with none, every query is as far as can be: 2.
+        queries: Unit vectors ``[q, d]``.
+
+    Returns:
+        Positions in ``among``, int64 ``[q, k]``, and cosine distances, float32 ``[q, k]``.
     """
-    if queries.shape[1:] != known.shape[1:]:
-        raise DataError(
-            f"vectors of width {queries.shape[1]} cannot be compared with width {known.shape[1]}",
-            hint="They come from different models; embed both with the same one",
-        )
-    if not len(known):
-        return np.full(len(queries), 2, np.float32)
-    k = min(k, len(known))
-    result = np.empty(len(queries), np.float32)
-    for start in range(0, len(queries), _BLOCK):
-        block = queries[start : start + _BLOCK]
-        best = np.full((len(block), k), -np.inf, np.float32)
-        for first in range(0, len(known), 16 * _BLOCK):
-            likeness = block @ known[first : first + 16 * _BLOCK].T
-            both = np.concatenate([best, likeness], axis=1)
-            best = -np.partition(-both, k - 1, axis=1)[:, :k]
-        result[start : start + _BLOCK] = 1 - best.mean(axis=1)
-    return result
+    k = min(k, len(among))
+    wide = min(k + _SPARE, len(among))
+    best = np.full((len(queries), wide), -np.inf, np.float32)
+    where = np.zeros((len(queries), wide), np.int64)
+    for first in range(0, len(among), _KNOWN):
+        block = known.take(among[first : first + _KNOWN])
+        for start in range(0, len(queries), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            likeness = np.concatenate([best[part], queries[part] @ block.T], axis=1)
+            chosen = np.argpartition(-likeness, wide - 1, axis=1)[:, :wide]
+            old = np.take_along_axis(where[part], np.minimum(chosen, wide - 1), axis=1)
+            where[part] = np.where(chosen < wide, old, chosen - wide + first)
+            best[part] = np.take_along_axis(likeness, chosen, axis=1)
+    return refined(queries, known, among, where, k)
+
+
+def refined(
+    queries: NDArray[np.float32],
+    known: Directions,
+    among: NDArray[np.int64],
+    candidates: NDArray[np.int64],
+    k: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Candidates ``[q, j]`` (positions in ``among``, -1 for none) in true order, the first ``k``.
+
+    Each distance is computed by itself, so that it depends on its two vectors alone, not on the
+    batch; of equally near ones the lower row comes first.
+    """
+    rows = np.empty((len(queries), k), np.int64)
+    far = np.empty((len(queries), k), np.float32)
+    for start in range(0, len(queries), _QUERIES):
+        part = slice(start, start + _QUERIES)
+        chosen = np.sort(candidates[part], axis=1)
+        vectors = known.take(among[np.maximum(chosen, 0)])
+        likeness = np.einsum("qd,qjd->qj", queries[part], vectors)
+        distance = np.where(chosen < 0, np.inf, np.maximum(1 - likeness, 0))
+        order = np.argsort(distance, axis=1, kind="stable")[:, :k]
+        rows[part] = np.take_along_axis(chosen, order, axis=1)
+        far[part] = np.take_along_axis(distance, order, axis=1)
+    return rows, far

@@ -1,0 +1,219 @@
+"""Neighbours, exact and through an index: compared with brute force."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.curation.neighbours import (
+    NeighbourIndex,
+    all_neighbours,
+    directions,
+    index_beside,
+    lookup,
+    nearest_distance,
+    search,
+)
+from workbench.curation.neighbours.groups import Groups
+from workbench.curation.neighbours.partition import centres
+from workbench.errors import DataError, ParameterError, WorkbenchError
+
+
+def scenes(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
+    """Vectors that lie like those of drives: runs of similar ones, in many directions."""
+    rng = np.random.default_rng(seed)
+    runs = rng.normal(size=(count // 20 + 1, width))
+    spread = runs[rng.integers(0, len(runs), count)] + 0.4 * rng.normal(size=(count, width))
+    return (3 + spread).astype(np.float16)
+
+
+def brute(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    unit = directions(vectors).astype(np.float64)
+    distance = 1 - unit @ unit.T
+    np.fill_diagonal(distance, np.inf)
+    rows = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    return rows, np.take_along_axis(distance, rows, axis=1)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return scenes(6000)
+
+
+@pytest.fixture(scope="module")
+def index(vectors: np.ndarray) -> NeighbourIndex:
+    return NeighbourIndex(vectors, k=5)
+
+
+def test_few_vectors_have_their_true_neighbours(vectors: np.ndarray) -> None:
+    rows, far = brute(vectors[:3000], 7)
+    found = all_neighbours(vectors[:3000], 7)
+    assert found.recall is None
+    np.testing.assert_allclose(found.distances, far, atol=2e-6)
+    assert (found.rows == rows).mean() > 0.999  # float64 may order near ties otherwise
+
+
+def test_an_index_finds_what_it_says_it_finds(vectors: np.ndarray) -> None:
+    rows, _ = brute(vectors, 5)
+    found = all_neighbours(vectors, 5, limit=1000)
+    share = np.mean([len(np.intersect1d(a, b)) / 5 for a, b in zip(found.rows, rows, strict=True)])
+    assert found.recall is not None
+    assert found.recall.mean >= 0.95
+    assert abs(share - found.recall.mean) < 0.03
+    assert (found.rows != np.arange(len(vectors))[:, None]).all()  # never itself
+    assert str(found.recall).startswith("recall@5 0.9")
+
+
+def test_an_answer_depends_on_its_query_alone(vectors: np.ndarray, index: NeighbourIndex) -> None:
+    queries = index.known.units(vectors[100:400] + np.float16(0.05))
+    rows, far = index.search(queries, 5)
+    backward = index.search(np.ascontiguousarray(queries[::-1]), 5)
+    np.testing.assert_array_equal(backward[0][::-1], rows)
+    np.testing.assert_array_equal(backward[1][::-1], far)
+    alone = [index.search(queries[row : row + 1], 5)[0][0] for row in range(0, 300, 30)]
+    np.testing.assert_array_equal(alone, rows[::30])
+    exact = search(vectors[100:400] + np.float16(0.05), vectors, 5)
+    reverse = search(vectors[399:99:-1] + np.float16(0.05), vectors, 5)
+    np.testing.assert_array_equal(exact.rows, reverse.rows[::-1])
+    np.testing.assert_array_equal(exact.distances, reverse.distances[::-1])
+
+
+def test_the_same_vectors_give_the_same_index(vectors: np.ndarray, index: NeighbourIndex) -> None:
+    again = NeighbourIndex(vectors, k=5)
+    np.testing.assert_array_equal(again.all(5)[0], index.all(5)[0])
+    sample = index.known.take(np.arange(2000))
+    np.testing.assert_array_equal(centres(sample, 20), centres(sample, 20))
+
+
+def test_identical_vectors_are_nearest_and_none_is_lost() -> None:
+    base = scenes(2000)
+    twice = np.concatenate([base, base[:50], np.repeat(base[7:8], 300, axis=0)])
+    for limit in (100, 10_000):
+        found = all_neighbours(twice, 4, limit=limit)
+        assert found.rows[0, 0] == 2000
+        assert found.rows[2000, 0] == 0
+        np.testing.assert_allclose(found.distances[:50, 0], 0, atol=1e-6)
+        same = {7, 2007, *range(2050, 2350)}
+        assert all(set(found.rows[row]) <= same - {row} for row in sorted(same))
+        assert (found.rows >= 0).all()
+
+
+def test_a_pool_of_identical_frames() -> None:
+    found = all_neighbours(np.ones((300, 8), np.float16), 3)
+    assert (found.rows[0] == [1, 2, 3]).all()
+    assert (found.distances == 0).all()
+    assert all(row not in near for row, near in enumerate(found.rows))
+
+
+def test_prints_that_collide_do_not_make_vectors_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.curation.neighbours import vectors as module
+
+    monkeypatch.setattr(module, "_prints", lambda block: np.zeros(len(block), np.uint64))
+    known = module.Directions(np.array([[1, 0], [0, 1], [1, 0]], np.float32))
+    assert Groups(known).sizes.sum() == 3
+    assert Groups(known).of[1] != Groups(known).of[0]
+
+
+def test_added_vectors_are_found(vectors: np.ndarray) -> None:
+    index = NeighbourIndex(vectors[:4000], k=5)
+    index.add(vectors[4000:])
+    assert len(index) == 6000
+    rows, far = index.search(index.known.take(np.arange(5000, 5100)), 1)
+    assert (rows[:, 0] == np.arange(5000, 5100)).mean() > 0.95
+    assert far.max() < 1e-3
+    whole = NeighbourIndex(vectors, k=5, centre=index.known.centre)
+    agreed = [
+        len(np.intersect1d(a, b)) for a, b in zip(index.all(5)[0], whole.all(5)[0], strict=True)
+    ]
+    assert np.mean(agreed) / 5 > 0.95
+    with pytest.raises(DataError, match="different models"):
+        index.add(vectors[:5, :8])
+
+
+def test_an_index_is_kept_beside_its_shards(
+    tmp_path: Path, vectors: np.ndarray, index: NeighbourIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = index_beside(tmp_path, vectors, k=5)
+    np.testing.assert_array_equal(first.all(5)[0], index.all(5)[0])
+    monkeypatch.setattr("workbench.curation.neighbours.index._trained", None)  # not built again
+    again = index_beside(tmp_path, vectors, k=5)
+    assert again.recall == first.recall
+    np.testing.assert_array_equal(again.all(5)[0], first.all(5)[0])
+    lists = next(tmp_path.glob("neighbours-*/lists.faiss"))
+    lists.write_bytes(lists.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="digest does not hold"):
+        index_beside(tmp_path, vectors, k=5)
+
+
+def test_a_full_disk_leaves_no_half_index(tmp_path: Path, vectors: np.ndarray) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(WorkbenchError, match="cannot be written"):
+            index_beside(tmp_path / "there", vectors[:2000], k=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_nearest_distance_is_that_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    queries = directions(rng.normal(size=(40, 6)))
+    known = directions(rng.normal(size=(70_000, 6)).astype(np.float32))
+    expected = 1 - np.sort(queries @ known.T, axis=1)[:, -3:].mean(axis=1)
+    np.testing.assert_allclose(nearest_distance(queries, known, 3), expected, atol=1e-5)
+    order = rng.permutation(40)
+    np.testing.assert_array_equal(
+        nearest_distance(queries[order], known), nearest_distance(queries, known)[order]
+    )
+    assert nearest_distance(queries, known[:0]).tolist() == [2] * 40
+
+
+def test_nearest_distance_to_many_goes_through_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Watched(NeighbourIndex):
+        def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(len(queries))
+            return super().search(queries, k)
+
+    monkeypatch.setattr(lookup, "NeighbourIndex", Watched)
+    monkeypatch.setattr(lookup, "EXACT_LIMIT", 4000)
+    known = directions(scenes(6000))
+    queries = directions(scenes(1500, seed=1))
+    far = nearest_distance(queries, known)
+    exact = 1 - np.sort(queries @ known.T, axis=1)[:, -3:].mean(axis=1)
+    assert asked == [1500]
+    assert np.abs(far - exact).mean() < 0.01
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused(vectors: np.ndarray, bad: float) -> None:
+    spoilt = vectors[:100].copy()
+    spoilt[3, 1] = bad
+    for ask in (
+        lambda: all_neighbours(spoilt),
+        lambda: search(spoilt, vectors[:50]),
+        lambda: search(vectors[:50], spoilt),
+        lambda: NeighbourIndex(spoilt),
+    ):
+        with pytest.raises(DataError, match="not finite"):
+            ask()
+
+
+def test_nonsense_is_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(ParameterError):
+        all_neighbours(vectors[:10], 0)
+    with pytest.raises(ParameterError):
+        NeighbourIndex(vectors[:10], target=1.2)
+    with pytest.raises(DataError, match="cannot be compared"):
+        all_neighbours(vectors[:0])
+    with pytest.raises(DataError, match="different models"):
+        search(vectors[:3, :4], vectors[:10])
+    assert all_neighbours(vectors[:4], 10).rows.shape == (4, 3)  # of fewer others, all
