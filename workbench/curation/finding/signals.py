@@ -1,7 +1,8 @@
 """Signals: each looks at a pool in one way and gives a number a frame, larger for what is rarer.
 
 Nothing is compared across a whole pool: light and weather move a vector more than any object does,
-so a pool's outliers are its nights. See `workbench.curation.finding.rarity` for how signals become one score.
+so a pool's outliers are its nights. How signals become one score:
+`workbench.curation.finding.rarity`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from workbench.curation.embedding.one_pass import Embeddings
 from workbench.curation.finding.distance import nearest_length
 from workbench.curation.finding.ranks import rank_within
-from workbench.curation.neighbours.exact import directions, nearest_distance
+from workbench.curation.neighbours import directions, nearest_distance
 
 SIZES = (("small", 24.0), ("medium", 72.0), ("large", float("inf")))
 """Object sizes by the square root of the box's area in pixels: up to and without the limit."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from workbench.curation.embedding.one_pass import Embeddings
 from workbench.curation.finding.ranks import rank_within
-from workbench.curation.neighbours.exact import directions, nearest_distance
+from workbench.curation.neighbours import directions, nearest_distance
 
 NEIGHBOURS = 20
 _SAMPLE = 20_000
