@@ -18,7 +18,7 @@ from workbench.records.base import kind_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
 NAMES = [notebook.stem for notebook in NOTEBOOKS]
-PROOF = {"arms", "compare"}
+PROOF = {"arms", "compare", "sweep"}
 """Steps of pipelines/mining_proof.yaml alone; tests/e2e/test_mining_proof.py runs them."""
 IN_THE_ENGINE = [notebook for notebook in NOTEBOOKS if notebook.stem not in PROOF]
 STEP_OF = {"train": "baseline"}

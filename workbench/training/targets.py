@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from workbench.errors import DataError
 from workbench.perception.boxes import Floats, area, as_boxes
 from workbench.perception.preprocessing import Placement
-from workbench.records.base import Digest
+from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import ANY_CLASS, Label, Origin, Role
+from workbench.records.store import Store
 from workbench.training.config import Trust
 
 ALL_CLASSES = -1
@@ -149,6 +151,12 @@ def trust_of(how: Trust, disputed: Collection[Digest]) -> Callable[[Label], floa
         return min(weight, how.disputed) if label.frame in doubted else weight
 
     return trust
+
+
+def disputed_frames(store: Store, agreement: Ref) -> tuple[Digest, ...]:
+    """Frames that the labelers of an `Agreement` record disagree about."""
+    with store.payload(agreement, "disagreements.jsonl").open("rb") as stream:
+        return tuple(json.loads(line)["frame"] for line in stream)
 
 
 def _has_area(label: Label) -> bool:
