@@ -104,7 +104,7 @@ def _answered(
     from workbench.commands.label_review import labels_of
     from workbench.curation.selecting.report import Answered
     from workbench.records import dataset as datasets
-    from workbench.records.types import DatasetVersion, LabelSet
+    from workbench.records.types import DatasetVersion, LabelBatch, LabelSet
 
     refs = [resolve(place, one, ("label", "batch", "dataset")) for one in references]
     versions = [ref for ref in refs if kind_of(ref) == DatasetVersion.KIND]
@@ -130,8 +130,10 @@ def _answered(
     minutes: dict[str, float | None] = {}
     for ref in sets:
         minutes |= labeling.minutes_by_frame(store, ref)
-    simulated = any(store.get(ref, LabelSet).simulated for ref in sets)
-    return Answered(after, minutes, tuple(sets), simulated)
+    kept = [store.get(ref, LabelSet) for ref in sets]
+    simulated = any(one.simulated for one in kept)
+    blind = all(store.get(one.batch, LabelBatch).blind for one in kept)
+    return Answered(after, minutes, tuple(sets), simulated, blind)
 
 
 def _retrained(

@@ -447,7 +447,8 @@ class MiningReport(Record):
     ``rare`` says what counted as rare, and was fixed before the labels were looked at.
     ``per`` is what yields are divided by and ``time_from`` where its time comes from. ``models``
     are those trained with each arm, where they were compared. ``headline`` says what is simulated
-    before it says anything else. Payload: ``frames.jsonl``, every labelled frame with its arm.
+    before it says anything else. ``blind`` is False where labelers could have known the arms.
+    Payload: ``frames.jsonl``, every labelled frame with its arm.
     """
 
     KIND: ClassVar[str] = "mining"
@@ -465,6 +466,7 @@ class MiningReport(Record):
     confidence: float
     simulated: bool
     headline: str
+    blind: bool = added(True)
 
 
 class Inspection(Record):

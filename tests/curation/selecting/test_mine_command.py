@@ -33,7 +33,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def labelled(store: Store, selection_ref: Ref, *, minutes: float | None) -> Ref:
+def labelled(store: Store, selection_ref: Ref, *, minutes: float | None, blind: bool = True) -> Ref:
     """A label set in which every second mined frame holds a cyclist, and no control frame."""
     selection = store.get(selection_ref, Selection)
     batch = store.put(
@@ -43,6 +43,7 @@ def labelled(store: Store, selection_ref: Ref, *, minutes: float | None) -> Ref:
             model=None,
             label_schema=datasets.load(store, selection.dataset).label_schema,
             frames=tuple(choice.frame for choice in selection.chosen),
+            blind=blind,
         )
     )
     who = "mia@example.com" if minutes else "replay-1@replay.workbench.invalid"
@@ -171,6 +172,8 @@ def test_the_report_of_people_and_of_a_replay(
     assert said["headline"].startswith("SIMULATED")
     assert said["per"] == "per 100 frames"
     assert store.get(said["report"], MiningReport).simulated
+    seen = labelled(store, selection, minutes=0.5, blind=False)
+    assert run(capsys, *asked, "--labels", seen)[0].startswith("NOT BLIND, labelers could tell")
 
 
 def test_a_report_without_control_or_labels_says_so(

@@ -39,12 +39,14 @@ class Answered:
             nobody's time was measured, as with replayed labels.
         refs: The records it was read from.
         simulated: Whether labels were replayed or rendered instead of drawn by people.
+        blind: Whether the batches told labelers nothing of the arms.
     """
 
     dataset: Dataset
     frames: Mapping[str, float | None]
     refs: tuple[Ref, ...]
     simulated: bool
+    blind: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def report(
         resamples=chance.RESAMPLES,
         confidence=chance.CONFIDENCE,
         simulated=answered.simulated,
-        headline=_headline(beaten[0], answered.simulated),
+        headline=_headline(beaten[0], answered),
+        blind=answered.blind,
     )
     return store.put(record, {FRAMES: _lines(rows)})
 
@@ -233,16 +236,17 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def _headline(first: Beaten, simulated: bool) -> str:
+def _headline(first: Beaten, answered: Answered) -> str:
     said = {
         Verdict.PASS: "Mining beat chance",
         Verdict.FAIL: "Mining did worse than chance",
         Verdict.INSUFFICIENT: "Nothing is shown yet",
     }[first.verdict]
-    marked = (
-        "SIMULATED, labels are replayed or rendered, no person drew them. " if simulated else ""
+    marks = (
+        (answered.simulated, "SIMULATED, labels are replayed or rendered, no person drew them. "),
+        (not answered.blind, "NOT BLIND, labelers could tell the arms apart. "),
     )
-    return f"{marked}{said}. {words(first)}"
+    return f"{''.join(mark for holds, mark in marks if holds)}{said}. {words(first)}"
 
 
 def _lines(rows: Sequence[_Row]) -> bytes:
