@@ -42,12 +42,15 @@ def save(fo: Any, shown: Any) -> None:
 
 
 def spaces(fo: Any, shown: Any) -> Any:
-    """Frames on the left and the map on the right; None, FiftyOne's own layout, without a map."""
+    """Frames on the left and maps on the right; None, FiftyOne's own layout, without a map.
+
+    The panel of maps opens on its list, where one click opens a map: FiftyOne 1.22 forgets which
+    one was to be open whenever a page is loaded.
+    """
     if embedding_map.MAP not in shown.list_brain_runs():
         return None
     frames = fo.Panel(type="Samples", pinned=True)
-    state = {"brainResult": embedding_map.MAP, "colorByField": "condition"}
-    points = fo.Panel(type="Embeddings", state=state)
+    points = fo.Panel(type="Embeddings")
     # Without an active child a panel stays blank.
     return fo.Space(
         children=[

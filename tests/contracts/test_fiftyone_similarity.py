@@ -1,0 +1,291 @@
+"""More like this, the map, findings and taken-over tags, on the real mongod and FiftyOne."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.curation.conftest import CONFIG, SPEC, make_dataset
+from tests.servers import Servers
+from workbench import curation, services
+from workbench.curation import hygiene
+from workbench.curation.embedding import Embeddings
+from workbench.curation.hygiene.duplicates import Cluster
+from workbench.curation.neighbours import directions
+from workbench.curation.workshop import embedding_map
+from workbench.errors import DataError, ServiceError
+from workbench.perception.detector import Detector
+from workbench.perception.predictor import TorchPredictor
+from workbench.records import dataset as datasets
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Box
+from workbench.records.store import Store
+from workbench.records.types import Inspection, Prediction, Selection, Verdict
+from workbench.workspace import Workspace
+
+NAME = "similarity-contract"
+
+
+@pytest.fixture(scope="module")
+def attached(servers: Servers) -> Iterator[Workspace]:
+    """This process, with FiftyOne attached to the session's mongod."""
+    before = dict(os.environ)
+    os.environ.update(servers.environment)
+    yield servers.place
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(attached: Workspace) -> Dataset:
+    store = Store(attached)
+    made = replace(make_dataset(attached, drives=5, per_drive=6), name="similar")
+    return datasets.load(store, datasets.save(store, made, made_by="test"))
+
+
+@pytest.fixture(scope="module")
+def seen(attached: Workspace, dataset: Dataset) -> Embeddings:
+    import torch
+
+    torch.manual_seed(0)
+    detector = Detector(CONFIG)
+    detector.set_prior(torch.tensor([0.2, 0.1]))
+    return curation.embed(attached, TorchPredictor(detector, SPEC), dataset.frames)
+
+
+@pytest.fixture(scope="module")
+def published(attached: Workspace, dataset: Dataset, seen: Embeddings) -> str:
+    """Frames with the model's two most certain boxes each, map and similarity."""
+    predictions = []
+    for row, frame in enumerate(seen.frames):
+        for object_ in np.flatnonzero(seen.owner == row)[:2]:
+            x1, y1, x2, y2 = (float(value) for value in seen.boxes[object_])
+            cls = seen.class_names[int(seen.classes[object_])]
+            box = Box(x=x1, y=y1, w=x2 - x1, h=y2 - y1)
+            score = float(seen.scores[object_])
+            predictions.append(Prediction(frame=frame, cls=cls, box=box, score=score))
+    return curation.publish(attached, dataset, predictions, None, NAME, seen=seen)
+
+
+def exact(unit: np.ndarray, row: int) -> list[int]:
+    return np.argsort(1 - unit @ unit[row], kind="stable").tolist()
+
+
+def test_more_like_this_is_the_exact_order_the_first_time_and_the_second(
+    published: str, seen: Embeddings
+) -> None:
+    import fiftyone as fo
+
+    shown = fo.load_dataset(published)
+    shown.clear_cache()
+    unit = directions(np.asarray(seen.vectors))
+    ids = dict(zip(*shown.values(["frame", "id"]), strict=True))
+    for row in (3, 3, 17):
+        sorted_ = shown.sort_by_similarity(ids[seen.frames[row]], brain_key=embedding_map.FRAMES)
+        assert sorted_.values("frame") == [seen.frames[other] for other in exact(unit, row)]
+    least = shown.sort_by_similarity(
+        ids[seen.frames[3]], k=4, reverse=True, brain_key=embedding_map.FRAMES, dist_field="apart"
+    )
+    apart = 1 - unit @ unit[3]
+    assert least.values("apart") == pytest.approx(sorted(apart, reverse=True)[:4], abs=1e-5)
+    part = shown.match(fo.ViewField("light") == "night")
+    near = part.sort_by_similarity(ids[seen.frames[3]], brain_key=embedding_map.FRAMES)
+    nights = set(part.values("frame"))
+    assert near.values("frame") == [
+        seen.frames[r] for r in exact(unit, 3) if seen.frames[r] in nights
+    ]
+
+
+def test_another_process_answers_the_same(published: str, attached: Workspace) -> None:
+    """It loads the index by the name of its class alone, as FiftyOne's App does."""
+    import fiftyone as fo
+
+    shown = fo.load_dataset(published)
+    first = shown.first().id
+    here = shown.sort_by_similarity(first, k=9, brain_key=embedding_map.FRAMES).values("frame")
+    code = (
+        "import fiftyone as fo, sys\n"
+        f"shown = fo.load_dataset({published!r})\n"
+        f"index = shown.load_brain_results({embedding_map.FRAMES!r})\n"
+        f"print(type(index).__name__, *shown.sort_by_similarity({first!r}, k=9,"
+        f" brain_key={embedding_map.FRAMES!r}).values('frame'))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert ran.stdout.split()[-10:] == ["WorkbenchSimilarityIndex", *here]
+
+
+def test_objects_like_this_one(published: str, seen: Embeddings) -> None:
+    import fiftyone as fo
+
+    patches = fo.load_dataset(published).to_patches("predictions")
+    assert len(patches) > 10
+    index = fo.load_dataset(published).load_brain_results(embedding_map.OBJECTS)
+    assert index.total_index_size == len(patches)
+    first = patches.first().id
+    found = patches.sort_by_similarity(first, k=5, brain_key=embedding_map.OBJECTS)
+    vectors, _, labels = index.get_embeddings()
+    row = labels.tolist().index(first)
+    order = np.argsort(1 - vectors @ vectors[row], kind="stable")[:5]
+    assert found.values("id") == [labels[other] for other in order]
+    by_frames = fo.load_dataset(published).sort_by_similarity(
+        first, k=5, brain_key=embedding_map.OBJECTS
+    )
+    assert by_frames.count("predictions.detections") == 5
+
+
+def test_what_cannot_be_asked_says_why(published: str, attached: Workspace) -> None:
+    import fiftyone as fo
+
+    shown = fo.load_dataset(published)
+    index = shown.load_brain_results(embedding_map.FRAMES)
+    with pytest.raises(DataError, match="a vector of width 3 cannot be compared"):
+        index.sort_by_similarity(np.ones(3), k=2)
+    with pytest.raises(DataError, match="1 of 1 queries have no vector"):
+        index.sort_by_similarity(["0" * 24], k=2)
+    from workbench.curation.workshop import similarity
+
+    with pytest.raises(DataError, match="are gone"):
+        similarity.read(attached.root / "nowhere", "0" * 64)
+
+
+def test_vectors_that_were_changed_are_refused(attached: Workspace) -> None:
+    from workbench.curation.workshop import similarity
+
+    unit = directions(np.random.default_rng(0).normal(size=(20, 4)))
+    folder, content = similarity.write(attached.root / "changed", unit, [str(n) for n in range(20)])
+    assert np.array_equal(similarity.read(folder, content)[0], unit)
+    np.save(folder / "vectors.npy", unit[::-1])
+    with pytest.raises(DataError, match="not those that were published"):
+        similarity.read(folder, content)
+
+
+def test_the_map_has_a_point_for_every_frame(published: str, seen: Embeddings) -> None:
+    import fiftyone as fo
+
+    shown = fo.load_dataset(published)
+    results = shown.load_brain_results(embedding_map.MAP)
+    assert results.config.method == "manual"
+    assert sorted(results.sample_ids) == sorted(shown.values("id"))
+    assert np.isfinite(results.points).all()
+    assert np.ptp(results.points, axis=0).min() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_a_pool_of_identical_frames_has_a_map_too(count: int) -> None:
+    points = embedding_map.project(directions(np.ones((count, 8))))
+    assert np.isfinite(points).all()
+    assert len(np.unique(points, axis=0)) == count
+
+
+def test_findings_have_views_and_leave_when_mended(
+    attached: Workspace, dataset: Dataset, published: str
+) -> None:
+    import fiftyone as fo
+
+    a, b, c = (frame.id for frame in dataset.frames[:3])
+    error = hygiene.LabelError(
+        frame=a, kind="missed", box=Box(x=1, y=2, w=30, h=20), cls="car", weight=0.8, why="look"
+    )
+    record = Inspection(
+        dataset=dataset.ref or "", verdict=Verdict.FAIL, gates=(), exact=0, near=1, thin=0
+    )
+    leak = hygiene.Leak(kind="time", first=b, second=c, value=1.0, why="1.0 s apart")
+    cluster = Cluster(frames=(a, c), exact=False, drives=1)
+    found = hygiene.Found(record, (leak,), (cluster,), (), (error,))
+    curation.publish(attached, dataset, (), None, NAME, found=found)
+    shown = fo.load_dataset(NAME)
+    assert shown.load_saved_view("suspected label errors").values("frame") == [a]
+    assert set(shown.load_saved_view("duplicates").values("frame")) == {a, c}
+    assert set(shown.load_saved_view("leaks between roles").values("leak")) == {"1.0 s apart"}
+    box = shown.load_saved_view("suspected label errors").first().label_errors.detections[0]
+    assert (box.label, box.why, box.confidence) == ("missed", "look", 0.8)
+    assert set(shown.load_saved_view("condition: night, clear").values("light")) == {"night"}
+    clean = hygiene.Found(record, (), (), (), ())
+    curation.publish(attached, dataset, (), None, NAME, found=clean)
+    left = fo.load_dataset(NAME).list_saved_views()
+    assert not {"suspected label errors", "duplicates", "leaks between roles"} & set(left)
+
+
+def test_a_tag_comes_back_as_a_selection_with_who_and_when(
+    attached: Workspace, dataset: Dataset, published: str
+) -> None:
+    import fiftyone as fo
+
+    store = Store(attached)
+    first, second = dataset.frames[4].id, dataset.frames[5].id
+    curation.tag(NAME, [first], "odd", by="mia", place=attached)
+    shown = fo.load_dataset(NAME)
+    shown.match(fo.ViewField("frame") == second).tag_samples("odd")  # what the App does
+    ref = curation.selection_of_tag(store, NAME, "odd", "tom")
+    selection = store.get(ref, Selection)
+    assert selection.dataset == dataset.ref
+    assert {choice.frame for choice in selection.chosen} == {first, second}
+    who = selection.parameters["tagged"]
+    assert (who[first]["by"], who[first]["through"]) == ("mia", "workbench")
+    assert (who[second]["by"], who[second]["through"]) == ("tom", "app")
+    assert who[second]["at"].startswith("20")
+    assert any("tagged 'odd' by mia" in c.reasons[0] for c in selection.chosen)
+    with pytest.raises(DataError, match=r"no frame .* has the tag 'never'.*There are: odd"):
+        curation.selection_of_tag(store, NAME, "never", "tom")
+
+
+@pytest.mark.slow
+def test_a_mongod_that_went_and_came_back_leaves_no_wrong_state(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """In a process of its own: published, mongod gone, said so, back, tagged, published again."""
+    place = Workspace(tmp_path_factory.mktemp("restart") / ".workbench")
+    code = """
+import sys
+from pathlib import Path
+from tests.curation.conftest import make_dataset
+from workbench import curation, services
+from workbench.errors import ServiceError
+from workbench.workspace import Workspace
+place = Workspace(Path(sys.argv[1]))
+services.up(place, ("mongod",))
+dataset = make_dataset(place, drives=1, per_drive=4)
+curation.publish(place, dataset, name="one")
+frame = dataset.frames[0].id
+curation.tag("one", [frame], "before", place=place)
+services.down(place)
+for act in (lambda: curation.publish(place, dataset, name="one"),
+            lambda: curation.tag("one", [frame], "lost", place=place)):
+    try: act()
+    except ServiceError as error: print("SAID", error.what)
+services.up(place, ("mongod",))
+curation.tag("one", [frame], "after", place=place)
+curation.publish(place, dataset, name="one")
+import fiftyone as fo
+shown = fo.load_dataset("one")
+print("TAGS", sorted(shown.match_tags("before").first().tags), len(shown))
+services.down(place)
+"""
+    clean = {key: value for key, value in os.environ.items() if "FIFTYONE" not in key}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(place.root)],
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    services.down(place)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("SAID mongod does not answer") == 2
+    assert "TAGS ['after', 'before'] 4" in ran.stdout
+
+
+def test_without_a_server_the_map_says_what_to_run(
+    attached: Workspace, dataset: Dataset, seen: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://127.0.0.1:9")
+    with pytest.raises(ServiceError, match=r"mongod does not answer.*workbench up"):
+        curation.publish(attached, dataset, name=NAME, seen=seen)
