@@ -52,7 +52,8 @@ def mine(  # noqa: PLR0913 - what from, whose view, how much, how
     """Choose the pool's frames that labeling should start with, and keep the choice as a record.
 
     Frames of role ``pool`` are candidates; those of role ``seed`` and ``train`` are what is
-    labelled already. A search, by exemplar or words, is held apart by time alone, not by diversity.
+    labelled already. What a search finds, by exemplar or words, is held apart by events and time
+    alone: it may well all be in one drive, and is meant to be alike.
 
     Args:
         model_ref: The checkpoint whose view of the frames counts.
@@ -65,7 +66,7 @@ def mine(  # noqa: PLR0913 - what from, whose view, how much, how
     rules, gate, query = rules or SelectionRules(), gate or QualityGate(), query or Query()
     budget = Budget(frames=budget) if isinstance(budget, int) else budget
     if query.is_search:
-        rules = rules.model_copy(update={"diversity": 0.0})
+        rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
     dataset = datasets.load(store, dataset_ref)
     source: Encoder | TorchPredictor = query.encoder or load_checkpoint(store, model_ref)
     pool, labelled = _embedded(store, dataset, source, progress)

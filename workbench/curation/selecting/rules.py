@@ -20,7 +20,9 @@ class SelectionRules(Row):
         event_s: Longest event in seconds; what goes on for longer is several.
         event_frames: The same, for drives without time.
         event_likeness: Cosine likeness of neighbouring frames below which the scene has changed
-            and another event begins.
+            and another event begins. Measured with a detector's vectors: 95 % of neighbours are
+            above 0.5 in simulated drives (0.5 s apart) and 0.28 in CamVid (1 s apart); frames of
+            different drives have a median below 0.
         diversity: Weight in [0, 1] of being unlike what is chosen already, against rank, among
             the best four times as many frames as the budget pays for.
         quotas: At least so many mined frames of a condition, such as ``{"night": 20}``. A
