@@ -1,0 +1,97 @@
+"""Several trainings in one table; live curves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.training.scenes import CLASSES, SPEC, TINY, scenes
+from workbench.errors import DataError
+from workbench.records.base import Ref, make_ref
+from workbench.records.store import Store
+from workbench.records.types import SweepReport
+from workbench.training import Augmentation, save, sweeps, train
+from workbench.training.live import Live, svg
+from workbench.workspace import Workspace
+
+DATASET = make_ref("dataset", "1" * 64)
+
+
+@pytest.fixture
+def refs(place: Workspace, store: Store) -> list[Ref]:
+    """Two rates with two seeds each, and one seed with other augmentation."""
+    dataset = scenes(place, 4)
+    made = [replace(TINY, steps=1, lr=lr, seed=seed) for lr in (1e-3, 2e-3) for seed in (0, 1)]
+    made.append(replace(made[0], augment=Augmentation.driving()))
+    return [
+        save(store, train(place, dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET)
+        for config in made
+    ]
+
+
+def report(store: Store, refs: list[Ref], values: list[float]) -> SweepReport:
+    figures = {ref: (value, None, None) for ref, value in zip(refs, values, strict=False)}
+    models = sweeps.models_of(store, figures)
+    return sweeps.report(DATASET, models, figure="ap50", frames=4, simulated=True)
+
+
+def test_settings_are_judged_by_their_seeds(store: Store, refs: list[Ref]) -> None:
+    made = report(store, refs[:4], [0.10, 0.20, 0.60, 0.62])
+    assert [one.settings for one in made.settings] == [{"lr": 2e-3}, {"lr": 1e-3}]
+    best, _ = made.settings
+    assert (best.seeds, best.mean) == ((0, 1), pytest.approx(0.61))
+    assert best.low is not None
+    # Student's t with one degree of freedom: 12.706 standard errors.
+    assert best.mean - best.low == pytest.approx(12.706 * 0.01, rel=1e-3)
+    assert made.best == refs[3]
+    assert made.decided is False, "0.15 +- 0.64 reaches over 0.61"
+    assert "not decided" in made.words
+    clear = report(store, refs[:4], [0.10, 0.101, 0.60, 0.601])
+    assert clear.decided is True
+    assert "better than the next" in sweeps.table(clear)
+    assert store.get(store.put(clear, {}), SweepReport) == clear
+
+
+def test_one_seed_decides_nothing(store: Store, refs: list[Ref]) -> None:
+    made = report(store, [refs[0], refs[2], refs[4]], [0.1, 0.9, 0.5])
+    assert made.decided is None
+    assert "INSUFFICIENT EVIDENCE" in made.words
+    assert all(one.low is None for one in made.settings)
+    names = {name for one in made.settings for name in one.settings}
+    assert {"lr", "augment.mosaic", "augment.fog"} <= names
+    assert "no interval from one seed" in sweeps.table(made)
+    with pytest.raises(DataError, match="no models"):
+        sweeps.report(DATASET, (), figure="ap50", frames=4, simulated=True)
+
+
+def test_trainings_of_a_week_are_counted(store: Store, refs: list[Ref]) -> None:
+    now = datetime.now(UTC)
+    assert sweeps.in_a_week(store, now) == (5, 0)
+    assert sweeps.in_a_week(store, now + timedelta(days=8)) == (0, 5)
+    assert sweeps.in_a_week(store, now + timedelta(days=20)) == (0, 0)
+
+
+def test_live_curves_pass_on_and_are_drawn_only_where_somebody_looks() -> None:
+    told: list[object] = []
+    quiet = Live(lambda *said: told.append(said), lambda *said: told.append(said), shown=False)
+    quiet.log("train/loss", 1.0, 0)
+    quiet.progress(1, 2)
+    assert told == [("train/loss", 1.0, 0), (1, 2)]
+    assert quiet.curves == {}
+
+    shown = Live(lambda *said: None, lambda *said: None, shown=True)
+    for step in range(30):
+        shown.log("train/loss", 3.0 / (step + 1), step)
+        shown.log("train/lr", 0.1, step)
+        shown.log("watched/light=<night>", 0.01 * step, step)
+        shown.progress(step + 1, 30)
+    assert shown._bar.value == 30
+    picture = shown._picture.value
+    assert picture.count("<polyline") == 2
+    assert "&lt;night&gt;" in picture
+    assert "loss 0.1" in picture
+    assert "lr" not in shown.curves
+    assert "<svg" in svg({})
+    assert "nan" not in svg({"train/loss": [(0, float("nan")), (1, 2.0)]}).split("<text x=")[0]
