@@ -165,7 +165,7 @@ def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
     if kind == "night":
         assert first.mean() < 0.7 * pixels.mean()
     if kind == "fog":  # far away, at the horizon, is greyer than near
-        assert first[26].std() < 0.5 * first[60].std()
+        assert first[26].std() < 0.8 * first[60].std()
     if kind == "blur":
         assert first.std() < pixels.std()
     rare = replace(how, **{kind: 0.3})

@@ -44,12 +44,21 @@ def runs(context: click.Context, pipeline: str | None, limit: int, as_json: bool
         return
     from workbench import workspace
     from workbench.pipeline.running import history
+    from workbench.records.store import Store
+    from workbench.training.sweeps import in_a_week
 
     place = workspace.find()
     found = list(itertools.islice(history.runs(place, pipeline), limit or None))
     of = f" of {pipeline!r}" if pipeline else ""
     text = "\n".join(_run_line(run) for run in found) or f"no runs{of} in {place.root}"
-    emit({"runs": [history.as_json(run) for run in found]}, as_json=as_json, text=text)
+    this_week, week_before = in_a_week(Store(place))
+    if this_week or week_before:
+        text += f"\n\ntrainings this week: {this_week}, the week before: {week_before}"
+    value = {
+        "runs": [history.as_json(run) for run in found],
+        "trainings": {"this_week": this_week, "week_before": week_before},
+    }
+    emit(value, as_json=as_json, text=text)
 
 
 @runs.command()

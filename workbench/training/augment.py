@@ -24,6 +24,7 @@ DRAWS = 9
 """Numbers that `move` and `light_table` use: always as many, whatever the settings."""
 _WEATHER_DRAWS = 10
 _HORIZON = 0.4  # of the height: front cameras look a little down
+_DARK = 50  # mean of the pixels: a frame that is dark already would be black
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -102,7 +103,7 @@ def spoil(pixels: Pixels, how: Augmentation, rng: np.random.Generator) -> Pixels
     if not spoils(how):
         return pixels
     draw = rng.random(_WEATHER_DRAWS)
-    dark = draw[0] < how.night
+    dark = draw[0] < how.night and pixels.mean() > _DARK
     if draw[1] < how.fog:
         pixels = _fog(pixels, draw[5])
     if draw[2] < how.rain:
@@ -123,7 +124,7 @@ def spoils(how: Augmentation) -> bool:
 def _fog(pixels: Pixels, strength: float) -> Pixels:
     """Koschmieder's law with the distance of a flat road below the horizon."""
     rows = (np.arange(len(pixels), dtype=np.float32) + 0.5) / len(pixels) - _HORIZON
-    distance = 0.1 / np.maximum(rows, 0.02)  # 1 a tenth of the height below the horizon
+    distance = 0.1 / np.maximum(rows, 0.06)  # 1 a tenth of the height below the horizon
     seen = np.exp(-(0.15 + 0.5 * strength) * distance)[:, None, None].astype(np.float32)
     return np.asarray(pixels * seen + 205 * (1 - seen), np.uint8)
 
@@ -147,7 +148,7 @@ def _night(pixels: Pixels, strength: float) -> Pixels:
     dim = pixels.astype(np.float32)
     grey = dim @ _GREY
     dim = dim * np.float32(0.6) + grey[..., None] * np.float32(0.4)
-    gain = np.float32(0.5 - 0.32 * strength)
+    gain = np.float32(0.6 - 0.35 * strength)
     return np.asarray(dim * gain, np.uint8)
 
 
