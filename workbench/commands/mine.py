@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +12,13 @@ from workbench.commands.common import emit, json_option, progress_bar, say
 from workbench.commands.label_access import resolve, short
 from workbench.commands.mine_report import report
 from workbench.errors import ParameterError
-from workbench.records.base import Ref, kind_of
+from workbench.records.base import Ref, digest_of, kind_of
 from workbench.records.store import Store
 from workbench.workspace import Workspace
 
 if TYPE_CHECKING:
     from workbench.curation import Budget, Query, SelectionRules
+    from workbench.curation.embedding import Encoder
     from workbench.records.dataset import Dataset
     from workbench.records.types import Selection
 
@@ -50,7 +52,7 @@ class _Mine(click.Command):
 )
 @click.option("--unlike", multiple=True, metavar="FRAME[:x,y,w,h]", help="But not like this.")
 @click.option("--text", help="What frames should show; needs an --encoder that knows words.")
-@click.option("--encoder", metavar="FOLDER|NAME", help="A vision model whose vectors to use.")
+@click.option("--encoder", metavar="FOLDER|NAME|FILE.onnx", help="Whose vectors to use.")
 @click.option("--against", multiple=True, help="Another checkpoint; where both differ counts.")
 @click.option("--control", is_flag=True, help="Draw a random arm of the same size to compare with.")
 @click.option("--random-share", type=float, help="Of the budget, drawn at random. [default: 0.15]")
@@ -77,7 +79,7 @@ def mine(dataset: str, seed: int, tag: str | None, show: bool, as_json: bool, **
     version = datasets.load(store, ref)
     model = _model(place, store, asked["model"], version)
     budget = _budget(store, asked)
-    query = _query(place, version, asked)
+    query = _query(place, version, model, asked)
     rules = _rules(query, asked)
     with progress_bar("embed") as progress:
         made = curation.mine(
@@ -151,7 +153,7 @@ def _budget(store: Store, asked: dict[str, Any]) -> Budget:
     return Budget(minutes=minutes, pace=pace)
 
 
-def _query(place: Workspace, version: Dataset, asked: dict[str, Any]) -> Query:
+def _query(place: Workspace, version: Dataset, model: Ref, asked: dict[str, Any]) -> Query:
     from workbench.curation import Query
     from workbench.curation.selecting.query import exemplar
 
@@ -159,8 +161,22 @@ def _query(place: Workspace, version: Dataset, asked: dict[str, Any]) -> Query:
         like=tuple(exemplar(version.frames, one) for one in asked["like"]),
         unlike=tuple(exemplar(version.frames, one) for one in asked["unlike"]),
         text=asked["text"],
+        encoder=_encoder(Store(place), asked["encoder"], model),
         other_models=tuple(resolve(place, one, ("checkpoint",)) for one in asked["against"]),
     )
+
+
+def _encoder(store: Store, given: str | None, model: Ref) -> Encoder | None:
+    """A vision model from a folder, a file or the hub, with the detector's boxes to look at."""
+    from workbench.curation import embedding
+    from workbench.perception.predictor import load_checkpoint
+
+    if given is None:
+        return None
+    boxes = embedding.BoxSource(load_checkpoint(store, model), digest_of(model))
+    if given.endswith(".onnx"):
+        return embedding.OnnxEncoder(Path(given), boxes)
+    return embedding.HuggingFaceEncoder(given, boxes)
 
 
 def _rules(query: Query, asked: dict[str, Any]) -> SelectionRules:

@@ -18,7 +18,7 @@ from workbench.curation.selecting import ranking as rankings
 from workbench.curation.selecting.budget import Budget
 from workbench.curation.selecting.candidates import Candidates
 from workbench.curation.selecting.choosing import SCORES
-from workbench.curation.selecting.query import Query
+from workbench.curation.selecting.query import OneText, Query
 from workbench.curation.selecting.ranking import Ranking
 from workbench.curation.selecting.rules import SelectionRules
 from workbench.curation.selecting.select import Allotted, allot
@@ -181,19 +181,20 @@ def _searched(
     conditions: Sequence[str],
 ) -> Ranking:
     if query.text is not None:
-        found = finding.text(pool, encoder, query.text)  # type: ignore[arg-type]  # says what lacks
+        found = finding.text(pool, OneText.of(encoder), query.text)
         none = [False] * len(pool.frames)
-        return rankings.by_likeness(found, range(len(pool.frames)), conditions, none)
+        rows = range(len(pool.frames))
+        return rankings.by_likeness(found, rows, conditions, none, query.text)
     there = set(pool.frames)
     names = (*pool.frames, *(name for name in query.frames if name not in there))
     # Exemplars may be labelled already: what is looked for is then known well.
     both = embed(store.workspace, encoder, [frames[name] for name in names])
     found = finding.like(both, query.like, query.unlike)
-    rows = {name: row for row, name in enumerate(both.frames)}
+    place = {name: row for row, name in enumerate(both.frames)}
     own = {one.frame for one in query.like}
     return rankings.by_likeness(
         found,
-        [rows[name] for name in pool.frames],
+        [place[name] for name in pool.frames],
         conditions,
         [name in own for name in pool.frames],
     )

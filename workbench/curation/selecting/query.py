@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from workbench.curation.embedding.encoder import Encoder
 from workbench.curation.finding import Exemplar
@@ -52,6 +55,31 @@ class Query:
             "other_models": list(self.other_models),
         }
         return {key: value for key, value in said.items() if value}
+
+
+@dataclass(frozen=True)
+class OneText:
+    """An encoder of many texts, asked for one."""
+
+    model: str
+    _encode: Callable[[Sequence[str]], NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, encoder: Any) -> OneText:
+        """Raises `ParameterError` for an encoder that reads no text."""
+        encode = getattr(encoder, "encode_text", None)
+        if encode is None:
+            raise ParameterError(
+                "the encoder has no words",
+                where=type(encoder).__name__,
+                hint="Give an --encoder with a text tower, such as a folder with CLIP or SigLIP",
+            )
+        return cls(encoder.model, encode)
+
+    def encode_text(self, text: str) -> NDArray[np.float32]:
+        """Float32 ``[d]``."""
+        vector: NDArray[np.float32] = self._encode([text])[0]
+        return vector
 
 
 def exemplar(frames: Sequence[Frame], written: str) -> Exemplar:

@@ -78,20 +78,28 @@ def by_typicality(pool: Embeddings, scores: Scores) -> Ranking:
 
 
 def by_likeness(
-    likeness: Likeness, rows: Sequence[int], conditions: Sequence[str], given: Sequence[bool]
+    likeness: Likeness,
+    rows: Sequence[int],
+    conditions: Sequence[str],
+    given: Sequence[bool],
+    text: str | None = None,
 ) -> Ranking:
     """Most like the exemplars, or the words, first; exemplars of the pool itself before all.
 
     Args:
         likeness: Of frames among which the pool's are ``rows``.
         given: Whether a frame of the pool is an exemplar's own.
+        text: The words, where they were words.
     """
     values = likeness.score[np.asarray(rows)]
     # Above every cosine: who shows a frame wants that one labelled, too.
     score = rank_within(np.where(given, 2.0, values), ["all"] * len(values))
 
     def why(row: int) -> tuple[str, ...]:
-        return ("the exemplar itself",) if given[row] else (likeness.why(int(rows[row])),)
+        if given[row]:
+            return ("the exemplar itself",)
+        said = likeness.why(int(rows[row]))
+        return (said if text is None else said.replace("exemplar", f"“{text}”"),)
 
     return Ranking(
         score=score,
