@@ -1,0 +1,64 @@
+"""Coverage counts frames, boxes and drives against a target table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.curation.conftest import make_dataset
+from workbench.curation import hygiene
+from workbench.errors import ParameterError
+from workbench.records.dataset import Dataset
+from workbench.workspace import Workspace
+
+
+@pytest.fixture
+def dataset(place: Workspace) -> Dataset:
+    return make_dataset(place)
+
+
+def cell(cells: tuple[hygiene.Cell, ...], *key: str) -> hygiene.Cell:
+    return next(one for one in cells if (one.side, one.condition, one.cls) == key)
+
+
+def test_boxes_and_their_drives_are_counted_on_each_side(dataset: Dataset) -> None:
+    cells = hygiene.coverage_of(dataset)
+    learned = cell(cells, "learned", "day, clear", "car")
+    assert (learned.frames, learned.boxes, learned.drives) == (4, 4, 1)
+    assert learned.lacks == {"boxes": 96}
+    judged = cell(cells, "judged", "night, clear", "cyclist")
+    assert judged.lacks == {"boxes": 96, "drives": 9}
+    assert judged.filled == pytest.approx(0.04)
+    # Frames of the pool have no labels to count.
+    assert not [one for one in cells if (one.side, one.condition) == ("learned", "night, clear")]
+
+
+def test_the_last_entry_that_fits_counts(dataset: Dataset, tmp_path: Path) -> None:
+    table = tmp_path / "target.yaml"
+    table.write_text(
+        "wanted:\n"
+        "  - {least: {boxes: 2}}\n"
+        "  - {condition: 'day, clear', cls: cyclist, least: {boxes: 5, drives: 2}}\n"
+    )
+    cells = hygiene.coverage_of(dataset, hygiene.read_target(table))
+    assert cell(cells, "learned", "day, clear", "cyclist").lacks == {"boxes": 1, "drives": 1}
+    assert [one.cls for one in hygiene.thin(cells)] == ["cyclist"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("wanted: [{condition: night}]", "wanted.0.least: Field required"),
+        ("wanted: [{least: {boxes: -1}}]", "greater than or equal to 0"),
+        ("wanted: [{side: left, least: {}}]", "wanted.0.side"),
+        ("wanted: [", "is no YAML"),
+        ("- 3", "valid dictionary"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    table = tmp_path / "target.yaml"
+    table.write_text(text)
+    with pytest.raises(ParameterError) as refused:
+        hygiene.read_target(table)
+    assert told in str(refused.value)

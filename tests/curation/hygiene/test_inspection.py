@@ -1,0 +1,139 @@
+"""The whole inspection, as a record and as a command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.curation.hygiene import planted
+from workbench import cli
+from workbench.curation import hygiene
+from workbench.data import versions
+from workbench.errors import DataError
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Role
+from workbench.records.store import Store
+from workbench.records.types import Selection, Verdict
+from workbench.workspace import Workspace
+
+
+def saved(store: Store, dataset: Dataset) -> Ref:
+    ref = datasets.save(store, dataset, made_by="test")
+    versions.register(store.workspace, ref)
+    return ref
+
+
+def leaking(place: Workspace) -> Dataset:
+    dataset = planted.clean(place)
+    worse = planted.encoded(planted.scene(9, step=6.0), "JPEG", quality=60)
+    copy = planted.frame_of(place, worse, "copies", 0, Role.SEED, ".jpg")
+    return planted.with_frames(dataset, copy)
+
+
+def run(*arguments: str) -> int:
+    try:
+        cli.main(list(arguments))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def test_what_is_found_is_a_record_that_reads_back(place: Workspace, store: Store) -> None:
+    ref = saved(store, leaking(place))
+    made = hygiene.inspect(store, ref)
+    found = hygiene.read(store, made)
+    assert found.record.verdict is Verdict.FAIL
+    assert found.record.dataset == ref
+    assert {leak.kind for leak in found.leaks} == {"embedding"}
+    assert found.record.near >= 1
+    assert found.record.suspects is None
+    assert "of 256 hash bits" in found.record.parameters["leak"]
+    assert hygiene.inspect(store, ref) == made
+
+
+def test_with_a_model_vectors_and_labels_are_judged_too(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    assert dataset.ref
+    found = hygiene.read(store, hygiene.inspect(store, dataset.ref, model))
+    assert found.record.model == model
+    assert found.record.suspects == len(found.errors)
+    assert "cosine distance" in found.record.parameters["leak"]
+    assert found.record.verdict is Verdict.PASS
+
+
+def test_an_unreadable_frame_is_told_and_the_rest_goes_on(place: Workspace, store: Store) -> None:
+    dataset = planted.clean(place)
+    ref = saved(store, dataset)
+    media_path(place, dataset.frames[5]).write_bytes(b"torn")
+    record = hygiene.read(store, hygiene.inspect(store, ref)).record
+    assert [one["frame"] for one in record.parameters["unreadable"]] == [dataset.frames[5].id]
+    for frame in dataset.frames:
+        media_path(place, frame).write_bytes(b"torn")
+    for kept in (place.root / "fingerprints").rglob("*.npy"):
+        kept.unlink()
+    with pytest.raises(DataError, match="not one frame can be read"):
+        hygiene.inspect(store, ref)
+
+
+def test_a_dataset_without_frames_is_refused(place: Workspace, store: Store) -> None:
+    ref = saved(store, replace(planted.clean(place, drives=1), frames=(), drives=()))
+    with pytest.raises(DataError, match="no frames to inspect"):
+        hygiene.inspect(store, ref)
+
+
+def test_the_command_is_a_gate(
+    place: Workspace, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(store, planted.clean(place))
+    assert run("inspect", "planted", "--gate") == 0
+    saved(store, leaking(place))
+    assert run("inspect", "planted") == 0
+    capsys.readouterr()
+    assert run("inspect", "planted", "--gate", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "FAIL"
+    assert told["label_errors"] is None
+    assert told["leaks"][0]["kind"] == "embedding"
+    assert {"side", "condition", "cls", "lacks"} <= told["thin"][0].keys()
+
+
+def test_the_worst_labels_become_a_selection_to_send(
+    store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dataset.ref
+    # An untrained model sees nothing in these large boxes, so some labels look wrong.
+    status = run("inspect", dataset.ref, "--model", model, "--review", "2", "--json")
+    told = json.loads(capsys.readouterr().out)
+    if told.get("label_errors"):
+        assert status == 0
+        selection = store.get(told["selection"], Selection)
+        assert len(selection.chosen) <= 2
+        assert selection.method == "label-quality"
+    else:
+        assert told["error"]["message"] == "nothing looks wrong here"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["inspect", "nowhere"], "no dataset"),
+        (["inspect", "planted", "--review", "3"], "--review needs --model"),
+        (["inspect", "planted", "--gap", "-1"], "gap_s: Input should be greater"),
+        (["inspect", "planted", "--target", "nowhere.yaml"], "target table cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant_says_why(
+    place: Workspace,
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    saved(store, planted.clean(place, drives=2))
+    assert run(*arguments) in (1, 2)
+    assert told in capsys.readouterr().err
