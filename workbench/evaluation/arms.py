@@ -52,6 +52,6 @@ def _one(mined: Evaluated, control: Evaluated, metric: MetricName, cls: str) -> 
         high=figure.high,
         verdict=verdict,
         drives=row.drives,
-        unit=change.method.removeprefix("paired cluster bootstrap over ").removeprefix("paired "),
+        unit=f"{row.drives} drives" if change.usable else f"blocks of time of {row.drives} drives",
         why=why,
     )
