@@ -61,7 +61,7 @@ def test_an_empty_class_is_said_and_recorded(place: Workspace, store: Store) -> 
     trained = run(place, replace(dataset, labels=cars), replace(TINY, steps=1))
     record = store.get(save(store, trained, DATASET), Checkpoint)
     assert record.training["findings"] == [
-        "no frame has a label of class cyclist: the model cannot learn it"
+        "no frame has a label of cyclist: the model cannot learn that"
     ]
 
 

@@ -271,6 +271,7 @@ def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
     assert ended["why"] == "forgot"
     assert ended["forgot"] == {"light=night": pytest.approx(0.2)}
     assert len(trained.curves["loss"]) == 6
+    assert trained.facts["changed"]["light=night"] == [0.5, pytest.approx(0.3)]
     upto = run(
         place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.58] * 9)
     )
@@ -278,7 +279,7 @@ def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
     watched = Watched(Stopping(every=1, forget=0.1))
     watched.look(0, {"all": 0.5, "old": 0.5})
     watched.look(1, {"all": 0.6, "old": 0.45})
-    assert watched.changes() == {"all": (0.5, 0.6), "old": (0.5, 0.45)}
+    assert watched.changes() == {"all": [0.5, 0.6], "old": [0.5, 0.45]}
 
 
 def test_schedules_rise_and_fall() -> None:

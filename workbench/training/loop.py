@@ -113,6 +113,8 @@ def _facts(
         said["disputed"] = len(set(material.disputed))
     if run.watched.looks:
         said["watched"] = run.watched.looks
+    if changes := run.watched.changes():
+        said["changed"] = changes
     if ended:
         said["ended"] = {"why": ended, "forgot": run.watched.forgot}
     return said

@@ -107,11 +107,10 @@ def findings(dataset: Dataset, classes: Sequence[str]) -> tuple[str, ...]:
     learned = Counter(
         label.cls for label in dataset.labels if not label.ignore and _has_area(label)
     )
-    found = [
-        f"no frame has a label of class {name}: the model cannot learn it"
-        for name in classes
-        if learned[name] == 0
-    ]
+    empty = [name for name in classes if learned[name] == 0]
+    found = []
+    if empty:
+        found.append(f"no frame has a label of {', '.join(empty)}: the model cannot learn that")
     flat = [label for label in dataset.labels if not _has_area(label)]
     if flat:
         frames = ", ".join(sorted({label.frame[:12] for label in flat})[:3])

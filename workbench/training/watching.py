@@ -72,12 +72,12 @@ class Watched:
         enough = self.how.patience and self.without_gain >= self.how.patience
         return "stop" if enough else "worse"
 
-    def changes(self) -> dict[str, tuple[float, float]]:
+    def changes(self) -> dict[str, list[float]]:
         """Each figure before the training and at its last look; empty without a start."""
         if self.before is None or len(self.looks) < 2:
             return {}
         now = self.looks[-1]["figures"]
-        return {name: (old, now[name]) for name, old in self.before.items() if name in now}
+        return {name: [old, now[name]] for name, old in self.before.items() if name in now}
 
     def as_json(self) -> dict[str, Any]:
         return {

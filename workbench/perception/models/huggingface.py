@@ -8,6 +8,7 @@ Only safetensors are read, and no code that comes with a model is ever run.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,6 +169,8 @@ def build(config: DetectorConfig) -> HuggingFaceDetector:
 
 def _library() -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # It looks for kernels of torchao that no CPU has, and says so each time.
+    logging.getLogger("torchao").setLevel(logging.CRITICAL)
     import transformers
 
     library: Any = transformers
