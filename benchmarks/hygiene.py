@@ -1,0 +1,272 @@
+"""What hygiene finds of what was planted, and what it costs: ``python -m benchmarks.hygiene``.
+
+Everything is planted into simulated drives whose boxes are known, so recall and precision are
+counted against the truth. Label errors are judged by a small detector that was trained, here, on
+the very labels that hold the errors, as a team's own would be. The peers are FiftyOne's own words
+for the same: mistakenness of a label by the model's confidence in it, and duplicates by the file.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import Row, main, note, row
+from workbench import data as drives
+from workbench import digest
+from workbench.curation import hygiene
+from workbench.curation.hygiene import duplicates, label_errors, leakage
+from workbench.curation.hygiene.alike import Likeness
+from workbench.perception.predictor import predict_frames
+from workbench.perception.preprocessing import Preprocessing
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Box, Frame, Label, Role
+from workbench.records.types import Prediction
+from workbench.simulation import traffic, write_drives
+from workbench.training import TrainingConfig, loop
+from workbench.workspace import Workspace
+
+PER_KIND = 25
+_SMALLEST = 20.0
+_SIDE = (320, 192)
+
+
+def measure(quick: bool) -> list[Row]:
+    """Rows of the benchmark; ``quick`` renders a third of the drives and hardly trains."""
+    count, steps = (16, 150) if quick else (48, 700)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Workspace(Path(folder) / ".workbench")
+        profile = traffic.Profile("hygiene", drives=count, frames_per_drive=12)
+        source = write_drives(Path(folder) / "drives", profile, seed=11)
+        found = drives.ingest(place, source, name="hygiene").dataset
+        shares = {Role.SEED: 0.7, Role.VAL: 0.1, Role.SAFETY: 0.2}
+        dataset = drives.assign_roles(found, drives.RolePolicy(shares=shares))
+        note(f"{len(dataset.frames)} frames of {len(dataset.drives)} simulated drives")
+        return [*_copies(place, dataset), *_labels(place, dataset, steps), _cost()]
+
+
+def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
+    """Copies across the split: half with the same pixels, half saved worse and smaller."""
+    rng = np.random.default_rng(1)
+    judged = [frame for frame in dataset.frames if frame.role is Role.SAFETY]
+    each = min(PER_KIND, len(judged) // 2)
+    picked = rng.choice(len(judged), 2 * each, replace=False).tolist()
+    added, pairs = [], set()
+    for number, row_ in enumerate(picked):
+        original = judged[row_]
+        copy = _copy(place, original, number, exact=number < each)
+        added.append(copy)
+        pairs.add((original.id, copy.id))
+    planted = replace(dataset, frames=(*dataset.frames, *added))
+    start = time.process_time()
+    prints = hygiene.fingerprints(place, planted.frames)
+    spent = (time.process_time() - start) / len(planted.frames)
+    like = Likeness(planted.frames, prints.hashes)
+    twins = duplicates.find(like, prints.pixels)
+    leaks = leakage.check(planted, like).leaks
+    alone = leakage.check(dataset, Likeness(dataset.frames, prints.hashes[: len(dataset.frames)]))
+    false = sum(leak.kind == "embedding" for leak in alone.leaks)
+    exact = [set(cluster.frames) for cluster in twins.exact]
+    near = [set(cluster.frames) for cluster in twins.near]
+    names = [copy.id for copy in added]
+    return [
+        _share("exact duplicates found (other bytes)", _inside(names[:each], exact), each),
+        _share("near duplicates found (JPEG 60, 0.7 of the size)",
+               _inside(names[each:], near), each),
+        _share("leaks across the split found",
+               sum(leak.kind == "embedding" and leak.second in names for leak in leaks),
+               2 * each),
+        row("leaks reported where none was planted", false, "pairs", goal="0", met=false == 0),
+        row("fingerprint of a frame", 1000 * spent, "CPU-ms"),
+    ]  # fmt: skip
+
+
+def _labels(place: Workspace, dataset: Dataset, steps: int) -> list[Row]:
+    """Errors planted among labels that a model then learns from."""
+    spoilt, planted = plant(dataset)
+    lessons = spoilt.with_roles(Role.SEED)
+    config = TrainingConfig(steps=steps, threads=2)
+    size = Preprocessing(width=_SIDE[0], height=_SIDE[1])
+    classes = dataset.label_schema.classes
+    note(f"training {steps} steps on labels with {len(planted)} planted errors")
+    model = loop.train(place, lessons, config, classes=classes, preprocessing=size).predictor()
+    predictions = list(predict_frames(place, model, spoilt.frames))
+    start = time.process_time()
+    found = label_errors.find(spoilt, predictions)
+    spent = time.process_time() - start
+    total = len(planted)
+    first = found[:total]
+    hits = {key for one in first for key in [_match(one.frame, one.box, planted)] if key}
+    anywhere = {key for one in found for key in [_match(one.frame, one.box, planted)] if key}
+    boxes = len(spoilt.labels)
+    chance = total / (boxes + total)
+    theirs = _least_confident(spoilt, predictions, planted, total)
+    precision = len(hits) / total
+    rows = [
+        row(
+            f"label errors in the first {total} (of {boxes} boxes)",
+            precision,
+            "precision = recall",
+            peer=chance,
+            peer_name="looking at boxes at random",
+            goal=">= 10x chance",
+            met=precision >= 10 * chance,
+        ),
+        row(
+            f"labels spoilt in the first {total}, missed boxes apart",
+            len({k for k in hits if k[1] != "missed"}) / total,
+            "share of all planted",
+            peer=theirs / total,
+            peer_name="labels the model is least sure of",
+        ),
+        _share("label errors found at all", len(anywhere), total),
+        row("comparing labels of 100 frames", 100 * spent / len(spoilt.frames), "CPU-s"),
+    ]
+    for kind in ("missed", "class", "placed", "twice"):
+        ours = sum(key[1] == kind for key in hits)
+        count = sum(key[1] == kind for key in planted)
+        rows.append(row(f"  {kind}: in the first {total}", ours / count, f"of {count}"))
+    return rows
+
+
+Planted = dict[tuple[str, str, int], Box]
+"""Frame, kind and number of an error, and where it is."""
+
+
+def plant(dataset: Dataset) -> tuple[Dataset, Planted]:
+    """`PER_KIND` errors of each kind among well visible labels, at most one a frame."""
+    rng = np.random.default_rng(2)
+    plain = [
+        number
+        for number, one in enumerate(dataset.labels)
+        if not one.ignore
+        and min(one.box.w, one.box.h) >= _SMALLEST
+        and (one.occluded or 0) < 0.3
+        and (one.truncated or 0) < 0.1
+    ]
+    rng.shuffle(plain)
+    labels: list[Label | None] = list(dataset.labels)
+    more: list[Label] = []
+    planted: Planted = {}
+    used: set[str] = set()
+    kinds = [kind for kind in ("missed", "class", "placed", "twice") for _ in range(PER_KIND)]
+    for number in plain:
+        one = dataset.labels[number]
+        if not kinds or one.frame in used:
+            continue
+        kind = kinds.pop()
+        used.add(one.frame)
+        spoilt = _spoil(one, kind, dataset.label_schema.classes, rng)
+        labels[number] = one if kind == "twice" else spoilt
+        if kind == "twice" and spoilt is not None:
+            more.append(spoilt)
+        planted[one.frame, kind, number] = (spoilt or one).box
+    kept = tuple(one for one in labels if one is not None)
+    return replace(dataset, labels=(*kept, *more), ref=None), planted
+
+
+def _spoil(one: Label, kind: str, classes: Sequence[str], rng: np.random.Generator) -> Label | None:
+    box = one.box
+    if kind == "missed":
+        return None
+    if kind == "class":
+        others = [cls for cls in classes if cls != one.cls]
+        return one.model_copy(update={"cls": others[int(rng.integers(len(others)))]})
+    if kind == "placed":
+        x, y = (float(rng.choice([-1, 1]) * rng.uniform(0.25, 0.4)) for _ in range(2))
+        moved = box.model_copy(update={"x": box.x + x * box.w, "y": box.y + y * box.h * 0.3})
+        return one.model_copy(update={"box": moved})
+    return one.model_copy(update={"box": box.model_copy(update={"x": box.x + 0.04 * box.w})})
+
+
+def _match(frame: str, box: Box, planted: Planted) -> tuple[str, str, int] | None:
+    """The planted error that a finding is about: on the same frame, overlapping by 0.3."""
+    from workbench.perception.boxes import from_records, iou_matrix
+
+    for key, place in planted.items():
+        if key[0] == frame and iou_matrix(from_records([box]), from_records([place]))[0, 0] >= 0.3:
+            return key
+    return None
+
+
+def _least_confident(
+    dataset: Dataset, predictions: Sequence[Prediction], planted: Planted, count: int
+) -> int:
+    """Spoilt labels among the ``count`` that the model bears out least: the peer."""
+    from workbench.perception.boxes import from_records, iou_matrix
+
+    by_frame: dict[str, list[Prediction]] = {}
+    for one in predictions:
+        by_frame.setdefault(one.frame, []).append(one)
+    doubts = []
+    for label in dataset.labels:
+        if label.ignore:
+            continue
+        same = [one for one in by_frame.get(label.frame, ()) if one.cls == label.cls]
+        overlap = iou_matrix(from_records([label.box]), from_records([one.box for one in same]))
+        sure = max(
+            (one.score for one, iou in zip(same, overlap[0], strict=True) if iou >= 0.5),
+            default=0.0,
+        )
+        doubts.append((sure, label))
+    doubts.sort(key=lambda pair: (pair[0], pair[1].id))
+    first = {_match(label.frame, label.box, planted) for _, label in doubts[:count]}
+    return len({key for key in first if key and key[1] != "missed"})
+
+
+def _cost() -> Row:
+    """All pairs of 20,000 hashes: it grows with the square of the frames."""
+    words = np.random.default_rng(0).integers(0, 2**63, (20_000, 4)).astype(np.uint64)
+    like = Likeness((), words)
+    start = time.process_time()
+    for _ in duplicates.pairs_within(like, hygiene.Yardstick(None, 40, 100, 0.1)):
+        pass
+    return row("comparing 20,000 frames with each other", time.process_time() - start, "CPU-s")
+
+
+def _copy(place: Workspace, original: Frame, number: int, *, exact: bool) -> Frame:
+    with Image.open(media_path(place, original)) as opened:
+        image = opened.convert("RGB")
+    stream = io.BytesIO()
+    if exact:
+        image.save(stream, "PNG")
+    else:
+        smaller = image.resize((round(image.width * 0.7), round(image.height * 0.7)))
+        smaller.save(stream, "JPEG", quality=60)
+    content = stream.getvalue()
+    size = Image.open(io.BytesIO(content)).size
+    copy = Frame(
+        id=digest.of_bytes(content),
+        drive="copies",
+        index=100 * number,
+        width=size[0],
+        height=size[1],
+        suffix=".png" if exact else ".jpg",
+        role=Role.SEED,
+    )
+    path = media_path(place, copy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return copy
+
+
+def _inside(names: Sequence[str], groups: Sequence[set[str]]) -> int:
+    return sum(any(name in group and len(group) > 1 for group in groups) for name in names)
+
+
+def _share(name: str, found: int, planted: int) -> Row:
+    judged = "at all" not in name
+    goal = ">= 0.95" if judged else ""
+    met = found >= 0.95 * planted if judged else None
+    return row(name, found / planted, f"of {planted}", goal=goal, met=met)
+
+
+if __name__ == "__main__":
+    main(measure)
