@@ -1,9 +1,11 @@
 """An index for more vectors than can all be compared: cells of similar vectors, few of them read.
 
-Inverted lists over cells with residuals of eight bits a number (faiss, IVF-SQ8), the cells found
-through a small graph (HNSW, Malkov and Yashunin, 2018). What they propose is ordered by the true
-distances of the vectors themselves, so an answer depends on the query alone: not on what else is
-asked, nor in which order.
+Inverted lists of vectors with eight bits a number (faiss, IVF-SQ8), their cells found through a
+small graph (HNSW, Malkov and Yashunin, 2018). Many small cells: reading them costs more than
+finding them. The bits are of the vectors themselves, not of what a cell's centre leaves: compared
+as whole numbers they take half the time, and what they blur is mended, because the true distances
+order what the lists propose. So an answer depends on the query alone: not on what else is asked,
+nor in which order.
 """
 
 from __future__ import annotations
@@ -20,19 +22,20 @@ from workbench.curation.neighbours.partition import centres, one_thread
 from workbench.curation.neighbours.vectors import Directions, Vectors
 from workbench.errors import ParameterError
 
+Built = tuple[Any, float, int, "Recall"]
 Answer = tuple[NDArray[np.int64], NDArray[np.float32]]
 
-_CELL = 250
+_CELL = 64
 """Vectors in a cell, on average. Cells grow in number, not in size, so a query costs the same."""
 
-_SAMPLE = 40
+_SAMPLE = 16
 """Vectors a cell that its centre is found from."""
 
 _CHUNK = 8192
 _SPARE = 6
-_PROBES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_PROBES = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512)
 _JUDGED = 256
-_MARGIN = 0.01
+_MARGIN = 0.008
 _GRAPH, _CONSTRUCTION, _BREADTH = 16, 80, 64
 
 
@@ -58,15 +61,18 @@ class NeighbourIndex:
     Args:
         vectors: ``[n, d]``, any floating type, such as a mapped file; read again when asked.
         k: Neighbours that the recall is meant for.
-        target: Recall that as many cells are read for as it takes, judged on random vectors.
+        target: Recall that as many cells are read for as it takes, judged on random queries.
         centre: Float32 ``[d]``; by default, their mean.
         seed: Of the sample that cells are found from.
+        queries: Unit vectors ``[q, d]`` about ``centre`` of the kind that will be asked, to judge
+            the recall on: what lies off the vectors needs more cells. By default, the vectors.
         built: Lists, cells to read and recall of an index of the same vectors, read from disk.
 
     Attributes:
         lists: What faiss keeps.
+        unit: The value of one step of the eight bits.
         probes: Cells that a query reads.
-        recall: Measured against all vectors on others than those it was set on.
+        recall: Measured against all vectors, on other queries than those it was set on.
 
     Raises:
         DataError: A number is missing or infinite.
@@ -81,7 +87,8 @@ class NeighbourIndex:
         target: float = 0.97,
         centre: NDArray[np.float32] | None = None,
         seed: int = 0,
-        built: tuple[Any, int, Recall] | None = None,
+        queries: NDArray[np.float32] | None = None,
+        built: Built | None = None,
     ) -> None:
         if k < 1 or not 0 < target <= 1:
             raise ParameterError(
@@ -90,10 +97,11 @@ class NeighbourIndex:
         self.known = Directions(vectors, centre)
         self.groups = Groups(self.known)
         self.k, self.target, self.seed = k, target, seed
+        self._queries = queries
         if built is not None:
-            self.lists, self.probes, self.recall = built
+            self.lists, self.unit, self.probes, self.recall = built
             return
-        self.lists = _trained(self.known, self.groups.first, seed)
+        self.lists, self.unit = _trained(self.known, self.groups.first, seed)
         self._add(self.groups.first)
         self.probes, self.recall = self._tuned()
 
@@ -137,10 +145,11 @@ class NeighbourIndex:
         """Groups, not rows, and distances, nearest first; -1 and infinity where none is left."""
         probes = probes or self.probes
         self.lists.nprobe = probes
-        likeness, cells = self.lists.quantizer.search(queries, probes)
+        asked = in_bytes(queries, self.unit)
+        likeness, cells = self.lists.quantizer.search(asked, probes)
         order = np.argsort(cells[:, 0], kind="stable")  # neighbours in turn read the same lists
         _, found = self.lists.search_preassigned(
-            np.ascontiguousarray(queries[order]), k + _SPARE, cells[order], likeness[order]
+            asked[order], k + _SPARE, cells[order], likeness[order]
         )
         candidates = np.empty_like(found)
         candidates[order] = found
@@ -148,25 +157,26 @@ class NeighbourIndex:
 
     def _add(self, rows: NDArray[np.int64]) -> None:
         for start in range(0, len(rows), _CHUNK):
-            self.lists.add(self.known.take(rows[start : start + _CHUNK]))
+            self.lists.add(in_bytes(self.known.take(rows[start : start + _CHUNK]), self.unit))
 
     def _tuned(self) -> tuple[int, Recall]:
-        """The fewest cells that reach the target, and the recall on other vectors."""
-        count = len(self.groups)
+        """The fewest cells that reach the target, and the recall on other queries."""
+        own = self._queries is None
+        pool = self.groups.first if self._queries is None else np.arange(len(self._queries))
         rng = np.random.default_rng([self.seed, 1])
-        drawn = rng.choice(count, min(count, 2 * _JUDGED), replace=False)
-        queries = self.known.take(self.groups.first[drawn])
-        k = min(self.k + 1, count)  # each finds itself, and k others
-        true, _ = nearest_exact(queries, self.known, self.groups.first, k)
-        half = len(drawn) // 2
+        drawn = rng.choice(len(pool), min(len(pool), 2 * _JUDGED), replace=False)
+        asked = self._queries[drawn] if self._queries is not None else self.known.take(pool[drawn])
+        k = min(self.k + own, len(self.groups))  # a vector of its own finds itself, and k others
+        true, _ = nearest_exact(asked, self.known, self.groups.first, k)
+        half = max(1, len(drawn) // 2)
         probes = _PROBES[0]
         for probes in _PROBES:
-            found, _ = self._nearest(queries[:half], k, probes)
-            enough = _found(found, true[:half]).mean() >= min(1.0, self.target + _MARGIN)
+            found, _ = self._nearest(asked[:half], k, probes)
+            enough = _found(found, true[:half], own).mean() >= min(1.0, self.target + _MARGIN)
             if enough or probes >= self.lists.nlist:
                 break
-        found, _ = self._nearest(queries[half:], k, probes)
-        shares = _found(found, true[half:])
+        found, _ = self._nearest(asked[-half:], k, probes)
+        shares = _found(found, true[-half:], own)
         error = float(shares.std() / np.sqrt(len(shares)))
         return probes, Recall(self.k, len(shares), float(shares.mean()), error)
 
@@ -213,32 +223,42 @@ def _without_self(
     return rows, distances
 
 
-def _found(found: NDArray[np.int64], true: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The share of each query's true neighbours that were found; the query itself counts not."""
+def _found(found: NDArray[np.int64], true: NDArray[np.int64], own: bool) -> NDArray[np.float64]:
+    """The share of each query's true neighbours that were found; ``own``: itself counts not."""
     hits = (found[:, :, None] == true[:, None, :]).any(axis=1).sum(axis=1)
-    shares: NDArray[np.float64] = np.maximum(hits - 1, 0) / max(true.shape[1] - 1, 1)
+    shares: NDArray[np.float64] = np.maximum(hits - own, 0) / max(true.shape[1] - own, 1)
     return shares
 
 
-def _trained(known: Directions, rows: NDArray[np.int64], seed: int) -> Any:
+def in_bytes(units: NDArray[np.float32], unit: float) -> NDArray[np.float32]:
+    """Whole numbers from 0 to 255, 128 for zero, as the float32 that faiss wants to be given."""
+    scaled = units / np.float32(unit)
+    np.rint(scaled, out=scaled)
+    scaled += 128
+    return np.clip(scaled, 0, 255, out=scaled)
+
+
+def _trained(known: Directions, rows: NDArray[np.int64], seed: int) -> tuple[Any, float]:
+    """Empty lists with their cells, and the unit of the bytes."""
     import faiss
 
     cells = max(1, len(rows) // _CELL)
     rng = np.random.default_rng([seed, 0])
     drawn = np.sort(rng.choice(len(rows), min(len(rows), _SAMPLE * cells), replace=False))
     sample = known.take(rows[drawn])
-    found = centres(sample, cells, seed=seed)
+    unit = float(max(np.abs(sample).max(), 1e-3) / 127)
+    found = centres(sample, cells, seed=seed) / np.float32(unit) + 128
     graph = faiss.IndexHNSWFlat(known.width, _GRAPH)
     graph.hnsw.efConstruction, graph.hnsw.efSearch = _CONSTRUCTION, _BREADTH
     lists = faiss.IndexIVFScalarQuantizer(
         graph,
         known.width,
         len(found),
-        faiss.ScalarQuantizer.QT_8bit,
+        faiss.ScalarQuantizer.QT_8bit_direct,
         faiss.METRIC_L2,
-        True,  # residuals: what a cell's centre leaves needs fewer bits
+        False,  # no residuals
     )
     with one_thread():
         graph.add(found)
-        lists.train(sample)
-    return lists
+        lists.train(found)  # nothing is learned for bytes; faiss wants to be told
+    return lists, unit

@@ -114,7 +114,7 @@ def _search(
 ) -> Neighbours:
     k = min(k, len(known))
     if len(known) > limit and len(units) > _FEW:
-        index = NeighbourIndex(vectors, k=k, target=target, centre=known.centre)
+        index = NeighbourIndex(vectors, k=k, target=target, centre=known.centre, queries=units)
         return Neighbours(*index.search(units, k), index.recall)
     groups = Groups(known)
     found, far = nearest_exact(units, known, groups.first, k)

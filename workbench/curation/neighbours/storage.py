@@ -66,6 +66,7 @@ def _save(index: NeighbourIndex, place: Path) -> None:
         about = {
             "layout": _LAYOUT,
             "lists": digest.of_file(temporary / _LISTS),
+            "unit": index.unit,
             "probes": index.probes,
             "recall": vars(index.recall),
         }
@@ -100,9 +101,8 @@ def _load(place: Path, vectors: Vectors, *, k: int, target: float, seed: int) ->
     if not whole:
         raise _damaged(place, "its digest does not hold")
     lists = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    return NeighbourIndex(
-        vectors, k=k, target=target, seed=seed, built=(lists, about["probes"], recall)
-    )
+    built = (lists, about["unit"], about["probes"], recall)
+    return NeighbourIndex(vectors, k=k, target=target, seed=seed, built=built)
 
 
 def _damaged(place: Path, why: str) -> DataError:
