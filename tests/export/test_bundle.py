@@ -11,7 +11,7 @@ import safetensors.torch
 
 from workbench import digest
 from workbench.errors import ParameterError, RecordError, WorkbenchError
-from workbench.export import bundle, parity, recipe
+from workbench.export import bundle, matrix, parity, recipe
 from workbench.export.recipe import ExportConfig, Exported
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor, load_checkpoint
 from workbench.perception.preprocessing import load_rgb
@@ -19,9 +19,10 @@ from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint, ExportBundle
+from workbench.records.types import CalibrationSet, Checkpoint, ExportBundle
 from workbench.workspace import Workspace
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ExportConfig(calibration_frames=16, parity_frames=8, target=False)
 
 
@@ -60,7 +61,11 @@ def test_a_bundle_is_kept_as_a_record(
     assert record.parity["targets"][bundle.FP32]["agreement"] in (1, None)
     assert set(store.payload_names(ref)) == {path.name for path in folder.iterdir()}
     assert manifest["simulated"] is True
-    assert {target["status"] for target in manifest["targets"]} == {"verified"}
+    assert manifest["targets"] == []  # nothing was asked about
+    assert record.calibration_set
+    picked = store.get(record.calibration_set, CalibrationSet)
+    assert (picked.chosen, picked.evaluated) == ("minmax", 18)
+    assert [row.method for row in picked.methods] == ["minmax"]
     assert set(store.side(ref, "latency")["models"]) == {bundle.FP32, bundle.INT8_CPU}
 
 
@@ -157,13 +162,37 @@ def test_without_frames_to_compare_on_nothing_is_exported(
     assert not compared & {frame.id for frame in learned.frames}
 
 
-def test_the_target_file_says_that_no_device_has_seen_it(models: dict[str, bytes]) -> None:
-    known = {target.file: target for target in recipe.targets_of(models)}
-    assert known[bundle.INT8_TARGET].status == "linted"
-    assert "never built or run" in known[bundle.INT8_TARGET].why
-    wrong = recipe.targets_of({**models, bundle.INT8_TARGET: models[bundle.INT8_CPU]})
-    assert wrong[-1].status == "untested"
-    assert "not int8" in wrong[-1].why
+def test_the_matrix_never_says_more_than_was_done(
+    models: dict[str, bytes], trained: TorchPredictor, kept: Workspace, dataset: Dataset
+) -> None:
+    planned = matrix.load(ROOT / matrix.DEFAULT)
+    pixels = [load_rgb(media_path(kept, frame)) for frame in dataset.frames[:2]]
+    rows = recipe.targets_of(models, trained, pixels, planned)
+    by_chip = {(row.chip, row.file): row for row in rows}
+    orin = by_chip["NVIDIA Orin GPU", bundle.INT8_TARGET]
+    assert orin.status == "linted"
+    assert "never built or run" in orin.why
+    assert by_chip["NVIDIA Xavier GPU", bundle.INT8_TARGET].status == "linted"  # an old generation
+    assert by_chip["Renesas R-Car V4H", bundle.FP32].status == "untested"
+    assert {
+        row.status for row in rows if row.machine == "onnxruntime" and "Arm" not in row.chip
+    } == {"verified"}
+    assert bundle.PROGRAM not in {row.file for row in rows}  # no such file in this bundle
+    wrong = {**models, bundle.INT8_TARGET: models[bundle.INT8_CPU]}
+    refused = {row.chip: row for row in recipe.targets_of(wrong, trained, pixels, planned)}
+    assert refused["NVIDIA Orin GPU"].status == "untested"
+    assert "not int8" in refused["NVIDIA Orin GPU"].why
+    elsewhere = matrix.assess(planned, models, {f"onnxruntime {bundle.FP32}": "x"}, machine="riscv")
+    assert {row.status for row in elsewhere if row.file == bundle.FP32} == {"untested"}
+
+
+def test_a_matrix_with_a_strange_word_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "targets.yaml"
+    path.write_text((ROOT / matrix.DEFAULT).read_text().replace("proof: lint", "proof: hope", 1))
+    with pytest.raises(ParameterError, match="target matrix"):
+        matrix.load(path)
+    with pytest.raises(ParameterError, match="cannot be read"):
+        matrix.load(tmp_path / "none.yaml")
 
 
 def test_a_report_survives_json(exported: Exported) -> None:

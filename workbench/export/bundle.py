@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-def write_bundle(
+def write_bundle(  # noqa: PLR0913 - one argument a file of the bundle
     folder: Path,
     *,
     checkpoint: Ref,
@@ -60,12 +60,14 @@ def write_bundle(
     calibration: CalibrationSet,
     parity: Json,
     targets: Sequence[Target],
+    sensitivity: Json | None = None,
 ) -> Json:
     """Write all files of a bundle but its signature, the manifest last, and return the manifest.
 
     Args:
         folder: New or empty, so that nothing else is ever shipped along.
-        models: ONNX bytes by file name.
+        models: Bytes by file name, whichever runtime they are for.
+        sensitivity: Of `sensitivity.Sensitivity.as_json`, where it was measured.
         targets: What is known about each model file.
 
     Raises:
@@ -81,6 +83,7 @@ def write_bundle(
         PREPROCESSING: digest.canonical_json(preprocessing.model_dump(mode="json")),
         CALIBRATION: digest.canonical_json(as_json(calibration)),
         PARITY: digest.canonical_json(parity),
+        **({SENSITIVITY: digest.canonical_json(sensitivity)} if sensitivity else {}),
     }
     manifest = {
         "schema_version": 1,

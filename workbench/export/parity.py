@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ContractError, ParameterError
+from workbench.export.fidelity import decibels, energy
 from workbench.perception.boxes import iou_matrix
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.decode import Detections, decode
@@ -29,7 +30,7 @@ Json = dict[str, Any]
 
 SCORE = 0.3
 IOU = 0.5
-FLOAT_TOLERANCE = 1e-3
+FLOAT_TOLERANCE = 1e-4
 """Largest difference of a raw value that rounding can explain between two float runtimes."""
 
 
@@ -52,6 +53,8 @@ class _Tally:
     largest: dict[str, float] = field(default_factory=dict)
     total: dict[str, float] = field(default_factory=dict)
     values: dict[str, int] = field(default_factory=dict)
+    signal: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
     boxes: int = 0
     reference_boxes: int = 0
     shifts: list[float] = field(default_factory=list)
@@ -64,6 +67,8 @@ class _Tally:
             self.largest[name] = max(self.largest.get(name, 0.0), float(apart.max()))
             self.total[name] = self.total.get(name, 0.0) + float(apart.sum())
             self.values[name] = self.values.get(name, 0) + apart.size
+            self.signal[name] = self.signal.get(name, 0.0) + energy(expected)
+            self.noise[name] = self.noise.get(name, 0.0) + float(np.square(apart).sum())
 
     def add_boxes(self, frame: str, reference: Detections, found: Detections) -> None:
         pairs = match_optimal(
@@ -87,12 +92,14 @@ class _Tally:
             name: {
                 "max_abs_diff": _rounded(self.largest[name]),
                 "mean_abs_diff": _rounded(self.total[name] / self.values[name]),
+                "sqnr_db": _rounded(decibels(self.signal[name], self.noise[name])),
             }
             for name in self.largest
         }
         matched = len(self.shifts)
         return {
             "max_abs_diff": _rounded(max(self.largest.values())),
+            "sqnr_db": _rounded(min(decibels(self.signal[n], self.noise[n]) for n in self.signal)),
             "maps": maps,
             "boxes": self.boxes,
             "reference_boxes": self.reference_boxes,
@@ -149,7 +156,7 @@ def compare(
         for name, target in targets.items():
             found = target.raw(batch)
             _require_numbers(name, chunk, found)
-            tallies[name].add_maps(names, expected, found)
+            tallies[name].add_maps(names, expected, in_order_of(expected, found, names))
             found_boxes = decode(found, reference.config, score_threshold=score)
             for frame, first, second in zip(chunk, expected_boxes, found_boxes, strict=True):
                 tallies[name].add_boxes(frame.id, first, second)
@@ -167,6 +174,28 @@ def compare(
     }
 
 
+def in_order_of(reference: Maps, found: Maps, names: Sequence[str]) -> Maps:
+    """Outputs that are a set of boxes, one to one with the reference's; maps as they are.
+
+    A detection transformer chooses its queries by score, and a rounding swaps two of them. So each
+    is compared with the one it is nearest to (Hungarian method over boxes and logits), every one
+    once: a query that is lost still shows.
+    """
+    if tuple(names) != ("logits", "boxes"):
+        return found
+    from scipy.optimize import linear_sum_assignment
+
+    ordered = [values.copy() for values in found]
+    for frame in range(len(reference[0])):
+        first = np.concatenate([values[frame] for values in reference], axis=-1)
+        second = np.concatenate([values[frame] for values in found], axis=-1)
+        apart = np.abs(first[:, None].astype(np.float64) - second[None]).sum(axis=-1)
+        _, columns = linear_sum_assignment(np.nan_to_num(apart, nan=1e9))
+        for values, given in zip(ordered, found, strict=True):
+            values[frame] = given[frame][columns]
+    return ordered
+
+
 def require_float_parity(report: Json, name: str = "fp32.onnx") -> None:
     """Raise `ContractError` when the float file is not the trained network."""
     apart = report["targets"][name]["max_abs_diff"]
@@ -181,7 +210,15 @@ def require_float_parity(report: Json, name: str = "fp32.onnx") -> None:
 
 def table(report: Json) -> list[dict[str, Any]]:
     """A row for each target, for a data frame or a picture."""
-    keys = ("max_abs_diff", "boxes", "reference_boxes", "agreement", "score_shift_mean", "iou_mean")
+    keys = (
+        "max_abs_diff",
+        "sqnr_db",
+        "boxes",
+        "reference_boxes",
+        "agreement",
+        "score_shift_mean",
+        "iou_mean",
+    )
     return [
         {"target": name, "frames": report["frames"], **{key: found[key] for key in keys}}
         for name, found in report["targets"].items()

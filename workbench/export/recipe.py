@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ParameterError, WorkbenchError
-from workbench.export import bundle, calibration, latency, parity
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench import digest
+from workbench.errors import ContractError, ParameterError, WorkbenchError
+from workbench.export import bundle, calibration, latency, methods, parity
+from workbench.export import openvino as intel
+from workbench.export.matrix import Planned, assess
 from workbench.export.onnx_file import export_fp32
-from workbench.export.quantise import int8_cpu
+from workbench.export.program import export_program, load_program
+from workbench.export.quantise import Calibrated, Method
+from workbench.export.sensitivity import Layer
 from workbench.export.target_file import int8_target
-from workbench.export.targets import Target, lint_symmetric
+from workbench.export.targets import Target
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor
+from workbench.perception.preprocessing import Pixels, Preprocessing, fit, load_rgb, prepare_batch
 from workbench.records.base import Ref
-from workbench.records.dataset import Dataset
+from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Frame, Role
 from workbench.records.types import CalibrationSet
 from workbench.workspace import Workspace
@@ -34,6 +43,9 @@ class ExportConfig:
         target: Also make the symmetric file for accelerators; about 15 s on two cores.
         parity_frames: Most evaluation frames to compare the files on.
         score: Boxes below are not compared.
+        methods: Of calibration, to choose from; the first is kept unless another is better.
+        compare_frames: Frames, learned from but not calibrated with, that the choice is made on.
+        matrix: Targets to say something about, see `matrix.load`.
     """
 
     calibration_frames: int = 128
@@ -41,6 +53,9 @@ class ExportConfig:
     target: bool = True
     parity_frames: int = 100
     score: float = parity.SCORE
+    methods: tuple[Method, ...] = ("minmax",)
+    compare_frames: int = 16
+    matrix: tuple[Planned, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Exported:
     calibration: CalibrationSet
     parity: dict[str, Any]
     latency: dict[str, Any]
+    sensitivity: dict[str, Any] | None = None
 
 
 def export(
@@ -75,11 +91,15 @@ def export(
     """
     config = config or ExportConfig()
     picked = calibration.pick(dataset, config.calibration_frames, config.seed)
-    models = quantised(place, predictor, dataset, picked, target=config.target)
+    pixels = fitted(calibration.images(place, dataset, picked), predictor.preprocessing)
+    fp32 = export_fp32(predictor)
+    fresh = unseen(place, dataset, picked, config.compare_frames, predictor.preprocessing)
+    chosen = methods.choose(fp32, pixels, fresh, methods=config.methods)
+    models = files(predictor, chosen.calibrated, fp32, pixels, target=config.target)
     report = parity.compare(
         place,
         predictor,
-        {name: OnnxPredictor(content) for name, content in models.items()},
+        runnable(models),
         frames_to_compare(dataset),
         limit=config.parity_frames,
         score=config.score,
@@ -87,7 +107,16 @@ def export(
     )
     parity.require_float_parity(report, bundle.FP32)
     timed = {name: models[name] for name in (bundle.FP32, bundle.INT8_CPU)}
-    return Exported(models, targets_of(models), picked, report, latency.measure(timed))
+    known = targets_of(models, predictor, pixels, config.matrix)
+    return Exported(models, known, chosen.noted(picked), report, latency.measure(timed))
+
+
+def unseen(
+    place: Workspace, dataset: Dataset, picked: CalibrationSet, n: int, spec: Preprocessing
+) -> list[Pixels]:
+    """Frames to compare methods and layers on, see `calibration.unseen`."""
+    frames = calibration.unseen(dataset, picked, n)
+    return fitted((load_rgb(media_path(place, frame)) for frame in frames), spec)
 
 
 def quantised(
@@ -97,38 +126,118 @@ def quantised(
     picked: CalibrationSet,
     *,
     target: bool = True,
+    method: Method = "minmax",
 ) -> dict[str, bytes]:
     """The float file and its 8-bit forms, by file name."""
+    pixels = fitted(calibration.images(place, dataset, picked), predictor.preprocessing)
     fp32 = export_fp32(predictor)
-    models = {
-        bundle.FP32: fp32,
-        bundle.INT8_CPU: int8_cpu(fp32, calibration.images(place, dataset, picked)),
-    }
+    return files(predictor, Calibrated(fp32, pixels, method), fp32, pixels, target=target)
+
+
+def files(
+    predictor: TorchPredictor,
+    calibrated: Calibrated,
+    fp32: bytes,
+    pixels: Sequence[Pixels],
+    *,
+    keep_float: Sequence[Layer] = (),
+    target: bool = True,
+    program: bool = False,
+    openvino: bool = False,
+) -> dict[str, bytes]:
+    """All files of a bundle that are run, by name.
+
+    Args:
+        calibrated: Of ``fp32``.
+        pixels: What the file for accelerators is calibrated with, see `fitted`.
+        keep_float: Layers that stay in float in every 8-bit file.
+        program: Also a `torch.export` program.
+        openvino: Also OpenVINO's files, an extra.
+    """
+    int8 = calibrated.file(keep_float=[layer.node for layer in keep_float])
+    made = {bundle.FP32: fp32, bundle.INT8_CPU: int8}
     if target:
-        pixels = calibration.images(place, dataset, picked)
-        models[bundle.INT8_TARGET] = int8_target(predictor, pixels)
-    return models
+        kept = [layer.module for layer in keep_float]
+        made[bundle.INT8_TARGET] = int8_target(predictor, pixels, keep_float=kept)
+    if program:
+        made[bundle.PROGRAM] = export_program(predictor)
+    return made | (intel.convert(int8) if openvino else {})
 
 
-def targets_of(models: dict[str, bytes]) -> tuple[Target, ...]:
-    """What may be said about each file once it was compared here."""
+def taught(
+    predictor: TorchPredictor,
+    pixels: Sequence[Pixels],
+    method: Method,
+    models: Mapping[str, bytes],
+) -> dict[str, bytes]:
+    """The 8-bit files again, from a network that learned to live with rounding.
+
+    Args:
+        predictor: Of `learning.distil`.
+        models: The files so far: those of them that are 8-bit are made again, all in 8 bits.
+    """
+    fp32 = export_fp32(predictor)
+    calibrated = Calibrated(fp32, pixels, method)
+    made = files(
+        predictor,
+        calibrated,
+        fp32,
+        pixels,
+        target=bundle.INT8_TARGET in models,
+        openvino=intel.XML in models,
+    )
+    del made[bundle.FP32]  # the float file stays the network that was trained
+    return made
+
+
+def fitted(images: Iterable[Pixels], spec: Preprocessing) -> list[Pixels]:
+    """Frames in the network's size, still 8-bit: many fit into memory, and nothing else changes."""
+    return [fit(image, spec)[0] for image in images]
+
+
+def runnable(models: Mapping[str, bytes], threads: int = 2) -> dict[str, OnnxPredictor]:
+    """Those of the files that ONNX Runtime runs, loaded."""
+    return {
+        name: OnnxPredictor(content, threads=threads)
+        for name, content in models.items()
+        if name.endswith(".onnx")
+    }
+
+
+def targets_of(
+    models: Mapping[str, bytes],
+    predictor: TorchPredictor,
+    pixels: Sequence[Pixels],
+    matrix: Sequence[Planned],
+) -> tuple[Target, ...]:
+    """What may be said about each file and target, once the ONNX files were compared here.
+
+    The program and OpenVINO's files are run now, on a few frames.
+
+    Raises:
+        ContractError: One of them computes something else.
+    """
     here = "compared with the network on evaluation frames in ONNX Runtime on this CPU"
-    known = [
-        Target(file=bundle.FP32, machine="onnxruntime-cpu", status="verified", why=here),
-        Target(file=bundle.INT8_CPU, machine="onnxruntime-cpu", status="verified", why=here),
-    ]
-    if bundle.INT8_TARGET in models:
-        findings = lint_symmetric(models[bundle.INT8_TARGET])
-        known.append(
-            Target(
-                file=bundle.INT8_TARGET,
-                machine="tensorrt",
-                status="untested" if findings else "linted",
-                why="; ".join(findings[:5])
-                or "keeps the rules for explicit Q/DQ networks; never built or run on a device",
-            )
-        )
-    return tuple(known)
+    ran = {f"onnxruntime {name}": here for name in (bundle.FP32, bundle.INT8_CPU)}
+    batch, _ = prepare_batch(list(pixels[:4]), predictor.preprocessing)
+    if bundle.PROGRAM in models:
+        ran[f"torch.export {bundle.PROGRAM}"] = _ran_program(models, predictor, batch)
+    if intel.XML in models:
+        files = {name: models[name] for name in (intel.XML, intel.BIN)}
+        ran[f"openvino {intel.XML}"] = intel.verify(files, models[bundle.INT8_CPU], batch)
+    return assess(matrix, models, ran)
+
+
+def _ran_program(
+    models: Mapping[str, bytes], predictor: TorchPredictor, batch: NDArray[np.float32]
+) -> str:
+    content = models[bundle.PROGRAM]
+    found = load_program(content, sha256=digest.of_bytes(content)).raw(batch)
+    pairs = zip(predictor.raw(batch), found, strict=True)
+    apart = max(float(np.abs(one - other).max()) for one, other in pairs)
+    if not apart <= parity.FLOAT_TOLERANCE:
+        raise ContractError(f"exported program is up to {apart:g} off the network")
+    return f"run here in torch on {len(batch)} frames, within {parity.FLOAT_TOLERANCE:g}"
 
 
 def frames_to_compare(dataset: Dataset) -> list[Frame]:
@@ -158,4 +267,5 @@ def write(folder: Path, predictor: TorchPredictor, exported: Exported) -> dict[s
         calibration=exported.calibration,
         parity=exported.parity,
         targets=exported.targets,
+        sensitivity=exported.sensitivity,
     )

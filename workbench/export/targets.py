@@ -20,12 +20,15 @@ _NEWEST_OPSET = 18
 
 
 class Target(Row):
-    """One file of a bundle and the machine it is for."""
+    """One file of a bundle, the engine (``machine``) and chip it is for, and what is known."""
 
     file: str
     machine: str
     status: Literal["verified", "linted", "untested"]
     why: str
+    chip: str = ""
+    runtime: str = ""
+    precision: str = ""
 
 
 def lint_symmetric(content: bytes) -> list[str]:
