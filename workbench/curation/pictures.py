@@ -19,6 +19,8 @@ from workbench.workspace import Workspace
 
 _GREY, _MINED, _RANDOM, _GOOD = "#b9c0c8", "#d1495b", "#2e6f95", "#3a7d44"
 
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+
 _ARMS = (("mined", _MINED, "o"), ("random", _RANDOM, "s"), ("control", _RANDOM, "D"))
 
 
@@ -179,43 +181,54 @@ def arms(report: MiningReport) -> Any:
     ratios = [one for one in report.beaten if one.change == "ratio"]
     changes = [one for one in report.beaten if one.change == "difference"]
     groups = [group for group in (ratios, changes) if group]
-    heights = [0.7 * len(group) + 0.9 for group in groups]
+    heights = [0.45 * len(group) + 0.9 for group in groups]
     figure, grid = plt.subplots(
-        len(groups), 1, figsize=(9, sum(heights)), height_ratios=heights, squeeze=False
+        len(groups), 1, figsize=(11, sum(heights)), height_ratios=heights, squeeze=False
     )
     for axes, group in zip(grid[:, 0], groups, strict=True):
-        even = 1.0 if group is ratios else 0.0
+        _axis(axes, group, ratio=group is ratios)
         for row, one in enumerate(group):
             _interval(axes, row, one)
-        axes.axvline(even, color="black", lw=0.8)
-        axes.set_yticks(range(len(group)), [one.figure for one in group], fontsize=8)
-        axes.set_ylim(len(group) - 0.4, -0.6)
-        if group is ratios:
-            axes.set_xscale("log")
-            axes.set_xlabel("mined over control (1 is chance)", fontsize=8)
-        else:
-            axes.set_xlabel("mined less control", fontsize=8)
     said = report.headline.split(". ")
     grid[0, 0].set_title("\n".join(said[: 2 if report.simulated else 1]), fontsize=9, loc="left")
     figure.tight_layout()
     return figure
 
 
+def _axis(axes: Any, group: Sequence[Beaten], *, ratio: bool) -> None:
+    ends = [end for one in group for end in (one.low, one.value, one.high) if end is not None]
+    if ratio:
+        axes.set_xscale("log")
+        ends = [max(end, 0.05) for end in ends]
+        axes.set_xlim(min([0.5, *ends]) / 1.3, max([2.0, *ends]) * 1.6)
+        ticks = [tick for tick in _TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+        axes.minorticks_off()
+    axes.axvline(1.0 if ratio else 0.0, color="black", lw=0.8)
+    what = "mined over control (1 is chance)" if ratio else "mined less control"
+    axes.set_xlabel(what, fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_yticks(range(len(group)), [one.figure for one in group], fontsize=8)
+    axes.set_ylim(len(group) - 0.4, -0.6)
+
+
 def _interval(axes: Any, row: int, one: Beaten) -> None:
     """One figure as a point and a line; in words where there is none."""
+    where = {"transform": _across(axes), "fontsize": 7, "va": "center"}
     if one.value is None:
-        axes.text(0.02, row, f"{one.verdict}: {one.why}", transform=_across(axes), fontsize=8)
+        axes.text(1.01, row, f"{one.verdict}\n{one.why}", **where)
         return
     colour = {Verdict.PASS: _GOOD, Verdict.FAIL: _MINED}.get(one.verdict, "#7a828a")
-    low = one.value if one.low is None else one.low
-    high = one.value if one.high is None else one.high
+    low = axes.get_xlim()[0] if one.low is None else one.low
+    high = axes.get_xlim()[1] if one.high is None else one.high
     axes.plot([low, high], [row, row], color=colour, lw=2)
     axes.plot([one.value], [row], "o", color=colour)
     if one.high is None:
-        axes.annotate(
-            "", (1.0, row), (0.97, row), xycoords=_across(axes), arrowprops={"arrowstyle": "->"}
-        )
-    axes.text(1.01, row, f"{one.verdict}\n{one.unit}", transform=_across(axes), fontsize=7)
+        axes.plot([0.995], [row], ">", color=colour, transform=_across(axes), clip_on=False)
+    low_end = "" if one.low is None else f"{one.low:.3g}"
+    high_end = "…" if one.high is None else f"{one.high:.3g}"
+    told = f"{one.value:.3g} [{low_end}, {high_end}] {one.verdict}\n{one.why or one.unit}"
+    axes.text(1.01, row, told, **where)
 
 
 def _across(axes: Any) -> Any:

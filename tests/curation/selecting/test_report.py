@@ -254,10 +254,11 @@ def test_chance_is_hardly_ever_told_that_it_was_beaten(richness: float) -> None:
 def test_the_picture_shows_every_figure_with_its_interval(store: Store, tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    selection, dataset = world(store, mined=(3, 2) * 10, control=(1,))
+    selection, dataset = world(store, mined=(3, 2) * 10, control=(1,) * 8)
     figure = pictures.arms(made(store, selection, dataset, simulated=True))
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert sum("20 drives" in text for text in texts) == 3
+    assert sum("PASS\n20 drives" in text for text in texts) == 3
+    assert texts[0].startswith("6.25 [")
     assert "SIMULATED" in figure.axes[0].get_title(loc="left")
     figure.savefig(tmp_path / "arms.png")
     plt.close("all")
