@@ -1,0 +1,94 @@
+"""The notebooks that look for leaks and for more of the same, run by their kernel as people do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.curation.conftest import make_checkpoint, make_dataset
+from workbench.curation import hygiene
+from workbench.records import dataset as datasets
+from workbench.records.store import Store
+from workbench.records.types import Selection
+from workbench.workspace import Workspace
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks" / "explore"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A workspace with a small pool, and a model that was not trained."""
+    folder = tmp_path_factory.mktemp("explore-hygiene")
+    made = Workspace(folder / ".workbench")
+    store = Store(made)
+    ref = datasets.save(store, make_dataset(made), made_by="test")
+    make_checkpoint(store, ref, folder / "weights")
+    before = os.environ.get("WORKBENCH_HOME")
+    os.environ["WORKBENCH_HOME"] = str(made.root)
+    try:
+        yield made
+    finally:
+        os.environ.pop("WORKBENCH_HOME")
+        if before is not None:
+            os.environ["WORKBENCH_HOME"] = before
+
+
+def executed(name: str, monkeypatch: pytest.MonkeyPatch, *extra: str) -> Any:
+    """The notebook with all its cells run, and ``extra`` cells after the last."""
+    path = NOTEBOOKS / f"{name}.ipynb"
+    monkeypatch.setenv("WORKBENCH_NOTEBOOK", str(path))
+    notebook = nbformat.read(path, 4)
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in extra]
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    return notebook
+
+
+def printed(notebook: Any, number: int) -> str:
+    outputs = notebook.cells[number].outputs
+    return "".join(one.text for one in outputs if one.output_type == "stream")
+
+
+def pictures(notebook: Any) -> list[str]:
+    return [
+        cell.id
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+
+
+def test_are_my_splits_leaking(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = executed("leaking_splits", monkeypatch, "print(inspection)")
+    names = {"pairs", "over_time", "across", "twins", "coverage", "label_errors"}
+    assert names <= set(pictures(notebook))
+    found = hygiene.read(Store(place), printed(notebook, -1).strip())
+    assert len(found.record.gates) == 4
+    gates = next(n for n, cell in enumerate(notebook.cells) if cell.id == "gates")
+    assert "leaks between roles: PASS" in printed(notebook, gates)
+
+
+def test_more_like_this(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame is picked, a box is picked, and what is kept is a selection of both."""
+    act = (
+        "browser.pick(seen.frames[7])\n"
+        "whole = [one.frame for one in browser.found]\n"
+        "browser.box.value = 0\n"
+        "browser.keep_button.click()\n"
+        "print(browser.frame.frame, *whole, '|', browser.status.value)"
+    )
+    notebook = executed("more_like_this", monkeypatch, act)
+    assert "pictures" in pictures(notebook)
+    frames, told = printed(notebook, -1).split("|")
+    exemplar, *whole = frames.split()
+    assert whole
+    assert exemplar not in whole
+    assert "kept as selection/" in told
+    store = Store(place)
+    kept = [store.get(ref, Selection) for ref in store.refs(Selection.KIND)]
+    assert any(one.chosen[0].frame == exemplar for one in kept)
