@@ -11,6 +11,7 @@ from tests.servers import Servers
 from tests.tiny_run import ROOT, workbench
 from workbench import labeling, services
 from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline.definition import graph
 from workbench.records import dataset as datasets
 from workbench.records.base import digest_of, kind_of
 from workbench.records.frames import Role
@@ -37,6 +38,14 @@ def outcome(servers: Servers) -> dict[str, str]:
     assert report.get("status") == "succeeded", done.stderr
     outputs: dict[str, str] = report["outputs"]
     return outputs
+
+
+def test_both_models_are_trained_alike() -> None:
+    pipeline = graph.load(PROOF, {}, base=ROOT)
+    mined, control = pipeline.steps["with_mined"], pipeline.steps["with_control"]
+    assert mined.parameters == control.parameters
+    assert mined.contract.notebook == control.contract.notebook
+    assert pipeline.steps["curate"].parameters["control"] is True
 
 
 @pytest.mark.slow
