@@ -122,6 +122,25 @@ def test_another_process_answers_the_same(published: str, attached: Workspace) -
     assert ran.stdout.split()[-10:] == ["WorkbenchSimilarityIndex", *here]
 
 
+def test_the_app_is_answered_the_same(published: str, seen: Embeddings) -> None:
+    """The way the App's magnifier goes: its server builds the view from the stage's fields."""
+    import fiftyone as fo
+    from fiftyone.server.view import get_view
+
+    shown = fo.load_dataset(published)
+    ids = dict(zip(*shown.values(["frame", "id"]), strict=True))
+    asked = {
+        "query": [ids[seen.frames[5]]],
+        "k": 6,
+        "reverse": False,
+        "brain_key": embedding_map.FRAMES,
+    }
+    stage = {"fiftyone.core.stages.SortBySimilarity": asked}
+    view = get_view(published, stages=None, filters={}, extended_stages=stage)
+    unit = directions(np.asarray(seen.vectors))
+    assert view.values("frame") == [seen.frames[other] for other in exact(unit, 5)[:6]]
+
+
 def test_objects_like_this_one(published: str, seen: Embeddings) -> None:
     import fiftyone as fo
 

@@ -18,7 +18,7 @@ from workbench.curation.hygiene.inspection import Found
 from workbench.curation.workshop import embedding_map, views
 from workbench.curation.workshop.connection import connect, load
 from workbench.curation.workshop.tags import ARMS
-from workbench.errors import DataError, ParameterError
+from workbench.errors import DataError, ParameterError, ServiceError
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame, Label
 from workbench.records.types import Choice, Prediction, Selection
@@ -96,18 +96,30 @@ def open_app(name: str, *, place: Workspace | None = None, port: int = 5151) -> 
     """Start FiftyOne's App on loopback and return its session; `session.url` opens in a browser.
 
     It opens on the mined frames where there are any, with the map beside them where there is one.
+
+    Raises:
+        ServiceError: mongod is away, or the App does not start.
     """
     shown = load(place, name)
     view = shown.load_saved_view("mined") if "mined" in shown.list_saved_views() else None
     fo = connect(place or workspace.find())
-    return fo.launch_app(
-        shown if view is None or not len(view) else view,
-        remote=True,
-        address="127.0.0.1",
-        port=port,
-        auto=False,
-        spaces=views.spaces(fo, shown),
-    )
+    from fiftyone.core.service import ServiceListenTimeout
+
+    try:
+        return fo.launch_app(
+            shown if view is None or not len(view) else view,
+            remote=True,
+            address="127.0.0.1",
+            port=port,
+            auto=False,
+            spaces=views.spaces(fo, shown),
+        )
+    except ServiceListenTimeout as error:
+        raise ServiceError(
+            "FiftyOne's App did not start in time",
+            where=f"127.0.0.1:{port}",
+            hint="The machine is busy or the port is taken: try again, or give another port",
+        ) from error
 
 
 def _same_frames(fo: Any, shown: Any, place: Workspace, frames: Sequence[Frame]) -> None:
