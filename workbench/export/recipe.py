@@ -20,7 +20,8 @@ from workbench.export.program import export_program, load_program
 from workbench.export.quantise import Calibrated, Method
 from workbench.export.sensitivity import Layer
 from workbench.export.target_file import int8_target
-from workbench.export.targets import Target
+from workbench.export.targets import Target, lint_decoding
+from workbench.perception.models.registry import COMPACT
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor
 from workbench.perception.preprocessing import Pixels, Preprocessing, fit, load_rgb, prepare_batch
 from workbench.records.base import Ref
@@ -220,6 +221,10 @@ def targets_of(
     here = "compared with the network on evaluation frames in ONNX Runtime on this CPU"
     ran = {f"onnxruntime {name}": here for name in (bundle.FP32, bundle.INT8_CPU)}
     batch, _ = prepare_batch(list(pixels[:4]), predictor.preprocessing)
+    for name in (bundle.INT8_CPU, bundle.INT8_TARGET):
+        found = lint_decoding(models[name]) if name in models else []
+        if found and predictor.config.architecture == COMPACT:
+            raise ContractError(f"decoding is quantised: {found[0]}", where=name)
     if bundle.PROGRAM in models:
         ran[f"torch.export {bundle.PROGRAM}"] = _ran_program(models, predictor, batch)
     if intel.XML in models:

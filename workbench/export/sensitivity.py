@@ -87,7 +87,7 @@ class Sensitivity:
             }
             for found in self.layers
         ]
-        return sorted(rows, key=lambda row: (-row["gain_db"], row["alone_int8_db"]))
+        return sorted(rows, key=lambda row: (row["alone_int8_db"], -row["gain_db"]))
 
 
 def layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
@@ -159,18 +159,15 @@ def to_keep_float(
 ) -> tuple[Layer, ...]:
     """The policy: as few layers as possible stay in float, and none if every head is good enough.
 
-    While a raw output is below ``floor_db``, the layer that wins most is kept, as far as the gains
-    of single layers add up, ``most`` at most. A file with more of them is hardly faster any more:
-    then quantisation-aware training is the way.
+    When a raw output is below ``floor_db``, those layers stay that alone bring one down to it,
+    give or take 3 dB (as much noise again from all others), worst first and ``most`` at most. A
+    file with more of them is hardly faster any more: then training for eight bits is the way.
     """
-    reached = sensitivity.whole.least_db
-    kept: list[Layer] = []
-    for row in sorted(sensitivity.layers, key=lambda found: -found.gain_db):
-        if reached >= floor_db or len(kept) == most or row.gain_db <= 0:
-            break
-        kept.append(row.layer)
-        reached += row.gain_db
-    return tuple(kept)
+    if sensitivity.whole.least_db >= floor_db:
+        return ()
+    rows = sorted(sensitivity.layers, key=lambda found: found.alone_int8_db)
+    guilty = [row.layer for row in rows if row.alone_int8_db < floor_db + 3]
+    return tuple(guilty[:most])
 
 
 def _convolutions_as_they_run(predictor: TorchPredictor) -> list[tuple[str, nn.Conv2d]]:

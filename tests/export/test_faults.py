@@ -1,0 +1,220 @@
+"""The classic ways in which a compiled model goes wrong, each planted, each caught."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from tests.export.conftest import make_predictor
+from workbench.errors import ContractError, ParameterError, VerificationError
+from workbench.export import calibration, gate, recipe
+from workbench.export import openvino as intel
+from workbench.export.bundle import FP32, INT8_CPU
+from workbench.export.fidelity import Sample
+from workbench.export.program import export_program, load_program
+from workbench.export.quantise import Calibrated
+from workbench.export.targets import lint_decoding
+from workbench.perception.golden import require_input
+from workbench.perception.predictor import TorchPredictor
+from workbench.perception.preprocessing import Pixels, load_rgb, prepare_batch
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Light, Role
+from workbench.records.types import Verdict
+from workbench.workspace import Workspace
+
+Models = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def pixels(kept: Workspace, dataset: Dataset) -> list[Pixels]:
+    return [load_rgb(media_path(kept, frame)) for frame in dataset.frames[:12]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    figure: Figure
+    usable: bool = True
+    method: str = "planted"
+
+
+@dataclass(frozen=True)
+class Ground:
+    slice: str
+    cls: str
+    boxes: int
+
+
+GROUNDS = (Ground("all", "all", 900), Ground("light=night", "all", 300), Ground("all", "bus", 20))
+NOTHING = Found(Figure(0.0, -0.001, 0.001))
+
+
+def report(shift: float = 0.01) -> dict:
+    return {"targets": {INT8_CPU: {"score_shift_p95": shift}}}
+
+
+def judged(losses: dict, *, shift: float = 0.01, head_db: float | None = 40.0) -> gate.Gate:
+    def compare(metric: str, part: str, cls: str) -> Found:
+        return losses.get((metric, part, cls), NOTHING)
+
+    return gate.judge(INT8_CPU, GROUNDS, compare, report(shift), head_db=head_db)
+
+
+def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
+    by_day = replace(
+        dataset,
+        frames=tuple(
+            frame
+            for frame in dataset.frames
+            if frame.role is not Role.TRAIN or frame.conditions.light is Light.DAY
+        ),
+    )
+    with pytest.raises(ParameterError, match="safety slice light=night"):
+        calibration.pick(by_day, 12)
+    with pytest.raises(ParameterError, match="safety slice weather=fog"):
+        night = [
+            f
+            for f in dataset.frames
+            if f.conditions.light is Light.NIGHT or f.role is not Role.TRAIN
+        ]
+        calibration.pick(replace(dataset, frames=tuple(night)), 12, safety_slices=["weather=fog"])
+    told = calibration.pick(by_day, 12, safety_slices=[])
+    assert told.uncovered == ("light=night",)
+    with pytest.raises(ParameterError, match="no slice named"):
+        calibration.pick(dataset, 12, safety_slices=["light=nihgt"])
+
+
+def test_evaluation_frames_in_the_calibration_are_refused(dataset: Dataset) -> None:
+    learned = dataset.with_roles(Role.TRAIN)
+    elsewhere = replace(learned, frames=learned.frames[:3])
+    with pytest.raises(ParameterError, match="3 calibration frames are evaluated on too"):
+        calibration.pick(dataset, 1000, judged=[elsewhere])
+    by_drive = replace(dataset, split={"method": "drive"})
+    with pytest.raises(ParameterError, match="both calibrated with and evaluated on"):
+        calibration.pick(by_drive, 12)
+    picked = calibration.pick(dataset, 12)
+    assert (picked.apart, picked.shared_drives, picked.evaluated) == ("frame", 1, 18)
+
+
+def test_random_calibration_is_caught(models: Models, pixels: list[Pixels]) -> None:
+    rng = np.random.default_rng(0)
+    grey = [rng.normal(114, 3, (90, 120, 3)).astype(np.uint8) for _ in range(8)]
+    sample = Sample(models[FP32], pixels)
+    wrong = sample.compare(Calibrated(models[FP32], grey).file())
+    right = sample.compare(models[INT8_CPU])
+    assert wrong.least_db < 30 < right.least_db
+    found = judged({}, head_db=wrong.least_db)
+    assert found.verdict is Verdict.FAIL
+    with pytest.raises(ContractError, match="least SQNR"):
+        gate.require([found])
+    assert judged({}, head_db=right.least_db).verdict is Verdict.PASS
+
+
+def test_the_upper_bound_decides_and_a_proven_loss_does_not_leave() -> None:
+    lost = Found(Figure(0.03, 0.021, 0.04))
+    found = judged({("ap", "light=night", "all"): lost})
+    assert found.verdict is Verdict.FAIL
+    with pytest.raises(ContractError, match=r"ap lost, light=night 0\.03"):
+        gate.require([found])
+    unsure = judged({("ap", "all", "all"): Found(Figure(0.001, -0.002, 0.006))})
+    assert unsure.verdict is Verdict.INSUFFICIENT
+    gate.require([unsure])
+    assert judged({("ap", "all", "all"): Found(Figure(0, 0, 0), usable=False)}).verdict is (
+        Verdict.INSUFFICIENT
+    )
+
+
+def test_a_slice_with_few_boxes_is_shown_and_decides_nothing() -> None:
+    found = judged({("ap", "all", "bus"): Found(Figure(0.3, 0.2, 0.4))})
+    row = next(row for row in found.rows if row.name == "ap lost, bus")
+    assert (row.verdict, row.required) == (Verdict.FAIL, False)
+    assert found.verdict is Verdict.PASS
+
+
+def test_squeezed_confidences_are_caught_though_ap_looks_fine() -> None:
+    assert judged({}, shift=0.2).verdict is Verdict.FAIL
+    assert judged({("f1", "all", "all"): Found(Figure(0.05, 0.03, 0.07))}).verdict is Verdict.FAIL
+
+
+def test_decoding_that_was_quantised_with_the_network_is_caught(
+    models: Models, predictor: TorchPredictor, pixels: list[Pixels]
+) -> None:
+    assert lint_decoding(models[INT8_CPU]) == []
+    model = onnx.load_from_string(models[INT8_CPU])
+    for output in model.graph.output:
+        if output.name.startswith("cls"):
+            inner = f"{output.name}_raw"
+            for node in model.graph.node:
+                node.output[:] = [inner if name == output.name else name for name in node.output]
+            model.graph.node.append(helper.make_node("Sigmoid", [inner], [output.name], "decode"))
+    wrong = model.SerializeToString()
+    assert len(lint_decoding(wrong)) == 3
+    with pytest.raises(ContractError, match="decoding is quantised"):
+        recipe.targets_of({FP32: models[FP32], INT8_CPU: wrong}, predictor, pixels, ())
+
+
+def test_planes_in_another_order_of_memory_change_nothing(
+    predictor: TorchPredictor, pixels: list[Pixels]
+) -> None:
+    batch, _ = prepare_batch(pixels[:2], predictor.preprocessing)
+    strided = np.moveaxis(np.ascontiguousarray(np.moveaxis(batch, 1, -1)), -1, 1)
+    content = export_program(predictor)
+    from workbench import digest
+
+    program = load_program(content, sha256=digest.of_bytes(content))
+    for expected, laid, other in zip(
+        predictor.raw(batch), program.raw(batch), program.raw(strided), strict=True
+    ):
+        np.testing.assert_allclose(laid, expected, atol=1e-5)
+        np.testing.assert_array_equal(other, laid)
+    with pytest.raises(ContractError, match="channels first"):
+        require_input(np.moveaxis(strided, 1, -1), predictor.preprocessing)
+    assert content == export_program(make_predictor())
+    with pytest.raises(VerificationError, match="not the one"):
+        load_program(content, sha256="0" * 64)
+
+
+def test_a_program_with_a_pickle_in_it_is_not_loaded(predictor: TorchPredictor) -> None:
+    import io
+    import pickle
+    import zipfile
+
+    from workbench import digest
+
+    stream = io.BytesIO(export_program(predictor))
+    with zipfile.ZipFile(stream, "a") as archive:
+        archive.writestr("archive/data/sample_inputs/extra.pt", pickle.dumps({"a": 1}))
+    content = stream.getvalue()
+    with pytest.raises(VerificationError, match="pickle"):
+        load_program(content, sha256=digest.of_bytes(content))
+
+
+@pytest.mark.skipif(not intel.available(), reason="the extra `openvino` is not installed")
+def test_openvino_runs_what_onnx_runtime_runs(
+    models: Models, predictor: TorchPredictor, pixels: list[Pixels]
+) -> None:
+    made = intel.convert(models[INT8_CPU])
+    assert made == intel.convert(models[INT8_CPU])
+    batch, _ = prepare_batch(pixels[:2], predictor.preprocessing)
+    assert "run on this CPU in OpenVINO" in intel.verify(made, models[INT8_CPU], batch)
+    with pytest.raises(ContractError, match="from ONNX Runtime"):
+        intel.verify(intel.convert(models[FP32]), other_weights(models[FP32]), batch)
+
+
+def other_weights(content: bytes) -> bytes:
+    model = onnx.load_from_string(content)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim == 4:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-values, tensor.name))
+    return model.SerializeToString()

@@ -1,0 +1,137 @@
+"""The folded first layer, ways of making ranges, sensitivity, and training for eight bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.export.conftest import make_predictor
+from workbench.errors import ParameterError
+from workbench.export import latency, learning, methods, parity, sensitivity
+from workbench.export.bundle import FP32, INT8_CPU
+from workbench.export.fidelity import Sample
+from workbench.export.onnx_file import export_fp32
+from workbench.export.quantise import Calibrated
+from workbench.export.stem import folded
+from workbench.perception.predictor import OnnxPredictor, TorchPredictor
+from workbench.perception.preprocessing import Pixels, load_rgb
+from workbench.records.dataset import Dataset, media_path
+from workbench.workspace import Workspace
+
+Models = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def pixels(kept: Workspace, dataset: Dataset) -> list[Pixels]:
+    return [load_rgb(media_path(kept, frame)) for frame in dataset.frames[:12]]
+
+
+def test_the_folded_first_layer_computes_the_same(models: Models) -> None:
+    model = onnx.load_from_string(models[FP32])
+    other = folded(model)
+    assert [node.op_type for node in other.graph.node][:4] == [
+        "Transpose",
+        "Reshape",
+        "Transpose",
+        "Conv",
+    ]
+    batch = np.random.default_rng(0).uniform(-1.8, 2.2, (3, 3, 64, 96)).astype(np.float32)
+    other.metadata_props.extend(model.metadata_props)
+    found = OnnxPredictor(other.SerializeToString()).raw(batch)
+    for expected, actual in zip(OnnxPredictor(models[FP32]).raw(batch), found, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert folded(other).SerializeToString() == other.SerializeToString()  # nothing left to fold
+
+
+def test_the_choice_of_a_method_is_explained(models: Models, pixels: list[Pixels]) -> None:
+    found = methods.choose(models[FP32], pixels[:6], pixels[6:], methods=("minmax", "percentile"))
+    assert [row.method for row in found.rows] == ["minmax", "percentile"]
+    assert found.method in found.why
+    assert all(f"{row.sqnr_db:.1f} dB" in found.why for row in found.rows)
+    assert found.calibrated.file() == Calibrated(models[FP32], pixels[:6], found.method).file()
+    with pytest.raises(ParameterError, match="unknown calibration method"):
+        Calibrated(models[FP32], pixels, "guess")  # type: ignore[arg-type]
+
+
+def planted(factor: float) -> TorchPredictor:
+    """The same function, one channel of the class towers times ``factor``: one range for all."""
+    predictor = make_predictor()
+    for head in predictor.detector.heads:
+        norm, after = head.cls_tower[1], head.cls
+        norm.weight.data[2] *= factor
+        norm.bias.data[2] *= factor
+        after.weight.data[:, 2] /= factor
+    return predictor
+
+
+def test_sensitivity_finds_the_layer_that_was_spoilt(pixels: list[Pixels]) -> None:
+    predictor = planted(300.0)
+    fp32 = export_fp32(predictor)
+    found = sensitivity.measure(predictor, fp32, Calibrated(fp32, pixels), pixels[:4])
+    assert len(found.layers) == 27
+    assert found.whole.least_db < 30
+    worst = min(found.layers, key=lambda row: row.alone_int8_db)
+    assert "cls" in worst.layer.module
+    kept = sensitivity.to_keep_float(found, most=6)
+    assert kept
+    assert all("cls" in layer.module for layer in kept)
+    better = Calibrated(fp32, pixels).file(keep_float=[layer.node for layer in kept])
+    assert Sample(fp32, pixels[:4]).compare(better).least_db > found.whole.least_db
+    assert found.as_json()["layers"][0]["module"] == worst.layer.module
+
+
+def test_no_layer_is_kept_in_float_where_none_needs_it(
+    models: Models, predictor: TorchPredictor, pixels: list[Pixels]
+) -> None:
+    found = sensitivity.measure(
+        predictor, models[FP32], Calibrated(models[FP32], pixels), pixels[:2]
+    )
+    assert sensitivity.to_keep_float(found, floor_db=found.whole.least_db) == ()
+
+
+def test_folding_batch_norms_changes_nothing(predictor: TorchPredictor) -> None:
+    batch = np.random.default_rng(0).uniform(-1.8, 2.2, (2, 3, 64, 96)).astype(np.float32)
+    same = learning.folded(predictor).raw(batch)
+    for expected, actual in zip(predictor.raw(batch), same, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+    with pytest.raises(ParameterError, match="nothing to learn"):
+        learning.distil(predictor, [], steps=3)
+
+
+@pytest.mark.slow
+def test_a_model_that_calibration_breaks_is_mended_by_training(pixels: list[Pixels]) -> None:
+    predictor = planted(300.0)
+    fp32 = export_fp32(predictor)
+    sample = Sample(fp32, pixels[8:])
+    broken = sample.compare(Calibrated(fp32, pixels[:8]).file())
+    taught = learning.distil(predictor, pixels[:8], steps=80)
+    mended = sample.compare(Calibrated(export_fp32(taught), pixels[:8]).file())
+    assert broken.least_db < 20
+    assert mended.least_db > broken.least_db + 3
+
+
+def test_a_transformer_s_queries_are_compared_one_to_one() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    boxes = rng.uniform(size=(2, 6, 4)).astype(np.float32)
+    order = np.array([3, 0, 5, 1, 4, 2])
+    names = ("logits", "boxes")
+    found = parity.in_order_of([logits, boxes], [logits[:, order], boxes[:, order]], names)
+    assert (found[0] == logits).all()
+    assert (found[1] == boxes).all()
+    lost = boxes.copy()
+    lost[0, 2] = lost[0, 3]
+    again = parity.in_order_of([logits, boxes], [logits, lost], names)
+    assert np.abs(again[1] - boxes).max() > 0  # a query that is lost still shows
+    maps = [logits]
+    assert parity.in_order_of([logits], maps, ("cls_8",)) is maps
+
+
+def test_latency_tells_starts_memory_and_bad_pictures(models: Models, pixels: list[Pixels]) -> None:
+    started = latency.starts({INT8_CPU: models[INT8_CPU]}, threads=1)
+    assert started[INT8_CPU]["cold_start_ms"] > 0
+    found = latency.degraded(models[FP32], models[INT8_CPU], pixels[:3], threads=1)
+    assert set(found) == {"clean", "noise", "dark"}
+    assert found["dark"]["int8"]["median_ms"] > 0
+    assert latency.spoilt(pixels[0], "dark", 0).mean() < 0.3 * pixels[0].mean()
