@@ -237,7 +237,7 @@ def test_rare_classes_are_read_from_what_was_labelled_before(store: Store) -> No
 
 @pytest.mark.parametrize("richness", [0.15, 0.5, 2.0])
 def test_chance_is_hardly_ever_told_that_it_was_beaten(richness: float) -> None:
-    """Mining as good as chance, in drives of which a few hold most: some 4 to 80 finds an arm."""
+    """Mining as good as chance, in drives of which a few hold most: some 6 to 80 finds an arm."""
     rng = np.random.default_rng(0)
     units = resampling.Units(np.arange(40), 40, 40, "40 drives")
     wins = losses = 0
