@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,3 +192,28 @@ def test_a_checkpoint_holds_the_model_and_repeats(place: Workspace, store: Store
     further = run(place, dataset, replace(config, seed=9), start=loaded)
     child = save(store, further, DATASET, parent=ref)
     assert store.get(child, Checkpoint).parent == ref
+
+
+def test_killed_with_sigkill_it_goes_on_to_the_same_bits(place: Workspace, tmp_path: Path) -> None:
+    config = replace(TINY, steps=60, keep_minutes=1e-9)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.training.test_loop import *\n"
+        "from workbench import workspace\n"
+        "place = workspace.find()\n"
+        "config = replace(TINY, steps=60, keep_minutes=1e-9)\n"
+        "run(place, scenes(place), config, checkpoint_dir=Path(sys.argv[2]))\n"
+    )
+    state = tmp_path / "state"
+    tests = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen([sys.executable, "-c", script, tests, str(state)])
+    deadline = time.monotonic() + 60
+    while len(list(state.glob("*.safetensors"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    short = run(place, scenes(place), config, checkpoint_dir=state)
+    assert 0 < short.resumed_at < 60
+    assert weights_digest(short) == weights_digest(run(place, scenes(place), config))
