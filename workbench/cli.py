@@ -33,6 +33,7 @@ COMMANDS = {
     "reproduce": ("reproduce", "Rebuild a model from its lineage alone and compare digests."),
     "predict": ("predict", "Run a bundle on images, as a car would: an answer for every frame."),
     "verify": ("models", "Check a signed bundle, to the byte."),
+    "embed": ("embed", "Look at every frame once: vectors of frames, objects and tiles."),
     "mine": ("mine", "Choose the frames worth labeling; tell later how much better than chance."),
     "label": ("labels", "Send frames to labelers, see how far they are, collect."),
 }

@@ -77,7 +77,7 @@ def mine(dataset: str, seed: int, tag: str | None, show: bool, as_json: bool, **
     store = Store(place)
     ref = resolve(place, dataset, ("dataset",))
     version = datasets.load(store, ref)
-    model = _model(place, store, asked["model"], version)
+    model = model_of(place, store, asked["model"], version)
     budget = _budget(store, asked)
     query = _query(place, version, model, asked)
     rules = _rules(query, asked)
@@ -105,7 +105,7 @@ def mine(dataset: str, seed: int, tag: str | None, show: bool, as_json: bool, **
     emit(result, as_json=as_json, text=_words(made, selection, rows, shown))
 
 
-def _model(place: Workspace, store: Store, given: str | None, version: Dataset) -> Ref:
+def model_of(place: Workspace, store: Store, given: str | None, version: Dataset) -> Ref:
     """The checkpoint that is meant, by default the newest that knows the dataset's classes."""
     from workbench.records.types import Checkpoint, ExportBundle, Release
 
@@ -161,12 +161,12 @@ def _query(place: Workspace, version: Dataset, model: Ref, asked: dict[str, Any]
         like=tuple(exemplar(version.frames, one) for one in asked["like"]),
         unlike=tuple(exemplar(version.frames, one) for one in asked["unlike"]),
         text=asked["text"],
-        encoder=_encoder(Store(place), asked["encoder"], model),
+        encoder=encoder_of(Store(place), asked["encoder"], model),
         other_models=tuple(resolve(place, one, ("checkpoint",)) for one in asked["against"]),
     )
 
 
-def _encoder(store: Store, given: str | None, model: Ref) -> Encoder | None:
+def encoder_of(store: Store, given: str | None, model: Ref) -> Encoder | None:
     """A vision model from a folder, a file or the hub, with the detector's boxes to look at."""
     from workbench.curation import embedding
     from workbench.perception.predictor import load_checkpoint

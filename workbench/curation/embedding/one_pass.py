@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.curation.embedding import quality, shards
+from workbench.curation.embedding import on_ray, quality, shards
 from workbench.curation.embedding.detector_encoder import DetectorEncoder
 from workbench.curation.embedding.embeddings import Embeddings, gather
 from workbench.curation.embedding.encoder import Encoder
@@ -42,12 +42,17 @@ def embed(
     progress: Progress | None = None,
     *,
     batch: int = 16,
+    ray: str | None = None,
 ) -> Embeddings:
     """Vectors of these frames, computing only what is not on disk.
 
     Frames that cannot be read, or that the model answers with numbers that are none, are left
     out and listed; the former are tried again by the next pass. Images are decoded and measured
     in threads, and shards written in another, while the model runs.
+
+    Args:
+        ray: Address of a Ray cluster whose workers share the work, and see the workspace's folder
+            at the same path; ``local`` starts one here. Shards come out the same.
 
     Raises:
         DataError: Not a single frame could be embedded, or the model gives vectors of another
@@ -68,7 +73,10 @@ def embed(
 
     step(0)
     parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
-    left_out += write_parts(place, source, parts, batch, step)
+    if ray is None:
+        left_out += write_parts(place, source, parts, batch, step)
+    else:
+        left_out += on_ray.write_parts(place, source, parts, batch, step, address=ray)
     return gather(folder, source, frames, tuple(left_out))
 
 

@@ -1,0 +1,69 @@
+"""The pass on Ray: the same bytes as on one machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+
+from workbench.curation.embedding import one_pass
+from workbench.curation.embedding.one_pass import embed
+from workbench.errors import ServiceError
+from workbench.perception.predictor import load_checkpoint
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.store import Store
+from workbench.workspace import Workspace
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed", allow_module_level=True)
+
+
+def contents(place: Workspace) -> dict[str, str]:
+    root = place.root / "embeddings"
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+@pytest.mark.slow
+def test_workers_write_what_one_machine_writes(
+    place: Workspace, store: Store, dataset: Dataset, model: Ref, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_pass, "SHARD", 12)
+    predictor = load_checkpoint(store, model)
+    media_path(place, dataset.frames[30]).write_bytes(b"no image")
+    here = embed(place, predictor, dataset.frames)
+    expected = contents(place)
+    assert len([name for name in expected if name.endswith("shard.json")]) == 4
+    shutil.rmtree(place.root / "embeddings")
+    told: list[tuple[int, int]] = []
+    there = embed(
+        place,
+        predictor,
+        dataset.frames,
+        lambda done, total: told.append((done, total)),
+        ray="local",
+    )
+    assert contents(place) == expected
+    assert there.left_out == here.left_out
+    assert told[-1] == (48, 48)
+    np.testing.assert_array_equal(there.vectors, here.vectors)
+
+
+def test_with_nothing_missing_nobody_is_asked(
+    place: Workspace, store: Store, dataset: Dataset, model: Ref
+) -> None:
+    embed(place, load_checkpoint(store, model), dataset.frames)
+    embed(place, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")
+
+
+def test_an_address_that_nobody_listens_at(
+    place: Workspace, store: Store, dataset: Dataset, model: Ref
+) -> None:
+    with pytest.raises(ServiceError, match="could not be started or reached"):
+        embed(place, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")
