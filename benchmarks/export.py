@@ -2,8 +2,8 @@
 
 Latency is of the network alone, one frame a call, both files taking turns in one run. Losses are
 float minus 8-bit on drives that were not learned from, judged by the upper bound of a paired
-bootstrap over drives. The model is trained first, and kept in a scratch folder (``BENCHMARK_CACHE``).
-Real drives are taken from the folder that ``BENCHMARK_DRIVES`` names; without one they are skipped.
+bootstrap over drives. The model is trained first and kept in a scratch folder, BENCHMARK_CACHE.
+Real drives are taken from the folder that BENCHMARK_DRIVES names; without it they are skipped.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def lost(right: Evaluated, wrong: Evaluated, part: str, limit: float) -> Row:
     return row(what, 100 * bound, "points", goal=f"<= {100 * limit:g}", met=bound <= limit)
 
 
-def numbers(  # noqa: PLR0913 - the files and what they are compared on
+def numbers(
     predictor: TorchPredictor,
     fp32: bytes,
     int8: bytes,
@@ -190,7 +190,7 @@ def target_against_torch(
     return min(CEILING_DB, *ratios)
 
 
-def repeats(  # noqa: PLR0913 - what is made again, and what it must equal
+def repeats(
     predictor: TorchPredictor,
     dataset: Dataset,
     pixels: Sequence[Pixels],
