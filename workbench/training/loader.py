@@ -7,7 +7,7 @@ never on which thread was first, so a training can be stopped and taken up at an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -87,7 +87,6 @@ class Loader:
         material: Material,
         *,
         rank: int = 0,
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._place = place
         self._frames = dataset.frames
@@ -111,7 +110,7 @@ class Loader:
         self._kept: list[tuple[Pixels, Targets]] | None = None
         size = len(self._frames) * self._spec.width * self._spec.height * 3
         if size <= cache_mib(config) * _MIB:
-            self._kept = self._decode_all(progress)
+            self._kept = self._decode_all()
 
     @property
     def in_memory(self) -> bool:
@@ -201,16 +200,9 @@ class Loader:
                 f"in pass {number}: {error.what}", where=error.where, hint=error.hint
             ) from error
 
-    def _decode_all(
-        self, progress: Callable[[int, int], None] | None
-    ) -> list[tuple[Pixels, Targets]]:
-        kept = []
+    def _decode_all(self) -> list[tuple[Pixels, Targets]]:
         with ThreadPoolExecutor(self._config.threads, thread_name_prefix="decode") as pool:
-            for done, pair in enumerate(pool.map(self._read, self._frames), start=1):
-                kept.append(pair)
-                if progress:
-                    progress(done, len(self._frames))
-        return kept
+            return list(pool.map(self._read, self._frames))
 
     def _read(self, frame: Frame) -> tuple[Pixels, Targets]:
         path = media_path(self._place, frame)
