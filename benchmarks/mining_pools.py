@@ -39,12 +39,15 @@ from workbench.records.frames import (
 from workbench.simulation import drives, traffic
 from workbench.simulation.render import render
 from workbench.simulation.scenario import CLASSES, Scenario
+from workbench.training.config import TrainingConfig
 from workbench.workspace import Workspace
 
 SCHEMA = LabelSchema(name="front-camera", version=1, classes=CLASSES)
 ORDINARY = traffic.Profile("ordinary", drives=100, frames_per_drive=15, rare=False)
 SEED_OF_ORDINARY = 9001
-STEPS = 900
+STEPS, CYCLES = 900, 2
+"""Optimiser steps of one rise and fall of the learning rate, and how often it rises (SGDR,
+Loshchilov and Hutter 2017): the second goes on from what the first learned."""
 
 
 @dataclass(frozen=True)
@@ -175,20 +178,28 @@ def ordinary(drives_: int = ORDINARY.drives, workers: int = 2) -> Pool:
     return pool(profile, SEED_OF_ORDINARY, workers)
 
 
-def detector(known: Pool, steps: int = STEPS, seed: int = 0) -> TorchPredictor:
+def detector(known: Pool, steps: int = STEPS) -> TorchPredictor:
     """Trained on ``known`` alone on one thread, kept; a killed training goes on."""
+    model: TorchPredictor | None = None
+    for cycle in range(CYCLES):
+        model = _cycle(known, TrainingConfig(steps=steps, seed=cycle, threads=1), model)
+    assert model is not None
+    return model
+
+
+def _cycle(known: Pool, config: TrainingConfig, start: TorchPredictor | None) -> TorchPredictor:
     import safetensors.torch
 
     from workbench.perception.detector import Detector, DetectorConfig
-    from workbench.training.config import TrainingConfig
     from workbench.training.loop import train
 
-    home, config = place(), TrainingConfig(steps=steps, seed=seed, threads=1)
-    name = digest.short(digest.of_json([config.as_json(), [frame.id for frame in known.frames]]))
+    home = place()
+    shape = {"steps": config.steps, "seed": config.seed, "threads": config.threads}
+    name = digest.short(digest.of_json([shape, [frame.id for frame in known.frames]]))
     folder = home.root / "detectors" / name
     kept = folder / "weights.safetensors"
     if not kept.exists():
-        note(f"training a detector on {len(known.frames)} frames, {steps} steps, seed {seed}")
+        note(f"training on {len(known.frames)} frames, {config.steps} steps, seed {config.seed}")
         folder.mkdir(parents=True, exist_ok=True)
         trained = train(
             home,
@@ -196,6 +207,7 @@ def detector(known: Pool, steps: int = STEPS, seed: int = 0) -> TorchPredictor:
             config,
             classes=CLASSES,
             preprocessing=Preprocessing(),
+            start=start,
             checkpoint_dir=folder / "state",
         )
         workspace.write_atomic(kept, safetensors.torch.save(trained.weights))

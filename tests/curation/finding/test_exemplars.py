@@ -20,10 +20,10 @@ def _pool() -> Embeddings:
     """Noise, and a deer: seen as an object on frame 5 and 30, only under a tile on frame 9."""
     rng = np.random.default_rng(0)
     deer = 4.0 * np.eye(WIDTH)[3]
-    objects = [(frame, rng.normal(size=WIDTH) * 0.5, 0.8) for frame in range(COUNT)]
+    objects = [(frame, (rng.normal(size=WIDTH) * 0.5).tolist(), 0.8) for frame in range(COUNT)]
     boxes = np.tile(np.array([120, 20, 170, 70], np.float32), (COUNT, 1))
     for frame in (5, 30):
-        objects[frame] = (frame, deer + rng.normal(size=WIDTH) * 0.1, 0.8)
+        objects[frame] = (frame, (deer + rng.normal(size=WIDTH) * 0.1).tolist(), 0.8)
     tiles = rng.normal(size=(COUNT, 2, WIDTH)) * 0.5
     tiles[9, 0] = deer + rng.normal(size=WIDTH) * 0.1
     frames = rng.normal(size=(COUNT, WIDTH))
@@ -115,7 +115,8 @@ class _Words:
     model = "0" * 64
 
     def encode_text(self, text: str) -> np.ndarray:
-        return np.eye(WIDTH, dtype=np.float32)[{"a deer": 3, "a car": 0}[text]]
+        direction: np.ndarray = np.eye(WIDTH, dtype=np.float32)[{"a deer": 3}[text]]
+        return direction
 
 
 def test_words_find_frames_objects_and_tiles() -> None:

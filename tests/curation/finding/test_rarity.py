@@ -42,7 +42,10 @@ def test_a_condition_does_not_make_a_frame_rare() -> None:
     labelled = np.repeat(axis[:2], [20, 3], axis=0) + 0.05 * rng.normal(size=(23, 8))
     conditions = ["day"] * 40 + ["night"] * 30
     scores = rarity.score(
-        embeddings(np.concatenate([day, night])), embeddings(labelled), conditions
+        embeddings(np.concatenate([day, night])),
+        embeddings(labelled),
+        conditions,
+        signals=["frame"],
     )
     assert set(np.argsort(-scores.fused)[:2]) == {11, 47}
     assert scores.fused[:40].mean() == pytest.approx(scores.fused[40:].mean())
@@ -52,8 +55,9 @@ def test_the_odd_object_is_found_and_named() -> None:
     objects = [(frame, [1.0, 0.1 * frame, 0.0], 0.9) for frame in range(6)]
     objects[3] = (3, [0.0, 0.0, 1.0], 0.9)
     known = embeddings(np.ones((6, 2)), objects=[(f, [1.0, 0.1 * f, 0.0], 0.9) for f in range(6)])
-    scores = rarity.score(embeddings(np.ones((6, 2)), objects=objects), known, ["all"] * 6)
-    assert np.argmax(scores.ranks[:, rarity.SIGNALS.index("objects")]) == 3
+    pool = embeddings(np.ones((6, 2)), objects=objects)
+    scores = rarity.score(pool, known, ["all"] * 6, signals=["objects"])
+    assert np.argmax(scores.ranks[:, 0]) == 3
     assert scores.oddest[3] == 3
 
 
@@ -61,8 +65,8 @@ def test_a_box_that_is_hardly_believed_counts_less() -> None:
     odd = [0.0, 1.0]
     objects = [(0, odd, 0.9), (1, odd, 0.06), (2, [1.0, 0.0], 0.9)]
     known = embeddings(np.ones((1, 2)), objects=[(0, [1.0, 0.0], 0.9)])
-    scores = rarity.score(embeddings(np.ones((3, 2)), objects=objects), known, ["all"] * 3)
-    by_object = scores.ranks[:, rarity.SIGNALS.index("objects")]
+    pool = embeddings(np.ones((3, 2)), objects=objects)
+    by_object = rarity.score(pool, known, ["all"] * 3, signals=["objects"]).ranks[:, 0]
     assert by_object[0] > by_object[1]
 
 
@@ -94,7 +98,8 @@ def test_a_tile_is_odd_for_its_place_though_nothing_has_a_box() -> None:
     assert scores.oddest_tile[17] == 2 * 17 + 1
     assert scores.oddest.tolist() == [-1] * 60
     plain = embeddings(np.ones((60, 2)))
-    assert np.unique(rarity.score(plain, labelled, ["all"] * 60).ranks[:, 3]).tolist() == [0.5]
+    nothing = rarity.score(plain, labelled, ["all"] * 60, signals=["tiles"])
+    assert np.unique(nothing.fused).tolist() == [0.5]
 
 
 def test_things_are_compared_with_labelled_ones_of_their_condition() -> None:
@@ -123,7 +128,7 @@ def test_signals_and_weights_are_what_was_asked_for() -> None:
     assert scores.names == ("entropy",) and scores.weights == (1.0,)
     assert scores.ranks.shape == (4, 1) and np.argsort(-scores.fused).tolist() == [1, 2, 0, 3]
     only = rarity.score(
-        pool, None, ["all"] * 4, weights=dict.fromkeys(("objects", "frame", "tiles"), 0.0)
+        pool, None, ["all"] * 4, signals=["frame", "entropy"], weights={"frame": 0.0}
     )
     np.testing.assert_array_equal(only.fused, scores.fused)
     with pytest.raises(ParameterError, match="unknown signal glamour"):
@@ -131,7 +136,7 @@ def test_signals_and_weights_are_what_was_asked_for() -> None:
     with pytest.raises(ParameterError, match="needs another model"):
         rarity.score(pool, None, ["all"] * 4, signals=["disagreement"])
     with pytest.raises(ParameterError, match="weights"):
-        rarity.score(pool, None, ["all"] * 4, weights={"entropy": -1.0})
+        rarity.score(pool, None, ["all"] * 4, weights={"novelty": -1.0})
 
 
 def test_bad_input_is_said() -> None:
@@ -145,7 +150,7 @@ def test_bad_input_is_said() -> None:
     broken = np.ones((4, 2))
     broken[2, 0] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        rarity.score(embeddings(broken), pool, ["all"] * 4)
+        rarity.score(embeddings(broken), pool, ["all"] * 4, signals=["frame"])
 
 
 def test_no_objects_and_an_empty_labelled_set_rank_nobody_first() -> None:

@@ -44,7 +44,7 @@ class Places:
                 "the pool has neither objects nor tiles to compare a box with",
                 hint="Embed it with an encoder that looks at tiles, or search by whole frame",
             )
-        self.mean, self.scale = _whitening(self.parts[-1][1])
+        self.mean, self.scale = whitening(self.parts[-1][1])
 
     def unit(self, vectors: Vectors) -> NDArray[np.float32]:
         """Float32 unit vectors ``[k, c]``; what does not differ from the mean is zero."""
@@ -140,8 +140,13 @@ def _plain(vectors: Vectors) -> NDArray[np.float32]:
     return unit
 
 
-def _whitening(vectors: Vectors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean ``[c]`` and symmetric whitening ``[c, c]`` of an even sample of rows."""
+def whitening(
+    vectors: Vectors, shrink: float = _SHRINK
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean ``[c]`` and symmetric whitening ``[c, c]`` of an even sample of rows.
+
+    ``shrink`` is the share of the mean variance that is added to every direction before.
+    """
     sample = np.asarray(vectors[:: max(1, len(vectors) // _SAMPLE)], np.float64)
     if not np.isfinite(sample).all():
         raise DataError("some vectors of the pool are not finite", hint="Embed them again")
@@ -149,5 +154,5 @@ def _whitening(vectors: Vectors) -> tuple[NDArray[np.float32], NDArray[np.float3
     spread = np.cov(sample - mean, rowvar=False).reshape(len(mean), len(mean))
     level = max(float(np.trace(spread)) / len(mean), 1e-12)
     values, directions = np.linalg.eigh(spread)
-    scale = (directions / np.sqrt(np.clip(values, 0, None) + _SHRINK * level)) @ directions.T
+    scale = (directions / np.sqrt(np.clip(values, 0, None) + shrink * level)) @ directions.T
     return mean.astype(np.float32), scale.astype(np.float32)

@@ -5,6 +5,8 @@ condition moves a vector more than any object does. What helps is ranking within
 objects within class and size. Each signal becomes a rank in (0, 1) within its condition, the ranks
 are fused, and the result is ranked within condition again:
 
+    novelty       how unlike any labelled object, and any of other drives, its objects are
+    doubt         how low a large and whole box's score is
     entropy       how unsure the detector is, summed over its boxes
     objects       how far its oddest object lies from the labelled ones of its class and size
     frame         how far the whole frame lies from the labelled frames
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from workbench.curation.embedding.one_pass import Embeddings
 from workbench.curation.finding import signals as looks
 from workbench.curation.finding.disagreement import disagreement
+from workbench.curation.finding.novelty import doubt, novelty
 from workbench.curation.finding.ranks import Fusion, fuse, merged, rank_within
 from workbench.curation.finding.signals import SIZES, size_of, unsure
 from workbench.curation.finding.typicality import typicality
@@ -31,10 +34,12 @@ from workbench.errors import DataError, ParameterError
 
 __all__ = ["SIGNALS", "SIZES", "WEIGHTS", "Scores", "merged", "rank_within", "score", "size_of"]
 
-SIGNALS = ("entropy", "objects", "frame", "tiles")
+SIGNALS = ("novelty", "doubt")
 """Asked by default; ``disagreement`` joins them when other models are given."""
 
 WEIGHTS: Mapping[str, float] = {
+    "novelty": 3.0,
+    "doubt": 1.0,
     "entropy": 1.0,
     "objects": 1.0,
     "frame": 1.0,
@@ -81,6 +86,7 @@ def score(  # noqa: PLR0913 - what is compared with what, and how
     weights: Mapping[str, float] | None = None,
     fusion: Fusion = "tail",
     other_models: Sequence[Embeddings] = (),
+    drives: Sequence[str] | None = None,
     neighbours: int = 3,
 ) -> Scores:
     """Rank a pool's frames by how much labeling them should teach.
@@ -97,6 +103,8 @@ def score(  # noqa: PLR0913 - what is compared with what, and how
         weights: Of some signals, the others keep theirs of `WEIGHTS`.
         fusion: See `workbench.curation.finding.ranks.fuse`.
         other_models: The pool through other models, see `disagreement`.
+        drives: The drive of each frame of the pool; what is common in other drives is then no
+            longer new, labelled or not.
         neighbours: Labelled things that a distance is the mean to.
 
     Raises:
@@ -105,11 +113,14 @@ def score(  # noqa: PLR0913 - what is compared with what, and how
     """
     asked = _asked(signals, other_models)
     _check(pool, labelled, conditions, known_conditions)
+    if drives is not None and len(drives) != len(pool.frames):
+        raise DataError(f"{len(drives)} drives for {len(pool.frames)} frames", where="drives")
     if labelled is not None and not len(labelled.frames):
         labelled = None
     groups = merged(conditions)
     known = _known_groups(labelled, groups, known_conditions)
     look = _Look(pool, labelled, groups, known, tuple(other_models), neighbours)
+    look.drives = drives
     ranks = np.stack([rank_within(*look.at(name)) for name in asked], axis=1)
     shares = [{**WEIGHTS, **(weights or {})}[name] for name in asked]
     return Scores(
@@ -139,6 +150,7 @@ class _Look:
     ) -> None:
         self.pool, self.labelled, self.others = pool, labelled, others
         self.groups, self.known, self.neighbours = groups, known, neighbours
+        self.drives: Sequence[str] | None = None
         self.oddest = np.full(len(pool.frames), -1, np.int64)
         self.oddest_tile = self.oddest.copy()
         self.alone = np.zeros(len(pool.frames), np.int64)
@@ -151,7 +163,11 @@ class _Look:
             return self.pool.entropy, self.groups
         if name == "frame":
             return looks.frame_distance(*compared), self.groups
-        if name == "objects":
+        if name == "doubt":
+            return doubt(self.pool), self.groups
+        if name == "novelty":
+            values, self.oddest = novelty(self.pool, self.labelled, self.drives, self.neighbours)
+        elif name == "objects":
             values, self.oddest = looks.odd_objects(*compared)
         elif name == "tiles":
             values, self.oddest_tile = looks.odd_tiles(*compared)

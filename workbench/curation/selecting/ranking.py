@@ -119,6 +119,7 @@ def rarity(
     conditions: Sequence[str],
     known_conditions: Sequence[str],
     *,
+    drives: Sequence[str],
     typical: bool,
     signals: Sequence[str] = (),
     other_models: Sequence[Embeddings] = (),
@@ -131,6 +132,7 @@ def rarity(
         known_conditions=known_conditions,
         signals=("typicality",) if typical else (signals or None),
         other_models=() if typical else other_models,
+        drives=drives,
     )
     return by_typicality(pool, scores) if typical else by_rarity(pool, scores)
 
@@ -150,6 +152,8 @@ def _rare(pool: Embeddings, scores: Scores, row: int) -> tuple[str, ...]:
         size = SIZES[int(size_of(pool.boxes[odd : odd + 1])[0])][0]
         cls = pool.class_names[int(pool.classes[odd])].replace("_", " ")
         words["objects"] = f"a {size} {cls} unlike the labelled ones"
+        words["novelty"] = f"a {size} thing ({cls}?) unlike any labelled one"
+    words["doubt"] = "a large box that the model hardly believes"
     words["frame"] = "a scene unlike the labelled ones"
     if len(scores.oddest_tile) and scores.oddest_tile[row] >= 0:
         where = _where(pool, int(scores.oddest_tile[row]))

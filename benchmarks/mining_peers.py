@@ -1,0 +1,74 @@
+"""What else one could do with a pool: the arms that `benchmarks.mining` compares ours with.
+
+Each takes embeddings and gives rows of frames, the first to label first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.curation.embedding.one_pass import Embeddings
+
+Rows = NDArray[np.int64]
+_BLOCK = 2048
+
+
+def fiftyone_uniqueness(pool: Embeddings) -> Rows:
+    """FiftyOne Brain 0.25's ``compute_uniqueness``, its arithmetic written out.
+
+    Cosine distances to the four nearest others, the nearest of them left out (as it does), weighted
+    0.6, 0.3 and 0.1. `tests/curation/finding/test_peers.py` holds it against the brain's own.
+    """
+    return _descending(_neighbour_distances(pool.vectors, 4)[:, 1:] @ np.array([0.6, 0.3, 0.1]))
+
+
+def corrected_uniqueness(pool: Embeddings) -> Rows:
+    """The same idea without its fault: distance to the nearest other frame, vectors centred."""
+    vectors = np.asarray(pool.vectors, np.float32)
+    return _descending(_neighbour_distances(vectors - vectors.mean(0), 1)[:, 0])
+
+
+def entropy(pool: Embeddings) -> Rows:
+    """How unsure the detector is, summed over its boxes."""
+    return _descending(pool.entropy)
+
+
+def k_centre(pool: Embeddings, labelled: Embeddings, count: int) -> Rows:
+    """Greedy k-centre, the core-set of Sener and Savarese 2018, with the labelled as centres.
+
+    Each choice is the frame farthest from all that is labelled or chosen.
+    """
+    vectors = np.asarray(pool.vectors, np.float32)
+    known = np.asarray(labelled.vectors, np.float32)
+    nearest = np.full(len(vectors), np.inf, np.float32)
+    lengths = (vectors**2).sum(1)
+    for start in range(0, len(known), _BLOCK):
+        part = known[start : start + _BLOCK]
+        squares = lengths[:, None] + (part**2).sum(1) - 2 * vectors @ part.T
+        nearest = np.minimum(nearest, squares.min(1))
+    chosen = np.empty(count, np.int64)
+    for number in range(count):
+        chosen[number] = row = int(nearest.argmax())
+        squares = lengths + lengths[row] - 2 * vectors @ vectors[row]
+        nearest = np.minimum(nearest, squares)
+        nearest[row] = -np.inf
+    return chosen
+
+
+def _neighbour_distances(vectors: NDArray[np.floating], count: int) -> NDArray[np.float32]:
+    """Cosine distances to the ``count`` nearest others, nearest first, ``[n, count]``."""
+    values = np.asarray(vectors, np.float32)
+    unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    found = np.empty((len(unit), count), np.float32)
+    for start in range(0, len(unit), _BLOCK):
+        distance = 1 - unit[start : start + _BLOCK] @ unit.T
+        rows = np.arange(len(distance))
+        distance[rows, start + rows] = np.inf
+        found[start : start + _BLOCK] = np.sort(np.partition(distance, count, axis=1)[:, :count], 1)
+    return found
+
+
+def _descending(values: NDArray[np.floating]) -> Rows:
+    order: Rows = np.argsort(-values, kind="stable")
+    return order
