@@ -42,9 +42,14 @@ class Duplicates:
     yardstick: Yardstick
 
     @property
+    def clusters(self) -> tuple[Cluster, ...]:
+        """All of them, the exact ones first."""
+        return (*self.exact, *self.near)
+
+    @property
     def surplus(self) -> int:
         """Frames that could go without losing a picture."""
-        return sum(len(cluster.frames) - 1 for cluster in (*self.exact, *self.near))
+        return sum(len(cluster.frames) - 1 for cluster in self.clusters)
 
 
 def find(like: Likeness, pixels: Sequence[str], yardstick: Yardstick | None = None) -> Duplicates:

@@ -83,6 +83,12 @@ def inspect(
     twins = duplicates.find(like, pixels, measure(like, rules.near_share))
     cells = coverage.coverage_of(dataset, rules.target)
     errors = _label_errors(store, dataset, model) if model and labels else None
+    told = {
+        "rules": rules.model_dump(mode="json"),
+        "near": twins.yardstick.told,
+        "leak": leaks.yardstick.told,
+        "unreadable": [{"frame": frame, "reason": why} for frame, why in prints.left_out],
+    }
     record = Inspection(
         dataset=dataset_ref,
         model=model_ref,
@@ -92,21 +98,20 @@ def inspect(
         near=_surplus(twins.near),
         thin=len(coverage.thin(cells)),
         suspects=None if errors is None else len(errors),
-        parameters={
-            "rules": rules.model_dump(mode="json"),
-            "near": twins.yardstick.told,
-            "leak": leaks.yardstick.told,
-            "unreadable": [{"frame": f, "reason": why} for f, why in prints.left_out],
-        },
+        parameters=told,
         simulated=dataset.simulated,
     )
+    return _keep(store, Found(record, leaks.leaks, twins.clusters, cells, tuple(errors or ())))
+
+
+def _keep(store: Store, found: Found) -> Ref:
     payload = {
-        _LEAKS: datasets.lines(leaks.leaks),
-        _DUPLICATES: datasets.lines((*twins.exact, *twins.near)),
-        _COVERAGE: datasets.lines(cells),
-        _ERRORS: datasets.lines(errors or ()),
+        _LEAKS: datasets.lines(found.leaks),
+        _DUPLICATES: datasets.lines(found.clusters),
+        _COVERAGE: datasets.lines(found.cells),
+        _ERRORS: datasets.lines(found.errors),
     }
-    return store.put(record, payload)
+    return store.put(found.record, payload)
 
 
 def read(store: Store, ref: Ref) -> Found:

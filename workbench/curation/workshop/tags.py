@@ -84,11 +84,11 @@ def selection_of_tag(
     version = (shown.info.get("workbench") or {}).get("dataset")
     rows = list(zip(*shown.match_tags(label).values(["frame", "last_modified_at"]), strict=True))
     if not rows:
-        known = sorted(set(shown.distinct("tags")) - set(ARMS))
+        theirs = ", ".join(sorted(set(shown.distinct("tags")) - set(ARMS)))
         raise DataError(
             f"no frame of {name!r} has the tag {label!r}",
             where="FiftyOne",
-            hint=f"There are: {', '.join(known) or 'no tags of people'}",
+            hint=f"There are: {theirs or 'no tags of people'}",
         )
     if version is None:
         raise DataError(
@@ -96,19 +96,25 @@ def selection_of_tag(
             where=name,
             hint="Save the dataset and publish it again",
         )
-    known_frames = {frame.id for frame in datasets.load(store, version).frames}
+    known = {frame.id for frame in datasets.load(store, version).frames}
     who = _authors(shown.info.get(_LOG, []), label)
     tagged_by = {
         frame: who.get(frame) or {"by": by, "at": _when(at), "through": "app"}
         for frame, at in rows
-        if frame in known_frames
+        if frame in known
     }
+    return store.put(_selection(version, model, label, by, tagged_by))
+
+
+def _selection(
+    version: Ref, model: Ref | None, label: str, by: str, tagged_by: dict[str, dict[str, str]]
+) -> Selection:
     ordered = sorted(tagged_by, key=lambda frame: (tagged_by[frame]["at"], frame))
     chosen = tuple(
         Choice(frame=frame, rank=rank, score=1.0, reasons=(_reason(label, tagged_by[frame]),))
         for rank, frame in enumerate(ordered, start=1)
     )
-    record = Selection(
+    return Selection(
         dataset=version,
         model=model,
         budget=len(chosen),
@@ -117,7 +123,6 @@ def selection_of_tag(
         parameters={"tag": label, "taken_by": by, "tagged": tagged_by},
         chosen=chosen,
     )
-    return store.put(record)
 
 
 def _authors(log: Iterable[dict[str, Any]], label: str) -> dict[str, dict[str, str]]:
