@@ -23,17 +23,27 @@ import time
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from benchmarks import mining_peers as peers
 from benchmarks import mining_pools as pools
-from benchmarks.common import Row, main, note, row
+from benchmarks.common import Row, main, note
 from benchmarks.mining_pools import Pool
+from benchmarks.mining_rows import (
+    CORRECTED,
+    OURS,
+    TOPS,
+    Tally,
+    arm_rows,
+    cost_rows,
+    exemplar_rows,
+    headlines,
+    slice_rows,
+)
 from workbench.curation import finding
 from workbench.curation.embedding.one_pass import Embeddings, embed
 from workbench.curation.finding import Exemplar
@@ -43,8 +53,6 @@ from workbench.simulation import traffic
 TUNING, JUDGED = (101, 102), (1, 2, 3, 4, 5)
 BUDGETS = (0.01, 0.02, 0.05)
 APART_S = 1.5
-TOPS = (25, 200)
-OURS, CORRECTED = "ours", "corrected uniqueness"
 
 Rows = NDArray[np.int64]
 
@@ -73,18 +81,6 @@ class Ready:
         return found
 
 
-@dataclass
-class Tally:
-    """Ratios to random and recalls, pool by pool."""
-
-    ratio: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    recall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, name: str, recall: float, expected: float) -> None:
-        self.recall[name].append(recall)
-        self.ratio[name].append(recall / expected)
-
-
 def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` takes two small pools, a hasty detector and judges none."""
     profile = pools.smaller(traffic.LONG_TAIL, 24) if quick else traffic.LONG_TAIL
@@ -109,11 +105,11 @@ def measure(quick: bool) -> list[Row]:
         search(alike, ready, model)
         note(f"pool {seed}: ours {tally.ratio[f'{OURS}, frames at 1 %'][-1]:.1f} x random at 1 %")
     return [
-        *_headlines(tally, judged=not quick),
-        *_arm_rows(tally),
-        *_exemplar_rows(alike, judged=not quick),
-        *_slice_rows(slices),
-        *_cost_rows(costs, peaks, ready),
+        *headlines(tally, judged=not quick),
+        *arm_rows(tally),
+        *exemplar_rows(alike, judged=not quick),
+        *slice_rows(slices),
+        *cost_rows(costs, peaks, len(ready.seen.frames)),
     ]
 
 
@@ -228,105 +224,6 @@ def peak_mb(arm: Callable[[], Rows]) -> float:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / 1e6
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean, and its 95 % interval by Student's t; no interval of fewer than two."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean, mean - half, mean + half
-
-
-def _in_words(values: list[float]) -> str:
-    _, low, high = interval(values)
-    return f"{low:.1f} to {high:.1f}"
-
-
-def _headlines(tally: Tally, *, judged: bool) -> list[Row]:
-    """The goals, each on the mean over the pools."""
-    frames, events = tally.ratio[f"{OURS}, frames at 1 %"], tally.ratio[f"{OURS}, events at 5 %"]
-    other = tally.ratio[f"{CORRECTED}, frames at 1 %"]
-    mean, peer = float(np.mean(frames)), float(np.mean(other))
-    return [
-        row(
-            "rare frames at 1 % of the frames",
-            mean,
-            f"x random ({_in_words(frames)})",
-            goal=">= 5",
-            met=mean >= 5 if judged else None,
-        ),
-        row(
-            "rare events at 5 % of the frames",
-            float(np.mean(events)),
-            f"x random ({_in_words(events)})",
-            goal=">= 2.5",
-            met=float(np.mean(events)) >= 2.5 if judged else None,
-        ),
-        row(
-            "rare frames at 1 %, beside uniqueness",
-            mean,
-            "x random",
-            peer=peer,
-            peer_name=f"{CORRECTED}: {_in_words(other)}",
-            goal=">= 2 x",
-            met=mean >= 2 * peer if judged else None,
-        ),
-    ]
-
-
-def _arm_rows(tally: Tally) -> list[Row]:
-    rows = []
-    for name, recalls in tally.recall.items():
-        mean, low, high = interval([100 * value for value in recalls])
-        rows.append(
-            row(
-                name,
-                mean,
-                f"% found ({low:.1f} to {high:.1f}); {np.mean(tally.ratio[name]):.1f} x random",
-            )
-        )
-    return rows
-
-
-def _exemplar_rows(tally: Tally, *, judged: bool) -> list[Row]:
-    rows = []
-    for name, goal in zip([f"top {top}" for top in TOPS], (20.0, 10.0), strict=True):
-        ratios, precision = tally.ratio[name], float(np.mean(tally.recall[name]))
-        mean = float(np.mean(ratios))
-        prevalence = float(np.mean(np.divide(tally.recall[name], np.maximum(ratios, 1e-9))))
-        rows.append(
-            row(
-                f"one boxed exemplar, {name}",
-                mean,
-                f"x random ({_in_words(ratios)}); precision {precision:.2%}, "
-                f"prevalence {prevalence:.3%}",
-                goal=f">= {goal:g}",
-                met=mean >= goal if judged else None,
-            )
-        )
-    return rows
-
-
-def _slice_rows(slices: dict[str, list[float]]) -> list[Row]:
-    """What of each kind ours finds at 5 %: chance finds about 14 %."""
-    return [
-        row(f"{kind}: events found at 5 %", 100 * float(np.mean(found)), f"% of {len(found)}")
-        for kind, found in sorted(slices.items(), key=lambda pair: -float(np.mean(pair[1])))
-    ]
-
-
-def _cost_rows(costs: dict[str, list[float]], peaks: dict[str, float], ready: Ready) -> list[Row]:
-    frames = len(ready.seen.frames)
-    return [
-        row(
-            f"{name}: order {frames:,} frames",
-            float(np.mean(seconds)),
-            f"CPU-s, peak {peaks[name]:,.0f} MB",
-        )
-        for name, seconds in costs.items()
-    ]
 
 
 if __name__ == "__main__":

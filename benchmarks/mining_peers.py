@@ -18,7 +18,7 @@ def fiftyone_uniqueness(pool: Embeddings) -> Rows:
     """FiftyOne Brain 0.25's ``compute_uniqueness``, its arithmetic written out.
 
     Cosine distances to the four nearest others, the nearest of them left out (as it does), weighted
-    0.6, 0.3 and 0.1. `tests/curation/finding/test_peers.py` holds it against the brain's own.
+    0.6, 0.3 and 0.1, from the detector's vectors: its own default model needs a download.
     """
     return _descending(_neighbour_distances(pool.vectors, 4)[:, 1:] @ np.array([0.6, 0.3, 0.1]))
 
