@@ -104,6 +104,7 @@ def test_minutes_need_a_pace(
     said = refused(capsys, "mine", "drawn", "--minutes", "5")
     assert "nobody measured yet how long a frame takes" in said
     assert "--seconds-per-frame" in said
+    assert "embed" not in said, "nobody should wait for a refusal"
     given = ("--seconds-per-frame", "30", "--seconds-per-box", "6")
     out, _ = run(capsys, "mine", "drawn", "--minutes", "5", *given)
     assert "minutes of labeling, at 30.0 s a frame and 6.0 s a box, given" in out

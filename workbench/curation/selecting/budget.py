@@ -63,6 +63,11 @@ class Budget(Row):
             raise ParameterError("at this pace a frame takes no time at all", where=str(self.pace))
         return taken
 
+    def check(self) -> None:
+        """Raise what `costs` and `amount` would, before anybody has worked for it."""
+        self.costs(np.zeros(1, np.int64))
+        _ = self.amount
+
     @property
     def amount(self) -> float:
         """How much there is to spend, in the unit of `costs`; raises `ParameterError` on none."""

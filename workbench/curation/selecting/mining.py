@@ -65,6 +65,7 @@ def mine(  # noqa: PLR0913 - what from, whose view, how much, how
     """
     rules, gate, query = rules or SelectionRules(), gate or QualityGate(), query or Query()
     budget = Budget(frames=budget) if isinstance(budget, int) else budget
+    budget.check()
     if query.is_search:
         rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
     dataset = datasets.load(store, dataset_ref)
@@ -166,6 +167,7 @@ def _ranked(
         labelled,
         conditions,
         [condition_of(frames[name]) for name in known],
+        drives=[frame.drive for frame in waiting],
         typical=len(known) < rules.typical_below,
         signals=query.signals,
         other_models=others,
