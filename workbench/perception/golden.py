@@ -49,7 +49,11 @@ def vector(spec: Preprocessing) -> dict[str, Any]:
     values = [[*place, round(float(tensor[tuple(place)]), 5)] for place in places.tolist()]
     return {
         "contract": spec.digest,
-        "picture": {"height": HEIGHT, "width": WIDTH, "sha256": digest.of_bytes(picture().tobytes())},
+        "picture": {
+            "height": HEIGHT,
+            "width": WIDTH,
+            "sha256": digest.of_bytes(picture().tobytes()),
+        },
         "shape": list(tensor.shape),
         "tensor": digest.of_bytes(tensor.tobytes()),
         "values": values,
