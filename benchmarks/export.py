@@ -138,7 +138,8 @@ def lost(right: Evaluated, wrong: Evaluated, part: str, limit: float) -> Row:
     what = f"upper bound of AP points lost, {where}, {ground.boxes} boxes (value {100 * value:.2f})"
     if not difference.usable:
         what += f", descriptive: {ground.drives} drives"
-    return row(what, 100 * bound, "points", goal=f"<= {100 * limit:g}", met=bound <= limit)
+    met = bound <= limit if difference.usable else None
+    return row(what, 100 * bound, "points", goal=f"<= {100 * limit:g}", met=met)
 
 
 def numbers(
