@@ -73,7 +73,7 @@ def novelty(
         others = _others(pool, mine, vectors, np.asarray(drives), (mean, scale), neighbours, rng)
         distance = np.minimum(distance, others)
     owner = pool.owner[mine]
-    value = np.bincount(owner, weights=distance.astype(float) ** _POWER, minlength=len(value))
+    np.add.at(value, owner, distance.astype(float) ** _POWER)
     order = np.lexsort((-np.arange(len(distance)), distance))
     newest[owner[order]] = mine[order]  # the last one written is the newest of its frame
     return value, newest
