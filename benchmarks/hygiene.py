@@ -22,8 +22,9 @@ from benchmarks.common import Row, main, note, row
 from workbench import data as drives
 from workbench import digest
 from workbench.curation import hygiene
-from workbench.curation.hygiene import duplicates, label_errors, leakage
+from workbench.curation.hygiene import duplicates, leakage
 from workbench.curation.hygiene.alike import Likeness
+from workbench.perception import label_errors
 from workbench.perception.predictor import predict_frames
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset, media_path

@@ -91,9 +91,9 @@ def _rules(target: Path | None, gap: float | None, radius: float | None) -> Any:
 def _review(store: Store, found: Found, budget: int) -> Ref:
     """What looks wrong, in the form in which labeling sends frames to be looked at again."""
     from workbench import labeling
-    from workbench.labeling.quality import Suspect
+    from workbench.labeling.quality import as_suspects
 
-    suspects = [Suspect(one.frame, one.kind, one.weight, one.why) for one in found.errors]
+    suspects = as_suspects(found.errors)
     return labeling.to_review(store, found.record.dataset, suspects, budget, found.record.model)
 
 

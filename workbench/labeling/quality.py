@@ -11,32 +11,21 @@ import numpy as np
 from workbench.errors import ParameterError
 from workbench.labeling.answers import AnswerRow, is_replay
 from workbench.labeling.assessment import Disagreement
-from workbench.perception import boxes
-from workbench.perception.matching import match_optimal
+from workbench.perception import label_errors
+from workbench.perception.label_errors import LabelError
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Box, Label, Origin, Role
+from workbench.records.frames import Label, Origin
 from workbench.records.store import Store
 from workbench.records.types import Agreement, Choice, LabelSet, Prediction, Selection
 
 REVIEW = "label-quality"
 """Method of a selection whose frames are labeled already and are to be looked at again."""
 
-CONFIDENT = 0.7
-"""A model's score from which on it is worth a person's second look when it contradicts a label."""
-
-_FAINT = 0.1
-_SAME_OBJECT_IOU = 0.5
 _POOR_MISSED = 0.2
-_WEIGHTS = {
-    "missed": 1.0,
-    "class": 1.0,
-    "loose": 0.5,
-    "nothing": 0.5,
-    "disputed": 0.75,
-    "poor": 0.5,
-}
+_DISPUTED, _POOR = 0.75, 0.5
+"""Weights of what says less about a frame than a trusted model does."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +39,13 @@ class Suspect:
 
 
 def suspects(dataset: Dataset, predictions: Iterable[Prediction]) -> list[Suspect]:
-    """Where a confident model contradicts what people said.
+    """Where a model contradicts what people said, see `label_errors.find`; likeliest first."""
+    return as_suspects(label_errors.find(dataset, predictions))
 
-    A box that the model is sure of and nobody drew; an object that it is sure is of another class;
-    a drawn box that fits loosely on what it found; a drawn box where it sees nothing at all.
-    Frames that nobody labeled and ignore areas take no part.
 
-    Args:
-        predictions: Of the dataset's frames, faint ones (score 0.1 and up) included.
-    """
-    found: dict[Digest, list[Prediction]] = defaultdict(list)
-    for prediction in predictions:
-        if prediction.score >= _FAINT:
-            found[prediction.frame].append(prediction)
-    labeled = [frame.id for frame in dataset.frames if frame.role is not Role.POOL]
-    by_frame = dataset.labels_by_frame
-    return [one for frame in labeled for one in _contradicted(frame, by_frame[frame], found[frame])]
+def as_suspects(errors: Iterable[LabelError]) -> list[Suspect]:
+    """The same for errors that were found elsewhere."""
+    return [Suspect(one.frame, one.kind, one.weight, one.why) for one in errors]
 
 
 def from_agreement(store: Store, agreement: Ref) -> list[Suspect]:
@@ -73,7 +53,7 @@ def from_agreement(store: Store, agreement: Ref) -> list[Suspect]:
     record = store.get(agreement, Agreement)
     rows = datasets.read_lines(store.payload(agreement, "disagreements.jsonl"), Disagreement)
     found = [
-        Suspect(row.frame, "disputed", _WEIGHTS["disputed"], f"labelers disagree: {reason}")
+        Suspect(row.frame, "disputed", _DISPUTED, f"labelers disagree: {reason}")
         for row in rows
         for reason in row.reasons
     ]
@@ -86,11 +66,7 @@ def from_agreement(store: Store, agreement: Ref) -> list[Suspect]:
     }
     answers = datasets.read_lines(store.payload(record.labels, "answers.jsonl"), AnswerRow)
     why = f"its labeler misses over {_POOR_MISSED:.0%} of the boxes in gold frames"
-    found += [
-        Suspect(row.frame, "poor", _WEIGHTS["poor"], why)
-        for row in answers
-        if row.annotator in poor
-    ]
+    found += [Suspect(row.frame, "poor", _POOR, why) for row in answers if row.annotator in poor]
     return found
 
 
@@ -199,41 +175,3 @@ def minutes_by_frame(store: Store, labelset: Ref) -> dict[Digest, float | None]:
         before = taken.get(row.frame, 0.0)
         taken[row.frame] = None if known is None or before is None else before + known
     return taken
-
-
-def _contradicted(
-    frame: Digest, labels: Sequence[Label], predictions: Sequence[Prediction]
-) -> list[Suspect]:
-    drawn = [label for label in labels if not label.ignore]
-    theirs = boxes.from_records(label.box for label in drawn)
-    seen = boxes.from_records(one.box for one in predictions)
-    overlap = boxes.iou_matrix(theirs, seen)
-    pairs = {int(j): int(i) for i, j in match_optimal(theirs, seen, iou=_SAME_OBJECT_IOU)}
-    ignored = [label.box for label in labels if label.ignore]
-    found = []
-    for number, one in enumerate(predictions):
-        if one.score < CONFIDENT:
-            continue
-        said = f"the model is {one.score:.0%} sure of a {one.cls}"
-        if number in pairs and drawn[pairs[number]].cls != one.cls:
-            why = f"{said} where the label says {drawn[pairs[number]].cls}"
-            found.append(Suspect(frame, "class", _WEIGHTS["class"] * one.score, why))
-        elif number not in pairs and not _covered(one.box, ignored):
-            near = float(overlap[:, number].max()) if drawn else 0.0
-            kind = "loose" if near > _FAINT else "missed"
-            why = f"{said} where {'a box fits loosely' if kind == 'loose' else 'nobody drew one'}"
-            found.append(Suspect(frame, kind, _WEIGHTS[kind] * one.score, why))
-    for i, label in enumerate(drawn):
-        if len(predictions) and float(overlap[i].max()) < _FAINT:
-            why = f"the model sees nothing where a {label.cls} is drawn"
-            found.append(Suspect(frame, "nothing", _WEIGHTS["nothing"], why))
-    return found
-
-
-def _covered(box: Box, areas: Sequence[Box]) -> bool:
-    """Whether half of a box or more lies in an area that is not scored."""
-    if not areas:
-        return False
-    one, others = boxes.from_records([box]), boxes.from_records(areas)
-    common = boxes.intersection_matrix(one, others)
-    return bool(common.max() >= 0.5 * box.w * box.h)

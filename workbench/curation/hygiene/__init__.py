@@ -15,8 +15,8 @@ from workbench.curation.hygiene.inspection import (
     likeness,
     read,
 )
-from workbench.curation.hygiene.label_errors import LabelError
 from workbench.curation.hygiene.leakage import Leak, Leakage, LeakageRules
+from workbench.perception.label_errors import LabelError
 
 __all__ = [
     "Cell",

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.curation.embedding import embed
-from workbench.curation.hygiene import coverage, duplicates, label_errors, leakage
+from workbench.curation.hygiene import coverage, duplicates, leakage
 from workbench.curation.hygiene.alike import Likeness, measure
 from workbench.curation.hygiene.coverage import Cell, Target
 from workbench.curation.hygiene.duplicates import Cluster
 from workbench.curation.hygiene.fingerprints import Fingerprints, fingerprints
-from workbench.curation.hygiene.label_errors import LabelError
 from workbench.curation.hygiene.leakage import Leak, LeakageRules
 from workbench.curation.neighbours import directions
 from workbench.errors import DataError
+from workbench.perception import label_errors
+from workbench.perception.label_errors import LabelError
 from workbench.perception.predictor import TorchPredictor, load_checkpoint, predict_frames
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, Row

@@ -12,9 +12,9 @@ from workbench.curation.hygiene.alike import Likeness, consecutive
 from workbench.curation.hygiene.coverage import Cell
 from workbench.curation.hygiene.duplicates import Cluster
 from workbench.curation.hygiene.fingerprints import BITS, differing_bits
-from workbench.curation.hygiene.label_errors import LabelError
 from workbench.curation.hygiene.leakage import Leak
 from workbench.curation.hygiene.sides import side_of
+from workbench.perception.label_errors import LabelError
 from workbench.perception.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Frame

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from workbench.curation.hygiene import label_errors
+from workbench.perception import label_errors
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Origin, Role
 from workbench.records.types import Prediction
