@@ -28,12 +28,6 @@ sending = importlib.import_module("workbench.labeling.send")  # the package's `s
 
 
 @pytest.fixture(scope="module")
-def server(servers: Servers) -> LabelStudio:
-    admin = services.label_studio_admin(servers.place)
-    return labeling.connect(admin.url, admin.token)
-
-
-@pytest.fixture(scope="module")
 def ada(servers: Servers, server: LabelStudio) -> LabelStudio:
     """A labeler who is no replay."""
     token = servers.place.secrets / "ada-token"

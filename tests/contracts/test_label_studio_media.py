@@ -21,12 +21,6 @@ from workbench.records.base import digest_of
 from workbench.workspace import Workspace
 
 
-@pytest.fixture(scope="module")
-def server(servers: Servers) -> LabelStudio:
-    admin = services.label_studio_admin(servers.place)
-    return labeling.connect(admin.url, admin.token)
-
-
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
     return make_sample(servers.place, request.node.name[:40], 1)

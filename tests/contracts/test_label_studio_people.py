@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tests.labeling.conftest import MODEL, Sample, make_sample
 from tests.servers import Servers
-from workbench import labeling, services
+from workbench import labeling
 from workbench.commands.labels import label as label_command
 from workbench.errors import Waiting
 from workbench.labeling import Attention, Care, LabelStudio
@@ -23,12 +23,6 @@ from workbench.records.frames import Box, Frame, Label, Origin
 from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
 
 HERE, THERE = Box(x=3, y=4, w=50.5, h=60.25), Box(x=120, y=40, w=30, h=30)
-
-
-@pytest.fixture(scope="module")
-def server(servers: Servers) -> LabelStudio:
-    admin = services.label_studio_admin(servers.place)
-    return labeling.connect(admin.url, admin.token)
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,5 @@ def test_effort_is_measured_of_people_only_and_says_what_a_budget_buys(sample: S
     assert (found.seconds_per_frame, found.seconds_per_box) == (10.0, 5.0)
     assert found.minutes == pytest.approx((7 * 10 + 5 * 21) / 60, abs=1e-3)
     assert found.changed_per_minute == pytest.approx(1 / found.minutes, abs=1e-2)
-    assert found.frames_for(minutes=10, boxes_per_frame=2) == 30
     nothing = effort(sample.store, [])
-    assert nothing.frames_for(10, 2) is None and nothing.changed_per_minute is None
+    assert nothing.seconds_per_frame is None and nothing.changed_per_minute is None

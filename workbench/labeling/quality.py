@@ -129,13 +129,6 @@ class Effort:
     seconds_per_box: float | None
     changed_per_minute: float | None
 
-    def frames_for(self, minutes: float, boxes_per_frame: float) -> int | None:
-        """How many frames with so many boxes people can label in this time."""
-        if self.seconds_per_frame is None or self.seconds_per_box is None:
-            return None
-        each = self.seconds_per_frame + self.seconds_per_box * boxes_per_frame
-        return int(minutes * 60 / each) if each > 0 else None
-
 
 def effort(store: Store, labelsets: Iterable[Ref]) -> Effort:
     """What people's answers in these label sets took."""
