@@ -92,9 +92,10 @@ def test_no_layer_is_kept_in_float_where_none_needs_it(
 
 def test_folding_batch_norms_changes_nothing(predictor: TorchPredictor) -> None:
     batch = np.random.default_rng(0).uniform(-1.8, 2.2, (2, 3, 64, 96)).astype(np.float32)
-    same = learning.folded(predictor).raw(batch)
-    for expected, actual in zip(predictor.raw(batch), same, strict=True):
-        np.testing.assert_allclose(actual, expected, atol=1e-4)
+    once = learning.folded(predictor)
+    for same in (once, learning.equalised(once)):
+        for expected, actual in zip(predictor.raw(batch), same.raw(batch), strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-4)
     with pytest.raises(ParameterError, match="nothing to learn"):
         learning.distil(predictor, [], steps=3)
 
@@ -105,10 +106,10 @@ def test_a_model_that_calibration_breaks_is_mended_by_training(pixels: list[Pixe
     fp32 = export_fp32(predictor)
     sample = Sample(fp32, pixels[8:])
     broken = sample.compare(Calibrated(fp32, pixels[:8]).file())
-    taught = learning.distil(predictor, pixels[:8], steps=80)
+    taught = learning.distil(predictor, pixels[:8], steps=20)
     mended = sample.compare(Calibrated(export_fp32(taught), pixels[:8]).file())
     assert broken.least_db < 20
-    assert mended.least_db > broken.least_db + 3
+    assert mended.least_db > broken.least_db + 10
 
 
 def test_a_transformer_s_queries_are_compared_one_to_one() -> None:

@@ -3,9 +3,9 @@
 For a model whose accuracy does not survive 8-bit ranges (Jacob et al., "Quantization and Training
 of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018): rounding is put into
 the loop with torchao's `prepare_qat_pt2e`, and the weights are moved until the raw outputs are the
-float network's again (distillation, Hinton et al., 2015). Batch norms are folded first: there is
-nothing left then that behaves otherwise in training. Only for models that need it; one that keeps
-its limits after plain calibration gains nothing.
+float network's again (distillation, Hinton et al., 2015). Before that batch norms are folded, so
+that nothing is left that behaves otherwise in training, and channels are brought to like ranges.
+Only for models that need it; one that keeps its limits after plain calibration gains nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def distil(
     pixels: Sequence[Pixels],
     *,
     steps: int,
-    lr: float = 3e-4,
+    lr: float = 1e-3,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TorchPredictor:
@@ -48,7 +48,7 @@ def distil(
     Args:
         predictor: The float network; stays as it is and is what is learned from.
         pixels: Frames of the calibration set, RGB uint8.
-        lr: Of Adam, falling to nothing along a cosine.
+        lr: Of Adam, falling to nothing along a cosine, as a share of what weights are like.
 
     Raises:
         ParameterError: No steps or no frames.
@@ -58,10 +58,11 @@ def distil(
 
     if steps < 1 or not pixels:
         raise ParameterError("nothing to learn", hint="Give at least one step and one frame")
-    student = folded(predictor)
+    student = equalised(folded(predictor))
     graph = _with_rounding(student, predictor, min(_BATCH, len(pixels)))
     weights = _shared_weights(graph, student.detector)
     optimiser = torch.optim.Adam([weights[name] for name in sorted(weights)], lr=lr)
+    scales = {name: _likeness(value.detach()) for name, value in weights.items()}
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     rng = np.random.default_rng(seed)
     watching = max(1, int(steps * _WATCHING))
@@ -74,7 +75,7 @@ def distil(
         loss = _apart(graph(batch), right)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        _step(optimiser, weights, scales)
         schedule.step()
         if progress:
             progress(step + 1, steps)
@@ -103,6 +104,54 @@ def folded(predictor: TorchPredictor) -> TorchPredictor:
     return TorchPredictor(detector, predictor.preprocessing, ref=predictor.ref)
 
 
+def equalised(predictor: TorchPredictor) -> TorchPredictor:
+    """A copy of a folded network whose channels have like ranges, computing what it did.
+
+    Cross-layer equalisation (Nagel et al., "Data-Free Quantization Through Weight Equalization and
+    Bias Correction", 2019): what a ReLU lets through can be divided before it and multiplied after
+    it, channel by channel. One range then fits all channels of a layer, which rounding alone never
+    learns within hundreds of steps.
+    """
+    import torch
+
+    from workbench.perception.predictor import TorchPredictor
+
+    detector: Any = copy.deepcopy(predictor.detector)
+    with torch.no_grad():
+        for first, second in _pairs(detector):
+            ours = first.weight.abs().flatten(1).amax(1).clamp_min(1e-12)
+            theirs = second.weight.abs().transpose(0, 1).flatten(1).amax(1).clamp_min(1e-12)
+            factor = (ours / theirs).sqrt()
+            first.weight.div_(factor[:, None, None, None])
+            first.bias.div_(factor)
+            second.weight.mul_(factor[None, :, None, None])
+    return TorchPredictor(detector, predictor.preprocessing, ref=predictor.ref)
+
+
+def _pairs(detector: Any) -> list[tuple[Any, Any]]:
+    """Convolutions with nothing but a ReLU between them, and no other reader of what is between."""
+    import torch.fx
+    from torch import nn
+
+    modules = dict(detector.named_modules())
+    found = []
+    for node in torch.fx.symbolic_trace(detector).graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.Conv2d):
+            continue
+        after, passed = node, False
+        while len(after.users) == 1:
+            after = next(iter(after.users))
+            kind = modules.get(after.target) if after.op == "call_module" else None
+            if isinstance(kind, nn.Conv2d):
+                if passed and kind.groups == 1 and modules[node.target].bias is not None:
+                    found.append((modules[node.target], kind))
+                break
+            if not isinstance(kind, nn.ReLU | nn.Identity):
+                break
+            passed = passed or isinstance(kind, nn.ReLU)
+    return found
+
+
 def _with_rounding(student: TorchPredictor, predictor: TorchPredictor, count: int) -> Any:
     import torch
 
@@ -127,6 +176,32 @@ def _shared_weights(graph: Any, detector: nn.Module) -> dict[str, Any]:
     for value in found.values():
         value.requires_grad_(True)
     return found
+
+
+def _likeness(weight: Tensor) -> Tensor:
+    """How large the weights between each output and input channel are, for steps to be shares of.
+
+    Adam's steps are equally long for all. Where ranges differ much between channels, which is just
+    where calibration fails, they would destroy the small weights before they moved the large.
+    """
+    if weight.ndim < 2:
+        return weight.abs().mean().clamp_min(1e-6)
+    square = weight.square()
+    outer = square.flatten(1).mean(1).sqrt()
+    inner = square.transpose(0, 1).flatten(1).mean(1).sqrt()
+    whole = square.mean().sqrt().clamp_min(1e-12)
+    both = outer[:, None] * inner[None, :] / whole
+    return both.reshape(*both.shape, *([1] * (weight.ndim - 2)))
+
+
+def _step(optimiser: Any, weights: dict[str, Any], scales: dict[str, Tensor]) -> None:
+    import torch
+
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    optimiser.step()
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(before[name] + (value - before[name]) * scales[name])
 
 
 def _stop_watching(graph: Any) -> None:
