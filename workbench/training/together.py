@@ -16,8 +16,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Literal
 
-from workbench.errors import ParameterError, ServiceError, StepFailed
+from workbench import workspace
+from workbench.errors import ParameterError, StepFailed
 from workbench.processes import die_with_parent
+from workbench.services import ray_cluster
 from workbench.training import job as jobs
 from workbench.training.job import Job
 from workbench.training.progress import Log
@@ -121,35 +123,25 @@ def _by_torchrun(folder: Path, processes: int, listener: _Listener) -> None:
 
 
 def _by_ray(folder: Path, processes: int, listener: _Listener) -> None:
-    try:
-        import ray
+    with ray_cluster.connected(workspace.find()):
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
-    except ImportError as error:
-        raise ServiceError(
-            "Ray is not installed", hint="pip install 'workbench[scale]', or use torchrun"
-        ) from error
-    mine = not ray.is_initialized()
-    if mine:
-        ray.init(include_dashboard=False, log_to_driver=False)
-    try:
-        gpu = _wants_cuda(folder)
-        TorchTrainer(
-            ray_worker,
-            train_loop_config={"folder": str(folder.resolve())},
-            scaling_config=ScalingConfig(num_workers=processes, use_gpu=gpu),
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            run_config=RunConfig(storage_path=str(folder.resolve() / "ray")),
-        ).fit()
-    except Exception as error:  # Ray's training errors share no base that it promises
-        raise StepFailed(
-            f"a training process failed on Ray: {error}",
-            where=folder.name,
-            hint="The same training started again goes on from its last state",
-        ) from error
-    finally:
-        if mine:
-            ray.shutdown()
+
+        try:
+            gpu = _wants_cuda(folder)
+            TorchTrainer(
+                ray_worker,
+                train_loop_config={"folder": str(folder.resolve())},
+                scaling_config=ScalingConfig(num_workers=processes, use_gpu=gpu),
+                torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+                run_config=RunConfig(storage_path=str(folder.resolve() / "ray")),
+            ).fit()
+        except Exception as error:  # Ray's training errors share no base that it promises
+            raise StepFailed(
+                f"a training process failed on Ray: {ray_cluster.first_line(error)}",
+                where=folder.name,
+                hint="The same training started again goes on from its last state",
+            ) from error
     listener.hear()
 
 

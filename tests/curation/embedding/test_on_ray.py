@@ -65,5 +65,5 @@ def test_with_nothing_missing_nobody_is_asked(
 def test_an_address_that_nobody_listens_at(
     place: Workspace, store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    with pytest.raises(ServiceError, match="could not be started or reached"):
+    with pytest.raises(ServiceError, match="could not be reached"):
         embed(place, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")

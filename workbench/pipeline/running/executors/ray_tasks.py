@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,10 @@ import psutil
 from workbench import workspace
 from workbench.errors import ContractError, RecordError, ServiceError, WorkbenchError
 from workbench.pipeline.running.artifacts import Artifacts
-from workbench.pipeline.running.executors import ray_apart, ray_start, ray_worker
+from workbench.pipeline.running.executors import ray_apart, ray_worker
 from workbench.pipeline.running.executors.local import LocalExecutor
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.services import ray_cluster
 from workbench.workspace import Workspace
 
 Json = dict[str, Any]
@@ -31,7 +31,6 @@ _POLL_S = 0.2
 _GRACE_S = 20.0
 _PROBE_S = 120.0
 _GIB = 2**30
-_OBJECT_STORE = 80 * 2**20  # bytes; only specs and results pass through it
 
 
 class RayExecutor:
@@ -108,9 +107,7 @@ class RayExecutor:
         """Leave the cluster; a Ray that was started here ends with all its processes."""
         self._here.close()
         with self._lock:
-            if self._ray is not None:
-                self._ray.shutdown()
-                self._ray = None
+            self._ray = None
             self._open.close()
 
     def _connected(self) -> Any:
@@ -128,29 +125,10 @@ class RayExecutor:
             return self._ray
 
     def _connect(self) -> Any:
-        if "ray" not in sys.modules:  # it reads them when it is imported, and never again
-            os.environ.update(ray_start.settings(self.place, local=self.address is None))
-        try:
-            import ray
-        except ImportError as error:
-            raise ServiceError(
-                "Ray is not installed", hint='Install the extra: pip install "workbench[scale]"'
-            ) from error
-        # Ray prints what befell a worker on standard output, which belongs to --json.
-        self._open.enter_context(contextlib.redirect_stdout(sys.stderr))
-        options: dict[str, Any] = {"address": self.address}
-        if self.address is None:
-            # `local`, lest an address in the environment sends the run to a cluster unasked.
-            options = {
-                "address": "local",
-                "num_cpus": self.threads,
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE,
-            }
-        try:
-            ray_start.begin(ray, options)
-        except Exception as error:  # Ray raises bare ones, too
-            raise ray_start.away(self.address, error) from error
+        address = ray_cluster.LOCAL if self.address is None else self.address
+        ray = self._open.enter_context(
+            ray_cluster.connected(self.place, address, cpus=os.cpu_count())
+        )
         self._task = ray.remote(ray_worker.run if self.artifacts is None else ray_apart.run)
         return ray
 
@@ -200,14 +178,14 @@ class RayExecutor:
         except errors.OutOfMemoryError as error:
             hint = "Raise resources.memory_gib in the notebook's contract: Ray then plans for it"
             return _ended(
-                ExitStatus.KERNEL_DIED, "out-of-memory", ray_start.first_line(error), hint
+                ExitStatus.KERNEL_DIED, "out-of-memory", ray_cluster.first_line(error), hint
             )
         except errors.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except errors.RayError as error:
             log = Path(spec.folder) / "log.txt"
             told = None if self.artifacts else f"What it said until then: {log}"
-            message = f"the worker was lost: {ray_start.first_line(error)}"
+            message = f"the worker was lost: {ray_cluster.first_line(error)}"
             return _ended(ExitStatus.CRASHED, "crashed", message, told)
         if self.artifacts is None:
             return StepResult.model_validate_json(answer)
@@ -241,7 +219,7 @@ def check_workers(ray: Any, mine: Json) -> None:
             theirs = ray.get(answer, timeout=_PROBE_S)
         except ray.exceptions.RayError as error:
             raise ContractError(
-                f"the worker cannot run the workbench: {ray_start.first_line(error)}",
+                f"the worker cannot run the workbench: {ray_cluster.first_line(error)}",
                 where=where,
                 hint="Install requirements.lock and this version of the workbench there",
             ) from error
