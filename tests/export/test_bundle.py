@@ -172,7 +172,8 @@ def test_the_matrix_never_says_more_than_was_done(
     orin = by_chip["NVIDIA Orin GPU", bundle.INT8_TARGET]
     assert orin.status == "linted"
     assert "never built or run" in orin.why
-    assert by_chip["NVIDIA Xavier GPU", bundle.INT8_TARGET].status == "untested"  # an old generation, an older opset
+    old = by_chip["NVIDIA Xavier GPU", bundle.INT8_TARGET]  # its compiler knows an older opset
+    assert old.status == "untested"
     assert by_chip["Renesas R-Car V4H", bundle.FP32].status == "untested"
     assert {
         row.status for row in rows if row.machine == "onnxruntime" and "Arm" not in row.chip
