@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 
 from tests.servers import Servers
 from workbench import labeling, services
 from workbench.labeling.server import LabelStudio
+from workbench.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +18,13 @@ def server(servers: Servers) -> LabelStudio:
     """Label Studio, as its administrator."""
     admin = services.label_studio_admin(servers.place)
     return labeling.connect(admin.url, admin.token)
+
+
+@pytest.fixture(scope="module")
+def attached(servers: Servers) -> Iterator[Workspace]:
+    """This process, with FiftyOne attached to the session's mongod."""
+    before = dict(os.environ)
+    os.environ.update(servers.environment)
+    yield servers.place
+    os.environ.clear()
+    os.environ.update(before)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.curation.conftest import make_dataset
-from tests.servers import Servers
 from workbench import curation
 from workbench.errors import DataError, ParameterError, ServiceError
 from workbench.records.dataset import Dataset
@@ -20,16 +18,6 @@ from workbench.records.types import Choice, Prediction, Selection
 from workbench.workspace import Workspace
 
 NAME = "curation-contract"
-
-
-@pytest.fixture(scope="module")
-def attached(servers: Servers) -> Iterator[Workspace]:
-    """This process, with FiftyOne attached to the session's mongod."""
-    before = dict(os.environ)
-    os.environ.update(servers.environment)
-    yield servers.place
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

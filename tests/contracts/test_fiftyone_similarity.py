@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.curation.conftest import CONFIG, SPEC, make_dataset
-from tests.servers import Servers
 from workbench import curation, services
 from workbench.curation import hygiene
 from workbench.curation.embedding import Embeddings
@@ -30,16 +28,6 @@ from workbench.records.types import Inspection, Prediction, Selection, Verdict
 from workbench.workspace import Workspace
 
 NAME = "similarity-contract"
-
-
-@pytest.fixture(scope="module")
-def attached(servers: Servers) -> Iterator[Workspace]:
-    """This process, with FiftyOne attached to the session's mongod."""
-    before = dict(os.environ)
-    os.environ.update(servers.environment)
-    yield servers.place
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
