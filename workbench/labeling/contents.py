@@ -1,6 +1,6 @@
 """What a batch holds, read frame by frame.
 
-Of each frame only its name and where its rows lie are in memory: some 200 bytes, whatever is
+Of each frame only its name and where its rows begin are in memory: some 160 bytes, whatever is
 predicted on it and however many reasons it was chosen for.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import IO, Any
 
 import numpy as np
@@ -82,39 +82,41 @@ class Contents:
 
 
 def _names(digests: Sequence[Digest]) -> NDArray[Any]:
-    """Digests as numpy's byte strings, which end before trailing zero bytes."""
-    return np.frombuffer(bytes.fromhex("".join(digests)), dtype="S32")
+    """The first half of each digest, 128 bits, as numpy's byte strings: half the memory."""
+    return np.frombuffer(bytes.fromhex("".join(digests)), dtype="S32").astype("S16")
 
 
 class _Rows:
-    """A file of JSON rows, those of one frame together; only where they lie is kept in memory.
+    """A file of JSON rows, those of one frame together; only where they begin is in memory.
 
     ``names`` are the sorted frames, by `_names`, whose rows may be asked for.
     """
 
+    _NOWHERE = np.iinfo(np.int64).max
+
     def __init__(self, file: IO[bytes], key: bytes, names: NDArray[Any]) -> None:
         self._file, self._names = file, names
-        self._starts = np.full(len(names), np.iinfo(np.int64).max, np.int64)
-        self._lengths = np.zeros(len(names), np.int32)
-        named = re.compile(b'"' + key + b'":"([0-9a-f]{64})"')
+        self._starts = np.full(len(names), self._NOWHERE, np.int64)
+        self._named = re.compile(b'"' + key + b'":"([0-9a-f]{64})"')
         position = 0
         while rows := list(islice(file, _ROWS_AT_ONCE)):
             lengths = np.array([len(row) for row in rows])
             starts = position + np.cumsum(lengths) - lengths
             position += int(lengths.sum())
-            matches = [
-                (at, match[1]) for at, row in enumerate(rows) if (match := named.search(row))
-            ]
-            at = np.array([number for number, _ in matches], int)
-            self._add(_names([name.decode() for _, name in matches]), starts[at], lengths[at])
+            named = [(at, name) for at, row in enumerate(rows) if (name := self._frame(row))]
+            at = np.array([number for number, _ in named], int)
+            self._add(_names([name for _, name in named]), starts[at])
 
-    def _add(self, names: NDArray[Any], starts: NDArray[Any], lengths: NDArray[Any]) -> None:
+    def _frame(self, row: bytes) -> Digest | None:
+        match = self._named.search(row)
+        return match[1].decode() if match else None
+
+    def _add(self, names: NDArray[Any], starts: NDArray[Any]) -> None:
         if not len(self._names):
             return
         places = np.minimum(np.searchsorted(self._names, names), len(self._names) - 1)
         wanted = self._names[places] == names
         np.minimum.at(self._starts, places[wanted], starts[wanted])
-        np.add.at(self._lengths, places[wanted], lengths[wanted].astype(np.int32))
 
     def __del__(self) -> None:
         self._file.close()
@@ -122,7 +124,10 @@ class _Rows:
     def of(self, frame: Digest) -> list[bytes]:
         [name] = _names([frame])
         place = int(np.searchsorted(self._names, name))
-        if place == len(self._names) or self._names[place] != name or not self._lengths[place]:
+        if place == len(self._names) or self._names[place] != name:
+            return []
+        if self._starts[place] == self._NOWHERE:
             return []
         self._file.seek(int(self._starts[place]))
-        return self._file.read(int(self._lengths[place])).splitlines()
+        mine = takewhile(lambda row: self._frame(row) == frame, self._file)
+        return [row.rstrip(b"\n") for row in mine]

@@ -13,6 +13,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -76,21 +77,28 @@ def imports_in(sources: Iterable[str]) -> dict[str, str]:
     """Name to dotted origin for every import in these cells; broken cells are passed over."""
     found: dict[str, str] = {}
     for source in sources:
-        if "import" not in source:
-            continue
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                for alias in node.names:
-                    found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    first = alias.name.partition(".")[0]
-                    found[alias.asname or first] = alias.name if alias.asname else first
+        found.update(_imports_of(source))
     return found
+
+
+@lru_cache(maxsize=4096)  # the notebooks of a team begin alike
+def _imports_of(source: str) -> tuple[tuple[str, str], ...]:
+    if "import" not in source:
+        return ()
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return ()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                found.append((alias.asname or alias.name, f"{node.module}.{alias.name}"))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition(".")[0]
+                found.append((alias.asname or first, alias.name if alias.asname else first))
+    return tuple(found)
 
 
 def read(node: ast.expr, imports: Mapping[str, str], where: str) -> Any:
