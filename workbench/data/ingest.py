@@ -138,7 +138,8 @@ def _in_processes(
     except BrokenProcessPool as error:
         raise DataError(
             "a process that decodes images died",
-            hint="Out of memory, or an image that crashes its decoder; find it with --workers 1",
+            hint="Out of memory, an image that crashes its decoder (find it with --workers 1), or "
+            "a script that calls this without `if __name__ == '__main__':`",
         ) from error
 
 
