@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,8 +35,8 @@ from benchmarks.common import Row, main, note
 from benchmarks.mining_pools import Pool
 from benchmarks.mining_rows import (
     CORRECTED,
+    GOALS,
     OURS,
-    TOPS,
     Tally,
     arm_rows,
     cost_rows,
@@ -59,12 +59,16 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Ready:
-    """A pool, what is labelled, and both as the detector sees them."""
+    """A pool, what is labelled, and both as the detector sees them.
+
+    Of frames of one drive within ``apart_s`` seconds, one comes first and the others later.
+    """
 
     pool: Pool
     known: Pool
     seen: Embeddings
     labelled: Embeddings
+    apart_s: float = APART_S
 
     @property
     def rare(self) -> NDArray[np.bool_]:
@@ -102,7 +106,7 @@ def measure(quick: bool) -> list[Row]:
             if name == OURS:
                 by_slice(slices, order, ready)
         count(tally, "oracle", oracle(ready), ready)
-        search(alike, ready, model)
+        search(alike, ready)
         note(f"pool {seed}: ours {tally.ratio[f'{OURS}, frames at 1 %'][-1]:.1f} x random at 1 %")
     return [
         *headlines(tally, judged=not quick),
@@ -120,10 +124,12 @@ def prepared(pool: Pool, known: Pool, model: TorchPredictor) -> Ready:
     return Ready(pool, known, seen, labelled)
 
 
-def arms(ready: Ready) -> Iterator[tuple[str, Callable[[], Rows]]]:
+def arms(
+    ready: Ready, budgets: Sequence[float] = BUDGETS
+) -> Iterator[tuple[str, Callable[[], Rows]]]:
     """Names, and how each orders the pool."""
     seen = ready.seen
-    most = round(max(BUDGETS) * len(seen.frames))
+    most = round(max(budgets) * len(seen.frames))
     yield OURS, partial(ours, ready)
     yield "ours, every frame for itself", partial(ranked, ready)
     yield CORRECTED, partial(peers.corrected_uniqueness, seen)
@@ -155,7 +161,7 @@ def ours(ready: Ready) -> Rows:
     first, later = [], []
     for number in order.tolist():
         at = (frames[number].timestamp_us or 0) / 1e6
-        near = any(abs(at - other) <= APART_S for other in taken[frames[number].drive])
+        near = any(abs(at - other) <= ready.apart_s for other in taken[frames[number].drive])
         (later if near else first).append(number)
         if not near:
             taken[frames[number].drive].append(at)
@@ -169,10 +175,12 @@ def oracle(ready: Ready) -> Rows:
     return np.array(list(dict.fromkeys([*heads, *rare.tolist()])))
 
 
-def count(tally: Tally, name: str, order: Rows, ready: Ready) -> None:
+def count(
+    tally: Tally, name: str, order: Rows, ready: Ready, budgets: Sequence[float] = BUDGETS
+) -> None:
     """Frames and events found at each budget."""
     rare, total = ready.rare, len(ready.rare)
-    for share in BUDGETS:
+    for share in budgets:
         chosen = order[: round(share * total)]
         label = f"at {share:.0%}".replace("%", " %")
         tally.add(f"{name}, frames {label}", rare[chosen].sum() / rare.sum(), share)
@@ -190,29 +198,30 @@ def by_slice(slices: dict[str, list[float]], order: Rows, ready: Ready) -> None:
         slices[kind].append(float(not picked.isdisjoint(event)))
 
 
-def search(tally: Tally, ready: Ready, model: TorchPredictor) -> None:
+def search(tally: Tally, ready: Ready, tops: Sequence[int] = tuple(GOALS)) -> None:
     """One boxed exemplar an event; how many other frames of its slice come first?"""
     kinds = [set(truth.kinds) for truth in ready.pool.truth]
     drives = np.array([frame.drive for frame in ready.pool.frames])
     places: dict[int, list[float]] = defaultdict(list)
     chance = []
-    for (kind, drive), event in ready.events().items():
+    for (kind, _), event in ready.events().items():
         shown = event[len(event) // 2]
+        drive = drives[shown]
         wanted = np.array([kind in found for found in kinds]) & (drives != drive)
         if not wanted.any():
             continue
-        one = exemplar(ready, shown, kind, model)
+        one = exemplar(ready, shown, kind)
         order = finding.like(ready.seen, [one]).order
         order = order[drives[order] != drive]
         chance.append(wanted.sum() / len(order))
-        for top in TOPS:
+        for top in tops:
             places[top].append(wanted[order[:top]].sum() / min(top, len(order)))
-    for top in TOPS:
+    for top in tops:
         if chance:
             tally.add(f"top {top}", float(np.mean(places[top])), float(np.mean(chance)))
 
 
-def exemplar(ready: Ready, shown: int, kind: str, model: TorchPredictor) -> Exemplar:
+def exemplar(ready: Ready, shown: int, kind: str) -> Exemplar:
     truth, frame = ready.pool.truth[shown], ready.pool.frames[shown]
     return Exemplar(frame.id, truth.boxes[truth.kinds.index(kind)])
 

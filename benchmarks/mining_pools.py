@@ -182,18 +182,24 @@ def detector(known: Pool, steps: int = STEPS) -> TorchPredictor:
     """Trained on ``known`` alone on one thread, kept; a killed training goes on."""
     model: TorchPredictor | None = None
     for cycle in range(CYCLES):
-        model = _cycle(known, TrainingConfig(steps=steps, seed=cycle, threads=1), model)
+        config = TrainingConfig(steps=steps, seed=cycle, threads=1)
+        model = learned(place(), _dataset(known), config, model)
     assert model is not None
     return model
 
 
-def _cycle(known: Pool, config: TrainingConfig, start: TorchPredictor | None) -> TorchPredictor:
+def learned(
+    home: Workspace,
+    known: Dataset,
+    config: TrainingConfig,
+    start: TorchPredictor | None = None,
+) -> TorchPredictor:
+    """A detector of ``known``, kept below ``home`` by what shaped it; a killed training goes on."""
     import safetensors.torch
 
     from workbench.perception.detector import Detector, DetectorConfig
     from workbench.training.loop import train
 
-    home = place()
     shape = {"steps": config.steps, "seed": config.seed, "threads": config.threads}
     name = digest.short(digest.of_json([shape, [frame.id for frame in known.frames]]))
     folder = home.root / "detectors" / name
@@ -203,15 +209,15 @@ def _cycle(known: Pool, config: TrainingConfig, start: TorchPredictor | None) ->
         folder.mkdir(parents=True, exist_ok=True)
         trained = train(
             home,
-            _dataset(known),
+            known,
             config,
-            classes=CLASSES,
+            classes=known.label_schema.classes,
             preprocessing=Preprocessing(),
             start=start,
             checkpoint_dir=folder / "state",
         )
         workspace.write_atomic(kept, safetensors.torch.save(trained.weights))
-    model = Detector(DetectorConfig(classes=CLASSES))
+    model = Detector(DetectorConfig(classes=known.label_schema.classes))
     model.load_state_dict(safetensors.torch.load(kept.read_bytes()))
     return TorchPredictor(model, Preprocessing())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,8 @@ from scipy import stats
 from benchmarks.common import Row, row
 
 OURS, CORRECTED = "ours", "corrected uniqueness"
-TOPS = (25, 200)
+GOALS: Mapping[int, float | None] = {25: 20.0, 200: 10.0}
+"""Frames looked at of a search by one exemplar, and how many times random is hoped for."""
 
 
 @dataclass
@@ -36,6 +38,8 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def _in_words(values: list[float]) -> str:
+    if len(values) < 2:
+        return "one value"
     _, low, high = interval(values)
     return f"{low:.1f} to {high:.1f}"
 
@@ -75,20 +79,23 @@ def headlines(tally: Tally, *, judged: bool) -> list[Row]:
 def arm_rows(tally: Tally) -> list[Row]:
     rows = []
     for name, recalls in tally.recall.items():
-        mean, low, high = interval([100 * value for value in recalls])
+        percent = [100 * value for value in recalls]
         rows.append(
             row(
                 name,
-                mean,
-                f"% found ({low:.1f} to {high:.1f}); {np.mean(tally.ratio[name]):.1f} x random",
+                float(np.mean(percent)),
+                f"% found ({_in_words(percent)}); {np.mean(tally.ratio[name]):.1f} x random",
             )
         )
     return rows
 
 
-def exemplar_rows(tally: Tally, *, judged: bool) -> list[Row]:
+def exemplar_rows(
+    tally: Tally, *, judged: bool, goals: Mapping[int, float | None] = GOALS
+) -> list[Row]:
     rows = []
-    for name, goal in zip([f"top {top}" for top in TOPS], (20.0, 10.0), strict=True):
+    for top, goal in goals.items():
+        name = f"top {top}"
         ratios, precision = tally.ratio[name], float(np.mean(tally.recall[name]))
         mean = float(np.mean(ratios))
         prevalence = float(np.mean(np.divide(tally.recall[name], np.maximum(ratios, 1e-9))))
@@ -98,8 +105,8 @@ def exemplar_rows(tally: Tally, *, judged: bool) -> list[Row]:
                 mean,
                 f"x random ({_in_words(ratios)}); precision {precision:.2%}, "
                 f"prevalence {prevalence:.3%}",
-                goal=f">= {goal:g}",
-                met=mean >= goal if judged else None,
+                goal="" if goal is None else f">= {goal:g}",
+                met=mean >= goal if judged and goal is not None else None,
             )
         )
     return rows
