@@ -21,7 +21,7 @@ from workbench.errors import ServiceError
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _LONGEST_PARAMETER = 6000
 _LONGEST_TAG = 8000
-_TAGS_AT_ONCE = 100
+_TAGS_AT_ONCE, _METRICS_AT_ONCE = 100, 500
 _DIGEST_CHARACTERS = 36  # MLflow keeps no more of a dataset's digest
 
 
@@ -73,12 +73,11 @@ class Tracker:
         return str(run.info.run_id)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [Metric(_name(p.name), p.value, int(p.at * 1000), p.step) for p in points]
+        metrics = _metrics(points)
         with self._translated():
-            for start in range(0, len(metrics), 500):
-                self._client.log_batch(run_id, metrics=metrics[start : start + 500])
+            for start in range(0, len(metrics), _METRICS_AT_ONCE):
+                some = metrics[start : start + _METRICS_AT_ONCE]
+                self._client.log_batch(run_id, metrics=some)
 
     def log_files(self, run_id: str, files: Sequence[Path], folder: str | None = None) -> None:
         with self._translated():
@@ -120,9 +119,9 @@ class Tracker:
                 self._client.log_inputs(run_id, datasets)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
+        self._set(run_id, _tags(tags))
 
-        given = [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
+    def _set(self, run_id: str, given: Sequence[Any]) -> None:
         with self._translated():
             for start in range(0, len(given), _TAGS_AT_ONCE):
                 self._client.log_batch(run_id, tags=given[start : start + _TAGS_AT_ONCE])
@@ -132,9 +131,22 @@ class Tracker:
         with self._translated():
             self._client.log_text(run_id, text, file)
 
-    def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        self.set_tags(run_id, tags or {})
+    def end(
+        self,
+        run_id: str,
+        status: str,
+        tags: Mapping[str, str] | None = None,
+        points: Sequence[Point] = (),
+    ) -> None:
+        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, with its last tags and figures."""
+        given = _tags(tags or {})
+        with self._translated():
+            # One call for both: what a short step costs the server is mostly how often it is asked.
+            self._client.log_batch(
+                run_id, metrics=_metrics(points[:_METRICS_AT_ONCE]), tags=given[:_TAGS_AT_ONCE]
+            )
+        self.log_points(run_id, points[_METRICS_AT_ONCE:])
+        self._set(run_id, given[_TAGS_AT_ONCE:])
         with self._translated():
             self._client.set_terminated(run_id, status)
 
@@ -235,6 +247,18 @@ def record_tags(
         if made_by and ref in made_by:
             tags[f"workbench.{context}.{_name(name)}.run"] = made_by[ref]
     return tags
+
+
+def _metrics(points: Sequence[Point]) -> list[Any]:
+    from mlflow.entities import Metric
+
+    return [Metric(_name(p.name), p.value, int(p.at * 1000), p.step) for p in points]
+
+
+def _tags(tags: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
 
 
 def _name(name: str) -> str:

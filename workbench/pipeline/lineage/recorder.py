@@ -248,10 +248,9 @@ class Recorder:
         figures = begun.folder / "figures"
         if figures.exists():
             self._mlflow.log_files(run_id, [figures], "figures")
-        self._mlflow.log_points(run_id, resources(result))
         if run is not None:
             told |= self._show_outputs(run, run_id)
-        self._mlflow.end(run_id, status, {**tags, **told})
+        self._mlflow.end(run_id, status, {**tags, **told}, resources(result))
         if run is not None:
             self._store.write_side(run, MARK, {"run": run_id})
 

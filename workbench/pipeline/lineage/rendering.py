@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import workspace
+from workbench.pipeline.contracts import ipynb
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
 _STYLE = """
@@ -40,9 +41,7 @@ def render(notebook: Path, target: Path, *, caption: str = "") -> None:
         ValueError: The file is no notebook.
         OSError: It cannot be read or written.
     """
-    import nbformat
-
-    content = nbformat.read(str(notebook), as_version=4)  # type: ignore[no-untyped-call]
+    content = ipynb.import_nbformat().read(str(notebook), as_version=4)
     for cell in content.cells:
         if "outputs" in cell:
             cell["outputs"] = _joined(cell["outputs"])

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, TextIO
 
+from workbench.pipeline.contracts import ipynb
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepSpec
 from workbench.pipeline.steps.step import SPEC_VARIABLE
 
@@ -36,6 +37,7 @@ def warm() -> None:
     papermill imports much of it at its first notebook only: the formatter of parameters, the JSON
     schema of notebooks as code, the folders of kernels. No thread and no socket is opened here.
     """
+    ipynb.import_nbformat()
     import papermill.execute  # noqa: F401
     from jupyter_client.kernelspec import KernelSpecManager
     from nbformat.v4 import new_notebook
@@ -49,6 +51,7 @@ def warm() -> None:
 def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
     """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
     os.environ.update(_kernel_environment(spec, spec_file))
+    ipynb.import_nbformat()
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
