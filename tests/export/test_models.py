@@ -16,7 +16,7 @@ from workbench.errors import ParameterError
 from workbench.export import calibration
 from workbench.export.bundle import FP32, INT8_CPU, INT8_TARGET
 from workbench.export.canonical import canonical, metadata_of
-from workbench.export.quantise import int8_cpu
+from workbench.export.quantise import Calibrated
 from workbench.export.targets import lint_symmetric
 from workbench.perception.contract import from_metadata
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor
@@ -146,13 +146,13 @@ def test_other_calibration_frames_give_another_file(
     kept: Workspace, dataset: Dataset, models: Models
 ) -> None:
     picked = calibration.pick(dataset, 3, seed=5)
-    again = int8_cpu(models[FP32], calibration.images(kept, dataset, picked))
+    again = Calibrated(models[FP32], calibration.images(kept, dataset, picked)).file()
     assert again != models[INT8_CPU]
 
 
 def test_nothing_to_calibrate_with_is_an_error(models: Models) -> None:
     with pytest.raises(ParameterError, match="no frames to calibrate"):
-        int8_cpu(models[FP32], [])
+        Calibrated(models[FP32], [])
 
 
 def test_the_target_file_keeps_the_rules_and_the_cpu_file_does_not(models: Models) -> None:

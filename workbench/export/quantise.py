@@ -33,24 +33,6 @@ _AT_ONCE = 8
 _PERCENTILE = 99.99
 
 
-def int8_cpu(
-    fp32: bytes,
-    images: Iterable[Pixels],
-    *,
-    method: Method = "minmax",
-    keep_float: Sequence[str] = (),
-) -> bytes:
-    """Static post-training quantisation in QDQ form; the same bytes for the same images.
-
-    Args:
-        fp32: From `export_fp32`; its contract is carried over.
-        images: RGB uint8 frames to calibrate with, of any size.
-        method: How ranges are made of what was seen, see `Calibrated`.
-        keep_float: Names of nodes in ``fp32`` that stay in float.
-    """
-    return Calibrated(fp32, images, method).file(keep_float=keep_float)
-
-
 class Calibrated:
     """A float file with the ranges of all its activations, from which 8-bit files are cheap.
 

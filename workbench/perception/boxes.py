@@ -31,11 +31,6 @@ def xywh_to_xyxy(boxes: Floats) -> Floats:
     return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
-def xyxy_to_xywh(boxes: Floats) -> Floats:
-    """``[..., 4]`` corners to (x, y, width, height)."""
-    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
-
-
 def area(boxes: Floats) -> Floats:
     """Area in square pixels, ``[...]``; a box turned inside out has none."""
     sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
