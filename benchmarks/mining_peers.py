@@ -15,18 +15,32 @@ _BLOCK = 2048
 
 
 def fiftyone_uniqueness(pool: Embeddings) -> Rows:
-    """FiftyOne Brain 0.25's ``compute_uniqueness``, its arithmetic written out.
+    """FiftyOne Brain 0.25's ``compute_uniqueness`` of the detector's vectors.
 
-    Cosine distances to the four nearest others, the nearest of them left out (as it does), weighted
-    0.6, 0.3 and 0.1, from the detector's vectors: its own default model needs a download.
+    Its own default model needs a download.
     """
-    return _descending(_neighbour_distances(pool.vectors, 4)[:, 1:] @ np.array([0.6, 0.3, 0.1]))
+    return _descending(fiftyone_values(pool.vectors))
+
+
+def fiftyone_values(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What FiftyOne Brain 0.25 calls uniqueness, in (0, 1], its arithmetic written out.
+
+    Vectors are centred; cosine distances to the four nearest others, the nearest of them left out
+    (as it does), weighted 0.6, 0.3 and 0.1; divided by the largest. A contract test compares it
+    with the real one on a real mongod.
+
+    Args:
+        vectors: Floats ``[n, d]``; up to 15,000 of them, above which it is Euclidean distance.
+    """
+    distances = _neighbour_distances(_centred(vectors), 4)
+    weighted = distances[:, 1:] @ np.array([0.6, 0.3, 0.1])
+    values: NDArray[np.float64] = weighted / weighted.max()
+    return values
 
 
 def corrected_uniqueness(pool: Embeddings) -> Rows:
     """The same idea without its fault: distance to the nearest other frame, vectors centred."""
-    vectors = np.asarray(pool.vectors, np.float32)
-    return _descending(_neighbour_distances(vectors - vectors.mean(0), 1)[:, 0])
+    return _descending(_neighbour_distances(_centred(pool.vectors), 1)[:, 0])
 
 
 def entropy(pool: Embeddings) -> Rows:
@@ -54,6 +68,12 @@ def k_centre(pool: Embeddings, labelled: Embeddings, count: int) -> Rows:
         nearest = np.minimum(nearest, squares)
         nearest[row] = -np.inf
     return chosen
+
+
+def _centred(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    values = np.asarray(vectors, np.float32)
+    centred: NDArray[np.float32] = values - values.mean(0)
+    return centred
 
 
 def _neighbour_distances(vectors: NDArray[np.floating], count: int) -> NDArray[np.float32]:
