@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
+import ssl
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx
 import pytest
 
+from tests.buckets import ACCOUNT, BUCKET, FOLDER, OBJECT, USER, Buckets, buckets
 from tests.labeling.conftest import Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
@@ -53,65 +54,92 @@ def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
     assert sent.sent == 1 and len(server.export(sent.project)) == 1
 
 
-class _Bucket(BaseHTTPRequestHandler):
-    """As much of S3 as Label Studio asks before it attaches a bucket: is there anything."""
+@dataclass(frozen=True)
+class Signing:
+    """An embedded server that holds credentials for all three kinds of bucket."""
 
-    def do_GET(self) -> None:
-        listing = b"<ListBucketResult><KeyCount>1</KeyCount></ListBucketResult>"
-        self.send_response(200)
-        self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(listing)))
-        self.end_headers()
-        self.wfile.write(listing)
+    place: Workspace
+    server: LabelStudio
+    token: str
+    buckets: Buckets
 
-    def log_message(self, *_: object) -> None:
-        """Nothing: pytest shows what matters."""
+    def get(self, path: str) -> httpx.Response:
+        """The server's own answer; a redirect is not followed."""
+        headers = {"Authorization": f"Token {self.token}"}
+        return httpx.get(urljoin(self.server.url, path), headers=headers)
 
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket's address, and credentials for it in the environment."""
-    store = ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
-    threading.Thread(target=store.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_address[1]}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-a-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
-    yield "s3://drives/front"
-    store.shutdown()
-    store.server_close()
+    def open(self, signed: str) -> httpx.Response:
+        """What a labeler's browser gets at a signed address, out of the stand-in's buckets."""
+        trusted = ssl.create_default_context(cafile=self.buckets.trusted)
+        proxy = self.buckets.url if signed.startswith("https://") else None
+        with httpx.Client(proxy=proxy, verify=trusted, trust_env=False) as browser:
+            return browser.get(signed)
 
 
+@pytest.fixture(scope="module")
+def signing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signing]:
+    folder = tmp_path_factory.mktemp("signing")
+    place = Workspace(folder / ".workbench")
+    with buckets(folder) as made, pytest.MonkeyPatch.context() as patch:
+        for name, value in made.environment.items():
+            patch.setenv(name, value)
+        # As somebody types it: the server runs in another folder than its caller.
+        patch.chdir(folder)
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "service-account.json")
+        try:
+            services.up(place, ("label-studio",))
+            admin = services.label_studio_admin(place)
+            yield Signing(place, labeling.connect(admin.url, admin.token), admin.token, made)
+        finally:
+            services.down(place)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "signature", "signer"),
+    [
+        ("s3", "", "X-Amz-Signature", {"X-Amz-Credential": "of-a-test/"}),
+        ("gs", "storage.googleapis.com", "X-Goog-Signature", {"X-Goog-Credential": f"{USER}/"}),
+        ("azure-blob", f"{ACCOUNT}.blob.core.windows.net", "sig", {"sr": "b", "sp": "r"}),
+    ],
+)
 def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
-    bucket: str, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str,
+    host: str,
+    signature: str,
+    signer: dict[str, str],
+    signing: Signing,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = Workspace(tmp_path / ".workbench")
-    try:
-        services.up(place, ("label-studio",))
-        admin = services.label_studio_admin(place)
-        server = labeling.connect(admin.url, admin.token)
-        sample = make_sample(place, "in-a-bucket", 1)
-        frame = sample.frames[0]
-        monkeypatch.setenv(media.VARIABLE, bucket)
-        batch = sample.batch()
-        sent = labeling.send(place, server, batch)
-        named = f"{bucket}/{frame.id[:2]}/{frame.id}.png"
-        assert server.export(sent.project)[0]["data"]["image"] == named
+    server, bucket = signing.server, f"{scheme}://{BUCKET}/{FOLDER}"
+    sample = make_sample(signing.place, f"in-{scheme}", 1)
+    frame = sample.frames[0]
+    monkeypatch.setenv(media.VARIABLE, bucket)
+    batch = sample.batch()
+    sent = labeling.send(signing.place, server, batch)
+    named = f"{bucket}/{frame.id[:2]}/{frame.id}.png"
+    assert server.export(sent.project)[0]["data"]["image"] == named
+    assert any(asked == host for asked, _ in signing.buckets.asked)  # may it read the bucket
+    media.attach(server, sent.project, signing.place)
+    kind = media.STORAGES[scheme]
+    assert len(signing.get(f"/api/storages/{kind}?project={sent.project}").json()) == 1
 
-        task = server.frames(sent.project, digest_of(batch))[frame.id]
-        headers = {"Authorization": f"Token {admin.token}"}
-        shown = httpx.get(f"{admin.url}/api/tasks/{task}", headers=headers).json()["data"]["image"]
-        answer = httpx.get(urljoin(admin.url, shown), headers=headers)
-        assert answer.is_redirect
-        signed = urlsplit(answer.headers["location"])
-        assert signed.path == f"/drives/front/{frame.id[:2]}/{frame.id}.png"
-        asked = parse_qs(signed.query)
-        assert asked["X-Amz-Credential"][0].startswith("of-a-test/") and asked["X-Amz-Signature"]
+    task = server.frames(sent.project, digest_of(batch))[frame.id]
+    answer = signing.get(signing.get(f"/api/tasks/{task}").json()["data"]["image"])
+    assert answer.is_redirect
+    signed = answer.headers["location"]
+    parts = urlsplit(signed)
+    assert parts.netloc == (host or urlsplit(signing.buckets.url).netloc)
+    assert parts.path == f"/{BUCKET}/{FOLDER}/{frame.id[:2]}/{frame.id}.png"
+    asked = parse_qs(parts.query)
+    assert asked[signature] and all(asked[n][0].startswith(v) for n, v in signer.items())
+    assert signing.open(signed).content == OBJECT
+    assert signing.open(signed.replace(frame.id, "0" * 64)).status_code == HTTPStatus.FORBIDDEN
 
-        # Not after it was signed either, in no form that leaves the server.
-        assert "X-Amz" not in json.dumps(server.export(sent.project))
-        server.annotate(task, [])
-        labels = labeling.collect(place, server, batch)
-        kept = sample.store.payload(labels, "annotations.jsonl").read_text()
-        assert "X-Amz" not in kept and frame.id in kept
-    finally:
-        services.down(place)
+    # Not after it was signed either, in no form that leaves the server.
+    secret = (f"{signature}=", asked[signature][0])
+    exported = json.dumps(server.export(sent.project))
+    server.annotate(task, [])
+    labels = labeling.collect(signing.place, server, batch)
+    kept = sample.store.payload(labels, "annotations.jsonl").read_text()
+    assert named in exported and frame.id in kept
+    assert not any(one in text for one in secret for text in (exported, kept))

@@ -32,6 +32,7 @@ TOKEN = "label-studio-token"
 _TOKEN_BYTES = 30  # 40 characters, the most that its token column holds
 _HASH_ROUNDS = 1_000_000  # as Django 5.2 does by itself
 _UPLOAD_LIMIT = 100_000
+_FILES = ("AWS_CA_BUNDLE", "GOOGLE_APPLICATION_CREDENTIALS", "REQUESTS_CA_BUNDLE")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class LabelStudio(Server):
         "GOOGLE_APPLICATION_CREDENTIALS",
         "AZURE_BLOB_ACCOUNT_NAME",
         "AZURE_BLOB_ACCOUNT_KEY",
+        # How it reaches the bucket from a company's network. Not HTTP_PROXY: its webhooks go to
+        # this machine.
+        "HTTPS_PROXY",
+        "https_proxy",
+        "NO_PROXY",
+        "no_proxy",
+        "REQUESTS_CA_BUNDLE",
     )
 
     def prepare(self, place: Workspace, say: Say) -> None:
@@ -90,7 +98,10 @@ class LabelStudio(Server):
 
     def variables(self, place: Workspace, port: int) -> dict[str, str]:
         """Secrets go in here and not into the arguments, which every user of a machine can list."""
+        # Files named from the caller's folder: the server runs in another.
+        named = {name: os.environ[name] for name in _FILES if os.environ.get(name)}
         return {
+            **{name: str(Path(file).absolute()) for name, file in named.items()},
             **prepared.quiet(folder_of(place, self.name) / "data"),
             "LABEL_STUDIO_HOST": self.url(port),
             "LABEL_STUDIO_USERNAME": EMAIL,
