@@ -11,7 +11,7 @@ from PIL import Image
 from tests.curation.hygiene import planted
 from workbench.curation import hygiene
 from workbench.curation.hygiene import duplicates
-from workbench.curation.hygiene.alike import ENOUGH_PAIRS, MOST_BITS, Likeness, Yardstick, measure
+from workbench.curation.hygiene.alike import ENOUGH_PAIRS, MOST_BITS, Likeness, measure
 from workbench.errors import WorkbenchError
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
@@ -70,37 +70,6 @@ def test_a_pool_of_one_picture_is_one_cluster(place: Workspace) -> None:
     assert twins.surplus == 2
     assert [len(cluster.frames) for cluster in twins.exact] == [3]
     assert "too few" in twins.yardstick.told
-
-
-def test_thousands_of_near_copies_are_one_cluster_in_bounded_memory() -> None:
-    import tracemalloc
-
-    rng = np.random.default_rng(0)
-    words = np.tile(rng.integers(0, 2**63, 4).astype(np.uint64), (3000, 1))
-    words[:, 0] ^= np.left_shift(np.uint64(1), rng.integers(0, 60, 3000).astype(np.uint64))
-    like = Likeness((), words)
-    tracemalloc.start()
-    links = (
-        (f.first, f.second) for f in duplicates.pairs_within(like, Yardstick(None, 4, 99, 0.1))
-    )
-    groups = duplicates.components(3000, links)
-    assert len(groups) == 1
-    assert tracemalloc.get_traced_memory()[1] < 400e6
-    tracemalloc.stop()
-
-
-def test_components_are_what_a_search_by_hand_finds() -> None:
-    rng = np.random.default_rng(3)
-    first, second = rng.integers(0, 60, (2, 40))
-    groups = duplicates.components(60, [(first[:15], second[:15]), (first[15:], second[15:])])
-    near: dict[int, set[int]] = {row: {row} for row in range(60)}
-    for _ in range(60):
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            both = near[one] | near[other]
-            near[one] = near[other] = both
-        for row in range(60):
-            near[row] = set().union(*(near[member] for member in near[row]))
-    assert sorted(map(sorted, {tuple(sorted(one)) for one in near.values()})) == groups
 
 
 def test_fingerprints_are_read_the_second_time(

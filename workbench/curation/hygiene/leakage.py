@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from workbench.curation.hygiene.alike import Likeness, Yardstick, measure
-from workbench.curation.hygiene.duplicates import pairs_within
+from workbench.curation.hygiene.pairs import pairs_within
 from workbench.curation.hygiene.sides import EARTH_M, clock, on_sphere, side_of, sides_in_words
 from workbench.records.base import Digest, Row
 from workbench.records.dataset import Dataset
@@ -206,14 +206,21 @@ def _by_likeness(like: Likeness, yardstick: Yardstick) -> tuple[GateResult, list
 
 
 def _too_alike(like: Likeness, yardstick: Yardstick) -> list[Leak]:
-    """The closest partner on another side of each frame that has one; one leak a frame."""
+    """The closest partner on another side of each frame that has one; one leak a frame.
+
+    A frame that met its own hash looks no further, so that a pool of one picture is no square.
+    """
     sides = np.array([side_of(frame) for frame in like.frames])
     best: dict[int, tuple[float, int, int]] = {}
     for side, others in (("judged", ("learned", "tuned")), ("tuned", ("learned",))):
         mine = np.flatnonzero(sides == side)
         theirs = np.flatnonzero(np.isin(sides, others))
-        found = pairs_within(like.rows(mine.tolist()), yardstick, like.rows(theirs.tolist()))
+        settled = np.zeros(len(mine), bool)
+        found = pairs_within(
+            like.rows(mine.tolist()), yardstick, like.rows(theirs.tolist()), settled
+        )
         for block in found:
+            settled[block.first[block.bits == 0]] = True  # nothing is nearer than the same hash
             apart = block.distance if block.distance is not None else block.bits
             for row in _nearest_each(block.first, apart):
                 one = int(mine[block.first[row]])
