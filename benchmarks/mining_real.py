@@ -10,7 +10,8 @@ A class that is in 2 to 25 % of a pool is judged as recorded. One that is in mor
 made rarer, where enough frames remain: whole events are drawn, the last one cut, until they are
 10 % of the pool, and other frames that have it leave the pool; a model's figure is the mean over
 several such draws. An event is a run of consecutive frames that have it. For a light, the frames'
-own word for it is hidden, or it would be a question for a database.
+own word for it is hidden, or it would be a question for a database; where one drive alone has it,
+what is found may be the drive as well as the light.
 
 Intervals are 95 % (Student's t) over the models, which share their few drives. They say how much
 seeds and draws move the figure, nothing about other drives: this describes and decides nothing.
@@ -76,7 +77,8 @@ def measure(quick: bool) -> list[Row]:
     if quick:
         found = found[:1]
     if not found:
-        note("no class and no light is rare enough in these drives")
+        note(f"no class and no light is rare enough in {Path(folder).name}, or it has one drive")
+        return []
     learn_all(place, dataset, [(split, seed) for seed in seeds for split in found], steps)
     rows = []
     for name, judged, thin in groups(found):
