@@ -24,7 +24,7 @@ from workbench.workspace import Workspace
 
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
-    return make_sample(servers.place, request.node.name[:40], 1)
+    return make_sample(servers.place, request.node.name[-40:].strip("[]"), 1)
 
 
 def test_an_address_names_the_object(fresh: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +41,25 @@ def test_what_cannot_be_signed_late_is_refused(url: str, monkeypatch: pytest.Mon
         media.remote()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "needed"),
+    [
+        ("s3", "AWS_SECRET_ACCESS_KEY"),
+        ("gs", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("azure-blob", "AZURE_BLOB_ACCOUNT_KEY"),
+    ],
+)
 def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
-    fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
+    scheme: str,
+    needed: str,
+    fresh: Sample,
+    server: LabelStudio,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(media.VARIABLE, "s3://drives/front")
-    with pytest.raises(ServiceError, match="cannot show images from drives") as error:
+    monkeypatch.setenv(media.VARIABLE, f"{scheme}://{BUCKET}/{FOLDER}")
+    with pytest.raises(ServiceError, match=f"cannot show images from {BUCKET}") as error:
         labeling.send(fresh.place, server, fresh.batch())
-    assert "credentials of its own" in str(error.value.hint)
+    assert needed in str(error.value.hint)
     monkeypatch.delenv(media.VARIABLE)
     # The same batch, once its frames can be seen: each task once.
     sent = labeling.send(fresh.place, server, fresh.batch())
@@ -143,3 +155,14 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     kept = sample.store.payload(labels, "annotations.jsonl").read_text()
     assert named in exported and frame.id in kept
     assert not any(one in text for one in secret for text in (exported, kept))
+
+
+@pytest.mark.parametrize("scheme", ["gs", "azure-blob"])
+def test_a_folder_that_holds_nothing_is_refused(
+    scheme: str, signing: Signing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = make_sample(signing.place, f"nowhere-{scheme}", 1)
+    monkeypatch.setenv(media.VARIABLE, f"{scheme}://{BUCKET}/rear")
+    with pytest.raises(ServiceError, match=rf"{BUCKET}.*(No blobs found|not found)") as error:
+        labeling.send(signing.place, signing.server, sample.batch())
+    assert "something below that folder" in str(error.value.hint)

@@ -24,6 +24,17 @@ _ACTIONS = ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "
 # The SDK would send a failed write again by itself, and the task would be there twice.
 _ONCE: dict[str, Any] = {"max_retries": 0}
 
+# Longer than a storage's library, inside the server, tries a bucket that it cannot reach: only
+# then does it say why.
+_BUCKET_TIMEOUT_S = 300
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, the key file of a service account",
+    "azure": "AZURE_BLOB_ACCOUNT_NAME and AZURE_BLOB_ACCOUNT_KEY",
+}
+"""What Label Studio signs with, by its name of the storage, where its project holds nothing."""
+
 
 @dataclass(frozen=True)
 class Project:
@@ -134,6 +145,9 @@ class LabelStudio(Holdings):
 
         Args:
             storage: ``s3``, ``gcs`` or ``azure``; the credentials are the server's own.
+
+        Raises:
+            ServiceError: The server has none, may not read the bucket, or finds nothing there.
         """
         client = getattr(self._sdk.import_storage, storage)
         key = "container" if storage == "azure" else "bucket"
@@ -141,13 +155,14 @@ class LabelStudio(Holdings):
         if any((getattr(one, key), one.prefix or "") == (bucket, prefix) for one in attached):
             return
         place = {key: bucket, "prefix": prefix, "title": "frames"}
+        patient = {**_ONCE, "timeout_in_seconds": _BUCKET_TIMEOUT_S}
         try:
             self._wire.write(
                 lambda: client.create(
                     project=project,
                     presign=True,
                     use_blob_urls=True,
-                    request_options=_ONCE,
+                    request_options=patient,
                     **place,
                 )
             )
@@ -155,8 +170,10 @@ class LabelStudio(Holdings):
             raise ServiceError(
                 f"Label Studio cannot show images from {bucket}: {error.what}",
                 where=self.url,
-                hint="The server needs credentials of its own that may read the bucket; one that"
-                " the workbench starts takes them from the environment of `workbench up`",
+                hint=f"The server needs credentials of its own ({_CREDENTIALS[storage]}) that may"
+                " read the bucket, a way to it (HTTPS_PROXY, REQUESTS_CA_BUNDLE) and something"
+                " below that folder. One that the workbench starts takes them from the environment"
+                " of `workbench up`, after a `workbench down`",
             ) from error
 
     def add_webhook(self, project: int, url: str, headers: dict[str, str]) -> int:

@@ -101,7 +101,7 @@ class LabelStudio(Server):
         # Files named from the caller's folder: the server runs in another.
         named = {name: os.environ[name] for name in _FILES if os.environ.get(name)}
         return {
-            **{name: str(Path(file).absolute()) for name, file in named.items()},
+            **{name: str(Path(file).expanduser().absolute()) for name, file in named.items()},
             **prepared.quiet(folder_of(place, self.name) / "data"),
             "LABEL_STUDIO_HOST": self.url(port),
             "LABEL_STUDIO_USERNAME": EMAIL,
