@@ -20,6 +20,7 @@ STEPS = (
     "curate",
     "send",
     "collect",
+    "inspect",
     "retrain",
     "export",
     "validate",

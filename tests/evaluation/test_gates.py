@@ -8,12 +8,13 @@ import pytest
 
 from workbench import digest
 from workbench.errors import ParameterError
+from workbench.evaluation import pictures
 from workbench.evaluation.gates import judge, save, verdict_of
 from workbench.evaluation.metrics import evaluate
 from workbench.evaluation.rules import Rules
 from workbench.records.base import make_ref
 from workbench.records.frames import Origin
-from workbench.records.types import GateReport, GateResult, Verdict
+from workbench.records.types import GateReport, GateResult, Inspection, Verdict
 
 EVIDENCE = {"min_boxes": 5}
 FLOOR = {"name": "recall", "kind": "floor", "metric": "recall", "bound": 0.5, **EVIDENCE}
@@ -194,3 +195,58 @@ def test_the_report_is_kept_whole_and_repeats_to_the_digit(build, store):
     row = content["models"]["candidate"]["rows"][0]
     assert (row["slice"], row["tp"], row["fn"]) == ("all", 17, 3)
     assert row["recall"]["low"] < row["recall"]["value"] < row["recall"]["high"]
+
+
+NO_LEAKS = {"name": "no-leaks", "kind": "no_leaks"}
+
+
+def inspected(verdict: Verdict, why: str = "") -> Inspection:
+    ground = {"unit": "frames", "bound": 0.0, "method": "no frame as alike"}
+    leaks = 2.0 if verdict is Verdict.FAIL else 0.0
+    return Inspection(
+        dataset=make_ref("dataset", "a" * 64),
+        model=None,
+        verdict=verdict,
+        gates=(
+            GateResult(
+                name="leakage-embedding", verdict=verdict, n=90, value=leaks, why=why, **ground
+            ),
+            GateResult(
+                name="leakage-drive", verdict=Verdict.FAIL, n=3, value=3.0, required=False, **ground
+            ),
+        ),
+        exact=0,
+        near=0,
+        thin=0,
+        suspects=None,
+        parameters={},
+    )
+
+
+def test_a_leak_refuses_a_model_that_finds_every_box(graded):
+    rules = rules_of(FLOOR, NO_LEAKS)
+    clean = judge(rules, graded["all"], inspection=inspected(Verdict.PASS))
+    assert clean.verdict is Verdict.PASS
+    told = "ab12 and cd34: 3 hash bits apart, safety of one and seed of two"
+    leaking = judge(rules, graded["all"], inspection=inspected(Verdict.FAIL, told))
+    assert leaking.verdict is Verdict.FAIL
+    gate = leaking.gates[1]
+    assert (gate.value, gate.n, gate.unit) == (2.0, 90, "frames")
+    assert told in gate.why
+    assert "leakage-drive" not in gate.why, "what is not required is not the reason"
+
+
+def test_a_split_that_nobody_looked_at_is_no_evidence(graded):
+    judged = judge(rules_of(FLOOR, NO_LEAKS), graded["all"])
+    assert judged.verdict is Verdict.INSUFFICIENT
+    assert "not inspected" in judged.gates[1].why
+
+
+def test_a_leak_is_drawn_beside_the_other_gates(graded):
+    judged = judge(
+        rules_of(FLOOR, NO_LEAKS), graded["all"], inspection=inspected(Verdict.FAIL, "ab12")
+    )
+    drawn = pictures.gates(judged)
+    assert any("no-leaks" in text.get_text() for axis in drawn.axes for text in axis.texts) or any(
+        "no-leaks" in axis.get_title(loc="left") for axis in drawn.axes
+    )

@@ -43,6 +43,7 @@ def test_the_steps_of_the_design_are_all_here() -> None:
         "curate",
         "send",
         "collect",
+        "inspect",
         "export",
         "validate",
         "release",

@@ -6,7 +6,7 @@ ref = ingested.save(store, dataset)
 """
 
 from workbench.data.ingest import Ingested, ingest
-from workbench.data.roles import RolePolicy, assign_roles, withhold
+from workbench.data.roles import RolePolicy, assign_roles, widen_gaps, withhold
 from workbench.data.schema import FRONT_CAMERA, load_schema, with_mapping
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "assign_roles",
     "ingest",
     "load_schema",
+    "widen_gaps",
     "with_mapping",
     "withhold",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +75,20 @@ def assign_roles(dataset: Dataset, policy: RolePolicy | None = None) -> Dataset:
         split["drives_too_short_to_cut"] = sorted(uncut)
         split["cut_by_frame_number"] = {"drives": clockless, "gap_frames": policy.gap_frames}
     given = tuple(frame.model_copy(update={"role": roles[frame.id]}) for frame in dataset.frames)
+    return replace(dataset, frames=given, split=split, ref=None)
+
+
+def widen_gaps(dataset: Dataset, frames: Collection[Digest]) -> Dataset:
+    """``dataset`` with these frames in the gaps too, so without a role; the split says how many."""
+    if not frames:
+        return dataset
+    aside = set(frames)
+    given = tuple(
+        frame.model_copy(update={"role": None}) if frame.id in aside else frame
+        for frame in dataset.frames
+    )
+    counts = Counter(frame.role.value if frame.role else "none" for frame in given)
+    split = {**dataset.split, "frames": dict(counts), "gap_widened_by_frames": len(aside)}
     return replace(dataset, frames=given, split=split, ref=None)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from workbench import digest
 from workbench.errors import ParameterError
+from workbench.evaluation.leaks import leak_free
 from workbench.evaluation.metrics import (
     Difference,
     Evaluated,
@@ -26,15 +27,16 @@ from workbench.evaluation.metrics import (
 )
 from workbench.evaluation.rules import (
     Floor,
-    Gate,
     Int8Loss,
+    Measured,
+    NoLeaks,
     NoRegression,
     Rules,
     load_rules,
 )
 from workbench.records.base import Ref
 from workbench.records.store import Store
-from workbench.records.types import GateReport, GateResult, Verdict
+from workbench.records.types import GateReport, GateResult, Inspection, Verdict
 
 __all__ = ["Judged", "judge", "load_rules", "save", "verdict_of"]
 
@@ -70,6 +72,7 @@ def judge(
     *,
     reference: Evaluated | None = None,
     fp32: Evaluated | None = None,
+    inspection: Inspection | None = None,
 ) -> Judged:
     """Judge the INT8 model as it will be deployed.
 
@@ -77,6 +80,7 @@ def judge(
         candidate: The INT8 model, through the deployment preprocessing.
         reference: The model it would replace, on the same frames.
         fp32: The same model before quantisation, on the same frames.
+        inspection: What was found when the dataset's split was looked at for leaks.
 
     Raises:
         ParameterError: The models were evaluated with other settings than the rules', or not on
@@ -88,7 +92,12 @@ def judge(
             where=candidate.name,
             hint="Pass settings=rules.evaluation to evaluate()",
         )
-    gates = tuple(_judge_one(gate, candidate, reference, fp32) for gate in rules.gates)
+    gates = tuple(
+        leak_free(gate, inspection)
+        if isinstance(gate, NoLeaks)
+        else _judge_one(gate, candidate, reference, fp32)
+        for gate in rules.gates
+    )
     return Judged(
         verdict=verdict_of(gates),
         gates=gates,
@@ -138,7 +147,7 @@ def save(
 
 
 def _judge_one(
-    gate: Gate, candidate: Evaluated, reference: Evaluated | None, fp32: Evaluated | None
+    gate: Measured, candidate: Evaluated, reference: Evaluated | None, fp32: Evaluated | None
 ) -> GateResult:
     row = candidate.metrics.at(gate.slice, gate.cls)
     if isinstance(gate, Floor):
@@ -157,7 +166,7 @@ def _judge_one(
 
 
 def _result(
-    gate: Gate, row: SliceMetrics, found: Difference, bound: float, *, at_least: bool
+    gate: Measured, row: SliceMetrics, found: Difference, bound: float, *, at_least: bool
 ) -> GateResult:
     figure = found.figure
     lacking = _lacking(gate, row)
@@ -200,7 +209,7 @@ def _decide(low: float, high: float, bound: float, *, at_least: bool) -> tuple[V
     )
 
 
-def _lacking(gate: Gate, row: SliceMetrics) -> str | None:
+def _lacking(gate: Measured, row: SliceMetrics) -> str | None:
     needs = (
         ("drives", row.drives, gate.min_drives),
         ("drives with such boxes", row.drives_with_boxes, gate.min_drives_with_boxes),
@@ -212,7 +221,7 @@ def _lacking(gate: Gate, row: SliceMetrics) -> str | None:
     return None
 
 
-def _undecided(gate: Gate, row: SliceMetrics, bound: float, reason: str) -> GateResult:
+def _undecided(gate: Measured, row: SliceMetrics, bound: float, reason: str) -> GateResult:
     return GateResult(
         name=gate.name,
         verdict=Verdict.INSUFFICIENT,
@@ -227,7 +236,7 @@ def _undecided(gate: Gate, row: SliceMetrics, bound: float, reason: str) -> Gate
     )
 
 
-def _in_words(gate: Gate, row: SliceMetrics, found: Difference, reason: str) -> str:
+def _in_words(gate: Measured, row: SliceMetrics, found: Difference, reason: str) -> str:
     what = _NAMES[gate.metric]
     if isinstance(gate, NoRegression):
         what = f"{what} gained over the reference"
@@ -241,5 +250,5 @@ def _in_words(gate: Gate, row: SliceMetrics, found: Difference, reason: str) -> 
     return f"{what} on {_where(gate)}: {shown}, from {ground}; {reason}"
 
 
-def _where(gate: Gate) -> str:
+def _where(gate: Measured) -> str:
     return gate.slice if gate.cls == "all" else f"{gate.slice}, {gate.cls}"

@@ -98,7 +98,7 @@ def gates(judged: Judged) -> Any:
     count = len(judged.gates)
     figure, axes = plt.subplots(count, 1, figsize=(7.5, 0.62 * count + 0.9), squeeze=False)
     for axis, gate in zip(axes.flat, judged.gates, strict=True):
-        _gate(axis, gate, at_least=kinds[gate.name] != "int8_loss")
+        _gate(axis, gate, at_least=kinds[gate.name] not in ("int8_loss", "no_leaks"))
     figure.suptitle(
         f"{judged.verdict}{', simulated' if judged.simulated else ''}", fontsize=11, weight="bold"
     )

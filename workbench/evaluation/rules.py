@@ -26,18 +26,23 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class _Gate(_Strict):
-    """What all gates share. ``min_…`` is the evidence below which nothing is decided."""
+class _Named(_Strict):
+    """What all gates share."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    required: bool = True
+    note: str = ""
+
+
+class _Gate(_Named):
+    """A gate on a metric. ``min_…`` is the evidence below which nothing is decided."""
+
     metric: MetricName
     slice: str = Field(default="all", json_schema_extra={"enum": list(_SLICES)})
     cls: str = Field(default=EVERY_CLASS, alias="class")
     min_drives: int = Field(default=ENOUGH_DRIVES, ge=ENOUGH_DRIVES)
     min_drives_with_boxes: int = Field(default=5, ge=2)
     min_boxes: int = Field(default=100, ge=1)
-    required: bool = True
-    note: str = ""
 
     @field_validator("slice")
     @classmethod
@@ -68,7 +73,16 @@ class Int8Loss(_Gate):
     margin: float = Field(ge=0, le=1)
 
 
-Gate = Annotated[Floor | NoRegression | Int8Loss, Field(discriminator="kind")]
+class NoLeaks(_Named):
+    """No frame that the model is judged by resembles one that it learned from or was tuned on."""
+
+    kind: Literal["no_leaks"]
+
+
+Measured = Floor | NoRegression | Int8Loss
+"""Gates that hold a metric against a bound."""
+
+Gate = Annotated[Measured | NoLeaks, Field(discriminator="kind")]
 
 
 class Rules(_Strict):
@@ -147,10 +161,11 @@ def _explained(error: ValidationError, content: Any, path: Path) -> ParameterErr
     return ParameterError(message, where=f"{path}{_place(location, content)}", hint=hint)
 
 
-KINDS: dict[str, type[_Gate]] = {
+KINDS: dict[str, type[_Named]] = {
     "floor": Floor,
     "no_regression": NoRegression,
     "int8_loss": Int8Loss,
+    "no_leaks": NoLeaks,
 }
 
 

@@ -11,7 +11,7 @@ from tests.curation.hygiene import planted
 from workbench.curation import hygiene
 from workbench.curation.hygiene import leakage
 from workbench.curation.hygiene.alike import Likeness
-from workbench.data import RolePolicy, assign_roles
+from workbench.data import RolePolicy, assign_roles, widen_gaps
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Drive, Role
 from workbench.records.types import GateResult, Verdict
@@ -161,3 +161,34 @@ def test_a_drive_that_nobody_described_keeps_its_own_clock() -> None:
     assert clock(frame.model_copy(update={"timestamp_us": None}), None) is None
     epoch = frame.model_copy(update={"timestamp_us": 1_700_000_000_000_000})
     assert clock(epoch, Drive(id="d", vehicle="v")) == ("vehicle v", 1.7e9)
+
+
+def test_a_wait_longer_than_the_gap_widens_it(place: Workspace, dataset: Dataset) -> None:
+    """Drive 0 soon stands: one view on both sides of its cut, however wide the gap."""
+    moving = [frame for frame in dataset.frames if frame.drive in ("drive-01", "drive-02")]
+    whole = []
+    for number in range(24):
+        step = 6.0 * min(number, 4)
+        image = planted.scene(40, step=step)
+        image[0, 0] = number  # other bytes, the same view
+        whole.append(planted.frame_of(place, planted.encoded(image), "drive-00", number, Role.SEED))
+    few = replace(
+        dataset,
+        frames=(*whole, *moving),
+        drives=tuple(
+            drive for drive in dataset.drives if drive.id in {"drive-00", "drive-01", "drive-02"}
+        ),
+    )
+    shares = {Role.SEED: 0.5, Role.SAFETY: 0.5}
+    cut = assign_roles(few, RolePolicy(shares=shares, gap_s=0.6))
+    leaking = check(place, cut)
+    assert gate(leaking, "time").verdict is Verdict.PASS
+    assert gate(leaking, "embedding").verdict is Verdict.FAIL
+    worst = next(leak for leak in leaking.leaks if leak.kind == "embedding")
+    assert worst.first[:12] in gate(leaking, "embedding").why, "the gate names the frames"
+    standing = hygiene.alike_across_cuts(place, cut)
+    mended = widen_gaps(cut, standing)
+    assert gate(check(place, mended), "embedding").verdict is Verdict.PASS
+    assert mended.split["gap_widened_by_frames"] == len(standing) > 0
+    assert mended.split["frames"]["none"] == cut.split["frames"]["none"] + len(standing)
+    assert hygiene.alike_across_cuts(place, dataset) == (), "whole drives: likeness is an alarm"

@@ -11,6 +11,7 @@ from workbench.curation.hygiene.fingerprints import Fingerprints, fingerprints
 from workbench.curation.hygiene.inspection import (
     Found,
     InspectionRules,
+    alike_across_cuts,
     inspect,
     likeness,
     read,
@@ -32,6 +33,7 @@ __all__ = [
     "Likeness",
     "Target",
     "Yardstick",
+    "alike_across_cuts",
     "coverage_of",
     "fingerprints",
     "inspect",

@@ -20,11 +20,12 @@ from workbench.perception import label_errors
 from workbench.perception.label_errors import LabelError
 from workbench.perception.predictor import TorchPredictor, load_checkpoint, predict_frames
 from workbench.records import dataset as datasets
-from workbench.records.base import Ref, Row
+from workbench.records.base import Digest, Ref, Row
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame
 from workbench.records.store import Store
 from workbench.records.types import Inspection, Prediction
+from workbench.workspace import Workspace
 
 Progress = Callable[[int, int], None]
 
@@ -156,6 +157,29 @@ def likeness(
         tuple(by_id[name] for name in seen.frames), prints.hashes[kept], directions(seen.vectors)
     )
     return like, tuple(prints.pixels[row] for row in kept.tolist())
+
+
+def alike_across_cuts(
+    place: Workspace, dataset: Dataset, progress: Progress | None = None
+) -> tuple[Digest, ...]:
+    """Tuned and judged frames that look like one of their own drive on another side of its cut.
+
+    A car that waits longer than the split's gap sees one view on both sides of it: these frames
+    belong to the gap. Where whole drives have one role, nothing was cut and likeness is an alarm,
+    not a gap, so there are none.
+    """
+    if dataset.split.get("method") != "time blocks":
+        return ()
+    prints = fingerprints(place, dataset.frames, progress)
+    by_id = {frame.id: frame for frame in dataset.frames}
+    like = Likeness(tuple(by_id[name] for name in prints.frames), prints.hashes)
+    drive = {frame.id: frame.drive for frame in dataset.frames}
+    leaks = leakage.check(dataset, like).leaks
+    return tuple(
+        leak.first
+        for leak in leaks
+        if leak.kind == "embedding" and drive[leak.first] == drive[leak.second]
+    )
 
 
 def _label_errors(store: Store, dataset: Dataset, model: TorchPredictor) -> list[LabelError]:

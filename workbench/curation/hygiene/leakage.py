@@ -29,6 +29,8 @@ from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame
 from workbench.records.types import GateResult, Verdict
 
+_NAMED = 3  # leaks that a gate names; all are in the inspection
+
 Kind = Literal["drive", "time", "place", "embedding"]
 
 
@@ -259,6 +261,7 @@ def _gate(
     why: str = "",
     required: bool = True,
 ) -> GateResult:
+    named = [f"{leak.first[:12]} and {leak.second[:12]}: {leak.why}" for leak in leaks[:_NAMED]]
     return GateResult(
         name=f"leakage-{kind}",
         verdict=Verdict.FAIL if leaks else Verdict.PASS,
@@ -268,7 +271,7 @@ def _gate(
         bound=0.0,
         method=method,
         required=required,
-        why=why,
+        why="; ".join(part for part in (why, *named) if part),
     )
 
 
