@@ -8,7 +8,7 @@ import pytest
 
 from tests.export.conftest import make_predictor
 from workbench.errors import ParameterError
-from workbench.export import latency, learning, methods, parity, sensitivity
+from workbench.export import latency, learning, methods, sensitivity
 from workbench.export.bundle import FP32, INT8_CPU
 from workbench.export.fidelity import Sample
 from workbench.export.onnx_file import export_fp32
@@ -110,23 +110,6 @@ def test_a_model_that_calibration_breaks_is_mended_by_training(pixels: list[Pixe
     mended = sample.compare(Calibrated(export_fp32(taught), pixels[:8]).file())
     assert broken.least_db < 20
     assert mended.least_db > broken.least_db + 10
-
-
-def test_a_transformer_s_queries_are_compared_one_to_one() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(2, 6, 3)).astype(np.float32)
-    boxes = rng.uniform(size=(2, 6, 4)).astype(np.float32)
-    order = np.array([3, 0, 5, 1, 4, 2])
-    names = ("logits", "boxes")
-    found = parity.in_order_of([logits, boxes], [logits[:, order], boxes[:, order]], names)
-    assert (found[0] == logits).all()
-    assert (found[1] == boxes).all()
-    lost = boxes.copy()
-    lost[0, 2] = lost[0, 3]
-    again = parity.in_order_of([logits, boxes], [logits, lost], names)
-    assert np.abs(again[1] - boxes).max() > 0  # a query that is lost still shows
-    maps = [logits]
-    assert parity.in_order_of([logits], maps, ("cls_8",)) is maps
 
 
 def test_latency_tells_starts_memory_and_bad_pictures(models: Models, pixels: list[Pixels]) -> None:

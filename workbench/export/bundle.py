@@ -31,7 +31,7 @@ from workbench.perception.contract import DetectorConfig
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.base import Ref
 from workbench.records.store import Store
-from workbench.records.types import CalibrationSet, ExportBundle
+from workbench.records.types import CalibrationSet, ExportBundle, Supplier
 
 Json = dict[str, Any]
 __all__ = [
@@ -61,6 +61,7 @@ def write_bundle(  # noqa: PLR0913 - one argument a file of the bundle
     parity: Json,
     targets: Sequence[Target],
     sensitivity: Json | None = None,
+    supplier: Supplier | None = None,
 ) -> Json:
     """Write all files of a bundle but its signature, the manifest last, and return the manifest.
 
@@ -69,6 +70,7 @@ def write_bundle(  # noqa: PLR0913 - one argument a file of the bundle
         models: Bytes by file name, whichever runtime they are for.
         sensitivity: Of `sensitivity.Sensitivity.as_json`, where it was measured.
         targets: What is known about each model file.
+        supplier: Whose part the network is: origin, licence and digest go with it to the car.
 
     Raises:
         ParameterError: The folder holds something, or a target names a file that is not there.
@@ -96,6 +98,7 @@ def write_bundle(  # noqa: PLR0913 - one argument a file of the bundle
         },
         "preprocessing": preprocessing.digest,
         "simulated": calibration.simulated,
+        **({"supplier": supplier.model_dump(mode="json")} if supplier else {}),
         "targets": [target.model_dump(mode="json") for target in targets],
         "files": {
             name: {"sha256": digest.of_bytes(content), "bytes": len(content)}

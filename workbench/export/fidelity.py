@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import ParameterError
+from workbench.export.pairing import Maps, paired
 from workbench.perception.decode import Detections, decode
 from workbench.perception.golden import require_input
 from workbench.perception.matching import match_optimal
 from workbench.perception.predictor import OnnxPredictor
 from workbench.perception.preprocessing import Pixels, prepare_batch
 
-Maps = list[NDArray[np.float32]]
 CEILING_DB = 150.0
 """Shown for maps that are equal: float32 holds no more."""
 _SCORE, _IOU = 0.3, 0.5
@@ -62,11 +62,12 @@ class Sample:
         signal = np.zeros_like(noise)
         matched = ours = theirs = 0
         for batch, maps, boxes in zip(self._batches, self._maps, self._boxes, strict=True):
-            found = other.raw(batch)
-            for position, (right, wrong) in enumerate(zip(maps, found, strict=True)):
+            raw = other.raw(batch)
+            pairs = zip(*paired(maps, raw, self._config), strict=True)
+            for position, (right, wrong) in enumerate(pairs):
                 signal[position] += energy(right)
                 noise[position] += energy(right - wrong)
-            for first, second in zip(boxes, self._decoded(found), strict=True):
+            for first, second in zip(boxes, self._decoded(raw), strict=True):
                 matched += len(_pairs(first, second))
                 ours, theirs = ours + len(first), theirs + len(second)
         names = self._config.output_names

@@ -18,7 +18,7 @@ import numpy as np
 
 from workbench.errors import ContractError, ParameterError
 from workbench.export.onnx_file import quietly
-from workbench.export.target_file import symmetric_quantiser
+from workbench.export.target_file import attends, symmetric_quantiser
 from workbench.perception.preprocessing import Pixels, prepare_batch
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ def distil(
 
     if steps < 1 or not pixels:
         raise ParameterError("nothing to learn", hint="Give at least one step and one frame")
+    if attends(predictor.detector):
+        raise ContractError(
+            "a transformer is not trained for eight bits here",
+            hint="Keep its sensitive layers in float (thorough), or ship fp32.onnx "
+            "(on_loss=record, qat_steps=0)",
+        )
     student = equalised(folded(predictor))
     graph = _with_rounding(student, predictor, min(_BATCH, len(pixels)))
     weights = _shared_weights(graph, student.detector)

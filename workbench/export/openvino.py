@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ContractError, ParameterError
 from workbench.export.fidelity import CEILING_DB, decibels, energy
+from workbench.export.pairing import paired
 from workbench.perception.predictor import OnnxPredictor
 
 XML, BIN = "int8.openvino.xml", "int8.openvino.bin"
@@ -72,7 +73,8 @@ def verify(files: dict[str, bytes], onnx_file: bytes, batch: NDArray[np.float32]
     Raises:
         ContractError: OpenVINO reads the file otherwise.
     """
-    right, wrong = OnnxPredictor(onnx_file).raw(batch), OpenVino(files).raw(batch)
+    model = OnnxPredictor(onnx_file)
+    right, wrong = paired(model.raw(batch), OpenVino(files).raw(batch), model.config)
     ratios = [
         decibels(energy(one), energy(one - other)) for one, other in zip(right, wrong, strict=True)
     ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.errors import ContractError, ParameterError
 from workbench.export.fidelity import decibels, energy
+from workbench.export.pairing import Maps, is_set, paired
 from workbench.perception.boxes import iou_matrix
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.decode import Detections, decode
@@ -25,7 +26,6 @@ from workbench.perception.preprocessing import Preprocessing, prepare_batch
 from workbench.records.frames import Frame
 from workbench.workspace import Workspace
 
-Maps = Sequence[NDArray[np.float32]]
 Json = dict[str, Any]
 
 SCORE = 0.3
@@ -101,6 +101,7 @@ class _Tally:
             "max_abs_diff": _rounded(max(self.largest.values())),
             "sqnr_db": _rounded(min(decibels(self.signal[n], self.noise[n]) for n in self.signal)),
             "maps": maps,
+            **({"queries": self.values["boxes"] // 4} if is_set(tuple(maps)) else {}),
             "boxes": self.boxes,
             "reference_boxes": self.reference_boxes,
             "matched": matched,
@@ -136,6 +137,7 @@ def compare(
         Plain JSON. ``agreement`` is matched boxes over the mean of both counts (the Dice
         coefficient), None where neither model found any; matches are one to one, of one class,
         with IoU of 0.5 or more. ``score_shift`` is target minus reference over matches.
+        ``queries`` is how many of a detection transformer's were compared, see `pairing`.
 
     Raises:
         ParameterError: There are no frames, or a target has another contract.
@@ -156,7 +158,7 @@ def compare(
         for name, target in targets.items():
             found = target.raw(batch)
             _require_numbers(name, chunk, found)
-            tallies[name].add_maps(names, expected, in_order_of(expected, found, names))
+            tallies[name].add_maps(names, *paired(expected, found, reference.config))
             found_boxes = decode(found, reference.config, score_threshold=score)
             for frame, first, second in zip(chunk, expected_boxes, found_boxes, strict=True):
                 tallies[name].add_boxes(frame.id, first, second)
@@ -172,28 +174,6 @@ def compare(
         "iou": IOU,
         "targets": {name: tally.report() for name, tally in tallies.items()},
     }
-
-
-def in_order_of(reference: Maps, found: Maps, names: Sequence[str]) -> Maps:
-    """Outputs that are a set of boxes, one to one with the reference's; maps as they are.
-
-    A detection transformer chooses its queries by score, and a rounding swaps two of them. So each
-    is compared with the one it is nearest to (Hungarian method over boxes and logits), every one
-    once: a query that is lost still shows.
-    """
-    if tuple(names) != ("logits", "boxes"):
-        return found
-    from scipy.optimize import linear_sum_assignment
-
-    ordered = [values.copy() for values in found]
-    for frame in range(len(reference[0])):
-        first = np.concatenate([values[frame] for values in reference], axis=-1)
-        second = np.concatenate([values[frame] for values in found], axis=-1)
-        apart = np.abs(first[:, None].astype(np.float64) - second[None]).sum(axis=-1)
-        _, columns = linear_sum_assignment(np.nan_to_num(apart, nan=1e9))
-        for values, given in zip(ordered, found, strict=True):
-            values[frame] = given[frame][columns]
-    return ordered
 
 
 def require_float_parity(report: Json, name: str = "fp32.onnx") -> None:

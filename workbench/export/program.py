@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workbench import digest
 from workbench.errors import VerificationError
-from workbench.export.onnx_file import BATCH, quietly
+from workbench.export.onnx_file import quietly, traced
 
 if TYPE_CHECKING:
     from workbench.perception.predictor import TorchPredictor
@@ -27,14 +27,14 @@ _PICKLE = (b"\x80", b"PK\x03\x04")
 
 
 def export_program(predictor: TorchPredictor) -> bytes:
-    """The float network as a ``.pt2`` archive of any batch size; equal bytes for equal weights."""
+    """The float network as a ``.pt2`` archive; equal bytes for equal weights.
+
+    Of any batch size, or of one frame: see `onnx_file.traced`.
+    """
     import torch
 
-    spec = predictor.preprocessing
-    example = torch.zeros(2, 3, spec.height, spec.width)
-    free = ({0: torch.export.Dim(BATCH, min=1, max=4096)},)
+    program, _ = traced(predictor.detector, predictor.preprocessing, any_batch=True)
     with quietly():
-        program = torch.export.export(predictor.detector, (example,), dynamic_shapes=free)
         for node in program.graph.nodes:
             for note in _MADE_BY:
                 node.meta.pop(note, None)
@@ -45,10 +45,15 @@ def export_program(predictor: TorchPredictor) -> bytes:
 
 
 class Program:
-    """A loaded program; feed it as any predictor's ``raw``."""
+    """A loaded program; feed it as any predictor's ``raw``.
 
-    def __init__(self, module: Any) -> None:
+    Args:
+        batch: Frames that it takes at a time, None for any number.
+    """
+
+    def __init__(self, module: Any, batch: int | None = None) -> None:
         self._module = module
+        self._batch = batch
 
     def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Network input ``[n, 3, height, width]`` to raw maps.
@@ -59,7 +64,8 @@ class Program:
 
         with torch.inference_mode():
             given = torch.from_numpy(np.ascontiguousarray(batch))
-            return [output.numpy() for output in self._module(given)]
+            parts = [self._module(part) for part in torch.split(given, self._batch or len(given))]
+            return [torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True)]
 
 
 def load_program(content: bytes, *, sha256: str) -> Program:
@@ -88,4 +94,7 @@ def load_program(content: bytes, *, sha256: str) -> Program:
     except zipfile.BadZipFile as error:
         raise VerificationError("program is no archive") from error
     with quietly():
-        return Program(torch.export.load(io.BytesIO(content)).module())
+        program = torch.export.load(io.BytesIO(content))
+        (given,) = program.graph_signature.user_inputs
+        size = next(node for node in program.graph.nodes if node.name == given).meta["val"].shape[0]
+        return Program(program.module(), size if isinstance(size, int) else None)

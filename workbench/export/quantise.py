@@ -53,6 +53,7 @@ class Calibrated:
         _, spec = from_metadata(self.metadata, where="fp32.onnx")
         self._model = onnx.shape_inference.infer_shapes(folded(model))
         self._nodes = {node.name for node in model.graph.node}
+        self._eligible = _weighted(self._model) if _attends(self._model) else []
         with quietly():
             self._ranges = _ranges(self._model, inputs(images, spec), method)
 
@@ -61,7 +62,8 @@ class Calibrated:
 
         Args:
             keep_float: Nodes that stay in float.
-            only: The nodes that are quantised; None for all that can be.
+            only: The nodes that are quantised; None for all that can be, in a network with
+                attention for those with weights.
 
         Raises:
             ParameterError: The float file has no such node.
@@ -86,7 +88,7 @@ class Calibrated:
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=self._ranges,
-            nodes_to_quantize=only,
+            nodes_to_quantize=only or self._eligible,
             nodes_to_exclude=keep_float,
             op_types_to_quantize=_operators(),
             extra_options={},
@@ -107,6 +109,24 @@ def inputs(images: Iterable[Pixels], spec: Preprocessing) -> Iterator[NDArray[np
         raise ParameterError(
             "no frames to calibrate with", hint="Pick them with workbench.export.calibration.pick"
         )
+
+
+def _attends(model: onnx.ModelProto) -> bool:
+    return any(node.op_type in {"Softmax", "LayerNormalization"} for node in model.graph.node)
+
+
+def _weighted(model: onnx.ModelProto) -> list[str]:
+    """Convolutions and products with weights, which is where a transformer's time and size lie.
+
+    What is between them (attention, norms, positions, boxes) has values of unlike size in one
+    tensor, which share 256 levels badly.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in {"Conv", "MatMul", "Gemm"} and constants & set(node.input)
+    ]
 
 
 def _operators() -> list[str]:

@@ -16,6 +16,7 @@ from workbench.export import bundle, calibration, latency, methods, parity
 from workbench.export import openvino as intel
 from workbench.export.matrix import Planned, assess
 from workbench.export.onnx_file import export_fp32
+from workbench.export.pairing import paired
 from workbench.export.program import export_program, load_program
 from workbench.export.quantise import Calibrated, Method
 from workbench.export.sensitivity import Layer
@@ -238,7 +239,7 @@ def _ran_program(
 ) -> str:
     content = models[bundle.PROGRAM]
     found = load_program(content, sha256=digest.of_bytes(content)).raw(batch)
-    pairs = zip(predictor.raw(batch), found, strict=True)
+    pairs = zip(*paired(predictor.raw(batch), found, predictor.config), strict=True)
     apart = max(float(np.abs(one - other).max()) for one, other in pairs)
     if not apart <= parity.FLOAT_TOLERANCE:
         raise ContractError(f"exported program is up to {apart:g} off the network")
@@ -273,4 +274,5 @@ def write(folder: Path, predictor: TorchPredictor, exported: Exported) -> dict[s
         parity=exported.parity,
         targets=exported.targets,
         sensitivity=exported.sensitivity,
+        supplier=predictor.supplier,
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from workbench.errors import ParameterError
+from workbench.errors import ContractError, ParameterError
 from workbench.export.onnx_file import quietly, to_onnx
 from workbench.export.quantise import inputs
 from workbench.perception.preprocessing import Pixels
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from workbench.perception.predictor import TorchPredictor
 
 Observer = Literal["histogram", "minmax"]
@@ -55,6 +57,7 @@ def fake_quantised(
 
     Raises:
         ParameterError: An unknown observer or module; no images.
+        ContractError: torchao's quantiser does not know the network's layers.
     """
     import torch
 
@@ -69,23 +72,55 @@ def fake_quantised(
 
         example = torch.zeros(1, 3, predictor.preprocessing.height, predictor.preprocessing.width)
         graph = torch.export.export(predictor.detector, (example,)).module()
-        observed = prepare_pt2e(graph, symmetric_quantiser(observer, keep_float))
+        rule = symmetric_quantiser(observer, keep_float, whole=not attends(predictor.detector))
+        try:
+            observed = prepare_pt2e(graph, rule)
+        except Exception as error:  # torchao asserts what it expects of a network
+            raise ContractError(
+                "torchao cannot make the network symmetric int8: its quantiser does not know "
+                f"these layers ({type(error).__name__} {str(error)[:80]})".replace(" )", ")"),
+                where=predictor.config.architecture,
+                hint="Export without the file for accelerators (target=false); their own tools "
+                "quantise fp32.onnx",
+            ) from error
         with torch.no_grad():
             for batch in inputs(images, predictor.preprocessing):
                 observed(torch.from_numpy(batch))
         return convert_pt2e(observed)
 
 
+def attends(detector: nn.Module) -> bool:
+    """Whether it is a transformer, of which only what has weights is made int8."""
+    from torch import nn
+
+    return any(isinstance(module, nn.LayerNorm) for module in detector.modules())
+
+
 def symmetric_quantiser(
-    observer: Observer = "histogram", keep_float: Sequence[str] = (), *, learning: bool = False
+    observer: Observer = "histogram",
+    keep_float: Sequence[str] = (),
+    *,
+    learning: bool = False,
+    whole: bool = True,
 ) -> Any:
-    """Which tensors become int8 and how; with ``learning`` for quantisation-aware training."""
+    """Which tensors become int8 and how.
+
+    Args:
+        learning: For quantisation-aware training.
+        whole: All that can be; else what convolutions and linear layers read, see
+            `quantise.Calibrated`.
+    """
+    from torch import nn
     from torchao.quantization.pt2e.quantizer import QuantizationConfig
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer
 
     activation, weight = _specs(observer, learning=learning)
     config = QuantizationConfig(activation, activation, weight, None, learning)
-    quantiser = X86InductorQuantizer().set_global(config)
+    quantiser = X86InductorQuantizer()
+    if whole:
+        quantiser.set_global(config)
+    for kind in () if whole else (nn.Conv2d, nn.Linear):
+        quantiser.set_module_type_qconfig(kind, config)
     for name in keep_float:
         quantiser.set_module_name_qconfig(name, None)
     return quantiser

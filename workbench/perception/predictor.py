@@ -30,7 +30,7 @@ from workbench.perception.preprocessing import (
 from workbench.records.base import Ref
 from workbench.records.dataset import media_path
 from workbench.records.frames import Box, Frame
-from workbench.records.types import Checkpoint, Prediction
+from workbench.records.types import Checkpoint, Prediction, Supplier
 from workbench.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -89,14 +89,21 @@ class TorchPredictor(_RawMaps):
     Args:
         detector: Is put into evaluation mode.
         ref: The checkpoint it came from, where there is one.
+        supplier: Whose part the network is, where that checkpoint says so.
     """
 
     def __init__(
-        self, detector: Detector, preprocessing: Preprocessing, *, ref: Ref | None = None
+        self,
+        detector: Detector,
+        preprocessing: Preprocessing,
+        *,
+        ref: Ref | None = None,
+        supplier: Supplier | None = None,
     ) -> None:
         super().__init__(detector.config, preprocessing)
         self.detector = detector.eval()
         self.ref = ref
+        self.supplier = supplier
 
     def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         import torch
@@ -178,7 +185,8 @@ def load_checkpoint(store: Store, ref: Ref) -> TorchPredictor:
             where=ref,
             hint="The checkpoint was made by another version of the workbench; train again",
         ) from error
-    return TorchPredictor(detector, Preprocessing.model_validate(record.preprocessing), ref=ref)
+    spec = Preprocessing.model_validate(record.preprocessing)
+    return TorchPredictor(detector, spec, ref=ref, supplier=record.supplier)
 
 
 def predict_frames(

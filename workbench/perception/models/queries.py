@@ -29,17 +29,18 @@ def decode(
             hint="The model and its detector contract do not belong together",
         )
     width, height = config.network["size"]
-    scores = _scores(outputs[0], config.network["scoring"])
+    found = scores(outputs[0], config.network["scoring"])
     side = np.array([width, height], np.float32)
     centre, half = outputs[1][..., :2] * side, outputs[1][..., 2:] * side / 2
     boxes = np.concatenate([centre - half, centre + half], axis=-1)
     return [
         _frame(frame_scores, clip(frame_boxes, width, height), score_threshold, config)
-        for frame_scores, frame_boxes in zip(scores, boxes, strict=True)
+        for frame_scores, frame_boxes in zip(found, boxes, strict=True)
     ]
 
 
-def _scores(logits: Floats, scoring: str) -> Floats:
+def scores(logits: Floats, scoring: str) -> Floats:
+    """Logits ``[…, c]`` to scores of the classes in [0, 1]; a softmax's no object is left out."""
     with np.errstate(over="ignore"):
         if scoring == "sigmoid":
             found: Floats = 1 / (1 + np.exp(-logits))
@@ -49,9 +50,9 @@ def _scores(logits: Floats, scoring: str) -> Floats:
     return shares
 
 
-def _frame(scores: Floats, boxes: Floats, threshold: float, config: DetectorConfig) -> Detections:
-    queries, classes = np.nonzero(scores >= threshold)
-    found = scores[queries, classes]
+def _frame(scored: Floats, boxes: Floats, threshold: float, config: DetectorConfig) -> Detections:
+    queries, classes = np.nonzero(scored >= threshold)
+    found = scored[queries, classes]
     whole = (boxes[queries, 2] > boxes[queries, 0]) & (boxes[queries, 3] > boxes[queries, 1])
     queries, classes, found = queries[whole], classes[whole], found[whole]
     best = np.argsort(-found, kind="stable")[: config.max_detections]

@@ -1,0 +1,128 @@
+"""Detection transformers of other makers, from a folder to boxes on a picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from tests.training import suppliers
+from tests.training.scenes import CLASSES, SPEC, TINY, scenes
+from workbench.commands.predict import predict
+from workbench.errors import ContractError
+from workbench.export import bundle, gate, learning, parity, recipe
+from workbench.export.recipe import ExportConfig
+from workbench.export.target_file import int8_target
+from workbench.export.targets import lint_symmetric
+from workbench.perception.models import huggingface
+from workbench.perception.predictor import TorchPredictor, load_checkpoint
+from workbench.records import dataset as datasets
+from workbench.records.frames import Role
+from workbench.records.store import Store
+from workbench.records.types import Checkpoint, ExportBundle, Verdict
+from workbench.training import save, train
+from workbench.workspace import Workspace
+
+CONFIG = ExportConfig(calibration_frames=8, parity_frames=4, target=False)
+_DECODING = {"NonMaxSuppression", "Exp"}
+
+
+def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, datasets.Dataset]:
+    """A supplier's model tuned for a few steps, read back from its checkpoint."""
+    store = Store(place)
+    data = scenes(place, 14)
+    roles = [Role.TRAIN] * 10 + [Role.VAL] * 4
+    frames = tuple(
+        frame.model_copy(update={"role": role})
+        for frame, role in zip(data.frames, roles, strict=True)
+    )
+    data = datasets.load(store, datasets.save(store, replace(data, frames=frames), made_by="test"))
+    lessons = data.with_roles(Role.TRAIN)
+    model = huggingface.load(suppliers.make(kind, folder / kind), CLASSES, SPEC)
+    config = replace(TINY, steps=4)
+    trained = train(place, lessons, config, classes=CLASSES, preprocessing=SPEC, model=model)
+    assert data.ref
+    return load_checkpoint(store, save(store, trained, data.ref)), data
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["detr", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rt_detr_v2", "d_fine"))],
+)
+def test_a_suppliers_model_goes_the_whole_way(kind: str, place: Workspace, tmp_path: Path) -> None:
+    predictor, data = learned(place, kind, tmp_path)
+    exported = recipe.export(place, predictor, data, CONFIG)
+
+    found = exported.parity["targets"]
+    assert found[bundle.FP32]["max_abs_diff"] <= parity.FLOAT_TOLERANCE
+    assert found[bundle.FP32]["queries"] > 0
+    assert found[bundle.INT8_CPU]["max_abs_diff"] > found[bundle.FP32]["max_abs_diff"]
+    assert len(exported.models[bundle.INT8_CPU]) < len(exported.models[bundle.FP32])
+    graph = onnx.load_from_string(exported.models[bundle.FP32]).graph
+    assert [value.name for value in graph.output] == ["logits", "boxes"]
+    assert not _DECODING & {node.op_type for node in graph.node}
+
+    heads = found[bundle.INT8_CPU]["sqnr_db"]
+    judged = gate.judge(bundle.INT8_CPU, (), _nothing, exported.parity, head_db=heads)
+    if heads < gate.Limits().head_db:  # it lost too much, and is told so rather than shipped
+        assert judged.verdict is Verdict.FAIL
+        with pytest.raises(ContractError, match="loses too much"):
+            gate.require([judged])
+
+    store, folder = Store(place), tmp_path / "bundle"
+    manifest = recipe.write(folder, predictor, exported)
+    ref = bundle.save(store, folder, latency=exported.latency)
+    supplier = store.get(store.get(ref, ExportBundle).checkpoint, Checkpoint).supplier
+    assert supplier is not None
+    assert manifest["supplier"] == supplier.model_dump(mode="json")
+    assert manifest["supplier"]["licence"] == "apache-2.0"
+    assert manifest["supplier"]["origin"] == f"folder:{kind}"
+
+    _predicts(folder, tmp_path)
+    pixels = [np.zeros((64, 96, 3), np.uint8)]
+    with pytest.raises(ContractError, match="not trained for eight bits"):
+        learning.distil(predictor, pixels, steps=1)
+
+
+@pytest.mark.slow
+def test_a_file_for_accelerators_is_made_or_refused_with_the_reason(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 255, (64, 96, 3)).astype(np.uint8) for _ in range(2)]
+    made = {}
+    for kind in suppliers.KINDS:
+        model = huggingface.load(suppliers.make(kind, tmp_path / kind), CLASSES, SPEC)
+        try:
+            made[kind] = lint_symmetric(int8_target(TorchPredictor(model, SPEC), pixels))
+        except ContractError as error:
+            assert "torchao cannot make the network symmetric int8" in str(error)
+            assert "target=false" in str(error)
+    assert set(made) == {"detr", "rt_detr_v2"}
+    for findings in made.values():  # what TensorRT would not take is named, and nothing else
+        assert findings
+        assert not any("zero point" in each or "not int8" in each for each in findings)
+
+
+def _nothing(*_: object) -> Any:
+    raise AssertionError("nothing was evaluated")
+
+
+def _predicts(folder: Path, elsewhere: Path) -> None:
+    pictures, answers = elsewhere / "pictures", elsewhere / "answers.jsonl"
+    pictures.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (90, 120, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    command = [str(folder), str(pictures), "-o", str(answers), "--json"]
+    done = CliRunner().invoke(predict, command)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["statuses"]["ok"] == 3
+    assert said["boxes"] > 0
+    assert len(answers.read_text().splitlines()) == 4
