@@ -44,7 +44,7 @@ from workbench.workspace import Workspace
 DRIVES = "BENCHMARK_DRIVES"
 BUDGETS = (0.05, 0.10, 0.20)
 TOPS = (10, 25)
-DRAWS = 5
+DRAWS = 3
 SEEDS = (0, 1, 2)
 STEPS = 200
 APART_S = 2.0

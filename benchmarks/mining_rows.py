@@ -37,11 +37,12 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def _in_words(values: list[float]) -> str:
+def _in_words(values: list[float], most: float = float("inf")) -> str:
+    """An interval, cut where no value can be: below zero and above ``most``."""
     if len(values) < 2:
         return "one value"
     _, low, high = interval(values)
-    return f"{low:.1f} to {high:.1f}"
+    return f"{max(low, 0.0):.1f} to {min(high, most):.1f}"
 
 
 def headlines(tally: Tally, *, judged: bool) -> list[Row]:
@@ -84,7 +85,7 @@ def arm_rows(tally: Tally) -> list[Row]:
             row(
                 name,
                 float(np.mean(percent)),
-                f"% found ({_in_words(percent)}); {np.mean(tally.ratio[name]):.1f} x random",
+                f"% found ({_in_words(percent, 100.0)}); {np.mean(tally.ratio[name]):.1f} x random",
             )
         )
     return rows
