@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import Row, main, note, row
 from workbench import data as drives
 from workbench import digest
 from workbench.curation import hygiene
-from workbench.curation.hygiene import duplicates, leakage
+from workbench.curation.hygiene import duplicates, leakage, pairs
 from workbench.curation.hygiene.alike import Likeness
 from workbench.perception import label_errors
 from workbench.perception.predictor import predict_frames
@@ -50,7 +51,7 @@ def measure(quick: bool) -> list[Row]:
         shares = {Role.SEED: 0.7, Role.VAL: 0.1, Role.SAFETY: 0.2}
         dataset = drives.assign_roles(found, drives.RolePolicy(shares=shares))
         note(f"{len(dataset.frames)} frames of {len(dataset.drives)} simulated drives")
-        return [*_copies(place, dataset), *_labels(place, dataset, steps), _cost()]
+        return [*_copies(place, dataset), *_labels(place, dataset, steps), *_cost(quick)]
 
 
 def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
@@ -59,12 +60,11 @@ def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
     judged = [frame for frame in dataset.frames if frame.role is Role.SAFETY]
     each = min(PER_KIND, len(judged) // 2)
     picked = rng.choice(len(judged), 2 * each, replace=False).tolist()
-    added, pairs = [], set()
+    added = []
     for number, row_ in enumerate(picked):
         original = judged[row_]
         copy = _copy(place, original, number, exact=number < each)
         added.append(copy)
-        pairs.add((original.id, copy.id))
     planted = replace(dataset, frames=(*dataset.frames, *added))
     start = time.process_time()
     prints = hygiene.fingerprints(place, planted.frames)
@@ -222,14 +222,41 @@ def _least_confident(
     return len({key for key in first if key and key[1] != "missed"})
 
 
-def _cost() -> Row:
-    """All pairs of 20,000 hashes: it grows with the square of the frames."""
-    words = np.random.default_rng(0).integers(0, 2**63, (20_000, 4)).astype(np.uint64)
-    like = Likeness((), words)
+def _cost(quick: bool) -> list[Row]:
+    """Duplicates among hashes that are drawn, not computed from images, and how the cost grows."""
+    counts = (5_000, 10_000, 20_000) if quick else (10_000, 50_000, 200_000)
+    spent = []
+    rows = []
+    for count in counts:
+        like = Likeness((), _driven(count))
+        start = time.process_time()
+        pairs.linked(like, hygiene.Yardstick(None, 40, 100, 0.1))
+        spent.append(time.process_time() - start)
+        rows.append(row(f"near duplicates among {count:,} hashes", spent[-1], "CPU-s"))
+    growth = float(np.log(spent[-1] / spent[-2]) / np.log(counts[-1] / counts[-2]))
+    million = spent[-1] * (1e6 / counts[-1]) ** max(growth, 2.0)
+    rows.append(row("  growth exponent between the last two", growth, "2 is all with all"))
+    rows.append(row("  a million, EXTRAPOLATED with exponent 2 or more", million, "CPU-s"))
+    same = Likeness((), _driven(1).repeat(counts[-1], axis=0))
     start = time.process_time()
-    for _ in duplicates.pairs_within(like, hygiene.Yardstick(None, 40, 100, 0.1)):
-        pass
-    return row("comparing 20,000 frames with each other", time.process_time() - start, "CPU-s")
+    pairs.linked(same, hygiene.Yardstick(None, 40, 100, 0.1))
+    spent_same = time.process_time() - start
+    rows.append(row(f"  {counts[-1]:,} frames of one picture", spent_same, "CPU-s"))
+    return rows
+
+
+def _driven(count: int) -> NDArray[np.uint64]:
+    """Hashes ``[count, 4]``: drives of 300 frames, 30 % standing, else 1 to 60 bits a frame."""
+    rng = np.random.default_rng(7)
+    bits = np.empty((count, 256), bool)
+    for number in range(count):
+        if number % 300 == 0:
+            bits[number] = rng.random(256) < 0.5
+            continue
+        bits[number] = bits[number - 1]
+        if rng.random() > 0.3:
+            bits[number, rng.integers(0, 256, rng.integers(1, 61))] ^= True
+    return np.packbits(bits, axis=1).view("<u8").astype(np.uint64)
 
 
 def _copy(place: Workspace, original: Frame, number: int, *, exact: bool) -> Frame:
