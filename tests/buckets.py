@@ -35,6 +35,8 @@ ACCOUNT = "ofatest"
 USER = "label@of-a-test.iam.gserviceaccount.com"
 _GOOGLE, _TOKENS = "storage.googleapis.com", "oauth2.googleapis.com"
 _AZURE = f"{ACCOUNT}.blob.core.windows.net"
+HOSTS = (_GOOGLE, _TOKENS, _AZURE)
+"""Whom it answers for; others are noted and refused."""
 _SECRET = "not-a-secret"
 _AZURE_KEY = base64.b64encode(b"not a secret either").decode()
 _SAS = (
@@ -103,6 +105,10 @@ class _Answers(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         self.host = self.path.partition(":")[0]
+        self.store.asked.append((self.host, ""))
+        if self.host not in HOSTS:
+            self._send(403, "text/plain", b"")
+            return
         self.send_response(200)
         self.end_headers()
         self.request = self.store.tls.wrap_socket(self.connection, server_side=True)
@@ -222,7 +228,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "of a test")])
     now = datetime.datetime.now(datetime.UTC)
-    hosts = x509.SubjectAlternativeName([x509.DNSName(one) for one in (_GOOGLE, _TOKENS, _AZURE)])
+    hosts = x509.SubjectAlternativeName([x509.DNSName(one) for one in HOSTS])
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
