@@ -148,7 +148,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "selection": ("budget", "method", "seed"),
     "batch": ("overlap",),
     "label": ("labels", "agreement", "simulated"),
-    "checkpoint": ("architecture", "training", "conditions"),
+    "checkpoint": ("architecture", "training", "conditions", "supplier"),
     "calibration": ("slices", "drives", "apart", "chosen", "simulated"),
     "bundle": ("parity",),
     "gates": ("verdict", "simulated", "gates"),
