@@ -41,6 +41,9 @@ def _config(kind: str, transformers: Any) -> Any:
         "encoder_attention_heads": 2, "d_model": width, "decoder_in_channels": [width] * 3,
         "decoder_ffn_dim": 16, "num_denoising": 4, "hidden_expansion": 0.5, "num_labels": 3,
         **small,
+        # All cells of 96x64: with fewer, a rounding decides which of an untrained model's, which
+        # score alike, are taken.
+        "num_queries": 126,
     }  # fmt: skip
     if kind == "d_fine":
         backbone = transformers.HGNetV2Config(
