@@ -80,8 +80,8 @@ def test_lineage_reaches_from_the_model_to_drives_and_annotators(tiny_run: TinyR
     done = workbench(tiny_run.place, "lineage", "models:/front-camera-builtin/1", "--json")
     graph = json.loads(done.stdout)
     kinds = {node["kind"] for node in graph["nodes"]}
-    # An agreement, of the frames that two labelers answered, and what set the 8-bit ranges.
-    assert kinds == {*NODE_KINDS, "agreement", "calibration"}
+    # Of two labelers' frames an agreement, what set the 8-bit ranges, and a look for leaks.
+    assert kinds == {*NODE_KINDS, "agreement", "calibration", "inspection"}
     ids = {node["id"] for node in graph["nodes"]}
     assert all({edge["from"], edge["to"]} <= ids for edge in graph["edges"])
     root = tiny_run.output("release.release")
