@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import StepFailed
+from workbench.perception.models import registry
 from workbench.perception.preprocessing import Preprocessing
 from workbench.training import state
 from workbench.training.config import TrainingConfig
@@ -37,7 +38,11 @@ class Progress:
     def __init__(
         self, model: Any, spec: Preprocessing, config: TrainingConfig, total: int, rank: int = 0
     ) -> None:
-        model = model.to(config.device, memory_format=torch.channels_last).train()
+        # Of suppliers' networks oneDNN's backward pass in channels-last order crashed: torch 2.13,
+        # DETR, 320 x 192.
+        own = model.config.architecture == registry.COMPACT
+        self._layout = torch.channels_last if own else torch.contiguous_format
+        model = model.to(config.device, memory_format=self._layout).train()
         self.model = model
         self.lesson = over_processes(Lesson(model, spec, config), config)
         self.curves: Curves = {name: [] for name in CURVES}
@@ -123,7 +128,8 @@ class Progress:
         sums = np.zeros(3)
         for number in range(count):
             rows = slice(number * size, (number + 1) * size)
-            images = torch.from_numpy(batch.images[rows]).to(self._config.device)
+            images = torch.from_numpy(batch.images[rows]).contiguous(memory_format=self._layout)
+            images = images.to(self._config.device)
             with parts_of_a_step(self.lesson, number == count - 1):
                 losses = self.lesson(images, truth.part(rows).to(self._config.device))
                 self._check(losses[0], step)
