@@ -64,7 +64,9 @@ def test_a_suppliers_model_goes_the_whole_way(kind: str, place: Workspace, tmp_p
     assert found[bundle.FP32]["max_abs_diff"] <= parity.FLOAT_TOLERANCE
     assert found[bundle.FP32]["queries"] > 0
     assert found[bundle.INT8_CPU]["max_abs_diff"] > found[bundle.FP32]["max_abs_diff"]
-    assert len(exported.models[bundle.INT8_CPU]) < len(exported.models[bundle.FP32])
+    # Not its size: of networks this tiny, the scales take more room than eight bits save.
+    whole = onnx.load_from_string(exported.models[bundle.INT8_CPU]).graph
+    assert "QuantizeLinear" in {node.op_type for node in whole.node}
     graph = onnx.load_from_string(exported.models[bundle.FP32]).graph
     assert [value.name for value in graph.output] == ["logits", "boxes"]
     assert not _DECODING & {node.op_type for node in graph.node}
