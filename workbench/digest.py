@@ -7,6 +7,7 @@ only for people and for references on the command line.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ import rfc8785
 from workbench.errors import DataError
 
 SHORT = 12
+
+_EXACT = 2**53
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")
+)
+"""Spells as RFC 8785 does whatever `_plain` lets pass, and many times faster than rfc8785."""
 
 
 def of_bytes(data: bytes) -> str:
@@ -34,9 +41,39 @@ def canonical_json(value: Any) -> bytes:
             that is not finite.
     """
     try:
+        return _ENCODER.encode(_plain(value)).encode()
+    except (_UnlikePythonError, UnicodeEncodeError):
+        pass
+    try:
         return rfc8785.dumps(value)
     except rfc8785.CanonicalizationError as error:
         raise DataError(f"a value cannot be kept as canonical JSON: {error}") from error
+
+
+class _UnlikePythonError(Exception):
+    """Python and RFC 8785 may spell this value differently."""
+
+
+def _plain(value: Any) -> Any:
+    """The same value where Python spells it as RFC 8785 does, whole floats as integers."""
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is float:
+        if value.is_integer() and -_EXACT < value < _EXACT:
+            return int(value)
+        if 1e-4 <= value < _EXACT or -_EXACT < value <= -1e-4:
+            return value  # beyond, exponents begin elsewhere
+    elif kind is dict:
+        for key in value:  # others are sorted by UTF-16 there and by code point here
+            if type(key) is not str or not key.isascii():
+                raise _UnlikePythonError
+        return {key: _plain(inner) for key, inner in value.items()}
+    elif kind is list or kind is tuple:
+        return [_plain(inner) for inner in value]
+    elif kind is int and -_EXACT < value < _EXACT:
+        return value
+    raise _UnlikePythonError
 
 
 def of_json(value: Any) -> str:

@@ -1,6 +1,6 @@
 """What a batch holds, read frame by frame.
 
-Of each frame only its name and where its rows begin are in memory: some 160 bytes, whatever is
+Of each frame only its name and where its rows begin are in memory: some 70 bytes, whatever is
 predicted on it and however many reasons it was chosen for.
 """
 
@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from itertools import islice, takewhile
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,8 @@ class Contents:
     def __init__(self, store: Store, ref: Ref) -> None:
         self.store = store
         self.ref = ref
-        self.batch = store.get(ref, LabelBatch)
+        batch = store.get(ref, LabelBatch)
+        self.batch = batch.model_copy(update={"frames": _Digests(batch.frames)})
         self.dataset_name = store.get(self.batch.dataset, DatasetVersion).name
         self._names = np.sort(_names(self.batch.frames))
         frames = store.payload(self.batch.dataset, "frames.jsonl").open("rb")
@@ -79,6 +80,26 @@ class Contents:
     def started_by_name(self, frame: Digest) -> dict[str, Prediction]:
         """The same by the names they are sent under."""
         return {region_id(one): one for one in self.started(frame)}
+
+
+class _Digests(Sequence[Digest]):
+    """Digests in 32 bytes each; as text they take 121."""
+
+    def __init__(self, digests: Sequence[Digest]) -> None:
+        self._bytes = bytes.fromhex("".join(digests))
+
+    def __len__(self) -> int:
+        return len(self._bytes) // 32
+
+    @overload
+    def __getitem__(self, place: int) -> Digest: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Digest, ...]: ...
+    def __getitem__(self, place: int | slice) -> Digest | tuple[Digest, ...]:
+        if isinstance(place, slice):
+            return tuple(self[number] for number in range(len(self))[place])
+        start = 32 * range(len(self))[place]
+        return self._bytes[start : start + 32].hex()
 
 
 def _names(digests: Sequence[Digest]) -> NDArray[Any]:
