@@ -48,6 +48,16 @@ def run(place: Workspace, tmp_path: Path, work: str, **changes: Any) -> StepResu
     return execute_once(spec_of(place, notebook, **changes))
 
 
+def test_what_a_notebook_does_at_its_end_is_done(place: Workspace, tmp_path: Path) -> None:
+    """ipykernel's threads wait for each other in nearly every other end, until it is killed."""
+    work = "import atexit, pathlib\natexit.register(pathlib.Path({0!r}).touch)"
+    ends = [tmp_path / f"end-{number}" for number in range(6)]
+    for end in ends:
+        result = run(place, tmp_path, work.format(str(end)))
+        assert result.status is ExitStatus.OK, result.failure
+    assert all(end.exists() for end in ends)
+
+
 def test_a_good_step_hands_over_its_output(place: Workspace, tmp_path: Path) -> None:
     result = run(place, tmp_path, "step.metric('loss', 0.5, step=2)\nstep.progress(1, 2)")
     assert result.status is ExitStatus.OK, result.failure

@@ -18,10 +18,12 @@ OUTPUT = "output.txt"
 _KERNEL_NAME = "python3"
 _KERNEL = {
     "transport": "ipc",  # no port, nobody listens in
-    # One kernel in ten waits for its own output thread when it is asked to end. All output is here
-    # by then, so it gets one second instead of two and a half.
     "shutdown_wait_time": 2.0,
 }
+_ARGUMENTS = [
+    "--HistoryManager.enabled=False",
+    "--IPKernelApp.kernel_class=workbench.pipeline.steps.step_kernel.StepKernel",
+]
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATUS_OF_KIND = {
     "parameter": ExitStatus.PARAMETER,
@@ -72,7 +74,7 @@ def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None
                 stderr_file=output,
                 on_cell_start=_Announcer(output),
                 config=Config({"KernelManager": _KERNEL}),
-                extra_arguments=["--HistoryManager.enabled=False"],
+                extra_arguments=_ARGUMENTS,
             )
     except PapermillExecutionError as error:
         return _user_error(error, folder)
