@@ -19,8 +19,7 @@ class StepKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel's traits car
     _ending = False
 
     def do_shutdown(self, restart: bool) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        # Nothing is left to flush: a cell that has ended was flushed.
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         self._ending = True
         return super().do_shutdown(restart)  # type: ignore[no-untyped-call]
