@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def _bare_loop(place: Workspace, predictor: TorchPredictor, frames: list[Frame])
     with ThreadPoolExecutor(2) as pool:
         images = pool.map(lambda frame: load_rgb(media_path(place, frame)), frames)
         for _ in range(0, len(frames), _BATCH):
-            chunk = [image for image, _ in zip(images, range(_BATCH), strict=False)]
+            chunk = list(islice(images, _BATCH))
             batch, _ = prepare_batch(chunk, predictor.preprocessing)
             with torch.inference_mode():
                 outputs = predictor.detector(torch.from_numpy(batch))

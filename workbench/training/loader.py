@@ -6,9 +6,6 @@ never on which thread was first, so a training can be stopped and taken up at an
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +37,6 @@ from workbench.workspace import Workspace
 
 _MIB = 1 << 20
 _READ_AHEAD = 2
-_NICE = 10
 
 
 @dataclass(frozen=True)
@@ -146,8 +142,8 @@ class Loader:
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of steps ``first`` up to ``last``, prepared ahead in threads."""
         with (
-            ThreadPoolExecutor(1, "loader", _give_way) as ahead,
-            ThreadPoolExecutor(self._config.threads, "decode", _give_way) as pool,
+            ThreadPoolExecutor(1, "loader") as ahead,
+            ThreadPoolExecutor(self._config.threads, "decode") as pool,
         ):
             until = min(first + _READ_AHEAD, last)
             waiting = [ahead.submit(self.batch, step, pool) for step in range(first, until)]
@@ -229,13 +225,6 @@ class Loader:
 
     def _targets(self, frame: Frame, placement: Placement) -> Targets:
         return of_frame(self._labels[frame.id], self._classes, placement, self._trust)
-
-
-def _give_way() -> None:
-    """Let this thread work where the network leaves a core idle: all of its threads wait for the
-    slowest. Whoever waits for frames idles, so frames never starve."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _table(spec: Preprocessing) -> NDArray[np.float32]:
