@@ -73,11 +73,7 @@ class Tracker:
         return str(run.info.run_id)
 
     def log_points(self, run_id: str, points: Sequence[Point]) -> None:
-        metrics = _metrics(points)
-        with self._translated():
-            for start in range(0, len(metrics), _METRICS_AT_ONCE):
-                some = metrics[start : start + _METRICS_AT_ONCE]
-                self._client.log_batch(run_id, metrics=some)
+        self._log(run_id, points=points)
 
     def log_files(self, run_id: str, files: Sequence[Path], folder: str | None = None) -> None:
         with self._translated():
@@ -119,12 +115,19 @@ class Tracker:
                 self._client.log_inputs(run_id, datasets)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        self._set(run_id, _tags(tags))
+        self._log(run_id, tags=tags)
 
-    def _set(self, run_id: str, given: Sequence[Any]) -> None:
+    def _log(
+        self, run_id: str, *, points: Sequence[Point] = (), tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Figures and tags in as few calls as MLflow's limits let: a call costs the server most."""
+        metrics, given = _metrics(points), _tags(tags or {})
+        calls = max(-(-len(metrics) // _METRICS_AT_ONCE), -(-len(given) // _TAGS_AT_ONCE))
         with self._translated():
-            for start in range(0, len(given), _TAGS_AT_ONCE):
-                self._client.log_batch(run_id, tags=given[start : start + _TAGS_AT_ONCE])
+            for call in range(calls):
+                some = slice(call * _METRICS_AT_ONCE, (call + 1) * _METRICS_AT_ONCE)
+                named = slice(call * _TAGS_AT_ONCE, (call + 1) * _TAGS_AT_ONCE)
+                self._client.log_batch(run_id, metrics=metrics[some], tags=given[named])
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Keep a text as the artifact ``file``, a path inside the run's artifacts."""
@@ -139,14 +142,7 @@ class Tracker:
         points: Sequence[Point] = (),
     ) -> None:
         """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, with its last tags and figures."""
-        given = _tags(tags or {})
-        with self._translated():
-            # One call for both: what a short step costs the server is mostly how often it is asked.
-            self._client.log_batch(
-                run_id, metrics=_metrics(points[:_METRICS_AT_ONCE]), tags=given[:_TAGS_AT_ONCE]
-            )
-        self.log_points(run_id, points[_METRICS_AT_ONCE:])
-        self._set(run_id, given[_TAGS_AT_ONCE:])
+        self._log(run_id, points=points, tags=tags)
         with self._translated():
             self._client.set_terminated(run_id, status)
 

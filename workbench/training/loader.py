@@ -142,8 +142,8 @@ class Loader:
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of steps ``first`` up to ``last``, prepared ahead in threads."""
         with (
-            ThreadPoolExecutor(1, "loader") as ahead,
-            ThreadPoolExecutor(self._config.threads, "decode") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="loader") as ahead,
+            ThreadPoolExecutor(self._config.threads, thread_name_prefix="decode") as pool,
         ):
             until = min(first + _READ_AHEAD, last)
             waiting = [ahead.submit(self.batch, step, pool) for step in range(first, until)]

@@ -18,6 +18,7 @@ OUTPUT = "output.txt"
 _KERNEL_NAME = "python3"
 _KERNEL = {
     "transport": "ipc",  # no port, nobody listens in
+    # All output is here by then: one that hangs gets a second instead of two and a half.
     "shutdown_wait_time": 2.0,
 }
 _ARGUMENTS = [
