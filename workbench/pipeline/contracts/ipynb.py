@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,15 +23,22 @@ def import_nbformat() -> ModuleType:
     It imports jsonschema, which compiles a grammar of IRIs for a format that no schema of notebooks
     has: a second in every process that reads a notebook. Without the grammar it does without.
     """
-    blocked = "jsonschema" not in sys.modules and _GRAMMAR not in sys.modules
-    if blocked:
-        sys.modules[_GRAMMAR] = None  # type: ignore[assignment]  # this is how an import is refused
-    try:
+    with without(*([] if "jsonschema" in sys.modules else [_GRAMMAR])):
         import nbformat
-    finally:
-        if blocked:
-            del sys.modules[_GRAMMAR]
     return nbformat
+
+
+@contextlib.contextmanager
+def without(*modules: str) -> Iterator[None]:
+    """Refuse to import these optional modules meanwhile; what is loaded already stays."""
+    refused = [name for name in modules if name not in sys.modules]
+    for name in refused:
+        sys.modules[name] = None  # type: ignore[assignment]  # this is how an import is refused
+    try:
+        yield
+    finally:
+        for name in refused:
+            del sys.modules[name]
 
 
 def load(path: Path) -> Json:

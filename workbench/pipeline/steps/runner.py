@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workbench.pipeline.contracts import ipynb
+from workbench.pipeline.steps import forked_kernel
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepSpec
 from workbench.pipeline.steps.step import SPEC_VARIABLE
 
@@ -41,7 +42,8 @@ def warm() -> None:
     schema of notebooks as code, the folders of kernels. No thread and no socket is opened here.
     """
     ipynb.import_nbformat()
-    import papermill.execute  # noqa: F401
+    with ipynb.without("pyarrow"):  # papermill looks for its Hadoop client
+        import papermill.execute  # noqa: F401
     from jupyter_client.kernelspec import KernelSpecManager
     from nbformat.v4 import new_notebook
     from papermill.translators import translate_parameters
@@ -49,11 +51,14 @@ def warm() -> None:
     new_notebook()  # type: ignore[no-untyped-call]
     translate_parameters(_KERNEL_NAME, "python", {"n": 2}, "Parameters")
     KernelSpecManager().get_kernel_spec(_KERNEL_NAME)
+    forked_kernel.warm()
 
 
 def execute(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
     """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
     os.environ.update(_kernel_environment(spec, spec_file))
+    if forked_kernel.ready():
+        forked_kernel.prepare()
     ipynb.import_nbformat()
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError

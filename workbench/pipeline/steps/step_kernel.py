@@ -3,11 +3,15 @@
 After the answer to a shutdown, ipykernel 7 flushes output and says that it is idle, from a thread
 that races with the one that would send it. Where the sender has gone, two threads wait for each
 other until the process is killed: nearly every other kernel of short notebooks, a second each.
+
+It also asks all its children to end, and waits. The one that watches multiprocessing's semaphores
+ignores the request, and ends by itself as soon as the kernel has: it is not asked.
 """
 
 from __future__ import annotations
 
 import sys
+from multiprocessing import resource_tracker
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -27,3 +31,8 @@ class StepKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel's traits car
     def _publish_status_and_flush(self, *args: Any, **options: Any) -> None:
         if not self._ending:
             super()._publish_status_and_flush(*args, **options)  # type: ignore[no-untyped-call]
+
+    def _process_children(self) -> list[Any]:
+        tracker = getattr(resource_tracker._resource_tracker, "_pid", None)
+        children: list[Any] = super()._process_children()  # type: ignore[no-untyped-call]
+        return [child for child in children if child.pid != tracker]

@@ -22,6 +22,11 @@ import psutil
 from workbench.pipeline.steps.spec import ExitStatus, Failure, StepResult, StepSpec
 from workbench.pipeline.steps.unit import LOG, RESULT, write_spec
 
+# Kernels come from it: as theirs, its modules are not looked for in the caller's folder.
+_NURSERY = (
+    "import sys; sys.path[0] or sys.path.pop(0); "
+    "from workbench.pipeline.running.executors import nursery; nursery.main()"
+)
 _POLL_S = 0.1
 _GRACE_S = 15
 _GIB = 2**30
@@ -73,7 +78,8 @@ class LocalExecutor:
 
     def _open(self) -> subprocess.Popen[str]:
         nursery = subprocess.Popen(
-            [sys.executable, "-m", "workbench.pipeline.running.executors.nursery"],
+            [sys.executable, "-c", _NURSERY],
+            env={**os.environ, "PYTHONHASHSEED": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

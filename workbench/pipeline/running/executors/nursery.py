@@ -79,7 +79,3 @@ def _reap(children: dict[int, str]) -> None:
 
 def _tell(what: dict[str, object]) -> None:
     os.write(1, (json.dumps(what) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main()

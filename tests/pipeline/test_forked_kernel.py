@@ -1,0 +1,103 @@
+"""A notebook in a forked kernel sees what it would see in an interpreter of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.pipeline.conftest import write_notebook
+from tests.pipeline.test_unit import spec_of
+from workbench.pipeline.running.executors import alone
+from workbench.pipeline.running.executors.local import execute_once
+from workbench.pipeline.steps.spec import ExitStatus
+from workbench.workspace import Workspace
+
+TELL = """
+import atexit, gc, json, multiprocessing.process, os, pathlib, random, signal, sys, threading
+from multiprocessing import get_context
+told = pathlib.Path({file!r})
+own = {{"JPY_PARENT_PID", "COLUMNS", "LINES"}}  # the last two: readline's, where it is loaded
+seen = {{
+    "environment": {{k: v for k, v in os.environ.items() if k not in own}},
+    "folder": os.getcwd(),
+    "path": sys.path,
+    "hash": hash("a word"),
+    "main": sys.modules["__main__"].__name__,
+    "workers' folder": multiprocessing.process.ORIGINAL_DIR,
+    "signals": [str(signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGHUP)],
+    "session of its own": os.getsid(0) == os.getpid(),
+    "thread-sizing": [n for n in ("numpy", "torch", "cv2", "pyarrow") if n in sys.modules],
+    "kernel": type(get_ipython().kernel).__name__,
+}}
+import numpy, threadpoolctl
+seen["pools"] = sorted({{p["num_threads"] for p in threadpoolctl.threadpool_info()}})
+with get_context("spawn").Pool(1) as pool:
+    seen["worker"] = pool.apply(os.getcwd)
+extra = {{
+    "launched": sys.argv[0],
+    "drawn": [random.random(), numpy.random.random()],
+    "handles": sorted(os.readlink(f"/proc/self/fd/{{n}}") for n in (0, 1, 2)),
+}}
+told.write_text(json.dumps([seen, extra]))
+atexit.register(told.with_suffix(".ended").write_text, "yes")
+"""
+
+
+def test_a_forked_kernel_is_as_fresh_as_an_interpreter(place: Workspace, tmp_path: Path) -> None:
+    forked, again, own = (
+        _told(place, tmp_path, name, run)
+        for name, run in (
+            ("forked", execute_once),
+            ("again", execute_once),
+            ("own", lambda spec: alone.execute(spec, lambda: None)),
+        )
+    )
+    assert forked[0] == own[0]
+    assert forked[0]["thread-sizing"] == []
+    assert forked[0]["pools"] == [1]
+    assert forked[1]["launched"] == "ipykernel_launcher"
+    assert own[1]["launched"] != "ipykernel_launcher"
+    assert not set(forked[1]["drawn"]) & set(again[1]["drawn"])
+
+
+def test_a_forked_kernel_holds_no_file_of_the_process_it_came_from(
+    place: Workspace, tmp_path: Path
+) -> None:
+    told = tmp_path / "handles"
+    pipe, held = os.pipe()
+    os.set_inheritable(held, True)
+    work = (
+        "import os, pathlib\nheld = [os.readlink(f'/proc/self/fd/{n}') for n in os.listdir("
+        "'/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}')]\n"
+        f"pathlib.Path({str(told)!r}).write_text(' '.join(held))"
+    )
+    try:
+        notebook = write_notebook(tmp_path / "a.ipynb", work)
+        assert execute_once(spec_of(place, notebook)).status is ExitStatus.OK
+        name = str(Path(f"/proc/self/fd/{held}").readlink())
+    finally:
+        os.close(pipe)
+        os.close(held)
+    assert name not in told.read_text()
+
+
+def test_a_kernel_that_kills_itself_is_told(place: Workspace, tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    notebook = write_notebook(tmp_path / "a.ipynb", "import os, signal\nos.kill(os.getpid(), 9)")
+    result = execute_once(spec_of(place, notebook))
+    assert result.status is ExitStatus.KERNEL_DIED
+    assert not set(psutil.Process().children(recursive=True)) - before
+
+
+def _told(place: Workspace, tmp_path: Path, name: str, run: Any) -> list[dict[str, Any]]:
+    file = tmp_path / f"{name}.json"
+    notebook = write_notebook(tmp_path / "a.ipynb", TELL.format(file=str(file)))
+    result = run(spec_of(place, notebook))
+    assert result.status is ExitStatus.OK, result.failure
+    assert file.with_suffix(".ended").read_text() == "yes"
+    told: list[dict[str, Any]] = json.loads(file.read_text())
+    return told
