@@ -47,11 +47,15 @@ def clip(boxes: Floats, width: float, height: float) -> Floats:
 
 def intersection_matrix(first: Floats, second: Floats) -> Floats:
     """Common area of every pair, ``[n, m]`` square pixels."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.clip(high - low, 0, None)
-    product: Floats = sides[..., 0] * sides[..., 1]
-    return product
+    x0, y0, x1, y1 = first.T[:, :, None]
+    u0, v0, u1, v1 = second.T[:, None, :]
+    # Side by side each side is one long row of numbers; as pairs it took three times as long.
+    across = np.minimum(x1, u1) - np.maximum(x0, u0)
+    down = np.minimum(y1, v1) - np.maximum(y0, v0)
+    np.maximum(across, 0, out=across)
+    np.maximum(down, 0, out=down)
+    common: Floats = np.multiply(across, down, out=across)
+    return common
 
 
 def iou_matrix(first: Floats, second: Floats) -> Floats:
@@ -80,11 +84,19 @@ def non_maximum_suppression(
     """
     order = np.argsort(-scores, kind="stable")
     sorted_classes = classes[order]
-    rivals = iou_matrix(boxes[order], boxes[order]) > iou
-    rivals &= sorted_classes[:, None] == sorted_classes[None, :]
     alive = np.ones(len(order), bool)
-    for index in np.flatnonzero(np.triu(rivals, 1).any(axis=1)):
-        if alive[index]:
-            alive[index + 1 :] &= ~rivals[index, index + 1 :]
+    for cls in np.unique(sorted_classes):
+        rows = np.flatnonzero(sorted_classes == cls)
+        alive[rows] = _unrivalled(boxes[order[rows]], iou)
     kept: NDArray[np.intp] = order[alive]
     return kept
+
+
+def _unrivalled(boxes: Floats, iou: float) -> NDArray[np.bool_]:
+    """Which boxes, best first, overlap no better one that is kept by more than ``iou``."""
+    rivals = np.triu(iou_matrix(boxes, boxes) > iou, 1)
+    alive = np.ones(len(boxes), bool)
+    for index in np.flatnonzero(rivals.any(axis=1)):
+        if alive[index]:
+            alive &= ~rivals[index]
+    return alive

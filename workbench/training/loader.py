@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench import digest
+from workbench import digest, resources
 from workbench.errors import DataError
 from workbench.perception.preprocessing import (
     Pixels,
@@ -142,6 +142,7 @@ class Loader:
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches of steps ``first`` up to ``last``, prepared ahead in threads."""
         with (
+            resources.opencv_unthreaded(),
             ThreadPoolExecutor(1, thread_name_prefix="loader") as ahead,
             ThreadPoolExecutor(self._config.threads, thread_name_prefix="decode") as pool,
         ):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
+from workbench import resources
 from workbench.errors import ParameterError
 from workbench.perception.predictor import TorchPredictor
 from workbench.perception.preprocessing import Preprocessing
@@ -71,7 +72,7 @@ def train(  # noqa: PLR0913 - what is learned, how, from what, and who is told
     check(dataset, classes)
     rank = _rank(config)
     material = Material(tuple(classes), preprocessing, fresh, disputed)
-    with _repeatable(config), memory.limited(config):
+    with _repeatable(config), memory.limited(config), resources.memory_kept():
         loader = Loader(place, dataset, config, material, rank=rank)
         model = new_model(material, config, loader, model, start)
         key = key_of(dataset, model, material, config, watch, start is not None)

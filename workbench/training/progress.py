@@ -73,7 +73,7 @@ class Progress:
         figures = (*self._backward(batch, step), rate)
         if self._scaler.is_enabled():
             self._scaler.unscale_(self._optimiser)
-        nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm, foreach=True)
+        self._clip()
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self._average(step)
@@ -144,6 +144,15 @@ class Progress:
             raise StepFailed(
                 f"training diverged: the loss is {value} at step {step}",
                 hint=f"Lower the learning rate (now {self._config.lr}) or check the labels",
+            )
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        size = nn.utils.get_total_norm(gradients, foreach=True)
+        if not float(size) <= self._config.clip_norm:  # seldom; else it would multiply all by one
+            nn.utils.clip_grads_with_norm_(
+                self._parameters, self._config.clip_norm, size, foreach=True
             )
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench import resources
 from workbench.curation.embedding import on_ray, quality, shards
 from workbench.curation.embedding.detector_encoder import DetectorEncoder
 from workbench.curation.embedding.embeddings import Embeddings, gather
@@ -106,7 +107,10 @@ def write_parts(
     batches = [
         part[start : start + batch] for part in parts for start in range(0, len(part), batch)
     ]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer:
+    with (
+        resources.memory_kept(),
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
+    ):
         writing: Future[None] | None = None
         rows = Rows()
         current = 0
@@ -145,7 +149,10 @@ def _read_ahead(
     place: Workspace, batches: Sequence[Sequence[Frame]]
 ) -> Iterator[tuple[Sequence[Frame], list[Future[Measured]]]]:
     """Batches with their images, decoded and measured one batch ahead."""
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
+    with (
+        resources.opencv_unthreaded(),
+        ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool,
+    ):
 
         def start(number: int) -> list[Future[Measured]]:
             chunk = batches[number] if number < len(batches) else ()
