@@ -7,7 +7,7 @@ longer judge the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workbench.errors import ParameterError
@@ -34,6 +34,10 @@ class Chosen:
     method: Method
     why: str
     calibrated: Calibrated
+
+    def beside(self, rows: Sequence[Quantiser]) -> Chosen:
+        """With other files' figures to look at; the choice stays."""
+        return replace(self, rows=(*self.rows, *rows))
 
     def noted(self, calibration: CalibrationSet) -> CalibrationSet:
         """The calibration set with what was compared and chosen."""
