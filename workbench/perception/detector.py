@@ -108,8 +108,13 @@ class Detector(nn.Module):
             maps[level] = self.smooth[level](maps[level] + coarser)
         return tuple(maps)
 
+    def features_and_outputs(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The pyramid's maps and the raw outputs, from one pass."""
+        maps = self.features(x)
+        return maps, self.heads_on(maps)
+
     def heads_on(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Raw outputs from pyramid maps, so that one pass can give both."""
+        """Raw outputs from pyramid maps."""
         outputs: list[Tensor] = []
         for head, level in zip(self.heads, maps, strict=True):
             outputs.extend(head(level))

@@ -4,18 +4,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tests.curation.conftest import CONFIG, SPEC
+from tests.training import suppliers
 from workbench.curation.embedding import one_pass, shards
 from workbench.curation.embedding.detector_encoder import DetectorEncoder, box_means
 from workbench.curation.embedding.encoder import MAX_OBJECTS, Seen
 from workbench.curation.embedding.one_pass import embed
-from workbench.errors import DataError, WorkbenchError
+from workbench.errors import DataError, ParameterError, WorkbenchError
+from workbench.perception.contract import DetectorConfig
+from workbench.perception.models import huggingface
 from workbench.perception.predictor import TorchPredictor, load_checkpoint
-from workbench.perception.preprocessing import Pixels, load_rgb
+from workbench.perception.preprocessing import Pixels, Preprocessing, load_rgb
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.store import Store
@@ -73,8 +80,6 @@ def test_one_pass_agrees_with_the_predictor(
 
 
 def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: TorchPredictor) -> None:
-    import torch
-
     maps = tuple(
         torch.arange(2 * 3 * SPEC.height // s * (SPEC.width // s), dtype=torch.float32).reshape(
             2, 3, SPEC.height // s, SPEC.width // s
@@ -91,6 +96,47 @@ def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: Torc
     )
     np.testing.assert_allclose(second[0, :3], maps[0][1, :, 7, 11].numpy(), rtol=1e-6)
     np.testing.assert_allclose(second[1, -3:], maps[2][1, :, 0, 0].numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", suppliers.KINDS)
+def test_a_suppliers_detector_is_an_encoder_too(
+    kind: str, place: Workspace, dataset: Dataset, tmp_path: Path
+) -> None:
+    spec = Preprocessing(width=96, height=64)
+    folder = suppliers.make(kind, tmp_path / kind)
+    network = huggingface.load(folder, ("car", "person"), spec)
+    predictor = TorchPredictor(network, spec)
+    seen = embed(place, predictor, dataset.frames)
+    assert len(seen.frames) == len(dataset.frames)
+    first = seen.vectors[0]
+    assert first.size and not np.array_equal(first, seen.vectors[-1])
+    image = load_rgb(media_path(place, dataset.frames[0]))
+    assert DetectorEncoder(predictor).look([image]).tiles.shape == (1, 75, first.size // 2)
+    batch = torch.zeros(1, 3, 64, 96)
+    with torch.inference_mode():
+        maps, outputs = network.features_and_outputs(batch)
+        assert all(map(torch.equal, outputs, network(batch)))
+    assert all(level.shape[2] * 96 == level.shape[3] * 64 for level in maps)
+
+
+def test_a_sequence_of_cells_is_a_map_row_by_row() -> None:
+    cells = torch.arange(6).reshape(1, 6, 1)
+    expected = [[[[0, 1, 2], [3, 4, 5]]]]
+    assert huggingface.as_map(cells, height=64, width=96).tolist() == expected
+    with pytest.raises(DataError, match="no grid"):
+        huggingface.as_map(cells, height=64, width=64)
+
+
+def test_a_model_that_tells_no_features_is_refused(predictor: TorchPredictor) -> None:
+    mute = TorchPredictor(cast("Any", Mute(predictor.config)), predictor.preprocessing)
+    with pytest.raises(ParameterError, match="tell no features"):
+        DetectorEncoder(mute)
+
+
+class Mute(nn.Module):
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
 
 
 def test_what_is_on_disk_is_not_computed_again(

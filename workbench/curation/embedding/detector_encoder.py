@@ -1,4 +1,4 @@
-"""The team's own detector as an encoder: no second model, no download, one forward pass."""
+"""The detector in hand as an encoder: no second model, no download, one forward pass."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from workbench.curation.embedding.encoder import (
     first_boxes,
     summed_entropy,
 )
+from workbench.errors import ParameterError
 from workbench.perception.boxes import clip
 from workbench.perception.decode import Detections, decode
+from workbench.perception.models.protocol import WithFeatures
 from workbench.perception.predictor import TorchPredictor
 from workbench.perception.preprocessing import Pixels, Placement, prepare_batch
 from workbench.records.base import digest_of
@@ -41,6 +43,13 @@ class DetectorEncoder:
     grid: Grid = ((FINE[0] // 2, FINE[1] // 2), FINE)
 
     def __init__(self, predictor: TorchPredictor) -> None:
+        if not isinstance(predictor.detector, WithFeatures):
+            raise ParameterError(
+                f"models of the family {predictor.config.architecture!r} tell no features",
+                where="embed",
+                hint="Give yours `features` and `features_and_outputs`, or embed by a "
+                "HuggingFaceEncoder or an OnnxEncoder",
+            )
         self.predictor = predictor
 
     @cached_property
@@ -49,7 +58,9 @@ class DetectorEncoder:
             return digest_of(self.predictor.ref)
         import safetensors.torch
 
-        weights = {k: v.contiguous() for k, v in self.predictor.detector.state_dict().items()}
+        live = self.predictor.detector.state_dict()
+        # Heads of suppliers' networks share their memory, which the format refuses.
+        weights = {name: value.contiguous().clone() for name, value in live.items()}
         return digest.of_bytes(safetensors.torch.save(weights))
 
     @property
@@ -68,15 +79,16 @@ class DetectorEncoder:
         detector = self.predictor.detector
         batch, placements = prepare_batch(images, self.predictor.preprocessing)
         with torch.inference_mode():
-            maps = detector.features(torch.from_numpy(batch))
-            outputs = [output.numpy() for output in detector.heads_on(maps)]
+            maps, raw = detector.features_and_outputs(torch.from_numpy(batch))
+            outputs = [output.numpy() for output in raw]
+            strides = tuple(round(batch.shape[2] / level.shape[2]) for level in maps)
             vectors = pooled(maps).numpy()
             # Channels last: the sums below then read whole runs of memory, several times faster.
             maps = tuple(level.contiguous(memory_format=torch.channels_last) for level in maps)
             decoded = decode(outputs, detector.config)
             top = [first_boxes(one, MAX_OBJECTS) for one in decoded]
-            means = box_means(maps, [one.boxes for one in top], detector.config.strides)
-            tiles = _tile_means(maps, _insides(images, placements), detector.config.strides)
+            means = box_means(maps, [one.boxes for one in top], strides)
+            tiles = _tile_means(maps, _insides(images, placements), strides)
         found, objects = [], []
         for one, vector, placement, image in zip(top, means, placements, images, strict=True):
             # As `to_image` does: boxes that lie in the padding alone are none.

@@ -51,10 +51,16 @@ class HuggingFaceDetector(nn.Module):
         return found.logits, found.pred_boxes
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's maps ``[n, c, h, w]``, or ``[n, c, cells, 1]`` where it has a sequence."""
-        last = self.network(pixel_values=images).encoder_last_hidden_state
+        """The encoder's maps ``[n, c, height/stride, width/stride]``, finest first."""
+        return self.features_and_outputs(images)[0]
+
+    def features_and_outputs(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        found = self.network(pixel_values=images)
+        last = found.encoder_last_hidden_state
         maps = last if isinstance(last, list | tuple) else [last]
-        return tuple(m if m.ndim == 4 else m.transpose(1, 2).unsqueeze(-1) for m in maps)
+        height, width = images.shape[2:]
+        features = tuple(m if m.ndim == 4 else as_map(m, height, width) for m in maps)
+        return features, (found.logits, found.pred_boxes)
 
     def losses(self, images: Tensor, truth: Truth) -> Losses:
         width, height = self.config.network["size"]
@@ -177,6 +183,19 @@ def _library() -> Any:
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
     return library
+
+
+def as_map(sequence: Tensor, height: int, width: int) -> Tensor:
+    """``[n, cells, c]``, row by row of an input of this size, as ``[n, c, rows, columns]``."""
+    cells = sequence.shape[1]
+    for stride in (2**power for power in range(2, 7)):
+        rows, columns = -(-height // stride), -(-width // stride)
+        if rows * columns == cells:
+            return sequence.transpose(1, 2).reshape(len(sequence), -1, rows, columns)
+    raise DataError(
+        f"the encoder's {cells} cells are no grid over {width} x {height} pixels",
+        hint="Choose an input whose sides are multiples of 32",
+    )
 
 
 def _described(config: Any) -> str:

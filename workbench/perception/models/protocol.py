@@ -72,3 +72,16 @@ class OwnLosses(Protocol):
     def losses(self, images: Tensor, truth: Truth) -> Losses:
         """Of a batch, the mean over its objects."""
         ...
+
+
+@runtime_checkable
+class WithFeatures(Protocol):
+    """A model whose inner maps can be had, so that frames and boxes can be compared by them."""
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps ``[n, c, height/stride, width/stride]`` over the whole input, finest first."""
+        ...
+
+    def features_and_outputs(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The same maps and the raw outputs, from one pass."""
+        ...
