@@ -82,6 +82,16 @@ def test_a_rerun_skips_and_a_change_runs_only_what_it_reaches(
 
 
 @pytest.mark.usefixtures("mlflow_uri")
+def test_a_record_whose_entry_was_never_written_counts(project: Path, place: Workspace) -> None:
+    run(project, place)
+    for entry in (place.index / "steps").glob("*.json"):  # as a kill between the two leaves it
+        entry.rename(entry.with_suffix(".writing"))
+    again, _ = run(project, place)
+    assert statuses(again) == ["skipped", "skipped"]
+    assert len(list(Store(place).refs(StepRun.KIND))) == 2
+
+
+@pytest.mark.usefixtures("mlflow_uri")
 def test_a_failure_stops_the_run_and_mending_it_goes_on(project: Path, place: Workspace) -> None:
     broken = "step.optional_input('upstream')\nraise KeyError('gone')"
     notebook = project / "notebooks/steps/b.ipynb"

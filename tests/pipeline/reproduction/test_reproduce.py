@@ -206,6 +206,7 @@ def test_the_tiny_loop_is_rebuilt_digest_for_digest(tiny_run: Any, tmp_path: Pat
         "ingest": "rebuilt",
         "baseline": "rebuilt",
         "collect": "merged",
+        "inspect": "rebuilt",
         "retrain": "rebuilt",
         "export": "rebuilt",
         "validate": "rebuilt",

@@ -149,7 +149,11 @@ def fingerprint(path: str) -> str:
 
 
 class KeyIndex:
-    """Which key was answered by which run. Lost entries only cost a rerun."""
+    """Which key was answered by which run. Lost entries only cost a rerun.
+
+    A run's record is written first and its entry after it. Whoever is killed between the two leaves
+    the mark of `about_to_add`, and the record is looked for by its key.
+    """
 
     def __init__(self, place: Workspace) -> None:
         self._steps = place.index / "steps"
@@ -171,10 +175,27 @@ class KeyIndex:
 
     def run_ref(self, key: StepKey) -> Ref | None:
         entry = _read(self._steps / f"{key.digest}.json")
-        return entry["run"] if entry else None
+        if entry:
+            ref: Ref = entry["run"]
+            return ref
+        return self._found_by_key(key) if self._mark(key).exists() else None
+
+    def about_to_add(self, key: StepKey) -> None:
+        """Say that the record of this key's run is being written."""
+        workspace.write_atomic(self._mark(key), b"")
 
     def add(self, key: StepKey, run: Ref) -> None:
         _write(self._steps / f"{key.digest}.json", {"run": run})
+        self._mark(key).unlink(missing_ok=True)
+
+    def _mark(self, key: StepKey) -> Path:
+        return self._steps / f"{key.digest}.writing"
+
+    def _found_by_key(self, key: StepKey) -> Ref | None:
+        for ref in self._store.refs(StepRun.KIND):
+            if self._store.get(ref, StepRun).key == key.digest:
+                return ref
+        return None
 
     def latest(self, pipeline: str, step: str) -> Latest | None:
         """How this step of this pipeline last finished."""

@@ -145,6 +145,7 @@ class Worker:
     def _keep(self, planned: PlannedStep, key: StepKey, result: StepResult, folder: Path) -> Ref:
         """Write the run's record, and only then tell the index that this key is answered."""
         store, contract = Store(self.place), planned.step.contract
+        self._index.about_to_add(key)
         notebook = store.put(
             NotebookSource(name=contract.name, code=contract.code),
             {"notebook.ipynb": contracts.without_outputs(contract.notebook)},
