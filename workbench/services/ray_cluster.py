@@ -52,6 +52,7 @@ def connected(place: Workspace, address: str = LOCAL, *, cpus: int | None = None
     # Ray prints what befell a worker on standard output, which belongs to --json.
     with contextlib.redirect_stdout(sys.stderr):
         try:
+            _knock(address)  # of a cluster joined already, too: it may be another one
             if not joined:
                 _begin(ray, options)
         except Exception as error:  # Ray raises bare ones, too
@@ -70,7 +71,6 @@ def first_line(error: BaseException) -> str:
 
 def _begin(ray: Any, options: Json) -> None:
     """A start is tried twice, for on a busy machine Ray's agents come too late."""
-    _knock(options["address"])
     for last in (options["address"] != LOCAL, True):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
