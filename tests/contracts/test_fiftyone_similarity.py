@@ -253,6 +253,18 @@ def test_a_tag_comes_back_as_a_selection_with_who_and_when(
         curation.selection_of_tag(store, NAME, "mined", "tom")
 
 
+def test_frames_have_the_larger_share_of_the_app(published: str) -> None:
+    """In a narrow panel the App hides its buttons to tag and to sort by likeness."""
+    import fiftyone as fo
+
+    from workbench.curation.workshop import views
+
+    layout = views.spaces(fo, fo.load_dataset(NAME))
+    assert [space.children[0].type for space in layout.children] == ["Samples", "Embeddings"]
+    assert layout.sizes[0] > 0.6
+    assert sum(layout.sizes) == pytest.approx(1)
+
+
 def test_what_was_tagged_in_the_app_keeps_its_time_when_a_pool_is_published_again(
     attached: Workspace, dataset: Dataset
 ) -> None:
