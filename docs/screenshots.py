@@ -214,7 +214,7 @@ def _shoot_fiftyone(place: Workspace, target: Path) -> None:
         page.goto(f"{base}/datasets/{name}?view=mined")
         page.wait_for_selector("text=mined", timeout=_MINUTE_MS)
         with contextlib.suppress(PlaywrightTimeout):
-            page.get_by_text("Dismiss").click(timeout=5000)
+            page.get_by_text("Dismiss").first.click(timeout=5000)  # of two on some pages
         page.wait_for_timeout(8000)  # thumbnails are drawn one by one by software
         page.screenshot(path=target)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -17,12 +19,12 @@ from workbench.curation.embedding import Embeddings
 from workbench.curation.hygiene.duplicates import Cluster
 from workbench.curation.neighbours import directions
 from workbench.curation.workshop import embedding_map
-from workbench.errors import DataError, ServiceError
+from workbench.errors import DataError, ParameterError, ServiceError
 from workbench.perception.detector import Detector
 from workbench.perception.predictor import TorchPredictor
 from workbench.records import dataset as datasets
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Box
+from workbench.records.frames import Box, Role
 from workbench.records.store import Store
 from workbench.records.types import Inspection, Prediction, Selection, Verdict
 from workbench.workspace import Workspace
@@ -47,9 +49,8 @@ def seen(attached: Workspace, dataset: Dataset) -> Embeddings:
     return curation.embed(attached, TorchPredictor(detector, SPEC), dataset.frames)
 
 
-@pytest.fixture(scope="module")
-def published(attached: Workspace, dataset: Dataset, seen: Embeddings) -> str:
-    """Frames with the model's two most certain boxes each, map and similarity."""
+def surest(seen: Embeddings) -> list[Prediction]:
+    """The model's two most certain boxes of each frame."""
     predictions = []
     for row, frame in enumerate(seen.frames):
         for object_ in np.flatnonzero(seen.owner == row)[:2]:
@@ -58,7 +59,13 @@ def published(attached: Workspace, dataset: Dataset, seen: Embeddings) -> str:
             box = Box(x=x1, y=y1, w=x2 - x1, h=y2 - y1)
             score = float(seen.scores[object_])
             predictions.append(Prediction(frame=frame, cls=cls, box=box, score=score))
-    return curation.publish(attached, dataset, predictions, None, NAME, seen=seen)
+    return predictions
+
+
+@pytest.fixture(scope="module")
+def published(attached: Workspace, dataset: Dataset, seen: Embeddings) -> str:
+    """Frames with two boxes each, map and similarity."""
+    return curation.publish(attached, dataset, surest(seen), None, NAME, seen=seen)
 
 
 def exact(unit: np.ndarray, row: int) -> list[int]:
@@ -242,6 +249,57 @@ def test_a_tag_comes_back_as_a_selection_with_who_and_when(
     assert any("tagged 'odd' by mia" in c.reasons[0] for c in selection.chosen)
     with pytest.raises(DataError, match=r"no frame .* has the tag 'never'.*There are: odd"):
         curation.selection_of_tag(store, NAME, "never", "tom")
+    with pytest.raises(ParameterError, match="'mined' was set by mining, not by people"):
+        curation.selection_of_tag(store, NAME, "mined", "tom")
+
+
+def test_frames_have_the_larger_share_of_the_app(published: str) -> None:
+    """In a narrow panel the App hides its buttons to tag and to sort by likeness."""
+    import fiftyone as fo
+
+    from workbench.curation.workshop import views
+
+    layout = views.spaces(fo, fo.load_dataset(NAME))
+    assert [space.children[0].type for space in layout.children] == ["Samples", "Embeddings"]
+    assert layout.sizes[0] > 0.6
+    assert sum(layout.sizes) == pytest.approx(1)
+
+
+def test_what_was_tagged_in_the_app_keeps_its_time_when_a_pool_is_published_again(
+    attached: Workspace, dataset: Dataset
+) -> None:
+    """As the step that mines publishes it: the pool alone, which is no version of its own."""
+    import fiftyone as fo
+
+    store, name = Store(attached), f"{NAME}-pool"
+    pool = dataset.with_roles(Role.POOL)
+    frame = pool.frames[0].id
+    mined = store.get(curation.choose(store, dataset.ref or "", [frame], "look"), Selection)
+    curation.publish(attached, pool, (), mined, name)
+    shown = fo.load_dataset(name)
+    shown.match(fo.ViewField("frame") == frame).tag_samples("odd")
+    at = shown.match_tags("odd").values("last_modified_at")[0]
+    time.sleep(1.1)  # times are told to the second
+    curation.publish(attached, pool, (), mined, name)
+    selection = store.get(curation.selection_of_tag(store, name, "odd", "tom"), Selection)
+    assert selection.dataset == dataset.ref
+    who = selection.parameters["tagged"][frame]
+    assert (who["by"], who["through"]) == ("tom", "app")
+    assert datetime.fromisoformat(who["at"]) == at.replace(microsecond=0, tzinfo=UTC)
+    assert curation.tag_log(name, place=attached) == []
+
+
+def test_boxes_that_were_replaced_are_no_longer_sorted_by_likeness(
+    attached: Workspace, dataset: Dataset, seen: Embeddings
+) -> None:
+    import fiftyone as fo
+
+    name = f"{NAME}-replaced"
+    curation.publish(attached, dataset, surest(seen), None, name, seen=seen)
+    assert embedding_map.OBJECTS in fo.load_dataset(name).list_brain_runs()
+    curation.publish(attached, dataset, surest(seen)[::2], None, name)
+    runs = fo.load_dataset(name).list_brain_runs()
+    assert set(runs) == {embedding_map.MAP, embedding_map.FRAMES}
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ def mine(dataset: str, seed: int, tag: str | None, show: bool, as_json: bool, **
             store, ref, model, budget, seed, rules=rules, query=query, progress=progress
         )
     selection = store.get(made, Selection)
-    shown = _show(place, made, selection, version, tag) if show else "not asked to show"
+    kept = asked["encoder"] is None  # then mining has just embedded the pool with this model
+    shown = _show(place, made, version, tag, kept=kept) if show else "not asked to show"
     rows = {frame.id: f"{frame.drive}@{frame.index}" for frame in version.frames}
     result = {
         "selection": made,
@@ -210,13 +211,12 @@ def _quotas(written: tuple[str, ...]) -> dict[str, int]:
     return quotas
 
 
-def _show(
-    place: Workspace, made: Ref, selection: Selection, version: Dataset, tag: str | None
-) -> str:
+def _show(place: Workspace, made: Ref, version: Dataset, tag: str | None, *, kept: bool) -> str:
     """Put the pool into FiftyOne; what came of it in words."""
     from workbench import curation
     from workbench.perception.predictor import load_checkpoint, predict_frames
     from workbench.records.frames import Role
+    from workbench.records.types import Selection
 
     state = services.status(place)["mongod"]
     if not state.usable:
@@ -225,12 +225,15 @@ def _show(
     if len(pool.frames) > _MOST_IN_FIFTYONE:
         return f"not in FiftyOne: {len(pool.frames)} frames are too many to show at once"
     store = Store(place)
+    selection = store.get(made, Selection)
     chosen = {choice.frame for choice in selection.chosen}
     frames = [frame for frame in pool.frames if frame.id in chosen]
-    found = predict_frames(place, load_checkpoint(store, str(selection.model)), frames)
+    model = load_checkpoint(store, str(selection.model))
+    found = predict_frames(place, model, frames)
     confident = [one for one in found if one.score >= 0.3]
     scores = curation.read_scores(store, made)
-    curation.publish(place, pool, confident, selection, version.name, scores=scores)
+    seen = curation.embed(place, model, pool.frames) if kept else None
+    curation.publish(place, pool, confident, selection, version.name, scores=scores, seen=seen)
     if tag:
         ranked = [choice.frame for choice in selection.chosen]
         curation.tag(version.name, ranked, tag, by="workbench mine", place=place)

@@ -13,7 +13,7 @@ from workbench.curation.selecting.arms import one_arm
 from workbench.curation.selecting.budget import Budget, Pace
 from workbench.curation.selecting.choosing import choose, newest_selection, read_scores
 from workbench.curation.selecting.mining import embed_roles, mine
-from workbench.curation.selecting.query import Query
+from workbench.curation.selecting.query import Query, exemplar
 from workbench.curation.selecting.rare import Rare, rare_classes
 from workbench.curation.selecting.rare import parse as rare
 from workbench.curation.selecting.report import Answered, Retrained, report
@@ -36,6 +36,7 @@ __all__ = [
     "choose",
     "embed",
     "embed_roles",
+    "exemplar",
     "is_published",
     "mine",
     "newest_selection",

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from workbench.errors import WorkbenchError
+from workbench.errors import ParameterError, WorkbenchError
 from workbench.widgets.pictured import DrawnBox, PicturedFrame, draw
 
 Search = Callable[[str, DrawnBox | None], Sequence[PicturedFrame]]
@@ -22,6 +22,8 @@ Action = Callable[[tuple[str, ...]], object]
 
 WHOLE = "the whole frame"
 _SMALL, _LARGE, _COLUMNS = 220, 520, 4
+_SUREST = 6
+"""Boxes drawn on a frame of which all is looked for; the menu has the others."""
 
 
 class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
@@ -50,7 +52,9 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         self.drive = widgets.Dropdown(options=drives, description="drive")
         self.index = widgets.IntSlider(min=0, max=0, description="frame")
         self.box = widgets.Dropdown(options=[(WHOLE, -1)], description="look for")
-        self.keep_button = widgets.Button(description="Keep as a selection", icon="save")
+        self.keep_button = widgets.Button(
+            description="Keep as a selection", icon="save", layout=widgets.Layout(width="200px")
+        )
         self.status = widgets.HTML()
         self.picture, self.grid = widgets.Box(), widgets.Box()
         self.drive.observe(lambda _: self._open_drive(), names="value")
@@ -75,8 +79,24 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         return self._of_drive[number]
 
     def pick(self, frame: str, box: int | None = None) -> None:
-        """Open a frame by its digest and look for one of its boxes, or for all of it."""
-        one = next(one for one in self.frames if one.frame == frame)
+        """Open a frame by its digest and look for one of its boxes, or for all of it.
+
+        Raises:
+            ParameterError: It is none of the frames to pick from, or has no such box.
+        """
+        one = next((one for one in self.frames if one.frame == frame), None)
+        if one is None:
+            raise ParameterError(
+                f"this is none of the {len(self.frames)} frames to pick from",
+                where=frame,
+                hint="Take a `frame` of the widget's `frames`",
+            )
+        if box is not None and not 0 <= box < len(one.boxes):
+            raise ParameterError(
+                f"the frame has {len(one.boxes)} boxes and none of this number",
+                where=f"{frame[:12]}, box {box}",
+                hint="Leave the box out to look for the whole frame",
+            )
         self.drive.value = one.drive
         self.index.value = self._of_drive.index(one)
         self.box.value = -1 if box is None else box
@@ -106,11 +126,11 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         if self.box.value is None:
             return
         chosen = self.frame.boxes[self.box.value] if self.box.value >= 0 else None
-        shown = replace(self.frame, boxes=(chosen,) if chosen else self.frame.boxes)
+        shown = replace(self.frame, boxes=(chosen,) if chosen else self.frame.boxes[:_SUREST])
         self.picture.children = (_image(shown, _LARGE),)
         try:
             self.found = list(self._search(self.frame.frame, chosen))
-            self._tell(f"{len(self.found)} like {_what(chosen)}")
+            self._tell(f"the {len(self.found)} nearest to {_what(chosen)}")
         except WorkbenchError as error:
             self.found = []
             self._tell(f"{error.what}. {error.hint or ''}")

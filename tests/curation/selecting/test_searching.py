@@ -148,9 +148,9 @@ def test_exemplars_as_people_write_them(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("zzzz", "no frame of the dataset"),
-        ("", "no frame of the dataset"),
-        ("drive-1@99", "no frame of the dataset"),
+        ("zzzz", "frames is the exemplar"),
+        ("", "frames is the exemplar"),
+        ("drive-1@99", "frames is the exemplar"),
         ("drive-1@2:0,0,500,5", "leaves the picture"),
         ("drive-1@2:5,5,0,5", "leaves the picture"),
         ("drive-1@2:a,b,c,d", "not a box"),

@@ -34,7 +34,11 @@ def choose(
     strange = [frame for frame in wanted if frame not in known]
     if not wanted or strange:
         what = f"{len(strange)} frames are not in the dataset" if wanted else "no frames were given"
-        raise DataError(what, where=strange[0] if strange else dataset_ref)
+        raise DataError(
+            what,
+            where=strange[0] if strange else dataset_ref,
+            hint="Name one frame at least, by its whole digest, of this version of the dataset",
+        )
     chosen = tuple(
         Choice(frame=frame, rank=rank, score=1.0, reasons=(why,))
         for rank, frame in enumerate(wanted, start=1)

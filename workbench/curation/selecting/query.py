@@ -129,7 +129,7 @@ def _named(frames: Sequence[Frame], name: str) -> Frame:
             hint="Give more digits",
         )
     raise ParameterError(
-        "no frame of the dataset is the exemplar that was named",
+        f"none of these {len(frames)} frames is the exemplar that was named",
         where=name or "an empty name",
         hint=f"Nearest names: {', '.join(near)}. A frame is its digest, the first digits of it,"
         " or DRIVE@INDEX",

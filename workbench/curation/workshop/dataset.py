@@ -17,7 +17,7 @@ from workbench.curation.hygiene.coverage import condition_in_words
 from workbench.curation.hygiene.inspection import Found
 from workbench.curation.workshop import embedding_map, views
 from workbench.curation.workshop.connection import connect, load
-from workbench.curation.workshop.tags import ARMS
+from workbench.curation.workshop.tags import ARMS, note_app_tags
 from workbench.errors import DataError, ParameterError, ServiceError
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame, Label
@@ -45,7 +45,7 @@ def publish(
     Args:
         scores: Frame to its scores, see `workbench.curation.read_scores`.
         seen: Embeddings of the frames: gives the App a map, and "more like this" of frames and of
-            predicted objects.
+            predicted objects. Without it the map and the likeness of frames stay as they were.
         found: An inspection of the dataset: gives the App its duplicates, leaks and label errors.
 
     Returns:
@@ -65,14 +65,20 @@ def publish(
             where=name,
             hint="Publish under another name",
         )
+    if len(shown):
+        note_app_tags(shown)
     _same_frames(fo, shown, place, dataset.frames)
     _fill(fo, shown, place, dataset, predictions, selection, scores or {})
     if found is not None:
         _fill_hygiene(fo, shown, dataset, found)
     if seen is not None:
         embedding_map.show(fo, shown, place, seen)
+    else:
+        embedding_map.forget_objects(shown)
     views.save(fo, shown)
-    shown.info["workbench"] = {"dataset": dataset.ref, "simulated": dataset.simulated}
+    # A dataset's pool is no version of its own: the selection knows which one it is of.
+    version = dataset.ref or (selection.dataset if selection else None)
+    shown.info["workbench"] = {"dataset": version, "simulated": dataset.simulated}
     shown.save()
     return name
 

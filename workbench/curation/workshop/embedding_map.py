@@ -46,6 +46,12 @@ def show(fo: Any, shown: Any, place: Workspace, seen: Embeddings) -> None:
         _add_index(shown, OBJECTS, found, folder, "predictions")
 
 
+def forget_objects(shown: Any) -> None:
+    """Take the similarity of predicted boxes away: those that it knew have been replaced."""
+    if OBJECTS in shown.list_brain_runs():
+        shown.delete_brain_run(OBJECTS)
+
+
 def project(unit: NDArray[np.float32]) -> NDArray[np.float32]:
     """Two principal components of unit vectors ``[n, d]``, float32 ``[n, 2]``.
 

@@ -62,7 +62,29 @@ def tagged(name: str, label: str, *, place: Workspace | None = None) -> tuple[st
 
 def tag_log(name: str, *, place: Workspace | None = None) -> list[dict[str, Any]]:
     """Who tagged what and when, for tags that were set through `tag`."""
-    return [dict(entry) for entry in load(place, name).info.get(_LOG, [])]
+    log = load(place, name).info.get(_LOG, [])
+    return [dict(entry) for entry in log if entry["by"] is not None]
+
+
+def note_app_tags(shown: Any) -> None:
+    """Note when tags were set in the App, before publishing changes when a frame was last changed.
+
+    Who set them is not known, so their ``by`` is None.
+    """
+    log = shown.info.get(_LOG, [])
+    noted = {(entry["tag"], frame) for entry in log for frame in entry["frames"]}
+    fresh: dict[tuple[str, str], list[str]] = {}
+    for frame, tags, at in zip(*shown.values(["frame", "tags", "last_modified_at"]), strict=True):
+        for label in set(tags or ()) - set(ARMS):
+            if (label, frame) not in noted:
+                fresh.setdefault((label, _when(at)), []).append(frame)
+    if fresh:
+        entries = [
+            {"tag": label, "by": None, "at": at, "frames": frames}
+            for (label, at), frames in sorted(fresh.items())
+        ]
+        shown.info[_LOG] = [*log, *entries]
+        shown.save()
 
 
 def selection_of_tag(
@@ -72,14 +94,21 @@ def selection_of_tag(
 
     Tags set through `tag` have their own author and time. FiftyOne's App asks nobody for a name:
     what was tagged there is said to be ``by`` whoever takes it over, at the time of the frame's
-    last change in FiftyOne, and marked ``app``.
+    last change before it was published again, and marked ``app``.
 
     Args:
         name: The dataset in FiftyOne; the Selection is of the dataset version published there.
 
     Raises:
         DataError: No frame has the tag, or the dataset was published without a version.
+        ParameterError: The tag is the workbench's own.
     """
+    if label in ARMS:
+        raise ParameterError(
+            f"{label!r} was set by mining, not by people",
+            where=name,
+            hint="What was mined is a Selection already; `curation.newest_selection` names it",
+        )
     shown = load(store.workspace, name)
     version = (shown.info.get("workbench") or {}).get("dataset")
     rows = list(zip(*shown.match_tags(label).values(["frame", "last_modified_at"]), strict=True))
@@ -94,10 +123,10 @@ def selection_of_tag(
         raise DataError(
             "what FiftyOne shows under this name is of no dataset version",
             where=name,
-            hint="Save the dataset and publish it again",
+            hint="Publish it again: a saved dataset, or part of one with its selection",
         )
     known = {frame.id for frame in datasets.load(store, version).frames}
-    who = _authors(shown.info.get(_LOG, []), label)
+    who = _authors(shown.info.get(_LOG, []), label, by)
     tagged_by = {
         frame: who.get(frame) or {"by": by, "at": _when(at), "through": "app"}
         for frame, at in rows
@@ -125,15 +154,14 @@ def _selection(
     )
 
 
-def _authors(log: Iterable[dict[str, Any]], label: str) -> dict[str, dict[str, str]]:
-    """Who tagged a frame through `tag`, and when; the first counts."""
+def _authors(log: Iterable[dict[str, Any]], label: str, taker: str) -> dict[str, dict[str, str]]:
+    """Who tagged a frame, and when, where that was noted; the first counts."""
     found: dict[str, dict[str, str]] = {}
     for entry in log:
         if entry["tag"] == label:
             for frame in entry["frames"]:
-                found.setdefault(
-                    frame, {"by": entry["by"], "at": entry["at"], "through": "workbench"}
-                )
+                who = (taker, "app") if entry["by"] is None else (entry["by"], "workbench")
+                found.setdefault(frame, {"by": who[0], "at": entry["at"], "through": who[1]})
     return found
 
 

@@ -44,6 +44,9 @@ def save(fo: Any, shown: Any) -> None:
 def spaces(fo: Any, shown: Any) -> Any:
     """Frames on the left and maps on the right; None, FiftyOne's own layout, without a map.
 
+    Frames have the larger share: the App's buttons to tag and to sort by likeness hide in a narrow
+    panel, and its list of searches takes half of it.
+
     The panel of maps opens on its list, where one click opens a map: FiftyOne 1.22 forgets which
     one was to be open whenever a page is loaded.
     """
@@ -58,4 +61,5 @@ def spaces(fo: Any, shown: Any) -> Any:
             fo.Space(children=[points], active_child=points.component_id),
         ],
         orientation="horizontal",
+        sizes=[0.64, 0.36],
     )

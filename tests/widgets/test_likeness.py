@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from workbench.errors import ParameterError
+from workbench.widgets import MoreLikeThis, PicturedFrame
+from workbench.widgets.pictured import DrawnBox
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> list[PicturedFrame]:
+    """Two drives of three frames; the last frame has no boxes, the others nine."""
+    path = tmp_path / "frame.png"
+    Image.new("RGB", (120, 80), (40, 40, 40)).save(path)
+    nine = tuple(DrawnBox("car", (n, 10, n + 20, 30), 0.9 - 0.1 * n) for n in range(9))
+    return [
+        PicturedFrame(
+            frame=f"{number:064x}",
+            image=path,
+            drive=f"d{number // 3}",
+            light="day",
+            weather="clear",
+            boxes=() if number == 5 else nine,
+        )
+        for number in range(6)
+    ]
+
+
+def test_a_box_is_looked_for_and_what_is_found_is_kept(frames: list[PicturedFrame]) -> None:
+    asked: list[tuple[str, DrawnBox | None]] = []
+    kept: list[tuple[str, ...]] = []
+
+    def search(frame: str, box: DrawnBox | None) -> list[PicturedFrame]:
+        asked.append((frame, box))
+        return frames[:2]
+
+    widget = MoreLikeThis(frames, search, on_keep=lambda some: kept.append(some) or "kept")
+    widget.pick(frames[4].frame, box=2)
+    assert asked[-1] == (frames[4].frame, frames[4].boxes[2])
+    assert widget.status.value == "the 2 nearest to this car"
+    widget.keep_button.click()
+    assert kept == [(frames[4].frame, frames[0].frame, frames[1].frame)]
+    assert widget.status.value == "kept"
+
+
+def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[PicturedFrame]) -> None:
+    widget = MoreLikeThis(frames, lambda *_: [])
+    widget.pick(frames[5].frame)
+    assert [value for _, value in widget.box.options] == [-1]
+    assert widget.keep_button.disabled
+    assert widget.status.value == "the 0 nearest to this frame"
+
+
+def test_what_cannot_be_picked_says_why(frames: list[PicturedFrame]) -> None:
+    widget = MoreLikeThis(frames, lambda *_: [])
+    with pytest.raises(ParameterError, match="none of the 6 frames to pick from"):
+        widget.pick("f" * 64)
+    with pytest.raises(ParameterError, match=r"has 0 boxes.*Leave the box out"):
+        widget.pick(frames[5].frame, box=0)
