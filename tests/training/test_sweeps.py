@@ -87,6 +87,8 @@ def test_live_curves_pass_on_and_are_drawn_only_where_somebody_looks() -> None:
         shown.log("train/lr", 0.1, step)
         shown.log("watched/light=<night>", 0.01 * step, step)
         shown.progress(step + 1, 30)
+    shown.log("watched/light=<night>", 0.777, 30)  # the last look comes after the last step
+    assert "0.777" in shown._picture.value
     assert shown._bar.value == 30
     picture = shown._picture.value
     assert picture.count("<polyline") == 2
@@ -94,4 +96,7 @@ def test_live_curves_pass_on_and_are_drawn_only_where_somebody_looks() -> None:
     assert "loss 0.1" in picture
     assert "lr" not in shown.curves
     assert "<svg" in svg({})
+    one = svg({"watched/ap50": [(30, 0.2)]})
+    assert "<circle cx='606.0' cy=" in one
+    assert "<circle" not in svg({"watched/ap50": [(30, 0.2), (60, 0.3)]})
     assert "nan" not in svg({"train/loss": [(0, float("nan")), (1, 2.0)]}).split("<text x=")[0]

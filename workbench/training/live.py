@@ -60,6 +60,8 @@ class Live:
         self._log(name, value, step)
         if self._picture is not None and name not in _LEFT_OUT:
             self.curves.setdefault(name, []).append((step, value))
+            if 0 < self._bar.max == self._bar.value:  # the last look comes after the last step
+                self._draw(last=True)
 
     def _show(self) -> None:
         import IPython.display
@@ -87,8 +89,9 @@ def svg(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         panels.append(_panel(watched, _WIDTH if losses else 0, logarithmic=False))
     width = _WIDTH * max(1, len(panels))
     return (
-        f"<svg viewBox='0 0 {width} {_HEIGHT}' width='{width}' height='{_HEIGHT}' "
-        f"role='img' aria-label='curves of the training'>{''.join(panels)}</svg>"
+        f"<svg viewBox='0 0 {width} {_HEIGHT}' width='{width}' "
+        f"style='max-width: 100%; height: auto' role='img' aria-label='curves of the training'>"
+        f"{''.join(panels)}</svg>"
     )
 
 
@@ -117,10 +120,13 @@ def _panel(
         parts.append(
             f"<polyline fill='none' stroke='{colour}' stroke-width='1.4' points='{path}'/>"
         )
+        if len(curve) == 1 and path:
+            x, _, y = path.split()[0].partition(",")
+            parts.append(f"<circle cx='{x}' cy='{y}' r='2.5' fill='{colour}'/>")
         words = html.escape(f"{name.partition('/')[2] or name} {curve[-1][1]:.3g}")
-        x = left + _MARGIN + 8 + 145 * (number % 4)
-        y = 12 + 12 * (number // 4)
-        parts.append(f"<text x='{x}' y='{y}' font-size='11' fill='{colour}'>{words}</text>")
+        across = left + _MARGIN + 8 + 145 * (number % 4)
+        down = 12 + 12 * (number // 4)
+        parts.append(f"<text x='{across}' y='{down}' font-size='11' fill='{colour}'>{words}</text>")
     return "".join(parts)
 
 
