@@ -49,7 +49,7 @@ def intersection_matrix(first: Floats, second: Floats) -> Floats:
     """Common area of every pair, ``[n, m]`` square pixels."""
     x0, y0, x1, y1 = first.T[:, :, None]
     u0, v0, u1, v1 = second.T[:, None, :]
-    # Side by side each side is one long row of numbers; as pairs it took three times as long.
+    # Each coordinate for itself is one long row of numbers, which numpy reads several times faster.
     across = np.minimum(x1, u1) - np.maximum(x0, u0)
     down = np.minimum(y1, v1) - np.maximum(y0, v0)
     np.maximum(across, 0, out=across)

@@ -88,11 +88,8 @@ class _Waiting:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
-        until = None if timeout is None else time.monotonic() + timeout
+    def wait(self) -> int:
         while (status := self.poll()) is None:
-            if until is not None and time.monotonic() > until:
-                raise TimeoutError(f"kernel {self.pid} has not ended after {timeout} s")
             time.sleep(_POLL_S)
         return status
 
