@@ -26,6 +26,7 @@ from workbench.export.gate import Limits
 from workbench.export.onnx_file import INPUT, export_fp32
 from workbench.export.quantise import Calibrated
 from workbench.export.target_file import fake_quantised, int8_target
+from workbench.perception.models.registry import output_names
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor, predict_frames
 from workbench.perception.preprocessing import Pixels, prepare_batch
 from workbench.records.dataset import Dataset
@@ -178,7 +179,7 @@ def target_against_torch(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
-    names = list(predictor.config.output_names)
+    names = list(output_names(predictor.config))
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     for frame in batch:
         found = session.run(names, {INPUT: frame[None]})

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from workbench.export import pairing, parity
-from workbench.perception.contract import DetectorConfig
-from workbench.perception.models import queries, registry
+from workbench.perception.contract import HUGGING_FACE, DetectorConfig
+from workbench.perception.models import queries
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
@@ -15,7 +15,7 @@ from workbench.workspace import Workspace
 
 CONFIG = DetectorConfig(
     classes=("car", "pedestrian", "cyclist"),
-    architecture=registry.HUGGING_FACE,
+    architecture=HUGGING_FACE,
     network={"size": [96, 64], "scoring": "sigmoid", "config": "{}"},
 )
 ORDER = np.array([3, 0, 5, 1, 4, 2])

@@ -13,6 +13,7 @@ from workbench import digest
 from workbench.errors import DataError, ParameterError, RecordError
 from workbench.perception.contract import to_metadata
 from workbench.perception.detector import Detector, DetectorConfig, pooled
+from workbench.perception.models.registry import output_names
 from workbench.perception.predictor import (
     OnnxPredictor,
     TorchPredictor,
@@ -49,7 +50,7 @@ def onnx_bytes(detector: Detector) -> dict[str, bytes]:
         dynamo=True,
         opset_version=18,
         external_data=False,
-        output_names=list(CONFIG.output_names),
+        output_names=list(output_names(CONFIG)),
         dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},),
         verbose=False,
     )
@@ -100,7 +101,7 @@ def test_raw_maps_have_a_pair_for_each_stride(detector: Detector) -> None:
     assert [tuple(output.shape) for output in outputs] == [
         (2, 2, 4, 8), (2, 4, 4, 8), (2, 2, 2, 4), (2, 4, 2, 4), (2, 2, 1, 2), (2, 4, 1, 2),
     ]  # fmt: skip
-    assert len(outputs) == len(CONFIG.output_names)
+    assert len(outputs) == len(output_names(CONFIG))
     assert pooled(detector.features(torch.zeros(2, 3, 32, 64))).shape == (2, 2 * 16 * 3)
 
 

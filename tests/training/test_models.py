@@ -16,7 +16,7 @@ from tests.training import suppliers
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
 from workbench.errors import DataError, ParameterError
 from workbench.perception.boxes import Floats
-from workbench.perception.contract import DetectorConfig
+from workbench.perception.contract import HUGGING_FACE, DetectorConfig
 from workbench.perception.decode import Detections
 from workbench.perception.detector import Detector
 from workbench.perception.models import Family, huggingface, queries, register, registry
@@ -54,7 +54,7 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
     )
     ref = save(store, trained, DATASET)
     record = store.get(ref, Checkpoint)
-    assert record.family == registry.HUGGING_FACE
+    assert record.family == HUGGING_FACE
     assert record.supplier is not None
     assert (record.supplier.licence, record.supplier.origin) == (
         "apache-2.0",
@@ -152,7 +152,7 @@ def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
     logits = np.array([[[3.0, -3.0], [-4.0, -4.0]]], np.float32)
     config = DetectorConfig(
         classes=CLASSES,
-        architecture=registry.HUGGING_FACE,
+        architecture=HUGGING_FACE,
         network={"size": [96, 64], "scoring": "sigmoid", "config": {}},
     )
     (found,) = queries.decode([logits, boxes], config, score_threshold=0.3, nms_iou=0.5)

@@ -17,6 +17,7 @@ from workbench.export.pairing import Maps, paired
 from workbench.perception.decode import Detections, decode
 from workbench.perception.golden import require_input
 from workbench.perception.matching import match_optimal
+from workbench.perception.models.registry import output_names
 from workbench.perception.predictor import OnnxPredictor
 from workbench.perception.preprocessing import Pixels, prepare_batch
 
@@ -70,7 +71,7 @@ class Sample:
             for first, second in zip(boxes, self._decoded(raw), strict=True):
                 matched += len(_pairs(first, second))
                 ours, theirs = ours + len(first), theirs + len(second)
-        names = self._config.output_names
+        names = output_names(self._config)
         ratio = {name: decibels(signal[i], noise[i]) for i, name in enumerate(names)}
         return Fidelity(ratio, 2 * matched / (ours + theirs) if ours + theirs else None)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ContractError
 from workbench.perception.contract import to_metadata
+from workbench.perception.models.registry import output_names
 from workbench.perception.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def to_onnx(
                 opset_version=OPSET,
                 external_data=False,
                 input_names=[INPUT],
-                output_names=list(detector.config.output_names),
+                output_names=list(output_names(detector.config)),
                 dynamic_shapes=free,
                 verbose=False,
             )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.models import queries
+from workbench.perception.models.registry import output_names
 
 Maps = Sequence[NDArray[np.float32]]
 
@@ -26,7 +27,7 @@ def paired(reference: Maps, found: Maps, config: DetectorConfig) -> tuple[Maps, 
     Maps of cells as they are. Of sets, ``[queries, c]`` and ``[queries, 4]`` of all frames, where
     one of the two gives a box; a query that the other lost or moved still shows.
     """
-    if not is_set(config.output_names):
+    if not is_set(output_names(config)):
         return reference, found
     ordered = in_order_of(reference, found)
     scoring = config.network["scoring"]

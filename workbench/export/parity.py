@@ -21,6 +21,7 @@ from workbench.perception.boxes import iou_matrix
 from workbench.perception.contract import DetectorConfig
 from workbench.perception.decode import Detections, decode
 from workbench.perception.matching import match_optimal
+from workbench.perception.models.registry import output_names
 from workbench.perception.predictor import read_batches
 from workbench.perception.preprocessing import Preprocessing, prepare_batch
 from workbench.records.frames import Frame
@@ -150,7 +151,7 @@ def compare(
             raise ParameterError("target carries another contract than the network", where=name)
     chosen = evenly(frames, limit)
     tallies = {name: _Tally() for name in targets}
-    names, done = reference.config.output_names, 0
+    names, done = output_names(reference.config), 0
     for chunk, pixels in read_batches(place, chosen, 8):
         batch, _ = prepare_batch(pixels, reference.preprocessing)
         expected = reference.raw(batch)

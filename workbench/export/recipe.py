@@ -22,7 +22,7 @@ from workbench.export.quantise import Calibrated, Method
 from workbench.export.sensitivity import Layer
 from workbench.export.target_file import int8_target
 from workbench.export.targets import Target, lint_decoding
-from workbench.perception.models.registry import COMPACT
+from workbench.perception.contract import COMPACT
 from workbench.perception.predictor import OnnxPredictor, TorchPredictor
 from workbench.perception.preprocessing import Pixels, Preprocessing, fit, load_rgb, prepare_batch
 from workbench.records.base import Ref

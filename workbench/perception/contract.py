@@ -14,14 +14,15 @@ from pydantic import Field, ValidationError, field_validator
 from workbench import digest
 from workbench.errors import DataError
 from workbench.perception import golden
-from workbench.perception.models import registry
-from workbench.perception.models.registry import COMPACT
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.base import Row
 from workbench.records.frames import added
 
 PREPROCESSING_KEY = "workbench.preprocessing"
 DETECTOR_KEY = "workbench.detector"
+
+COMPACT = "fpn-anchor-free-1"
+HUGGING_FACE = "huggingface-detection-1"
 
 
 class DetectorConfig(Row):
@@ -39,7 +40,7 @@ class DetectorConfig(Row):
         max_detections: Most boxes kept of a frame.
     """
 
-    architecture: str = "fpn-anchor-free-1"
+    architecture: str = COMPACT
     classes: tuple[str, ...] = Field(min_length=1)
     width: float = Field(default=1.0, gt=0, le=4)
     strides: tuple[int, ...] = (8, 16, 32)
@@ -55,13 +56,6 @@ class DetectorConfig(Row):
         if len(set(value)) != len(value):
             raise ValueError("class names must be unique")
         return value
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of the raw outputs in the order that the network gives them."""
-        if self.architecture != COMPACT:
-            return registry.find(self.architecture).output_names(self)
-        return tuple(f"{part}_{stride}" for stride in self.strides for part in ("cls", "box"))
 
 
 def to_metadata(config: DetectorConfig, preprocessing: Preprocessing) -> dict[str, str]:

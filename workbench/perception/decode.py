@@ -79,6 +79,11 @@ def decode(
     return family.decode(outputs, config, score_threshold=threshold, nms_iou=iou)
 
 
+def cell_output_names(config: DetectorConfig) -> tuple[str, ...]:
+    """Names of the compact detector's maps: ``cls`` and ``box`` of each stride."""
+    return tuple(f"{part}_{stride}" for stride in config.strides for part in ("cls", "box"))
+
+
 def decode_cells(
     outputs: Sequence[Floats], config: DetectorConfig, *, score_threshold: float, nms_iou: float
 ) -> list[Detections]:

@@ -158,7 +158,7 @@ class OnnxPredictor(_RawMaps):
         self._batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
 
     def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        names = list(self.config.output_names)
+        names = list(registry.output_names(self.config))
         if self._batch is None:
             return list(self._session.run(names, {self._input: batch}))
         parts: list[list[Any]] = [

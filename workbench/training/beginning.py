@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workbench import digest
 from workbench.errors import ParameterError
-from workbench.perception.contract import DetectorConfig
+from workbench.perception.contract import COMPACT, DetectorConfig
 from workbench.perception.models import registry
 from workbench.perception.predictor import TorchPredictor
 from workbench.records.dataset import Dataset
@@ -36,7 +36,7 @@ def new_model(
         torch.manual_seed(config.seed)
         model = registry.find(shape.architecture).build(shape)
     if start is None:
-        if shape.architecture == registry.COMPACT:
+        if shape.architecture == COMPACT:
             model.set_prior(_shares(shape, loader))
         return model
     if start.config.model_dump() != shape.model_dump():
@@ -60,7 +60,7 @@ def key_of(
     """Names this very training, so that no other one's state is taken up."""
     from safetensors.torch import save
 
-    own = model.config.architecture == registry.COMPACT and not started
+    own = model.config.architecture == COMPACT and not started
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     return digest.of_json(
         {

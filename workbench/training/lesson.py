@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from workbench.perception.models import registry
+from workbench.perception.contract import COMPACT
 from workbench.perception.models.protocol import OwnLosses, Truth
 from workbench.perception.preprocessing import Preprocessing
 from workbench.training.config import TrainingConfig
@@ -51,7 +51,7 @@ def over_processes(lesson: Lesson, config: TrainingConfig) -> Any:
     if config.processes == 1:
         return lesson
     # Parameters without a gradient occur in suppliers' networks: heads that a loss leaves out.
-    own = lesson.model.config.architecture == registry.COMPACT
+    own = lesson.model.config.architecture == COMPACT
     return DistributedDataParallel(lesson, find_unused_parameters=not own)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import StepFailed
-from workbench.perception.models import registry
+from workbench.perception.contract import COMPACT
 from workbench.perception.preprocessing import Preprocessing
 from workbench.training import state
 from workbench.training.config import TrainingConfig
@@ -40,7 +40,7 @@ class Progress:
     ) -> None:
         # Of suppliers' networks oneDNN's backward pass in channels-last order crashed: torch 2.13,
         # DETR, 320 x 192.
-        own = model.config.architecture == registry.COMPACT
+        own = model.config.architecture == COMPACT
         self._layout = torch.channels_last if own else torch.contiguous_format
         model = model.to(config.device, memory_format=self._layout).train()
         self.model = model

@@ -19,9 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from workbench.errors import DataError
-from workbench.perception.contract import DetectorConfig
+from workbench.perception.contract import HUGGING_FACE, DetectorConfig
 from workbench.perception.models.protocol import Losses, Truth
-from workbench.perception.models.registry import HUGGING_FACE
 from workbench.perception.models.supplier import folder_of, part_of
 from workbench.perception.preprocessing import Preprocessing
 from workbench.records.types import Supplier

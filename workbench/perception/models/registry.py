@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import DataError, ParameterError
 from workbench.perception.boxes import Floats
+from workbench.perception.contract import COMPACT, HUGGING_FACE, DetectorConfig
 
 if TYPE_CHECKING:
-    from workbench.perception.contract import DetectorConfig
     from workbench.perception.decode import Detections
-
-COMPACT = "fpn-anchor-free-1"
-HUGGING_FACE = "huggingface-detection-1"
 
 
 class Decode(Protocol):
@@ -86,23 +83,28 @@ def find(name: str) -> Family:
     return _KNOWN[name]
 
 
+def output_names(config: DetectorConfig) -> tuple[str, ...]:
+    """Names of a model's raw outputs, in the order that its network gives them."""
+    return find(config.architecture).output_names(config)
+
+
 def _compact() -> Family:
-    from workbench.perception import decode
+    from workbench.perception.decode import cell_output_names, decode_cells
 
     def build(config: DetectorConfig) -> Any:
         from workbench.perception.detector import Detector
 
         return Detector(config)
 
-    return Family(COMPACT, build, decode.decode_cells, lambda config: config.output_names, 32)
+    return Family(COMPACT, build, decode_cells, cell_output_names, 32)
 
 
 def _hugging_face() -> Family:
-    from workbench.perception.models import queries
+    from workbench.perception.models.queries import OUTPUTS, decode
 
     def build(config: DetectorConfig) -> Any:
         from workbench.perception.models import huggingface
 
         return huggingface.build(config)
 
-    return Family(HUGGING_FACE, build, queries.decode, lambda config: queries.OUTPUTS, 32)
+    return Family(HUGGING_FACE, build, decode, lambda config: OUTPUTS, 32)
