@@ -19,8 +19,8 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index "$$PIP_INDEX_URL") \
               $(if $(PIP_FIND_LINKS),--find-links "$$PIP_FIND_LINKS")
 APP        ?= $(firstword $(wildcard notebooks/explore/apps/*.py))
 AS_ROOT    := $(if $(filter 0,$(shell id -u)),--allow-root)
-MONGOD_RUNS := $(BIN)/python -c "from workbench.services import mongod; print(mongod.version())"
-ATTACHED   := $(BIN)/python -m workbench.services.attached
+MONGOD_RUNS := $(BIN)/python -c "from workbench.services.servers import mongod_version; print(mongod_version())"
+ATTACHED   := $(BIN)/python -m workbench.services.launch
 
 .DEFAULT_GOAL := help
 .PHONY: help setup label-studio run test test-long check services lab apps screenshots bench lock clean
@@ -117,5 +117,5 @@ $(LS_STAMP):
 	@echo "set-up: installing Label Studio"
 	@$(call INSTALL,$(LS_ENV)) -r requirements-label-studio.lock
 	@echo "set-up: preparing Label Studio's tables"
-	@$(LS_ENV)/bin/python workbench/services/prepared.py
+	@$(LS_ENV)/bin/python workbench/services/label_studio_database.py
 	@rm -f $(LS_ENV)/.ready-* && touch $@

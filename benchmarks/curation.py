@@ -20,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import curation_fields as fields
+from benchmarks import curation_fields
 from benchmarks.common import Row, main, row
-from workbench import digest
-from workbench.curation.embedding.one_pass import embed
-from workbench.perception.contract import DetectorConfig
-from workbench.perception.decode import decode
-from workbench.perception.predictor import TorchPredictor
-from workbench.perception.preprocessing import Preprocessing, load_rgb, prepare_batch
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding.compute import embed
+from workbench.detection.config import DetectorConfig
+from workbench.detection.models import decode
+from workbench.detection.predictor import TorchPredictor
+from workbench.detection.preprocessing import Preprocessing, load_rgb, preprocess_batch
 from workbench.records.dataset import media_path
 from workbench.records.frames import Frame
-from workbench.workspace import Workspace
 
 _BATCH = 16
 _SIZE = (480, 288)
@@ -45,12 +45,12 @@ def measure(quick: bool) -> list[Row]:
         embedded, vectors = _embedding(place, 96 if quick else 512)
         rows = [embedded, *_storing(place, quick)]
         # Last, as FiftyOne's threads would be timed with whatever comes after its import.
-        with fields.database(place) as fiftyone:
+        with curation_fields.database(place) as fiftyone:
             if fiftyone is not None:
                 assert embedded.peer
-                rows.append(fields.after_loop(place, fiftyone, vectors, embedded.peer))
+                rows.append(curation_fields.after_loop(place, fiftyone, vectors, embedded.peer))
                 drawn = _vectors(2_000 if quick else 20_000)
-                rows += fields.beside_shards(place, fiftyone, drawn)
+                rows += curation_fields.beside_shards(place, fiftyone, drawn)
             return rows
 
 
@@ -87,10 +87,10 @@ def _storing(place: Workspace, quick: bool) -> list[Row]:
     folder = place.root / "embeddings" / "benchmark"
     names = [f"{number:064x}" for number in range(count)]
     started = time.perf_counter()
-    fields.write(folder, names, vectors)
+    curation_fields.write(folder, names, vectors)
     stored = time.perf_counter() - started
     started = time.perf_counter()
-    read = fields.read(folder)
+    read = curation_fields.read(folder)
     loaded = time.perf_counter() - started
     assert np.array_equal(read, vectors)
     seconds = stored + loaded
@@ -118,7 +118,7 @@ def _bare_loop(place: Workspace, predictor: TorchPredictor, frames: list[Frame])
         images = pool.map(lambda frame: load_rgb(media_path(place, frame)), frames)
         for _ in range(0, len(frames), _BATCH):
             chunk = list(islice(images, _BATCH))
-            batch, _ = prepare_batch(chunk, predictor.preprocessing)
+            batch, _ = preprocess_batch(chunk, predictor.preprocessing)
             with torch.inference_mode():
                 outputs = predictor.detector(torch.from_numpy(batch))
             decode([output.numpy() for output in outputs], predictor.config)
@@ -148,7 +148,7 @@ def _frame(place: Workspace, number: int) -> Frame:
 def _detector() -> TorchPredictor:
     import torch
 
-    from workbench.perception.detector import Detector
+    from workbench.detection.detector import Detector
 
     torch.manual_seed(0)
     torch.set_num_threads(2)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Row, note, row
 from workbench import services
-from workbench.curation.embedding import shards
-from workbench.curation.workshop import connection
-from workbench.errors import WorkbenchError
-from workbench.workspace import Workspace
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding import embeddings
+from workbench.curation.fiftyone import connection
 
 Vectors = NDArray[np.float16]
 
@@ -116,15 +116,15 @@ def in_field(
 
 def write(folder: Path, names: Sequence[str], vectors: Vectors) -> None:
     """Vectors alone into shards."""
-    empty = {name: np.zeros((0, 1), np.float16) for name in shards.ARRAYS}
+    empty = {name: np.zeros((0, 1), np.float16) for name in embeddings.ARRAY_NAMES}
     for first in range(0, len(names), _SHARD):
         part = slice(first, first + _SHARD)
-        shards.write(folder, names[part], {**empty, "vectors": vectors[part]})
+        embeddings.write_shard(folder, names[part], {**empty, "vectors": vectors[part]})
 
 
 def read(folder: Path) -> Vectors:
     """All of them, in the order of their names."""
-    found = sorted(shards.read_all(folder), key=lambda shard: shard.frames[0])
+    found = sorted(embeddings.read_shards(folder), key=lambda shard: shard.frames[0])
     return np.concatenate([shard.array("vectors") for shard in found])
 
 

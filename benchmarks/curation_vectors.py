@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from benchmarks import trained
 from benchmarks.common import note
-from workbench.curation.embedding.detector_encoder import DetectorEncoder, box_means
+from workbench.curation.embedding.encoders import DetectorEncoder, box_means
 from workbench.curation.neighbours import all_neighbours
-from workbench.perception.boxes import as_boxes
-from workbench.perception.decode import decode
-from workbench.perception.predictor import TorchPredictor
-from workbench.perception.preprocessing import Pixels, load_rgb, prepare_batch
+from workbench.detection.boxes import as_boxes
+from workbench.detection.models import decode
+from workbench.detection.predictor import TorchPredictor
+from workbench.detection.preprocessing import Pixels, load_rgb, preprocess_batch
 from workbench.records.dataset import media_path
 
 PROPOSALS = 60
@@ -91,7 +91,7 @@ def _seen(predictor: TorchPredictor, images: Sequence[Pixels]) -> list[NDArray[n
     import torch
 
     detector = predictor.detector
-    batch, _ = prepare_batch(images, predictor.preprocessing)
+    batch, _ = preprocess_batch(images, predictor.preprocessing)
     with torch.inference_mode():
         maps = detector.features(torch.from_numpy(batch))
         outputs = [output.numpy() for output in detector.heads_on(maps)]

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from workbench.evaluation import bootstrap, scene
-from workbench.evaluation.matching import match
+from workbench.data import resampling as resampling_module
+from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
+from workbench.evaluation import bootstrap, matching
+from workbench.evaluation.coco import coco_metrics, pool_metrics
+from workbench.evaluation.matching import EvaluationSet, match_slice
 from workbench.evaluation.metrics import evaluate
-from workbench.evaluation.pooling import pool
-from workbench.evaluation.reference import coco_figures
-from workbench.evaluation.scene import Scene
-from workbench.evaluation.slices import ALL, STANDARD
 from workbench.records.dataset import Dataset
 from workbench.records.frames import (
     Box,
@@ -59,14 +58,14 @@ def measure(quick: bool) -> list[dict[str, Any]]:
 
 def resampling(dataset: Dataset, predictions: list[Prediction]) -> dict[str, Any]:
     """AP, AP50 and AR of all classes with their intervals, without slices."""
-    whole = scene.build(dataset, predictions)
+    whole = matching.build_evaluation_set(dataset, predictions)
 
     def ours() -> None:
-        table = match(whole, ALL)
-        groups = bootstrap.clusters(whole.frames, table.frames)
-        weights = bootstrap.draw(groups.count, RESAMPLES, seed=0)
+        table = match_slice(whole, ALL_FRAMES)
+        groups = bootstrap.cluster_frames(whole.frames, table.frames)
+        weights = resampling_module.draw_resamples(groups.count, RESAMPLES, seed=0)
         with threadpool_limits(1, user_api="blas"):  # as `evaluate` does
-            pool(table, groups.of, weights, 0.3)
+            pool_metrics(table, groups.of, weights, 0.3)
 
     sizes = (2, 4, 8)
     spent = [seconds(partial(_reruns, dataset, predictions, size)) for size in sizes]
@@ -85,11 +84,11 @@ def resampling(dataset: Dataset, predictions: list[Prediction]) -> dict[str, Any
 
 def everything(dataset: Dataset, predictions: list[Prediction]) -> dict[str, Any]:
     """All slices, classes and metrics with intervals, against the bare point estimates."""
-    whole = scene.build(dataset, predictions)
+    whole = matching.build_evaluation_set(dataset, predictions)
     return row(
-        f"{len(STANDARD)} slices with intervals, {len(dataset.frames)} frames, 1000 resamples",
+        f"{len(STANDARD_SLICES)} slices with intervals, {len(dataset.frames)} frames, 1000 resamples",
         ours=seconds(lambda: evaluate(dataset, predictions)),
-        peer=seconds(lambda: [coco_figures(whole, part) for part in STANDARD]),
+        peer=seconds(lambda: [coco_metrics(whole, part) for part in STANDARD_SLICES]),
         peer_name="faster-coco-eval on every slice, no intervals",
         peer_method="measured",
         unit="CPU-s",
@@ -105,9 +104,9 @@ def coverage(trials: int) -> dict[str, Any]:
     for trial in range(trials):
         boxes = random.poisson(40, 10) + 1
         hits = random.binomial(boxes, random.beta(7, 3, 10))
-        weights = bootstrap.draw(10, RESAMPLES, seed=trial)
+        weights = resampling_module.draw_resamples(10, RESAMPLES, seed=trial)
         samples = ((weights @ hits) / (weights @ boxes))[1:]
-        ends = bootstrap.interval(samples, 10, 0.95)
+        ends = bootstrap.percentile_interval(samples, 10, 0.95)
         assert ends is not None
         plain = np.quantile(samples, [0.025, 0.975])
         held += [low <= 0.7 <= high for low, high in (ends, plain)]
@@ -179,7 +178,7 @@ def _reruns(dataset: Dataset, predictions: list[Prediction], resamples: int) -> 
     """Draw drives, copy their frames, and evaluate from the start, so many times."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    whole = scene.build(dataset, predictions)
+    whole = matching.build_evaluation_set(dataset, predictions)
     drives = sorted({frame.drive for frame in whole.frames})
     members: dict[str, list[int]] = {name: [] for name in drives}
     for number, frame in enumerate(whole.frames):
@@ -204,7 +203,7 @@ def _reruns(dataset: Dataset, predictions: list[Prediction], resamples: int) -> 
         run.accumulate()
 
 
-def _by_frame(whole: Scene, *, predicted: bool) -> list[list[dict[str, Any]]]:
+def _by_frame(whole: EvaluationSet, *, predicted: bool) -> list[list[dict[str, Any]]]:
     boxes = whole.predicted if predicted else whole.truth
     rows: list[list[dict[str, Any]]] = [[] for _ in whole.frames]
     for number in range(len(boxes.frame)):

@@ -17,24 +17,22 @@ import onnxruntime
 
 from benchmarks import trained
 from benchmarks.common import Row, main, note, row
-from workbench import digest
-from workbench.evaluation.figures import Settings
-from workbench.evaluation.metrics import Evaluated, compare, evaluate
-from workbench.export import calibration, latency, recipe
-from workbench.export.fidelity import CEILING_DB, Sample, decibels, energy
-from workbench.export.gate import Limits
-from workbench.export.onnx_file import INPUT, export_fp32
-from workbench.export.quantise import Calibrated
-from workbench.export.target_file import fake_quantised, int8_target
-from workbench.perception.models.registry import output_names
-from workbench.perception.predictor import OnnxPredictor, TorchPredictor, predict_frames
-from workbench.perception.preprocessing import Pixels, prepare_batch
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.detection.models import output_names
+from workbench.detection.predictor import OnnxPredictor, TorchPredictor, predict_frames
+from workbench.detection.preprocessing import Pixels, preprocess_batch
+from workbench.evaluation.metrics import Evaluation, EvaluationSettings, evaluate, paired_difference
+from workbench.export import calibration, exporter, latency
+from workbench.export.formats import INPUT_NAME, export_fp32
+from workbench.export.gate import LossLimits
+from workbench.export.parity import MAX_DB, ReferenceSample, decibels, signal_energy
+from workbench.export.quantization import CalibratedModel, export_int8_target, fake_quantize
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
-from workbench.workspace import Workspace
 
 DRIVES = "BENCHMARK_DRIVES"
-LIMITS = Limits()
+LIMITS = LossLimits()
 
 
 def measure(quick: bool) -> list[Row]:
@@ -51,13 +49,13 @@ def on(
     name: str, place: Workspace, dataset: Dataset, predictor: TorchPredictor, *, quick: bool
 ) -> list[Row]:
     """All figures of one model on its own drives."""
-    picked = calibration.pick(dataset, 16 if quick else 128, safety_slices=())
+    picked = calibration.pick_calibration_frames(dataset, 16 if quick else 128, safety_slices=())
     spec = predictor.preprocessing
-    pixels = recipe.fitted(calibration.images(place, dataset, picked), spec)
-    fresh = recipe.unseen(place, dataset, picked, 8 if quick else 32, spec)
+    pixels = exporter.fit_images(calibration.calibration_images(place, dataset, picked), spec)
+    fresh = exporter.unseen_images(place, dataset, picked, 8 if quick else 32, spec)
     fp32 = export_fp32(predictor)
-    int8 = Calibrated(fp32, pixels).file()
-    target = int8_target(predictor, pixels)
+    int8 = CalibratedModel(fp32, pixels).file()
+    target = export_int8_target(predictor, pixels)
     rows = [
         *speed(fp32, int8, runs=30 if quick else 200),
         *losses(place, dataset, {"fp32": fp32, "int8": int8}, resamples=200 if quick else 1000),
@@ -70,7 +68,9 @@ def on(
 def speed(fp32: bytes, int8: bytes, *, runs: int) -> list[Row]:
     rows = []
     for threads in (1, 2):
-        found = latency.measure({"fp32": fp32, "int8": int8}, runs=runs, threads=threads)["models"]
+        found = latency.measure_latency({"fp32": fp32, "int8": int8}, runs=runs, threads=threads)[
+            "models"
+        ]
         for which, goal in (("median", 0.5), ("p99", None)):
             ours, peer = (found[name][f"{which}_ms"] for name in ("int8", "fp32"))
             rows.append(
@@ -84,7 +84,7 @@ def speed(fp32: bytes, int8: bytes, *, runs: int) -> list[Row]:
                     met=ours / peer <= goal if goal else None,
                 )
             )
-    began = latency.starts({"fp32": fp32, "int8": int8}, threads=2)
+    began = latency.measure_cold_start({"fp32": fp32, "int8": int8}, threads=2)
     for what, unit in (("cold_start_ms", "ms"), ("memory_mib", "MiB")):
         ours, peer = began["int8"][what], began["fp32"][what]
         rows.append(row(f"INT8 {what[:-3].strip('_')}", ours, unit, peer=peer, peer_name="FP32"))
@@ -108,7 +108,7 @@ def losses(
 ) -> list[Row]:
     """Points of AP lost: overall, and in the worst slice of enough boxes."""
     judged = dataset.with_roles(Role.SAFETY)
-    settings = Settings(resamples=resamples)
+    settings = EvaluationSettings(resamples=resamples)
     found = {
         name: evaluate(
             judged, predict_frames(place, OnnxPredictor(content), judged.frames), settings=settings
@@ -126,13 +126,13 @@ def losses(
     return rows + ([lost(right, wrong, worst.slice, LIMITS.ap_slice)] if worst else [])
 
 
-def upper(right: Evaluated, wrong: Evaluated, part: str) -> float:
-    high = compare(right, wrong, "ap", part).figure.high
+def upper(right: Evaluation, wrong: Evaluation, part: str) -> float:
+    high = paired_difference(right, wrong, "ap", part).figure.high
     return float("inf") if high is None else high
 
 
-def lost(right: Evaluated, wrong: Evaluated, part: str, limit: float) -> Row:
-    ground, difference = right.metrics.at(part), compare(right, wrong, "ap", part)
+def lost(right: Evaluation, wrong: Evaluation, part: str, limit: float) -> Row:
+    ground, difference = right.metrics.at(part), paired_difference(right, wrong, "ap", part)
     where = "all frames" if part == "all" else f"worst slice, {part}"
     value = difference.figure.value or 0.0
     bound = upper(right, wrong, part)
@@ -151,12 +151,12 @@ def numbers(
     pixels: Sequence[Pixels],
     fresh: Sequence[Pixels],
 ) -> list[Row]:
-    batch, _ = prepare_batch(fresh[:8], predictor.preprocessing)
+    batch, _ = preprocess_batch(fresh[:8], predictor.preprocessing)
     apart = max(
         float(np.abs(one - other).max())
         for one, other in zip(predictor.raw(batch), OnnxPredictor(fp32).raw(batch), strict=True)
     )
-    sample = Sample(fp32, fresh)
+    sample = ReferenceSample(fp32, fresh)
     heads = {"cpu": sample.compare(int8).least_db, "target": sample.compare(target).least_db}
     same = target_against_torch(predictor, target, pixels, batch)
     return [
@@ -175,21 +175,21 @@ def target_against_torch(
     """The target file without optimisations against the quantised graph that it was made from."""
     import torch
 
-    graph = fake_quantised(predictor, pixels)
+    graph = fake_quantize(predictor, pixels)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
     names = list(output_names(predictor.config))
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     for frame in batch:
-        found = session.run(names, {INPUT: frame[None]})
+        found = session.run(names, {INPUT_NAME: frame[None]})
         with torch.inference_mode():
             right = [output.numpy() for output in graph(torch.from_numpy(frame[None]))]
         for place, (one, other) in enumerate(zip(right, found, strict=True)):
-            signal[place] += energy(one)
-            noise[place] += energy(one - other)
+            signal[place] += signal_energy(one)
+            noise[place] += signal_energy(one - other)
     ratios = [decibels(one, other) for one, other in zip(signal, noise, strict=True)]
-    return min(CEILING_DB, *ratios)
+    return min(MAX_DB, *ratios)
 
 
 def repeats(
@@ -202,12 +202,12 @@ def repeats(
     times: int,
 ) -> Row:
     """Float file, 8-bit file and calibration record, made again and again in this process."""
-    first = calibration.pick(dataset, 64, safety_slices=())
+    first = calibration.pick_calibration_frames(dataset, 64, safety_slices=())
     same = 0
     for _ in range(times):
         again = export_fp32(predictor)
-        picked = calibration.pick(dataset, 64, safety_slices=())
-        whole = again == fp32 and Calibrated(again, pixels).file() == int8
+        picked = calibration.pick_calibration_frames(dataset, 64, safety_slices=())
+        whole = again == fp32 and CalibratedModel(again, pixels).file() == int8
         same += whole and digest.of_json(picked.model_dump(mode="json")) == digest.of_json(
             first.model_dump(mode="json")
         )

@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.common import Row, main, note, row
-from workbench import data as drives
-from workbench import digest
+from workbench import data
+from workbench.core import digest
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
-from workbench.curation.hygiene import duplicates, leakage, pairs
-from workbench.curation.hygiene.alike import Likeness
-from workbench.perception import label_errors
-from workbench.perception.predictor import predict_frames
-from workbench.perception.preprocessing import Preprocessing
+from workbench.curation.hygiene import duplicates, leakage
+from workbench.curation.hygiene.duplicates import FrameFeatures
+from workbench.detection import label_errors
+from workbench.detection.predictor import predict_frames
+from workbench.detection.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame, Label, Role
 from workbench.records.types import Prediction
 from workbench.simulation import traffic, write_drives
-from workbench.training import TrainingConfig, loop
-from workbench.workspace import Workspace
+from workbench.training import TrainingConfig, trainer
 
 PER_KIND = 25
 _SMALLEST = 20.0
@@ -45,11 +45,11 @@ def measure(quick: bool) -> list[Row]:
     count, steps = (16, 150) if quick else (48, 700)
     with tempfile.TemporaryDirectory() as folder:
         place = Workspace(Path(folder) / ".workbench")
-        profile = traffic.Profile("hygiene", drives=count, frames_per_drive=12)
+        profile = traffic.FleetProfile("hygiene", drives=count, frames_per_drive=12)
         source = write_drives(Path(folder) / "drives", profile, seed=11)
-        found = drives.ingest(place, source, name="hygiene").dataset
+        found = data.ingest(place, source, name="hygiene").dataset
         shares = {Role.SEED: 0.7, Role.VAL: 0.1, Role.SAFETY: 0.2}
-        dataset = drives.assign_roles(found, drives.RolePolicy(shares=shares))
+        dataset = data.assign_roles(found, data.RolePolicy(shares=shares))
         note(f"{len(dataset.frames)} frames of {len(dataset.drives)} simulated drives")
         return [*_copies(place, dataset), *_labels(place, dataset, steps), *_cost(quick)]
 
@@ -67,12 +67,14 @@ def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
         added.append(copy)
     planted = replace(dataset, frames=(*dataset.frames, *added))
     start = time.process_time()
-    prints = hygiene.fingerprints(place, planted.frames)
+    prints = hygiene.compute_fingerprints(place, planted.frames)
     spent = (time.process_time() - start) / len(planted.frames)
-    like = Likeness(planted.frames, prints.hashes)
-    twins = duplicates.find(like, prints.pixels)
-    leaks = leakage.check(planted, like).leaks
-    alone = leakage.check(dataset, Likeness(dataset.frames, prints.hashes[: len(dataset.frames)]))
+    like = FrameFeatures(planted.frames, prints.hashes)
+    twins = duplicates.find_duplicates(like, prints.pixels)
+    leaks = leakage.check_leakage(planted, like).leaks
+    alone = leakage.check_leakage(
+        dataset, FrameFeatures(dataset.frames, prints.hashes[: len(dataset.frames)])
+    )
     false = sum(leak.kind == "embedding" for leak in alone.leaks)
     exact = [set(cluster.frames) for cluster in twins.exact]
     near = [set(cluster.frames) for cluster in twins.near]
@@ -97,10 +99,10 @@ def _labels(place: Workspace, dataset: Dataset, steps: int) -> list[Row]:
     size = Preprocessing(width=_SIDE[0], height=_SIDE[1])
     classes = dataset.label_schema.classes
     note(f"training {steps} steps on labels with {len(planted)} planted errors")
-    model = loop.train(place, lessons, config, classes=classes, preprocessing=size).predictor()
+    model = trainer.train(place, lessons, config, classes=classes, preprocessing=size).predictor()
     predictions = list(predict_frames(place, model, spoilt.frames))
     start = time.process_time()
-    found = label_errors.find(spoilt, predictions)
+    found = label_errors.find_label_errors(spoilt, predictions)
     spent = time.process_time() - start
     total = len(planted)
     first = found[:total]
@@ -189,10 +191,13 @@ def _spoil(one: Label, kind: str, classes: Sequence[str], rng: np.random.Generat
 
 def _match(frame: str, box: Box, planted: Planted) -> tuple[str, str, int] | None:
     """The planted error that a finding is about: on the same frame, overlapping by 0.3."""
-    from workbench.perception.boxes import from_records, iou_matrix
+    from workbench.detection.boxes import boxes_to_array, iou_matrix
 
     for key, place in planted.items():
-        if key[0] == frame and iou_matrix(from_records([box]), from_records([place]))[0, 0] >= 0.3:
+        if (
+            key[0] == frame
+            and iou_matrix(boxes_to_array([box]), boxes_to_array([place]))[0, 0] >= 0.3
+        ):
             return key
     return None
 
@@ -201,7 +206,7 @@ def _least_confident(
     dataset: Dataset, predictions: Sequence[Prediction], planted: Planted, count: int
 ) -> int:
     """Spoilt labels among the ``count`` that the model bears out least: the peer."""
-    from workbench.perception.boxes import from_records, iou_matrix
+    from workbench.detection.boxes import boxes_to_array, iou_matrix
 
     by_frame: dict[str, list[Prediction]] = {}
     for one in predictions:
@@ -211,7 +216,7 @@ def _least_confident(
         if label.ignore:
             continue
         same = [one for one in by_frame.get(label.frame, ()) if one.cls == label.cls]
-        overlap = iou_matrix(from_records([label.box]), from_records([one.box for one in same]))
+        overlap = iou_matrix(boxes_to_array([label.box]), boxes_to_array([one.box for one in same]))
         sure = max(
             (one.score for one, iou in zip(same, overlap[0], strict=True) if iou >= 0.5),
             default=0.0,
@@ -228,18 +233,18 @@ def _cost(quick: bool) -> list[Row]:
     spent = []
     rows = []
     for count in counts:
-        like = Likeness((), _driven(count))
+        like = FrameFeatures((), _driven(count))
         start = time.process_time()
-        pairs.linked(like, hygiene.Yardstick(None, 40, 100, 0.1))
+        duplicates.connected_groups(like, hygiene.SimilarityThreshold(None, 40, 100, 0.1))
         spent.append(time.process_time() - start)
         rows.append(row(f"near duplicates among {count:,} hashes", spent[-1], "CPU-s"))
     growth = float(np.log(spent[-1] / spent[-2]) / np.log(counts[-1] / counts[-2]))
     million = spent[-1] * (1e6 / counts[-1]) ** 2
     rows.append(row("  growth exponent between the last two", growth, "2 is all with all"))
     rows.append(row("  a million, EXTRAPOLATED with the square", million, "CPU-s"))
-    same = Likeness((), _driven(1).repeat(counts[-1], axis=0))
+    same = FrameFeatures((), _driven(1).repeat(counts[-1], axis=0))
     start = time.process_time()
-    pairs.linked(same, hygiene.Yardstick(None, 40, 100, 0.1))
+    duplicates.connected_groups(same, hygiene.SimilarityThreshold(None, 40, 100, 0.1))
     spent_same = time.process_time() - start
     rows.append(row(f"  {counts[-1]:,} frames of one picture", spent_same, "CPU-s"))
     return rows

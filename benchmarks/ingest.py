@@ -19,9 +19,9 @@ from PIL import Image
 
 from benchmarks.common import Row, main, row, seconds
 from workbench import data
-from workbench.data.readers import read
+from workbench.core.workspace import Workspace
+from workbench.data.readers import read_source
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 WIDTH, HEIGHT = 480, 360
 GOAL = 300.0
@@ -104,11 +104,11 @@ def _ingested(source: Path, *, workers: int) -> float:
         assert not ingested.quarantine
         ingested.save(Store(place), data.assign_roles(ingested.dataset))
 
-    return len(read(source).frames) / seconds(once)
+    return len(read_source(source).frames) / seconds(once)
 
 
 def _rate(source: Path) -> float:
-    return len(read(source).frames) / seconds(lambda: _tight_loop(source))
+    return len(read_source(source).frames) / seconds(lambda: _tight_loop(source))
 
 
 def _tight_loop(source: Path) -> None:

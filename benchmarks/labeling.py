@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import labeling_fiftyone as fiftyone
+from benchmarks import labeling_fiftyone
 from benchmarks.common import Row, main, row, seconds
-from workbench import digest, labeling, services
-from workbench.labeling import LabelStudio, ledger, projects
-from workbench.labeling.config import labeling_config
-from workbench.labeling.contents import Contents
-from workbench.labeling.regions import Drawn, to_regions
-from workbench.labeling.send import CHUNK
-from workbench.labeling.tasks import chunks, in_order, make_tasks
+from workbench import labeling, services
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.labeling import LabelStudio, projects, sync
+from workbench.labeling.batches import BatchContents
+from workbench.labeling.label_config import labeling_config
+from workbench.labeling.regions import DrawnObject, to_regions
+from workbench.labeling.sender import TASKS_PER_CALL, make_tasks, priority_order, task_chunks
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, digest_of
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Role
 from workbench.records.store import Store
-from workbench.records.types import Choice, Prediction, Selection
-from workbench.workspace import Workspace
+from workbench.records.types import Prediction, SelectedFrame, Selection
 
 BOXES = 5
 _MODEL = f"checkpoint/{'0' * 64}"
@@ -105,9 +105,9 @@ class Bench:
     def beside_fiftyone(self, count: int) -> Row:
         """It uploads images; over a hundred at once only where the server's limit was raised."""
         batch = make_batch(self.place, f"fiftyone-{count}", count)
-        contents = Contents(Store(self.place), batch)
+        contents = BatchContents(Store(self.place), batch)
         frames = contents.batch.frames
-        order = fiftyone.Order(
+        order = labeling_fiftyone.Order(
             url=self.server.url,
             images=tuple(str(datasets.media_path(self.place, contents.frame(f))) for f in frames),
             boxes=tuple(tuple(_share(one.box) for one in contents.started(f)) for f in frames),
@@ -116,7 +116,7 @@ class Bench:
             classes=_SCHEMA.classes,
         )
         lead = services.environment(self.place, ("mongod",))
-        peer = fiftyone.send(order, self.token, lead, self.place.root)
+        peer = labeling_fiftyone.send(order, self.token, lead, self.place.root)
         ours = once(lambda: labeling.send(self.place, self.server, batch))
         assert (peer.tasks, self._held(batch)[0]) == (count, count)
         return _speed(
@@ -131,7 +131,7 @@ class Bench:
         """Annotations come by bulk import: people would take months."""
         batch = make_batch(self.place, f"trip-{count}", count)
         drawn = self._answered(batch)
-        project = ledger.read(self.place, batch)
+        project = sync.read_entry(self.place, batch)
         assert project
         raw = once(lambda: self.sdk.projects.exports.as_json(project.project))
         ours = once(lambda: labeling.collect(self.place, self.server, batch))
@@ -171,7 +171,7 @@ class Bench:
         for count in (small, large):
             batch = make_batch(self.place, f"memory-{count}", count)
             tracemalloc.start()
-            for some in chunks(_tasks(self.place, batch), CHUNK):
+            for some in task_chunks(_tasks(self.place, batch), TASKS_PER_CALL):
                 assert some
             peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
             tracemalloc.stop()
@@ -186,30 +186,32 @@ class Bench:
         )
 
     def _held(self, batch: Ref) -> tuple[int, int]:
-        entry = ledger.read(self.place, batch)
+        entry = sync.read_entry(self.place, batch)
         assert entry
         totals = self.server.totals(entry.project, digest_of(batch))
         return totals.tasks, totals.annotations
 
     def _answered(self, batch: Ref) -> dict[str, list[Box]]:
         """Put a batch on the server with an answer to every frame; the boxes by frame."""
-        title = projects.title_of(self.place, batch, None)
-        contents = Contents(Store(self.place), batch)
-        project = projects.create(self.server, title, contents.batch)
+        title = projects.project_title(self.place, batch, None)
+        contents = BatchContents(Store(self.place), batch)
+        project = projects.create_project(self.server, title, contents.batch)
         drawn: dict[str, list[Box]] = {}
-        for some in chunks(_tasks(self.place, batch), 1000):
+        for some in task_chunks(_tasks(self.place, batch), 1000):
             for task in some:
                 frame = task["data"]["frame"]
                 drawn[frame] = [one.box for one in contents.started(frame)]
                 result = [
                     part
                     for number, box in enumerate(drawn[frame])
-                    for part in to_regions(Drawn(f"own-{number}", "car", box), _WIDTH, _HEIGHT)
+                    for part in to_regions(
+                        DrawnObject(f"own-{number}", "car", box), _WIDTH, _HEIGHT
+                    )
                 ]
                 task["annotations"] = [{"result": result, "lead_time": 20.0}]
             self.server.import_tasks(project.id, some)
-        ledger.write(
-            self.place, ledger.Entry(batch=batch, project=project.id, title=title, complete=True)
+        sync.write_entry(
+            self.place, sync.IndexEntry(batch=batch, project=project.id, title=title, complete=True)
         )
         return drawn
 
@@ -235,9 +237,9 @@ def make_batch(place: Workspace, name: str, count: int) -> Ref:
         image.write_bytes(content)
         frames.append(frame)
     dataset = Dataset(name, _SCHEMA, (Drive(id=name),), tuple(frames), ())
-    ref = datasets.save(store, dataset, made_by="benchmark")
+    ref = datasets.save_dataset(store, dataset, made_by="benchmark")
     chosen = tuple(
-        Choice(frame=frame.id, rank=rank, score=0.0) for rank, frame in enumerate(frames)
+        SelectedFrame(frame=frame.id, rank=rank, score=0.0) for rank, frame in enumerate(frames)
     )
     selection = store.put(Selection(dataset=ref, budget=count, seed=0, method="all", chosen=chosen))
     predictions = [
@@ -251,8 +253,8 @@ def make_batch(place: Workspace, name: str, count: int) -> Ref:
 
 
 def _tasks(place: Workspace, batch: Ref) -> Iterator[dict[str, Any]]:
-    contents = Contents(Store(place), batch)
-    return make_tasks(contents, in_order(contents.batch))
+    contents = BatchContents(Store(place), batch)
+    return make_tasks(contents, priority_order(contents.batch))
 
 
 def _share(box: Box) -> tuple[float, float, float, float]:
@@ -262,7 +264,7 @@ def _share(box: Box) -> tuple[float, float, float, float]:
 def _compare(store: Store, labels: Ref, drawn: dict[str, list[Box]]) -> tuple[int, int, float]:
     """Boxes lost, boxes too many, and how far the farthest edge of any other was moved, in px."""
     found: dict[str, list[Box]] = {frame: [] for frame in drawn}
-    for label in datasets.read_lines(store.payload(labels, "labels.jsonl"), Label):
+    for label in datasets.read_json_lines(store.payload(labels, "labels.jsonl"), Label):
         found[label.frame].append(label.box)
     lost = sum(max(0, len(boxes) - len(found[frame])) for frame, boxes in drawn.items())
     doubled = sum(max(0, len(found[frame]) - len(boxes)) for frame, boxes in drawn.items())

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ServiceError
+from workbench.core.errors import ServiceError
 
 _FIELD = "predicted"
 _PATIENCE_S = 500

@@ -29,8 +29,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import mining_peers as peers
-from benchmarks import mining_pools as pools
+from benchmarks import mining_peers, mining_pools
 from benchmarks.common import Row, main, note
 from benchmarks.mining_pools import Pool
 from benchmarks.mining_rows import (
@@ -44,10 +43,11 @@ from benchmarks.mining_rows import (
     headlines,
     slice_rows,
 )
-from workbench.curation import finding
-from workbench.curation.embedding.one_pass import Embeddings, embed
-from workbench.curation.finding import Exemplar
-from workbench.perception.predictor import TorchPredictor
+from workbench.curation.embedding.compute import embed
+from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.signals import rarity, similarity
+from workbench.curation.signals.similarity import Exemplar
+from workbench.detection.predictor import TorchPredictor
 from workbench.simulation import traffic
 
 TUNING, JUDGED = (101, 102), (1, 2, 3, 4, 5)
@@ -87,15 +87,17 @@ class Ready:
 
 def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` takes two small pools, a hasty detector and judges none."""
-    profile = pools.smaller(traffic.LONG_TAIL, 24) if quick else traffic.LONG_TAIL
-    known = pools.ordinary(16 if quick else pools.ORDINARY.drives)
-    model = pools.detector(known, 60 if quick else pools.STEPS)
+    profile = (
+        mining_pools.smaller(traffic.LONG_TAIL_PROFILE, 24) if quick else traffic.LONG_TAIL_PROFILE
+    )
+    known = mining_pools.ordinary(16 if quick else mining_pools.ORDINARY.drives)
+    model = mining_pools.detector(known, 60 if quick else mining_pools.STEPS)
     tally, alike = Tally(), Tally()
     slices: dict[str, list[float]] = defaultdict(list)
     costs: dict[str, list[float]] = defaultdict(list)
     peaks: dict[str, float] = {}
     for seed in JUDGED[:2] if quick else JUDGED:
-        ready = prepared(pools.pool(profile, seed), known, model)
+        ready = prepared(mining_pools.pool(profile, seed), known, model)
         for name, arm in arms(ready):
             began = time.process_time()
             order = arm()
@@ -119,7 +121,7 @@ def measure(quick: bool) -> list[Row]:
 
 def prepared(pool: Pool, known: Pool, model: TorchPredictor) -> Ready:
     """Embed what is not embedded yet."""
-    home = pools.place()
+    home = mining_pools.place()
     seen, labelled = embed(home, model, pool.frames), embed(home, model, known.frames)
     return Ready(pool, known, seen, labelled)
 
@@ -132,17 +134,17 @@ def arms(
     most = round(max(budgets) * len(seen.frames))
     yield OURS, partial(ours, ready)
     yield "ours, every frame for itself", partial(ranked, ready)
-    yield CORRECTED, partial(peers.corrected_uniqueness, seen)
-    yield "FiftyOne uniqueness", partial(peers.fiftyone_uniqueness, seen)
-    yield "k-centre", partial(peers.k_centre, seen, ready.labelled, most)
-    yield "entropy", partial(peers.entropy, seen)
+    yield CORRECTED, partial(mining_peers.corrected_uniqueness, seen)
+    yield "FiftyOne uniqueness", partial(mining_peers.fiftyone_uniqueness, seen)
+    yield "k-centre", partial(mining_peers.k_centre, seen, ready.labelled, most)
+    yield "entropy", partial(mining_peers.entropy, seen)
     drawn = np.random.default_rng(ready.pool.seed).permutation(len(seen.frames))
     yield "random, drawn once", partial(np.copy, drawn)
 
 
 def ranked(ready: Ready) -> Rows:
     """Frames by `finding.score`, the rarest first."""
-    scores = finding.score(
+    scores = rarity.score_rarity(
         ready.seen,
         ready.labelled,
         ready.pool.conditions,
@@ -211,7 +213,7 @@ def search(tally: Tally, ready: Ready, tops: Sequence[int] = tuple(GOALS)) -> No
         if not wanted.any():
             continue
         one = exemplar(ready, shown, kind)
-        order = finding.like(ready.seen, [one]).order
+        order = similarity.search_by_example(ready.seen, [one]).order
         order = order[drives[order] != drive]
         chance.append(wanted.sum() / len(order))
         for top in tops:

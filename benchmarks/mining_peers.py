@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.curation.embedding.one_pass import Embeddings
+from workbench.curation.embedding.embeddings import Embeddings
 
 Rows = NDArray[np.int64]
 _BLOCK = 2048

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import note
-from workbench import digest, processes, workspace
-from workbench.perception.predictor import TorchPredictor
-from workbench.perception.preprocessing import Preprocessing
+from workbench.core import digest, processes, workspace
+from workbench.core.workspace import Workspace
+from workbench.detection.predictor import TorchPredictor
+from workbench.detection.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import (
     Box,
@@ -37,13 +38,12 @@ from workbench.records.frames import (
     Weather,
 )
 from workbench.simulation import drives, traffic
-from workbench.simulation.render import render
+from workbench.simulation.rendering import render_frame
 from workbench.simulation.scenario import CLASSES, Scenario
 from workbench.training.config import TrainingConfig
-from workbench.workspace import Workspace
 
 SCHEMA = LabelSchema(name="front-camera", version=1, classes=CLASSES)
-ORDINARY = traffic.Profile("ordinary", drives=100, frames_per_drive=15, rare=False)
+ORDINARY = traffic.FleetProfile("ordinary", drives=100, frames_per_drive=15, rare=False)
 SEED_OF_ORDINARY = 9001
 STEPS, CYCLES = 900, 2
 """Optimiser steps of one rise and fall of the learning rate, and how often it rises (SGDR,
@@ -75,20 +75,20 @@ class Pool:
 
 def place() -> Workspace:
     """A workspace of its own in the scratch folder, so that no pool meets real frames."""
-    return Workspace(workspace.find().scratch / "mining" / ".workbench")
+    return Workspace(workspace.find_workspace().scratch / "mining" / ".workbench")
 
 
-def smaller(profile: traffic.Profile, drives_: int) -> traffic.Profile:
+def smaller(profile: traffic.FleetProfile, drives_: int) -> traffic.FleetProfile:
     """Fewer drives, for a quick look; the shares of the events stay where they can."""
     return replace(profile, name=f"{profile.name}-{drives_}", drives=drives_)
 
 
-def pool(profile: traffic.Profile, seed: int, workers: int = 2) -> Pool:
+def pool(profile: traffic.FleetProfile, seed: int, workers: int = 2) -> Pool:
     """The frames of a profile, rendering what is not there yet."""
     home = place()
     folder = home.root / "drives" / f"{profile.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    scenarios = traffic.fleet(profile, seed)
+    scenarios = traffic.random_fleet(profile, seed)
     missing = [s for s in scenarios if not (folder / f"{s.drive}.json").exists()]
     if missing:
         note(f"rendering {len(missing)} of {len(scenarios)} drives of {folder.name}")
@@ -114,7 +114,9 @@ def _render(
             yield _render_drive(home, folder, scenario)
         return
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context, initializer=processes.die_with_starter) as running:
+    with ProcessPoolExecutor(
+        workers, context, initializer=processes.die_with_pool_owner
+    ) as running:
         yield from running.map(partial(_render_drive, home, folder), scenarios)
 
 
@@ -149,7 +151,7 @@ def _truth(scenario: Scenario, row: dict[str, Any]) -> dict[str, Any]:
     if not row["events"]:
         return {"kinds": [], "boxes": []}
     tracks = {event.track for event in scenario.events if event.name in row["events"]}
-    seen = render(scenario, row["index"]).boxes
+    seen = render_frame(scenario, row["index"]).boxes
     boxes = [(box.x, box.y, box.w, box.h) for box in seen if box.track in tracks]
     return {"kinds": row["events"], "boxes": boxes}
 
@@ -197,11 +199,12 @@ def learned(
     """A detector of ``known``, kept below ``home`` by what shaped it; a killed training goes on."""
     import safetensors.torch
 
-    from workbench.perception.detector import Detector, DetectorConfig
-    from workbench.training.loop import train
+    from workbench.detection.config import DetectorConfig
+    from workbench.detection.detector import Detector
+    from workbench.training.trainer import train
 
     shape = {"steps": config.steps, "seed": config.seed, "threads": config.threads}
-    name = digest.short(digest.of_json([shape, [frame.id for frame in known.frames]]))
+    name = digest.shorten(digest.of_json([shape, [frame.id for frame in known.frames]]))
     folder = home.root / "detectors" / name
     kept = folder / "weights.safetensors"
     if not kept.exists():

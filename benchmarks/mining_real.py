@@ -33,13 +33,14 @@ from benchmarks.common import Row, main, note, row
 from benchmarks.mining_drives import Rare, Split, groups, runs, splits, thinned
 from benchmarks.mining_pools import Pool, Truth, learned
 from benchmarks.mining_rows import Tally, arm_rows, exemplar_rows
-from workbench import data, processes
-from workbench.curation.embedding.one_pass import embed
-from workbench.perception.predictor import TorchPredictor
+from workbench import data
+from workbench.core import processes
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding.compute import embed
+from workbench.detection.predictor import TorchPredictor
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Role
 from workbench.training.config import TrainingConfig
-from workbench.workspace import Workspace
 
 DRIVES = "BENCHMARK_DRIVES"
 BUDGETS = (0.05, 0.10, 0.20)
@@ -111,7 +112,7 @@ def learn_all(
 ) -> None:
     """Train and embed what is not kept yet, two at a time."""
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(2, context, initializer=processes.die_with_starter) as running:
+    with ProcessPoolExecutor(2, context, initializer=processes.die_with_pool_owner) as running:
         jobs = [running.submit(_learn, place, dataset, *one, steps) for one in wanted]
         for done, job in enumerate(jobs, start=1):
             job.result()

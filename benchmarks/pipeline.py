@@ -20,11 +20,9 @@ from benchmarks import pipeline_scale
 from benchmarks.common import Row, main, row, seconds
 from benchmarks.pipeline_scale import CELLS, CONTRACT, PLAIN, PUT
 from benchmarks.pipeline_scale import notebook as _notebook
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.definition import graph
-from workbench.pipeline.planning import plan
-from workbench.pipeline.steps.spec import StepSpec
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract, graph, plan
+from workbench.pipeline.spec import StepSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_ENGINE = ("pipelines/data_engine.yaml", "-p", "labelers=replay")
@@ -87,8 +85,8 @@ def _planning(project: Path, steps: int) -> Row:
     place = Workspace(project / ".workbench")
 
     def work() -> None:
-        loaded = graph.load(file, {}, base=project)
-        assert len(plan.plan(loaded, place)) == steps
+        loaded = graph.load_pipeline(file, {}, base=project)
+        assert len(plan.plan_pipeline(loaded, place)) == steps
 
     took = seconds(work, 3)
     return row(f"planning {steps} steps", took, "s", goal="< 1 s", met=took < 1)
@@ -123,7 +121,7 @@ def _step(folder: Path) -> Path:
         home=str(folder / ".workbench"),
         folder=str(folder),
         cache=str(folder / "cache"),
-        parameters=contracts.read(notebook).validate({}),
+        parameters=contract.read_contract(notebook).validate({}),
         inputs={},
         declared_inputs={},
         declared_outputs={},

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from benchmarks.common import note
 from workbench import data
-from workbench.errors import RecordError
-from workbench.perception.predictor import TorchPredictor, load_checkpoint
-from workbench.perception.preprocessing import Preprocessing
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.detection.predictor import TorchPredictor, load_checkpoint
+from workbench.detection.preprocessing import Preprocessing
 from workbench.records import dataset as datasets
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
 from workbench.records.store import Store
-from workbench.workspace import Workspace, write_atomic
 
 LEARNED = (Role.SEED, Role.TRAIN)
 
@@ -54,11 +54,11 @@ def _trained(
     if known.exists():
         version, checkpoint = known.read_text().split()
         try:
-            return place, datasets.load(store, version), load_checkpoint(store, checkpoint)
+            return place, datasets.load_dataset(store, version), load_checkpoint(store, checkpoint)
         except RecordError:
             note(f"what was kept in {place.root} is not whole: it is made again")
     version = _ingested(place, source, name)
-    dataset = datasets.load(store, version)
+    dataset = datasets.load_dataset(store, version)
     checkpoint = _train(place, dataset, steps)
     write_atomic(known, f"{version} {checkpoint}".encode())
     return place, dataset, load_checkpoint(store, checkpoint)
@@ -73,11 +73,11 @@ def _ingested(place: Workspace, source: object, name: str) -> str:
 
 
 def _train(place: Workspace, dataset: Dataset, steps: int) -> str:
-    from workbench.training import TrainingConfig, checkpoint, loop
+    from workbench.training import TrainingConfig, checkpoint, trainer
 
     note(f"training {steps} steps on {dataset.name}; kept for the next run in {place.root}")
     lessons = dataset.with_roles(*LEARNED)
-    trained = loop.train(
+    trained = trainer.train(
         place,
         lessons,
         TrainingConfig(steps=steps),
@@ -86,4 +86,4 @@ def _train(place: Workspace, dataset: Dataset, steps: int) -> str:
         checkpoint_dir=place.root / "training",
     )
     assert dataset.ref
-    return checkpoint.save(Store(place), trained, dataset.ref)
+    return checkpoint.save_checkpoint(Store(place), trained, dataset.ref)

@@ -40,9 +40,9 @@ from benchmarks.training_loops import (
     frames,
     our_loop,
 )
+from workbench.core.workspace import Workspace
 from workbench.records.dataset import Dataset
 from workbench.training.config import TrainingConfig
-from workbench.workspace import Workspace
 
 GOAL, MOST_WAITED = 0.95, 0.02
 
@@ -120,9 +120,9 @@ from dataclasses import replace
 from functools import partial
 from benchmarks.training_loops import CLASSES, frames
 from workbench import digest
-from workbench.perception.preprocessing import Preprocessing
+from workbench.detection.preprocessing import Preprocessing
 from workbench.training import Augmentation, TrainingConfig, train
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
 from safetensors.torch import save
 place = Workspace(Path(sys.argv[1]))
 config = TrainingConfig(steps=6, augment=Augmentation.driving())

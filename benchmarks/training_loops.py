@@ -17,26 +17,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from workbench import digest
-from workbench.perception.detector import Detector, DetectorConfig
-from workbench.perception.models.protocol import Truth
-from workbench.perception.preprocessing import Preprocessing
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.detection.config import DetectorConfig, GroundTruthBatch
+from workbench.detection.detector import Detector
+from workbench.detection.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Origin
 from workbench.training import augment
+from workbench.training.checkpoint import TrainingResult
 from workbench.training.config import TrainingConfig
-from workbench.training.loader import Loader, Material
-from workbench.training.loop import train
-from workbench.training.loss import DetectionLoss, as_truth
-from workbench.training.trained import Trained
-from workbench.workspace import Workspace
+from workbench.training.loader import DataLoader, TaskSpec
+from workbench.training.losses import DetectionLoss, pad_targets
+from workbench.training.trainer import train
 
 CLASSES = tuple(f"class-{number}" for number in range(10))
 SPEC = Preprocessing()
 FRAMES = 32
 WORKERS = (0, 1, 2)
 
-Ready = list[tuple[torch.Tensor, Truth]]
+Ready = list[tuple[torch.Tensor, GroundTruthBatch]]
 Turn = Callable[[Workspace, Dataset, TrainingConfig, Ready], dict[str, float]]
 
 
@@ -97,15 +97,15 @@ def loader_turn(
     return {"speed": with_data_loader(place, dataset, config, workers)}
 
 
-def our_loop(place: Workspace, dataset: Dataset, config: TrainingConfig) -> Trained:
+def our_loop(place: Workspace, dataset: Dataset, config: TrainingConfig) -> TrainingResult:
     return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
 
 
 def batches(place: Workspace, dataset: Dataset, config: TrainingConfig) -> Ready:
     """All batches of a pass, ready; the same that ours makes on the way."""
-    loader = Loader(place, dataset, config, Material(CLASSES, SPEC))
+    loader = DataLoader(place, dataset, config, TaskSpec(CLASSES, SPEC))
     made = [loader.batch(step) for step in range(config.steps_per_epoch(len(dataset.frames)))]
-    return [(torch.from_numpy(batch.images), as_truth(batch.targets)) for batch in made]
+    return [(torch.from_numpy(batch.images), pad_targets(batch.targets)) for batch in made]
 
 
 def bare_loop(ready: Ready, config: TrainingConfig, device: str = "cpu") -> float:
@@ -143,7 +143,7 @@ def compiled(ready: Ready, config: TrainingConfig) -> float:
 class Varied(torch.utils.data.Dataset[Any]):
     """Decoded frames for torch's DataLoader, varied as ours are."""
 
-    def __init__(self, loader: Loader, config: TrainingConfig) -> None:
+    def __init__(self, loader: DataLoader, config: TrainingConfig) -> None:
         self._kept, self._how = loader._kept, config.augment
 
     def __len__(self) -> int:
@@ -153,20 +153,22 @@ class Varied(torch.utils.data.Dataset[Any]):
         assert self._kept is not None
         pixels, targets = self._kept[number % len(self._kept)]
         rng = np.random.default_rng(number)
-        pixels, targets = augment.vary(pixels, targets, self._how, SPEC.pad, rng)
+        pixels, targets = augment.augment_frame(pixels, targets, self._how, SPEC.pad, rng)
         image = torch.from_numpy(pixels).permute(2, 0, 1).float().mul_(SPEC.scale)
         return image.sub_(SPEC.mean[0]).div_(SPEC.std[0]), targets
 
 
-def collate(samples: list[Any]) -> tuple[torch.Tensor, Truth]:
+def collate(samples: list[Any]) -> tuple[torch.Tensor, GroundTruthBatch]:
     images = torch.stack([image for image, _ in samples])
-    return images.contiguous(memory_format=torch.channels_last), as_truth([t for _, t in samples])
+    return images.contiguous(memory_format=torch.channels_last), pad_targets(
+        [t for _, t in samples]
+    )
 
 
 def with_data_loader(
     place: Workspace, dataset: Dataset, config: TrainingConfig, workers: int
 ) -> float:
-    loader = Loader(place, dataset, config, Material(CLASSES, SPEC))
+    loader = DataLoader(place, dataset, config, TaskSpec(CLASSES, SPEC))
     source = torch.utils.data.DataLoader(
         Varied(loader, config), config.batch, num_workers=workers, collate_fn=collate
     )

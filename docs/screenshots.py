@@ -23,13 +23,14 @@ from typing import Any
 
 import requests
 
-from workbench import curation, services, workspace
-from workbench.errors import ServiceError, WorkbenchError
-from workbench.records import dataset as datasets
+from workbench import curation, services
+from workbench.core import workspace
+from workbench.core.errors import ServiceError, WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.records import dataset
 from workbench.records.store import Store
 from workbench.records.types import Selection
-from workbench.services.label_studio import EMAIL
-from workbench.workspace import Workspace
+from workbench.services.servers import ADMIN_EMAIL
 
 PROJECT = Path(__file__).resolve().parents[1]
 IMAGES = PROJECT / "docs" / "images"
@@ -203,7 +204,7 @@ def _shoot_fiftyone(place: Workspace, target: Path) -> None:
 
     store = Store(place)
     selection = store.get(curation.newest_selection(store), Selection)
-    name = datasets.load(store, selection.dataset).name
+    name = dataset.load_dataset(store, selection.dataset).name
     port = free_port()
     code = (
         "import sys, time; from workbench import curation;"
@@ -225,7 +226,7 @@ def _shoot_label_studio(place: Workspace, target: Path) -> None:
         raise ServiceError("the password of this Label Studio is not ours to know", where=admin.url)
     with browser() as page:
         page.goto(f"{admin.url}/user/login/")
-        page.fill("input[name=email]", EMAIL)
+        page.fill("input[name=email]", ADMIN_EMAIL)
         page.fill("input[name=password]", admin.password_file.read_text().strip())
         page.press("input[name=password]", "Enter")
         page.wait_for_url(lambda url: "/user/login" not in url, timeout=_MINUTE_MS)
@@ -280,7 +281,7 @@ def main() -> int:
     unknown = set(asked.names) - set(SHOTS)
     if unknown:
         parser.error(f"no picture is called {', '.join(sorted(unknown))}: {', '.join(SHOTS)}")
-    place = workspace.find()
+    place = workspace.find_workspace()
     services.up(place)
     asked.to.mkdir(parents=True, exist_ok=True)
     missing = 0

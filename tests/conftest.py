@@ -8,8 +8,8 @@ import pytest
 
 from tests.servers import Servers, servers
 from tests.tiny_run import TinyRun, tiny_run
+from workbench.core.workspace import Workspace
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 __all__ = ["Servers", "TinyRun", "servers", "tiny_run"]  # fixtures that pytest finds here
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import pytest
 
 from workbench import services
-from workbench.errors import ServiceError
-from workbench.services.label_studio import environment_folder
-from workbench.workspace import Workspace
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
+from workbench.services.servers import label_studio_environment
 
 # Ends the servers when the test session does, even if that is killed: its end of the pipe closes.
 _WATCHDOG = """
 import sys
 from pathlib import Path
 from workbench import services
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
 sys.stdin.read()
 services.down(Workspace(Path(sys.argv[1])))
 """
@@ -36,7 +36,7 @@ class Servers:
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     try:
-        environment_folder()
+        label_studio_environment()
     except ServiceError as error:
         pytest.skip(str(error))
     place = Workspace(tmp_path_factory.mktemp("servers") / ".workbench")

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from workbench.services.doctor import out_of_step
+from workbench.services.doctor import mismatched_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.lock", "requirements-label-studio.lock")
@@ -88,7 +88,7 @@ def test_conda_installs_the_lock() -> None:
 
 
 def test_what_is_installed_is_what_is_locked() -> None:
-    assert out_of_step(ROOT / "requirements.lock") == []
+    assert mismatched_packages(ROOT / "requirements.lock") == []
 
 
 def test_mlflow_then_fiftyone_import() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.servers import Servers
+from workbench.core.workspace import Workspace
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = ROOT / "pipelines" / "data_engine.yaml"

@@ -16,12 +16,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from workbench.pipeline.steps.step import step as step
+    from workbench.pipeline.connect import step as step
 
 
 def __getattr__(name: str) -> Any:
     if name == "step":
-        from workbench.pipeline.steps.step import step
+        from workbench.pipeline.connect import step
 
         return step
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")

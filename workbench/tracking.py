@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import ServiceError
+from workbench.core.errors import ServiceError
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
-_LONGEST_PARAMETER = 6000
-_LONGEST_TAG = 8000
-_TAGS_AT_ONCE, _METRICS_AT_ONCE = 100, 500
+_MAX_PARAMETER_LENGTH = 6000
+_MAX_TAG_LENGTH = 8000
+_TAGS_PER_CALL, _METRICS_PER_CALL = 100, 500
 _DIGEST_CHARACTERS = 36  # MLflow keeps no more of a dataset's digest
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricPoint:
     """One value of a metric, ``at`` in seconds since the epoch."""
 
     name: str
@@ -67,12 +67,12 @@ class Tracker:
         tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
         with self._translated():
             run = self._client.create_run(self.experiment, run_name=name, tags=tags)
-            given = [Param(key, _text(value)) for key, value in parameters.items()]
+            given = [Param(key, _parameter_text(value)) for key, value in parameters.items()]
             if given:
                 self._client.log_batch(run.info.run_id, params=given)
         return str(run.info.run_id)
 
-    def log_points(self, run_id: str, points: Sequence[Point]) -> None:
+    def log_points(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         self._log(run_id, points=points)
 
     def log_files(self, run_id: str, files: Sequence[Path], folder: str | None = None) -> None:
@@ -118,15 +118,19 @@ class Tracker:
         self._log(run_id, tags=tags)
 
     def _log(
-        self, run_id: str, *, points: Sequence[Point] = (), tags: Mapping[str, str] | None = None
+        self,
+        run_id: str,
+        *,
+        points: Sequence[MetricPoint] = (),
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Figures and tags in as few calls as MLflow's limits let: a call costs the server most."""
-        metrics, given = _metrics(points), _tags(tags or {})
-        calls = max(-(-len(metrics) // _METRICS_AT_ONCE), -(-len(given) // _TAGS_AT_ONCE))
+        metrics, given = _mlflow_metrics(points), _mlflow_tags(tags or {})
+        calls = max(-(-len(metrics) // _METRICS_PER_CALL), -(-len(given) // _TAGS_PER_CALL))
         with self._translated():
             for call in range(calls):
-                some = slice(call * _METRICS_AT_ONCE, (call + 1) * _METRICS_AT_ONCE)
-                named = slice(call * _TAGS_AT_ONCE, (call + 1) * _TAGS_AT_ONCE)
+                some = slice(call * _METRICS_PER_CALL, (call + 1) * _METRICS_PER_CALL)
+                named = slice(call * _TAGS_PER_CALL, (call + 1) * _TAGS_PER_CALL)
                 self._client.log_batch(run_id, metrics=metrics[some], tags=given[named])
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
@@ -139,7 +143,7 @@ class Tracker:
         run_id: str,
         status: str,
         tags: Mapping[str, str] | None = None,
-        points: Sequence[Point] = (),
+        points: Sequence[MetricPoint] = (),
     ) -> None:
         """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, with its last tags and figures."""
         self._log(run_id, points=points, tags=tags)
@@ -239,29 +243,29 @@ def record_tags(
     """Tags that name a run's records, and the runs that made them where those are known."""
     tags = {}
     for name, ref in records.items():
-        tags[f"workbench.{context}.{_name(name)}"] = ref
+        tags[f"workbench.{context}.{_mlflow_name(name)}"] = ref
         if made_by and ref in made_by:
-            tags[f"workbench.{context}.{_name(name)}.run"] = made_by[ref]
+            tags[f"workbench.{context}.{_mlflow_name(name)}.run"] = made_by[ref]
     return tags
 
 
-def _metrics(points: Sequence[Point]) -> list[Any]:
+def _mlflow_metrics(points: Sequence[MetricPoint]) -> list[Any]:
     from mlflow.entities import Metric
 
-    return [Metric(_name(p.name), p.value, int(p.at * 1000), p.step) for p in points]
+    return [Metric(_mlflow_name(p.name), p.value, int(p.at * 1000), p.step) for p in points]
 
 
-def _tags(tags: Mapping[str, str]) -> list[Any]:
+def _mlflow_tags(tags: Mapping[str, str]) -> list[Any]:
     from mlflow.entities import RunTag
 
-    return [RunTag(key, value[:_LONGEST_TAG]) for key, value in tags.items()]
+    return [RunTag(key, value[:_MAX_TAG_LENGTH]) for key, value in tags.items()]
 
 
-def _name(name: str) -> str:
+def _mlflow_name(name: str) -> str:
     """A name in the characters that MLflow takes: ``a=b`` becomes ``a:b``, ``a[0]`` ``a.0``."""
     return _NOT_IN_NAMES.sub("_", name.replace("=", ":").replace("[", ".").replace("]", ""))
 
 
-def _text(value: Any) -> str:
+def _parameter_text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text[:_LONGEST_PARAMETER]
+    return text[:_MAX_PARAMETER_LENGTH]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.servers import Servers
 from workbench import labeling, services
+from workbench.core.workspace import Workspace
 from workbench.labeling.server import LabelStudio
-from workbench.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 
 from tests.curation.conftest import make_dataset
 from workbench import curation
-from workbench.errors import DataError, ParameterError, ServiceError
+from workbench.core.errors import DataError, ParameterError, ServiceError
+from workbench.core.workspace import Workspace
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Role
-from workbench.records.types import Choice, Prediction, Selection
-from workbench.workspace import Workspace
+from workbench.records.types import Prediction, SelectedFrame, Selection
 
 NAME = "curation-contract"
 
@@ -33,7 +33,7 @@ def selection_of(dataset: Dataset, rows: list[int]) -> Selection:
         seed=0,
         method="test",
         chosen=tuple(
-            Choice(
+            SelectedFrame(
                 frame=pool[row].id,
                 rank=rank,
                 score=0.5,
@@ -84,7 +84,7 @@ def test_publishing_again_replaces_content_and_keeps_peoples_tags(
     curation.publish(attached, dataset, (), first, NAME)
     frame = first.chosen[0].frame
     before = dict(zip(*fo.load_dataset(NAME).values(["frame", "id"]), strict=True))
-    curation.tag(NAME, [frame], "odd", by="mia", place=attached)
+    curation.tag_frames(NAME, [frame], "odd", by="mia", place=attached)
     fewer = dataset.where(lambda one: one.drive != "drive-3")
     second = selection_of(dataset, [1, 4])
     curation.publish(attached, fewer, (), second, NAME)
@@ -116,10 +116,10 @@ def test_tags_say_who_and_when(attached: Workspace, dataset: Dataset) -> None:
     name = f"{NAME}-tags"
     curation.publish(attached, dataset, (), None, name)
     frames = [frame.id for frame in dataset.frames[:3]]
-    assert curation.tag(name, frames[:2], "odd", by="mia", place=attached) == 2
-    assert curation.tag(name, frames, "odd", by="tom", place=attached) == 1
-    assert set(curation.tagged(name, "odd", place=attached)) == set(frames)
-    log = curation.tag_log(name, place=attached)
+    assert curation.tag_frames(name, frames[:2], "odd", by="mia", place=attached) == 2
+    assert curation.tag_frames(name, frames, "odd", by="tom", place=attached) == 1
+    assert set(curation.tagged_frames(name, "odd", place=attached)) == set(frames)
+    log = curation.read_tag_log(name, place=attached)
     assert [(entry["by"], entry["frames"]) for entry in log] == [
         ("mia", frames[:2]),
         ("tom", frames[2:]),
@@ -131,11 +131,11 @@ def test_what_cannot_be_tagged_says_why(attached: Workspace, dataset: Dataset) -
     name = f"{NAME}-tags"
     curation.publish(attached, dataset, (), None, name)
     with pytest.raises(DataError, match="1 frames are not in the FiftyOne dataset"):
-        curation.tag(name, ["f" * 64], "odd", place=attached)
+        curation.tag_frames(name, ["f" * 64], "odd", place=attached)
     with pytest.raises(ParameterError, match="'mined' cannot be a tag of people"):
-        curation.tag(name, [dataset.frames[0].id], "mined", place=attached)
+        curation.tag_frames(name, [dataset.frames[0].id], "mined", place=attached)
     with pytest.raises(DataError, match="FiftyOne has no dataset 'nowhere'"):
-        curation.tagged("nowhere", "odd", place=attached)
+        curation.tagged_frames("nowhere", "odd", place=attached)
     with pytest.raises(DataError, match="no frames to show"):
         curation.publish(attached, dataset.where(lambda _: False), name=name)
 
@@ -161,7 +161,7 @@ def test_without_a_server_it_says_what_to_run(
 def test_nothing_is_started_by_fiftyone_itself(place: Workspace) -> None:
     """In a workspace without servers it refuses before FiftyOne is even imported."""
     code = (
-        "import sys; from workbench import curation; from workbench.errors import ServiceError\n"
+        "import sys; from workbench import curation; from workbench.core.errors import ServiceError\n"
         "try: curation.tagged('x', 'y')\n"
         "except ServiceError as error: print(error, 'fiftyone' in sys.modules)\n"
     )

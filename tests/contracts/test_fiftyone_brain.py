@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.mining_peers import fiftyone_values
-from workbench.curation.workshop import connection
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
+from workbench.curation.fiftyone import connection
 
 
 @pytest.fixture

@@ -14,20 +14,21 @@ import pytest
 
 from tests.curation.conftest import CONFIG, SPEC, make_dataset
 from workbench import curation, services
+from workbench.core.errors import DataError, ParameterError, ServiceError
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
-from workbench.curation.embedding import Embeddings
-from workbench.curation.hygiene.duplicates import Cluster
-from workbench.curation.neighbours import directions
-from workbench.curation.workshop import embedding_map
-from workbench.errors import DataError, ParameterError, ServiceError
-from workbench.perception.detector import Detector
-from workbench.perception.predictor import TorchPredictor
+from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.fiftyone import publishing
+from workbench.curation.hygiene.duplicates import DuplicateCluster
+from workbench.curation.vectors import unit_vectors
+from workbench.detection.detector import Detector
+from workbench.detection.predictor import TorchPredictor
 from workbench.records import dataset as datasets
+from workbench.records.base import Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Role
 from workbench.records.store import Store
-from workbench.records.types import Inspection, Prediction, Selection, Verdict
-from workbench.workspace import Workspace
+from workbench.records.types import Inspection, Prediction, Selection
 
 NAME = "similarity-contract"
 
@@ -36,7 +37,7 @@ NAME = "similarity-contract"
 def dataset(attached: Workspace) -> Dataset:
     store = Store(attached)
     made = replace(make_dataset(attached, drives=5, per_drive=6), name="similar")
-    return datasets.load(store, datasets.save(store, made, made_by="test"))
+    return datasets.load_dataset(store, datasets.save_dataset(store, made, made_by="test"))
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +80,18 @@ def test_more_like_this_is_the_exact_order_the_first_time_and_the_second(
 
     shown = fo.load_dataset(published)
     shown.clear_cache()
-    unit = directions(np.asarray(seen.vectors))
+    unit = unit_vectors(np.asarray(seen.vectors))
     ids = dict(zip(*shown.values(["frame", "id"]), strict=True))
     for row in (3, 3, 17):
-        sorted_ = shown.sort_by_similarity(ids[seen.frames[row]], brain_key=embedding_map.FRAMES)
+        sorted_ = shown.sort_by_similarity(ids[seen.frames[row]], brain_key=publishing.FRAMES)
         assert sorted_.values("frame") == [seen.frames[other] for other in exact(unit, row)]
     least = shown.sort_by_similarity(
-        ids[seen.frames[3]], k=4, reverse=True, brain_key=embedding_map.FRAMES, dist_field="apart"
+        ids[seen.frames[3]], k=4, reverse=True, brain_key=publishing.FRAMES, dist_field="apart"
     )
     apart = 1 - unit @ unit[3]
     assert least.values("apart") == pytest.approx(sorted(apart, reverse=True)[:4], abs=1e-5)
     part = shown.match(fo.ViewField("light") == "night")
-    near = part.sort_by_similarity(ids[seen.frames[3]], brain_key=embedding_map.FRAMES)
+    near = part.sort_by_similarity(ids[seen.frames[3]], brain_key=publishing.FRAMES)
     nights = set(part.values("frame"))
     assert near.values("frame") == [
         seen.frames[r] for r in exact(unit, 3) if seen.frames[r] in nights
@@ -103,13 +104,13 @@ def test_another_process_answers_the_same(published: str, attached: Workspace) -
 
     shown = fo.load_dataset(published)
     first = shown.first().id
-    here = shown.sort_by_similarity(first, k=9, brain_key=embedding_map.FRAMES).values("frame")
+    here = shown.sort_by_similarity(first, k=9, brain_key=publishing.FRAMES).values("frame")
     code = (
         "import fiftyone as fo, sys\n"
         f"shown = fo.load_dataset({published!r})\n"
-        f"index = shown.load_brain_results({embedding_map.FRAMES!r})\n"
+        f"index = shown.load_brain_results({publishing.FRAMES!r})\n"
         f"print(type(index).__name__, *shown.sort_by_similarity({first!r}, k=9,"
-        f" brain_key={embedding_map.FRAMES!r}).values('frame'))"
+        f" brain_key={publishing.FRAMES!r}).values('frame'))"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
@@ -128,11 +129,11 @@ def test_the_app_is_answered_the_same(published: str, seen: Embeddings) -> None:
         "query": [ids[seen.frames[5]]],
         "k": 6,
         "reverse": False,
-        "brain_key": embedding_map.FRAMES,
+        "brain_key": publishing.FRAMES,
     }
     stage = {"fiftyone.core.stages.SortBySimilarity": asked}
     view = get_view(published, stages=None, filters={}, extended_stages=stage)
-    unit = directions(np.asarray(seen.vectors))
+    unit = unit_vectors(np.asarray(seen.vectors))
     assert view.values("frame") == [seen.frames[other] for other in exact(unit, 5)[:6]]
 
 
@@ -141,16 +142,16 @@ def test_objects_like_this_one(published: str, seen: Embeddings) -> None:
 
     patches = fo.load_dataset(published).to_patches("predictions")
     assert len(patches) > 10
-    index = fo.load_dataset(published).load_brain_results(embedding_map.OBJECTS)
+    index = fo.load_dataset(published).load_brain_results(publishing.OBJECTS)
     assert index.total_index_size == len(patches)
     first = patches.first().id
-    found = patches.sort_by_similarity(first, k=5, brain_key=embedding_map.OBJECTS)
+    found = patches.sort_by_similarity(first, k=5, brain_key=publishing.OBJECTS)
     vectors, _, labels = index.get_embeddings()
     row = labels.tolist().index(first)
     order = np.argsort(1 - vectors @ vectors[row], kind="stable")[:5]
     assert found.values("id") == [labels[other] for other in order]
     by_frames = fo.load_dataset(published).sort_by_similarity(
-        first, k=5, brain_key=embedding_map.OBJECTS
+        first, k=5, brain_key=publishing.OBJECTS
     )
     assert by_frames.count("predictions.detections") == 5
 
@@ -159,33 +160,35 @@ def test_what_cannot_be_asked_says_why(published: str, attached: Workspace) -> N
     import fiftyone as fo
 
     shown = fo.load_dataset(published)
-    index = shown.load_brain_results(embedding_map.FRAMES)
+    index = shown.load_brain_results(publishing.FRAMES)
     with pytest.raises(DataError, match="a vector of width 3 cannot be compared"):
         index.sort_by_similarity(np.ones(3), k=2)
     with pytest.raises(DataError, match="1 of 1 queries have no vector"):
         index.sort_by_similarity(["0" * 24], k=2)
-    from workbench.curation.workshop import similarity
+    from workbench.curation.fiftyone import similarity
 
     with pytest.raises(DataError, match="are gone"):
-        similarity.read(attached.root / "nowhere", "0" * 64)
+        similarity.read_vectors(attached.root / "nowhere", "0" * 64)
 
 
 def test_vectors_that_were_changed_are_refused(attached: Workspace) -> None:
-    from workbench.curation.workshop import similarity
+    from workbench.curation.fiftyone import similarity
 
-    unit = directions(np.random.default_rng(0).normal(size=(20, 4)))
-    folder, content = similarity.write(attached.root / "changed", unit, [str(n) for n in range(20)])
-    assert np.array_equal(similarity.read(folder, content)[0], unit)
+    unit = unit_vectors(np.random.default_rng(0).normal(size=(20, 4)))
+    folder, content = similarity.write_vectors(
+        attached.root / "changed", unit, [str(n) for n in range(20)]
+    )
+    assert np.array_equal(similarity.read_vectors(folder, content)[0], unit)
     np.save(folder / "vectors.npy", unit[::-1])
     with pytest.raises(DataError, match="not those that were published"):
-        similarity.read(folder, content)
+        similarity.read_vectors(folder, content)
 
 
 def test_the_map_has_a_point_for_every_frame(published: str, seen: Embeddings) -> None:
     import fiftyone as fo
 
     shown = fo.load_dataset(published)
-    results = shown.load_brain_results(embedding_map.MAP)
+    results = shown.load_brain_results(publishing.MAP)
     assert results.config.method == "manual"
     assert sorted(results.sample_ids) == sorted(shown.values("id"))
     assert np.isfinite(results.points).all()
@@ -194,7 +197,7 @@ def test_the_map_has_a_point_for_every_frame(published: str, seen: Embeddings) -
 
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_a_pool_of_identical_frames_has_a_map_too(count: int) -> None:
-    points = embedding_map.project(directions(np.ones((count, 8))))
+    points = publishing.project_points(unit_vectors(np.ones((count, 8))))
     assert np.isfinite(points).all()
     assert len(np.unique(points, axis=0)) == count
 
@@ -212,8 +215,8 @@ def test_findings_have_views_and_leave_when_mended(
         dataset=dataset.ref or "", verdict=Verdict.FAIL, gates=(), exact=0, near=1, thin=0
     )
     leak = hygiene.Leak(kind="time", first=b, second=c, value=1.0, why="1.0 s apart")
-    cluster = Cluster(frames=(a, c), exact=False, drives=1)
-    found = hygiene.Found(record, (leak,), (cluster,), (), (error,))
+    cluster = DuplicateCluster(frames=(a, c), exact=False, drives=1)
+    found = hygiene.InspectionFindings(record, (leak,), (cluster,), (), (error,))
     curation.publish(attached, dataset, (), None, NAME, found=found)
     shown = fo.load_dataset(NAME)
     assert shown.load_saved_view("suspected label errors").values("frame") == [a]
@@ -222,7 +225,7 @@ def test_findings_have_views_and_leave_when_mended(
     box = shown.load_saved_view("suspected label errors").first().label_errors.detections[0]
     assert (box.label, box.why, box.confidence) == ("missed", "look", 0.8)
     assert set(shown.load_saved_view("condition: night, clear").values("light")) == {"night"}
-    clean = hygiene.Found(record, (), (), (), ())
+    clean = hygiene.InspectionFindings(record, (), (), (), ())
     curation.publish(attached, dataset, (), None, NAME, found=clean)
     left = fo.load_dataset(NAME).list_saved_views()
     assert not {"suspected label errors", "duplicates", "leaks between roles"} & set(left)
@@ -235,10 +238,10 @@ def test_a_tag_comes_back_as_a_selection_with_who_and_when(
 
     store = Store(attached)
     first, second = dataset.frames[4].id, dataset.frames[5].id
-    curation.tag(NAME, [first], "odd", by="mia", place=attached)
+    curation.tag_frames(NAME, [first], "odd", by="mia", place=attached)
     shown = fo.load_dataset(NAME)
     shown.match(fo.ViewField("frame") == second).tag_samples("odd")  # what the App does
-    ref = curation.selection_of_tag(store, NAME, "odd", "tom")
+    ref = curation.selection_from_tag(store, NAME, "odd", "tom")
     selection = store.get(ref, Selection)
     assert selection.dataset == dataset.ref
     assert {choice.frame for choice in selection.chosen} == {first, second}
@@ -248,18 +251,18 @@ def test_a_tag_comes_back_as_a_selection_with_who_and_when(
     assert who[second]["at"].startswith("20")
     assert any("tagged 'odd' by mia" in c.reasons[0] for c in selection.chosen)
     with pytest.raises(DataError, match=r"no frame .* has the tag 'never'.*There are: odd"):
-        curation.selection_of_tag(store, NAME, "never", "tom")
+        curation.selection_from_tag(store, NAME, "never", "tom")
     with pytest.raises(ParameterError, match="'mined' was set by mining, not by people"):
-        curation.selection_of_tag(store, NAME, "mined", "tom")
+        curation.selection_from_tag(store, NAME, "mined", "tom")
 
 
 def test_frames_have_the_larger_share_of_the_app(published: str) -> None:
     """In a narrow panel the App hides its buttons to tag and to sort by likeness."""
     import fiftyone as fo
 
-    from workbench.curation.workshop import views
+    from workbench.curation.fiftyone import publishing
 
-    layout = views.spaces(fo, fo.load_dataset(NAME))
+    layout = publishing.app_layout(fo, fo.load_dataset(NAME))
     assert [space.children[0].type for space in layout.children] == ["Samples", "Embeddings"]
     assert layout.sizes[0] > 0.6
     assert sum(layout.sizes) == pytest.approx(1)
@@ -274,19 +277,21 @@ def test_what_was_tagged_in_the_app_keeps_its_time_when_a_pool_is_published_agai
     store, name = Store(attached), f"{NAME}-pool"
     pool = dataset.with_roles(Role.POOL)
     frame = pool.frames[0].id
-    mined = store.get(curation.choose(store, dataset.ref or "", [frame], "look"), Selection)
+    mined = store.get(
+        curation.select_manually(store, dataset.ref or "", [frame], "look"), Selection
+    )
     curation.publish(attached, pool, (), mined, name)
     shown = fo.load_dataset(name)
     shown.match(fo.ViewField("frame") == frame).tag_samples("odd")
     at = shown.match_tags("odd").values("last_modified_at")[0]
     time.sleep(1.1)  # times are told to the second
     curation.publish(attached, pool, (), mined, name)
-    selection = store.get(curation.selection_of_tag(store, name, "odd", "tom"), Selection)
+    selection = store.get(curation.selection_from_tag(store, name, "odd", "tom"), Selection)
     assert selection.dataset == dataset.ref
     who = selection.parameters["tagged"][frame]
     assert (who["by"], who["through"]) == ("tom", "app")
     assert datetime.fromisoformat(who["at"]) == at.replace(microsecond=0, tzinfo=UTC)
-    assert curation.tag_log(name, place=attached) == []
+    assert curation.read_tag_log(name, place=attached) == []
 
 
 def test_boxes_that_were_replaced_are_no_longer_sorted_by_likeness(
@@ -296,10 +301,10 @@ def test_boxes_that_were_replaced_are_no_longer_sorted_by_likeness(
 
     name = f"{NAME}-replaced"
     curation.publish(attached, dataset, surest(seen), None, name, seen=seen)
-    assert embedding_map.OBJECTS in fo.load_dataset(name).list_brain_runs()
+    assert publishing.OBJECTS in fo.load_dataset(name).list_brain_runs()
     curation.publish(attached, dataset, surest(seen)[::2], None, name)
     runs = fo.load_dataset(name).list_brain_runs()
-    assert set(runs) == {embedding_map.MAP, embedding_map.FRAMES}
+    assert set(runs) == {publishing.MAP, publishing.FRAMES}
 
 
 @pytest.mark.slow
@@ -313,8 +318,8 @@ import sys
 from pathlib import Path
 from tests.curation.conftest import make_dataset
 from workbench import curation, services
-from workbench.errors import ServiceError
-from workbench.workspace import Workspace
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
 place = Workspace(Path(sys.argv[1]))
 services.up(place, ("mongod",))
 dataset = make_dataset(place, drives=1, per_drive=4)

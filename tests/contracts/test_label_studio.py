@@ -13,18 +13,18 @@ from click.testing import CliRunner
 from tests.labeling.conftest import Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
-from workbench.commands.labels import label as label_command
-from workbench.errors import ParameterError, ServiceError, Waiting
-from workbench.labeling import LabelStudio, hints, ledger
+from workbench.cli.labeling import label as label_command
+from workbench.core.errors import ParameterError, ServiceError, Waiting
+from workbench.labeling import LabelStudio, sync
 from workbench.labeling.answers import AnswerRow, region_id
-from workbench.labeling.regions import Drawn, to_regions
-from workbench.records import dataset as datasets
+from workbench.labeling.regions import DrawnObject, to_regions
+from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Frame, Label, Origin
 from workbench.records.types import LabelSet, Prediction
-from workbench.widgets import batches_out
+from workbench.widgets import sent_batches
 
-sending = importlib.import_module("workbench.labeling.send")  # the package's `send` is a function
+sending = importlib.import_module("workbench.labeling.sender")  # the package's `send` is a function
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
 
 
 def answer(
-    labeler: LabelStudio, frame: Frame, task: int, *boxes: Drawn, seconds: float = 30
+    labeler: LabelStudio, frame: Frame, task: int, *boxes: DrawnObject, seconds: float = 30
 ) -> None:
     regions = [part for box in boxes for part in to_regions(box, frame.width, frame.height)]
     labeler.annotate(task, regions, lead_time_s=seconds)
 
 
 def labels_of(sample: Sample, labelset: Ref) -> list[Label]:
-    return list(datasets.read_lines(sample.store.payload(labelset, "labels.jsonl"), Label))
+    return list(dataset.read_json_lines(sample.store.payload(labelset, "labels.jsonl"), Label))
 
 
 def test_a_second_send_writes_nothing(fresh: Sample, server: LabelStudio) -> None:
@@ -73,7 +73,7 @@ def test_killed_between_import_and_ledger(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ledger, "write", killed)
+        patch.setattr(sync, "write_entry", killed)
         labeling.send(fresh.place, server, batch)
     arrived = labeling.send(fresh.place, server, batch)
     assert (arrived.sent, arrived.already) == (5, 0)  # only the project had been made
@@ -111,7 +111,7 @@ def test_frames_are_shown_from_where_they_lie(fresh: Sample, server: LabelStudio
     headers = {"Authorization": f"Token {admin.token}"}
     image = requests.get(f"{server.url}{shown['image']}", headers=headers, timeout=20)
     frame = next(frame for frame in fresh.frames if frame.id == shown["frame"])
-    assert image.content == datasets.media_path(fresh.place, frame).read_bytes()
+    assert image.content == dataset.media_path(fresh.place, frame).read_bytes()
 
 
 def test_replay_is_idempotent_and_says_what_it_is(fresh: Sample, server: LabelStudio) -> None:
@@ -150,15 +150,15 @@ def test_every_kind_of_answer_comes_back(
     moved = predictions_of(fresh, edited)[0]
     away = moved.box.model_copy(update={"w": moved.box.w - 2})
     answer(ada, empty, tasks[empty.id])
-    answer(ada, accepted, tasks[accepted.id], Drawn(region_id(first), "car", first.box))
-    answer(ada, edited, tasks[edited.id], Drawn(region_id(moved), "car", away, occluded=0.25))
+    answer(ada, accepted, tasks[accepted.id], DrawnObject(region_id(first), "car", first.box))
+    answer(ada, edited, tasks[edited.id], DrawnObject(region_id(moved), "car", away, occluded=0.25))
     ada.annotate(tasks[skipped.id], [], skipped=True)
     with pytest.raises(Waiting, match="4 of 5") as waiting:
         labeling.collect(fresh.place, server, batch)
     assert waiting.value.where == sent.url
 
     box = Box(x=3, y=4, w=50.5, h=60.25)
-    answer(ada, own, tasks[own.id], Drawn("mine", "pedestrian", box), seconds=90)
+    answer(ada, own, tasks[own.id], DrawnObject("mine", "pedestrian", box), seconds=90)
     ref = labeling.collect(fresh.place, server, batch)
     labels = {one.frame: one for one in labels_of(fresh, ref)}
     assert {frame: one.origin for frame, one in labels.items()} == {
@@ -173,7 +173,7 @@ def test_every_kind_of_answer_comes_back(
     assert labelset.skipped == (skipped.id,) and not labelset.simulated
     (person,) = labelset.annotators
     assert (person.id, person.frames, person.minutes) == ("ada@example.org", 5, 3.0)
-    rows = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
+    rows = dataset.read_json_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
     assert [row.frame for row in rows if row.skipped] == [skipped.id]
 
 
@@ -184,9 +184,9 @@ def test_an_unusable_box_goes_back_to_its_labeler(
     sent = labeling.send(fresh.place, server, batch)
     labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
-    outside = Drawn("r", "car", Box(x=230, y=4, w=50, h=60))
+    outside = DrawnObject("r", "car", Box(x=230, y=4, w=50, h=60))
     answer(ada, fresh.frames[0], task, outside)
-    state = labeling.status(fresh.place, server, batch)
+    state = labeling.batch_status(fresh.place, server, batch)
     assert (state.done, state.total, state.complete) == (4, 5, False)
     assert (state.to_mend[0].annotator, state.to_mend[0].frame) == (
         "ada@example.org",
@@ -213,7 +213,7 @@ def test_a_project_deleted_by_hand_is_made_again(fresh: Sample, server: LabelStu
     first = labeling.send(fresh.place, server, batch)
     server.delete_project(first.project)
     with pytest.raises(ParameterError, match="not on the server"):
-        labeling.status(fresh.place, server, batch)
+        labeling.batch_status(fresh.place, server, batch)
     again = labeling.send(fresh.place, server, batch)
     assert again.sent == 5 and again.project != first.project
 
@@ -247,7 +247,7 @@ def test_the_status_widget_at_a_real_server(fresh: Sample, server: LabelStudio) 
     for entry in (fresh.place.root / "labeling").glob("*.json"):
         if entry.stem != digest_of(batch):
             entry.unlink()  # other tests' batches, some of whose projects are gone
-    widget = batches_out(fresh.place)
+    widget = sent_batches(fresh.place)
     assert [state.batch for state in widget.states] == [batch]
     widget.collect_buttons[batch].click()
     assert widget.told.value.startswith("collected: label/")
@@ -260,7 +260,7 @@ def test_hints_tell_which_batch_to_look_at(fresh: Sample, server: LabelStudio) -
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
     nothing = f"batch/{'0' * 64}"
     other = labeling.send(fresh.place, server, fresh.batch(0.5)).project
-    with hints.listening(server, {sent.project: batch, other: nothing}) as heard:
+    with sync.listen(server, {sent.project: batch, other: nothing}) as heard:
         assert heard.wait(0.1, 0) == [nothing, batch]
         server.annotate(task, [])
         assert heard.wait(10, 0) == [batch]

@@ -25,16 +25,16 @@ from tests.labeling.conftest import Sample, make_sample
 from tests.labeling.faulty import Fault, FaultyProxy
 from tests.servers import Servers
 from workbench import labeling, services
-from workbench.errors import DataError, ParameterError, ServiceError, Waiting
-from workbench.labeling import LabelStudio, ledger
-from workbench.labeling.regions import Drawn, to_regions
-from workbench.records import dataset as datasets
+from workbench.core.errors import DataError, ParameterError, ServiceError, Waiting
+from workbench.labeling import LabelStudio, sync
+from workbench.labeling.regions import DrawnObject, to_regions
+from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Label
 from workbench.records.types import LabelSet
 
-sending = importlib.import_module("workbench.labeling.send")  # the package's `send` is a function
-attempts = importlib.import_module("workbench.labeling.attempts")
+sending = importlib.import_module("workbench.labeling.sender")  # the package's `send` is a function
+attempts = importlib.import_module("workbench.labeling.client")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def answer_all(direct: LabelStudio, sample: Sample, batch: Ref, project: int) ->
     """Everybody's boxes on every frame; the tasks by frame."""
     tasks = direct.frames(project, digest_of(batch))
     for frame in sample.frames:
-        box = Drawn("r", "car", Box(x=3, y=4, w=50.5, h=60.25))
+        box = DrawnObject("r", "car", Box(x=3, y=4, w=50.5, h=60.25))
         direct.annotate(tasks[frame.id], to_regions(box, frame.width, frame.height))
     return tasks
 
@@ -100,7 +100,7 @@ def test_an_import_that_lands_after_its_time_out_is_waited_for(
     direct: LabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workbench.labeling.server.BULK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("workbench.labeling.client.BULK_TIMEOUT_S", 0.5)
     proxy.fail("POST", "/import", Fault(delay_s=1.5))
     sent = labeling.send(fresh.place, server, fresh.batch())
     assert once_each(direct, fresh, sent.project)
@@ -115,7 +115,7 @@ def test_an_import_that_lands_too_late_leaves_no_double(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Later than anyone waits: the next command takes away the copies that nobody worked on."""
-    monkeypatch.setattr("workbench.labeling.server.BULK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("workbench.labeling.client.BULK_TIMEOUT_S", 0.5)
     monkeypatch.setattr(sending, "_LANDING_S", (0.1,))
     proxy.fail("POST", "/import", Fault(delay_s=4.0))
     batch = fresh.batch()
@@ -161,7 +161,7 @@ def test_killed_after_the_import_and_before_the_ledger(
     proxy.fail("POST", "/import", Fault(lose_answer=True, then=killer(children)))
     children.append(start(fresh, proxy, "send", batch))
     assert children[0].wait(60) == -signal.SIGKILL
-    entry = ledger.read(fresh.place, batch)
+    entry = sync.read_entry(fresh.place, batch)
     assert entry is not None and not entry.complete
     result = finish(start(fresh, proxy, "send", batch))
     assert (result["sent"], result["already"]) == (0, 4)
@@ -187,7 +187,7 @@ def test_a_second_send_and_a_second_collect_write_nothing(
 def test_images_that_moved_are_named_before_anything_is_sent(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy
 ) -> None:
-    image = datasets.media_path(fresh.place, fresh.frames[2])
+    image = dataset.media_path(fresh.place, fresh.frames[2])
     image.rename(image.with_suffix(".moved"))
     with pytest.raises(DataError, match="image of a frame is missing") as error:
         labeling.send(fresh.place, server, fresh.batch())
@@ -264,7 +264,7 @@ def test_a_task_that_a_labeler_deleted_waits_for_a_decision(
     with pytest.raises(Waiting, match="1 were deleted from the project") as waiting:
         labeling.collect(fresh.place, server, batch)
     assert "--without-deleted" in str(waiting.value.hint)
-    assert labeling.status(fresh.place, server, batch).deleted == (gone,)
+    assert labeling.batch_status(fresh.place, server, batch).deleted == (gone,)
 
     without = labeling.collect(fresh.place, server, batch, without_deleted=True)
     record = fresh.store.get(without, LabelSet)
@@ -289,7 +289,7 @@ def test_an_answer_that_is_emptied_or_withdrawn_means_what_the_labeler_meant(
     sdk.annotations.update(annotations[emptied], result=[])
     again = labeling.collect(fresh.place, server, batch, refresh=True)
     assert again != first
-    rows = datasets.read_lines(fresh.store.payload(again, "labels.jsonl"), Label)
+    rows = dataset.read_json_lines(fresh.store.payload(again, "labels.jsonl"), Label)
     assert emptied not in {row.frame for row in rows} and len(rows) == 3
     merged = labeling.merge(fresh.store, fresh.dataset, again)
     assert merged.labels_by_frame[emptied] == ()

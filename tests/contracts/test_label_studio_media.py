@@ -16,10 +16,10 @@ from tests.buckets import ACCOUNT, BUCKET, FOLDER, HOSTS, OBJECT, USER, Buckets,
 from tests.labeling.conftest import Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
-from workbench.errors import ParameterError, ServiceError
-from workbench.labeling import LabelStudio, media
+from workbench.core.errors import ParameterError, ServiceError
+from workbench.core.workspace import Workspace
+from workbench.labeling import LabelStudio, projects
 from workbench.records.base import digest_of
-from workbench.workspace import Workspace
 
 
 @pytest.fixture
@@ -29,16 +29,16 @@ def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
 
 def test_an_address_names_the_object(fresh: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = fresh.frames[0]
-    monkeypatch.setenv(media.VARIABLE, "gs://drives/front/")
-    found = media.address(Workspace(fresh.place.root / "elsewhere"), frame)
+    monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, "gs://drives/front/")
+    found = projects.image_address(Workspace(fresh.place.root / "elsewhere"), frame)
     assert found == f"gs://drives/front/{frame.id[:2]}/{frame.id}.png"
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "s3://", "s3://b/f?X-Amz-Signature=1"])
 def test_what_cannot_be_signed_late_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(media.VARIABLE, url)
+    monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, url)
     with pytest.raises(ParameterError, match="cannot serve frames"):
-        media.remote()
+        projects.remote_media_url()
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
     server: LabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(media.VARIABLE, f"{scheme}://{BUCKET}/{FOLDER}")
+    monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, f"{scheme}://{BUCKET}/{FOLDER}")
     with pytest.raises(ServiceError, match=f"cannot show images from {BUCKET}") as error:
         labeling.send(fresh.place, server, fresh.batch())
     assert needed in str(error.value.hint)
-    monkeypatch.delenv(media.VARIABLE)
+    monkeypatch.delenv(projects.MEDIA_URL_VARIABLE)
     # The same batch, once its frames can be seen: each task once.
     sent = labeling.send(fresh.place, server, fresh.batch())
     assert sent.sent == 1 and len(server.export(sent.project)) == 1
@@ -125,7 +125,7 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     server, bucket = signing.server, f"{scheme}://{BUCKET}/{FOLDER}"
     sample = make_sample(signing.place, f"in-{scheme}", 1)
     frame = sample.frames[0]
-    monkeypatch.setenv(media.VARIABLE, bucket)
+    monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, bucket)
     batch = sample.batch()
     sent = labeling.send(signing.place, server, batch)
     named = f"{bucket}/{frame.id[:2]}/{frame.id}.png"
@@ -134,8 +134,8 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     assert host in callees  # may it read the bucket
     # Nobody else is called: a proxy leads out of here. Google's library asks the last by itself.
     assert callees <= {"", *HOSTS, "iamcredentials.googleapis.com"}
-    media.attach(server, sent.project, signing.place)
-    kind = media.STORAGES[scheme]
+    projects.attach_images(server, sent.project, signing.place)
+    kind = projects.MEDIA_STORAGES[scheme]
     assert len(signing.get(f"/api/storages/{kind}?project={sent.project}").json()) == 1
 
     task = server.frames(sent.project, digest_of(batch))[frame.id]
@@ -165,7 +165,7 @@ def test_a_folder_that_holds_nothing_is_refused(
     scheme: str, signing: Signing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = make_sample(signing.place, f"nowhere-{scheme}", 1)
-    monkeypatch.setenv(media.VARIABLE, f"{scheme}://{BUCKET}/rear")
+    monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, f"{scheme}://{BUCKET}/rear")
     with pytest.raises(ServiceError, match=rf"{BUCKET}.*(No blobs found|not found)") as error:
         labeling.send(signing.place, signing.server, sample.batch())
     assert "something below that folder" in str(error.value.hint)

@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from tests.labeling.conftest import MODEL, Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling
-from workbench.commands.labels import label as label_command
-from workbench.errors import Waiting
-from workbench.labeling import Attention, Care, LabelStudio
+from workbench.cli.labeling import label as label_command
+from workbench.core.errors import Waiting
+from workbench.labeling import LabelingOptions, LabelingRule, LabelStudio
 from workbench.labeling.answers import AnswerRow
-from workbench.labeling.regions import Drawn, to_regions
-from workbench.labeling.tasks import in_order
-from workbench.records import dataset as datasets
+from workbench.labeling.regions import DrawnObject, to_regions
+from workbench.labeling.sender import priority_order
+from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Frame, Label, Origin
 from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
@@ -45,7 +45,7 @@ def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
 def draw(
     who: LabelStudio, frame: Frame, task: int, *boxes: tuple[str, Box], seconds: float = 30
 ) -> None:
-    drawn = [Drawn(f"r{number}", cls, box) for number, (cls, box) in enumerate(boxes)]
+    drawn = [DrawnObject(f"r{number}", cls, box) for number, (cls, box) in enumerate(boxes)]
     regions = [part for one in drawn for part in to_regions(one, frame.width, frame.height)]
     who.annotate(task, regions, lead_time_s=seconds)
 
@@ -93,7 +93,7 @@ def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
     people["ann"]._sdk.annotations.delete(mine)
 
     version = str(run("collect", again, "--merge")["dataset"])
-    final = datasets.load(fresh.store, version).labels_by_frame
+    final = dataset.load_dataset(fresh.store, version).labels_by_frame
     assert final[missed.id] == ()
     assert [(one.cls, one.origin, one.annotator) for one in final[named.id]] == [
         ("pedestrian", Origin.HUMAN, "cleo@example.org")
@@ -112,7 +112,7 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
 ) -> None:
     """The third frame has two boxes that are known; Ann finds both, Ben one."""
     selection = chosen_without(fresh, fresh.frames[2])
-    care = Care(gold=1)
+    care = LabelingOptions(gold=1)
     batch = labeling.make_batch(fresh.store, fresh.ref, selection, care=care)
     gold = fresh.store.get(batch, LabelBatch).gold
     (known,) = (frame for frame in fresh.frames if frame.id in gold)
@@ -126,7 +126,7 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
     draw(people["ann"], known, tasks[known.id], *(("car", one.box) for one in truth))
     draw(people["ben"], known, tasks[known.id])
     labels = labeling.collect(fresh.place, server, batch)
-    record = fresh.store.get(labeling.assess(fresh.store, labels), Agreement)
+    record = fresh.store.get(labeling.assess_agreement(fresh.store, labels), Agreement)
     missed = {
         one.name: one.missed
         for one in record.rates
@@ -135,21 +135,25 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
     assert missed == {"ann@example.org": 0.0, "ben@example.org": 1.0}
     merged = labeling.merge(fresh.store, fresh.dataset, labels)
     assert merged.labels_by_frame[known.id] == truth
-    suspects = labeling.from_agreement(fresh.store, labeling.assess(fresh.store, labels))
+    suspects = labeling.suspects_from_agreement(
+        fresh.store, labeling.assess_agreement(fresh.store, labels)
+    )
     assert known.id in {one.frame for one in suspects if one.kind == "poor"}
 
 
 def test_a_glance_is_no_review_where_a_slice_asks_for_more(
     fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
-    care = Care((Attention("all", least_s=10), Attention("vru", labelers=3, priority=2)))
+    care = LabelingOptions(
+        (LabelingRule("all", least_s=10), LabelingRule("vru", labelers=3, priority=2))
+    )
     batch = labeling.make_batch(
         fresh.store, fresh.ref, fresh.selection, MODEL, fresh.predictions, care=care
     )
     sent = labeling.send(fresh.place, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     order = sorted(tasks, key=lambda frame: tasks[frame])
-    assert order == in_order(fresh.store.get(batch, LabelBatch))
+    assert order == priority_order(fresh.store.get(batch, LabelBatch))
     for frame in fresh.frames:
         draw(people["ann"], frame, tasks[frame.id], seconds=2 if frame is fresh.frames[0] else 12)
     with pytest.raises(Waiting) as waiting:
@@ -159,9 +163,9 @@ def test_a_glance_is_no_review_where_a_slice_asks_for_more(
     ref = labeling.collect(fresh.place, server, batch)
     notes = {task["data"]["note"] for task in server.export(sent.project)}
     assert notes == {""}  # what was mended is no longer asked for
-    rows = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
+    rows = dataset.read_json_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
     assert sum(row.removed for row in rows) == len(fresh.predictions)
-    effort = labeling.effort(fresh.store, [ref])
+    effort = labeling.labeling_effort(fresh.store, [ref])
     assert effort.minutes == pytest.approx((12 + 12 + 15) / 60)
     kept = fresh.store.payload(ref, "annotations.jsonl").read_text().splitlines()
     assert len(kept) == 4 and sum('"counts":false' in line for line in kept) == 1
@@ -174,15 +178,15 @@ def test_drafts_and_predictions_are_nobodys_labels(
     sent = labeling.send(fresh.place, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     ann = people["ann"]
-    box = to_regions(Drawn("d", "car", HERE), fresh.frames[0].width, fresh.frames[0].height)
+    box = to_regions(DrawnObject("d", "car", HERE), fresh.frames[0].width, fresh.frames[0].height)
     ann._wire.http("POST", f"/api/tasks/{tasks[fresh.frames[0].id]}/drafts", json={"result": box})
-    state = labeling.status(fresh.place, server, batch)
+    state = labeling.batch_status(fresh.place, server, batch)
     assert (state.done, state.drafts) == (0, 1)
     for frame in fresh.frames:
         draw(ann, frame, tasks[frame.id])
     ref = labeling.collect(fresh.place, server, batch)
     assert fresh.store.get(ref, LabelSet).labels == 0
-    rows = datasets.read_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
+    rows = dataset.read_json_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
     assert rows == ()
 
 
@@ -209,7 +213,7 @@ def test_five_hundred_boxes_through_the_labelers_own_hands(
         draw(who, frame, tasks[frame.id], *(("car", box) for box in boxes))
     ref = labeling.collect(sample.place, server, batch)
     found: dict[str, list[tuple[float, ...]]] = {}
-    for label in datasets.read_lines(sample.store.payload(ref, "labels.jsonl"), Label):
+    for label in dataset.read_json_lines(sample.store.payload(ref, "labels.jsonl"), Label):
         found.setdefault(label.frame, []).append(label.box.xyxy)
     assert found.keys() == drawn.keys() and sum(map(len, found.values())) == 500
     moved = [np.abs(np.array(sorted(found[one])) - np.array(drawn[one])).max() for one in drawn]

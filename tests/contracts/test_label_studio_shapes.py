@@ -15,15 +15,15 @@ import requests
 from tests.labeling.conftest import HEIGHT, WIDTH, Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
-from workbench.errors import ParameterError, Waiting
-from workbench.labeling import LabelStudio, config, geometry
-from workbench.labeling.adjudication import _candidates
+from workbench.core.errors import ParameterError, Waiting
+from workbench.labeling import LabelStudio, label_config
+from workbench.labeling import regions as geometry
 from workbench.labeling.answers import AnswerRow, region_id
-from workbench.labeling.quality import Suspect, to_review
-from workbench.labeling.regions import Drawn, frame_regions, read_result, to_regions
-from workbench.records import dataset as datasets
+from workbench.labeling.regions import DrawnObject, frame_regions, read_result, to_regions
+from workbench.labeling.review import Suspect, _candidate_predictions, select_for_review
+from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
-from workbench.records.frames import Box, Label, LabelSchema, Point, Question, Turned
+from workbench.records.frames import Box, Label, LabelSchema, Point, Question, RotatedBox
 from workbench.records.types import Prediction
 
 FULL = LabelSchema(
@@ -35,20 +35,20 @@ FULL = LabelSchema(
     frame_questions=(Question(name="weather", answers=("clear", "rain")),),
     tracks=True,
 )
-UPRIGHT = Drawn("upright", "car", Box(x=10.123, y=20.456, w=30.789, h=41.01), occluded=0.25)
-TURNED = Turned(cx=120.5, cy=70.25, w=60.125, h=20.5, degrees=33.3)
+UPRIGHT = DrawnObject("upright", "car", Box(x=10.123, y=20.456, w=30.789, h=41.01), occluded=0.25)
+TURNED = RotatedBox(cx=120.5, cy=70.25, w=60.125, h=20.5, degrees=33.3)
 OUTLINE = ((150.5, 20.25), (220.75, 30.5), (180.1, 90.9))
 SHAPES = (
     UPRIGHT,
-    Drawn(
+    DrawnObject(
         "turned",
         "pedestrian",
-        geometry.enclosing(geometry.corners(TURNED)),
+        geometry.enclosing_box(geometry.turned_corners(TURNED)),
         turned=TURNED,
         track="17",
         attributes={"doors": "open"},
     ),
-    Drawn("outline", "car", geometry.enclosing(OUTLINE), polygon=OUTLINE, truncated=0.75),
+    DrawnObject("outline", "car", geometry.enclosing_box(OUTLINE), polygon=OUTLINE, truncated=0.75),
 )
 
 
@@ -71,7 +71,7 @@ def test_everything_that_can_be_drawn_and_said_comes_back(
     server.annotate(task, [*drawn, *frame_regions({"weather": "rain"}, "a comment")])
     ref = labeling.collect(fresh.place, server, batch)
 
-    rows = datasets.read_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
+    rows = dataset.read_json_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
     labels = {
         ("turned" if one.turned else "outline" if one.polygon else "upright"): one for one in rows
     }
@@ -84,7 +84,7 @@ def test_everything_that_can_be_drawn_and_said_comes_back(
     assert labels["outline"].polygon is not None and labels["outline"].truncated == 0.75
     for ours, theirs in zip(labels["outline"].polygon, OUTLINE, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
-    (row,) = datasets.read_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
+    (row,) = dataset.read_json_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
     assert (row.choices, row.comment) == ({"weather": "rain"}, "a comment")
 
 
@@ -98,12 +98,12 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     task = server.frames(sent.project, digest_of(first))[frame]
     server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
     collected = labeling.collect(fresh.place, server, first)
-    labels = list(datasets.read_lines(fresh.store.payload(collected, "labels.jsonl"), Label))
+    labels = list(dataset.read_json_lines(fresh.store.payload(collected, "labels.jsonl"), Label))
     merged = labeling.merge(fresh.store, fresh.dataset, collected)
     assert merged.ref is not None
 
     odd = [Suspect(frame, "missed", 1.0, "somebody should look")]
-    review = to_review(fresh.store, merged.ref, odd, 1)
+    review = select_for_review(fresh.store, merged.ref, odd, 1)
     batch = labeling.make_batch(fresh.store, merged.ref, review, schema=FULL)
     sent = labeling.send(fresh.place, server, batch)
     task = server.frames(sent.project, digest_of(batch))[frame]
@@ -113,21 +113,24 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     assert {shape(one) for one in read.drawn} == {shape(one) for one in labels}
     server.annotate(task, shown)
     again = labeling.collect(fresh.place, server, batch)
-    rows = datasets.read_lines(fresh.store.payload(again, "labels.jsonl"), Label)
+    rows = dataset.read_json_lines(fresh.store.payload(again, "labels.jsonl"), Label)
     assert {shape(one) for one in rows} == {shape(one) for one in labels}
 
     drawn = {"ann": labels, "ben": [one for one in labels if one.polygon is None]}
-    candidates = _candidates(frame, drawn)
+    candidates = _candidate_predictions(frame, drawn)
     assert {shape(one) for one in candidates} == {shape(one) for one in labels}
     assert len({region_id(one) for one in candidates}) == len(SHAPES)
 
 
-def shape(one: Label | Prediction | Drawn) -> tuple[str, str]:
+def shape(one: Label | Prediction | DrawnObject) -> tuple[str, str]:
     """What is drawn, to a millionth of a pixel."""
     points: Sequence[float] = one.box.xyxy
     kind = "box"
     if one.turned is not None:
-        kind, points = "turned", [axis for point in geometry.corners(one.turned) for axis in point]
+        kind, points = (
+            "turned",
+            [axis for point in geometry.turned_corners(one.turned) for axis in point],
+        )
     elif one.polygon is not None:
         kind, points = "polygon", [axis for point in one.polygon for axis in point]
     return kind, " ".join(f"{point:.6f}" for point in points)
@@ -160,7 +163,7 @@ def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: Labe
         for row in rows
         if len(row) == 9
     ]
-    ours = geometry.corners(TURNED)
+    ours = geometry.turned_corners(TURNED)
     assert min(distance(ours, quad) for quad in quads) < 1e-6
 
 
@@ -168,7 +171,7 @@ def test_the_project_asks_for_the_schema(fresh: Sample, server: LabelStudio) -> 
     sent = labeling.send(fresh.place, server, full_batch(fresh))
     project = server.project(sent.project)
     assert project is not None
-    back = config.parse_config(project.config).as_schema()
+    back = label_config.parse_labeling_config(project.config).as_schema()
     assert back == FULL
 
 
@@ -194,7 +197,7 @@ def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
     labeling.send(second.place, server, full_batch(second, more), title)
     project = server.project(sent.project)
     assert project is not None and project.tasks == 2
-    assert config.parse_config(project.config).schema == ("dashcam", 2)
+    assert label_config.parse_labeling_config(project.config).schema == ("dashcam", 2)
     # The older batch still fits: nothing that was drawn for it has lost its meaning.
     assert labeling.send(first.place, server, full_batch(first), title).sent == 0
 
@@ -210,13 +213,13 @@ def test_a_class_gone_from_the_schema_is_sent_back_with_the_reason(
     batch = full_batch(fresh)
     sent = labeling.send(fresh.place, server, batch)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
-    regions = to_regions(Drawn("r", "boat", Box(x=1, y=1, w=9, h=9)), WIDTH, HEIGHT)
+    regions = to_regions(DrawnObject("r", "boat", Box(x=1, y=1, w=9, h=9)), WIDTH, HEIGHT)
     server.annotate(task, regions)
     with pytest.raises(Waiting, match="mended") as waiting:
         labeling.collect(fresh.place, server, batch)
     assert "class is boat, schema has car, pedestrian" in str(waiting.value.hint)
     (shown,) = server.export(sent.project)
-    assert "class is boat" in shown["data"][config.NOTE]
+    assert "class is boat" in shown["data"][label_config.NOTE]
 
 
 def test_predictions_of_every_shape_are_taken_by_the_server(

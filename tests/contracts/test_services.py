@@ -18,9 +18,9 @@ import requests
 from pymongo import MongoClient
 
 from workbench import services
-from workbench.errors import ServiceError
-from workbench.services.state import recall
-from workbench.workspace import Workspace
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
+from workbench.services.lifecycle import read_process_info
 
 SECONDS = 10
 
@@ -34,7 +34,7 @@ class Servers(Protocol):
 
 def kill(servers: Servers, name: str) -> int:
     """SIGKILL the process that was started; children, if any, are left behind as they would be."""
-    facts = recall(servers.place, name)
+    facts = read_process_info(servers.place, name)
     assert facts is not None
     process = psutil.Process(facts.pid)
     process.kill()
@@ -74,7 +74,7 @@ def test_status_json_says_state_address_and_where_credentials_lie(servers: Serve
     answer = command("status", "--json", home=servers.place.root)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)["services"]
-    assert set(found) == set(services.NAMES)
+    assert set(found) == set(services.SERVICE_NAMES)
     for name, state in found.items():
         assert state["state"] == "running", name
         assert psutil.pid_exists(state["pid"])
@@ -175,7 +175,7 @@ def test_two_workbenches_do_not_meet(servers: Servers, tmp_path: Path) -> None:
 
 def test_a_neighbours_server_is_not_taken_for_ours(servers: Servers, tmp_path: Path) -> None:
     """State copied from another workbench, or a recycled pid: alive and answering, yet not ours."""
-    facts = recall(servers.place, "mongod")
+    facts = read_process_info(servers.place, "mongod")
     assert facts is not None
     other = Workspace(tmp_path / "copied" / ".workbench")
     folder = other.services / "mongod"

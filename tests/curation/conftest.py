@@ -11,9 +11,11 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
 
-from workbench import digest
-from workbench.perception.detector import Detector, DetectorConfig
-from workbench.perception.preprocessing import Preprocessing
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.detection.config import DetectorConfig
+from workbench.detection.detector import Detector
+from workbench.detection.preprocessing import Preprocessing
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
@@ -29,9 +31,8 @@ from workbench.records.frames import (
     Role,
     Weather,
 )
+from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint
-from workbench.workspace import Workspace
 
 SCHEMA = LabelSchema(name="test", version=1, classes=("car", "cyclist"))
 SPEC = Preprocessing(width=96, height=64)
@@ -111,7 +112,7 @@ def make_checkpoint(store: Store, dataset: Ref, folder: Path, *, seed: int = 0) 
 @pytest.fixture
 def dataset(place: Workspace, store: Store) -> Dataset:
     made = make_dataset(place)
-    return datasets.load(store, datasets.save(store, made, made_by="test"))
+    return datasets.load_dataset(store, datasets.save_dataset(store, made, made_by="test"))
 
 
 @pytest.fixture

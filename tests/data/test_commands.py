@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.sources import coco_box, coco_image, write_coco, write_picture
 from workbench import cli
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.data.test_roles import fleet
-from workbench.data.diff import diff
+from workbench.data.diff import diff_datasets
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Label, Origin, Role
 
@@ -16,7 +16,7 @@ def _edited(dataset: Dataset, number: int, **changes: Any) -> Dataset:
 
 
 def test_equal_datasets_do_not_differ() -> None:
-    found = diff(fleet(2, 3), fleet(2, 3))
+    found = diff_datasets(fleet(2, 3), fleet(2, 3))
     assert found.empty
     assert found.by_class == {}
 
@@ -26,7 +26,7 @@ def test_a_moved_reclassified_or_edited_box_is_one_change() -> None:
     new = _edited(old, 0, box=Box(x=2, y=1, w=5, h=5))
     new = _edited(new, 1, cls="truck")
     new = _edited(new, 2, occluded=0.5, origin=Origin.HUMAN_EDITED)
-    found = diff(old, new)
+    found = diff_datasets(old, new)
     assert [change.kinds for change in sorted(found.labels_changed, key=lambda c: c.kinds)] == [
         ("attributes", "provenance"),
         ("class",),
@@ -42,7 +42,7 @@ def test_a_moved_reclassified_or_edited_box_is_one_change() -> None:
 
 def test_a_box_elsewhere_is_another_object() -> None:
     old = fleet(1, 1)
-    found = diff(old, _edited(old, 0, box=Box(x=40, y=30, w=5, h=5)))
+    found = diff_datasets(old, _edited(old, 0, box=Box(x=40, y=30, w=5, h=5)))
     assert (len(found.labels_added), len(found.labels_removed), found.labels_changed) == (1, 1, ())
 
 
@@ -54,8 +54,8 @@ def test_overlapping_objects_keep_their_own_partner() -> None:
     )
     both = replace(old, labels=(*old.labels, cyclist))
     swapped = replace(old, labels=(cyclist, *old.labels))
-    assert diff(both, swapped).empty
-    found = diff(both, replace(old, labels=(cyclist,)))
+    assert diff_datasets(both, swapped).empty
+    found = diff_datasets(both, replace(old, labels=(cyclist,)))
     assert found.labels_removed == old.labels and not found.labels_changed
 
 
@@ -63,8 +63,8 @@ def test_frames_added_removed_and_changed() -> None:
     old = fleet(2, 2)
     kept = old.where(lambda frame: frame.drive == "d00")
     role = tuple(frame.model_copy(update={"role": Role.VAL}) for frame in kept.frames)
-    found = diff(old, replace(kept, frames=role))
+    found = diff_datasets(old, replace(kept, frames=role))
     assert len(found.frames_removed) == 2 and not found.frames_added
     assert [change.fields for change in found.frames_changed] == [("role",), ("role",)]
     assert len(found.labels_removed) == 2
-    assert len(diff(kept, old).frames_added) == 2
+    assert len(diff_datasets(kept, old).frames_added) == 2

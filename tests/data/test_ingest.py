@@ -10,23 +10,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.data.sources import (
-    coco_box,
-    coco_image,
-    coco_source,
-    picture,
-    write_coco,
-    write_picture,
-)
-from workbench import data, digest
-from workbench.errors import DataError, ParameterError
+from tests.data.sources import coco_box, coco_image, coco_source, picture, write_coco, write_picture
+from workbench import data
+from workbench.core import digest
+from workbench.core.errors import DataError, ParameterError
+from workbench.core.workspace import Workspace
 from workbench.records import dataset as stored
 from workbench.records.frames import ANY_CLASS, Origin
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 
-def _reasons(ingested: data.Ingested) -> dict[str, str]:
+def _reasons(ingested: data.IngestResult) -> dict[str, str]:
     return {entry.file: entry.reason for entry in ingested.quarantine}
 
 
@@ -239,7 +233,7 @@ import threading, time
 threading.Thread(target=time.sleep, args=(2,), daemon=True).start()
 from pathlib import Path
 from workbench import data
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
 place = Workspace(Path({str(tmp_path / "home")!r}))
 print(len(data.ingest(place, Path({str(source)!r}), name="d", workers=2).dataset.frames))
 """

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.sources import HEIGHT, WIDTH, coco_box, coco_image, coco_source, write_picture
+from workbench.core.errors import DataError, ParameterError
 from workbench.data import readers
-from workbench.data.source import Source, parse_name
-from workbench.errors import DataError, ParameterError
+from workbench.data.source import Source, parse_file_name
 
 
 def _problems(source: Source) -> dict[str, str]:
@@ -34,7 +34,7 @@ def _problems(source: Source) -> dict[str, str]:
 def test_names_tell_drive_and_counter(
     name: str, drive: str, index: int, counter: int | None
 ) -> None:
-    parts = parse_name(name)
+    parts = parse_file_name(name)
     assert (parts.drive, parts.index, parts.counter) == (drive, index, counter)
 
 
@@ -52,7 +52,7 @@ def test_voc_counts_from_one_and_includes_both_corners(tmp_path: Path) -> None:
         <object><name>bus</name></object></annotation>"""
     )
     (annotations / "away.xml").write_text("<annotation></annotation>")
-    found = readers.read(tmp_path)
+    found = readers.read_source(tmp_path)
     assert found.format == "voc"
     (frame,) = found.frames
     whole, pixel = frame.boxes
@@ -75,7 +75,7 @@ def test_voc_with_a_broken_or_hostile_annotation_leaves_the_image_out(tmp_path: 
     (tmp_path / "bomb.xml").write_text(
         '<!DOCTYPE a [<!ENTITY x "xxxx">]><annotation>&x;</annotation>'
     )
-    found = readers.read(tmp_path, "voc")
+    found = readers.read_source(tmp_path, "voc")
     assert [frame.name for frame in found.frames] == ["good.jpg"]
     assert _problems(found) == {"torn.xml": "mislabelled", "bomb.xml": "mislabelled"}
 
@@ -91,7 +91,7 @@ def test_yolo_boxes_polygons_and_lines_that_are_neither(tmp_path: Path) -> None:
         "0 0.5 0.5 0.2 0.4 0.9\n0 0.5 x 0.2 0.4\n1 0.5 0.5 0.1 0.1\n"
     )
     (labels / "away.txt").write_text("")
-    found = readers.read(tmp_path)
+    found = readers.read_source(tmp_path)
     assert found.format == "yolo"
     boxed, empty = found.frames
     assert empty.boxes == ()
@@ -120,7 +120,7 @@ def test_kitti_levels_ignore_regions_and_calibration(tmp_path: Path) -> None:
     )
     (base / "calib" / "000000.txt").write_text("P2: 700 0 320 4 0 701 240 0 0 0 1 0\n")
     (base / "calib" / "000001.txt").write_text("P2: seven\n")
-    found = readers.read(tmp_path)
+    found = readers.read_source(tmp_path)
     assert found.format == "kitti"
     first, second = found.frames
     person, region = first.boxes
@@ -151,7 +151,7 @@ def test_coco_carries_what_the_renderer_knows(tmp_path: Path) -> None:
     write_picture(tmp_path / "x.jpg", 1)
     body = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
     (tmp_path / "any.json").write_text(json.dumps(body))
-    (frame,) = readers.read(tmp_path / "any.json").frames
+    (frame,) = readers.read_source(tmp_path / "any.json").frames
     assert (frame.drive, frame.index, frame.timestamp_us, frame.events) == ("d", 4, 7, ("e",))
     assert frame.conditions.model_dump(mode="json") == {
         "light": "night",
@@ -168,7 +168,7 @@ def test_several_coco_files_have_to_be_told_apart(tmp_path: Path) -> None:
     (source / "labels.coco.json").rename(source / "a.json")
     (source / "b.json").write_text(text)
     with pytest.raises(DataError, match=r"several COCO files: a\.json, b\.json"):
-        readers.read(source, "coco")
+        readers.read_source(source, "coco")
 
 
 def test_anything_in_a_coco_file_is_survived(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_anything_in_a_coco_file_is_survived(tmp_path: Path) -> None:
     body["annotations"] += [5, {"id": 11, "image_id": [], "category_id": 1, "bbox": [1, 2, 3, 4]}]
     body["categories"] += [3]
     (source / "labels.coco.json").write_text(json.dumps(body))
-    found = readers.read(source)
+    found = readers.read_source(source)
     assert [frame.name for frame in found.frames] == ["images/a_0000.jpg"]
     assert len(found.problems) == 8
     assert {entry.reason for entry in found.problems} == {"mislabelled"}
@@ -187,13 +187,13 @@ def test_anything_in_a_coco_file_is_survived(tmp_path: Path) -> None:
 
 def test_formats_and_sources_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="unknown source format"):
-        readers.read(tmp_path, "tfrecord")
+        readers.read_source(tmp_path, "tfrecord")
     with pytest.raises(DataError, match="cannot tell"):
-        readers.read(tmp_path)
+        readers.read_source(tmp_path)
     with pytest.raises(DataError, match="no COCO file"):
-        readers.read(tmp_path, "coco")
+        readers.read_source(tmp_path, "coco")
     with pytest.raises(DataError, match="no class names"):
-        readers.read(tmp_path, "yolo")
+        readers.read_source(tmp_path, "yolo")
 
 
 @given(
@@ -205,20 +205,20 @@ def test_formats_and_sources_are_checked(tmp_path: Path) -> None:
 def test_one_box_means_the_same_in_every_format(x: int, y: int, w: int, h: int) -> None:
     import xml.etree.ElementTree as ET
 
-    from workbench.data.readers import kitti, voc, yolo
+    from workbench.data.readers import per_image
 
     wanted = (x, y, x + w, y + h)
     fractions = [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
-    found = yolo._box(["0", *map(repr, fractions)], {0: "car"}, "").corners
+    found = per_image._yolo_box(["0", *map(repr, fractions)], {0: "car"}, "").corners
     scaled = (found[0] * WIDTH, found[1] * HEIGHT, found[2] * WIDTH, found[3] * HEIGHT)
     assert scaled == pytest.approx(wanted, abs=1e-9)
     entry = ET.fromstring(  # noqa: S314 - written two lines below
         f"<object><name>car</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
         f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
     )
-    assert voc._box(entry, "").corners == wanted
+    assert per_image._voc_box(entry, "").corners == wanted
     row = f"Car 0 0 0 {x} {y} {x + w} {y + h} 1 1 1 1 1 1 1".split()
-    assert kitti._box(row, "").corners == wanted
+    assert per_image._kitti_box(row, "").corners == wanted
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_one_box_means_the_same_in_every_format(x: int, y: int, w: int, h: int) 
 def test_real_sources_are_recognised(
     shared_data: Path, folder: str, expected: tuple[str, int, int]
 ) -> None:
-    found = readers.read(shared_data / folder)
+    found = readers.read_source(shared_data / folder)
     boxes = sum(len(frame.boxes) for frame in found.frames)
     assert (found.format, len(found.frames), boxes) == expected
     assert not found.problems

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import data, digest
-from workbench.errors import ParameterError
+from workbench import data
+from workbench.core import digest
+from workbench.core.errors import ParameterError
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Conditions, Drive, Frame, Label, Light, Origin, Role
 
@@ -99,7 +100,7 @@ def test_roles_repeat_and_follow_the_seed() -> None:
 
 def test_withheld_labels_are_in_the_answers_and_nowhere_else() -> None:
     dataset = data.assign_roles(fleet(12, 3))
-    kept, answers = data.withhold(dataset)
+    kept, answers = data.withhold_labels(dataset)
     pool = {frame.id for frame in dataset.frames if frame.role is Role.POOL}
     assert kept.frames == dataset.frames
     assert not pool & {label.frame for label in kept.labels}

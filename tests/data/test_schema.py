@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from workbench import data
+from workbench.core.errors import DataError, ParameterError
 from workbench.data.schema import DROP, IGNORE
-from workbench.errors import DataError, ParameterError
 from workbench.simulation.scenario import CLASSES
 
 

@@ -11,13 +11,13 @@ import safetensors.torch
 from PIL import Image
 
 from tests.export.conftest import make_dataset, make_predictor
-from workbench.export import recipe
-from workbench.export.recipe import ExportConfig
-from workbench.perception.predictor import load_checkpoint
+from workbench.core.workspace import Workspace
+from workbench.detection.predictor import load_checkpoint
+from workbench.export import exporter
+from workbench.export.exporter import ExportConfig
 from workbench.records.dataset import Dataset
+from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint
-from workbench.workspace import Workspace
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def written(car: Workspace, drives: Dataset, folder: Path, seed: int) -> Path:
     ref = Store(car).put(record, {"weights.safetensors": weights, "curves.json": b"{}"})
     trained = load_checkpoint(Store(car), ref)
     config = ExportConfig(calibration_frames=8, parity_frames=4, target=False)
-    recipe.write(folder, trained, recipe.export(car, trained, drives, config))
+    exporter.write_export(folder, trained, exporter.export_model(car, trained, drives, config))
     return folder
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from workbench.commands.predict import predict
-from workbench.errors import ParameterError, RecordError, VerificationError
+from workbench.cli.models import predict
+from workbench.core.errors import ParameterError, RecordError, VerificationError
+from workbench.core.workspace import Workspace
 from workbench.records.store import Store
-from workbench.release import keys, signing
-from workbench.workspace import Workspace
+from workbench.release import signing
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_a_signature_is_held_to_and_one_can_be_asked_for(
 ) -> None:
     with pytest.raises(VerificationError, match="nobody signed"):
         asked(bundle, images, "--signed")
-    signing.sign(bundle, keys.signing_key(car))
+    signing.sign_folder(bundle, signing.signing_key(car))
     assert asked(bundle, images, "--signed")["bundles"][0]["checked"] == "signature"
     (bundle / "parity.json").write_text("{}")
     with pytest.raises(VerificationError):

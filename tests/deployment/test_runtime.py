@@ -9,97 +9,102 @@ import numpy as np
 import onnx
 import pytest
 
-from workbench import digest
+from workbench.core import digest
+from workbench.core.errors import ContractError, DataError, ParameterError, RecordError
 from workbench.deployment import session
-from workbench.deployment.answers import Found, Status
-from workbench.deployment.fallback import NOTHING, RULE, Memory, Rule
-from workbench.deployment.fusion import fuse
-from workbench.deployment.runtime import Runtime, open_bundle
-from workbench.deployment.sources import decoded, from_path
-from workbench.errors import ContractError, DataError, ParameterError, RecordError
-from workbench.perception.decode import Detections
-from workbench.perception.golden import CHECK_KEY
-from workbench.perception.preprocessing import load_rgb
+from workbench.deployment.answers import (
+    RULE_LAST_BOXES,
+    RULE_NO_BOXES,
+    AnswerBox,
+    AnswerStatus,
+    FallbackMemory,
+    FallbackRule,
+    fuse_boxes,
+)
+from workbench.deployment.runtime import Runtime, load_bundle
+from workbench.deployment.session import decode_ahead, frames_from_path
+from workbench.detection.models import Detections
+from workbench.detection.preprocessing import CHECK_KEY, load_rgb
 
 
 def test_frames_of_a_folder_are_answered_in_order_of_their_numbers(
     whole: Path, images: Path, tmp_path: Path
 ) -> None:
-    sources = from_path(images)
+    sources = frames_from_path(images)
     assert [source.file for source in sources] == [
         *(f"a/frame_{number}.png" for number in (9, 10, 11, 12)),
         "b/frame_1.png",
     ]
-    runtime = Runtime([open_bundle(whole)])
-    summary = session.run(runtime, sources, output=tmp_path / "out.jsonl")
+    runtime = Runtime([load_bundle(whole)])
+    summary = session.run_session(runtime, sources, output=tmp_path / "out.jsonl")
     assert summary.statuses == {"ok": 4, "unreadable": 1}
     head, *answers = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert head["bundles"][0]["digest"] == digest.of_file(whole / "manifest.json")
     before, torn = answers[1], answers[2]
-    assert (torn["status"], torn["by"], torn["age"]) == ("unreadable", RULE, 1)
+    assert (torn["status"], torn["by"], torn["age"]) == ("unreadable", RULE_LAST_BOXES, 1)
     assert torn["boxes"][0]["xyxy"] == before["boxes"][0]["xyxy"]
     assert torn["boxes"][0]["score"] == pytest.approx(0.8 * before["boxes"][0]["score"], abs=1e-5)
 
 
 def test_the_answer_is_the_predictor_s(whole: Path, images: Path) -> None:
-    opened = open_bundle(whole)
+    opened = load_bundle(whole)
     pixels = load_rgb(images / "b" / "frame_1.png")
     answer = Runtime([opened]).answer(pixels, file="x", sequence="b")
     found = opened.predictor.predict([pixels])[0]
     assert len(answer.boxes) == len(found) > 0
     boxes = np.array([box.xyxy for box in answer.boxes])
     assert boxes == pytest.approx(found.boxes, abs=1e-3)
-    assert answer.status is Status.OK
+    assert answer.status is AnswerStatus.OK
     assert answer.ms is not None
 
 
 def test_late_is_an_answer_of_its_own_and_never_the_model_s(whole: Path, images: Path) -> None:
-    runtime = Runtime([open_bundle(whole)])
+    runtime = Runtime([load_bundle(whole)])
     pixels = load_rgb(images / "b" / "frame_1.png")
     good = runtime.answer(pixels, file="0", sequence="s")
     runtime.budget_ms = 1e-6
     late = runtime.answer(pixels, file="1", sequence="s")
-    assert (late.status, late.by, late.age) == (Status.LATE, RULE, 1)
+    assert (late.status, late.by, late.age) == (AnswerStatus.LATE, RULE_LAST_BOXES, 1)
     assert "allowed" in late.why
     assert max(box.score for box in late.boxes) < max(box.score for box in good.boxes)
     elsewhere = runtime.answer(pixels, file="2", sequence="other")
-    assert (elsewhere.boxes, elsewhere.by) == ((), NOTHING)
+    assert (elsewhere.boxes, elsewhere.by) == ((), RULE_NO_BOXES)
 
 
 def test_old_boxes_fade_and_are_then_nothing() -> None:
-    memory = Memory(Rule(decay=0.5, most_frames=2, floor=0.3))
-    boxes = tuple(Found(cls="car", score=score, xyxy=(0, 0, 1, 1)) for score in (0.9, 0.5))
-    assert memory.recall("s")[:2] == ((), NOTHING)
+    memory = FallbackMemory(FallbackRule(decay=0.5, most_frames=2, floor=0.3))
+    boxes = tuple(AnswerBox(cls="car", score=score, xyxy=(0, 0, 1, 1)) for score in (0.9, 0.5))
+    assert memory.recall("s")[:2] == ((), RULE_NO_BOXES)
     memory.keep("s", boxes)
     held, by, age = memory.recall("s")
-    assert ([box.score for box in held], by, age) == ([0.45], RULE, 1)
-    assert memory.recall("s") == ((), RULE, 2)  # all below the floor
-    assert memory.recall("s") == ((), NOTHING, 3)
+    assert ([box.score for box in held], by, age) == ([0.45], RULE_LAST_BOXES, 1)
+    assert memory.recall("s") == ((), RULE_LAST_BOXES, 2)  # all below the floor
+    assert memory.recall("s") == ((), RULE_NO_BOXES, 3)
     with pytest.raises(ParameterError, match="decay"):
-        Rule(decay=0)
+        FallbackRule(decay=0)
 
 
 def test_a_model_that_gives_no_numbers_is_answered_for(
     whole: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = open_bundle(whole)
+    opened = load_bundle(whole)
     runtime = Runtime([opened])
     pixels = load_rgb(images / "b" / "frame_1.png")
     runtime.answer(pixels, file="0", sequence="s")
     real = opened.predictor.raw
     monkeypatch.setattr(opened.predictor, "raw", lambda batch: [m * np.nan for m in real(batch)])
     answer = runtime.answer(pixels, file="1", sequence="s")
-    assert (answer.status, answer.by) == (Status.FALLBACK, RULE)
+    assert (answer.status, answer.by) == (AnswerStatus.FALLBACK, RULE_LAST_BOXES)
     assert "no numbers" in answer.why
 
 
 def test_a_session_that_died_goes_on(whole: Path, images: Path, tmp_path: Path) -> None:
-    sources, output = from_path(images), tmp_path / "out.jsonl"
-    session.run(Runtime([open_bundle(whole)]), sources, output=tmp_path / "whole.jsonl")
-    session.run(Runtime([open_bundle(whole)]), sources[:3], output=output)
+    sources, output = frames_from_path(images), tmp_path / "out.jsonl"
+    session.run_session(Runtime([load_bundle(whole)]), sources, output=tmp_path / "whole.jsonl")
+    session.run_session(Runtime([load_bundle(whole)]), sources[:3], output=output)
     with output.open("ab") as stream:
         stream.write(b'{"file": "a/frame_12')
-    again = session.run(Runtime([open_bundle(whole)]), sources, output=output)
+    again = session.run_session(Runtime([load_bundle(whole)]), sources, output=output)
     assert (again.resumed, again.frames) == (3, 5)
     expected, found = (
         [json.loads(line) for line in path.read_text().splitlines()]
@@ -108,32 +113,32 @@ def test_a_session_that_died_goes_on(whole: Path, images: Path, tmp_path: Path) 
     for row in (*expected, *found):
         row.pop("ms", None)
     assert found == expected
-    third = session.run(Runtime([open_bundle(whole)]), sources, output=output)
+    third = session.run_session(Runtime([load_bundle(whole)]), sources, output=output)
     assert third.resumed == third.frames == 5
 
 
 def test_another_bundle_s_answers_are_not_gone_on_with(
     whole: Path, other: Path, images: Path, tmp_path: Path
 ) -> None:
-    sources, output = from_path(images), tmp_path / "out.jsonl"
-    session.run(Runtime([open_bundle(whole)]), sources, output=output)
+    sources, output = frames_from_path(images), tmp_path / "out.jsonl"
+    session.run_session(Runtime([load_bundle(whole)]), sources, output=output)
     with pytest.raises(ParameterError, match="other bundles"):
-        session.run(Runtime([open_bundle(other)]), sources, output=output)
+        session.run_session(Runtime([load_bundle(other)]), sources, output=output)
     with pytest.raises(ParameterError, match="other bundles"):
-        session.run(Runtime([open_bundle(whole)]), sources[1:], output=output)
+        session.run_session(Runtime([load_bundle(whole)]), sources[1:], output=output)
     output.write_text("hello\n")
     with pytest.raises(ParameterError, match="something else"):
-        session.run(Runtime([open_bundle(whole)]), sources, output=output)
+        session.run_session(Runtime([load_bundle(whole)]), sources, output=output)
 
 
 def test_an_ensemble_fuses_and_falls_back_to_its_first(
     whole: Path, other: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = open_bundle(whole), open_bundle(other)
+    one, two = load_bundle(whole), load_bundle(other)
     runtime = Runtime([one, two])
     pixels = load_rgb(images / "b" / "frame_1.png")
     first = runtime.answer(pixels, file="0", sequence="s")
-    assert first.by == f"bundle {digest.short(one.digest)}+bundle {digest.short(two.digest)}"
+    assert first.by == f"bundle {digest.shorten(one.digest)}+bundle {digest.shorten(two.digest)}"
     assert first.boxes == runtime.answer(pixels, file="0", sequence="s").boxes
     alone = Runtime([one]).answer(pixels, file="0", sequence="s")
     assert first.boxes != alone.boxes
@@ -143,7 +148,7 @@ def test_an_ensemble_fuses_and_falls_back_to_its_first(
 
     monkeypatch.setattr(two.predictor, "raw", broken)
     left = runtime.answer(pixels, file="0", sequence="s")
-    assert (left.status, left.boxes) == (Status.OK, alone.boxes)
+    assert (left.status, left.boxes) == (AnswerStatus.OK, alone.boxes)
     assert "out of memory" in left.why
     with pytest.raises(ParameterError, match="no bundle"):
         Runtime([])
@@ -159,28 +164,28 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
 def test_fused_boxes_are_weighted_means_and_what_one_model_saw_counts_less() -> None:
     one = found((0, 0, 10, 10, 0.9, 0), (50, 50, 60, 60, 0.6, 0))
     two = found((1, 0, 11, 10, 0.3, 0), (0, 0, 10, 10, 0.5, 1))
-    fused = fuse([one, two])
+    fused = fuse_boxes([one, two])
     assert fused.boxes[0] == pytest.approx([0.25, 0, 10.25, 10])
     assert fused.scores == pytest.approx([0.6, 0.3, 0.25])
     assert fused.classes.tolist() == [0, 0, 1]
-    turned = fuse([two, one])
+    turned = fuse_boxes([two, one])
     assert (turned.boxes == fused.boxes).all()
     assert (turned.scores == fused.scores).all()
-    assert len(fuse([found(), found()])) == 0
-    assert len(fuse([one, two], limit=2)) == 2
+    assert len(fuse_boxes([found(), found()])) == 0
+    assert len(fuse_boxes([one, two], limit=2)) == 2
 
 
 def test_a_half_written_bundle_is_not_run(bundle: Path) -> None:
     (bundle / "manifest.json").unlink()
     with pytest.raises(RecordError, match="no readable manifest"):
-        open_bundle(bundle)
+        load_bundle(bundle)
 
 
 def test_a_changed_file_is_not_run(bundle: Path) -> None:
     path = bundle / "int8.cpu.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(RecordError, match="missing or was changed"):
-        open_bundle(bundle)
+        load_bundle(bundle)
 
 
 def reseal(bundle: Path, name: str, content: bytes) -> None:
@@ -198,7 +203,7 @@ def test_a_contract_that_differs_between_bundle_and_model_is_refused(bundle: Pat
     spec["mean"] = [0.485, 0.456, 0.406]
     reseal(bundle, "preprocessing.json", digest.canonical_json(spec))
     with pytest.raises(RecordError, match="another preprocessing contract than its bundle"):
-        open_bundle(bundle)
+        load_bundle(bundle)
 
 
 @pytest.mark.parametrize(
@@ -219,20 +224,22 @@ def test_changed_metadata_is_found_even_when_the_digests_are_made_anew(
         entry.value = json.dumps(content)
     reseal(bundle, "int8.cpu.onnx", model.SerializeToString())
     with pytest.raises((RecordError, ContractError), match=said):
-        open_bundle(bundle)
+        load_bundle(bundle)
 
 
 def test_there_is_nothing_to_answer(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(ParameterError, match="no such image"):
-        from_path(tmp_path / "missing")
+        frames_from_path(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ParameterError, match="no images"):
-        from_path(tmp_path / "empty")
+        frames_from_path(tmp_path / "empty")
     with pytest.raises(ParameterError, match="no model"):
-        open_bundle(whole, file="int8.target.onnx")
+        load_bundle(whole, file="int8.target.onnx")
 
 
 def test_images_are_decoded_in_order_and_errors_are_values(images: Path) -> None:
-    seen = list(decoded(from_path(images), threads=3))
-    assert [source.file for source, _ in seen] == [source.file for source in from_path(images)]
+    seen = list(decode_ahead(frames_from_path(images), threads=3))
+    assert [source.file for source, _ in seen] == [
+        source.file for source in frames_from_path(images)
+    ]
     assert [isinstance(image, DataError) for _, image in seen] == [False, False, True, False, False]

@@ -13,10 +13,10 @@ import pytest
 from docs import screenshots
 from tests.curation.conftest import make_checkpoint, make_dataset
 from workbench import curation, services
-from workbench.records import dataset as datasets
+from workbench.core.workspace import Workspace
+from workbench.records import dataset
+from workbench.records.base import GateReport, GateResult, Verdict
 from workbench.records.store import Store
-from workbench.records.types import GateReport, GateResult, Verdict
-from workbench.workspace import Workspace
 
 pytestmark = [
     pytest.mark.browser,
@@ -33,7 +33,7 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("explore")
     place = Workspace(folder / ".workbench")
     store = Store(place)
-    ref = datasets.save(store, make_dataset(place), made_by="test")
+    ref = dataset.save_dataset(store, make_dataset(place), made_by="test")
     model = make_checkpoint(store, ref, folder / "weights")
     curation.mine(store, ref, model, 10)
     gate = GateResult(

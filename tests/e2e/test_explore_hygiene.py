@@ -12,11 +12,11 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.curation.conftest import make_checkpoint, make_dataset
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
-from workbench.records import dataset as datasets
+from workbench.records import dataset
 from workbench.records.store import Store
 from workbench.records.types import Selection
-from workbench.workspace import Workspace
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks" / "explore"
 
@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("explore-hygiene")
     made = Workspace(folder / ".workbench")
     store = Store(made)
-    ref = datasets.save(store, make_dataset(made), made_by="test")
+    ref = dataset.save_dataset(store, make_dataset(made), made_by="test")
     make_checkpoint(store, ref, folder / "weights")
     before = os.environ.get("WORKBENCH_HOME")
     os.environ["WORKBENCH_HOME"] = str(made.root)
@@ -67,7 +67,7 @@ def test_are_my_splits_leaking(place: Workspace, monkeypatch: pytest.MonkeyPatch
     notebook = executed("leaking_splits", monkeypatch, "print(inspection)")
     names = {"pairs", "over_time", "across", "twins", "coverage", "label_errors"}
     assert names <= set(pictures(notebook))
-    found = hygiene.read(Store(place), printed(notebook, -1).strip())
+    found = hygiene.read_findings(Store(place), printed(notebook, -1).strip())
     assert len(found.record.gates) == 4
     gates = next(n for n, cell in enumerate(notebook.cells) if cell.id == "gates")
     assert "leaks between roles: PASS" in printed(notebook, gates)

@@ -10,13 +10,12 @@ import pytest
 from tests.servers import Servers
 from tests.tiny_run import ROOT, workbench
 from workbench import labeling, services
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.definition import graph
-from workbench.records import dataset as datasets
-from workbench.records.base import digest_of, kind_of
+from workbench.pipeline import contract, graph
+from workbench.records import dataset
+from workbench.records.base import Verdict, digest_of, kind_of
 from workbench.records.frames import Role
 from workbench.records.store import Store
-from workbench.records.types import LabelBatch, MiningReport, Selection, Verdict
+from workbench.records.types import LabelBatch, MiningReport, Selection
 
 PROOF = ROOT / "pipelines" / "mining_proof.yaml"
 BUDGET = 6
@@ -41,7 +40,7 @@ def outcome(servers: Servers) -> dict[str, str]:
 
 
 def test_both_models_are_trained_alike() -> None:
-    pipeline = graph.load(PROOF, {}, base=ROOT)
+    pipeline = graph.load_pipeline(PROOF, {}, base=ROOT)
     mined, control = pipeline.steps["with_mined"], pipeline.steps["with_control"]
     assert mined.parameters == control.parameters
     assert mined.contract.notebook == control.contract.notebook
@@ -64,7 +63,9 @@ def test_the_proof_runs_and_says_that_its_labels_are_replayed(
     # Twelve tiny drives and twelve frames decide nothing, and the report knows.
     assert all(one.verdict is Verdict.INSUFFICIENT and one.why for one in report.beaten)
     for notebook in ("arms", "compare"):
-        declared = contracts.read(ROOT / "notebooks" / "steps" / f"{notebook}.ipynb").declaration
+        declared = contract.read_contract(
+            ROOT / "notebooks" / "steps" / f"{notebook}.ipynb"
+        ).declaration
         for name, output in declared.outputs.items():
             assert kind_of(outcome[f"{notebook}.{name}"]) == output.kind
 
@@ -77,7 +78,7 @@ def test_the_arms_differ_in_nothing_but_their_frames(
     selection = store.get(outcome["curate.selection"], Selection)
     arms = {choice.frame: choice.arm for choice in selection.chosen}
     for arm in ("mined", "control"):
-        version = datasets.load(store, outcome[f"arms.{arm}"])
+        version = dataset.load_dataset(store, outcome[f"arms.{arm}"])
         learned = {frame.id for frame in version.with_roles(Role.TRAIN).frames}
         assert learned == {frame for frame, its in arms.items() if its == arm}
         assert version.name == f"builtin-{arm}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from workbench.evaluation.metrics import Settings
+from workbench.evaluation.metrics import EvaluationSettings
 from workbench.records.dataset import Dataset
 from workbench.records.frames import (
     Box,
@@ -30,7 +30,7 @@ SCHEMA = LabelSchema(
     classes=("car", "truck", "pedestrian", "cyclist"),
     vulnerable=("pedestrian", "cyclist"),
 )
-QUICK = Settings(resamples=100)
+QUICK = EvaluationSettings(resamples=100)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def build() -> Build:
 
 
 @pytest.fixture(scope="session")
-def quick() -> Settings:
+def quick() -> EvaluationSettings:
     return QUICK
 
 

@@ -1,20 +1,122 @@
-"""Verdicts follow the interval, and only complete evidence lets a model through."""
+"""A gates file says what it means, or is refused with the nearest word that would be right."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
-from workbench import digest
-from workbench.errors import ParameterError
-from workbench.evaluation import pictures
-from workbench.evaluation.gates import judge, save, verdict_of
+from workbench.core import digest
+from workbench.core.errors import ParameterError
+from workbench.evaluation import plots
+from workbench.evaluation.gates import (
+    FloorGate,
+    GateRules,
+    judge,
+    load_rules,
+    overall_verdict,
+    save_report,
+)
 from workbench.evaluation.metrics import evaluate
-from workbench.evaluation.rules import Rules
-from workbench.records.base import make_ref
+from workbench.records.base import GateReport, GateResult, Verdict, make_ref
 from workbench.records.frames import Origin
-from workbench.records.types import GateReport, GateResult, Inspection, Verdict
+from workbench.records.types import Inspection
+
+PROJECT_RULES = Path(__file__).resolve().parents[2] / "pipelines" / "gates.yaml"
+
+GATE = {"name": "ap50", "kind": "floor", "metric": "ap50", "bound": 0.5}
+
+
+def written(tmp_path: Path, *gates: dict[str, object], **more: object) -> Path:
+    path = tmp_path / "gates.yaml"
+    path.write_text(yaml.safe_dump({"schema_version": 1, "gates": list(gates), **more}))
+    return path
+
+
+def test_the_projects_own_gates_are_read_and_cover_every_kind():
+    rules = load_rules(PROJECT_RULES)
+    assert {gate.kind for gate in rules.gates} == {
+        "floor",
+        "no_regression",
+        "int8_loss",
+        "no_leaks",
+    }
+    assert any(getattr(gate, "slice", "") == "vru" and gate.required for gate in rules.gates)
+
+
+def test_what_is_not_said_has_the_documented_default(tmp_path):
+    (gate,) = load_rules(written(tmp_path, GATE)).gates
+    assert isinstance(gate, FloorGate)
+    assert (gate.slice, gate.cls, gate.min_drives, gate.required) == ("all", "all", 10, True)
+
+
+def test_the_digest_follows_the_meaning_and_not_the_spelling(tmp_path):
+    first = load_rules(written(tmp_path, GATE)).digest
+    assert load_rules(written(tmp_path, {**GATE, "slice": "all"})).digest == first
+    assert load_rules(written(tmp_path, {**GATE, "bound": 0.51})).digest != first
+    assert load_rules(written(tmp_path, GATE, evaluation={"threshold": 0.4})).digest != first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slise": "all"}, "unknown key 'slise'.*gate ap50.*Did you mean 'slice'"),
+        ({"clas": "car"}, "Did you mean 'class'"),
+        ({"cls": "car", "class": "car"}, "cls"),
+        ({"kind": "flor"}, "unknown kind 'flor'.*Did you mean 'floor'"),
+        ({"metric": "ap_50"}, "unknown value 'ap_50'.*Did you mean 'ap50'"),
+        ({"slice": "night"}, "unknown value 'night'.*Did you mean 'light=night'"),
+        ({"slice": ["vru"]}, "slice"),
+        ({"bound": 50}, "bound: .*less than or equal to 1"),
+        ({"bound": None}, "bound"),
+        ({"margin": 0.1}, "unknown key 'margin'"),
+        ({"min_drives": 5}, "min_drives: .*greater than or equal to 10"),
+        ({"name": "AP 50"}, "name"),
+        ({"required": False}, "no gate is required"),
+    ],
+)
+def test_mistakes_in_a_gate_are_named(tmp_path, change, message):
+    with pytest.raises(ParameterError, match=message):
+        load_rules(written(tmp_path, {**GATE, **change}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "gates.yaml"),
+        ("- a\n- b\n", "gates.yaml"),
+        ("gates: [", "not YAML"),
+        ("schema_version: 2\ngates: []\n", "schema_version"),
+        ("schema_version: 1\ngates: []\n", "gates: .*at least 1"),
+        ("schema_version: 1\ngates: [3]\n", "gate 1"),
+        ("schema_version: 1\nevaluation: {treshold: 0.3}\ngates: []\n", "'threshold'"),
+        ("schema_version: 1\ngate: []\n", "unknown key 'gate'.*'gates'"),
+        ("!!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, text, message):
+    path = tmp_path / "gates.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=message):
+        load_rules(path)
+
+
+def test_two_gates_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ParameterError, match="two gates are named 'ap50'"):
+        load_rules(written(tmp_path, GATE, GATE))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ParameterError, match=r"no such gates file .*nowhere\.yaml"):
+        load_rules(tmp_path / "nowhere.yaml")
+    with pytest.raises(ParameterError, match="cannot be read"):
+        load_rules(tmp_path)
+
+
+# ---- Verdicts follow the interval, and only complete evidence lets a model through.
+
 
 EVIDENCE = {"min_boxes": 5}
 FLOOR = {"name": "recall", "kind": "floor", "metric": "recall", "bound": 0.5, **EVIDENCE}
@@ -22,8 +124,8 @@ KEEP = {"name": "keep", "kind": "no_regression", "metric": "ap", "margin": 0.02,
 INT8 = {"name": "int8", "kind": "int8_loss", "metric": "ap", "margin": 0.02, **EVIDENCE}
 
 
-def rules_of(*gates: dict[str, object]) -> Rules:
-    return Rules.model_validate(
+def rules_of(*gates: dict[str, object]) -> GateRules:
+    return GateRules.model_validate(
         {"schema_version": 1, "evaluation": {"resamples": 100}, "gates": list(gates)}
     )
 
@@ -146,13 +248,13 @@ def test_one_failure_outweighs_what_is_undecided():
         )
 
     passed, failed, unclear = map(result, (Verdict.PASS, Verdict.FAIL, Verdict.INSUFFICIENT))
-    assert verdict_of([passed, passed]) is Verdict.PASS
-    assert verdict_of([passed, unclear]) is Verdict.INSUFFICIENT
-    assert verdict_of([unclear, failed, passed]) is Verdict.FAIL
+    assert overall_verdict([passed, passed]) is Verdict.PASS
+    assert overall_verdict([passed, unclear]) is Verdict.INSUFFICIENT
+    assert overall_verdict([unclear, failed, passed]) is Verdict.FAIL
 
 
 def test_figures_made_with_other_settings_are_not_judged(graded):
-    other = Rules.model_validate(
+    other = GateRules.model_validate(
         {"schema_version": 1, "evaluation": {"resamples": 200}, "gates": [FLOOR]}
     )
     with pytest.raises(ParameterError, match=r"settings=rules\.evaluation"):
@@ -176,7 +278,7 @@ def test_the_report_is_kept_whole_and_repeats_to_the_digit(build, store):
         found = [build.found(frame, "car", box) for frame in frames[:-3]]
         model = evaluate(dataset, found, settings=rules.evaluation)
         judged = judge(rules, model, fp32=model)
-        return judged, save(
+        return judged, save_report(
             store,
             judged,
             candidate=make_ref("bundle", digest.of_bytes(b"b")),
@@ -246,7 +348,7 @@ def test_a_leak_is_drawn_beside_the_other_gates(graded):
     judged = judge(
         rules_of(FLOOR, NO_LEAKS), graded["all"], inspection=inspected(Verdict.FAIL, "ab12")
     )
-    drawn = pictures.gates(judged)
+    drawn = plots.gate_intervals(judged)
     assert any("no-leaks" in text.get_text() for axis in drawn.axes for text in axis.texts) or any(
         "no-leaks" in axis.get_title(loc="left") for axis in drawn.axes
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.errors import DataError, ParameterError
-from workbench.evaluation.metrics import Settings, compare, evaluate
-from workbench.evaluation.slices import named
+from workbench.core.errors import DataError, ParameterError
+from workbench.data.slices import slices_named
+from workbench.evaluation.metrics import EvaluationSettings, evaluate, paired_difference
 from workbench.records.frames import ANY_CLASS, Origin
 
 
@@ -99,7 +99,7 @@ def test_the_threshold_decides_what_is_acted_on(build):
     ]
     at = {
         threshold: evaluate(
-            dataset, found, settings=Settings(threshold=threshold, resamples=100)
+            dataset, found, settings=EvaluationSettings(threshold=threshold, resamples=100)
         ).metrics.at()
         for threshold in (0.2, 0.3, 0.31)
     }
@@ -120,17 +120,17 @@ def test_simulated_truth_is_marked(build, quick):
 def test_a_model_compared_with_itself_differs_by_exactly_nothing(build, quick):
     made = build.random(4)
     evaluated = evaluate(made.dataset, made.predictions, settings=quick)
-    figure = compare(evaluated, evaluated, "ap").figure
+    figure = paired_difference(evaluated, evaluated, "ap").figure
     assert (figure.value, figure.low, figure.high) == (0, 0, 0)
 
 
 def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
     made = build.random(5, drives=20)
-    settings = Settings(resamples=300)
+    settings = EvaluationSettings(resamples=300)
     best = evaluate(made.dataset, made.predictions, settings=settings)
     fewer = [each for place, each in enumerate(made.predictions) if place % 10]
     worse = evaluate(made.dataset, fewer, settings=settings, name="worse")
-    change = compare(best, worse, "recall").figure
+    change = paired_difference(best, worse, "recall").figure
     assert change.value > 0
     alone = best.metrics.at().recall
     assert change.high - change.low < alone.high - alone.low
@@ -140,10 +140,10 @@ def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
     made, other = build.random(6), build.random(7)
     first = evaluate(made.dataset, made.predictions, settings=quick)
     with pytest.raises(ParameterError, match="same frames"):
-        compare(first, evaluate(other.dataset, other.predictions, settings=quick), "ap")
-    strict = Settings(resamples=100, threshold=0.5)
+        paired_difference(first, evaluate(other.dataset, other.predictions, settings=quick), "ap")
+    strict = EvaluationSettings(resamples=100, threshold=0.5)
     with pytest.raises(ParameterError, match="settings"):
-        compare(first, evaluate(made.dataset, made.predictions, settings=strict), "ap")
+        paired_difference(first, evaluate(made.dataset, made.predictions, settings=strict), "ap")
 
 
 def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
@@ -168,10 +168,12 @@ def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
 
 
 def test_slices_are_found_by_name_and_a_wrong_name_gets_the_nearest(build, quick):
-    assert [part.name for part in named(["vru", "all"])] == ["vru", "all"]
+    assert [part.name for part in slices_named(["vru", "all"])] == ["vru", "all"]
     with pytest.raises(ParameterError, match="Did you mean 'light=night'"):
-        named(["lights=night"])
+        slices_named(["lights=night"])
     made = build.random(0, drives=2)
-    metrics = evaluate(made.dataset, made.predictions, named(["all"]), settings=quick).metrics
+    metrics = evaluate(
+        made.dataset, made.predictions, slices_named(["all"]), settings=quick
+    ).metrics
     with pytest.raises(ParameterError, match="not evaluated"):
         metrics.at("vru")

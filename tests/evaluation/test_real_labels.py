@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.evaluation.gates import judge, load_rules
 from workbench.evaluation.metrics import evaluate
-from workbench.records.types import Verdict
+from workbench.records.base import Verdict
 
 RULES = Path(__file__).resolve().parents[2] / "pipelines" / "gates.yaml"
 CLASSES = ("car", "pedestrian", "cyclist", "truck")

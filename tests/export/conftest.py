@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from workbench import digest
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.detection.config import DetectorConfig
+from workbench.detection.predictor import TorchPredictor
+from workbench.detection.preprocessing import Preprocessing
 from workbench.export import calibration
-from workbench.export.recipe import quantised
-from workbench.perception.contract import DetectorConfig
-from workbench.perception.predictor import TorchPredictor
-from workbench.perception.preprocessing import Preprocessing
-from workbench.records.dataset import Dataset, load, media_path, save
+from workbench.export.exporter import quantize_model
+from workbench.records.dataset import Dataset, load_dataset, media_path, save_dataset
 from workbench.records.frames import (
     Conditions,
     Drive,
@@ -28,7 +29,6 @@ from workbench.records.frames import (
     Weather,
 )
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 CLASSES = ("car", "pedestrian", "cyclist")
 SLICES = (
@@ -81,14 +81,14 @@ def make_dataset(place: Workspace, *, judged_on: int = 6) -> Dataset:
         simulated=True,
     )
     store = Store(place)
-    return load(store, save(store, dataset, made_by="test"))
+    return load_dataset(store, save_dataset(store, dataset, made_by="test"))
 
 
 def make_predictor(seed: int = 0) -> TorchPredictor:
     """An untrained detector that gives boxes all the same."""
     import torch
 
-    from workbench.perception.detector import Detector
+    from workbench.detection.detector import Detector
 
     torch.manual_seed(seed)
     detector = Detector(DetectorConfig(classes=CLASSES, width=0.25))
@@ -127,7 +127,9 @@ def predictor(two_threads: None) -> TorchPredictor:
 @pytest.fixture(scope="session")
 def models(kept: Workspace, dataset: Dataset, predictor: TorchPredictor) -> dict[str, bytes]:
     """The three files, by name."""
-    return quantised(kept, predictor, dataset, calibration.pick(dataset, 16))
+    return quantize_model(
+        kept, predictor, dataset, calibration.pick_calibration_frames(dataset, 16)
+    )
 
 
 @pytest.fixture

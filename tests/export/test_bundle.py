@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from workbench import digest
-from workbench.errors import ParameterError, RecordError, WorkbenchError
-from workbench.export import bundle, matrix, parity, recipe
-from workbench.export.recipe import ExportConfig, Exported
-from workbench.perception.predictor import OnnxPredictor, TorchPredictor, load_checkpoint
-from workbench.perception.preprocessing import load_rgb
+from workbench.core import digest
+from workbench.core.errors import ParameterError, RecordError, WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.detection import bundles
+from workbench.detection.predictor import OnnxPredictor, TorchPredictor, load_checkpoint
+from workbench.detection.preprocessing import load_rgb
+from workbench.export import bundle, exporter, parity
+from workbench.export.exporter import ExportConfig, ExportResult
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
+from workbench.records.model_types import CalibrationSet, Checkpoint, ExportBundle
 from workbench.records.store import Store
-from workbench.records.types import CalibrationSet, Checkpoint, ExportBundle
-from workbench.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ExportConfig(calibration_frames=16, parity_frames=8, target=False)
@@ -46,19 +47,19 @@ def trained(kept: Workspace, checkpoint: Ref) -> TorchPredictor:
 
 
 @pytest.fixture(scope="module")
-def exported(kept: Workspace, dataset: Dataset, trained: TorchPredictor) -> Exported:
-    return recipe.export(kept, trained, dataset, CONFIG)
+def exported(kept: Workspace, dataset: Dataset, trained: TorchPredictor) -> ExportResult:
+    return exporter.export_model(kept, trained, dataset, CONFIG)
 
 
 def test_a_bundle_is_kept_as_a_record(
-    kept: Workspace, folder: Path, trained: TorchPredictor, exported: Exported, checkpoint: Ref
+    kept: Workspace, folder: Path, trained: TorchPredictor, exported: ExportResult, checkpoint: Ref
 ) -> None:
     store = Store(kept)
-    manifest = recipe.write(folder, trained, exported)
-    ref = bundle.save(store, folder, latency=exported.latency)
+    manifest = exporter.write_export(folder, trained, exported)
+    ref = bundle.save_bundle(store, folder, latency=exported.latency)
     record = store.get(ref, ExportBundle)
     assert record.checkpoint == checkpoint
-    assert record.parity["targets"][bundle.FP32]["agreement"] in (1, None)
+    assert record.parity["targets"][bundles.FP32_FILE]["agreement"] in (1, None)
     assert set(store.payload_names(ref)) == {path.name for path in folder.iterdir()}
     assert manifest["simulated"] is True
     assert manifest["targets"] == []  # nothing was asked about
@@ -66,7 +67,7 @@ def test_a_bundle_is_kept_as_a_record(
     picked = store.get(record.calibration_set, CalibrationSet)
     assert (picked.chosen, picked.evaluated) == ("minmax", 18)
     assert [row.method for row in picked.methods] == ["minmax"]
-    assert set(store.side(ref, "latency")["models"]) == {bundle.FP32, bundle.INT8_CPU}
+    assert set(store.side(ref, "latency")["models"]) == {bundles.FP32_FILE, bundles.INT8_CPU_FILE}
 
 
 def test_exporting_again_gives_the_same_record(
@@ -74,13 +75,13 @@ def test_exporting_again_gives_the_same_record(
     tmp_path: Path,
     dataset: Dataset,
     trained: TorchPredictor,
-    exported: Exported,
+    exported: ExportResult,
 ) -> None:
-    again = recipe.export(kept, trained, dataset, CONFIG)
+    again = exporter.export_model(kept, trained, dataset, CONFIG)
     refs = []
     for name, made in (("first", exported), ("second", again)):
-        recipe.write(tmp_path / name, trained, made)
-        refs.append(bundle.save(Store(kept), tmp_path / name, latency=made.latency))
+        exporter.write_export(tmp_path / name, trained, made)
+        refs.append(bundle.save_bundle(Store(kept), tmp_path / name, latency=made.latency))
     assert refs[0] == refs[1]
 
 
@@ -89,11 +90,11 @@ def test_the_8_bit_file_of_a_record_runs_on_its_own(
     folder: Path,
     dataset: Dataset,
     trained: TorchPredictor,
-    exported: Exported,
+    exported: ExportResult,
 ) -> None:
-    recipe.write(folder, trained, exported)
-    ref = bundle.save(Store(kept), folder)
-    model = OnnxPredictor(Store(kept).payload(ref, bundle.INT8_CPU))
+    exporter.write_export(folder, trained, exported)
+    ref = bundle.save_bundle(Store(kept), folder)
+    model = OnnxPredictor(Store(kept).payload(ref, bundles.INT8_CPU_FILE))
     assert model.classes == trained.classes
     frame = dataset.frames[0]
     found = model.predict([load_rgb(media_path(kept, frame))])[0]
@@ -102,53 +103,53 @@ def test_the_8_bit_file_of_a_record_runs_on_its_own(
 
 
 def test_the_files_tell_the_same_story(
-    folder: Path, trained: TorchPredictor, exported: Exported
+    folder: Path, trained: TorchPredictor, exported: ExportResult
 ) -> None:
-    manifest = recipe.write(folder, trained, exported)
-    assert bundle.read_manifest(folder) == manifest
+    manifest = exporter.write_export(folder, trained, exported)
+    assert bundles.read_manifest(folder) == manifest
     for name, entry in manifest["files"].items():
         assert entry["bytes"] == (folder / name).stat().st_size
-    calibration = json.loads((folder / bundle.CALIBRATION).read_bytes())
+    calibration = json.loads((folder / bundles.CALIBRATION_FILE).read_bytes())
     assert len(calibration["frames"]) == sum(calibration["slices"].values()) == 16
-    content = (folder / bundle.PREPROCESSING).read_bytes()
+    content = (folder / bundles.PREPROCESSING_FILE).read_bytes()
     assert digest.of_bytes(content) == manifest["preprocessing"] == trained.preprocessing.digest
 
 
-@pytest.mark.parametrize("name", [bundle.FP32, bundle.PARITY])
+@pytest.mark.parametrize("name", [bundles.FP32_FILE, bundles.PARITY_FILE])
 def test_a_changed_missing_or_added_file_is_no_bundle(
-    kept: Workspace, folder: Path, trained: TorchPredictor, exported: Exported, name: str
+    kept: Workspace, folder: Path, trained: TorchPredictor, exported: ExportResult, name: str
 ) -> None:
-    recipe.write(folder, trained, exported)
+    exporter.write_export(folder, trained, exported)
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(RecordError, match="missing or was changed"):
-        bundle.save(Store(kept), folder)
+        bundle.save_bundle(Store(kept), folder)
     (folder / name).unlink()
     with pytest.raises(RecordError, match="missing or was changed"):
-        bundle.save(Store(kept), folder)
+        bundle.save_bundle(Store(kept), folder)
     (folder / name).write_bytes(content)
     (folder / "notes.txt").write_text("hello")
     with pytest.raises(RecordError, match=r"notes\.txt"):
-        bundle.save(Store(kept), folder)
-    (folder / bundle.MANIFEST).write_text("[]")
+        bundle.save_bundle(Store(kept), folder)
+    (folder / bundles.MANIFEST_FILE).write_text("[]")
     with pytest.raises(RecordError, match="manifest"):
-        bundle.save(Store(kept), folder)
+        bundle.save_bundle(Store(kept), folder)
 
 
 def test_a_folder_with_something_in_it_is_refused(
-    folder: Path, trained: TorchPredictor, exported: Exported
+    folder: Path, trained: TorchPredictor, exported: ExportResult
 ) -> None:
     folder.mkdir()
     (folder / "old.onnx").touch()
     with pytest.raises(ParameterError, match="not empty"):
-        recipe.write(folder, trained, exported)
+        exporter.write_export(folder, trained, exported)
 
 
 def test_a_model_without_a_record_is_not_bundled(
-    folder: Path, predictor: TorchPredictor, exported: Exported
+    folder: Path, predictor: TorchPredictor, exported: ExportResult
 ) -> None:
     with pytest.raises(WorkbenchError, match="on record"):
-        recipe.write(folder, predictor, exported)
+        exporter.write_export(folder, predictor, exported)
 
 
 def test_without_frames_to_compare_on_nothing_is_exported(
@@ -156,8 +157,8 @@ def test_without_frames_to_compare_on_nothing_is_exported(
 ) -> None:
     learned = replace(dataset.with_roles(Role.TRAIN), ref=dataset.ref)
     with pytest.raises(ParameterError, match="val or safety"):
-        recipe.frames_to_compare(learned)
-    compared = {frame.id for frame in recipe.frames_to_compare(dataset)}
+        exporter.frames_to_compare(learned)
+    compared = {frame.id for frame in exporter.frames_to_compare(dataset)}
     assert compared
     assert not compared & {frame.id for frame in learned.frames}
 
@@ -165,37 +166,43 @@ def test_without_frames_to_compare_on_nothing_is_exported(
 def test_the_matrix_never_says_more_than_was_done(
     models: dict[str, bytes], trained: TorchPredictor, kept: Workspace, dataset: Dataset
 ) -> None:
-    planned = matrix.load(ROOT / matrix.DEFAULT)
+    planned = bundle.load_target_matrix(ROOT / bundle.DEFAULT_TARGETS)
     pixels = [load_rgb(media_path(kept, frame)) for frame in dataset.frames[:2]]
-    rows = recipe.targets_of(models, trained, pixels, planned)
+    rows = exporter.check_targets(models, trained, pixels, planned)
     by_chip = {(row.chip, row.file): row for row in rows}
-    orin = by_chip["NVIDIA Orin GPU", bundle.INT8_TARGET]
+    orin = by_chip["NVIDIA Orin GPU", bundles.INT8_TARGET_FILE]
     assert orin.status == "linted"
     assert "never built or run" in orin.why
-    old = by_chip["NVIDIA Xavier GPU", bundle.INT8_TARGET]  # its compiler knows an older opset
+    old = by_chip[
+        "NVIDIA Xavier GPU", bundles.INT8_TARGET_FILE
+    ]  # its compiler knows an older opset
     assert old.status == "untested"
-    assert by_chip["Renesas R-Car V4H", bundle.FP32].status == "untested"
+    assert by_chip["Renesas R-Car V4H", bundles.FP32_FILE].status == "untested"
     assert {
         row.status for row in rows if row.machine == "onnxruntime" and "Arm" not in row.chip
     } == {"verified"}
-    assert bundle.PROGRAM not in {row.file for row in rows}  # no such file in this bundle
-    wrong = {**models, bundle.INT8_TARGET: models[bundle.INT8_CPU]}
-    refused = {row.chip: row for row in recipe.targets_of(wrong, trained, pixels, planned)}
+    assert bundles.PROGRAM_FILE not in {row.file for row in rows}  # no such file in this bundle
+    wrong = {**models, bundles.INT8_TARGET_FILE: models[bundles.INT8_CPU_FILE]}
+    refused = {row.chip: row for row in exporter.check_targets(wrong, trained, pixels, planned)}
     assert refused["NVIDIA Orin GPU"].status == "untested"
     assert "not int8" in refused["NVIDIA Orin GPU"].why
-    elsewhere = matrix.assess(planned, models, {f"onnxruntime {bundle.FP32}": "x"}, machine="riscv")
-    assert {row.status for row in elsewhere if row.file == bundle.FP32} == {"untested"}
+    elsewhere = bundle.assess_targets(
+        planned, models, {f"onnxruntime {bundles.FP32_FILE}": "x"}, machine="riscv"
+    )
+    assert {row.status for row in elsewhere if row.file == bundles.FP32_FILE} == {"untested"}
 
 
 def test_a_matrix_with_a_strange_word_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "targets.yaml"
-    path.write_text((ROOT / matrix.DEFAULT).read_text().replace("proof: lint", "proof: hope", 1))
+    path.write_text(
+        (ROOT / bundle.DEFAULT_TARGETS).read_text().replace("proof: lint", "proof: hope", 1)
+    )
     with pytest.raises(ParameterError, match="target matrix"):
-        matrix.load(path)
+        bundle.load_target_matrix(path)
     with pytest.raises(ParameterError, match="cannot be read"):
-        matrix.load(tmp_path / "none.yaml")
+        bundle.load_target_matrix(tmp_path / "none.yaml")
 
 
-def test_a_report_survives_json(exported: Exported) -> None:
+def test_a_report_survives_json(exported: ExportResult) -> None:
     assert json.loads(digest.canonical_json(exported.parity)) == exported.parity
-    assert parity.table(exported.parity)[0]["frames"] == 8
+    assert parity.parity_table(exported.parity)[0]["frames"] == 8

@@ -10,21 +10,19 @@ import pytest
 from onnx import helper
 
 from tests.export.conftest import make_predictor
-from workbench.errors import ContractError, ParameterError, VerificationError
-from workbench.export import calibration, gate, recipe
-from workbench.export import openvino as intel
-from workbench.export.bundle import FP32, INT8_CPU
-from workbench.export.fidelity import Sample
-from workbench.export.program import export_program, load_program
-from workbench.export.quantise import Calibrated
-from workbench.export.targets import lint_decoding
-from workbench.perception.golden import require_input
-from workbench.perception.predictor import TorchPredictor
-from workbench.perception.preprocessing import Pixels, load_rgb, prepare_batch
+from workbench.core.errors import ContractError, ParameterError, VerificationError
+from workbench.core.workspace import Workspace
+from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
+from workbench.detection.predictor import TorchPredictor
+from workbench.detection.preprocessing import Pixels, load_rgb, preprocess_batch, require_input
+from workbench.export import calibration, exporter, formats, gate
+from workbench.export.bundle import lint_decoding
+from workbench.export.formats import export_program, load_program
+from workbench.export.parity import ReferenceSample
+from workbench.export.quantization import CalibratedModel
+from workbench.records.base import Verdict
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Light, Role
-from workbench.records.types import Verdict
-from workbench.workspace import Workspace
 
 Models = dict[str, bytes]
 
@@ -60,14 +58,14 @@ NOTHING = Found(Figure(0.0, -0.001, 0.001))
 
 
 def report(shift: float = 0.01) -> dict:
-    return {"targets": {INT8_CPU: {"score_shift_p95": shift}}}
+    return {"targets": {INT8_CPU_FILE: {"score_shift_p95": shift}}}
 
 
-def judged(losses: dict, *, shift: float = 0.01, head_db: float | None = 40.0) -> gate.Gate:
+def judged(losses: dict, *, shift: float = 0.01, head_db: float | None = 40.0) -> gate.ParityGate:
     def compare(metric: str, part: str, cls: str) -> Found:
         return losses.get((metric, part, cls), NOTHING)
 
-    return gate.judge(INT8_CPU, GROUNDS, compare, report(shift), head_db=head_db)
+    return gate.judge_file(INT8_CPU_FILE, GROUNDS, compare, report(shift), head_db=head_db)
 
 
 def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
@@ -80,43 +78,45 @@ def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
         ),
     )
     with pytest.raises(ParameterError, match="safety slice light=night"):
-        calibration.pick(by_day, 12)
+        calibration.pick_calibration_frames(by_day, 12)
     with pytest.raises(ParameterError, match="safety slice weather=fog"):
         night = [
             f
             for f in dataset.frames
             if f.conditions.light is Light.NIGHT or f.role is not Role.TRAIN
         ]
-        calibration.pick(replace(dataset, frames=tuple(night)), 12, safety_slices=["weather=fog"])
-    told = calibration.pick(by_day, 12, safety_slices=[])
+        calibration.pick_calibration_frames(
+            replace(dataset, frames=tuple(night)), 12, safety_slices=["weather=fog"]
+        )
+    told = calibration.pick_calibration_frames(by_day, 12, safety_slices=[])
     assert told.uncovered == ("light=night",)
     with pytest.raises(ParameterError, match="no slice named"):
-        calibration.pick(dataset, 12, safety_slices=["light=nihgt"])
+        calibration.pick_calibration_frames(dataset, 12, safety_slices=["light=nihgt"])
 
 
 def test_evaluation_frames_in_the_calibration_are_refused(dataset: Dataset) -> None:
     learned = dataset.with_roles(Role.TRAIN)
     elsewhere = replace(learned, frames=learned.frames[:3])
     with pytest.raises(ParameterError, match="3 calibration frames are evaluated on too"):
-        calibration.pick(dataset, 1000, judged=[elsewhere])
+        calibration.pick_calibration_frames(dataset, 1000, judged=[elsewhere])
     by_drive = replace(dataset, split={"method": "drive"})
     with pytest.raises(ParameterError, match="both calibrated with and evaluated on"):
-        calibration.pick(by_drive, 12)
-    picked = calibration.pick(dataset, 12)
+        calibration.pick_calibration_frames(by_drive, 12)
+    picked = calibration.pick_calibration_frames(dataset, 12)
     assert (picked.apart, picked.shared_drives, picked.evaluated) == ("frame", 1, 18)
 
 
 def test_random_calibration_is_caught(models: Models, pixels: list[Pixels]) -> None:
     rng = np.random.default_rng(0)
     grey = [rng.normal(114, 3, (90, 120, 3)).astype(np.uint8) for _ in range(8)]
-    sample = Sample(models[FP32], pixels)
-    wrong = sample.compare(Calibrated(models[FP32], grey).file())
-    right = sample.compare(models[INT8_CPU])
+    sample = ReferenceSample(models[FP32_FILE], pixels)
+    wrong = sample.compare(CalibratedModel(models[FP32_FILE], grey).file())
+    right = sample.compare(models[INT8_CPU_FILE])
     assert wrong.least_db < 30 < right.least_db
     found = judged({}, head_db=wrong.least_db)
     assert found.verdict is Verdict.FAIL
     with pytest.raises(ContractError, match="least SQNR"):
-        gate.require([found])
+        gate.require_gates([found])
     assert judged({}, head_db=right.least_db).verdict is Verdict.PASS
 
 
@@ -125,10 +125,10 @@ def test_the_upper_bound_decides_and_a_proven_loss_does_not_leave() -> None:
     found = judged({("ap", "light=night", "all"): lost})
     assert found.verdict is Verdict.FAIL
     with pytest.raises(ContractError, match=r"ap lost, light=night 0\.03"):
-        gate.require([found])
+        gate.require_gates([found])
     unsure = judged({("ap", "all", "all"): Found(Figure(0.001, -0.002, 0.006))})
     assert unsure.verdict is Verdict.INSUFFICIENT
-    gate.require([unsure])
+    gate.require_gates([unsure])
     assert judged({("ap", "all", "all"): Found(Figure(0, 0, 0), usable=False)}).verdict is (
         Verdict.INSUFFICIENT
     )
@@ -149,8 +149,8 @@ def test_squeezed_confidences_are_caught_though_ap_looks_fine() -> None:
 def test_decoding_that_was_quantised_with_the_network_is_caught(
     models: Models, predictor: TorchPredictor, pixels: list[Pixels]
 ) -> None:
-    assert lint_decoding(models[INT8_CPU]) == []
-    model = onnx.load_from_string(models[INT8_CPU])
+    assert lint_decoding(models[INT8_CPU_FILE]) == []
+    model = onnx.load_from_string(models[INT8_CPU_FILE])
     for output in model.graph.output:
         if output.name.startswith("cls"):
             inner = f"{output.name}_raw"
@@ -160,16 +160,18 @@ def test_decoding_that_was_quantised_with_the_network_is_caught(
     wrong = model.SerializeToString()
     assert len(lint_decoding(wrong)) == 3
     with pytest.raises(ContractError, match="decoding is quantised"):
-        recipe.targets_of({FP32: models[FP32], INT8_CPU: wrong}, predictor, pixels, ())
+        exporter.check_targets(
+            {FP32_FILE: models[FP32_FILE], INT8_CPU_FILE: wrong}, predictor, pixels, ()
+        )
 
 
 def test_planes_in_another_order_of_memory_change_nothing(
     predictor: TorchPredictor, pixels: list[Pixels]
 ) -> None:
-    batch, _ = prepare_batch(pixels[:2], predictor.preprocessing)
+    batch, _ = preprocess_batch(pixels[:2], predictor.preprocessing)
     strided = np.moveaxis(np.ascontiguousarray(np.moveaxis(batch, 1, -1)), -1, 1)
     content = export_program(predictor)
-    from workbench import digest
+    from workbench.core import digest
 
     program = load_program(content, sha256=digest.of_bytes(content))
     for expected, laid, other in zip(
@@ -189,7 +191,7 @@ def test_a_program_with_a_pickle_in_it_is_not_loaded(predictor: TorchPredictor) 
     import pickle
     import zipfile
 
-    from workbench import digest
+    from workbench.core import digest
 
     stream = io.BytesIO(export_program(predictor))
     with zipfile.ZipFile(stream, "a") as archive:
@@ -199,16 +201,22 @@ def test_a_program_with_a_pickle_in_it_is_not_loaded(predictor: TorchPredictor) 
         load_program(content, sha256=digest.of_bytes(content))
 
 
-@pytest.mark.skipif(not intel.available(), reason="the extra `openvino` is not installed")
+@pytest.mark.skipif(
+    not formats.openvino_available(), reason="the extra `openvino` is not installed"
+)
 def test_openvino_runs_what_onnx_runtime_runs(
     models: Models, predictor: TorchPredictor, pixels: list[Pixels]
 ) -> None:
-    made = intel.convert(models[INT8_CPU])
-    assert made == intel.convert(models[INT8_CPU])
-    batch, _ = prepare_batch(pixels[:2], predictor.preprocessing)
-    assert "run on this CPU in OpenVINO" in intel.verify(made, models[INT8_CPU], batch)
+    made = formats.convert_openvino(models[INT8_CPU_FILE])
+    assert made == formats.convert_openvino(models[INT8_CPU_FILE])
+    batch, _ = preprocess_batch(pixels[:2], predictor.preprocessing)
+    assert "run on this CPU in OpenVINO" in formats.verify_openvino(
+        made, models[INT8_CPU_FILE], batch
+    )
     with pytest.raises(ContractError, match="from ONNX Runtime"):
-        intel.verify(intel.convert(models[FP32]), other_weights(models[FP32]), batch)
+        formats.verify_openvino(
+            formats.convert_openvino(models[FP32_FILE]), other_weights(models[FP32_FILE]), batch
+        )
 
 
 def other_weights(content: bytes) -> bytes:

@@ -7,17 +7,16 @@ import onnx
 import pytest
 
 from tests.export.conftest import make_predictor
-from workbench.errors import ParameterError
-from workbench.export import latency, learning, methods, sensitivity
-from workbench.export.bundle import FP32, INT8_CPU
-from workbench.export.fidelity import Sample
-from workbench.export.onnx_file import export_fp32
-from workbench.export.quantise import Calibrated
-from workbench.export.stem import folded
-from workbench.perception.predictor import OnnxPredictor, TorchPredictor
-from workbench.perception.preprocessing import Pixels, load_rgb
+from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
+from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
+from workbench.detection.predictor import OnnxPredictor, TorchPredictor
+from workbench.detection.preprocessing import Pixels, load_rgb
+from workbench.export import calibration, latency, qat, sensitivity
+from workbench.export.formats import export_fp32
+from workbench.export.parity import ReferenceSample
+from workbench.export.quantization import CalibratedModel, fold_stem
 from workbench.records.dataset import Dataset, media_path
-from workbench.workspace import Workspace
 
 Models = dict[str, bytes]
 
@@ -28,8 +27,8 @@ def pixels(kept: Workspace, dataset: Dataset) -> list[Pixels]:
 
 
 def test_the_folded_first_layer_computes_the_same(models: Models) -> None:
-    model = onnx.load_from_string(models[FP32])
-    other = folded(model)
+    model = onnx.load_from_string(models[FP32_FILE])
+    other = fold_stem(model)
     assert [node.op_type for node in other.graph.node][:4] == [
         "Transpose",
         "Reshape",
@@ -39,19 +38,24 @@ def test_the_folded_first_layer_computes_the_same(models: Models) -> None:
     batch = np.random.default_rng(0).uniform(-1.8, 2.2, (3, 3, 64, 96)).astype(np.float32)
     other.metadata_props.extend(model.metadata_props)
     found = OnnxPredictor(other.SerializeToString()).raw(batch)
-    for expected, actual in zip(OnnxPredictor(models[FP32]).raw(batch), found, strict=True):
+    for expected, actual in zip(OnnxPredictor(models[FP32_FILE]).raw(batch), found, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5)
-    assert folded(other).SerializeToString() == other.SerializeToString()  # nothing left to fold
+    assert fold_stem(other).SerializeToString() == other.SerializeToString()  # nothing left to fold
 
 
 def test_the_choice_of_a_method_is_explained(models: Models, pixels: list[Pixels]) -> None:
-    found = methods.choose(models[FP32], pixels[:6], pixels[6:], methods=("minmax", "percentile"))
+    found = calibration.choose_method(
+        models[FP32_FILE], pixels[:6], pixels[6:], methods=("minmax", "percentile")
+    )
     assert [row.method for row in found.rows] == ["minmax", "percentile"]
     assert found.method in found.why
     assert all(f"{row.sqnr_db:.1f} dB" in found.why for row in found.rows)
-    assert found.calibrated.file() == Calibrated(models[FP32], pixels[:6], found.method).file()
+    assert (
+        found.calibrated.file()
+        == CalibratedModel(models[FP32_FILE], pixels[:6], found.method).file()
+    )
     with pytest.raises(ParameterError, match="unknown calibration method"):
-        Calibrated(models[FP32], pixels, "guess")  # type: ignore[arg-type]
+        CalibratedModel(models[FP32_FILE], pixels, "guess")  # type: ignore[arg-type]
 
 
 def planted(factor: float) -> TorchPredictor:
@@ -68,54 +72,58 @@ def planted(factor: float) -> TorchPredictor:
 def test_sensitivity_finds_the_layer_that_was_spoilt(pixels: list[Pixels]) -> None:
     predictor = planted(300.0)
     fp32 = export_fp32(predictor)
-    found = sensitivity.measure(predictor, fp32, Calibrated(fp32, pixels), pixels[:4])
+    found = sensitivity.measure_sensitivity(
+        predictor, fp32, CalibratedModel(fp32, pixels), pixels[:4]
+    )
     assert len(found.layers) == 27
     assert found.whole.least_db < 30
     worst = min(found.layers, key=lambda row: row.alone_int8_db)
     assert "cls" in worst.layer.module
-    kept = sensitivity.to_keep_float(found, most=6)
+    kept = sensitivity.layers_to_keep_float(found, most=6)
     assert kept
     assert all("cls" in layer.module for layer in kept)
-    better = Calibrated(fp32, pixels).file(keep_float=[layer.node for layer in kept])
-    assert Sample(fp32, pixels[:4]).compare(better).least_db > found.whole.least_db
+    better = CalibratedModel(fp32, pixels).file(keep_float=[layer.node for layer in kept])
+    assert ReferenceSample(fp32, pixels[:4]).compare(better).least_db > found.whole.least_db
     assert found.as_json()["layers"][0]["module"] == worst.layer.module
 
 
 def test_no_layer_is_kept_in_float_where_none_needs_it(
     models: Models, predictor: TorchPredictor, pixels: list[Pixels]
 ) -> None:
-    found = sensitivity.measure(
-        predictor, models[FP32], Calibrated(models[FP32], pixels), pixels[:2]
+    found = sensitivity.measure_sensitivity(
+        predictor, models[FP32_FILE], CalibratedModel(models[FP32_FILE], pixels), pixels[:2]
     )
-    assert sensitivity.to_keep_float(found, floor_db=found.whole.least_db) == ()
+    assert sensitivity.layers_to_keep_float(found, floor_db=found.whole.least_db) == ()
 
 
 def test_folding_batch_norms_changes_nothing(predictor: TorchPredictor) -> None:
     batch = np.random.default_rng(0).uniform(-1.8, 2.2, (2, 3, 64, 96)).astype(np.float32)
-    once = learning.folded(predictor)
-    for same in (once, learning.equalised(once)):
+    once = qat.fold_batch_norms(predictor)
+    for same in (once, qat.equalize_channels(once)):
         for expected, actual in zip(predictor.raw(batch), same.raw(batch), strict=True):
             np.testing.assert_allclose(actual, expected, atol=1e-4)
     with pytest.raises(ParameterError, match="nothing to learn"):
-        learning.distil(predictor, [], steps=3)
+        qat.distill(predictor, [], steps=3)
 
 
 @pytest.mark.slow
 def test_a_model_that_calibration_breaks_is_mended_by_training(pixels: list[Pixels]) -> None:
     predictor = planted(300.0)
     fp32 = export_fp32(predictor)
-    sample = Sample(fp32, pixels[8:])
-    broken = sample.compare(Calibrated(fp32, pixels[:8]).file())
-    taught = learning.distil(predictor, pixels[:8], steps=20)
-    mended = sample.compare(Calibrated(export_fp32(taught), pixels[:8]).file())
+    sample = ReferenceSample(fp32, pixels[8:])
+    broken = sample.compare(CalibratedModel(fp32, pixels[:8]).file())
+    taught = qat.distill(predictor, pixels[:8], steps=20)
+    mended = sample.compare(CalibratedModel(export_fp32(taught), pixels[:8]).file())
     assert broken.least_db < 20
     assert mended.least_db > broken.least_db + 10
 
 
 def test_latency_tells_starts_memory_and_bad_pictures(models: Models, pixels: list[Pixels]) -> None:
-    started = latency.starts({INT8_CPU: models[INT8_CPU]}, threads=1)
-    assert started[INT8_CPU]["cold_start_ms"] > 0
-    found = latency.degraded(models[FP32], models[INT8_CPU], pixels[:3], threads=1)
+    started = latency.measure_cold_start({INT8_CPU_FILE: models[INT8_CPU_FILE]}, threads=1)
+    assert started[INT8_CPU_FILE]["cold_start_ms"] > 0
+    found = latency.measure_degraded(
+        models[FP32_FILE], models[INT8_CPU_FILE], pixels[:3], threads=1
+    )
     assert set(found) == {"clean", "noise", "dark"}
     assert found["dark"]["int8"]["median_ms"] > 0
-    assert latency.spoilt(pixels[0], "dark", 0).mean() < 0.3 * pixels[0].mean()
+    assert latency.degrade_image(pixels[0], "dark", 0).mean() < 0.3 * pixels[0].mean()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workbench.export import pairing, parity
-from workbench.perception.contract import HUGGING_FACE, DetectorConfig
-from workbench.perception.models import queries
-from workbench.perception.preprocessing import Preprocessing
+from workbench.core.workspace import Workspace
+from workbench.detection import models
+from workbench.detection.config import HUGGING_FACE, DetectorConfig
+from workbench.detection.preprocessing import Preprocessing
+from workbench.export import parity
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
-from workbench.workspace import Workspace
 
 CONFIG = DetectorConfig(
     classes=("car", "pedestrian", "cyclist"),
@@ -50,7 +50,7 @@ class Shuffled(Queries):
 
 def report(kept: Workspace, dataset: Dataset, other: Queries) -> dict:
     frames = dataset.with_roles(Role.VAL).frames
-    return parity.compare(kept, Queries(), {"fp32.onnx": other}, frames)
+    return parity.compare_models(kept, Queries(), {"fp32.onnx": other}, frames)
 
 
 def test_another_order_of_queries_is_the_same_answer(kept: Workspace, dataset: Dataset) -> None:
@@ -80,20 +80,24 @@ def test_a_frame_without_boxes_is_compared_by_its_best_query() -> None:
     logits = np.full((1, 6, 3), -9, np.float32)
     logits[0, 4, 1] = -5
     boxes = np.full((1, 6, 4), 0.5, np.float32)
-    right, wrong = pairing.paired([logits, boxes], [logits[:, ORDER], boxes[:, ORDER]], CONFIG)
+    right, wrong = parity.match_outputs(
+        [logits, boxes], [logits[:, ORDER], boxes[:, ORDER]], CONFIG
+    )
     assert right[0].shape == (1, 3)
     assert np.array_equal(right[0], wrong[0])
-    assert queries.scores(right[0], "sigmoid").max() == pytest.approx(1 / (1 + np.exp(5)))
+    assert models.query_scores(right[0], "sigmoid").max() == pytest.approx(1 / (1 + np.exp(5)))
 
 
 def test_a_query_found_twice_and_one_lost_still_show() -> None:
     logits, boxes = Queries().raw(np.ones((1, 3, 64, 96), np.float32))
     twice = np.array([0, 1, 1, 3, 4, 5])
-    right, wrong = pairing.paired([logits, boxes], [logits[:, twice], boxes[:, twice]], CONFIG)
+    right, wrong = parity.match_outputs(
+        [logits, boxes], [logits[:, twice], boxes[:, twice]], CONFIG
+    )
     assert max(np.abs(a - b).max() for a, b in zip(right, wrong, strict=True)) > 0.05
 
 
 def test_maps_of_cells_stay_as_they_are() -> None:
     config = DetectorConfig(classes=("car",))
     maps = [np.zeros((1, 1, 2, 2), np.float32)]
-    assert pairing.paired(maps, maps, config) == (maps, maps)
+    assert parity.match_outputs(maps, maps, config) == (maps, maps)

@@ -15,26 +15,27 @@ from PIL import Image
 
 from tests.training import suppliers
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.commands.predict import predict
-from workbench.errors import ContractError
-from workbench.export import bundle, gate, learning, parity, recipe
-from workbench.export.recipe import ExportConfig
-from workbench.export.target_file import int8_target
-from workbench.export.targets import lint_symmetric
-from workbench.perception.models import huggingface
-from workbench.perception.predictor import TorchPredictor, load_checkpoint
-from workbench.records import dataset as datasets
+from workbench.cli.models import predict
+from workbench.core.errors import ContractError
+from workbench.core.workspace import Workspace
+from workbench.detection import bundles, huggingface
+from workbench.detection.predictor import TorchPredictor, load_checkpoint
+from workbench.export import bundle, exporter, gate, parity, qat
+from workbench.export.bundle import lint_symmetric
+from workbench.export.exporter import ExportConfig
+from workbench.export.quantization import export_int8_target
+from workbench.records import dataset
+from workbench.records.base import Verdict
 from workbench.records.frames import Role
+from workbench.records.model_types import Checkpoint, ExportBundle
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint, ExportBundle, Verdict
-from workbench.training import save, train
-from workbench.workspace import Workspace
+from workbench.training import save_checkpoint, train
 
 CONFIG = ExportConfig(calibration_frames=8, parity_frames=4, target=False)
 _DECODING = {"NonMaxSuppression", "Exp"}
 
 
-def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, datasets.Dataset]:
+def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, dataset.Dataset]:
     """A supplier's model tuned for a few steps, read back from its checkpoint."""
     store = Store(place)
     data = scenes(place, 14)
@@ -43,13 +44,15 @@ def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, 
         frame.model_copy(update={"role": role})
         for frame, role in zip(data.frames, roles, strict=True)
     )
-    data = datasets.load(store, datasets.save(store, replace(data, frames=frames), made_by="test"))
+    data = dataset.load_dataset(
+        store, dataset.save_dataset(store, replace(data, frames=frames), made_by="test")
+    )
     lessons = data.with_roles(Role.TRAIN)
-    model = huggingface.load(suppliers.make(kind, folder / kind), CLASSES, SPEC)
+    model = huggingface.load_pretrained(suppliers.make(kind, folder / kind), CLASSES, SPEC)
     config = replace(TINY, steps=4)
     trained = train(place, lessons, config, classes=CLASSES, preprocessing=SPEC, model=model)
     assert data.ref
-    return load_checkpoint(store, save(store, trained, data.ref)), data
+    return load_checkpoint(store, save_checkpoint(store, trained, data.ref)), data
 
 
 @pytest.mark.parametrize(
@@ -58,29 +61,29 @@ def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, 
 )
 def test_a_suppliers_model_goes_the_whole_way(kind: str, place: Workspace, tmp_path: Path) -> None:
     predictor, data = learned(place, kind, tmp_path)
-    exported = recipe.export(place, predictor, data, CONFIG)
+    exported = exporter.export_model(place, predictor, data, CONFIG)
 
     found = exported.parity["targets"]
-    assert found[bundle.FP32]["max_abs_diff"] <= parity.FLOAT_TOLERANCE
-    assert found[bundle.FP32]["queries"] > 0
-    assert found[bundle.INT8_CPU]["max_abs_diff"] > found[bundle.FP32]["max_abs_diff"]
+    assert found[bundles.FP32_FILE]["max_abs_diff"] <= parity.FLOAT_TOLERANCE
+    assert found[bundles.FP32_FILE]["queries"] > 0
+    assert found[bundles.INT8_CPU_FILE]["max_abs_diff"] > found[bundles.FP32_FILE]["max_abs_diff"]
     # Not its size: of networks this tiny, the scales take more room than eight bits save.
-    whole = onnx.load_from_string(exported.models[bundle.INT8_CPU]).graph
+    whole = onnx.load_from_string(exported.models[bundles.INT8_CPU_FILE]).graph
     assert "QuantizeLinear" in {node.op_type for node in whole.node}
-    graph = onnx.load_from_string(exported.models[bundle.FP32]).graph
+    graph = onnx.load_from_string(exported.models[bundles.FP32_FILE]).graph
     assert [value.name for value in graph.output] == ["logits", "boxes"]
     assert not _DECODING & {node.op_type for node in graph.node}
 
-    heads = found[bundle.INT8_CPU]["sqnr_db"]
-    judged = gate.judge(bundle.INT8_CPU, (), _nothing, exported.parity, head_db=heads)
-    if heads < gate.Limits().head_db:  # it lost too much, and is told so rather than shipped
+    heads = found[bundles.INT8_CPU_FILE]["sqnr_db"]
+    judged = gate.judge_file(bundles.INT8_CPU_FILE, (), _nothing, exported.parity, head_db=heads)
+    if heads < gate.LossLimits().head_db:  # it lost too much, and is told so rather than shipped
         assert judged.verdict is Verdict.FAIL
         with pytest.raises(ContractError, match="loses too much"):
-            gate.require([judged])
+            gate.require_gates([judged])
 
     store, folder = Store(place), tmp_path / "bundle"
-    manifest = recipe.write(folder, predictor, exported)
-    ref = bundle.save(store, folder, latency=exported.latency)
+    manifest = exporter.write_export(folder, predictor, exported)
+    ref = bundle.save_bundle(store, folder, latency=exported.latency)
     supplier = store.get(store.get(ref, ExportBundle).checkpoint, Checkpoint).supplier
     assert supplier is not None
     assert manifest["supplier"] == supplier.model_dump(mode="json")
@@ -90,7 +93,7 @@ def test_a_suppliers_model_goes_the_whole_way(kind: str, place: Workspace, tmp_p
     _predicts(folder, tmp_path)
     pixels = [np.zeros((64, 96, 3), np.uint8)]
     with pytest.raises(ContractError, match="not trained for eight bits"):
-        learning.distil(predictor, pixels, steps=1)
+        qat.distill(predictor, pixels, steps=1)
 
 
 @pytest.mark.slow
@@ -99,9 +102,9 @@ def test_a_file_for_accelerators_is_made_or_refused_with_the_reason(tmp_path: Pa
     pixels = [rng.integers(0, 255, (64, 96, 3)).astype(np.uint8) for _ in range(2)]
     made = {}
     for kind in suppliers.KINDS:
-        model = huggingface.load(suppliers.make(kind, tmp_path / kind), CLASSES, SPEC)
+        model = huggingface.load_pretrained(suppliers.make(kind, tmp_path / kind), CLASSES, SPEC)
         try:
-            made[kind] = lint_symmetric(int8_target(TorchPredictor(model, SPEC), pixels))
+            made[kind] = lint_symmetric(export_int8_target(TorchPredictor(model, SPEC), pixels))
         except ContractError as error:
             assert "torchao cannot make the network symmetric int8" in str(error)
             assert "target=false" in str(error)

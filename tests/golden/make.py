@@ -12,20 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from workbench import digest
-from workbench.records import dataset as stored
-from workbench.records import frames as f
-from workbench.records import types as t
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.records import base, dataset, frames, model_types, types
 from workbench.records.base import Record, make_ref
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 HERE = Path(__file__).parent
 INDEX = HERE / "golden.json"
 
 FRAME = digest.of_bytes(b"golden frame")
-BOX = f.Box(x=1.5, y=2.0, w=30.25, h=12.0)
-SCHEMA = f.LabelSchema(
+BOX = frames.Box(x=1.5, y=2.0, w=30.25, h=12.0)
+SCHEMA = frames.LabelSchema(
     name="golden",
     version=1,
     classes=("car", "pedestrian"),
@@ -38,21 +36,21 @@ def _ref(kind: str) -> str:
     return make_ref(kind, digest.of_bytes(f"golden {kind}".encode()))
 
 
-def _dataset() -> stored.Dataset:
-    drive = f.Drive(
+def _dataset() -> dataset.Dataset:
+    drive = frames.Drive(
         id="d1",
         vehicle="v1",
-        vehicle_type=f.VehicleType.TRUCK,
+        vehicle_type=frames.VehicleType.TRUCK,
         camera_height_m=2.3,
         camera_pitch_deg=1.5,
         sensor="golden camera",
         firmware="1.0",
-        calibration=f.Calibration(id="c1", fx=700.0, fy=701.0, cx=320.0, cy=240.0),
+        calibration=frames.Calibration(id="c1", fx=700.0, fy=701.0, cx=320.0, cy=240.0),
         started_at="2026-01-01T00:00:00Z",
         time_source="camera clock",
         simulated=True,
     )
-    frame = f.Frame(
+    frame = frames.Frame(
         id=FRAME,
         drive="d1",
         index=3,
@@ -60,16 +58,18 @@ def _dataset() -> stored.Dataset:
         width=640,
         height=480,
         suffix=".jpg",
-        conditions=f.Conditions(light=f.Light.NIGHT, weather=f.Weather.RAIN, construction=True),
+        conditions=frames.Conditions(
+            light=frames.Light.NIGHT, weather=frames.Weather.RAIN, construction=True
+        ),
         redaction="none",
-        role=f.Role.SAFETY,
+        role=frames.Role.SAFETY,
         events=("cut_in",),
     )
-    label = f.Label(
+    label = frames.Label(
         frame=FRAME,
         cls="car",
         box=BOX,
-        origin=f.Origin.REPLAYED,
+        origin=frames.Origin.REPLAYED,
         annotator="annotator 1",
         occluded=0.25,
         truncated=0.0,
@@ -77,7 +77,7 @@ def _dataset() -> stored.Dataset:
         source=_ref("batch"),
         labeled_at="2026-01-01T00:00:00Z",
     )
-    return stored.Dataset(
+    return dataset.Dataset(
         name="golden",
         label_schema=SCHEMA,
         drives=(drive,),
@@ -89,9 +89,9 @@ def _dataset() -> stored.Dataset:
 
 
 def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
-    gate = t.GateResult(
+    gate = base.GateResult(
         name="recall",
-        verdict=t.Verdict.INSUFFICIENT,
+        verdict=base.Verdict.INSUFFICIENT,
         n=12,
         unit="drives",
         value=0.5,
@@ -102,7 +102,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
         slice="night",
         why="12 drives",
     )
-    rate = t.Rate(
+    rate = types.AgreementRate(
         subject="labeler",
         name="a1",
         against="gold",
@@ -114,12 +114,14 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
         missed_interval=(0.0, 0.25),
         kappa=None,
     )
-    prediction = t.Prediction(frame=FRAME, cls="car", box=BOX, score=0.5)
-    annotator = t.Annotator(id="a1", frames=1, boxes=1, minutes=None, simulated=True)
-    choice = t.Choice(frame=FRAME, rank=1, score=0.75, arm="random", reasons=("rare at night",))
+    prediction = types.Prediction(frame=FRAME, cls="car", box=BOX, score=0.5)
+    annotator = types.Annotator(id="a1", frames=1, boxes=1, minutes=None, simulated=True)
+    choice = types.SelectedFrame(
+        frame=FRAME, rank=1, score=0.75, arm="random", reasons=("rare at night",)
+    )
     return [
         (
-            t.Selection(
+            types.Selection(
                 dataset=_ref("dataset"),
                 model=_ref("checkpoint"),
                 budget=1,
@@ -131,7 +133,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
-            t.LabelBatch(
+            types.LabelBatch(
                 dataset=_ref("dataset"),
                 selection=_ref("selection"),
                 model=None,
@@ -139,20 +141,20 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                 frames=(FRAME,),
                 overlap=0.5,
             ),
-            {"predictions.jsonl": stored.lines([prediction])},
+            {"predictions.jsonl": dataset.to_json_lines([prediction])},
         ),
         (
-            t.LabelSet(
+            types.LabelSet(
                 batch=_ref("batch"),
                 annotators=(annotator,),
                 labels=1,
                 agreement={"iou": 0.9},
                 simulated=True,
             ),
-            {"labels.jsonl": stored.lines(_dataset().labels)},
+            {"labels.jsonl": dataset.to_json_lines(_dataset().labels)},
         ),
         (
-            t.Agreement(
+            types.Agreement(
                 labels=_ref("label"),
                 same_object_iou=0.5,
                 rule="golden",
@@ -164,7 +166,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"disagreements.jsonl": b"{}\n"},
         ),
         (
-            t.Withdrawal(
+            types.Withdrawal(
                 dataset=_ref("dataset"),
                 annotators=("a1",),
                 frames=(FRAME,),
@@ -174,7 +176,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"models.json": b"[]"},
         ),
         (
-            t.Checkpoint(
+            model_types.Checkpoint(
                 dataset=_ref("dataset"),
                 classes=SCHEMA.classes,
                 architecture={"width": 8},
@@ -185,7 +187,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"weights.safetensors": b"golden weights", "curves.json": b"[]"},
         ),
         (
-            t.CalibrationSet(
+            model_types.CalibrationSet(
                 dataset=_ref("dataset"),
                 seed=0,
                 frames=(FRAME,),
@@ -197,14 +199,18 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                 uncovered=("weather=fog",),
                 evaluated=4,
                 apart="drive",
-                methods=(t.Quantiser(method="minmax", frames=1, sqnr_db=38.5, agreement=0.9),),
+                methods=(
+                    model_types.QuantizationResult(
+                        method="minmax", frames=1, sqnr_db=38.5, agreement=0.9
+                    ),
+                ),
                 why="golden",
                 simulated=True,
             ),
             {},
         ),
         (
-            t.ExportBundle(
+            model_types.ExportBundle(
                 checkpoint=_ref("checkpoint"),
                 calibration=_ref("dataset"),
                 classes=SCHEMA.classes,
@@ -213,24 +219,24 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"manifest.json": b"{}"},
         ),
         (
-            t.GateReport(
+            base.GateReport(
                 candidate=_ref("bundle"),
                 reference=None,
                 dataset=_ref("dataset"),
                 rules=digest.of_bytes(b"rules"),
-                verdict=t.Verdict.INSUFFICIENT,
+                verdict=base.Verdict.INSUFFICIENT,
                 gates=(gate,),
                 simulated=True,
             ),
             {"metrics.json": b"{}"},
         ),
         (
-            t.SweepReport(
+            model_types.SweepReport(
                 dataset=_ref("dataset"),
                 figure="ap50 on 12 val frames",
                 frames=12,
                 models=(
-                    t.SweepModel(
+                    model_types.SweepModel(
                         checkpoint=_ref("checkpoint"),
                         seed=1,
                         settings={"width": 0.5},
@@ -239,7 +245,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                         high=0.625,
                     ),
                 ),
-                settings=(t.SweepSetting(settings={"width": 0.5}, seeds=(1,), mean=0.5),),
+                settings=(model_types.SweepSetting(settings={"width": 0.5}, seeds=(1,), mean=0.5),),
                 best=_ref("checkpoint"),
                 decided=None,
                 confidence=0.95,
@@ -248,12 +254,12 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
-            t.MiningReport(
+            types.MiningReport(
                 selection=_ref("selection"),
                 labels=(_ref("label"),),
                 rare=("class=pedestrian+light=night",),
                 arms=(
-                    t.ArmOutcome(
+                    types.ArmOutcome(
                         arm="mined",
                         frames=30,
                         unlabelled=1,
@@ -262,7 +268,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                         rare_events=7,
                         hours=0.5,
                     ),
-                    t.ArmOutcome(
+                    types.ArmOutcome(
                         arm="control",
                         frames=30,
                         unlabelled=0,
@@ -277,7 +283,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                 prevalence=0.066667,
                 prevalence_interval=(0.0, 0.15),
                 beaten=(
-                    t.Beaten(
+                    types.ArmComparison(
                         figure="rare frames per labeler hour",
                         change="ratio",
                         mined=18.0,
@@ -285,7 +291,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                         value=4.5,
                         low=1.5,
                         high=None,
-                        verdict=t.Verdict.PASS,
+                        verdict=base.Verdict.PASS,
                         drives=12,
                         unit="12 drives",
                         why="",
@@ -300,10 +306,10 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"frames.jsonl": b""},
         ),
         (
-            t.Inspection(
+            types.Inspection(
                 dataset=_ref("dataset"),
                 model=_ref("checkpoint"),
-                verdict=t.Verdict.INSUFFICIENT,
+                verdict=base.Verdict.INSUFFICIENT,
                 gates=(gate,),
                 exact=1,
                 near=2,
@@ -315,11 +321,11 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {"leaks.jsonl": b"{}\n"},
         ),
         (
-            t.Release(
+            model_types.Release(
                 model="golden",
                 bundle=_ref("bundle"),
                 gates=_ref("gates"),
-                verdict=t.Verdict.INSUFFICIENT,
+                verdict=base.Verdict.INSUFFICIENT,
                 promoted=False,
                 key=digest.of_bytes(b"key"),
                 signature=digest.of_bytes(b"signature"),
@@ -327,15 +333,17 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
-            t.NotebookSource(name="golden", code=digest.of_bytes(b"code")),
+            model_types.NotebookSource(name="golden", code=digest.of_bytes(b"code")),
             {"notebook.ipynb": b'{"cells": []}'},
         ),
         (
-            t.Environment(python="3.11.7", distributions=("a==1.0",), machine={"cores": 2}),
+            model_types.Environment(
+                python="3.11.7", distributions=("a==1.0",), machine={"cores": 2}
+            ),
             {},
         ),
         (
-            t.StepRun(
+            model_types.StepRun(
                 step="train",
                 key=digest.of_bytes(b"step key"),
                 notebook=_ref("notebook"),
@@ -349,7 +357,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
-            t.Receipt(
+            model_types.CheckReceipt(
                 notebook=_ref("notebook"),
                 contract=digest.of_bytes(b"contract"),
                 modules=digest.of_bytes(b"modules"),
@@ -362,7 +370,7 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
-            t.StepVersion(
+            model_types.StepVersion(
                 name="train",
                 version=1,
                 notebook=_ref("notebook"),
@@ -382,8 +390,8 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
 def make(home: Path) -> dict[str, str]:
     """One record of each kind in the store at ``home``; kind to reference."""
     store = Store(Workspace(home))
-    quarantined = t.Quarantined(file="a.jpg", reason="unreadable", detail="it is torn")
-    made = [stored.save(store, _dataset(), made_by="ingest", quarantine=[quarantined])]
+    quarantined = types.Quarantined(file="a.jpg", reason="unreadable", detail="it is torn")
+    made = [dataset.save_dataset(store, _dataset(), made_by="ingest", quarantine=[quarantined])]
     made += [store.put(record, payload) for record, payload in _records()]
     return {ref.partition("/")[0]: ref for ref in made}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.golden import make
+from workbench.core.workspace import Workspace
 from workbench.records import dataset as stored
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, Quarantined
-from workbench.workspace import Workspace
 
 KNOWN: dict[str, str] = json.loads(make.INDEX.read_text())
 
@@ -47,12 +47,12 @@ def test_it_is_read_whole(golden: Store, kind: str) -> None:
 
 def test_the_golden_dataset_means_what_it_meant(golden: Store) -> None:
     ref = KNOWN["dataset"]
-    dataset = stored.load(golden, ref)
+    dataset = stored.load_dataset(golden, ref)
     frame, drive, label = dataset.frames[0], dataset.drives[0], dataset.labels[0]
     assert (frame.role, frame.conditions.light, frame.timestamp_us) == ("safety", "night", 100000)
     assert (drive.vehicle_type, drive.calibration.fx, drive.simulated) == ("truck", 700.0, True)
     assert (label.box.xyxy, label.origin, label.occluded) == ((1.5, 2, 31.75, 14), "replayed", 0.25)
-    entries = stored.read_lines(golden.payload(ref, "quarantine.jsonl"), Quarantined)
+    entries = stored.read_json_lines(golden.payload(ref, "quarantine.jsonl"), Quarantined)
     assert [entry.reason for entry in entries] == ["unreadable"]
 
 

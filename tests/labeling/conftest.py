@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from workbench import digest, labeling
+from workbench import labeling
+from workbench.core import digest
+from workbench.core.workspace import Workspace
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Origin, Role
 from workbench.records.store import Store
-from workbench.records.types import Choice, Prediction, Selection
-from workbench.workspace import Workspace
+from workbench.records.types import Prediction, SelectedFrame, Selection
 
 WIDTH, HEIGHT = 241, 143
 SCHEMA = LabelSchema(name="dashcam", version=1, classes=("car", "pedestrian"))
@@ -60,10 +61,12 @@ def make_sample(place: Workspace, name: str, count: int) -> Sample:
         labels=tuple(label for _, labels in made for label in labels),
         simulated=True,
     )
-    ref = datasets.save(store, dataset, made_by="ingest")
-    kept = datasets.load(store, ref)
+    ref = datasets.save_dataset(store, dataset, made_by="ingest")
+    kept = datasets.load_dataset(store, ref)
     chosen = tuple(
-        Choice(frame=frame.id, rank=rank, score=1 - rank / 100, reasons=("far from the others",))
+        SelectedFrame(
+            frame=frame.id, rank=rank, score=1 - rank / 100, reasons=("far from the others",)
+        )
         for rank, frame in enumerate(kept.frames)
     )
     selection = Selection(dataset=ref, budget=count, seed=0, method="test", chosen=chosen)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from workbench.labeling.agreement import compare, measure, rate
-from workbench.labeling.consensus import agreed, disputes, preferred
+from workbench.labeling.agreement import (
+    agreement_rate,
+    compare_answers,
+    consensus_labels,
+    describe_disputes,
+    measure_agreement,
+    preferred_labeler,
+)
 from workbench.records.frames import Box, Label, Origin
 
 FRAME = "a" * 64
@@ -17,7 +23,7 @@ def label(x: float, cls: str = "car", *, ignore: bool = False) -> Label:
 def test_matched_missed_and_named_otherwise() -> None:
     ada = [label(0), label(100), label(200)]
     bob = [label(2), label(100, "bus"), label(400, ignore=True)]
-    result = measure({FRAME: {"ada": ada, "bob": bob}, "b" * 64: {"ada": ada}})
+    result = measure_agreement({FRAME: {"ada": ada, "bob": bob}, "b" * 64: {"ada": ada}})
     assert result["frames"] == 1
     assert result["boxes"] == 5
     # 8/12 of the first pair and all of the second overlap; one of five boxes has no match.
@@ -27,16 +33,16 @@ def test_matched_missed_and_named_otherwise() -> None:
 
 
 def test_nothing_to_compare_has_no_figures() -> None:
-    result = measure({FRAME: {"ada": [label(0)]}})
+    result = measure_agreement({FRAME: {"ada": [label(0)]}})
     assert (result["frames"], result["mean_iou"], result["missed_rate"]) == (0, None, None)
-    empty = measure({FRAME: {"ada": [], "bob": []}})
+    empty = measure_agreement({FRAME: {"ada": [], "bob": []}})
     assert (empty["frames"], empty["mean_iou"], empty["missed_rate"]) == (1, None, None)
 
 
 def test_whose_boxes_are_taken_is_settled_and_favours_nobody() -> None:
     frames = [f"{number:064x}" for number in range(400)]
-    taken = [preferred(frame, ["ada", "bob"]) for frame in frames]
-    assert taken == [preferred(frame, ["bob", "ada"]) for frame in frames]
+    taken = [preferred_labeler(frame, ["ada", "bob"]) for frame in frames]
+    assert taken == [preferred_labeler(frame, ["bob", "ada"]) for frame in frames]
     assert 150 < taken.count("ada") < 250
 
 
@@ -44,33 +50,35 @@ def test_kappa_missed_and_overlap_by_class_and_labeler_by_hand() -> None:
     """Ada: 3 cars, 1 bus; Bob: calls one car a bus and misses another."""
     ada = [label(0), label(100), label(200), label(300, "bus")]
     bob = [label(0), label(100, "bus"), label(300, "bus")]
-    one = compare(FRAME, "ada", ada, "bob", bob)
-    whole = rate([one], "all", "all")
+    one = compare_answers(FRAME, "ada", ada, "bob", bob)
+    whole = agreement_rate([one], "all", "all")
     assert (whole.frames, whole.n, whole.iou) == (1, 7, 1.0)
     assert whole.missed == round(1 / 7, 6)
     # Both ways round: car-car 2, car-bus 1, bus-car 1, bus-bus 2; agreement 4/6, by chance 1/2.
     assert whole.kappa == round((4 / 6 - 1 / 2) / (1 / 2), 6)
-    cars = rate([one.of_class("car")], "class", "car")
+    cars = agreement_rate([one.of_class("car")], "class", "car")
     assert (cars.n, cars.missed) == (5, 0.2)
-    assert rate([one], "labeler", "ada").missed == 0.0  # nothing that Bob drew and Ada did not
-    assert rate([one.reversed()], "labeler", "bob").missed == 0.25
+    assert (
+        agreement_rate([one], "labeler", "ada").missed == 0.0
+    )  # nothing that Bob drew and Ada did not
+    assert agreement_rate([one.reversed()], "labeler", "bob").missed == 0.25
 
 
 def test_where_nothing_matches_only_what_is_missed_has_a_figure() -> None:
-    found = rate([compare(FRAME, "ada", [label(0)], "bob", [])], "all", "all")
+    found = agreement_rate([compare_answers(FRAME, "ada", [label(0)], "bob", [])], "all", "all")
     assert (found.n, found.missed, found.iou, found.kappa) == (1, 1.0, None, None)
-    assert rate([], "all", "all").missed is None
+    assert agreement_rate([], "all", "all").missed is None
 
 
 def test_intervals_come_from_frames_and_repeat() -> None:
     names = [f"{number:064x}" for number in range(40)]
     full, half = [label(0), label(100)], [label(0)]
     compared = [
-        compare(frame, "ada", full, "bob", full if number % 2 else half)
+        compare_answers(frame, "ada", full, "bob", full if number % 2 else half)
         for number, frame in enumerate(names)
     ]
-    found = rate(compared, "all", "all")
-    assert found == rate(compared, "all", "all")
+    found = agreement_rate(compared, "all", "all")
+    assert found == agreement_rate(compared, "all", "all")
     assert found.missed is not None and found.missed_interval is not None
     low, high = found.missed_interval
     assert low < found.missed < high
@@ -83,14 +91,14 @@ def test_three_labelers_vote_two_do_not() -> None:
         "bob": [label(1), label(100, "bus")],
         "cy": [label(2), label(100, "bus"), label(500)],
     }
-    kept = agreed(FRAME, said)
+    kept = consensus_labels(FRAME, said)
     assert [(one.cls, one.box.x) for one in kept] == [("car", 1), ("bus", 100)]
     two = {who: said[who] for who in ("ada", "bob")}
-    assert agreed(FRAME, two) == two[preferred(FRAME, ["ada", "bob"])]
+    assert consensus_labels(FRAME, two) == two[preferred_labeler(FRAME, ["ada", "bob"])]
 
 
 def test_disputes_name_no_one() -> None:
     said = {"ada": [label(0), label(100)], "bob": [label(100, "bus"), label(9, ignore=True)]}
-    assert disputes(said) == ["a car drawn by 1 of 2", "one object called bus and car"]
-    assert disputes({"ada": [label(0)], "bob": [label(1)]}) == []
-    assert disputes({"ada": [label(0)]}) == []
+    assert describe_disputes(said) == ["a car drawn by 1 of 2", "one object called bus and car"]
+    assert describe_disputes({"ada": [label(0)], "bob": [label(1)]}) == []
+    assert describe_disputes({"ada": [label(0)]}) == []

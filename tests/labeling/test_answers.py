@@ -9,14 +9,15 @@ import pytest
 
 from workbench.labeling.answers import (
     REPLAY_DOMAIN,
+    AnnotatorTally,
     Answer,
     AnswerRow,
-    People,
-    read_answers,
+    answer_row,
+    read_task_answers,
     region_id,
+    to_labels,
 )
-from workbench.labeling.origins import answer_row, to_labels
-from workbench.labeling.regions import Drawn, frame_regions, to_regions
+from workbench.labeling.regions import DrawnObject, frame_regions, to_regions
 from workbench.records.frames import Box, Frame, Label, LabelSchema, Origin, Question
 from workbench.records.types import Annotator, Prediction
 
@@ -35,60 +36,60 @@ SENT = {region_id(START): START}
 
 
 def summarise(rows: Iterable[AnswerRow]) -> tuple[Annotator, ...]:
-    people = People()
+    people = AnnotatorTally()
     for row in rows:
         people.add(row)
     return people.annotators()
 
 
-def annotation(number: int, who: Any, *boxes: Drawn, **more: Any) -> dict[str, Any]:
+def annotation(number: int, who: Any, *boxes: DrawnObject, **more: Any) -> dict[str, Any]:
     result = [part for box in boxes for part in to_regions(box, FRAME.width, FRAME.height)]
     made = {"id": number, "completed_by": who, "result": result, "was_cancelled": False}
     return {**made, "lead_time": 30.0, "updated_at": f"2026-01-01T00:00:{number:02}Z", **more}
 
 
 def read(*annotations: dict[str, Any]) -> list[Answer]:
-    return read_answers(annotations, 5, FRAME, SCHEMA, PEOPLE)[0]
+    return read_task_answers(annotations, 5, FRAME, SCHEMA, PEOPLE)[0]
 
 
-def labels(*boxes: Drawn, who: int = 1) -> tuple[Label, ...]:
+def labels(*boxes: DrawnObject, who: int = 1) -> tuple[Label, ...]:
     return to_labels(read(annotation(1, who, *boxes))[0], SENT, BATCH)
 
 
-def origins(*boxes: Drawn, who: int = 1) -> list[Origin]:
+def origins(*boxes: DrawnObject, who: int = 1) -> list[Origin]:
     return [label.origin for label in labels(*boxes, who=who)]
 
 
 def test_a_prediction_left_alone_is_accepted() -> None:
-    assert origins(Drawn(region_id(START), "car", START.box)) == [Origin.HUMAN_ACCEPTED]
+    assert origins(DrawnObject(region_id(START), "car", START.box)) == [Origin.HUMAN_ACCEPTED]
 
 
 def test_accepted_even_if_the_editor_renamed_the_region() -> None:
-    assert origins(Drawn("renamed", "car", START.box)) == [Origin.HUMAN_ACCEPTED]
+    assert origins(DrawnObject("renamed", "car", START.box)) == [Origin.HUMAN_ACCEPTED]
 
 
 def test_more_said_about_a_box_does_not_make_it_edited() -> None:
-    said = Drawn(region_id(START), "car", START.box, occluded=0.25)
+    said = DrawnObject(region_id(START), "car", START.box, occluded=0.25)
     assert origins(said) == [Origin.HUMAN_ACCEPTED]
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        Drawn(region_id(START), "car", Box(x=10.5, y=20, w=30, h=40)),
-        Drawn(region_id(START), "bus", START.box),
+        DrawnObject(region_id(START), "car", Box(x=10.5, y=20, w=30, h=40)),
+        DrawnObject(region_id(START), "bus", START.box),
     ],
 )
-def test_a_prediction_moved_or_renamed_is_edited(changed: Drawn) -> None:
+def test_a_prediction_moved_or_renamed_is_edited(changed: DrawnObject) -> None:
     assert origins(changed) == [Origin.HUMAN_EDITED]
 
 
 def test_a_box_of_ones_own_is_human() -> None:
-    assert origins(Drawn("own", "car", Box(x=100, y=20, w=30, h=40))) == [Origin.HUMAN]
+    assert origins(DrawnObject("own", "car", Box(x=100, y=20, w=30, h=40))) == [Origin.HUMAN]
 
 
 def test_replays_are_replayed_timeless_and_cost_nobody_minutes() -> None:
-    answer = read(annotation(1, 2, Drawn(region_id(START), "car", START.box)))[0]
+    answer = read(annotation(1, 2, DrawnObject(region_id(START), "car", START.box)))[0]
     (label,) = to_labels(answer, SENT, BATCH)
     assert label.origin is Origin.REPLAYED and label.labeled_at is None
     (person,) = summarise([answer_row(answer, SENT)])
@@ -103,7 +104,7 @@ def test_people_have_their_time_kept() -> None:
 
 
 def test_the_latest_answer_of_a_person_counts() -> None:
-    first = annotation(1, 1, Drawn("x", "car", START.box))
+    first = annotation(1, 1, DrawnObject("x", "car", START.box))
     assert read(first, annotation(2, 1, was_cancelled=True))[0].skipped
     assert not read(annotation(2, 1), annotation(1, 1, was_cancelled=True))[0].skipped
 
@@ -115,16 +116,19 @@ def test_an_empty_answer_is_an_answer_and_a_prediction_is_none() -> None:
 
 
 def test_what_was_changed_of_a_prediction_is_told() -> None:
-    half = Drawn(region_id(START), "bus", Box(x=10, y=20, w=15, h=40))
+    half = DrawnObject(region_id(START), "bus", Box(x=10, y=20, w=15, h=40))
     (label,) = labels(half)
     assert label.edit is not None
     assert (label.edit.cls, label.edit.box, label.edit.score) == ("car", START.box, 0.5)
     assert (label.edit.changed, label.edit.iou) == (("class", "position"), 0.5)
-    assert labels(Drawn("own", "car", half.box))[0].edit is None
+    assert labels(DrawnObject("own", "car", half.box))[0].edit is None
 
 
 def test_predictions_that_were_deleted_are_counted() -> None:
-    kept, emptied = read(annotation(1, 1, Drawn("x", "car", START.box))), read(annotation(1, 1))
+    kept, emptied = (
+        read(annotation(1, 1, DrawnObject("x", "car", START.box))),
+        read(annotation(1, 1)),
+    )
     skipped = read(annotation(1, 1, was_cancelled=True))
     assert [answer_row(one[0], SENT).removed for one in (kept, emptied, skipped)] == [0, 1, 0]
 
@@ -137,14 +141,18 @@ def test_what_is_said_of_the_frame_comes_back() -> None:
 
 
 def test_boxes_that_began_as_other_peoples_are_human() -> None:
-    answer = read(annotation(1, 1, Drawn(region_id(START), "car", START.box)))[0]
+    answer = read(annotation(1, 1, DrawnObject(region_id(START), "car", START.box)))[0]
     (label,) = to_labels(answer, SENT, BATCH, "people")
     assert label.origin is Origin.HUMAN
 
 
 def test_every_annotation_is_kept_and_which_one_counts() -> None:
-    both = (annotation(1, 1, Drawn("x", "car", START.box)), annotation(2, 1), annotation(3, 2))
-    rows = read_answers(both, 5, FRAME, SCHEMA, PEOPLE)[1]
+    both = (
+        annotation(1, 1, DrawnObject("x", "car", START.box)),
+        annotation(2, 1),
+        annotation(3, 2),
+    )
+    rows = read_task_answers(both, 5, FRAME, SCHEMA, PEOPLE)[1]
     assert [(row.annotator, row.annotation, row.counts) for row in rows] == [
         (PEOPLE[1], 1, False),
         (PEOPLE[1], 2, True),
@@ -155,7 +163,7 @@ def test_every_annotation_is_kept_and_which_one_counts() -> None:
 
 
 def test_unusable_boxes_are_told_and_not_lost() -> None:
-    outside = annotation(1, 1, Drawn("r", "car", Box(x=290, y=20, w=30, h=40)))
+    outside = annotation(1, 1, DrawnObject("r", "car", Box(x=290, y=20, w=30, h=40)))
     (answer,) = read(outside)
     assert [refused.reason for refused in answer.refused] == ["out-of-bounds"]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.labeling.conftest import HEIGHT, MODEL, SCHEMA, WIDTH, Sample
-from workbench.errors import ParameterError
-from workbench.labeling.answers import answers_needed
-from workbench.labeling.batches import make_batch, sent_predictions
-from workbench.labeling.contents import Contents
-from workbench.labeling.tasks import in_order, make_tasks
+from workbench.core.errors import ParameterError
+from workbench.labeling.answers import labelers_needed
+from workbench.labeling.batches import BatchContents, make_batch, sent_predictions
+from workbench.labeling.sender import make_tasks, priority_order
 from workbench.records.frames import Box
-from workbench.records.types import DRAWN, LabelBatch, Prediction, Selection
+from workbench.records.types import RANDOM_SAMPLE_REASON, LabelBatch, Prediction, Selection
 
 
 def predicted(sample: Sample, box: Box, cls: str = "car") -> Prediction:
@@ -40,7 +39,7 @@ def test_labelers_cannot_tell_the_arms_of_an_experiment_apart(sample: Sample) ->
     assert batch.blind
     assert sorted(batch.frames) == sorted(frame.id for frame in sample.frames)
     assert batch.frames != tuple(frame.id for frame in sample.frames), "in order of rank"
-    tasks = list(make_tasks(Contents(sample.store, made), in_order(batch)))
+    tasks = list(make_tasks(BatchContents(sample.store, made), priority_order(batch)))
     assert [task["data"]["rank"] for task in tasks] == list(range(1, len(tasks) + 1))
     assert {task["data"]["why"] for task in tasks} == {"chosen for labeling"}
     told = {key for task in tasks for key in task["data"]}
@@ -48,10 +47,10 @@ def test_labelers_cannot_tell_the_arms_of_an_experiment_apart(sample: Sample) ->
 
 
 def test_a_gold_frame_looks_like_one_drawn_at_random(sample: Sample) -> None:
-    contents = Contents(sample.store, sample.batch())
+    contents = BatchContents(sample.store, sample.batch())
     contents.choice = lambda frame: None  # type: ignore[method-assign]
     (task,) = make_tasks(contents, [sample.frames[0].id])
-    assert task["data"]["why"] == DRAWN
+    assert task["data"]["why"] == RANDOM_SAMPLE_REASON
 
 
 def test_predictions_are_cut_at_the_image_and_doubles_dropped(sample: Sample) -> None:
@@ -88,7 +87,7 @@ def test_overlap_is_a_share(sample: Sample, overlap: float) -> None:
 
 def test_overlap_doubles_its_share_of_frames_always_the_same(sample: Sample) -> None:
     batch = sample.store.get(sample.batch(3 / 7), LabelBatch)
-    needed = answers_needed(batch)
+    needed = labelers_needed(batch)
     assert sorted(needed.values()) == [1, 1, 1, 1, 2, 2, 2]
     shuffled = batch.model_copy(update={"frames": tuple(reversed(batch.frames))})
-    assert answers_needed(shuffled) == needed
+    assert labelers_needed(shuffled) == needed

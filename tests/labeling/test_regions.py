@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.labeling import geometry
-from workbench.labeling.regions import Drawn, frame_regions, read_result, to_regions
-from workbench.records.frames import ANY_CLASS, Box, LabelSchema, Question, Turned
+from workbench.labeling import regions
+from workbench.labeling.regions import DrawnObject, frame_regions, read_result, to_regions
+from workbench.records.frames import ANY_CLASS, Box, LabelSchema, Question, RotatedBox
 
 EXPORTS = "labelstudio_samples/tests/custom/converter/data"
 BOXES_ONLY = LabelSchema(name="s", version=1, classes=("car", "truck"))
@@ -31,17 +31,17 @@ sides = (st.integers(2, 7681), st.integers(2, 4321))
 
 
 def region(**changes: Any) -> dict[str, Any]:
-    made = to_regions(Drawn("r", "car", Box(x=10, y=20, w=30, h=40)), 317, 211)[0]
+    made = to_regions(DrawnObject("r", "car", Box(x=10, y=20, w=30, h=40)), 317, 211)[0]
     value = {**made["value"], **changes.pop("value", {})}
     return {**made, "value": value, **changes}
 
 
 def polygon(*points: tuple[float, float]) -> dict[str, Any]:
-    drawn = Drawn("p", "car", geometry.enclosing(points), polygon=points)
+    drawn = DrawnObject("p", "car", regions.enclosing_box(points), polygon=points)
     return to_regions(drawn, 317, 211)[0]
 
 
-def through(drawn: Drawn, width: int, height: int) -> Drawn:
+def through(drawn: DrawnObject, width: int, height: int) -> DrawnObject:
     """As it comes back from the server's JSON."""
     sent = json.loads(json.dumps(to_regions(drawn, width, height)))
     read = read_result(sent, width, height, SCHEMA)
@@ -56,7 +56,7 @@ def test_a_box_moves_less_than_a_millionth_of_a_pixel(
 ) -> None:
     w, h = 1 + size[0] * (width - 1), 1 + size[1] * (height - 1)
     box = Box(x=corner[0] * (width - w), y=corner[1] * (height - h), w=w, h=h)
-    back = through(Drawn("r", "car", box), width, height).box
+    back = through(DrawnObject("r", "car", box), width, height).box
     assert max(abs(a - b) for a, b in zip(back.xyxy, box.xyxy, strict=True)) < 1e-6
 
 
@@ -80,11 +80,11 @@ def test_a_turned_box_moves_less_than_a_millionth_of_a_pixel(
     half = math.hypot(w, h) / 2
     cx = half + centre[0] * (width - 2 * half)
     cy = half + centre[1] * (height - 2 * half)
-    turned = Turned(cx=cx, cy=cy, w=w, h=h, degrees=degrees)
-    corners = geometry.corners(turned)
-    drawn = Drawn("r", "car", geometry.enclosing(corners), turned=turned)
+    turned = RotatedBox(cx=cx, cy=cy, w=w, h=h, degrees=degrees)
+    corners = regions.turned_corners(turned)
+    drawn = DrawnObject("r", "car", regions.enclosing_box(corners), turned=turned)
     back = through(drawn, width, height)
-    points = geometry.corners(back.turned) if back.turned else _corners_of(back.box)
+    points = regions.turned_corners(back.turned) if back.turned else _corners_of(back.box)
     # A whole quarter comes back upright, and its corners in another order.
     moved = [min(math.dist(point, other) for other in points) for point in corners]
     assert max(moved) < (1e-6 if back.turned else 0.02)
@@ -98,18 +98,22 @@ def test_a_turned_box_moves_less_than_a_millionth_of_a_pixel(
 def test_a_polygon_moves_less_than_a_millionth_of_a_pixel(
     width: int, height: int, points: list[tuple[float, float]]
 ) -> None:
-    value = geometry.polygon_value([(x * width, y * height) for x, y in points], width, height)
-    back = geometry.polygon_of(json.loads(json.dumps(value)), width, height)
+    value = regions.polygon_value([(x * width, y * height) for x, y in points], width, height)
+    back = regions.polygon_from_value(json.loads(json.dumps(value)), width, height)
     for (x, y), (u, v) in zip(points, back, strict=True):
         assert math.dist((x * width, y * height), (u, v)) < 1e-6
 
 
 def test_all_that_is_said_of_an_object_comes_back() -> None:
-    first = Drawn("a", "car", Box(x=1, y=2, w=3, h=4), occluded=0.75, truncated=0.0, ignore=True)
-    second = Drawn("b", "truck", Box(x=5, y=6, w=7, h=8), track="17", attributes={"doors": "open"})
-    area = Drawn("c", ANY_CLASS, Box(x=0, y=0, w=9, h=9), ignore=True)
+    first = DrawnObject(
+        "a", "car", Box(x=1, y=2, w=3, h=4), occluded=0.75, truncated=0.0, ignore=True
+    )
+    second = DrawnObject(
+        "b", "truck", Box(x=5, y=6, w=7, h=8), track="17", attributes={"doors": "open"}
+    )
+    area = DrawnObject("c", ANY_CLASS, Box(x=0, y=0, w=9, h=9), ignore=True)
     points = ((1.0, 1.0), (9.0, 1.0), (5.0, 9.0))
-    outline = Drawn("d", "car", geometry.enclosing(points), polygon=points, track="3")
+    outline = DrawnObject("d", "car", regions.enclosing_box(points), polygon=points, track="3")
     sent = [part for one in (first, second, area, outline) for part in to_regions(one, 99, 51)]
     read = read_result([*sent, *frame_regions({"weather": "rain"}, "glare")], 99, 51, SCHEMA)
     assert not read.refused and (read.choices, read.comment) == ({"weather": "rain"}, "glare")
@@ -176,7 +180,7 @@ def test_rounding_at_the_edge_is_no_mistake() -> None:
 @settings(max_examples=50, deadline=None)
 @given(turns=st.sampled_from([90, 180, 270, -90, 450]), width=st.integers(300, 900))
 def test_quarter_turns_pivot_on_the_top_left_corner(turns: int, width: int) -> None:
-    made = to_regions(Drawn("r", "car", Box(x=150, y=200, w=40, h=25)), width, 500)[0]
+    made = to_regions(DrawnObject("r", "car", Box(x=150, y=200, w=40, h=25)), width, 500)[0]
     made["value"]["rotation"] = turns
     read = read_result([made], width, 500, BOXES_ONLY)
     expected = {

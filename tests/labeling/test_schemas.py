@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.labeling.conftest import SCHEMA, Sample
-from workbench.errors import ParameterError
-from workbench.labeling.schemas import asks_the_same, migrate, only_adds
-from workbench.records import dataset as datasets
+from workbench.core.errors import ParameterError
+from workbench.labeling.label_config import incompatible_changes, migrate, same_questions
+from workbench.records import dataset
 from workbench.records.frames import ANY_CLASS, LabelSchema, Question
 
 NEXT = SCHEMA.model_copy(update={"version": 2})
@@ -25,9 +25,9 @@ def test_more_classes_shapes_and_questions_only_add() -> None:
         frame_questions=(WEATHER,),
         tracks=True,
     )
-    assert only_adds(SCHEMA, more) == []
-    assert not asks_the_same(SCHEMA, more)
-    assert asks_the_same(SCHEMA, changed(vulnerable=("pedestrian",), mapping={"van": "car"}))
+    assert incompatible_changes(SCHEMA, more) == []
+    assert not same_questions(SCHEMA, more)
+    assert same_questions(SCHEMA, changed(vulnerable=("pedestrian",), mapping={"van": "car"}))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_more_classes_shapes_and_questions_only_add() -> None:
     ],
 )
 def test_what_is_taken_away_is_named(old: LabelSchema, new: LabelSchema, told: str) -> None:
-    (why,) = only_adds(old, new)
+    (why,) = incompatible_changes(old, new)
     assert told in why
 
 
@@ -53,7 +53,7 @@ def test_what_is_taken_away_is_named(old: LabelSchema, new: LabelSchema, told: s
 def test_labels_go_where_the_mapping_sends_them(sample: Sample, target: str, left: int) -> None:
     new = changed(classes=("vehicle", "pedestrian"), mapping={"car": target})
     ref, moved = migrate(sample.store, sample.ref, new)
-    migrated = datasets.load(sample.store, ref)
+    migrated = dataset.load_dataset(sample.store, ref)
     assert moved == {f"car -> {target}": 6}
     assert len(migrated.labels) == left and migrated.label_schema == new
     expected = {"vehicle": {"vehicle"}, "ignore": {ANY_CLASS}, "drop": set()}[target]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_run import ROOT, TinyRun
-from workbench.pipeline.contracts import contract as contracts
+from workbench.pipeline import contract as contracts
 from workbench.records.base import kind_of
 
 NOTEBOOKS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
@@ -84,7 +84,7 @@ def test_it_imports_only_the_workbench_and_plotting(notebook: Path) -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=NAMES)
 def test_its_contract_is_whole_and_its_defaults_are_valid(notebook: Path) -> None:
-    contract = contracts.read(notebook)
+    contract = contracts.read_contract(notebook)
     assert contract.declaration.outputs
     contract.validate({})
     contract.validate(contract.declaration.fixture.parameters)
@@ -95,7 +95,7 @@ def test_its_contract_is_whole_and_its_defaults_are_valid(notebook: Path) -> Non
 def test_in_the_pipeline_it_kept_its_promises(notebook: Path, tiny_run: TinyRun) -> None:
     step = STEP_OF.get(notebook.stem, notebook.stem)
     folder = tiny_run.folder(step)
-    declared = contracts.read(notebook).declaration
+    declared = contracts.read_contract(notebook).declaration
     outputs = json.loads((folder / "outputs.json").read_text())
     assert {name: kind_of(ref) for name, ref in outputs.items()} == {
         name: output.kind for name, output in declared.outputs.items()

@@ -5,26 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.records import dataset as datasets
-from workbench.records.base import Ref
+from workbench.records import dataset
+from workbench.records.base import GateReport, Ref, Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Origin, Role
-from workbench.records.store import Store
-from workbench.records.types import (
-    Annotator,
+from workbench.records.model_types import (
     Checkpoint,
-    Choice,
     Environment,
     ExportBundle,
-    GateReport,
-    LabelBatch,
-    LabelSet,
     NotebookSource,
     Release,
-    Selection,
     StepRun,
-    Verdict,
 )
+from workbench.records.store import Store
+from workbench.records.types import Annotator, LabelBatch, LabelSet, SelectedFrame, Selection
 
 SCHEMA = LabelSchema(name="test", version=1, classes=("car",))
 POOL, SAFETY = "ab" * 32, "cd" * 32
@@ -76,8 +70,8 @@ def make(store: Store) -> World:
         frames=frames,
         labels=(label(SAFETY, Origin.IMPORTED, "import"),),
     )
-    run("ingest", {}, first=datasets.save(store, first, made_by="ingest"))
-    chosen = Choice(frame=POOL, rank=1, score=1.0)
+    run("ingest", {}, first=dataset.save_dataset(store, first, made_by="ingest"))
+    chosen = SelectedFrame(frame=POOL, rank=1, score=1.0)
     selection = Selection(dataset=made["first"], budget=1, seed=0, method="m", chosen=(chosen,))
     run("curate", {"dataset": made["first"]}, selection=store.put(selection))
     batch = LabelBatch(
@@ -94,7 +88,7 @@ def make(store: Store) -> World:
     both = Dataset(
         name="drawn", label_schema=SCHEMA, drives=first.drives, frames=frames, labels=more
     )
-    second = datasets.save(store, both, made_by="collect", parents=(made["first"], labels))
+    second = dataset.save_dataset(store, both, made_by="collect", parents=(made["first"], labels))
     run("collect", {"batch": made["batch"]}, labels=labels, second=second)
     checkpoint = Checkpoint(
         dataset=second, classes=("car",), architecture={}, training={}, preprocessing={}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from workbench import digest
+from workbench.core import digest
 from workbench.records.base import Record, Ref, make_ref
+from workbench.records.model_types import StepRun
 from workbench.records.store import Store
-from workbench.records.types import Selection, StepRun
+from workbench.records.types import Selection
 
 NOTHING = "0" * 64
 

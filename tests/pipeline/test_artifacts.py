@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from workbench.errors import ParameterError, RecordError, ServiceError
-from workbench.pipeline.running.artifacts import Artifacts
+from workbench.core.errors import ParameterError, RecordError, ServiceError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.executors.artifacts import ArtifactStore
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Drive, Frame, LabelSchema
 from workbench.records.store import Store
 from workbench.records.types import Selection
-from workbench.workspace import Workspace
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def chosen(store: Store, frames: tuple[Frame, ...]) -> tuple[Ref, Ref]:
     """A dataset of ``frames``, and a selection that names it."""
     schema = LabelSchema(name="s", version=1, classes=("car",))
     dataset = Dataset("d", schema, (Drive(id="d"),), frames, ())
-    ref = datasets.save(store, dataset, made_by="test", sources={frames[0].id: "a.jpg"})
+    ref = datasets.save_dataset(store, dataset, made_by="test", sources={frames[0].id: "a.jpg"})
     selection = Selection(dataset=ref, budget=1, seed=0, method="trial", chosen=())
     return ref, store.put(selection)
 
@@ -68,10 +68,10 @@ def test_a_record_comes_with_all_it_names_images_included(
 ) -> None:
     frames = images(store.workspace)
     dataset, selection = chosen(store, frames)
-    assert Artifacts(url).push(store, [selection]) == 2
-    assert Artifacts(url).pull(worker, [selection]) == 2
+    assert ArtifactStore(url).push(store, [selection]) == 2
+    assert ArtifactStore(url).pull(worker, [selection]) == 2
     assert worker.load(selection) == store.load(selection)
-    assert datasets.load(worker, dataset) == datasets.load(store, dataset)
+    assert datasets.load_dataset(worker, dataset) == datasets.load_dataset(store, dataset)
     for frame in frames:
         copied = datasets.media_path(worker.workspace, frame).read_bytes()
         assert hashlib.sha256(copied).hexdigest() == frame.id
@@ -83,7 +83,7 @@ def test_what_is_there_is_not_sent_again(
     store: Store, worker: Store, url: str, there: Path
 ) -> None:
     _, selection = chosen(store, images(store.workspace))
-    artifacts = Artifacts(url)
+    artifacts = ArtifactStore(url)
     artifacts.push(store, [selection])
     written = {path: path.stat().st_mtime_ns for path in there.rglob("*") if path.is_file()}
     assert artifacts.push(store, [selection]) == 0
@@ -98,7 +98,7 @@ def test_a_push_that_was_killed_is_not_read_and_the_next_goes_on(
     store: Store, worker: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, selection = chosen(store, images(store.workspace))
-    artifacts, left = Artifacts(url), 7
+    artifacts, left = ArtifactStore(url), 7
     send = artifacts.send
 
     def dies(source: Path, name: str) -> None:
@@ -111,7 +111,7 @@ def test_a_push_that_was_killed_is_not_read_and_the_next_goes_on(
     monkeypatch.setattr(artifacts, "send", dies)
     with pytest.raises(KeyboardInterrupt):
         artifacts.push(store, [selection])
-    again = Artifacts(url)
+    again = ArtifactStore(url)
     assert again.exists(f"records/{dataset}/payload")
     for ref in (selection, dataset):
         with pytest.raises(RecordError, match="not whole"):
@@ -127,13 +127,13 @@ def test_what_was_changed_there_is_refused(
     store: Store, worker: Store, url: str, there: Path, what: str
 ) -> None:
     dataset, selection = chosen(store, images(store.workspace))
-    Artifacts(url).push(store, [selection])
+    ArtifactStore(url).push(store, [selection])
     victim = there / "records" / dataset / what
     if what == "image":
         victim = next((there / "media").rglob("*.jpg"))
     victim.write_bytes(victim.read_bytes().replace(b"d", b"e").replace(b"image", b"other"))
     with pytest.raises(RecordError, match="changed"):
-        Artifacts(url).pull(worker, [selection])
+        ArtifactStore(url).pull(worker, [selection])
     assert not worker.exists(dataset)
     assert not worker.exists(selection)
 
@@ -143,8 +143,8 @@ def test_a_changed_image_is_never_sent(store: Store, url: str) -> None:
     dataset, _ = chosen(store, frames)
     datasets.media_path(store.workspace, frames[1]).write_bytes(b"other")
     with pytest.raises(RecordError, match="missing or was changed"):
-        Artifacts(url).push(store, [dataset])
-    assert not Artifacts(url).holds(dataset)
+        ArtifactStore(url).push(store, [dataset])
+    assert not ArtifactStore(url).holds(dataset)
 
 
 def test_many_send_and_fetch_at_once(store: Store, tmp_path: Path, url: str) -> None:
@@ -153,8 +153,8 @@ def test_many_send_and_fetch_at_once(store: Store, tmp_path: Path, url: str) -> 
 
     def both() -> None:
         try:
-            Artifacts(url).push(store, [selection])
-            Artifacts(url).pull(Store(worker), [selection])
+            ArtifactStore(url).push(store, [selection])
+            ArtifactStore(url).pull(Store(worker), [selection])
         except BaseException as error:
             failed.append(error)
 
@@ -164,7 +164,9 @@ def test_many_send_and_fetch_at_once(store: Store, tmp_path: Path, url: str) -> 
     for thread in threads:
         thread.join()
     assert failed == []
-    assert datasets.load(Store(worker), Store(worker).get(selection, Selection).dataset).frames
+    assert datasets.load_dataset(
+        Store(worker), Store(worker).get(selection, Selection).dataset
+    ).frames
 
 
 def test_what_a_record_names_but_nobody_holds_is_no_obstacle(
@@ -172,35 +174,35 @@ def test_what_a_record_names_but_nobody_holds_is_no_obstacle(
 ) -> None:
     gone = "dataset/" + "0" * 64
     ref = store.put(Selection(dataset=gone, budget=1, seed=0, method="trial", chosen=()))
-    Artifacts(url).push(store, [ref])
-    Artifacts(url).pull(worker, [ref])
+    ArtifactStore(url).push(store, [ref])
+    ArtifactStore(url).pull(worker, [ref])
     assert worker.exists(ref)
     with pytest.raises(RecordError, match="no such record"):
-        Artifacts(url).push(store, [gone])
+        ArtifactStore(url).push(store, [gone])
 
 
 def test_a_long_ancestry_is_no_obstacle(store: Store, worker: Store, url: str) -> None:
     ref = "dataset/" + "0" * 64
     for budget in range(1, 60):
         ref = store.put(Selection(dataset=ref, budget=budget, seed=0, method="m", chosen=()))
-    assert Artifacts(url).push(store, [ref]) == 59
-    assert Artifacts(url).pull(worker, [ref]) == 59
+    assert ArtifactStore(url).push(store, [ref]) == 59
+    assert ArtifactStore(url).pull(worker, [ref]) == 59
 
 
 def test_a_useless_url_is_said_before_anything_starts(tmp_path: Path) -> None:
     for bad, told in (("nosuch://x", "cannot be kept"), ("memory://x", "seen by no other")):
         with pytest.raises(ParameterError, match=told):
-            Artifacts(bad)
+            ArtifactStore(bad)
     with pytest.raises(ParameterError) as told_of:
-        Artifacts("ftp://ann:hush@127.0.0.1:9/x")
+        ArtifactStore("ftp://ann:hush@127.0.0.1:9/x")
     assert "hush" not in str(told_of.value)
-    assert Artifacts(f"{tmp_path}/plain").url == f"file://{tmp_path}/plain"
+    assert ArtifactStore(f"{tmp_path}/plain").url == f"file://{tmp_path}/plain"
 
 
 def test_a_url_that_cannot_be_written_names_itself(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     _, selection = chosen(store, images(store.workspace))
-    artifacts = Artifacts(f"file://{tmp_path}/file/below")
+    artifacts = ArtifactStore(f"file://{tmp_path}/file/below")
     with pytest.raises(ServiceError, match="cannot be written") as told:
         artifacts.push(store, [selection])
     assert "file/below" in str(told.value)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from tests.tiny_run import PIPELINE, ROOT
-from workbench.errors import ContractError
-from workbench.pipeline.definition import file as definitions
-from workbench.pipeline.definition.builder import PipelineBuilder, champion, each
+from workbench.core.errors import ContractError
+from workbench.pipeline import pipeline_file
+from workbench.pipeline.builder import PipelineBuilder, champion, each
 
 SCHEMA = ROOT / "docs" / "pipeline.schema.json"
 
@@ -30,7 +30,7 @@ def test_what_is_built_reads_back_the_same(tmp_path: Path) -> None:
     built.step("export", for_each=train, inputs={"checkpoint": train["checkpoint"]})
     built.step("validate", inputs={"champion": champion("m")}, after=[train])
     built.write(tmp_path / "trial.yaml")
-    read = definitions.read(tmp_path / "trial.yaml")
+    read = pipeline_file.read_pipeline_file(tmp_path / "trial.yaml")
     assert read == built.definition()
     assert read.steps["train"].for_each == {"seed": "${seeds}"}
     assert read.steps["export"].for_each == "train"
@@ -46,7 +46,7 @@ def test_the_data_engine_built_in_python_is_the_file(tmp_path: Path) -> None:
         built.parameter(name, **parameter)
     for name, step in content["steps"].items():
         built.step(name, **(step or {}))
-    assert built.definition() == definitions.read(PIPELINE)
+    assert built.definition() == pipeline_file.read_pipeline_file(PIPELINE)
 
 
 def test_mistakes_name_the_key() -> None:
@@ -59,7 +59,7 @@ def test_mistakes_name_the_key() -> None:
 
 
 def test_the_schema_for_editors_is_that_of_the_code() -> None:
-    assert json.loads(SCHEMA.read_text()) == definitions.json_schema(), (
+    assert json.loads(SCHEMA.read_text()) == pipeline_file.pipeline_json_schema(), (
         "write it again: workbench plan --schema > docs/pipeline.schema.json"
     )
     assert "docs/pipeline.schema.json" in PIPELINE.read_text().splitlines()[0]

@@ -15,13 +15,12 @@ import pytest
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.test_graph import GATED, MANY, write_steps
 from tests.pipeline.test_run import mlflow_uri, run, statuses
-from workbench.errors import ContractError
-from workbench.pipeline.definition.graph import load
-from workbench.pipeline.planning import plan
-from workbench.pipeline.running import history
-from workbench.pipeline.running import run as running
-from workbench.pipeline.running.report import RunReport
-from workbench.workspace import Workspace
+from workbench.core.errors import ContractError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import plan, runs
+from workbench.pipeline import run as running
+from workbench.pipeline.graph import load_pipeline
+from workbench.pipeline.run import RunReport
 
 __all__ = ["mlflow_uri"]
 
@@ -167,12 +166,12 @@ def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
     write_steps(project, "a: {}\n  b: {inputs: {upstream: a.selection}}")
     runner = command(project, place)
     started(mark)
-    assert history.find(place).state == "running"
+    assert runs.find_run(place).state == "running"
     runner.send_signal(signal.SIGTERM)
     out, err = runner.communicate(timeout=60)
     assert runner.returncode == 130, err
     assert json.loads(out)["status"] == "cancelled"
-    assert history.find(place).state == "cancelled"
+    assert runs.find_run(place).state == "cancelled"
     kernel = Path("/proc") / mark.read_text()
     deadline = time.monotonic() + 10
     while kernel.exists() and time.monotonic() < deadline:
@@ -191,18 +190,24 @@ def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
     write_steps(project, "a: {}\n  b: {inputs: {upstream: a.selection}}")
     runner = command(project, place)
     started(mark)
-    (place.runs / history.find(place).run_id / history.CANCEL).touch()
+    (place.runs / runs.find_run(place).run_id / runs.CANCEL_FILE).touch()
     _, err = runner.communicate(timeout=60)
     assert runner.returncode == 130, err
-    assert history.find(place).state == "cancelled"
+    assert runs.find_run(place).state == "cancelled"
 
 
 def test_one_step_alone_needs_what_it_reads(project: Path, place: Workspace) -> None:
-    pipeline = load(project / "pipelines/trial.yaml", {}, base=project)
+    pipeline = load_pipeline(project / "pipelines/trial.yaml", {}, base=project)
     with pytest.raises(ContractError, match="reads what 'a' makes"):
-        running.run(place, pipeline, _Silent(), choice=plan.choose(pipeline, only=("b",)))
-    running.run(place, pipeline, _Silent(), choice=plan.choose(pipeline, only=("a",)))
-    report = running.run(place, pipeline, _Silent(), choice=plan.choose(pipeline, only=("b",)))
+        running.run_pipeline(
+            place, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
+        )
+    running.run_pipeline(
+        place, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("a",))
+    )
+    report = running.run_pipeline(
+        place, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
+    )
     assert statuses(report) == ["skipped", "ran"]
     assert step_of(report, "a")[1] == "not asked for; its last outputs are used"
 

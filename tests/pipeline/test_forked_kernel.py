@@ -10,10 +10,10 @@ import psutil
 
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.test_unit import spec_of
-from workbench.pipeline.running.executors import alone
-from workbench.pipeline.running.executors.local import execute_once
-from workbench.pipeline.steps.spec import ExitStatus
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
+from workbench.pipeline.executors import local
+from workbench.pipeline.executors.local import run_once
+from workbench.pipeline.spec import ExitStatus
 
 TELL = """
 import atexit, gc, json, multiprocessing.process, os, pathlib, random, signal, sys, threading
@@ -50,9 +50,9 @@ def test_a_forked_kernel_is_as_fresh_as_an_interpreter(place: Workspace, tmp_pat
     forked, again, own = (
         _told(place, tmp_path, name, run)
         for name, run in (
-            ("forked", execute_once),
-            ("again", execute_once),
-            ("own", lambda spec: alone.execute(spec, lambda: None)),
+            ("forked", run_once),
+            ("again", run_once),
+            ("own", lambda spec: local.run_in_new_process(spec, lambda: None)),
         )
     )
     assert forked[0] == own[0]
@@ -74,7 +74,7 @@ def test_a_forked_kernel_holds_no_pipe_of_the_processes_it_came_from(
     )
     notebook = write_notebook(tmp_path / "a.ipynb", work)
     counts = []
-    for run in (execute_once, lambda spec: alone.execute(spec, lambda: None)):
+    for run in (run_once, lambda spec: local.run_in_new_process(spec, lambda: None)):
         assert run(spec_of(place, notebook)).status is ExitStatus.OK
         counts.append(int(told.read_text()))
     assert counts[0] == counts[1] > 0
@@ -83,7 +83,7 @@ def test_a_forked_kernel_holds_no_pipe_of_the_processes_it_came_from(
 def test_a_kernel_that_kills_itself_is_told(place: Workspace, tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     notebook = write_notebook(tmp_path / "a.ipynb", "import os, signal\nos.kill(os.getpid(), 9)")
-    result = execute_once(spec_of(place, notebook))
+    result = run_once(spec_of(place, notebook))
     assert result.status is ExitStatus.KERNEL_DIED
     assert not set(psutil.Process().children(recursive=True)) - before
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline.lineage import git_state
+from workbench.pipeline import git_state
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -26,7 +26,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_clean_commit(repository: Path) -> None:
-    state = git_state.read(repository)
+    state = git_state.read_git_state(repository)
     assert state is not None
     assert (state.commit, state.branch) == (git(repository, "rev-parse", "HEAD"), "trunk")
     assert not state.dirty
@@ -36,7 +36,7 @@ def test_a_clean_commit(repository: Path) -> None:
 def test_changes_are_told_and_can_be_applied_again(repository: Path) -> None:
     (repository / "a.py").write_text("x = 2\n")
     (repository / "ünknown.py").write_text("")
-    state = git_state.read(repository)
+    state = git_state.read_git_state(repository)
     assert state is not None
     assert state.dirty
     assert state.untracked == ("ünknown.py",)
@@ -49,7 +49,7 @@ def test_changes_are_told_and_can_be_applied_again(repository: Path) -> None:
 
 def test_credentials_do_not_leave_with_the_diff(repository: Path) -> None:
     (repository / "a.py").write_text("x = 'fine'\ny = 'AKIAABCDEFGHIJKLMNOP'\nz = 'open sesame'\n")
-    state = git_state.read(repository, {"DOOR": "open sesame"})
+    state = git_state.read_git_state(repository, {"DOOR": "open sesame"})
     assert state is not None
     assert "fine" in state.diff
     assert "AKIA" not in state.diff
@@ -63,15 +63,15 @@ def test_looking_runs_no_program_of_the_repository(repository: Path) -> None:
     for setting in ("core.fsmonitor", "diff.external", "core.pager"):
         git(repository, "config", setting, str(trap))
     (repository / "a.py").write_text("x = 3\n")
-    assert "+x = 3" in (git_state.read(repository) or pytest.fail("no state")).diff
+    assert "+x = 3" in (git_state.read_git_state(repository) or pytest.fail("no state")).diff
     assert not (repository / "sprung").exists()
 
 
 def test_without_commit_repository_or_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert git_state.read(tmp_path) is None
+    assert git_state.read_git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
-    state = git_state.read(tmp_path)
+    state = git_state.read_git_state(tmp_path)
     assert state is not None
     assert (state.commit, state.diff) == ("", "")
     monkeypatch.setenv("PATH", "")
-    assert git_state.read(tmp_path) is None
+    assert git_state.read_git_state(tmp_path) is None

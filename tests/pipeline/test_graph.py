@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook, write_pipeline
-from workbench.errors import ContractError, ParameterError
-from workbench.pipeline.definition import graph
-from workbench.pipeline.planning import plan
-from workbench.workspace import Workspace
+from workbench.core.errors import ContractError, ParameterError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import graph, plan
 
 MANY: dict[str, Any] = {
     **CONTRACT,
@@ -42,7 +41,7 @@ steps:
 
 
 def load(project: Path, **given: Any) -> graph.Pipeline:
-    return graph.load(project / "pipelines/trial.yaml", given, base=project)
+    return graph.load_pipeline(project / "pipelines/trial.yaml", given, base=project)
 
 
 def write_steps(project: Path, steps: str, parameters: str = "{}") -> None:
@@ -124,13 +123,13 @@ def test_environment_variables_stand_in_values_but_secrets_do_not(
 
 def test_only_and_from_say_what_they_leave_out(fanned: Path, place: Workspace) -> None:
     pipeline = load(fanned)
-    only = plan.plan(pipeline, place, plan.choose(pipeline, only=("a",)))
+    only = plan.plan_pipeline(pipeline, place, plan.select_steps(pipeline, only=("a",)))
     assert [step.action for step in only] == ["run", "run", "omit", "omit", "omit"]
     assert only[-1].reasons == ("not asked for",)
-    below = plan.choose(pipeline, start="b[2]").fresh
+    below = plan.select_steps(pipeline, start="b[2]").fresh
     assert below == {"b[2]", "c"}
     with pytest.raises(ContractError, match="did you mean 'b'"):
-        plan.choose(pipeline, start="bb")
+        plan.select_steps(pipeline, start="bb")
 
 
 def test_resources_of_the_pipeline_go_before_those_of_the_contract(project: Path) -> None:

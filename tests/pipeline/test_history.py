@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from workbench.cli import cli
-from workbench.errors import ParameterError, RecordError, WorkbenchError
-from workbench.pipeline.running import history, logs
-from workbench.pipeline.running.history import RunState, StepState
-from workbench.workspace import Workspace
+from workbench.core.errors import ParameterError, RecordError, WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import runner as logs
+from workbench.pipeline import runs, step_output
+from workbench.pipeline.runs import RunState, StepState
 
 # A runner as the real one behaves: it keeps run.json and ends its run when it is told to stop.
 RUNNER = """
@@ -58,7 +59,7 @@ def runner(place: Workspace, request: pytest.FixtureRequest) -> Iterator[subproc
     arguments = [sys.executable, "-c", RUNNER, str(place.root), "20260101-000000-aaaa", stubborn]
     process = subprocess.Popen(arguments)
     deadline = time.monotonic() + 20
-    while next(history.runs(place), None) is None and time.monotonic() < deadline:
+    while next(runs.list_runs(place), None) is None and time.monotonic() < deadline:
         time.sleep(0.02)
     yield process
     process.kill()
@@ -69,7 +70,7 @@ def keep(place: Workspace, run_id: str, **given: object) -> RunState:
     run = RunState.model_validate(
         {"run_id": run_id, "pipeline": "trial", "status": "succeeded", **given}
     )
-    history.save(place, run)
+    runs.save_run(place, run)
     return run
 
 
@@ -92,18 +93,18 @@ def test_runs_are_listed_newest_first_and_found_by_prefix(place: Workspace) -> N
     assert [run["run_id"] for run in listed] == ["20260102-b2", "20260102-b1", "20260101-a1"]
     only = json.loads(invoke("runs", "--pipeline", "one", "--json"))["runs"]
     assert [run["run_id"] for run in only] == ["20260101-a1"]
-    assert history.find(place).run_id == "20260102-b2"
-    assert history.find(place, "20260101").run_id == "20260101-a1"
+    assert runs.find_run(place).run_id == "20260102-b2"
+    assert runs.find_run(place, "20260101").run_id == "20260101-a1"
     with pytest.raises(ParameterError, match="2 runs begin so"):
-        history.find(place, "20260102")
+        runs.find_run(place, "20260102")
     with pytest.raises(RecordError, match="no run has this id"):
-        history.find(place, "2027")
+        runs.find_run(place, "2027")
 
 
 def test_an_empty_workspace_says_what_makes_a_run(place: Workspace) -> None:
     assert invoke("runs").startswith("no runs in ")
     with pytest.raises(RecordError, match="workbench run PIPELINE"):
-        history.find(place)
+        runs.find_run(place)
 
 
 def test_runs_of_before_there_was_a_run_file_are_read(place: Workspace) -> None:
@@ -119,19 +120,19 @@ def test_runs_of_before_there_was_a_run_file_are_read(place: Workspace) -> None:
 def test_a_killed_runner_is_told_from_one_at_work(
     place: Workspace, runner: subprocess.Popen[bytes]
 ) -> None:
-    assert history.find(place).state == "running"
+    assert runs.find_run(place).state == "running"
     runner.kill()
     runner.wait()
-    assert history.find(place).state == "killed"
+    assert runs.find_run(place).state == "killed"
     assert "goes on from here" in invoke("runs", "show", "latest")
     with pytest.raises(WorkbenchError, match="it is killed"):
-        history.cancel(place, history.find(place))
+        runs.cancel_run(place, runs.find_run(place))
 
 
 def test_a_reused_process_number_is_not_taken_for_the_runner(place: Workspace) -> None:
     mine = {"status": "running", "pid": os.getpid(), "started_at": "2026-01-01T00:00:00+00:00"}
-    assert keep(place, "1", **mine, pid_started=history.started()).state == "running"
-    assert keep(place, "2", **mine, pid_started=history.started() - 60).state == "killed"
+    assert keep(place, "1", **mine, pid_started=runs.process_start_time()).state == "running"
+    assert keep(place, "2", **mine, pid_started=runs.process_start_time() - 60).state == "killed"
     assert keep(place, "3", **mine, pid_started=1.0, host="another").state == "running"
 
 
@@ -147,14 +148,14 @@ def test_cancel_ends_the_run_and_says_how_it_is(
 @pytest.mark.usefixtures("runner")
 def test_two_who_cancel_send_one_signal(place: Workspace) -> None:
     for _ in range(2):
-        history.cancel(place, history.find(place), wait_s=0.5)
+        runs.cancel_run(place, runs.find_run(place), wait_s=0.5)
     assert (place.runs / "20260101-000000-aaaa" / "signals").read_text() == "x"
 
 
 def test_a_run_on_another_machine_is_asked_by_a_file(place: Workspace) -> None:
     run = keep(place, "1", status="running", pid=1, host="another")
-    assert history.cancel(place, run, wait_s=0.1).state == "running"
-    assert (place.runs / "1" / history.CANCEL).exists()
+    assert runs.cancel_run(place, run, wait_s=0.1).state == "running"
+    assert (place.runs / "1" / runs.CANCEL_FILE).exists()
 
 
 @pytest.mark.parametrize("runner", ["stubborn"], indirect=True)
@@ -167,7 +168,7 @@ def test_cancel_says_when_a_run_does_not_stop(place: Workspace) -> None:
 def test_logs_hold_output_log_and_traceback(place: Workspace) -> None:
     folder = place.runs / "1" / "a"
     folder.mkdir(parents=True)
-    (folder / logs.OUTPUT).write_text("--- cell 3\nloss 0.5\n")
+    (folder / logs.OUTPUT_FILE).write_text("--- cell 3\nloss 0.5\n")
     (folder / "log.txt").write_text("kernel started\n")
     failure = {"kind": "user-error", "message": "KeyError: 'gone'", "traceback": "Traceback …\n"}
     (folder / "result.json").write_text(json.dumps({"failure": {**failure, "cell": 3}}))
@@ -195,7 +196,7 @@ def test_what_cells_printed_is_read_from_older_runs(place: Workspace) -> None:
 
 def test_a_tail_survives_absence_halves_and_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "output.txt"
-    tail = logs.Tail(path)
+    tail = step_output.FileTail(path)
     assert tail.lines() == []
     path.write_bytes("eins\nzwei ü".encode()[:-1])
     assert tail.lines() == ["eins"]
@@ -217,11 +218,11 @@ def test_following_ends_with_the_run(place: Workspace, runner: subprocess.Popen[
     ends: list[RunState] = []
 
     def watch() -> None:
-        ends.append(logs.follow(place, "20260101-000000-aaaa", lines.append))
+        ends.append(step_output.follow_logs(place, "20260101-000000-aaaa", lines.append))
 
     thread = threading.Thread(target=watch)
     thread.start()
-    with (folder / logs.OUTPUT).open("a") as stream:
+    with (folder / logs.OUTPUT_FILE).open("a") as stream:
         stream.write("--- cell 1\nlive\n")
     deadline = time.monotonic() + 10
     while "a | live" not in lines and time.monotonic() < deadline:

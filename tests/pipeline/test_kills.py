@@ -17,9 +17,9 @@ import pytest
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.test_graph import MANY, write_steps
 from tests.pipeline.test_run import mlflow_uri
+from workbench.core.workspace import Workspace
+from workbench.records.model_types import StepRun
 from workbench.records.store import Store
-from workbench.records.types import StepRun
-from workbench.workspace import Workspace
 
 __all__ = ["mlflow_uri"]
 

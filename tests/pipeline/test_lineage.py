@@ -11,15 +11,16 @@ from click.testing import CliRunner
 
 from tests.pipeline import lineage_world, many_records
 from tests.pipeline.lineage_world import LABELER, POOL, SAFETY, World
-from workbench import digest
 from workbench.cli import cli
-from workbench.errors import RecordError
-from workbench.pipeline import lineage
-from workbench.pipeline.lineage import edges as indexed
-from workbench.pipeline.lineage.edges import Edges
+from workbench.core import digest
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.lineage import edges, page
+from workbench.pipeline.lineage import graph as lineage
+from workbench.pipeline.lineage.edges import EdgeIndex
+from workbench.records.model_types import ExportBundle, StepRun
 from workbench.records.store import Store
-from workbench.records.types import ExportBundle, Selection, StepRun
-from workbench.workspace import Workspace
+from workbench.records.types import Selection
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def ids(told: dict[str, object]) -> set[str]:
 
 
 def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> None:
-    graph = lineage.trace(store, world["release"])
+    graph = lineage.trace_upstream(store, world["release"])
     made = set(world.refs.values())
     assert made <= set(graph.nodes)
     assert {node["kind"] for node in graph.nodes.values()} == set(lineage.NODE_KINDS)
@@ -48,7 +49,7 @@ def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> 
     assert {(world["first"], world["run train"]), (world["second"], world["run train"])} <= set(
         graph.edges
     )
-    text = lineage.as_text(graph)
+    text = lineage.graph_text(graph)
     assert text.startswith("release ")
     assert "ada <ada@example.org>  boxes" not in text.splitlines()[0]
     assert text.count("human") >= 1
@@ -56,12 +57,12 @@ def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> 
 
 def test_forwards_is_backwards_the_other_way(store: Store, world: World) -> None:
     for name in ("first", "selection", "checkpoint", "run send"):
-        graph = lineage.follow(store, world[name])
+        graph = lineage.trace_downstream(store, world[name])
         assert world["release"] in graph.nodes
         for other, ref in world.refs.items():
-            back = lineage.trace(store, ref)
+            back = lineage.trace_upstream(store, ref)
             assert (world[name] in back.nodes) == (ref in graph.nodes), (name, other)
-    assert set(lineage.follow(store, world["release"]).nodes) == {world["release"]}
+    assert set(lineage.trace_downstream(store, world["release"]).nodes) == {world["release"]}
 
 
 def test_a_frame_leads_to_what_holds_it_and_what_became_of_that(world: World) -> None:
@@ -131,35 +132,35 @@ def test_missing_and_damaged_records_are_shown_not_raised(store: Store, world: W
     damaged = store.folder(world["checkpoint"]) / "record.json"
     damaged.write_bytes(damaged.read_bytes().replace(b"car", b"bus"))
     (store.folder(world["first"]) / "COMPLETE").unlink()
-    graph = lineage.trace(store, world["release"])
+    graph = lineage.trace_upstream(store, world["release"])
     assert "changed" in graph.nodes[world["checkpoint"]]["damaged"]
     assert graph.nodes[world["first"]]["missing"]
-    text = lineage.as_text(graph)
+    text = lineage.graph_text(graph)
     assert "DAMAGED" in text
     assert "MISSING" in text
 
 
 def test_the_index_takes_in_what_is_new_and_heals(place: Workspace, world: World) -> None:
     store = Store(place)
-    before = len(Edges(store))
-    path = place.index / indexed.FILE
+    before = len(EdgeIndex(store))
+    path = place.index / edges.EDGES_FILE
     kept = path.read_bytes()
-    assert len(Edges(store)) == before
+    assert len(EdgeIndex(store)) == before
     run = StepRun.model_validate(
         {**store.get(world["run curate"], StepRun).model_dump(), "parameters": {"n": 99}}
     )
     again = store.put(run)
-    links = Edges(store)
+    links = EdgeIndex(store)
     assert again in links
     assert links.maker(world["selection"]) == world["run curate"]  # who made it first
     assert again in links.made_of(world["first"])
     path.write_bytes(kept[: len(kept) // 2] + b"rubbish")
-    healed = Edges(store)
+    healed = EdgeIndex(store)
     assert len(healed) == before + 1
     assert healed.maker(world["selection"]) == world["run curate"]
     (store.folder(again) / "record.json").unlink()
     store.folder(again).rename(store.folder(again).with_name(".gone"))
-    assert again not in Edges(store)
+    assert again not in EdgeIndex(store)
 
 
 def test_a_run_that_makes_what_it_was_given_is_no_endless_way(store: Store, world: World) -> None:
@@ -172,20 +173,20 @@ def test_a_run_that_makes_what_it_was_given_is_no_endless_way(store: Store, worl
         }
     )
     store.put(run)
-    assert world["selection"] in lineage.trace(store, world["release"]).nodes
-    graph = lineage.follow(store, world["selection"])
-    assert "<svg" in lineage.show(graph).svg
+    assert world["selection"] in lineage.trace_upstream(store, world["release"]).nodes
+    graph = lineage.trace_downstream(store, world["selection"])
+    assert "<svg" in page.show(graph).svg
 
 
 def test_ten_thousand_records_stay_quick(store: Store) -> None:
     first, last = many_records.chains(store, 50, 100)
-    Edges(store)  # each record is read once in its life
+    EdgeIndex(store)  # each record is read once in its life
     started = time.monotonic()
-    back = lineage.trace(store, last)
+    back = lineage.trace_upstream(store, last)
     assert time.monotonic() - started < 5
     assert sum(node["kind"] == "run" for node in back.nodes.values()) == 100
-    forth = lineage.follow(store, first)
+    forth = lineage.trace_downstream(store, first)
     assert len(forth.nodes) == 10_001
-    lineage.show(forth).html  # noqa: B018
+    page.show(forth).html  # noqa: B018
     assert time.monotonic() - started < 20
-    assert Selection.KIND in lineage.as_text(forth)
+    assert Selection.KIND in lineage.graph_text(forth)

@@ -13,10 +13,10 @@ from docs import screenshots
 from tests.pipeline import lineage_world
 from tests.pipeline.lineage_world import World
 from workbench.cli import cli
-from workbench.pipeline import lineage
-from workbench.pipeline.lineage import layout as lineage_layout
-from workbench.pipeline.lineage.layout import GAP, TALL
-from workbench.pipeline.lineage.tracing import Graph
+from workbench.pipeline.lineage import graph as graph_module
+from workbench.pipeline.lineage import page as lineage
+from workbench.pipeline.lineage.graph import LineageGraph
+from workbench.pipeline.lineage.page import NODE_GAP, NODE_HEIGHT
 from workbench.records.store import Store
 
 EVIL = "</script><img src=x onerror=alert(1)>'\"&"
@@ -28,9 +28,9 @@ def world(store: Store) -> World:
 
 
 def test_nodes_stand_free_and_edges_point_down(store: Store, world: World) -> None:
-    page = lineage.show(lineage.trace(store, world["release"]))
+    page = lineage.show(graph_module.trace_upstream(store, world["release"]))
     widths = {name: 180.0 + len(node["kind"]) for name, node in page.nodes.items()}
-    layout = lineage_layout.place(widths, page.edges)
+    layout = lineage.lay_out(widths, page.edges)
     rows: dict[float, list[str]] = {}
     for name, (_, y) in layout.at.items():
         rows.setdefault(y, []).append(name)
@@ -38,43 +38,45 @@ def test_nodes_stand_free_and_edges_point_down(store: Store, world: World) -> No
         names.sort(key=lambda name: layout.at[name][0])
         for left, right in itertools.pairwise(names):
             free = layout.at[right][0] - layout.at[left][0] - (widths[left] + widths[right]) / 2
-            assert free >= GAP - 1e-6
+            assert free >= NODE_GAP - 1e-6
     for start, end in page.edges:
-        assert layout.at[start][1] + TALL <= layout.at[end][1]
+        assert layout.at[start][1] + NODE_HEIGHT <= layout.at[end][1]
         assert len(layout.paths[start, end]) >= 2
     assert max(x + widths[name] / 2 for name, (x, _) in layout.at.items()) <= layout.width + 1e-6
 
 
 def test_an_empty_graph_and_a_cycle_can_be_drawn() -> None:
-    assert lineage_layout.place({}, []).height == TALL
+    assert lineage.lay_out({}, []).height == NODE_HEIGHT
     nodes = {name: {"kind": "run", "step": name} for name in "abc"}
-    graph = Graph(nodes, (("a", "b"), ("b", "c"), ("c", "a")), "a")
+    graph = LineageGraph(nodes, (("a", "b"), ("b", "c"), ("c", "a")), "a")
     assert lineage.show(graph).svg.count("<path data-from") == 3
 
 
 def test_code_is_told_with_its_run_and_short_cuts_are_left_out(store: Store, world: World) -> None:
-    page = lineage.show(lineage.trace(store, world["release"]))
+    page = lineage.show(graph_module.trace_upstream(store, world["release"]))
     kinds = {node["kind"] for node in page.nodes.values()}
     assert not kinds & {"notebook", "environment"}
     told = {node["kind"] for node in page.nodes[world["run train"]]["with"]}
     assert told == {"notebook", "environment"}
     assert (world["bundle"], world["release"]) in page.graph.edges
     assert (world["gates"], world["release"]) not in page.edges  # over the run that released
-    asked = lineage.follow(store, *[ref for ref in page.graph.nodes if ref.startswith("notebook")])
+    asked = graph_module.trace_downstream(
+        store, *[ref for ref in page.graph.nodes if ref.startswith("notebook")]
+    )
     assert asked.root in lineage.show(asked).nodes
 
 
 def test_the_heading_names_what_was_asked_about(store: Store, world: World) -> None:
-    back = lineage.show(lineage.trace(store, world["release"])).html
+    back = lineage.show(graph_module.trace_upstream(store, world["release"])).html
     assert "<small>What went into</small> release front</h1>" in back
-    forth = lineage.show(lineage.follow(store, world["checkpoint"])).html
+    forth = lineage.show(graph_module.trace_downstream(store, world["checkpoint"])).html
     digest = world["checkpoint"].split("/")[1][:12]
     assert f"<small>What was made of</small> checkpoint {digest}</h1>" in forth
 
 
 def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     node = {"kind": "dataset", "digest": "0" * 64, "name": EVIL, "frames": 1}
-    page = lineage.show(Graph({f"dataset/{EVIL}": node}, (), f"dataset/{EVIL}"))
+    page = lineage.show(LineageGraph({f"dataset/{EVIL}": node}, (), f"dataset/{EVIL}"))
     assert "<img" not in page.html
     assert page.html.count("</script>") == 2
     assert "'sha256-" in page.html
@@ -105,7 +107,7 @@ def test_a_click_tells_a_node_and_shows_its_ways(
     store: Store, world: World, tmp_path: Path
 ) -> None:
     path = tmp_path / "l.html"
-    shown = lineage.show(lineage.trace(store, world["release"]))
+    shown = lineage.show(graph_module.trace_upstream(store, world["release"]))
     shown.write_html(path)
     with screenshots.browser() as page:
         problems: list[str] = []

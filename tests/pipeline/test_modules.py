@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from workbench.pipeline.planning import modules
+from workbench.pipeline import environment
 
 
 def test_imports_inside_functions_and_through_packages_count() -> None:
-    reached = modules.reach(["from workbench.records import dataset"])
+    reached = environment.reachable_modules(["from workbench.records import dataset"])
     assert "workbench.records.dataset" in reached
     assert "workbench.records.store" in reached
-    assert "workbench.digest" in reached
+    assert "workbench.core.digest" in reached
     assert "workbench.cli" not in reached
     assert "workbench.evaluation" not in reached
 
 
 def test_a_lazy_package_counts_what_it_hands_out() -> None:
-    assert "workbench.training.loop" in modules.reach(["from workbench import training"])
+    assert "workbench.training.trainer" in environment.reachable_modules(
+        ["from workbench import training"]
+    )
 
 
 def test_every_step_depends_on_the_step_interface_but_not_on_the_runner() -> None:
-    reached = modules.reach(["import workbench"])
-    assert "workbench.pipeline.steps.step" in reached
-    assert "workbench.pipeline.steps.runner" not in reached
-    assert "workbench.pipeline.steps.by_hand" not in reached
+    reached = environment.reachable_modules(["import workbench"])
+    assert "workbench.pipeline.connect" in reached
+    assert "workbench.pipeline.runner" not in reached
+    assert "workbench.pipeline.interactive" not in reached
 
 
 def test_magics_do_not_hide_imports() -> None:
-    assert "workbench.digest" in modules.reach(["%matplotlib inline\nfrom workbench import digest"])
+    assert "workbench.core.digest" in environment.reachable_modules(
+        ["%matplotlib inline\nfrom workbench import digest"]
+    )
 
 
 def test_the_digest_follows_the_text_of_what_is_reached(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -40,10 +44,10 @@ def test_the_digest_follows_the_text_of_what_is_reached(monkeypatch, tmp_path) -
         "stage/other.py": "B = 1",
     }.items():
         (package / name).write_text(text)
-    monkeypatch.setattr(modules, "ROOT", package)
+    monkeypatch.setattr(environment, "PACKAGE_ROOT", package)
     sources = ["from workbench.stage import used"]
-    before = modules.digest_of(sources)
+    before = environment.modules_digest(sources)
     (package / "stage/other.py").write_text("B = 2")
-    assert modules.digest_of(sources) == before
+    assert environment.modules_digest(sources) == before
     (package / "stage/deep.py").write_text("A = 2")
-    assert modules.digest_of(sources) != before
+    assert environment.modules_digest(sources) != before

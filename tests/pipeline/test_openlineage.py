@@ -17,12 +17,12 @@ import pytest
 
 from tests.pipeline.test_history import keep
 from tests.pipeline.test_recorder import TAGS, begun, made
-from workbench.errors import WorkbenchError
-from workbench.pipeline.lineage.openlineage import KEY_VARIABLE, VARIABLE, Events
-from workbench.pipeline.lineage.recorder import Recorder
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.openlineage import API_KEY_VARIABLE, TARGET_VARIABLE, LineageEvents
+from workbench.pipeline.recorder import RunRecorder
 from workbench.records.store import Store
 from workbench.tracking import Tracker
-from workbench.workspace import Workspace
 
 # What the standard (2-0-2) requires of a RunEvent and of each facet, in short.
 FACETS = {
@@ -63,7 +63,7 @@ def told(path: Path) -> list[dict[str, Any]]:
     return checked([json.loads(line) for line in path.read_text().splitlines()])
 
 
-def talk(events: Events) -> None:
+def talk(events: LineageEvents) -> None:
     events.run_begun({"n": 1})
     events.step_begun("a", {"n": 1}, ["dataset/" + "0" * 64], "a.ipynb")
     events.step_ended("a", "FAILED", reason="KeyError: 'gone'")
@@ -97,12 +97,12 @@ def test_the_recorder_tells_a_run_though_mlflow_is_away(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "deep" / "events.jsonl"
-    monkeypatch.setenv(VARIABLE, str(path))
+    monkeypatch.setenv(TARGET_VARIABLE, str(path))
 
     def away() -> Tracker:
         raise WorkbenchError("MLflow is away")
 
-    recorder = Recorder(away, store, TAGS, project=tmp_path)
+    recorder = RunRecorder(away, store, TAGS, project=tmp_path)
     first, run = made(store, "a", {}, 1)
     one, two = begun(tmp_path, "a"), begun(tmp_path, "b", {"all": (first, first)})
     recorder.begin("trial r1", {"n": 1})
@@ -134,9 +134,9 @@ def test_events_go_to_an_address(
     collector: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, got = collector
-    monkeypatch.setenv(KEY_VARIABLE, "k1")
-    talk(Events(address, pipeline="trial", run_id="r1", workspace="w"))
-    talk(Events(f"{address}/own/path", pipeline="trial", run_id="r2", workspace="w"))
+    monkeypatch.setenv(API_KEY_VARIABLE, "k1")
+    talk(LineageEvents(address, pipeline="trial", run_id="r1", workspace="w"))
+    talk(LineageEvents(f"{address}/own/path", pipeline="trial", run_id="r2", workspace="w"))
     assert {(path, key) for path, key, _ in got[:4]} == {("/api/v1/lineage", "Bearer k1")}
     assert {path for path, _, _ in got[4:]} == {"/own/path"}
     events = checked([body for _, _, body in got])
@@ -151,7 +151,7 @@ def test_a_target_that_is_away_is_said_once_and_holds_nothing_up(
 ) -> None:
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        talk(Events(target, pipeline="trial", run_id="r1", workspace="w"))
+        talk(LineageEvents(target, pipeline="trial", run_id="r1", workspace="w"))
     assert time.monotonic() - started < 5
     assert len([one for one in caplog.records if "OpenLineage" in one.message]) == 1
 
@@ -162,7 +162,7 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(place: Workspace, tmp_p
     keep(place, "r1", status="running", pid=2**22 + 1, steps=steps)
     keep(place, "r2", status="succeeded")
     for _ in range(2):
-        events = Events(str(path), pipeline="trial", run_id="r3", workspace="w")
+        events = LineageEvents(str(path), pipeline="trial", run_id="r3", workspace="w")
         events.end_abandoned(place)
         events.close()
     ended = told(path)
@@ -170,7 +170,7 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(place: Workspace, tmp_p
         ("trial.b", "ABORT"),
         ("trial", "ABORT"),
     ]
-    before = Events(str(path), pipeline="trial", run_id="r1", workspace="w")
+    before = LineageEvents(str(path), pipeline="trial", run_id="r1", workspace="w")
     before.run_begun({})
     before.close()
     assert told(path)[-1]["run"]["runId"] == ended[1]["run"]["runId"]
@@ -178,7 +178,7 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(place: Workspace, tmp_p
 
 def test_lines_of_runs_side_by_side_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    some = [Events(str(path), pipeline="p", run_id=str(n), workspace="w") for n in range(8)]
+    some = [LineageEvents(str(path), pipeline="p", run_id=str(n), workspace="w") for n in range(8)]
     threads = [threading.Thread(target=talk, args=(one,)) for one in some]
     for thread in threads:
         thread.start()

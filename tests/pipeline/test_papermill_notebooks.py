@@ -12,11 +12,11 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 
-from workbench.errors import ContractError, ParameterError
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.running.executors.local import execute_once
-from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
-from workbench.workspace import Workspace
+from workbench.core.errors import ContractError, ParameterError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract as contracts
+from workbench.pipeline.executors.local import run_once
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 
 SHIPPED = Path(papermill.__file__).parent / "tests" / "notebooks"
 QUICK = {
@@ -47,7 +47,7 @@ CASES = [*QUICK.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case 
 
 
 def ours(place: Workspace, notebook: Path, given: dict[str, Any], folder: Path) -> StepResult:
-    contract = contracts.read(notebook)
+    contract = contracts.read_contract(notebook)
     spec = StepSpec(
         step=notebook.stem,
         notebook=str(notebook),
@@ -63,7 +63,7 @@ def ours(place: Workspace, notebook: Path, given: dict[str, Any], folder: Path) 
         memory_gib=4,
         environment={},
     )
-    return execute_once(spec)
+    return run_once(spec)
 
 
 def shown(executed: Path) -> list[Any]:
@@ -115,6 +115,6 @@ def test_it_ends_as_with_papermill(
 
 def test_unknown_parameters_and_other_languages_are_refused() -> None:
     with pytest.raises(ParameterError, match="unknown parameter 'mgs' \\(did you mean 'msg'"):
-        contracts.read(SHIPPED / "simple_execute.ipynb").validate({"mgs": "hello"})
+        contracts.read_contract(SHIPPED / "simple_execute.ipynb").validate({"mgs": "hello"})
     with pytest.raises(ContractError, match="written in R; steps are Python"):
-        contracts.read(SHIPPED / "notimplemented_translator.ipynb")
+        contracts.read_contract(SHIPPED / "notimplemented_translator.ipynb")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
-from workbench.errors import ContractError, ParameterError
-from workbench.pipeline.contracts import parameter_types, parameters
+from workbench.core.errors import ContractError, ParameterError
+from workbench.pipeline import parameters
 
 CELL = '''
 """What to train on."""
@@ -20,8 +20,8 @@ where: Path = "somewhere"
 
 
 def test_defaults_and_given_values_come_back_as_json() -> None:
-    model = parameters.model_of(CELL, where="x")
-    values = parameters.validate(model, {"steps": "12", "note": "hi"}, where="x")
+    model = parameters.parameters_model(CELL, where="x")
+    values = parameters.validate_parameters(model, {"steps": "12", "note": "hi"}, where="x")
     assert values == {
         "steps": 12,
         "rate": 0.1,
@@ -42,9 +42,9 @@ def test_defaults_and_given_values_come_back_as_json() -> None:
     ],
 )
 def test_a_wrong_value_is_refused_and_named(given: dict[str, object], words: str) -> None:
-    model = parameters.model_of(CELL, where="x")
+    model = parameters.parameters_model(CELL, where="x")
     with pytest.raises(ParameterError, match=words):
-        parameters.validate(model, given, where="x")
+        parameters.validate_parameters(model, given, where="x")
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_a_wrong_value_is_refused_and_named(given: dict[str, object], words: str
 )
 def test_what_is_no_annotated_literal_is_refused(cell: str, words: str) -> None:
     with pytest.raises(ContractError, match=words):
-        parameters.model_of(cell, where="x")
+        parameters.parameters_model(cell, where="x")
 
 
 def test_a_default_of_the_wrong_type_is_refused() -> None:
     with pytest.raises(ParameterError, match="'n'"):
-        parameters.model_of("n: int = 'three'", where="x")
+        parameters.parameters_model("n: int = 'three'", where="x")
 
 
 MODERN = """
@@ -98,17 +98,19 @@ IMPORTS = [
 
 
 def modern() -> type[BaseModel]:
-    return parameters.model_of(MODERN, where="x", imports=parameter_types.imports_in(IMPORTS))
+    return parameters.parameters_model(
+        MODERN, where="x", imports=parameters.imports_of_cells(IMPORTS)
+    )
 
 
 def test_rich_types_go_through_json_and_back() -> None:
     model = modern()
-    values = parameters.validate(model, {"pair": [5, 6], "limit": 2}, where="x")
+    values = parameters.validate_parameters(model, {"pair": [5, 6], "limit": 2}, where="x")
     assert values["when"] == "2026-01-31T06:00:00"
     assert (values["day"], values["pause"], values["limit"]) == ("2026-01-31", "PT5M", 2.0)
     assert (values["pair"], values["many"]) == ([5, 6], [["night", 0.5]])
     assert values["role"] == "seed"
-    assert parameters.validate(model, values, where="x") == values
+    assert parameters.validate_parameters(model, values, where="x") == values
 
 
 @pytest.mark.parametrize(
@@ -126,11 +128,11 @@ def test_rich_types_go_through_json_and_back() -> None:
 )
 def test_rich_types_are_enforced(given: dict[str, object], words: str) -> None:
     with pytest.raises(ParameterError, match=words):
-        parameters.validate(modern(), given, where="x")
+        parameters.validate_parameters(modern(), given, where="x")
 
 
 def test_the_schema_is_json_schema() -> None:
-    schema = parameters.json_schema(modern())
+    schema = parameters.parameters_json_schema(modern())
     assert schema["additionalProperties"] is False
     properties = schema["properties"]
     assert properties["when"]["format"] == "date-time"
@@ -140,9 +142,9 @@ def test_the_schema_is_json_schema() -> None:
 
 
 def test_a_name_means_what_the_notebook_imports() -> None:
-    imports = parameter_types.imports_in(["from shutil import rmtree as Path"])
+    imports = parameters.imports_of_cells(["from shutil import rmtree as Path"])
     with pytest.raises(ContractError, match="not an allowed type"):
-        parameters.model_of("where: Path = 'x'", where="x", imports=imports)
-    ours = parameter_types.imports_in(["from workbench.workspace import write_atomic"])
+        parameters.parameters_model("where: Path = 'x'", where="x", imports=imports)
+    ours = parameters.imports_of_cells(["from workbench.core.workspace import write_atomic"])
     with pytest.raises(ContractError, match="no model"):
-        parameters.model_of("n: write_atomic = 3", where="x", imports=ours)
+        parameters.parameters_model("n: write_atomic = 3", where="x", imports=ours)

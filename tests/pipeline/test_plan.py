@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import write_notebook, write_pipeline
-from workbench.errors import ContractError, ParameterError
-from workbench.pipeline.definition import graph
-from workbench.pipeline.planning import keys, plan
+from workbench.core.errors import ContractError, ParameterError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import cache, graph, plan
+from workbench.records.model_types import Environment, NotebookSource, StepRun
 from workbench.records.store import Store
-from workbench.records.types import Environment, NotebookSource, Selection, StepRun
-from workbench.workspace import Workspace
+from workbench.records.types import Selection
 
 
 def load(project: Path, **given: str) -> graph.Pipeline:
-    return graph.load(project / "pipelines" / "trial.yaml", given, base=project)
+    return graph.load_pipeline(project / "pipelines" / "trial.yaml", given, base=project)
 
 
 def finish(place: Workspace, pipeline: graph.Pipeline, step: plan.PlannedStep) -> str:
@@ -39,14 +39,14 @@ def finish(place: Workspace, pipeline: graph.Pipeline, step: plan.PlannedStep) -
             outputs={"selection": made},
         )
     )
-    index = keys.KeyIndex(place)
+    index = cache.KeyIndex(place)
     index.add(step.key, run)
     index.set_latest(pipeline.name, step.name, step.key, run)
     return made
 
 
 def test_a_new_pipeline_runs_everything_and_says_why(project: Path, place: Workspace) -> None:
-    a, b = plan.plan(load(project), place)
+    a, b = plan.plan_pipeline(load(project), place)
     assert (a.action, a.reasons) == ("run", ("never run before",))
     assert (b.action, b.reasons) == ("run", ("after a",))
 
@@ -55,21 +55,23 @@ def test_a_finished_step_is_skipped_until_something_changes(
     project: Path, place: Workspace
 ) -> None:
     pipeline = load(project)
-    finish(place, pipeline, plan.plan(pipeline, place)[0])
-    a, b = plan.plan(pipeline, place)
+    finish(place, pipeline, plan.plan_pipeline(pipeline, place)[0])
+    a, b = plan.plan_pipeline(pipeline, place)
     assert a.action == "skip"
     assert b.reasons == ("never run before",)
-    changed = plan.plan(load(project, n="4"), place)[0]
+    changed = plan.plan_pipeline(load(project, n="4"), place)[0]
     assert (changed.action, changed.reasons) == ("run", ("a parameter changed: n",))
     write_notebook(project / "notebooks/steps/a.ipynb", "step.metric('loss', 0.25)")
-    assert plan.plan(load(project), place)[0].reasons == ("a cell of the notebook changed: cell2",)
+    assert plan.plan_pipeline(load(project), place)[0].reasons == (
+        "a cell of the notebook changed: cell2",
+    )
 
 
 def test_a_lost_output_runs_the_step_again(project: Path, place: Workspace) -> None:
     pipeline = load(project)
-    made = finish(place, pipeline, plan.plan(pipeline, place)[0])
+    made = finish(place, pipeline, plan.plan_pipeline(pipeline, place)[0])
     (Store(place).folder(made) / "COMPLETE").unlink()
-    a = plan.plan(pipeline, place)[0]
+    a = plan.plan_pipeline(pipeline, place)[0]
     assert (a.action, a.reasons) == ("run", ("an output is missing from the store",))
 
 
@@ -90,13 +92,13 @@ def test_a_folder_that_changed_is_named(project: Path, place: Workspace) -> None
         "name: trial\nparameters: {data: {default: builtin}}\n"
         'steps:\n  a: {parameters: {data: "${data}"}}\n',
     )
-    assert plan.plan(load(project), place)[0].step.parameters["data"] == "builtin"
+    assert plan.plan_pipeline(load(project), place)[0].step.parameters["data"] == "builtin"
     pipeline = load(project, data="drives")
-    assert plan.plan(pipeline, place)[0].step.parameters["data"] == str(data)
-    finish(place, pipeline, plan.plan(pipeline, place)[0])
-    assert plan.plan(load(project, data="drives"), place)[0].action == "skip"
+    assert plan.plan_pipeline(pipeline, place)[0].step.parameters["data"] == str(data)
+    finish(place, pipeline, plan.plan_pipeline(pipeline, place)[0])
+    assert plan.plan_pipeline(load(project, data="drives"), place)[0].action == "skip"
     (data / "two.txt").write_text("2")
-    reasons = plan.plan(load(project, data="drives"), place)[0].reasons
+    reasons = plan.plan_pipeline(load(project, data="drives"), place)[0].reasons
     assert reasons == ("a file or folder that it reads changed: data",)
     with pytest.raises(ParameterError, match="no such file or folder"):
         load(project, data="nowhere")

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
-from workbench.errors import ContractError, ServiceError
-from workbench.pipeline.running.executors import ray_worker
-from workbench.pipeline.running.executors.local import execute_once
-from workbench.pipeline.running.executors.ray_tasks import RayExecutor, check_workers
-from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
+from workbench.core.errors import ContractError, ServiceError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.executors import ray_worker
+from workbench.pipeline.executors.local import run_once
+from workbench.pipeline.executors.ray_executor import RayExecutor, check_workers
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
@@ -111,7 +111,7 @@ def test_a_step_gives_what_it_gives_as_a_local_process(
     watched = ray_here.execute(
         spec_of(project, place, work), lambda: calls.append(time.monotonic()), threading.Event()
     )
-    plain = execute_once(spec_of(project, elsewhere, work))
+    plain = run_once(spec_of(project, elsewhere, work))
     assert watched.status is ExitStatus.OK, watched.failure
     assert watched.outputs == plain.outputs
     assert calls
@@ -204,14 +204,14 @@ def test_only_loopback_hears_a_local_ray() -> None:
 
 
 def test_what_sets_a_worker_apart_is_named() -> None:
-    ours = ray_worker.surroundings()
+    ours = ray_worker.worker_environment()
     theirs = copy.deepcopy(ours)
-    assert ray_worker.differences(ours, theirs) == []
+    assert ray_worker.environment_differences(ours, theirs) == []
     theirs["code"] = "0" * 64
     theirs["environment"]["python"] = "3.11.0"
     theirs["environment"]["distributions"].append("extra==1#0")
     theirs["environment"]["machine"]["accelerator"] = "H100"
-    told = " · ".join(ray_worker.differences(ours, theirs))
+    told = " · ".join(ray_worker.environment_differences(ours, theirs))
     for part in ("Python 3.11.0", "has besides extra==1", "accelerator H100", "own code"):
         assert part in told
 
@@ -222,12 +222,12 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
 ) -> None:
     import ray
 
-    ours = copy.deepcopy(ray_worker.surroundings())
+    ours = copy.deepcopy(ray_worker.worker_environment())
     ours["environment"]["distributions"].append("numpy==0#0")
     with pytest.raises(ContractError, match="lacks numpy==0"):
         check_workers(ray_here._connected(), ours)
     spec = spec_of(project, place, "pass")
-    joined_later = ray.remote(ray_worker.run).remote(spec.model_dump_json(), ours)
+    joined_later = ray.remote(ray_worker.run_shared).remote(spec.model_dump_json(), ours)
     late = StepResult.model_validate_json(ray.get(joined_later))
     assert late.status is ExitStatus.CONTRACT
     assert "lacks numpy==0" in str(late.failure)

@@ -11,15 +11,15 @@ import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from workbench.cli import main
-from workbench.errors import RecordError, ServiceError
-from workbench.pipeline.running import step_folder
-from workbench.pipeline.running.artifacts import Artifacts
-from workbench.pipeline.running.executors import ray_apart, ray_worker
-from workbench.pipeline.running.executors.ray_tasks import RayExecutor
-from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
+from workbench.core.errors import RecordError, ServiceError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.executors import artifacts as step_folder
+from workbench.pipeline.executors import ray_worker
+from workbench.pipeline.executors.artifacts import ArtifactStore
+from workbench.pipeline.executors.ray_executor import RayExecutor
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.records.store import Store
 from workbench.records.types import Selection
-from workbench.workspace import Workspace
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def driver(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> Artifacts:
-    return Artifacts(f"file://{tmp_path}/by")
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(f"file://{tmp_path}/by")
 
 
 def spec_of(driver: Workspace, notebook: Path, **changed: object) -> StepSpec:
@@ -53,17 +53,17 @@ def spec_of(driver: Workspace, notebook: Path, **changed: object) -> StepSpec:
     return spec.model_copy(update=changed)
 
 
-def go(artifacts: Artifacts, spec: StepSpec) -> StepResult:
+def go(artifacts: ArtifactStore, spec: StepSpec) -> StepResult:
     """There and back, as the executor does it."""
-    files = ray_apart.send(artifacts, spec)
+    files = ray_worker.send_inputs(artifacts, spec)
     text = Path(spec.notebook).read_text()
-    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text, files)
-    return ray_apart.receive(artifacts, spec, answer)
+    answer = ray_worker.run_remote(spec.model_dump_json(), None, artifacts.url, text, files)
+    return ray_worker.receive_outputs(artifacts, spec, answer)
 
 
 @pytest.mark.usefixtures("place")
 def test_a_step_and_all_it_leaves_come_back(
-    project: Path, place: Workspace, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+    project: Path, place: Workspace, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     work = (
         "assert step.store.load(step.input('upstream'))\nstep.metric('loss', 0.5)\nprint('hello')"
@@ -83,7 +83,7 @@ def test_a_step_and_all_it_leaves_come_back(
 
 @pytest.mark.usefixtures("place")
 def test_a_failure_names_the_cell_and_files_that_the_driver_has(
-    project: Path, place: Workspace, driver: Workspace, artifacts: Artifacts
+    project: Path, place: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", "raise KeyError('gone')")
     spec = spec_of(driver, notebook)
@@ -98,7 +98,7 @@ def test_a_failure_names_the_cell_and_files_that_the_driver_has(
 
 @pytest.mark.usefixtures("place")
 def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
-    project: Path, driver: Workspace, artifacts: Artifacts
+    project: Path, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     notebook = write_notebook(
         project / "notebooks/steps/a.ipynb",
@@ -114,7 +114,7 @@ def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
 
 @pytest.mark.usefixtures("place")
 def test_a_file_that_a_parameter_names_travels(
-    project: Path, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+    project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("least: 3")
@@ -136,26 +136,30 @@ def test_a_file_that_a_parameter_names_travels(
 
 @pytest.mark.usefixtures("place")
 def test_a_worker_unlike_the_driver_fetches_nothing(
-    project: Path, place: Workspace, driver: Workspace, artifacts: Artifacts
+    project: Path, place: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
-    ray_apart.send(artifacts, spec)
-    ours = copy.deepcopy(ray_worker.surroundings())
+    ray_worker.send_inputs(artifacts, spec)
+    ours = copy.deepcopy(ray_worker.worker_environment())
     ours["environment"]["distributions"].append("numpy==0#0")
     text = Path(spec.notebook).read_text()
-    answer = ray_apart.run(spec.model_dump_json(), ours, artifacts.url, text, {})
-    assert ray_apart.receive(artifacts, spec, answer).status is ExitStatus.CONTRACT
+    answer = ray_worker.run_remote(spec.model_dump_json(), ours, artifacts.url, text, {})
+    assert ray_worker.receive_outputs(artifacts, spec, answer).status is ExitStatus.CONTRACT
     assert not place.records.exists()
 
 
 def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
-    project: Path, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+    project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", "pass")
     spec = spec_of(driver, notebook)
     serves = spec.model_copy(update={"environment": {"LABEL_STUDIO_URL": "http://127.0.0.1:1"}})
     signs = spec.model_copy(update={"declared_outputs": {"release": {"kind": "release"}}})
-    assert [ray_apart.stays(one) for one in (spec, serves, signs)] == [False, True, True]
+    assert [ray_worker.must_run_on_driver(one) for one in (spec, serves, signs)] == [
+        False,
+        True,
+        True,
+    ]
     executor = RayExecutor("127.0.0.1:9", driver, artifacts)
     result = executor.execute(serves, lambda: None, threading.Event())  # Ray is not even asked
     executor.close()
@@ -165,23 +169,23 @@ def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
 
 @pytest.mark.usefixtures("place")
 def test_a_folder_changed_on_the_way_is_refused(
-    project: Path, driver: Workspace, artifacts: Artifacts, tmp_path: Path
+    project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
-    ray_apart.send(artifacts, spec)
+    ray_worker.send_inputs(artifacts, spec)
     text = Path(spec.notebook).read_text()
-    answer = ray_apart.run(spec.model_dump_json(), None, artifacts.url, text, {})
+    answer = ray_worker.run_remote(spec.model_dump_json(), None, artifacts.url, text, {})
     next((tmp_path / "by" / "steps").iterdir()).write_bytes(b"other")
     with pytest.raises(RecordError, match="was changed"):
-        ray_apart.receive(artifacts, spec, answer)
+        ray_worker.receive_outputs(artifacts, spec, answer)
     with pytest.raises(ServiceError, match="cannot be read"):
-        ray_apart.receive(artifacts, spec, answer)
+        ray_worker.receive_outputs(artifacts, spec, answer)
     assert not (Path(spec.folder) / "result.json").exists()
 
 
 @pytest.mark.usefixtures("place")
 def test_a_secret_of_the_driver_is_taken_out_of_what_comes_back(
-    project: Path, driver: Workspace, artifacts: Artifacts
+    project: Path, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     secret = "a-key-that-only-the-driver-has-7781"
     driver.secrets.mkdir(parents=True)
@@ -205,11 +209,11 @@ def test_a_folder_too_large_comes_without_its_largest_files(tmp_path: Path) -> N
     (folder / "figures" / "one.png").write_bytes(b"1" * 10)
     (folder / "huge.bin").write_bytes(b"2" * 1000)
     (folder / "link").symlink_to("/etc/hostname")
-    step_folder.pack(folder, tmp_path / "a.tar.gz", largest=100)
-    step_folder.unpack(tmp_path / "a.tar.gz", tmp_path / "out", largest=100)
+    step_folder.pack_folder(folder, tmp_path / "a.tar.gz", largest=100)
+    step_folder.unpack_folder(tmp_path / "a.tar.gz", tmp_path / "out", largest=100)
     came = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
-    assert came == {"figures/one.png", step_folder.LEFT_OUT}
-    assert "huge.bin (1000 bytes)" in (tmp_path / "out" / step_folder.LEFT_OUT).read_text()
+    assert came == {"figures/one.png", step_folder.OMITTED_FILES}
+    assert "huge.bin (1000 bytes)" in (tmp_path / "out" / step_folder.OMITTED_FILES).read_text()
 
 
 @pytest.mark.parametrize("name", ["../beside.txt", "link"])
@@ -220,7 +224,7 @@ def test_an_archive_writes_nothing_beside_its_folder(tmp_path: Path, name: str) 
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
         tar.addfile(member)
     with pytest.raises(RecordError, match="cannot be unpacked"):
-        step_folder.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+        step_folder.unpack_folder(tmp_path / "a.tar.gz", tmp_path / "out")
     assert not (tmp_path / "beside.txt").exists()
     assert not list((tmp_path / "out").iterdir())
 

@@ -18,8 +18,8 @@ import pytest
 from tests.pipeline.conftest import write_notebook, write_pipeline
 from tests.pipeline.test_ray import SLOW_ONCE, gone, wait_for
 from tests.servers import Servers
+from workbench.core.workspace import Workspace
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 

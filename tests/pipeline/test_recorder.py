@@ -13,15 +13,16 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from workbench import services
-from workbench.pipeline.lineage.recorder import MARK, PAGE, Begun, Recorder
-from workbench.pipeline.planning import environment
+from workbench.core.workspace import Workspace
+from workbench.pipeline import environment
+from workbench.pipeline.recorder import PAGE_FILE, TRACKED_MARK, RunRecorder, StepStart
 from workbench.records.base import Ref
+from workbench.records.model_types import NotebookSource, StepRun
 from workbench.records.store import Store
-from workbench.records.types import NotebookSource, Selection, StepRun
+from workbench.records.types import Selection
 from workbench.tracking import Tracker
-from workbench.workspace import Workspace
 
-TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.workspace": "w"}
+TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.core.workspace": "w"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def made(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[
         step=step,
         key=f"{budget:064x}",
         notebook=store.put(NotebookSource(name="a.ipynb", code="1" * 64)),
-        environment=store.put(environment.current()),
+        environment=store.put(environment.current_environment()),
         modules="2" * 64,
         parameters={},
         inputs=inputs,
@@ -67,7 +68,7 @@ def made(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[
     return chosen, store.put(run)
 
 
-def begun(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> Begun:
+def begun(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> StepStart:
     """A step whose folder holds what a finished one leaves."""
     place = folder / step
     place.mkdir()
@@ -76,14 +77,14 @@ def begun(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> Begu
     nbformat.write(page, place / "executed.ipynb")
     used = {"status": 0, "seconds": 2.5, "peak_memory_mib": 90.5, "cpu_seconds": 1.5}
     (place / "result.json").write_text(json.dumps({"schema_version": 1, **used, "outputs": {}}))
-    return Begun(step, {"n": 1}, inputs or {}, {"workbench.notebook": "a.ipynb"}, place)
+    return StepStart(step, {"n": 1}, inputs or {}, {"workbench.notebook": "a.ipynb"}, place)
 
 
 def artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
     return {one.path for one in client.list_artifacts(run_id, folder)}
 
 
-def write(recorder: Recorder, steps: list[tuple[Begun, Ref | None]]) -> None:
+def write(recorder: RunRecorder, steps: list[tuple[StepStart, Ref | None]]) -> None:
     recorder.begin("trial r1", {"n": 1})
     for step, run in steps:
         recorder.step_begun(step)
@@ -102,15 +103,15 @@ def test_a_run_says_where_all_of_it_came_from(
     first, first_run = made(store, "a", {}, 1)
     second, second_run = made(store, "b", {"one": first}, 2)
     _, third_run = made(store, "c", {"all": (first, second)}, 3)
-    steps: list[tuple[Begun, Ref | None]] = [
+    steps: list[tuple[StepStart, Ref | None]] = [
         (begun(tmp_path, "a"), first_run),
         (begun(tmp_path, "b", {"one": first}), second_run),
     ]
-    recorder = Recorder(
+    recorder = RunRecorder(
         lambda: tracker, store, TAGS, project=project, secrets={"DOOR": "open sesame"}
     )
     write(recorder, steps)
-    ids = [store.side(run, MARK)["run"] for run in (first_run, second_run)]
+    ids = [store.side(run, TRACKED_MARK)["run"] for run in (first_run, second_run)]
     child = client.get_run(ids[1])
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
     shown = json.loads((store.workspace.runs / "r1" / "mlflow.json").read_bytes())["url"]
@@ -124,7 +125,7 @@ def test_a_run_says_where_all_of_it_came_from(
     assert child.data.tags["workbench.output.selection"] == second
     assert child.data.tags["workbench.record"] == second_run
 
-    assert artifacts(client, ids[1]) == {"executed.ipynb", PAGE, "result.json"}
+    assert artifacts(client, ids[1]) == {"executed.ipynb", PAGE_FILE, "result.json"}
     assert artifacts(client, parent.info.run_id, "source") == {"source/changes.patch"}
     assert artifacts(client, parent.info.run_id, "environment") == {"environment/requirements.lock"}
     patch = Path(
@@ -143,8 +144,8 @@ def test_a_run_says_where_all_of_it_came_from(
 
     # A later run, which skipped the first two: the index of records says who made its inputs.
     joined = begun(tmp_path, "c", {"all": (first, second)})
-    write(Recorder(lambda: tracker, store, TAGS, project=tmp_path), [(joined, third_run)])
-    later = client.get_run(store.side(third_run, MARK)["run"])
+    write(RunRecorder(lambda: tracker, store, TAGS, project=tmp_path), [(joined, third_run)])
+    later = client.get_run(store.side(third_run, TRACKED_MARK)["run"])
     names = {one.dataset.name for one in later.inputs.dataset_inputs}
     assert {"all[0] (selection)", "all[1] (selection)"} <= names
     assert [later.data.tags[f"workbench.input.all.{at}.run"] for at in (0, 1)] == ids
@@ -159,9 +160,11 @@ def test_a_notebook_that_cannot_be_drawn_fails_nothing(
     step = begun(tmp_path, "a")
     (step.folder / "executed.ipynb").write_text("rubbish")
     _, run = made(store, "a", {}, 1)
-    write(Recorder(lambda: Tracker(uri, "rubbish"), store, TAGS, project=tmp_path), [(step, run)])
+    write(
+        RunRecorder(lambda: Tracker(uri, "rubbish"), store, TAGS, project=tmp_path), [(step, run)]
+    )
     client = mlflow.MlflowClient(tracking_uri=uri)
-    told = client.get_run(store.side(run, MARK)["run"])
+    told = client.get_run(store.side(run, TRACKED_MARK)["run"])
     assert told.info.status == "FINISHED"
     assert told.data.tags["workbench.page"].startswith("could not be drawn")
     assert artifacts(client, told.info.run_id) == {"executed.ipynb", "result.json"}

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from workbench.pipeline.lineage import rendering
+from workbench.pipeline import recorder
 
 
 def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
     ]
     notebook, page = tmp_path / "executed.ipynb", tmp_path / "out" / "page.html"
     nbformat.write(new_notebook(cells=cells), notebook)
-    rendering.render(notebook, page, caption="trial <r1>")
+    recorder.render_notebook(notebook, page, caption="trial <r1>")
     text = page.read_text()
     for part in ("Curate", "a &lt;b&gt; &amp; c", "shown", "Slider()", "Traceback", "&lt;r1&gt;"):
         assert part in text
@@ -40,7 +40,7 @@ def test_what_was_printed_in_pieces_is_one_piece(tmp_path: Path) -> None:
     said = [new_output("stream", name=name, text=f"line {n}\n") for n, name in enumerate(names)]
     notebook, page = tmp_path / "executed.ipynb", tmp_path / "page.html"
     nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=said)]), notebook)
-    rendering.render(notebook, page)
+    recorder.render_notebook(notebook, page)
     assert page.read_text().count('class="output_area"') == 3
     assert "line 0\nline 1" in page.read_text()
 
@@ -49,5 +49,5 @@ def test_rubbish_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
     notebook = tmp_path / "executed.ipynb"
     notebook.write_text("rubbish")
     with pytest.raises(ValueError, match=r"(?i)json"):
-        rendering.render(notebook, tmp_path / "page.html")
+        recorder.render_notebook(notebook, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()

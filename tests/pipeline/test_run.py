@@ -13,14 +13,13 @@ import pytest
 
 from tests.pipeline.conftest import write_notebook
 from tests.servers import Servers
-from workbench.errors import WorkbenchError
-from workbench.pipeline.definition import graph
-from workbench.pipeline.running import outside
-from workbench.pipeline.running import run as running
-from workbench.pipeline.running.report import RunReport, StepReport
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import external, graph
+from workbench.pipeline import run as running
+from workbench.pipeline.run import RunReport, StepReport
+from workbench.records.model_types import StepRun
 from workbench.records.store import Store
-from workbench.records.types import StepRun
-from workbench.workspace import Workspace
 
 
 class Watcher:
@@ -54,12 +53,12 @@ def mlflow_uri(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def load(project: Path, **given: str) -> graph.Pipeline:
-    return graph.load(project / "pipelines" / "trial.yaml", given, base=project)
+    return graph.load_pipeline(project / "pipelines" / "trial.yaml", given, base=project)
 
 
 def run(project: Path, place: Workspace, **given: str) -> tuple[RunReport, Watcher]:
     watcher = Watcher()
-    return running.run(place, load(project, **given), watcher), watcher
+    return running.run_pipeline(place, load(project, **given), watcher), watcher
 
 
 def statuses(report: RunReport) -> list[str]:
@@ -109,7 +108,7 @@ def test_a_failure_stops_the_run_and_mending_it_goes_on(project: Path, place: Wo
 def test_waiting_is_never_cached(project: Path, place: Workspace) -> None:
     flag = project / "people-are-done"
     work = (
-        "from pathlib import Path\nfrom workbench.errors import Waiting\n"
+        "from pathlib import Path\nfrom workbench.core.errors import Waiting\n"
         f"if not Path({str(flag)!r}).exists():\n    raise Waiting('0 of 3 done', hint='label them')"
     )
     write_notebook(project / "notebooks/steps/a.ipynb", work)
@@ -124,16 +123,16 @@ def test_waiting_is_never_cached(project: Path, place: Workspace) -> None:
 def test_what_mlflow_missed_is_written_by_the_next_run(
     project: Path, place: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = outside.Outside._connect
+    connect = external.ExternalServices._connect
 
-    def away(self: outside.Outside) -> None:
+    def away(self: external.ExternalServices) -> None:
         raise WorkbenchError("MLflow is away")
 
-    monkeypatch.setattr(outside.Outside, "_connect", away)
+    monkeypatch.setattr(external.ExternalServices, "_connect", away)
     first, watcher = run(project, place)
     assert first.status == "succeeded"
     assert any("MLflow could not be written" in note for note in watcher.notes)
-    monkeypatch.setattr(outside.Outside, "_connect", connect)
+    monkeypatch.setattr(external.ExternalServices, "_connect", connect)
     again, watcher = run(project, place)
     assert (statuses(again), watcher.notes) == (["skipped", "skipped"], [])
     store = Store(place)
@@ -173,7 +172,7 @@ def test_a_killed_run_leaves_nothing_behind_and_the_next_goes_on(
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
-    experiment = client.get_experiment_by_name(outside.EXPERIMENT)
+    experiment = client.get_experiment_by_name(external.EXPERIMENT)
     left = client.search_runs(
         [experiment.experiment_id], "attributes.status = 'RUNNING' and tags.`workbench.step` = 'b'"
     )

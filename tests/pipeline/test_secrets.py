@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from workbench.pipeline.steps import secrets
+from workbench.pipeline import secret_scan
 
 JWT = ".".join(
     base64.urlsafe_b64encode(part).decode().rstrip("=")
@@ -36,21 +36,21 @@ def shown(name: str, value: str) -> str:
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_shape_is_found_and_taken_out(name: str) -> None:
     text = "line one\n" + shown(name, SHAPES[name])
-    (leak,) = secrets.scan(text, {})
+    (leak,) = secret_scan.scan_text(text, {})
     assert (leak.name, leak.line, leak.known) == (name, 2, False)
-    cleaned = secrets.redact(text, [leak])
+    cleaned = secret_scan.redact(text, [leak])
     assert SHAPES[name] not in cleaned
     assert f"[redacted: {name}]" in cleaned
-    assert not secrets.scan(cleaned, {})
+    assert not secret_scan.scan_text(cleaned, {})
 
 
 def test_known_values_are_found_in_every_spelling() -> None:
     value = 'p@ss "word"/1'
     encoded = base64.b64encode(value.encode()).decode()
     for text in (value, json.dumps({"a": value}), "p%40ss%20%22word%22%2F1", encoded):
-        (leak,) = secrets.scan(f"x {text} y", {"DB_PASSWORD": value})
+        (leak,) = secret_scan.scan_text(f"x {text} y", {"DB_PASSWORD": value})
         assert (leak.name, leak.known) == ("DB_PASSWORD", True)
-        assert "word" not in secrets.redact(f"x {text} y", [leak])
+        assert "word" not in secret_scan.redact(f"x {text} y", [leak])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_known_values_are_found_in_every_spelling() -> None:
     ],
 )
 def test_quoted_values_that_look_drawn_are_found(text: str) -> None:
-    (leak,) = secrets.scan(text, {})
+    (leak,) = secret_scan.scan_text(text, {})
     assert leak.name.startswith("value of ")
 
 
@@ -81,12 +81,12 @@ def test_quoted_values_that_look_drawn_are_found(text: str) -> None:
     ],
 )
 def test_ordinary_text_is_left_alone(text: str) -> None:
-    assert secrets.scan(text, {"EMPTY": "", "SHORT": "ab"}) == []
+    assert secret_scan.scan_text(text, {"EMPTY": "", "SHORT": "ab"}) == []
 
 
 def test_overlapping_leaks_go_together() -> None:
     token = SHAPES["GitHub token"]
     text = f'token = "{token}"'
-    leaks = secrets.scan(text, {"A": token[:20], "B": token[10:]})
+    leaks = secret_scan.scan_text(text, {"A": token[:20], "B": token[10:]})
     assert len(leaks) == 1
-    assert token[12:] not in secrets.redact(text, leaks)
+    assert token[12:] not in secret_scan.redact(text, leaks)

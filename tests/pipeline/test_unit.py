@@ -14,16 +14,16 @@ import psutil
 import pytest
 
 from tests.pipeline.conftest import write_notebook
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.running.executors.local import execute_once
-from workbench.pipeline.steps.spec import ExitStatus, StepResult, StepSpec
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract as contracts
+from workbench.pipeline.executors.local import run_once
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 
-RAISE = "from workbench.errors import {0}\nraise {0}('no good', where='here', hint='do that')"
+RAISE = "from workbench.core.errors import {0}\nraise {0}('no good', where='here', hint='do that')"
 
 
 def spec_of(place: Workspace, notebook: Path, **changes: Any) -> StepSpec:
-    contract = contracts.read(notebook)
+    contract = contracts.read_contract(notebook)
     outputs = contract.declaration.outputs
     given = {
         "step": "a",
@@ -45,7 +45,7 @@ def spec_of(place: Workspace, notebook: Path, **changes: Any) -> StepSpec:
 
 def run(place: Workspace, tmp_path: Path, work: str, **changes: Any) -> StepResult:
     notebook = write_notebook(tmp_path / "a.ipynb", work)
-    return execute_once(spec_of(place, notebook, **changes))
+    return run_once(spec_of(place, notebook, **changes))
 
 
 def test_a_step_runs_in_a_kernel_that_ends_when_asked(place: Workspace, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_step_that_takes_too_long_is_ended_with_its_children(
 def test_a_missing_output_breaks_the_contract(place: Workspace, tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", "")
     more = {"selection": {"kind": "selection"}, "model": {"kind": "checkpoint"}}
-    result = execute_once(spec_of(place, notebook, declared_outputs=more))
+    result = run_once(spec_of(place, notebook, declared_outputs=more))
     assert result.status is ExitStatus.CONTRACT
     assert "model" in str(result.failure)
 

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workbench import digest
-from workbench.errors import RecordError
+from workbench.core import digest
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace
 from workbench.records import base
 from workbench.records.frames import Box, Label, LabelSchema, Origin
+from workbench.records.model_types import Environment, NotebookSource
 from workbench.records.store import Store
-from workbench.records.types import DatasetVersion, Environment, NotebookSource
-from workbench.workspace import Workspace
+from workbench.records.types import DatasetVersion
 
 SCHEMA = LabelSchema(name="s", version=1, classes=("car",))
 
@@ -100,7 +101,7 @@ def test_killed_between_writing_and_the_mark_leaves_nothing_to_read(
 import os, signal
 from workbench.records import store as module
 from workbench.records.types import Environment
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
 from pathlib import Path
 def killed(folder):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from workbench.records.base import Ref, make_ref
+from workbench.records.base import GateReport, GateResult, Ref, Verdict, make_ref
+from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
-from workbench.records.types import ExportBundle, GateReport, GateResult, Verdict
 
 DATASET, CHECKPOINT = make_ref("dataset", "d" * 64), make_ref("checkpoint", "c" * 64)
 FILES = {"fp32.onnx": b"f" * 400, "int8.cpu.onnx": b"i" * 100, "manifest.json": b"{}"}

@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
-from workbench import digest
 from workbench.cli import main
-from workbench.errors import ParameterError, RecordError, VerificationError
-from workbench.records.base import Ref
+from workbench.core import digest
+from workbench.core.errors import ParameterError, RecordError, VerificationError
+from workbench.core.workspace import Workspace
+from workbench.records.base import GateReport, GateResult, Ref, Verdict
+from workbench.records.model_types import Release
 from workbench.records.store import Store
-from workbench.records.types import GateReport, GateResult, Release, Verdict
-from workbench.release import release
-from workbench.release.keys import signing_key
-from workbench.workspace import Workspace
+from workbench.release import publishing
+from workbench.release.signing import signing_key
 
 Judge = Callable[..., Ref]
 
@@ -51,11 +51,11 @@ def report(verdict: Verdict, *gates: GateResult) -> GateReport:
     ],
 )
 def test_only_evidence_promotes(given: GateReport, expected: bool) -> None:
-    assert release.may_promote(given) is expected
+    assert publishing.may_promote(given) is expected
 
 
 def test_a_release_is_the_bundle_signed(store: Store, bundle: Ref, judge: Judge) -> None:
-    made = release.publish(store, bundle, judge(bundle), "front-camera")
+    made = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     record = store.get(made.ref, Release)
     assert made.promoted and record.promoted
     assert record.key == signing_key(store.workspace).fingerprint
@@ -69,21 +69,21 @@ def test_a_release_is_the_bundle_signed(store: Store, bundle: Ref, judge: Judge)
 def test_a_refused_candidate_is_signed_but_not_promoted(
     store: Store, bundle: Ref, judge: Judge, verdict: Verdict
 ) -> None:
-    made = release.publish(store, bundle, judge(bundle, verdict), "front-camera")
+    made = publishing.publish_release(store, bundle, judge(bundle, verdict), "front-camera")
     assert not made.promoted
     assert store.get(made.ref, Release).verdict is verdict
     assert (made.folder / "signature").is_file()
 
 
 def test_publishing_twice_is_one_release(store: Store, bundle: Ref, judge: Judge) -> None:
-    first = release.publish(store, bundle, judge(bundle), "front-camera")
-    second = release.publish(store, bundle, judge(bundle), "front-camera")
+    first = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
+    second = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     assert first == second
 
 
 def test_gates_on_another_bundle_release_nothing(store: Store, bundle: Ref, judge: Judge) -> None:
     with pytest.raises(ParameterError, match="not this bundle"):
-        release.publish(store, bundle, judge(CHECKPOINT), "front-camera")
+        publishing.publish_release(store, bundle, judge(CHECKPOINT), "front-camera")
     assert not (store.workspace.root / "releases").exists()
 
 
@@ -92,22 +92,22 @@ def test_a_name_that_is_no_folder_name_is_refused(
     store: Store, bundle: Ref, judge: Judge, name: str
 ) -> None:
     with pytest.raises(ParameterError, match="cannot name a model"):
-        release.publish(store, bundle, judge(bundle), name)
+        publishing.publish_release(store, bundle, judge(bundle), name)
 
 
 def test_a_release_folder_that_was_changed_is_not_published_over(
     store: Store, bundle: Ref, judge: Judge
 ) -> None:
-    made = release.publish(store, bundle, judge(bundle), "front-camera")
+    made = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     (made.folder / "int8.cpu.onnx").write_bytes(b"other")
     with pytest.raises(VerificationError, match=r"changed: int8\.cpu\.onnx"):
-        release.publish(store, bundle, judge(bundle), "front-camera")
+        publishing.publish_release(store, bundle, judge(bundle), "front-camera")
 
 
 def test_a_damaged_record_is_not_released(store: Store, bundle: Ref, judge: Judge) -> None:
     (store.folder(bundle) / "payload" / "fp32.onnx").write_bytes(b"other")
     with pytest.raises(RecordError, match="was changed"):
-        release.publish(Store(store.workspace), bundle, judge(bundle), "front-camera")
+        publishing.publish_release(Store(store.workspace), bundle, judge(bundle), "front-camera")
     assert not list((store.workspace.root / "releases" / "front-camera").iterdir())
 
 
@@ -125,11 +125,11 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def released(store: Store, bundle: Ref, judge: Judge) -> release.Published:
-    return release.publish(store, bundle, judge(bundle), "front-camera")
+def released(store: Store, bundle: Ref, judge: Judge) -> publishing.PublishedRelease:
+    return publishing.publish_release(store, bundle, judge(bundle), "front-camera")
 
 
-def test_verify_says_what_it_checked(released: release.Published) -> None:
+def test_verify_says_what_it_checked(released: publishing.PublishedRelease) -> None:
     code, out, err = run(str(released.folder), "--json")
     assert (code, err) == (0, "")
     body = json.loads(out)
@@ -142,7 +142,7 @@ def test_verify_says_what_it_checked(released: release.Published) -> None:
 
 def test_verify_elsewhere_needs_only_the_public_key(
     place: Workspace,
-    released: release.Published,
+    released: publishing.PublishedRelease,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,7 +159,7 @@ def test_verify_elsewhere_needs_only_the_public_key(
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_verify_fails_with_a_status_and_a_reason(
-    released: release.Published, as_json: bool
+    released: publishing.PublishedRelease, as_json: bool
 ) -> None:
     (released.folder / "extra.txt").touch()
     code, out, err = run(str(released.folder), *(["--json"] if as_json else []))
@@ -170,18 +170,18 @@ def test_verify_fails_with_a_status_and_a_reason(
 
 
 def test_a_folder_signed_again_is_not_the_release(
-    place: Workspace, store: Store, released: release.Published
+    place: Workspace, store: Store, released: publishing.PublishedRelease
 ) -> None:
     from workbench.release import signing
 
-    signing.sign(released.folder, signing_key(place))
+    signing.sign_folder(released.folder, signing_key(place))
     assert run(str(released.folder))[0] == 0
     code, _, err = run(released.ref[:16])
     assert code == 1
     assert "signed again" in err
 
 
-def test_verify_of_nothing_is_an_error(released: release.Published) -> None:
+def test_verify_of_nothing_is_an_error(released: publishing.PublishedRelease) -> None:
     for wrong, message in (
         ("no/such/folder", "no such bundle"),
         ("release/", "releases match"),

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from workbench import digest
-from workbench.errors import VerificationError
-from workbench.release import keys, signing
-from workbench.release.keys import SigningKey, signing_key
-from workbench.workspace import Workspace
+from workbench.core import digest
+from workbench.core.errors import VerificationError
+from workbench.core.workspace import Workspace
+from workbench.release import signing
+from workbench.release.signing import SigningKey, signing_key
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def bundle(tmp_path: Path, key: SigningKey) -> Path:
     (folder / "a.onnx").write_bytes(b"a" * 1000)
     (folder / "b.onnx").write_bytes(b"b" * 1000)
     (folder / "deep" / "c.json").write_text("{}")
-    signing.sign(folder, key)
+    signing.sign_folder(folder, key)
     return folder
 
 
@@ -64,7 +64,7 @@ def special(folder: Path) -> None:
 def test_an_untouched_bundle_holds_wherever_it_lies(bundle: Path, key: SigningKey) -> None:
     moved = bundle.parent / "elsewhere" / "renamed"
     shutil.copytree(bundle, moved)
-    verified = signing.verify(moved, key.public)
+    verified = signing.verify_folder(moved, key.public)
     assert set(verified.files) == {"a.onnx", "b.onnx", "deep/c.json"}
     assert verified.key == key.fingerprint
     assert verified.files["a.onnx"] == digest.of_bytes(b"a" * 1000)
@@ -97,7 +97,7 @@ def test_tampering_is_refused_and_named(
 ) -> None:
     tamper(bundle)
     with pytest.raises(VerificationError, match=message):
-        signing.verify(bundle, key.public)
+        signing.verify_folder(bundle, key.public)
 
 
 def test_a_socket_in_the_bundle_is_refused(
@@ -107,54 +107,54 @@ def test_a_socket_in_the_bundle_is_refused(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("door")
         with pytest.raises(VerificationError, match="neither a plain file"):
-            signing.verify(bundle, key.public)
+            signing.verify_folder(bundle, key.public)
 
 
 def test_no_byte_of_the_signature_file_may_change(bundle: Path, key: SigningKey) -> None:
-    path = bundle / signing.SIGNATURE
+    path = bundle / signing.SIGNATURE_FILE
     content = path.read_bytes()
     refused = 0
     positions = range(0, len(content), 13)
     for position in positions:
         flip(path, position)
         with pytest.raises(VerificationError):
-            signing.verify(bundle, key.public)
+            signing.verify_folder(bundle, key.public)
         refused += 1
         path.write_bytes(content)
     assert refused == len(positions) > 100
     for other in (content + b"\n", content[:-1], content.replace(b'"keyid":""', b'"keyid":"x"')):
         path.write_bytes(other)
         with pytest.raises(VerificationError, match="damaged or was changed"):
-            signing.verify(bundle, key.public)
+            signing.verify_folder(bundle, key.public)
 
 
 def test_another_key_is_told_apart(bundle: Path, tmp_path: Path) -> None:
     stranger = signing_key(Workspace(tmp_path / "other" / ".workbench"))
     with pytest.raises(VerificationError, match="signed with the key"):
-        signing.verify(bundle, stranger.public)
+        signing.verify_folder(bundle, stranger.public)
 
 
 def test_a_forged_key_hint_does_not_help(bundle: Path, key: SigningKey, tmp_path: Path) -> None:
     stranger = signing_key(Workspace(tmp_path / "other" / ".workbench"))
     (bundle / "a.onnx").write_bytes(b"evil")
-    signing.sign(bundle, stranger)
-    path = bundle / signing.SIGNATURE
+    signing.sign_folder(bundle, stranger)
+    path = bundle / signing.SIGNATURE_FILE
     text = path.read_text().replace(stranger.fingerprint, key.fingerprint)
     path.write_text(text)
     with pytest.raises(VerificationError, match="not made by this key"):
-        signing.verify(bundle, key.public)
+        signing.verify_folder(bundle, key.public)
 
 
 def test_a_statement_changed_to_match_the_files_is_refused(bundle: Path, key: SigningKey) -> None:
     (bundle / "a.onnx").write_bytes(b"evil")
-    path = bundle / signing.SIGNATURE
+    path = bundle / signing.SIGNATURE_FILE
     body = json.loads(path.read_bytes())
     payload = base64.b64decode(body["dsseEnvelope"]["payload"]).decode()
     payload = payload.replace(digest.of_bytes(b"a" * 1000), digest.of_bytes(b"evil"))
     body["dsseEnvelope"]["payload"] = base64.b64encode(payload.encode()).decode()
     path.write_bytes(digest.canonical_json(body))
     with pytest.raises(VerificationError, match="not made by this key"):
-        signing.verify(bundle, key.public)
+        signing.verify_folder(bundle, key.public)
 
 
 def test_our_own_signature_that_leaves_files_out_is_refused(bundle: Path, key: SigningKey) -> None:
@@ -162,34 +162,34 @@ def test_our_own_signature_that_leaves_files_out_is_refused(bundle: Path, key: S
     from model_signing import signing as openssf
 
     loose = hashing.Config().set_ignored_paths(paths=["signature", "b.onnx"])
-    path = bundle / signing.SIGNATURE
+    path = bundle / signing.SIGNATURE_FILE
     config = openssf.Config().use_elliptic_key_signer(private_key=key.private)
     config.set_hashing_config(loose).sign(bundle, path)
     path.write_bytes(digest.canonical_json(json.loads(path.read_bytes())))
     with pytest.raises(VerificationError, match="left out"):
-        signing.verify(bundle, key.public)
+        signing.verify_folder(bundle, key.public)
 
 
 def test_an_empty_folder_is_neither_signed_nor_verified(tmp_path: Path, key: SigningKey) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(VerificationError, match="empty"):
-        signing.sign(tmp_path / "empty", key)
+        signing.sign_folder(tmp_path / "empty", key)
     with pytest.raises(VerificationError, match="empty"):
-        signing.verify(tmp_path / "empty", key.public)
+        signing.verify_folder(tmp_path / "empty", key.public)
 
 
 def test_the_key_is_private_and_made_once(place: Workspace, key: SigningKey) -> None:
     assert stat.S_IMODE(key.private.stat().st_mode) == 0o600
     assert stat.S_IMODE(place.secrets.stat().st_mode) == 0o700
     assert signing_key(place) == key
-    assert keys.fingerprint(key.public) == key.fingerprint
+    assert signing.key_fingerprint(key.public) == key.fingerprint
     assert b"PRIVATE" not in key.public.read_bytes()
 
 
 def test_two_first_users_end_up_with_one_key(place: Workspace) -> None:
     code = (
         "from workbench import workspace\n"
-        "from workbench.release.keys import signing_key\n"
+        "from workbench.release.signing import signing_key\n"
         "print(signing_key(workspace.find()).fingerprint)"
     )
     started = [
@@ -211,15 +211,15 @@ def test_what_is_no_public_key_is_refused(bundle: Path, tmp_path: Path, content:
     wrong = tmp_path / "wrong.pem"
     wrong.write_bytes(content)
     with pytest.raises(VerificationError, match="public key cannot be read"):
-        signing.verify(bundle, wrong)
+        signing.verify_folder(bundle, wrong)
 
 
 def test_a_private_key_is_no_public_key(bundle: Path, key: SigningKey) -> None:
     with pytest.raises(VerificationError, match="public key cannot be read"):
-        signing.verify(bundle, key.private)
+        signing.verify_folder(bundle, key.private)
 
 
 def test_without_any_key_nothing_verifies(place: Workspace) -> None:
     with pytest.raises(VerificationError, match="no signing key"):
-        keys.public_key(place)
+        signing.public_key(place)
     assert not place.secrets.exists()

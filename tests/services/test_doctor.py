@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from workbench.services import credentials, doctor
-from workbench.workspace import Workspace
+from workbench.core import credentials
+from workbench.core.workspace import Workspace
+from workbench.services import doctor
 
 
-def by_name(place: Workspace) -> dict[str, doctor.Check]:
-    return {check.name: check for check in doctor.examine(place)}
+def by_name(place: Workspace) -> dict[str, doctor.HealthCheck]:
+    return {check.name: check for check in doctor.run_checks(place)}
 
 
 def test_every_failing_check_says_how_to_mend_it(
@@ -26,7 +27,7 @@ def test_every_failing_check_says_how_to_mend_it(
     assert not checks["Label Studio installed"].ok
     assert not checks["Chromium"].ok
     assert all(check.mend for check in checks.values() if not check.ok)
-    assert not doctor.healthy(list(checks.values()))
+    assert not doctor.is_healthy(list(checks.values()))
     assert not checks["Chromium"].required
 
 
@@ -40,9 +41,9 @@ def test_an_external_label_studio_makes_ours_optional(
 
 
 def test_exposed_secrets_are_found(place: Workspace) -> None:
-    credentials.ensure(place, "token")
+    credentials.ensure_secret(place, "token")
     assert by_name(place)["secrets for their owner only"].ok
-    credentials.path_of(place, "token").chmod(0o604)
+    credentials.secret_path(place, "token").chmod(0o604)
     check = by_name(place)["secrets for their owner only"]
     assert not check.ok
     assert "chmod" in check.mend
@@ -56,7 +57,7 @@ def test_packages_out_of_step_are_named(tmp_path: Path) -> None:
         "no-such-package==1.0\n"
         "no-such-package-either==1.0 ; sys_platform == 'win32'\n"
     )
-    wrong = doctor.out_of_step(lock)
+    wrong = doctor.mismatched_packages(lock)
     assert len(wrong) == 2
     assert wrong[0].startswith("click==0.0.1 is ")
     assert wrong[1] == "no-such-package==1.0 is missing"

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from workbench import digest
+from workbench.core import digest
+from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
 from workbench.data.ingest import ingest
-from workbench.errors import ParameterError
 from workbench.records.frames import Conditions, Drive, Light, Origin, Weather
-from workbench.simulation.drives import DRIVES, LABELS, write_drives
+from workbench.simulation.drives import DRIVES_FILE, LABELS_FILE, write_drives
 from workbench.simulation.scenario import CLASSES
-from workbench.simulation.traffic import Profile
-from workbench.workspace import Workspace
+from workbench.simulation.traffic import FleetProfile
 
-SMALL = Profile("small", drives=10, frames_per_drive=2, width=240, height=144)
+SMALL = FleetProfile("small", drives=10, frames_per_drive=2, width=240, height=144)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_bytes_do_not_depend_on_workers_or_folder(folder: Path, tmp_path: Path) 
 
 
 def test_labels_are_valid_coco_with_boxes_inside_the_images(folder: Path) -> None:
-    coco = _json(folder / LABELS)
+    coco = _json(folder / LABELS_FILE)
     images = {row["id"]: row for row in coco["images"]}
     assert len(images) == len(coco["images"]) == SMALL.frames
     assert [c["name"] for c in coco["categories"]] == list(CLASSES)
@@ -57,7 +57,7 @@ def test_labels_are_valid_coco_with_boxes_inside_the_images(folder: Path) -> Non
 
 
 def test_images_decode_at_their_size_and_carry_conditions(folder: Path) -> None:
-    for row in _json(folder / LABELS)["images"]:
+    for row in _json(folder / LABELS_FILE)["images"]:
         with Image.open(io.BytesIO((folder / row["file_name"]).read_bytes())) as image:
             image.load()
             assert image.size == (row["width"], row["height"]) == (SMALL.width, SMALL.height)
@@ -70,19 +70,19 @@ def test_images_decode_at_their_size_and_carry_conditions(folder: Path) -> None:
 
 
 def test_drives_say_that_they_are_simulated(folder: Path) -> None:
-    found = _json(folder / DRIVES)
+    found = _json(folder / DRIVES_FILE)
     drives = [Drive.model_validate(row) for row in found["drives"]]
     assert found["schema_version"] == 1
     assert all(drive.simulated for drive in drives)
-    assert _json(folder / LABELS)["info"]["simulated"] is True
-    named = {row["drive"] for row in _json(folder / LABELS)["images"]}
+    assert _json(folder / LABELS_FILE)["info"]["simulated"] is True
+    named = {row["drive"] for row in _json(folder / LABELS_FILE)["images"]}
     assert {drive.id for drive in drives} == named
     assert len({drive.calibration.id for drive in drives}) == len(drives)
 
 
 def test_progress_counts_every_frame_once(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    profile = Profile("two", drives=2, frames_per_drive=1, width=96, height=64)
+    profile = FleetProfile("two", drives=2, frames_per_drive=1, width=96, height=64)
     write_drives(tmp_path, profile, workers=1, progress=lambda *step: steps.append(step))
     assert steps == [(1, 2), (2, 2)]
 
@@ -96,20 +96,20 @@ def test_bad_calls_are_refused_before_anything_is_written(tmp_path: Path) -> Non
 
 
 def test_other_images_are_never_mixed_in_and_the_same_are_replaced(tmp_path: Path) -> None:
-    profile = Profile("one", drives=1, frames_per_drive=1, width=96, height=64)
+    profile = FleetProfile("one", drives=1, frames_per_drive=1, width=96, height=64)
     write_drives(tmp_path, profile, workers=1)
-    before = digest.of_file(tmp_path / LABELS)
+    before = digest.of_file(tmp_path / LABELS_FILE)
     write_drives(tmp_path, profile, workers=1)
-    assert digest.of_file(tmp_path / LABELS) == before
+    assert digest.of_file(tmp_path / LABELS_FILE) == before
     with pytest.raises(ParameterError, match="sim-0-0000_0000"):
         write_drives(tmp_path, profile, seed=1, workers=1)
     with pytest.raises(ParameterError, match="folder"):
-        write_drives(tmp_path / LABELS, profile, workers=1)
+        write_drives(tmp_path / LABELS_FILE, profile, workers=1)
 
 
 def test_the_coco_reader_takes_every_frame_and_box(folder: Path, tmp_path: Path) -> None:
     result = ingest(Workspace(tmp_path / ".workbench"), folder, name="rendered", workers=1)
-    boxes = _json(folder / LABELS)["annotations"]
+    boxes = _json(folder / LABELS_FILE)["annotations"]
     assert not result.quarantine
     assert len(result.dataset.frames) == SMALL.frames
     assert len(result.dataset.labels) == len(boxes)

@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.errors import ParameterError
-from workbench.simulation import rare, shapes, traffic
+from workbench.core.errors import ParameterError
+from workbench.simulation import events, scene, traffic
 from workbench.simulation.drives import write_drive
-from workbench.simulation.render import render
+from workbench.simulation.rendering import render_frame
 from workbench.simulation.scenario import CLASSES, OBSTACLE, Scenario
-from workbench.simulation.traffic import LONG_TAIL, STANDARD, TINY, Profile
+from workbench.simulation.traffic import (
+    LONG_TAIL_PROFILE,
+    STANDARD_PROFILE,
+    TINY_PROFILE,
+    FleetProfile,
+)
 
 
 def _event_frames(fleet: tuple[Scenario, ...]) -> Counter[str]:
@@ -30,28 +35,28 @@ def _event_frames(fleet: tuple[Scenario, ...]) -> Counter[str]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_every_rare_event_is_there_and_under_one_percent(seed: int) -> None:
-    fleet = traffic.fleet(STANDARD, seed)
+    fleet = traffic.random_fleet(STANDARD_PROFILE, seed)
     frames = sum(scenario.frames for scenario in fleet)
     counts = _event_frames(fleet)
     assert frames == 900
-    assert set(counts) == set(rare.EVENTS)
+    assert set(counts) == set(events.EVENTS)
     assert all(0 < count < 0.01 * frames for count in counts.values())
 
 
 def test_large_pools_keep_events_rare_and_can_do_without() -> None:
-    pool = Profile("pool", drives=200, frames_per_drive=30)
-    counts = _event_frames(traffic.fleet(pool))
-    assert all(0.003 < counts[name] / pool.frames < 0.008 for name in rare.EVENTS)
-    plain = Profile("plain", drives=20, frames_per_drive=10, rare=False)
-    assert not _event_frames(traffic.fleet(plain))
+    pool = FleetProfile("pool", drives=200, frames_per_drive=30)
+    counts = _event_frames(traffic.random_fleet(pool))
+    assert all(0.003 < counts[name] / pool.frames < 0.008 for name in events.EVENTS)
+    plain = FleetProfile("plain", drives=20, frames_per_drive=10, rare=False)
+    assert not _event_frames(traffic.random_fleet(plain))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_long_tail_has_eleven_slices_of_a_sixth_of_a_percent(seed: int) -> None:
-    fleet = traffic.fleet(LONG_TAIL, seed)
+    fleet = traffic.random_fleet(LONG_TAIL_PROFILE, seed)
     counts = _event_frames(fleet)
-    assert set(counts) == set(rare.LONG_TAIL) and len(rare.LONG_TAIL) == 11
-    assert all(0.001 < count / LONG_TAIL.frames < 0.002 for count in counts.values())
+    assert set(counts) == set(events.LONG_TAIL_EVENTS) and len(events.LONG_TAIL_EVENTS) == 11
+    assert all(0.001 < count / LONG_TAIL_PROFILE.frames < 0.002 for count in counts.values())
     known = {*CLASSES, OBSTACLE}
     for scenario in fleet:
         tracks = [actor.track for actor in scenario.actors]
@@ -61,14 +66,18 @@ def test_a_long_tail_has_eleven_slices_of_a_sixth_of_a_percent(seed: int) -> Non
 
 def test_built_in_fleets_know_nothing_of_the_longer_tail() -> None:
     """Their drives must stay what they were: reports and records were made from their bytes."""
-    assert {e.name for s in traffic.fleet(STANDARD) for e in s.events} == set(rare.EVENTS)
-    same = Profile("standard", drives=60, frames_per_drive=15, events=rare.EVENTS, rare_share=0.005)
-    assert traffic.fleet(same) == traffic.fleet(STANDARD)
+    assert {e.name for s in traffic.random_fleet(STANDARD_PROFILE) for e in s.events} == set(
+        events.EVENTS
+    )
+    same = FleetProfile(
+        "standard", drives=60, frames_per_drive=15, events=events.EVENTS, rare_share=0.005
+    )
+    assert traffic.random_fleet(same) == traffic.random_fleet(STANDARD_PROFILE)
 
 
-@pytest.mark.parametrize("profile", [STANDARD, TINY])
-def test_conditions_and_vehicles_are_mixed(profile: Profile) -> None:
-    fleet = traffic.fleet(profile)
+@pytest.mark.parametrize("profile", [STANDARD_PROFILE, TINY_PROFILE])
+def test_conditions_and_vehicles_are_mixed(profile: FleetProfile) -> None:
+    fleet = traffic.random_fleet(profile)
     assert len({scenario.drive for scenario in fleet}) == profile.drives >= 10
     assert {scenario.light for scenario in fleet} == {"day", "dusk", "night"}
     assert {scenario.weather for scenario in fleet} == {"clear", "rain", "fog"}
@@ -80,19 +89,22 @@ def test_conditions_and_vehicles_are_mixed(profile: Profile) -> None:
 
 
 def test_same_seed_same_fleet_other_seed_other_fleet() -> None:
-    assert traffic.fleet(TINY, 4) == traffic.fleet(TINY, 4)
-    assert traffic.fleet(TINY, 4)[0].actors != traffic.fleet(TINY, 5)[0].actors
+    assert traffic.random_fleet(TINY_PROFILE, 4) == traffic.random_fleet(TINY_PROFILE, 4)
+    assert (
+        traffic.random_fleet(TINY_PROFILE, 4)[0].actors
+        != traffic.random_fleet(TINY_PROFILE, 5)[0].actors
+    )
 
 
 def test_everybody_is_of_a_known_class_and_shape_and_has_one_name() -> None:
-    for scenario in traffic.fleet(STANDARD):
+    for scenario in traffic.random_fleet(STANDARD_PROFILE):
         tracks = [actor.track for actor in scenario.actors]
         assert len(tracks) == len(set(tracks))
         assert {actor.cls for actor in scenario.actors} <= set(CLASSES)
-        assert {actor.shape for actor in scenario.actors} <= set(shapes.SHAPES)
+        assert {actor.shape for actor in scenario.actors} <= set(scene.SHAPES)
 
 
-@pytest.mark.parametrize("event", rare.LONG_TAIL)
+@pytest.mark.parametrize("event", events.LONG_TAIL_EVENTS)
 def test_an_event_can_be_seen_when_it_says_so(event: str) -> None:
     """Over a few seeds; a truck ahead may well hide one of them."""
     seen = []
@@ -104,7 +116,7 @@ def test_an_event_can_be_seen_when_it_says_so(event: str) -> None:
             for i in range(scenario.frames)
             if marked.start_s <= scenario.time_s(i) <= marked.end_s
         ]
-        seen += [event in render(scenario, index).events for index in indices]
+        seen += [event in render_frame(scenario, index).events for index in indices]
     assert sum(seen) >= 0.5 * len(seen)
 
 
@@ -112,9 +124,9 @@ def test_what_has_no_class_is_seen_and_has_no_label(tmp_path: Path) -> None:
     scenario = traffic.random_drive(3, event="debris")
     marked = scenario.events[0]
     index = next(i for i in range(scenario.frames) if scenario.time_s(i) >= marked.start_s)
-    frame = render(scenario, index)
+    frame = render_frame(scenario, index)
     assert [box.cls for box in frame.boxes if box.track == marked.track] == [OBSTACLE]
-    cleared = render(replace(scenario, actors=scenario.actors[:-1], events=()), index)
+    cleared = render_frame(replace(scenario, actors=scenario.actors[:-1], events=()), index)
     assert np.abs(frame.image.astype(int) - cleared.image).max() > 40
     (tmp_path / "images").mkdir()
     _, boxes = write_drive(scenario, tmp_path)
@@ -123,7 +135,7 @@ def test_what_has_no_class_is_seen_and_has_no_label(tmp_path: Path) -> None:
 
 
 def test_nobody_drives_through_the_ego_vehicle() -> None:
-    for scenario in traffic.fleet(STANDARD):
+    for scenario in traffic.random_fleet(STANDARD_PROFILE):
         for index in range(scenario.frames):
             time_s = scenario.time_s(index)
             ego = scenario.ego(time_s)
@@ -137,6 +149,6 @@ def test_unknown_event_and_empty_profile_are_refused() -> None:
     with pytest.raises(ParameterError, match="animal"):
         traffic.random_drive(0, event="meteor")
     with pytest.raises(ParameterError, match="at least one drive"):
-        traffic.fleet(Profile("none", drives=0, frames_per_drive=5))
+        traffic.random_fleet(FleetProfile("none", drives=0, frames_per_drive=5))
     with pytest.raises(ParameterError, match="too small"):
-        traffic.fleet(Profile("dot", drives=1, frames_per_drive=1, width=8, height=8))
+        traffic.random_fleet(FleetProfile("dot", drives=1, frames_per_drive=1, width=8, height=8))

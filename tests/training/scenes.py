@@ -7,20 +7,12 @@ import io
 import numpy as np
 from PIL import Image
 
-from workbench import digest
-from workbench.perception.preprocessing import Preprocessing
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.detection.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import (
-    Box,
-    Drive,
-    Frame,
-    Label,
-    LabelSchema,
-    Origin,
-    Role,
-)
+from workbench.records.frames import Box, Drive, Frame, Label, LabelSchema, Origin, Role
 from workbench.training import Augmentation, TrainingConfig
-from workbench.workspace import Workspace
 
 CLASSES = ("car", "cyclist")
 COLOURS = {"car": (220, 40, 40), "cyclist": (40, 200, 60)}

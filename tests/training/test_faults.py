@@ -10,25 +10,27 @@ import pytest
 import torch
 
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.errors import DataError, ParameterError, StepFailed
+from workbench.core.errors import DataError, ParameterError, StepFailed
+from workbench.core.workspace import Workspace
 from workbench.records.base import make_ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box
+from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint
-from workbench.training import Trained, save, state, train
-from workbench.training.loss import DetectionLoss
-from workbench.training.memory import cache_mib
-from workbench.workspace import Workspace
+from workbench.training import TrainingResult, checkpoint, save_checkpoint, train
+from workbench.training.loader import cache_limit_mib
+from workbench.training.losses import DetectionLoss
 
 DATASET = make_ref("dataset", "1" * 64)
 
 
-def run(place: Workspace, dataset: Dataset, config: object = TINY, **more: object) -> Trained:
+def run(
+    place: Workspace, dataset: Dataset, config: object = TINY, **more: object
+) -> TrainingResult:
     return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
-def equal(one: Trained, other: Trained) -> bool:
+def equal(one: TrainingResult, other: TrainingResult) -> bool:
     return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
@@ -59,7 +61,7 @@ def test_an_empty_class_is_said_and_recorded(place: Workspace, store: Store) -> 
     dataset = scenes(place)
     cars = tuple(label for label in dataset.labels if label.cls == "car")
     trained = run(place, replace(dataset, labels=cars), replace(TINY, steps=1))
-    record = store.get(save(store, trained, DATASET), Checkpoint)
+    record = store.get(save_checkpoint(store, trained, DATASET), Checkpoint)
     assert record.training["findings"] == [
         "no frame has a label of cyclist: the model cannot learn that"
     ]
@@ -110,8 +112,8 @@ def test_little_memory_shrinks_what_is_kept_not_the_result(
 ) -> None:
     dataset = scenes(place)
     whole = run(place, dataset)
-    monkeypatch.setattr("workbench.training.memory._free_mib", lambda: 0.01)
-    assert cache_mib(TINY) < 0.01
+    monkeypatch.setattr("workbench.training.loader._free_mib", lambda: 0.01)
+    assert cache_limit_mib(TINY) < 0.01
     assert equal(whole, run(place, dataset))
 
 
@@ -135,7 +137,7 @@ def test_a_state_cut_short_is_never_read_and_the_older_is(place: Workspace, tmp_
     content = newest.read_bytes()
     for broken in (content[:-1], content[:100], b"", content[:-5] + bytes(5)):
         newest.write_bytes(broken)
-        found = state.load(tmp_path / "state", "")
+        found = checkpoint.load_state(tmp_path / "state", "")
         assert found is None
         again = run(place, scenes(place), config, checkpoint_dir=tmp_path / "state")
         assert again.resumed_at == 5
@@ -144,13 +146,13 @@ def test_a_state_cut_short_is_never_read_and_the_older_is(place: Workspace, tmp_
 
 
 def test_a_checkpoint_half_written_is_no_record(place: Workspace, store: Store) -> None:
-    ref = save(store, run(place, scenes(place), replace(TINY, steps=1)), DATASET)
+    ref = save_checkpoint(store, run(place, scenes(place), replace(TINY, steps=1)), DATASET)
     weights = store.payload(ref, "weights.safetensors")
     content = weights.read_bytes()
     weights.chmod(0o644)
     weights.write_bytes(content[: len(content) // 2])
-    from workbench.errors import WorkbenchError
-    from workbench.perception.predictor import load_checkpoint
+    from workbench.core.errors import WorkbenchError
+    from workbench.detection.predictor import load_checkpoint
 
     with pytest.raises(WorkbenchError):
         load_checkpoint(store, ref)

@@ -11,28 +11,28 @@ import pytest
 import torch
 
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.errors import ParameterError
-from workbench.perception.boxes import as_boxes
-from workbench.perception.predictor import TorchPredictor
+from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
+from workbench.detection.boxes import as_boxes
+from workbench.detection.predictor import TorchPredictor
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Conditions, Light, Origin
 from workbench.training import (
     Augmentation,
+    EarlyStopping,
+    LabelTrust,
     Sampling,
-    Stopping,
-    Trained,
     TrainingConfig,
-    Trust,
-    Watch,
-    sampling,
+    TrainingResult,
+    Validation,
     train,
 )
-from workbench.training.augment import mosaic, spoil
-from workbench.training.loader import Loader, Material
-from workbench.training.loss import DetectionLoss, as_truth
-from workbench.training.targets import Targets, trust_of
-from workbench.training.watching import Watched
-from workbench.workspace import Workspace
+from workbench.training import loader as sampling
+from workbench.training.augment import corrupt, mosaic
+from workbench.training.early_stopping import ValidationHistory
+from workbench.training.loader import DataLoader, TaskSpec
+from workbench.training.losses import DetectionLoss, pad_targets
+from workbench.training.targets import Targets, label_weighting
 
 STEPS = {"steps": 6, "batch": 4}
 
@@ -41,11 +41,13 @@ class Killed(Exception):
     pass
 
 
-def run(place: Workspace, dataset: Dataset, config: TrainingConfig, **more: object) -> Trained:
+def run(
+    place: Workspace, dataset: Dataset, config: TrainingConfig, **more: object
+) -> TrainingResult:
     return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
-def equal(one: Trained, other: Trained) -> bool:
+def equal(one: TrainingResult, other: TrainingResult) -> bool:
     return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
@@ -67,7 +69,7 @@ EVERYTHING = replace(
     schedule="cosine",
     augment=Augmentation.driving(),
     sampling=Sampling(classes=0.5, slices=0.5),
-    trust=Trust(replayed=0.5),
+    trust=LabelTrust(replayed=0.5),
     keep_minutes=1e-9,
 )
 
@@ -121,13 +123,13 @@ def test_mixed_precision_learns_and_keeps_float32_weights(precision: str, place:
 def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(place: Workspace) -> None:
     dataset = by_night(scenes(place, 20), 4)
     how = Sampling(slices=1.0, rare=0.2, cap=8)
-    assert sampling.factors(dataset, CLASSES, how) == {"light=night": 4.0}
-    weights = sampling.weights(dataset, CLASSES, how)
+    assert sampling.repeat_factors(dataset, CLASSES, how) == {"light=night": 4.0}
+    weights = sampling.sampling_weights(dataset, CLASSES, how)
     assert weights is not None
-    seen = np.bincount(sampling.order(20, 20 * 50, weights, 0, 0), minlength=20)
+    seen = np.bincount(sampling.sample_order(20, 20 * 50, weights, 0, 0), minlength=20)
     assert seen[4] / seen[3] == pytest.approx(4, rel=0.05)
     # A pass is as long as ever and never leaves out what is weighed most.
-    one = sampling.order(20, 20, weights, 3, 1)
+    one = sampling.sample_order(20, 20, weights, 3, 1)
     assert len(one) == 20
     assert 3 <= (one == 4).sum() <= 4
     config = replace(TINY, steps=2, sampling=how)
@@ -135,19 +137,21 @@ def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(place: Works
     assert trained.facts["repeated"] == {"light=night": 4.0}
     assert "sampling" in config.as_json()
     rare_class = Sampling(classes=0.5, rare=1.0)
-    assert any(name.startswith("class=") for name in sampling.factors(dataset, CLASSES, rare_class))
+    assert any(
+        name.startswith("class=") for name in sampling.repeat_factors(dataset, CLASSES, rare_class)
+    )
 
 
 def test_replay_mixes_old_frames_with_mined_ones(place: Workspace) -> None:
     dataset = scenes(place, 20)
     fresh = {frame.id for frame in dataset.frames[:4]}
-    weights = sampling.weights(dataset, CLASSES, Sampling(), fresh=fresh, replay=0.25)
+    weights = sampling.sampling_weights(dataset, CLASSES, Sampling(), fresh=fresh, replay=0.25)
     assert weights is not None
     assert weights[:4].sum() == pytest.approx(0.75)
-    picked = sampling.order(20, 2000, weights, 0, 0)
+    picked = sampling.sample_order(20, 2000, weights, 0, 0)
     assert (picked >= 4).mean() == pytest.approx(0.25, abs=0.01)
     with pytest.raises(ParameterError, match="0 new"):
-        sampling.weights(dataset, CLASSES, Sampling(), replay=0.25)
+        sampling.sampling_weights(dataset, CLASSES, Sampling(), replay=0.25)
     config = replace(TINY, steps=2, replay=0.25)
     assert run(place, dataset, config, fresh=fresh).facts["fresh"] == 4
 
@@ -157,7 +161,7 @@ def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(40, 220, (64, 96, 3)).astype(np.uint8)
     before = pixels.copy()
     how = replace(Augmentation.none(), **{kind: 1.0})
-    first, again, other = (spoil(pixels, how, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (corrupt(pixels, how, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
     assert (pixels == before).all()
@@ -170,7 +174,7 @@ def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
         assert first.std() < pixels.std()
     rare = replace(how, **{kind: 0.3})
     changed = [
-        (spoil(pixels, rare, np.random.default_rng(seed)) != pixels).any() for seed in range(60)
+        (corrupt(pixels, rare, np.random.default_rng(seed)) != pixels).any() for seed in range(60)
     ]
     assert 0.1 < np.mean(changed) < 0.55
 
@@ -198,31 +202,31 @@ def test_a_mosaic_moves_every_box_with_its_picture(seed: int) -> None:
 
 def test_a_label_trusted_less_pulls_less(place: Workspace) -> None:
     dataset = scenes(place)
-    trust = trust_of(Trust(replayed=0.25, disputed=0.5), {dataset.frames[0].id})
+    trust = label_weighting(LabelTrust(replayed=0.25, disputed=0.5), {dataset.frames[0].id})
     assert trust is not None
     label = dataset.labels[0]
     assert trust(label) == 0.5
     replayed = label.model_copy(update={"origin": Origin.REPLAYED, "frame": dataset.frames[1].id})
     assert trust(replayed) == 0.25
-    assert trust_of(Trust(), ()) is None
+    assert label_weighting(LabelTrust(), ()) is None
 
-    material = Material(CLASSES, SPEC)
-    loader = Loader(place, dataset, TINY, material)
+    material = TaskSpec(CLASSES, SPEC)
+    loader = DataLoader(place, dataset, TINY, material)
     (found,) = [t for t in loader.targets() if len(t.boxes)][:1]
     model_out = [
         torch.full((1, c, SPEC.height // s, SPEC.width // s), v, requires_grad=True)
         for s in (8, 16, 32)
         for c, v in ((2, -3.0), (4, 1.0))
     ]
-    from workbench.perception.contract import DetectorConfig
+    from workbench.detection.config import DetectorConfig
 
     loss = DetectionLoss(DetectorConfig(classes=CLASSES), SPEC.width, SPEC.height)
-    full = loss(model_out, as_truth([found])).box
+    full = loss(model_out, pad_targets([found])).box
     half = replace(found, weights=np.full(len(found.boxes), 0.5, np.float32))
-    assert float(loss(model_out, as_truth([half])).box) == pytest.approx(float(full) / 2)
+    assert float(loss(model_out, pad_targets([half])).box) == pytest.approx(float(full) / 2)
 
 
-def judged(values: list[float]) -> Watch:
+def judged(values: list[float]) -> Validation:
     """Figures that come in this order, whatever the model."""
     left = list(values)
 
@@ -230,12 +234,12 @@ def judged(values: list[float]) -> Watch:
         value = left.pop(0)
         return {"all": value, "light=night": 1 - value}
 
-    return Watch(judge, "planted")
+    return Validation(judge, "planted")
 
 
 def test_it_stops_early_and_gives_the_best_weights(place: Workspace, tmp_path: Path) -> None:
     dataset = scenes(place)
-    config = replace(TINY, steps=20, stopping=Stopping(every=2, patience=2))
+    config = replace(TINY, steps=20, stopping=EarlyStopping(every=2, patience=2))
     values = [0.1, 0.5, 0.4, 0.5, 0.9]
     trained = run(place, dataset, config, watch=judged(values), checkpoint_dir=tmp_path / "state")
     assert len(trained.curves["loss"]) == 8
@@ -247,7 +251,7 @@ def test_it_stops_early_and_gives_the_best_weights(place: Workspace, tmp_path: P
         upto_four.append(predictor)
         return {"all": values[len(upto_four) - 1]}
 
-    run(place, dataset, config, watch=Watch(keep, "again"))
+    run(place, dataset, config, watch=Validation(keep, "again"))
     best = upto_four[1].detector.state_dict()
     assert all(torch.equal(trained.weights[name], best[name]) for name in best)
     # Asked again it knows that it had ended.
@@ -255,14 +259,14 @@ def test_it_stops_early_and_gives_the_best_weights(place: Workspace, tmp_path: P
     assert again.resumed_at == 8
     assert equal(again, trained)
     with pytest.raises(ParameterError, match="no watched figure"):
-        bad = replace(config, stopping=Stopping(every=2, patience=2, figure="snow"))
+        bad = replace(config, stopping=EarlyStopping(every=2, patience=2, figure="snow"))
         run(place, dataset, bad, watch=judged(values))
 
 
 def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
     dataset = scenes(place)
     base = run(place, dataset, replace(TINY, steps=2))
-    config = replace(TINY, steps=20, seed=9, stopping=Stopping(every=2, forget=0.1))
+    config = replace(TINY, steps=20, seed=9, stopping=EarlyStopping(every=2, forget=0.1))
     # "all" gains all the time, and night loses as much.
     trained = run(
         place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.7])
@@ -276,7 +280,7 @@ def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
         place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.58] * 9)
     )
     assert not equal(trained, upto)
-    watched = Watched(Stopping(every=1, forget=0.1))
+    watched = ValidationHistory(EarlyStopping(every=1, forget=0.1))
     watched.look(0, {"all": 0.5, "old": 0.5})
     watched.look(1, {"all": 0.6, "old": 0.45})
     assert watched.changes() == {"all": [0.5, 0.6], "old": [0.5, 0.45]}
@@ -302,4 +306,4 @@ def test_settings_that_are_not_used_do_not_rename_a_training() -> None:
         "flip", "zoom", "shift", "brightness", "gamma", "colour",
     }  # fmt: skip
     assert TrainingConfig(keep_minutes=1, limit_mib=9000).as_json() == TrainingConfig().as_json()
-    assert TrainingConfig(trust=Trust(replayed=0.5)).as_json()["trust"]["replayed"] == 0.5
+    assert TrainingConfig(trust=LabelTrust(replayed=0.5)).as_json()["trust"]["replayed"] == 0.5

@@ -17,15 +17,15 @@ NAME = "acme/tiny-detr"
 LOAD = """
 import sys
 from workbench.perception.models import huggingface
-from workbench.perception.preprocessing import Preprocessing
+from workbench.detection.preprocessing import Preprocessing
 spec = huggingface.preprocessing_of(sys.argv[1], width=96, height=64)
 model = huggingface.load(sys.argv[1], ("car", "cyclist"), spec)
 print(model.supplier.model_dump_json())
 """
 FETCH = """
 import sys
-from workbench.errors import DataError
-from workbench.perception.models.supplier import folder_of
+from workbench.core.errors import DataError
+from workbench.detection.huggingface import folder_of
 try:
     print(*folder_of(sys.argv[1], None)[1:])
 except DataError as error:

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.perception.boxes import as_boxes
-from workbench.perception.preprocessing import load_rgb, prepare
+from workbench.core.workspace import Workspace
+from workbench.detection.boxes import as_boxes
+from workbench.detection.preprocessing import load_rgb, preprocess
 from workbench.records.dataset import media_path
 from workbench.training import Augmentation, TrainingConfig
-from workbench.training.augment import vary
-from workbench.training.loader import Loader, Material
+from workbench.training.augment import augment_frame
+from workbench.training.loader import DataLoader, TaskSpec
 from workbench.training.targets import Targets
-from workbench.workspace import Workspace
 
-MATERIAL = Material(CLASSES, SPEC)
+MATERIAL = TaskSpec(CLASSES, SPEC)
 
 
-def loader(place: Workspace, config: TrainingConfig = TINY, count: int = 6) -> Loader:
+def loader(place: Workspace, config: TrainingConfig = TINY, count: int = 6) -> DataLoader:
     dataset = scenes(place, count)
-    return Loader(place, dataset, config, MATERIAL)
+    return DataLoader(place, dataset, config, MATERIAL)
 
 
 def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
@@ -39,10 +39,11 @@ def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
 def test_every_frame_is_seen_in_a_pass(place: Workspace) -> None:
     dataset = scenes(place, 6)
     plain = replace(TINY, batch=3, augment=Augmentation.none())
-    source = Loader(place, dataset, plain, MATERIAL)
+    source = DataLoader(place, dataset, plain, MATERIAL)
     seen = [image.tobytes() for step in (2, 3) for image in source.batch(step).images]
     expected = [
-        prepare(load_rgb(media_path(place, frame)), SPEC)[0].tobytes() for frame in dataset.frames
+        preprocess(load_rgb(media_path(place, frame)), SPEC)[0].tobytes()
+        for frame in dataset.frames
     ]
     assert sorted(seen) == sorted(expected)  # and through the one preprocessing, to the bit
     other_pass = [image.tobytes() for step in (0, 1) for image in source.batch(step).images]
@@ -57,8 +58,8 @@ def test_above_the_memory_budget_the_batches_are_the_same(place: Workspace) -> N
     size = 96 * 64 * 3
     count = (1 << 20) // size + 1
     dataset = scenes(place, count)
-    kept = Loader(place, dataset, TINY, MATERIAL)
-    decoded = Loader(place, dataset, replace(TINY, memory_mib=1), MATERIAL)
+    kept = DataLoader(place, dataset, TINY, MATERIAL)
+    decoded = DataLoader(place, dataset, replace(TINY, memory_mib=1), MATERIAL)
     assert (kept.in_memory, decoded.in_memory) == (True, False)
     assert (kept.batch(1).images == decoded.batch(1).images).all()
 
@@ -69,7 +70,7 @@ def test_boxes_move_with_the_picture(seed: int) -> None:
     pixels[20:44, 30:66] = 255
     targets = Targets(as_boxes([(30, 20, 66, 44)]), np.array([0]), np.array([False]))
     how = Augmentation(zoom=(0.7, 1.8), shift=0.2, brightness=0, gamma=1, colour=0)
-    moved, found = vary(pixels, targets, how, 0, np.random.default_rng(seed))
+    moved, found = augment_frame(pixels, targets, how, 0, np.random.default_rng(seed))
     if not len(found.boxes):
         assert (moved > 127).mean() < 0.02
         return
@@ -84,7 +85,7 @@ def test_light_changes_pixels_and_nothing_else(place: Workspace) -> None:
     how = replace(Augmentation.none(), brightness=0.4, gamma=1.5, colour=0.1)
     seen = set()
     for seed in range(8):
-        lit, found = vary(pixels, targets, how, 0, np.random.default_rng(seed))
+        lit, found = augment_frame(pixels, targets, how, 0, np.random.default_rng(seed))
         assert (found.boxes == targets.boxes).all()
         assert (lit == lit[0, 0]).all()
         seen.add(int(lit[0, 0, 0]))

@@ -12,29 +12,29 @@ import pytest
 import torch
 
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench import digest
-from workbench.errors import DataError, ParameterError, StepFailed
-from workbench.perception.matching import UNMATCHED, match
-from workbench.perception.predictor import load_checkpoint
-from workbench.perception.preprocessing import Preprocessing, load_rgb
+from workbench.core import digest
+from workbench.core.errors import DataError, ParameterError, StepFailed
+from workbench.core.workspace import Workspace
+from workbench.detection.boxes import UNMATCHED, match_greedy
+from workbench.detection.predictor import load_checkpoint
+from workbench.detection.preprocessing import Preprocessing, load_rgb
 from workbench.records.base import make_ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import ANY_CLASS
+from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint
-from workbench.training import Augmentation, Trained, TrainingConfig, save, train
-from workbench.workspace import Workspace
+from workbench.training import Augmentation, TrainingConfig, TrainingResult, save_checkpoint, train
 
 DATASET = make_ref("dataset", "1" * 64)
 
 
 def run(
     place: Workspace, dataset: Dataset, config: TrainingConfig = TINY, **more: object
-) -> Trained:
+) -> TrainingResult:
     return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
-def weights_digest(trained: Trained) -> str:
+def weights_digest(trained: TrainingResult) -> str:
     from safetensors.torch import save as to_bytes
 
     return digest.of_bytes(to_bytes(trained.weights))
@@ -51,7 +51,7 @@ def test_it_learns_what_it_is_shown(place: Workspace) -> None:
         sure = found.above(0.35)
         labels = dataset.labels_by_frame[frame.id]
         truth = torch.tensor([label.box.xyxy for label in labels]).reshape(-1, 4).numpy()
-        owner = match(
+        owner = match_greedy(
             sure.boxes, sure.scores, truth, classes=sure.classes,
             truth_classes=torch.tensor([CLASSES.index(label.cls) for label in labels]).numpy(),
         )  # fmt: skip
@@ -174,8 +174,8 @@ def test_a_checkpoint_holds_the_model_and_repeats(place: Workspace, store: Store
     dataset = scenes(place, 4)
     config = replace(TINY, steps=2)
     trained = run(place, dataset, config)
-    ref = save(store, trained, DATASET)
-    assert save(store, run(place, dataset, config), DATASET) == ref
+    ref = save_checkpoint(store, trained, DATASET)
+    assert save_checkpoint(store, run(place, dataset, config), DATASET) == ref
     record = store.get(ref, Checkpoint)
     assert record.classes == CLASSES
     assert record.training["seed"] == TINY.seed
@@ -190,7 +190,7 @@ def test_a_checkpoint_holds_the_model_and_repeats(place: Workspace, store: Store
     assert (mine.scores == kept.scores).all()
 
     further = run(place, dataset, replace(config, seed=9), start=loaded)
-    child = save(store, further, DATASET, parent=ref)
+    child = save_checkpoint(store, further, DATASET, parent=ref)
     assert store.get(child, Checkpoint).parent == ref
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.perception.boxes import as_boxes, iou_matrix
-from workbench.perception.contract import DetectorConfig
-from workbench.perception.decode import decode
-from workbench.training.loss import DetectionLoss, as_truth, paired_giou, pairwise_iou
+from workbench.detection.boxes import as_boxes, iou_matrix
+from workbench.detection.config import DetectorConfig
+from workbench.detection.models import decode
+from workbench.training.losses import DetectionLoss, pad_targets, paired_giou, pairwise_iou
 from workbench.training.targets import ALL_CLASSES, Targets
 
 CONFIG = DetectorConfig(classes=("car", "cyclist"))
@@ -30,7 +30,7 @@ def targets(*boxes: tuple[float, ...], cls: int = 0, ignore: bool = False) -> Ta
 
 
 def loss(outputs: list[torch.Tensor], found: Targets) -> torch.Tensor:
-    return DetectionLoss(CONFIG, WIDTH, HEIGHT)(outputs, as_truth([found])).total
+    return DetectionLoss(CONFIG, WIDTH, HEIGHT)(outputs, pad_targets([found])).total
 
 
 def test_overlaps_agree_with_numpy() -> None:
@@ -82,7 +82,7 @@ def test_every_object_finds_a_cell(box: tuple[float, ...]) -> None:
     outputs = maps()
     raw = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[1::2]], dim=1)
     scores = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[::2]], dim=1)
-    truth = as_truth([targets(box)])
+    truth = pad_targets([targets(box)])
     _, quality = judge._assign(scores.sigmoid(), judge._boxes(raw), truth)
     assert 1 <= int((quality > 0).sum()) <= 9
     assert float(quality.max()) >= 0.05
@@ -118,7 +118,7 @@ def test_an_object_inside_an_ignored_region_still_counts() -> None:
 
 def test_frames_without_objects_cost_their_false_alarms_only() -> None:
     outputs = maps()
-    judged = DetectionLoss(CONFIG, WIDTH, HEIGHT)(outputs, as_truth([targets()]))
+    judged = DetectionLoss(CONFIG, WIDTH, HEIGHT)(outputs, pad_targets([targets()]))
     assert float(judged.box) == 0
     assert float(judged.total) > 0
     for level in outputs[::2]:

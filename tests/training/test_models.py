@@ -14,22 +14,21 @@ from torch import Tensor, nn
 
 from tests.training import suppliers
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.errors import DataError, ParameterError
-from workbench.perception.boxes import Floats
-from workbench.perception.contract import HUGGING_FACE, DetectorConfig
-from workbench.perception.decode import Detections
-from workbench.perception.detector import Detector
-from workbench.perception.models import Family, huggingface, queries, register, registry
-from workbench.perception.models.protocol import Losses, Truth
-from workbench.perception.models.supplier import licence_of
-from workbench.perception.predictor import load_checkpoint
-from workbench.perception.preprocessing import load_rgb, prepare_batch
+from workbench.core.errors import DataError, ParameterError
+from workbench.core.workspace import Workspace
+from workbench.detection import huggingface, models
+from workbench.detection.boxes import Floats
+from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruthBatch, Losses
+from workbench.detection.detector import Detector
+from workbench.detection.huggingface import find_licence
+from workbench.detection.models import Detections, ModelFamily, register_family
+from workbench.detection.predictor import load_checkpoint
+from workbench.detection.preprocessing import load_rgb, preprocess_batch
 from workbench.records.base import make_ref
 from workbench.records.dataset import media_path
+from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint
-from workbench.training import TrainingConfig, save, train
-from workbench.workspace import Workspace
+from workbench.training import TrainingConfig, save_checkpoint, train
 
 DATASET = make_ref("dataset", "1" * 64)
 QUICK = replace(TINY, steps=3)
@@ -48,11 +47,11 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
     folder: Path, place: Workspace, store: Store
 ) -> None:
     dataset = scenes(place)
-    model = huggingface.load(folder, CLASSES, SPEC)
+    model = huggingface.load_pretrained(folder, CLASSES, SPEC)
     trained = train(
         place, dataset, replace(QUICK, steps=6), classes=CLASSES, preprocessing=SPEC, model=model
     )
-    ref = save(store, trained, DATASET)
+    ref = save_checkpoint(store, trained, DATASET)
     record = store.get(ref, Checkpoint)
     assert record.family == HUGGING_FACE
     assert record.supplier is not None
@@ -64,7 +63,7 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
     assert str(folder.parent) not in store.folder(ref).joinpath("record.json").read_text()
     loaded = load_checkpoint(store, ref)
     image = load_rgb(media_path(place, dataset.frames[0]))
-    batch, _ = prepare_batch([image], SPEC)
+    batch, _ = preprocess_batch([image], SPEC)
     pairs = zip(trained.predictor().raw(batch), loaded.raw(batch), strict=True)
     assert all((one == other).all() for one, other in pairs)
     mine = loaded.predict([image])[0]
@@ -84,7 +83,7 @@ def test_tuning_repeats_to_the_bit_and_goes_on_after_a_kill(
     config = replace(TINY, steps=4, keep_minutes=1e-9)
 
     def run(**more: Any) -> Any:
-        model = huggingface.load(folder, CLASSES, SPEC)
+        model = huggingface.load_pretrained(folder, CLASSES, SPEC)
         return train(
             place, dataset, config, classes=CLASSES, preprocessing=SPEC, model=model, **more
         )
@@ -104,14 +103,16 @@ def test_tuning_repeats_to_the_bit_and_goes_on_after_a_kill(
 def test_a_suppliers_model_without_a_licence_is_refused(tmp_path: Path) -> None:
     folder = suppliers.make("detr", tmp_path / "detr", licence=None)
     with pytest.raises(DataError, match="no licence"):
-        huggingface.load(folder, CLASSES, SPEC)
-    told = huggingface.load(folder, CLASSES, SPEC, licence="agreed in writing, contract 7")
+        huggingface.load_pretrained(folder, CLASSES, SPEC)
+    told = huggingface.load_pretrained(
+        folder, CLASSES, SPEC, licence="agreed in writing, contract 7"
+    )
     assert told.supplier is not None
     assert told.supplier.licence == "agreed in writing, contract 7"
     (folder / "LICENSE").write_text("\nMIT License\n\nPermission …")
-    assert licence_of(folder) == "LICENSE: MIT License"
+    assert find_licence(folder) == "LICENSE: MIT License"
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: acme-1\n---\n")
-    assert licence_of(folder) == "acme-1"
+    assert find_licence(folder) == "acme-1"
 
 
 def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
@@ -121,30 +122,30 @@ def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="cannot be loaded"):
-        huggingface.load(folder, CLASSES, SPEC)
+        huggingface.load_pretrained(folder, CLASSES, SPEC)
     weights.unlink()
     with pytest.raises(DataError, match="not there as safetensors"):
-        huggingface.load(folder, CLASSES, SPEC)
-    architecture = huggingface.load(folder, CLASSES, SPEC, fresh=True)
+        huggingface.load_pretrained(folder, CLASSES, SPEC)
+    architecture = huggingface.load_pretrained(folder, CLASSES, SPEC, fresh=True)
     assert architecture.supplier is not None
     assert architecture.supplier.weights is None
     with pytest.raises(DataError, match="no such model folder"):
-        huggingface.load(tmp_path / "nowhere", CLASSES, SPEC)
+        huggingface.load_pretrained(tmp_path / "nowhere", CLASSES, SPEC)
 
 
 def test_the_suppliers_own_normalisation_becomes_our_contract(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    assert huggingface.preprocessing_of(folder, width=96, height=64) == SPEC
+    assert huggingface.pretrained_preprocessing(folder, width=96, height=64) == SPEC
     (folder / "preprocessor_config.json").write_text(
         '{"do_rescale": true, "do_normalize": false, "image_mean": [0.4, 0.5, 0.6]}'
     )
-    plain = huggingface.preprocessing_of(folder, width=96, height=64)
+    plain = huggingface.pretrained_preprocessing(folder, width=96, height=64)
     assert (plain.mean, plain.std, plain.scale) == ((0, 0, 0), (1, 1, 1), 1 / 255)
     (folder / "preprocessor_config.json").write_text(
         '{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.3]}'
     )
-    assert huggingface.preprocessing_of(folder, width=96, height=64).mean == (0.4, 0.5, 0.6)
+    assert huggingface.pretrained_preprocessing(folder, width=96, height=64).mean == (0.4, 0.5, 0.6)
 
 
 def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
@@ -155,17 +156,17 @@ def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
         architecture=HUGGING_FACE,
         network={"size": [96, 64], "scoring": "sigmoid", "config": {}},
     )
-    (found,) = queries.decode([logits, boxes], config, score_threshold=0.3, nms_iou=0.5)
+    (found,) = models.decode_queries([logits, boxes], config, score_threshold=0.3, nms_iou=0.5)
     assert found.boxes.tolist() == [[24, 16, 72, 48]]
     assert found.classes.tolist() == [0]
     shared = config.model_copy(update={"network": {**config.network, "scoring": "softmax"}})
     # The last class is no object: the second query is sure that there is none.
     three = np.array([[[0.0, 2.0, 0.0], [0.0, 0.0, 9.0]]], np.float32)
-    (found,) = queries.decode([three, boxes], shared, score_threshold=0.3, nms_iou=0.5)
+    (found,) = models.decode_queries([three, boxes], shared, score_threshold=0.3, nms_iou=0.5)
     assert found.classes.tolist() == [1]
     assert found.scores[0] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
     with pytest.raises(DataError, match="expected the outputs"):
-        queries.decode([logits], config, score_threshold=0.3, nms_iou=0.5)
+        models.decode_queries([logits], config, score_threshold=0.3, nms_iou=0.5)
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [("nano", 2e5, 3e5), ("medium", 2e6, 3e6)])
@@ -177,7 +178,7 @@ def test_the_compact_detector_has_three_sizes(
     trained = train(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
     count = sum(weight.numel() for weight in trained.weights.values())
     assert least < count < most
-    loaded = load_checkpoint(store, save(store, trained, DATASET))
+    loaded = load_checkpoint(store, save_checkpoint(store, trained, DATASET))
     assert loaded.config.depth == config.depth
     kinds = {type(module) for module in loaded.detector.modules() if not list(module.children())}
     assert kinds == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU}  # what quantises well
@@ -205,7 +206,7 @@ class OneBox(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return (self.head(self.body(images).mean((2, 3))),)
 
-    def losses(self, images: Tensor, truth: Truth) -> Losses:
+    def losses(self, images: Tensor, truth: GroundTruthBatch) -> Losses:
         found = self(images)[0]
         wanted = (truth.boxes * truth.real[..., None]).mean(1)
         box = (found[:, 1:] - wanted / 96).abs().mean()
@@ -223,25 +224,25 @@ def read_one(
 
 
 @pytest.fixture
-def own_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
-    monkeypatch.setattr(registry, "_KNOWN", {})
-    family = Family("tests-one-box", OneBox, read_one, lambda config: ("found",))
-    register(family)
+def own_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelFamily]:
+    monkeypatch.setattr(models, "_FAMILIES", {})
+    family = ModelFamily("tests-one-box", OneBox, read_one, lambda config: ("found",))
+    register_family(family)
     yield family
 
 
 def test_a_model_of_ones_own_needs_forward_decode_and_a_name(
-    own_family: Family, place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
+    own_family: ModelFamily, place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = scenes(place)
     shape = DetectorConfig(classes=CLASSES, architecture=own_family.name)
     trained = train(place, dataset, QUICK, classes=CLASSES, preprocessing=SPEC, model=OneBox(shape))
-    ref = save(store, trained, DATASET)
+    ref = save_checkpoint(store, trained, DATASET)
     image = load_rgb(media_path(place, dataset.frames[0]))
     assert len(load_checkpoint(store, ref).predict([image])[0]) <= 1
     assert store.get(ref, Checkpoint).family == "tests-one-box"
     with pytest.raises(ParameterError, match="already"):
-        register(replace(own_family, build=Detector))
-    monkeypatch.setattr(registry, "_KNOWN", {})
+        register_family(replace(own_family, build=Detector))
+    monkeypatch.setattr(models, "_FAMILIES", {})
     with pytest.raises(DataError, match="Import the module"):
         load_checkpoint(store, ref)

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.errors import DataError
+from workbench.core.errors import DataError
+from workbench.core.workspace import Workspace
 from workbench.records.base import Ref, make_ref
+from workbench.records.model_types import SweepReport
 from workbench.records.store import Store
-from workbench.records.types import SweepReport
-from workbench.training import Augmentation, save, sweeps, train
-from workbench.training.live import Live, svg
-from workbench.workspace import Workspace
+from workbench.training import Augmentation, save_checkpoint, sweeps, train
+from workbench.training.plots import LivePlot, curves_svg
 
 DATASET = make_ref("dataset", "1" * 64)
 
@@ -26,15 +26,17 @@ def refs(place: Workspace, store: Store) -> list[Ref]:
     made = [replace(TINY, steps=1, lr=lr, seed=seed) for lr in (1e-3, 2e-3) for seed in (0, 1)]
     made.append(replace(made[0], augment=Augmentation.driving()))
     return [
-        save(store, train(place, dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET)
+        save_checkpoint(
+            store, train(place, dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET
+        )
         for config in made
     ]
 
 
 def report(store: Store, refs: list[Ref], values: list[float]) -> SweepReport:
     figures = {ref: (value, None, None) for ref, value in zip(refs, values, strict=False)}
-    models = sweeps.models_of(store, figures)
-    return sweeps.report(DATASET, models, figure="ap50", frames=4, simulated=True)
+    models = sweeps.sweep_models(store, figures)
+    return sweeps.sweep_report(DATASET, models, figure="ap50", frames=4, simulated=True)
 
 
 def test_settings_are_judged_by_their_seeds(store: Store, refs: list[Ref]) -> None:
@@ -50,7 +52,7 @@ def test_settings_are_judged_by_their_seeds(store: Store, refs: list[Ref]) -> No
     assert "not decided" in made.words
     clear = report(store, refs[:4], [0.10, 0.101, 0.60, 0.601])
     assert clear.decided is True
-    assert "better than the next" in sweeps.table(clear)
+    assert "better than the next" in sweeps.format_report(clear)
     assert store.get(store.put(clear, {}), SweepReport) == clear
 
 
@@ -61,27 +63,27 @@ def test_one_seed_decides_nothing(store: Store, refs: list[Ref]) -> None:
     assert all(one.low is None for one in made.settings)
     names = {name for one in made.settings for name in one.settings}
     assert {"lr", "augment.mosaic", "augment.fog"} <= names
-    assert "no interval from one seed" in sweeps.table(made)
+    assert "no interval from one seed" in sweeps.format_report(made)
     with pytest.raises(DataError, match="no models"):
-        sweeps.report(DATASET, (), figure="ap50", frames=4, simulated=True)
+        sweeps.sweep_report(DATASET, (), figure="ap50", frames=4, simulated=True)
 
 
 def test_trainings_of_a_week_are_counted(store: Store, refs: list[Ref]) -> None:
     now = datetime.now(UTC)
-    assert sweeps.in_a_week(store, now) == (5, 0)
-    assert sweeps.in_a_week(store, now + timedelta(days=8)) == (0, 5)
-    assert sweeps.in_a_week(store, now + timedelta(days=20)) == (0, 0)
+    assert sweeps.weekly_trainings(store, now) == (5, 0)
+    assert sweeps.weekly_trainings(store, now + timedelta(days=8)) == (0, 5)
+    assert sweeps.weekly_trainings(store, now + timedelta(days=20)) == (0, 0)
 
 
 def test_live_curves_pass_on_and_are_drawn_only_where_somebody_looks() -> None:
     told: list[object] = []
-    quiet = Live(lambda *said: told.append(said), lambda *said: told.append(said), shown=False)
+    quiet = LivePlot(lambda *said: told.append(said), lambda *said: told.append(said), shown=False)
     quiet.log("train/loss", 1.0, 0)
     quiet.progress(1, 2)
     assert told == [("train/loss", 1.0, 0), (1, 2)]
     assert quiet.curves == {}
 
-    shown = Live(lambda *said: None, lambda *said: None, shown=True)
+    shown = LivePlot(lambda *said: None, lambda *said: None, shown=True)
     for step in range(30):
         shown.log("train/loss", 3.0 / (step + 1), step)
         shown.log("train/lr", 0.1, step)
@@ -95,8 +97,10 @@ def test_live_curves_pass_on_and_are_drawn_only_where_somebody_looks() -> None:
     assert "&lt;night&gt;" in picture
     assert "loss 0.1" in picture
     assert "lr" not in shown.curves
-    assert "<svg" in svg({})
-    one = svg({"watched/ap50": [(30, 0.2)]})
+    assert "<svg" in curves_svg({})
+    one = curves_svg({"watched/ap50": [(30, 0.2)]})
     assert "<circle cx='606.0' cy=" in one
-    assert "<circle" not in svg({"watched/ap50": [(30, 0.2), (60, 0.3)]})
-    assert "nan" not in svg({"train/loss": [(0, float("nan")), (1, 2.0)]}).split("<text x=")[0]
+    assert "<circle" not in curves_svg({"watched/ap50": [(30, 0.2), (60, 0.3)]})
+    assert (
+        "nan" not in curves_svg({"train/loss": [(0, float("nan")), (1, 2.0)]}).split("<text x=")[0]
+    )

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.errors import DataError, ParameterError
-from workbench.perception.boxes import as_boxes
-from workbench.perception.preprocessing import placement_of
+from workbench.core.errors import DataError, ParameterError
+from workbench.core.workspace import Workspace
+from workbench.detection.boxes import as_boxes
+from workbench.detection.preprocessing import letterbox_transform
 from workbench.records.frames import ANY_CLASS, Box, Label, Origin, Role
 from workbench.training import Augmentation, TrainingConfig
-from workbench.training.targets import ALL_CLASSES, Targets, check, of_frame
-from workbench.workspace import Workspace
+from workbench.training.targets import ALL_CLASSES, Targets, check_dataset, frame_targets
 
 FRAME = "0" * 64
 
@@ -26,7 +26,7 @@ def label(cls: str, box: tuple[float, ...], **more: object) -> Label:
 
 
 def test_labels_become_boxes_in_network_pixels() -> None:
-    placement = placement_of(192, 128, SPEC)
+    placement = letterbox_transform(192, 128, SPEC)
     labels = [
         label("cyclist", (20, 40, 60, 20)),
         label(ANY_CLASS, (0, 0, 20, 20), ignore=True),
@@ -34,7 +34,7 @@ def test_labels_become_boxes_in_network_pixels() -> None:
         label("car", (5, 5, 3, 30)),  # 1.5 network pixels wide
         label("animal", (5, 5, 30, 30)),
     ]
-    found = of_frame(labels, CLASSES, placement)
+    found = frame_targets(labels, CLASSES, placement)
     assert found.boxes[0].tolist() == [10, 20, 40, 30]
     assert found.classes.tolist() == [1, ALL_CLASSES, 0, 0]
     assert found.ignore.tolist() == [False, True, True, True]
@@ -53,24 +53,24 @@ def test_boxes_cut_by_the_edge_are_kept_ignored_or_dropped() -> None:
 @pytest.mark.parametrize("role", [Role.POOL, Role.VAL, Role.SAFETY, Role.BLIND])
 def test_frames_kept_for_other_ends_are_refused(place: Workspace, role: Role) -> None:
     with pytest.raises(DataError, match=f"role {role}"):
-        check(scenes(place, 2, role=role), CLASSES)
+        check_dataset(scenes(place, 2, role=role), CLASSES)
 
 
 def test_a_models_own_boxes_are_refused(place: Workspace) -> None:
     dataset = scenes(place, 2)
     own = dataset.labels[0].model_copy(update={"origin": Origin.MODEL, "score": 0.9})
     with pytest.raises(DataError, match="not ground truth"):
-        check(replace(dataset, labels=(own, *dataset.labels[1:])), CLASSES)
+        check_dataset(replace(dataset, labels=(own, *dataset.labels[1:])), CLASSES)
 
 
 def test_no_frames_and_unknown_classes_are_refused(place: Workspace) -> None:
     dataset = scenes(place, 2)
     with pytest.raises(DataError, match="no frames"):
-        check(dataset.where(lambda frame: False), CLASSES)
+        check_dataset(dataset.where(lambda frame: False), CLASSES)
     odd = dataset.labels[0].model_copy(update={"cls": "tram"})
     with pytest.raises(DataError, match="tram"):
-        check(replace(dataset, labels=(odd,)), CLASSES)
-    check(dataset, ("car",))  # fewer classes than the schema has are fine
+        check_dataset(replace(dataset, labels=(odd,)), CLASSES)
+    check_dataset(dataset, ("car",))  # fewer classes than the schema has are fine
 
 
 @pytest.mark.parametrize(

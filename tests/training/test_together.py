@@ -17,31 +17,31 @@ import torch
 
 from tests.training import suppliers
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
-from workbench.errors import ParameterError, StepFailed
-from workbench.perception.models import huggingface
+from workbench.core.errors import ParameterError, StepFailed
+from workbench.core.workspace import Workspace
+from workbench.detection import huggingface
 from workbench.records.dataset import media_path
-from workbench.training import Stopping, Trained, together, train
-from workbench.training.job import Job, read
-from workbench.workspace import Workspace
+from workbench.training import EarlyStopping, TrainingResult, distributed, train
+from workbench.training.distributed import TrainingJob, read_job
 
 TWO = replace(TINY, steps=6, processes=2, keep_minutes=1e-9)
 
 
-def job(place: Workspace, config: Any = TWO, **more: Any) -> Job:
-    return Job(place, scenes(place), config, CLASSES, SPEC, **more)
+def job(place: Workspace, config: Any = TWO, **more: Any) -> TrainingJob:
+    return TrainingJob(place, scenes(place), config, CLASSES, SPEC, **more)
 
 
-def equal(one: Trained, other: Trained) -> bool:
+def equal(one: TrainingResult, other: TrainingResult) -> bool:
     return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
 def test_a_job_is_read_as_it_was_written(place: Workspace, tmp_path: Path) -> None:
     folder = suppliers.make("detr", tmp_path / "supplied")
-    model = huggingface.load(folder, CLASSES, SPEC)
+    model = huggingface.load_pretrained(folder, CLASSES, SPEC)
     made = job(place, replace(TWO, processes=1), model=model, fresh={"a" * 64}, disputed=["b" * 64])
     (tmp_path / "job").mkdir()
     made.write(tmp_path / "job")
-    found = read(tmp_path / "job")
+    found = read_job(tmp_path / "job")
     assert found.config == made.config
     assert found.dataset.frames == made.dataset.frames
     assert found.dataset.labels == made.dataset.labels
@@ -53,8 +53,8 @@ def test_a_job_is_read_as_it_was_written(place: Workspace, tmp_path: Path) -> No
 
 def test_what_several_processes_cannot_do_is_said(place: Workspace, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="cannot stop early"):
-        watched = replace(TWO, stopping=Stopping(every=2, patience=1))
-        together.train(job(place, watched), tmp_path / "job")
+        watched = replace(TWO, stopping=EarlyStopping(every=2, patience=1))
+        distributed.train_distributed(job(place, watched), tmp_path / "job")
     with pytest.raises(ParameterError, match="processes is 2, but 1"):
         train(place, scenes(place), TWO, classes=CLASSES, preprocessing=SPEC)
 
@@ -63,13 +63,13 @@ def test_what_several_processes_cannot_do_is_said(place: Workspace, tmp_path: Pa
 def test_two_processes_repeat_resume_and_learn_as_one(place: Workspace, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     logged: list[str] = []
-    first = together.train(
+    first = distributed.train_distributed(
         job(place),
         tmp_path / "one",
         progress=lambda done, total: told.append((done, total)),
         log=lambda name, value, step: logged.append(name),
     )
-    second = together.train(job(place), tmp_path / "two")
+    second = distributed.train_distributed(job(place), tmp_path / "two")
     assert equal(first, second)
     assert first.conditions["processes"] == 2
     assert told[-1] == (6, 6)
@@ -81,7 +81,7 @@ def test_two_processes_repeat_resume_and_learn_as_one(place: Workspace, tmp_path
     # Taken up from an older state: the last step again, to the same bits.
     newest = max((tmp_path / "two/state").iterdir())
     newest.unlink()
-    resumed = together.train(job(place), tmp_path / "two")
+    resumed = distributed.train_distributed(job(place), tmp_path / "two")
     assert resumed.resumed_at == 5
     assert equal(first, resumed)
 
@@ -93,12 +93,12 @@ def test_a_failing_process_is_told_and_killed_ones_leave_nothing(
     made = job(place, replace(TWO, memory_mib=1))
     media_path(place, made.dataset.frames[3]).write_bytes(b"rubbish")
     with pytest.raises(StepFailed, match="number 3"):
-        together.train(made, tmp_path / "broken")
+        distributed.train_distributed(made, tmp_path / "broken")
 
     script = (
         "import sys; from pathlib import Path; from dataclasses import replace\n"
         "from tests.training.test_together import *\n"
-        "from workbench.workspace import Workspace\n"
+        "from workbench.core.workspace import Workspace\n"
         "place = Workspace(Path(sys.argv[1]))\n"
         "together.train(job(place, replace(TWO, steps=100000)), Path(sys.argv[2]))\n"
     )
@@ -122,6 +122,6 @@ def test_a_failing_process_is_told_and_killed_ones_leave_nothing(
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_through_ray_train_the_weights_are_torchruns(place: Workspace, tmp_path: Path) -> None:
-    by_ray = together.train(job(place), tmp_path / "ray", through="ray")
-    by_torchrun = together.train(job(place), tmp_path / "torchrun")
+    by_ray = distributed.train_distributed(job(place), tmp_path / "ray", through="ray")
+    by_torchrun = distributed.train_distributed(job(place), tmp_path / "torchrun")
     assert equal(by_ray, by_torchrun)

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from workbench.errors import ServiceError
-from workbench.widgets import FrameBrowser, PicturedFrame
-from workbench.widgets.pictured import DrawnBox, draw
+from workbench.core.errors import ServiceError
+from workbench.widgets import FrameBrowser, ShownFrame
+from workbench.widgets.frames import DrawnBox, draw_frame
 
 
 @pytest.fixture
-def frames(tmp_path: Path) -> list[PicturedFrame]:
+def frames(tmp_path: Path) -> list[ShownFrame]:
     made = []
     for number in range(20):
         path = tmp_path / f"{number}.png"
         Image.new("RGB", (120, 80), (number * 10, 40, 40)).save(path)
         made.append(
-            PicturedFrame(
+            ShownFrame(
                 frame=f"{number:064x}",
                 image=path,
                 drive=f"d{number % 3}",
@@ -33,7 +33,7 @@ def frames(tmp_path: Path) -> list[PicturedFrame]:
     return made
 
 
-def test_pages_of_the_grid(frames: list[PicturedFrame]) -> None:
+def test_pages_of_the_grid(frames: list[ShownFrame]) -> None:
     browser = FrameBrowser(frames)
     assert browser.count.value == "Frames 1 to 8 of 20 (20 in all)"
     browser.previous.click()
@@ -45,7 +45,7 @@ def test_pages_of_the_grid(frames: list[PicturedFrame]) -> None:
     assert len(browser.stage.children[0].children) == 4
 
 
-def test_filters_join(frames: list[PicturedFrame]) -> None:
+def test_filters_join(frames: list[ShownFrame]) -> None:
     browser = FrameBrowser(frames)
     browser.filters["light"].value = "night"
     assert len(browser.matching) == 10
@@ -60,7 +60,7 @@ def test_filters_join(frames: list[PicturedFrame]) -> None:
     assert not browser.tag_button.disabled
 
 
-def test_opening_a_frame_shows_every_reason(frames: list[PicturedFrame]) -> None:
+def test_opening_a_frame_shows_every_reason(frames: list[ShownFrame]) -> None:
     browser = FrameBrowser(frames)
     cell = browser.stage.children[0].children[3]
     assert "a third one" not in cell.children[2].value
@@ -75,7 +75,7 @@ def test_opening_a_frame_shows_every_reason(frames: list[PicturedFrame]) -> None
     assert len(browser.in_view) == 20
 
 
-def test_buttons_act_on_what_is_in_view(frames: list[PicturedFrame]) -> None:
+def test_buttons_act_on_what_is_in_view(frames: list[ShownFrame]) -> None:
     asked: list[tuple[str, ...]] = []
 
     def tag(chosen: tuple[str, ...]) -> str:
@@ -90,7 +90,7 @@ def test_buttons_act_on_what_is_in_view(frames: list[PicturedFrame]) -> None:
     assert browser.status.value == "<b>2 tagged</b>"
 
 
-def test_an_error_is_shown_with_what_to_do(frames: list[PicturedFrame]) -> None:
+def test_an_error_is_shown_with_what_to_do(frames: list[ShownFrame]) -> None:
     def send(_: tuple[str, ...]) -> None:
         raise ServiceError("Label Studio is away", hint="Run `workbench up`")
 
@@ -100,9 +100,9 @@ def test_an_error_is_shown_with_what_to_do(frames: list[PicturedFrame]) -> None:
     assert "workbench up" in browser.status.value
 
 
-def test_boxes_are_drawn_where_they_are(frames: list[PicturedFrame]) -> None:
+def test_boxes_are_drawn_where_they_are(frames: list[ShownFrame]) -> None:
     plain = Image.open(frames[0].image)
-    drawn = Image.open(io.BytesIO(draw(frames[0], 240)))
+    drawn = Image.open(io.BytesIO(draw_frame(frames[0], 240)))
     assert drawn.size == (240, 160)
     background = plain.getpixel((60, 60))
     assert drawn.getpixel((20, 40)) != background  # the left edge, twice as large
@@ -110,9 +110,9 @@ def test_boxes_are_drawn_where_they_are(frames: list[PicturedFrame]) -> None:
     assert drawn.getpixel((200, 140)) == background
 
 
-def test_an_unreadable_image_is_a_card_not_an_error(frames: list[PicturedFrame]) -> None:
+def test_an_unreadable_image_is_a_card_not_an_error(frames: list[ShownFrame]) -> None:
     frames[0].image.write_bytes(b"nothing")
-    assert Image.open(io.BytesIO(draw(frames[0], 160))).size == (160, 90)
+    assert Image.open(io.BytesIO(draw_frame(frames[0], 160))).size == (160, 90)
 
 
 def test_no_frames_at_all() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workbench.errors import ServiceError
-from workbench.labeling import BatchStatus, Mend
+from workbench.core.errors import ServiceError
+from workbench.labeling import BatchStatus, InvalidAnswer
 from workbench.records.types import Annotator
 from workbench.widgets import LabelingStatus
 
-MEND = Mend("f" * 64, "<b>ada</b>", "http://here/?task=1", "box leaves the image")
+MEND = InvalidAnswer("f" * 64, "<b>ada</b>", "http://here/?task=1", "box leaves the image")
 OPEN = BatchStatus(
     batch=f"batch/{'a' * 64}",
     project=1,

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from workbench.errors import ParameterError
-from workbench.widgets import MoreLikeThis, PicturedFrame
-from workbench.widgets.pictured import DrawnBox
+from workbench.core.errors import ParameterError
+from workbench.widgets import MoreLikeThis, ShownFrame
+from workbench.widgets.frames import DrawnBox
 
 
 @pytest.fixture
-def frames(tmp_path: Path) -> list[PicturedFrame]:
+def frames(tmp_path: Path) -> list[ShownFrame]:
     """Two drives of three frames; the last frame has no boxes, the others nine."""
     path = tmp_path / "frame.png"
     Image.new("RGB", (120, 80), (40, 40, 40)).save(path)
     nine = tuple(DrawnBox("car", (n, 10, n + 20, 30), 0.9 - 0.1 * n) for n in range(9))
     return [
-        PicturedFrame(
+        ShownFrame(
             frame=f"{number:064x}",
             image=path,
             drive=f"d{number // 3}",
@@ -29,11 +29,11 @@ def frames(tmp_path: Path) -> list[PicturedFrame]:
     ]
 
 
-def test_a_box_is_looked_for_and_what_is_found_is_kept(frames: list[PicturedFrame]) -> None:
+def test_a_box_is_looked_for_and_what_is_found_is_kept(frames: list[ShownFrame]) -> None:
     asked: list[tuple[str, DrawnBox | None]] = []
     kept: list[tuple[str, ...]] = []
 
-    def search(frame: str, box: DrawnBox | None) -> list[PicturedFrame]:
+    def search(frame: str, box: DrawnBox | None) -> list[ShownFrame]:
         asked.append((frame, box))
         return frames[:2]
 
@@ -46,7 +46,7 @@ def test_a_box_is_looked_for_and_what_is_found_is_kept(frames: list[PicturedFram
     assert widget.status.value == "kept"
 
 
-def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[PicturedFrame]) -> None:
+def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[ShownFrame]) -> None:
     widget = MoreLikeThis(frames, lambda *_: [])
     widget.pick(frames[5].frame)
     assert [value for _, value in widget.box.options] == [-1]
@@ -54,7 +54,7 @@ def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[Picture
     assert widget.status.value == "the 0 nearest to this frame"
 
 
-def test_what_cannot_be_picked_says_why(frames: list[PicturedFrame]) -> None:
+def test_what_cannot_be_picked_says_why(frames: list[ShownFrame]) -> None:
     widget = MoreLikeThis(frames, lambda *_: [])
     with pytest.raises(ParameterError, match="none of the 6 frames to pick from"):
         widget.pick("f" * 64)

@@ -15,10 +15,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from docs import screenshots
 from tests.pipeline.test_history import RUNNER, keep
 from workbench import services, widgets
-from workbench.errors import RecordError
-from workbench.pipeline.running import history
-from workbench.widgets.run_progress import RunProgress, _given, _Started
-from workbench.workspace import Workspace
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import runs
+from workbench.widgets.run_progress import RunProgress, _parameter_options, _RunProcess
 
 RUN = "20260101-000000-aaaa"
 
@@ -30,10 +30,10 @@ def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def started(place: Workspace) -> Iterator[_Started]:
+def started(place: Workspace) -> Iterator[_RunProcess]:
     """A runner's process, as `widgets.run` starts one."""
     command = [sys.executable, "-c", RUNNER, str(place.root), RUN, "polite"]
-    one = _Started(command, Path.cwd(), place)
+    one = _RunProcess(command, Path.cwd(), place)
     yield one
     one.process.kill()
     one.process.wait()
@@ -64,10 +64,12 @@ def test_a_finished_run_is_shown_and_not_watched(place: Workspace) -> None:
     assert shown.cancel_button.layout.display == "none"
     assert f"workbench logs {RUN}" in shown.closing.value
     assert "goes on from here" in shown.closing.value
-    assert shown.wait(1) == history.find(place, RUN)
+    assert shown.wait(1) == runs.find_run(place, RUN)
 
 
-def test_a_started_run_is_found_followed_and_cancelled(place: Workspace, started: _Started) -> None:
+def test_a_started_run_is_found_followed_and_cancelled(
+    place: Workspace, started: _RunProcess
+) -> None:
     shown = RunProgress.of(started, place)
     until(lambda: shown.steps.children)
     assert shown.state is not None
@@ -90,7 +92,7 @@ def test_a_started_run_is_found_followed_and_cancelled(place: Workspace, started
         assert "cancelled" in one.heading.value
 
 
-def test_a_killed_run_says_so(place: Workspace, started: _Started) -> None:
+def test_a_killed_run_says_so(place: Workspace, started: _RunProcess) -> None:
     shown = RunProgress.of(started, place)
     until(lambda: shown.steps.children)
     started.process.kill()
@@ -120,7 +122,7 @@ def test_there_is_no_run_yet(place: Workspace) -> None:
 def test_parameters_are_given_as_the_command_takes_them() -> None:
     given = {"n": 3, "fast": True, "word": "a b", "names": ["x"], "at": Path("/d"), "none": None}
     told = ["n=3", "fast=true", "word=a b", 'names=["x"]', "at=/d", "none=null"]
-    assert _given(given) == [word for text in told for word in ("-p", text)]
+    assert _parameter_options(given) == [word for text in told for word in ("-p", text)]
 
 
 @pytest.mark.browser
@@ -133,7 +135,7 @@ def test_in_jupyterlab_a_click_stops_the_run(place: Workspace, tmp_path: Path) -
     content = new_notebook(cells=[new_code_cell(code)], metadata={"kernelspec": kernel})
     nbformat.write(content, notebook)
     try:
-        until((place.runs / RUN / history.FILE).exists)
+        until((place.runs / RUN / runs.RUN_FILE).exists)
         with (
             screenshots.lab(place, notebook, servers=()) as address,
             screenshots.browser() as page,

@@ -1,55 +1,65 @@
-"""Curation: what to label next, why, and a place to look at it.
+"""Curation: embed a pool, choose what to label next and why, check datasets, and show them in FiftyOne."""
 
-from workbench import curation
-selection = curation.mine(store, dataset, model, budget=96)        # a Selection record
-curation.publish(place, dataset, predictions, selection, "pool")   # look at it in FiftyOne
-curation.tag("pool", frames, "odd night scene", by="mia")
-"""
-
-from workbench.curation.embedding.one_pass import Embeddings, embed
+from workbench.curation.embedding.compute import embed
+from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.embedding.quality import QualityGate
-from workbench.curation.finding import Exemplar
-from workbench.curation.selecting.arms import one_arm
-from workbench.curation.selecting.budget import Budget, Pace
-from workbench.curation.selecting.choosing import choose, newest_selection, read_scores
-from workbench.curation.selecting.mining import embed_roles, mine
-from workbench.curation.selecting.query import Query, exemplar
-from workbench.curation.selecting.rare import Rare, rare_classes
-from workbench.curation.selecting.rare import parse as rare
-from workbench.curation.selecting.report import Answered, Retrained, report
-from workbench.curation.selecting.select import Candidate, SelectionRules, select
-from workbench.curation.workshop.dataset import is_published, open_app, publish
-from workbench.curation.workshop.tags import selection_of_tag, tag, tag_log, tagged
+from workbench.curation.fiftyone.publishing import is_published, open_app, publish
+from workbench.curation.fiftyone.tags import (
+    read_tag_log,
+    selection_from_tag,
+    tag_frames,
+    tagged_frames,
+)
+from workbench.curation.selection.allocation import select_frames
+from workbench.curation.selection.candidates import Budget, Candidate, LabelingPace, SelectionRules
+from workbench.curation.selection.mining import (
+    dataset_of_arm,
+    embed_pool,
+    mine,
+    newest_selection,
+    read_scores,
+    select_manually,
+)
+from workbench.curation.selection.ranking import MiningQuery, parse_exemplar
+from workbench.curation.selection.report import (
+    LabelledSelection,
+    RareCondition,
+    RetrainedModels,
+    parse_rare,
+    rare_classes,
+    report_mining,
+)
+from workbench.curation.signals.similarity import Exemplar
 
 __all__ = [
-    "Answered",
     "Budget",
     "Candidate",
     "Embeddings",
     "Exemplar",
-    "Pace",
+    "LabelingPace",
+    "LabelledSelection",
+    "MiningQuery",
     "QualityGate",
-    "Query",
-    "Rare",
-    "Retrained",
+    "RareCondition",
+    "RetrainedModels",
     "SelectionRules",
-    "choose",
+    "dataset_of_arm",
     "embed",
-    "embed_roles",
-    "exemplar",
+    "embed_pool",
     "is_published",
     "mine",
     "newest_selection",
-    "one_arm",
     "open_app",
+    "parse_exemplar",
+    "parse_rare",
     "publish",
-    "rare",
     "rare_classes",
     "read_scores",
-    "report",
-    "select",
-    "selection_of_tag",
-    "tag",
-    "tag_log",
-    "tagged",
+    "read_tag_log",
+    "report_mining",
+    "select_frames",
+    "select_manually",
+    "selection_from_tag",
+    "tag_frames",
+    "tagged_frames",
 ]

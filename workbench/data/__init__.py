@@ -5,18 +5,18 @@ dataset = data.assign_roles(ingested.dataset)
 ref = ingested.save(store, dataset)
 """
 
-from workbench.data.ingest import Ingested, ingest
-from workbench.data.roles import RolePolicy, assign_roles, widen_gaps, withhold
+from workbench.data.ingest import IngestResult, ingest
+from workbench.data.roles import RolePolicy, assign_roles, widen_gaps, withhold_labels
 from workbench.data.schema import FRONT_CAMERA, load_schema, with_mapping
 
 __all__ = [
     "FRONT_CAMERA",
-    "Ingested",
+    "IngestResult",
     "RolePolicy",
     "assign_roles",
     "ingest",
     "load_schema",
     "widen_gaps",
     "with_mapping",
-    "withhold",
+    "withhold_labels",
 ]

@@ -16,8 +16,8 @@ from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label
 
-SAME_OBJECT_IOU = 0.5
-_STILL = 1e-6  # pixels: what a round trip through percentages may move
+_SAME_OBJECT_IOU = 0.5
+_POSITION_TOLERANCE_PX = 1e-6  # pixels: what a round trip through percentages may move
 
 _PROVENANCE = ("origin", "annotator", "source", "labeled_at", "score", "edit")
 _ATTRIBUTES = ("occluded", "truncated", "ignore", "track", "attributes")
@@ -85,19 +85,21 @@ class DatasetDiff:
         }
 
 
-def diff(old: Dataset, new: Dataset) -> DatasetDiff:
+def diff_datasets(old: Dataset, new: Dataset) -> DatasetDiff:
     """Compare two versions; neither has to come from the other."""
     before = {frame.id: frame for frame in old.frames}
     after = {frame.id: frame for frame in new.frames}
     added, removed, changed = [], [], []
     for frame_id in sorted(before.keys() | after.keys()):
-        pairs = _pair(old.labels_by_frame.get(frame_id, ()), new.labels_by_frame.get(frame_id, ()))
+        pairs = _match_labels(
+            old.labels_by_frame.get(frame_id, ()), new.labels_by_frame.get(frame_id, ())
+        )
         added.extend(pairs[0])
         removed.extend(pairs[1])
         changed.extend(pairs[2])
     moved = [_frame_change(before[i], after[i]) for i in sorted(before.keys() & after.keys())]
     frames = {**before, **after}
-    by_class, by_slice = _tallies(added, removed, changed, frames)
+    by_class, by_slice = _count_changes(added, removed, changed, frames)
     return DatasetDiff(
         frames_added=tuple(frame for i, frame in after.items() if i not in before),
         frames_removed=tuple(frame for i, frame in before.items() if i not in after),
@@ -110,7 +112,7 @@ def diff(old: Dataset, new: Dataset) -> DatasetDiff:
     )
 
 
-def _pair(
+def _match_labels(
     old: tuple[Label, ...], new: tuple[Label, ...]
 ) -> tuple[list[Label], list[Label], list[LabelChange]]:
     """Labels added, removed and changed on one frame."""
@@ -121,22 +123,22 @@ def _pair(
     offers = []
     for i, before in left.items():
         for j, after in right.items():
-            overlap = iou(before.box, after.box)
-            if overlap >= SAME_OBJECT_IOU:
+            overlap = _box_iou(before.box, after.box)
+            if overlap >= _SAME_OBJECT_IOU:
                 offers.append((before != after, before.cls != after.cls, -overlap, i, j))
     changed = []
     for *_, i, j in sorted(offers):
         if i in left and j in right:
             before, after = left.pop(i), right.pop(j)
-            kinds = _kinds(before, after)
+            kinds = _change_kinds(before, after)
             if kinds:
                 changed.append(LabelChange(before, after, kinds))
     return list(right.values()), list(left.values()), changed
 
 
-def _kinds(old: Label, new: Label) -> tuple[str, ...]:
+def _change_kinds(old: Label, new: Label) -> tuple[str, ...]:
     tests = {
-        "moved": _moved(old, new),
+        "moved": _has_moved(old, new),
         "class": old.cls != new.cls,
         "attributes": any(getattr(old, name) != getattr(new, name) for name in _ATTRIBUTES),
         "provenance": any(getattr(old, name) != getattr(new, name) for name in _PROVENANCE),
@@ -144,10 +146,10 @@ def _kinds(old: Label, new: Label) -> tuple[str, ...]:
     return tuple(kind for kind, differs in tests.items() if differs)
 
 
-def _moved(old: Label, new: Label) -> bool:
+def _has_moved(old: Label, new: Label) -> bool:
     edges = zip(old.box.xyxy, new.box.xyxy, strict=True)
     reshaped = (old.turned, old.polygon) != (new.turned, new.polygon)
-    return reshaped or any(abs(a - b) > _STILL for a, b in edges)
+    return reshaped or any(abs(a - b) > _POSITION_TOLERANCE_PX for a, b in edges)
 
 
 def _frame_change(old: Frame, new: Frame) -> FrameChange:
@@ -156,7 +158,7 @@ def _frame_change(old: Frame, new: Frame) -> FrameChange:
     return FrameChange(old, new, fields)
 
 
-def _tallies(
+def _count_changes(
     added: list[Label],
     removed: list[Label],
     changed: list[LabelChange],
@@ -173,15 +175,15 @@ def _tallies(
         conditions = frames[label.frame].conditions
         for name in (f"light={conditions.light.value}", f"weather={conditions.weather.value}"):
             by_slice.setdefault(name, Counter())[event] += 1
-    return _plain(by_class), _plain(by_slice)
+    return _as_plain_counts(by_class), _as_plain_counts(by_slice)
 
 
-def _plain(tallies: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+def _as_plain_counts(tallies: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
     events = ("added", "removed", "changed")
     return {name: {event: tallies[name][event] for event in events} for name in sorted(tallies)}
 
 
-def iou(first: Box, second: Box) -> float:
+def _box_iou(first: Box, second: Box) -> float:
     """Intersection over union of two boxes, 0 to 1."""
     wide = min(first.x + first.w, second.x + second.w) - max(first.x, second.x)
     high = min(first.y + first.h, second.y + second.h) - max(first.y, second.y)

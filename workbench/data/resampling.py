@@ -21,13 +21,13 @@ from workbench.records.frames import Frame
 
 Floats = NDArray[np.float64]
 
-ENOUGH_DRIVES = 10
+MIN_DRIVES = 10
 BLOCK_S = 10.0
 _BLOCKS_WITHOUT_TIME = 10
 
 
 @dataclass(frozen=True)
-class Units:
+class ResamplingUnits:
     """What is drawn again: ``of`` gives each frame its unit's number; ``name`` says what they are.
 
     ``speaks_for_others`` tells whether an interval says something of drives not seen.
@@ -40,22 +40,24 @@ class Units:
 
     @property
     def speaks_for_others(self) -> bool:
-        return self.drives >= ENOUGH_DRIVES
+        return self.drives >= MIN_DRIVES
 
 
-def units(frames: Sequence[Frame]) -> Units:
+def resampling_units(frames: Sequence[Frame]) -> ResamplingUnits:
     """Drives of the frames, or blocks of time where there are too few drives."""
     names = [frame.drive for frame in frames]
     drives = len(set(names))
-    if drives >= ENOUGH_DRIVES:
+    if drives >= MIN_DRIVES:
         keys: list[tuple[str, int]] = [(name, 0) for name in names]
     else:
         keys = list(zip(names, time_blocks(frames), strict=True))
     number = {key: position for position, key in enumerate(sorted(set(keys)))}
     what = f"{drives} drives"
-    if drives < ENOUGH_DRIVES:
+    if drives < MIN_DRIVES:
         what = f"{len(number)} blocks of {BLOCK_S:.0f} s of {drives} drives"
-    return Units(np.array([number[key] for key in keys], np.int64), len(number), drives, what)
+    return ResamplingUnits(
+        np.array([number[key] for key in keys], np.int64), len(number), drives, what
+    )
 
 
 def time_blocks(frames: Sequence[Frame]) -> list[int]:
@@ -81,7 +83,7 @@ def time_blocks(frames: Sequence[Frame]) -> list[int]:
     return [block[frame.id] for frame in frames]
 
 
-def draw(count: int, resamples: int, seed: int) -> Floats:
+def draw_resamples(count: int, resamples: int, seed: int) -> Floats:
     """[1 + resamples, count] how often each unit is drawn; row 0 is the sample itself.
 
     The same count and seed give the same draws, so two things are paired row by row.

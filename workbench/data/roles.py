@@ -13,16 +13,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from workbench import digest
-from workbench.errors import ParameterError
+from workbench.core import digest
+from workbench.core.errors import ParameterError
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Role
 
-DRIVES_FOR_A_SPLIT_BY_DRIVE = 10
-_WORTH_CUTTING = 0.5  # of a drive must be left once the gaps are taken out
+MIN_DRIVES_FOR_SPLIT = 10
+_MIN_USABLE_SHARE = 0.5  # of a drive must be left once the gaps are taken out
 
-SHARES: dict[Role, float] = {
+DEFAULT_SHARES: dict[Role, float] = {
     Role.SEED: 0.15,
     Role.POOL: 0.5,
     Role.VAL: 0.1,
@@ -38,7 +38,7 @@ class RolePolicy:
     without a clock.
     """
 
-    shares: dict[Role, float] = field(default_factory=lambda: dict(SHARES))
+    shares: dict[Role, float] = field(default_factory=lambda: dict(DEFAULT_SHARES))
     gap_s: float = 10.0
     gap_frames: int = 10
     seed: int = 0
@@ -51,16 +51,16 @@ def assign_roles(dataset: Dataset, policy: RolePolicy | None = None) -> Dataset:
         ParameterError: Shares that cannot be shared out.
     """
     policy = policy or RolePolicy()
-    shares = _shares(policy)
+    shares = _normalized_shares(policy)
     by_drive: dict[str, list[Frame]] = {drive.id: [] for drive in dataset.drives}
     for frame in dataset.frames:
         by_drive[frame.drive].append(frame)
-    whole = len(by_drive) >= DRIVES_FOR_A_SPLIT_BY_DRIVE
-    uncut = by_drive if whole else {d: f for d, f in by_drive.items() if not _fits(f, policy)}
-    roles: dict[Digest, Role | None] = _whole_drives(uncut, shares, policy.seed)
+    whole = len(by_drive) >= MIN_DRIVES_FOR_SPLIT
+    uncut = by_drive if whole else {d: f for d, f in by_drive.items() if not _can_be_cut(f, policy)}
+    roles: dict[Digest, Role | None] = _assign_drives(uncut, shares, policy.seed)
     for drive, frames in by_drive.items():
         if drive not in uncut:
-            roles.update(_blocks(drive, frames, shares, policy))
+            roles.update(_assign_time_blocks(drive, frames, shares, policy))
     counts = Counter(role.value if role else "none" for role in roles.values())
     split: dict[str, Any] = {
         "method": "drive" if whole else "time blocks",
@@ -70,7 +70,9 @@ def assign_roles(dataset: Dataset, policy: RolePolicy | None = None) -> Dataset:
         "frames": dict(counts),
     }
     if not whole:
-        clockless = sorted(d for d, f in by_drive.items() if d not in uncut and not _timed(f))
+        clockless = sorted(
+            d for d, f in by_drive.items() if d not in uncut and not _has_timestamps(f)
+        )
         split["gap_s"] = policy.gap_s
         split["drives_too_short_to_cut"] = sorted(uncut)
         split["cut_by_frame_number"] = {"drives": clockless, "gap_frames": policy.gap_frames}
@@ -92,7 +94,7 @@ def widen_gaps(dataset: Dataset, frames: Collection[Digest]) -> Dataset:
     return replace(dataset, frames=given, split=split, ref=None)
 
 
-def withhold(dataset: Dataset, role: Role = Role.POOL) -> tuple[Dataset, Dataset]:
+def withhold_labels(dataset: Dataset, role: Role = Role.POOL) -> tuple[Dataset, Dataset]:
     """Take the labels of ``role`` away, as if nobody had labelled these frames yet.
 
     Returns:
@@ -107,7 +109,7 @@ def withhold(dataset: Dataset, role: Role = Role.POOL) -> tuple[Dataset, Dataset
     return kept, replace(answers, name=f"{dataset.name}-answers", ref=None)
 
 
-def _shares(policy: RolePolicy) -> dict[Role, float]:
+def _normalized_shares(policy: RolePolicy) -> dict[Role, float]:
     shares = {Role(role): share for role, share in policy.shares.items() if share > 0}
     total = sum(shares.values())
     if not shares or not math.isfinite(total) or min(policy.shares.values()) < 0:
@@ -117,7 +119,7 @@ def _shares(policy: RolePolicy) -> dict[Role, float]:
     return {role: share / total for role, share in shares.items()}
 
 
-def _whole_drives(
+def _assign_drives(
     drives: dict[str, list[Frame]], shares: dict[Role, float], seed: int
 ) -> dict[Digest, Role | None]:
     """Each drive to the role that lacks most, drives of one kind after another.
@@ -141,32 +143,32 @@ def _whole_drives(
     return roles
 
 
-def _timed(frames: list[Frame]) -> bool:
+def _has_timestamps(frames: list[Frame]) -> bool:
     return all(frame.timestamp_us is not None for frame in frames)
 
 
-def _clock(frames: list[Frame], policy: RolePolicy) -> tuple[dict[Digest, float], float]:
+def _timeline(frames: list[Frame], policy: RolePolicy) -> tuple[dict[Digest, float], float]:
     """A place on a line for each frame, and the gap in the same unit."""
-    if _timed(frames):
+    if _has_timestamps(frames):
         return {frame.id: (frame.timestamp_us or 0) / 1e6 for frame in frames}, policy.gap_s
     ordered = sorted(frames, key=lambda frame: (frame.index, frame.id))
     return {frame.id: float(n) for n, frame in enumerate(ordered)}, float(policy.gap_frames)
 
 
-def _fits(frames: list[Frame], policy: RolePolicy) -> bool:
-    roles = len(_shares(policy))
+def _can_be_cut(frames: list[Frame], policy: RolePolicy) -> bool:
+    roles = len(_normalized_shares(policy))
     if len(frames) < 2 * roles:
         return False
-    times, gap = _clock(frames, policy)
+    times, gap = _timeline(frames, policy)
     span = max(times.values()) - min(times.values())
-    return span > 0 and span - gap * (roles - 1) >= _WORTH_CUTTING * span
+    return span > 0 and span - gap * (roles - 1) >= _MIN_USABLE_SHARE * span
 
 
-def _blocks(
+def _assign_time_blocks(
     drive: str, frames: list[Frame], shares: dict[Role, float], policy: RolePolicy
 ) -> dict[Digest, Role | None]:
     """One stretch a role, in an order drawn for this drive so that no role is always last."""
-    times, gap = _clock(frames, policy)
+    times, gap = _timeline(frames, policy)
     order = sorted(shares, key=lambda role: digest.of_json([policy.seed, drive, role.value]))
     start, end = min(times.values()), max(times.values())
     usable = (end - start) - gap * (len(order) - 1)

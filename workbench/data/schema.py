@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from workbench.errors import DataError, ParameterError
+from workbench.core.errors import DataError, ParameterError
 from workbench.records.frames import LabelSchema
 
 IGNORE = "ignore"
@@ -17,7 +17,7 @@ IGNORE = "ignore"
 DROP = "drop"
 """A source name mapped to this is left out on purpose, so it is not quarantined either."""
 
-_MAPPING = {
+_FRONT_CAMERA_MAPPING = {
     # COCO, BDD100K, nuScenes, Cityscapes and CamVid say these differently and mean the same.
     "person": "pedestrian",
     "people": "pedestrian",
@@ -84,7 +84,7 @@ FRONT_CAMERA = LabelSchema(
     ),
     # Powered two-wheelers count: Euro NCAP tests them among vulnerable road users.
     vulnerable=("pedestrian", "cyclist", "motorcycle"),
-    mapping=_MAPPING,
+    mapping=_FRONT_CAMERA_MAPPING,
 )
 
 
@@ -101,7 +101,7 @@ def with_mapping(schema: LabelSchema, extra: Mapping[str, str]) -> LabelSchema:
                 where=f"schema {schema.name}",
                 hint=f"Use one of {', '.join((*schema.classes, IGNORE, DROP))}",
             )
-    names = {_normal(source): target for source, target in extra.items()}
+    names = {_normalize(source): target for source, target in extra.items()}
     return schema.model_copy(update={"mapping": {**schema.mapping, **names}})
 
 
@@ -127,5 +127,5 @@ def load_schema(path: Path) -> LabelSchema:
     return with_mapping(schema.model_copy(update={"mapping": {}}), schema.mapping)
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.strip().lower().replace(" ", "_")

@@ -1,1 +1,1 @@
-"""Running a bundle as a car would: verified first, within a time budget, with an answer always."""
+"""Running an exported bundle as a vehicle would: verified, within a time budget, always with an answer."""

@@ -1,4 +1,4 @@
-"""Bundles in ONNX Runtime, one frame at a time, with a budget and an answer for every frame."""
+"""Bundles in ONNX Runtime, one frame at a time, with a time budget."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench import digest
-from workbench.deployment.answers import Answer, Found, Status
-from workbench.deployment.fallback import Memory, Rule
-from workbench.deployment.fusion import fuse
-from workbench.errors import ContractError, DataError, ParameterError
-from workbench.perception.bundles import INT8_CPU, MANIFEST, model_files, read_manifest
-from workbench.perception.decode import Detections, decode
-from workbench.perception.golden import require_input
-from workbench.perception.predictor import OnnxPredictor, to_image
-from workbench.perception.preprocessing import Pixels, prepare_batch
+from workbench.core import digest
+from workbench.core.errors import ContractError, DataError, ParameterError
+from workbench.deployment.answers import (
+    Answer,
+    AnswerBox,
+    AnswerStatus,
+    FallbackMemory,
+    FallbackRule,
+    fuse_boxes,
+)
+from workbench.detection.bundles import INT8_CPU_FILE, MANIFEST_FILE, model_files, read_manifest
+from workbench.detection.models import Detections, decode
+from workbench.detection.predictor import OnnxPredictor, detections_to_image
+from workbench.detection.preprocessing import Pixels, preprocess_batch, require_input
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedBundle:
     """A bundle whose files hold, with one of its models loaded.
 
     ``digest`` is that of its manifest, which names the digest of every other file.
@@ -35,7 +39,7 @@ class Opened:
     simulated: bool
 
 
-def open_bundle(folder: Path, *, file: str = INT8_CPU, threads: int = 2) -> Opened:
+def load_bundle(folder: Path, *, file: str = INT8_CPU_FILE, threads: int = 2) -> LoadedBundle:
     """Check a bundle to the byte and load a model of it; nothing is loaded that does not hold.
 
     Args:
@@ -54,10 +58,10 @@ def open_bundle(folder: Path, *, file: str = INT8_CPU, threads: int = 2) -> Open
             where=folder,
             hint=f"It has {', '.join(model_files(manifest))}",
         )
-    return Opened(
+    return LoadedBundle(
         folder=folder,
         file=file,
-        digest=digest.of_file(folder / MANIFEST),
+        digest=digest.of_file(folder / MANIFEST_FILE),
         predictor=OnnxPredictor(folder / file, threads=threads),
         simulated=bool(manifest.get("simulated")),
     )
@@ -82,11 +86,11 @@ class Runtime:
 
     def __init__(
         self,
-        bundles: Sequence[Opened],
+        bundles: Sequence[LoadedBundle],
         *,
         budget_ms: float | None = None,
         score: float | None = None,
-        rule: Rule | None = None,
+        rule: FallbackRule | None = None,
     ) -> None:
         if not bundles:
             raise ParameterError("no bundle to run")
@@ -99,7 +103,7 @@ class Runtime:
                     "bundles with different classes cannot answer together", where=other.folder
                 )
         self.bundles = tuple(bundles)
-        self.memory = Memory(rule)
+        self.memory = FallbackMemory(rule)
         self.budget_ms, self.score = budget_ms, score
         for bundle in bundles:  # the first run of a network is slow, and no frame's fault
             spec = bundle.predictor.preprocessing
@@ -117,24 +121,24 @@ class Runtime:
             sequence: Frames of other sequences say nothing about this one.
         """
         if isinstance(image, DataError):
-            return self._by_rule(file, sequence, frame, Status.UNREADABLE, None, image.what)
+            return self._by_rule(file, sequence, frame, AnswerStatus.UNREADABLE, None, image.what)
         began = time.perf_counter()
         try:
             found, by, why = self._by_models(image, began)
         except (ContractError, DataError) as error:
-            spent = _ms_since(began)
-            return self._by_rule(file, sequence, frame, Status.FALLBACK, spent, error.what)
-        spent = _ms_since(began)
+            spent = _elapsed_ms(began)
+            return self._by_rule(file, sequence, frame, AnswerStatus.FALLBACK, spent, error.what)
+        spent = _elapsed_ms(began)
         if self.budget_ms is not None and spent > self.budget_ms:
             reason = f"{spent:.1f} ms, {self.budget_ms:g} allowed"
-            return self._by_rule(file, sequence, frame, Status.LATE, spent, reason)
+            return self._by_rule(file, sequence, frame, AnswerStatus.LATE, spent, reason)
         boxes = self._boxes(found)
         self.memory.keep(sequence, boxes)
         return Answer(
             file=file,
             sequence=sequence,
             frame=frame,
-            status=Status.OK,
+            status=AnswerStatus.OK,
             boxes=boxes,
             by=by,
             ms=spent,
@@ -144,24 +148,24 @@ class Runtime:
     def _by_models(self, image: Pixels, began: float) -> tuple[Detections, str, str]:
         first = self._ask(self.bundles[0], image)
         if len(self.bundles) == 1:
-            return first, _name(self.bundles[0]), ""
-        members, slowest = [first], _ms_since(began)
+            return first, _bundle_name(self.bundles[0]), ""
+        members, slowest = [first], _elapsed_ms(began)
         for bundle in self.bundles[1:]:
-            spent = _ms_since(began)
+            spent = _elapsed_ms(began)
             if self.budget_ms is not None and spent + slowest > self.budget_ms:
-                return first, _name(self.bundles[0]), f"no time for {_name(bundle)}"
+                return first, _bundle_name(self.bundles[0]), f"no time for {_bundle_name(bundle)}"
             try:
                 members.append(self._ask(bundle, image))
             except (ContractError, DataError) as error:
-                return first, _name(self.bundles[0]), f"{_name(bundle)}: {error.what}"
-            slowest = max(slowest, _ms_since(began) - spent)
+                return first, _bundle_name(self.bundles[0]), f"{_bundle_name(bundle)}: {error.what}"
+            slowest = max(slowest, _elapsed_ms(began) - spent)
         limit = self.bundles[0].predictor.config.max_detections
-        return fuse(members, limit=limit), "+".join(map(_name, self.bundles)), ""
+        return fuse_boxes(members, limit=limit), "+".join(map(_bundle_name, self.bundles)), ""
 
     @staticmethod
-    def _ask(bundle: Opened, image: Pixels) -> Detections:
+    def _ask(bundle: LoadedBundle, image: Pixels) -> Detections:
         predictor = bundle.predictor
-        batch, placements = prepare_batch([image], predictor.preprocessing)
+        batch, placements = preprocess_batch([image], predictor.preprocessing)
         batch = require_input(batch, predictor.preprocessing, where=bundle.folder)
         try:
             maps = predictor.raw(batch)
@@ -169,12 +173,12 @@ class Runtime:
             raise DataError(f"ONNX Runtime failed: {error}", where=bundle.folder) from error
         if not all(np.isfinite(values).all() for values in maps):
             raise ContractError("the network gave values that are no numbers", where=bundle.folder)
-        return to_image(decode(maps, predictor.config)[0], placements[0], image)
+        return detections_to_image(decode(maps, predictor.config)[0], placements[0], image)
 
-    def _boxes(self, found: Detections) -> tuple[Found, ...]:
+    def _boxes(self, found: Detections) -> tuple[AnswerBox, ...]:
         kept = found if self.score is None else found.above(self.score)
         return tuple(
-            Found(
+            AnswerBox(
                 cls=self.classes[int(number)],
                 score=round(float(score), 6),
                 xyxy=tuple(round(float(side), 3) for side in box),
@@ -187,7 +191,7 @@ class Runtime:
         file: str,
         sequence: str,
         frame: str | None,
-        status: Status,
+        status: AnswerStatus,
         ms: float | None,
         why: str,
     ) -> Answer:
@@ -205,9 +209,9 @@ class Runtime:
         )
 
 
-def _name(bundle: Opened) -> str:
-    return f"bundle {digest.short(bundle.digest)}"
+def _bundle_name(bundle: LoadedBundle) -> str:
+    return f"bundle {digest.shorten(bundle.digest)}"
 
 
-def _ms_since(began: float) -> float:
+def _elapsed_ms(began: float) -> float:
     return round(1000 * (time.perf_counter() - began), 3)

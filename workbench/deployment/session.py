@@ -1,32 +1,135 @@
-"""Answering many frames: what was answered is in a file, and a session that died goes on there."""
+"""Prediction on many frames: input frames, resumable output file, drawn images."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from workbench import digest
-from workbench.deployment.answers import Answer, Status
+from workbench.core import digest
+from workbench.core.errors import DataError, ParameterError
+from workbench.core.workspace import Workspace
+from workbench.data.source import IMAGE_SUFFIXES
+from workbench.deployment.answers import Answer, AnswerStatus
 from workbench.deployment.runtime import Runtime
-from workbench.deployment.sources import Source, decoded
-from workbench.errors import DataError, ParameterError
-from workbench.perception.preprocessing import Pixels
+from workbench.detection.preprocessing import Pixels, load_rgb
+from workbench.records.dataset import Dataset, media_path
+
+_READ_AHEAD = 3
+"""Decoded images waiting for each decoding thread: enough that the network never waits."""
+
+
+@dataclass(frozen=True)
+class InputFrame:
+    """One image to answer. ``file`` names it in answers; ``frame`` where it is on record."""
+
+    path: Path
+    file: str
+    sequence: str
+    frame: str | None = None
+
+
+def frames_from_path(path: Path) -> list[InputFrame]:
+    """An image, or all images below a folder; a folder is a sequence, in order of numbers in names.
+
+    Raises:
+        ParameterError: There is nothing, or no image in it.
+    """
+    if path.is_file():
+        return [InputFrame(path, path.name, "")]
+    if not path.is_dir():
+        raise ParameterError(
+            "no such image, folder or dataset",
+            where=path,
+            hint="SRC is an image, a folder of images, NAME, NAME@N or NAME@N:DRIVE",
+        )
+    found = [
+        InputFrame(
+            file, file.relative_to(path).as_posix(), file.relative_to(path).parent.as_posix()
+        )
+        for file in path.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    ]
+    if not found:
+        raise ParameterError(
+            "no images in the folder",
+            where=path,
+            hint=f"Read are {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
+    return sorted(found, key=lambda source: (source.sequence, _natural_order(source.file)))
+
+
+def frames_from_dataset(
+    place: Workspace, dataset: Dataset, drive: str | None = None
+) -> list[InputFrame]:
+    """The frames of a dataset or of one drive of it; a drive is a sequence.
+
+    Raises:
+        ParameterError: There is no such drive.
+    """
+    frames = [frame for frame in dataset.frames if drive is None or frame.drive == drive]
+    if not frames:
+        known = ", ".join(sorted(dataset.drive_by_id)[:8])
+        raise ParameterError(
+            f"no drive {drive!r} in {dataset.name}", where=dataset.ref, hint=f"It has {known} …"
+        )
+    return [
+        InputFrame(
+            media_path(place, frame), f"{frame.drive}/{frame.index:06d}", frame.drive, frame.id
+        )
+        for frame in sorted(frames, key=lambda frame: (frame.drive, frame.index))
+    ]
+
+
+def decode_ahead(
+    sources: Sequence[InputFrame], *, threads: int = 2
+) -> Iterator[tuple[InputFrame, Pixels | DataError]]:
+    """Images in order, decoded ahead in threads; in place of one that cannot be, its error."""
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode") as pool:
+        waiting: deque[tuple[InputFrame, Future[Pixels | DataError]]] = deque()
+        for source in sources:
+            waiting.append((source, pool.submit(_image_or_error, source.path)))
+            if len(waiting) > threads * _READ_AHEAD:
+                first, image = waiting.popleft()
+                yield first, image.result()
+        while waiting:
+            first, image = waiting.popleft()
+            yield first, image.result()
+
+
+def _image_or_error(path: Path) -> Pixels | DataError:
+    try:
+        return load_rgb(path)
+    except DataError as error:
+        return error
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """``frame10`` after ``frame9``."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+# ---- Answering many frames: what was answered is in a file, and a session that died goes on there.
+
 
 Progress = Callable[[int, int], None]
-Draw = Callable[[Pixels, Answer], None]
+DrawAnswer = Callable[[Pixels, Answer], None]
 
 
 @dataclass
-class Summary:
+class SessionSummary:
     """A session: answers by status, and how long this part of it took."""
 
     frames: int = 0
@@ -50,7 +153,7 @@ class Summary:
         return {
             "frames": self.frames,
             "resumed": self.resumed,
-            "statuses": {status: self.statuses[status] for status in Status},
+            "statuses": {status: self.statuses[status] for status in AnswerStatus},
             "boxes": self.boxes,
             "latency_ms": None
             if not len(times)
@@ -63,15 +166,15 @@ class Summary:
         }
 
 
-def run(
+def run_session(
     runtime: Runtime,
-    sources: Sequence[Source],
+    sources: Sequence[InputFrame],
     *,
     output: Path | None = None,
-    draw: Draw | None = None,
+    draw: DrawAnswer | None = None,
     threads: int = 2,
     progress: Progress | None = None,
-) -> Summary:
+) -> SessionSummary:
     """Answer all frames in order.
 
     Args:
@@ -84,19 +187,19 @@ def run(
     Raises:
         ParameterError: ``output`` holds something else, or another bundle's answers.
     """
-    summary = Summary()
-    head = _head(runtime)
+    summary = SessionSummary()
+    head = _output_header(runtime)
     done = _resume(runtime, sources, output, head, summary) if output else 0
-    stream = _append(output, head, fresh=not done) if output else None
+    stream = _open_output(output, head, fresh=not done) if output else None
     began = perf_counter()
     try:
-        for source, image in decoded(sources[done:], threads=threads):
+        for source, image in decode_ahead(sources[done:], threads=threads):
             answer = runtime.answer(
                 image, file=source.file, sequence=source.sequence, frame=source.frame
             )
             summary.add(answer)
             if stream:
-                stream.write(_line(answer.model_dump(mode="json")))
+                stream.write(_json_line(answer.model_dump(mode="json")))
                 stream.flush()
             if draw and not isinstance(image, DataError):
                 draw(image, answer)
@@ -109,7 +212,7 @@ def run(
     return summary
 
 
-def _head(runtime: Runtime) -> dict[str, Any]:
+def _output_header(runtime: Runtime) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "bundles": [
@@ -124,10 +227,10 @@ def _head(runtime: Runtime) -> dict[str, Any]:
 
 def _resume(
     runtime: Runtime,
-    sources: Sequence[Source],
+    sources: Sequence[InputFrame],
     output: Path,
     head: dict[str, Any],
-    summary: Summary,
+    summary: SessionSummary,
 ) -> int:
     """How many frames the file answers already; what is no whole line is cut off."""
     if not output.exists() or not output.stat().st_size:
@@ -155,7 +258,7 @@ def _resume(
         )
     for answer in answers:
         summary.add(answer)
-        if answer.status is Status.OK:
+        if answer.status is AnswerStatus.OK:
             runtime.memory.keep(answer.sequence, answer.boxes)
         else:
             runtime.memory.recall(answer.sequence)
@@ -165,14 +268,52 @@ def _resume(
     return len(answers)
 
 
-def _append(output: Path, head: dict[str, Any], *, fresh: bool) -> IO[bytes]:
+def _open_output(output: Path, head: dict[str, Any], *, fresh: bool) -> IO[bytes]:
     output.parent.mkdir(parents=True, exist_ok=True)
     stream = output.open("ab")
     if fresh and not stream.tell():
-        stream.write(_line(head))
+        stream.write(_json_line(head))
         stream.flush()
     return stream
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def _json_line(value: dict[str, Any]) -> bytes:
     return digest.canonical_json(value) + b"\n"
+
+
+# ---- A frame with its answer drawn on it.
+
+
+_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+_MIN_DRAWN_SCORE = 0.25
+
+
+class AnswerDrawer:
+    """Writes ``FOLDER/FILE.jpg`` for each answer; boxes of the rule are drawn thin.
+
+    Args:
+        score: Boxes below are not drawn: they are answers too, but hide the picture.
+    """
+
+    def __init__(
+        self, folder: Path, classes: tuple[str, ...], *, score: float = _MIN_DRAWN_SCORE
+    ) -> None:
+        self._folder, self._score = folder, score
+        self._colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(classes)}
+
+    def __call__(self, image: Pixels, answer: Answer) -> None:
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        pen = ImageDraw.Draw(picture)
+        ours = answer.status is AnswerStatus.OK
+        for box in answer.boxes:
+            if box.score >= self._score:
+                colour = self._colour[box.cls]
+                pen.rectangle(box.xyxy, outline=colour, width=2 if ours else 1)
+                pen.text(
+                    (box.xyxy[0] + 2, box.xyxy[1] + 1), f"{box.cls} {box.score:.2f}", fill=colour
+                )
+        if not ours:
+            pen.text((4, 4), f"{answer.status}: {answer.by}, {answer.age} frames old", fill="red")
+        path = self._folder / f"{Path(answer.file).with_suffix('')}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=90)

@@ -1,1 +1,1 @@
-"""How good a model is, on which slices, with which certainty, and whether that is enough."""
+"""Evaluation: metrics by class and slice with confidence intervals, release gates, and plots."""

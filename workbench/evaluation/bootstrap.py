@@ -1,17 +1,4 @@
-"""Confidence intervals by resampling whole drives.
-
-Frames of one drive resemble each other, so they are not independent evidence: the drive is the
-unit that is drawn again, with replacement (cluster bootstrap; Davison and Hinkley, "Bootstrap
-Methods and their Application", 1997, 3.8). With few clusters the plain percentile interval is too
-narrow; its percentiles are widened as Hesterberg advises ("What Teachers Should Know About the
-Bootstrap", 2015, "expanded percentile interval"): of ten simulated drives that each have a recall
-of their own, 95 % intervals held the true one in 93 % of trials, plain percentiles in 88 %
-(``python -m benchmarks.evaluation``). Two models on the same frames are compared
-draw by draw, which cancels what makes a drive easy or hard.
-
-Below `ENOUGH_DRIVES` drives, blocks of time are drawn instead and the interval only describes
-these drives: it says nothing of other drives and can decide no gate.
-"""
+"""Confidence intervals by resampling whole drives (cluster bootstrap)."""
 
 from __future__ import annotations
 
@@ -20,13 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.data.resampling import ENOUGH_DRIVES, draw, expanded_tail, time_blocks
-from workbench.evaluation.scene import Floats, Ints
+from workbench.data.resampling import MIN_DRIVES, expanded_tail, time_blocks
+from workbench.evaluation.matching import Floats, Ints
 from workbench.records.frames import Frame
 
-__all__ = ["ENOUGH_DRIVES", "SETTLED", "Clusters", "clusters", "draw", "interval"]
+__all__ = [
+    "MIN_DEFINED_SHARE",
+    "MIN_DRIVES",
+    "Clusters",
+    "cluster_frames",
+    "percentile_interval",
+]
 
-SETTLED = 0.5
+MIN_DEFINED_SHARE = 0.5
 """Share of resamples in which a figure must exist for its interval to be shown."""
 
 
@@ -42,15 +35,15 @@ class Clusters:
     @property
     def usable(self) -> bool:
         """Whether intervals may decide a gate; otherwise they only describe."""
-        return self.drives >= ENOUGH_DRIVES
+        return self.drives >= MIN_DRIVES
 
 
-def clusters(frames: Sequence[Frame], chosen: Ints) -> Clusters:
+def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
     """Drives of the chosen frames, or blocks of time where there are too few drives."""
     of = np.full(len(frames), -1, np.int64)
     names = [frames[position].drive for position in chosen]
     drives = len(set(names))
-    if drives >= ENOUGH_DRIVES:
+    if drives >= MIN_DRIVES:
         keys: list[tuple[str, int]] = [(name, 0) for name in names]
         method = f"cluster bootstrap over {drives} drives"
     else:
@@ -58,14 +51,16 @@ def clusters(frames: Sequence[Frame], chosen: Ints) -> Clusters:
         keys = list(zip(names, blocks, strict=True))
         method = (
             f"descriptive: bootstrap over {len(set(keys))} time blocks of {drives} drives, "
-            f"fewer than the {ENOUGH_DRIVES} that a gate needs"
+            f"fewer than the {MIN_DRIVES} that a gate needs"
         )
     number = {key: position for position, key in enumerate(sorted(set(keys)))}
     of[chosen] = [number[key] for key in keys]
     return Clusters(of, len(number), drives, method)
 
 
-def interval(samples: Floats, clusters_drawn: int, confidence: float) -> tuple[float, float] | None:
+def percentile_interval(
+    samples: Floats, clusters_drawn: int, confidence: float
+) -> tuple[float, float] | None:
     """Two-sided expanded percentile interval of resampled values; None where there is none.
 
     Args:
@@ -73,7 +68,11 @@ def interval(samples: Floats, clusters_drawn: int, confidence: float) -> tuple[f
         clusters_drawn: How many clusters each resample drew.
     """
     there = samples[np.isfinite(samples)]
-    if clusters_drawn < 2 or len(there) < SETTLED * max(len(samples), 1) or not len(there):
+    if (
+        clusters_drawn < 2
+        or len(there) < MIN_DEFINED_SHARE * max(len(samples), 1)
+        or not len(there)
+    ):
         return None
     tail = expanded_tail(clusters_drawn, confidence)
     low, high = np.quantile(there, [tail, 1 - tail])

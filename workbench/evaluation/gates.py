@@ -1,46 +1,257 @@
-"""Verdicts: the whole interval decides, never the value alone.
-
-    PASS                   the whole interval lies on the right side of the bound
-    FAIL                   the whole interval lies on the wrong side
-    INSUFFICIENT EVIDENCE  the interval straddles the bound, or there are too few drives or
-                           boxes for an interval that means anything, or no model to compare with
-
-More drives narrow the interval, so the way out of INSUFFICIENT EVIDENCE is evidence. Only PASS
-on every required gate lets a model be promoted.
-"""
+"""Release gates: rules read from pipelines/gates.yaml, and the verdict on a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from workbench import digest
-from workbench.errors import ParameterError
-from workbench.evaluation.leaks import leak_free
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from workbench.core import digest
+from workbench.core.errors import ParameterError
+from workbench.data.resampling import MIN_DRIVES
+from workbench.data.slices import STANDARD_SLICES, nearest_name_hint
 from workbench.evaluation.metrics import (
-    Difference,
-    Evaluated,
+    ALL_CLASSES,
+    METRIC_NAMES,
+    Evaluation,
+    EvaluationMetrics,
+    EvaluationSettings,
+    MetricDifference,
     MetricName,
-    Metrics,
     SliceMetrics,
-    compare,
+    paired_difference,
 )
-from workbench.evaluation.rules import (
-    Floor,
-    Int8Loss,
-    Measured,
-    NoLeaks,
-    NoRegression,
-    Rules,
-    load_rules,
-)
-from workbench.records.base import Ref
+from workbench.records.base import Digest, GateReport, GateResult, Ref, Verdict
 from workbench.records.store import Store
-from workbench.records.types import GateReport, GateResult, Inspection, Verdict
+from workbench.records.types import Inspection
 
-__all__ = ["Judged", "judge", "load_rules", "save", "verdict_of"]
+_SLICE_NAMES = tuple(part.name for part in STANDARD_SLICES)
 
-_NAMES: dict[MetricName, str] = {
+
+class _StrictModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class _BaseGate(_StrictModel):
+    """What all gates share."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    required: bool = True
+    note: str = ""
+
+
+class _BaseMetricGate(_BaseGate):
+    """A gate on a metric. ``min_…`` is the evidence below which nothing is decided."""
+
+    metric: MetricName
+    slice: str = Field(default="all", json_schema_extra={"enum": list(_SLICE_NAMES)})
+    cls: str = Field(default=ALL_CLASSES, alias="class")
+    min_drives: int = Field(default=MIN_DRIVES, ge=MIN_DRIVES)
+    min_drives_with_boxes: int = Field(default=5, ge=2)
+    min_boxes: int = Field(default=100, ge=1)
+
+    @field_validator("slice")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in _SLICE_NAMES:
+            raise PydanticCustomError("unknown_slice", "unknown slice")
+        return value
+
+
+class FloorGate(_BaseMetricGate):
+    """The candidate's metric must reach ``bound``."""
+
+    kind: Literal["floor"]
+    bound: float = Field(ge=0, le=1)
+
+
+class NoRegressionGate(_BaseMetricGate):
+    """The candidate may be worse than the model it is to replace by at most ``margin``."""
+
+    kind: Literal["no_regression"]
+    margin: float = Field(ge=0, le=1)
+
+
+class Int8LossGate(_BaseMetricGate):
+    """INT8 may be worse than the same model in FP32 by at most ``margin``."""
+
+    kind: Literal["int8_loss"]
+    margin: float = Field(ge=0, le=1)
+
+
+class NoLeaksGate(_BaseGate):
+    """No frame that the model is judged by resembles one that it learned from or was tuned on."""
+
+    kind: Literal["no_leaks"]
+
+
+MetricGate = FloorGate | NoRegressionGate | Int8LossGate
+"""Gates that hold a metric against a bound."""
+
+Gate = Annotated[MetricGate | NoLeaksGate, Field(discriminator="kind")]
+
+
+class GateRules(_StrictModel):
+    """All gates of a project and how their evidence is made."""
+
+    schema_version: Literal[1]
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gates: tuple[Gate, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> GateRules:
+        names = [gate.name for gate in self.gates]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two gates are named {twice[0]!r}")
+        if not any(gate.required for gate in self.gates):
+            raise ValueError("no gate is required, so every model would pass")
+        return self
+
+    @property
+    def digest(self) -> Digest:
+        return digest.of_json(self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def load_rules(path: Path) -> GateRules:
+    """Read a gates file.
+
+    Raises:
+        ParameterError: It is missing, no YAML, or says something that is not understood; the
+            message names the gate, the key and the nearest word that would be right.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise ParameterError(
+            "no such gates file" if missing else f"gates file cannot be read: {error.strerror}",
+            where=path,
+            hint="The project's own is pipelines/gates.yaml",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(
+            f"gates file is not YAML: {getattr(error, 'problem', None) or error}",
+            where=f"{path}{line}",
+        ) from error
+    try:
+        return GateRules.model_validate(content)
+    except ValidationError as error:
+        raise _rules_error(error, content, path) from error
+
+
+def _rules_error(error: ValidationError, content: Any, path: Path) -> ParameterError:
+    # A mistyped key is also a missing one: say what was mistyped.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    location = [part for part in first["loc"] if part not in _GATE_KINDS]
+    key = str(location[-1]) if location else ""
+    message = first["msg"].removeprefix("Value error, ")
+    hint = "pipelines/gates.yaml explains every key"
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {key!r}"
+        hint = nearest_name_hint(key, _known_keys(list(first["loc"])))
+    elif first["type"] in ("literal_error", "unknown_slice"):
+        message = f"{key}: unknown value {first['input']!r}"
+        hint = nearest_name_hint(str(first["input"]), _allowed_values(key))
+    elif first["type"] == "union_tag_invalid":
+        kind = str(first["ctx"]["tag"])
+        message = f"unknown kind {kind!r}"
+        hint = nearest_name_hint(kind, list(_GATE_KINDS))
+    elif key:
+        message = f"{key}: {message}"
+    return ParameterError(message, where=f"{path}{_gate_location(location, content)}", hint=hint)
+
+
+_GATE_KINDS: dict[str, type[_BaseGate]] = {
+    "floor": FloorGate,
+    "no_regression": NoRegressionGate,
+    "int8_loss": Int8LossGate,
+    "no_leaks": NoLeaksGate,
+}
+
+
+def _known_keys(location: list[str | int]) -> list[str]:
+    model: type[BaseModel] = GateRules
+    if location[:1] == ["evaluation"]:
+        model = EvaluationSettings
+    elif location[:1] == ["gates"] and len(location) > 2:
+        model = _GATE_KINDS[str(location[2])]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _allowed_values(key: str) -> list[str]:
+    allowed = {"slice": _SLICE_NAMES, "metric": METRIC_NAMES}
+    return [str(value) for value in allowed.get(key, (1,))]
+
+
+def _gate_location(location: list[str | int], content: Any) -> str:
+    """The gate by its name where it has one, else by its number."""
+    if len(location) < 2 or location[0] != "gates" or not isinstance(location[1], int):
+        return ""
+    gate = content["gates"][location[1]]
+    name = gate.get("name") if isinstance(gate, dict) else None
+    return f", gate {name or location[1] + 1}"
+
+
+# ---- Leaks as a gate: a figure on frames that the model has seen before is no evidence.
+
+
+def _judge_leaks(gate: NoLeaksGate, inspection: Inspection | None) -> GateResult:
+    """The verdict of an inspection, as one gate: which check found leaks, and the worst frames.
+
+    Args:
+        inspection: None where the split was not looked at, which is not enough evidence.
+    """
+    if inspection is None:
+        return _leak_result(
+            gate, Verdict.INSUFFICIENT, 0, None, "The split was not inspected for leaks"
+        )
+    asked = [one for one in inspection.gates if one.required]
+    found = sum(int(one.value or 0) for one in asked)
+    looked_at = max((one.n for one in asked if one.unit == "frames"), default=0)
+    telling = [one for one in asked if one.verdict is inspection.verdict]
+    why = "; ".join(f"{one.name}: {one.why or one.method}" for one in telling)
+    return _leak_result(gate, inspection.verdict, looked_at, float(found), why)
+
+
+def _leak_result(
+    gate: NoLeaksGate, verdict: Verdict, frames: int, leaks: float | None, why: str
+) -> GateResult:
+    return GateResult(
+        name=gate.name,
+        verdict=verdict,
+        n=frames,
+        unit="frames",
+        value=leaks,
+        bound=0.0,
+        method="leaks between what is learned from, tuned on and judged by, by the inspection",
+        required=gate.required,
+        why=why,
+    )
+
+
+# ---- Verdicts: the whole interval decides, never the value alone.
+#
+# PASS                   the whole interval lies on the right side of the bound
+# FAIL                   the whole interval lies on the wrong side
+# INSUFFICIENT EVIDENCE  the interval straddles the bound, or there are too few drives or
+#                        boxes for an interval that means anything, or no model to compare with
+#
+# More drives narrow the interval, so the way out of INSUFFICIENT EVIDENCE is evidence. Only PASS
+# on every required gate lets a model be promoted.
+
+
+_METRIC_LABELS: dict[MetricName, str] = {
     "ap": "AP",
     "ap50": "AP50",
     "ar": "AR",
@@ -51,15 +262,15 @@ _NAMES: dict[MetricName, str] = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateDecision:
     """Every gate's result, the verdict over the required ones, and what was measured."""
 
     verdict: Verdict
     gates: tuple[GateResult, ...]
-    rules: Rules
-    candidate: Metrics
-    reference: Metrics | None
-    fp32: Metrics | None
+    rules: GateRules
+    candidate: EvaluationMetrics
+    reference: EvaluationMetrics | None
+    fp32: EvaluationMetrics | None
 
     @property
     def simulated(self) -> bool:
@@ -67,13 +278,13 @@ class Judged:
 
 
 def judge(
-    rules: Rules,
-    candidate: Evaluated,
+    rules: GateRules,
+    candidate: Evaluation,
     *,
-    reference: Evaluated | None = None,
-    fp32: Evaluated | None = None,
+    reference: Evaluation | None = None,
+    fp32: Evaluation | None = None,
     inspection: Inspection | None = None,
-) -> Judged:
+) -> GateDecision:
     """Judge the INT8 model as it will be deployed.
 
     Args:
@@ -93,13 +304,13 @@ def judge(
             hint="Pass settings=rules.evaluation to evaluate()",
         )
     gates = tuple(
-        leak_free(gate, inspection)
-        if isinstance(gate, NoLeaks)
-        else _judge_one(gate, candidate, reference, fp32)
+        _judge_leaks(gate, inspection)
+        if isinstance(gate, NoLeaksGate)
+        else _judge_metric(gate, candidate, reference, fp32)
         for gate in rules.gates
     )
-    return Judged(
-        verdict=verdict_of(gates),
+    return GateDecision(
+        verdict=overall_verdict(gates),
         gates=gates,
         rules=rules,
         candidate=candidate.metrics,
@@ -108,7 +319,7 @@ def judge(
     )
 
 
-def verdict_of(gates: Sequence[GateResult]) -> Verdict:
+def overall_verdict(gates: Sequence[GateResult]) -> Verdict:
     """FAIL if a required gate failed, else INSUFFICIENT if one could not be decided, else PASS."""
     required = {gate.verdict for gate in gates if gate.required}
     if Verdict.FAIL in required:
@@ -116,8 +327,13 @@ def verdict_of(gates: Sequence[GateResult]) -> Verdict:
     return Verdict.PASS if required == {Verdict.PASS} else Verdict.INSUFFICIENT
 
 
-def save(
-    store: Store, judged: Judged, *, candidate: Ref, dataset: Ref, reference: Ref | None = None
+def save_report(
+    store: Store,
+    judged: GateDecision,
+    *,
+    candidate: Ref,
+    dataset: Ref,
+    reference: Ref | None = None,
 ) -> Ref:
     """Keep the verdict with all that was measured, and return its reference.
 
@@ -146,30 +362,30 @@ def save(
     return store.put(record, {"metrics.json": digest.canonical_json(payload)})
 
 
-def _judge_one(
-    gate: Measured, candidate: Evaluated, reference: Evaluated | None, fp32: Evaluated | None
+def _judge_metric(
+    gate: MetricGate, candidate: Evaluation, reference: Evaluation | None, fp32: Evaluation | None
 ) -> GateResult:
     row = candidate.metrics.at(gate.slice, gate.cls)
-    if isinstance(gate, Floor):
+    if isinstance(gate, FloorGate):
         figure = getattr(row, gate.metric)
-        found = Difference(figure, row.usable, row.method)
-        return _result(gate, row, found, gate.bound, at_least=True)
-    if isinstance(gate, NoRegression):
+        found = MetricDifference(figure, row.usable, row.method)
+        return _metric_result(gate, row, found, gate.bound, at_least=True)
+    if isinstance(gate, NoRegressionGate):
         if reference is None:
             return _undecided(gate, row, -gate.margin, "there is no earlier model to compare with")
-        change = compare(candidate, reference, gate.metric, gate.slice, gate.cls)
-        return _result(gate, row, change, -gate.margin, at_least=True)
+        change = paired_difference(candidate, reference, gate.metric, gate.slice, gate.cls)
+        return _metric_result(gate, row, change, -gate.margin, at_least=True)
     if fp32 is None:
         return _undecided(gate, row, gate.margin, "the FP32 model was not evaluated")
-    loss = compare(fp32, candidate, gate.metric, gate.slice, gate.cls)
-    return _result(gate, row, loss, gate.margin, at_least=False)
+    loss = paired_difference(fp32, candidate, gate.metric, gate.slice, gate.cls)
+    return _metric_result(gate, row, loss, gate.margin, at_least=False)
 
 
-def _result(
-    gate: Measured, row: SliceMetrics, found: Difference, bound: float, *, at_least: bool
+def _metric_result(
+    gate: MetricGate, row: SliceMetrics, found: MetricDifference, bound: float, *, at_least: bool
 ) -> GateResult:
     figure = found.figure
-    lacking = _lacking(gate, row)
+    lacking = _missing_evidence(gate, row)
     if figure.value is None:
         lacking = lacking or "there is nothing to measure"
     elif figure.low is None or figure.high is None:
@@ -189,9 +405,9 @@ def _result(
         low=figure.low,
         high=figure.high,
         method=found.method,
-        slice=_where(gate),
+        slice=_slice_label(gate),
         required=gate.required,
-        why=_in_words(gate, row, found, reason),
+        why=_explanation(gate, row, found, reason),
     )
 
 
@@ -209,7 +425,7 @@ def _decide(low: float, high: float, bound: float, *, at_least: bool) -> tuple[V
     )
 
 
-def _lacking(gate: Measured, row: SliceMetrics) -> str | None:
+def _missing_evidence(gate: MetricGate, row: SliceMetrics) -> str | None:
     needs = (
         ("drives", row.drives, gate.min_drives),
         ("drives with such boxes", row.drives_with_boxes, gate.min_drives_with_boxes),
@@ -221,7 +437,7 @@ def _lacking(gate: Measured, row: SliceMetrics) -> str | None:
     return None
 
 
-def _undecided(gate: Measured, row: SliceMetrics, bound: float, reason: str) -> GateResult:
+def _undecided(gate: MetricGate, row: SliceMetrics, bound: float, reason: str) -> GateResult:
     return GateResult(
         name=gate.name,
         verdict=Verdict.INSUFFICIENT,
@@ -230,25 +446,28 @@ def _undecided(gate: Measured, row: SliceMetrics, bound: float, reason: str) -> 
         value=None,
         bound=bound,
         method="not compared",
-        slice=_where(gate),
+        slice=_slice_label(gate),
         required=gate.required,
         why=f"{reason[0].upper()}{reason[1:]}",
     )
 
 
-def _in_words(gate: Measured, row: SliceMetrics, found: Difference, reason: str) -> str:
-    what = _NAMES[gate.metric]
-    if isinstance(gate, NoRegression):
+def _explanation(gate: MetricGate, row: SliceMetrics, found: MetricDifference, reason: str) -> str:
+    what = _METRIC_LABELS[gate.metric]
+    if isinstance(gate, NoRegressionGate):
         what = f"{what} gained over the reference"
-    elif isinstance(gate, Int8Loss):
+    elif isinstance(gate, Int8LossGate):
         what = f"{what} lost by INT8"
     figure = found.figure
     shown = "unknown" if figure.value is None else f"{figure.value:.3f}"
     if figure.low is not None and figure.high is not None:
         shown += f" (interval {figure.low:.3f} to {figure.high:.3f})"
     ground = f"{row.boxes} boxes on {row.frames} frames of {row.drives} drives"
-    return f"{what} on {_where(gate)}: {shown}, from {ground}; {reason}"
+    return f"{what} on {_slice_label(gate)}: {shown}, from {ground}; {reason}"
 
 
-def _where(gate: Measured) -> str:
+def _slice_label(gate: MetricGate) -> str:
     return gate.slice if gate.cls == "all" else f"{gate.slice}, {gate.cls}"
+
+
+__all__ = ["GateDecision", "judge", "load_rules", "overall_verdict", "save_report"]

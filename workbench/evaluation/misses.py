@@ -1,19 +1,19 @@
-"""Which frames a model did worst on: the ones to look at first."""
+"""Frames on which a model missed the most."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.evaluation.metrics import Evaluated
-from workbench.evaluation.scene import Scene
+from workbench.evaluation.matching import EvaluationSet
+from workbench.evaluation.metrics import Evaluation
 from workbench.records.frames import Box, Frame, Label
 
-VULNERABLE_WEIGHT = 3
+_VULNERABLE_WEIGHT = 3
 """A missed vulnerable road user weighs as much as this many other misses."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ReportedBox:
     """A prediction that was acted on; ``right`` says whether it matched counted truth."""
 
     cls: str
@@ -23,20 +23,20 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Misses:
+class FrameMisses:
     """One frame: what was missed, what was there and found, and what was reported."""
 
     frame: Frame
     missed: tuple[Label, ...]
     hit: tuple[Label, ...]
     ignored: tuple[Label, ...]
-    found: tuple[Found, ...]
+    found: tuple[ReportedBox, ...]
     weight: float
 
 
 def worst_frames(
-    evaluated: Evaluated, count: int = 6, *, part: str = "all", a_drive: int = 1
-) -> tuple[Misses, ...]:
+    evaluated: Evaluation, count: int = 6, *, part: str = "all", a_drive: int = 1
+) -> tuple[FrameMisses, ...]:
     """Frames with the gravest misses at the operating point, the worst first.
 
     Vulnerable road users weigh `VULNERABLE_WEIGHT`; a larger missed box breaks a tie.
@@ -44,10 +44,10 @@ def worst_frames(
     Args:
         a_drive: Frames of one drive to show at most, since its frames resemble each other.
     """
-    frames = _by_frame(evaluated, part)
+    frames = _misses_by_frame(evaluated, part)
     frames.sort(key=lambda each: (-each.weight, each.frame.drive, each.frame.index))
     shown: dict[str, int] = {}
-    chosen: list[Misses] = []
+    chosen: list[FrameMisses] = []
     for each in frames:
         if each.missed and shown.get(each.frame.drive, 0) < a_drive and len(chosen) < count:
             shown[each.frame.drive] = shown.get(each.frame.drive, 0) + 1
@@ -55,7 +55,7 @@ def worst_frames(
     return tuple(chosen)
 
 
-def _by_frame(evaluated: Evaluated, part: str) -> list[Misses]:
+def _misses_by_frame(evaluated: Evaluation, part: str) -> list[FrameMisses]:
     table, whole = evaluated.tables[part], evaluated.scene
     acted = table.score >= evaluated.metrics.settings.threshold
     missed: dict[int, list[Label]] = {}
@@ -70,31 +70,31 @@ def _by_frame(evaluated: Evaluated, part: str) -> list[Misses]:
     for frame, label in {*zip(whole.truth.frame.tolist(), whole.truth.label.tolist(), strict=True)}:
         if label not in counted:
             ignored.setdefault(frame, []).append(whole.labels[label])
-    found = _found(evaluated, part)
+    found = _reported_boxes(evaluated, part)
     return [
-        Misses(
+        FrameMisses(
             frame=whole.frames[frame],
             missed=tuple(missed.get(frame, ())),
             hit=tuple(hit.get(frame, ())),
             ignored=tuple(ignored.get(frame, ())),
             found=tuple(found.get(frame, ())),
-            weight=_weight(whole, missed.get(frame, [])),
+            weight=_miss_weight(whole, missed.get(frame, [])),
         )
         for frame in table.frames.tolist()
     ]
 
 
-def _found(evaluated: Evaluated, part: str) -> dict[int, list[Found]]:
+def _reported_boxes(evaluated: Evaluation, part: str) -> dict[int, list[ReportedBox]]:
     table, predicted = evaluated.tables[part], evaluated.scene.predicted
     box = dict(zip(predicted.source.tolist(), predicted.box.tolist(), strict=True))
-    found: dict[int, list[Found]] = {}
+    found: dict[int, list[ReportedBox]] = {}
     for row in range(len(table.score)):
         score = float(table.score[row])
         if score < evaluated.metrics.settings.threshold or table.ignored[0, row]:
             continue
         x, y, w, h = box[int(table.source[row])]
         found.setdefault(int(table.frame[row]), []).append(
-            Found(
+            ReportedBox(
                 table.classes[table.cls[row]],
                 Box(x=x, y=y, w=w, h=h),
                 score,
@@ -104,10 +104,10 @@ def _found(evaluated: Evaluated, part: str) -> dict[int, list[Found]]:
     return found
 
 
-def _weight(whole: Scene, missed: list[Label]) -> float:
+def _miss_weight(whole: EvaluationSet, missed: list[Label]) -> float:
     if not missed:
         return 0.0
     vulnerable = whole.schema.vulnerable
-    each = sum(VULNERABLE_WEIGHT if label.cls in vulnerable else 1 for label in missed)
+    each = sum(_VULNERABLE_WEIGHT if label.cls in vulnerable else 1 for label in missed)
     largest = max(label.box.w * label.box.h for label in missed)
     return each + largest / (1 + max(frame.width * frame.height for frame in whole.frames))

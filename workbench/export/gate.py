@@ -1,9 +1,4 @@
-"""The parity gate: may this file leave, judged by what the float network does on the same frames?
-
-Each loss is float minus 8-bit with a paired interval by resampling drives, so what makes a drive
-easy or hard cancels out. The *upper* bound has to stay below its limit. The figures come from
-whoever evaluated; this module only knows what is allowed.
-"""
+"""The parity gate: how much an INT8 file may lose against the float network."""
 
 from __future__ import annotations
 
@@ -12,9 +7,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from workbench.errors import ContractError
-from workbench.records.base import Row
-from workbench.records.types import Verdict
+from workbench.core.errors import ContractError
+from workbench.records.base import FrozenModel, Verdict
 
 Json = dict[str, Any]
 MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
@@ -22,7 +16,7 @@ ALL = "all"
 _DIGITS = 5
 
 
-class Limits(Row):
+class LossLimits(FrozenModel):
     """What a file may lose against the float network. AP and F1 are shares: 0.005 is half a point.
 
     ``ap`` and ``f1`` of all frames (F1 at the deployed threshold), ``ap_slice`` of every slice and
@@ -40,7 +34,7 @@ class Limits(Row):
     head_db: float = Field(default=30.0)
 
 
-class Ground(Protocol):
+class EvaluatedSlice(Protocol):
     """What is evaluated: a slice and class, and how many true boxes it has."""
 
     @property
@@ -51,7 +45,7 @@ class Ground(Protocol):
     def boxes(self) -> int: ...
 
 
-class Interval(Protocol):
+class LossInterval(Protocol):
     """A loss with its two-sided interval, None where there is nothing to measure."""
 
     @property
@@ -62,22 +56,22 @@ class Interval(Protocol):
     def high(self) -> float | None: ...
 
 
-class Difference(Protocol):
+class MetricDifference(Protocol):
     """As evaluation gives it; ``usable`` tells whether there were drives enough to decide."""
 
     @property
-    def figure(self) -> Interval: ...
+    def figure(self) -> LossInterval: ...
     @property
     def usable(self) -> bool: ...
     @property
     def method(self) -> str: ...
 
 
-Compare = Callable[[MetricName, str, str], Difference]
+CompareFunction = Callable[[MetricName, str, str], MetricDifference]
 """Metric, slice and class to float minus 8-bit."""
 
 
-class Judged(Row):
+class LimitResult(FrozenModel):
     """One limit and what was found; ``required`` ones decide."""
 
     name: str
@@ -91,13 +85,13 @@ class Judged(Row):
     method: str = ""
 
 
-class Gate(Row):
+class ParityGate(FrozenModel):
     """The verdict on one file: FAIL if any required limit is proven broken, PASS if all hold."""
 
     file: str
     verdict: Verdict
-    limits: Limits
-    rows: tuple[Judged, ...]
+    limits: LossLimits
+    rows: tuple[LimitResult, ...]
 
     def table(self) -> list[Json]:
         """A row for each limit, for a data frame or a picture."""
@@ -108,15 +102,15 @@ class Gate(Row):
         return self.model_dump(mode="json")
 
 
-def judge(
+def judge_file(
     file: str,
-    grounds: Iterable[Ground],
-    compare: Compare,
+    grounds: Iterable[EvaluatedSlice],
+    compare: CompareFunction,
     report: Json,
     *,
-    limits: Limits | None = None,
+    limits: LossLimits | None = None,
     head_db: float | None = None,
-) -> Gate:
+) -> ParityGate:
     """Hold one file to the limits.
 
     Args:
@@ -126,26 +120,28 @@ def judge(
         report: Of `parity.compare` on the evaluation frames.
         head_db: Least SQNR of its raw outputs where that was measured.
     """
-    allowed = limits or Limits()
+    allowed = limits or LossLimits()
     rows = []
     for ground in grounds:
         overall = ground.slice == ground.cls == ALL
         if overall:
-            rows.append(_lost("ap", ground, compare, allowed.ap, required=True))
-            rows.append(_lost("f1", ground, compare, allowed.f1, required=True))
+            rows.append(_loss_result("ap", ground, compare, allowed.ap, required=True))
+            rows.append(_loss_result("f1", ground, compare, allowed.f1, required=True))
         elif ALL in (ground.slice, ground.cls) and ground.boxes:
             counted = ground.boxes >= allowed.slice_boxes
-            rows.append(_lost("ap", ground, compare, allowed.ap_slice, required=counted))
+            rows.append(_loss_result("ap", ground, compare, allowed.ap_slice, required=counted))
     found = report["targets"][file]
     shift = found["score_shift_p95"]
     if shift is not None:
-        rows.append(_fixed("score shift, 95th percentile", shift, allowed.score_shift))
+        rows.append(_measured_result("score shift, 95th percentile", shift, allowed.score_shift))
     if head_db is not None:
-        rows.append(_fixed("least SQNR of a raw output, dB", head_db, allowed.head_db, least=True))
-    return Gate(file=file, verdict=_together(rows), limits=allowed, rows=tuple(rows))
+        rows.append(
+            _measured_result("least SQNR of a raw output, dB", head_db, allowed.head_db, least=True)
+        )
+    return ParityGate(file=file, verdict=_overall_verdict(rows), limits=allowed, rows=tuple(rows))
 
 
-def require(gates: Iterable[Gate]) -> None:
+def require_gates(gates: Iterable[ParityGate]) -> None:
     """Raise `ContractError` where a file is proven to lose more than it may.
 
     Too few drives or boxes to tell is no failure here: the gates before a release ask for more.
@@ -162,13 +158,18 @@ def require(gates: Iterable[Gate]) -> None:
             )
 
 
-def _lost(
-    metric: MetricName, ground: Ground, compare: Compare, limit: float, *, required: bool
-) -> Judged:
+def _loss_result(
+    metric: MetricName,
+    ground: EvaluatedSlice,
+    compare: CompareFunction,
+    limit: float,
+    *,
+    required: bool,
+) -> LimitResult:
     difference = compare(metric, ground.slice, ground.cls)
     figure = difference.figure
-    return Judged(
-        name=f"{metric} lost, {_place(ground)}",
+    return LimitResult(
+        name=f"{metric} lost, {_slice_name(ground)}",
         verdict=_verdict(figure, limit, usable=difference.usable),
         value=_rounded(figure.value),
         low=_rounded(figure.low),
@@ -180,7 +181,7 @@ def _lost(
     )
 
 
-def _verdict(figure: Interval, limit: float, *, usable: bool) -> Verdict:
+def _verdict(figure: LossInterval, limit: float, *, usable: bool) -> Verdict:
     if figure.value is None or figure.low is None or figure.high is None:
         return Verdict.INSUFFICIENT
     if figure.low > limit:
@@ -188,20 +189,22 @@ def _verdict(figure: Interval, limit: float, *, usable: bool) -> Verdict:
     return Verdict.PASS if usable and figure.high <= limit else Verdict.INSUFFICIENT
 
 
-def _fixed(name: str, value: float, limit: float, *, least: bool = False) -> Judged:
+def _measured_result(name: str, value: float, limit: float, *, least: bool = False) -> LimitResult:
     holds = value >= limit if least else value <= limit
     verdict = Verdict.PASS if holds else Verdict.FAIL
-    return Judged(name=name, verdict=verdict, value=_rounded(value), limit=limit, method="measured")
+    return LimitResult(
+        name=name, verdict=verdict, value=_rounded(value), limit=limit, method="measured"
+    )
 
 
-def _together(rows: Iterable[Judged]) -> Verdict:
+def _overall_verdict(rows: Iterable[LimitResult]) -> Verdict:
     said = {row.verdict for row in rows if row.required}
     if Verdict.FAIL in said:
         return Verdict.FAIL
     return Verdict.INSUFFICIENT if Verdict.INSUFFICIENT in said or not said else Verdict.PASS
 
 
-def _place(ground: Ground) -> str:
+def _slice_name(ground: EvaluatedSlice) -> str:
     if ground.slice == ground.cls == ALL:
         return "all frames"
     return ground.cls if ground.slice == ALL else ground.slice

@@ -1,4 +1,4 @@
-"""How long one frame takes here. A side fact: it names the CPU and never enters a digest."""
+"""Latency and memory of exported files on this machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import DataError, ParameterError
-from workbench.export.fidelity import Sample
-from workbench.perception.golden import span
-from workbench.perception.predictor import OnnxPredictor
-from workbench.perception.preprocessing import Pixels
+from workbench.core.errors import DataError, ParameterError
+from workbench.detection.predictor import OnnxPredictor
+from workbench.detection.preprocessing import Pixels, input_range
+from workbench.export.parity import ReferenceSample
 
-DEGRADED = ("clean", "noise", "dark")
-_START = """
+DEGRADATIONS = ("clean", "noise", "dark")
+_COLD_START_SCRIPT = """
 import sys, time, numpy, onnxruntime, psutil
 here = psutil.Process()
 before, began = here.memory_info().rss, time.perf_counter()
@@ -33,10 +32,12 @@ spent = time.perf_counter() - began
 print(1000 * spent, (here.memory_info().rss - before) / 2**20)
 """
 
-_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
-def measure(models: Mapping[str, bytes], *, runs: int = 40, threads: int = 2) -> dict[str, Any]:
+def measure_latency(
+    models: Mapping[str, bytes], *, runs: int = 40, threads: int = 2
+) -> dict[str, Any]:
     """Latency of the network alone, one frame a call, in plain ONNX Runtime on this CPU.
 
     The models take turns, so that a busy machine disturbs all of them alike; it still raises all
@@ -49,7 +50,7 @@ def measure(models: Mapping[str, bytes], *, runs: int = 40, threads: int = 2) ->
         raise ParameterError("nothing to measure", hint="Give at least one model and one run")
     predictors = {name: OnnxPredictor(content, threads=threads) for name, content in models.items()}
     spec = next(iter(predictors.values())).preprocessing
-    low, high = span(spec)
+    low, high = input_range(spec)
     shape = (1, 3, spec.height, spec.width)
     frame = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
     for predictor in predictors.values():
@@ -58,16 +59,18 @@ def measure(models: Mapping[str, bytes], *, runs: int = 40, threads: int = 2) ->
     taken: dict[str, list[float]] = {name: [] for name in predictors}
     for _ in range(runs):
         for name, predictor in predictors.items():
-            taken[name].append(_ms(lambda predictor=predictor: predictor.raw(frame)))  # type: ignore[misc]
+            taken[name].append(_elapsed_ms(lambda predictor=predictor: predictor.raw(frame)))  # type: ignore[misc]
     return {
-        "cpu": cpu(),
+        "cpu": cpu_info(),
         "threads": threads,
         "runs": runs,
         "models": {name: _distribution(times) for name, times in taken.items()},
     }
 
 
-def starts(models: Mapping[str, bytes], *, threads: int = 2) -> dict[str, dict[str, float]]:
+def measure_cold_start(
+    models: Mapping[str, bytes], *, threads: int = 2
+) -> dict[str, dict[str, float]]:
     """What a model costs before its second frame, each in a process of its own.
 
     Returns:
@@ -82,7 +85,7 @@ def starts(models: Mapping[str, bytes], *, threads: int = 2) -> dict[str, dict[s
         for name, content in models.items():
             path = Path(folder) / "model.onnx"
             path.write_bytes(content)
-            command = [sys.executable, "-c", _START, str(path), str(threads)]
+            command = [sys.executable, "-c", _COLD_START_SCRIPT, str(path), str(threads)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise DataError(f"model cannot be started: {done.stderr[-300:]}", where=name)
@@ -91,7 +94,7 @@ def starts(models: Mapping[str, bytes], *, threads: int = 2) -> dict[str, dict[s
     return found
 
 
-def degraded(
+def measure_degraded(
     fp32: bytes,
     int8: bytes,
     images: Sequence[Pixels],
@@ -113,19 +116,19 @@ def degraded(
         "int8": OnnxPredictor(int8, threads=threads),
     }
     found: dict[str, dict[str, Any]] = {}
-    for kind in DEGRADED:
-        shown = [spoilt(image, kind, seed + place) for place, image in enumerate(images)]
-        apart = Sample(fp32, shown, threads=threads).compare(int8)
+    for kind in DEGRADATIONS:
+        shown = [degrade_image(image, kind, seed + place) for place, image in enumerate(images)]
+        apart = ReferenceSample(fp32, shown, threads=threads).compare(int8)
         row: dict[str, Any] = {"agreement": apart.agreement, "sqnr_db": apart.least_db}
         for name, predictor in predictors.items():
             predictor.predict(shown[:1])
-            times = [_ms(lambda image=image: predictor.predict([image])) for image in shown]  # type: ignore[misc] # noqa: B023
+            times = [_elapsed_ms(lambda image=image: predictor.predict([image])) for image in shown]  # type: ignore[misc] # noqa: B023
             row[name] = _distribution(times)
         found[kind] = row
     return found
 
 
-def spoilt(image: Pixels, kind: str, seed: int) -> Pixels:
+def degrade_image(image: Pixels, kind: str, seed: int) -> Pixels:
     """``noise`` as of a hot sensor (sigma 20 of 255), ``dark`` at a quarter of the light."""
     if kind == "noise":
         noise = np.random.default_rng(seed).normal(0, 20, image.shape)
@@ -137,7 +140,7 @@ def spoilt(image: Pixels, kind: str, seed: int) -> Pixels:
     return image
 
 
-def _ms(work: Callable[[], object]) -> float:
+def _elapsed_ms(work: Callable[[], object]) -> float:
     before = time.perf_counter()
     work()
     return 1000 * (time.perf_counter() - before)
@@ -150,7 +153,7 @@ def _distribution(times: list[float]) -> dict[str, float]:
     }
 
 
-def cpu() -> dict[str, Any]:
+def cpu_info() -> dict[str, Any]:
     """Name of the CPU and those of its features that decide how fast 8-bit numbers are."""
     facts: dict[str, str] = {}
     source = Path("/proc/cpuinfo")
@@ -161,5 +164,5 @@ def cpu() -> dict[str, Any]:
     flags = (facts.get("flags") or facts.get("features") or "").split()
     return {
         "name": facts.get("model name", "unknown"),
-        "flags": [flag for flag in _TELLING if flag in flags],
+        "flags": [flag for flag in _CPU_FLAGS if flag in flags],
     }

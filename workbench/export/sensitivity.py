@@ -1,9 +1,4 @@
-"""Which layers eight bits hurt: each alone in INT8, each alone in float, and its own noise.
-
-Ranges are found once and every file is made from them, so a layer costs two passes over a small
-sample. The sample is stated: a ranking of layers needs tens of frames, a verdict on the model needs
-the whole evaluation set and is the gate's.
-"""
+"""Per-layer quantization sensitivity."""
 
 from __future__ import annotations
 
@@ -15,20 +10,20 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from workbench.errors import ContractError
-from workbench.export.fidelity import Fidelity, Sample, decibels, energy
-from workbench.export.onnx_file import INPUT
-from workbench.export.quantise import Calibrated, inputs
-from workbench.perception.contract import from_metadata
-from workbench.perception.preprocessing import Pixels
+from workbench.core.errors import ContractError
+from workbench.detection.config import from_onnx_metadata
+from workbench.detection.preprocessing import Pixels
+from workbench.export.formats import INPUT_NAME
+from workbench.export.parity import Fidelity, ReferenceSample, decibels, signal_energy
+from workbench.export.quantization import CalibratedModel, network_inputs
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from workbench.perception.predictor import TorchPredictor
+    from workbench.detection.predictor import TorchPredictor
 
-Progress = Callable[[int, int], None]
-HEAD_FLOOR_DB = 30.0
+ProgressCallback = Callable[[int, int], None]
+MIN_HEAD_DB = 30.0
 """Below this a raw output map is no longer the network's: the goal for every head."""
 
 
@@ -42,7 +37,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class LayerFigures:
+class LayerSensitivity:
     """Figures of one layer, ratios in dB: the least of any raw output.
 
     ``own_db`` is the noise in the layer's own output with all layers in INT8; ``alone_int8_db`` the
@@ -61,7 +56,7 @@ class LayerFigures:
 class Sensitivity:
     """All layers in the order they run, the whole file's fidelity, and the frames it rests on."""
 
-    layers: tuple[LayerFigures, ...]
+    layers: tuple[LayerSensitivity, ...]
     whole: Fidelity
     frames: int
 
@@ -90,7 +85,7 @@ class Sensitivity:
         return sorted(rows, key=lambda row: (row["alone_int8_db"], -row["gain_db"]))
 
 
-def layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
+def convolution_layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
     """The convolutions of the float file with their names in the detector.
 
     Both run them in one order, which is checked by the size of their weights.
@@ -117,14 +112,14 @@ def layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
     )
 
 
-def measure(
+def measure_sensitivity(
     predictor: TorchPredictor,
     fp32: bytes,
-    calibrated: Calibrated,
+    calibrated: CalibratedModel,
     images: Sequence[Pixels],
     *,
     threads: int = 2,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Sensitivity:
     """Figures of every layer on a sample of frames, which should not be evaluation frames.
 
@@ -132,7 +127,10 @@ def measure(
         calibrated: Of the same float file.
         images: RGB uint8, of any size; 16 to 32 are enough for a ranking.
     """
-    found, sample = layers(predictor, fp32), Sample(fp32, images, threads=threads)
+    found, sample = (
+        convolution_layers(predictor, fp32),
+        ReferenceSample(fp32, images, threads=threads),
+    )
     content = calibrated.file()
     whole = sample.compare(content)
     own = _own_noise(fp32, calibrated, found, images)
@@ -141,7 +139,7 @@ def measure(
         alone = sample.compare(calibrated.file(only=[layer.node]))
         without = sample.compare(calibrated.file(keep_float=[layer.node]))
         rows.append(
-            LayerFigures(
+            LayerSensitivity(
                 layer,
                 own[layer.node],
                 alone.least_db,
@@ -154,8 +152,8 @@ def measure(
     return Sensitivity(tuple(rows), whole, sample.frames)
 
 
-def to_keep_float(
-    sensitivity: Sensitivity, *, floor_db: float = HEAD_FLOOR_DB, most: int = 3
+def layers_to_keep_float(
+    sensitivity: Sensitivity, *, floor_db: float = MIN_HEAD_DB, most: int = 3
 ) -> tuple[Layer, ...]:
     """The policy: as few layers as possible stay in float, and none if every head is good enough.
 
@@ -193,26 +191,26 @@ def _convolutions_as_they_run(predictor: TorchPredictor) -> list[tuple[str, nn.C
 
 
 def _own_noise(
-    fp32: bytes, calibrated: Calibrated, found: Sequence[Layer], images: Sequence[Pixels]
+    fp32: bytes, calibrated: CalibratedModel, found: Sequence[Layer], images: Sequence[Pixels]
 ) -> dict[str, float]:
     """SQNR of each convolution's own output, all of them quantised.
 
     Compared is what comes before the activation, so values that it cuts off count too.
     """
-    _, spec = from_metadata(calibrated.metadata, where="fp32.onnx")
+    _, spec = from_onnx_metadata(calibrated.metadata, where="fp32.onnx")
     names = [layer.node for layer in found]
-    first = _watched(onnx.load_from_string(fp32), names)
-    second = _watched(calibrated.model([], []), names)
+    first = _session_with_outputs(onnx.load_from_string(fp32), names)
+    second = _session_with_outputs(calibrated.model([], []), names)
     signal, noise = np.zeros(len(found)), np.zeros(len(found))
-    for batch in inputs(images, spec):
-        right, wrong = first.run(None, {INPUT: batch}), second.run(None, {INPUT: batch})
+    for batch in network_inputs(images, spec):
+        right, wrong = first.run(None, {INPUT_NAME: batch}), second.run(None, {INPUT_NAME: batch})
         for position, (one, other) in enumerate(zip(right, wrong, strict=True)):
-            signal[position] += energy(one)
-            noise[position] += energy(one - other)
+            signal[position] += signal_energy(one)
+            noise[position] += signal_energy(one - other)
     return {layer.node: decibels(signal[i], noise[i]) for i, layer in enumerate(found)}
 
 
-def _watched(model: onnx.ModelProto, names: Sequence[str]) -> Any:
+def _session_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Any:
     """A session whose outputs are those of the nodes named, nothing fused into them."""
     import onnxruntime
 

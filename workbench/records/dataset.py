@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workbench import digest
-from workbench.records.base import Digest, Ref, Row
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.records.base import Digest, FrozenModel, Ref
 from workbench.records.frames import Drive, Frame, Label, LabelSchema, Role
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, Quarantined
-from workbench.workspace import Workspace
 
-T = TypeVar("T", bound=Row)
+T = TypeVar("T", bound=FrozenModel)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def media_path(place: Workspace, frame: Frame) -> Path:
     return place.media / frame.id[:2] / f"{frame.id}{frame.suffix}"
 
 
-def save(
+def save_dataset(
     store: Store,
     dataset: Dataset,
     *,
@@ -95,41 +95,41 @@ def save(
         parents=tuple(parents),
         made_by=made_by,
         split=dataset.split,
-        quarantined=_count(entry.reason for entry in left_out),
+        quarantined=_count_values(entry.reason for entry in left_out),
         simulated=dataset.simulated,
     )
     frames = sorted(dataset.frames, key=lambda frame: (frame.drive, frame.index, frame.id))
     drives = sorted(dataset.drives, key=lambda drive: drive.id)
     payload = {
-        "drives.jsonl": lines(drives),
-        "frames.jsonl": lines(frames),
+        "drives.jsonl": to_json_lines(drives),
+        "frames.jsonl": to_json_lines(frames),
         "labels.jsonl": _sorted_lines(dataset.labels),
-        "quarantine.jsonl": lines(left_out),
+        "quarantine.jsonl": to_json_lines(left_out),
     }
     return store.put(record, payload, side={"sources": sources} if sources else None)
 
 
-def load(store: Store, ref: Ref) -> Dataset:
+def load_dataset(store: Store, ref: Ref) -> Dataset:
     """Read a dataset version whole."""
     record = store.get(ref, DatasetVersion)
     return Dataset(
         name=record.name,
         label_schema=record.label_schema,
-        drives=read_lines(store.payload(ref, "drives.jsonl"), Drive),
-        frames=read_lines(store.payload(ref, "frames.jsonl"), Frame),
-        labels=read_lines(store.payload(ref, "labels.jsonl"), Label),
+        drives=read_json_lines(store.payload(ref, "drives.jsonl"), Drive),
+        frames=read_json_lines(store.payload(ref, "frames.jsonl"), Frame),
+        labels=read_json_lines(store.payload(ref, "labels.jsonl"), Label),
         ref=ref,
         simulated=record.simulated,
         split=record.split,
     )
 
 
-def lines(rows: Iterable[Row]) -> bytes:
+def to_json_lines(rows: Iterable[FrozenModel]) -> bytes:
     """Canonical JSON, a row a line."""
     return b"".join(digest.canonical_json(row.model_dump(mode="json")) + b"\n" for row in rows)
 
 
-def read_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
+def read_json_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
     with path.open("rb") as stream:
         return tuple(kind.model_validate_json(line) for line in stream)
 
@@ -140,7 +140,7 @@ def _sorted_lines(labels: Iterable[Label]) -> bytes:
     return b"".join(sorted(rows))
 
 
-def _count(values: Iterable[str]) -> dict[str, int]:
+def _count_values(values: Iterable[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for value in values:
         counts[value] = counts.get(value, 0) + 1

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from workbench import digest
-from workbench.records.base import Digest, Row
+from workbench.core import digest
+from workbench.records.base import Digest, FrozenModel
 
 UNKNOWN = "unknown"
 
 
-def added(default: Any) -> Any:
+def optional_field(default: Any) -> Any:
     """A field that younger rows have: left out where it says nothing.
 
     So rows from before it keep their bytes, and with them the digests of all that holds them.
@@ -79,7 +79,7 @@ class Origin(StrEnum):
         return self is not Origin.MODEL
 
 
-class Calibration(Row):
+class Calibration(FrozenModel):
     """Pinhole intrinsics in pixels of the frame as stored; ``id`` names the calibration run."""
 
     id: str = UNKNOWN
@@ -89,7 +89,7 @@ class Calibration(Row):
     cy: float | None = None
 
 
-class Drive(Row):
+class Drive(FrozenModel):
     """One ordered recording of one camera on one vehicle.
 
     ``camera_height_m`` is above the road, ``camera_pitch_deg`` positive when looking down.
@@ -109,13 +109,13 @@ class Drive(Row):
     simulated: bool = False
 
 
-class Conditions(Row):
+class Conditions(FrozenModel):
     light: Light = Light.UNKNOWN
     weather: Weather = Weather.UNKNOWN
     construction: bool = False
 
 
-class Frame(Row):
+class Frame(FrozenModel):
     """One image of a drive.
 
     ``id`` is the SHA-256 of the encoded image file, so the bytes can always be checked against
@@ -136,11 +136,11 @@ class Frame(Row):
     redaction: str = "none"
     role: Role | None = None
     events: tuple[str, ...] = ()
-    attributes: dict[str, str] = added({})
-    position: tuple[float, float] | None = added(None)
+    attributes: dict[str, str] = optional_field({})
+    position: tuple[float, float] | None = optional_field(None)
 
 
-class Box(Row):
+class Box(FrozenModel):
     """Axis-aligned box in pixels: origin top left, x right, y down, continuous coordinates."""
 
     x: float
@@ -157,7 +157,7 @@ Point = tuple[float, float]
 """x right and y down in pixels of the frame, from its top left corner."""
 
 
-class Turned(Row):
+class RotatedBox(FrozenModel):
     """A rectangle turned about its centre ``(cx, cy)`` by ``degrees``, clockwise as seen.
 
     Pixels; ``w`` and ``h`` are its sides before turning.
@@ -170,7 +170,7 @@ class Turned(Row):
     degrees: float
 
 
-class Edit(Row):
+class LabelEdit(FrozenModel):
     """The model's box that a person's began as, and what they changed of it.
 
     ``iou`` is the overlap of the two boxes.
@@ -183,7 +183,7 @@ class Edit(Row):
     changed: tuple[Literal["class", "position"], ...]
 
 
-class Label(Row):
+class Label(FrozenModel):
     """One box on one frame, and who says so.
 
     A turned rectangle stands in ``turned``, a polygon's corners in ``polygon``; ``box`` is then the
@@ -206,17 +206,17 @@ class Label(Row):
     score: float | None = Field(default=None, ge=0, le=1)
     source: str | None = None
     labeled_at: str | None = None
-    turned: Turned | None = added(None)
-    polygon: tuple[Point, ...] | None = added(None)
-    attributes: dict[str, str] = added({})
-    edit: Edit | None = added(None)
+    turned: RotatedBox | None = optional_field(None)
+    polygon: tuple[Point, ...] | None = optional_field(None)
+    attributes: dict[str, str] = optional_field({})
+    edit: LabelEdit | None = optional_field(None)
 
     @cached_property
     def id(self) -> Digest:
         return digest.of_json(self.model_dump(mode="json"))
 
 
-class Question(Row):
+class Question(FrozenModel):
     """Something that labelers answer by choosing one of ``answers``, for a box or a whole frame."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -227,7 +227,7 @@ class Question(Row):
 Shape = Literal["box", "turned", "polygon"]
 
 
-class LabelSchema(Row):
+class LabelSchema(FrozenModel):
     """The classes a dataset is labelled with, in the order a model numbers them.
 
     ``shapes`` says how objects may be drawn, ``box_questions`` and ``frame_questions`` what is
@@ -243,11 +243,11 @@ class LabelSchema(Row):
     classes: tuple[str, ...]
     vulnerable: tuple[str, ...] = ()
     mapping: dict[str, str] = {}
-    shapes: tuple[Shape, ...] = added(("box",))
-    box_questions: tuple[Question, ...] = added(())
-    frame_questions: tuple[Question, ...] = added(())
-    tracks: bool = added(False)
-    definitions: dict[str, str] = added({})
+    shapes: tuple[Shape, ...] = optional_field(("box",))
+    box_questions: tuple[Question, ...] = optional_field(())
+    frame_questions: tuple[Question, ...] = optional_field(())
+    tracks: bool = optional_field(False)
+    definitions: dict[str, str] = optional_field({})
 
     def class_of(self, source_name: str) -> str | None:
         """Class, ``ignore`` or ``drop`` for a source's name; None when it is unknown."""

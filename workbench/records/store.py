@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from workbench import digest, workspace
-from workbench.errors import RecordError
+from workbench.core import digest, workspace
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace
 from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
 from workbench.records.types import RECORD_TYPES
-from workbench.workspace import Workspace
 
 R = TypeVar("R", bound=Record)
 Payload = Mapping[str, Path | bytes]
@@ -57,7 +57,7 @@ class Store:
         payload = payload or {}
         body = record.model_dump(mode="json")
         body["kind"] = record.KIND
-        body["payload"] = {name: _describe(name, source) for name, source in payload.items()}
+        body["payload"] = {name: _payload_entry(name, source) for name, source in payload.items()}
         content = digest.canonical_json(body)
         ref = make_ref(record.KIND, digest.of_bytes(content))
         folder = self.folder(ref)
@@ -79,7 +79,7 @@ class Store:
         """
         if digest.of_bytes(content) != digest_of(ref):
             raise RecordError("record does not match its digest: it was changed", where=ref)
-        found = {name: _describe(name, source) for name, source in payload.items()}
+        found = {name: _payload_entry(name, source) for name, source in payload.items()}
         listed = json.loads(content)["payload"]
         for name in sorted(listed.keys() | found.keys()):
             if listed.get(name) != found.get(name):
@@ -194,7 +194,7 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _describe(name: str, source: Path | bytes) -> dict[str, str | int]:
+def _payload_entry(name: str, source: Path | bytes) -> dict[str, str | int]:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise RecordError("payload names must stay inside the record", where=name)
     if isinstance(source, bytes):

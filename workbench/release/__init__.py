@@ -1,1 +1,1 @@
-"""Signing a bundle, checking it to the byte, and deciding whether it may become champion."""
+"""Releases: signing keys, signed folders and release records."""

@@ -9,21 +9,21 @@ By default they are started here, on loopback, with everything below ``.workbenc
 and none is started in its place.
 """
 
-from workbench.services.label_studio import Credentials
-from workbench.services.roster import (
-    NAMES,
+from workbench.services.lifecycle import ServiceStatus
+from workbench.services.manager import (
+    SERVICE_NAMES,
     down,
     environment,
     label_studio_admin,
     status,
     up,
 )
-from workbench.services.state import ServiceState
+from workbench.services.servers import LabelStudioAdmin
 
 __all__ = [
-    "NAMES",
-    "Credentials",
-    "ServiceState",
+    "SERVICE_NAMES",
+    "LabelStudioAdmin",
+    "ServiceStatus",
     "down",
     "environment",
     "label_studio_admin",

@@ -15,9 +15,10 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from workbench.errors import ServiceError
-from workbench.services import credentials, external, label_studio, mongod, ports, prepared, roster
-from workbench.workspace import Workspace
+from workbench.core import credentials
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
+from workbench.services import label_studio_database, manager, probes, servers
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _DISK_GIB = 5
@@ -25,7 +26,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass(frozen=True)
-class Check:
+class HealthCheck:
     """One question about the machine. ``mend`` is what to do when ``ok`` is false."""
 
     name: str
@@ -38,47 +39,47 @@ class Check:
         return asdict(self)
 
 
-def examine(place: Workspace) -> list[Check]:
+def run_checks(place: Workspace) -> list[HealthCheck]:
     """Ask everything. Takes a second or two; starts and changes nothing."""
-    questions: tuple[Callable[[Workspace], Check], ...] = (
-        _python,
-        _packages,
-        _mongod,
-        _label_studio,
-        _prepared_tables,
-        _loopback,
-        _disk,
-        _workspace,
-        _secrets,
-        _servers,
-        _browser,
-        _node,
+    questions: tuple[Callable[[Workspace], HealthCheck], ...] = (
+        _check_python,
+        _check_packages,
+        _check_mongod,
+        _check_label_studio,
+        _check_label_studio_tables,
+        _check_loopback,
+        _check_disk,
+        _check_workspace,
+        _check_secrets,
+        _check_servers,
+        _check_browser,
+        _check_node,
     )
     return [question(place) for question in questions]
 
 
-def healthy(checks: list[Check]) -> bool:
+def is_healthy(checks: list[HealthCheck]) -> bool:
     """Whether nothing that is required is missing."""
     return all(check.ok for check in checks if check.required)
 
 
-def _python(_: Workspace) -> Check:
+def _check_python(_: Workspace) -> HealthCheck:
     found = ".".join(map(str, sys.version_info[:3]))
     mend = "Install Python 3.11, then `make clean setup`"
-    return Check("Python 3.11", sys.version_info[:2] == (3, 11), found, mend=mend)
+    return HealthCheck("Python 3.11", sys.version_info[:2] == (3, 11), found, mend=mend)
 
 
-def _packages(_: Workspace) -> Check:
+def _check_packages(_: Workspace) -> HealthCheck:
     name, lock = "packages as locked", _CHECKOUT / "requirements.lock"
     if not lock.is_file():
-        return Check(name, True, "no lock beside the package: nothing to compare with")
-    wrong = out_of_step(lock)
+        return HealthCheck(name, True, "no lock beside the package: nothing to compare with")
+    wrong = mismatched_packages(lock)
     detail = f"{len(wrong)} differ: {'; '.join(wrong[:3])}" if wrong else "all in step"
     mend = "Run `make setup`, after removing .venv/.ready-* where something was installed by hand"
-    return Check(name, not wrong, detail, mend=mend)
+    return HealthCheck(name, not wrong, detail, mend=mend)
 
 
-def out_of_step(lock: Path) -> list[str]:
+def mismatched_packages(lock: Path) -> list[str]:
     """Locked packages that are missing here or have another version."""
     # Not sys.path: packages that carry copies of others put those on it while they are imported.
     folders = sorted({sysconfig.get_path(name) for name in ("purelib", "platlib")})
@@ -101,91 +102,99 @@ def out_of_step(lock: Path) -> list[str]:
     return wrong
 
 
-def _mongod(_: Workspace) -> Check:
+def _check_mongod(_: Workspace) -> HealthCheck:
     try:
-        return Check("mongod runs", True, mongod.version())
+        return HealthCheck("mongod runs", True, servers.mongod_version())
     except ServiceError as error:
-        required = not external.named("mongod")
-        return Check("mongod runs", False, error.what, required, error.hint or "")
+        required = not manager.is_external("mongod")
+        return HealthCheck("mongod runs", False, error.what, required, error.hint or "")
 
 
-def _label_studio(_: Workspace) -> Check:
+def _check_label_studio(_: Workspace) -> HealthCheck:
     try:
-        folder = label_studio.environment_folder()
+        folder = servers.label_studio_environment()
     except ServiceError as error:
-        required = not external.named("label-studio")
-        return Check("Label Studio installed", False, error.what, required, error.hint or "")
-    return Check("Label Studio installed", True, prepared.version(folder))
+        required = not manager.is_external("label-studio")
+        return HealthCheck("Label Studio installed", False, error.what, required, error.hint or "")
+    return HealthCheck(
+        "Label Studio installed", True, label_studio_database.installed_version(folder)
+    )
 
 
-def _prepared_tables(_: Workspace) -> Check:
+def _check_label_studio_tables(_: Workspace) -> HealthCheck:
     name, mend = "Label Studio's tables prepared", "Run `make setup`"
     try:
-        ready = prepared.template_of(label_studio.environment_folder()).is_file()
+        ready = label_studio_database.template_path(servers.label_studio_environment()).is_file()
     except ServiceError:
         ready = False
     detail = "yes" if ready else "no: the first start in a workspace takes a minute longer"
-    return Check(name, ready, detail, required=False, mend=mend)
+    return HealthCheck(name, ready, detail, required=False, mend=mend)
 
 
-def _loopback(_: Workspace) -> Check:
+def _check_loopback(_: Workspace) -> HealthCheck:
     try:
-        return Check("ports on loopback", True, f"free ones there are, such as {ports.choose()}")
+        return HealthCheck(
+            "ports on loopback", True, f"free ones there are, such as {probes.choose_port()}"
+        )
     except OSError as error:
         mend = "Allow programs to listen on 127.0.0.1"
-        return Check("ports on loopback", False, str(error), mend=mend)
+        return HealthCheck("ports on loopback", False, str(error), mend=mend)
 
 
-def _disk(place: Workspace) -> Check:
-    free = shutil.disk_usage(_existing(place.root)).free / 2**30
+def _check_disk(place: Workspace) -> HealthCheck:
+    free = shutil.disk_usage(_existing_folder(place.root)).free / 2**30
     detail = f"{free:.0f} GiB free where {place.root} lies"
     mend = "Free some space, or point WORKBENCH_HOME at a larger disk"
-    return Check(f"{_DISK_GIB} GiB of disk", free >= _DISK_GIB, detail, mend=mend)
+    return HealthCheck(f"{_DISK_GIB} GiB of disk", free >= _DISK_GIB, detail, mend=mend)
 
 
-def _workspace(place: Workspace) -> Check:
-    folder = _existing(place.root)
-    probe = folder / f".writable-{ports.choose()}"
+def _check_workspace(place: Workspace) -> HealthCheck:
+    folder = _existing_folder(place.root)
+    probe = folder / f".writable-{probes.choose_port()}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
         mend = "Correct its permissions, or point WORKBENCH_HOME elsewhere"
-        return Check("workspace writable", False, f"{folder}: {error.strerror}", mend=mend)
-    return Check("workspace writable", True, str(place.root))
+        return HealthCheck("workspace writable", False, f"{folder}: {error.strerror}", mend=mend)
+    return HealthCheck("workspace writable", True, str(place.root))
 
 
-def _secrets(place: Workspace) -> Check:
-    exposed = credentials.exposed(place)
+def _check_secrets(place: Workspace) -> HealthCheck:
+    exposed = credentials.exposed_secrets(place)
     name, mend = "secrets for their owner only", f"chmod -R go= {place.secrets}"
     if not exposed:
-        return Check(name, True, "yes")
-    return Check(name, False, f"others can read {', '.join(map(str, exposed[:3]))}", mend=mend)
+        return HealthCheck(name, True, "yes")
+    return HealthCheck(
+        name, False, f"others can read {', '.join(map(str, exposed[:3]))}", mend=mend
+    )
 
 
-def _servers(place: Workspace) -> Check:
-    states = roster.status(place).values()
+def _check_servers(place: Workspace) -> HealthCheck:
+    states = manager.status(place).values()
     broken = [f"{state.name}: {state.detail}" for state in states if state.state == "broken"]
     detail = "; ".join(broken) or ", ".join(f"{s.name} {s.state}" for s in states)
     mend = "Run `workbench up`; logs lie in .workbench/services"
-    return Check("servers", not broken, detail, mend=mend)
+    return HealthCheck("servers", not broken, detail, mend=mend)
 
 
-def _browser(_: Workspace) -> Check:
+def _check_browser(_: Workspace) -> HealthCheck:
     found = next(filter(None, map(shutil.which, _BROWSERS)), None)
     mend = "Install chromium (Debian: apt-get install chromium); only browser tests need it"
-    return Check("Chromium", found is not None, found or "not found", required=False, mend=mend)
+    return HealthCheck(
+        "Chromium", found is not None, found or "not found", required=False, mend=mend
+    )
 
 
-def _node(_: Workspace) -> Check:
+def _check_node(_: Workspace) -> HealthCheck:
     program = shutil.which("node")
     mend = "Install Node.js; only browser tests need it"
     if program is None:
-        return Check("Node.js", False, "not found", required=False, mend=mend)
+        return HealthCheck("Node.js", False, "not found", required=False, mend=mend)
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     ok, detail = said.returncode == 0, said.stdout.strip() or said.stderr.strip()
-    return Check("Node.js", ok, detail, required=False, mend=mend)
+    return HealthCheck("Node.js", ok, detail, required=False, mend=mend)
 
 
-def _existing(folder: Path) -> Path:
+def _existing_folder(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.is_dir())

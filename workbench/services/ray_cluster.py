@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from workbench import workspace
-from workbench.errors import ServiceError
-from workbench.workspace import Workspace
+from workbench.core import workspace
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
 
 Json = dict[str, Any]
 
@@ -22,11 +22,11 @@ LOCAL = "local"
 work to a cluster unasked.)"""
 
 _OBJECT_STORE = 200 * 2**20  # bytes; models, lists of frames and results pass through it
-_KNOCK_S = 20.0
+_CONNECT_TIMEOUT_S = 20.0
 
 
 @contextlib.contextmanager
-def connected(place: Workspace, address: str = LOCAL, *, cpus: int | None = None) -> Iterator[Any]:
+def connect(place: Workspace, address: str = LOCAL, *, cpus: int | None = None) -> Iterator[Any]:
     """The module ``ray``, connected; what was started here ends with the block.
 
     Args:
@@ -37,7 +37,7 @@ def connected(place: Workspace, address: str = LOCAL, *, cpus: int | None = None
         ServiceError: Ray is not installed, cannot be started, or nobody listens at ``address``.
     """
     if "ray" not in sys.modules:  # it reads them when it is imported, and never again
-        os.environ.update(_settings(place, local=address == LOCAL))
+        os.environ.update(_ray_settings(place, local=address == LOCAL))
     try:
         import ray
     except ImportError as error:
@@ -52,11 +52,11 @@ def connected(place: Workspace, address: str = LOCAL, *, cpus: int | None = None
     # Ray prints what befell a worker on standard output, which belongs to --json.
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            _knock(address)  # of a cluster joined already, too: it may be another one
+            _check_listening(address)  # of a cluster joined already, too: it may be another one
             if not joined:
-                _begin(ray, options)
+                _start_ray(ray, options)
         except Exception as error:  # Ray raises bare ones, too
-            raise _away(address, error) from error
+            raise _connection_error(address, error) from error
         try:
             yield ray
         finally:
@@ -69,7 +69,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _begin(ray: Any, options: Json) -> None:
+def _start_ray(ray: Any, options: Json) -> None:
     """A start is tried twice, for on a busy machine Ray's agents come too late."""
     for last in (options["address"] != LOCAL, True):
         try:
@@ -81,15 +81,15 @@ def _begin(ray: Any, options: Json) -> None:
                 raise
 
 
-def _knock(address: str) -> None:
+def _check_listening(address: str) -> None:
     """Raise at once where nobody listens: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S):
             pass
 
 
-def _away(address: str, error: Exception) -> ServiceError:
+def _connection_error(address: str, error: Exception) -> ServiceError:
     if address == LOCAL:
         return ServiceError(
             f"Ray could not be started: {first_line(error)}",
@@ -103,7 +103,7 @@ def _away(address: str, error: Exception) -> ServiceError:
     )
 
 
-def _settings(place: Workspace, *, local: bool) -> dict[str, str]:
+def _ray_settings(place: Workspace, *, local: bool) -> dict[str, str]:
     """No telemetry; a local one hears loopback only, and only whoever knows the token."""
     always = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if not local:

@@ -1,13 +1,4 @@
-"""Rendered drives on disk, as a folder that the COCO reader ingests.
-
-    images/DRIVE_0007.jpg    JPEG frames
-    labels.coco.json         COCO, with drive, time and conditions of each image, and occlusion,
-                             truncation and track of each box (``iscrowd`` 1: do not score)
-    drives.json              vehicle, camera and calibration of each drive, ``"simulated": true``
-
-Bytes depend on the seed, the profile and the installed OpenCV and numpy only: not on the number of
-worker processes, the time or the machine's name.
-"""
+"""Rendered drives on disk, as a folder that the COCO reader ingests."""
 
 from __future__ import annotations
 
@@ -18,23 +9,23 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from workbench import processes, workspace
-from workbench.errors import ParameterError
+from workbench.core import processes, workspace
+from workbench.core.errors import ParameterError
 from workbench.simulation import traffic
 from workbench.simulation.scenario import CLASSES, Scenario
 
 Progress = Callable[[int, int], None]
 Json = dict[str, Any]
 
-JPEG_QUALITY = 90
-FIRMWARE = "renderer-1"
-LABELS = "labels.coco.json"
-DRIVES = "drives.json"
+_JPEG_QUALITY = 90
+_FIRMWARE = "renderer-1"
+LABELS_FILE = "labels.coco.json"
+DRIVES_FILE = "drives.json"
 
 
 def write_drives(
     folder: Path,
-    profile: str | traffic.Profile = "standard",
+    profile: str | traffic.FleetProfile = "standard",
     *,
     seed: int = 0,
     workers: int = 2,
@@ -57,14 +48,14 @@ def write_drives(
         ParameterError: An unknown profile, or one that cannot be rendered; a folder that holds
             other images.
     """
-    chosen = _profile(profile)
+    chosen = _resolve_profile(profile)
     if workers < 1:
         raise ParameterError("workers must be at least 1", where=workers)
-    scenarios = traffic.fleet(chosen, seed)
-    _prepare(folder, scenarios)
+    scenarios = traffic.random_fleet(chosen, seed)
+    _prepare_folder(folder, scenarios)
     images: list[Json] = []
     annotations: list[Json] = []
-    for rows, boxes in _rendered(scenarios, folder, workers):
+    for rows, boxes in _render_all(scenarios, folder, workers):
         first = len(images) + 1
         for offset, (row, found) in enumerate(zip(rows, boxes, strict=True)):
             images.append({"id": first + offset, **row})
@@ -83,18 +74,18 @@ def write_drives(
         "annotations": annotations,
         "categories": categories,
     }
-    drives = {"schema_version": 1, "drives": [_drive(scenario) for scenario in scenarios]}
-    _write_json(folder / DRIVES, drives)
-    _write_json(folder / LABELS, coco)
+    drives = {"schema_version": 1, "drives": [_drive_row(scenario) for scenario in scenarios]}
+    _write_json(folder / DRIVES_FILE, drives)
+    _write_json(folder / LABELS_FILE, coco)
     return folder
 
 
-def _prepare(folder: Path, scenarios: tuple[Scenario, ...]) -> None:
+def _prepare_folder(folder: Path, scenarios: tuple[Scenario, ...]) -> None:
     """Make the folder, or check that it holds nothing but an earlier rendering of the same."""
     if folder.exists() and not folder.is_dir():
         raise ParameterError("drives need a folder to be written to", where=folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    expected = {_name(scenario, i) for scenario in scenarios for i in range(scenario.frames)}
+    expected = {_image_name(scenario, i) for scenario in scenarios for i in range(scenario.frames)}
     strange = [p.name for p in (folder / "images").iterdir() if f"images/{p.name}" not in expected]
     if strange:
         raise ParameterError(
@@ -103,15 +94,15 @@ def _prepare(folder: Path, scenarios: tuple[Scenario, ...]) -> None:
             hint="Choose an empty folder, or remove this one first",
         )
     # Without labels the folder is unfinished, whatever becomes of this process.
-    (folder / LABELS).unlink(missing_ok=True)
+    (folder / LABELS_FILE).unlink(missing_ok=True)
 
 
-def _name(scenario: Scenario, index: int) -> str:
+def _image_name(scenario: Scenario, index: int) -> str:
     return f"images/{scenario.drive}_{index:04d}.jpg"
 
 
-def _profile(profile: str | traffic.Profile) -> traffic.Profile:
-    if isinstance(profile, traffic.Profile):
+def _resolve_profile(profile: str | traffic.FleetProfile) -> traffic.FleetProfile:
+    if isinstance(profile, traffic.FleetProfile):
         return profile
     if profile not in traffic.PROFILES:
         raise ParameterError(
@@ -126,7 +117,7 @@ def _write_json(path: Path, value: Json) -> None:
     workspace.write_atomic(path, json.dumps(value, indent=1).encode() + b"\n")
 
 
-def _rendered(
+def _render_all(
     scenarios: tuple[Scenario, ...], folder: Path, workers: int
 ) -> Iterator[tuple[list[Json], list[list[Json]]]]:
     """Rows and boxes drive by drive, in order, from this process or from a few others."""
@@ -137,7 +128,7 @@ def _rendered(
     # A forked child of a threaded parent (a notebook kernel) may hang; a fresh server cannot.
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(
-        min(workers, len(scenarios)), context, initializer=processes.die_with_starter
+        min(workers, len(scenarios)), context, initializer=processes.die_with_pool_owner
     ) as pool:
         yield from pool.map(write_drive, scenarios, [folder] * len(scenarios))
 
@@ -146,15 +137,15 @@ def write_drive(scenario: Scenario, folder: Path) -> tuple[list[Json], list[list
     """Render one drive's images into ``folder``; its COCO rows, without ids."""
     import cv2
 
-    from workbench.simulation.render import render
+    from workbench.simulation.rendering import render_frame
 
     cv2.setNumThreads(1)  # the processes are the parallelism
     rows, boxes = [], []
     for index in range(scenario.frames):
-        frame = render(scenario, index)
-        name = _name(scenario, index)
+        frame = render_frame(scenario, index)
+        name = _image_name(scenario, index)
         done, data = cv2.imencode(
-            ".jpg", frame.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+            ".jpg", frame.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
         )
         if not done:
             raise ParameterError("OpenCV could not encode a frame", where=name)
@@ -191,7 +182,7 @@ def write_drive(scenario: Scenario, folder: Path) -> tuple[list[Json], list[list
     return rows, boxes
 
 
-def _drive(scenario: Scenario) -> Json:
+def _drive_row(scenario: Scenario) -> Json:
     camera = scenario.camera
     return {
         "id": scenario.drive,
@@ -200,7 +191,7 @@ def _drive(scenario: Scenario) -> Json:
         "camera_height_m": camera.height_m,
         "camera_pitch_deg": camera.pitch_deg,
         "sensor": f"rendered pinhole {camera.width}x{camera.height}",
-        "firmware": FIRMWARE,
+        "firmware": _FIRMWARE,
         "calibration": {
             "id": f"{scenario.drive}-intrinsics",
             "fx": camera.fx,

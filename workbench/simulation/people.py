@@ -1,7 +1,4 @@
-"""Bodies on legs and on two wheels: people walking, riders, deer. All are made of round limbs.
-
-A ``phase`` in [0, 1) is the share of a stride or of a turn of the pedals.
-"""
+"""Meshes of pedestrians, riders and deer."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from workbench.simulation.mesh import Builder, Colour, Mesh
+from workbench.simulation.geometry import Colour, Mesh, MeshBuilder
 
 Point = tuple[float, float, float]
 
@@ -36,27 +33,27 @@ _TYRE: Colour = (0.06, 0.06, 0.065)
 _METAL: Colour = (0.5, 0.52, 0.55)
 
 
-def _pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
+def _pick_colour(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
     return colours[int(rng.integers(len(colours)))]
 
 
-def _scaled(point: Point, size: float) -> Point:
+def _scaled_point(point: Point, size: float) -> Point:
     return (point[0] * size, point[1] * size, point[2] * size)
 
 
 @lru_cache(maxsize=4096)
-def walker(shape: str, look: int, phase: float, moving: bool) -> Mesh:
+def walker_mesh(shape: str, look: int, phase: float, moving: bool) -> Mesh:
     """An adult or a child; a meter is scaled from an adult of 1.75 m."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.62, 0.74) if shape == "child" else rng.uniform(0.92, 1.07))
-    skin, hair = _pick(rng, _SKINS), _pick(rng, _HAIRS)
-    coat, trousers = _pick(rng, _COATS), _pick(rng, _TROUSERS)
+    skin, hair = _pick_colour(rng, _SKINS), _pick_colour(rng, _HAIRS)
+    coat, trousers = _pick_colour(rng, _COATS), _pick_colour(rng, _TROUSERS)
     swing = 0.36 * math.sin(2 * math.pi * phase) if moving else 0.04
-    builder = Builder()
+    builder = MeshBuilder()
 
     def limb(a: Point, b: Point, radius: tuple[float, float], colour: Colour) -> None:
         ends = (radius[0] * size, radius[1] * size)
-        builder.limb(_scaled(a, size), _scaled(b, size), ends, colour)
+        builder.limb(_scaled_point(a, size), _scaled_point(b, size), ends, colour)
 
     for side, reach in ((0.09, swing), (-0.09, -swing)):
         knee: Point = (reach * 0.55 + 0.04, side, 0.5)
@@ -73,7 +70,7 @@ def walker(shape: str, look: int, phase: float, moving: bool) -> Mesh:
         limb(elbow, hand, (0.05, 0.04), coat)
         limb(hand, hand, (0.045, 0.045), skin)
     if rng.random() < 0.35:
-        bag = _pick(rng, _COATS)
+        bag = _pick_colour(rng, _COATS)
         limb((-0.2, 0.0, 1.05), (-0.2, 0.0, 1.3), (0.14, 0.12), bag)
     limb((0.0, 0.0, 1.45), (0.01, 0.0, 1.55), (0.06, 0.06), skin)
     limb((0.02, 0.0, 1.62), (0.02, 0.0, 1.64), (0.105, 0.105), skin)
@@ -81,7 +78,7 @@ def walker(shape: str, look: int, phase: float, moving: bool) -> Mesh:
     return builder.build((0.45 * size, 0.5 * size))
 
 
-def _ring(builder: Builder, x: float, radius: float, thick: float) -> None:
+def _tyre_ring(builder: MeshBuilder, x: float, radius: float, thick: float) -> None:
     """A wheel standing in the direction of travel: a flat ring, and a bar for its edge-on view."""
     turns = np.linspace(0, 2 * math.pi, 17)
     outer = [(x + radius * math.cos(t), 0.0, radius + radius * math.sin(t)) for t in turns]
@@ -92,16 +89,16 @@ def _ring(builder: Builder, x: float, radius: float, thick: float) -> None:
 
 
 @lru_cache(maxsize=2048)
-def cyclist(look: int, phase: float, lit: bool) -> Mesh:
+def cyclist_mesh(look: int, phase: float, lit: bool) -> Mesh:
     """A bicycle and its rider."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.94, 1.06))
-    coat, trousers = _pick(rng, _COATS), _pick(rng, _TROUSERS)
-    frame = _pick(rng, _COATS)
-    builder = Builder()
+    coat, trousers = _pick_colour(rng, _COATS), _pick_colour(rng, _TROUSERS)
+    frame = _pick_colour(rng, _COATS)
+    builder = MeshBuilder()
     wheel = 0.34
-    _ring(builder, -0.52, wheel, 0.06)
-    _ring(builder, 0.54, wheel, 0.06)
+    _tyre_ring(builder, -0.52, wheel, 0.06)
+    _tyre_ring(builder, 0.54, wheel, 0.06)
     hub, seat, bars = (-0.05, 0.0, 0.3), (-0.2, 0.0, 0.9), (0.4, 0.0, 0.95)
     for a, b in (
         ((-0.52, 0.0, wheel), hub),
@@ -128,13 +125,13 @@ def cyclist(look: int, phase: float, lit: bool) -> Mesh:
 
 
 @lru_cache(maxsize=1024)
-def motorcycle(look: int, lit: bool) -> Mesh:
+def motorcycle_mesh(look: int, lit: bool) -> Mesh:
     """A motorcycle and its rider."""
     rng = np.random.default_rng(look)
-    coat, paint = _pick(rng, _COATS[:3]), _pick(rng, _COATS)
-    builder = Builder()
-    _ring(builder, -0.68, 0.32, 0.12)
-    _ring(builder, 0.72, 0.32, 0.11)
+    coat, paint = _pick_colour(rng, _COATS[:3]), _pick_colour(rng, _COATS)
+    builder = MeshBuilder()
+    _tyre_ring(builder, -0.68, 0.32, 0.12)
+    _tyre_ring(builder, 0.72, 0.32, 0.11)
     builder.limb((-0.25, 0.0, 0.42), (0.3, 0.0, 0.45), 0.22, _METAL)
     builder.limb((-0.75, 0.0, 0.78), (-0.1, 0.0, 0.78), 0.12, _TYRE)
     builder.limb((0.0, 0.0, 0.82), (0.42, 0.0, 0.86), (0.17, 0.2), paint)
@@ -153,7 +150,7 @@ def motorcycle(look: int, lit: bool) -> Mesh:
 
 
 def _rider_top(
-    builder: Builder,
+    builder: MeshBuilder,
     rng: np.random.Generator,
     hip: tuple[float, float],
     neck: tuple[float, float],
@@ -164,8 +161,8 @@ def _rider_top(
     helmet: float,
 ) -> None:
     """Trunk, arms and head of somebody leaning forward; points are ``(x, z)``."""
-    skin, hair = _pick(rng, _SKINS), _pick(rng, _HAIRS)
-    head = _pick(rng, _COATS) if rng.random() < helmet else hair
+    skin, hair = _pick_colour(rng, _SKINS), _pick_colour(rng, _HAIRS)
+    head = _pick_colour(rng, _COATS) if rng.random() < helmet else hair
     rise = 1.42 * (size - 1.0)
     for side in (-0.1, 0.0, 0.1):
         start, end = (hip[0], side * 0.8, hip[1]), (neck[0], side * 1.1, neck[1] + rise)
@@ -180,17 +177,17 @@ def _rider_top(
 
 
 @lru_cache(maxsize=512)
-def deer(look: int, phase: float) -> Mesh:
+def deer_mesh(look: int, phase: float) -> Mesh:
     """A roe deer or a larger red deer, running."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.9, 1.3))
     coat: Colour = (0.50, 0.34, 0.19) if rng.random() < 0.6 else (0.42, 0.31, 0.22)
     dark: Colour = (0.26, 0.18, 0.11)
-    builder = Builder()
+    builder = MeshBuilder()
 
     def limb(a: Point, b: Point, radius: tuple[float, float], colour: Colour) -> None:
         ends = (radius[0] * size, radius[1] * size)
-        builder.limb(_scaled(a, size), _scaled(b, size), ends, colour)
+        builder.limb(_scaled_point(a, size), _scaled_point(b, size), ends, colour)
 
     swing = 0.26 * math.sin(2 * math.pi * phase)
     for x, side, reach in (

@@ -1,11 +1,4 @@
-"""What happens in a simulated drive, as plain frozen values: enough to render any frame of it.
-
-Coordinates are those of the road: ``s`` metres along its reference line from where the ego vehicle
-is at time zero, ``d`` metres to the left of that line, which is the border between the two
-directions of traffic (right-hand traffic, so the ego vehicle drives at negative ``d``). Time is in
-seconds from the start of the drive. Everybody moves along straight pieces between waypoints, which
-is all that crash-avoidance test grids (speed, impact point, headway, braking) need.
-"""
+"""Scenario of a simulated drive as frozen values: enough to render any frame."""
 
 from __future__ import annotations
 

@@ -1,29 +1,129 @@
-"""Who is in view at a moment, in the order of drawing, with shadows and lamps."""
+"""Bodies in view at a moment, in drawing order, with shadows and lamps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.simulation import camera as optics
-from workbench.simulation import light as lighting
-from workbench.simulation import scenery, shapes
-from workbench.simulation.camera import NEAR_M
-from workbench.simulation.light import Light
-from workbench.simulation.mesh import SHIFT, Lamp, Mesh, Stroke, fixed_point, strokes
+from workbench.core.errors import ParameterError
+from workbench.simulation import geometry, lighting, people, roadside, vehicles
+from workbench.simulation.geometry import (
+    FIXED_POINT_BITS,
+    NEAR_M,
+    Lamp,
+    Mesh,
+    Stroke,
+    mesh_strokes,
+    to_fixed_point,
+)
+from workbench.simulation.lighting import Flare, SceneLight
 from workbench.simulation.scenario import Actor, Pose, Scenario
-from workbench.simulation.sensor import Flare
 
-FAR_M = 95.0
+_PHASES = 12
+_STRIDE_M = {"adult": 1.5, "child": 1.0, "bicycle": 5.0, "deer": 1.6}
+_SIGNAL_S = (14.0, 2.0, 12.0)
+
+
+def body_mesh(actor: Actor, pose: Pose, *, time_s: float, lit: bool) -> Mesh:
+    """The mesh of an actor as it looks at this moment; equal looks share one mesh.
+
+    Args:
+        actor: Who.
+        pose: Where; how far it has come decides where its legs are.
+        time_s: Decides which lamp of a traffic light is on.
+        lit: Whether lamps are on.
+
+    Raises:
+        ParameterError: Nobody has this shape.
+    """
+    shape = actor.shape
+    if shape not in _BODIES:
+        raise ParameterError(
+            "nobody has this shape",
+            where=f"{actor.track}: {shape}",
+            hint=f"Known: {', '.join(SHAPES)}",
+        )
+    return _BODIES[shape](actor, pose, time_s, lit)
+
+
+def _car_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return vehicles.car_mesh(actor.shape, actor.look, lit)
+
+
+def _truck_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return vehicles.truck_mesh(actor.shape, actor.look, lit)
+
+
+def _person_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return people.walker_mesh(
+        actor.shape, actor.look, _stride_phase(actor, pose), pose.speed_mps > 0.05
+    )
+
+
+def _sign_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return roadside.sign_mesh(actor.shape, actor.look)
+
+
+def _signal_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
+    return roadside.traffic_light_mesh(_signal_state(actor.look, time_s), actor.look % 2 == 0)
+
+
+_BODIES: dict[str, Callable[[Actor, Pose, float, bool], Mesh]] = {
+    **dict.fromkeys(vehicles.CAR_SHAPES, _car_body),
+    **dict.fromkeys(("box-truck", "tractor"), _truck_body),
+    "bus": lambda actor, pose, time_s, lit: vehicles.bus_mesh(actor.look, lit),
+    "motorcycle": lambda actor, pose, time_s, lit: people.motorcycle_mesh(actor.look, lit),
+    "bicycle": lambda actor, pose, time_s, lit: people.cyclist_mesh(
+        actor.look, _stride_phase(actor, pose), lit
+    ),
+    **dict.fromkeys(("adult", "child"), _person_body),
+    "deer": lambda actor, pose, time_s, lit: people.deer_mesh(
+        actor.look, _stride_phase(actor, pose)
+    ),
+    "signal": _signal_body,
+    **dict.fromkeys(("limit", "warning", "stop", "parking", "direction"), _sign_body),
+    "cone": lambda actor, pose, time_s, lit: roadside.cone_mesh(actor.look % 2 == 0),
+    "load": lambda actor, pose, time_s, lit: roadside.lost_load_mesh(actor.look),
+    "ball": lambda actor, pose, time_s, lit: roadside.ball_mesh(actor.look),
+    "barrier": lambda actor, pose, time_s, lit: roadside.barrier_mesh(lit),
+}
+SHAPES = tuple(_BODIES)
+
+
+def support_mesh(actor: Actor) -> Mesh | None:
+    """The post below a sign or a traffic light: seen, but no part of its box."""
+    if actor.cls == "traffic_light":
+        return roadside.post_mesh(2.5)
+    if actor.cls == "traffic_sign":
+        return roadside.post_mesh(2.2)
+    return None
+
+
+def _stride_phase(actor: Actor, pose: Pose) -> float:
+    turns = pose.travelled_m / _STRIDE_M[actor.shape] + (actor.look % 97) / 97
+    return int(turns % 1.0 * _PHASES) / _PHASES
+
+
+def _signal_state(look: int, time_s: float) -> int:
+    moment = (time_s + look % 28) % sum(_SIGNAL_S)
+    if moment < _SIGNAL_S[0]:
+        return 0
+    return 2 if moment < _SIGNAL_S[0] + _SIGNAL_S[2] else 1
+
+
+# ---- Who is in view at a moment, in the order of drawing, with shadows and lamps.
+
+
+_FAR_M = 95.0
 _GLARE = np.array([0.9])
 
 
 @dataclass(eq=False)
-class Body:
+class VisibleBody:
     """A posed body in view. ``number`` names its pixels; ``actor`` is None for scenery.
 
     ``colours`` are those of its strokes by number, 0 to 255, after light and air.
@@ -46,73 +146,81 @@ class Body:
 
 
 def _colours(
-    mesh: Mesh, normals: NDArray[np.float64], own: NDArray[np.float32], light: Light, depth: float
+    mesh: Mesh,
+    normals: NDArray[np.float64],
+    own: NDArray[np.float32],
+    light: SceneLight,
+    depth: float,
 ) -> list[list[float]]:
     facing = np.where(normals.any(1), 0.45 + 0.55 * np.abs(normals[:, 0]), 1.0)
     falling = light.shade(normals) + np.outer(facing, own)
     glow = mesh.glow[:, None]
     lit = mesh.colours * (falling * (1 - glow) + glow)
-    air = lighting.through_air(light, depth, mesh.glow)[:, None]
+    air = lighting.attenuate(light, depth, mesh.glow)[:, None]
     mixed: list[list[float]] = np.clip(255 * (lit + (light.air - lit) * air), 0, 255).tolist()
     return mixed
 
 
-def bodies(scenario: Scenario, time_s: float, light: Light) -> list[Body]:
+def visible_bodies(scenario: Scenario, time_s: float, light: SceneLight) -> list[VisibleBody]:
     """Everything in view, in the order of drawing: what is behind comes first."""
     ego = scenario.ego(time_s)
     found = []
-    for actor, mesh, pose, behind in _everything(scenario, time_s, ego, light):
-        if not -15.0 < pose.s_m - ego.s_m < FAR_M:
+    for actor, mesh, pose, behind in _all_bodies(scenario, time_s, ego, light):
+        if not -15.0 < pose.s_m - ego.s_m < _FAR_M:
             continue
         body = _posed(scenario, light, ego, actor, mesh, pose, behind)
         if body is not None:
             found.append(body)
-    ordered = _in_order(found)
+    ordered = _by_depth(found)
     boxed = [body for body in ordered if body.actor is not None]
     for number, body in enumerate(boxed[-255:], start=1):
         body.number = number
     return [body for body in ordered if body.actor is None or body.number]
 
 
-def _everything(
-    scenario: Scenario, time_s: float, ego: Pose, light: Light
+def _all_bodies(
+    scenario: Scenario, time_s: float, ego: Pose, light: SceneLight
 ) -> Iterator[tuple[Actor | None, Mesh, Pose, bool]]:
-    for prop in scenery.around(scenario, ego.s_m, light.lit):
+    for prop in roadside.roadside_props(scenario, ego.s_m, light.lit):
         yield None, prop.mesh, prop.pose, prop.behind
     for actor in scenario.actors:
         pose = actor.pose(time_s)
-        if pose is None or not -15.0 < pose.s_m - ego.s_m < FAR_M:
+        if pose is None or not -15.0 < pose.s_m - ego.s_m < _FAR_M:
             continue
-        support = shapes.support(actor)
+        support = support_mesh(actor)
         if support is not None:
             yield None, support, pose, False
-        yield actor, shapes.body(actor, pose, time_s=time_s, lit=light.lit), pose, False
+        yield actor, body_mesh(actor, pose, time_s=time_s, lit=light.lit), pose, False
 
 
 def _posed(
     scenario: Scenario,
-    light: Light,
+    light: SceneLight,
     ego: Pose,
     actor: Actor | None,
     mesh: Mesh,
     pose: Pose,
     behind: bool,
-) -> Body | None:
-    placement = optics.place(scenario.road, ego, pose)
+) -> VisibleBody | None:
+    placement = geometry.body_transform(scenario.road, ego, pose)
     points = placement.points(mesh.points)
-    depth = optics.depths(scenario.camera, points)
+    depth = geometry.depths(scenario.camera, points)
     near, far = float(depth.min()), float(depth.max())
     if far < NEAR_M or (behind and far < 3.0) or not _in_view(scenario, points, depth):
         return None
     normals = placement.directions(mesh.normals)
     centres = placement.points(mesh.centres)
-    drawn = strokes(mesh, points, normals, centres, scenario.camera)
+    drawn = mesh_strokes(mesh, points, normals, centres, scenario.camera)
     if not drawn:
         return None
     middle = points.mean(0).astype(np.float32)
-    own = lighting.own_light(light, middle[0:1], middle[1:2], np.array([pose.s_m], np.float32))[0]
+    own = lighting.headlights_and_lamps(
+        light, middle[0:1], middle[1:2], np.array([pose.s_m], np.float32)
+    )[0]
     colours = _colours(mesh, normals, own, light, (near + far) / 2)
-    return Body(actor, mesh, points, drawn, colours, near, far, abs(float(middle[1])), behind)
+    return VisibleBody(
+        actor, mesh, points, drawn, colours, near, far, abs(float(middle[1])), behind
+    )
 
 
 def _in_view(scenario: Scenario, points: NDArray[np.float64], depth: NDArray[np.float64]) -> bool:
@@ -124,7 +232,7 @@ def _in_view(scenario: Scenario, points: NDArray[np.float64], depth: NDArray[np.
     )
 
 
-def _in_order(found: Sequence[Body]) -> list[Body]:
+def _by_depth(found: Sequence[VisibleBody]) -> list[VisibleBody]:
     """Far to near; of two at overlapping distances, the one farther aside is behind."""
     ordered = sorted(found, key=lambda body: (not body.behind, -body.depth))
     for _ in range(3):
@@ -137,7 +245,7 @@ def _in_order(found: Sequence[Body]) -> list[Body]:
 
 
 def cast_shadows(
-    image: NDArray[np.uint8], drawn: Sequence[Body], scenario: Scenario, light: Light
+    image: NDArray[np.uint8], drawn: Sequence[VisibleBody], scenario: Scenario, light: SceneLight
 ) -> None:
     """Darken the ground below bodies, and where the sun's light is kept from it."""
     mask = np.zeros(image.shape[:2], np.uint8)
@@ -145,10 +253,10 @@ def cast_shadows(
         length, width = body.mesh.footprint
         if length == 0 or body.far > 70 or body.behind:
             continue
-        polygon = _shadow(body, scenario, light, (length, width))
+        polygon = _draw_shadow(body, scenario, light, (length, width))
         if polygon is not None:
-            cv2.fillConvexPoly(mask, polygon, 255, cv2.LINE_8, SHIFT)
-    top = int(optics.horizon_row(scenario.camera)) + 1
+            cv2.fillConvexPoly(mask, polygon, 255, cv2.LINE_8, FIXED_POINT_BITS)
+    top = int(geometry.horizon_row(scenario.camera)) + 1
     if not mask.any() or top >= len(mask):
         return
     soft = cv2.GaussianBlur(mask[top:], (0, 0), 1.5 * scenario.camera.width / 480)
@@ -156,8 +264,8 @@ def cast_shadows(
     image[top:] = cv2.multiply(image[top:], cv2.merge((keep, keep, keep)), scale=1 / 255)
 
 
-def _shadow(
-    body: Body, scenario: Scenario, light: Light, size: tuple[float, float]
+def _draw_shadow(
+    body: VisibleBody, scenario: Scenario, light: SceneLight, size: tuple[float, float]
 ) -> NDArray[np.int32] | None:
     """Outline on the ground, in OpenCV's fixed point."""
     on_ground = body.points[:, :2]
@@ -172,15 +280,15 @@ def _shadow(
         x, y, z = light.sun_way
         outline = np.concatenate((base, base - np.array([x, y]) * height / max(z, 0.35)))
     ground = np.concatenate((outline, np.zeros((len(outline), 1))), 1)
-    if optics.depths(scenario.camera, ground).min() < NEAR_M:
+    if geometry.depths(scenario.camera, ground).min() < NEAR_M:
         return None
-    pixels = optics.project(scenario.camera, ground)[0]
+    pixels = geometry.project(scenario.camera, ground)[0]
     hull = cv2.convexHull(pixels.astype(np.float32))[:, 0]
-    return fixed_point(np.asarray(hull, np.float64))
+    return to_fixed_point(np.asarray(hull, np.float64))
 
 
-def flares(
-    drawn: Sequence[Body], owners: NDArray[np.uint8], scenario: Scenario, light: Light
+def lamp_flares(
+    drawn: Sequence[VisibleBody], owners: NDArray[np.uint8], scenario: Scenario, light: SceneLight
 ) -> list[Flare]:
     """The lamps that nobody stands before, as spots of glare."""
     if not light.lit:
@@ -191,15 +299,15 @@ def flares(
     for body in drawn:
         for lamp in body.mesh.lamps:
             at = body.points[lamp.at]
-            depth = float(optics.depths(camera, at[None])[0])
-            if depth < 2.0 or not _faces(body, lamp):
+            depth = float(geometry.depths(camera, at[None])[0])
+            if depth < 2.0 or not _lamp_faces_camera(body, lamp):
                 continue
-            (u, v), foot = optics.project(camera, np.array([at, [at[0], at[1], 0.0]]))[0]
+            (u, v), foot = geometry.project(camera, np.array([at, [at[0], at[1], 0.0]]))[0]
             if not (0 <= u < width and 0 <= v < height):
                 continue
             if int(owners[int(v), int(u)]) not in (body.number, 0):
                 continue
-            haze = float(1.0 - lighting.through_air(light, depth, _GLARE)[0])
+            haze = float(1.0 - lighting.attenuate(light, depth, _GLARE)[0])
             radius = camera.fx * lamp.power * (0.5 + 0.017 * depth) / depth
             radius = min(max(radius, 2.5 * lamp.power + 1.0), 0.09 * width)
             strength = min(1.0, dark * lamp.power) * haze
@@ -207,7 +315,7 @@ def flares(
     return found
 
 
-def _faces(body: Body, lamp: Lamp) -> bool:
+def _lamp_faces_camera(body: VisibleBody, lamp: Lamp) -> bool:
     """Whether a lamp's side is the one that is seen."""
     if lamp.facing == 0:
         return True

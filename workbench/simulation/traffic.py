@@ -1,23 +1,209 @@
-"""Scenarios drawn from a seed: one drive, or a fleet of them with mixed conditions."""
+"""Random scenarios: ordinary traffic, one drive, or a fleet with mixed conditions."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.errors import ParameterError
-from workbench.simulation import crowd, rare
-from workbench.simulation.crowd import PLACES
-from workbench.simulation.rare import EVENTS
-from workbench.simulation.scenario import Camera, Road, Scenario
+from workbench.core.errors import ParameterError
+from workbench.simulation import events as rare
+from workbench.simulation.events import EVENTS
+from workbench.simulation.scenario import Actor, Camera, Road, Scenario, Waypoint
 
-RARE_SHARE = 0.005
+_VIEW_M = 80.0
+"""Nobody is placed farther ahead than this at any time of a drive."""
+
+
+@dataclass(frozen=True)
+class RoadType:
+    """A kind of road: its cross-section and how busy it is (people and signs per 100 m)."""
+
+    lanes: tuple[int, ...]
+    speed_mps: tuple[float, float]
+    gap_m: float
+    people: float
+    cyclists: float
+    signs: float
+    lights: float
+    parking: float
+
+
+ROAD_TYPES = {
+    "town": RoadType((1,), (7.0, 11.0), 26.0, 5.5, 1.2, 2.0, 1.0, 0.75),
+    "avenue": RoadType((2,), (10.0, 14.0), 24.0, 3.0, 0.8, 2.0, 1.4, 0.35),
+    "country": RoadType((1,), (14.0, 20.0), 45.0, 0.3, 0.4, 1.4, 0.0, 0.0),
+    "motorway": RoadType((2, 3), (21.0, 28.0), 34.0, 0.0, 0.0, 1.5, 0.0, 0.0),
+}
+
+
+def ordinary_traffic(
+    rng: np.random.Generator, scenario: Scenario, place: RoadType
+) -> Iterator[Actor]:
+    counter = iter(range(1, 100_000))
+    for actor in (
+        *_moving_vehicles(rng, scenario, place),
+        *_parked_vehicles(rng, scenario),
+        *_people_beside_road(rng, scenario, place),
+        *_signs_and_lights(rng, scenario, place),
+    ):
+        yield replace(actor, track=f"{scenario.drive}/{next(counter)}")
+
+
+_VEHICLE_KINDS = (
+    (0.66, "car", ("sedan", "hatchback", "suv", "van")),
+    (0.18, "truck", ("box-truck", "tractor")),
+    (0.07, "bus", ("bus",)),
+    (0.09, "motorcycle", ("motorcycle",)),
+)
+
+
+def _random_vehicle(rng: np.random.Generator, path: tuple[Waypoint, ...], *, parked: bool) -> Actor:
+    weights = np.array([v[0] for v in _VEHICLE_KINDS]) * (
+        [1, 0.12, 0, 0] if parked else [1, 1, 1, 1]
+    )
+    _, cls, bodies = _VEHICLE_KINDS[int(rng.choice(len(_VEHICLE_KINDS), p=weights / weights.sum()))]
+    look = int(rng.integers(1 << 30))
+    heading = None if len(path) > 1 else float(rng.normal(0, 1.0))
+    return Actor("", cls, str(rng.choice(bodies)), path, heading, look)
+
+
+def _constant_speed_path(
+    scenario: Scenario, s_m: float, d_m: float, speed: float
+) -> tuple[Waypoint, ...]:
+    end = scenario.duration_s
+    return (Waypoint(0.0, s_m, d_m), Waypoint(end, s_m + speed * end, d_m))
+
+
+def _moving_vehicles(
+    rng: np.random.Generator, scenario: Scenario, place: RoadType
+) -> Iterator[Actor]:
+    """Lanes of vehicles; all in one lane keep one speed, so nobody runs into the next."""
+    road, ego, time = scenario.road, scenario.ego_speed_mps, scenario.duration_s
+    own = round(-scenario.ego_d_m / road.lane_width_m - 0.5)
+    for lane in range(road.lanes):
+        d = -(lane + 0.5) * road.lane_width_m
+        speed = max(ego + float(rng.normal(0, 0.6) if lane == own else rng.uniform(-2, 4)), 3.0)
+        behind, ahead = max(0.0, (speed - ego) * time), max(0.0, (ego - speed) * time)
+        s = (14.0 + ahead if lane == own else 6.0 - behind) + rng.exponential(place.gap_m)
+        while s < _VIEW_M + ahead:
+            path = _constant_speed_path(scenario, s, d + float(rng.normal(0, 0.12)), speed)
+            yield _random_vehicle(rng, path, parked=False)
+            s += 17.0 + rng.exponential(place.gap_m)
+    for lane in range(road.lanes):
+        d = (lane + 0.5) * road.lane_width_m
+        speed = ego * float(rng.uniform(0.8, 1.15))
+        s = 4.0 + rng.exponential(place.gap_m)
+        while s < _VIEW_M + (ego + speed) * time:
+            path = _constant_speed_path(scenario, s, d + float(rng.normal(0, 0.12)), -speed)
+            yield _random_vehicle(rng, path, parked=False)
+            s += 18.0 + rng.exponential(1.3 * place.gap_m)
+
+
+def _parked_vehicles(rng: np.random.Generator, scenario: Scenario) -> Iterator[Actor]:
+    road = scenario.road
+    if not road.parking:
+        return
+    end = scenario.ego_speed_mps * scenario.duration_s + _VIEW_M
+    for side in (-1.0, 1.0):
+        s = float(rng.uniform(3, 12))
+        d = side * (road.edge_m - 1.2)
+        while s < end:
+            spot = (Waypoint(0.0, s, d + float(rng.normal(0, 0.1))),)
+            actor = _random_vehicle(rng, spot, parked=True)
+            away = 180.0 if side > 0 else 0.0
+            yield replace(actor, heading_deg=(actor.heading_deg or 0.0) + away)
+            s += (9.5 if actor.cls == "truck" else 6.0) + rng.exponential(9.0)
+
+
+def _spread_positions(
+    rng: np.random.Generator, way_m: float, per_100_m: float, start_m: float, apart_m: float = 2.0
+) -> Iterator[float]:
+    """Places at a mean density along a drive of ``way_m`` and what is seen beyond its end."""
+    if per_100_m <= 0:
+        return
+    s = start_m + rng.exponential(100.0 / per_100_m)
+    while s < way_m + _VIEW_M:
+        yield float(s)
+        s += apart_m + rng.exponential(max(100.0 / per_100_m - apart_m, 1.0))
+
+
+def _people_beside_road(
+    rng: np.random.Generator, scenario: Scenario, place: RoadType
+) -> Iterator[Actor]:
+    """People on both pavements, some crossing well ahead, and cyclists at the edge of the road."""
+    road, time = scenario.road, scenario.duration_s
+    way = scenario.ego_speed_mps * time
+    for s in _spread_positions(rng, way, place.people, 4.0):
+        look = int(rng.integers(1 << 30))
+        shape = "child" if rng.random() < 0.12 else "adult"
+        if rng.random() < 0.16:
+            zebra = min(road.crossings_m, key=lambda at, s=s: abs(at - s), default=s)  # type: ignore[misc]
+            at = zebra + float(rng.uniform(-1, 1)) if abs(zebra - s) < 30 else s
+            yield Actor("", "pedestrian", shape, _crossing_path(rng, scenario, at), None, look)
+            continue
+        side = 1.0 if rng.random() < 0.45 else -1.0
+        d = side * (road.edge_m + float(rng.uniform(0.6, 2.6)))
+        speed = float(rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.6))
+        if rng.random() < 0.2:
+            path: tuple[Waypoint, ...] = (Waypoint(0.0, s, d),)
+            yield Actor("", "pedestrian", shape, path, float(rng.uniform(0, 360)), look)
+        else:
+            path = _constant_speed_path(scenario, s, d, speed)
+            yield Actor("", "pedestrian", shape, path, None, look)
+    for s in _spread_positions(rng, way, place.cyclists, 12.0):
+        ahead = rng.random() < 0.7
+        d = (-1.0 if ahead else 1.0) * (road.lanes * road.lane_width_m + 0.1)
+        speed = float(rng.uniform(3.5, 6.0)) * (1.0 if ahead else -1.0)
+        path = _constant_speed_path(scenario, s - (0.0 if ahead else speed * time / 2), d, speed)
+        yield Actor("", "cyclist", "bicycle", path, None, int(rng.integers(1 << 30)))
+
+
+def _crossing_path(rng: np.random.Generator, scenario: Scenario, s: float) -> tuple[Waypoint, ...]:
+    """Across the whole road, done before the ego vehicle is there."""
+    edge = scenario.road.edge_m + 1.5
+    side = 1.0 if rng.random() < 0.5 else -1.0
+    walk_s = 2 * edge / float(rng.uniform(1.2, 1.8))
+    end = (s - 9.0) / scenario.ego_speed_mps
+    start = end - walk_s
+    across = tuple(Waypoint(start + walk_s * k, s, side * edge * (1 - 2 * k)) for k in (0.0, 1.0))
+    return (
+        Waypoint(min(start, 0.0) - 60.0, s, side * edge + math.copysign(0.01, side)),
+        *across,
+        Waypoint(scenario.duration_s + 60.0, s, -side * edge - math.copysign(0.01, side)),
+    )
+
+
+def _signs_and_lights(
+    rng: np.random.Generator, scenario: Scenario, place: RoadType
+) -> Iterator[Actor]:
+    """Signs on the right (a few on the left) and traffic lights on both sides at crossings."""
+    road = scenario.road
+    way = scenario.ego_speed_mps * scenario.duration_s
+    for s in _spread_positions(rng, way, place.signs, 8.0):
+        side = 1.0 if rng.random() < 0.15 else -1.0
+        spot = (Waypoint(0.0, s, side * (road.edge_m + float(rng.uniform(0.4, 1.0)))),)
+        shape = str(rng.choice(["limit", "warning", "stop", "direction", "parking"]))
+        look = int(rng.integers(1 << 30))
+        yield Actor("", "traffic_sign", shape, spot, float(rng.normal(0, 4)), look)
+    for s in road.crossings_m:
+        look = int(rng.integers(1 << 30))
+        for side in (-1.0, 1.0):
+            spot = (Waypoint(0.0, s + 2.6, side * (road.edge_m + 0.5)),)
+            yield Actor("", "traffic_light", "signal", spot, float(rng.normal(0, 2)), look)
+
+
+# ---- Scenarios drawn from a seed: one drive, or a fleet of them with mixed conditions.
+
+
+_RARE_SHARE = 0.005
 """Share of a fleet's frames that each kind of rare event aims at."""
 
 
 @dataclass(frozen=True)
-class Profile:
+class FleetProfile:
     """How much to render. ``rare`` False leaves the rare events out.
 
     ``rare_share`` is the share of all frames that each of ``events`` aims at.
@@ -31,25 +217,27 @@ class Profile:
     height: int = 288
     rare: bool = True
     events: tuple[str, ...] = EVENTS
-    rare_share: float = RARE_SHARE
+    rare_share: float = _RARE_SHARE
 
     @property
     def frames(self) -> int:
         return self.drives * self.frames_per_drive
 
 
-STANDARD = Profile("standard", drives=60, frames_per_drive=15)
-TINY = Profile("tiny", drives=12, frames_per_drive=6)
-LONG_TAIL = Profile(
-    "long-tail", drives=200, frames_per_drive=30, events=rare.LONG_TAIL, rare_share=0.0015
+STANDARD_PROFILE = FleetProfile("standard", drives=60, frames_per_drive=15)
+TINY_PROFILE = FleetProfile("tiny", drives=12, frames_per_drive=6)
+LONG_TAIL_PROFILE = FleetProfile(
+    "long-tail", drives=200, frames_per_drive=30, events=rare.LONG_TAIL_EVENTS, rare_share=0.0015
 )
-PROFILES = {profile.name: profile for profile in (STANDARD, TINY, LONG_TAIL)}
+PROFILES = {
+    profile.name: profile for profile in (STANDARD_PROFILE, TINY_PROFILE, LONG_TAIL_PROFILE)
+}
 
 
-_PLACE_WEIGHTS = (0.42, 0.3, 0.16, 0.12)
+_ROAD_TYPE_WEIGHTS = (0.42, 0.3, 0.16, 0.12)
 
 
-def fleet(profile: Profile, seed: int = 0) -> tuple[Scenario, ...]:
+def random_fleet(profile: FleetProfile, seed: int = 0) -> tuple[Scenario, ...]:
     """The drives of a profile: mixed light, weather, roads and vehicles, rare events sprinkled in.
 
     Each kind of rare event takes about ``rare_share`` of all frames, at least one drive each where
@@ -58,12 +246,12 @@ def fleet(profile: Profile, seed: int = 0) -> tuple[Scenario, ...]:
     Raises:
         ParameterError: Fewer than one drive or frame, or an image too small to draw in.
     """
-    _check(profile)
+    _check_profile(profile)
     rng = np.random.default_rng([seed, 1])
-    lights = _deal(rng, profile.drives, {"day": 0.6, "dusk": 0.18, "night": 0.22})
-    weathers = _deal(rng, profile.drives, {"clear": 0.62, "rain": 0.2, "fog": 0.18})
-    vehicles = _deal(rng, profile.drives, {"car": 0.7, "truck": 0.3})
-    events = _sprinkle(rng, profile)
+    lights = _deal_shares(rng, profile.drives, {"day": 0.6, "dusk": 0.18, "night": 0.22})
+    weathers = _deal_shares(rng, profile.drives, {"clear": 0.62, "rain": 0.2, "fog": 0.18})
+    vehicles = _deal_shares(rng, profile.drives, {"car": 0.7, "truck": 0.3})
+    events = _assign_events(rng, profile)
     return tuple(
         random_drive(
             int(np.random.SeedSequence([seed, 2, number]).generate_state(1)[0]),
@@ -86,7 +274,7 @@ def random_drive(
     weather: str = "clear",
     vehicle_type: str = "car",
     event: str | None = None,
-    profile: Profile = STANDARD,
+    profile: FleetProfile = STANDARD_PROFILE,
 ) -> Scenario:
     """One drive with ordinary traffic, and a rare event in it if one is named.
 
@@ -96,9 +284,9 @@ def random_drive(
         ParameterError: An unknown event.
     """
     rng = np.random.default_rng([seed, 3])
-    setting = rare.setting(event)
-    kind = setting.place or str(rng.choice(list(PLACES), p=_PLACE_WEIGHTS))
-    place = PLACES[kind]
+    setting = rare.event_setting(event)
+    kind = setting.place or str(rng.choice(list(ROAD_TYPES), p=_ROAD_TYPE_WEIGHTS))
+    place = ROAD_TYPES[kind]
     parking = setting.parking or rng.random() < place.parking
     lanes = int(rng.choice(place.lanes))
     speed = float(rng.uniform(*place.speed_mps))
@@ -110,7 +298,7 @@ def random_drive(
         parking=parking,
         surroundings=kind,
         curvature=0.0 if abs(curvature) < 2e-4 else float(np.clip(curvature, -0.003, 0.003)),
-        crossings_m=tuple(crowd.spread(rng, way, place.lights, 20.0, apart_m=45.0)),
+        crossings_m=tuple(_spread_positions(rng, way, place.lights, 20.0, apart_m=45.0)),
     )
     lane = lanes - 1
     scenario = Scenario(
@@ -118,7 +306,7 @@ def random_drive(
         seed=seed,
         vehicle=f"sim-{vehicle_type}-{int(rng.integers(1, 9)):02d}",
         vehicle_type=vehicle_type,
-        camera=_camera(rng, vehicle_type, profile),
+        camera=_random_camera(rng, vehicle_type, profile),
         light=setting.light or light,
         weather=setting.weather or weather,
         road=road,
@@ -127,12 +315,12 @@ def random_drive(
         duration_s=profile.frames_per_drive / profile.frame_rate,
         frame_rate=profile.frame_rate,
     )
-    ordinary = tuple(crowd.traffic(rng, scenario, place))
+    ordinary = tuple(ordinary_traffic(rng, scenario, place))
     scenario = replace(scenario, actors=ordinary)
-    return scenario if event is None else rare.add(event, scenario, rng)
+    return scenario if event is None else rare.add_event(event, scenario, rng)
 
 
-def _check(profile: Profile) -> None:
+def _check_profile(profile: FleetProfile) -> None:
     if profile.drives < 1 or profile.frames_per_drive < 1:
         raise ParameterError(
             "a profile needs at least one drive of one frame",
@@ -147,7 +335,7 @@ def _check(profile: Profile) -> None:
         )
 
 
-def _deal(rng: np.random.Generator, count: int, shares: dict[str, float]) -> list[str]:
+def _deal_shares(rng: np.random.Generator, count: int, shares: dict[str, float]) -> list[str]:
     """``count`` names in the given shares, shuffled: quotas, so that small fleets are mixed too."""
     bounds = np.cumsum(list(shares.values())) / sum(shares.values())
     names = list(shares)
@@ -155,7 +343,7 @@ def _deal(rng: np.random.Generator, count: int, shares: dict[str, float]) -> lis
     return [dealt[i] for i in rng.permutation(count)]
 
 
-def _sprinkle(rng: np.random.Generator, profile: Profile) -> dict[int, str]:
+def _assign_events(rng: np.random.Generator, profile: FleetProfile) -> dict[int, str]:
     """Which drives get which rare event."""
     if not profile.rare:
         return {}
@@ -166,7 +354,7 @@ def _sprinkle(rng: np.random.Generator, profile: Profile) -> dict[int, str]:
     return {int(drive): name for drive, name in zip(drives, wanted, strict=False)}
 
 
-def _camera(rng: np.random.Generator, vehicle_type: str, profile: Profile) -> Camera:
+def _random_camera(rng: np.random.Generator, vehicle_type: str, profile: FleetProfile) -> Camera:
     """A car's camera sits behind the mirror, a truck's above its windscreen, looking down more."""
     truck = vehicle_type == "truck"
     scale = profile.width / 480.0

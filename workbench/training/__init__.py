@@ -1,40 +1,51 @@
-"""Training detectors: configuration, loader, loss, loop and checkpoint.
+"""Training detectors: configuration, data loader, losses, trainer and checkpoints.
 
-trained = training.train(place, dataset, training.TrainingConfig(), classes=…, preprocessing=…)
-ref = training.save(store, trained, dataset_ref)
+result = training.train(workspace, dataset, training.TrainingConfig(), classes=…, preprocessing=…)
+ref = training.save_checkpoint(store, result, dataset_ref)
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.training.config import Augmentation, Sampling, Stopping, TrainingConfig, Trust
+from workbench.training.config import (
+    Augmentation,
+    EarlyStopping,
+    LabelTrust,
+    Sampling,
+    TrainingConfig,
+)
 
 if TYPE_CHECKING:
-    from workbench.training.checkpoint import save as save
-    from workbench.training.loop import train as train
-    from workbench.training.trained import Trained as Trained
-    from workbench.training.watching import Watch as Watch
+    from workbench.training.checkpoint import TrainingResult as TrainingResult
+    from workbench.training.checkpoint import save_checkpoint as save_checkpoint
+    from workbench.training.early_stopping import Validation as Validation
+    from workbench.training.trainer import train as train
 
 __all__ = [
     "Augmentation",
+    "EarlyStopping",
+    "LabelTrust",
     "Sampling",
-    "Stopping",
-    "Trained",
     "TrainingConfig",
-    "Trust",
-    "Watch",
-    "save",
+    "TrainingResult",
+    "Validation",
+    "save_checkpoint",
     "train",
 ]
 
-_HOMES = {"train": "loop", "Trained": "trained", "save": "checkpoint", "Watch": "watching"}
+_MODULES = {
+    "TrainingResult": "checkpoint",
+    "Validation": "early_stopping",
+    "save_checkpoint": "checkpoint",
+    "train": "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; reading a configuration should not.
-    if name in _HOMES:
+    if name in _MODULES:
         import importlib
 
-        return getattr(importlib.import_module(f"workbench.training.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"workbench.training.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'workbench.training' has no attribute {name!r}")

@@ -1,9 +1,7 @@
-"""How frames are varied: where the camera looked, the light, the weather, and the sensor.
+"""Data augmentation: geometry, color, weather and sensor noise.
 
-Everything drawn comes from the generator given, so that equal generators give equal pixels.
-Pixels are uint8 ``[height, width, 3]`` RGB at the network's size; boxes are in network pixels.
-The weather is a picture of weather, not physics: it teaches a detector to bear lost contrast and
-has no claim to show what a camera would see.
+Everything random comes from the generator given, so equal generators give equal pixels. Pixels are uint8
+``[height, width, 3]`` RGB at network size; boxes are in network pixels.
 """
 
 from __future__ import annotations
@@ -15,34 +13,34 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.perception.preprocessing import Pixels
+from workbench.detection.preprocessing import Pixels
 from workbench.training.config import Augmentation
-from workbench.training.targets import Targets, joined
+from workbench.training.targets import Targets, concatenate_targets
 
-Draw = NDArray[np.float64]
+Draws = NDArray[np.float64]
 
-DRAWS = 9
+DRAW_COUNT = 9
 """Numbers that `move` and `light_table` use: always as many, whatever the settings."""
-_WEATHER_DRAWS = 10
+_CORRUPTION_DRAWS = 10
 _HORIZON = 0.4  # of the height: front cameras look a little down
-_DARK = 50  # mean of the pixels: a frame that is dark already would be black
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_DARK_MEAN = 50  # mean of the pixels: a frame that is dark already would be black
+_GRAY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def vary(
+def augment_frame(
     pixels: Pixels, targets: Targets, how: Augmentation, pad: int, rng: np.random.Generator
 ) -> tuple[Pixels, Targets]:
     """One random variation of a frame: mirrored, zoomed, moved, in other light and weather."""
-    draw = rng.random(DRAWS)
-    pixels, targets = move(pixels, targets, how, pad, draw)
-    table = light_table(how, draw)
+    draw = rng.random(DRAW_COUNT)
+    pixels, targets = random_geometry(pixels, targets, how, pad, draw)
+    table = color_table(how, draw)
     if table is not None:
         pixels = np.asarray(cv2.LUT(pixels, table[None]))
-    return spoil(pixels, how, rng), targets
+    return corrupt(pixels, how, rng), targets
 
 
-def move(
-    pixels: Pixels, targets: Targets, how: Augmentation, pad: int, draw: Draw
+def random_geometry(
+    pixels: Pixels, targets: Targets, how: Augmentation, pad: int, draw: Draws
 ) -> tuple[Pixels, Targets]:
     """Mirrored, zoomed and moved by the first four numbers drawn."""
     height, width = pixels.shape[:2]
@@ -51,7 +49,7 @@ def move(
     reach = how.shift + max(0.0, zoom - 1) / 2  # a zoomed picture may show any part of itself
     shift = (2 * draw[2:4] - 1) * reach
     corner = np.array([width, height]) * ((1 - zoom) / 2 + shift)
-    moved, scale, start = _placed(pixels, zoom, corner.tolist(), (width, height), pad)
+    moved, scale, start = _resize_into(pixels, zoom, corner.tolist(), (width, height), pad)
     boxes = targets.boxes * (scale * 2) + (start * 2)
     if draw[0] < how.flip:
         moved = np.asarray(cv2.flip(moved, 1), np.uint8)
@@ -59,7 +57,7 @@ def move(
     return moved, targets.moved(boxes, (0, 0, width, height))
 
 
-def light_table(how: Augmentation, draw: Draw) -> NDArray[np.uint8] | None:
+def color_table(how: Augmentation, draw: Draws) -> NDArray[np.uint8] | None:
     """New value of each of the 256 old ones, by channel ``[256, 3]``, from numbers 5 to 9."""
     if how.brightness == 0 and how.colour == 0 and how.gamma == 1:
         return None
@@ -87,20 +85,20 @@ def mosaic(
         scale = max((x1 - x0) / width, (y1 - y0) / height)
         room = np.array([scale * width - (x1 - x0), scale * height - (y1 - y0)])
         corner = (-room * draw[2 + 2 * number : 4 + 2 * number]).tolist()
-        part, scales, start = _placed(pixels, scale, corner, (x1 - x0, y1 - y0), pad)
+        part, scales, start = _resize_into(pixels, scale, corner, (x1 - x0, y1 - y0), pad)
         canvas[y0:y1, x0:x1] = part
         shift = np.array([start[0] + x0, start[1] + y0] * 2)
         boxes = targets.boxes * (scales * 2) + shift
         found.append(targets.moved(boxes, (x0, y0, x1, y1)))
-    return canvas, joined(found)
+    return canvas, concatenate_targets(found)
 
 
-def spoil(pixels: Pixels, how: Augmentation, rng: np.random.Generator) -> Pixels:
+def corrupt(pixels: Pixels, how: Augmentation, rng: np.random.Generator) -> Pixels:
     """Weather, darkness, blur and noise, each by its chance."""
-    if not spoils(how):
+    if not has_corruptions(how):
         return pixels
-    draw = rng.random(_WEATHER_DRAWS)
-    dark = draw[0] < how.night and pixels.mean() > _DARK
+    draw = rng.random(_CORRUPTION_DRAWS)
+    dark = draw[0] < how.night and pixels.mean() > _DARK_MEAN
     if draw[1] < how.fog:
         pixels = _fog(pixels, draw[5])
     if draw[2] < how.rain:
@@ -114,7 +112,7 @@ def spoil(pixels: Pixels, how: Augmentation, rng: np.random.Generator) -> Pixels
     return pixels
 
 
-def spoils(how: Augmentation) -> bool:
+def has_corruptions(how: Augmentation) -> bool:
     return max(how.fog, how.rain, how.night, how.blur, how.noise) > 0
 
 
@@ -143,7 +141,7 @@ def _rain(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
 
 def _night(pixels: Pixels, strength: float) -> Pixels:
     dim = pixels.astype(np.float32)
-    grey = dim @ _GREY
+    grey = dim @ _GRAY
     dim = dim * np.float32(0.6) + grey[..., None] * np.float32(0.4)
     gain = np.float32(0.6 - 0.35 * strength)
     return np.asarray(dim * gain, np.uint8)
@@ -164,12 +162,12 @@ def _noise(pixels: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     return np.asarray(np.clip(light + grain, 0, 255), np.uint8)
 
 
-Pair = tuple[float, float]
+_Pair = tuple[float, float]
 
 
-def _placed(
+def _resize_into(
     pixels: Pixels, zoom: float, corner: Sequence[float], size: tuple[int, int], pad: int
-) -> tuple[Pixels, Pair, Pair]:
+) -> tuple[Pixels, _Pair, _Pair]:
     """A picture zoomed, its ``corner`` at a place of a canvas of ``size`` (width, height).
 
     What is seen of it is cut at whole pixels and resized onto whole pixels, which takes half the
@@ -179,8 +177,8 @@ def _placed(
         The canvas, and by axis the scale and the corner as they are, for boxes.
     """
     height, width = pixels.shape[:2]
-    xs = _seen(zoom, corner[0], width, size[0])
-    ys = _seen(zoom, corner[1], height, size[1])
+    xs = _axis_crop(zoom, corner[0], width, size[0])
+    ys = _axis_crop(zoom, corner[1], height, size[1])
     scale = xs.scale, ys.scale
     start = xs.to[0] - xs.of[0] * xs.scale, ys.to[0] - ys.of[0] * ys.scale
     if xs.nothing or ys.nothing:
@@ -194,7 +192,7 @@ def _placed(
     return np.asarray(seen, np.uint8), scale, start
 
 
-class _Seen(NamedTuple):
+class _AxisCrop(NamedTuple):
     """Along one axis: pixels ``of`` the picture, first and one past the last, onto ``to``."""
 
     of: tuple[int, int]
@@ -209,9 +207,9 @@ class _Seen(NamedTuple):
         return self.of[1] <= self.of[0] or self.to[1] <= self.to[0]
 
 
-def _seen(zoom: float, start: float, length: int, room: int) -> _Seen:
+def _axis_crop(zoom: float, start: float, length: int, room: int) -> _AxisCrop:
     first, last = max(0, round(-start / zoom)), min(length, round((room - start) / zoom))
     # Where the picture goes on beyond the canvas it reaches the canvas's edge.
     low = 0 if first > 0 else max(0, round(start))
     high = room if last < length else min(room, round(start + zoom * length))
-    return _Seen((first, last), (low, high))
+    return _AxisCrop((first, last), (low, high))

@@ -1,4 +1,4 @@
-"""What shapes a training, and nothing that does not: equal configurations give equal weights."""
+"""Training configuration: equal configurations give equal weights."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from workbench.errors import ParameterError
+from workbench.core.errors import ParameterError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["one-cycle", "cosine"]
 
-_SIZES = {"nano": (0.5, 1), "small": (1.0, 1), "medium": (1.5, 2)}
-_FINAL = {"one-cycle": 0.002, "cosine": 0.01}
-_NOT_SHAPING = ("memory_mib", "limit_mib", "keep_minutes")  # where pixels wait, when state is kept
-_FIRST = ("steps", "epochs", "batch", "lr", "warmup", "ema", "weight_decay", "clip_norm")
-_ALWAYS = (*_FIRST, "width", "seed", "threads", "augment")
+_MODEL_SIZES = {"nano": (0.5, 1), "small": (1.0, 1), "medium": (1.5, 2)}
+_FINAL_LR_SHARE = {"one-cycle": 0.002, "cosine": 0.01}
+_RUNTIME_ONLY = ("memory_mib", "limit_mib", "keep_minutes")  # where pixels wait, when state is kept
+_ORIGINAL_FIELDS = ("steps", "epochs", "batch", "lr", "warmup", "ema", "weight_decay", "clip_norm")
+_ALWAYS_RECORDED = (*_ORIGINAL_FIELDS, "width", "seed", "threads", "augment")
 """Fields that every checkpoint has named from the first; a younger one is named where it is used,
 so that trainings which do without it keep their names."""
-_CHANCES = ("flip", "mosaic", "fog", "rain", "night", "noise", "blur")
+_PROBABILITIES = ("flip", "mosaic", "fog", "rain", "night", "noise", "blur")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Trust:
+class LabelTrust:
     """How much a label weighs in the loss, by where it comes from; 1 is fully.
 
     Args:
@@ -103,7 +103,7 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class Stopping:
+class EarlyStopping:
     """When to look at frames that are not learned from, and when that ends the training.
 
     Args:
@@ -174,43 +174,43 @@ class TrainingConfig:
     limit_mib: int | None = None
     keep_minutes: float = 5.0
     sampling: Sampling = field(default_factory=Sampling)
-    trust: Trust = field(default_factory=Trust)
-    stopping: Stopping = field(default_factory=Stopping)
+    trust: LabelTrust = field(default_factory=LabelTrust)
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     def __post_init__(self) -> None:
-        _positive(
+        _require_positive(
             self, "steps", "batch", "lr", "width", "depth", "threads", "clip_norm", "memory_mib",
             "accumulate", "processes", "keep_minutes",
         )  # fmt: skip
         for name in ("epochs", "limit_mib"):
             if getattr(self, name) is not None:
-                _positive(self, name)
+                _require_positive(self, name)
         for name in ("warmup", "ema", "weight_decay", "replay"):
             if not 0 <= getattr(self, name) < 1:
-                _refuse(name, getattr(self, name), "must lie in [0, 1)")
+                _invalid(name, getattr(self, name), "must lie in [0, 1)")
         if self.seed < 0:
-            _refuse("seed", self.seed, "must not be negative")
+            _invalid("seed", self.seed, "must not be negative")
         if self.batch % (self.accumulate * self.processes):
-            _refuse("batch", self.batch, "must be a multiple of accumulate times processes")
+            _invalid("batch", self.batch, "must be a multiple of accumulate times processes")
         _check_groups(self)
 
     @classmethod
     def sized(cls, size: str, **more: Any) -> TrainingConfig:
         """For the compact detector ``nano``, ``small`` or ``medium``."""
-        if size not in _SIZES:
+        if size not in _MODEL_SIZES:
             raise ParameterError(
                 f"no compact detector is called {size!r}",
                 where="TrainingConfig",
-                hint=f"Sizes: {', '.join(_SIZES)}",
+                hint=f"Sizes: {', '.join(_MODEL_SIZES)}",
             )
-        width, depth = _SIZES[size]
+        width, depth = _MODEL_SIZES[size]
         return cls(width=width, depth=depth, **more)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> TrainingConfig:
         """From what `dataclasses.asdict` gave, also by way of JSON."""
         augment = {**values["augment"], "zoom": tuple(values["augment"]["zoom"])}
-        groups = {"sampling": Sampling, "trust": Trust, "stopping": Stopping}
+        groups = {"sampling": Sampling, "trust": LabelTrust, "stopping": EarlyStopping}
         made = {name: kind(**values[name]) for name, kind in groups.items()}
         return cls(**{**values, "augment": Augmentation(**augment), **made})
 
@@ -232,7 +232,7 @@ class TrainingConfig:
                 return self.lr * risen
             return self.lr * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * risen)))
         share = (step + 1 - rise) / max(1, total - rise)
-        final = _FINAL[self.schedule]
+        final = _FINAL_LR_SHARE[self.schedule]
         return self.lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def as_json(self) -> dict[str, Any]:
@@ -242,13 +242,13 @@ class TrainingConfig:
         kept = {
             name: value
             for name, value in values.items()
-            if name in _ALWAYS or (name not in _NOT_SHAPING and value != default[name])
+            if name in _ALWAYS_RECORDED or (name not in _RUNTIME_ONLY and value != default[name])
         }
         usual = asdict(Augmentation())
         kept["augment"] = {
             name: value
             for name, value in kept["augment"].items()
-            if name not in _CHANCES[1:] or value != usual[name]
+            if name not in _PROBABILITIES[1:] or value != usual[name]
         }
         return kept
 
@@ -262,30 +262,30 @@ def _as_values(config: TrainingConfig) -> dict[str, Any]:
 def _check_groups(config: TrainingConfig) -> None:
     low, high = config.augment.zoom
     if not 0 < low <= high:
-        _refuse("augment.zoom", config.augment.zoom, "must be 0 < smallest <= largest")
-    for name in _CHANCES:
+        _invalid("augment.zoom", config.augment.zoom, "must be 0 < smallest <= largest")
+    for name in _PROBABILITIES:
         if not 0 <= getattr(config.augment, name) <= 1:
-            _refuse(f"augment.{name}", getattr(config.augment, name), "must lie in [0, 1]")
-    for part in fields(Trust):
+            _invalid(f"augment.{name}", getattr(config.augment, name), "must lie in [0, 1]")
+    for part in fields(LabelTrust):
         if not 0 <= getattr(config.trust, part.name) <= 1:
-            _refuse(f"trust.{part.name}", getattr(config.trust, part.name), "must lie in [0, 1]")
+            _invalid(f"trust.{part.name}", getattr(config.trust, part.name), "must lie in [0, 1]")
     for name in ("classes", "slices"):
         if not 0 <= getattr(config.sampling, name) <= 1:
-            _refuse(f"sampling.{name}", getattr(config.sampling, name), "must lie in [0, 1]")
+            _invalid(f"sampling.{name}", getattr(config.sampling, name), "must lie in [0, 1]")
     if not 0 < config.sampling.rare <= 1 or config.sampling.cap < 1:
-        _refuse("sampling", config.sampling, "needs 0 < rare <= 1 and cap >= 1")
+        _invalid("sampling", config.sampling, "needs 0 < rare <= 1 and cap >= 1")
     stopping = config.stopping
     if min(stopping.every, stopping.patience) < 0 or (stopping.patience and not stopping.every):
-        _refuse("stopping.patience", stopping.patience, "needs looks: every must be above zero")
+        _invalid("stopping.patience", stopping.patience, "needs looks: every must be above zero")
     if stopping.forget is not None and not 0 <= stopping.forget <= 1:
-        _refuse("stopping.forget", stopping.forget, "must lie in [0, 1]")
+        _invalid("stopping.forget", stopping.forget, "must lie in [0, 1]")
 
 
-def _positive(config: TrainingConfig, *names: str) -> None:
+def _require_positive(config: TrainingConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
-            _refuse(name, getattr(config, name), "must be above zero")
+            _invalid(name, getattr(config, name), "must be above zero")
 
 
-def _refuse(name: str, value: object, rule: str) -> None:
+def _invalid(name: str, value: object, rule: str) -> None:
     raise ParameterError(f"{name} is {value}: it {rule}", where=f"TrainingConfig.{name}")

@@ -1,8 +1,4 @@
-"""Several trainings side by side: what differs between them, and what came of it.
-
-A setting is judged by the spread over its seeds, never by its luckiest one: the interval of a mean
-over ``n`` seeds is Student's with ``n - 1`` degrees of freedom. One seed has no interval.
-"""
+"""Several trainings compared: what differs between them, and how their metrics compare over seeds."""
 
 from __future__ import annotations
 
@@ -11,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from workbench.errors import DataError
+from workbench.core.errors import DataError
 from workbench.records.base import Ref
+from workbench.records.model_types import Checkpoint, SweepModel, SweepReport, SweepSetting
 from workbench.records.store import Store
-from workbench.records.types import Checkpoint, SweepModel, SweepReport, SweepSetting
 
 _WEEK = timedelta(days=7)
 _SEED = "seed"
 
 
-def models_of(
+def sweep_models(
     store: Store,
     figures: Mapping[Ref, tuple[float, float | None, float | None]],
 ) -> tuple[SweepModel, ...]:
@@ -29,7 +25,7 @@ def models_of(
     Args:
         figures: By checkpoint, a value with its interval on the evaluation frames.
     """
-    settings = {ref: _flat(store.get(ref, Checkpoint)) for ref in figures}
+    settings = {ref: _flat_settings(store.get(ref, Checkpoint)) for ref in figures}
     names = sorted({name for said in settings.values() for name in said})
     differing = [n for n in names if len({repr(said.get(n)) for said in settings.values()}) > 1]
     return tuple(
@@ -45,7 +41,9 @@ def models_of(
     )
 
 
-def settings_of(models: Sequence[SweepModel], confidence: float = 0.95) -> tuple[SweepSetting, ...]:
+def sweep_settings(
+    models: Sequence[SweepModel], confidence: float = 0.95
+) -> tuple[SweepSetting, ...]:
     """Models that differ by their seeds alone, as one line each, best mean first."""
     groups: dict[str, list[SweepModel]] = {}
     for model in models:
@@ -54,7 +52,7 @@ def settings_of(models: Sequence[SweepModel], confidence: float = 0.95) -> tuple
     for group in groups.values():
         values = [model.value for model in group]
         mean = sum(values) / len(values)
-        half = _half(values, mean, confidence)
+        half = _half_width(values, mean, confidence)
         found.append(
             SweepSetting(
                 settings=group[0].settings,
@@ -67,7 +65,7 @@ def settings_of(models: Sequence[SweepModel], confidence: float = 0.95) -> tuple
     return tuple(sorted(found, key=lambda one: (-one.mean, repr(one.settings))))
 
 
-def report(
+def sweep_report(
     dataset: Ref,
     models: Sequence[SweepModel],
     *,
@@ -86,7 +84,7 @@ def report(
     """
     if not models:
         raise DataError("there are no models to compare", where="sweep")
-    settings = settings_of(models, confidence)
+    settings = sweep_settings(models, confidence)
     return SweepReport(
         dataset=dataset,
         figure=figure,
@@ -94,13 +92,13 @@ def report(
         models=tuple(models),
         settings=settings,
         best=max(models, key=lambda model: (model.value, model.checkpoint)).checkpoint,
-        decided=_decided(settings),
+        decided=_best_is_significant(settings),
         confidence=confidence,
         simulated=simulated,
     )
 
 
-def table(made: SweepReport) -> str:
+def format_report(made: SweepReport) -> str:
     """The settings as lines of text, best first, and whether the best is really better."""
     lines = []
     for one in made.settings:
@@ -115,22 +113,22 @@ def table(made: SweepReport) -> str:
     return "\n".join(lines)
 
 
-def in_a_week(store: Store, now: datetime | None = None) -> tuple[int, int]:
+def weekly_trainings(store: Store, now: datetime | None = None) -> tuple[int, int]:
     """Trainings whose checkpoint was made in the last seven days, and in the seven before."""
     now = now or datetime.now(UTC)
-    made = list(_made(store))
+    made = list(_training_times(store))
     this = sum(now - _WEEK <= at <= now for at in made)
     return this, sum(now - 2 * _WEEK <= at < now - _WEEK for at in made)
 
 
-def _made(store: Store) -> Iterable[datetime]:
+def _training_times(store: Store) -> Iterable[datetime]:
     for ref in store.refs(Checkpoint.KIND):
         created = store.side(ref, "created")
         if created:
             yield datetime.fromisoformat(created["at"])
 
 
-def _flat(record: Checkpoint) -> dict[str, Any]:
+def _flat_settings(record: Checkpoint) -> dict[str, Any]:
     """Settings by dotted name; what another family is stands in ``family``."""
     found: dict[str, Any] = {"family": record.family}
     if record.supplier is not None:
@@ -145,7 +143,7 @@ def _flat(record: Checkpoint) -> dict[str, Any]:
     return found | {"width": shaped["width"], "depth": shaped.get("depth", 1)}
 
 
-def _half(values: Sequence[float], mean: float, confidence: float) -> float | None:
+def _half_width(values: Sequence[float], mean: float, confidence: float) -> float | None:
     from scipy.stats import t
 
     if len(values) < 2:
@@ -155,7 +153,7 @@ def _half(values: Sequence[float], mean: float, confidence: float) -> float | No
     return reach * math.sqrt(variance / len(values))
 
 
-def _decided(settings: Sequence[SweepSetting]) -> bool | None:
+def _best_is_significant(settings: Sequence[SweepSetting]) -> bool | None:
     """Whether the best setting's interval lies above the next one's; None without two intervals."""
     if len(settings) < 2:
         return None

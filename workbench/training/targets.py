@@ -1,4 +1,4 @@
-"""From a dataset's labels to what the loss compares with: boxes in network pixels, by frame."""
+"""Training targets: the boxes of each frame in network pixels, with class, ignore flag and weight."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import DataError
-from workbench.perception.boxes import Floats, area, as_boxes
-from workbench.perception.preprocessing import Placement
+from workbench.core.errors import DataError
+from workbench.detection.boxes import Floats, as_boxes, box_area
+from workbench.detection.preprocessing import LetterboxTransform
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import ANY_CLASS, Label, Origin, Role
 from workbench.records.store import Store
-from workbench.training.config import Trust
+from workbench.training.config import LabelTrust
 
 ALL_CLASSES = -1
 """Class number of an ignore region that hides objects of every class."""
 
-_LEARNABLE = (None, Role.SEED, Role.TRAIN)
-_SMALLEST = 2.0  # network pixels; smaller objects are neither right nor wrong
-_VISIBLE = 0.3  # share of a box that must be left in the picture after a crop
+_TRAINING_ROLES = (None, Role.SEED, Role.TRAIN)
+_MIN_SIZE_PX = 2.0  # network pixels; smaller objects are neither right nor wrong
+_MIN_VISIBLE = 0.3  # share of a box that must be left in the picture after a crop
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Targets:
         boxes = boxes.astype(np.float32)
         low, high = np.array(inside[:2] * 2), np.array(inside[2:] * 2)
         cut = np.clip(boxes, low, high)
-        left = area(cut) / np.maximum(area(boxes), 1e-6)
-        thin = (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=np.inf) < _SMALLEST
-        ignore = self.ignore | (left < _VISIBLE) | thin
-        kept = area(cut) > 0
+        left = box_area(cut) / np.maximum(box_area(boxes), 1e-6)
+        thin = (cut[:, 2:] - cut[:, :2]).min(axis=1, initial=np.inf) < _MIN_SIZE_PX
+        ignore = self.ignore | (left < _MIN_VISIBLE) | thin
+        kept = box_area(cut) > 0
         weights = None if self.weights is None else self.weights[kept]
         return Targets(cut[kept].astype(np.float32), self.classes[kept], ignore[kept], weights)
 
 
-def joined(parts: Sequence[Targets]) -> Targets:
+def concatenate_targets(parts: Sequence[Targets]) -> Targets:
     """Several pictures' targets as those of one."""
     weights = None
     if any(part.weights is not None for part in parts):
@@ -69,7 +69,7 @@ def joined(parts: Sequence[Targets]) -> Targets:
     )
 
 
-def check(dataset: Dataset, classes: Sequence[str]) -> None:
+def check_dataset(dataset: Dataset, classes: Sequence[str]) -> None:
     """Refuse what must not be learned from; raises `DataError`."""
     if not dataset.frames:
         raise DataError(
@@ -78,7 +78,7 @@ def check(dataset: Dataset, classes: Sequence[str]) -> None:
             hint="Choose the roles seed and train of a dataset that has labelled frames in them",
         )
     for frame in dataset.frames:
-        if frame.role not in _LEARNABLE:
+        if frame.role not in _TRAINING_ROLES:
             raise DataError(
                 f"frame {frame.id[:12]} has the role {frame.role}, which is not for learning",
                 where=dataset.name,
@@ -102,7 +102,7 @@ def check(dataset: Dataset, classes: Sequence[str]) -> None:
         )
 
 
-def findings(dataset: Dataset, classes: Sequence[str]) -> tuple[str, ...]:
+def label_warnings(dataset: Dataset, classes: Sequence[str]) -> tuple[str, ...]:
     """What people should know of the labels, though it can be learned from."""
     learned = Counter(
         label.cls for label in dataset.labels if not label.ignore and _has_area(label)
@@ -118,10 +118,10 @@ def findings(dataset: Dataset, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def of_frame(
+def frame_targets(
     labels: Sequence[Label],
     classes: Sequence[str],
-    placement: Placement,
+    placement: LetterboxTransform,
     trust: Callable[[Label], float] | None = None,
 ) -> Targets:
     """Targets of a frame. Labels of classes that are not learned count as background.
@@ -133,14 +133,16 @@ def of_frame(
     boxes = placement.to_network(as_boxes([label.box.xyxy for label in known]))
     numbered = np.array([numbers[label.cls] for label in known], np.int64)
     ignore = np.array([label.ignore or label.cls == ANY_CLASS for label in known], bool)
-    thin = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < _SMALLEST
+    thin = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < _MIN_SIZE_PX
     weights = None if trust is None else np.array([trust(label) for label in known], np.float32)
     return Targets(boxes, numbered, ignore | thin, weights)
 
 
-def trust_of(how: Trust, disputed: Collection[Digest]) -> Callable[[Label], float] | None:
+def label_weighting(
+    how: LabelTrust, disputed: Collection[Digest]
+) -> Callable[[Label], float] | None:
     """How far a label is trusted; None when all are trusted fully."""
-    if how == Trust():
+    if how == LabelTrust():
         return None
     by_origin = {Origin.REPLAYED: how.replayed, Origin.HUMAN_ACCEPTED: how.accepted}
     doubted = frozenset(disputed)

@@ -1,11 +1,15 @@
-"""Widgets of the research notebooks. They draw and ask; what a click does is handed to them."""
+"""Jupyter widgets of the research notebooks."""
 
-from workbench.widgets.actions import sending, tagging
-from workbench.widgets.browser import FrameBrowser
-from workbench.widgets.exemplars import alike_frames, contact_sheet, seen_frames
-from workbench.widgets.labeling_status import LabelingStatus, batches_out
-from workbench.widgets.likeness import MoreLikeThis
-from workbench.widgets.pictured import DrawnBox, PicturedFrame, pictured
+from workbench.widgets.browser import FrameBrowser, MoreLikeThis, send_action, tag_action
+from workbench.widgets.frames import (
+    DrawnBox,
+    ShownFrame,
+    contact_sheet,
+    embedded_frames,
+    selected_frames,
+    similar_frames,
+)
+from workbench.widgets.labeling_status import LabelingStatus, sent_batches
 from workbench.widgets.run_progress import RunProgress, run
 
 __all__ = [
@@ -13,14 +17,14 @@ __all__ = [
     "FrameBrowser",
     "LabelingStatus",
     "MoreLikeThis",
-    "PicturedFrame",
     "RunProgress",
-    "alike_frames",
-    "batches_out",
+    "ShownFrame",
     "contact_sheet",
-    "pictured",
+    "embedded_frames",
     "run",
-    "seen_frames",
-    "sending",
-    "tagging",
+    "selected_frames",
+    "send_action",
+    "sent_batches",
+    "similar_frames",
+    "tag_action",
 ]

@@ -1,8 +1,4 @@
-"""How far labelers are, batch by batch: a bar, who did what, what has to be mended.
-
-Where the figures come from and what "Collect" does is handed in, so this file knows no server.
-Everything works from code as well: ``widget.refresh_button.click()``.
-"""
+"""Labeling progress by batch."""
 
 from __future__ import annotations
 
@@ -12,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from workbench.errors import WorkbenchError
-from workbench.workspace import Workspace
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
 
 if TYPE_CHECKING:
     from workbench.labeling import BatchStatus
-    from workbench.labeling.progress import Mend
+    from workbench.labeling.collector import InvalidAnswer
 
-_SHOWN_MENDS = 5
+_MAX_SHOWN_FIXES = 5
 
 
 class LabelingStatus(widgets.VBox):  # type: ignore[misc]
@@ -94,20 +90,20 @@ class LabelingStatus(widgets.VBox):  # type: ignore[misc]
         self.told.value = html.escape(text)
 
 
-def batches_out(place: Workspace) -> LabelingStatus:
+def sent_batches(place: Workspace) -> LabelingStatus:
     """The batches sent from a workspace, at its own server.
 
     Raises:
         ServiceError: Label Studio was never started here, or is away.
     """
     from workbench import labeling, services
-    from workbench.labeling import ledger
+    from workbench.labeling import sync
 
     admin = services.label_studio_admin(place)
     server = labeling.connect(admin.url, admin.token)
 
     def look() -> list[BatchStatus]:
-        return [labeling.status(place, server, batch) for batch in ledger.sent(place)]
+        return [labeling.batch_status(place, server, batch) for batch in sync.sent_batches(place)]
 
     def collect(batch: str) -> str:
         return f"collected: {labeling.collect(place, server, batch)}"
@@ -132,13 +128,13 @@ def _details(state: BatchStatus) -> str:
         told = " (replayed)" if person.simulated else ""
         name = html.escape(person.id)
         people.append(f"{name}{told}: {person.frames} frames, {person.boxes} boxes{time}")
-    mends = [_mend(mend) for mend in state.to_mend[:_SHOWN_MENDS]]
-    if len(state.to_mend) > _SHOWN_MENDS:
-        mends.append(f"and {len(state.to_mend) - _SHOWN_MENDS} more")
+    mends = [_fix_line(mend) for mend in state.to_mend[:_MAX_SHOWN_FIXES]]
+    if len(state.to_mend) > _MAX_SHOWN_FIXES:
+        mends.append(f"and {len(state.to_mend) - _MAX_SHOWN_FIXES} more")
     return "".join(f"<div>{line}</div>" for line in (*people, *mends))
 
 
-def _mend(mend: Mend) -> str:
+def _fix_line(mend: InvalidAnswer) -> str:
     url = html.escape(mend.url, quote=True)
     who, why = html.escape(mend.annotator), html.escape(mend.why)
     return f'to mend, {who}: <a href="{url}" target="_blank">{why}</a>'

@@ -1,8 +1,4 @@
-"""A run of a pipeline in a notebook: its steps, how far each is, and a button that stops it.
-
-The widget looks at what the run writes, so it shows any run of the workspace, also one that was
-started in a terminal, and finds a run again after the kernel was restarted.
-"""
+"""Progress of a pipeline run, with a button to cancel it."""
 
 from __future__ import annotations
 
@@ -20,18 +16,18 @@ from typing import IO, Any
 
 import ipywidgets as widgets
 
-from workbench import workspace
-from workbench.errors import WorkbenchError
-from workbench.pipeline.running import history
-from workbench.pipeline.running.history import RunState, StepState
-from workbench.pipeline.running.live import StepFiles
-from workbench.workspace import Workspace
+from workbench.core import workspace
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import runs
+from workbench.pipeline.runs import RunState, StepState
+from workbench.pipeline.step_output import StepFiles
 
 _POLL_S = 0.5
 _CANCEL_WAIT_S = 20.0
-_LAST_WORDS = 1500
+_MAX_ERROR_CHARS = 1500
 
-_LOOKS = {
+_STATE_STYLES = {
     "ran": ("✓", "#2f855a", "success"),
     "succeeded": ("✓", "#2f855a", "success"),
     "skipped": ("·", "#6b7280", ""),
@@ -42,9 +38,9 @@ _LOOKS = {
     "killed": ("✗", "#c0392b", "danger"),
     "cancelled": ("✗", "#c0392b", "danger"),
 }
-_PLACES = {"mlflow": "metrics, files and notebooks in MLflow", "label-studio": "Label Studio"}
-_UNDECIDED = (" ", "#9aa4b5", "")
-_PALE = "#cbd2dc"
+_LINKS = {"mlflow": "metrics, files and notebooks in MLflow", "label-studio": "Label Studio"}
+_PENDING_STYLE = (" ", "#9aa4b5", "")
+_PENDING_COLOUR = "#cbd2dc"
 
 
 class RunProgress(widgets.VBox):  # type: ignore[misc]
@@ -59,14 +55,14 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
         cancel_button: Stops the run, as ``cancel_button.click()`` does from code.
     """
 
-    def __init__(self, run: str = history.LATEST, *, place: Workspace | None = None) -> None:
-        self.place = place or workspace.find()
-        self.state: RunState | None = history.find(self.place, run)
-        self._process: _Started | None = None
+    def __init__(self, run: str = runs.LATEST_RUN, *, place: Workspace | None = None) -> None:
+        self.place = place or workspace.find_workspace()
+        self.state: RunState | None = runs.find_run(self.place, run)
+        self._process: _RunProcess | None = None
         self._build()
 
     @classmethod
-    def of(cls, started: _Started, place: Workspace) -> RunProgress:
+    def of(cls, started: _RunProcess, place: Workspace) -> RunProgress:
         """Watch a run that was just started and has no file yet."""
         made = cls.__new__(cls)
         made.place, made.state, made._process = place, None, started
@@ -85,7 +81,7 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
             self._process.process.poll()  # so that it does not stay a zombie
         if self.state is None:
             return self._await_file()
-        self.state = history.find(self.place, self.state.run_id)
+        self.state = runs.find_run(self.place, self.state.run_id)
         self._show(self.state)
         return self.state.alive
 
@@ -97,8 +93,8 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
         self.cancel_button.on_click(lambda _: self._cancel())
         self.steps = widgets.VBox()
         self.closing = widgets.HTML()
-        self._rows: dict[str, _Row] = {}
-        top = widgets.HBox([self.heading, self.cancel_button], layout=_spread())
+        self._rows: dict[str, _StepRow] = {}
+        top = widgets.HBox([self.heading, self.cancel_button], layout=_spread_layout())
         super().__init__([top, self.steps, self.closing])
         self._watcher: threading.Thread | None = None
         if self.refresh():
@@ -112,14 +108,14 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
                 if not self.refresh():
                     return
             except WorkbenchError as error:
-                self.closing.value = _error(error.what, error.hint)
+                self.closing.value = _error_html(error.what, error.hint)
                 return
 
     def _await_file(self) -> bool:
         """Find the run that our process began; say why when it ended without one."""
         assert self._process is not None  # noqa: S101 - for mypy: a run without a file has one
         ended = self._process.process.poll() is not None
-        for run in history.runs(self.place):
+        for run in runs.list_runs(self.place):
             if run.pid == self._process.process.pid and self._process.began_before(run):
                 self.state = run
                 self._show(run)
@@ -139,14 +135,14 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
     def _stop(self) -> None:
         try:
             if self.state is not None:
-                history.cancel(self.place, self.state, wait_s=_CANCEL_WAIT_S)
+                runs.cancel_run(self.place, self.state, wait_s=_CANCEL_WAIT_S)
             elif self._process is not None:
                 self._process.process.terminate()
         except WorkbenchError as error:
-            self.closing.value = _error(error.what, error.hint)
+            self.closing.value = _error_html(error.what, error.hint)
 
     def _show(self, run: RunState) -> None:
-        mark, colour, _ = _LOOKS.get(run.state, _UNDECIDED)
+        mark, colour, _ = _STATE_STYLES.get(run.state, _PENDING_STYLE)
         took = "" if run.seconds is None else f" · {run.seconds:.0f} s"
         self.heading.value = (
             f"<b>{html.escape(run.pipeline)}</b> {html.escape(run.run_id)}{took} · "
@@ -154,15 +150,15 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
         )
         for step in run.steps:
             if step.name not in self._rows:
-                self._rows[step.name] = _Row(step.name)
+                self._rows[step.name] = _StepRow(step.name)
                 self.steps.children = [row.box for row in self._rows.values()]
-            self._rows[step.name].show(step, history.folder_of(self.place, run, step), run.state)
+            self._rows[step.name].show(step, runs.step_folder(self.place, run, step), run.state)
         if not run.alive:
             self.cancel_button.layout.display = "none"
-            self.closing.value = _closing(self.place, run)
+            self.closing.value = _closing_html(self.place, run)
 
 
-class _Row:
+class _StepRow:
     """One step: its name, a bar, seconds, and the reason for what it does."""
 
     def __init__(self, name: str) -> None:
@@ -176,10 +172,10 @@ class _Row:
 
     def show(self, step: StepState, folder: Path, run_state: str) -> None:
         status = run_state if (step.status, run_state) == ("running", "killed") else step.status
-        mark, colour, style = _LOOKS.get(status, _UNDECIDED)
+        mark, colour, style = _STATE_STYLES.get(status, _PENDING_STYLE)
         self.name.value = f"<span style='color:{colour}'>{mark}</span> {self._label}"
         self.bar.bar_style = style
-        self.bar.style.bar_color = None if style else _PALE
+        self.bar.style.bar_color = None if style else _PENDING_COLOUR
         words = [status]
         if status == "running":
             self._files = self._files or StepFiles(folder)
@@ -190,14 +186,14 @@ class _Row:
             words.append(f"{step.seconds:.1f} s")
         if step.reason:
             words.append(step.reason)
-        self.bar.value = _part(status, self._pieces)
+        self.bar.value = _bar_percent(status, self._pieces)
         self.text.value = (
             "<div style='color:#667084;font-size:12px;line-height:1.3;padding:7px 0 0 6px'>"
             f"{html.escape(' · '.join(words))}</div>"
         )
 
 
-class _Started:
+class _RunProcess:
     """A ``workbench run`` in a process of its own, and what it has said so far."""
 
     def __init__(self, command: list[str], folder: Path, place: Workspace) -> None:
@@ -222,11 +218,11 @@ class _Started:
     def why(self) -> str:
         """What went wrong, from the object that ``--json`` prints, or its last words."""
         try:
-            told = json.loads(_end_of(self._said))["error"]
+            told = json.loads(_read_tail(self._said))["error"]
             where = f" ({told['where']})" if told.get("where") else ""
-            return _error(f"{told['message']}{where}", told.get("hint"))
+            return _error_html(f"{told['message']}{where}", told.get("hint"))
         except (ValueError, KeyError, TypeError):
-            return f"<pre>{html.escape(_end_of(self._told))}</pre>"
+            return f"<pre>{html.escape(_read_tail(self._told))}</pre>"
 
 
 def run(pipeline: str | Path, *, place: Workspace | None = None, **parameters: Any) -> RunProgress:
@@ -239,13 +235,15 @@ def run(pipeline: str | Path, *, place: Workspace | None = None, **parameters: A
         pipeline: The pipeline's file, from the current folder or from the project's.
         parameters: Its parameters.
     """
-    place = place or workspace.find()
+    place = place or workspace.find_workspace()
     folder = Path.cwd() if Path(pipeline).exists() else place.root.parent
     command = [sys.executable, "-m", "workbench", "run", str(pipeline), "--json"]
-    return RunProgress.of(_Started([*command, *_given(parameters)], folder, place), place)
+    return RunProgress.of(
+        _RunProcess([*command, *_parameter_options(parameters)], folder, place), place
+    )
 
 
-def _given(parameters: Mapping[str, Any]) -> list[str]:
+def _parameter_options(parameters: Mapping[str, Any]) -> list[str]:
     """As ``-p`` takes them: texts and paths as they are, all else as JSON."""
     words: list[str] = []
     for key, value in parameters.items():
@@ -254,7 +252,7 @@ def _given(parameters: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _part(status: str, pieces: tuple[int, int] | None) -> int:
+def _bar_percent(status: str, pieces: tuple[int, int] | None) -> int:
     """How full a step's bar is, in percent."""
     if status in ("ran", "skipped", "failed", "waiting", "killed"):
         return 100 if status != "waiting" else 50
@@ -263,32 +261,32 @@ def _part(status: str, pieces: tuple[int, int] | None) -> int:
     return 0
 
 
-def _closing(place: Workspace, run: RunState) -> str:
+def _closing_html(place: Workspace, run: RunState) -> str:
     """Where to look and what to do next."""
     from workbench import services
 
     lines = [f"<code>workbench logs {run.run_id}</code> tells what the steps said"]
     states = services.status(place, ("mlflow", "label-studio"))
     look = "target='_blank' rel='noopener' style='color:#2563eb'"
-    for name, words in _PLACES.items():
+    for name, words in _LINKS.items():
         state = states.get(name)
         if state and state.usable and state.url and (name == "mlflow" or run.state == "waiting"):
-            url = (history.page_of(place, run) if name == "mlflow" else None) or state.url
+            url = (runs.mlflow_url(place, run) if name == "mlflow" else None) or state.url
             lines.append(f"<a href='{html.escape(url, quote=True)}' {look}>{words}</a>")
     if run.state in ("failed", "killed", "cancelled", "waiting"):
         lines.append("the same run started again goes on from here")
     return f"<div style='font-size:12px'>{' · '.join(lines)}</div>"
 
 
-def _error(what: str, hint: str | None) -> str:
+def _error_html(what: str, hint: str | None) -> str:
     more = f"<br>{html.escape(hint)}" if hint else ""
     return f"<b style='color:#c0392b'>{html.escape(what)}</b>{more}"
 
 
-def _end_of(stream: IO[bytes]) -> str:
+def _read_tail(stream: IO[bytes]) -> str:
     stream.seek(0)
-    return stream.read().decode(errors="replace")[-_LAST_WORDS:]
+    return stream.read().decode(errors="replace")[-_MAX_ERROR_CHARS:]
 
 
-def _spread() -> Any:
+def _spread_layout() -> Any:
     return widgets.Layout(justify_content="space-between", align_items="center", width="100%")

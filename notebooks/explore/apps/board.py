@@ -11,14 +11,15 @@ with app.setup:
 
     import marimo as mo
 
-    from workbench import digest, workspace
-    from workbench.errors import WorkbenchError
+    from workbench.core import digest, workspace
+    from workbench.core.errors import WorkbenchError
     from workbench.records import dataset as datasets
-    from workbench.records.base import digest_of
+    from workbench.records.base import GateReport, digest_of
     from workbench.records.dataset import Dataset
     from workbench.records.frames import Role
+    from workbench.records.model_types import Release, StepRun
     from workbench.records.store import Store
-    from workbench.records.types import DatasetVersion, GateReport, Release, StepRun
+    from workbench.records.types import DatasetVersion
 
 
 @app.function
@@ -39,7 +40,7 @@ def run_rows(store: Store) -> list[dict[str, Any]]:
                 "step": run.step,
                 "made": ", ".join(sorted(run.outputs)) or "-",
                 "parameters": ", ".join(f"{k}={v}" for k, v in sorted(run.parameters.items())),
-                "run": digest.short(digest_of(ref)),
+                "run": digest.shorten(digest_of(ref)),
             }
         )
     return rows
@@ -108,7 +109,7 @@ def role_rows(dataset: Dataset) -> list[dict[str, Any]]:
 
 @app.cell
 def _():
-    place = workspace.find()
+    place = workspace.find_workspace()
     store = Store(place)
     refresh = mo.ui.refresh(options=["10s", "1m"], label="read the records again")
     mo.vstack([mo.md(f"# Workbench board\n\nThe records of `{place.root.parent.name}`."), refresh])
@@ -130,7 +131,7 @@ def _(refresh, store):
             [
                 mo.md(
                     f"## Gates: {_report.verdict}\n\n{len(_report.gates)} gates on candidate "
-                    f"`{digest.short(digest_of(_report.candidate))}`.{_note}{_said}"
+                    f"`{digest.shorten(digest_of(_report.candidate))}`.{_note}{_said}"
                 ),
                 mo.ui.table(gate_rows(_report), selection=None, page_size=20),
             ]
@@ -146,7 +147,7 @@ def _(refresh, store):
     _names = {}
     for _ref in newest(store, DatasetVersion.KIND):
         _version = store.get(_ref, DatasetVersion)
-        _label = f"{_version.name} {digest.short(digest_of(_ref))} ({_version.made_by})"
+        _label = f"{_version.name} {digest.shorten(digest_of(_ref))} ({_version.made_by})"
         _names[_label] = _ref
     _fullest = max(_names, key=lambda name: coverage_rank(store, _names[name]), default=None)
     version = mo.ui.dropdown(options=_names, value=_fullest, label="dataset version")
@@ -161,7 +162,7 @@ def _(store, version):
         )
     else:
         try:
-            _dataset = datasets.load(store, version.value)
+            _dataset = datasets.load_dataset(store, version.value)
             _note = " **Simulated drives.**" if _dataset.simulated else ""
             _view = mo.vstack(
                 [

@@ -14,19 +14,23 @@ from torch import nn
 
 from tests.curation.conftest import CONFIG, SPEC
 from tests.training import suppliers
-from workbench.curation.embedding import one_pass, shards
-from workbench.curation.embedding.detector_encoder import DetectorEncoder, box_means
-from workbench.curation.embedding.encoder import MAX_OBJECTS, Seen
-from workbench.curation.embedding.one_pass import embed
-from workbench.errors import DataError, ParameterError, WorkbenchError
-from workbench.perception.contract import DetectorConfig
-from workbench.perception.models import huggingface
-from workbench.perception.predictor import TorchPredictor, load_checkpoint
-from workbench.perception.preprocessing import Pixels, Preprocessing, load_rgb
+from workbench.core.errors import DataError, ParameterError, WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding import compute, embeddings
+from workbench.curation.embedding.compute import embed
+from workbench.curation.embedding.encoders import (
+    MAX_OBJECTS,
+    DetectorEncoder,
+    EncoderOutput,
+    box_means,
+)
+from workbench.detection import huggingface
+from workbench.detection.config import DetectorConfig
+from workbench.detection.predictor import TorchPredictor, load_checkpoint
+from workbench.detection.preprocessing import Pixels, Preprocessing, load_rgb
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 
 class Counting(DetectorEncoder):
@@ -36,7 +40,7 @@ class Counting(DetectorEncoder):
     fail_after: int | None = None
     poison: bool = False
 
-    def look(self, images: Sequence[Pixels]) -> Seen:
+    def look(self, images: Sequence[Pixels]) -> EncoderOutput:
         if self.fail_after is not None and self.seen >= self.fail_after:
             raise KeyboardInterrupt
         self.seen += len(images)
@@ -104,7 +108,7 @@ def test_a_suppliers_detector_is_an_encoder_too(
 ) -> None:
     spec = Preprocessing(width=96, height=64)
     folder = suppliers.make(kind, tmp_path / kind)
-    network = huggingface.load(folder, ("car", "person"), spec)
+    network = huggingface.load_pretrained(folder, ("car", "person"), spec)
     predictor = TorchPredictor(network, spec)
     seen = embed(place, predictor, dataset.frames)
     assert len(seen.frames) == len(dataset.frames)
@@ -122,9 +126,9 @@ def test_a_suppliers_detector_is_an_encoder_too(
 def test_a_sequence_of_cells_is_a_map_row_by_row() -> None:
     cells = torch.arange(6).reshape(1, 6, 1)
     expected = [[[[0, 1, 2], [3, 4, 5]]]]
-    assert huggingface.as_map(cells, height=64, width=96).tolist() == expected
+    assert huggingface.sequence_to_map(cells, height=64, width=96).tolist() == expected
     with pytest.raises(DataError, match="no grid"):
-        huggingface.as_map(cells, height=64, width=64)
+        huggingface.sequence_to_map(cells, height=64, width=64)
 
 
 def test_a_model_that_tells_no_features_is_refused(predictor: TorchPredictor) -> None:
@@ -153,7 +157,7 @@ def test_what_is_on_disk_is_not_computed_again(
 def test_a_killed_pass_keeps_its_finished_shards(
     place: Workspace, dataset: Dataset, predictor: TorchPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_pass, "SHARD", 8)
+    monkeypatch.setattr(compute, "SHARD_FRAMES", 8)
     killed = Counting(predictor)
     killed.fail_after = 20
     with pytest.raises(KeyboardInterrupt):
@@ -169,10 +173,10 @@ def test_half_a_shard_is_never_read(
     place: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     encoder = Counting(predictor)
-    folder = shards.folder_of(place, encoder)
+    folder = embeddings.embeddings_folder(place, encoder)
     (folder / ".writing-left").mkdir(parents=True)
     (folder / ".writing-left" / "shard.json").write_text('{"frames": ["0"]}')
-    assert shards.read_all(folder) == []
+    assert embeddings.read_shards(folder) == []
     assert len(embed(place, encoder, dataset.frames[:3]).frames) == 3
 
 
@@ -182,7 +186,7 @@ def test_a_full_disk_leaves_nothing_behind(
     """A file size limit stands in for a full disk: the write itself fails, as there."""
     code = (
         "import resource, signal, sys; from workbench import workspace\n"
-        "from workbench.errors import WorkbenchError\n"
+        "from workbench.core.errors import WorkbenchError\n"
         "from workbench.curation.embedding import shards; import numpy as np\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
@@ -239,7 +243,7 @@ def test_a_damaged_file_is_named(
     place: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     embed(place, predictor, dataset.frames)
-    folder = shards.folder_of(place, DetectorEncoder(predictor))
+    folder = embeddings.embeddings_folder(place, DetectorEncoder(predictor))
     damaged = next(folder.glob("*/vectors.npy"))
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(WorkbenchError, match="cannot be read") as caught:

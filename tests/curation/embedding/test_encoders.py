@@ -13,19 +13,21 @@ import torch
 from torch import nn
 
 from tests.curation.conftest import SIZE
-from workbench.curation.embedding import HuggingFaceEncoder, OnnxEncoder, embed
-from workbench.curation.embedding.images import (
+from workbench.core.errors import DataError, ParameterError, ServiceError
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding.compute import embed
+from workbench.curation.embedding.image_encoders import (
+    ONNX_METADATA_KEY,
     BoxSource,
+    HuggingFaceEncoder,
     ImagePreprocessing,
-    from_preprocessor_config,
+    OnnxEncoder,
+    read_preprocessor_config,
 )
-from workbench.curation.embedding.onnx_encoder import METADATA
-from workbench.errors import DataError, ParameterError, ServiceError
-from workbench.perception.predictor import TorchPredictor, load_checkpoint
+from workbench.detection.predictor import TorchPredictor, load_checkpoint
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,
@@ -126,7 +128,7 @@ def test_preprocessing_is_that_of_transformers(folders: dict[str, Path]) -> None
     from transformers import CLIPImageProcessorPil
 
     theirs = CLIPImageProcessorPil.from_pretrained(folders["clip"])
-    ours = from_preprocessor_config(folders["clip"] / "preprocessor_config.json")
+    ours = read_preprocessor_config(folders["clip"] / "preprocessor_config.json")
     image = pictures()[2]
     expected = theirs(image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(ours.apply(image), expected, atol=1e-5)
@@ -228,7 +230,7 @@ def exported(path: Path, *, batch: int | None, metadata: bool) -> Path:
     assert program is not None
     model = program.model_proto
     if metadata:
-        onnx.helper.set_model_props(model, {METADATA: SPEC.model_dump_json()})
+        onnx.helper.set_model_props(model, {ONNX_METADATA_KEY: SPEC.model_dump_json()})
     path.write_bytes(model.SerializeToString())
     return path
 

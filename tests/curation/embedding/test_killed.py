@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 
 from workbench.cli import main
-from workbench.curation.embedding import DetectorEncoder, shards
-from workbench.curation.embedding.one_pass import embed
-from workbench.perception.predictor import load_checkpoint
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding import embeddings
+from workbench.curation.embedding.compute import embed
+from workbench.curation.embedding.encoders import DetectorEncoder
+from workbench.detection.predictor import load_checkpoint
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 PASS = """
 import sys, time
 from pathlib import Path
 from workbench import workspace
 from workbench.curation.embedding import DetectorEncoder, embed, one_pass
-from workbench.perception.predictor import load_checkpoint
+from workbench.detection.predictor import load_checkpoint
 from workbench.records import dataset as datasets
 from workbench.records.store import Store
 
@@ -51,14 +52,14 @@ def test_a_pass_killed_outright_goes_on_without_redoing_a_shard(
     log = tmp_path / "forwards"
     command = [sys.executable, "-c", PASS, str(log), dataset.ref or "", model]
     encoder = DetectorEncoder(load_checkpoint(store, model))
-    folder = shards.folder_of(place, encoder)
+    folder = embeddings.embeddings_folder(place, encoder)
     running = subprocess.Popen([*command, "0.3"], env=dict(os.environ))
     deadline = time.monotonic() + 120
-    while len(shards.read_all(folder)) < 2 and time.monotonic() < deadline:
+    while len(embeddings.read_shards(folder)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    kept = shards.read_all(folder)
+    kept = embeddings.read_shards(folder)
     assert 2 <= len(kept) < 6
     log.write_text("")
     subprocess.run([*command, "0"], env=dict(os.environ), check=True)
@@ -71,7 +72,7 @@ def test_a_pass_killed_outright_goes_on_without_redoing_a_shard(
 
 
 def _image(place: Workspace, dataset: Dataset, row: int) -> np.ndarray:
-    from workbench.perception.preprocessing import load_rgb
+    from workbench.detection.preprocessing import load_rgb
 
     return load_rgb(media_path(place, dataset.frames[row]))
 

@@ -9,14 +9,14 @@ import shutil
 import numpy as np
 import pytest
 
-from workbench.curation.embedding import one_pass
-from workbench.curation.embedding.one_pass import embed
-from workbench.errors import ServiceError
-from workbench.perception.predictor import load_checkpoint
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding import compute
+from workbench.curation.embedding.compute import embed
+from workbench.detection.predictor import load_checkpoint
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
@@ -34,7 +34,7 @@ def contents(place: Workspace) -> dict[str, str]:
 def test_workers_write_what_one_machine_writes(
     place: Workspace, store: Store, dataset: Dataset, model: Ref, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_pass, "SHARD", 12)
+    monkeypatch.setattr(compute, "SHARD_FRAMES", 12)
     predictor = load_checkpoint(store, model)
     media_path(place, dataset.frames[30]).write_bytes(b"no image")
     here = embed(place, predictor, dataset.frames)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from workbench.curation.embedding.quality import NAMES, QualityGate, measure
+from workbench.curation.embedding.quality import QUALITY_NAMES, QualityGate, measure_quality
 
 GATE = QualityGate()
 
@@ -23,31 +23,31 @@ def scene() -> np.ndarray:
 
 
 def told(image: np.ndarray) -> dict[str, float]:
-    return dict(zip(NAMES, measure(image).tolist(), strict=True))
+    return dict(zip(QUALITY_NAMES, measure_quality(image).tolist(), strict=True))
 
 
 def test_a_whole_picture_passes(scene: np.ndarray) -> None:
-    assert GATE.verdict(measure(scene)) == ""
+    assert GATE.verdict(measure_quality(scene)) == ""
     assert told(scene)["blockage"] == 0
 
 
 def test_dark_and_bright(scene: np.ndarray) -> None:
-    assert GATE.verdict(measure(scene // 100)) == "dark"
-    assert GATE.verdict(measure(np.full_like(scene, 255))) == "bright"
-    assert GATE.verdict(measure(scene // 12)) == ""  # a real night is dark, but not broken
+    assert GATE.verdict(measure_quality(scene // 100)) == "dark"
+    assert GATE.verdict(measure_quality(np.full_like(scene, 255))) == "bright"
+    assert GATE.verdict(measure_quality(scene // 12)) == ""  # a real night is dark, but not broken
     assert told(scene // 2)["brightness"] == pytest.approx(told(scene)["brightness"] / 2, abs=0.01)
 
 
 def test_flat(scene: np.ndarray) -> None:
     grey = np.full_like(scene, 90)
-    assert GATE.verdict(measure(grey)) == "flat"
+    assert GATE.verdict(measure_quality(grey)) == "flat"
     assert told(grey)["blockage"] == 1
 
 
 def test_blurred(scene: np.ndarray) -> None:
     out_of_focus = np.asarray(Image.fromarray(scene).filter(ImageFilter.GaussianBlur(12)))
     assert told(out_of_focus)["sharpness"] < told(scene)["sharpness"] / 10
-    assert GATE.verdict(measure(out_of_focus)) == "blurred"
+    assert GATE.verdict(measure_quality(out_of_focus)) == "blurred"
 
 
 @pytest.mark.parametrize("sigma", [8, 30])
@@ -56,7 +56,7 @@ def test_noise_is_measured_in_its_own_unit(sigma: int) -> None:
     ramp = np.tile(np.linspace(80, 170, 320)[None, :, None], (240, 1, 3))
     noisy = (ramp + rng.normal(0, sigma, (240, 320, 1))).clip(0, 255).astype(np.uint8)
     assert told(noisy)["noise"] == pytest.approx(sigma / 255, rel=0.1)
-    assert GATE.verdict(measure(noisy)) == ("noisy" if sigma == 30 else "")
+    assert GATE.verdict(measure_quality(noisy)) == ("noisy" if sigma == 30 else "")
 
 
 def test_noise_of_a_scene_counts_its_calm_parts_only(scene: np.ndarray) -> None:
@@ -74,14 +74,14 @@ def test_half_of_the_lens_covered(scene: np.ndarray, side: str) -> None:
     }[side]
     covered[half] = 14
     assert told(covered)["blockage"] == pytest.approx(0.5, abs=0.1)
-    assert GATE.verdict(measure(covered)) == "blocked"
+    assert GATE.verdict(measure_quality(covered)) == "blocked"
 
 
 def test_a_blown_out_sky_is_no_cover(scene: np.ndarray) -> None:
     bright = scene.copy()
     bright[:110] = 254
     assert told(bright)["blockage"] == 0
-    assert GATE.verdict(measure(bright)) == ""
+    assert GATE.verdict(measure_quality(bright)) == ""
 
 
 def test_numbers_that_are_none() -> None:
@@ -91,12 +91,14 @@ def test_numbers_that_are_none() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 30), (9, 9), (1080, 1920)])
 def test_pictures_of_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(2)
-    values = measure(rng.integers(0, 255, (*size, 3)).astype(np.uint8))
-    assert values.shape == (len(NAMES),)
+    values = measure_quality(rng.integers(0, 255, (*size, 3)).astype(np.uint8))
+    assert values.shape == (len(QUALITY_NAMES),)
     assert np.isfinite(values).all()
 
 
 def test_real_drives_are_not_broken(shared_data: Path) -> None:
     images = sorted((shared_data / "camvid" / "images").glob("*.jpg"))[::12]
-    verdicts = [GATE.verdict(measure(np.asarray(Image.open(one).convert("RGB")))) for one in images]
+    verdicts = [
+        GATE.verdict(measure_quality(np.asarray(Image.open(one).convert("RGB")))) for one in images
+    ]
     assert verdicts == [""] * len(images)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.curation.finding.made import embeddings
-from workbench.curation import finding
+from workbench.core.errors import DataError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.errors import DataError
+from workbench.curation.signals import disagreement, rarity, single_model
 
 A, B = (0.0, 0.0, 40.0, 40.0), (100.0, 0.0, 140.0, 40.0)
 
@@ -25,7 +25,7 @@ def _seen(rows: list[tuple[int, tuple[float, ...], float, int]], frames: int = 4
 
 def test_models_that_see_the_same_agree() -> None:
     same = _seen([(0, A, 0.9, 0), (2, B, 0.5, 1)])
-    found = finding.disagreement(same, [same, same])
+    found = disagreement.disagreement(same, [same, same])
     assert found.value.tolist() == [0.0] * 4 and found.alone.tolist() == [0] * 4
 
 
@@ -33,21 +33,21 @@ def test_boxes_that_one_model_lacks_count_by_their_score() -> None:
     production = _seen([(0, A, 0.9, 0), (1, A, 0.8, 0), (2, A, 0.8, 0), (3, A, 0.1, 0)])
     near = (3.0, 0.0, 43.0, 40.0)
     candidate = _seen([(0, near, 0.6, 0), (2, A, 0.7, 1)])
-    found = finding.disagreement(production, [candidate])
+    found = disagreement.disagreement(production, [candidate])
     np.testing.assert_allclose(found.value, [0.3, 0.8, 1.5, 0.1], atol=1e-6)
     assert found.alone.tolist() == [0, 1, 2, 0], "a box hardly believed is worth no word"
-    back = finding.disagreement(candidate, [production])
+    back = disagreement.disagreement(candidate, [production])
     np.testing.assert_allclose(back.value, found.value)
 
 
 def test_a_third_model_counts_every_pair() -> None:
     one, none = _seen([(1, A, 0.9, 0)]), _seen([])
-    np.testing.assert_allclose(finding.disagreement(one, [none, none]).value[1], 2 * 0.9 / 3)
+    np.testing.assert_allclose(disagreement.disagreement(one, [none, none]).value[1], 2 * 0.9 / 3)
 
 
 def test_other_models_join_the_score() -> None:
     pool = _seen([(2, A, 0.9, 0)])
-    scores = finding.score(pool, None, ["all"] * 4, other_models=[_seen([])])
+    scores = rarity.score_rarity(pool, None, ["all"] * 4, other_models=[_seen([])])
     assert scores.names[-1] == "disagreement"
     assert np.argmax(scores.ranks[:, -1]) == 2 and scores.alone.tolist() == [0, 0, 1, 0]
 
@@ -55,11 +55,11 @@ def test_other_models_join_the_score() -> None:
 def test_models_of_other_frames_or_classes_are_refused() -> None:
     pool = _seen([])
     with pytest.raises(DataError, match="same frames"):
-        finding.disagreement(pool, [_seen([], frames=3)])
+        disagreement.disagreement(pool, [_seen([], frames=3)])
     import dataclasses
 
     with pytest.raises(DataError, match="same classes"):
-        finding.disagreement(pool, [dataclasses.replace(pool, class_names=("bus",))])
+        disagreement.disagreement(pool, [dataclasses.replace(pool, class_names=("bus",))])
 
 
 def test_the_middle_of_a_cluster_is_typical_and_every_cluster_has_one() -> None:
@@ -68,16 +68,16 @@ def test_the_middle_of_a_cluster_is_typical_and_every_cluster_has_one() -> None:
     vectors = np.concatenate([axis[k] + rng.normal(size=(40, 6)) for k in range(3)])
     vectors[55] = axis[1] * 0.2 - axis[5]
     pool = embeddings(vectors)
-    value = finding.typicality(pool, ["all"] * 120, clusters=3)
+    value = single_model.typicality(pool, ["all"] * 120, clusters=3)
     assert value[55] < 0.1
     best = np.argsort(-value)[:3]
     assert {int(row) // 40 for row in best} == {0, 1, 2}
-    again = finding.typicality(pool, ["all"] * 120, clusters=3)
+    again = single_model.typicality(pool, ["all"] * 120, clusters=3)
     np.testing.assert_array_equal(value, again)
 
 
 def test_typicality_of_identical_frames_and_small_conditions() -> None:
     pool = embeddings(np.ones((30, 4)))
-    assert np.unique(finding.typicality(pool, ["day"] * 28 + ["fog"] * 2)).size <= 2
-    scores = finding.score(pool, None, ["day"] * 30, signals=["typicality"])
+    assert np.unique(single_model.typicality(pool, ["day"] * 28 + ["fog"] * 2)).size <= 2
+    scores = rarity.score_rarity(pool, None, ["day"] * 30, signals=["typicality"])
     assert np.unique(scores.fused).tolist() == [0.5]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from tests.curation.finding.made import embeddings
-from workbench.curation import finding
+from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.finding import Exemplar
-from workbench.curation.finding.places import Places
-from workbench.errors import DataError, ParameterError
+from workbench.curation.signals import similarity
+from workbench.curation.signals.similarity import Exemplar, Regions
 
 LEFT, RIGHT = (10.0, 10.0, 60.0, 60.0), (120.0, 20.0, 50.0, 50.0)
 COUNT, WIDTH = 60, 8
@@ -33,7 +32,7 @@ def _pool() -> Embeddings:
 
 def test_a_box_finds_the_thing_as_object_and_as_tile() -> None:
     pool = _pool()
-    found = finding.like(pool, [Exemplar(pool.frames[5], RIGHT)])
+    found = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
     assert set(found.order[:2].tolist()) == {30, 9}
     assert 5 not in found.order and len(found.order) == COUNT - 1
     assert (found.kind[30], found.row[30]) == ("object", 30)
@@ -43,38 +42,40 @@ def test_a_box_finds_the_thing_as_object_and_as_tile() -> None:
 
 def test_a_box_where_no_object_was_found_takes_its_tile() -> None:
     pool = _pool()
-    found = finding.like(pool, [Exemplar(pool.frames[9], LEFT)])
+    found = similarity.search_by_example(pool, [Exemplar(pool.frames[9], LEFT)])
     assert set(found.order[:2].tolist()) == {5, 30}
 
 
 def test_a_given_vector_needs_no_frame_of_the_pool() -> None:
     pool = _pool()
     deer = 4.0 * np.eye(WIDTH)[3]
-    found = finding.like(pool, [Exemplar("f" * 64, RIGHT, deer)])
+    found = similarity.search_by_example(pool, [Exemplar("f" * 64, RIGHT, deer)])
     assert set(found.order[:3].tolist()) == {5, 30, 9}
 
 
 def test_a_frame_finds_its_scene() -> None:
     pool = _pool()
-    found = finding.like(pool, [Exemplar(pool.frames[5])])
+    found = similarity.search_by_example(pool, [Exemplar(pool.frames[5])])
     assert found.order[0] == 44 and found.kind[44] == "frame"
 
 
 def test_several_exemplars_and_what_it_should_not_be() -> None:
     pool = _pool()
     both = [Exemplar(pool.frames[5], RIGHT), Exemplar(pool.frames[20], RIGHT)]
-    found = finding.like(pool, both)
+    found = similarity.search_by_example(pool, both)
     assert found.exemplar[30] == 0 and found.exemplar[20] == 1
     assert "exemplar 1" in found.why(30)
-    without = finding.like(pool, [both[0]], negatives=[Exemplar(pool.frames[30], RIGHT)])
-    assert without.score[30] < 0.7 < finding.like(pool, [both[0]]).score[30]
+    without = similarity.search_by_example(
+        pool, [both[0]], negatives=[Exemplar(pool.frames[30], RIGHT)]
+    )
+    assert without.score[30] < 0.7 < similarity.search_by_example(pool, [both[0]]).score[30]
 
 
 def test_the_same_answer_whatever_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = _pool()
-    whole = finding.like(pool, [Exemplar(pool.frames[5], RIGHT)])
-    monkeypatch.setattr("workbench.curation.finding.places._BLOCK", 7)
-    parts = finding.like(pool, [Exemplar(pool.frames[5], RIGHT)])
+    whole = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
+    monkeypatch.setattr("workbench.curation.signals.similarity._BLOCK", 7)
+    parts = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
     np.testing.assert_allclose(parts.score, whole.score, atol=1e-5)
     assert parts.order.tolist() == whole.order.tolist() and parts.kind == whole.kind
 
@@ -83,28 +84,28 @@ def test_what_cannot_be_looked_for_is_said() -> None:
     pool = _pool()
     frame = pool.frames[5]
     with pytest.raises(ParameterError, match="no exemplar"):
-        finding.like(pool, [])
+        similarity.search_by_example(pool, [])
     with pytest.raises(ParameterError, match="not in the pool") as raised:
-        finding.like(pool, [Exemplar("a" * 64, LEFT)])
+        similarity.search_by_example(pool, [Exemplar("a" * 64, LEFT)])
     assert raised.value.where == "a" * 64
     with pytest.raises(ParameterError, match="nothing of the pool lies under"):
-        finding.like(pool, [Exemplar(frame, (500.0, 500.0, 10.0, 10.0))])
+        similarity.search_by_example(pool, [Exemplar(frame, (500.0, 500.0, 10.0, 10.0))])
     with pytest.raises(ParameterError, match="box is none"):
-        finding.like(pool, [Exemplar(frame, (0.0, 0.0, -3.0, 10.0))])
+        similarity.search_by_example(pool, [Exemplar(frame, (0.0, 0.0, -3.0, 10.0))])
     with pytest.raises(ParameterError, match="at once"):
-        finding.like(pool, [Exemplar(frame), Exemplar(frame, LEFT)])
+        similarity.search_by_example(pool, [Exemplar(frame), Exemplar(frame, LEFT)])
     with pytest.raises(DataError, match="not finite"):
-        finding.like(pool, [Exemplar(frame, LEFT, np.full(WIDTH, np.nan))])
+        similarity.search_by_example(pool, [Exemplar(frame, LEFT, np.full(WIDTH, np.nan))])
     with pytest.raises(DataError, match="width 8"):
-        finding.like(pool, [Exemplar(frame, LEFT, np.ones(5))])
+        similarity.search_by_example(pool, [Exemplar(frame, LEFT, np.ones(5))])
     bare = embeddings(np.ones((4, 3)))
     with pytest.raises(DataError, match="neither objects nor tiles"):
-        Places(bare, whole=False)
+        Regions(bare, whole=False)
 
 
 def test_identical_frames_are_equally_alike() -> None:
     pool = embeddings(np.ones((30, 4)), tiles=np.ones((30, 2, 4)))
-    found = finding.like(pool, [Exemplar(pool.frames[3], LEFT)])
+    found = similarity.search_by_example(pool, [Exemplar(pool.frames[3], LEFT)])
     assert np.unique(found.score).tolist() == [0.0]
     assert found.order.tolist() == [row for row in range(30) if row != 3]
 
@@ -121,7 +122,7 @@ class _Words:
 
 def test_words_find_frames_objects_and_tiles() -> None:
     pool = _pool()
-    found = finding.text(pool, _Words(), "a deer")
+    found = similarity.search_by_text(pool, _Words(), "a deer")
     assert set(found.order[:3].tolist()) == {5, 30, 9}
     assert found.kind[9] == "tile"
 
@@ -129,9 +130,9 @@ def test_words_find_frames_objects_and_tiles() -> None:
 def test_words_need_an_encoder_of_words() -> None:
     pool = _pool()
     with pytest.raises(ParameterError, match="has no words"):
-        finding.text(pool, object(), "a deer")  # type: ignore[arg-type]
+        similarity.search_by_text(pool, object(), "a deer")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="no words to look for"):
-        finding.text(pool, _Words(), "  ")
+        similarity.search_by_text(pool, _Words(), "  ")
     other = embeddings(np.ones((4, WIDTH)), model="1" * 64)
     with pytest.raises(ParameterError, match="another model"):
-        finding.text(other, _Words(), "a deer")
+        similarity.search_by_text(other, _Words(), "a deer")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.curation.finding.made import SIZE, embeddings
-from workbench.curation import finding
+from workbench.core.errors import DataError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.finding.novelty import doubt, novelty, whole
-from workbench.errors import DataError
+from workbench.curation.signals import rarity
+from workbench.curation.signals.single_model import _uncropped, doubt, novelty
 
 WIDTH, COUNT = 12, 40
 BOX = (40.0, 20.0, 80.0, 60.0)
@@ -38,7 +38,7 @@ def test_an_object_unlike_all_labelled_ones_is_new() -> None:
     shown[13] = -4 * np.eye(WIDTH)[5]
     value, newest = novelty(_seen(shown), _seen(_objects(2)))
     assert int(np.argmax(value)) == 13 and newest[13] == 13
-    scores = finding.score(_seen(shown), _seen(_objects(2)), ["all"] * COUNT)
+    scores = rarity.score_rarity(_seen(shown), _seen(_objects(2)), ["all"] * COUNT)
     assert int(np.argmax(scores.fused)) == 13 and scores.oddest[13] == 13
 
 
@@ -64,7 +64,7 @@ def test_small_and_cut_off_boxes_are_not_asked() -> None:
     boxes[4] = (40, 20, 50, 30)
     boxes[6] = (SIZE[0] - 40, 20, SIZE[0], 60)
     pool = _seen(shown, boxes)
-    assert np.flatnonzero(~whole(pool)).tolist() == [6]
+    assert np.flatnonzero(~_uncropped(pool)).tolist() == [6]
     value, newest = novelty(pool, _seen(_objects(2)))
     assert value[[4, 6]].tolist() == [0, 0] and newest[[4, 6]].tolist() == [-1, -1]
 
@@ -89,6 +89,6 @@ def test_nothing_to_compare_with_is_no_error() -> None:
     value, _ = novelty(_seen(same), _seen(same))
     assert np.unique(value).size == 1
     with pytest.raises(DataError, match="3 drives"):
-        finding.score(_seen(_objects(1)), None, ["all"] * COUNT, drives=["a"] * 3)
-    bare = finding.score(embeddings(np.ones((5, 2))), None, ["all"] * 5)
+        rarity.score_rarity(_seen(_objects(1)), None, ["all"] * COUNT, drives=["a"] * 3)
+    bare = rarity.score_rarity(embeddings(np.ones((5, 2))), None, ["all"] * 5)
     assert np.unique(bare.fused).tolist() == [0.5]

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.curation.finding.made import embeddings
-from workbench.curation.finding import rarity
-from workbench.curation.finding.distance import nearest_length
-from workbench.curation.finding.ranks import Fusion, fuse
-from workbench.errors import DataError, ParameterError
+from workbench.core.errors import DataError, ParameterError
+from workbench.curation.signals import rarity, single_model
+from workbench.curation.signals.single_model import Fusion, fuse_ranks, nearest_euclidean
 
 
 @given(
@@ -21,7 +20,7 @@ def test_ranks_keep_order_within_a_group_and_stay_in_bounds(
     values: np.ndarray, groups: int
 ) -> None:
     names = [str(number % groups) for number in range(len(values))]
-    ranks = rarity.rank_within(values, names)
+    ranks = single_model.rank_within(values, names)
     assert ((ranks > 0) & (ranks < 1)).all()
     for name in set(names):
         rows = [row for row, own in enumerate(names) if own == name]
@@ -41,7 +40,7 @@ def test_a_condition_does_not_make_a_frame_rare() -> None:
     day[11] = axis[0] + 0.8 * axis[6]
     labelled = np.repeat(axis[:2], [20, 3], axis=0) + 0.05 * rng.normal(size=(23, 8))
     conditions = ["day"] * 40 + ["night"] * 30
-    scores = rarity.score(
+    scores = rarity.score_rarity(
         embeddings(np.concatenate([day, night])),
         embeddings(labelled),
         conditions,
@@ -56,7 +55,7 @@ def test_the_odd_object_is_found_and_named() -> None:
     objects[3] = (3, [0.0, 0.0, 1.0], 0.9)
     known = embeddings(np.ones((6, 2)), objects=[(f, [1.0, 0.1 * f, 0.0], 0.9) for f in range(6)])
     pool = embeddings(np.ones((6, 2)), objects=objects)
-    scores = rarity.score(pool, known, ["all"] * 6, signals=["objects"])
+    scores = rarity.score_rarity(pool, known, ["all"] * 6, signals=["objects"])
     assert np.argmax(scores.ranks[:, 0]) == 3
     assert scores.oddest[3] == 3
 
@@ -66,18 +65,21 @@ def test_a_box_that_is_hardly_believed_counts_less() -> None:
     objects = [(0, odd, 0.9), (1, odd, 0.06), (2, [1.0, 0.0], 0.9)]
     known = embeddings(np.ones((1, 2)), objects=[(0, [1.0, 0.0], 0.9)])
     pool = embeddings(np.ones((3, 2)), objects=objects)
-    by_object = rarity.score(pool, known, ["all"] * 3, signals=["objects"]).ranks[:, 0]
+    by_object = rarity.score_rarity(pool, known, ["all"] * 3, signals=["objects"]).ranks[:, 0]
     assert by_object[0] > by_object[1]
 
 
 def test_identical_frames_and_nothing_labelled_tie() -> None:
-    scores = rarity.score(embeddings(np.ones((5, 4))), None, ["all"] * 5)
+    scores = rarity.score_rarity(embeddings(np.ones((5, 4))), None, ["all"] * 5)
     assert np.unique(scores.fused).tolist() == [0.5]
 
 
 def test_small_groups_are_compared_together() -> None:
-    assert rarity.merged(["day"] * 25 + ["fog"] * 2 + ["snow"]) == ["day"] * 25 + ["other"] * 3
-    assert rarity.merged(["fog"] * 2 + ["snow"]) == ["all"] * 3
+    assert (
+        single_model.merge_small_groups(["day"] * 25 + ["fog"] * 2 + ["snow"])
+        == ["day"] * 25 + ["other"] * 3
+    )
+    assert single_model.merge_small_groups(["fog"] * 2 + ["snow"]) == ["all"] * 3
 
 
 def test_a_tile_is_odd_for_its_place_though_nothing_has_a_box() -> None:
@@ -93,12 +95,12 @@ def test_a_tile_is_odd_for_its_place_though_nothing_has_a_box() -> None:
     shown, known = tiles(60), tiles(60)
     shown[17, 1, 2] += 0.8
     pool, labelled = (embeddings(np.ones((60, 2)), tiles=values) for values in (shown, known))
-    scores = rarity.score(pool, labelled, ["all"] * 60, signals=["tiles"])
+    scores = rarity.score_rarity(pool, labelled, ["all"] * 60, signals=["tiles"])
     assert int(np.argmax(scores.fused)) == 17
     assert scores.oddest_tile[17] == 2 * 17 + 1
     assert scores.oddest.tolist() == [-1] * 60
     plain = embeddings(np.ones((60, 2)))
-    nothing = rarity.score(plain, labelled, ["all"] * 60, signals=["tiles"])
+    nothing = rarity.score_rarity(plain, labelled, ["all"] * 60, signals=["tiles"])
     assert np.unique(nothing.fused).tolist() == [0.5]
 
 
@@ -110,52 +112,54 @@ def test_things_are_compared_with_labelled_ones_of_their_condition() -> None:
     pool[5] = axis[2] + 0.05 * rng.normal(size=6)
     known = np.repeat(axis[[0, 2]], 40, axis=0) + 0.05 * rng.normal(size=(80, 6))
     light = ["night"] * 40 + ["day"] * 40
-    told = rarity.score(
+    told = rarity.score_rarity(
         embeddings(pool),
         embeddings(known),
         ["night"] * 40,
         known_conditions=light,
         signals=["frame"],
     )
-    untold = rarity.score(embeddings(pool), embeddings(known), ["night"] * 40, signals=["frame"])
+    untold = rarity.score_rarity(
+        embeddings(pool), embeddings(known), ["night"] * 40, signals=["frame"]
+    )
     assert int(np.argmax(told.fused)) == 5
     assert untold.fused[5] < told.fused[5]
 
 
 def test_signals_and_weights_are_what_was_asked_for() -> None:
     pool = embeddings(np.ones((4, 2)), entropy=np.array([1.0, 3.0, 2.0, 0.0]))
-    scores = rarity.score(pool, None, ["all"] * 4, signals=["entropy"])
+    scores = rarity.score_rarity(pool, None, ["all"] * 4, signals=["entropy"])
     assert scores.names == ("entropy",) and scores.weights == (1.0,)
     assert scores.ranks.shape == (4, 1) and np.argsort(-scores.fused).tolist() == [1, 2, 0, 3]
-    only = rarity.score(
+    only = rarity.score_rarity(
         pool, None, ["all"] * 4, signals=["frame", "entropy"], weights={"frame": 0.0}
     )
     np.testing.assert_array_equal(only.fused, scores.fused)
     with pytest.raises(ParameterError, match="unknown signal glamour"):
-        rarity.score(pool, None, ["all"] * 4, signals=["glamour"])
+        rarity.score_rarity(pool, None, ["all"] * 4, signals=["glamour"])
     with pytest.raises(ParameterError, match="needs another model"):
-        rarity.score(pool, None, ["all"] * 4, signals=["disagreement"])
+        rarity.score_rarity(pool, None, ["all"] * 4, signals=["disagreement"])
     with pytest.raises(ParameterError, match="weights"):
-        rarity.score(pool, None, ["all"] * 4, weights={"novelty": -1.0})
+        rarity.score_rarity(pool, None, ["all"] * 4, weights={"novelty": -1.0})
 
 
 def test_bad_input_is_said() -> None:
     pool = embeddings(np.ones((4, 2)))
     with pytest.raises(DataError, match="3 conditions for 4 frames"):
-        rarity.score(pool, None, ["all"] * 3)
+        rarity.score_rarity(pool, None, ["all"] * 3)
     with pytest.raises(DataError, match="different models"):
-        rarity.score(pool, embeddings(np.ones((4, 2)), model="1" * 64), ["all"] * 4)
+        rarity.score_rarity(pool, embeddings(np.ones((4, 2)), model="1" * 64), ["all"] * 4)
     with pytest.raises(DataError, match="labelled frames"):
-        rarity.score(pool, pool, ["all"] * 4, known_conditions=["all"])
+        rarity.score_rarity(pool, pool, ["all"] * 4, known_conditions=["all"])
     broken = np.ones((4, 2))
     broken[2, 0] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        rarity.score(embeddings(broken), pool, ["all"] * 4, signals=["frame"])
+        rarity.score_rarity(embeddings(broken), pool, ["all"] * 4, signals=["frame"])
 
 
 def test_no_objects_and_an_empty_labelled_set_rank_nobody_first() -> None:
     empty = embeddings(np.empty((0, 2)))
-    scores = rarity.score(embeddings(np.ones((5, 2))), empty, ["all"] * 5)
+    scores = rarity.score_rarity(embeddings(np.ones((5, 2))), empty, ["all"] * 5)
     assert np.unique(scores.fused).tolist() == [0.5]
     assert scores.oddest.tolist() == [-1] * 5
 
@@ -165,19 +169,19 @@ def test_fusion_keeps_a_frame_that_is_first_everywhere_first(how: Fusion) -> Non
     rng = np.random.default_rng(0)
     ranks = rng.uniform(0.01, 0.98, (50, 3))
     ranks[7] = 0.99
-    assert int(np.argmax(fuse(ranks, [1, 2, 1], how))) == 7
+    assert int(np.argmax(fuse_ranks(ranks, [1, 2, 1], how))) == 7
 
 
 def test_the_tail_prefers_what_stands_out_in_one_signal() -> None:
     ranks = np.array([[0.999, 0.5], [0.8, 0.8]])
-    assert np.argmax(fuse(ranks, [1, 1], "tail")) == 0
-    assert np.argmax(fuse(ranks, [1, 1], "mean")) == 1
+    assert np.argmax(fuse_ranks(ranks, [1, 1], "tail")) == 0
+    assert np.argmax(fuse_ranks(ranks, [1, 1], "mean")) == 1
 
 
 def test_lengths_are_those_of_brute_force() -> None:
     rng = np.random.default_rng(0)
     queries, known = rng.normal(size=(30, 5)) + 50, rng.normal(size=(40_000, 5)) + 50
     gaps = np.sort(np.linalg.norm(queries[:, None] - known[None], axis=2), axis=1)
-    np.testing.assert_allclose(nearest_length(queries, known, 3), gaps[:, :3].mean(1), rtol=1e-3)
+    np.testing.assert_allclose(nearest_euclidean(queries, known, 3), gaps[:, :3].mean(1), rtol=1e-3)
     with pytest.raises(DataError, match="width 5"):
-        nearest_length(queries, known[:, :4])
+        nearest_euclidean(queries, known[:, :4])

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.curation.conftest import SCHEMA
-from workbench import digest
+from workbench.core import digest
+from workbench.core.workspace import Workspace
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Conditions, Drive, Frame, Light, Role, Weather
-from workbench.workspace import Workspace
 
 SIZE = (160, 96)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.curation.conftest import make_dataset
+from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
-from workbench.errors import ParameterError
 from workbench.records.dataset import Dataset
-from workbench.workspace import Workspace
 
 
 @pytest.fixture
@@ -18,12 +18,12 @@ def dataset(place: Workspace) -> Dataset:
     return make_dataset(place)
 
 
-def cell(cells: tuple[hygiene.Cell, ...], *key: str) -> hygiene.Cell:
+def cell(cells: tuple[hygiene.CoverageCell, ...], *key: str) -> hygiene.CoverageCell:
     return next(one for one in cells if (one.side, one.condition, one.cls) == key)
 
 
 def test_boxes_and_their_drives_are_counted_on_each_side(dataset: Dataset) -> None:
-    cells = hygiene.coverage_of(dataset)
+    cells = hygiene.dataset_coverage(dataset)
     learned = cell(cells, "learned", "day, clear", "car")
     assert (learned.frames, learned.boxes, learned.drives) == (4, 4, 1)
     assert learned.lacks == {"boxes": 96}
@@ -41,9 +41,9 @@ def test_the_last_entry_that_fits_counts(dataset: Dataset, tmp_path: Path) -> No
         "  - {least: {boxes: 2}}\n"
         "  - {condition: 'day, clear', cls: cyclist, least: {boxes: 5, drives: 2}}\n"
     )
-    cells = hygiene.coverage_of(dataset, hygiene.read_target(table))
+    cells = hygiene.dataset_coverage(dataset, hygiene.read_coverage_target(table))
     assert cell(cells, "learned", "day, clear", "cyclist").lacks == {"boxes": 1, "drives": 1}
-    assert [one.cls for one in hygiene.thin(cells)] == ["cyclist"]
+    assert [one.cls for one in hygiene.thin_cells(cells)] == ["cyclist"]
 
 
 @pytest.mark.parametrize(
@@ -60,5 +60,5 @@ def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, told
     table = tmp_path / "target.yaml"
     table.write_text(text)
     with pytest.raises(ParameterError) as refused:
-        hygiene.read_target(table)
+        hygiene.read_coverage_target(table)
     assert told in str(refused.value)

@@ -9,18 +9,23 @@ import pytest
 from PIL import Image
 
 from tests.curation.hygiene import planted
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
 from workbench.curation.hygiene import duplicates
-from workbench.curation.hygiene.alike import ENOUGH_PAIRS, MOST_BITS, Likeness, measure
-from workbench.errors import WorkbenchError
+from workbench.curation.hygiene.duplicates import (
+    MAX_NEAR_BITS,
+    MIN_PAIRS,
+    FrameFeatures,
+    measure_threshold,
+)
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
-from workbench.workspace import Workspace
 
 
 def find(place: Workspace, dataset: Dataset) -> duplicates.Duplicates:
-    found = hygiene.fingerprints(place, dataset.frames)
-    return duplicates.find(Likeness(dataset.frames, found.hashes), found.pixels)
+    found = hygiene.compute_fingerprints(place, dataset.frames)
+    return duplicates.find_duplicates(FrameFeatures(dataset.frames, found.hashes), found.pixels)
 
 
 def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(place: Workspace) -> None:
@@ -54,8 +59,8 @@ def test_a_clean_pool_has_no_twins_across_drives(place: Workspace) -> None:
     found = find(place, planted.clean(place))
     assert not found.exact
     assert all(cluster.drives == 1 for cluster in found.near)
-    assert found.yardstick.pairs >= ENOUGH_PAIRS
-    assert found.yardstick.bits <= MOST_BITS
+    assert found.yardstick.pairs >= MIN_PAIRS
+    assert found.yardstick.bits <= MAX_NEAR_BITS
 
 
 def test_a_pool_of_one_picture_is_one_cluster(place: Workspace) -> None:
@@ -65,8 +70,8 @@ def test_a_pool_of_one_picture_is_one_cluster(place: Workspace) -> None:
         planted.frame_of(place, planted.encoded(image, kind), "one", number, Role.POOL, suffix)
         for number, (kind, suffix) in enumerate(kinds)
     ]
-    found = hygiene.fingerprints(place, frames)
-    twins = duplicates.find(Likeness(tuple(frames), found.hashes), found.pixels)
+    found = hygiene.compute_fingerprints(place, frames)
+    twins = duplicates.find_duplicates(FrameFeatures(tuple(frames), found.hashes), found.pixels)
     assert twins.surplus == 2
     assert [len(cluster.frames) for cluster in twins.exact] == [3]
     assert "too few" in twins.yardstick.told
@@ -76,27 +81,27 @@ def test_fingerprints_are_read_the_second_time(
     place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = planted.clean(place, drives=2)
-    first = hygiene.fingerprints(place, dataset.frames)
+    first = hygiene.compute_fingerprints(place, dataset.frames)
     module = sys.modules["workbench.curation.hygiene.fingerprints"]
     monkeypatch.setattr(module, "load_rgb", lambda _: pytest.fail("read again"))
-    again = hygiene.fingerprints(place, dataset.frames)
+    again = hygiene.compute_fingerprints(place, dataset.frames)
     assert again.pixels == first.pixels
     assert (again.hashes == first.hashes).all()
 
 
 def test_a_torn_fingerprint_file_is_made_again(place: Workspace) -> None:
     dataset = planted.clean(place, drives=2)
-    first = hygiene.fingerprints(place, dataset.frames)
+    first = hygiene.compute_fingerprints(place, dataset.frames)
     (kept,) = (place.root / "fingerprints").rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:200])
-    assert hygiene.fingerprints(place, dataset.frames).pixels == first.pixels
+    assert hygiene.compute_fingerprints(place, dataset.frames).pixels == first.pixels
 
 
 def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(place: Workspace) -> None:
     dataset = planted.clean(place, drives=2)
     torn = dataset.frames[3]
     media_path(place, torn).write_bytes(b"no image")
-    found = hygiene.fingerprints(place, dataset.frames)
+    found = hygiene.compute_fingerprints(place, dataset.frames)
     assert torn.id not in found.frames
     ((frame, why),) = found.left_out
     assert frame == torn.id
@@ -109,9 +114,9 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("workbench.workspace.os.fsync", full)
+    monkeypatch.setattr("workbench.core.workspace.os.fsync", full)
     with pytest.raises(WorkbenchError, match="fingerprints cannot be written: No space left"):
-        hygiene.fingerprints(place, planted.clean(place, drives=1).frames)
+        hygiene.compute_fingerprints(place, planted.clean(place, drives=1).frames)
     assert not list((place.root / "fingerprints").rglob("*.npy"))
 
 
@@ -124,9 +129,11 @@ def test_one_long_wait_is_not_the_yardstick(place: Workspace) -> None:
         )
         for n in range(3)
     ]
-    hashes = hygiene.fingerprints(place, dataset.frames).hashes
-    moving = measure(Likeness(dataset.frames, hashes), 0.5)
-    still = hygiene.fingerprints(place, standing).hashes
+    hashes = hygiene.compute_fingerprints(place, dataset.frames).hashes
+    moving = measure_threshold(FrameFeatures(dataset.frames, hashes), 0.5)
+    still = hygiene.compute_fingerprints(place, standing).hashes
     many = tuple(standing[n % 3].model_copy(update={"index": n}) for n in range(60))
-    both = Likeness((*dataset.frames, *many), np.concatenate([hashes, still[np.arange(60) % 3]]))
-    assert measure(both, 0.5).bits >= moving.bits - 6
+    both = FrameFeatures(
+        (*dataset.frames, *many), np.concatenate([hashes, still[np.arange(60) % 3]])
+    )
+    assert measure_threshold(both, 0.5).bits >= moving.bits - 6

@@ -9,21 +9,21 @@ import pytest
 
 from tests.curation.hygiene import planted
 from workbench import cli
+from workbench.core.errors import DataError
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
-from workbench.data import versions
-from workbench.errors import DataError
 from workbench.records import dataset as datasets
-from workbench.records.base import Ref
+from workbench.records import references
+from workbench.records.base import Ref, Verdict
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
 from workbench.records.store import Store
-from workbench.records.types import Selection, Verdict
-from workbench.workspace import Workspace
+from workbench.records.types import Selection
 
 
 def saved(store: Store, dataset: Dataset) -> Ref:
-    ref = datasets.save(store, dataset, made_by="test")
-    versions.register(store.workspace, ref)
+    ref = datasets.save_dataset(store, dataset, made_by="test")
+    references.register_dataset(store.workspace, ref)
     return ref
 
 
@@ -44,22 +44,22 @@ def run(*arguments: str) -> int:
 
 def test_what_is_found_is_a_record_that_reads_back(place: Workspace, store: Store) -> None:
     ref = saved(store, leaking(place))
-    made = hygiene.inspect(store, ref)
-    found = hygiene.read(store, made)
+    made = hygiene.inspect_dataset(store, ref)
+    found = hygiene.read_findings(store, made)
     assert found.record.verdict is Verdict.FAIL
     assert found.record.dataset == ref
     assert {leak.kind for leak in found.leaks} == {"embedding"}
     assert found.record.near >= 1
     assert found.record.suspects is None
     assert "of 256 hash bits" in found.record.parameters["leak"]
-    assert hygiene.inspect(store, ref) == made
+    assert hygiene.inspect_dataset(store, ref) == made
 
 
 def test_with_a_model_vectors_and_labels_are_judged_too(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
     assert dataset.ref
-    found = hygiene.read(store, hygiene.inspect(store, dataset.ref, model))
+    found = hygiene.read_findings(store, hygiene.inspect_dataset(store, dataset.ref, model))
     assert found.record.model == model
     assert found.record.suspects == len(found.errors)
     assert "cosine distance" in found.record.parameters["leak"]
@@ -70,20 +70,20 @@ def test_an_unreadable_frame_is_told_and_the_rest_goes_on(place: Workspace, stor
     dataset = planted.clean(place)
     ref = saved(store, dataset)
     media_path(place, dataset.frames[5]).write_bytes(b"torn")
-    record = hygiene.read(store, hygiene.inspect(store, ref)).record
+    record = hygiene.read_findings(store, hygiene.inspect_dataset(store, ref)).record
     assert [one["frame"] for one in record.parameters["unreadable"]] == [dataset.frames[5].id]
     for frame in dataset.frames:
         media_path(place, frame).write_bytes(b"torn")
     for kept in (place.root / "fingerprints").rglob("*.npy"):
         kept.unlink()
     with pytest.raises(DataError, match="not one frame can be read"):
-        hygiene.inspect(store, ref)
+        hygiene.inspect_dataset(store, ref)
 
 
 def test_a_dataset_without_frames_is_refused(place: Workspace, store: Store) -> None:
     ref = saved(store, replace(planted.clean(place, drives=1), frames=(), drives=()))
     with pytest.raises(DataError, match="no frames to inspect"):
-        hygiene.inspect(store, ref)
+        hygiene.inspect_dataset(store, ref)
 
 
 def test_the_command_is_a_gate(

@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 from tests.curation.hygiene import planted
+from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
 from workbench.curation.hygiene import leakage
-from workbench.curation.hygiene.alike import Likeness
+from workbench.curation.hygiene.duplicates import FrameFeatures
 from workbench.data import RolePolicy, assign_roles, widen_gaps
+from workbench.records.base import GateResult, Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Drive, Role
-from workbench.records.types import GateResult, Verdict
-from workbench.workspace import Workspace
 
 
 def check(
     place: Workspace, dataset: Dataset, rules: hygiene.LeakageRules | None = None
-) -> hygiene.Leakage:
-    found = hygiene.fingerprints(place, dataset.frames)
-    return leakage.check(dataset, Likeness(dataset.frames, found.hashes), rules)
+) -> hygiene.LeakageResult:
+    found = hygiene.compute_fingerprints(place, dataset.frames)
+    return leakage.check_leakage(dataset, FrameFeatures(dataset.frames, found.hashes), rules)
 
 
-def gate(found: hygiene.Leakage, kind: str) -> GateResult:
+def gate(found: hygiene.LeakageResult, kind: str) -> GateResult:
     return next(one for one in found.gates if one.name == f"leakage-{kind}")
 
 
@@ -135,32 +135,32 @@ def test_too_few_frames_to_measure_on_are_no_evidence(place: Workspace) -> None:
 
 def test_vectors_and_hashes_have_to_agree(place: Workspace, dataset: Dataset) -> None:
     """Likeness that the model sees through is no leak; a copy is one, whatever it sees."""
-    hashes = hygiene.fingerprints(place, dataset.frames).hashes.copy()
+    hashes = hygiene.compute_fingerprints(place, dataset.frames).hashes.copy()
     unit = np.zeros((len(dataset.frames), 4), np.float32)
     unit[:, 0] = 1.0
     judged = next(n for n, f in enumerate(dataset.frames) if f.drive == "drive-09")
     hashes[judged] = hashes[0] ^ np.array([2**20 - 1, 0, 0, 0], np.uint64)  # 20 bits of 256
     unit[judged] = (0, 1, 0, 0)
-    like = Likeness(dataset.frames, hashes, unit)
-    assert not leakage.check(dataset, like).leaks
+    like = FrameFeatures(dataset.frames, hashes, unit)
+    assert not leakage.check_leakage(dataset, like).leaks
     unit[judged] = unit[0]
-    assert leakage.check(dataset, like).leaks
+    assert leakage.check_leakage(dataset, like).leaks
     unit[judged] = (0, 1, 0, 0)
     hashes[judged] = hashes[0]
-    (leak,) = leakage.check(dataset, like).leaks
+    (leak,) = leakage.check_leakage(dataset, like).leaks
     assert (leak.kind, leak.first) == ("embedding", dataset.frames[judged].id)
 
 
 def test_a_drive_that_nobody_described_keeps_its_own_clock() -> None:
-    from workbench.curation.hygiene.sides import clock
+    from workbench.curation.hygiene.leakage import recording_time
     from workbench.records.frames import Frame
 
     frame = Frame(id="0" * 64, drive="d", index=0, timestamp_us=7, width=1, height=1, suffix=".png")
-    assert clock(frame, None) == ("d", 7e-6)
-    assert clock(frame, Drive(id="d", vehicle="v", started_at="once")) == ("d", 7e-6)
-    assert clock(frame.model_copy(update={"timestamp_us": None}), None) is None
+    assert recording_time(frame, None) == ("d", 7e-6)
+    assert recording_time(frame, Drive(id="d", vehicle="v", started_at="once")) == ("d", 7e-6)
+    assert recording_time(frame.model_copy(update={"timestamp_us": None}), None) is None
     epoch = frame.model_copy(update={"timestamp_us": 1_700_000_000_000_000})
-    assert clock(epoch, Drive(id="d", vehicle="v")) == ("vehicle v", 1.7e9)
+    assert recording_time(epoch, Drive(id="d", vehicle="v")) == ("vehicle v", 1.7e9)
 
 
 def test_a_wait_longer_than_the_gap_widens_it(place: Workspace, dataset: Dataset) -> None:
@@ -186,9 +186,9 @@ def test_a_wait_longer_than_the_gap_widens_it(place: Workspace, dataset: Dataset
     assert gate(leaking, "embedding").verdict is Verdict.FAIL
     worst = next(leak for leak in leaking.leaks if leak.kind == "embedding")
     assert worst.first[:12] in gate(leaking, "embedding").why, "the gate names the frames"
-    standing = hygiene.alike_across_cuts(place, cut)
+    standing = hygiene.similar_across_cuts(place, cut)
     mended = widen_gaps(cut, standing)
     assert gate(check(place, mended), "embedding").verdict is Verdict.PASS
     assert mended.split["gap_widened_by_frames"] == len(standing) > 0
     assert mended.split["frames"]["none"] == cut.split["frames"]["none"] + len(standing)
-    assert hygiene.alike_across_cuts(place, dataset) == (), "whole drives: likeness is an alarm"
+    assert hygiene.similar_across_cuts(place, dataset) == (), "whole drives: likeness is an alarm"

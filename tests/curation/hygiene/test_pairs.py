@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workbench.curation.hygiene import nearby
-from workbench.curation.hygiene.alike import COPY_BITS, Likeness, Yardstick
-from workbench.curation.hygiene.fingerprints import differing_bits
-from workbench.curation.hygiene.pairs import linked, pairs_within
+from workbench.curation.hygiene import fingerprints
+from workbench.curation.hygiene.duplicates import (
+    MAX_COPY_BITS,
+    FrameFeatures,
+    SimilarityThreshold,
+    connected_groups,
+    similar_pairs,
+)
+from workbench.curation.hygiene.fingerprints import hamming_distance
 
 Pairs = set[tuple[int, int]]
 
@@ -39,23 +44,27 @@ def unit_vectors(seed: int, count: int) -> NDArray[np.float32]:
     return units
 
 
-def by_hand(like: Likeness, yardstick: Yardstick, other: Likeness | None = None) -> Pairs:
+def by_hand(
+    like: FrameFeatures, yardstick: SimilarityThreshold, other: FrameFeatures | None = None
+) -> Pairs:
     theirs = other or like
-    bits = differing_bits(like.hashes[:, None], theirs.hashes[None])
+    bits = hamming_distance(like.hashes[:, None], theirs.hashes[None])
     near = bits <= yardstick.bits
     if like.directions is not None and theirs.directions is not None:
         apart = 1 - like.directions @ theirs.directions.T
         limit = np.inf if yardstick.distance is None else yardstick.distance
-        near &= (apart <= limit) | (bits <= COPY_BITS)
+        near &= (apart <= limit) | (bits <= MAX_COPY_BITS)
     if other is None:
         near = np.triu(near, 1)
     return {(int(row), int(column)) for row, column in zip(*np.nonzero(near), strict=True)}
 
 
-def found_in(like: Likeness, yardstick: Yardstick, other: Likeness | None = None) -> Pairs:
+def found_in(
+    like: FrameFeatures, yardstick: SimilarityThreshold, other: FrameFeatures | None = None
+) -> Pairs:
     got = [
         pair
-        for one in pairs_within(like, yardstick, other)
+        for one in similar_pairs(like, yardstick, other)
         for pair in zip(one.first.tolist(), one.second.tolist(), strict=True)
     ]
     assert len(got) == len(set(got)), "a pair came twice"
@@ -86,38 +95,38 @@ def test_pairs_and_groups_are_what_all_with_all_gives(
 ) -> None:
     hashes = drives(seed, count, flips)
     units = unit_vectors(seed, count) if vectors else None
-    like = Likeness((), hashes, units)
-    yardstick = Yardstick(distance, bits, 99, 0.5)
+    like = FrameFeatures((), hashes, units)
+    yardstick = SimilarityThreshold(distance, bits, 99, 0.5)
     wanted = by_hand(like, yardstick)
     assert found_in(like, yardstick) == wanted
-    assert linked(like, yardstick) == groups_by_hand(count, wanted)
+    assert connected_groups(like, yardstick) == groups_by_hand(count, wanted)
     half = count // 2
-    mine = Likeness((), hashes[:half], units[:half] if units is not None else None)
-    theirs = Likeness((), hashes[half:], units[half:] if units is not None else None)
+    mine = FrameFeatures((), hashes[:half], units[:half] if units is not None else None)
+    theirs = FrameFeatures((), hashes[half:], units[half:] if units is not None else None)
     assert found_in(mine, yardstick, theirs) == by_hand(mine, yardstick, theirs)
 
 
 def test_blocks_and_slices_lose_nothing_at_their_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_ROWS": 7, "_COLUMNS": 11, "_MOST": 3, "_HEAD": 2, "SLICE": 5}.items():
-        monkeypatch.setattr(nearby, name, value)
-    like = Likeness((), drives(5, 150, 9))
-    yardstick = Yardstick(None, 30, 99, 0.5)
+        monkeypatch.setattr(fingerprints, name, value)
+    like = FrameFeatures((), drives(5, 150, 9))
+    yardstick = SimilarityThreshold(None, 30, 99, 0.5)
     wanted = by_hand(like, yardstick)
     assert len(wanted) > 500
     assert found_in(like, yardstick) == wanted
-    assert linked(like, yardstick) == groups_by_hand(150, wanted)
+    assert connected_groups(like, yardstick) == groups_by_hand(150, wanted)
 
 
 def test_a_row_that_is_settled_is_not_asked_again() -> None:
     hashes = drives(1, 1, 0).repeat(5000, axis=0)
-    like = Likeness((), hashes)
+    like = FrameFeatures((), hashes)
     settled = np.zeros(5000, bool)
     pairs = 0
-    for found in pairs_within(like, Yardstick(None, 40, 99, 0.5), like, settled):
+    for found in similar_pairs(like, SimilarityThreshold(None, 40, 99, 0.5), like, settled):
         settled[found.first[found.bits == 0]] = True
         pairs += len(found.first)
     assert settled.all()
-    assert pairs < 10 * nearby.SLICE  # of 25 million
+    assert pairs < 10 * fingerprints.PAIRS_PER_SLICE  # of 25 million
 
 
 @pytest.mark.parametrize("flips", [0, 1, 14])
@@ -127,9 +136,9 @@ def test_a_pool_of_near_copies_is_one_group_in_bounded_memory(flips: int) -> Non
     bits = np.tile(rng.random(256) < 0.5, (20_000, 1))
     for _ in range(flips):
         bits[np.arange(len(bits)), rng.integers(0, 256, len(bits))] ^= True
-    like = Likeness((), np.packbits(bits, axis=1).view("<u8").astype(np.uint64))
+    like = FrameFeatures((), np.packbits(bits, axis=1).view("<u8").astype(np.uint64))
     del bits
     tracemalloc.start()
-    assert len(linked(like, Yardstick(None, 40, 99, 0.1))) == 1
+    assert len(connected_groups(like, SimilarityThreshold(None, 40, 99, 0.1))) == 1
     assert tracemalloc.get_traced_memory()[1] < 400e6
     tracemalloc.stop()

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import resource
-import signal
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from workbench.core.errors import DataError, ParameterError
+from workbench.curation import neighbours
 from workbench.curation.neighbours import (
     NeighbourIndex,
+    _cell_centres,
     all_neighbours,
-    directions,
-    index_beside,
-    lookup,
     nearest_distance,
-    search,
+    search_neighbours,
 )
-from workbench.curation.neighbours.groups import Groups
-from workbench.curation.neighbours.partition import centres
-from workbench.errors import DataError, ParameterError, WorkbenchError
+from workbench.curation.vectors import DuplicateGroups, unit_vectors
 
 
 def scenes(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -32,7 +26,7 @@ def scenes(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
 
 
 def brute(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    unit = directions(vectors).astype(np.float64)
+    unit = unit_vectors(vectors).astype(np.float64)
     distance = 1 - unit @ unit.T
     np.fill_diagonal(distance, np.inf)
     rows = np.argsort(distance, axis=1, kind="stable")[:, :k]
@@ -76,8 +70,8 @@ def test_an_answer_depends_on_its_query_alone(vectors: np.ndarray, index: Neighb
     np.testing.assert_array_equal(backward[1][::-1], far)
     alone = [index.search(queries[row : row + 1], 5)[0][0] for row in range(0, 300, 30)]
     np.testing.assert_array_equal(alone, rows[::30])
-    exact = search(vectors[100:400] + np.float16(0.05), vectors, 5)
-    reverse = search(vectors[399:99:-1] + np.float16(0.05), vectors, 5)
+    exact = search_neighbours(vectors[100:400] + np.float16(0.05), vectors, 5)
+    reverse = search_neighbours(vectors[399:99:-1] + np.float16(0.05), vectors, 5)
     np.testing.assert_array_equal(exact.rows, reverse.rows[::-1])
     np.testing.assert_array_equal(exact.distances, reverse.distances[::-1])
 
@@ -86,7 +80,7 @@ def test_the_same_vectors_give_the_same_index(vectors: np.ndarray, index: Neighb
     again = NeighbourIndex(vectors, k=5)
     np.testing.assert_array_equal(again.all(5)[0], index.all(5)[0])
     sample = index.known.take(np.arange(2000))
-    np.testing.assert_array_equal(centres(sample, 20), centres(sample, 20))
+    np.testing.assert_array_equal(_cell_centres(sample, 20), _cell_centres(sample, 20))
 
 
 def test_identical_vectors_are_nearest_and_none_is_lost() -> None:
@@ -110,12 +104,12 @@ def test_a_pool_of_identical_frames() -> None:
 
 
 def test_prints_that_collide_do_not_make_vectors_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.curation.neighbours import vectors as module
+    from workbench.curation import vectors as module
 
-    monkeypatch.setattr(module, "_prints", lambda block: np.zeros(len(block), np.uint64))
-    known = module.Directions(np.array([[1, 0], [0, 1], [1, 0]], np.float32))
-    assert Groups(known).sizes.sum() == 3
-    assert Groups(known).of[1] != Groups(known).of[0]
+    monkeypatch.setattr(module, "_row_hashes", lambda block: np.zeros(len(block), np.uint64))
+    known = module.UnitVectors(np.array([[1, 0], [0, 1], [1, 0]], np.float32))
+    assert DuplicateGroups(known).sizes.sum() == 3
+    assert DuplicateGroups(known).of[1] != DuplicateGroups(known).of[0]
 
 
 def test_added_vectors_are_found(vectors: np.ndarray) -> None:
@@ -134,38 +128,10 @@ def test_added_vectors_are_found(vectors: np.ndarray) -> None:
         index.add(vectors[:5, :8])
 
 
-def test_an_index_is_kept_beside_its_shards(
-    tmp_path: Path, vectors: np.ndarray, index: NeighbourIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = index_beside(tmp_path, vectors, k=5)
-    np.testing.assert_array_equal(first.all(5)[0], index.all(5)[0])
-    monkeypatch.setattr("workbench.curation.neighbours.index._trained", None)  # not built again
-    again = index_beside(tmp_path, vectors, k=5)
-    assert again.recall == first.recall
-    np.testing.assert_array_equal(again.all(5)[0], first.all(5)[0])
-    lists = next(tmp_path.glob("neighbours-*/lists.faiss"))
-    lists.write_bytes(lists.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match="digest does not hold"):
-        index_beside(tmp_path, vectors, k=5)
-
-
-def test_a_full_disk_leaves_no_half_index(tmp_path: Path, vectors: np.ndarray) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(WorkbenchError, match="cannot be written"):
-            index_beside(tmp_path / "there", vectors[:2000], k=5)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-    assert list((tmp_path / "there").iterdir()) == []
-
-
 def test_nearest_distance_is_that_of_brute_force() -> None:
     rng = np.random.default_rng(0)
-    queries = directions(rng.normal(size=(40, 6)))
-    known = directions(rng.normal(size=(70_000, 6)).astype(np.float32))
+    queries = unit_vectors(rng.normal(size=(40, 6)))
+    known = unit_vectors(rng.normal(size=(70_000, 6)).astype(np.float32))
     expected = 1 - np.sort(queries @ known.T, axis=1)[:, -3:].mean(axis=1)
     np.testing.assert_allclose(nearest_distance(queries, known, 3), expected, atol=1e-5)
     order = rng.permutation(40)
@@ -183,10 +149,10 @@ def test_nearest_distance_to_many_goes_through_an_index(monkeypatch: pytest.Monk
             asked.append(len(queries))
             return super().search(queries, k)
 
-    monkeypatch.setattr(lookup, "NeighbourIndex", Watched)
-    monkeypatch.setattr(lookup, "EXACT_LIMIT", 4000)
-    known = directions(scenes(6000))
-    queries = directions(scenes(1500, seed=1))
+    monkeypatch.setattr(neighbours, "NeighbourIndex", Watched)
+    monkeypatch.setattr(neighbours, "EXACT_LIMIT", 4000)
+    known = unit_vectors(scenes(6000))
+    queries = unit_vectors(scenes(1500, seed=1))
     far = nearest_distance(queries, known)
     exact = 1 - np.sort(queries @ known.T, axis=1)[:, -3:].mean(axis=1)
     assert asked == [1500]
@@ -199,8 +165,8 @@ def test_numbers_that_are_none_are_refused(vectors: np.ndarray, bad: float) -> N
     spoilt[3, 1] = bad
     for ask in (
         lambda: all_neighbours(spoilt),
-        lambda: search(spoilt, vectors[:50]),
-        lambda: search(vectors[:50], spoilt),
+        lambda: search_neighbours(spoilt, vectors[:50]),
+        lambda: search_neighbours(vectors[:50], spoilt),
         lambda: NeighbourIndex(spoilt),
     ):
         with pytest.raises(DataError, match="not finite"):
@@ -215,5 +181,5 @@ def test_nonsense_is_refused(vectors: np.ndarray) -> None:
     with pytest.raises(DataError, match="cannot be compared"):
         all_neighbours(vectors[:0])
     with pytest.raises(DataError, match="different models"):
-        search(vectors[:3, :4], vectors[:10])
+        search_neighbours(vectors[:3, :4], vectors[:10])
     assert all_neighbours(vectors[:4], 10).rows.shape == (4, 3)  # of fewer others, all

@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.curation.selecting.budget import Budget, Pace
-from workbench.curation.selecting.candidates import Candidates
-from workbench.curation.selecting.rules import SelectionRules
-from workbench.curation.selecting.select import allot
-from workbench.errors import DataError, ParameterError
+from workbench.core.errors import DataError, ParameterError
+from workbench.curation.selection.allocation import allocate
+from workbench.curation.selection.candidates import Budget, Candidates, LabelingPace, SelectionRules
 
 PLAIN = {"random_share": 0.0, "diversity": 0.0, "drive_share": 1.0}
 
@@ -62,10 +60,10 @@ def shuffled(candidates: Candidates, seed: int) -> Candidates:
 def test_the_control_arm_is_drawn_before_anything_is_ranked() -> None:
     candidates = pool()
     rules = SelectionRules(control=True)
-    got = allot(candidates, Budget(frames=30), 1, rules)
+    got = allocate(candidates, Budget(frames=30), 1, rules)
     assert Counter(choice.arm for choice in got.chosen) == {"mined": 30, "control": 30}
     upside_down = pool(score=1 - candidates.score)
-    again = allot(upside_down, Budget(frames=30), 1, rules)
+    again = allocate(upside_down, Budget(frames=30), 1, rules)
     assert {c.frame for c in got.of("control")} == {c.frame for c in again.of("control")}
     assert not {c.frame for c in got.of("control")} & {c.frame for c in got.of("mined")}
     assert {choice.probability for choice in got.of("control")} == {30 / 600}
@@ -76,7 +74,7 @@ def test_every_usable_frame_is_as_likely_to_be_in_the_control_arm() -> None:
     candidates = pool(drives=2, per_drive=20, faults=["dark"] * 4 + [""] * 36)
     counts: Counter[str] = Counter()
     for seed in range(400):
-        got = allot(candidates, Budget(frames=9), seed, SelectionRules(control=True))
+        got = allocate(candidates, Budget(frames=9), seed, SelectionRules(control=True))
         counts.update(choice.frame for choice in got.of("control"))
     assert len(counts) == 36
     # 400 draws with probability 9/36: a standard deviation of 8.7 frames, 36 frames looked at.
@@ -84,16 +82,16 @@ def test_every_usable_frame_is_as_likely_to_be_in_the_control_arm() -> None:
 
 
 def test_two_arms_share_a_pool_that_is_too_small() -> None:
-    got = allot(pool(2, 20), Budget(frames=30), 0, SelectionRules(control=True))
+    got = allocate(pool(2, 20), Budget(frames=30), 0, SelectionRules(control=True))
     assert Counter(choice.arm for choice in got.chosen) == {"mined": 20, "control": 20}
     assert "each arm has 20" in got.notes[0]
 
 
 def test_a_budget_above_the_pool_is_all_of_it_with_a_note() -> None:
-    got = allot(pool(2, 20), Budget(frames=41), 0)
+    got = allocate(pool(2, 20), Budget(frames=41), 0)
     assert len(got.chosen) == 40
     assert got.notes == ("the budget pays for more than the 40 usable frames: all are chosen",)
-    assert allot(pool(2, 20), Budget(frames=40), 0).notes == ()
+    assert allocate(pool(2, 20), Budget(frames=40), 0).notes == ()
 
 
 def test_an_event_gives_its_best_frame_only() -> None:
@@ -102,7 +100,7 @@ def test_an_event_gives_its_best_frame_only() -> None:
     score[107] = 0.99
     score[300:304] = 0.7
     rules = SelectionRules(**PLAIN, gap_s=1.0)
-    got = allot(pool(score=score), Budget(frames=2), 0, rules)
+    got = allocate(pool(score=score), Budget(frames=2), 0, rules)
     assert [choice.frame for choice in got.chosen] == [name(107), min(map(name, range(300, 304)))]
 
 
@@ -110,19 +108,19 @@ def test_an_event_that_goes_on_is_several_and_a_change_of_scene_ends_one() -> No
     score = np.full(600, 0.1)
     score[0:50] = 0.9  # 25 seconds
     rules = SelectionRules(**PLAIN, event_s=10.0, gap_s=1.0)
-    got = allot(pool(score=score), Budget(frames=4), 0, rules)
+    got = allocate(pool(score=score), Budget(frames=4), 0, rules)
     assert sum(choice.score == 0.9 for choice in got.chosen) == 3
     score = np.full(600, 0.1)
     score[0:6] = 0.9
     vectors = np.tile(np.eye(2, 4), (300, 1))  # neighbours look in two directions...
     vectors[0:3], vectors[3:6] = np.eye(4)[2], np.eye(4)[3]  # ...and the scene changes once
-    got = allot(pool(score=score, vectors=vectors), Budget(frames=3), 0, rules)
+    got = allocate(pool(score=score, vectors=vectors), Budget(frames=3), 0, rules)
     assert sum(choice.score == 0.9 for choice in got.chosen) == 2
 
 
 def test_drives_without_times_keep_their_distance_in_frames() -> None:
     candidates = pool(time_s=np.full(600, np.nan))
-    chosen = allot(candidates, Budget(frames=40), 0, SelectionRules(random_share=0)).chosen
+    chosen = allocate(candidates, Budget(frames=40), 0, SelectionRules(random_share=0)).chosen
     at = {
         f: (d, i)
         for f, d, i in zip(candidates.frames, candidates.drives, candidates.index, strict=True)
@@ -141,22 +139,22 @@ def test_quotas_bring_conditions_that_rank_low() -> None:
         for f, c in zip(candidates.frames, candidates.conditions, strict=True)
         if c == "night, rain"
     }
-    without = allot(candidates, Budget(frames=20), 0, SelectionRules(**PLAIN))
+    without = allocate(candidates, Budget(frames=20), 0, SelectionRules(**PLAIN))
     assert not {choice.frame for choice in without.chosen} & night
     rules = SelectionRules(**PLAIN, quotas={"night": 7})
-    got = allot(candidates, Budget(frames=20), 0, rules)
+    got = allocate(candidates, Budget(frames=20), 0, rules)
     assert len({choice.frame for choice in got.chosen} & night) == 7
     assert len(got.chosen) == 20
 
 
 def test_quotas_that_cannot_be_are_told() -> None:
     with pytest.raises(ParameterError, match="no frame of the pool is 'nigth'"):
-        allot(pool(), Budget(frames=20), 0, SelectionRules(quotas={"nigth": 5}))
+        allocate(pool(), Budget(frames=20), 0, SelectionRules(quotas={"nigth": 5}))
     with pytest.raises(ParameterError, match="the quotas ask for 25 frames"):
         rules = SelectionRules(random_share=0, quotas={"night": 15, "day": 10})
-        allot(pool(), Budget(frames=20), 0, rules)
+        allocate(pool(), Budget(frames=20), 0, rules)
     few = pool(conditions=["fog"] * 3 + ["day"] * 597)
-    got = allot(few, Budget(frames=20), 0, SelectionRules(random_share=0, quotas={"fog": 9}))
+    got = allocate(few, Budget(frames=20), 0, SelectionRules(random_share=0, quotas={"fog": 9}))
     assert got.notes == ("the quota fog=9 got 1 frames: the pool has no more",)
 
 
@@ -173,21 +171,21 @@ def test_diversity_prefers_what_is_not_chosen_yet() -> None:
     counts = []
     for weight in (0.0, 0.6):
         rules = SelectionRules(random_share=0, diversity=weight)
-        chosen = allot(candidates, Budget(frames=30), 0, rules).chosen
+        chosen = allocate(candidates, Budget(frames=30), 0, rules).chosen
         counts.append(len({choice.frame for choice in chosen} & alike))
     assert counts[0] == 30
     assert counts[1] < 10
 
 
 def test_minutes_are_spent_and_not_more() -> None:
-    pace = Pace(seconds_per_frame=20, seconds_per_box=5)
+    pace = LabelingPace(seconds_per_frame=20, seconds_per_box=5)
     candidates = pool()
     boxes = dict(zip(candidates.frames, candidates.boxes.tolist(), strict=True))
-    got = allot(candidates, Budget(minutes=30, pace=pace), 0)
+    got = allocate(candidates, Budget(minutes=30, pace=pace), 0)
     minutes = sum(20 + 5 * boxes[choice.frame] for choice in got.chosen) / 60
     assert 29.5 < minutes <= 30
     assert got.cost == pytest.approx(minutes)
-    both = allot(candidates, Budget(minutes=30, pace=pace), 0, SelectionRules(control=True))
+    both = allocate(candidates, Budget(minutes=30, pace=pace), 0, SelectionRules(control=True))
     arms = {
         arm: sum(20 + 5 * boxes[choice.frame] for choice in both.of(arm)) / 60
         for arm in ("mined", "control")
@@ -198,13 +196,13 @@ def test_minutes_are_spent_and_not_more() -> None:
 
 def test_minutes_without_a_pace_are_refused() -> None:
     with pytest.raises(ParameterError, match="nobody measured"):
-        allot(pool(), Budget(minutes=30), 0)
+        allocate(pool(), Budget(minutes=30), 0)
     with pytest.raises(ParameterError, match="takes no time"):
-        allot(pool(), Budget(minutes=30, pace=Pace(seconds_per_frame=0)), 0)
+        allocate(pool(), Budget(minutes=30, pace=LabelingPace(seconds_per_frame=0)), 0)
     with pytest.raises(ParameterError, match="one of both"):
-        allot(pool(), Budget(), 0)
+        allocate(pool(), Budget(), 0)
     with pytest.raises(ParameterError, match="some minutes"):
-        allot(pool(), Budget(minutes=0, pace=Pace(seconds_per_frame=1)), 0)
+        allocate(pool(), Budget(minutes=0, pace=LabelingPace(seconds_per_frame=1)), 0)
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
@@ -214,7 +212,7 @@ def test_a_score_that_is_no_number_is_refused() -> None:
 
 def test_identical_frames_are_spread_like_any_others() -> None:
     candidates = pool(score=np.full(600, 0.5), vectors=np.ones((600, 8), np.float16))
-    assert len({c.frame for c in allot(candidates, Budget(frames=50), 0).chosen}) == 50
+    assert len({c.frame for c in allocate(candidates, Budget(frames=50), 0).chosen}) == 50
 
 
 @settings(max_examples=25, deadline=None)
@@ -231,8 +229,8 @@ def test_whatever_is_asked_the_budget_holds(
     rng = np.random.default_rng(5)
     candidates = pool(4, 30, vectors=rng.normal(size=(120, 6)))
     rules = SelectionRules(control=control, random_share=share)
-    got = allot(shuffled(candidates, order), Budget(frames=frames), seed, rules)
-    assert got == allot(candidates, Budget(frames=frames), seed, rules)
+    got = allocate(shuffled(candidates, order), Budget(frames=frames), seed, rules)
+    assert got == allocate(candidates, Budget(frames=frames), seed, rules)
     names = [choice.frame for choice in got.chosen]
     assert len(names) == len(set(names))
     expected = min(frames, 60) * 2 if control else min(frames, 120)
@@ -247,5 +245,5 @@ def test_two_hundred_thousand_frames_take_seconds() -> None:
     )
     started = time.process_time()
     rules = SelectionRules(control=True, quotas={"night": 50})
-    assert len(allot(candidates, Budget(frames=500), 0, rules).chosen) == 1000
+    assert len(allocate(candidates, Budget(frames=500), 0, rules).chosen) == 1000
     assert time.process_time() - started < 10

@@ -43,7 +43,7 @@ def labelled(store: Store, selection_ref: Ref, *, minutes: float | None, blind: 
             dataset=selection.dataset,
             selection=selection_ref,
             model=None,
-            label_schema=datasets.load(store, selection.dataset).label_schema,
+            label_schema=datasets.load_dataset(store, selection.dataset).label_schema,
             frames=tuple(choice.frame for choice in selection.chosen),
             blind=blind,
         )
@@ -67,8 +67,8 @@ def labelled(store: Store, selection_ref: Ref, *, minutes: float | None, blind: 
     ]
     record = LabelSet(batch=batch, annotators=(), labels=len(labels), simulated=minutes is None)
     payload: dict[str, Any] = {
-        "labels.jsonl": datasets.lines(labels),
-        "answers.jsonl": datasets.lines(answers),
+        "labels.jsonl": datasets.to_json_lines(labels),
+        "answers.jsonl": datasets.to_json_lines(answers),
         "annotations.jsonl": b"",
     }
     return store.put(record, payload)
@@ -165,7 +165,7 @@ def test_without_a_pool_or_a_model_it_says_what_to_do(
 def test_a_pool_that_is_all_labelled_is_told(
     store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    none = datasets.save(store, dataset.with_roles(Role.SEED), made_by="test")
+    none = datasets.save_dataset(store, dataset.with_roles(Role.SEED), made_by="test")
     said = refused(capsys, "mine", none, "--budget", "3", "--model", model)
     assert "no frames of role pool" in said
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.curation.conftest import make_checkpoint
-from workbench.curation import choose, mine, newest_selection, read_scores
-from workbench.curation import pictures as curation_pictures
-from workbench.curation.embedding.one_pass import embed
-from workbench.errors import DataError, ParameterError
-from workbench.perception.predictor import load_checkpoint
+from workbench.core.errors import DataError, ParameterError
+from workbench.curation import mine, newest_selection, plots, read_scores, select_manually
+from workbench.curation.embedding.compute import embed
+from workbench.detection.predictor import load_checkpoint
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
@@ -62,7 +61,7 @@ def test_a_broken_frame_is_recorded_not_chosen(store: Store, dataset: Dataset, m
 
 
 def test_without_a_pool_or_a_budget_it_says_so(store: Store, dataset: Dataset, model: Ref) -> None:
-    none = datasets.save(store, dataset.with_roles(Role.SEED), made_by="test")
+    none = datasets.save_dataset(store, dataset.with_roles(Role.SEED), made_by="test")
     with pytest.raises(DataError, match="no frames of role pool"):
         mine(store, none, model, 5)
     with pytest.raises(ParameterError, match="at least one frame"):
@@ -76,14 +75,14 @@ def test_a_choice_by_hand_is_a_selection_but_not_a_mined_one(
         newest_selection(store)
     mined = mine(store, dataset.ref or "", model, 5)
     frames = [dataset.frames[4].id, dataset.frames[2].id, dataset.frames[4].id]
-    by_hand = store.get(choose(store, dataset.ref or "", frames, "odd light"), Selection)
+    by_hand = store.get(select_manually(store, dataset.ref or "", frames, "odd light"), Selection)
     assert [choice.frame for choice in by_hand.chosen] == frames[:2]
     assert by_hand.chosen[0].reasons == ("odd light",)
     assert newest_selection(store) == mined
     with pytest.raises(DataError, match="1 frames are not in the dataset"):
-        choose(store, dataset.ref or "", ["f" * 64], "typo")
+        select_manually(store, dataset.ref or "", ["f" * 64], "typo")
     with pytest.raises(DataError, match="no frames were given"):
-        choose(store, dataset.ref or "", [], "nothing")
+        select_manually(store, dataset.ref or "", [], "nothing")
 
 
 def test_pictures_show_what_was_chosen(store: Store, dataset: Dataset, model: Ref) -> None:
@@ -92,10 +91,10 @@ def test_pictures_show_what_was_chosen(store: Store, dataset: Dataset, model: Re
     selection = store.get(mine(store, dataset.ref or "", model, 10), Selection)
     pool = dataset.with_roles(Role.POOL)
     seen = embed(store.workspace, load_checkpoint(store, model), pool.frames)
-    axes = curation_pictures.pool_map(seen, selection, dataset).axes[0]
+    axes = plots.pool_map(seen, selection, dataset).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["day, clear (24)", "night, clear (8)", "mined (8)", "random (2)"]
-    assert len(curation_pictures.chosen_frames(store.workspace, pool, selection).axes) == 8
-    bars = curation_pictures.coverage(dataset, selection).axes[0].patches
+    assert len(plots.chosen_frames(store.workspace, pool, selection).axes) == 8
+    bars = plots.condition_coverage(dataset, selection).axes[0].patches
     assert [bar.get_width() for bar in bars[:2]] == [0.75, 0.25]
     plt.close("all")

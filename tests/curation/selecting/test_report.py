@@ -12,27 +12,17 @@ import pytest
 
 from tests.curation.conftest import SCHEMA
 from workbench import curation
-from workbench.curation import Answered, Pace, pictures
-from workbench.curation.selecting import chance
-from workbench.curation.selecting.chance import Yield
-from workbench.curation.selecting.report import words
+from workbench.core.errors import ParameterError
+from workbench.curation import LabelingPace, LabelledSelection, plots
+from workbench.curation.selection import report
+from workbench.curation.selection.report import ArmYield, describe_comparison
 from workbench.data import resampling
-from workbench.errors import ParameterError
 from workbench.records import dataset as datasets
-from workbench.records.base import Ref
+from workbench.records.base import Ref, Verdict
 from workbench.records.dataset import Dataset
-from workbench.records.frames import (
-    Box,
-    Conditions,
-    Drive,
-    Frame,
-    Label,
-    Light,
-    Origin,
-    Role,
-)
+from workbench.records.frames import Box, Conditions, Drive, Frame, Label, Light, Origin, Role
 from workbench.records.store import Store
-from workbench.records.types import Arm, Choice, MiningReport, Selection, Verdict
+from workbench.records.types import Arm, MiningReport, SelectedFrame, Selection
 
 BOX = Box(x=1, y=1, w=9, h=9)
 REPLAYED = Origin.REPLAYED
@@ -76,7 +66,7 @@ def world(
             cls = "cyclist" if index % 5 < rare[0] else "car"
             frames.append(frame)
             labels.append(Label(frame=frame.id, cls=cls, box=BOX, origin=origin))
-            chosen.append(Choice(frame=frame.id, rank=number + 1, score=0.5, arm=arm))
+            chosen.append(SelectedFrame(frame=frame.id, rank=number + 1, score=0.5, arm=arm))
     dataset = Dataset(
         name="w",
         label_schema=SCHEMA,
@@ -84,17 +74,17 @@ def world(
         frames=tuple(frames),
         labels=tuple(labels),
     )
-    ref = datasets.save(store, dataset, made_by="test")
+    ref = datasets.save_dataset(store, dataset, made_by="test")
     selection = Selection(dataset=ref, budget=50, seed=0, method="m", chosen=tuple(chosen))
-    return store.put(selection), datasets.load(store, ref)
+    return store.put(selection), datasets.load_dataset(store, ref)
 
 
 def made(store: Store, selection: Ref, dataset: Dataset, **changed: Any) -> MiningReport:
     minutes = changed.pop("minutes", dict.fromkeys((f.id for f in dataset.frames), 0.5))
     simulated = changed.pop("simulated", False)
-    rare = [curation.rare(one, SCHEMA) for one in changed.pop("rare", ("class=cyclist",))]
-    answered = Answered(dataset, minutes, (f"label/{'1' * 64}",), simulated)
-    ref = curation.report(store, selection, answered, rare, **changed)
+    rare = [curation.parse_rare(one, SCHEMA) for one in changed.pop("rare", ("class=cyclist",))]
+    answered = LabelledSelection(dataset, minutes, (f"label/{'1' * 64}",), simulated)
+    ref = curation.report_mining(store, selection, answered, rare, **changed)
     rows = store.payload(ref, "frames.jsonl").read_text().splitlines()
     assert {json.loads(row)["arm"] for row in rows} == {"mined", "control"}
     return store.get(ref, MiningReport)
@@ -131,7 +121,7 @@ def test_arms_that_find_the_same_show_nothing(store: Store) -> None:
     assert first.low is not None
     assert first.high is not None
     assert first.low < 1 < first.high
-    assert "may as well be chance" in words(first)
+    assert "may as well be chance" in describe_comparison(first)
 
 
 def test_a_worse_arm_fails(store: Store) -> None:
@@ -170,7 +160,7 @@ def test_one_control_frame_in_one_drive_leaves_no_upper_end(store: Store) -> Non
     assert first.high is None
     assert first.low is not None
     assert first.verdict is Verdict.PASS
-    assert "no upper end" in words(first)
+    assert "no upper end" in describe_comparison(first)
 
 
 def test_few_drives_describe_only_themselves(store: Store) -> None:
@@ -190,7 +180,7 @@ def test_replayed_labels_say_so_first_and_count_frames_or_a_stated_pace(store: S
     assert record.per == "per 100 frames"
     assert record.beaten[0].mined == pytest.approx(60.0)
     assert record.arms[0].hours is None
-    pace = Pace(seconds_per_frame=10, seconds_per_box=8)
+    pace = LabelingPace(seconds_per_frame=10, seconds_per_box=8)
     record = made(store, selection, dataset, minutes=nobody, simulated=True, pace=pace)
     assert record.per == "per labeler hour"
     assert "not measured" in record.time_from
@@ -223,7 +213,7 @@ def test_what_is_rare_can_be_said_in_conditions(store: Store) -> None:
     assert [arm.rare_frames for arm in frames.arms] == [50, 50]
     for wrong, said in (("class=cyclst", "Did you mean cyclist"), ("cyclist", "Write class=NAME")):
         with pytest.raises(ParameterError) as caught:
-            curation.rare(wrong, SCHEMA)
+            curation.parse_rare(wrong, SCHEMA)
         assert said in str(caught.value.hint)
 
 
@@ -239,12 +229,12 @@ def test_rare_classes_are_read_from_what_was_labelled_before(store: Store) -> No
 def test_chance_is_hardly_ever_told_that_it_was_beaten(richness: float) -> None:
     """Mining as good as chance, in drives of which a few hold most: some 6 to 80 finds an arm."""
     rng = np.random.default_rng(0)
-    units = resampling.Units(np.arange(40), 40, 40, "40 drives")
+    units = resampling.ResamplingUnits(np.arange(40), 40, 40, "40 drives")
     wins = losses = 0
     for _ in range(200):
         rate = rng.gamma(0.5, 2 * richness, 40)
-        arms = [Yield(rng.poisson(rate).astype(float), np.full(40, 5.0)) for _ in range(2)]
-        verdict = chance.beaten("f", arms[0], arms[1], units).verdict
+        arms = [ArmYield(rng.poisson(rate).astype(float), np.full(40, 5.0)) for _ in range(2)]
+        verdict = report.compare_arms("f", arms[0], arms[1], units).verdict
         wins += verdict is Verdict.PASS
         losses += verdict is Verdict.FAIL
     assert wins <= 0.05 * 200
@@ -255,7 +245,7 @@ def test_the_picture_shows_every_figure_with_its_interval(store: Store, tmp_path
     import matplotlib.pyplot as plt
 
     selection, dataset = world(store, mined=(3, 2) * 10, control=(1,) * 8)
-    figure = pictures.arms(made(store, selection, dataset, simulated=True))
+    figure = plots.arm_comparison(made(store, selection, dataset, simulated=True))
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert sum("PASS\n20 drives" in text for text in texts) == 3
     assert texts[0].startswith("6.25 [")

@@ -7,10 +7,17 @@ import json
 import pytest
 
 from tests.curation.conftest import make_checkpoint
-from workbench.curation import Budget, Pace, Query, SelectionRules, mine, one_arm
-from workbench.curation.finding import Exemplar
-from workbench.curation.selecting.query import exemplar
-from workbench.errors import ParameterError
+from workbench.core.errors import ParameterError
+from workbench.curation import (
+    Budget,
+    LabelingPace,
+    MiningQuery,
+    SelectionRules,
+    dataset_of_arm,
+    mine,
+)
+from workbench.curation.selection.ranking import parse_exemplar
+from workbench.curation.signals.similarity import Exemplar
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
@@ -32,7 +39,9 @@ def test_more_like_a_frame_of_the_pool_begins_with_itself(
 ) -> None:
     frame = dataset.with_roles(Role.POOL).frames[3]
     rules = SelectionRules(random_share=0)
-    selection = mined(store, dataset, model, query=Query(like=(Exemplar(frame.id),)), rules=rules)
+    selection = mined(
+        store, dataset, model, query=MiningQuery(like=(Exemplar(frame.id),)), rules=rules
+    )
     first, second = selection.chosen[:2]
     assert first.frame == frame.id
     assert first.reasons[:2] == (
@@ -51,7 +60,7 @@ def test_a_labelled_exemplar_is_looked_for_but_not_chosen(
     known = dataset.with_roles(Role.SEED).frames[0]
     box = dataset.labels_by_frame[known.id][0].box
     one = Exemplar(known.id, (box.x, box.y, box.w, box.h))
-    selection = mined(store, dataset, model, query=Query(like=(one,)))
+    selection = mined(store, dataset, model, query=MiningQuery(like=(one,)))
     assert known.id not in {choice.frame for choice in selection.chosen}
     assert any("like exemplar" in choice.reasons[1] for choice in selection.chosen[:1])
     told = selection.parameters["query"]["like"][0]
@@ -60,14 +69,14 @@ def test_a_labelled_exemplar_is_looked_for_but_not_chosen(
 
 def test_words_need_an_encoder_that_knows_them(store: Store, dataset: Dataset, model: Ref) -> None:
     with pytest.raises(ParameterError, match="no words"):
-        mined(store, dataset, model, query=Query(text="a deer"))
+        mined(store, dataset, model, query=MiningQuery(text="a deer"))
 
 
 def test_another_model_that_disagrees_is_a_signal(
     store: Store, dataset: Dataset, model: Ref, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = make_checkpoint(store, dataset.ref or "", tmp_path_factory.mktemp("w"), seed=5)
-    selection = mined(store, dataset, model, query=Query(other_models=(other,)), rules=RARITY)
+    selection = mined(store, dataset, model, query=MiningQuery(other_models=(other,)), rules=RARITY)
     assert "disagreement" in selection.parameters["signals"]
     assert selection.parameters["query"] == {"other_models": [other]}
     assert "disagreement" in selection.chosen[0].signals
@@ -87,7 +96,7 @@ def test_while_almost_nothing_is_labelled_the_typical_is_chosen(
 def test_minutes_are_turned_into_frames_by_the_boxes_expected(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    pace = Pace(seconds_per_frame=30, seconds_per_box=10, source="measured over 12 answers")
+    pace = LabelingPace(seconds_per_frame=30, seconds_per_box=10, source="measured over 12 answers")
     selection = mined(store, dataset, model, budget=Budget(minutes=5, pace=pace))
     assert selection.minutes == 5
     assert 0 < selection.budget == len(selection.chosen) <= 10
@@ -126,22 +135,22 @@ def test_each_arm_alone_is_a_version_in_which_the_other_is_not_labelled(
             *(Label(frame=one, cls="car", box=box, origin=Origin.HUMAN) for one in arms),
         ),
     )
-    both = datasets.save(store, labelled, made_by="collect")
+    both = datasets.save_dataset(store, labelled, made_by="collect")
     for arm in ("mined", "control"):
-        alone = datasets.load(store, one_arm(store, both, chosen, arm))  # type: ignore[arg-type]
+        alone = datasets.load_dataset(store, dataset_of_arm(store, both, chosen, arm))  # type: ignore[arg-type]
         learned = {frame.id for frame in alone.with_roles(Role.TRAIN).frames}
         assert learned == {frame for frame, its in arms.items() if its == arm}
         assert {one.frame for one in alone.labels} & set(arms) == learned
         assert alone.name == f"drawn-{arm}"
     with pytest.raises(ParameterError, match="no frame of the mined arm is labelled"):
-        one_arm(store, dataset.ref or "", chosen, "mined")
+        dataset_of_arm(store, dataset.ref or "", chosen, "mined")
 
 
 def test_exemplars_as_people_write_them(dataset: Dataset) -> None:
     frame = dataset.frames[10]
-    assert exemplar(dataset.frames, frame.id) == Exemplar(frame.id)
-    assert exemplar(dataset.frames, frame.id[:10].upper()) == Exemplar(frame.id)
-    by_place = exemplar(dataset.frames, f"{frame.drive}@{frame.index}:3,4,20,10.5")
+    assert parse_exemplar(dataset.frames, frame.id) == Exemplar(frame.id)
+    assert parse_exemplar(dataset.frames, frame.id[:10].upper()) == Exemplar(frame.id)
+    by_place = parse_exemplar(dataset.frames, f"{frame.drive}@{frame.index}:3,4,20,10.5")
     assert by_place == Exemplar(frame.id, (3, 4, 20, 10.5))
 
 
@@ -158,21 +167,21 @@ def test_exemplars_as_people_write_them(dataset: Dataset) -> None:
 )
 def test_an_exemplar_that_is_none_is_refused(dataset: Dataset, written: str, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
-        exemplar(dataset.frames, written)
+        parse_exemplar(dataset.frames, written)
 
 
 def test_near_names_are_told_and_doubtful_ones_refused(dataset: Dataset) -> None:
     frame = dataset.frames[0]
     wrong = frame.id[:6] + ("0" if frame.id[6] != "0" else "1") + "z"
     with pytest.raises(ParameterError) as caught:
-        exemplar(dataset.frames, wrong)
+        parse_exemplar(dataset.frames, wrong)
     assert frame.id[:12] in str(caught.value.hint)
     with pytest.raises(ParameterError) as caught:
-        exemplar(dataset.frames, "drive-1@99")
+        parse_exemplar(dataset.frames, "drive-1@99")
     assert "drive-1@7" in str(caught.value.hint)
     twins = [frame, frame.model_copy(update={"id": frame.id[:8] + "f" * 56})]
     with pytest.raises(ParameterError, match="2 frames begin like this"):
-        exemplar(twins, frame.id[:5])
+        parse_exemplar(twins, frame.id[:5])
 
 
 def test_what_shaped_it_is_plain_json(store: Store, dataset: Dataset, model: Ref) -> None:

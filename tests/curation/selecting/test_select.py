@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from workbench.curation.selecting.select import Candidate, SelectionRules, select
-from workbench.errors import DataError, ParameterError
+from workbench.core.errors import DataError, ParameterError
+from workbench.curation.selection.allocation import select_frames
+from workbench.curation.selection.candidates import Candidate, SelectionRules
 
 NO_RANDOM = SelectionRules(random_share=0)
 
@@ -30,22 +31,22 @@ def pool(drives: int = 5, per_drive: int = 40, *, timed: bool = True) -> list[Ca
 def test_order_of_candidates_does_not_matter() -> None:
     candidates = pool()
     shuffled = [candidates[row] for row in np.random.default_rng(3).permutation(len(candidates))]
-    assert select(candidates, 20, 7) == select(shuffled, 20, 7)
+    assert select_frames(candidates, 20, 7) == select_frames(shuffled, 20, 7)
 
 
 def test_seed_moves_only_the_random_arm_and_what_it_took() -> None:
-    first, second = select(pool(), 20, 1), select(pool(), 20, 2)
+    first, second = select_frames(pool(), 20, 1), select_frames(pool(), 20, 2)
     random_arms = [{c.frame for c in chosen if c.arm == "random"} for chosen in (first, second)]
     assert len(random_arms[0]) == len(random_arms[1]) == 3
     assert random_arms[0] != random_arms[1]
-    assert select(pool(), 20, 5, NO_RANDOM) == select(pool(), 20, 6, NO_RANDOM)
+    assert select_frames(pool(), 20, 5, NO_RANDOM) == select_frames(pool(), 20, 6, NO_RANDOM)
 
 
 def test_the_random_arm_does_not_look_at_scores() -> None:
     candidates = pool()
     upside_down = [dataclasses.replace(one, score=1 - one.score) for one in candidates]
     drawn = [
-        {c.frame for c in select(some, 20, 0) if c.arm == "random"}
+        {c.frame for c in select_frames(some, 20, 0) if c.arm == "random"}
         for some in (candidates, upside_down)
     ]
     assert drawn[0] == drawn[1]
@@ -54,7 +55,9 @@ def test_the_random_arm_does_not_look_at_scores() -> None:
 @pytest.mark.parametrize("timed", [True, False])
 def test_mined_frames_of_a_drive_keep_their_distance(timed: bool) -> None:
     candidates = {one.frame: one for one in pool(timed=timed)}
-    chosen = [candidates[c.frame] for c in select(list(candidates.values()), 20, 0, NO_RANDOM)]
+    chosen = [
+        candidates[c.frame] for c in select_frames(list(candidates.values()), 20, 0, NO_RANDOM)
+    ]
     for one in chosen:
         for other in chosen:
             if one.drive == other.drive and one.frame != other.frame:
@@ -64,7 +67,7 @@ def test_mined_frames_of_a_drive_keep_their_distance(timed: bool) -> None:
 
 def test_the_best_frame_comes_first_and_ranks_count_on() -> None:
     candidates = pool()
-    chosen = select(candidates, 20, 0)
+    chosen = select_frames(candidates, 20, 0)
     assert [choice.rank for choice in chosen] == list(range(1, 21))
     mined = [choice for choice in chosen if choice.arm == "mined"]
     free = [c for c in candidates if c.frame not in {o.frame for o in chosen if o.arm == "random"}]
@@ -73,12 +76,12 @@ def test_the_best_frame_comes_first_and_ranks_count_on() -> None:
 
 
 def test_a_pool_of_one_drive_still_spends_the_budget() -> None:
-    assert len(select(pool(drives=1, per_drive=30), 25, 0)) == 25
+    assert len(select_frames(pool(drives=1, per_drive=30), 25, 0)) == 25
 
 
 def test_a_budget_above_the_pool_takes_all_of_it() -> None:
     candidates = pool(drives=2, per_drive=3)
-    assert {c.frame for c in select(candidates, 100, 0)} == {c.frame for c in candidates}
+    assert {c.frame for c in select_frames(candidates, 100, 0)} == {c.frame for c in candidates}
 
 
 def test_broken_frames_are_never_chosen_not_even_at_random() -> None:
@@ -86,16 +89,16 @@ def test_broken_frames_are_never_chosen_not_even_at_random() -> None:
     fit = {one.frame for one in candidates if not one.fault}
     for seed in range(5):
         rules = SelectionRules(random_share=0.5)
-        assert {c.frame for c in select(candidates, 60, seed, rules)} <= fit
+        assert {c.frame for c in select_frames(candidates, 60, seed, rules)} <= fit
 
 
 def test_nothing_to_choose_from_says_why() -> None:
     with pytest.raises(DataError, match="quality gate: dark"):
-        select([dataclasses.replace(one, fault="dark") for one in pool()], 5, 0)
+        select_frames([dataclasses.replace(one, fault="dark") for one in pool()], 5, 0)
     with pytest.raises(DataError, match="none of 0 frames"):
-        select([], 5, 0)
+        select_frames([], 5, 0)
     with pytest.raises(ParameterError, match="at least one frame"):
-        select(pool(), 0, 0)
+        select_frames(pool(), 0, 0)
 
 
 def test_reasons_are_words() -> None:
@@ -104,7 +107,7 @@ def test_reasons_are_words() -> None:
         Candidate("b" * 64, "d0", 18, 9.0, "night", 0.9),
         Candidate("c" * 64, "d1", 0, None, "all", 0.5),
     ]
-    first, second, third = select(candidates, 3, 0, NO_RANDOM)
+    first, second, third = select_frames(candidates, 3, 0, NO_RANDOM)
     assert first.reasons == (
         "rarest 2 % among night frames",
         "2 boxes the model is unsure of",
@@ -112,5 +115,5 @@ def test_reasons_are_words() -> None:
     )
     assert second.reasons[0] == "rarest 10 % among night frames"
     assert third.reasons == ("rarest 50 % among all frames", "the only one chosen of its drive")
-    (drawn,) = select(candidates, 1, 0, SelectionRules(random_share=1))
+    (drawn,) = select_frames(candidates, 1, 0, SelectionRules(random_share=1))
     assert "random" in drawn.reasons[0]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.pipeline.checking.books import PARAMETERS, STEP, book, good
 from tests.tiny_run import workbench
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
 
 
 def check(place: Workspace, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book, good
-from workbench.errors import ContractError
-from workbench.pipeline.checking import badvalues, check, receipts
+from workbench.core.errors import ContractError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract as contracts
+from workbench.pipeline.checking import check, dynamic_checks, receipts, watch
 from workbench.pipeline.checking.check import CheckReport
 from workbench.pipeline.checking.findings import Finding
-from workbench.pipeline.checking.watch import policy, supervisor
-from workbench.pipeline.contracts import contract as contracts
-from workbench.workspace import Workspace
 
 TWICE = {**CONTRACT, "fixture": {}}
 """A contract without other parameters: two runs instead of three."""
@@ -39,7 +38,7 @@ def notebook(tmp_path: Path) -> Path:
 
 
 def run(place: Workspace, path: Path) -> CheckReport:
-    return check.run(place, path, Quiet())
+    return check.check_notebook(place, path, Quiet())
 
 
 def errors(report: CheckReport) -> list[Finding]:
@@ -58,18 +57,18 @@ def test_a_good_notebook_gets_a_receipt_that_its_next_change_voids(
     assert report.passed, report.findings
     assert set(report.checks.values()) <= {"passed", "partial"}
     assert report.outputs["selection"].startswith("selection/")
-    ref, receipt = receipts.fresh(place, notebook)
+    ref, receipt = receipts.fresh_receipt(place, notebook)
     assert (ref, receipt.outputs) == (report.receipt, dict(report.outputs))
     good(notebook, "m = 1")
     with pytest.raises(Exception, match="void"):
-        receipts.fresh(place, notebook)
+        receipts.fresh_receipt(place, notebook)
 
 
 def test_reads_writes_and_connections_are_found_at_their_cells(
     place: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C++ readers included: that is what the kernel's own watch is for."""
-    monkeypatch.setattr(policy, "temporary", lambda: ("/nowhere",))  # tests live in /tmp
+    monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))  # tests live in /tmp
     data = tmp_path / "data"
     data.mkdir()
     _fill(data)
@@ -175,7 +174,7 @@ def test_static_errors_stop_it_before_a_kernel_starts(place: Workspace, notebook
 def test_a_parameter_of_any_type_is_said_to_take_anything(notebook: Path) -> None:
     cell = ("n: int = 1\nextra: Any = 3\nword: Literal['a'] = 'a'", ["parameters"])
     path = book(notebook, "from typing import Any, Literal", cell, STEP, "print(extra)", OUT)
-    found = list(badvalues.check(contracts.read(path)))
+    found = list(dynamic_checks.check_bad_values(contracts.read_contract(path)))
     assert [(one.rule, one.message) for one in found] == [
         ("accepts-anything", "parameter `extra` takes any value")
     ]
@@ -184,8 +183,8 @@ def test_a_parameter_of_any_type_is_said_to_take_anything(notebook: Path) -> Non
 def test_where_the_kernel_cannot_watch_python_does_and_says_so(
     place: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "is_possible", lambda: False)
-    monkeypatch.setattr(policy, "temporary", lambda: ("/nowhere",))
+    monkeypatch.setattr(watch, "can_watch", lambda: False)
+    monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))
     secret = tmp_path / "x.txt"
     secret.write_text("x")
     where = f"words = open('/'.join({str(secret).split('/')!r})).read()"
@@ -222,7 +221,7 @@ def test_inputs_are_made_by_the_pipeline_and_kept(place: Workspace, notebook: Pa
     assert rules(report) == [("fixture-unready", None)]
     pipeline.write_text(pipeline.read_text().replace("  broken: {notebook: nowhere}\n", ""))
     teller = Quiet()
-    assert check.run(place, notebook, teller).passed, report.findings
+    assert check.check_notebook(place, notebook, teller).passed, report.findings
     assert any("preparing found" in note for note in teller.notes)
     assert not list((place.root / "records").glob("selection/*")), "a check leaves no such record"
 
@@ -235,12 +234,12 @@ def test_what_changes_while_it_is_checked_gets_no_receipt(place: Workspace, note
             if message.startswith("run 2"):
                 good(notebook, "m = 1", contract=TWICE)
 
-    report = check.run(place, notebook, Meddling())
+    report = check.check_notebook(place, notebook, Meddling())
     assert rules(report) == [("changed-meanwhile", None)]
     assert report.receipt is None
 
 
 def test_two_checks_of_one_notebook_do_not_meet(place: Workspace, notebook: Path) -> None:
     good(notebook)
-    with check._alone(place, notebook), pytest.raises(ContractError, match="checked already"):
+    with check._exclusive(place, notebook), pytest.raises(ContractError, match="checked already"):
         run(place, notebook)

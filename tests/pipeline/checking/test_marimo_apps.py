@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.checking.test_dynamic import Quiet
-from workbench.errors import ContractError
-from workbench.pipeline.checking import check, marimo_apps, receipts, static
-from workbench.pipeline.contracts import contract as contracts
+from workbench.core.errors import ContractError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract
+from workbench.pipeline.checking import check, notebook, receipts, static_checks
 from workbench.records.store import Store
 from workbench.records.types import Selection
-from workbench.workspace import Workspace
 
 APP = """# /// script
 # requires-python = ">=3.11"
@@ -21,7 +21,7 @@ APP = """# /// script
 # owner = "ana"
 # [tool.workbench.outputs.selection]
 # kind = "selection"
-# [tool.workbench.resources]
+# [tool.workbench.core.processes]
 # timeout_s = 60
 # [tool.workbench.fixture.other]
 # n = 2
@@ -69,43 +69,43 @@ def app(tmp_path: Path) -> Path:
 
 
 def test_the_parameters_cell_is_tagged_and_comes_first(place: Workspace, app: Path) -> None:
-    path = marimo_apps.as_ipynb(place, app)
+    path = notebook.as_ipynb(place, app)
     cells = json.loads(path.read_text())["cells"]
     assert [c["metadata"]["marimo"]["name"] for c in cells[:2]] == ["setup", "parameters"]
     assert cells[1]["metadata"]["tags"] == ["parameters"]
-    assert static.check(path) == []
-    declaration = contracts.read(path).declaration
+    assert static_checks.run_static_checks(path) == []
+    declaration = contract.read_contract(path).declaration
     assert (declaration.owner, declaration.outputs["selection"].kind) == ("ana", "selection")
-    assert marimo_apps.as_ipynb(place, app) == path
+    assert notebook.as_ipynb(place, app) == path
 
 
 @pytest.mark.slow
 def test_it_is_checked_and_its_parameters_are_really_read(place: Workspace, app: Path) -> None:
-    report = check.run(place, app, Quiet())
+    report = check.check_notebook(place, app, Quiet())
     assert report.passed, report.findings
     assert report.checks["parameters"] == "passed"
-    assert receipts.fresh(place, app)[0] == report.receipt
+    assert receipts.fresh_receipt(place, app)[0] == report.receipt
     trial = Workspace(place.root / "checks" / "trials" / "mine" / "third")
     made = json.loads((trial.runs / "check" / "mine" / "outputs.json").read_text())
     assert Store(trial).get(made["selection"], Selection).budget == 2
     app.write_text(APP.replace("float(n)", "float(n) + 1"))
     with pytest.raises(Exception, match="void"):
-        receipts.fresh(place, app)
+        receipts.fresh_receipt(place, app)
 
 
 def test_a_literal_declares_it_too(place: Workspace, app: Path) -> None:
     literal = "__workbench__ = {'outputs': {'selection': {'kind': 'selection'}}}\n    step ="
     app.write_text("import marimo" + APP.partition("import marimo")[2].replace("step =", literal))
-    path = marimo_apps.as_ipynb(place, app)
-    assert set(contracts.read(path).declaration.outputs) == {"selection"}
+    path = notebook.as_ipynb(place, app)
+    assert set(contract.read_contract(path).declaration.outputs) == {"selection"}
 
 
 def test_what_is_no_marimo_notebook_is_refused(place: Workspace, app: Path) -> None:
     app.write_text("print(1\n")
     with pytest.raises(ContractError, match="cannot export"):
-        marimo_apps.as_ipynb(place, app)
+        notebook.as_ipynb(place, app)
     app.write_text(APP.replace('kind = "selection"', "kind = "))
     with pytest.raises(ContractError, match="not TOML"):
-        marimo_apps.as_ipynb(place, app)
+        notebook.as_ipynb(place, app)
     with pytest.raises(ContractError, match="no such notebook"):
-        marimo_apps.as_ipynb(place, app.with_name("none.py"))
+        notebook.as_ipynb(place, app.with_name("none.py"))

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from tests.pipeline.checking.books import OUT, PARAMETERS, STEP, book, good
-from workbench.pipeline.checking import mending, static
+from workbench.pipeline.checking import fixes, static_checks
 
 
 def test_a_good_notebook_is_not_touched(tmp_path: Path) -> None:
     path = good(tmp_path / "a.ipynb")
     before = path.read_bytes()
-    assert mending.mend(path) == []
+    assert fixes.fix_notebook(path) == []
     assert path.read_bytes() == before
 
 
@@ -30,23 +30,23 @@ def test_everything_mechanical_is_mended_once(tmp_path: Path) -> None:
     content["cells"][2]["id"] = content["cells"][1]["id"]
     path.write_text(json.dumps(content))
     path.chmod(0o640)
-    done = mending.mend(path)
+    done = fixes.fix_notebook(path)
     assert len(done) == 8, done
     assert any("made relative" in line for line in done)
-    assert [one.rule for one in static.check(path) if one.is_error] == []
+    assert [one.rule for one in static_checks.run_static_checks(path) if one.is_error] == []
     mended = json.loads(path.read_text())
     assert "".join(mended["cells"][2]["source"]) == "x = 'é'; y = open(step.path('data/é.csv'))"
     assert mended["metadata"]["workbench"]["outputs"] == {"selection": {"kind": "selection"}}
     assert path.stat().st_mode & 0o777 == 0o640
     before = path.read_bytes()
-    assert mending.mend(path) == []
+    assert fixes.fix_notebook(path) == []
     assert path.read_bytes() == before
 
 
 def test_plain_parameters_are_annotated(tmp_path: Path) -> None:
     cell = "n = 1\nrate = -0.5  # a share\nnames = ['a', 'b']\nempty = []"
     path = book(tmp_path / "a.ipynb", (cell, ["parameters"]), STEP, OUT)
-    assert mending.mend(path) == ["cell 1: 3 parameters annotated"]
+    assert fixes.fix_notebook(path) == ["cell 1: 3 parameters annotated"]
     source = "".join(json.loads(path.read_text())["cells"][0]["source"])
     assert source.splitlines() == [
         "n: int = 1",
@@ -58,6 +58,6 @@ def test_plain_parameters_are_annotated(tmp_path: Path) -> None:
 
 def test_what_is_not_unmistakable_is_left_to_people(tmp_path: Path) -> None:
     path = book(tmp_path / "a.ipynb", "n: int = 1", "m: int = 2", STEP, OUT)
-    assert mending.mend(path) == []
+    assert fixes.fix_notebook(path) == []
     outside = book(tmp_path / "b.ipynb", PARAMETERS, STEP, "open('/home/ana/x.csv')", OUT)
-    assert mending.mend(outside) == []
+    assert fixes.fix_notebook(outside) == []

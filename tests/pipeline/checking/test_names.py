@@ -11,8 +11,8 @@ from workbench.pipeline.checking import names, notebook
 
 
 def check(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
-    read = notebook.read(book(tmp_path / "a.ipynb", *cells))
-    return [(one.rule, one.cell, one.message) for one in names.check(read.cells)]
+    read = notebook.read_notebook(book(tmp_path / "a.ipynb", *cells))
+    return [(one.rule, one.cell, one.message) for one in names.check_names(read.cells)]
 
 
 def test_hidden_state_names_the_pair_of_cells(tmp_path: Path) -> None:

@@ -11,26 +11,26 @@ import pytest
 
 from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book, good
 from tests.tiny_run import ROOT
-from workbench.errors import ContractError
-from workbench.pipeline.checking import static
+from workbench.core.errors import ContractError
+from workbench.pipeline.checking import static_checks
 from workbench.pipeline.checking.findings import RULES
 
 STEPS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
 
 
 def found(path: Path) -> set[tuple[str, int | None]]:
-    return {(finding.rule, finding.cell) for finding in static.check(path)}
+    return {(finding.rule, finding.cell) for finding in static_checks.run_static_checks(path)}
 
 
 def work(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
     """Rule, cell and message of everything found in a step with these cells after `step`."""
-    findings = static.check(good(tmp_path / "a.ipynb", *cells))
+    findings = static_checks.run_static_checks(good(tmp_path / "a.ipynb", *cells))
     return [(one.rule, one.cell, one.message) for one in findings]
 
 
 @pytest.mark.parametrize("notebook", STEPS, ids=[path.stem for path in STEPS])
 def test_our_own_steps_pass(notebook: Path) -> None:
-    assert [one for one in static.check(notebook) if one.is_error] == []
+    assert [one for one in static_checks.run_static_checks(notebook) if one.is_error] == []
 
 
 def test_a_good_notebook_has_no_findings(tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", '{"cells": 3}', '{"cells": [1]}', "\x00"):
         (tmp_path / "x.ipynb").write_text(text)
         with pytest.raises(ContractError, match="not a notebook"):
-            static.check(tmp_path / "x.ipynb")
+            static_checks.run_static_checks(tmp_path / "x.ipynb")
     with pytest.raises(ContractError, match="no such notebook"):
-        static.check(tmp_path / "none.ipynb")
+        static_checks.run_static_checks(tmp_path / "none.ipynb")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_ordinary_cells_are_left_alone(tmp_path: Path, cell: str) -> None:
 
 def test_the_line_is_told(tmp_path: Path) -> None:
     path = good(tmp_path / "a.ipynb", "x = 1\n\ny = input()")
-    (finding,) = static.check(path)
+    (finding,) = static_checks.run_static_checks(path)
     assert (finding.cell, finding.cell_id, finding.line) == (3, "c3", 3)
 
 
@@ -119,7 +119,9 @@ def test_parameters_are_one_cell_of_literals_that_are_read(tmp_path: Path) -> No
     twice = book(path, PARAMETERS, ("m: int = 2", ["parameters"]), STEP, OUT)
     assert ("parameters-cell", None) in found(twice)
     broken = book(path, ("n: int = 1\nm = 3", ["parameters"]), STEP, OUT)
-    (finding,) = [one for one in static.check(broken) if one.rule == "parameters-cell"]
+    (finding,) = [
+        one for one in static_checks.run_static_checks(broken) if one.rule == "parameters-cell"
+    ]
     assert (finding.cell, finding.line) == (1, 2)
     wrong = book(path, ("n: int = 'x'", ["parameters"]), STEP, OUT)
     assert ("parameters-cell", 1) in found(wrong)
@@ -130,7 +132,7 @@ def test_parameters_are_one_cell_of_literals_that_are_read(tmp_path: Path) -> No
 def test_contracts_and_fixtures_are_read(tmp_path: Path) -> None:
     def rules(**changes: Any) -> set[str]:
         path = good(tmp_path / "a.ipynb", contract={**CONTRACT, **changes})
-        return {one.rule for one in static.check(path)}
+        return {one.rule for one in static_checks.run_static_checks(path)}
 
     assert rules() == set()
     assert rules(owner=None) == {"no-owner"}
@@ -173,10 +175,10 @@ def test_files_of_the_wrong_shape_are_refused_not_met_by_a_crash(tmp_path: Path)
         for value in junk:
             path.write_text(json.dumps({**sound, part: value}))
             with contextlib.suppress(ContractError):
-                static.check(path)
+                static_checks.run_static_checks(path)
     for part in ("id", "cell_type", "source", "metadata", "outputs", "execution_count"):
         for value in junk:
             cells = [{**sound["cells"][1], part: value}, *sound["cells"][2:]]
             path.write_text(json.dumps({**sound, "cells": cells}))
             with contextlib.suppress(ContractError):
-                static.check(path)
+                static_checks.run_static_checks(path)

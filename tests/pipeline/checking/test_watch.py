@@ -11,18 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline.checking.watch import launch, seccomp
-from workbench.pipeline.checking.watch.events import Log
-from workbench.pipeline.checking.watch.policy import Policy, Window, software
-from workbench.pipeline.checking.watch.supervisor import Watch
+from workbench.pipeline.checking import seccomp, watch_launch
+from workbench.pipeline.checking.watch import (
+    AccessLog,
+    AccessPolicy,
+    AccessWatch,
+    CellWindow,
+    software_paths,
+)
 
 needs_seccomp = pytest.mark.skipif(
-    not launch.is_possible(), reason="the kernel lets no process be watched here"
+    not watch_launch.can_watch(), reason="the kernel lets no process be watched here"
 )
 
 
-def watched(folder: Path, *module: str) -> Log:
-    with Watch(folder) as watch:
+def watched(folder: Path, *module: str) -> AccessLog:
+    with AccessWatch(folder) as watch:
         name, handle = watch.launch[:2]
         command = [sys.executable, "-m", name, handle, *module]
         subprocess.run(command, check=True, pass_fds=watch.handles, timeout=60)
@@ -78,16 +82,16 @@ def test_it_lets_go_when_the_supervisor_is_away(tmp_path: Path) -> None:
 
 
 def test_both_machines_have_numbers_for_what_is_watched() -> None:
-    x86, arm = (seccomp._MACHINES[name] for name in ("x86_64", "aarch64"))
+    x86, arm = (seccomp._ARCHITECTURES[name] for name in ("x86_64", "aarch64"))
     modern = set(arm.calls.values())
     assert modern <= set(x86.calls.values())
     assert {"openat", "openat2", "connect", "sendto", "execve", "renameat2"} <= modern
     for machine in (x86, arm):
-        assert len(seccomp._program(machine)) == len(machine.calls) - 1 + 4 + 7
+        assert len(seccomp._filter_program(machine)) == len(machine.calls) - 1 + 4 + 7
 
 
 def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
-    log = Log("complete")
+    log = AccessLog("complete")
     inside, outside = str(tmp_path / "in" / "x"), "/srv/elsewhere/y"
     for kind, target, at in (
         ("read", inside, 11),
@@ -103,9 +107,9 @@ def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
     ):
         log.add(kind, target, at)  # type: ignore[arg-type]
     log.add("read", str(tmp_path), 12, is_folder=True)
-    windows = [Window(1, 10, 19), Window(2, 20, 30)]
-    reads = (str(tmp_path / "in"), *software())
-    policy = Policy(reads, writes=("/dev",), hosts=("10.0.0.1", "10.0.0.2:80"))
+    windows = [CellWindow(1, 10, 19), CellWindow(2, 20, 30)]
+    reads = (str(tmp_path / "in"), *software_paths())
+    policy = AccessPolicy(reads, writes=("/dev",), hosts=("10.0.0.1", "10.0.0.2:80"))
     found = [(seen.kind, seen.target, cell) for seen, cell in policy.undeclared(log, windows)]
     assert found == [
         ("read", outside, 1),
@@ -113,7 +117,7 @@ def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
         ("connect", "10.0.0.2:443", 2),
     ]
     assert list(policy.undeclared(log, [])) == []
-    unending = [Window(1, 10, math.inf)]
+    unending = [CellWindow(1, 10, math.inf)]
     assert ("read", "/srv/elsewhere/late") in {
         (seen.kind, seen.target) for seen, _ in policy.undeclared(log, unending)
     }

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
+from workbench.core.workspace import Workspace
 from workbench.pipeline.checking import receipts
-from workbench.pipeline.promotion.promote import Made, promote
-from workbench.workspace import Workspace
+from workbench.pipeline.promote import Promotion, promote_notebook
 
 CHECKS = {"static": "passed", "dynamic": "passed"}
 
@@ -38,17 +38,17 @@ def commit(project: Path) -> str:
 
 def checked(place: Workspace, notebook: Path) -> str:
     """A receipt, as a passed check leaves it."""
-    return receipts.issue(place, notebook, checks=CHECKS, watch="complete")  # type: ignore[arg-type]
+    return receipts.issue_receipt(place, notebook, checks=CHECKS, watch="complete")  # type: ignore[arg-type]
 
 
-def promoted(place: Workspace, project: Path, work: str, step: str = "a") -> Made:
+def promoted(place: Workspace, project: Path, work: str, step: str = "a") -> Promotion:
     """Write, commit, check and promote a notebook that does ``work``."""
     contract = {**CONTRACT, "owner": "ann"}
     notebook = write_notebook(project / f"notebooks/steps/{step}.ipynb", work, contract=contract)
     if git(project, "status", "--porcelain", "--", "notebooks"):
         commit(project)
     checked(place, notebook)
-    return promote(place, notebook, reviewer="bob")
+    return promote_notebook(place, notebook, reviewer="bob")
 
 
 @pytest.fixture

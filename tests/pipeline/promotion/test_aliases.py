@@ -11,34 +11,41 @@ from click.testing import CliRunner
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.promotion.conftest import checked, commit, promoted
 from tests.servers import Servers
-from workbench.commands import promote as commands
-from workbench.errors import ContractError
-from workbench.pipeline import promotion
-from workbench.pipeline.promotion import mirror
-from workbench.workspace import Workspace
+from workbench.cli import steps
+from workbench.core.errors import ContractError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import promote, promoted_steps
 
 
 def test_aliases_move_and_roll_back_and_remember(repository: Path, place: Workspace) -> None:
     for work in ("n + 1", "n + 2", "n + 3"):
         made = promoted(place, repository, work)
         name = f"a@{made.promoted.version}"
-        promotion.move(place, repository, name, "production", by="ann")
-        promotion.move(place, repository, name, "production", by="ann")  # changes nothing
+        promoted_steps.move_alias(place, repository, name, "production", by="ann")
+        promoted_steps.move_alias(
+            place, repository, name, "production", by="ann"
+        )  # changes nothing
 
     def version() -> int:
-        return promotion.resolve(repository, "a@production").version
+        return promoted_steps.resolve_step(repository, "a@production").version
 
     assert version() == 3
-    assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 2
-    assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 1
+    assert (
+        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob").version == 2
+    )
+    assert (
+        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob").version == 1
+    )
     with pytest.raises(ContractError, match="first version"):
-        promotion.roll_back(place, repository, "a", "production", by="bob")
+        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob")
     with pytest.raises(ContractError, match="did you mean 'production'"):
-        promotion.roll_back(place, repository, "a", "produktion", by="bob")
+        promoted_steps.roll_back_alias(place, repository, "a", "produktion", by="bob")
     with pytest.raises(ContractError, match="no step 'z'"):
-        promotion.roll_back(place, repository, "z", "production", by="bob")
-    promotion.move(place, repository, "a@3", "production", by="eve")
-    assert promotion.roll_back(place, repository, "a", "production", by="bob").version == 1
+        promoted_steps.roll_back_alias(place, repository, "z", "production", by="bob")
+    promoted_steps.move_alias(place, repository, "a@3", "production", by="eve")
+    assert (
+        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob").version == 1
+    )
     content = json.loads((repository / "pipelines/promoted/a/aliases.json").read_text())
     kept = content["aliases"]["production"]
     moves = [(move["action"], move["version"], move["by"]) for move in kept]
@@ -51,7 +58,7 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
     repository: Path, place: Workspace
 ) -> None:
     promoted(place, repository, "n + 1", step="train")
-    promotion.move(place, repository, "train@1", "production", by="ann")
+    promoted_steps.move_alias(place, repository, "train@1", "production", by="ann")
     for wrong, message in {
         "trian@1": "did you mean 'train'",
         "train@prodution": "did you mean 'production'",
@@ -60,15 +67,15 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
         "../train@1": "not the name of a promoted step",
     }.items():
         with pytest.raises(ContractError, match=message):
-            promotion.resolve(repository, wrong)
+            promoted_steps.resolve_step(repository, wrong)
     for alias in ("3", "Latest", "latest", "v2", "a b", ""):
         with pytest.raises(ContractError, match="not an alias"):
-            promotion.move(place, repository, "train@1", alias, by="ann")
+            promoted_steps.move_alias(place, repository, "train@1", alias, by="ann")
     for rubbish in ("{half", "[]", '{"aliases": {"production": [{"action": "jump"}]}}'):
         (repository / "pipelines/promoted/train/aliases.json").write_text(rubbish)
         with pytest.raises(ContractError, match="cannot be read"):
-            promotion.resolve(repository, "train@production")
-    assert promotion.resolve(repository, "train@1").version == 1
+            promoted_steps.resolve_step(repository, "train@production")
+    assert promoted_steps.resolve_step(repository, "train@1").version == 1
 
 
 def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> None:
@@ -77,21 +84,21 @@ def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> N
     commit(repository)
     checked(place, notebook)
     run = CliRunner().invoke
-    done = run(commands.promote, [str(notebook), "--reviewer", "bob", "--alias", "production"])
+    done = run(steps.promote, [str(notebook), "--reviewer", "bob", "--alias", "production"])
     assert done.exit_code == 0, done.output
     assert "a@1 promoted" in done.stdout
     assert "MLflow was not told" in done.stderr
     write_notebook(notebook, "n + 8", contract=contract)
     commit(repository)
     checked(place, notebook)
-    done = run(commands.promote, [str(notebook), "--reviewer", "bob", "--json"])
+    done = run(steps.promote, [str(notebook), "--reviewer", "bob", "--json"])
     value = json.loads(done.stdout)
     assert (value["version"], value["new"], value["mirrored"]) == (2, True, False)
-    done = run(commands.steps, ["alias", "a@2", "production", "--by", "ann"])
+    done = run(steps.steps, ["alias", "a@2", "production", "--by", "ann"])
     assert "a@production is version 2" in done.stdout
-    done = run(commands.steps, ["rollback", "a", "production"])
+    done = run(steps.steps, ["rollback", "a", "production"])
     assert "a@production is version 1" in done.stdout
-    (row,) = json.loads(run(commands.steps, ["--json"]).stdout)["steps"]
+    (row,) = json.loads(run(steps.steps, ["--json"]).stdout)["steps"]
     assert (row["name"], row["aliases"]) == ("a", {"production": 1})
     assert [version["version"] for version in row["versions"]] == [1, 2]
 
@@ -101,16 +108,16 @@ def test_mlflow_mirrors_what_it_missed(
 ) -> None:
     step = f"mirrored-{place.root.parent.name[-6:].replace('_', '-')}"
     first = promoted(place, repository, "n + 1", step=step)
-    promotion.move(place, repository, f"{step}@1", "production", by="ann")
+    promoted_steps.move_alias(place, repository, f"{step}@1", "production", by="ann")
     uri = servers.environment["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert mirror.mirror(place, repository) == 1
-    assert mirror.mirror(place, repository) == 0
+    assert promote.mirror_to_mlflow(place, repository) == 1
+    assert promote.mirror_to_mlflow(place, repository) == 0
     promoted(place, repository, "n + 2", step=step)
-    promotion.move(place, repository, f"{step}@2", "production", by="ann")
-    assert mirror.mirror(place, repository, [step]) == 1
-    promotion.roll_back(place, repository, step, "production", by="ann")
-    mirror.mirror(place, repository, [step])
+    promoted_steps.move_alias(place, repository, f"{step}@2", "production", by="ann")
+    assert promote.mirror_to_mlflow(place, repository, [step]) == 1
+    promoted_steps.roll_back_alias(place, repository, step, "production", by="ann")
+    promote.mirror_to_mlflow(place, repository, [step])
 
     from mlflow import MlflowClient
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.promotion.conftest import promoted
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.promotion import generated
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract, promote
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,9 +46,11 @@ def test_the_generated_text_fits_every_contract(tmp_path: Path) -> None:
     many = {f"a_rather_long_output_name_{n}": {"kind": "selection"} for n in range(6)}
     needy = {**CONTRACT, "inputs": {"upstream": {"kind": "selection"}}, "outputs": many}
     notebook = write_notebook(tmp_path / "needs-input.ipynb", "x = 1", contract=needy)
-    text = generated.text("needs-input", contracts.read(notebook))
+    text = promote.render_test("needs-input", contract.read_contract(notebook))
     assert "fixture" not in text and "def test_needs_input_is_unchanged" in text
     assert max(map(len, text.splitlines())) <= 100
     compile(text, "generated", "exec")
     write_notebook(notebook, "x = 1", parameters="word: str = ''", contract={"outputs": {}})
-    assert 'step.validate({"word": -1})' in generated.text("x", contracts.read(notebook))
+    assert 'step.validate({"word": -1})' in promote.render_test(
+        "x", contract.read_contract(notebook)
+    )

@@ -9,13 +9,13 @@ import pytest
 
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.promotion.conftest import checked, commit, git, promoted
-from workbench.errors import ContractError, ParameterError, VerificationError
-from workbench.pipeline import promotion
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.promotion.promote import promote
+from workbench.core.errors import ContractError, ParameterError, VerificationError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract as contracts
+from workbench.pipeline import promoted_steps
+from workbench.pipeline.promote import promote_notebook
+from workbench.records.model_types import StepVersion
 from workbench.records.store import Store
-from workbench.records.types import StepVersion
-from workbench.workspace import Workspace
 
 APP = """import marimo
 
@@ -52,10 +52,10 @@ def test_a_version_holds_what_was_checked_and_who_answers(
     receipt = json.loads(made.promoted.path.with_name("receipt.json").read_text())
     assert receipt["ref"] == record.receipt
     assert receipt["signature"]["signature"]
-    found = promotion.resolve(repository, "a@1")
+    found = promoted_steps.resolve_step(repository, "a@1")
     assert found.path == repository / "pipelines/promoted/a/1/a.ipynb"
-    contract = contracts.read(found.path)
-    source = contracts.read(repository / "notebooks/steps/a.ipynb")
+    contract = contracts.read_contract(found.path)
+    source = contracts.read_contract(repository / "notebooks/steps/a.ipynb")
     assert (contract.code, contract.name) == (source.code, source.name)
 
 
@@ -72,7 +72,7 @@ def test_the_same_content_is_the_same_version_and_a_change_the_next(
     assert not killed.exists()
     back = promoted(place, repository, "word = 'first'")
     assert (back.new, back.promoted.version) == (False, 1)
-    assert promotion.versions(repository, "a") == [1, 2]
+    assert promoted_steps.list_versions(repository, "a") == [1, 2]
 
 
 def test_every_missing_condition_refuses_and_says_what_to_do(
@@ -80,23 +80,23 @@ def test_every_missing_condition_refuses_and_says_what_to_do(
 ) -> None:
     notebook = repository / "notebooks/steps/a.ipynb"
     with pytest.raises(ParameterError, match="nobody answers"):
-        promote(place, notebook, reviewer="bob")
+        promote_notebook(place, notebook, reviewer="bob")
     with pytest.raises(ParameterError, match="nobody reviewed"):
-        promote(place, notebook, owner="ann")
+        promote_notebook(place, notebook, owner="ann")
     with pytest.raises(ParameterError, match="cannot review"):
-        promote(place, notebook, owner="Ann", reviewer="ann ")
+        promote_notebook(place, notebook, owner="Ann", reviewer="ann ")
     with pytest.raises(VerificationError, match="no receipt"):
-        promote(place, notebook, owner="ann", reviewer="bob")
+        promote_notebook(place, notebook, owner="ann", reviewer="bob")
     write_notebook(notebook, "word = 'changed'")
     checked(place, notebook)
     with pytest.raises(ContractError, match=r"not committed: notebooks/steps/a\.ipynb"):
-        promote(place, notebook, owner="ann", reviewer="bob")
+        promote_notebook(place, notebook, owner="ann", reviewer="bob")
     commit(repository)
     write_notebook(notebook, "word = 'changed again'")
     commit(repository)
     with pytest.raises(VerificationError, match="void"):
-        promote(place, notebook, owner="ann", reviewer="bob")
-    assert promotion.steps(repository) == []
+        promote_notebook(place, notebook, owner="ann", reviewer="bob")
+    assert promoted_steps.list_steps(repository) == []
 
 
 def test_the_environment_has_to_be_the_locked_one(repository: Path, place: Workspace) -> None:
@@ -108,7 +108,7 @@ def test_the_environment_has_to_be_the_locked_one(repository: Path, place: Works
     notebook = repository / "notebooks/steps/a.ipynb"
     checked(place, notebook)
     with pytest.raises(ContractError, match="no lock"):
-        promote(place, notebook, reviewer="bob")
+        promote_notebook(place, notebook, reviewer="bob")
 
 
 def test_a_notebook_that_git_does_not_know_is_refused(repository: Path, place: Workspace) -> None:
@@ -117,7 +117,7 @@ def test_a_notebook_that_git_does_not_know_is_refused(repository: Path, place: W
         notebook = write_notebook(repository / f"notebooks/steps/{name}.ipynb", "x = 1")
         checked(place, notebook)
         with pytest.raises(ContractError, match=f"not committed: notebooks/steps/{name}"):
-            promote(place, notebook, owner="ann", reviewer="bob")
+            promote_notebook(place, notebook, owner="ann", reviewer="bob")
 
 
 @pytest.mark.parametrize("name", ["a.ipynb", "step.json", "receipt.json"])
@@ -132,14 +132,14 @@ def test_a_changed_version_is_refused(repository: Path, place: Workspace, name: 
         .replace("passed", "partial")
     )
     with pytest.raises(ContractError, match="never changes"):
-        promotion.resolve(repository, "a@1")
+        promoted_steps.resolve_step(repository, "a@1")
 
 
 def test_a_version_under_another_name_is_refused(repository: Path, place: Workspace) -> None:
     folder = promoted(place, repository, "word = 'first'").promoted.path.parent
     folder.rename(folder.with_name("7"))
     with pytest.raises(ContractError, match="is that of a@1"):
-        promotion.resolve(repository, "a@7")
+        promoted_steps.resolve_step(repository, "a@7")
 
 
 def test_a_marimo_app_is_promoted_as_the_notebook_that_was_checked(
@@ -149,9 +149,9 @@ def test_a_marimo_app_is_promoted_as_the_notebook_that_was_checked(
     app.write_text(APP)
     commit(repository)
     checked(place, app)
-    found = promote(place, app, owner="ann", reviewer="bob").promoted
+    found = promote_notebook(place, app, owner="ann", reviewer="bob").promoted
     assert (found.path.name, found.version) == ("app.ipynb", 1)
-    assert contracts.read(found.path).validate({}) == {"n": 1}
+    assert contracts.read_contract(found.path).validate({}) == {"n": 1}
     app.write_text(APP.replace("method", "way"))
     with pytest.raises(VerificationError, match="void"):
-        promote(place, app, owner="ann", reviewer="bob")
+        promote_notebook(place, app, owner="ann", reviewer="bob")

@@ -9,16 +9,16 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from workbench import digest
-from workbench.commands.reproduce import reproduce as command
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.planning import environment, keys, modules, sources
-from workbench.pipeline.running.executors.local import LocalExecutor
-from workbench.pipeline.steps.spec import ExitStatus, StepSpec
+from workbench.cli.models import reproduce as command
+from workbench.core import digest
+from workbench.core.workspace import Workspace
+from workbench.pipeline import cache, environment
+from workbench.pipeline import contract as contracts
+from workbench.pipeline.executors.local import LocalExecutor
+from workbench.pipeline.spec import ExitStatus, StepSpec
 from workbench.records.base import Ref
+from workbench.records.model_types import NotebookSource, StepRun
 from workbench.records.store import Store
-from workbench.records.types import NotebookSource, StepRun
-from workbench.workspace import Workspace
 
 _EXECUTOR = LocalExecutor()  # its warm process is shared by all tests, and ends with them
 
@@ -30,7 +30,7 @@ def record(
     **inputs: Ref | tuple[Ref, ...],
 ) -> StepRun:
     """Run a notebook for real and keep its run as the pipeline does, without any server."""
-    store, contract = Store(place), contracts.read(notebook)
+    store, contract = Store(place), contracts.read_contract(notebook)
     declared, folder = contract.declaration, place.runs / "one" / notebook.stem
     spec = StepSpec(
         step=notebook.stem,
@@ -54,17 +54,23 @@ def record(
     run = StepRun(
         step=notebook.stem,
         key=digest.of_bytes(notebook.stem.encode()),
-        notebook=store.put(source, {"notebook.ipynb": contracts.without_outputs(notebook)}),
-        environment=store.put(environment.current()),
-        modules=modules.digest_of(contract.sources),
+        notebook=store.put(
+            source, {"notebook.ipynb": contracts.notebook_without_outputs(notebook)}
+        ),
+        environment=store.put(environment.current_environment()),
+        modules=environment.modules_digest(contract.sources),
         parameters=spec.parameters,
         inputs=dict(inputs),
         outputs=result.outputs,
         threads=1,
     )
-    named = keys.path_parameters(contract, spec.parameters)
-    files = {name: keys.fingerprint(spec.parameters[name]) for name in named}
-    store.put(run, sources.kept(spec.parameters, files), side={"place": {"folder": str(folder)}})
+    named = cache.path_parameters(contract, spec.parameters)
+    files = {name: cache.path_fingerprint(spec.parameters[name]) for name in named}
+    store.put(
+        run,
+        cache.collect_small_files(spec.parameters, files),
+        side={"place": {"folder": str(folder)}},
+    )
     return run
 
 

@@ -10,25 +10,17 @@ import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
-from workbench import digest
-from workbench.errors import RecordError
-from workbench.pipeline.planning import environment, sources
-from workbench.pipeline.reproduction import trace
+from workbench.core import digest
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import cache, environment
+from workbench.pipeline.reproduction.ancestry import trace_ancestry
 from workbench.records import dataset as datasets
-from workbench.records import frames as f
-from workbench.records.base import Ref
+from workbench.records import frames
+from workbench.records.base import GateReport, Ref, Verdict
+from workbench.records.model_types import ExportBundle, NotebookSource, StepRun
 from workbench.records.store import Store
-from workbench.records.types import (
-    Annotator,
-    ExportBundle,
-    GateReport,
-    LabelBatch,
-    LabelSet,
-    NotebookSource,
-    StepRun,
-    Verdict,
-)
-from workbench.workspace import Workspace
+from workbench.records.types import Annotator, LabelBatch, LabelSet
 
 
 def test_a_file_that_was_read_comes_back_from_the_lineage(project: Path, place: Workspace) -> None:
@@ -51,10 +43,10 @@ def test_what_must_not_be_kept_is_not(tmp_path: Path) -> None:
     key = digest.of_bytes(b"fine")
     for content, expected in {"fine": ["files/f"], "changed": [], "x" * 2**21: []}.items():
         path.write_text(content)
-        assert list(sources.kept({"f": str(path)}, {"f": key})) == expected
+        assert list(cache.collect_small_files({"f": str(path)}, {"f": key})) == expected
     path.write_text("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END")
-    assert sources.kept({"f": str(path)}, {"f": digest.of_file(path)}) == {}
-    assert sources.kept({"f": str(tmp_path)}, {"f": key}) == {}
+    assert cache.collect_small_files({"f": str(path)}, {"f": digest.of_file(path)}) == {}
+    assert cache.collect_small_files({"f": str(tmp_path)}, {"f": key}) == {}
 
 
 def test_what_a_server_or_people_gave_is_copied(project: Path, place: Workspace) -> None:
@@ -69,7 +61,7 @@ def test_what_a_server_or_people_gave_is_copied(project: Path, place: Workspace)
     clean = Store(Workspace(Path(report["folder"]) / ".workbench"))
     assert clean.load(report["leaves"][0]["ref"])
     with pytest.raises(RecordError, match="works with label-studio"):
-        trace(Store(place), report["leaves"][0]["ref"])
+        trace_ancestry(Store(place), report["leaves"][0]["ref"])
 
 
 MERGE = """
@@ -97,7 +89,7 @@ def test_labels_join_a_dataset_again_without_the_server(
     batch = store.get(labels, LabelSet).batch
     assert {leaf["ref"] for leaf in report["leaves"]} == {dataset, labels, batch}
     clean = Workspace(Path(report["folder"]) / ".workbench")
-    frame = datasets.load(Store(clean), dataset).frames[0]
+    frame = datasets.load_dataset(Store(clean), dataset).frames[0]
     assert digest.of_file(datasets.media_path(clean, frame)) == frame.id
     image = datasets.media_path(place, frame)
     image.unlink()
@@ -109,27 +101,27 @@ def test_labels_join_a_dataset_again_without_the_server(
 def _labeled(place: Workspace, store: Store) -> tuple[Ref, Ref]:
     """A dataset of one image, and labels that somebody gave it."""
     content = b"a picture"
-    frame = f.Frame(
+    frame = frames.Frame(
         id=digest.of_bytes(content),
         drive="d1",
         index=0,
         width=64,
         height=48,
         suffix=".jpg",
-        role=f.Role.POOL,
+        role=frames.Role.POOL,
     )
     image = datasets.media_path(place, frame)
     image.parent.mkdir(parents=True)
     image.write_bytes(content)
-    schema = f.LabelSchema(name="one", version=1, classes=("car",))
+    schema = frames.LabelSchema(name="one", version=1, classes=("car",))
     dataset = datasets.Dataset(
         name="one",
         label_schema=schema,
-        drives=(f.Drive(id="d1"),),
+        drives=(frames.Drive(id="d1"),),
         frames=(frame,),
         labels=(),
     )
-    ref = datasets.save(store, dataset, made_by="ingest")
+    ref = datasets.save_dataset(store, dataset, made_by="ingest")
     batch = LabelBatch(
         dataset=ref,
         selection="selection/" + "0" * 64,
@@ -170,14 +162,14 @@ def test_a_champion_is_not_rebuilt(store: Store) -> None:
         {"notebook.ipynb": json.dumps(bare_notebook()).encode()},
     )
     common: dict[str, Any] = {
-        "key": none, "notebook": notebook, "environment": store.put(environment.current()),
+        "key": none, "notebook": notebook, "environment": store.put(environment.current_environment()),
         "modules": none, "parameters": {},
     }  # fmt: skip
     store.put(StepRun(step="export", inputs={}, outputs={"bundle": old}, **common))
     store.put(StepRun(step="export", inputs={}, outputs={"bundle": new}, **common))
     given = {"bundle": new, "champion": old}
     store.put(StepRun(step="validate", inputs=given, outputs={"gates": gates}, **common))
-    found = trace(store, gates)
+    found = trace_ancestry(store, gates)
     assert [(step.name, list(step.record.outputs)) for step in found.steps] == [
         ("export", ["bundle"]),
         ("validate", ["gates"]),

@@ -16,12 +16,14 @@ from filelock import FileLock
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
-from workbench import digest
-from workbench.errors import ParameterError, RecordError, WorkbenchError
-from workbench.pipeline.planning import environment, modules
-from workbench.pipeline.reproduction import compare, folders, trace
+from workbench.core import digest
+from workbench.core.errors import ParameterError, RecordError, WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import environment
+from workbench.pipeline.reproduction import rebuild
+from workbench.pipeline.reproduction import report as compare
+from workbench.pipeline.reproduction.ancestry import trace_ancestry
 from workbench.records.store import Store
-from workbench.workspace import Workspace
 
 DICE = "import uuid\nprint('rolled')\nn = uuid.uuid4().int % 10**6\nprint('budget', n)"
 
@@ -41,7 +43,7 @@ def test_every_step_is_rebuilt_in_a_clean_folder_and_is_the_same(
     clean = Store(Workspace(tmp_path / "clean" / ".workbench"))
     assert clean.exists(run.outputs["selection"])
     with pytest.raises(ParameterError, match="finished reproduction"):
-        folders.choose(place, run.outputs["selection"], tmp_path / "clean")
+        rebuild.choose_folder(place, run.outputs["selection"], tmp_path / "clean")
 
 
 def test_a_step_that_depends_on_chance_is_named_with_output_and_cell(
@@ -65,11 +67,11 @@ def test_what_differs_around_the_steps_is_said_first(
     project: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = record(place, project / "notebooks/steps/a.ipynb")
-    now = environment.current()
+    now = environment.current_environment()
     other = [name for name in now.distributions if not name.startswith("numpy==")]
     changed = now.model_copy(update={"distributions": ("numpy==0.1#abc", *other)})
-    monkeypatch.setattr(environment, "current", lambda: changed)
-    monkeypatch.setattr(modules, "digest_of", lambda _: digest.of_bytes(b"other code"))
+    monkeypatch.setattr(environment, "current_environment", lambda: changed)
+    monkeypatch.setattr(environment, "modules_digest", lambda _: digest.of_bytes(b"other code"))
     status, report, said = reproduce(run.outputs["selection"])
     assert status == 0
     assert len(report["environment"]) == 1
@@ -85,10 +87,10 @@ def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
     run = record(place, project / "notebooks/steps/a.ipynb")
     (store.folder(run.notebook) / "payload/notebook.ipynb").unlink()
     with pytest.raises(RecordError, match="notebook of step 'a'") as told:
-        trace(store, run.outputs["selection"])
+        trace_ancestry(store, run.outputs["selection"])
     assert "backup" in str(told.value)
     with pytest.raises(RecordError, match="nothing to rebuild"):
-        trace(store, run.environment)
+        trace_ancestry(store, run.environment)
     assert not (place.root / "reproduce").exists()
 
 
@@ -100,7 +102,7 @@ def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Worksp
     write_notebook(project / "notebooks/steps/b.ipynb", wait)
     target = made(place, project).outputs["selection"]
     flag.unlink()
-    folder = folders.choose(place, target, None)
+    folder = rebuild.choose_folder(place, target, None)
     arguments = [sys.executable, "-m", "workbench", "reproduce", target]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
@@ -116,7 +118,7 @@ def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Worksp
     assert (status, report["folder"]) == (0, str(folder))
     assert report["steps"][0]["seconds"] is None
     assert (folder / "steps/01-a/result.json").stat().st_mtime_ns == first
-    assert folders.choose(place, target, None) != folder  # this one has ended
+    assert rebuild.choose_folder(place, target, None) != folder  # this one has ended
 
 
 def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
@@ -127,17 +129,20 @@ def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
     full.mkdir()
     (full / "letter.txt").write_text("dear reader")
     with pytest.raises(ParameterError, match="other files"):
-        folders.choose(place, target, full)
-    (full / folders.STATE).write_text("{half")
+        rebuild.choose_folder(place, target, full)
+    (full / rebuild.STATE_FILE).write_text("{half")
     with pytest.raises(ParameterError):
-        folders.choose(place, target, full)
+        rebuild.choose_folder(place, target, full)
 
 
 def test_only_one_rebuilds_in_a_folder(project: Path, place: Workspace) -> None:
     run = record(place, project / "notebooks/steps/a.ipynb")
-    folder = folders.choose(place, run.outputs["selection"], None)
+    folder = rebuild.choose_folder(place, run.outputs["selection"], None)
     folder.mkdir(parents=True)
-    with FileLock(folder / folders.LOCK), pytest.raises(WorkbenchError, match="another process"):
+    with (
+        FileLock(folder / rebuild._LOCK_FILE),
+        pytest.raises(WorkbenchError, match="another process"),
+    ):
         reproduce(run.outputs["selection"], "-o", str(folder))
 
 
@@ -184,10 +189,10 @@ def test_addresses_places_and_warnings_are_no_difference(tmp_path: Path) -> None
     one = executed("one", ("stdout", "<Thing at 0x7f01>\n/x/run\n"), ("stderr", "slow\n"))
     other = executed("other", ("stdout", "<Thing at 0x7fff>\n/y/run\n"))
     places = {"/x/run": "<run>", "/y/run": "<run>"}
-    assert compare.notebooks(one, other, places)[0] == ()
-    assert "is gone" in compare.notebooks(tmp_path / "none", other, places)[1]
+    assert compare.compare_notebooks(one, other, places)[0] == ()
+    assert "is gone" in compare.compare_notebooks(tmp_path / "none", other, places)[1]
     longer = executed("longer", ("stdout", "<Thing at 0x1>\n/x/run\nmore\n"))
-    cells, _ = compare.notebooks(one, longer, places)
+    cells, _ = compare.compare_notebooks(one, longer, places)
     assert (cells[0].recorded, cells[0].rebuilt) == ("nothing", "more")
 
 

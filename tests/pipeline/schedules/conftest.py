@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline.definition import graph
-from workbench.pipeline.schedules import Job, job
-from workbench.workspace import Workspace
+from workbench.core.workspace import Workspace
+from workbench.pipeline import graph
+from workbench.pipeline.schedules import job
+from workbench.pipeline.schedules.job import ScheduledJob
 
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., ScheduledJob]
 
 
 @pytest.fixture
 def make_job(project: Path, place: Workspace) -> MakeJob:
     """Called with ``at`` and pipeline parameters."""
 
-    def make(at: str | None = "30 2 * * *", timezone: str | None = None, **given: str) -> Job:
-        pipeline = graph.load(project / "pipelines/trial.yaml", given, base=project)
-        return job.make(
+    def make(
+        at: str | None = "30 2 * * *", timezone: str | None = None, **given: str
+    ) -> ScheduledJob:
+        pipeline = graph.load_pipeline(project / "pipelines/trial.yaml", given, base=project)
+        return job.make_job(
             pipeline,
             place,
             given,
@@ -35,10 +38,10 @@ def make_job(project: Path, place: Workspace) -> MakeJob:
 
 
 @pytest.fixture
-def ends_with(tmp_path: Path) -> Callable[[Job, int], Job]:
+def ends_with(tmp_path: Path) -> Callable[[ScheduledJob, int], ScheduledJob]:
     """The job with a program that says what it was told, and ends with a status."""
 
-    def changed(made: Job, status: int, waits_s: float = 0) -> Job:
+    def changed(made: ScheduledJob, status: int, waits_s: float = 0) -> ScheduledJob:
         program = tmp_path / "stand in" / "workbench"
         program.parent.mkdir(exist_ok=True)
         program.write_text(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.errors import ParameterError
-from workbench.pipeline.schedules.cron_time import parse
-from workbench.pipeline.schedules.systemd import calendar
+from workbench.core.errors import ParameterError
+from workbench.pipeline.schedules.emitters import systemd_calendar
+from workbench.pipeline.schedules.job import parse_cron
 
 
 def test_every_form_of_a_field_is_understood() -> None:
-    time = parse(" */20 1-5/2,23  1,15 jan,jul mon-fri ")
+    time = parse_cron(" */20 1-5/2,23  1,15 jan,jul mon-fri ")
     assert time.text == "*/20 1-5/2,23 1,15 jan,jul mon-fri"
     assert time.minutes == (0, 20, 40)
     assert time.hours == (1, 3, 5, 23)
@@ -21,11 +21,11 @@ def test_every_form_of_a_field_is_understood() -> None:
 
 
 def test_sunday_is_0_and_7_and_a_whole_range_does_not_restrict() -> None:
-    assert parse("0 0 * * 7").weekdays == parse("0 0 * * sun").weekdays == (0,)
-    whole = parse("0-59 0-23 1-31 1-12 0-6")
+    assert parse_cron("0 0 * * 7").weekdays == parse_cron("0 0 * * sun").weekdays == (0,)
+    whole = parse_cron("0-59 0-23 1-31 1-12 0-6")
     assert (whole.minutes, whole.hours, whole.days, whole.months, whole.weekdays) == (None,) * 5
-    assert parse("0 5/6 * * *").hours == (5, 11, 17, 23)
-    assert parse("@daily").text == "0 0 * * *"
+    assert parse_cron("0 5/6 * * *").hours == (5, 11, 17, 23)
+    assert parse_cron("@daily").text == "0 0 * * *"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_sunday_is_0_and_7_and_a_whole_range_does_not_restrict() -> None:
 )
 def test_what_cron_would_not_understand_is_refused(expression: str, told: str) -> None:
     with pytest.raises(ParameterError, match=told):
-        parse(expression)
+        parse_cron(expression)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,6 @@ def test_what_cron_would_not_understand_is_refused(expression: str, told: str) -
     ],
 )
 def test_systemd_is_told_the_same_times(expression: str, expected: list[str]) -> None:
-    told = calendar(parse(expression), "UTC")
+    told = systemd_calendar(parse_cron(expression), "UTC")
     assert len(told) == len(expected)
     assert all(line.startswith(start) for line, start in zip(told, expected, strict=True))

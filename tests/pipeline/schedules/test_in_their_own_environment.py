@@ -18,10 +18,11 @@ import pytest
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.schedules.conftest import MakeJob
 from tests.servers import Servers
-from workbench.pipeline.schedules import SYSTEMS, Job
+from workbench.core.workspace import Workspace
+from workbench.pipeline.schedules.emitters import SCHEDULERS
+from workbench.pipeline.schedules.job import ScheduledJob
 from workbench.records.store import Store
 from workbench.records.types import Selection
-from workbench.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -54,13 +55,13 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_project(
     tmp_path: Path, servers: Servers
-) -> Iterator[Callable[[Path, Job, str, str], dict[str, Any]]]:
+) -> Iterator[Callable[[Path, ScheduledJob, str, str], dict[str, Any]]]:
     """Called with a Python, a job, its system and a program that prints one JSON object last."""
 
-    def told(python: Path, job: Job, system: str, program: str) -> dict[str, Any]:
+    def told(python: Path, job: ScheduledJob, system: str, program: str) -> dict[str, Any]:
         folder = tmp_path / system
         folder.mkdir(exist_ok=True)
-        for name, text in SYSTEMS[system].emit(job).items():
+        for name, text in SCHEDULERS[system].emit(job).items():
             (folder / name).write_text(text)
         home = tmp_path / f"{system}-home"
         home.mkdir(exist_ok=True)
@@ -138,7 +139,7 @@ def test_dagster_leaves_out_what_is_below_a_step_that_waits(
 ) -> None:
     write_notebook(
         project / "notebooks/steps/a.ipynb",
-        "from workbench.errors import Waiting\nraise Waiting('0 of 3 done', hint='label them')",
+        "from workbench.core.errors import Waiting\nraise Waiting('0 of 3 done', hint='label them')",
     )
     told = in_project(dagster, make_job(), "dagster", RUN_DAGSTER)
     assert told["ok"]

@@ -19,13 +19,14 @@ import yaml
 from tests.pipeline.conftest import write_pipeline
 from tests.pipeline.schedules.conftest import MakeJob
 from tests.servers import Servers
-from workbench.errors import ParameterError
-from workbench.pipeline.schedules import SYSTEMS, Job
+from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.schedules.emitters import SCHEDULERS
+from workbench.pipeline.schedules.job import ScheduledJob
+from workbench.records.model_types import StepRun
 from workbench.records.store import Store
-from workbench.records.types import StepRun
-from workbench.workspace import Workspace
 
-EndsWith = Callable[..., Job]
+EndsWith = Callable[..., ScheduledJob]
 AWKWARD = '100% "it\'s" $HOME `id` $(id) ; \\ {{ x }} ü'
 
 
@@ -35,14 +36,14 @@ def with_word(project: Path) -> None:
     write_pipeline(project, path.read_text().replace(", choices: [calm, loud]", ""))
 
 
-def shell_of(job: Job) -> str:
+def shell_of(job: ScheduledJob) -> str:
     """What cron would hand to the shell: the line without its five fields, with \\% as %."""
-    line = SYSTEMS["cron"].emit(job)[f"{job.name}.cron"].splitlines()[-1]
+    line = SCHEDULERS["cron"].emit(job)[f"{job.name}.cron"].splitlines()[-1]
     assert line.startswith(job.time.text + " ")
     return line.removeprefix(job.time.text + " ").replace(r"\%", "%")
 
 
-def as_cron(job: Job) -> subprocess.CompletedProcess[str]:
+def as_cron(job: ScheduledJob) -> subprocess.CompletedProcess[str]:
     """Run the line as cron does: by /bin/sh, with next to nothing in the environment."""
     return subprocess.run(
         ["/bin/sh", "-c", shell_of(job)],
@@ -54,15 +55,15 @@ def as_cron(job: Job) -> subprocess.CompletedProcess[str]:
     )
 
 
-def log_of(job: Job) -> str:
+def log_of(job: ScheduledJob) -> str:
     return (job.home / "schedules" / f"{job.name}.log").read_text()
 
 
-@pytest.mark.parametrize("system", sorted(SYSTEMS))
+@pytest.mark.parametrize("system", sorted(SCHEDULERS))
 def test_same_input_same_bytes_and_every_file_says_how_it_was_made(
     make_job: MakeJob, system: str
 ) -> None:
-    once, again = (SYSTEMS[system].emit(make_job(n="4")) for _ in range(2))
+    once, again = (SCHEDULERS[system].emit(make_job(n="4")) for _ in range(2))
     assert once == again
     for text in once.values():
         first = text.splitlines()[0]
@@ -138,7 +139,7 @@ def test_systemd_takes_the_units(
 ) -> None:
     with_word(project)
     job = ends_with(make_job(at="0 4 1 * mon", timezone="Europe/Berlin", word=AWKWARD), 0)
-    units = SYSTEMS["systemd"].emit(job)
+    units = SCHEDULERS["systemd"].emit(job)
     service, timer = units["workbench-trial.service"], units["workbench-trial.timer"]
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign] - case counts
@@ -181,7 +182,7 @@ ALLOWED = {
 
 def test_kubernetes_gets_a_cron_job(make_job: MakeJob) -> None:
     job = dataclasses.replace(make_job(word="loud"), secrets=("TOKEN",), gpus=0.5)
-    (text,) = SYSTEMS["k8s"].emit(job).values()
+    (text,) = SCHEDULERS["k8s"].emit(job).values()
     volume, cron_job = yaml.safe_load_all(text)
     assert (cron_job["apiVersion"], cron_job["kind"]) == ("batch/v1", "CronJob")
     spec = cron_job["spec"]
@@ -211,7 +212,7 @@ def test_the_pod_ends_well_unless_the_run_failed(
 ) -> None:
     """``None``: the pod is told to stop while the run is at work."""
     job = ends_with(make_job(), status or 0, waits_s=0 if status is not None else 30)
-    (text,) = SYSTEMS["k8s"].emit(job).values()
+    (text,) = SCHEDULERS["k8s"].emit(job).values()
     _, cron_job = yaml.safe_load_all(text)
     (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     if status is None:
@@ -234,7 +235,7 @@ def test_generated_python_holds_values_as_literals(
     make_job: MakeJob, project: Path, system: str
 ) -> None:
     with_word(project)
-    files = SYSTEMS[system].emit(make_job(word=AWKWARD))
+    files = SCHEDULERS[system].emit(make_job(word=AWKWARD))
     for name, text in files.items():
         if not name.endswith(".py"):
             continue
@@ -252,7 +253,7 @@ def test_names_that_fall_together_are_refused(make_job: MakeJob) -> None:
     first = dataclasses.replace(job.steps[0], name="a-b")
     second = dataclasses.replace(job.steps[1], name="a_b")
     with pytest.raises(ParameterError, match="differ only in characters"):
-        SYSTEMS["dagster"].emit(dataclasses.replace(job, steps=(first, second)))
+        SCHEDULERS["dagster"].emit(dataclasses.replace(job, steps=(first, second)))
 
 
 def test_the_command_writes_files_and_says_what_to_do_with_them(

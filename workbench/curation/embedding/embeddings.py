@@ -1,8 +1,14 @@
-"""Embeddings: what a pass over a pool leaves, as arrays in the order that was asked for."""
+"""Embeddings as arrays, and the shards that hold them on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +17,181 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.curation.embedding import shards
-from workbench.curation.embedding.encoder import Encoder, Grid, tile_boxes, tile_count
-from workbench.errors import DataError
+from workbench.core import digest
+from workbench.core.errors import DataError, WorkbenchError
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.curation.embedding.encoders import (
+    MAX_OBJECTS,
+    Encoder,
+    TileGrid,
+    tile_boxes,
+    tile_count,
+)
 from workbench.records.frames import Frame
+
+ShardArrays = Mapping[str, NDArray[Any]]
+
+LAYOUT_VERSION = 2
+"""Version of what a shard holds and means; 2 added tiles, sizes, noise and blockage."""
+
+_SHARD_FILE = "shard.json"
+_QUARANTINE_FILE = "quarantine.jsonl"
+_TEMPORARY_PREFIX = ".writing-"
+_STALE_S = 3600.0
+_FRAME_ARRAYS = ("vectors", "entropy", "quality", "sizes", "tiles", "counts")
+_OBJECT_ARRAYS = ("object_vectors", "boxes", "scores", "classes")
+ARRAY_NAMES = (*_FRAME_ARRAYS, *_OBJECT_ARRAYS)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some frames in order, and their arrays, see `workbench.curation.embedding.embeddings.Embeddings`."""
+
+    folder: Path
+    frames: tuple[str, ...]
+
+    def array(self, name: str) -> NDArray[Any]:
+        try:
+            values: NDArray[Any] = np.load(
+                self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False
+            )
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"embedding file cannot be read: {error}",
+                where=self.folder / f"{name}.npy",
+                hint="Delete its folder; the next pass makes it again",
+            ) from error
+        if name in _FRAME_ARRAYS and len(values) != len(self.frames):
+            raise DataError(
+                f"{len(values)} rows for {len(self.frames)} frames",
+                where=self.folder / f"{name}.npy",
+                hint="Delete its folder; the next pass makes it again",
+            )
+        return values
+
+
+def embeddings_folder(place: Workspace, encoder: Encoder) -> Path:
+    """Where the embeddings of one encoder lie."""
+    identity = digest.of_json(
+        {
+            "layout": LAYOUT_VERSION,
+            "model": encoder.model,
+            "preprocessing": encoder.preprocessing,
+            "grid": [list(scale) for scale in encoder.grid],
+            "objects": MAX_OBJECTS,
+        }
+    )
+    return place.root / "embeddings" / f"{digest.shorten(encoder.model)}-{digest.shorten(identity)}"
+
+
+def read_shards(folder: Path) -> list[Shard]:
+    """Every whole shard, in order of name."""
+    found = []
+    for about in sorted(folder.glob(f"[!.]*/{_SHARD_FILE}")):
+        try:
+            frames = tuple(json.loads(about.read_bytes())["frames"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"shard cannot be read: {error}",
+                where=about,
+                hint="Delete its folder; the next pass makes it again",
+            ) from error
+        found.append(Shard(about.parent, frames))
+    return found
+
+
+def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Shard:
+    """Write one shard.
+
+    Raises:
+        DataError: The vectors are not as wide as those that are there.
+        WorkbenchError: The disk is full; nothing is left behind.
+    """
+    target = folder / digest.shorten(digest.of_json(list(frames)))
+    _check_widths(folder, arrays)
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_TEMPORARY_PREFIX))
+        for name in ARRAY_NAMES:
+            with (temporary / f"{name}.npy").open("wb") as stream:
+                np.save(stream, arrays[name], allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+        about = {"layout": LAYOUT_VERSION, "frames": list(frames)}
+        (temporary / _SHARD_FILE).write_text(json.dumps(about))
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(target)
+        except OSError:
+            # Another process embedded the same frames and was quicker.
+            if not (target / _SHARD_FILE).exists():
+                raise
+    except OSError as error:
+        raise _write_error(target, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Shard(target, tuple(frames))
+
+
+def _check_widths(folder: Path, arrays: ShardArrays) -> None:
+    """Raise when a shard beside has vectors of another width: no model changes its own."""
+    about = next(folder.glob(f"[!.]*/{_SHARD_FILE}"), None)
+    if about is None:
+        return
+    for name in ("vectors", "tiles", "object_vectors"):
+        there = np.load(about.parent / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape[1:]
+        if there != arrays[name].shape[1:]:
+            raise DataError(
+                f"{name} of shape {list(arrays[name].shape[1:])} do not go with those of shape "
+                f"{list(there)} that the same model gave before",
+                where=about.parent,
+                hint="The model changed under the same name; name it by its weights, or delete "
+                f"{folder.name} and embed again",
+            )
+
+
+def remove_stale_writes(folder: Path) -> None:
+    """Remove what killed passes left half written, long enough ago that nobody writes it still."""
+    for left in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def read_quarantine(folder: Path) -> dict[str, str]:
+    """Frames that this encoder has no vector for, and why: asking it again would not help."""
+    try:
+        lines = (folder / _QUARANTINE_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    rows = [json.loads(line) for line in lines]
+    return {row["frame"]: row["reason"] for row in rows}
+
+
+def add_to_quarantine(folder: Path, reasons: Mapping[str, str]) -> None:
+    """Add frames to the quarantine; what stands there stays."""
+    rows = {**read_quarantine(folder), **reasons}
+    text = "".join(
+        json.dumps({"frame": frame, "reason": why}) + "\n" for frame, why in sorted(rows.items())
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / _QUARANTINE_FILE, text.encode())
+    except OSError as error:
+        raise _write_error(folder / _QUARANTINE_FILE, error) from error
+
+
+def _write_error(where: Path, error: OSError) -> WorkbenchError:
+    return WorkbenchError(
+        f"embeddings cannot be written: {error.strerror or error}",
+        where=where,
+        hint="Free some space and run again; finished shards are kept",
+    )
+
+
+# ---- Embeddings: what a pass over a pool leaves, as arrays in the order that was asked for.
 
 
 @dataclass(frozen=True)
@@ -28,12 +205,12 @@ class Tiles:
         sizes: Int32 ``[n, 2]``: width and height of each frame, pixels.
     """
 
-    grid: Grid = ()
+    grid: TileGrid = ()
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
     read: Callable[[], NDArray[np.float16]] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, vectors: NDArray[np.float16], grid: Grid, sizes: NDArray[np.int32]) -> Tiles:
+    def of(cls, vectors: NDArray[np.float16], grid: TileGrid, sizes: NDArray[np.int32]) -> Tiles:
         """Tiles that are at hand: ``vectors`` ``[n * t, c]``, frame by frame."""
         return cls(grid, sizes, lambda: vectors)
 
@@ -71,7 +248,7 @@ class Embeddings:
         frames: Digests of ``n`` frames, in the order asked for.
         vectors: Float16 ``[n, d]``; mapped from disk where one shard holds just these frames.
         entropy: Float32 ``[n]``: how unsure the detector was, summed over its boxes, nats.
-        quality: Float32 ``[n, 5]``, columns as in `workbench.curation.embedding.quality.NAMES`.
+        quality: Float32 ``[n, 5]``, columns as in `workbench.curation.embedding.quality.QUALITY_NAMES`.
         owner: Int64 ``[m]``: the row in ``frames`` that each object belongs to, ascending.
         object_vectors: Float16 ``[m, c]``.
         boxes: Float32 ``[m, 4]`` xyxy pixels of the frame.
@@ -97,7 +274,7 @@ class Embeddings:
     tiles: Tiles = field(default_factory=Tiles)
 
 
-def gather(
+def gather_embeddings(
     folder: Path,
     encoder: Encoder,
     frames: Sequence[Frame],
@@ -108,7 +285,7 @@ def gather(
     Raises:
         DataError: None of them is there, or a shard is damaged or of another model.
     """
-    layout = _Layout(folder, frames)
+    layout = _ShardRows(folder, frames)
     if not layout.names:
         reason = left_out[0][1] if left_out else "there are no frames"
         raise DataError(
@@ -135,11 +312,11 @@ def gather(
     )
 
 
-class _Layout:
+class _ShardRows:
     """Which row of which shard each frame is, found once for all arrays."""
 
     def __init__(self, folder: Path, frames: Sequence[Frame]) -> None:
-        kept = shards.read_all(folder)
+        kept = read_shards(folder)
         where = {
             frame: (s, r) for s, shard in enumerate(kept) for r, frame in enumerate(shard.frames)
         }
@@ -147,7 +324,7 @@ class _Layout:
         places = np.array([where[name] for name in self.names], np.int64).reshape(-1, 2)
         order = np.argsort(places[:, 0], kind="stable")
         numbers, starts = np.unique(places[order, 0], return_index=True)
-        self.parts: list[tuple[shards.Shard, NDArray[np.int64], NDArray[np.int64]]] = []
+        self.parts: list[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]] = []
         groups = np.split(order, starts[1:]) if len(order) else []
         for number, targets in zip(numbers.tolist(), groups, strict=True):
             self.parts.append((kept[number], targets, places[targets, 1]))
@@ -177,8 +354,8 @@ class _Layout:
             counts = np.asarray(shard.array("counts"))
             begins = np.cumsum(counts) - counts
             self._same(shard, name, values, out)
-            out[ranges(self.starts[targets], counts[rows])] = values[
-                ranges(begins[rows], counts[rows])
+            out[_ranges(self.starts[targets], counts[rows])] = values[
+                _ranges(begins[rows], counts[rows])
             ]
         assert out is not None  # noqa: S101
         return out
@@ -189,7 +366,7 @@ class _Layout:
         return flat
 
     @staticmethod
-    def _same(shard: shards.Shard, name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
+    def _same(shard: Shard, name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
         if values.shape[1:] != out.shape[1:]:
             raise DataError(
                 f"vectors of one model have different widths: {list(out.shape[1:])} and "
@@ -199,7 +376,7 @@ class _Layout:
             )
 
 
-def ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """``start, start + 1, …`` of each run, one behind the other, int64 ``[sum(counts)]``."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

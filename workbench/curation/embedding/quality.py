@@ -1,8 +1,4 @@
-"""Is a frame worth looking at? Rare must not mean broken, so this is asked before rarity.
-
-The numbers are of the image as stored, independent of any model. Pixels are read from at most 48
-windows spread over the picture, so that a large frame costs hardly more than a small one.
-"""
+"""Image quality metrics, and the gate that keeps broken frames out of selections."""
 
 from __future__ import annotations
 
@@ -13,28 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.perception.preprocessing import Pixels
-from workbench.records.base import Row
+from workbench.detection.preprocessing import Pixels
+from workbench.records.base import FrozenModel
 
-NAMES = ("brightness", "contrast", "sharpness", "noise", "blockage")
+QUALITY_NAMES = ("brightness", "contrast", "sharpness", "noise", "blockage")
 """The columns of a quality array, in order."""
 
 _ROWS, _COLUMNS = 6, 8
 _WINDOW = (24, 32)
 """Rows and columns of pixels that are read of each part of the picture."""
 
-_SMALLEST = 8
-_EMPTY = 2.0
+_MIN_PART_PX = 8
+_EMPTY_STD = 2.0
 """Standard deviation of luma, of 255, below which a part of the picture shows nothing at all:
 real scenes seldom have such a part, as sensor noise alone is about that much."""
 
-_WHITE = 240.0
+_BLOWN_OUT = 240.0
 """A part brighter than this is blown out, as skies are, not covered."""
 
-_NOISE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+_NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 
 
-def measure(image: Pixels) -> NDArray[np.float32]:
+def measure_quality(image: Pixels) -> NDArray[np.float32]:
     """Five numbers of RGB uint8 ``[height, width, 3]``, float32 ``[5]``, in the order of `NAMES`.
 
     Brightness and contrast are mean and standard deviation of luma (BT.601) in [0, 1]. Sharpness is
@@ -47,7 +43,7 @@ def measure(image: Pixels) -> NDArray[np.float32]:
 
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     mean, deviation = cv2.meanStdDev(luma)
-    windows = _windows(luma)
+    windows = _sample_windows(luma)
     rows, high, columns, wide = windows.shape
     mosaic = windows.astype(np.float32).reshape(rows * high, columns * wide)
 
@@ -59,39 +55,39 @@ def measure(image: Pixels) -> NDArray[np.float32]:
     spread = np.sqrt(np.maximum(averaged(mosaic * mosaic) - means * means, 0))
     sharpness = noise = 0.0
     if min(high, wide) > 2:
-        inner = _inner(windows.shape)
+        inner = _interior_mask(windows.shape)
         share = inner.mean()
         laplacian = np.abs(cv2.Laplacian(mosaic, cv2.CV_32F, ksize=1)) * inner
         sharpness = float(laplacian.mean() / share)
-        second = averaged(np.abs(cv2.filter2D(mosaic, cv2.CV_32F, _NOISE)) * inner)
+        second = averaged(np.abs(cv2.filter2D(mosaic, cv2.CV_32F, _NOISE_KERNEL)) * inner)
         calm = np.sort(second, axis=None)[second.size // 4] / share
         noise = float(calm) * math.sqrt(math.pi / 2) / 6
-    empty = float(((spread < _EMPTY) & (means < _WHITE)).mean())
+    empty = float(((spread < _EMPTY_STD) & (means < _BLOWN_OUT)).mean())
     levels = [float(mean[0, 0]), float(deviation[0, 0]), sharpness, noise]
     return np.array([*(level / 255 for level in levels), empty], np.float32)
 
 
 @cache
-def _inner(shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
+def _interior_mask(shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
     """0 for the pixels at a window's edge, whose neighbours are another window's; 1 elsewhere."""
     mask = np.zeros(shape, np.float32)
     mask[:, 1:-1, :, 1:-1] = 1
     return mask.reshape(shape[0] * shape[1], shape[2] * shape[3])
 
 
-def _windows(luma: NDArray[Any]) -> NDArray[Any]:
+def _sample_windows(luma: NDArray[Any]) -> NDArray[Any]:
     """The middle of each part of a picture, ``[rows, pixels, columns, pixels]``; a small picture
     has fewer parts."""
     height, width = luma.shape
-    rows = min(_ROWS, max(1, height // _SMALLEST))
-    columns = min(_COLUMNS, max(1, width // _SMALLEST))
+    rows = min(_ROWS, max(1, height // _MIN_PART_PX))
+    columns = min(_COLUMNS, max(1, width // _MIN_PART_PX))
     high, wide = height // rows, width // columns
     parts = luma[: rows * high, : columns * wide].reshape(rows, high, columns, wide)
     top, left = max(0, (high - _WINDOW[0]) // 2), max(0, (wide - _WINDOW[1]) // 2)
     return parts[:, top : top + _WINDOW[0], :, left : left + _WINDOW[1]]
 
 
-class QualityGate(Row):
+class QualityGate(FrozenModel):
     """The limits outside which a frame is not offered to labelers, see `measure` for the units.
 
     ``blurred`` lies between real and rendered drives, day and night (0.016 and more), and the same

@@ -1,45 +1,52 @@
-"""Hygiene: duplicates, leaks between roles, thin conditions, labels that look wrong.
+"""Hygiene: duplicates, leaks between roles, thin conditions, labels that look wrong."""
 
-made = hygiene.inspect(store, dataset_ref, model_ref)     # an Inspection record
-found = hygiene.read(store, made)                         # verdict, leaks, clusters, cells, errors
-"""
-
-from workbench.curation.hygiene.alike import Likeness, Yardstick, measure
-from workbench.curation.hygiene.coverage import Cell, Target, coverage_of, read_target, thin
-from workbench.curation.hygiene.duplicates import Cluster, Duplicates
-from workbench.curation.hygiene.fingerprints import Fingerprints, fingerprints
-from workbench.curation.hygiene.inspection import (
-    Found,
-    InspectionRules,
-    alike_across_cuts,
-    inspect,
-    likeness,
-    read,
+from workbench.curation.hygiene.coverage import (
+    CoverageCell,
+    CoverageTarget,
+    dataset_coverage,
+    read_coverage_target,
+    thin_cells,
 )
-from workbench.curation.hygiene.leakage import Leak, Leakage, LeakageRules
-from workbench.perception.label_errors import LabelError
+from workbench.curation.hygiene.duplicates import (
+    DuplicateCluster,
+    Duplicates,
+    FrameFeatures,
+    SimilarityThreshold,
+    measure_threshold,
+)
+from workbench.curation.hygiene.fingerprints import Fingerprints, compute_fingerprints
+from workbench.curation.hygiene.inspection import (
+    InspectionFindings,
+    InspectionRules,
+    frame_features,
+    inspect_dataset,
+    read_findings,
+    similar_across_cuts,
+)
+from workbench.curation.hygiene.leakage import Leak, LeakageResult, LeakageRules
+from workbench.detection.label_errors import LabelError
 
 __all__ = [
-    "Cell",
-    "Cluster",
+    "CoverageCell",
+    "CoverageTarget",
+    "DuplicateCluster",
     "Duplicates",
     "Fingerprints",
-    "Found",
+    "FrameFeatures",
+    "InspectionFindings",
     "InspectionRules",
     "LabelError",
     "Leak",
-    "Leakage",
+    "LeakageResult",
     "LeakageRules",
-    "Likeness",
-    "Target",
-    "Yardstick",
-    "alike_across_cuts",
-    "coverage_of",
-    "fingerprints",
-    "inspect",
-    "likeness",
-    "measure",
-    "read",
-    "read_target",
-    "thin",
+    "SimilarityThreshold",
+    "compute_fingerprints",
+    "dataset_coverage",
+    "frame_features",
+    "inspect_dataset",
+    "measure_threshold",
+    "read_coverage_target",
+    "read_findings",
+    "similar_across_cuts",
+    "thin_cells",
 ]

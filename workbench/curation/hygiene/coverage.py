@@ -1,8 +1,4 @@
-"""Coverage: which conditions and classes a dataset holds enough of, against a target.
-
-Boxes alone mislead: two hundred pedestrians of one drive are one street. So frames, boxes and
-drives are counted, of what is learned from and of what is judged by.
-"""
+"""Coverage: frames, boxes and drives by condition and class, against a target."""
 
 from __future__ import annotations
 
@@ -13,18 +9,18 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from workbench.curation.hygiene.sides import side_of
-from workbench.errors import ParameterError
-from workbench.records.base import Row
+from workbench.core.errors import ParameterError
+from workbench.curation.hygiene.leakage import split_side
+from workbench.records.base import FrozenModel
 from workbench.records.dataset import Dataset
 from workbench.records.frames import UNKNOWN, Frame
 
-EVERY = "all"
+ANY = "all"
 
-Side = Literal["learned", "judged"]
+CoverageSide = Literal["learned", "judged"]
 
 
-class Least(Row):
+class MinimumCounts(FrozenModel):
     """What a cell should at least hold; 0 asks for nothing."""
 
     frames: int = Field(default=0, ge=0)
@@ -32,32 +28,32 @@ class Least(Row):
     drives: int = Field(default=0, ge=0)
 
 
-class Wanted(Row):
+class TargetEntry(FrozenModel):
     """What is asked of the cells of a condition and a class; ``all`` stands for any."""
 
-    condition: str = EVERY
-    cls: str = EVERY
-    side: Side | Literal["all"] = "all"
-    least: Least
+    condition: str = ANY
+    cls: str = ANY
+    side: CoverageSide | Literal["all"] = "all"
+    least: MinimumCounts
 
 
-class Target(Row):
+class CoverageTarget(FrozenModel):
     """A target table: of the entries that fit a cell the last one counts.
 
     The default asks for ten drives where frames are judged, below which no gate decides anything,
     and for a hundred boxes everywhere. It comes from no standard: set your own.
     """
 
-    wanted: tuple[Wanted, ...] = (
-        Wanted(side="learned", least=Least(boxes=100)),
-        Wanted(side="judged", least=Least(boxes=100, drives=10)),
+    wanted: tuple[TargetEntry, ...] = (
+        TargetEntry(side="learned", least=MinimumCounts(boxes=100)),
+        TargetEntry(side="judged", least=MinimumCounts(boxes=100, drives=10)),
     )
 
-    def least(self, condition: str, cls: str, side: Side) -> Least:
-        found = Least()
+    def least(self, condition: str, cls: str, side: CoverageSide) -> MinimumCounts:
+        found = MinimumCounts()
         for entry in self.wanted:
             if all(
-                asked in (EVERY, given)
+                asked in (ANY, given)
                 for asked, given in (
                     (entry.condition, condition),
                     (entry.cls, cls),
@@ -68,16 +64,16 @@ class Target(Row):
         return found
 
 
-class Cell(Row):
+class CoverageCell(FrozenModel):
     """One condition and class on one side: what is there, what is asked for, what it lacks."""
 
-    side: Side
+    side: CoverageSide
     condition: str
     cls: str
     frames: int
     boxes: int
     drives: int
-    least: Least
+    least: MinimumCounts
 
     @property
     def lacks(self) -> dict[str, int]:
@@ -101,7 +97,9 @@ class Cell(Row):
         return min([1.0, *shares])
 
 
-def coverage_of(dataset: Dataset, target: Target | None = None) -> tuple[Cell, ...]:
+def dataset_coverage(
+    dataset: Dataset, target: CoverageTarget | None = None
+) -> tuple[CoverageCell, ...]:
     """Every condition that occurs against every class, learned from and judged by.
 
     Ignore regions and a model's own boxes do not count. A condition is in words, as
@@ -110,34 +108,34 @@ def coverage_of(dataset: Dataset, target: Target | None = None) -> tuple[Cell, .
     Returns:
         Cells by side, condition and class, thinnest first within a side.
     """
-    target = target or Target()
-    sides: tuple[Side, ...] = ("learned", "judged")
+    target = target or CoverageTarget()
+    sides: tuple[CoverageSide, ...] = ("learned", "judged")
     cells = []
     for side in sides:
-        theirs = [frame for frame in dataset.frames if _counts(frame, side)]
+        theirs = [frame for frame in dataset.frames if _is_counted(frame, side)]
         by_condition: dict[str, list[Frame]] = {}
         for frame in theirs:
-            by_condition.setdefault(condition_in_words(frame), []).append(frame)
+            by_condition.setdefault(describe_condition(frame), []).append(frame)
         for condition, frames in by_condition.items():
             for cls in dataset.label_schema.classes:
-                cells.append(_cell(dataset, frames, target, (side, condition, cls)))
+                cells.append(_make_cell(dataset, frames, target, (side, condition, cls)))
     order = {side: number for number, side in enumerate(sides)}
     return tuple(sorted(cells, key=lambda c: (order[c.side], c.filled, c.condition, c.cls)))
 
 
-def condition_in_words(frame: Frame) -> str:
+def describe_condition(frame: Frame) -> str:
     """Light, weather and road works, such as ``night, rain``; ``unknown`` where nothing is told."""
     about = frame.conditions
     parts = [str(part) for part in (about.light, about.weather) if part != UNKNOWN]
     return ", ".join([*parts, *(["road works"] if about.construction else [])]) or UNKNOWN
 
 
-def thin(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+def thin_cells(cells: Iterable[CoverageCell]) -> tuple[CoverageCell, ...]:
     """Cells that hold less than is asked for."""
     return tuple(cell for cell in cells if cell.lacks)
 
 
-def read_target(path: Path) -> Target:
+def read_coverage_target(path: Path) -> CoverageTarget:
     """A target table from YAML, with entries as in `Wanted`.
 
     Raises:
@@ -145,7 +143,7 @@ def read_target(path: Path) -> Target:
     """
     try:
         content = yaml.safe_load(path.read_text())
-        return Target.model_validate(content)
+        return CoverageTarget.model_validate(content)
     except OSError as error:
         raise ParameterError(
             f"the target table cannot be read: {error.strerror}", where=path
@@ -162,14 +160,17 @@ def read_target(path: Path) -> Target:
         ) from error
 
 
-def _counts(frame: Frame, side: Side) -> bool:
+def _is_counted(frame: Frame, side: CoverageSide) -> bool:
     # A pool is learned from one day, but nobody has labelled it yet.
-    return side_of(frame) == side and frame.role != "pool"
+    return split_side(frame) == side and frame.role != "pool"
 
 
-def _cell(
-    dataset: Dataset, frames: Sequence[Frame], target: Target, key: tuple[Side, str, str]
-) -> Cell:
+def _make_cell(
+    dataset: Dataset,
+    frames: Sequence[Frame],
+    target: CoverageTarget,
+    key: tuple[CoverageSide, str, str],
+) -> CoverageCell:
     side, condition, cls = key
     boxes = 0
     holding = []
@@ -182,7 +183,7 @@ def _cell(
         if count:
             holding.append(frame)
     drives = len({frame.drive for frame in holding})
-    return Cell(
+    return CoverageCell(
         side=side,
         condition=condition,
         cls=cls,

@@ -1,4 +1,4 @@
-"""Inspect: from a dataset version to a record of how clean it is. The room's recipe."""
+"""Inspect a dataset version and keep the findings as an Inspection record."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.curation.embedding import embed
+from workbench.core.errors import DataError
+from workbench.core.workspace import Workspace
+from workbench.curation.embedding.compute import embed
 from workbench.curation.hygiene import coverage, duplicates, leakage
-from workbench.curation.hygiene.alike import Likeness, measure
-from workbench.curation.hygiene.coverage import Cell, Target
-from workbench.curation.hygiene.duplicates import Cluster
-from workbench.curation.hygiene.fingerprints import Fingerprints, fingerprints
+from workbench.curation.hygiene.coverage import CoverageCell, CoverageTarget
+from workbench.curation.hygiene.duplicates import DuplicateCluster, FrameFeatures, measure_threshold
+from workbench.curation.hygiene.fingerprints import Fingerprints, compute_fingerprints
 from workbench.curation.hygiene.leakage import Leak, LeakageRules
-from workbench.curation.neighbours import directions
-from workbench.errors import DataError
-from workbench.perception import label_errors
-from workbench.perception.label_errors import LabelError
-from workbench.perception.predictor import TorchPredictor, load_checkpoint, predict_frames
+from workbench.curation.vectors import unit_vectors
+from workbench.detection import label_errors
+from workbench.detection.label_errors import LabelError
+from workbench.detection.predictor import TorchPredictor, load_checkpoint, predict_frames
 from workbench.records import dataset as datasets
-from workbench.records.base import Digest, Ref, Row
+from workbench.records.base import Digest, FrozenModel, Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame
 from workbench.records.store import Store
 from workbench.records.types import Inspection, Prediction
-from workbench.workspace import Workspace
 
 Progress = Callable[[int, int], None]
 
@@ -33,26 +32,26 @@ _LEAKS, _DUPLICATES = "leaks.jsonl", "duplicates.jsonl"
 _COVERAGE, _ERRORS = "coverage.jsonl", "label_errors.jsonl"
 
 
-class InspectionRules(Row):
+class InspectionRules(FrozenModel):
     """What is asked of a dataset version."""
 
     leakage: LeakageRules = LeakageRules()
-    near_share: float = duplicates.SHARE
-    target: Target = Target()
+    near_share: float = duplicates.NEAR_DUPLICATE_SHARE
+    target: CoverageTarget = CoverageTarget()
 
 
 @dataclass(frozen=True)
-class Found:
+class InspectionFindings:
     """What an inspection found, each worst first."""
 
     record: Inspection
     leaks: tuple[Leak, ...]
-    clusters: tuple[Cluster, ...]
-    cells: tuple[Cell, ...]
+    clusters: tuple[DuplicateCluster, ...]
+    cells: tuple[CoverageCell, ...]
     errors: tuple[LabelError, ...]
 
 
-def inspect(
+def inspect_dataset(
     store: Store,
     dataset_ref: Ref,
     model_ref: Ref | None = None,
@@ -75,16 +74,16 @@ def inspect(
         DataError: The dataset has no frames, or not one can be read.
     """
     rules = rules or InspectionRules()
-    dataset = datasets.load(store, dataset_ref)
+    dataset = datasets.load_dataset(store, dataset_ref)
     if not dataset.frames:
         raise DataError("there are no frames to inspect", where=dataset_ref)
-    prints = fingerprints(store.workspace, dataset.frames, progress)
+    prints = compute_fingerprints(store.workspace, dataset.frames, progress)
     model = load_checkpoint(store, model_ref) if model_ref else None
-    like, pixels = likeness(store, dataset.frames, prints, model, progress)
-    leaks = leakage.check(dataset, like, rules.leakage)
-    twins = duplicates.find(like, pixels, measure(like, rules.near_share))
-    cells = coverage.coverage_of(dataset, rules.target)
-    errors = _label_errors(store, dataset, model) if model and labels else None
+    like, pixels = frame_features(store, dataset.frames, prints, model, progress)
+    leaks = leakage.check_leakage(dataset, like, rules.leakage)
+    twins = duplicates.find_duplicates(like, pixels, measure_threshold(like, rules.near_share))
+    cells = coverage.dataset_coverage(dataset, rules.target)
+    errors = _find_label_errors(store, dataset, model) if model and labels else None
     told = {
         "rules": rules.model_dump(mode="json"),
         "near": twins.yardstick.told,
@@ -96,45 +95,47 @@ def inspect(
         model=model_ref,
         verdict=leaks.verdict,
         gates=leaks.gates,
-        exact=_surplus(twins.exact),
-        near=_surplus(twins.near),
-        thin=len(coverage.thin(cells)),
+        exact=_redundant_count(twins.exact),
+        near=_redundant_count(twins.near),
+        thin=len(coverage.thin_cells(cells)),
         suspects=None if errors is None else len(errors),
         parameters=told,
         simulated=dataset.simulated,
     )
-    return _keep(store, Found(record, leaks.leaks, twins.clusters, cells, tuple(errors or ())))
+    return _save_findings(
+        store, InspectionFindings(record, leaks.leaks, twins.clusters, cells, tuple(errors or ()))
+    )
 
 
-def _keep(store: Store, found: Found) -> Ref:
+def _save_findings(store: Store, found: InspectionFindings) -> Ref:
     payload = {
-        _LEAKS: datasets.lines(found.leaks),
-        _DUPLICATES: datasets.lines(found.clusters),
-        _COVERAGE: datasets.lines(found.cells),
-        _ERRORS: datasets.lines(found.errors),
+        _LEAKS: datasets.to_json_lines(found.leaks),
+        _DUPLICATES: datasets.to_json_lines(found.clusters),
+        _COVERAGE: datasets.to_json_lines(found.cells),
+        _ERRORS: datasets.to_json_lines(found.errors),
     }
     return store.put(found.record, payload)
 
 
-def read(store: Store, ref: Ref) -> Found:
+def read_findings(store: Store, ref: Ref) -> InspectionFindings:
     """An inspection with all that it found."""
     record = store.get(ref, Inspection)
-    return Found(
+    return InspectionFindings(
         record,
-        leaks=datasets.read_lines(store.payload(ref, _LEAKS), Leak),
-        clusters=datasets.read_lines(store.payload(ref, _DUPLICATES), Cluster),
-        cells=datasets.read_lines(store.payload(ref, _COVERAGE), Cell),
-        errors=datasets.read_lines(store.payload(ref, _ERRORS), LabelError),
+        leaks=datasets.read_json_lines(store.payload(ref, _LEAKS), Leak),
+        clusters=datasets.read_json_lines(store.payload(ref, _DUPLICATES), DuplicateCluster),
+        cells=datasets.read_json_lines(store.payload(ref, _COVERAGE), CoverageCell),
+        errors=datasets.read_json_lines(store.payload(ref, _ERRORS), LabelError),
     )
 
 
-def likeness(
+def frame_features(
     store: Store,
     frames: Iterable[Frame],
     prints: Fingerprints,
     model: TorchPredictor | None,
     progress: Progress | None = None,
-) -> tuple[Likeness, tuple[str, ...]]:
+) -> tuple[FrameFeatures, tuple[str, ...]]:
     """What frames are compared by, and the digests of their pixels; unreadable frames are out.
 
     Raises:
@@ -150,16 +151,16 @@ def likeness(
     wanted = [by_id[name] for name in prints.frames]
     rows = {name: row for row, name in enumerate(prints.frames)}
     if model is None:
-        return Likeness(tuple(wanted), prints.hashes), prints.pixels
+        return FrameFeatures(tuple(wanted), prints.hashes), prints.pixels
     seen = embed(store.workspace, model, wanted, progress)
     kept = np.array([rows[name] for name in seen.frames])
-    like = Likeness(
-        tuple(by_id[name] for name in seen.frames), prints.hashes[kept], directions(seen.vectors)
+    like = FrameFeatures(
+        tuple(by_id[name] for name in seen.frames), prints.hashes[kept], unit_vectors(seen.vectors)
     )
     return like, tuple(prints.pixels[row] for row in kept.tolist())
 
 
-def alike_across_cuts(
+def similar_across_cuts(
     place: Workspace, dataset: Dataset, progress: Progress | None = None
 ) -> tuple[Digest, ...]:
     """Tuned and judged frames that look like one of their own drive on another side of its cut.
@@ -170,11 +171,11 @@ def alike_across_cuts(
     """
     if dataset.split.get("method") != "time blocks":
         return ()
-    prints = fingerprints(place, dataset.frames, progress)
+    prints = compute_fingerprints(place, dataset.frames, progress)
     by_id = {frame.id: frame for frame in dataset.frames}
-    like = Likeness(tuple(by_id[name] for name in prints.frames), prints.hashes)
+    like = FrameFeatures(tuple(by_id[name] for name in prints.frames), prints.hashes)
     drive = {frame.id: frame.drive for frame in dataset.frames}
-    leaks = leakage.check(dataset, like).leaks
+    leaks = leakage.check_leakage(dataset, like).leaks
     return tuple(
         leak.first
         for leak in leaks
@@ -182,11 +183,11 @@ def alike_across_cuts(
     )
 
 
-def _label_errors(store: Store, dataset: Dataset, model: TorchPredictor) -> list[LabelError]:
-    frames = label_errors.labelled(dataset)
+def _find_label_errors(store: Store, dataset: Dataset, model: TorchPredictor) -> list[LabelError]:
+    frames = label_errors.labelled_frames(dataset)
     predictions: Iterable[Prediction] = predict_frames(store.workspace, model, frames)
-    return label_errors.find(dataset, predictions)
+    return label_errors.find_label_errors(dataset, predictions)
 
 
-def _surplus(clusters: Iterable[Cluster]) -> int:
+def _redundant_count(clusters: Iterable[DuplicateCluster]) -> int:
     return sum(len(cluster.frames) - 1 for cluster in clusters)

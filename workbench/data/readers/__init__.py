@@ -9,30 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from workbench.data import provenance
-from workbench.data.readers import coco, images, kitti, voc, yolo
+from workbench.core.errors import DataError, ParameterError
+from workbench.data import source as provenance
+from workbench.data.readers import coco, per_image
 from workbench.data.source import Source
-from workbench.errors import DataError, ParameterError
 
 READERS: dict[str, Callable[[Path], Source]] = {
-    "coco": coco.read,
-    "kitti": kitti.read,
-    "voc": voc.read,
-    "yolo": yolo.read,
-    "images": images.read,
+    "coco": coco.read_coco,
+    "kitti": per_image.read_kitti,
+    "voc": per_image.read_voc,
+    "yolo": per_image.read_yolo,
+    "images": per_image.read_images,
 }
 
 # In this order: what is most telling first, and any folder is a folder of images.
 _DETECTORS: dict[str, Callable[[Path], bool]] = {
-    "coco": coco.looks_right,
-    "kitti": kitti.looks_right,
-    "voc": voc.looks_right,
-    "yolo": yolo.looks_right,
-    "images": images.looks_right,
+    "coco": coco.is_coco,
+    "kitti": per_image.is_kitti,
+    "voc": per_image.is_voc,
+    "yolo": per_image.is_yolo,
+    "images": per_image.is_image_folder,
 }
 
 
-def read(source: Path, format: str = "auto") -> Source:  # noqa: A002 - the word users know
+def read_source(source: Path, format: str = "auto") -> Source:  # noqa: A002 - the word users know
     """Read ``source`` and what its ``drives.json`` adds.
 
     Raises:
@@ -46,8 +46,8 @@ def read(source: Path, format: str = "auto") -> Source:  # noqa: A002 - the word
         )
     if not source.exists():
         raise ParameterError("there is no such source", where=source)
-    chosen = detect(source) if format == "auto" else format
-    found = provenance.apply(READERS[chosen](source))
+    chosen = detect_format(source) if format == "auto" else format
+    found = provenance.apply_drives_file(READERS[chosen](source))
     if not found.frames:
         raise DataError(
             f"no frames found in the {chosen} format",
@@ -57,7 +57,7 @@ def read(source: Path, format: str = "auto") -> Source:  # noqa: A002 - the word
     return found
 
 
-def detect(source: Path) -> str:
+def detect_format(source: Path) -> str:
     """The format that ``source`` is in, judged by its files.
 
     Raises:

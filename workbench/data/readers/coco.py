@@ -14,36 +14,48 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workbench.data.source import Source, SourceBox, SourceFrame, images_below, parse_name, relative
-from workbench.errors import DataError
+from workbench.core.errors import DataError
+from workbench.data.source import (
+    Source,
+    SourceBox,
+    SourceFrame,
+    find_images,
+    parse_file_name,
+    relative_name,
+)
 from workbench.records.frames import Conditions, Light, Weather
 from workbench.records.types import Quarantined
 
 Json = dict[str, Any]
 
-_USUAL = ("labels.coco.json", "_annotations.coco.json", "annotations.json", "instances.json")
+_COMMON_FILE_NAMES = (
+    "labels.coco.json",
+    "_annotations.coco.json",
+    "annotations.json",
+    "instances.json",
+)
 
 
-def looks_right(source: Path) -> bool:
+def is_coco(source: Path) -> bool:
     return bool(_candidates(source))
 
 
-def read(source: Path) -> Source:
+def read_coco(source: Path) -> Source:
     """Read the one COCO file in ``source``, which may also be named itself.
 
     Raises:
         DataError: There is none, several, or it is not COCO.
     """
-    path = _the_file(source)
+    path = _coco_file(source)
     root = source if source.is_dir() else source.parent
     body = _load(path)
     problems: list[Quarantined] = []
-    boxes = _boxes(body, relative(path, root), problems)
-    finder = _Finder(root, path.parent)
+    boxes = _boxes(body, relative_name(path, root), problems)
+    finder = _ImageFinder(root, path.parent)
     frames: list[SourceFrame] = []
     seen: set[Any] = set()
     for image in body["images"]:
-        frame = _frame(image, boxes, finder, problems, relative(path, root))
+        frame = _frame(image, boxes, finder, problems, relative_name(path, root))
         if frame is not None and image.get("id") in seen:
             problems.append(_mislabelled(frame.name, f"image id {image['id']} is used twice"))
         elif frame is not None:
@@ -53,7 +65,7 @@ def read(source: Path) -> Source:
     for image_id, orphans in boxes.items():
         if str(image_id) not in known:
             for box in orphans:
-                where = relative(path, root)
+                where = relative_name(path, root)
                 problems.append(_mislabelled(where, f"{box.detail}: no image has id {image_id}"))
     return Source(
         format="coco",
@@ -64,7 +76,7 @@ def read(source: Path) -> Source:
     )
 
 
-def _the_file(source: Path) -> Path:
+def _coco_file(source: Path) -> Path:
     found = _candidates(source)
     if len(found) == 1:
         return found[0]
@@ -80,14 +92,14 @@ def _candidates(source: Path) -> list[Path]:
     """COCO files in ``source``; a usual name beats the others."""
     if source.is_file():
         return [source] if source.suffix == ".json" else []
-    for name in _USUAL:
+    for name in _COMMON_FILE_NAMES:
         if (source / name).is_file():
             return [source / name]
     listed = [*sorted(source.glob("*.json")), *sorted(source.glob("annotations/*.json"))]
-    return [path for path in listed if _is_coco(path)]
+    return [path for path in listed if _is_coco_file(path)]
 
 
-def _is_coco(path: Path) -> bool:
+def _is_coco_file(path: Path) -> bool:
     try:
         _load(path)
     except DataError:
@@ -122,8 +134,8 @@ def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, lis
                 name=names.get(category, f"category {category}"),
                 corners=(x, y, x + w, y + h),
                 detail=detail,
-                occluded=_fraction(annotation.get("occluded")),
-                truncated=_fraction(annotation.get("truncated")),
+                occluded=_fraction_or_none(annotation.get("occluded")),
+                truncated=_fraction_or_none(annotation.get("truncated")),
                 ignore=bool(annotation.get("iscrowd", 0)),
                 track=None if annotation.get("track") is None else str(annotation["track"]),
             )
@@ -133,7 +145,7 @@ def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, lis
     return found
 
 
-def _fraction(value: Any) -> float | None:
+def _fraction_or_none(value: Any) -> float | None:
     # Some exporters write flags here; true is no fraction, and what it hides is not known.
     if value is None or isinstance(value, bool):
         return None if value is not False else 0.0
@@ -144,7 +156,7 @@ def _fraction(value: Any) -> float | None:
 def _frame(
     image: Any,
     boxes: dict[Any, list[SourceBox]],
-    finder: _Finder,
+    finder: _ImageFinder,
     problems: list[Quarantined],
     where: str,
 ) -> SourceFrame | None:
@@ -156,13 +168,13 @@ def _frame(
     if file is None:
         problems.append(Quarantined(file=name, reason="missing", detail="named in " + where))
         return None
-    parts = parse_name(name)
+    parts = parse_file_name(name)
     try:
         conditions = _conditions(image)
         index, timestamp = image.get("index", parts.index), image.get("timestamp_us")
         return SourceFrame(
             file=file,
-            name=relative(file, finder.root),
+            name=relative_name(file, finder.root),
             drive=str(image.get("drive") or image.get("sequence") or parts.drive),
             index=int(index),
             counter=parts.counter,
@@ -193,7 +205,7 @@ def _conditions(image: Json) -> Conditions:
     )
 
 
-class _Finder:
+class _ImageFinder:
     """Finds images where COCO files usually keep them, and never outside the source."""
 
     def __init__(self, root: Path, beside: Path) -> None:
@@ -210,7 +222,7 @@ class _Finder:
                 return place / pure
         if self._by_name is None:
             self._by_name = {}
-            for path in images_below(self.root):
+            for path in find_images(self.root):
                 self._by_name.setdefault(path.name, []).append(path)
         found = self._by_name.get(pure.name, [])
         return found[0] if len(found) == 1 else None

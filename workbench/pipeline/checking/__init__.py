@@ -1,4 +1,1 @@
-"""Whether a notebook is fit for production: read, run on its fixture, watched, and receipted.
-
-``check.run`` is the whole of it; ``receipts.fresh`` is what promotion asks.
-"""
+"""Check whether a notebook is ready for production: read it, run it on its fixture, sign a receipt."""

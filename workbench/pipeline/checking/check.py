@@ -1,4 +1,4 @@
-"""The whole check of one notebook: read it, run it on its fixture, and leave a receipt."""
+"""The whole check of one notebook: static checks, fixture runs, signed receipt."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import ContractError, WorkbenchError
-from workbench.pipeline.checking import dynamic, fixture, marimo_apps, receipts, static
-from workbench.pipeline.checking.findings import Finding, ordered
-from workbench.pipeline.checking.fixture import Teller
-from workbench.pipeline.checking.receipts import Ended, Watch
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.contracts import parameters
+from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract, parameters
+from workbench.pipeline.checking import dynamic_checks, receipts, static_checks, trials
+from workbench.pipeline.checking import notebook as marimo_apps
+from workbench.pipeline.checking.findings import Finding, sort_findings
+from workbench.pipeline.checking.receipts import CheckOutcome, WatchCoverage
+from workbench.pipeline.checking.trials import CheckDisplay
 from workbench.records.base import Ref
-from workbench.workspace import Workspace
 
 Json = dict[str, Any]
 
 _SECRET_NAME = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)")
-_SHORTEST = 8
+_MIN_SECRET_LENGTH = 8
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class CheckReport:
     notebook: Path
     findings: tuple[Finding, ...]
     ran: bool = False
-    checks: Mapping[str, Ended] = field(default_factory=dict)
-    watch: Watch | None = None
+    checks: Mapping[str, CheckOutcome] = field(default_factory=dict)
+    watch: WatchCoverage | None = None
     receipt: Ref | None = None
     outputs: Mapping[str, Ref] = field(default_factory=dict)
     schema: Json | None = None
@@ -54,7 +54,9 @@ class CheckReport:
         return not any(finding.is_error for finding in self.findings)
 
 
-def run(place: Workspace, notebook: Path, tell: Teller, *, execute: bool = True) -> CheckReport:
+def check_notebook(
+    place: Workspace, notebook: Path, tell: CheckDisplay, *, execute: bool = True
+) -> CheckReport:
     """Check ``notebook``, an .ipynb or a marimo app.
 
     Args:
@@ -66,16 +68,16 @@ def run(place: Workspace, notebook: Path, tell: Teller, *, execute: bool = True)
     """
     readable = marimo_apps.as_ipynb(place, notebook)
     known = known_secrets(readable)
-    found = static.check(readable, known)
-    schema = _schema(readable)
+    found = static_checks.run_static_checks(readable, known)
+    schema = _parameter_schema(readable)
     if not execute or any(finding.is_error for finding in found):
         return CheckReport(notebook, tuple(found), schema=schema)
-    before = receipts.state_of(place, notebook)
-    with _alone(place, notebook):
-        seen = dynamic.check(place, notebook, readable, known, tell)
-    if receipts.state_of(place, notebook) != before:
+    before = receipts.state_digest(place, notebook)
+    with _exclusive(place, notebook):
+        seen = dynamic_checks.run_dynamic_checks(place, notebook, readable, known, tell)
+    if receipts.state_digest(place, notebook) != before:
         found.append(Finding("changed-meanwhile", "it changed while it was checked"))
-    findings = tuple(ordered([*found, *seen.findings]))
+    findings = tuple(sort_findings([*found, *seen.findings]))
     report = CheckReport(
         notebook,
         findings,
@@ -94,17 +96,17 @@ def known_secrets(notebook: Path) -> dict[str, str]:
     """Values of environment variables that the contract, or their names, call secret."""
     declared: tuple[str, ...] = ()
     with contextlib.suppress(WorkbenchError):  # the static check says why
-        declared = contracts.read(notebook).declaration.secrets
+        declared = contract.read_contract(notebook).declaration.secrets
     return {
         name: value
         for name, value in os.environ.items()
-        if name in declared or (_SECRET_NAME.search(name) and len(value) >= _SHORTEST)
+        if name in declared or (_SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH)
     }
 
 
 def _with_receipt(place: Workspace, report: CheckReport) -> CheckReport:
     assert report.watch is not None  # noqa: S101 - it ran
-    ref = receipts.issue(
+    ref = receipts.issue_receipt(
         place,
         report.notebook,
         checks=report.checks,
@@ -115,18 +117,18 @@ def _with_receipt(place: Workspace, report: CheckReport) -> CheckReport:
     return CheckReport(**{**vars(report), "receipt": ref})
 
 
-def _schema(readable: Path) -> Json | None:
+def _parameter_schema(readable: Path) -> Json | None:
     try:
-        return parameters.json_schema(contracts.read(readable).parameters)
+        return parameters.parameters_json_schema(contract.read_contract(readable).parameters)
     except WorkbenchError:
         return None
 
 
-def _alone(place: Workspace, notebook: Path) -> _Alone:
-    return _Alone(place.root / fixture.FOLDER / f"{notebook.stem}.lock", notebook)
+def _exclusive(place: Workspace, notebook: Path) -> _NotebookLock:
+    return _NotebookLock(place.root / trials.CHECKS_FOLDER / f"{notebook.stem}.lock", notebook)
 
 
-class _Alone:
+class _NotebookLock:
     """Holds a notebook's trials; the lock goes with the process, however that ends."""
 
     def __init__(self, path: Path, notebook: Path) -> None:

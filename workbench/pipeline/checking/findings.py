@@ -1,4 +1,4 @@
-"""What a check can find: the rules, and one finding of one of them."""
+"""The rules of `workbench check`, and one finding of one rule."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Finding:
         }
 
 
-def ordered(findings: list[Finding]) -> list[Finding]:
+def sort_findings(findings: list[Finding]) -> list[Finding]:
     """By cell and line, what concerns the whole notebook first; each said once."""
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda f: (f.cell or 0, f.line or 0, not f.is_error, f.rule))
@@ -213,11 +213,11 @@ RULES: dict[str, Rule] = {
     ),
     "over-budget": _error(
         "It will be ended in production when it goes over.",
-        "Raise it in workbench.resources, or use less",
+        "Raise it in workbench.core.processes, or use less",
     ),
     "near-budget": _warning(
         "A little more data, or a slower machine, and it is ended.",
-        "Raise it in workbench.resources, or use less",
+        "Raise it in workbench.core.processes, or use less",
     ),
     "output-invalid": _error("Steps below cannot read it.", "Write it through its stage's `save`"),
     "output-empty": _error("Steps below have nothing to work on.", "Make the fixture larger"),

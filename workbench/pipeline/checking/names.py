@@ -1,9 +1,4 @@
-"""Names over the cells of a notebook, in the order in which a fresh kernel runs them.
-
-A name has to be there when it is evaluated: at once at the top level of a cell and in class bodies
-and comprehensions, at the first call in functions. Branches count as taken, so that only what must
-fail is said to fail.
-"""
+"""Undefined and out-of-order names over the cells of a notebook, in execution order."""
 
 # ruff: noqa: N815 - these are the names that ast.NodeVisitor calls
 from __future__ import annotations
@@ -14,27 +9,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from workbench.pipeline.checking.findings import Finding
-from workbench.pipeline.checking.notebook import Cell
-from workbench.pipeline.checking.scopes import FUNCTIONS, defined_where, globals_of
+from workbench.pipeline.checking.notebook import (
+    FUNCTION_NODES,
+    Cell,
+    first_definitions,
+    global_names,
+)
 
-_KERNEL = frozenset(
+_KERNEL_NAMES = frozenset(
     {"In", "Out", "_", "__", "___", "_dh", "_i", "_ih", "_oh", "display", "exit", "get_ipython"}
     | {"__file__", "__name__", "__doc__", "__builtins__", "__annotations__", "__class__", "quit"}
 )
-_AT_ONCE = ("__new__", "__init__", "__post_init__")
-_CATCHES_ALL = {"NameError", "Exception", "BaseException"}
+_CONSTRUCTOR_METHODS = ("__new__", "__init__", "__post_init__")
+_CATCH_NAME_ERROR = {"NameError", "Exception", "BaseException"}
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 
-def check(cells: Sequence[Cell]) -> list[Finding]:
+def check_names(cells: Sequence[Cell]) -> list[Finding]:
     """Names that are used before anything defines them, with the pair of cells where there is."""
-    book = _Book(defined_where(cells))
+    book = _NameTracker(first_definitions(cells))
     for cell in cells:
         if any(magic.name in ("run", "load_ext", "load", "pylab") for magic in cell.magics):
             book.open_world = True
         if cell.tree is not None:
             try:
-                _Walk(book, cell).statements(cell.tree.body)
+                _CellVisitor(book, cell).statements(cell.tree.body)
             except RecursionError:  # an expression of a thousand terms
                 book.open_world = True
     for need in book.deferred.values():
@@ -44,7 +43,7 @@ def check(cells: Sequence[Cell]) -> list[Finding]:
 
 
 @dataclass(frozen=True)
-class _Use:
+class _NameUse:
     """A name that a function needs when it is called."""
 
     name: str
@@ -53,17 +52,17 @@ class _Use:
 
 
 @dataclass
-class _Book:
+class _NameTracker:
     """What is known while walking from the first cell to the last."""
 
     first: dict[str, Cell]
-    defined: set[str] = field(default_factory=lambda: {*dir(builtins), *_KERNEL})
-    deferred: dict[str, list[_Use]] = field(default_factory=dict)
+    defined: set[str] = field(default_factory=lambda: {*dir(builtins), *_KERNEL_NAMES})
+    deferred: dict[str, list[_NameUse]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     open_world: bool = False
     said: set[tuple[str, int]] = field(default_factory=set)
 
-    def require(self, use: _Use, called: Cell | None = None, line: int | None = None) -> None:
+    def require(self, use: _NameUse, called: Cell | None = None, line: int | None = None) -> None:
         """Say it when ``use`` is not defined by now; ``called`` is where that came to matter."""
         if use.name in self.defined or self.open_world:
             return
@@ -94,10 +93,10 @@ class _Book:
                 waiting.append(use.name)
 
 
-class _Walk(ast.NodeVisitor):
+class _CellVisitor(ast.NodeVisitor):
     """Walks what a cell evaluates at once, in evaluation order."""
 
-    def __init__(self, book: _Book, cell: Cell) -> None:
+    def __init__(self, book: _NameTracker, cell: Cell) -> None:
         self.book = book
         self.cell = cell
         self.local: list[set[str]] = []  # class bodies and comprehensions around
@@ -115,7 +114,7 @@ class _Walk(ast.NodeVisitor):
             self.bind(node.id)
         elif isinstance(node.ctx, ast.Load):
             if not any(node.id in names for names in self.local):
-                self.book.require(_Use(node.id, self.cell, node.lineno))
+                self.book.require(_NameUse(node.id, self.cell, node.lineno))
         elif not self.branches and not self.local:
             self.book.defined.discard(node.id)
 
@@ -205,7 +204,7 @@ class _Walk(ast.NodeVisitor):
         if node.rest:
             self.bind(node.rest)
 
-    def visit_FunctionDef(self, node: FUNCTIONS) -> None:
+    def visit_FunctionDef(self, node: FUNCTION_NODES) -> None:
         for decorator in node.decorator_list:
             self.visit(decorator)
         self._signature(node.args)
@@ -229,7 +228,7 @@ class _Walk(ast.NodeVisitor):
         at_once = [
             self.book.deferred.pop(part.name, [])
             for part in node.body
-            if isinstance(part, FUNCTIONS) and part.name in _AT_ONCE
+            if isinstance(part, FUNCTION_NODES) and part.name in _CONSTRUCTOR_METHODS
         ]
         self.book.deferred[node.name] = [use for uses in at_once for use in uses]
         self.bind(node.name)
@@ -268,28 +267,32 @@ class _Walk(ast.NodeVisitor):
             if default is not None:
                 self.visit(default)
 
-    def _defer(self, name: str, node: FUNCTIONS | ast.Lambda) -> None:
-        if isinstance(node, FUNCTIONS) and self.local:
-            name = f"{self.cell.number}:{node.lineno}:{name}" if name not in _AT_ONCE else name
+    def _defer(self, name: str, node: FUNCTION_NODES | ast.Lambda) -> None:
+        if isinstance(node, FUNCTION_NODES) and self.local:
+            name = (
+                f"{self.cell.number}:{node.lineno}:{name}"
+                if name not in _CONSTRUCTOR_METHODS
+                else name
+            )
         self.book.deferred[name] = list(self._needs(node))
-        if isinstance(node, FUNCTIONS):
+        if isinstance(node, FUNCTION_NODES):
             made = {
                 n for part in ast.walk(node) if isinstance(part, ast.Global) for n in part.names
             }
             self.book.defined |= made
 
-    def _needs(self, node: FUNCTIONS | ast.Lambda) -> Iterator[_Use]:
+    def _needs(self, node: FUNCTION_NODES | ast.Lambda) -> Iterator[_NameUse]:
         lines = {
             part.id: part.lineno
             for part in reversed(list(ast.walk(node)))
             if isinstance(part, ast.Name)
         }
         around = set().union(*self.local) if self.local else set()
-        for name in sorted(globals_of(node) - around):
-            yield _Use(name, self.cell, lines.get(name, node.lineno))
+        for name in sorted(global_names(node) - around):
+            yield _NameUse(name, self.cell, lines.get(name, node.lineno))
 
 
 def _catches_name_error(handler: ast.ExceptHandler) -> bool:
     if handler.type is None:
         return True
-    return any(getattr(part, "id", "") in _CATCHES_ALL for part in ast.walk(handler.type))
+    return any(getattr(part, "id", "") in _CATCH_NAME_ERROR for part in ast.walk(handler.type))

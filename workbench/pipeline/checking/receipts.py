@@ -1,4 +1,4 @@
-"""Receipts: the signed record of a passed check, void as soon as anything it hangs on changes."""
+"""Receipts: signed records of passed checks, void as soon as what was checked changes."""
 
 from __future__ import annotations
 
@@ -8,72 +8,74 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench import digest
-from workbench.errors import VerificationError
-from workbench.pipeline.checking import marimo_apps
-from workbench.pipeline.contracts import contract as contracts
-from workbench.pipeline.contracts.contract import StepContract
-from workbench.pipeline.planning import environment, modules
+from workbench.core import digest
+from workbench.core.errors import VerificationError
+from workbench.core.workspace import Workspace
+from workbench.pipeline import contract as contracts
+from workbench.pipeline import environment
+from workbench.pipeline.checking import notebook as marimo_apps
+from workbench.pipeline.contract import StepContract
 from workbench.records.base import Ref
+from workbench.records.model_types import CheckReceipt, Environment, NotebookSource
 from workbench.records.store import Store
-from workbench.records.types import Environment, NotebookSource, Receipt
-from workbench.release import keys
-from workbench.workspace import Workspace
+from workbench.release import signing
 
-Ended = Literal["passed", "partial", "not-applicable"]
-Watch = Literal["complete", "partial", "none"]
+CheckOutcome = Literal["passed", "partial", "not-applicable"]
+WatchCoverage = Literal["complete", "partial", "none"]
 Json = dict[str, Any]
 
 SIGNATURE = "signature"
-LOCK = "requirements.lock"
+LOCK_FILE = "requirements.lock"
 
 _ALGORITHM = "ecdsa-p256-sha256"
 
 
-def issue(
+def issue_receipt(
     place: Workspace,
     notebook: Path,
     *,
-    checks: Mapping[str, Ended],
-    watch: Watch,
+    checks: Mapping[str, CheckOutcome],
+    watch: WatchCoverage,
     warnings: tuple[Json, ...] = (),
     outputs: Mapping[str, Ref] | None = None,
 ) -> Ref:
     """Store and sign the receipt of a notebook that passed, as it is on disk now."""
     store = Store(place)
     readable = marimo_apps.as_ipynb(place, notebook)
-    contract = contracts.read(readable)
+    contract = contracts.read_contract(readable)
     source = NotebookSource(name=contract.name, code=contract.code)
     ref = store.put(
-        Receipt(
-            notebook=store.put(source, {"notebook.ipynb": contracts.without_outputs(readable)}),
-            contract=_contract(contract),
-            modules=modules.digest_of(contract.sources),
-            environment=store.put(environment.current()),
+        CheckReceipt(
+            notebook=store.put(
+                source, {"notebook.ipynb": contracts.notebook_without_outputs(readable)}
+            ),
+            contract=_contract_digest(contract),
+            modules=environment.modules_digest(contract.sources),
+            environment=store.put(environment.current_environment()),
             checks=dict(checks),
             watch=watch,
             warnings=warnings,
             outputs=dict(outputs or {}),
-            lock=_lock(notebook),
+            lock=_lock_digest(notebook),
         )
     )
     store.write_side(ref, SIGNATURE, _sign(place, ref))
     return ref
 
 
-def state_of(place: Workspace, notebook: Path) -> str:
+def state_digest(place: Workspace, notebook: Path) -> str:
     """One digest of all that a receipt hangs on, to tell whether it changed during a check."""
     readable = marimo_apps.as_ipynb(place, notebook)
     parts = {
-        "notebook": digest.of_bytes(contracts.without_outputs(readable)),
-        "modules": modules.digest_of(contracts.read(readable).sources),
-        "environment": digest.of_json(environment.current().model_dump(mode="json")),
-        "lock": _lock(notebook),
+        "notebook": digest.of_bytes(contracts.notebook_without_outputs(readable)),
+        "modules": environment.modules_digest(contracts.read_contract(readable).sources),
+        "environment": digest.of_json(environment.current_environment().model_dump(mode="json")),
+        "lock": _lock_digest(notebook),
     }
     return digest.of_json(parts)
 
 
-def verify(place: Workspace, ref: Ref) -> Receipt:
+def verify_receipt(place: Workspace, ref: Ref) -> CheckReceipt:
     """The receipt, if this workbench's key signed it.
 
     Raises:
@@ -81,19 +83,21 @@ def verify(place: Workspace, ref: Ref) -> Receipt:
         RecordError: There is no such receipt, or it was changed.
     """
     store = Store(place)
-    receipt = store.get(ref, Receipt)
+    receipt = store.get(ref, CheckReceipt)
     signature = store.side(ref, SIGNATURE)
     if not isinstance(signature, dict):
-        raise VerificationError("the receipt is not signed", where=ref, hint=_again(None))
-    key = keys.signing_key(place)
+        raise VerificationError(
+            "the receipt is not signed", where=ref, hint=_check_again_hint(None)
+        )
+    key = signing.signing_key(place)
     if signature.get("key") != key.fingerprint or signature.get("algorithm") != _ALGORITHM:
         raise VerificationError("the receipt was signed with another key", where=ref)
-    if not _holds(key.public, ref, str(signature.get("signature", ""))):
+    if not _is_valid_signature(key.public, ref, str(signature.get("signature", ""))):
         raise VerificationError("the receipt's signature does not hold", where=ref)
     return receipt
 
 
-def fresh(place: Workspace, notebook: Path) -> tuple[Ref, Receipt]:
+def fresh_receipt(place: Workspace, notebook: Path) -> tuple[Ref, CheckReceipt]:
     """The newest receipt that still speaks for ``notebook``.
 
     Raises:
@@ -102,48 +106,50 @@ def fresh(place: Workspace, notebook: Path) -> tuple[Ref, Receipt]:
     """
     store = Store(place)
     readable = marimo_apps.as_ipynb(place, notebook)
-    contract = contracts.read(readable)
+    contract = contracts.read_contract(readable)
     why: list[str] = []
-    for ref in reversed(list(store.refs(Receipt.KIND))):
-        receipt = store.get(ref, Receipt)
+    for ref in reversed(list(store.refs(CheckReceipt.KIND))):
+        receipt = store.get(ref, CheckReceipt)
         if store.get(receipt.notebook, NotebookSource).name != contract.name:
             continue
-        reasons = _changes(store, receipt, contract, readable, _lock(notebook))
+        reasons = _changes(store, receipt, contract, readable, _lock_digest(notebook))
         if not reasons:
-            return ref, verify(place, ref)
+            return ref, verify_receipt(place, ref)
         why = why or reasons
     if not why:
         raise VerificationError(
-            "the notebook has no receipt", where=notebook, hint=_again(notebook)
+            "the notebook has no receipt", where=notebook, hint=_check_again_hint(notebook)
         )
     raise VerificationError(
-        f"the receipt is void: {'; '.join(why)}", where=notebook, hint=_again(notebook)
+        f"the receipt is void: {'; '.join(why)}", where=notebook, hint=_check_again_hint(notebook)
     )
 
 
 def _changes(
-    store: Store, receipt: Receipt, contract: StepContract, readable: Path, lock: str | None
+    store: Store, receipt: CheckReceipt, contract: StepContract, readable: Path, lock: str | None
 ) -> list[str]:
     """What differs, in words, between what was checked and what there is now."""
     found = []
     then = json.loads(store.payload(receipt.notebook, "notebook.ipynb").read_bytes())
-    now = json.loads(contracts.without_outputs(readable))
-    cells = _changed_cells(_code(then), _code(now))
+    now = json.loads(contracts.notebook_without_outputs(readable))
+    cells = _changed_cells(_code_cells(then), _code_cells(now))
     if cells:
         found.append(f"{cells} changed")
-    if receipt.contract != _contract(contract):
+    if receipt.contract != _contract_digest(contract):
         found.append("the contract changed")
-    if receipt.modules != modules.digest_of(contract.sources):
+    if receipt.modules != environment.modules_digest(contract.sources):
         found.append("a workbench module that it imports changed")
     if receipt.lock != lock:
-        found.append(f"{LOCK} changed")
-    packages = _changed_packages(store.get(receipt.environment, Environment), environment.current())
+        found.append(f"{LOCK_FILE} changed")
+    packages = _changed_packages(
+        store.get(receipt.environment, Environment), environment.current_environment()
+    )
     if packages:
         found.append(f"installed packages changed: {packages}")
     return found
 
 
-def _code(content: Json) -> list[tuple[str, bool]]:
+def _code_cells(content: Json) -> list[tuple[str, bool]]:
     """Source of each code cell, and whether it is the parameters cell."""
     return [
         ("".join(cell["source"]), "parameters" in cell["metadata"].get("tags", []))
@@ -169,15 +175,15 @@ def _changed_packages(then: Environment, now: Environment) -> str:
     return ", ".join(listed[:5]) + more
 
 
-def _contract(contract: StepContract) -> str:
+def _contract_digest(contract: StepContract) -> str:
     return digest.of_json(contract.declaration.model_dump(mode="json"))
 
 
-def _lock(notebook: Path) -> str | None:
+def _lock_digest(notebook: Path) -> str | None:
     """Digest of the lock of the project that the notebook lies in."""
     for folder in notebook.resolve().parents:
-        if (folder / LOCK).is_file():
-            return digest.of_file(folder / LOCK)
+        if (folder / LOCK_FILE).is_file():
+            return digest.of_file(folder / LOCK_FILE)
     return None
 
 
@@ -186,15 +192,15 @@ def _sign(place: Workspace, ref: Ref) -> Json:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    key = keys.signing_key(place)
+    key = signing.signing_key(place)
     private = load_pem_private_key(key.private.read_bytes(), password=None)
     assert isinstance(private, ec.EllipticCurvePrivateKey)  # noqa: S101 - signing_key has checked
-    made = private.sign(_statement(ref), ec.ECDSA(hashes.SHA256()))
+    made = private.sign(_signed_bytes(ref), ec.ECDSA(hashes.SHA256()))
     text = base64.b64encode(made).decode()
     return {"algorithm": _ALGORITHM, "key": key.fingerprint, "signature": text}
 
 
-def _holds(public: Path, ref: Ref, signature: str) -> bool:
+def _is_valid_signature(public: Path, ref: Ref, signature: str) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -203,16 +209,16 @@ def _holds(public: Path, ref: Ref, signature: str) -> bool:
     key = load_pem_public_key(public.read_bytes())
     assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - signing_key has checked
     try:
-        key.verify(base64.b64decode(signature), _statement(ref), ec.ECDSA(hashes.SHA256()))
+        key.verify(base64.b64decode(signature), _signed_bytes(ref), ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
-def _statement(ref: Ref) -> bytes:
+def _signed_bytes(ref: Ref) -> bytes:
     """What is signed: the record's digest covers all of it, the prefix keeps purposes apart."""
     return f"workbench check receipt\n{ref}\n".encode()
 
 
-def _again(notebook: Path | None) -> str:
+def _check_again_hint(notebook: Path | None) -> str:
     return f"Run `workbench check {notebook or 'NOTEBOOK'}`"

@@ -1,8 +1,4 @@
-"""Which record was made from which: an index that lets lineage be walked both ways at once.
-
-Records never change, so each is read once in its life and its line kept in
-``index/edges.jsonl``. The file can be thrown away at any time: it is made again from the records.
-"""
+"""Index of which record was made from which, readable in both directions."""
 
 from __future__ import annotations
 
@@ -13,16 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench import digest, workspace
+from workbench.core import digest, workspace
 from workbench.records.base import Ref, make_ref, refs_in
+from workbench.records.model_types import StepRun
 from workbench.records.store import Store
-from workbench.records.types import RECORD_TYPES, StepRun
+from workbench.records.types import RECORD_TYPES
 
-FILE = "edges.jsonl"
+EDGES_FILE = "edges.jsonl"
 
 
 @dataclass(frozen=True)
-class _Line:
+class _EdgeLine:
     """``sources`` is what a record names that came before it; ``outputs`` what a run made."""
 
     ref: Ref
@@ -30,7 +27,7 @@ class _Line:
     outputs: tuple[Ref, ...]
 
 
-class Edges:
+class EdgeIndex:
     """Both directions between all records of a store, as they were when this was made."""
 
     def __init__(self, store: Store) -> None:
@@ -38,7 +35,7 @@ class Edges:
         self._uses: dict[Ref, list[Ref]] = defaultdict(list)
         self._outputs: dict[Ref, tuple[Ref, ...]] = {}
         self._maker: dict[Ref, Ref] = {}
-        for line in _current(store):
+        for line in _current_lines(store):
             self._sources[line.ref] = line.sources
             for source in line.sources:
                 self._uses[source].append(line.ref)
@@ -68,15 +65,15 @@ class Edges:
         return (*self._uses.get(ref, ()), *self._outputs.get(ref, ()))
 
 
-def _current(store: Store) -> list[_Line]:
+def _current_lines(store: Store) -> list[_EdgeLine]:
     """A line for each record, oldest first; those that are new are read and kept."""
-    path = store.workspace.index / FILE
-    there = dict.fromkeys(_listed(store))
-    known = {line.ref: line for line in _kept(path) if line.ref in there}
+    path = store.workspace.index / EDGES_FILE
+    there = dict.fromkeys(_listed_refs(store))
+    known = {line.ref: line for line in _cached_lines(path) if line.ref in there}
     new = [
         line
         for ref in _oldest_first(store, there.keys() - known.keys())
-        if (line := _read(store, ref))
+        if (line := _read_record_edges(store, ref))
     ]
     lines = [*known.values(), *new]
     if new:
@@ -85,7 +82,7 @@ def _current(store: Store) -> list[_Line]:
     return lines
 
 
-def _listed(store: Store) -> Iterator[Ref]:
+def _listed_refs(store: Store) -> Iterator[Ref]:
     for kind in RECORD_TYPES:
         folder = store.root / kind
         if folder.is_dir():
@@ -94,7 +91,7 @@ def _listed(store: Store) -> Iterator[Ref]:
             )
 
 
-def _kept(path: Path) -> Iterator[_Line]:
+def _cached_lines(path: Path) -> Iterator[_EdgeLine]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -104,7 +101,7 @@ def _kept(path: Path) -> Iterator[_Line]:
             ref, sources, outputs = json.loads(line)
         except ValueError:
             return  # damaged: what follows is read from the records again
-        yield _Line(ref, tuple(sources), tuple(outputs))
+        yield _EdgeLine(ref, tuple(sources), tuple(outputs))
 
 
 def _oldest_first(store: Store, refs: set[Ref]) -> list[Ref]:
@@ -118,7 +115,7 @@ def _oldest_first(store: Store, refs: set[Ref]) -> list[Ref]:
     return [ref for _, ref in sorted(ages)]
 
 
-def _read(store: Store, ref: Ref) -> _Line | None:
+def _read_record_edges(store: Store, ref: Ref) -> _EdgeLine | None:
     """A record's line, from its plain JSON: quick, and older forms are as good as today's.
 
     A damaged record has none; whoever loads it is told so.
@@ -129,4 +126,4 @@ def _read(store: Store, ref: Ref) -> _Line | None:
     body = json.loads(content)
     body.pop("payload", None)
     outputs = refs_in(body.pop("outputs", {})) if body.get("kind") == StepRun.KIND else []
-    return _Line(ref, tuple(refs_in(body)), tuple(outputs))
+    return _EdgeLine(ref, tuple(refs_in(body)), tuple(outputs))

@@ -1,9 +1,4 @@
-"""A lineage graph to look at: one SVG, or one HTML page around it that opens from disk.
-
-The page holds its own style, script and data and asks nothing of any server; its policy lets
-nothing else run. Notebooks and environments, which every run has, are told with their run instead
-of drawn, and an edge that only repeats the way over a run is left out.
-"""
+"""A lineage graph as an SVG or a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,27 +7,211 @@ import hashlib
 import html
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from workbench import workspace
-from workbench.pipeline.lineage import layout
-from workbench.pipeline.lineage.tracing import Graph, text_of, without_short_cuts
+from workbench.core import workspace
+from workbench.pipeline.lineage.graph import LineageGraph, node_text, without_shortcuts
+
+Edge = tuple[str, str]
+Point = tuple[float, float]
+
+ROW_HEIGHT, NODE_HEIGHT, NODE_GAP = 92.0, 46.0, 16.0
+"""From a layer to the next, the height of a node, and the least room between neighbours: pixels."""
+
+_LANE_WIDTH = 12.0
+_SWEEPS = 6
+_MAX_LANES = 20_000
+
+
+@dataclass(frozen=True)
+class GraphLayout:
+    """``at`` is each node's centre in pixels, ``paths`` the points that each edge passes."""
+
+    at: dict[str, Point]
+    paths: dict[Edge, tuple[Point, ...]]
+    width: float
+    height: float
+
+
+def lay_out(widths: Mapping[str, float], edges: Iterable[Edge]) -> GraphLayout:
+    """Lay out nodes of these widths (pixels); edges to nodes that are not there are left out."""
+    known = [(a, b) for a, b in dict.fromkeys(edges) if a in widths and b in widths and a != b]
+    downhill = _without_cycles(list(widths), known)
+    layer = _assign_layers(list(widths), downhill)
+    lanes = _edge_lanes(downhill, layer)
+    wide = {
+        **dict.fromkeys((one for lane in lanes.values() for one in lane), _LANE_WIDTH),
+        **widths,
+    }
+    for (start, _), lane in lanes.items():
+        layer |= {one: layer[start] + at for at, one in enumerate(lane, 1)}
+    hops = [hop for edge in downhill for hop in _edge_hops(edge, lanes.get(edge, ()))]
+    x = _assign_columns(_order_layers(layer, hops), hops, wide)
+    left = min((x[one] - wide[one] / 2 for one in wide), default=0.0)
+    at = {one: (x[one] - left, layer[one] * ROW_HEIGHT + NODE_HEIGHT / 2) for one in wide}
+    paths: dict[Edge, tuple[Point, ...]] = {}
+    for edge in known:
+        lane = lanes.get(edge, ())
+        paths[edge] = tuple(at[one] for one in (edge[0], *lane, edge[1]))
+    return GraphLayout(
+        {name: at[name] for name in widths},
+        paths,
+        width=max((at[one][0] + wide[one] / 2 for one in wide), default=0.0),
+        height=max(layer.values(), default=0) * ROW_HEIGHT + NODE_HEIGHT,
+    )
+
+
+def _without_cycles(nodes: Sequence[str], edges: Sequence[Edge]) -> list[Edge]:
+    """Edges less those that close a cycle: a run may make again what it was given."""
+    after: dict[str, list[str]] = defaultdict(list)
+    for start, end in edges:
+        after[start].append(end)
+    done: set[str] = set()
+    under_way: set[str] = set()
+    back: set[Edge] = set()
+    for root in nodes:
+        stack = [(root, iter(after[root]))] if root not in done else []
+        under_way.update(one for one, _ in stack)
+        while stack:
+            name, rest = stack[-1]
+            following = next(rest, None)
+            if following is None:
+                stack.pop()
+                under_way.discard(name)
+                done.add(name)
+            elif following in under_way:
+                back.add((name, following))
+            elif following not in done:
+                under_way.add(following)
+                stack.append((following, iter(after[following])))
+    return [edge for edge in edges if edge not in back]
+
+
+def _assign_layers(nodes: Sequence[str], edges: Sequence[Edge]) -> dict[str, int]:
+    """Longest path from a source; sources stand just before the first thing made of them."""
+    after: dict[str, list[str]] = defaultdict(list)
+    before = dict.fromkeys(nodes, 0)
+    for start, end in edges:
+        after[start].append(end)
+        before[end] += 1
+    sources = [name for name in nodes if not before[name]]
+    layer = dict.fromkeys(nodes, 0)
+    ready = list(sources)
+    while ready:
+        name = ready.pop()
+        for end in after[name]:
+            layer[end] = max(layer[end], layer[name] + 1)
+            before[end] -= 1
+            if not before[end]:
+                ready.append(end)
+    for name in sources:
+        if after[name]:
+            layer[name] = min(layer[end] for end in after[name]) - 1
+    return layer
+
+
+def _edge_lanes(edges: Sequence[Edge], layer: Mapping[str, int]) -> dict[Edge, tuple[str, ...]]:
+    """A place in each layer that an edge passes, unless there would be too many of them."""
+    spans = {edge: layer[edge[1]] - layer[edge[0]] - 1 for edge in edges}
+    if sum(spans.values()) > _MAX_LANES:
+        return {}
+    return {
+        (a, b): tuple(f"{a}>{b}>{at}" for at in range(span))
+        for (a, b), span in spans.items()
+        if span > 0
+    }
+
+
+def _edge_hops(edge: Edge, lane: Sequence[str]) -> list[Edge]:
+    stops = (edge[0], *lane, edge[1])
+    return list(itertools.pairwise(stops))
+
+
+def _order_layers(layer: Mapping[str, int], hops: Sequence[Edge]) -> list[list[str]]:
+    """Each layer's nodes from left to right, sorted by the mean place of their neighbours."""
+    layers: list[list[str]] = [[] for _ in range(max(layer.values(), default=-1) + 1)]
+    for name, at in layer.items():
+        layers[at].append(name)
+    before, after = _neighbours(hops)
+    place = {name: float(at) for names in layers for at, name in enumerate(names)}
+    for sweep in range(_SWEEPS):
+        near, turn = (before, layers) if sweep % 2 == 0 else (after, layers[::-1])
+        for names in turn:
+            means = {one: _mean([place[n] for n in near[one]], place[one]) for one in names}
+            names.sort(key=means.__getitem__)
+            place.update({name: float(at) for at, name in enumerate(names)})
+    return layers
+
+
+def _assign_columns(
+    layers: Sequence[Sequence[str]], hops: Sequence[Edge], wide: Mapping[str, float]
+) -> dict[str, float]:
+    """Centres from left to right: near the neighbours, in order, without touching."""
+    x: dict[str, float] = {}
+    offsets: dict[str, float] = {}
+    for names in layers:
+        at = 0.0
+        for name in names:
+            offsets[name] = x[name] = at + wide[name] / 2
+            at += wide[name] + NODE_GAP
+    before, after = _neighbours(hops)
+    for sweep in range(_SWEEPS):
+        near, turn = (before, layers) if sweep % 2 == 0 else (after, layers[::-1])
+        for names in turn:
+            wished = [_mean([x[n] for n in near[one]], x[one]) - offsets[one] for one in names]
+            free = zip(names, _isotonic_fit(wished), strict=True)
+            x.update({one: at + offsets[one] for one, at in free})
+    return x
+
+
+def _isotonic_fit(wished: Sequence[float]) -> list[float]:
+    """The never falling sequence nearest to ``wished`` in squares: pool adjacent violators."""
+    pools: list[tuple[float, int]] = []
+    for value in wished:
+        mean, count = value, 1
+        while pools and pools[-1][0] > mean:
+            other, size = pools.pop()
+            mean, count = (mean * count + other * size) / (count + size), count + size
+        pools.append((mean, count))
+    return [mean for mean, count in pools for _ in range(count)]
+
+
+def _neighbours(hops: Sequence[Edge]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    before: dict[str, list[str]] = defaultdict(list)
+    after: dict[str, list[str]] = defaultdict(list)
+    for start, end in hops:
+        after[start].append(end)
+        before[end].append(start)
+    return before, after
+
+
+def _mean(values: Sequence[float], otherwise: float) -> float:
+    return sum(values) / len(values) if values else otherwise
+
+
+# ---- A lineage graph to look at: one SVG, or one HTML page around it that opens from disk.
+#
+# The page holds its own style, script and data and asks nothing of any server; its policy lets
+# nothing else run. Notebooks and environments, which every run has, are told with their run instead
+# of drawn, and an edge that only repeats the way over a run is left out.
+
 
 Json = dict[str, Any]
-Edge = tuple[str, str]
 
-_FOLDED = ("notebook", "environment")
-_SMALL = ("drive", "frame", "label")
-_WIDE, _NARROW = 204.0, 164.0
+_FOLDED_KINDS = ("notebook", "environment")
+_NARROW_KINDS = ("drive", "frame", "label")
+_WIDE_NODE, _NARROW_NODE = 204.0, 164.0
 _MARGIN = 24.0
-_LONGEST_TITLE = 22
-_IN_A_CELL_PX = 560
+_MAX_TITLE_LENGTH = 22
+_IFRAME_HEIGHT_PX = 560
 
-_MEANINGS = {
+_FAMILY_LABELS = {
     "data": "data and labels",
     "choice": "selections and batches",
     "run": "runs",
@@ -41,7 +220,7 @@ _MEANINGS = {
     "release": "releases",
     "code": "code and environment",
 }
-_FAMILY = {
+_KIND_FAMILY = {
     **dict.fromkeys(("drive", "frame", "label", "annotator", "dataset", "withdrawal"), "data"),
     **dict.fromkeys(("selection", "batch", "agreement", "calibration"), "choice"),
     **dict.fromkeys(("checkpoint", "bundle"), "model"),
@@ -52,12 +231,12 @@ _FAMILY = {
 }
 
 
-class Page:
+class LineagePage:
     """The picture of a graph. The last line of a notebook's cell shows it."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: LineageGraph) -> None:
         self.graph = graph
-        self.nodes, self.edges = _drawn(graph)
+        self.nodes, self.edges = _visible_graph(graph)
 
     @cached_property
     def svg(self) -> str:
@@ -71,7 +250,7 @@ class Page:
         own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{own}'"
         root = self.graph.nodes.get(self.graph.root, {})
-        kind, name = root.get("kind", ""), _title(root)
+        kind, name = root.get("kind", ""), _node_title(root)
         title = f"{kind} {name if name != kind else str(root.get('digest', ''))[:12]}".strip()
         what = "What was made of" if self.graph.forward else "What went into"
         data = {"nodes": self.nodes, "edges": sorted(self.edges), "root": self.graph.root}
@@ -85,7 +264,7 @@ class Page:
             "<input id='search' type='search' placeholder='find a name, step or digest'>"
             "<button id='fit' type='button'>whole picture</button></header>"
             f"<main><div id='stage'>{self._svg()}</div><aside id='details'></aside></main>"
-            f"<script id='data' type='application/json'>{_inert(data)}</script>"
+            f"<script id='data' type='application/json'>{_json_for_html(data)}</script>"
             f"<script>{script}</script></body></html>"
         )
 
@@ -100,22 +279,22 @@ class Page:
         page = html.escape(self.html, quote=True)
         return (
             f"<iframe sandbox='allow-scripts' srcdoc=\"{page}\" title='lineage' "
-            f"style='width:100%;height:{_IN_A_CELL_PX}px;border:1px solid #d8dde4'></iframe>"
+            f"style='width:100%;height:{_IFRAME_HEIGHT_PX}px;border:1px solid #d8dde4'></iframe>"
         )
 
     def _repr_svg_(self) -> str:
         return self.svg
 
     def _svg(self, style: str = "") -> str:
-        widths = {name: _width(node) for name, node in self.nodes.items()}
-        placed = layout.place(widths, self.edges)
+        widths = {name: _node_width(node) for name, node in self.nodes.items()}
+        placed = lay_out(widths, self.edges)
         width, height = placed.width + 2 * _MARGIN, placed.height + 2 * _MARGIN
         edges = "".join(
-            f"<path data-from='{_quoted(a)}' data-to='{_quoted(b)}' d='{_curve(points)}'/>"
+            f"<path data-from='{_attribute(a)}' data-to='{_attribute(b)}' d='{_edge_curve(points)}'/>"
             for (a, b), points in placed.paths.items()
         )
         nodes = "".join(
-            _box(name, self.nodes[name], at, root=name == self.graph.root)
+            _node_svg(name, self.nodes[name], at, root=name == self.graph.root)
             for name, at in placed.at.items()
         )
         own = f"<style>{style}</style>" if style else ""
@@ -134,58 +313,60 @@ class Page:
         return html.escape(" · ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
 
 
-def _drawn(graph: Graph) -> tuple[dict[str, Json], set[Edge]]:
+def _visible_graph(graph: LineageGraph) -> tuple[dict[str, Json], set[Edge]]:
     """Nodes and edges of the picture: what is folded stands in ``with`` of the run it served."""
     folded = {
-        name for name, node in graph.nodes.items() if node["kind"] in _FOLDED and name != graph.root
+        name
+        for name, node in graph.nodes.items()
+        if node["kind"] in _FOLDED_KINDS and name != graph.root
     }
     nodes = {name: dict(node) for name, node in graph.nodes.items() if name not in folded}
     for start, end in sorted(graph.edges):
         if start in folded and end in nodes:
             nodes[end].setdefault("with", []).append(graph.nodes[start])
-    edges = without_short_cuts(graph)
+    edges = without_shortcuts(graph)
     return nodes, {(a, b) for a, b in edges if a in nodes and b in nodes}
 
 
-def _width(node: Json) -> float:
-    return _NARROW if node["kind"] in _SMALL else _WIDE
+def _node_width(node: Json) -> float:
+    return _NARROW_NODE if node["kind"] in _NARROW_KINDS else _WIDE_NODE
 
 
-def _box(name: str, node: Json, at: tuple[float, float], *, root: bool) -> str:
-    width, height = _width(node), layout.TALL
+def _node_svg(name: str, node: Json, at: tuple[float, float], *, root: bool) -> str:
+    width, height = _node_width(node), NODE_HEIGHT
     x, y = at[0] - width / 2, at[1] - height / 2
     kind = node["kind"]
-    classes = ["node", f"of-{_FAMILY.get(kind, 'code')}", *(["root"] if root else [])]
+    classes = ["node", f"of-{_KIND_FAMILY.get(kind, 'code')}", *(["root"] if root else [])]
     if node.get("missing") or node.get("damaged"):
         classes.append("bad")
     if kind == "gates":
         classes.append("passed" if node.get("verdict") == "PASS" else "refused")
     lines = (
-        f"<text class='title' x='14' y='20'>{html.escape(_title(node))}</text>"
-        f"<text class='facts' x='14' y='36'>{html.escape(_facts(node))}</text>"
+        f"<text class='title' x='14' y='20'>{html.escape(_node_title(node))}</text>"
+        f"<text class='facts' x='14' y='36'>{html.escape(_node_facts(node))}</text>"
     )
-    tip = html.escape(" ".join(text_of(node).split()))
+    tip = html.escape(" ".join(node_text(node).split()))
     return (
-        f"<g class='{' '.join(classes)}' data-id='{_quoted(name)}' tabindex='0' "
+        f"<g class='{' '.join(classes)}' data-id='{_attribute(name)}' tabindex='0' "
         f"transform='translate({x:.1f} {y:.1f})'><title>{tip}</title>"
         f"<rect class='card' width='{width:.0f}' height='{height:.0f}' rx='6'/>"
         f"<rect class='stripe' width='5' height='{height:.0f}' rx='2'/>{lines}</g>"
     )
 
 
-def _title(node: Json) -> str:
+def _node_title(node: Json) -> str:
     kind = node.get("kind", "")
     count = node.get("count", node.get("labels") if kind == "label" else None)
     if count is not None:
-        return _short(f"{count} {kind}{'' if count == 1 else 's'}")
+        return _truncate(f"{count} {kind}{'' if count == 1 else 's'}")
     for key in ("name", "step", "model", "verdict"):
         if node.get(key):
-            return _short(str(node[key]))
+            return _truncate(str(node[key]))
     return kind if node.get("name") is None else ""
 
 
-def _facts(node: Json) -> str:
-    kind = "" if node["kind"] in _title(node) else node["kind"]
+def _node_facts(node: Json) -> str:
+    kind = "" if node["kind"] in _node_title(node) else node["kind"]
     words = [kind, node.get("origin", ""), str(node.get("digest", ""))[:10]]
     if "count" in node or node["kind"] == "annotator":
         words.pop()  # that of the dataset or label set, which stands beside it
@@ -198,13 +379,13 @@ def _facts(node: Json) -> str:
     return " · ".join(word for word in words if word)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST_TITLE else f"{text[: _LONGEST_TITLE - 1]}…"
+def _truncate(text: str) -> str:
+    return text if len(text) <= _MAX_TITLE_LENGTH else f"{text[: _MAX_TITLE_LENGTH - 1]}…"
 
 
-def _curve(points: tuple[layout.Point, ...]) -> str:
+def _edge_curve(points: tuple[Point, ...]) -> str:
     """A smooth way from the foot of the first node to the head of the last."""
-    half = layout.TALL / 2
+    half = NODE_HEIGHT / 2
     (x0, y0), (x1, y1) = points[0], points[-1]
     # Bends belong between the rows: past a row of nodes an edge goes straight down.
     lane = [(x, y + side) for x, y in points[1:-1] for side in (-half, half)]
@@ -217,27 +398,27 @@ def _curve(points: tuple[layout.Point, ...]) -> str:
 
 
 def _legend(nodes: dict[str, Json]) -> str:
-    there = {_FAMILY.get(node["kind"], "code") for node in nodes.values()}
+    there = {_KIND_FAMILY.get(node["kind"], "code") for node in nodes.values()}
     parts = [
         f"<span class='of-{family}'><i></i>{meaning}</span>"
-        for family, meaning in _MEANINGS.items()
+        for family, meaning in _FAMILY_LABELS.items()
         if family in there
     ]
     return f"<div class='legend'>{''.join(parts)}</div>"
 
 
-def _inert(value: Any) -> str:
+def _json_for_html(value: Any) -> str:
     """JSON that cannot end the element it stands in."""
     return json.dumps(value).replace("<", "\\u003c").replace("\u2028", "\\u2028")
 
 
-def _quoted(text: str) -> str:
+def _attribute(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def show(graph: Graph) -> Page:
+def show(graph: LineageGraph) -> LineagePage:
     """The graph as a picture: the last line of a notebook's cell shows it."""
-    return Page(graph)
+    return LineagePage(graph)
 
 
 def _asset(name: str) -> str:

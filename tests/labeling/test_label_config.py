@@ -1,0 +1,88 @@
+"""The labeling configuration says what the schema says, and can be read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.core.errors import DataError, ParameterError
+from workbench.labeling import label_config
+from workbench.records.frames import ANY_CLASS, LabelSchema, Question
+
+SCHEMA = LabelSchema(name="dash & cam <x>", version=3, classes=("car", "traffic sign", 'a"b'))
+EXPORTS = "labelstudio_samples/tests/custom/converter/data"
+
+
+def test_a_schema_survives_the_round_trip() -> None:
+    back = label_config.parse_labeling_config(label_config.labeling_config(SCHEMA))
+    assert back.classes == SCHEMA.classes
+    assert back.schema == (SCHEMA.name, SCHEMA.version)
+    assert back.attributes == ("occluded", "truncated", "ignore")
+
+
+FULL = LabelSchema(
+    name="full",
+    version=2,
+    classes=("car", "truck"),
+    shapes=("box", "turned", "polygon"),
+    box_questions=(Question(name="doors", answers=("open", "shut"), asked="Doors?"),),
+    frame_questions=(Question(name="weather", answers=("clear", "rain")),),
+    tracks=True,
+)
+
+
+def test_all_that_a_schema_can_ask_is_read_back() -> None:
+    assert (
+        label_config.parse_labeling_config(label_config.labeling_config(FULL)).as_schema() == FULL
+    )
+
+
+@pytest.mark.parametrize("name", ["occluded", "boxes", "weather"])
+def test_a_question_may_not_take_anothers_name(name: str) -> None:
+    twice = (*FULL.frame_questions, Question(name=name, answers=("a",)))
+    with pytest.raises(ParameterError, match=name):
+        label_config.labeling_config(FULL.model_copy(update={"frame_questions": twice}))
+
+
+def test_many_classes_have_a_colour_each() -> None:
+    schema = LabelSchema(name="big", version=1, classes=tuple(f"c{n}" for n in range(40)))
+    colours = label_config.parse_labeling_config(label_config.labeling_config(schema)).colours
+    assert len(set(colours)) == 40
+    assert all(len(colour) == 7 for colour in colours)
+
+
+def test_equal_schemas_give_equal_text() -> None:
+    assert label_config.labeling_config(SCHEMA) == label_config.labeling_config(SCHEMA.model_copy())
+
+
+@pytest.mark.parametrize("text", ["<View>", "not xml", "<View><Image name='i'/></View>"])
+def test_what_cannot_be_read_is_an_error(text: str) -> None:
+    with pytest.raises(DataError):
+        label_config.parse_labeling_config(text)
+
+
+def test_entities_are_refused_before_they_expand() -> None:
+    with pytest.raises(DataError, match="entities"):
+        label_config.parse_labeling_config('<!DOCTYPE x [<!ENTITY a "aaaa">]><View>&a;</View>')
+
+
+def test_a_configuration_by_others_is_readable(shared_data: Path) -> None:
+    text = (shared_data / EXPORTS / "test_export_coco" / "label_config.xml").read_text()
+    back = label_config.parse_labeling_config(text)
+    assert back.classes == ("rectangle_label",)
+    assert back.schema is None
+
+
+def test_ignore_areas_stand_for_every_class() -> None:
+    assert label_config.label_to_class(label_config.class_to_label(ANY_CLASS)) == ANY_CLASS
+    assert label_config.label_to_class(label_config.class_to_label("car")) == "car"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "answer"), [(0.0, "no"), (0.01, "partly"), (0.5, "partly"), (0.51, "mostly")]
+)
+def test_fractions_fall_into_the_answers(fraction: float, answer: str) -> None:
+    assert label_config.fraction_to_degree(fraction) == answer
+    # What is read back falls into the same answer again.
+    assert label_config.fraction_to_degree(label_config.DEGREES[answer]) == answer

@@ -1,0 +1,97 @@
+"""Slices that deserve more get more labelers, an earlier turn and a longer look."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.labeling.conftest import MODEL, SCHEMA, Sample
+from workbench.core.errors import ParameterError
+from workbench.labeling import LabelingOptions, LabelingRule, make_batch
+from workbench.labeling.answers import labelers_needed
+from workbench.labeling.labeling_rules import frame_needs, frame_slices
+from workbench.labeling.sender import priority_order
+from workbench.records import dataset
+from workbench.records.frames import Conditions, Frame, Light, Role, Weather
+from workbench.records.types import LabelBatch, SelectedFrame, Selection
+
+VULNERABLE = SCHEMA.model_copy(update={"vulnerable": ("pedestrian",)})
+NIGHT = Frame(
+    id="a" * 64,
+    drive="d",
+    index=0,
+    width=9,
+    height=9,
+    suffix=".jpg",
+    conditions=Conditions(light=Light.NIGHT, weather=Weather.RAIN, construction=True),
+    role=Role.SAFETY,
+    events=("cut_in",),
+)
+
+
+def test_slices_have_the_names_that_evaluation_uses() -> None:
+    assert frame_slices(NIGHT, ["pedestrian"], VULNERABLE) == (
+        *("light=night", "weather=rain", "construction", "role=safety", "event=cut_in", "vru"),
+    )
+    bare = NIGHT.model_copy(update={"conditions": Conditions(), "role": None, "events": ()})
+    assert frame_slices(bare, ["car"], VULNERABLE) == ()
+
+
+def test_of_several_wishes_the_greatest_counts() -> None:
+    rules = (
+        LabelingRule("light=night", labelers=2, priority=1),
+        LabelingRule("role=safety", labelers=3, least_s=8),
+        LabelingRule("vru", labelers=9),
+    )
+    (need,) = frame_needs(LabelingOptions(rules), [(NIGHT, ["car"])], VULNERABLE)
+    assert (need.labelers, need.priority, need.least_s) == (3, 1, 8)
+    assert need.slices == ("light=night", "role=safety")
+    assert frame_needs(LabelingOptions(), [(NIGHT, ["car"])], VULNERABLE) == ()
+
+
+@pytest.mark.parametrize("text", ["vru:labelers=two", "vru:eyes=2", "vru:labelers=0"])
+def test_what_cannot_be_read_says_how_to_write_it(text: str) -> None:
+    with pytest.raises(ParameterError) as error:
+        LabelingRule.parse(text)
+    assert "SLICE:labelers=2" in str(error.value.hint)
+    parsed = LabelingRule.parse("light=night:labelers=2:first=1:least=8.5")
+    assert parsed == LabelingRule("light=night", 2, 1, 8.5)
+
+
+def test_a_slice_that_does_not_exist_is_no_silent_wish() -> None:
+    with pytest.raises(ParameterError, match="no slice named 'light=nigth'") as error:
+        LabelingRule.parse("light=nigth:labelers=2")
+    assert "light=night" in str(error.value.hint)
+    assert LabelingRule("event=cut_in").slice == "event=cut_in"
+
+
+def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sample) -> None:
+    labeled = [frame.id for frame in sample.frames if sample.boxes(frame.id)]
+    chosen = [frame.id for frame in sample.frames if frame.id not in labeled]
+    selection = Selection(
+        dataset=sample.ref,
+        budget=len(chosen),
+        seed=0,
+        method="test",
+        chosen=tuple(SelectedFrame(frame=frame, rank=n, score=0) for n, frame in enumerate(chosen)),
+    )
+    ref = sample.store.put(selection)
+    care = LabelingOptions((LabelingRule("all", priority=1),), gold=2)
+    made = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions, care=care)
+    batch = sample.store.get(made, LabelBatch)
+    assert set(batch.gold) < set(labeled) and len(batch.frames) == len(chosen) + 2
+    assert [frame for frame in batch.frames if frame not in batch.gold] == chosen
+    assert batch.frames[0] in chosen and batch.frames[-1] in chosen
+    needed = labelers_needed(batch)
+    assert {needed[frame] for frame in batch.gold} == {2}
+    assert {needed[frame] for frame in chosen} == {1}
+    urgent = batch.model_copy(
+        update={"needs": tuple(n for n in batch.needs if n.frame == batch.frames[-1])}
+    )
+    assert priority_order(urgent) == [batch.frames[-1], *batch.frames[:-1]]
+    rows = dataset.read_json_lines(
+        sample.store.payload(made, "predictions.jsonl"), type(sample.predictions[0])
+    )
+    assert {row.frame for row in rows} == set(batch.gold)  # started like any other frame
+
+    with pytest.raises(ParameterError, match="have labels to trust"):
+        make_batch(sample.store, sample.ref, ref, care=LabelingOptions(gold=99))

@@ -1,0 +1,65 @@
+"""The guide page says what the schema says, and shows what it means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+from tests.labeling.conftest import SCHEMA, Sample
+from workbench.labeling import projects
+from workbench.records import dataset
+from workbench.records.frames import Question
+
+
+class Checked(HTMLParser):
+    """Counts images and sees that every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.images += tag == "img"
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_it_tells_all_that_is_asked_and_escapes_it() -> None:
+    schema = SCHEMA.model_copy(
+        update={
+            "definitions": {"car": "four wheels & <more>"},
+            "mapping": {"taxi": "car"},
+            "vulnerable": ("pedestrian",),
+            "shapes": ("box", "polygon"),
+            "frame_questions": (Question(name="weather", answers=("clear", "rain")),),
+            "tracks": True,
+        }
+    )
+    text = projects.guide_page(schema, {"car": [b"jpeg"]})
+    for part in ("four wheels &amp; &lt;more&gt;", "Also for: taxi", "clear / rain", "track"):
+        assert part in text
+    assert "look twice" in text and "Outline the object" in text
+    assert "same object in other frames" not in projects.guide_page(SCHEMA, {})
+    page = Checked(text)
+    assert page.images == 1 and page.open == []
+    assert projects.guide_page(schema, {"car": [b"jpeg"]}) == text
+
+
+def test_examples_are_cut_from_labeled_frames_and_lost_images_leave_none(sample: Sample) -> None:
+    unhidden = [label.model_copy(update={"occluded": None}) for label in sample.dataset.labels]
+    large = [label for label in unhidden if min(label.box.w, label.box.h) >= 24]
+    ref = dataset.save_dataset(
+        sample.store, replace(sample.dataset, labels=tuple(unhidden)), made_by="test"
+    )
+    found = projects.example_crops(sample.store, ref)
+    expected = min(projects.EXAMPLES_PER_CLASS, len({label.frame for label in large}))
+    assert {cls: len(crops) for cls, crops in found.items()} == {"car": expected}
+    assert all(crop.startswith(b"\xff\xd8") for crop in found["car"])
+    for frame in sample.frames:
+        dataset.media_path(sample.place, frame).unlink()
+    assert projects.example_crops(sample.store, ref) == {"car": []}

@@ -1,0 +1,127 @@
+"""Labels that contradict a confident model, and what labeling takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.labeling.conftest import MODEL, Sample
+from workbench.core.errors import ParameterError
+from workbench.labeling.answers import REPLAY_DOMAIN, AnswerRow
+from workbench.labeling.batches import BatchContents, make_batch
+from workbench.labeling.review import (
+    Suspect,
+    labeling_effort,
+    select_for_review,
+    suspects_from_model,
+)
+from workbench.records import dataset as datasets
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset
+from workbench.records.frames import ANY_CLASS, Box, Label, Origin, Role
+from workbench.records.types import LabelBatch, LabelSet, Prediction, Selection
+
+
+def trained(sample: Sample, *labels: Label) -> Dataset:
+    frames = tuple(one.model_copy(update={"role": Role.TRAIN}) for one in sample.frames)
+    return replace(sample.dataset, frames=frames, labels=labels)
+
+
+def drawn(sample: Sample, x: float, cls: str = "car", *, ignore: bool = False) -> Label:
+    box = Box(x=x, y=10, w=20, h=20)
+    frame = sample.frames[0].id
+    return Label(frame=frame, cls=cls, box=box, origin=Origin.HUMAN, ignore=ignore)
+
+
+def borne_out(sample: Sample) -> tuple[list[Label], list[Prediction]]:
+    """Labels of another frame on which a model is right: what it says is to be believed."""
+    frame = sample.frames[1].id
+    labels = [drawn(sample, x).model_copy(update={"frame": frame}) for x in range(0, 400, 40)]
+    found = [Prediction(frame=frame, cls="car", box=one.box, score=0.9) for one in labels]
+    return labels, found
+
+
+def seen(sample: Sample, x: float, cls: str = "car", score: float = 0.9) -> Prediction:
+    box = Box(x=x, y=10, w=20, h=20)
+    return Prediction(frame=sample.frames[0].id, cls=cls, box=box, score=score)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "kinds"),
+    [
+        ([0], [(0, "car", 0.9)], []),
+        ([], [(0, "car", 0.9)], ["missed"]),
+        ([], [(0, "car", 0.05)], []),
+        ([0], [(0, "pedestrian", 0.9)], ["class"]),
+        ([0], [(8, "car", 0.9)], ["placed"]),
+    ],
+)
+def test_each_kind_of_contradiction(
+    sample: Sample,
+    labels: list[float],
+    predictions: list[tuple[float, str, float]],
+    kinds: list[str],
+) -> None:
+    known, right = borne_out(sample)
+    dataset = trained(sample, *known, *(drawn(sample, x) for x in labels))
+    found = suspects_from_model(dataset, [*right, *(seen(sample, *one) for one in predictions)])
+    assert [one.kind for one in found] == kinds
+
+
+def test_ignore_areas_and_frames_nobody_labeled_take_no_part(sample: Sample) -> None:
+    area = drawn(sample, 0, ANY_CLASS, ignore=True)
+    assert suspects_from_model(trained(sample, area), [seen(sample, 2)]) == []
+    assert suspects_from_model(replace(sample.dataset, labels=()), [seen(sample, 2)]) == []
+
+
+def test_the_worst_frames_come_first_with_their_reasons(sample: Sample) -> None:
+    known, right = borne_out(sample)
+    dataset = trained(sample, *known)
+    other = seen(sample, 430).model_copy(update={"frame": sample.frames[1].id})
+    found = suspects_from_model(dataset, [*right, seen(sample, 0), seen(sample, 100), other])
+    ref = select_for_review(sample.store, sample.ref, found, budget=2)
+    selection = sample.store.get(ref, Selection)
+    assert [one.frame for one in selection.chosen] == [sample.frames[0].id, sample.frames[1].id]
+    assert "the model is 90% sure of a car where nobody drew one" in selection.chosen[0].reasons
+    with pytest.raises(ParameterError, match="nothing looks wrong"):
+        select_for_review(sample.store, sample.ref, [], budget=2)
+
+
+def test_a_review_starts_from_the_labels_and_not_from_the_model(sample: Sample) -> None:
+    frame = sample.frames[2]
+    ref = select_for_review(
+        sample.store, sample.ref, [Suspect(frame.id, "missed", 1.0, "why")], 1, MODEL
+    )
+    batch = make_batch(sample.store, sample.ref, ref)
+    assert sample.store.get(batch, LabelBatch).model is None
+    started = BatchContents(sample.store, batch).started(frame.id)
+    assert sorted(one.box.xyxy for one in started) == sorted(
+        label.box.xyxy for label in sample.boxes(frame.id)
+    )
+
+
+def labelset(sample: Sample, rows: list[AnswerRow], labels: list[Label]) -> Ref:
+    record = LabelSet(batch=sample.batch(), annotators=(), labels=len(labels))
+    return sample.store.put(
+        record,
+        {
+            "labels.jsonl": datasets.to_json_lines(labels),
+            "answers.jsonl": datasets.to_json_lines(rows),
+        },
+    )
+
+
+def test_effort_is_measured_of_people_only_and_says_what_a_budget_buys(sample: Sample) -> None:
+    rows = [
+        AnswerRow(frame=frame.id, annotator="ada", boxes=n, minutes=(10 + 5 * n) / 60)
+        for n, frame in enumerate(sample.frames)
+    ]
+    robot = f"replay-1@{REPLAY_DOMAIN}"
+    rows.append(AnswerRow(frame=sample.frames[0].id, annotator=robot, boxes=9))
+    found = labeling_effort(sample.store, [labelset(sample, rows, [drawn(sample, 0)])])
+    assert (found.seconds_per_frame, found.seconds_per_box) == (10.0, 5.0)
+    assert found.minutes == pytest.approx((7 * 10 + 5 * 21) / 60, abs=1e-3)
+    assert found.changed_per_minute == pytest.approx(1 / found.minutes, abs=1e-2)
+    nothing = labeling_effort(sample.store, [])
+    assert nothing.seconds_per_frame is None and nothing.changed_per_minute is None

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.data.test_roles import fleet
+from workbench.core.errors import RecordError
+from workbench.core.workspace import Workspace
+from workbench.records import dataset, references
+from workbench.records.base import Ref, digest_of
+from workbench.records.store import Store
+
+
+def _kept(store: Store, frames: int, name: str = "fleet") -> Ref:
+    ref = dataset.save_dataset(store, replace(fleet(1, frames), name=name), made_by="test")
+    mark = store.folder(ref) / "COMPLETE"
+    os.utime(mark, (frames, frames))  # a clear order of making
+    return ref
+
+
+def test_names_numbers_and_digests_lead_to_the_record(place: Workspace, store: Store) -> None:
+    first, second = _kept(store, 1), _kept(store, 2)
+    assert str(references.register_dataset(place, first)) == "fleet@1"
+    assert str(references.register_dataset(place, second)) == "fleet@2"
+    assert str(references.register_dataset(place, first)) == "fleet@1", "a number is for good"
+    digest = digest_of(first)
+    for text in (
+        "fleet@1",
+        first,
+        f"dataset/{digest[:8]}",
+        f"sha256:{digest}",
+        f"sha256:{digest[:9]}",
+    ):
+        assert references.resolve_dataset(place, text) == first
+    assert references.resolve_dataset(place, "fleet") == second
+    assert [str(version) for version in references.list_dataset_versions(place)] == [
+        "fleet@1",
+        "fleet@2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flet", "Did you mean fleet"),
+        ("fleet@3", "fleet has 2 versions"),
+        ("fleet@0", "fleet has 2 versions"),
+        ("a@b@c", "not a dataset reference"),
+        ("dataset/", "no dataset has this digest"),
+        ("sha256:ffffffffffff", "no dataset has this digest"),
+    ],
+)
+def test_wrong_references_say_what_is_right(
+    place: Workspace, store: Store, text: str, message: str
+) -> None:
+    for frames in (1, 2):
+        references.register_dataset(place, _kept(store, frames))
+    with pytest.raises(RecordError, match=message):
+        references.resolve_dataset(place, text)
+
+
+def test_a_lost_or_torn_index_is_rebuilt_from_the_records(place: Workspace, store: Store) -> None:
+    refs = [_kept(store, frames) for frames in (1, 2, 3)]
+    for ref in refs:
+        references.register_dataset(place, ref)
+    before = references.list_dataset_versions(place)
+    index = place.index / "datasets" / "versions.json"
+    index.write_text('{"fleet": [')
+    assert references.list_dataset_versions(place) == before
+    index.unlink()
+    assert references.list_dataset_versions(place) == before
+
+
+def _register(root: Path, ref: Ref) -> int:
+    return references.register_dataset(Workspace(root), ref).number
+
+
+def test_concurrent_registrations_lose_nothing(place: Workspace, store: Store) -> None:
+    refs = [_kept(store, frames) for frames in range(1, 7)]
+    (place.index / "datasets").mkdir(parents=True)
+    (place.index / "datasets" / "versions.json").write_text("{}")
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        numbers = pool.starmap(_register, [(place.root, ref) for ref in refs])
+    assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
+    assert {version.ref for version in references.list_dataset_versions(place)} == set(refs)

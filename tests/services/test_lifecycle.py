@@ -1,0 +1,180 @@
+"""Starting and stopping, with a server small enough to misbehave on demand."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace
+from workbench.services import lifecycle, probes
+from workbench.services.lifecycle import (
+    MessageCallback,
+    ProcessInfo,
+    Server,
+    read_process_info,
+    write_process_info,
+)
+
+WEB = """
+import http.server, sys
+http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind="127.0.0.1")
+"""
+# The process that was started only waits for a worker, which holds the port, as MLflow's does.
+PARENT = f"""
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, "-c", {WEB!r}, sys.argv[1]]))
+"""
+BROKEN = "print('the configuration is wrong'); raise SystemExit(3)"
+
+
+class Small(Server):
+    name = "small"
+    patience = 20.0
+
+    def __init__(self, program: str = WEB) -> None:
+        self.program = program
+
+    def prepare(self, place: Workspace, say: MessageCallback) -> None:
+        return None
+
+    def command(self, place: Workspace, port: int) -> list[str]:
+        return [sys.executable, "-c", self.program, str(port)]
+
+    def url(self, port: int) -> str:
+        return f"http://127.0.0.1:{port}"
+
+    def answers(self, port: int) -> bool:
+        return probes.http_ok(self.url(port), timeout=2.0)
+
+
+def quiet(_: str) -> None:
+    return None
+
+
+@pytest.fixture
+def place(place: Workspace) -> Iterator[Workspace]:
+    yield place
+    lifecycle.stop_server(Small(), place)
+
+
+def test_started_found_stopped(place: Workspace) -> None:
+    assert lifecycle.observe_server(Small(), place).state == "stopped"
+    said: list[str] = []
+    first = lifecycle.start_server(Small(), place, said.append)
+    assert first.state == "running"
+    assert len(said) == 2
+    assert lifecycle.start_server(Small(), place, said.append) == first
+    assert len(said) == 2
+    assert lifecycle.stop_server(Small(), place)
+    after = lifecycle.observe_server(Small(), place)
+    assert (after.state, after.url, after.pid) == ("stopped", first.url, None)
+    assert not lifecycle.stop_server(Small(), place)
+
+
+def test_a_start_keeps_its_port_and_gives_way_when_it_is_taken(place: Workspace) -> None:
+    first = lifecycle.start_server(Small(), place, quiet)
+    lifecycle.stop_server(Small(), place)
+    again = lifecycle.start_server(Small(), place, quiet)
+    assert again.url == first.url
+    lifecycle.stop_server(Small(), place)
+    facts = read_process_info(place, "small")
+    assert facts is not None
+    with socket.create_server(("127.0.0.1", facts.port)):
+        elsewhere = lifecycle.start_server(Small(), place, quiet)
+    assert elsewhere.url != first.url
+
+
+def test_a_server_that_dies_at_once_is_an_error_with_its_last_words(place: Workspace) -> None:
+    with pytest.raises(ServiceError, match="the configuration is wrong") as caught:
+        lifecycle.start_server(Small(BROKEN), place, quiet)
+    assert str(place.services / "small" / "server.log") in str(caught.value)
+
+
+def test_an_orphaned_worker_is_ended_before_the_next_start(place: Workspace) -> None:
+    first = lifecycle.start_server(Small(PARENT), place, quiet)
+    (worker,) = psutil.Process(first.pid).children()
+    psutil.Process(first.pid).kill()
+    again = lifecycle.start_server(Small(PARENT), place, quiet)
+    assert again.url == first.url
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_server_whose_start_was_never_written_down_is_found(place: Workspace) -> None:
+    first = lifecycle.start_server(Small(), place, quiet)
+    assert first.pid is not None
+    (place.services / "small" / "state.json").unlink()
+    assert [p.pid for p in lifecycle.find_service_processes(place, "small")] == [first.pid]
+    again = lifecycle.start_server(Small(), place, quiet)
+    assert again.pid != first.pid
+    assert [p.pid for p in lifecycle.find_service_processes(place, "small")] == [again.pid]
+
+
+def test_a_damaged_state_file_is_as_good_as_none(place: Workspace) -> None:
+    lifecycle.start_server(Small(), place, quiet)
+    (place.services / "small" / "state.json").write_text('{"pid": 12')
+    assert lifecycle.observe_server(Small(), place).state == "stopped"
+    assert lifecycle.start_server(Small(), place, quiet).state == "running"
+
+
+def test_a_frozen_server_is_broken_and_replaced(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(Small):
+        patience = 2.0
+
+        def answers(self, port: int) -> bool:
+            return probes.http_ok(self.url(port), timeout=0.3)
+
+    first = lifecycle.start_server(Impatient(), place, quiet)
+    psutil.Process(first.pid).suspend()
+    assert lifecycle.observe_server(Impatient(), place).state == "broken"
+    monkeypatch.setattr(lifecycle, "_STOP_SECONDS", 1.0)
+    again = lifecycle.start_server(Impatient(), place, quiet)
+    assert again.pid != first.pid
+    assert again.state == "running"
+
+
+def test_a_recycled_pid_is_not_ours(place: Workspace) -> None:
+    me = psutil.Process()
+    write_process_info(
+        place, "small", ProcessInfo(os.getpid(), me.create_time() - 1000, probes.choose_port())
+    )
+    assert lifecycle.observe_server(Small(), place).state == "stopped"
+
+
+def test_a_server_outlives_ctrl_c_and_sees_no_stray_settings(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_NAME", "somebody-elses")
+    state = lifecycle.start_server(Small(), place, quiet)
+    assert state.pid is not None
+    assert os.getsid(state.pid) == state.pid
+    assert "DATABASE_NAME" not in psutil.Process(state.pid).environ()
+
+
+def test_a_large_log_is_put_aside(place: Workspace) -> None:
+    log = place.services / "small" / "server.log"
+    log.parent.mkdir(parents=True)
+    with log.open("wb") as stream:
+        stream.truncate(17 * 2**20)
+    lifecycle.start_server(Small(), place, quiet)
+    assert log.stat().st_size < 2**20
+    assert Path(f"{log}.1").stat().st_size == 17 * 2**20
+
+
+def test_a_start_whose_command_was_killed_is_waited_for(place: Workspace) -> None:
+    slow = Small("import time; time.sleep(1.0)\n" + WEB)
+    folder = place.services / "small"
+    folder.mkdir(parents=True)
+    lifecycle._launch(slow, place, probes.choose_port())  # and the command dies here
+    begun = read_process_info(place, "small")
+    assert begun is not None
+    assert lifecycle.observe_server(slow, place).state == "broken"
+    assert lifecycle.start_server(slow, place, quiet).pid == begun.pid

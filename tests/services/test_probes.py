@@ -1,0 +1,96 @@
+"""Ports stay, and give way to whoever is there."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from workbench.services import probes
+
+
+def listener() -> socket.socket:
+    return socket.create_server((probes.LOOPBACK, 0))
+
+
+def test_a_taken_port_is_not_free_and_another_is_chosen() -> None:
+    with listener() as server:
+        taken = server.getsockname()[1]
+        assert not probes.is_port_free(taken)
+        assert probes.choose_port(taken) != taken
+
+
+def test_the_remembered_port_is_kept() -> None:
+    port = probes.choose_port()
+    assert probes.choose_port(port) == port
+
+
+def test_a_port_that_becomes_free_in_time_is_kept() -> None:
+    server = listener()
+    port = server.getsockname()[1]
+    closing = threading.Timer(0.2, server.close)
+    closing.start()
+    assert probes.choose_port(port, patience=20.0) == port
+    closing.join()
+
+
+def test_a_closed_connection_does_not_block_the_port() -> None:
+    with listener() as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((probes.LOOPBACK, port)):
+            answered, _ = server.accept()
+            answered.close()  # the server's side closes first and lingers in TIME_WAIT
+    assert probes.is_port_free(port)
+
+
+# ---- Health questions: only a real answer of the right kind counts.
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return None
+
+
+@pytest.fixture
+def web() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer((probes.LOOPBACK, 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_http_counts_only_success(web: int) -> None:
+    assert probes.http_ok(f"http://127.0.0.1:{web}/health")
+    assert not probes.http_ok(f"http://127.0.0.1:{web}/elsewhere")
+    assert probes.http_status(f"http://127.0.0.1:{web}/elsewhere") == 503
+
+
+def test_nobody_there() -> None:
+    port = probes.choose_port()
+    assert probes.http_status(f"http://127.0.0.1:{port}/health") == 0
+    assert not probes.mongod_ok(port)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:notaport/", "http://", "nonsense"])
+def test_an_address_that_is_none(url: str) -> None:
+    assert probes.http_status(url) == 0
+
+
+def test_a_web_server_is_no_mongod(web: int) -> None:
+    assert not probes.mongod_ok(web)
+
+
+def test_a_server_that_accepts_and_says_nothing_is_not_well() -> None:
+    with socket.socket() as server:
+        server.bind((probes.LOOPBACK, 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert not probes.mongod_ok(port, timeout=0.2)
+        assert not probes.http_ok(f"http://127.0.0.1:{port}/", timeout=0.2)

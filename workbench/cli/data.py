@@ -1,0 +1,286 @@
+"""`workbench ingest` and `workbench datasets`: read drives, list and compare dataset versions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workbench.cli.common import json_option, print_result, progress_bar
+from workbench.core import workspace
+from workbench.core.errors import ParameterError
+
+if TYPE_CHECKING:
+    from workbench.data.diff import DatasetDiff
+    from workbench.data.ingest import IngestResult
+    from workbench.records.dataset import Dataset
+    from workbench.records.types import Quarantined
+
+_EXAMPLES_PER_REASON = 5
+_UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="What the dataset is called from now on.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["auto", "images", "coco", "yolo", "voc", "kitti"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--map",
+    "mapped",
+    multiple=True,
+    metavar="SOURCE=CLASS",
+    help="Take a class name of the source for one of ours, `ignore` or `drop`. Repeatable.",
+)
+@click.option("--frame-rate", default=30.0, show_default=True, help="Hz, where there is no clock.")
+@click.option("--workers", default=2, show_default=True, help="Processes that decode images.")
+@click.option("--roles/--no-roles", default=True, show_default=True, help="Give each frame a role.")
+@json_option
+def ingest(
+    source: Path,
+    name: str,
+    format_: str,
+    mapped: tuple[str, ...],
+    frame_rate: float,
+    workers: int,
+    roles: bool,
+    as_json: bool,
+) -> None:
+    """Read a folder of drives into an immutable dataset version.
+
+    Every image is decoded and every box checked. What cannot be used is quarantined, with its
+    file and the reason, in the record; the rest becomes a dataset version.
+    """
+    from workbench import data
+    from workbench.records import references
+    from workbench.records.store import Store
+
+    place = workspace.find_workspace()
+    schema = data.with_mapping(data.FRONT_CAMERA, _parse_class_map(mapped))
+    with progress_bar("reading frames") as progress:
+        ingested = data.ingest(
+            place,
+            source,
+            name=name,
+            format=format_,
+            schema=schema,
+            frame_rate=frame_rate,
+            workers=workers,
+            progress=progress,
+        )
+    dataset = data.assign_roles(ingested.dataset) if roles else ingested.dataset
+    ref = ingested.save(Store(place), dataset)
+    version = references.register_dataset(place, ref)
+    hint = _map_hint(ingested)
+    summary = {
+        "version": str(version),
+        "ref": ref,
+        "format": ingested.format,
+        **_dataset_summary(dataset),
+        "quarantined": dict(Counter(entry.reason for entry in ingested.quarantine)),
+        "hint": hint,
+    }
+    text = [f"{version}  {ref}", *_dataset_lines(dataset), *_quarantine_lines(ingested.quarantine)]
+    if hint:
+        text.append(f"next: these classes are unknown here; if you know them, ingest with {hint}")
+    text.append(f"next: workbench datasets show {version}")
+    print_result(summary, as_json=as_json, text="\n".join(text))
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def datasets(context: click.Context, as_json: bool) -> None:
+    """List, show and compare dataset versions."""
+    if context.invoked_subcommand is not None:
+        return
+    from workbench.records import references
+    from workbench.records.store import Store
+    from workbench.records.types import DatasetVersion
+
+    place = workspace.find_workspace()
+    store = Store(place)
+    rows = []
+    for version in references.list_dataset_versions(place):
+        record = store.get(version.ref, DatasetVersion)
+        rows.append(
+            {
+                "version": str(version),
+                "ref": version.ref,
+                "frames": record.frames,
+                "labels": record.labels,
+                "drives": record.drives,
+                "quarantined": sum(record.quarantined.values()),
+                "made_by": record.made_by,
+                "simulated": record.simulated,
+            }
+        )
+    print_result({"datasets": rows}, as_json=as_json, text=_datasets_table(rows))
+
+
+@datasets.command("show")
+@click.argument("ref")
+@json_option
+def show(ref: str, as_json: bool) -> None:
+    """What a dataset version holds, and what was left out of it."""
+    from workbench.records import dataset as stored
+    from workbench.records import references
+    from workbench.records.store import Store
+    from workbench.records.types import DatasetVersion, Quarantined
+
+    place = workspace.find_workspace()
+    store = Store(place)
+    found = references.resolve_dataset(place, ref)
+    record = store.get(found, DatasetVersion)
+    dataset = stored.load_dataset(store, found)
+    left_out = stored.read_json_lines(store.payload(found, "quarantine.jsonl"), Quarantined)
+    value = {
+        "ref": found,
+        "name": record.name,
+        "made_by": record.made_by,
+        "parents": list(record.parents),
+        **_dataset_summary(dataset),
+        "split": record.split,
+        "quarantined": record.quarantined,
+        "quarantine": [entry.model_dump() for entry in left_out],
+    }
+    text = [found, f"made by {record.made_by}" + _parents_text(record.parents)]
+    text += [*_dataset_lines(dataset), *_quarantine_lines(left_out)]
+    print_result(value, as_json=as_json, text="\n".join(text))
+
+
+@datasets.command("diff")
+@click.argument("old")
+@click.argument("new")
+@json_option
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Frames and labels added, removed and changed from OLD to NEW."""
+    from workbench.data.diff import diff_datasets as compare
+    from workbench.records import dataset as stored
+    from workbench.records import references
+    from workbench.records.store import Store
+
+    place = workspace.find_workspace()
+    store = Store(place)
+    refs = [references.resolve_dataset(place, text) for text in (old, new)]
+    found = compare(*(stored.load_dataset(store, ref) for ref in refs))
+    value = {"old": refs[0], "new": refs[1], **found.counts()}
+    print_result(value, as_json=as_json, text=_diff_text(found))
+
+
+def _parse_class_map(texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (source, sign, target) in zip(texts, pairs, strict=True):
+        if not (source and sign and target):
+            raise ParameterError(
+                "cannot read --map", where=text, hint="Write --map SOURCE=CLASS, as in van=car"
+            )
+    return {source: target.strip() for source, _, target in pairs}
+
+
+def _map_hint(ingested: IngestResult) -> str:
+    """The options that would let unknown classes in, with the class left to choose."""
+    found = (_UNKNOWN_CLASS.search(entry.detail) for entry in ingested.quarantine)
+    names = sorted({match[1] for match in found if match})
+    return " ".join(f"--map {_quote(name)}=CLASS" for name in names)
+
+
+def _quote(name: str) -> str:
+    import shlex
+
+    return shlex.quote(name)
+
+
+def _dataset_summary(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "frames": len(dataset.frames),
+        "labels": len(dataset.labels),
+        "drives": len(dataset.drives),
+        "simulated": dataset.simulated,
+        "roles": _count_values(
+            frame.role.value if frame.role else "none" for frame in dataset.frames
+        ),
+        "light": _count_values(frame.conditions.light.value for frame in dataset.frames),
+        "weather": _count_values(frame.conditions.weather.value for frame in dataset.frames),
+        "classes": _count_values(label.cls for label in dataset.labels if not label.ignore),
+        "ignore_regions": sum(label.ignore for label in dataset.labels),
+        "origins": _count_values(label.origin.value for label in dataset.labels),
+    }
+
+
+def _dataset_lines(dataset: Dataset) -> list[str]:
+    summary = _dataset_summary(dataset)
+    simulated = "  SIMULATED" if dataset.simulated else ""
+    head = "{frames} frames of {drives} drives, {labels} labels".format(**summary)
+    rows = [head + simulated]
+    for name in ("roles", "light", "weather", "classes", "origins"):
+        counts = ", ".join(f"{key} {count}" for key, count in summary[name].items())
+        rows.append(f"  {name:<8} {counts or 'none'}")
+    if summary["ignore_regions"]:
+        rows.append(f"  not scored: {summary['ignore_regions']} regions")
+    if dataset.split:
+        rows.append(f"  split by {dataset.split.get('method', 'hand')}")
+    whole = dataset.split.get("drives_too_short_to_cut")
+    if whole:
+        rows.append(f"  {len(whole)} drives are too short to cut and have one role each")
+    return rows
+
+
+def _quarantine_lines(entries: tuple[Quarantined, ...]) -> list[str]:
+    """Counts by reason, each with a few of its inputs; the record has them all."""
+    if not entries:
+        return ["nothing was quarantined"]
+    rows = [f"{len(entries)} inputs quarantined"]
+    for reason, count in Counter(entry.reason for entry in entries).most_common():
+        rows.append(f"  {count:>6}  {reason}")
+        few = [entry for entry in entries if entry.reason == reason][:_EXAMPLES_PER_REASON]
+        rows += [f"          {entry.file}: {entry.detail}" for entry in few]
+        if count > _EXAMPLES_PER_REASON:
+            rows.append(f"          … and {count - _EXAMPLES_PER_REASON} more")
+    return rows
+
+
+def _datasets_table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no datasets yet\nnext: workbench ingest SRC --name N"
+    width = max(len(row["version"]) for row in rows)
+    lines = [f"{'version':<{width}}  frames  labels  drives  left out  made by"]
+    for row in rows:
+        marked = " (simulated)" if row["simulated"] else ""
+        lines.append(
+            f"{row['version']:<{width}}  {row['frames']:>6}  {row['labels']:>6}  "
+            f"{row['drives']:>6}  {row['quarantined']:>8}  {row['made_by']}{marked}"
+        )
+    return "\n".join(lines)
+
+
+def _diff_text(found: DatasetDiff) -> str:
+    if found.empty:
+        return "no difference in frames or labels"
+    counts = found.counts()
+    lines = []
+    for kind, detail in (("frames", "changed_fields"), ("labels", "changed_kinds")):
+        row = counts[kind]
+        why = ", ".join(f"{name} {count}" for name, count in row[detail].items())
+        tail = f" ({why})" if why else ""
+        lines.append(f"{kind}  +{row['added']}  -{row['removed']}  ~{row['changed']}{tail}")
+    for heading in ("by_class", "by_slice"):
+        for name, row in counts[heading].items():
+            lines.append(f"  {name:<18} +{row['added']}  -{row['removed']}  ~{row['changed']}")
+    return "\n".join(lines)
+
+
+def _parents_text(parents: tuple[str, ...]) -> str:
+    return f", from {', '.join(parent[:20] for parent in parents)}" if parents else ""
+
+
+def _count_values(values: Any) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))

@@ -1,0 +1,95 @@
+"""`workbench up`, `down`, `status` and `doctor`: the servers of a workspace."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from workbench import services
+from workbench.cli.common import info, json_option, print_result
+from workbench.core import workspace
+from workbench.services import ServiceStatus
+
+if TYPE_CHECKING:
+    from workbench.services.doctor import HealthCheck
+
+
+@click.command()
+@json_option
+def up(as_json: bool) -> None:
+    """Start the servers of this workbench, or find those already running."""
+    states = services.up(workspace.find_workspace(), progress=info)
+    print_result(
+        _states_as_json(states), as_json=as_json, text=_states_table(states) + _sign_in_text(states)
+    )
+
+
+@click.command()
+@json_option
+def down(as_json: bool) -> None:
+    """Stop the servers that were started here. Their data stays."""
+    stopped = services.down(workspace.find_workspace())
+    text = f"stopped {', '.join(stopped)}" if stopped else "nothing was running"
+    print_result({"stopped": stopped}, as_json=as_json, text=text)
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show each server's state, address and where its credentials lie."""
+    states = services.status(workspace.find_workspace())
+    text = _states_table(states)
+    if not all(state.usable for state in states.values()):
+        text += "\n`workbench up` starts what is not running"
+    print_result(_states_as_json(states), as_json=as_json, text=text)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is missing on this machine and how to mend it.
+
+    Exits with 1 when something that is required is missing.
+    """
+    from workbench.services import doctor as house_call
+
+    checks = house_call.run_checks(workspace.find_workspace())
+    ok = house_call.is_healthy(checks)
+    lines = [_check_line(check) for check in checks]
+    lines.append("nothing required is missing" if ok else "something required is missing")
+    found: dict[str, object] = {"ok": ok, "checks": [check.to_json() for check in checks]}
+    print_result(found, as_json=as_json, text="\n".join(lines))
+    if not ok:
+        sys.exit(1)
+
+
+def _check_line(check: HealthCheck) -> str:
+    word = "ok" if check.ok else "MISSING" if check.required else "missing (optional)"
+    line = f"{word:<9} {check.name}: {check.detail}"
+    return line if check.ok else f"{line}\n          {check.mend}"
+
+
+def _states_as_json(states: dict[str, ServiceStatus]) -> dict[str, object]:
+    return {
+        "workspace": str(workspace.find_workspace().root),
+        "services": {name: state.to_json() for name, state in states.items()},
+    }
+
+
+def _states_table(states: dict[str, ServiceStatus]) -> str:
+    rows = [f"{s.name:<14}{s.state:<10}{s.url or '-'}" for s in states.values()]
+    for row, state in enumerate(states.values()):
+        if not state.usable:
+            rows[row] += f"   ({state.detail})"
+    return "\n".join(rows)
+
+
+def _sign_in_text(states: dict[str, ServiceStatus]) -> str:
+    state = states.get("label-studio")
+    if state is None or state.state != "running":
+        return ""
+    from workbench.services.servers import ADMIN_EMAIL
+
+    return f"\nSign in to Label Studio as {ADMIN_EMAIL}; the password is in\n  {state.credentials}"

@@ -1,1 +1,0 @@
-"""FiftyOne, where people look and tag. The only place that imports it."""

@@ -1,0 +1,82 @@
+"""Plots of a dataset: a contact sheet, coverage by class and light, and the quarantine table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from workbench.core.workspace import Workspace
+from workbench.records.dataset import Dataset, media_path
+from workbench.records.types import Quarantined
+
+
+def plot_contact_sheet(
+    place: Workspace, dataset: Dataset, *, count: int = 12, seed: int = 0
+) -> Any:
+    """Frames picked at random over all drives, with their labels; ignore regions dotted."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    chosen = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
+    columns = min(4, max(1, len(chosen)))
+    rows = max(1, -(-len(chosen) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.3 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, index in zip(axes.flat, chosen, strict=False):
+        frame = dataset.frames[index]
+        with Image.open(media_path(place, frame)) as image:
+            axis.imshow(image.convert("RGB"))
+        for label in dataset.labels_by_frame[frame.id]:
+            corner, style = (label.box.x, label.box.y), ":" if label.ignore else "-"
+            axis.add_patch(
+                Rectangle(
+                    corner, label.box.w, label.box.h, fill=False, ec="orange", lw=0.8, ls=style
+                )
+            )
+        conditions = f"{frame.conditions.light}, {frame.conditions.weather}"
+        role = frame.role.value if frame.role else "no role"
+        axis.set_title(f"{frame.drive} #{frame.index}: {conditions}, {role}", fontsize=7)
+    figure.suptitle(f"{dataset.name}{', simulated' if dataset.simulated else ''}", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def plot_coverage(dataset: Dataset) -> Any:
+    """Labels by class and light, as a heat map with the counts written in."""
+    import matplotlib.pyplot as plt
+
+    light_of = {frame.id: frame.conditions.light.value for frame in dataset.frames}
+    labels = [label for label in dataset.labels if not label.ignore]
+    counts = Counter((label.cls, light_of[label.frame]) for label in labels)
+    classes = list(dataset.label_schema.classes)
+    lights = sorted(set(light_of.values()))
+    table = np.array([[counts[cls, light] for light in lights] for cls in classes], np.int64)
+    table = table.reshape(len(classes), len(lights))
+    figure, axis = plt.subplots(figsize=(1.6 + 1.1 * len(lights), 0.9 + 0.3 * len(classes)))
+    axis.imshow(np.log1p(table), cmap="Blues", aspect="auto")
+    axis.set_xticks(range(len(lights)), lights)
+    axis.set_yticks(range(len(classes)), classes)
+    dark = table.max(initial=0) ** 0.5
+    for (row, column), count in np.ndenumerate(table):
+        colour = "white" if count > dark else "black"
+        axis.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axis.set_title("labels by class and light", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def quarantine_table(left_out: Sequence[Quarantined], *, examples: int = 3) -> Any:
+    """What was left out, by reason, with some files: a table for a notebook."""
+    import pandas as pd
+
+    rows = []
+    for reason, count in Counter(entry.reason for entry in left_out).most_common():
+        some = [entry for entry in left_out if entry.reason == reason][:examples]
+        shown = "; ".join(f"{entry.file}: {entry.detail}" for entry in some)
+        rows.append({"reason": reason, "count": count, "for example": shown})
+    return pd.DataFrame(rows, columns=["reason", "count", "for example"])

@@ -1,0 +1,1 @@
+"""Object detection: boxes, preprocessing, model families, prediction, bundles and label errors."""

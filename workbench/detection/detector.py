@@ -1,0 +1,168 @@
+"""Compact detector: convolutions, batch norm and ReLU only, because these quantise well."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workbench.core.errors import ParameterError
+from workbench.detection.config import DetectorConfig
+
+__all__ = ["Detector", "DetectorConfig"]
+
+_STAGE_CHANNELS, _NECK_CHANNELS = (32, 64, 96, 128), 64
+_FIRST_STRIDE = 8
+
+
+class ConvUnit(nn.Sequential):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
+            nn.BatchNorm2d(outputs, eps=1e-3),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut; ``inner`` channels between them."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.first = ConvUnit(channels, inner, 1 if inner < channels else 3)
+        self.second = ConvUnit(inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(self.first(x))
+        return out
+
+
+class DetectionHead(nn.Module):
+    """Class and box maps of one level."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.cls_tower = ConvUnit(channels, channels)
+        self.box_tower = ConvUnit(channels, channels)
+        self.cls = nn.Conv2d(channels, classes, 1)
+        self.box = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls(self.cls_tower(x)), self.box(self.box_tower(x))
+
+
+class Detector(nn.Module):
+    """Images to raw maps.
+
+    Args:
+        config: Classes, width, depth and strides (8, 16, 32, or a leading part of these).
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        levels = len(config.strides)
+        if config.strides != tuple(_FIRST_STRIDE * 2**level for level in range(min(levels, 3))):
+            raise ParameterError(
+                f"strides {config.strides} are not built",
+                where="DetectorConfig.strides",
+                hint="Use (8, 16, 32), (8, 16) or (8,)",
+            )
+        self.config = config
+        neck = _scaled_channels(_NECK_CHANNELS, config.width)
+        sizes = [
+            _scaled_channels(channels, config.width) for channels in _STAGE_CHANNELS[: levels + 1]
+        ]
+        # One wide step instead of two: full-resolution maps cost more time than they teach.
+        self.stem = ConvUnit(3, sizes[0], size=7, stride=4)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                ConvUnit(before, after, stride=2),
+                *(
+                    ResidualBlock(after, after if stage < 2 else after // 2)
+                    for _ in range(config.depth)
+                ),
+            )
+            for stage, (before, after) in enumerate(itertools.pairwise(sizes))
+        )
+        self.laterals = nn.ModuleList(ConvUnit(size, neck, 1) for size in sizes[1:])
+        self.smooth = nn.ModuleList(ConvUnit(neck, neck) for _ in range(levels - 1))
+        self.heads = nn.ModuleList(DetectionHead(neck, len(config.classes)) for _ in range(levels))
+        self._initialise()
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Pyramid maps ``[n, c, height/stride, width/stride]``, finest first."""
+        x = self.stem(x)
+        maps = []
+        for stage, lateral in zip(self.stages, self.laterals, strict=True):
+            x = stage(x)
+            maps.append(lateral(x))
+        for level in range(len(maps) - 2, -1, -1):
+            coarser = functional.interpolate(maps[level + 1], scale_factor=2.0, mode="nearest")
+            maps[level] = self.smooth[level](maps[level] + coarser)
+        return tuple(maps)
+
+    def features_and_outputs(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The pyramid's maps and the raw outputs, from one pass."""
+        maps = self.features(x)
+        return maps, self.heads_on(maps)
+
+    def heads_on(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Raw outputs from pyramid maps."""
+        outputs: list[Tensor] = []
+        for head, level in zip(self.heads, maps, strict=True):
+            outputs.extend(head(level))
+        return tuple(outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Float32 ``[n, 3, height, width]`` to ``(cls, box)`` for each stride, finest first.
+
+        ``cls`` is ``[n, classes, h, w]`` logits; ``box`` is ``[n, 4, h, w]`` raw distances to
+        left, top, right and bottom, see `workbench.detection.models`. Height and width must be
+        multiples of the coarsest stride.
+        """
+        return self.heads_on(self.features(x))
+
+    def set_prior(self, shares: Tensor) -> None:
+        """Start each class at its share of cells, ``[classes]`` in (0, 1) (RetinaNet, 2017)."""
+        for head in self._heads():
+            _bias_of(head.cls).data.copy_(torch.log(shares / (1 - shares)))
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        for head in self._heads():
+            nn.init.normal_(head.cls.weight, std=0.01)
+            nn.init.normal_(head.box.weight, std=0.01)
+            nn.init.constant_(_bias_of(head.cls), -math.log(99))
+            nn.init.constant_(_bias_of(head.box), 1.0)
+
+    def _heads(self) -> Iterator[DetectionHead]:
+        for head in self.heads:
+            assert isinstance(head, DetectionHead)  # noqa: S101 - for the type checker
+            yield head
+
+
+def _bias_of(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None  # noqa: S101 - for the type checker
+    return convolution.bias
+
+
+def pool_features(maps: tuple[Tensor, ...]) -> Tensor:
+    """One vector a frame from pyramid maps: mean and maximum of each channel and level.
+
+    Returns:
+        Float32 ``[n, 2 * channels * levels]``.
+    """
+    parts = [reduced for level in maps for reduced in (level.mean((2, 3)), level.amax((2, 3)))]
+    return torch.cat(parts, dim=1)
+
+
+def _scaled_channels(channels: int, width: float) -> int:
+    return max(8, 8 * round(channels * width / 8))

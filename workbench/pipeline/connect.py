@@ -1,0 +1,84 @@
+"""What a notebook sees: ``step = workbench.step()``.
+
+Run by the pipeline, a step reads its inputs from a spec file and leaves results as files in its
+run folder, from where the runner takes them while the notebook is still at work. Run by hand in
+JupyterLab, the same notebook takes the inputs of its newest run, or else the newest records of the
+right kinds, and leaves its results in a scratch folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from workbench.core import workspace
+from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import Workspace
+from workbench.pipeline.step import Step
+
+SPEC_VARIABLE = "WORKBENCH_STEP_SPEC"
+
+
+def step() -> Step:
+    """Connect the running notebook to its run, or to a scratch folder when run by hand."""
+    spec_file = os.environ.get(SPEC_VARIABLE)
+    if spec_file:
+        current = _step_from_spec(Path(spec_file))
+        from workbench.core.processes import die_with_parent
+
+        die_with_parent()
+    else:
+        from workbench.pipeline import interactive
+
+        current = interactive.connect_interactive()
+    _report_failures(current.folder)
+    return current
+
+
+def _step_from_spec(path: Path) -> Step:
+    spec = json.loads(path.read_bytes())
+    return Step(
+        workspace=Workspace(Path(spec["home"])),
+        project=_project_folder(spec),
+        folder=Path(spec["folder"]),
+        cache=Path(spec["cache"]),
+        threads=spec["threads"],
+        headless=True,
+        declared_inputs=spec["declared_inputs"],
+        declared_outputs=spec["declared_outputs"],
+        inputs=spec["inputs"],
+        secrets=tuple(spec.get("secrets", ())),
+    )
+
+
+def _project_folder(spec: dict[str, Any]) -> Path:
+    if spec.get("project"):
+        return Path(spec["project"])
+    return workspace.project_root(Path(spec["notebook"]))
+
+
+def _report_failures(folder: Path) -> None:
+    """Leave expected errors as data, so that the runner need not read tracebacks."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    if shell is None:
+        return
+
+    def report(shell: Any, etype: Any, error: Any, tb: Any, tb_offset: int | None = None) -> Any:
+        failure = {
+            "kind": error.kind,
+            "message": error.what,
+            "where": error.where,
+            "hint": error.hint,
+        }
+        workspace.write_atomic(folder / "failure.json", json.dumps(failure).encode())
+        trace = shell.InteractiveTB.structured_traceback(etype, error, tb, tb_offset=tb_offset)
+        shell._showtraceback(etype, error, trace)
+        return trace
+
+    shell.set_custom_exc((WorkbenchError,), report)

@@ -1,1 +1,0 @@
-"""What a notebook promises: parameters, inputs, outputs, resources."""

@@ -1,1 +1,0 @@
-"""Pipeline files, and the graph of steps that one stands for."""

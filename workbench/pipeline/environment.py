@@ -1,0 +1,222 @@
+"""What the machine and the code contribute to a result.
+
+Installed distributions, the class of CPU or GPU, and the digests of the ``workbench`` modules that a
+notebook can import. Imports are read from the syntax tree, so nothing is executed and a module
+counts exactly when an import statement leads to it: also one inside a function, or under
+``TYPE_CHECKING``, where packages that import lazily name what they export.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import platform
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from functools import cache, lru_cache
+from pathlib import Path
+
+from workbench.core import digest
+from workbench.records.model_types import Environment
+
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "i8mm")
+
+
+@lru_cache(maxsize=1)
+def current_environment() -> Environment:
+    """The environment of this interpreter. Reads folder names, imports nothing."""
+    return Environment(
+        python=platform.python_version(),
+        distributions=tuple(sorted(_installed_distributions())),
+        machine=_machine(),
+    )
+
+
+@lru_cache(maxsize=1)
+def environment_digest() -> str:
+    return digest.of_json(current_environment().model_dump(mode="json"))
+
+
+@lru_cache(maxsize=1)
+def environment_versions() -> dict[str, str]:
+    """What can change in an environment, by name: distributions, Python, traits of the machine."""
+    found = current_environment()
+    lines = (line.partition("==") for line in found.distributions)
+    machine = {key: str(value) for key, value in found.machine.items()}
+    return {**{name: version for name, _, version in lines}, "python": found.python, **machine}
+
+
+def _installed_distributions() -> set[str]:
+    """``name==version+digest of its build`` for each installed distribution but our own."""
+    found = set()
+    # Not sys.path: packages that carry copies of others put those on it while they are imported.
+    for folder in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}:
+        for info in folder.glob("*.dist-info"):
+            name, _, version = info.name.removesuffix(".dist-info").partition("-")
+            if name == "workbench":
+                continue  # our own code counts module by module
+            wheel = info / "WHEEL"
+            build = digest.of_file(wheel)[:8] if wheel.exists() else "unknown"
+            found.add(f"{name.lower()}=={version}#{build}")
+    return found
+
+
+def _machine() -> dict[str, str | list[str]]:
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "features": [flag for flag in _CPU_FLAGS if flag in _cpu_flags()],
+        "accelerator": _accelerator(),
+    }
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return set()
+    for line in info.read_text().splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _accelerator() -> str:
+    names = Path("/proc/driver/nvidia/gpus")
+    if not names.is_dir():
+        return "none"
+    models = set()
+    for card in names.glob("*/information"):
+        for line in card.read_text().splitlines():
+            if line.startswith("Model:"):
+                models.add(line.partition(":")[2].strip())
+    return ", ".join(sorted(models)) or "none"
+
+
+# ---- Which ``workbench`` modules a notebook can reach by imports, and the digest of their sources.
+#
+# Imports are read from the syntax tree, so nothing is executed and a module counts exactly when an
+# import statement leads to it: also one inside a function, or under ``TYPE_CHECKING``, where packages
+# that import lazily name what they hand out.
+
+
+PACKAGE = "workbench"
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+_digest_cache: ContextVar[dict[frozenset[str], dict[str, str]] | None] = ContextVar(
+    "followed", default=None
+)
+
+NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.interactive"})
+"""Reachable, but never run by the pipeline; a change there cannot change a step's outputs."""
+
+
+def modules_digest(sources: Sequence[str]) -> str:
+    """Digest of every workbench module that notebook cells with these sources can import."""
+    return digest.of_json(module_digests(sources))
+
+
+@contextlib.contextmanager
+def cached_module_digests() -> Iterator[None]:
+    """Within, files are taken not to change: notebooks that import the same are followed once."""
+    token = _digest_cache.set({})
+    try:
+        yield
+    finally:
+        _digest_cache.reset(token)
+
+
+def module_digests(sources: Sequence[str]) -> dict[str, str]:
+    """Module name to the digest of its file, for all that ``sources`` can import."""
+    known = _digest_cache.get()
+    if known is None:
+        return _compute_module_digests(sources)
+    imported = frozenset(name for source in sources for name in _imports_of_cell(source))
+    if imported not in known:
+        known[imported] = _compute_module_digests(sources)
+    return known[imported]
+
+
+def _compute_module_digests(sources: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name, path in reachable_modules(sources).items():
+        status = path.stat()
+        found[name] = _file_digest(path, status.st_mtime_ns, status.st_size)
+    return found
+
+
+@cache
+def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
+    return digest.of_file(path)
+
+
+def reachable_modules(sources: Sequence[str]) -> dict[str, Path]:
+    """Module name to file for everything reachable from ``sources``."""
+    found: dict[str, Path] = {}
+    waiting = [name for source in sources for name in _imports_of_cell(source)]
+    while waiting:
+        name = waiting.pop()
+        path = _module_file(name)
+        if name in found or path is None or name in NOT_IN_PRODUCTION:
+            continue
+        found[name] = path
+        waiting.extend(_imports_of_file(name, path, path.stat().st_mtime_ns))
+    return dict(sorted(found.items()))
+
+
+@cache
+def _imports_of_cell(source: str) -> tuple[str, ...]:
+    if "import" not in source:
+        return ()
+    return tuple(_imported_modules(_parse_source(source), package=PACKAGE))
+
+
+@cache
+def _imports_of_file(name: str, path: Path, _mtime_ns: int) -> tuple[str, ...]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return tuple(
+        _imported_modules(_parse_source(path.read_text(encoding="utf-8")), package=package)
+    )
+
+
+def _parse_source(source: str) -> ast.AST:
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        # A notebook cell may hold a magic; its plain lines still count.
+        kept = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        return ast.parse("\n".join(kept))
+
+
+def _imported_modules(tree: ast.AST, *, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _with_parents(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute_module(node, package)
+            yield from _with_parents(base)
+            for alias in node.names:
+                yield from _with_parents(f"{base}.{alias.name}")
+
+
+def _absolute_module(node: ast.ImportFrom, package: str) -> str:
+    if not node.level:
+        return node.module or ""
+    base = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join([*base, node.module] if node.module else base)
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    if parts[0] == PACKAGE:
+        for length in range(1, len(parts) + 1):
+            yield ".".join(parts[:length])
+
+
+def _module_file(name: str) -> Path | None:
+    base = PACKAGE_ROOT.joinpath(*name.split(".")[1:])
+    for path in (base / "__init__.py", base.with_suffix(".py")):
+        if path.is_file():
+            return path
+    return None

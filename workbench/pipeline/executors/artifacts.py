@@ -1,0 +1,348 @@
+"""Records and step folders at an fsspec URL, for machines without a shared workspace.
+
+The layout is the workspace's own: ``records/KIND/DIGEST/{record.json, payload/…, side/…, COMPLETE}``
+and ``media/frames/ab/DIGEST.jpg``. A record is written after all that it names, and ``COMPLETE`` after
+all of its files, so a complete record has everything below it. Nothing is written twice; what is
+fetched is checked against its digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from workbench.core import digest, workspace
+from workbench.core.errors import ParameterError, RecordError, ServiceError, WorkbenchError
+from workbench.records import dataset
+from workbench.records.base import Ref, digest_of, kind_of, refs_in
+from workbench.records.frames import Frame
+from workbench.records.store import Store
+from workbench.records.types import DatasetVersion
+
+ARTIFACTS_VARIABLE = "WORKBENCH_ARTIFACTS"
+
+_COMPLETE_FILE = "COMPLETE"
+_RECORD_FILE = "record.json"
+_MAX_STREAMS = 8  # an object store answers slowly and to many at once
+_SIDE_FILE = re.compile(r"^[A-Za-z0-9_-]+\.json$")
+_CREDENTIALS = re.compile(r"//[^/@]*@")
+_ACCESS_HINT = "Look at the URL, the rights to it, and the FSSPEC_… settings of its protocol"
+
+
+class ArtifactStore:
+    """One folder of a file system or an object store. Safe to use from several threads.
+
+    Raises:
+        ParameterError: ``url`` is of no protocol that is installed and seen by two machines.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.shown = _CREDENTIALS.sub("//***@", url)
+        try:
+            # Listings are not kept: another machine writes there at the same time.
+            self._files, self._root = fsspec.core.url_to_fs(
+                url, use_listings_cache=False, skip_instance_cache=True
+            )
+        except (ValueError, ImportError, OSError) as error:
+            raise ParameterError(
+                f"artifacts cannot be kept there: {_CREDENTIALS.sub('//***@', str(error))}",
+                where=self.shown,
+                hint="Give a URL such as file:///mnt/shared/artifacts or s3://bucket/folder, "
+                "and install what fsspec needs for it (s3fs, gcsfs, adlfs)",
+            ) from error
+        names = self._files.protocol
+        protocols = {names} if isinstance(names, str) else set(names)
+        if "memory" in protocols:
+            raise ParameterError(
+                "artifacts in the memory of one process are seen by no other", where=self.shown
+            )
+        # A relative path would mean another folder on the worker.
+        self.url = f"file://{self._root}" if "file" in protocols else url
+
+    def push(self, store: Store, refs: Iterable[Ref]) -> int:
+        """Send records there with all they name and the images of datasets' frames.
+
+        What a record names but this store does not hold is left out; ``refs`` have to be held.
+
+        Returns:
+            How many records were sent; those that were there already do not count.
+
+        Raises:
+            RecordError: One of ``refs`` is missing here, or a record was changed.
+            ServiceError: The URL cannot be written.
+        """
+
+        def below(ref: Ref) -> list[Ref]:
+            store.load(ref)  # checks the record against its digest
+            named = refs_in(json.loads((store.folder(ref) / _RECORD_FILE).read_bytes()))
+            return [one for one in named if store.exists(one)]
+
+        missing = _dependency_order(refs, self.holds, below)
+        for ref in missing:
+            self._push_images(store, ref)
+            self._push_record(store, ref)
+        return len(missing)
+
+    def pull(self, store: Store, refs: Iterable[Ref]) -> int:
+        """Fetch records from there with all they name and the images of datasets' frames.
+
+        Returns:
+            How many records were fetched; those that were here already do not count.
+
+        Raises:
+            RecordError: One of ``refs`` is not there whole, or was changed on the way.
+            ServiceError: The URL cannot be read.
+        """
+        bodies: dict[Ref, bytes] = {}
+        wanted = list(refs)
+
+        def below(ref: Ref) -> list[Ref]:
+            if not self.holds(ref):
+                raise RecordError(
+                    f"{ref} is not among the artifacts, or not whole",
+                    where=self.shown,
+                    hint="Another driver may have cleared them: run it again",
+                )
+            bodies[ref] = self.read(f"records/{ref}/{_RECORD_FILE}")
+            if digest.of_bytes(bodies[ref]) != digest_of(ref):
+                raise RecordError(f"{ref} was changed among the artifacts", where=self.shown)
+            named = refs_in(json.loads(bodies[ref]))
+            return [one for one in named if not store.exists(one) and self.holds(one)]
+
+        missing = _dependency_order(wanted, store.exists, below)
+        for ref in missing:
+            self._pull_record(store, ref, bodies[ref])
+        return len(missing)
+
+    def holds(self, ref: Ref) -> bool:
+        """Whether the record is there whole."""
+        return self.exists(f"records/{ref}/{_COMPLETE_FILE}")
+
+    def exists(self, name: str) -> bool:
+        with self._translated("read", name):
+            return bool(self._files.exists(self._at(name)))
+
+    def read(self, name: str) -> bytes:
+        with self._translated("read", name):
+            return bytes(self._files.cat_file(self._at(name)))
+
+    def fetch(self, name: str, target: Path) -> None:
+        with self._translated("read", name):
+            self._files.get_file(self._at(name), str(target))
+
+    def send(self, source: Path, name: str) -> None:
+        """Write a file; under its name it is whole from the first moment."""
+        at = self._at(name)
+        part = f"{at}.{secrets.token_hex(4)}.part"
+        with self._translated("written", name):
+            self._files.makedirs(at.rpartition("/")[0], exist_ok=True)
+            try:
+                self._files.put_file(str(source), part)
+                self._files.mv(part, at)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(part)
+                raise
+
+    def send_once(self, source: Path, name: str) -> None:
+        """As `send`, for a file that is named by its content and may be there already."""
+        if not self.exists(name):
+            self.send(source, name)
+
+    def remove(self, name: str) -> None:
+        with self._translated("removed", name):
+            self._files.rm_file(self._at(name))
+
+    def _push_record(self, store: Store, ref: Ref) -> None:
+        for name in store.payload_names(ref):
+            path = store.payload(ref, name)  # checks the file against its digest
+            self.send_once(path, f"records/{ref}/payload/{name}")
+        folder = store.folder(ref)
+        for path in sorted((folder / "side").glob("*.json")):
+            self.send_once(path, f"records/{ref}/side/{path.name}")
+        for name in (_RECORD_FILE, _COMPLETE_FILE):
+            self.send_once(folder / name, f"records/{ref}/{name}")
+
+    def _pull_record(self, store: Store, ref: Ref, content: bytes) -> None:
+        store.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=store.root, prefix=".fetching-") as temporary:
+            payload = {}
+            for number, name in enumerate(json.loads(content)["payload"]):
+                payload[name] = Path(temporary) / str(number)
+                self.fetch(f"records/{ref}/payload/{name}", payload[name])
+            _check_payload(ref, content, payload)  # before any of it is read
+            if kind_of(ref) == DatasetVersion.KIND:
+                self._pull_images(store, payload["frames.jsonl"])
+            store.restore(ref, content, payload, side=self._side(ref))
+
+    def _side(self, ref: Ref) -> dict[str, Any]:
+        at = f"records/{ref}/side"
+        if not self.exists(at):
+            return {}
+        with self._translated("read", at):
+            names = [str(path).rpartition("/")[2] for path in self._files.ls(self._at(at), False)]
+            return {
+                name.removesuffix(".json"): json.loads(self.read(f"{at}/{name}"))
+                for name in sorted(names)
+                if _SIDE_FILE.match(name)
+            }
+
+    def _push_images(self, store: Store, ref: Ref) -> None:
+        if kind_of(ref) != DatasetVersion.KIND:
+            return
+
+        def one(frame: Frame) -> None:
+            path = dataset.media_path(store.workspace, frame)
+            name = _media_name(store, frame)
+            if self.exists(name):
+                return
+            if not path.exists() or digest.of_file(path) != frame.id:
+                raise RecordError(
+                    "an image of the dataset is missing or was changed",
+                    where=path,
+                    hint="Ingest its drive again: frames are named by content",
+                )
+            self.send(path, name)
+
+        _for_each_frame(one, dataset.read_json_lines(store.payload(ref, "frames.jsonl"), Frame))
+
+    def _pull_images(self, store: Store, frames: Path) -> None:
+        def one(frame: Frame) -> None:
+            path = dataset.media_path(store.workspace, frame)
+            if path.exists():
+                return
+            with workspace.atomic_replace(path) as temporary:
+                self.fetch(_media_name(store, frame), temporary)
+                if digest.of_file(temporary) != frame.id:
+                    raise RecordError(
+                        f"image {frame.id} was changed among the artifacts", where=self.shown
+                    )
+
+        _for_each_frame(one, dataset.read_json_lines(frames, Frame))
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    @contextlib.contextmanager
+    def _translated(self, verb: str, name: str) -> Iterator[None]:
+        """Every protocol has its own errors; of all we say what, where and what to do."""
+        try:
+            yield
+        except WorkbenchError:
+            raise
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ServiceError(
+                f"artifacts cannot be {verb}: {_CREDENTIALS.sub('//***@', told)}",
+                where=f"{self.shown.rstrip('/')}/{name}",
+                hint=_ACCESS_HINT,
+            ) from error
+
+
+def _dependency_order(
+    refs: Iterable[Ref], known: Callable[[Ref], bool], below: Callable[[Ref], list[Ref]]
+) -> list[Ref]:
+    """Records that are not ``known``, each after all that it names; no depth is too deep."""
+    done: dict[Ref, None] = {}
+    seen: set[Ref] = set()
+    stack = [(ref, False) for ref in reversed(list(refs))]
+    while stack:
+        ref, ready = stack.pop()
+        if ready:
+            done[ref] = None
+        elif ref not in seen:
+            seen.add(ref)
+            if not known(ref):
+                stack.append((ref, True))
+                stack.extend((one, False) for one in reversed(below(ref)))
+    return list(done)
+
+
+def _for_each_frame(work: Callable[[Frame], None], frames: Iterable[Frame]) -> None:
+    with ThreadPoolExecutor(_MAX_STREAMS) as pool:
+        try:
+            for done in [pool.submit(work, frame) for frame in frames]:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check_payload(ref: Ref, content: bytes, payload: dict[str, Path]) -> None:
+    for name, listed in json.loads(content)["payload"].items():
+        if digest.of_file(payload[name]) != listed["sha256"]:
+            raise RecordError(f"payload file {name!r} was changed among the artifacts", where=ref)
+
+
+def _media_name(store: Store, frame: Frame) -> str:
+    path = dataset.media_path(store.workspace, frame)
+    return path.relative_to(store.workspace.root).as_posix()
+
+
+# ---- A step's folder as one file: the executed notebook, metrics, figures and output of a far worker.
+#
+# Its size is bounded, for a notebook may leave anything there; the largest files are left out first,
+# and ``left-out.txt`` names them.
+
+
+OMITTED_FILES = "left-out.txt"
+
+_MAX_FOLDER_BYTES = 256 * 2**20
+_SPEC_NAME = "spec.json"  # may hold the keys of servers; the driver has its own
+
+
+def pack_folder(folder: Path, archive: Path, *, largest: int = _MAX_FOLDER_BYTES) -> None:
+    """Write the regular files below ``folder`` into a new tar ``archive``.
+
+    Args:
+        largest: Bytes of all files together, before compression.
+    """
+    (folder / OMITTED_FILES).unlink(missing_ok=True)
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink() and path != folder / _SPEC_NAME
+    ]
+    taken, left_out, room = [], [], largest
+    for path in sorted(files, key=lambda path: (path.stat().st_size, path)):
+        size = path.stat().st_size
+        room -= size
+        if room < 0:
+            left_out.append(f"{path.relative_to(folder)} ({size} bytes)\n")
+        else:
+            taken.append(path)
+    if left_out:
+        (folder / OMITTED_FILES).write_text("".join(left_out), encoding="utf-8")
+        taken.append(folder / OMITTED_FILES)
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for path in taken:
+            tar.add(path, str(path.relative_to(folder)), recursive=False)
+
+
+def unpack_folder(archive: Path, folder: Path, *, largest: int = _MAX_FOLDER_BYTES) -> None:
+    """Write the files of ``archive`` below ``folder``, and nothing beside it.
+
+    Raises:
+        RecordError: It is no such archive, or holds links, devices or more than was allowed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            members = tar.getmembers()
+            odd = next((one.name for one in members if not one.isfile()), None)
+            # A list of what was left out comes on top.
+            if odd or sum(one.size for one in members) > largest + 2**20:
+                raise RecordError(f"holds what no step's folder does: {odd or 'too much'}")
+            tar.extractall(folder, filter="data")
+    except (RecordError, tarfile.TarError, OSError, EOFError) as error:
+        raise RecordError(f"a worker's step folder cannot be unpacked: {error}") from error

@@ -1,0 +1,81 @@
+"""The warm process that local steps are forked from.
+
+Reads spec files, a line each, from standard input; writes ``{"spec", "pid"}`` when a step's child
+has started and ``{"spec", "status"}`` when it ended. Stays single-threaded, because a fork takes
+only the thread that calls it. Ends with its input; its children die with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from workbench.core.processes import die_with_parent
+from workbench.pipeline import runner
+from workbench.pipeline.unit import LOG_FILE, run_step
+
+
+def main() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the run, which tells each step
+    runner.preload()
+
+    children: dict[int, str] = {}
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    buffered = b""
+    while True:
+        ready, _, _ = select.select([0, woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+        _collect_ended(children)
+        if 0 not in ready:
+            continue
+        read = os.read(0, 65536)
+        if not read:
+            return
+        *lines, buffered = (buffered + read).split(b"\n")
+        for line in lines:
+            spec = line.decode()
+            pid = _fork_step(spec)
+            children[pid] = spec
+            _send_message({"spec": spec, "pid": pid})
+
+
+def _fork_step(spec: str) -> int:
+    """Fork a child that runs the step of ``spec`` with its output in the step's log."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        die_with_parent()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        log = os.open(Path(spec).parent / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, null), (1, log), (2, log)):
+            os.dup2(source, target)
+        status = int(run_step(Path(spec)).status)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _collect_ended(children: dict[int, str]) -> None:
+    for pid in list(children):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            _send_message({"spec": children.pop(pid), "status": os.waitstatus_to_exitcode(status)})
+
+
+def _send_message(what: dict[str, object]) -> None:
+    os.write(1, (json.dumps(what) + "\n").encode())

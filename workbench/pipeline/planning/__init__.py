@@ -1,1 +1,0 @@
-"""What has to run and why: keys over all that shapes an output."""

@@ -1,0 +1,143 @@
+"""Executes one notebook: the only place that knows papermill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, TextIO
+
+from workbench.pipeline import forked_kernel, ipynb
+from workbench.pipeline.connect import SPEC_VARIABLE
+from workbench.pipeline.spec import ExitStatus, Failure, StepSpec
+
+EXECUTED_NOTEBOOK = "executed.ipynb"
+OUTPUT_FILE = "output.txt"
+
+_KERNEL_NAME = "python3"
+_KERNEL_CONFIG = {
+    "transport": "ipc",  # no port, nobody listens in
+    # All output is here by then: one that hangs gets a second instead of two and a half.
+    "shutdown_wait_time": 2.0,
+}
+_KERNEL_ARGUMENTS = [
+    "--HistoryManager.enabled=False",
+    "--IPKernelApp.kernel_class=workbench.pipeline.step_kernel.StepKernel",
+]
+_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STATUS_OF_KIND = {
+    "parameter": ExitStatus.PARAMETER,
+    "contract": ExitStatus.CONTRACT,
+    "service": ExitStatus.SERVICE,
+    "waiting": ExitStatus.WAITING,
+}
+
+
+def preload() -> None:
+    """Import and compile what every step needs, so that children forked later find it done.
+
+    papermill imports much of it at its first notebook only: the formatter of parameters, the JSON
+    schema of notebooks as code, the folders of kernels. No thread and no socket is opened here.
+    """
+    ipynb.import_nbformat()
+    with ipynb.blocked_imports("pyarrow"):  # papermill looks for its Hadoop client
+        import papermill.execute  # noqa: F401
+    from jupyter_client.kernelspec import KernelSpecManager
+    from nbformat.v4 import new_notebook
+    from papermill.translators import translate_parameters
+
+    new_notebook()  # type: ignore[no-untyped-call]
+    translate_parameters(_KERNEL_NAME, "python", {"n": 2}, "Parameters")
+    KernelSpecManager().get_kernel_spec(_KERNEL_NAME)
+    forked_kernel.preload_kernel()
+
+
+def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
+    """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
+    os.environ.update(_kernel_environment(spec, spec_file))
+    if forked_kernel.can_fork_kernel():
+        forked_kernel.prepare_fork()
+    ipynb.import_nbformat()
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    folder = Path(spec.folder)
+    try:
+        with (folder / OUTPUT_FILE).open("w", encoding="utf-8") as output:
+            papermill.execute_notebook(
+                spec.notebook,
+                str(folder / EXECUTED_NOTEBOOK),
+                parameters=spec.parameters,
+                kernel_name=_KERNEL_NAME,
+                cwd=spec.folder,
+                progress_bar=False,
+                log_output=False,
+                stdout_file=output,
+                stderr_file=output,
+                on_cell_start=_CellAnnouncer(output),
+                config=Config({"KernelManager": _KERNEL_CONFIG}),
+                extra_arguments=_KERNEL_ARGUMENTS,
+            )
+    except PapermillExecutionError as error:
+        return _cell_error(error, folder)
+    except DeadKernelError:
+        hint = "Out of memory is the usual reason; the peak stands in the result"
+        return ExitStatus.KERNEL_DIED, Failure(
+            kind="kernel-died", message="the kernel died", where=spec.notebook, hint=hint
+        )
+    except CellTimeoutError as error:
+        return ExitStatus.TIMED_OUT, Failure(kind="timed-out", message=str(error))
+    return ExitStatus.OK, None
+
+
+class _CellAnnouncer:
+    """Writes which code cell comes next, counted as JupyterLab's prompts are."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._cells = 0
+
+    def __call__(self, cell: Any, cell_index: int) -> None:
+        if cell.cell_type == "code" and cell.source.strip():
+            self._cells += 1
+            self._output.write(f"--- cell {self._cells}\n")
+            self._output.flush()
+
+
+def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
+    threads = str(spec.threads)
+    return {
+        **spec.environment,
+        SPEC_VARIABLE: str(spec_file),
+        "WORKBENCH_HOME": spec.home,
+        "OMP_NUM_THREADS": threads,
+        # Threads that wait spin briefly, then sleep: endless spinning starves all other processes
+        # on few cores, and sleeping at once costs training a quarter of its speed.
+        "GOMP_SPINCOUNT": "10000",
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONHASHSEED": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+
+
+def _cell_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
+    """The error a cell raised: as the data that our own errors leave, or from its traceback."""
+    cell = error.exec_count
+    traceback = _ANSI_COLOUR.sub("", "\n".join(error.traceback))
+    told = folder / "failure.json"
+    if told.exists():
+        failure = Failure(**json.loads(told.read_bytes()), cell=cell, traceback=traceback)
+        return _STATUS_OF_KIND.get(failure.kind, ExitStatus.USER_ERROR), failure
+    message = f"{error.ename}: {error.evalue}"
+    return ExitStatus.USER_ERROR, Failure(
+        kind="user-error",
+        message=message,
+        cell=cell,
+        traceback=traceback,
+        hint=f"The notebook as it stopped: {folder / EXECUTED_NOTEBOOK}",
+    )

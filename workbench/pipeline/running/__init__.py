@@ -1,1 +1,0 @@
-"""A run: which step is next, its records, its journal, what people see of it."""

@@ -1,0 +1,146 @@
+"""The object that a notebook talks to: its inputs, outputs, metrics, figures and progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.core import workspace
+from workbench.core.errors import ContractError, ParameterError, RecordError
+from workbench.core.workspace import Workspace
+from workbench.records.base import Ref, kind_of
+from workbench.records.store import Store
+
+_PROGRESS_INTERVAL_S = 0.2
+
+
+@dataclass
+class Step:
+    """A notebook's connection to its run.
+
+    Attributes:
+        folder: Where results of this run go.
+        cache: A folder that outlives a killed attempt of the very same work.
+        project: Folder that relative path parameters start from.
+        headless: True in a pipeline, where nobody looks at the notebook while it runs.
+    """
+
+    workspace: Workspace
+    project: Path
+    folder: Path
+    cache: Path
+    threads: int
+    headless: bool
+    declared_inputs: dict[str, dict[str, Any]]
+    declared_outputs: dict[str, dict[str, Any]]
+    inputs: dict[str, Ref | list[Ref] | None]
+    secrets: tuple[str, ...] = ()
+    outputs: dict[str, Ref] = field(default_factory=dict)
+    _last_progress: float = 0.0
+
+    @property
+    def store(self) -> Store:
+        return Store(self.workspace)
+
+    def input(self, name: str) -> Ref:
+        """The reference of a declared input."""
+        ref = self.optional_input(name)
+        if ref is None:
+            raise ContractError(
+                f"there is no record for input {name!r}",
+                where=self.folder.name,
+                hint="Run the step that makes it first, for example with `make run`",
+            )
+        return ref
+
+    def optional_input(self, name: str) -> Ref | None:
+        ref = self._given(name)
+        if isinstance(ref, list | tuple):
+            raise ContractError(f"input {name!r} is a list", hint="Use step.input_list(name)")
+        return ref
+
+    def input_list(self, name: str) -> list[Ref]:
+        """The references of an input declared with ``many``, in the order of the fan-out."""
+        given = self._given(name)
+        if given is None:
+            return []
+        return [given] if isinstance(given, str) else list(given)
+
+    def secret(self, name: str) -> str:
+        """The value of a secret that the contract declares; never print it or store it."""
+        if name not in self.secrets:
+            raise ContractError(
+                f"secret {name!r} is not declared",
+                hint="Declare it in the notebook's metadata under workbench.secrets",
+            )
+        value = os.environ.get(name)
+        if not value:
+            raise ParameterError(
+                f"secret {name!r} has no value", hint=f"Set the environment variable {name}"
+            )
+        return value
+
+    def _given(self, name: str) -> Ref | list[Ref] | None:
+        if name not in self.declared_inputs:
+            raise ContractError(
+                f"input {name!r} is not declared",
+                hint="Declare it in the notebook's metadata under workbench.inputs",
+            )
+        return self.inputs.get(name)
+
+    def output(self, name: str, ref: Ref) -> None:
+        """Hand over a record as a declared output; it must be complete in the store."""
+        declared = self.declared_outputs.get(name)
+        if declared is None:
+            raise ContractError(
+                f"output {name!r} is not declared",
+                hint="Declare it in the notebook's metadata under workbench.outputs",
+            )
+        if kind_of(ref) != declared["kind"]:
+            raise ContractError(f"output {name!r} must be a {declared['kind']}", where=ref)
+        if not self.store.exists(ref):
+            raise RecordError(f"output {name!r} is not in the store", where=ref)
+        self.outputs[name] = ref
+        workspace.write_atomic(
+            self.folder / "outputs.json", json.dumps(self.outputs, sort_keys=True).encode()
+        )
+
+    def metric(
+        self,
+        name: str,
+        value: float,
+        step: int | None = None,
+        slice: str | None = None,  # noqa: A002 - the word of the field
+    ) -> None:
+        """Record a number; with ``step`` it becomes a point of a curve."""
+        key = f"{name}/{slice}" if slice else name
+        line = {"name": key, "value": float(value), "step": step or 0, "at": time.time()}
+        with (self.folder / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Keep a matplotlib figure, or anything with ``save`` such as a Pillow image, as PNG."""
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        if hasattr(figure, "savefig"):
+            figure.savefig(path, bbox_inches="tight", dpi=110)
+        else:
+            figure.save(path)
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell whoever watches how far the work is. Cheap enough to call for every frame."""
+        now = time.monotonic()
+        if done < total and now - self._last_progress < _PROGRESS_INTERVAL_S:
+            return
+        self._last_progress = now
+        data = json.dumps({"done": done, "total": total}).encode()
+        (self.folder / "progress.tmp").write_bytes(data)
+        (self.folder / "progress.tmp").replace(self.folder / "progress.json")
+
+    def path(self, value: str | Path) -> Path:
+        """A path parameter, relative ones below the project's root."""
+        return (self.project / Path(value)).resolve()

@@ -1,1 +1,0 @@
-"""One step: what its notebook sees, and the unit that runs it."""

@@ -1,0 +1,40 @@
+"""Run a program that finds the servers: start them, then become the program, with their addresses
+in its environment.
+
+    python -m workbench.services.launch jupyter lab
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from workbench import services
+from workbench.core import workspace
+from workbench.core.errors import WorkbenchError
+
+
+def main(arguments: list[str]) -> int:
+    """Replace this process by ``arguments``; returns only when that failed."""
+    if not arguments:
+        print("usage: python -m workbench.services.launch PROGRAM [ARGUMENT…]", file=sys.stderr)
+        return 2
+    place = workspace.find_workspace()
+    try:
+        services.up(place, progress=lambda line: print(line, file=sys.stderr))
+        variables = {**os.environ, **services.environment(place)}
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    # Programs of this environment first, whether or not it was activated.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    try:
+        os.execvpe(arguments[0], arguments, {**variables, "PATH": path})  # noqa: S606
+    except OSError as error:
+        print(f"error: cannot run {arguments[0]}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,237 @@
+"""The detection loss, and the model wrapped with its loss for one process or DDP."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from workbench.detection.config import (
+    COMPACT,
+    ComputesLosses,
+    DetectorConfig,
+    GroundTruthBatch,
+    Losses,
+)
+from workbench.detection.models import cell_centres
+from workbench.detection.preprocessing import Preprocessing
+from workbench.training.config import TrainingConfig
+from workbench.training.targets import ALL_CLASSES, Targets
+
+_TOP_K = 9
+_ALIGN_SCORE, _ALIGN_OVERLAP = 0.5, 4.0
+_NEAR_STRIDES = (
+    0.75  # of a stride: cells this close to a centre may take an object smaller than a cell
+)
+_VFL_ALPHA, _VFL_GAMMA = 0.75, 2.0
+_BOX_WEIGHT = 2.5
+_EPS = 1e-7
+
+
+def pad_targets(targets: Sequence[Targets]) -> GroundTruthBatch:
+    """Targets of a batch as padded tensors."""
+    most = max(1, *(len(target.boxes) for target in targets))
+    boxes = torch.zeros(len(targets), most, 4)
+    classes = torch.zeros(len(targets), most, dtype=torch.long)
+    real, ignore = torch.zeros(len(targets), most), torch.zeros(len(targets), most)
+    weights = torch.ones(len(targets), most)
+    for row, target in enumerate(targets):
+        count = len(target.boxes)
+        boxes[row, :count] = torch.from_numpy(target.boxes)
+        classes[row, :count] = torch.from_numpy(target.classes)
+        hidden = torch.from_numpy(target.ignore).float()
+        ignore[row, :count], real[row, :count] = hidden, 1 - hidden
+        if target.weights is not None:
+            weights[row, :count] = torch.from_numpy(target.weights)
+    return GroundTruthBatch(boxes, classes, real, ignore, weights)
+
+
+class DetectionLoss:
+    """The loss of raw maps against truth, for one size of input.
+
+    Args:
+        width: Of the network's input in pixels; so ``height``.
+    """
+
+    def __init__(self, config: DetectorConfig, width: int, height: int) -> None:
+        centres = [torch.from_numpy(cell_centres(width, height, s)) for s in config.strides]
+        self._centres = torch.cat(centres)
+        self._strides = torch.cat(
+            [torch.full((len(c),), float(s)) for c, s in zip(centres, config.strides, strict=True)]
+        )
+        self._classes = len(config.classes)
+
+    def to(self, device: str) -> DetectionLoss:
+        self._centres, self._strides = self._centres.to(device), self._strides.to(device)
+        return self
+
+    def __call__(self, outputs: Sequence[Tensor], truth: GroundTruthBatch) -> Losses:
+        logits = _flatten_levels(outputs[::2]).float()
+        boxes = self._boxes(_flatten_levels(outputs[1::2]).float())
+        with torch.no_grad():
+            owner, quality = self._assign(logits.sigmoid(), boxes, truth)
+            wanted = functional.one_hot(
+                _gather(truth.classes, owner).clamp(min=0), self._classes
+            ) * quality.unsqueeze(-1)
+            judged = self._judged(truth, quality)
+            # A label that is trusted less pulls less on its own cells, for class and for box.
+            trust = _gather(truth.weights, owner)
+            judged = judged * torch.where(quality > 0, trust, 1.0).unsqueeze(-1)
+        amount = quality.sum().clamp(min=1.0)
+        cls = (_varifocal(logits, wanted) * judged).sum() / amount
+        own_boxes = _gather_boxes(truth.boxes, owner)
+        box = ((1 - paired_giou(boxes, own_boxes)) * (quality * trust)).sum() / amount
+        return Losses(cls + _BOX_WEIGHT * box, cls.detach(), box.detach())
+
+    def _boxes(self, raw: Tensor) -> Tensor:
+        """The decoding of `workbench.detection.models`, with gradients; ``[n, a, 4]`` xyxy."""
+        reach = functional.elu(raw) + 0.5 * functional.relu(raw) ** 2
+        reach = reach * self._strides[:, None]
+        return torch.cat([self._centres - reach[..., :2], self._centres + reach[..., 2:]], dim=-1)
+
+    def _assign(
+        self, scores: Tensor, boxes: Tensor, truth: GroundTruthBatch
+    ) -> tuple[Tensor, Tensor]:
+        """The object of each cell ``[n, a]`` and how well it should be scored, 0 for none."""
+        near = self._near(truth) * truth.real.unsqueeze(-1)  # [n, m, a]
+        overlap = pairwise_iou(truth.boxes, boxes) * near
+        index = truth.classes.clamp(min=0).unsqueeze(-1).expand(-1, -1, scores.shape[1])
+        own_score = scores.transpose(1, 2).gather(1, index)
+        # A trace of overlap everywhere lets objects that nobody predicts yet find a cell.
+        aligned = (own_score**_ALIGN_SCORE * (overlap + 1e-3) ** _ALIGN_OVERLAP) * near
+        threshold = aligned.topk(min(_TOP_K, aligned.shape[-1]), dim=-1).values[..., -1:]
+        chosen = aligned * (aligned >= threshold)
+        best, owner = chosen.max(dim=1)  # a cell wanted by several goes to the best aligned
+        chosen = chosen * functional.one_hot(owner, chosen.shape[1]).transpose(1, 2)
+        strongest = chosen.amax(dim=-1, keepdim=True)
+        reached = (overlap * (chosen > 0)).amax(dim=-1, keepdim=True)
+        share = (chosen / (strongest + _EPS**3)) * reached.clamp(min=0.05)
+        quality = share.amax(dim=1) * (best > 0)
+        return owner, quality
+
+    def _near(self, truth: GroundTruthBatch) -> Tensor:
+        """1 where a cell's centre lies in a box or near its centre, ``[n, m, a]``."""
+        middle = (truth.boxes[..., :2] + truth.boxes[..., 2:]) / 2
+        half = (truth.boxes[..., 2:] - truth.boxes[..., :2]) / 2
+        away = (self._centres - middle.unsqueeze(-2)).abs()
+        reach = torch.maximum(
+            half.unsqueeze(-2), _NEAR_STRIDES * self._strides[:, None].clamp(max=8)
+        )
+        return (away <= reach).all(dim=-1).float()
+
+    def _judged(self, truth: GroundTruthBatch, quality: Tensor) -> Tensor:
+        """1 where a cell's class score counts, ``[n, a, c]``: not inside ignore regions."""
+        covered = self._near(truth) * truth.ignore.unsqueeze(-1)  # [n, m, a]
+        every = (truth.classes == ALL_CLASSES).unsqueeze(-1)
+        which = functional.one_hot(truth.classes.clamp(min=0), self._classes).bool() | every
+        hidden = torch.bmm(covered.transpose(1, 2), which.float()) > 0
+        return (~hidden | (quality > 0).unsqueeze(-1)).float()
+
+
+def pairwise_iou(truth: Tensor, boxes: Tensor) -> Tensor:
+    """Overlap of ``[n, m, 4]`` with ``[n, a, 4]``: ``[n, m, a]``."""
+    low = torch.maximum(truth[:, :, None, :2], boxes[:, None, :, :2])
+    high = torch.minimum(truth[:, :, None, 2:], boxes[:, None, :, 2:])
+    common = _box_product(high - low)
+    union = _area(truth)[:, :, None] + _area(boxes)[:, None, :] - common
+    return common / (union + _EPS)
+
+
+def paired_giou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised overlap in [-1, 1] of boxes in the same place, ``[..., 4]`` to ``[...]``."""
+    low = torch.maximum(first[..., :2], second[..., :2])
+    high = torch.minimum(first[..., 2:], second[..., 2:])
+    common = _box_product(high - low)
+    union = _area(first) + _area(second) - common
+    outer_low = torch.minimum(first[..., :2], second[..., :2])
+    outer_high = torch.maximum(first[..., 2:], second[..., 2:])
+    hull = _box_product(outer_high - outer_low)
+    return common / (union + _EPS) - (hull - union) / (hull + _EPS)
+
+
+def _varifocal(logits: Tensor, wanted: Tensor) -> Tensor:
+    entropy = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    with torch.no_grad():
+        doubt = _VFL_ALPHA * logits.sigmoid() ** _VFL_GAMMA
+        weight = torch.where(wanted > 0, wanted, doubt)
+    return entropy * weight
+
+
+def _flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """Levels ``[n, k, h, w]`` to one row of cells ``[n, a, k]``."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return _box_product(boxes[..., 2:] - boxes[..., :2])
+
+
+def _box_product(sides: Tensor) -> Tensor:
+    """Width times height, none for sides turned inside out; `prod` has a slow gradient."""
+    sides = sides.clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def _gather(values: Tensor, owner: Tensor) -> Tensor:
+    return values.gather(1, owner)
+
+
+def _gather_boxes(boxes: Tensor, owner: Tensor) -> Tensor:
+    return boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
+
+
+# ---- A model together with its loss: what goes forward in a step, on one process or on several.
+
+
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelWithLoss(nn.Module):
+    """Images and truth to the losses ``(total, cls, box)``."""
+
+    def __init__(self, model: Any, spec: Preprocessing, config: TrainingConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._dtype = _AUTOCAST_DTYPES.get(config.precision)
+        self._device = config.device
+        self._loss = None
+        if not isinstance(model, ComputesLosses):
+            self._loss = DetectionLoss(model.config, spec.width, spec.height).to(config.device)
+
+    def forward(self, images: Tensor, truth: GroundTruthBatch) -> tuple[Tensor, Tensor, Tensor]:
+        with self._precision():
+            if self._loss is None:
+                losses = self.model.losses(images, truth)
+                return losses.total.float(), losses.cls, losses.box
+            outputs = self.model(images)
+        losses = self._loss(outputs, truth)
+        return losses.total, losses.cls, losses.box
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, dtype=self._dtype)
+
+
+def wrap_ddp(lesson: ModelWithLoss, config: TrainingConfig) -> Any:
+    """The lesson as each of several processes takes its part of it."""
+    if config.processes == 1:
+        return lesson
+    # Parameters without a gradient occur in suppliers' networks: heads that a loss leaves out.
+    own = lesson.model.config.architecture == COMPACT
+    return DistributedDataParallel(lesson, find_unused_parameters=not own)
+
+
+@contextlib.contextmanager
+def gradient_sync(lesson: Any, last: bool) -> Iterator[None]:
+    """Several processes agree on gradients once a step, after its last part."""
+    if isinstance(lesson, DistributedDataParallel) and not last:
+        with lesson.no_sync():
+            yield
+    else:
+        yield
