@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.core import digest
+from workbench.core.errors import ParameterError
+from workbench.core.text import counted, html_table
 from workbench.core.workspace import Workspace
 from workbench.records.base import Digest, FrozenModel, Ref
-from workbench.records.frames import Drive, Frame, Label, LabelSchema, Role
+from workbench.records.frames import (
+    Conditions,
+    Drive,
+    Frame,
+    Label,
+    LabelSchema,
+    Light,
+    Role,
+    Weather,
+)
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, Quarantined
 
 T = TypeVar("T", bound=FrozenModel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Frames with their labels. ``frames`` are in order of drive and index.
 
-    Making one checks nothing; `workbench.data` builds them from sources and checks every input.
+    A dataset is a view: `where` and `role` give another one, and nothing is read from disk but the
+    records. Building one checks nothing; `workbench.data` builds them from sources and checks every
+    input.
+
+    Attributes:
+        ref: The version these frames are; None for a part of one.
+        simulated: Whether the drives were rendered rather than recorded.
+        split: How roles were given.
+        workspace: Where the images lie; None for a dataset that was built in memory.
     """
 
     name: str
@@ -33,6 +53,18 @@ class Dataset:
     ref: Ref | None = None
     simulated: bool = False
     split: dict[str, Any] = field(default_factory=dict)
+    workspace: Workspace | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(self.frames)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the label schema, in its order."""
+        return self.label_schema.classes
 
     @cached_property
     def labels_by_frame(self) -> dict[Digest, tuple[Label, ...]]:
@@ -46,23 +78,135 @@ class Dataset:
     def drive_by_id(self) -> dict[str, Drive]:
         return {drive.id: drive for drive in self.drives}
 
-    def where(self, keep: Callable[[Frame], bool]) -> Dataset:
-        """The frames for which ``keep`` holds, with their labels and drives; it has no ref."""
-        frames = tuple(frame for frame in self.frames if keep(frame))
+    def where(
+        self, keep: Callable[[Frame], bool] | None = None, **conditions: str | bool | Iterable[str]
+    ) -> Dataset:
+        """The frames that meet every condition, with all their labels and their drives.
+
+        Args:
+            keep: Any predicate over a frame.
+            **conditions: ``light``, ``weather`` or ``construction`` as in `Conditions`; ``drive``,
+                ``role``, or any of the frames' own attributes; ``cls`` keeps frames that have a
+                label of that class. A value is one string or several, of which one has to hold.
+
+        Returns:
+            A dataset without a ``ref``, since it is a part of a version.
+
+        Raises:
+            ParameterError: No frame has such a condition, or it never takes that value.
+
+        Example:
+            ``dataset.where(light="night", cls=["pedestrian", "cyclist"])``
+        """
+        tests = [self._condition(name, value) for name, value in conditions.items()]
+        if keep is not None:
+            tests.append(keep)
+        frames = tuple(frame for frame in self.frames if all(test(frame) for test in tests))
         ids = {frame.id for frame in frames}
         drives = {frame.drive for frame in frames}
-        return Dataset(
-            name=self.name,
-            label_schema=self.label_schema,
+        return replace(
+            self,
             drives=tuple(drive for drive in self.drives if drive.id in drives),
             frames=frames,
             labels=tuple(label for label in self.labels if label.frame in ids),
-            simulated=self.simulated,
-            split=self.split,
+            ref=None,
         )
+
+    def role(self, *roles: Role | str) -> Dataset:
+        """The frames of these roles: ``seed``, ``pool``, ``train``, ``val`` or ``safety``."""
+        return self.where(role=roles)
 
     def with_roles(self, *roles: Role) -> Dataset:
         return self.where(lambda frame: frame.role in roles)
+
+    def to_pandas(self) -> Any:
+        """One row a frame: id, drive, index, time, size, role, conditions, number of labels."""
+        import pandas as pd
+
+        rows = [
+            {
+                "frame": frame.id,
+                "drive": frame.drive,
+                "index": frame.index,
+                "timestamp_us": frame.timestamp_us,
+                "width": frame.width,
+                "height": frame.height,
+                "role": frame.role and str(frame.role),
+                **frame.conditions.model_dump(mode="json"),
+                "labels": len(self.labels_by_frame[frame.id]),
+            }
+            for frame in self.frames
+        ]
+        return pd.DataFrame(rows).astype({"timestamp_us": "Int64"}) if rows else pd.DataFrame()
+
+    def __repr__(self) -> str:
+        counts = (
+            counted(len(self.frames), "frame"),
+            counted(len(self.labels), "label"),
+            counted(len(self.drives), "drive"),
+        )
+        origin = ", simulated" if self.simulated else ""
+        return f"Dataset({self.name!r}: {', '.join(counts)}{origin})"
+
+    def _repr_html_(self) -> str:
+        roles = Counter(str(frame.role or "none") for frame in self.frames)
+        classes = Counter(label.cls for label in self.labels)
+        facts = {
+            "version": self.ref[: self.ref.index("/") + 13] if self.ref else "part of a version",
+            "origin": "simulated drives" if self.simulated else "recorded drives",
+            "frames": f"{len(self.frames):,} of {counted(len(self.drives), 'drive')}",
+            "roles": ", ".join(f"{name} {count:,}" for name, count in sorted(roles.items())),
+            "labels": ", ".join(f"{name} {count:,}" for name, count in classes.most_common())
+            or "none",
+        }
+        return html_table(self.name, facts)
+
+    def _condition(self, name: str, value: str | bool | Iterable[str]) -> Callable[[Frame], bool]:
+        wanted = {str(value)} if isinstance(value, str | bool) else {str(one) for one in value}
+        known: Collection[str]
+        if name == "cls":
+            known = self.label_schema.classes
+            labelled = {label.frame for label in self.labels if label.cls in wanted}
+
+            def test(frame: Frame) -> bool:
+                return frame.id in labelled
+        else:
+            value_of = self._value_of(name)
+            known = {value_of(frame) for frame in self.frames} | _ENUMERATED.get(name, set())
+
+            def test(frame: Frame) -> bool:
+                return value_of(frame) in wanted
+
+        for one in sorted(wanted - set(known)) if self.frames else ():
+            raise ParameterError(
+                f"no frame has {name}={one!r}",
+                where=f"dataset {self.name}",
+                hint=f"Values of {name}: {', '.join(sorted(known)[:20])}",
+            )
+        return test
+
+    def _value_of(self, name: str) -> Callable[[Frame], str]:
+        if name in Conditions.model_fields:
+            return lambda frame: str(getattr(frame.conditions, name))
+        if name in ("drive", "role", "redaction"):
+            return lambda frame: str(getattr(frame, name))
+        if not self.frames or any(name in frame.attributes for frame in self.frames):
+            return lambda frame: frame.attributes.get(name, "")
+        attributes = {key for frame in self.frames for key in frame.attributes}
+        names = [*Conditions.model_fields, "drive", "role", "cls", *sorted(attributes)]
+        raise ParameterError(
+            f"unknown condition {name!r}",
+            where=f"dataset {self.name}",
+            hint=f"Conditions: {', '.join(names)}",
+        )
+
+
+_ENUMERATED = {
+    "light": {str(value) for value in Light},
+    "weather": {str(value) for value in Weather},
+    "role": {str(value) for value in Role},
+    "construction": {"True", "False"},
+}
 
 
 def media_path(place: Workspace, frame: Frame) -> Path:
@@ -121,6 +265,7 @@ def load_dataset(store: Store, ref: Ref) -> Dataset:
         ref=ref,
         simulated=record.simulated,
         split=record.split,
+        workspace=store.workspace,
     )
 
 

@@ -1,0 +1,28 @@
+"""Text for people: counts with their noun, and small HTML tables for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+_CELL = "text-align:left;padding:2px 12px 2px 0"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """``1 drive``, ``2 drives``, ``1,200 frames``."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def html_table(
+    title: str, rows: Mapping[str, str] | Sequence[Sequence[str]], header: Sequence[str] = ()
+) -> str:
+    """A table that follows the notebook's theme; every text is escaped."""
+    lines = list(rows.items()) if isinstance(rows, Mapping) else rows
+    head = "".join(f'<th style="{_CELL}">{html.escape(name)}</th>' for name in header)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="{_CELL}">{html.escape(str(cell))}</td>' for cell in line)
+        + "</tr>"
+        for line in lines
+    )
+    return f"<div><b>{html.escape(title)}</b><table><tr>{head}</tr>{body}</table></div>"
