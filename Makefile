@@ -20,10 +20,11 @@ UV_SOURCES := $(if $(PIP_INDEX_URL),--default-index "$$PIP_INDEX_URL") \
 APP        ?= $(firstword $(wildcard notebooks/explore/apps/*.py))
 AS_ROOT    := $(if $(filter 0,$(shell id -u)),--allow-root)
 MONGOD_RUNS := $(BIN)/python -c "from workbench.services.servers import mongod_version; print(mongod_version())"
+MKDOCS     := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 ATTACHED   := $(BIN)/python -m workbench.services.launch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup label-studio run test test-long check services lab apps screenshots bench lock clean
+.PHONY: help setup label-studio run test test-long check docs services lab apps screenshots bench lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,11 +50,15 @@ test: setup ## All tests but the slow ones
 test-long: setup ## The slow tests
 	@$(BIN)/pytest -m slow --timeout=1800 $(ARGS)
 
-check: setup ## Style, types and import contracts
+check: setup ## Style, types, import contracts and the documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(MKDOCS) build --strict
+
+docs: setup ## The documentation, at the address it prints
+	@$(MKDOCS) serve $(ARGS)
 
 services: setup ## Start mongod, MLflow and Label Studio, and say where they are
 	@$(WORKBENCH) up

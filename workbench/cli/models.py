@@ -76,7 +76,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     image, a folder of images, a dataset (NAME or NAME@N) or one drive of it (NAME@N:DRIVE).
 
     Each answer is ok, late, fallback or unreadable; all but ok are given by a rule that holds the
-    last known boxes for a moment. See docs/export.md.
+    last known boxes for a moment. See docs/how-to/export.md.
     """
     from workbench.deployment import session
     from workbench.deployment.runtime import Runtime, load_bundle

@@ -30,7 +30,7 @@ HUGGING_FACE = "huggingface-detection-1"
 class DetectorConfig(FrozenModel):
     """Everything that shapes the detector and the reading of its outputs.
 
-    Args:
+    Attributes:
         classes: In the order of the class maps' channels.
         architecture: The family of models, see `workbench.detection.models`.
         width: Multiplies the number of channels; 1.0 is about 0.9 million parameters.

@@ -248,7 +248,8 @@ def read_result(
 
     Args:
         result: As in an export: shapes, and answers that share their ``id``.
-        width, height: The frame's size in pixels; regions must have been drawn on that size.
+        width: The frame's width in pixels; regions must have been drawn on that size.
+        height: Its height in pixels.
         schema: The one that the batch was sent with.
     """
     asked = {question.name for question in schema.frame_questions}

@@ -42,7 +42,7 @@ _PositiveInt = Annotated[int, Field(gt=0)]
 class ImagePreprocessing(FrozenModel):
     """How a picture becomes the network's input: resize, crop the middle, scale, normalise.
 
-    Args:
+    Attributes:
         size: Width and height after resizing, pixels; with ``keep_shape``, the first is the length
             of the shorter side.
         crop: Width and height cut out of the middle; None keeps all.

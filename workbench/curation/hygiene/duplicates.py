@@ -24,7 +24,7 @@ MAX_NEAR_BITS = 40
 """However unlike consecutive frames are: above this, hashes speak of two pictures.
 
 Of 300,000 pairs from different drives none is as near, neither of CamVid's drives (the nearest: 86
-bits) nor of the built-in ones (52). See docs/hygiene.md.
+bits) nor of the built-in ones (52). See docs/how-to/hygiene.md.
 """
 
 MAX_COPY_BITS = 12

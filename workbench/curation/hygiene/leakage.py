@@ -96,7 +96,7 @@ LeakKind = Literal["drive", "time", "place", "embedding"]
 class LeakageRules(FrozenModel):
     """How far apart sides have to be.
 
-    Args:
+    Attributes:
         gap_s: Seconds between frames of one recording; the split's own gap is asked for where it
             states a smaller one.
         radius_m: Metres between frames that tell their position.

@@ -91,7 +91,7 @@ class Budget(FrozenModel):
 class SelectionRules(FrozenModel):
     """How a budget is spent.
 
-    Args:
+    Attributes:
         random_share: Of the budget, drawn at random.
         drive_share: Of the mined part, at most from one drive; at least two frames, and an
             equal share where drives are few.
