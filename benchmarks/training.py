@@ -119,7 +119,7 @@ from pathlib import Path
 from dataclasses import replace
 from functools import partial
 from benchmarks.training_loops import CLASSES, frames
-from workbench import digest
+from workbench.core import digest
 from workbench.detection.preprocessing import Preprocessing
 from workbench.training import Augmentation, TrainingConfig, train
 from workbench.core.workspace import Workspace

@@ -17,7 +17,7 @@ SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """An empty workspace that everything run by the test finds through the environment."""
     root = tmp_path / ".workbench"
     monkeypatch.setenv("WORKBENCH_HOME", str(root))
@@ -25,8 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 @pytest.fixture
-def store(place: Workspace) -> Store:
-    return Store(place)
+def store(workspace: Workspace) -> Store:
+    return Store(workspace)
 
 
 @pytest.fixture

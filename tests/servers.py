@@ -29,7 +29,7 @@ services.down(Workspace(Path(sys.argv[1])))
 class Servers:
     """All three servers, up. ``environment`` is what a step's process would get."""
 
-    place: Workspace
+    workspace: Workspace
     environment: dict[str, str]
 
 
@@ -39,14 +39,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         label_studio_environment()
     except ServiceError as error:
         pytest.skip(str(error))
-    place = Workspace(tmp_path_factory.mktemp("servers") / ".workbench")
+    workspace = Workspace(tmp_path_factory.mktemp("servers") / ".workbench")
     watchdog = subprocess.Popen(
-        [sys.executable, "-c", _WATCHDOG, str(place.root)],
+        [sys.executable, "-c", _WATCHDOG, str(workspace.root)],
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
     try:
-        services.up(place)
-        yield Servers(place, services.environment(place))
+        services.up(workspace)
+        yield Servers(workspace, services.environment(workspace))
     finally:
         watchdog.communicate(timeout=60)

@@ -43,32 +43,32 @@ class Outcome:
 class TinyRun:
     """A workspace in which the tiny loop has run, and how it ended."""
 
-    place: Workspace
+    workspace: Workspace
     outcome: Outcome
     parameters: dict[str, str] = field(default_factory=lambda: dict(TINY))
 
     @property
     def store(self) -> Store:
-        return Store(self.place)
+        return Store(self.workspace)
 
     def output(self, name: str) -> str:
         return str(self.outcome.report["outputs"][name])
 
     def folder(self, step: str) -> Path:
-        return self.place.runs / self.outcome.report["run_id"] / step
+        return self.workspace.runs / self.outcome.report["run_id"] / step
 
     def again(self, **changes: str) -> Outcome:
-        return run_pipeline(self.place, {**self.parameters, **changes})
+        return run_pipeline(self.workspace, {**self.parameters, **changes})
 
 
 def workbench(
-    place: Workspace, *arguments: str, timeout: float = 500
+    workspace: Workspace, *arguments: str, timeout: float = 500
 ) -> subprocess.CompletedProcess[str]:
     """The command as people call it, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "workbench", *arguments],
         check=False,
-        env={**os.environ, "WORKBENCH_HOME": str(place.root)},
+        env={**os.environ, "WORKBENCH_HOME": str(workspace.root)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -76,9 +76,9 @@ def workbench(
     )
 
 
-def run_pipeline(place: Workspace, parameters: dict[str, str]) -> Outcome:
+def run_pipeline(workspace: Workspace, parameters: dict[str, str]) -> Outcome:
     pairs = [part for key, value in parameters.items() for part in ("-p", f"{key}={value}")]
-    done = workbench(place, "run", str(PIPELINE), "--json", *pairs)
+    done = workbench(workspace, "run", str(PIPELINE), "--json", *pairs)
     try:
         report = json.loads(done.stdout)
     except ValueError:
@@ -88,6 +88,6 @@ def run_pipeline(place: Workspace, parameters: dict[str, str]) -> Outcome:
 
 @pytest.fixture(scope="session")
 def tiny_run(servers: Servers) -> TinyRun:
-    outcome = run_pipeline(servers.place, TINY)
+    outcome = run_pipeline(servers.workspace, TINY)
     assert outcome.report.get("status") in ("succeeded", "refused"), outcome.errors
-    return TinyRun(servers.place, outcome)
+    return TinyRun(servers.workspace, outcome)

@@ -16,7 +16,7 @@ from workbench.labeling.server import LabelStudio
 @pytest.fixture(scope="module")
 def server(servers: Servers) -> LabelStudio:
     """Label Studio, as its administrator."""
-    admin = services.label_studio_admin(servers.place)
+    admin = services.label_studio_admin(servers.workspace)
     return labeling.connect(admin.url, admin.token)
 
 
@@ -25,6 +25,6 @@ def attached(servers: Servers) -> Iterator[Workspace]:
     """This process, with FiftyOne attached to the session's mongod."""
     before = dict(os.environ)
     os.environ.update(servers.environment)
-    yield servers.place
+    yield servers.workspace
     os.environ.clear()
     os.environ.update(before)

@@ -158,7 +158,7 @@ def test_without_a_server_it_says_what_to_run(
         curation.publish(attached, dataset, name=NAME)
 
 
-def test_nothing_is_started_by_fiftyone_itself(place: Workspace) -> None:
+def test_nothing_is_started_by_fiftyone_itself(workspace: Workspace) -> None:
     """In a workspace without servers it refuses before FiftyOne is even imported."""
     code = (
         "import sys; from workbench import curation; from workbench.core.errors import ServiceError\n"

@@ -312,7 +312,7 @@ def test_a_mongod_that_went_and_came_back_leaves_no_wrong_state(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """In a process of its own: published, mongod gone, said so, back, tagged, published again."""
-    place = Workspace(tmp_path_factory.mktemp("restart") / ".workbench")
+    workspace = Workspace(tmp_path_factory.mktemp("restart") / ".workbench")
     code = """
 import sys
 from pathlib import Path
@@ -341,13 +341,13 @@ services.down(place)
 """
     clean = {key: value for key, value in os.environ.items() if "FIFTYONE" not in key}
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(place.root)],
+        [sys.executable, "-c", code, str(workspace.root)],
         env=clean,
         capture_output=True,
         text=True,
         check=False,
     )
-    services.down(place)
+    services.down(workspace)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("SAID mongod does not answer") == 2
     assert "TAGS ['after', 'before'] 4" in ran.stdout

@@ -30,14 +30,14 @@ sending = importlib.import_module("workbench.labeling.sender")  # the package's 
 @pytest.fixture(scope="module")
 def ada(servers: Servers, server: LabelStudio) -> LabelStudio:
     """A labeler who is no replay."""
-    token = servers.place.secrets / "ada-token"
+    token = servers.workspace.secrets / "ada-token"
     return server.as_user("ada@example.org", "correct horse 7", token_file=token)
 
 
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
     """Frames that no other test has sent, in the servers' own workspace."""
-    return make_sample(servers.place, request.node.name[:40], 5)
+    return make_sample(servers.workspace, request.node.name[:40], 5)
 
 
 def answer(
@@ -54,11 +54,11 @@ def labels_of(sample: Sample, labelset: Ref) -> list[Label]:
 def test_a_second_send_writes_nothing(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch()
     seen: list[tuple[int, int]] = []
-    first = labeling.send(fresh.place, server, batch, progress=lambda *at: seen.append(at))
+    first = labeling.send(fresh.workspace, server, batch, progress=lambda *at: seen.append(at))
     assert (first.sent, first.already) == (5, 0)
     assert seen[-1] == (5, 5)
     before = server.export(first.project)
-    second = labeling.send(fresh.place, server, batch)
+    second = labeling.send(fresh.workspace, server, batch)
     assert (second.sent, second.already, second.project) == (0, 5, first.project)
     assert server.export(first.project) == before
     assert sum(task["total_predictions"] for task in before) == 3  # frames with boxes
@@ -74,12 +74,12 @@ def test_killed_between_import_and_ledger(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sync, "write_entry", killed)
-        labeling.send(fresh.place, server, batch)
-    arrived = labeling.send(fresh.place, server, batch)
+        labeling.send(fresh.workspace, server, batch)
+    arrived = labeling.send(fresh.workspace, server, batch)
     assert (arrived.sent, arrived.already) == (5, 0)  # only the project had been made
 
-    (fresh.place.root / "labeling" / f"{digest_of(batch)}.json").unlink()
-    assert labeling.send(fresh.place, server, batch).sent == 0
+    (fresh.workspace.root / "labeling" / f"{digest_of(batch)}.json").unlink()
+    assert labeling.send(fresh.workspace, server, batch).sent == 0
     assert len(server.export(arrived.project)) == 5
 
 
@@ -98,31 +98,31 @@ def test_half_an_import_is_completed(
 
     monkeypatch.setattr(server, "import_tasks", breaks_once)
     monkeypatch.setattr(sending, "_LANDING_S", (0.1,))
-    sent = labeling.send(fresh.place, server, fresh.batch())
+    sent = labeling.send(fresh.workspace, server, fresh.batch())
     assert calls == [5, 3]
     frames = [task["data"]["frame"] for task in server.export(sent.project)]
     assert sorted(frames) == sorted(frame.id for frame in fresh.frames)
 
 
 def test_frames_are_shown_from_where_they_lie(fresh: Sample, server: LabelStudio) -> None:
-    sent = labeling.send(fresh.place, server, fresh.batch())
-    admin = services.label_studio_admin(fresh.place)
+    sent = labeling.send(fresh.workspace, server, fresh.batch())
+    admin = services.label_studio_admin(fresh.workspace)
     shown = server.export(sent.project)[0]["data"]
     headers = {"Authorization": f"Token {admin.token}"}
     image = requests.get(f"{server.url}{shown['image']}", headers=headers, timeout=20)
     frame = next(frame for frame in fresh.frames if frame.id == shown["frame"])
-    assert image.content == dataset.media_path(fresh.place, frame).read_bytes()
+    assert image.content == dataset.media_path(fresh.workspace, frame).read_bytes()
 
 
 def test_replay_is_idempotent_and_says_what_it_is(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch(overlap=0.4)
-    labeling.send(fresh.place, server, batch)
-    first = labeling.replay(fresh.place, server, batch, fresh.dataset, seed=7)
+    labeling.send(fresh.workspace, server, batch)
+    first = labeling.replay(fresh.workspace, server, batch, fresh.dataset, seed=7)
     assert (first.drawn, first.already) == (7, 0)
-    second = labeling.replay(fresh.place, server, batch, fresh.dataset, seed=7)
+    second = labeling.replay(fresh.workspace, server, batch, fresh.dataset, seed=7)
     assert (second.drawn, second.already) == (0, 7)
 
-    ref = labeling.collect(fresh.place, server, batch)
+    ref = labeling.collect(fresh.workspace, server, batch)
     labelset = fresh.store.get(ref, LabelSet)
     labels = labels_of(fresh, ref)
     assert labelset.simulated and labelset.agreement["frames"] == 2
@@ -134,8 +134,8 @@ def test_replay_is_idempotent_and_says_what_it_is(fresh: Sample, server: LabelSt
     assert len(merged.labels) == len(fresh.dataset.labels)
 
     # A collected batch is a record: neither the clock nor the server changes it any more.
-    assert labeling.collect(fresh.place, server, batch, refresh=True) == ref
-    for secret in fresh.place.secrets.glob("label-studio-replay-*"):
+    assert labeling.collect(fresh.workspace, server, batch, refresh=True) == ref
+    for secret in fresh.workspace.secrets.glob("label-studio-replay-*"):
         assert secret.stat().st_mode & 0o077 == 0
 
 
@@ -143,7 +143,7 @@ def test_every_kind_of_answer_comes_back(
     fresh: Sample, server: LabelStudio, ada: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     empty, accepted, edited, skipped, own = fresh.frames
     first = predictions_of(fresh, accepted)[0]
@@ -154,12 +154,12 @@ def test_every_kind_of_answer_comes_back(
     answer(ada, edited, tasks[edited.id], DrawnObject(region_id(moved), "car", away, occluded=0.25))
     ada.annotate(tasks[skipped.id], [], skipped=True)
     with pytest.raises(Waiting, match="4 of 5") as waiting:
-        labeling.collect(fresh.place, server, batch)
+        labeling.collect(fresh.workspace, server, batch)
     assert waiting.value.where == sent.url
 
     box = Box(x=3, y=4, w=50.5, h=60.25)
     answer(ada, own, tasks[own.id], DrawnObject("mine", "pedestrian", box), seconds=90)
-    ref = labeling.collect(fresh.place, server, batch)
+    ref = labeling.collect(fresh.workspace, server, batch)
     labels = {one.frame: one for one in labels_of(fresh, ref)}
     assert {frame: one.origin for frame, one in labels.items()} == {
         accepted.id: Origin.HUMAN_ACCEPTED,
@@ -181,22 +181,22 @@ def test_an_unusable_box_goes_back_to_its_labeler(
     fresh: Sample, server: LabelStudio, ada: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
-    labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
+    sent = labeling.send(fresh.workspace, server, batch)
+    labeling.replay(fresh.workspace, server, batch, fresh.dataset, seed=1)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
     outside = DrawnObject("r", "car", Box(x=230, y=4, w=50, h=60))
     answer(ada, fresh.frames[0], task, outside)
-    state = labeling.batch_status(fresh.place, server, batch)
+    state = labeling.batch_status(fresh.workspace, server, batch)
     assert (state.done, state.total, state.complete) == (4, 5, False)
     assert (state.to_mend[0].annotator, state.to_mend[0].frame) == (
         "ada@example.org",
         fresh.frames[0].id,
     )
     with pytest.raises(Waiting, match="mended") as waiting:
-        labeling.collect(fresh.place, server, batch)
+        labeling.collect(fresh.workspace, server, batch)
     assert "leaves the 241x143 image" in str(waiting.value.hint)
     answer(ada, fresh.frames[0], task)
-    assert labeling.collect(fresh.place, server, batch)
+    assert labeling.collect(fresh.workspace, server, batch)
 
 
 def test_a_title_taken_by_another_schema_is_refused(fresh: Sample, server: LabelStudio) -> None:
@@ -205,16 +205,16 @@ def test_a_title_taken_by_another_schema_is_refused(fresh: Sample, server: Label
     config += '<Label value="boat"/></RectangleLabels></View>'
     server.create_project(title, config, description="", instruction="")
     with pytest.raises(ParameterError, match="boat"):
-        labeling.send(fresh.place, server, fresh.batch(), title)
+        labeling.send(fresh.workspace, server, fresh.batch(), title)
 
 
 def test_a_project_deleted_by_hand_is_made_again(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch()
-    first = labeling.send(fresh.place, server, batch)
+    first = labeling.send(fresh.workspace, server, batch)
     server.delete_project(first.project)
     with pytest.raises(ParameterError, match="not on the server"):
-        labeling.batch_status(fresh.place, server, batch)
-    again = labeling.send(fresh.place, server, batch)
+        labeling.batch_status(fresh.workspace, server, batch)
+    again = labeling.send(fresh.workspace, server, batch)
     assert again.sent == 5 and again.project != first.project
 
 
@@ -242,12 +242,12 @@ def test_a_wrong_token_is_told(server: LabelStudio) -> None:
 
 def test_the_status_widget_at_a_real_server(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch()
-    labeling.send(fresh.place, server, batch)
-    labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
-    for entry in (fresh.place.root / "labeling").glob("*.json"):
+    labeling.send(fresh.workspace, server, batch)
+    labeling.replay(fresh.workspace, server, batch, fresh.dataset, seed=1)
+    for entry in (fresh.workspace.root / "labeling").glob("*.json"):
         if entry.stem != digest_of(batch):
             entry.unlink()  # other tests' batches, some of whose projects are gone
-    widget = sent_batches(fresh.place)
+    widget = sent_batches(fresh.workspace)
     assert [state.batch for state in widget.states] == [batch]
     widget.collect_buttons[batch].click()
     assert widget.told.value.startswith("collected: label/")
@@ -256,10 +256,10 @@ def test_the_status_widget_at_a_real_server(fresh: Sample, server: LabelStudio) 
 
 def test_hints_tell_which_batch_to_look_at(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
     nothing = f"batch/{'0' * 64}"
-    other = labeling.send(fresh.place, server, fresh.batch(0.5)).project
+    other = labeling.send(fresh.workspace, server, fresh.batch(0.5)).project
     with sync.listen(server, {sent.project: batch, other: nothing}) as heard:
         assert heard.wait(0.1, 0) == [nothing, batch]
         server.annotate(task, [])
@@ -275,7 +275,7 @@ def test_hints_tell_which_batch_to_look_at(fresh: Sample, server: LabelStudio) -
 def test_the_command_line(
     fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.place.root))
+    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.workspace.root))
     batch = fresh.batch()
 
     def run(*arguments: str) -> dict[str, object]:
@@ -287,7 +287,7 @@ def test_the_command_line(
     assert run("send", batch)["sent"] == 5
     (state,) = run("status", batch)["batches"]  # type: ignore[misc]
     assert (state["done"], state["total"]) == (0, 5)
-    labeling.replay(fresh.place, server, batch, fresh.dataset, seed=1)
+    labeling.replay(fresh.workspace, server, batch, fresh.dataset, seed=1)
     collected = run("collect", f"batch/{digest_of(batch)[:12]}", "--merge")
     assert collected["simulated"] is True
     assert str(collected["dataset"]).startswith("dataset/")

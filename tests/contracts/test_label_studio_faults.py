@@ -39,7 +39,7 @@ attempts = importlib.import_module("workbench.labeling.client")
 
 @pytest.fixture(scope="module")
 def direct(servers: Servers) -> LabelStudio:
-    admin = services.label_studio_admin(servers.place)
+    admin = services.label_studio_admin(servers.workspace)
     return labeling.connect(admin.url, admin.token)
 
 
@@ -52,12 +52,12 @@ def proxy(direct: LabelStudio) -> Iterator[FaultyProxy]:
 @pytest.fixture
 def server(servers: Servers, proxy: FaultyProxy) -> LabelStudio:
     """The same server, reached through the proxy."""
-    return labeling.connect(proxy.url, services.label_studio_admin(servers.place).token)
+    return labeling.connect(proxy.url, services.label_studio_admin(servers.workspace).token)
 
 
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
-    return make_sample(servers.place, request.node.name[:40], 4)
+    return make_sample(servers.workspace, request.node.name[:40], 4)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_an_import_whose_answer_is_lost_is_not_made_again(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     proxy.fail("POST", "/import", Fault(lose_answer=True))
-    sent = labeling.send(fresh.place, server, fresh.batch())
+    sent = labeling.send(fresh.workspace, server, fresh.batch())
     assert sent.sent == 4 and once_each(direct, fresh, sent.project)
     assert sum("/import" in call for call in proxy.writes) == 1
 
@@ -102,7 +102,7 @@ def test_an_import_that_lands_after_its_time_out_is_waited_for(
 ) -> None:
     monkeypatch.setattr("workbench.labeling.client.BULK_TIMEOUT_S", 0.5)
     proxy.fail("POST", "/import", Fault(delay_s=1.5))
-    sent = labeling.send(fresh.place, server, fresh.batch())
+    sent = labeling.send(fresh.workspace, server, fresh.batch())
     assert once_each(direct, fresh, sent.project)
     assert sum("/import" in call for call in proxy.writes) == 1
 
@@ -119,14 +119,14 @@ def test_an_import_that_lands_too_late_leaves_no_double(
     monkeypatch.setattr(sending, "_LANDING_S", (0.1,))
     proxy.fail("POST", "/import", Fault(delay_s=4.0))
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     worked_on = direct.frames(sent.project, digest_of(batch))[fresh.frames[1].id]
     direct.annotate(worked_on, [])
     deadline = time.monotonic() + 20
     while len(direct.export(sent.project)) < 8 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(direct.export(sent.project)) == 8
-    assert labeling.send(fresh.place, server, batch).sent == 0
+    assert labeling.send(fresh.workspace, server, batch).sent == 0
     assert once_each(direct, fresh, sent.project)
     assert direct.frames(sent.project, digest_of(batch))[fresh.frames[1].id] == worked_on
 
@@ -138,7 +138,7 @@ def test_a_server_that_answers_with_errors_for_a_while(
     busy = Fault(status=status, headers={"Retry-After": "1"} if status == 429 else {})
     for method, part in (("GET", "/api/tasks"), ("GET", "/api/projects"), ("POST", "/import")):
         proxy.fail(method, part, busy)
-    sent = labeling.send(fresh.place, server, fresh.batch())
+    sent = labeling.send(fresh.workspace, server, fresh.batch())
     assert once_each(direct, fresh, sent.project)
 
 
@@ -148,8 +148,8 @@ def test_a_server_that_only_answers_with_errors_is_told_and_the_next_send_ends_i
     proxy.fail("POST", "/import", Fault(status=500), times=3)
     batch = fresh.batch()
     with pytest.raises(ServiceError, match="answered 500: injected"):
-        labeling.send(fresh.place, server, batch)
-    sent = labeling.send(fresh.place, server, batch)
+        labeling.send(fresh.workspace, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     assert sent.sent == 4 and once_each(direct, fresh, sent.project)
 
 
@@ -161,7 +161,7 @@ def test_killed_after_the_import_and_before_the_ledger(
     proxy.fail("POST", "/import", Fault(lose_answer=True, then=killer(children)))
     children.append(start(fresh, proxy, "send", batch))
     assert children[0].wait(60) == -signal.SIGKILL
-    entry = sync.read_entry(fresh.place, batch)
+    entry = sync.read_entry(fresh.workspace, batch)
     assert entry is not None and not entry.complete
     result = finish(start(fresh, proxy, "send", batch))
     assert (result["sent"], result["already"]) == (0, 4)
@@ -172,14 +172,14 @@ def test_a_second_send_and_a_second_collect_write_nothing(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
-    labels = labeling.collect(fresh.place, server, batch)
+    labels = labeling.collect(fresh.workspace, server, batch)
     proxy.calls.clear()
     begun = time.perf_counter()
-    assert labeling.send(fresh.place, server, batch).sent == 0
-    assert labeling.collect(fresh.place, server, batch) == labels
-    assert labeling.collect(fresh.place, server, batch, refresh=True) == labels
+    assert labeling.send(fresh.workspace, server, batch).sent == 0
+    assert labeling.collect(fresh.workspace, server, batch) == labels
+    assert labeling.collect(fresh.workspace, server, batch, refresh=True) == labels
     assert time.perf_counter() - begun < 6
     assert proxy.writes == []
 
@@ -187,14 +187,14 @@ def test_a_second_send_and_a_second_collect_write_nothing(
 def test_images_that_moved_are_named_before_anything_is_sent(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy
 ) -> None:
-    image = dataset.media_path(fresh.place, fresh.frames[2])
+    image = dataset.media_path(fresh.workspace, fresh.frames[2])
     image.rename(image.with_suffix(".moved"))
     with pytest.raises(DataError, match="image of a frame is missing") as error:
-        labeling.send(fresh.place, server, fresh.batch())
+        labeling.send(fresh.workspace, server, fresh.batch())
     assert str(image) in str(error.value) and "Ingest" in str(error.value.hint)
     assert not any("/import" in call for call in proxy.writes)
     image.with_suffix(".moved").rename(image)
-    assert labeling.send(fresh.place, server, fresh.batch()).sent == 4
+    assert labeling.send(fresh.workspace, server, fresh.batch()).sent == 4
 
 
 # ---- tokens
@@ -228,7 +228,7 @@ def test_killed_during_collect(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
     children: list[subprocess.Popen[str]] = []
     proxy.fail("GET", "/download", Fault(lose_answer=True, then=killer(children)))
@@ -242,7 +242,7 @@ def test_two_people_collect_at_once(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
     both = [start(fresh, proxy, "collect", batch, "--merge") for _ in range(2)]
     first, second = (finish(one) for one in both)
@@ -257,37 +257,37 @@ def test_a_task_that_a_labeler_deleted_waits_for_a_decision(
     fresh: Sample, server: LabelStudio, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     tasks = answer_all(direct, fresh, batch, sent.project)
     gone = fresh.frames[0].id
     direct.delete_tasks([tasks[gone]])
     with pytest.raises(Waiting, match="1 were deleted from the project") as waiting:
-        labeling.collect(fresh.place, server, batch)
+        labeling.collect(fresh.workspace, server, batch)
     assert "--without-deleted" in str(waiting.value.hint)
-    assert labeling.batch_status(fresh.place, server, batch).deleted == (gone,)
+    assert labeling.batch_status(fresh.workspace, server, batch).deleted == (gone,)
 
-    without = labeling.collect(fresh.place, server, batch, without_deleted=True)
+    without = labeling.collect(fresh.workspace, server, batch, without_deleted=True)
     record = fresh.store.get(without, LabelSet)
     assert (record.deleted, record.labels) == ((gone,), 3)
-    assert labeling.send(fresh.place, server, batch).sent == 1
+    assert labeling.send(fresh.workspace, server, batch).sent == 1
     with pytest.raises(Waiting, match="3 of 4"):
-        labeling.collect(fresh.place, server, batch, refresh=True)
+        labeling.collect(fresh.workspace, server, batch, refresh=True)
 
 
 def test_an_answer_that_is_emptied_or_withdrawn_means_what_the_labeler_meant(
     fresh: Sample, server: LabelStudio, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
-    first = labeling.collect(fresh.place, server, batch)
+    first = labeling.collect(fresh.workspace, server, batch)
     annotations = {
         task["data"]["frame"]: task["annotations"][0]["id"] for task in direct.export(sent.project)
     }
     emptied, withdrawn = fresh.frames[1].id, fresh.frames[2].id
     sdk = direct._sdk
     sdk.annotations.update(annotations[emptied], result=[])
-    again = labeling.collect(fresh.place, server, batch, refresh=True)
+    again = labeling.collect(fresh.workspace, server, batch, refresh=True)
     assert again != first
     rows = dataset.read_json_lines(fresh.store.payload(again, "labels.jsonl"), Label)
     assert emptied not in {row.frame for row in rows} and len(rows) == 3
@@ -297,9 +297,9 @@ def test_an_answer_that_is_emptied_or_withdrawn_means_what_the_labeler_meant(
 
     sdk.annotations.delete(annotations[withdrawn])
     with pytest.raises(Waiting, match="3 of 4 frames are labeled"):
-        labeling.collect(fresh.place, server, batch, refresh=True)
+        labeling.collect(fresh.workspace, server, batch, refresh=True)
     # What was collected before stays a record.
-    assert labeling.collect(fresh.place, server, batch) == again
+    assert labeling.collect(fresh.workspace, server, batch) == again
 
 
 def test_a_slow_server_is_waited_for(
@@ -307,25 +307,25 @@ def test_a_slow_server_is_waited_for(
 ) -> None:
     proxy.fail("GET", "/api/", Fault(delay_s=0.4), times=20)
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
-    assert labeling.collect(fresh.place, server, batch)
+    assert labeling.collect(fresh.workspace, server, batch)
 
 
 def test_a_project_deleted_by_hand_with_answers_in_it_is_told(
     fresh: Sample, server: LabelStudio, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
     direct.delete_project(sent.project)
     with pytest.raises(ParameterError, match="project of this batch was deleted") as told:
-        labeling.collect(fresh.place, server, batch)
+        labeling.collect(fresh.workspace, server, batch)
     assert "lost with a project" in str(told.value.hint)
-    again = labeling.send(fresh.place, server, batch)
+    again = labeling.send(fresh.workspace, server, batch)
     assert again.sent == 4 and again.project != sent.project
     answer_all(direct, fresh, batch, again.project)
-    assert labeling.collect(fresh.place, server, batch)
+    assert labeling.collect(fresh.workspace, server, batch)
 
 
 # ---- any server
@@ -335,7 +335,7 @@ def test_a_forward_proxy_is_used_for_servers_elsewhere(
     servers: Servers, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
-    token = services.label_studio_admin(servers.place).token
+    token = services.label_studio_admin(servers.workspace).token
     elsewhere = labeling.connect("http://labels.example.invalid", token)
     assert "@" in elsewhere.whoami()
     assert ("GET", "/api/current-user/whoami") in [
@@ -347,7 +347,7 @@ def test_tls_is_checked_against_the_certificates_of_the_environment(
     servers: Servers, direct: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = certify(tmp_path)
-    token = services.label_studio_admin(servers.place).token
+    token = services.label_studio_admin(servers.workspace).token
     monkeypatch.setattr(attempts, "_WAITS_S", ())
     with FaultyProxy(direct.url, tls=(certificate, key)) as secure:
         with pytest.raises(ServiceError, match="does not answer: ConnectError"):
@@ -361,13 +361,13 @@ def test_a_server_that_restarts_midway_is_waited_for(
 ) -> None:
     """Down when the send wants to import; up again, with all it held, while it tries."""
     batch = fresh.batch()
-    server = labeling.connect(proxy.url, services.label_studio_admin(servers.place).token)
+    server = labeling.connect(proxy.url, services.label_studio_admin(servers.workspace).token)
     down = threading.Event()
 
     def restart() -> None:
-        services.down(servers.place, ("label-studio",))
+        services.down(servers.workspace, ("label-studio",))
         down.set()
-        services.up(servers.place, ("label-studio",))
+        services.up(servers.workspace, ("label-studio",))
 
     again = threading.Thread(target=restart)
     proxy.fail(
@@ -375,13 +375,13 @@ def test_a_server_that_restarts_midway_is_waited_for(
     )
     try:
         try:
-            sent = labeling.send(servers.place, server, batch)
+            sent = labeling.send(servers.workspace, server, batch)
         except ServiceError:  # it took longer than anyone waits
             again.join()
-            sent = labeling.send(servers.place, server, batch)
+            sent = labeling.send(servers.workspace, server, batch)
     finally:
         again.join()
-    assert services.label_studio_admin(servers.place).url == direct.url
+    assert services.label_studio_admin(servers.workspace).url == direct.url
     assert once_each(direct, fresh, sent.project)
 
 
@@ -392,7 +392,7 @@ def test_what_is_no_label_studio_is_told(tmp_path: Path) -> None:
 
 
 def personal_token(servers: Servers, direct: LabelStudio, email: str) -> str:
-    path = servers.place.secrets / f"{email}-token"
+    path = servers.workspace.secrets / f"{email}-token"
     direct.as_user(email, "correct horse 7", token_file=path)
     return path.read_text()
 
@@ -438,10 +438,10 @@ def killer(children: list[subprocess.Popen[str]]) -> Callable[[], None]:
 
 def start(sample: Sample, proxy: FaultyProxy, *arguments: str) -> subprocess.Popen[str]:
     """The command line in a process of its own, at the server behind the proxy."""
-    admin = services.label_studio_admin(sample.place)
+    admin = services.label_studio_admin(sample.workspace)
     environment = {
         **os.environ,
-        "WORKBENCH_HOME": str(sample.place.root),
+        "WORKBENCH_HOME": str(sample.workspace.root),
         "LABEL_STUDIO_URL": proxy.url,
         "LABEL_STUDIO_TOKEN": admin.token,
     }

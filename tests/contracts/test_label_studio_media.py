@@ -24,13 +24,13 @@ from workbench.records.base import digest_of
 
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
-    return make_sample(servers.place, request.node.name[-40:].strip("[]"), 1)
+    return make_sample(servers.workspace, request.node.name[-40:].strip("[]"), 1)
 
 
 def test_an_address_names_the_object(fresh: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = fresh.frames[0]
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, "gs://drives/front/")
-    found = projects.image_address(Workspace(fresh.place.root / "elsewhere"), frame)
+    found = projects.image_address(Workspace(fresh.workspace.root / "elsewhere"), frame)
     assert found == f"gs://drives/front/{frame.id[:2]}/{frame.id}.png"
 
 
@@ -58,11 +58,11 @@ def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
 ) -> None:
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, f"{scheme}://{BUCKET}/{FOLDER}")
     with pytest.raises(ServiceError, match=f"cannot show images from {BUCKET}") as error:
-        labeling.send(fresh.place, server, fresh.batch())
+        labeling.send(fresh.workspace, server, fresh.batch())
     assert needed in str(error.value.hint)
     monkeypatch.delenv(projects.MEDIA_URL_VARIABLE)
     # The same batch, once its frames can be seen: each task once.
-    sent = labeling.send(fresh.place, server, fresh.batch())
+    sent = labeling.send(fresh.workspace, server, fresh.batch())
     assert sent.sent == 1 and len(server.export(sent.project)) == 1
 
 
@@ -70,7 +70,7 @@ def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
 class Signing:
     """An embedded server that holds credentials for all three kinds of bucket."""
 
-    place: Workspace
+    workspace: Workspace
     server: LabelStudio
     token: str
     buckets: Buckets
@@ -91,7 +91,7 @@ class Signing:
 @pytest.fixture(scope="module")
 def signing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signing]:
     folder = tmp_path_factory.mktemp("signing")
-    place = Workspace(folder / ".workbench")
+    workspace = Workspace(folder / ".workbench")
     with buckets(folder) as made, pytest.MonkeyPatch.context() as patch:
         for name, value in made.environment.items():
             patch.setenv(name, value)
@@ -99,11 +99,11 @@ def signing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.chdir(folder)
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "service-account.json")
         try:
-            services.up(place, ("label-studio",))
-            admin = services.label_studio_admin(place)
-            yield Signing(place, labeling.connect(admin.url, admin.token), admin.token, made)
+            services.up(workspace, ("label-studio",))
+            admin = services.label_studio_admin(workspace)
+            yield Signing(workspace, labeling.connect(admin.url, admin.token), admin.token, made)
         finally:
-            services.down(place)
+            services.down(workspace)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,18 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server, bucket = signing.server, f"{scheme}://{BUCKET}/{FOLDER}"
-    sample = make_sample(signing.place, f"in-{scheme}", 1)
+    sample = make_sample(signing.workspace, f"in-{scheme}", 1)
     frame = sample.frames[0]
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, bucket)
     batch = sample.batch()
-    sent = labeling.send(signing.place, server, batch)
+    sent = labeling.send(signing.workspace, server, batch)
     named = f"{bucket}/{frame.id[:2]}/{frame.id}.png"
     assert server.export(sent.project)[0]["data"]["image"] == named
     callees = {asked for asked, _ in signing.buckets.asked}
     assert host in callees  # may it read the bucket
     # Nobody else is called: a proxy leads out of here. Google's library asks the last by itself.
     assert callees <= {"", *HOSTS, "iamcredentials.googleapis.com"}
-    projects.attach_images(server, sent.project, signing.place)
+    projects.attach_images(server, sent.project, signing.workspace)
     kind = projects.MEDIA_STORAGES[scheme]
     assert len(signing.get(f"/api/storages/{kind}?project={sent.project}").json()) == 1
 
@@ -154,7 +154,7 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     secret = (f"{signature}=", asked[signature][0])
     exported = json.dumps(server.export(sent.project))
     server.annotate(task, [])
-    labels = labeling.collect(signing.place, server, batch)
+    labels = labeling.collect(signing.workspace, server, batch)
     kept = sample.store.payload(labels, "annotations.jsonl").read_text()
     assert named in exported and frame.id in kept
     assert not any(one in text for one in secret for text in (exported, kept))
@@ -164,8 +164,8 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
 def test_a_folder_that_holds_nothing_is_refused(
     scheme: str, signing: Signing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = make_sample(signing.place, f"nowhere-{scheme}", 1)
+    sample = make_sample(signing.workspace, f"nowhere-{scheme}", 1)
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, f"{scheme}://{BUCKET}/rear")
     with pytest.raises(ServiceError, match=rf"{BUCKET}.*(No blobs found|not found)") as error:
-        labeling.send(signing.place, signing.server, sample.batch())
+        labeling.send(signing.workspace, signing.server, sample.batch())
     assert "something below that folder" in str(error.value.hint)

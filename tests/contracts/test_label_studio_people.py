@@ -31,7 +31,7 @@ def people(servers: Servers, server: LabelStudio) -> dict[str, LabelStudio]:
         name: server.as_user(
             f"{name}@example.org",
             "correct horse 7",
-            token_file=servers.place.secrets / f"{name}-token",
+            token_file=servers.workspace.secrets / f"{name}-token",
         )
         for name in ("ann", "ben", "cleo")
     }
@@ -39,7 +39,7 @@ def people(servers: Servers, server: LabelStudio) -> dict[str, LabelStudio]:
 
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
-    return make_sample(servers.place, request.node.name[:40], 3)
+    return make_sample(servers.workspace, request.node.name[:40], 3)
 
 
 def draw(
@@ -56,9 +56,9 @@ def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
     people: dict[str, LabelStudio],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.place.root))
+    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.workspace.root))
     batch = labeling.make_batch(fresh.store, fresh.ref, fresh.selection, overlap=1.0)
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     same, missed, named = fresh.frames
     for name in ("ann", "ben"):
@@ -83,7 +83,7 @@ def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
     draw(people["ann"], missed, tasks[missed.id], ("car", HERE))
     draw(people["cleo"], named, tasks[named.id], ("pedestrian", HERE))
     with pytest.raises(Waiting, match="mended") as waiting:
-        labeling.collect(fresh.place, server, again)
+        labeling.collect(fresh.workspace, server, again)
     assert "your own boxes are in dispute" in str(waiting.value.hint)
     draw(people["cleo"], missed, tasks[missed.id])
     exported = {one["id"]: one for one in server.export(int(str(settling["project"])))}
@@ -117,7 +117,7 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
     gold = fresh.store.get(batch, LabelBatch).gold
     (known,) = (frame for frame in fresh.frames if frame.id in gold)
     truth = fresh.boxes(known.id)
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     assert "gold" not in json.dumps(server.export(sent.project))
     for frame in fresh.frames:
@@ -125,7 +125,7 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
             draw(people["ann"], frame, tasks[frame.id])
     draw(people["ann"], known, tasks[known.id], *(("car", one.box) for one in truth))
     draw(people["ben"], known, tasks[known.id])
-    labels = labeling.collect(fresh.place, server, batch)
+    labels = labeling.collect(fresh.workspace, server, batch)
     record = fresh.store.get(labeling.assess_agreement(fresh.store, labels), Agreement)
     missed = {
         one.name: one.missed
@@ -150,17 +150,17 @@ def test_a_glance_is_no_review_where_a_slice_asks_for_more(
     batch = labeling.make_batch(
         fresh.store, fresh.ref, fresh.selection, MODEL, fresh.predictions, care=care
     )
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     order = sorted(tasks, key=lambda frame: tasks[frame])
     assert order == priority_order(fresh.store.get(batch, LabelBatch))
     for frame in fresh.frames:
         draw(people["ann"], frame, tasks[frame.id], seconds=2 if frame is fresh.frames[0] else 12)
     with pytest.raises(Waiting) as waiting:
-        labeling.collect(fresh.place, server, batch)
+        labeling.collect(fresh.workspace, server, batch)
     assert "looked at for 2 s; this frame needs 10 s or more" in str(waiting.value.hint)
     draw(people["ann"], fresh.frames[0], tasks[fresh.frames[0].id], seconds=15)
-    ref = labeling.collect(fresh.place, server, batch)
+    ref = labeling.collect(fresh.workspace, server, batch)
     notes = {task["data"]["note"] for task in server.export(sent.project)}
     assert notes == {""}  # what was mended is no longer asked for
     rows = dataset.read_json_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
@@ -175,16 +175,16 @@ def test_drafts_and_predictions_are_nobodys_labels(
     fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
     batch = fresh.batch()
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     ann = people["ann"]
     box = to_regions(DrawnObject("d", "car", HERE), fresh.frames[0].width, fresh.frames[0].height)
     ann._wire.http("POST", f"/api/tasks/{tasks[fresh.frames[0].id]}/drafts", json={"result": box})
-    state = labeling.batch_status(fresh.place, server, batch)
+    state = labeling.batch_status(fresh.workspace, server, batch)
     assert (state.done, state.drafts) == (0, 1)
     for frame in fresh.frames:
         draw(ann, frame, tasks[frame.id])
-    ref = labeling.collect(fresh.place, server, batch)
+    ref = labeling.collect(fresh.workspace, server, batch)
     assert fresh.store.get(ref, LabelSet).labels == 0
     rows = dataset.read_json_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
     assert rows == ()
@@ -195,9 +195,9 @@ def test_five_hundred_boxes_through_the_labelers_own_hands(
     servers: Servers, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
     """None lost, none doubled, none moved."""
-    sample = make_sample(servers.place, "five hundred", 100)
+    sample = make_sample(servers.workspace, "five hundred", 100)
     batch = labeling.make_batch(sample.store, sample.ref, sample.selection)
-    sent = labeling.send(sample.place, server, batch)
+    sent = labeling.send(sample.workspace, server, batch)
     tasks = server.frames(sent.project, digest_of(batch))
     generator = np.random.default_rng(0)
     drawn: dict[str, list[tuple[float, ...]]] = {}
@@ -211,7 +211,7 @@ def test_five_hundred_boxes_through_the_labelers_own_hands(
         drawn[frame.id] = sorted(box.xyxy for box in boxes)
         who = people["ann" if number % 2 else "ben"]
         draw(who, frame, tasks[frame.id], *(("car", box) for box in boxes))
-    ref = labeling.collect(sample.place, server, batch)
+    ref = labeling.collect(sample.workspace, server, batch)
     found: dict[str, list[tuple[float, ...]]] = {}
     for label in dataset.read_json_lines(sample.store.payload(ref, "labels.jsonl"), Label):
         found.setdefault(label.frame, []).append(label.box.xyxy)

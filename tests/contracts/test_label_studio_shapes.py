@@ -54,7 +54,7 @@ SHAPES = (
 
 @pytest.fixture
 def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
-    return make_sample(servers.place, request.node.name[:40], 1)
+    return make_sample(servers.workspace, request.node.name[:40], 1)
 
 
 def full_batch(sample: Sample, schema: LabelSchema = FULL) -> Ref:
@@ -65,11 +65,11 @@ def test_everything_that_can_be_drawn_and_said_comes_back(
     fresh: Sample, server: LabelStudio
 ) -> None:
     batch = full_batch(fresh)
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
     drawn = [part for shape in SHAPES for part in to_regions(shape, WIDTH, HEIGHT)]
     server.annotate(task, [*drawn, *frame_regions({"weather": "rain"}, "a comment")])
-    ref = labeling.collect(fresh.place, server, batch)
+    ref = labeling.collect(fresh.workspace, server, batch)
 
     rows = dataset.read_json_lines(fresh.store.payload(ref, "labels.jsonl"), Label)
     labels = {
@@ -94,10 +94,10 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     """A review of labels and an adjudication show them as they are, and know them when accepted."""
     frame = fresh.frames[0].id
     first = full_batch(fresh)
-    sent = labeling.send(fresh.place, server, first)
+    sent = labeling.send(fresh.workspace, server, first)
     task = server.frames(sent.project, digest_of(first))[frame]
     server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
-    collected = labeling.collect(fresh.place, server, first)
+    collected = labeling.collect(fresh.workspace, server, first)
     labels = list(dataset.read_json_lines(fresh.store.payload(collected, "labels.jsonl"), Label))
     merged = labeling.merge(fresh.store, fresh.dataset, collected)
     assert merged.ref is not None
@@ -105,14 +105,14 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     odd = [Suspect(frame, "missed", 1.0, "somebody should look")]
     review = select_for_review(fresh.store, merged.ref, odd, 1)
     batch = labeling.make_batch(fresh.store, merged.ref, review, schema=FULL)
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     task = server.frames(sent.project, digest_of(batch))[frame]
     said = server._wire.http("GET", "/api/predictions", params={"task": task}).json()
     shown = said[0]["result"]
     read = read_result(shown, WIDTH, HEIGHT, FULL)
     assert {shape(one) for one in read.drawn} == {shape(one) for one in labels}
     server.annotate(task, shown)
-    again = labeling.collect(fresh.place, server, batch)
+    again = labeling.collect(fresh.workspace, server, batch)
     rows = dataset.read_json_lines(fresh.store.payload(again, "labels.jsonl"), Label)
     assert {shape(one) for one in rows} == {shape(one) for one in labels}
 
@@ -139,7 +139,7 @@ def shape(one: Label | Prediction | DrawnObject) -> tuple[str, str]:
 def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: LabelStudio) -> None:
     """COCO, YOLO and YOLO-OBB as the server converts them, in pixels, against what was drawn."""
     batch = full_batch(fresh)
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
     server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
 
@@ -168,7 +168,7 @@ def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: Labe
 
 
 def test_the_project_asks_for_the_schema(fresh: Sample, server: LabelStudio) -> None:
-    sent = labeling.send(fresh.place, server, full_batch(fresh))
+    sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     project = server.project(sent.project)
     assert project is not None
     back = label_config.parse_labeling_config(project.config).as_schema()
@@ -178,7 +178,7 @@ def test_the_project_asks_for_the_schema(fresh: Sample, server: LabelStudio) -> 
 def test_the_guide_is_linked_and_served_with_the_project(
     fresh: Sample, server: LabelStudio
 ) -> None:
-    sent = labeling.send(fresh.place, server, full_batch(fresh))
+    sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     project = get(fresh, server, f"/api/projects/{sent.project}").json()
     found = re.search(r'href="(/data/local-files/[^"]+)"', project["expert_instruction"])
     assert found
@@ -190,20 +190,20 @@ def test_the_guide_is_linked_and_served_with_the_project(
 def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
     servers: Servers, server: LabelStudio
 ) -> None:
-    first, second, third = (make_sample(servers.place, f"version {n}", 1) for n in (1, 2, 3))
+    first, second, third = (make_sample(servers.workspace, f"version {n}", 1) for n in (1, 2, 3))
     title = f"versions {first.dataset.name} {digest_of(first.ref)[:8]}"
-    sent = labeling.send(first.place, server, full_batch(first), title)
+    sent = labeling.send(first.workspace, server, full_batch(first), title)
     more = FULL.model_copy(update={"version": 2, "classes": (*FULL.classes, "tram")})
-    labeling.send(second.place, server, full_batch(second, more), title)
+    labeling.send(second.workspace, server, full_batch(second, more), title)
     project = server.project(sent.project)
     assert project is not None and project.tasks == 2
     assert label_config.parse_labeling_config(project.config).schema == ("dashcam", 2)
     # The older batch still fits: nothing that was drawn for it has lost its meaning.
-    assert labeling.send(first.place, server, full_batch(first), title).sent == 0
+    assert labeling.send(first.workspace, server, full_batch(first), title).sent == 0
 
     fewer = FULL.model_copy(update={"version": 3, "classes": ("car",)})
     with pytest.raises(ParameterError, match="'pedestrian' is gone") as refused:
-        labeling.send(third.place, server, full_batch(third, fewer), title)
+        labeling.send(third.workspace, server, full_batch(third, fewer), title)
     assert "migrate" in str(refused.value.hint)
 
 
@@ -211,12 +211,12 @@ def test_a_class_gone_from_the_schema_is_sent_back_with_the_reason(
     fresh: Sample, server: LabelStudio
 ) -> None:
     batch = full_batch(fresh)
-    sent = labeling.send(fresh.place, server, batch)
+    sent = labeling.send(fresh.workspace, server, batch)
     task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
     regions = to_regions(DrawnObject("r", "boat", Box(x=1, y=1, w=9, h=9)), WIDTH, HEIGHT)
     server.annotate(task, regions)
     with pytest.raises(Waiting, match="mended") as waiting:
-        labeling.collect(fresh.place, server, batch)
+        labeling.collect(fresh.workspace, server, batch)
     assert "class is boat, schema has car, pedestrian" in str(waiting.value.hint)
     (shown,) = server.export(sent.project)
     assert "class is boat" in shown["data"][label_config.NOTE]
@@ -226,7 +226,7 @@ def test_predictions_of_every_shape_are_taken_by_the_server(
     fresh: Sample, server: LabelStudio
 ) -> None:
     """Its own validator agrees with what we make of a schema."""
-    sent = labeling.send(fresh.place, server, full_batch(fresh))
+    sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     result = [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT, score=0.5)]
     data = {**server.export(sent.project)[0]["data"], "batch": "other"}
     started = {"model_version": "m", "score": 0.5, "result": result}
@@ -238,7 +238,7 @@ def test_predictions_of_every_shape_are_taken_by_the_server(
 
 
 def get(sample: Sample, server: LabelStudio, path: str, **query: object) -> requests.Response:
-    token = services.label_studio_admin(sample.place).token
+    token = services.label_studio_admin(sample.workspace).token
     headers = {"Authorization": f"Token {token}"}
     answer = requests.get(f"{server.url}{path}", params=query, headers=headers, timeout=60)  # type: ignore[arg-type]
     answer.raise_for_status()

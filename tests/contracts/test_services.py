@@ -28,13 +28,13 @@ SECONDS = 10
 class Servers(Protocol):
     """What the fixture of that name yields."""
 
-    place: Workspace
+    workspace: Workspace
     environment: dict[str, str]
 
 
 def kill(servers: Servers, name: str) -> int:
     """SIGKILL the process that was started; children, if any, are left behind as they would be."""
-    facts = read_process_info(servers.place, name)
+    facts = read_process_info(servers.workspace, name)
     assert facts is not None
     process = psutil.Process(facts.pid)
     process.kill()
@@ -46,7 +46,7 @@ def kill(servers: Servers, name: str) -> int:
 def label_studio(
     servers: Servers, method: str, path: str, body: dict[str, object] | None = None
 ) -> requests.Response:
-    admin = services.label_studio_admin(servers.place)
+    admin = services.label_studio_admin(servers.workspace)
     headers = {"Authorization": f"Token {admin.token}"}
     answer = requests.request(method, admin.url + path, headers=headers, timeout=SECONDS, json=body)
     answer.raise_for_status()
@@ -65,13 +65,13 @@ def command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_second_up_finds_the_first(servers: Servers) -> None:
-    before = services.status(servers.place)
+    before = services.status(servers.workspace)
     assert {state.state for state in before.values()} == {"running"}
-    assert services.up(servers.place) == before
+    assert services.up(servers.workspace) == before
 
 
 def test_status_json_says_state_address_and_where_credentials_lie(servers: Servers) -> None:
-    answer = command("status", "--json", home=servers.place.root)
+    answer = command("status", "--json", home=servers.workspace.root)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)["services"]
     assert set(found) == set(services.SERVICE_NAMES)
@@ -86,22 +86,22 @@ def test_status_json_says_state_address_and_where_credentials_lie(servers: Serve
 
 
 def test_secrets_are_for_their_owner_only_and_in_no_argument_list(servers: Servers) -> None:
-    files = [path for path in servers.place.secrets.rglob("*") if path.is_file()]
+    files = [path for path in servers.workspace.secrets.rglob("*") if path.is_file()]
     assert len(files) >= 2
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
-    assert stat.S_IMODE(servers.place.secrets.stat().st_mode) == 0o700
+    assert stat.S_IMODE(servers.workspace.secrets.stat().st_mode) == 0o700
     secrets = [path.read_text() for path in files]
-    for state in services.status(servers.place).values():
+    for state in services.status(servers.workspace).values():
         shown = " ".join(psutil.Process(state.pid).cmdline())
         assert not any(secret in shown for secret in secrets)
     assert not any(secret in value for value in servers.environment.values() for secret in secrets)
-    assert services.label_studio_admin(servers.place).token not in repr(
-        services.label_studio_admin(servers.place)
+    assert services.label_studio_admin(servers.workspace).token not in repr(
+        services.label_studio_admin(servers.workspace)
     )
 
 
 def test_servers_listen_on_loopback_only(servers: Servers) -> None:
-    for state in services.status(servers.place).values():
+    for state in services.status(servers.workspace).values():
         process = psutil.Process(state.pid)
         links = [
             link
@@ -118,7 +118,7 @@ def test_mongod_killed_keeps_its_documents(servers: Servers) -> None:
     with MongoClient(url) as client:
         client.proof.notes.insert_one({"text": "written before the kill"})
     pid = kill(servers, "mongod")
-    after = services.up(servers.place, ["mongod"])["mongod"]
+    after = services.up(servers.workspace, ["mongod"])["mongod"]
     assert after.pid != pid
     assert after.url == url
     with MongoClient(url) as client:
@@ -131,8 +131,8 @@ def test_mlflow_killed_keeps_its_runs_though_its_worker_lived_on(servers: Server
     made = requests.post(f"{api}/create", json={"experiment_id": "0"}, timeout=SECONDS).json()
     run = made["run"]["info"]["run_id"]
     pid = kill(servers, "mlflow")
-    assert services.status(servers.place, ["mlflow"])["mlflow"].state == "stopped"
-    after = services.up(servers.place, ["mlflow"])["mlflow"]
+    assert services.status(servers.workspace, ["mlflow"])["mlflow"].state == "stopped"
+    after = services.up(servers.workspace, ["mlflow"])["mlflow"]
     assert (after.pid != pid, after.url) == (True, url)
     found = requests.get(f"{api}/get", params={"run_id": run}, timeout=SECONDS)
     assert found.json()["run"]["info"]["run_id"] == run
@@ -141,18 +141,18 @@ def test_mlflow_killed_keeps_its_runs_though_its_worker_lived_on(servers: Server
 def test_label_studio_killed_keeps_its_projects_and_its_token(servers: Servers) -> None:
     made = label_studio(servers, "POST", "/api/projects", {"title": "before the kill"}).json()
     pid = kill(servers, "label-studio")
-    after = services.up(servers.place, ["label-studio"])["label-studio"]
+    after = services.up(servers.workspace, ["label-studio"])["label-studio"]
     assert after.pid != pid
     found = label_studio(servers, "GET", f"/api/projects/{made['id']}").json()
     assert found["title"] == "before the kill"
 
 
 def test_label_studio_serves_a_frame_from_the_media_folder(servers: Servers) -> None:
-    frame = servers.place.media / "ab" / "abcd.jpg"
+    frame = servers.workspace.media / "ab" / "abcd.jpg"
     frame.parent.mkdir(parents=True, exist_ok=True)
     frame.write_bytes(b"\xff\xd8 bytes of a frame")
     project = label_studio(servers, "POST", "/api/projects", {"title": "frames"}).json()["id"]
-    storage = {"project": project, "path": str(servers.place.media), "use_blob_urls": True}
+    storage = {"project": project, "path": str(servers.workspace.media), "use_blob_urls": True}
     label_studio(servers, "POST", "/api/storages/localfiles", storage)
     found = label_studio(servers, "GET", "/data/local-files/?d=frames/ab/abcd.jpg")
     assert found.content == frame.read_bytes()
@@ -161,7 +161,7 @@ def test_label_studio_serves_a_frame_from_the_media_folder(servers: Servers) -> 
 def test_two_workbenches_do_not_meet(servers: Servers, tmp_path: Path) -> None:
     other = Workspace(tmp_path / "other" / ".workbench")
     try:
-        mine = services.status(servers.place)["mongod"]
+        mine = services.status(servers.workspace)["mongod"]
         theirs = services.up(other, ["mongod"])["mongod"]
         assert theirs.url != mine.url
         with MongoClient(theirs.url) as client:
@@ -170,12 +170,12 @@ def test_two_workbenches_do_not_meet(servers: Servers, tmp_path: Path) -> None:
             assert "only_here" not in client.list_database_names()
     finally:
         assert services.down(other) == ["mongod"]
-    assert services.status(servers.place)["mongod"] == mine
+    assert services.status(servers.workspace)["mongod"] == mine
 
 
 def test_a_neighbours_server_is_not_taken_for_ours(servers: Servers, tmp_path: Path) -> None:
     """State copied from another workbench, or a recycled pid: alive and answering, yet not ours."""
-    facts = read_process_info(servers.place, "mongod")
+    facts = read_process_info(servers.workspace, "mongod")
     assert facts is not None
     other = Workspace(tmp_path / "copied" / ".workbench")
     folder = other.services / "mongod"
@@ -196,10 +196,12 @@ def test_a_neighbours_server_is_not_taken_for_ours(servers: Servers, tmp_path: P
 
 
 def test_two_commands_at_once_start_one_set(tmp_path: Path) -> None:
-    place = Workspace(tmp_path / ".workbench")
+    workspace = Workspace(tmp_path / ".workbench")
     pids: list[int | None] = []
     together = [
-        threading.Thread(target=lambda: pids.append(services.up(place, ["mongod"])["mongod"].pid))
+        threading.Thread(
+            target=lambda: pids.append(services.up(workspace, ["mongod"])["mongod"].pid)
+        )
         for _ in range(3)
     ]
     try:
@@ -210,14 +212,14 @@ def test_two_commands_at_once_start_one_set(tmp_path: Path) -> None:
         assert len(pids) == 3
         assert len(set(pids)) == 1
     finally:
-        services.down(place)
-    assert services.status(place)["mongod"].state == "stopped"
+        services.down(workspace)
+    assert services.status(workspace)["mongod"].state == "stopped"
 
 
 def test_external_servers_are_used_and_none_is_started(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin = services.label_studio_admin(servers.place)
+    admin = services.label_studio_admin(servers.workspace)
     for name in ("FIFTYONE_DATABASE_URI", "MLFLOW_TRACKING_URI", "LABEL_STUDIO_URL"):
         monkeypatch.setenv(name, servers.environment[name])
     monkeypatch.setenv("LABEL_STUDIO_TOKEN", admin.token)
@@ -227,9 +229,9 @@ def test_external_servers_are_used_and_none_is_started(
     assert services.label_studio_admin(elsewhere).token == admin.token
     assert not list(tmp_path.rglob("state.json"))
     assert services.down(elsewhere) == []
-    assert services.status(servers.place)["mongod"].state == "running"
+    assert services.status(servers.workspace)["mongod"].state == "running"
     # The same variables reach our own steps, where they name our own servers.
-    assert services.status(servers.place)["mlflow"].state == "running"
+    assert services.status(servers.workspace)["mlflow"].state == "running"
 
 
 def test_an_external_server_that_is_away_is_named(

@@ -11,33 +11,35 @@ from workbench.core.errors import ServiceError
 from workbench.core.workspace import Workspace
 
 
-def test_a_secret_is_made_once_and_kept(place: Workspace) -> None:
-    first = credentials.ensure_secret(place, "token")
+def test_a_secret_is_made_once_and_kept(workspace: Workspace) -> None:
+    first = credentials.ensure_secret(workspace, "token")
     assert len(first) > 40
-    assert credentials.ensure_secret(place, "token") == first
-    assert credentials.ensure_secret(place, "other") != first
+    assert credentials.ensure_secret(workspace, "token") == first
+    assert credentials.ensure_secret(workspace, "other") != first
 
 
-def test_files_and_folder_are_for_their_owner_only(place: Workspace) -> None:
-    credentials.ensure_secret(place, "token")
-    path = credentials.secret_path(place, "token")
+def test_files_and_folder_are_for_their_owner_only(workspace: Workspace) -> None:
+    credentials.ensure_secret(workspace, "token")
+    path = credentials.secret_path(workspace, "token")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(place.secrets.stat().st_mode) == 0o700
-    assert credentials.exposed_secrets(place) == []
+    assert stat.S_IMODE(workspace.secrets.stat().st_mode) == 0o700
+    assert credentials.exposed_secrets(workspace) == []
     path.chmod(0o644)
-    assert credentials.exposed_secrets(place) == [path]
+    assert credentials.exposed_secrets(workspace) == [path]
 
 
-def test_a_line_end_left_by_an_editor_does_not_count(place: Workspace) -> None:
-    credentials.ensure_secret(place, "token")
-    path = credentials.secret_path(place, "token")
+def test_a_line_end_left_by_an_editor_does_not_count(workspace: Workspace) -> None:
+    credentials.ensure_secret(workspace, "token")
+    path = credentials.secret_path(workspace, "token")
     path.write_text("by-hand\n")
     assert credentials.read_secret(path) == "by-hand"
 
 
 @pytest.mark.parametrize("content", [None, "", "\n"])
-def test_no_secret_is_an_error_that_names_the_file(place: Workspace, content: str | None) -> None:
-    path = place.root / "token"
+def test_no_secret_is_an_error_that_names_the_file(
+    workspace: Workspace, content: str | None
+) -> None:
+    path = workspace.root / "token"
     if content is not None:
         path.parent.mkdir(parents=True)
         path.write_text(content)

@@ -55,7 +55,7 @@ def picture(seed: int, *, night: bool) -> tuple[bytes, Box]:
     return stream.getvalue(), Box(x=x, y=y, w=w, h=h)
 
 
-def make_dataset(place: Workspace, drives: int = 6, per_drive: int = 8) -> Dataset:
+def make_dataset(workspace: Workspace, drives: int = 6, per_drive: int = 8) -> Dataset:
     """Drives of two frames a second; the first is seed, the last safety, the others pool."""
     frames, labels = [], []
     for number in range(drives):
@@ -76,7 +76,7 @@ def make_dataset(place: Workspace, drives: int = 6, per_drive: int = 8) -> Datas
                 ),
                 role=role,
             )
-            path = media_path(place, frame)
+            path = media_path(workspace, frame)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             frames.append(frame)
@@ -110,8 +110,8 @@ def make_checkpoint(store: Store, dataset: Ref, folder: Path, *, seed: int = 0) 
 
 
 @pytest.fixture
-def dataset(place: Workspace, store: Store) -> Dataset:
-    made = make_dataset(place)
+def dataset(workspace: Workspace, store: Store) -> Dataset:
+    made = make_dataset(workspace)
     return datasets.load_dataset(store, datasets.save_dataset(store, made, made_by="test"))
 
 

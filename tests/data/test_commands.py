@@ -34,7 +34,7 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_from_a_folder_to_a_version_and_its_difference(
-    place: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, bar = _run(capsys, "ingest", str(source), "--name", "d")
     assert "d@1" in text and "2 inputs quarantined" in text
@@ -55,7 +55,7 @@ def test_from_a_folder_to_a_version_and_its_difference(
 
 
 def test_roles_can_be_left_out(
-    place: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "none" not in _json(capsys, "ingest", str(source), "--name", "d")["roles"]
     value = _json(capsys, "ingest", str(source), "--name", "d", "--no-roles")
@@ -63,14 +63,14 @@ def test_roles_can_be_left_out(
 
 
 def test_an_empty_workspace_says_what_to_do(
-    place: Workspace, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "workbench ingest SRC" in _run(capsys, "datasets")[0]
     assert _json(capsys, "datasets") == {"datasets": []}
 
 
 def test_errors_say_what_to_do_and_write_nothing(
-    place: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, status, hint in (
         (["ingest", "/away", "--name", "d"], 2, "no such source"),
@@ -80,6 +80,6 @@ def test_errors_say_what_to_do_and_write_nothing(
     ):
         out, err = _run(capsys, *arguments, status=status)
         assert hint in err and not out
-    assert not place.root.exists()
+    assert not workspace.root.exists()
     out, _ = _run(capsys, "datasets", "show", "d", "--json", status=1)
     assert json.loads(out)["error"]["kind"] == "record"

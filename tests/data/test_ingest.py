@@ -25,12 +25,12 @@ def _reasons(ingested: data.IngestResult) -> dict[str, str]:
 
 
 def test_frames_are_named_by_their_bytes_and_lie_in_the_media_folder(
-    place: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path
 ) -> None:
-    ingested = data.ingest(place, coco_source(tmp_path / "s"), name="d")
+    ingested = data.ingest(workspace, coco_source(tmp_path / "s"), name="d")
     assert len(ingested.dataset.frames) == 4
     for frame in ingested.dataset.frames:
-        path = stored.media_path(place, frame)
+        path = stored.media_path(workspace, frame)
         assert digest.of_file(path) == frame.id
         assert path.read_bytes() == (tmp_path / "s" / ingested.sources[frame.id]).read_bytes()
     assert {label.origin for label in ingested.dataset.labels} == {Origin.IMPORTED}
@@ -38,7 +38,7 @@ def test_frames_are_named_by_their_bytes_and_lie_in_the_media_folder(
 
 
 def test_digest_depends_on_neither_path_nor_order_nor_workers(
-    place: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path
 ) -> None:
     first = coco_source(tmp_path / "first", frames=70)
     moved = tmp_path / "elsewhere" / "moved"
@@ -47,8 +47,8 @@ def test_digest_depends_on_neither_path_nor_order_nor_workers(
     body["images"].reverse()
     body["annotations"].reverse()
     (moved / "labels.coco.json").write_text(json.dumps(body))
-    store = Store(place)
-    one = data.ingest(place, first, name="d", workers=1)
+    store = Store(workspace)
+    one = data.ingest(workspace, first, name="d", workers=1)
     other = Workspace(tmp_path / "other")
     two = data.ingest(other, moved, name="d", workers=2)
     assert one.save(store) == two.save(Store(other))
@@ -57,7 +57,9 @@ def test_digest_depends_on_neither_path_nor_order_nor_workers(
     )
 
 
-def test_bad_images_are_quarantined_each_for_its_reason(place: Workspace, tmp_path: Path) -> None:
+def test_bad_images_are_quarantined_each_for_its_reason(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     source = tmp_path / "s"
     good = write_picture(source / "images" / "a_0001.jpg", 1)
     images = source / "images"
@@ -73,7 +75,7 @@ def test_bad_images_are_quarantined_each_for_its_reason(place: Workspace, tmp_pa
     names = [f"images/a_{number:04d}.jpg" for number in range(1, 9)]
     rows = [coco_image(number, name) for number, name in enumerate(names)]
     rows[5]["width"] = 999
-    ingested = data.ingest(place, write_coco(source, rows, []), name="d")
+    ingested = data.ingest(workspace, write_coco(source, rows, []), name="d")
     assert [ingested.sources[frame.id] for frame in ingested.dataset.frames] == names[:1]
     assert _reasons(ingested) == {
         names[1]: "unreadable",
@@ -86,7 +88,9 @@ def test_bad_images_are_quarantined_each_for_its_reason(place: Workspace, tmp_pa
     }
 
 
-def test_a_bad_label_is_quarantined_and_its_frame_stays(place: Workspace, tmp_path: Path) -> None:
+def test_a_bad_label_is_quarantined_and_its_frame_stays(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     source = tmp_path / "s"
     write_picture(source / "a_0001.jpg", 1)
     boxes = [
@@ -102,7 +106,7 @@ def test_a_bad_label_is_quarantined_and_its_frame_stays(place: Workspace, tmp_pa
         coco_box(10, 0, [-0.5, 5, 9, 43.9], category=2, iscrowd=1, occluded=0.25, track=3),
     ]
     ingested = data.ingest(
-        place, write_coco(source, [coco_image(0, "a_0001.jpg")], boxes), name="d"
+        workspace, write_coco(source, [coco_image(0, "a_0001.jpg")], boxes), name="d"
     )
     reasons = sorted((entry.detail.split(":")[0], entry.reason) for entry in ingested.quarantine)
     assert reasons == [
@@ -121,25 +125,25 @@ def test_a_bad_label_is_quarantined_and_its_frame_stays(place: Workspace, tmp_pa
     assert (person.ignore, person.occluded, person.track) == (True, 0.25, "3")
 
 
-def test_what_is_dropped_or_ignored_is_no_fault(place: Workspace, tmp_path: Path) -> None:
+def test_what_is_dropped_or_ignored_is_no_fault(workspace: Workspace, tmp_path: Path) -> None:
     source = tmp_path / "s"
     write_picture(source / "a_0001.jpg", 1)
     boxes = [coco_box(1, 0, [4, 5, 9, 9], category=3), coco_box(2, 0, [30, 5, 9, 9], category=2)]
     write_coco(source, [coco_image(0, "a_0001.jpg")], boxes)
     schema = data.with_mapping(data.FRONT_CAMERA, {"Hovercraft": "ignore", "person": "drop"})
-    ingested = data.ingest(place, source, name="d", schema=schema)
+    ingested = data.ingest(workspace, source, name="d", schema=schema)
     assert not ingested.quarantine
     assert [(label.cls, label.ignore) for label in ingested.dataset.labels] == [(ANY_CLASS, True)]
 
 
-def test_unusual_pixels_are_taken_as_they_are(place: Workspace, tmp_path: Path) -> None:
+def test_unusual_pixels_are_taken_as_they_are(workspace: Workspace, tmp_path: Path) -> None:
     for number, (mode, suffix) in enumerate([("L", "png"), ("RGBA", "png"), ("CMYK", "jpg")]):
         path = tmp_path / "s" / f"a_{number:04d}.{suffix}"
         path.parent.mkdir(exist_ok=True)
         Image.new(mode, (8, 6), 50 + number).save(path)
     Image.new("I;16", (8, 6), 4000).save(tmp_path / "s" / "a_0009.png")
     (tmp_path / "s" / "a_0010.jpg").write_bytes(picture(3, "PNG"))
-    ingested = data.ingest(place, tmp_path / "s", name="d")
+    ingested = data.ingest(workspace, tmp_path / "s", name="d")
     assert not ingested.quarantine
     assert [frame.suffix for frame in ingested.dataset.frames] == [
         ".png",
@@ -150,17 +154,17 @@ def test_unusual_pixels_are_taken_as_they_are(place: Workspace, tmp_path: Path) 
     ]
 
 
-def test_times_from_frame_numbers_say_so(place: Workspace, tmp_path: Path) -> None:
+def test_times_from_frame_numbers_say_so(workspace: Workspace, tmp_path: Path) -> None:
     for number in (30, 60):
         write_picture(tmp_path / "s" / f"drive_f{number:05d}.jpg", number)
-    dataset = data.ingest(place, tmp_path / "s", name="d", frame_rate=15).dataset
+    dataset = data.ingest(workspace, tmp_path / "s", name="d", frame_rate=15).dataset
     assert [frame.timestamp_us for frame in dataset.frames] == [2_000_000, 4_000_000]
     assert dataset.drives[0].id == "drive"
     assert dataset.drives[0].time_source == "frame number at 15 Hz (assumed)"
 
 
 def test_what_drives_json_says_wins_and_rendered_labels_say_so(
-    place: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path
 ) -> None:
     source = coco_source(tmp_path / "s", frames=2)
     notes = {
@@ -175,7 +179,7 @@ def test_what_drives_json_says_wins_and_rendered_labels_say_so(
         },
     }
     (source / "drives.json").write_text(json.dumps(notes))
-    dataset = data.ingest(place, source, name="d").dataset
+    dataset = data.ingest(workspace, source, name="d").dataset
     first, second = dataset.frames
     assert (first.index, first.timestamp_us, first.conditions.light.value) == (9, 5, "night")
     assert first.events == ("cut_in",)
@@ -185,44 +189,48 @@ def test_what_drives_json_says_wins_and_rendered_labels_say_so(
     assert origins == {first.id: Origin.RENDERED, second.id: Origin.IMPORTED}
 
 
-def test_a_wrong_drives_json_is_refused_with_the_field(place: Workspace, tmp_path: Path) -> None:
+def test_a_wrong_drives_json_is_refused_with_the_field(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     source = coco_source(tmp_path / "s")
     (source / "drives.json").write_text('{"drives": [{"id": "a", "vehicle_type": "boat"}]}')
     with pytest.raises(DataError, match=r"drives\.0\.vehicle_type"):
-        data.ingest(place, source, name="d")
+        data.ingest(workspace, source, name="d")
 
 
-def test_image_names_cannot_leave_the_source(place: Workspace, tmp_path: Path) -> None:
+def test_image_names_cannot_leave_the_source(workspace: Workspace, tmp_path: Path) -> None:
     source = coco_source(tmp_path / "s", frames=1)
     write_picture(tmp_path / "secret.jpg", 9)
     body = json.loads((source / "labels.coco.json").read_text())
     body["images"].append(coco_image(9, "../secret.jpg"))
     (source / "labels.coco.json").write_text(json.dumps(body))
-    ingested = data.ingest(place, source, name="d")
+    ingested = data.ingest(workspace, source, name="d")
     assert _reasons(ingested) == {"../secret.jpg": "missing"}
 
 
-def test_parameters_are_checked_before_anything_is_read(place: Workspace, tmp_path: Path) -> None:
+def test_parameters_are_checked_before_anything_is_read(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     for arguments in ({"name": "a/b"}, {"name": "a", "workers": 0}, {"name": "a", "frame_rate": 0}):
         with pytest.raises(ParameterError):
-            data.ingest(place, tmp_path, **arguments)  # type: ignore[arg-type]
+            data.ingest(workspace, tmp_path, **arguments)  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="no such source"):
-        data.ingest(place, tmp_path / "away", name="a")
+        data.ingest(workspace, tmp_path / "away", name="a")
 
 
-def test_nothing_usable_is_an_error_that_says_why(place: Workspace, tmp_path: Path) -> None:
+def test_nothing_usable_is_an_error_that_says_why(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.jpg").write_bytes(b"no")
     with pytest.raises(DataError, match=r"not one frame can be used \(unreadable\)"):
-        data.ingest(place, tmp_path / "s", name="d")
+        data.ingest(workspace, tmp_path / "s", name="d")
 
 
-def test_damaged_media_is_written_again(place: Workspace, tmp_path: Path) -> None:
+def test_damaged_media_is_written_again(workspace: Workspace, tmp_path: Path) -> None:
     source = coco_source(tmp_path / "s", frames=1)
-    frame = data.ingest(place, source, name="d").dataset.frames[0]
-    stored.media_path(place, frame).write_bytes(b"half")
-    data.ingest(place, source, name="d")
-    assert digest.of_file(stored.media_path(place, frame)) == frame.id
+    frame = data.ingest(workspace, source, name="d").dataset.frames[0]
+    stored.media_path(workspace, frame).write_bytes(b"half")
+    data.ingest(workspace, source, name="d")
+    assert digest.of_file(stored.media_path(workspace, frame)) == frame.id
 
 
 def test_it_works_below_threads_and_without_a_main_guard(tmp_path: Path) -> None:
@@ -243,8 +251,8 @@ print(len(data.ingest(place, Path({str(source)!r}), name="d", workers=2).dataset
     assert done.stdout.strip() == "70"
 
 
-def test_real_drives(place: Workspace, shared_data: Path) -> None:
-    ingested = data.ingest(place, shared_data / "camvid", name="camvid")
+def test_real_drives(workspace: Workspace, shared_data: Path) -> None:
+    ingested = data.ingest(workspace, shared_data / "camvid", name="camvid")
     dataset = ingested.dataset
     assert (len(dataset.frames), len(dataset.labels), len(dataset.drives)) == (396, 3823, 3)
     assert not ingested.quarantine

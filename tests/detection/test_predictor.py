@@ -76,14 +76,14 @@ def noise(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
 
 
-def keep_frame(place: Workspace, seed: int) -> Frame:
+def keep_frame(workspace: Workspace, seed: int) -> Frame:
     stream = io.BytesIO()
     Image.fromarray(noise(seed)).save(stream, "PNG")
     frame = Frame(
         id=digest.of_bytes(stream.getvalue()), drive="d", index=seed, width=60, height=40,
         suffix=".png",
     )  # fmt: skip
-    path = media_path(place, frame)
+    path = media_path(workspace, frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(stream.getvalue())
     return frame
@@ -158,12 +158,18 @@ def test_onnx_files_that_cannot_be_used_say_why(
         OnnxPredictor(path)
 
 
-def test_predictions_come_in_the_order_of_the_frames(place: Workspace, detector: Detector) -> None:
-    frames = [keep_frame(place, seed) for seed in range(5)]
+def test_predictions_come_in_the_order_of_the_frames(
+    workspace: Workspace, detector: Detector
+) -> None:
+    frames = [keep_frame(workspace, seed) for seed in range(5)]
     predictor = TorchPredictor(detector, SPEC)
     seen: list[tuple[int, int]] = []
     found = predict_frames(
-        place, predictor, frames, batch=2, progress=lambda done, total: seen.append((done, total))
+        workspace,
+        predictor,
+        frames,
+        batch=2,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(2, 5), (4, 5), (5, 5)]
     assert list(dict.fromkeys(row.frame for row in found)) == [frame.id for frame in frames]
@@ -172,14 +178,14 @@ def test_predictions_come_in_the_order_of_the_frames(place: Workspace, detector:
     assert [row.score for row in own] == pytest.approx(alone.scores.tolist(), abs=1e-5)
     assert own[0].box.xyxy == pytest.approx(alone.boxes[0], abs=1e-3)
     assert own[0].cls == CONFIG.classes[alone.classes[0]]
-    assert predict_frames(place, predictor, []) == []
+    assert predict_frames(workspace, predictor, []) == []
 
 
-def test_a_frame_whose_image_is_gone_is_named(place: Workspace) -> None:
-    frames = [keep_frame(place, seed) for seed in range(3)]
-    media_path(place, frames[2]).unlink()
+def test_a_frame_whose_image_is_gone_is_named(workspace: Workspace) -> None:
+    frames = [keep_frame(workspace, seed) for seed in range(3)]
+    media_path(workspace, frames[2]).unlink()
     with pytest.raises(DataError, match=frames[2].id):
-        list(read_batches(place, frames, 2))
+        list(read_batches(workspace, frames, 2))
 
 
 def test_checkpoints_are_read_back_and_damage_is_found(store: Store, detector: Detector) -> None:

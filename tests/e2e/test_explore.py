@@ -31,9 +31,9 @@ pytestmark = [
 def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A workspace with a mined pool, a gate report, and mongod up."""
     folder = tmp_path_factory.mktemp("explore")
-    place = Workspace(folder / ".workbench")
-    store = Store(place)
-    ref = dataset.save_dataset(store, make_dataset(place), made_by="test")
+    workspace = Workspace(folder / ".workbench")
+    store = Store(workspace)
+    ref = dataset.save_dataset(store, make_dataset(workspace), made_by="test")
     model = make_checkpoint(store, ref, folder / "weights")
     curation.mine(store, ref, model, 10)
     gate = GateResult(
@@ -58,10 +58,10 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     store.put(report, {"metrics.json": b"{}"})
     before = {name: os.environ.pop(name) for name in list(os.environ) if "FIFTYONE_" in name}
     try:
-        services.up(place, ("mongod",))
-        yield place
+        services.up(workspace, ("mongod",))
+        yield workspace
     finally:
-        services.down(place)
+        services.down(workspace)
         os.environ.update(before)
 
 

@@ -22,7 +22,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks" / "explore"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A workspace with a small pool, and a model that was not trained."""
     folder = tmp_path_factory.mktemp("explore-hygiene")
     made = Workspace(folder / ".workbench")
@@ -63,17 +63,17 @@ def pictures(notebook: Any) -> list[str]:
     ]
 
 
-def test_are_my_splits_leaking(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_are_my_splits_leaking(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = executed("leaking_splits", monkeypatch, "print(inspection)")
     names = {"pairs", "over_time", "across", "twins", "coverage", "label_errors"}
     assert names <= set(pictures(notebook))
-    found = hygiene.read_findings(Store(place), printed(notebook, -1).strip())
+    found = hygiene.read_findings(Store(workspace), printed(notebook, -1).strip())
     assert len(found.record.gates) == 4
     gates = next(n for n, cell in enumerate(notebook.cells) if cell.id == "gates")
     assert "leaks between roles: PASS" in printed(notebook, gates)
 
 
-def test_more_like_this(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_like_this(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame is picked, a box is picked, and what is kept is a selection of both."""
     act = (
         "browser.pick(seen.frames[7])\n"
@@ -89,6 +89,6 @@ def test_more_like_this(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> No
     assert whole
     assert exemplar not in whole
     assert "kept as selection/" in told
-    store = Store(place)
+    store = Store(workspace)
     kept = [store.get(ref, Selection) for ref in store.refs(Selection.KIND)]
     assert any(one.chosen[0].frame == exemplar for one in kept)

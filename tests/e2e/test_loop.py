@@ -78,7 +78,7 @@ def test_a_lost_output_is_made_again_to_the_same_digest(tiny_run: TinyRun) -> No
 
 
 def test_lineage_reaches_from_the_model_to_drives_and_annotators(tiny_run: TinyRun) -> None:
-    done = workbench(tiny_run.place, "lineage", "models:/front-camera-builtin/1", "--json")
+    done = workbench(tiny_run.workspace, "lineage", "models:/front-camera-builtin/1", "--json")
     graph = json.loads(done.stdout)
     kinds = {node["kind"] for node in graph["nodes"]}
     # Of two labelers' frames an agreement, what set the 8-bit ranges, and a look for leaks.
@@ -94,13 +94,13 @@ def test_lineage_reaches_from_the_model_to_drives_and_annotators(tiny_run: TinyR
 
 def test_the_bundle_verifies_until_a_byte_changes(tiny_run: TinyRun, tmp_path: Path) -> None:
     bundle = Path(tiny_run.outcome.report["bundle"])
-    assert workbench(tiny_run.place, "verify", str(bundle)).returncode == 0
+    assert workbench(tiny_run.workspace, "verify", str(bundle)).returncode == 0
     copy = tmp_path / bundle.name
     shutil.copytree(bundle, copy)
     content = bytearray((copy / "int8.cpu.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (copy / "int8.cpu.onnx").write_bytes(content)
-    changed = workbench(tiny_run.place, "verify", str(copy))
+    changed = workbench(tiny_run.workspace, "verify", str(copy))
     assert changed.returncode != 0
     assert "int8.cpu.onnx" in changed.stderr
 
@@ -132,7 +132,7 @@ def test_mlflow_shows_the_runs_and_the_model(tiny_run: TinyRun) -> None:
 
     from workbench import services
 
-    uri = services.environment(tiny_run.place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    uri = services.environment(tiny_run.workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
     client = mlflow.MlflowClient(tracking_uri=uri)
     version = client.get_model_version_by_alias("front-camera-builtin", "candidate")
     assert version.tags["workbench.release"] == tiny_run.output("release.release")
@@ -154,7 +154,7 @@ def test_mlflow_shows_the_runs_and_the_model(tiny_run: TinyRun) -> None:
 def test_replay_without_known_boxes_is_a_parameter_error(tiny_run: TinyRun, tmp_path: Path) -> None:
     images = tmp_path / "plain" / "drive-1"
     images.mkdir(parents=True)
-    some = sorted(tiny_run.place.media.rglob("*.jpg"))[:12]
+    some = sorted(tiny_run.workspace.media.rglob("*.jpg"))[:12]
     for number, image in enumerate(some):
         shutil.copyfile(image, images / f"{number:06d}.jpg")
     refused = tiny_run.again(data=str(tmp_path / "plain"), format="images")
@@ -172,13 +172,13 @@ def test_replay_without_known_boxes_is_a_parameter_error(tiny_run: TinyRun, tmp_
     ],
 )
 def test_a_wrong_parameter_starts_nothing(
-    place: Workspace, changes: dict[str, str], words: str
+    workspace: Workspace, changes: dict[str, str], words: str
 ) -> None:
-    outcome = run_pipeline(place, {**TINY, **changes})
+    outcome = run_pipeline(workspace, {**TINY, **changes})
     assert outcome.status == 2
     assert words in outcome.errors
-    assert not place.runs.exists()
-    assert not place.services.exists()
+    assert not workspace.runs.exists()
+    assert not workspace.services.exists()
 
 
 def _ancestors(graph: dict[str, list[dict[str, str]]], root: str) -> set[str]:

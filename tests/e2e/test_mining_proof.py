@@ -32,7 +32,7 @@ GIVEN = {
 def outcome(servers: Servers) -> dict[str, str]:
     """References that the pipeline made, by step and output."""
     pairs = [part for key, value in GIVEN.items() for part in ("-p", f"{key}={value}")]
-    done = workbench(servers.place, "run", str(PROOF), "--json", *pairs)
+    done = workbench(servers.workspace, "run", str(PROOF), "--json", *pairs)
     report = json.loads(done.stdout or "{}")
     assert report.get("status") == "succeeded", done.stderr
     outputs: dict[str, str] = report["outputs"]
@@ -51,7 +51,7 @@ def test_both_models_are_trained_alike() -> None:
 def test_the_proof_runs_and_says_that_its_labels_are_replayed(
     servers: Servers, outcome: dict[str, str]
 ) -> None:
-    store = Store(servers.place)
+    store = Store(servers.workspace)
     report = store.get(outcome["compare.report"], MiningReport)
     assert report.simulated
     assert report.headline.startswith("SIMULATED, labels are replayed")
@@ -74,7 +74,7 @@ def test_the_proof_runs_and_says_that_its_labels_are_replayed(
 def test_the_arms_differ_in_nothing_but_their_frames(
     servers: Servers, outcome: dict[str, str]
 ) -> None:
-    store = Store(servers.place)
+    store = Store(servers.workspace)
     selection = store.get(outcome["curate.selection"], Selection)
     arms = {choice.frame: choice.arm for choice in selection.chosen}
     for arm in ("mined", "control"):
@@ -86,12 +86,12 @@ def test_the_arms_differ_in_nothing_but_their_frames(
 
 @pytest.mark.slow
 def test_labelers_saw_neither_arm_nor_rank(servers: Servers, outcome: dict[str, str]) -> None:
-    store = Store(servers.place)
+    store = Store(servers.workspace)
     batch = store.get(outcome["send.batch"], LabelBatch)
     assert batch.blind
-    admin = services.label_studio_admin(servers.place)
+    admin = services.label_studio_admin(servers.workspace)
     server = labeling.connect(admin.url, admin.token)
-    sent = labeling.send(servers.place, server, outcome["send.batch"])
+    sent = labeling.send(servers.workspace, server, outcome["send.batch"])
     tasks = server.export_tasks(
         sent.project, list(server.frames(sent.project, digest_of(outcome["send.batch"])).values())
     )
@@ -106,7 +106,7 @@ def test_labelers_saw_neither_arm_nor_rank(servers: Servers, outcome: dict[str, 
 @pytest.mark.slow
 def test_the_command_says_the_same_as_the_step(servers: Servers, outcome: dict[str, str]) -> None:
     done: subprocess.CompletedProcess[str] = workbench(
-        servers.place,
+        servers.workspace,
         *("mine", "report", outcome["curate.selection"], "--json"),
         *("--labels", outcome["send.batch"], "--rare", "class=cyclist", "--rare", "light=night"),
         *("--seconds-per-frame", "10", "--seconds-per-box", "5"),
@@ -115,6 +115,6 @@ def test_the_command_says_the_same_as_the_step(servers: Servers, outcome: dict[s
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    step = Store(servers.place).get(outcome["compare.report"], MiningReport)
+    step = Store(servers.workspace).get(outcome["compare.report"], MiningReport)
     assert said["beaten"] == step.model_dump(mode="json")["beaten"]
     assert said["report"] == outcome["compare.report"]

@@ -141,17 +141,19 @@ def graded(build):
     def finding(keep):
         found = [
             build.found(frame, "car", box, 0.9)
-            for place, frame in enumerate(frames)
-            if keep(place, frame)
+            for workspace, frame in enumerate(frames)
+            if keep(workspace, frame)
         ]
         return evaluate(dataset, found, settings=settings)
 
     return {
-        "all": finding(lambda place, frame: True),
-        "most": finding(lambda place, frame: frame.index < 4),
-        "half": finding(lambda place, frame: (frame.index + int(frame.drive[1:]) // 4) % 2 == 0),
-        "some drives": finding(lambda place, frame: int(frame.drive[1:]) % 2 == 0),
-        "none": finding(lambda place, frame: False),
+        "all": finding(lambda workspace, frame: True),
+        "most": finding(lambda workspace, frame: frame.index < 4),
+        "half": finding(
+            lambda workspace, frame: (frame.index + int(frame.drive[1:]) // 4) % 2 == 0
+        ),
+        "some drives": finding(lambda workspace, frame: int(frame.drive[1:]) % 2 == 0),
+        "none": finding(lambda workspace, frame: False),
     }
 
 

@@ -34,7 +34,7 @@ def test_a_class_without_truth_has_no_figures_but_its_alarms_count(build, quick)
 def test_only_ignore_regions_leave_nothing_to_measure(build, quick):
     frame = build.frame()
     region = build.label(frame, "car", (0, 0, 200, 200), ignore=True)
-    inside = [build.found(frame, "car", (10 * place, 10, 30, 30)) for place in range(3)]
+    inside = [build.found(frame, "car", (10 * workspace, 10, 30, 30)) for workspace in range(3)]
     row = evaluate(build.dataset([frame], [region]), inside, settings=quick).metrics.at()
     assert (row.boxes, row.ap.value, row.recall.value) == (0, None, None)
     assert row.fp == 0
@@ -128,7 +128,7 @@ def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
     made = build.random(5, drives=20)
     settings = EvaluationSettings(resamples=300)
     best = evaluate(made.dataset, made.predictions, settings=settings)
-    fewer = [each for place, each in enumerate(made.predictions) if place % 10]
+    fewer = [each for workspace, each in enumerate(made.predictions) if workspace % 10]
     worse = evaluate(made.dataset, fewer, settings=settings, name="worse")
     change = paired_difference(best, worse, "recall").figure
     assert change.value > 0

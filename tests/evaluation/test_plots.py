@@ -98,17 +98,17 @@ def test_gates_are_drawn_with_their_verdicts(pair):
     assert titles == ["recall on all: PASS", "int8 on all: INSUFFICIENT EVIDENCE"]
 
 
-def test_missed_boxes_are_drawn_on_their_frames(build, quick, place):
+def test_missed_boxes_are_drawn_on_their_frames(build, quick, workspace):
     frame = build.frame()
-    path = media_path(place, frame)
+    path = media_path(workspace, frame)
     path.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((288, 480, 3), np.uint8)).save(path)
     dataset = build.dataset([frame], [build.label(frame, "car", BOX)])
-    figure = plots.worst_misses(place, evaluate(dataset, [], settings=quick))
+    figure = plots.worst_misses(workspace, evaluate(dataset, [], settings=quick))
     (patch,) = figure.axes[0].patches
     assert (patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) == BOX
     found = evaluate(dataset, [build.found(frame, "car", BOX)], settings=quick)
-    nothing = plots.worst_misses(place, found)
+    nothing = plots.worst_misses(workspace, found)
     assert nothing.get_suptitle().startswith("Nothing was missed")
 
 

@@ -20,8 +20,8 @@ def test_camvid_gives_coco_s_digits_and_undecided_gates(build, plain_coco, share
     source = json.loads((shared_data / "camvid" / "labels.coco.json").read_text())
     random = np.random.default_rng(0)
     frames = {
-        each["id"]: build.frame(each["sequence"], place, timestamp_us=None)
-        for place, each in enumerate(source["images"])
+        each["id"]: build.frame(each["sequence"], workspace, timestamp_us=None)
+        for workspace, each in enumerate(source["images"])
     }
     labels, found = [], []
     for each in source["annotations"]:

@@ -53,7 +53,7 @@ def drawn(seed: int, light: Light) -> bytes:
     return buffer.getvalue()
 
 
-def make_dataset(place: Workspace, *, judged_on: int = 6) -> Dataset:
+def make_dataset(workspace: Workspace, *, judged_on: int = 6) -> Dataset:
     frames = []
     for light, weather, count in SLICES:
         for index in range(count + judged_on):
@@ -68,7 +68,7 @@ def make_dataset(place: Workspace, *, judged_on: int = 6) -> Dataset:
                 conditions=Conditions(light=light, weather=weather),
                 role=Role.TRAIN if index < count else (Role.SAFETY, Role.VAL)[index % 2],
             )
-            path = media_path(place, frame)
+            path = media_path(workspace, frame)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             frames.append(frame)
@@ -80,7 +80,7 @@ def make_dataset(place: Workspace, *, judged_on: int = 6) -> Dataset:
         labels=(),
         simulated=True,
     )
-    store = Store(place)
+    store = Store(workspace)
     return load_dataset(store, save_dataset(store, dataset, made_by="test"))
 
 
@@ -110,7 +110,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace that all export tests read; those that write use ``place``."""
+    """A workspace that all export tests read; those that write use ``workspace``."""
     return Workspace(tmp_path_factory.mktemp("export") / ".workbench")
 
 

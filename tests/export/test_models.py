@@ -121,7 +121,7 @@ def test_another_process_makes_the_same_bytes(models: Models, target: bool) -> N
 import sys, tempfile, torch
 from pathlib import Path
 from tests.export.conftest import make_dataset, make_predictor
-from workbench import digest
+from workbench.core import digest
 from workbench.export import calibration
 from workbench.export.exporter import quantised
 from workbench.core.workspace import Workspace

@@ -35,10 +35,12 @@ CONFIG = ExportConfig(calibration_frames=8, parity_frames=4, target=False)
 _DECODING = {"NonMaxSuppression", "Exp"}
 
 
-def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, dataset.Dataset]:
+def learned(
+    workspace: Workspace, kind: str, folder: Path
+) -> tuple[TorchPredictor, dataset.Dataset]:
     """A supplier's model tuned for a few steps, read back from its checkpoint."""
-    store = Store(place)
-    data = scenes(place, 14)
+    store = Store(workspace)
+    data = scenes(workspace, 14)
     roles = [Role.TRAIN] * 10 + [Role.VAL] * 4
     frames = tuple(
         frame.model_copy(update={"role": role})
@@ -50,7 +52,7 @@ def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, 
     lessons = data.with_roles(Role.TRAIN)
     model = huggingface.load_pretrained(suppliers.make(kind, folder / kind), CLASSES, SPEC)
     config = replace(TINY, steps=4)
-    trained = train(place, lessons, config, classes=CLASSES, preprocessing=SPEC, model=model)
+    trained = train(workspace, lessons, config, classes=CLASSES, preprocessing=SPEC, model=model)
     assert data.ref
     return load_checkpoint(store, save_checkpoint(store, trained, data.ref)), data
 
@@ -59,9 +61,11 @@ def learned(place: Workspace, kind: str, folder: Path) -> tuple[TorchPredictor, 
     "kind",
     ["detr", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rt_detr_v2", "d_fine"))],
 )
-def test_a_suppliers_model_goes_the_whole_way(kind: str, place: Workspace, tmp_path: Path) -> None:
-    predictor, data = learned(place, kind, tmp_path)
-    exported = exporter.export_model(place, predictor, data, CONFIG)
+def test_a_suppliers_model_goes_the_whole_way(
+    kind: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    predictor, data = learned(workspace, kind, tmp_path)
+    exported = exporter.export_model(workspace, predictor, data, CONFIG)
 
     found = exported.parity["targets"]
     assert found[bundles.FP32_FILE]["max_abs_diff"] <= parity.FLOAT_TOLERANCE
@@ -81,7 +85,7 @@ def test_a_suppliers_model_goes_the_whole_way(kind: str, place: Workspace, tmp_p
         with pytest.raises(ContractError, match="loses too much"):
             gate.require_gates([judged])
 
-    store, folder = Store(place), tmp_path / "bundle"
+    store, folder = Store(workspace), tmp_path / "bundle"
     manifest = exporter.write_export(folder, predictor, exported)
     ref = bundle.save_bundle(store, folder, latency=exported.latency)
     supplier = store.get(store.get(ref, ExportBundle).checkpoint, Checkpoint).supplier

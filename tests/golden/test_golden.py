@@ -18,9 +18,9 @@ KNOWN: dict[str, str] = json.loads(make.INDEX.read_text())
 
 
 @pytest.fixture
-def golden(place: Workspace) -> Store:
+def golden(workspace: Workspace) -> Store:
     """A store whose records are the golden files."""
-    store = Store(place)
+    store = Store(workspace)
     for kind, ref in KNOWN.items():
         shutil.copytree(make.HERE / kind, store.folder(ref))
         (store.folder(ref) / "COMPLETE").touch()

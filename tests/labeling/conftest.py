@@ -28,7 +28,7 @@ MODEL = f"checkpoint/{'0' * 64}"
 class Sample:
     """``frames`` in the order they were selected; the first has no boxes, the n-th n % 3."""
 
-    place: Workspace
+    workspace: Workspace
     store: Store
     dataset: Dataset
     selection: Ref
@@ -49,10 +49,10 @@ class Sample:
         return self.dataset.labels_by_frame[frame]
 
 
-def make_sample(place: Workspace, name: str, count: int) -> Sample:
+def make_sample(workspace: Workspace, name: str, count: int) -> Sample:
     """``name`` and pictures differ, so that samples on one server do not share frames."""
-    store = Store(place)
-    made = [_frame(place, name, index) for index in range(count)]
+    store = Store(workspace)
+    made = [_frame(workspace, name, index) for index in range(count)]
     dataset = Dataset(
         name=name,
         label_schema=SCHEMA,
@@ -74,15 +74,15 @@ def make_sample(place: Workspace, name: str, count: int) -> Sample:
         Prediction(frame=label.frame, cls=label.cls, box=label.box, score=0.75)
         for label in kept.labels
     )
-    return Sample(place, store, kept, store.put(selection), kept.frames, predictions)
+    return Sample(workspace, store, kept, store.put(selection), kept.frames, predictions)
 
 
 @pytest.fixture
-def sample(place: Workspace) -> Sample:
-    return make_sample(place, "tiny", 7)
+def sample(workspace: Workspace) -> Sample:
+    return make_sample(workspace, "tiny", 7)
 
 
-def _frame(place: Workspace, name: str, index: int) -> tuple[Frame, list[Label]]:
+def _frame(workspace: Workspace, name: str, index: int) -> tuple[Frame, list[Label]]:
     seed = int(digest.of_bytes(f"{name} {index}".encode())[:8], 16)
     generator = np.random.default_rng(seed)
     picture = Image.new("RGB", (WIDTH, HEIGHT), tuple(generator.integers(0, 255, 3).tolist()))
@@ -104,7 +104,7 @@ def _frame(place: Workspace, name: str, index: int) -> tuple[Frame, list[Label]]
         suffix=".png",
         role=Role.POOL,
     )
-    image = datasets.media_path(place, frame)
+    image = datasets.media_path(workspace, frame)
     image.parent.mkdir(parents=True, exist_ok=True)
     image.write_bytes(content.getvalue())
     return frame, [

@@ -61,5 +61,5 @@ def test_examples_are_cut_from_labeled_frames_and_lost_images_leave_none(sample:
     assert {cls: len(crops) for cls, crops in found.items()} == {"car": expected}
     assert all(crop.startswith(b"\xff\xd8") for crop in found["car"])
     for frame in sample.frames:
-        dataset.media_path(sample.place, frame).unlink()
+        dataset.media_path(sample.workspace, frame).unlink()
     assert projects.example_crops(sample.store, ref) == {"car": []}

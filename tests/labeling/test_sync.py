@@ -27,10 +27,10 @@ def test_who_has_to_wait_is_told_at_once_and_then_goes_on(
     went_on = threading.Event()
 
     def second() -> None:
-        with sync.batch_lock(sample.place, batch):
+        with sync.batch_lock(sample.workspace, batch):
             went_on.set()
 
-    with sync.batch_lock(sample.place, batch):
+    with sync.batch_lock(sample.workspace, batch):
         assert not caplog.messages
         waiting = threading.Thread(target=second)
         waiting.start()
@@ -55,16 +55,16 @@ def task(number: int, frame: str, *annotations: dict[str, Any]) -> dict[str, Any
     return {"id": number, "updated_at": "t", "data": data, "annotations": annotations, "drafts": []}
 
 
-def test_a_damaged_mirror_is_begun_anew(place: Workspace) -> None:
-    path = sync.cache_path(place, BATCH)
+def test_a_damaged_mirror_is_begun_anew(workspace: Workspace) -> None:
+    path = sync.cache_path(workspace, BATCH)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database at all, but long enough to look like one" * 50)
-    with sync.open_cache(place, 1, BATCH) as kept:
+    with sync.open_cache(workspace, 1, BATCH) as kept:
         assert list(kept.frames()) == [] and kept.collected is None
 
 
-def test_answers_to_doubled_tasks_of_a_frame_are_all_kept(place: Workspace) -> None:
-    with sync.open_cache(place, 1, BATCH) as kept, kept._link:
+def test_answers_to_doubled_tasks_of_a_frame_are_all_kept(workspace: Workspace) -> None:
+    with sync.open_cache(workspace, 1, BATCH) as kept, kept._link:
         kept._keep([task(2, "b", {"id": 5}), task(1, "a"), task(3, "b", {"id": 6})])
         other = task(4, "c")
         other["data"]["batch"] = "another"
@@ -74,8 +74,8 @@ def test_answers_to_doubled_tasks_of_a_frame_are_all_kept(place: Workspace) -> N
     assert [annotation["id"] for annotation in held[1].annotations] == [5, 6]
 
 
-def test_what_was_collected_is_forgotten_when_something_changes(place: Workspace) -> None:
-    with sync.open_cache(place, 1, BATCH) as kept:
+def test_what_was_collected_is_forgotten_when_something_changes(workspace: Workspace) -> None:
+    with sync.open_cache(workspace, 1, BATCH) as kept:
         kept.collected = f"label/{'c' * 64}"
         assert kept.collected == f"label/{'c' * 64}"
         kept._keep([task(1, "a")])

@@ -134,7 +134,7 @@ def test_by_hand_it_runs_on_the_newest_inputs(
         check=False,
         env={
             **os.environ,
-            "WORKBENCH_HOME": str(tiny_run.place.root),
+            "WORKBENCH_HOME": str(tiny_run.workspace.root),
             "WORKBENCH_NOTEBOOK": str(notebook),
         },
         capture_output=True,
@@ -142,5 +142,5 @@ def test_by_hand_it_runs_on_the_newest_inputs(
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    scratch = tiny_run.place.scratch / notebook.stem
+    scratch = tiny_run.workspace.scratch / notebook.stem
     assert json.loads((scratch / "outputs.json").read_text())

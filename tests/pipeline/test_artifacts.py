@@ -34,7 +34,7 @@ def worker(tmp_path: Path) -> Store:
     return Store(Workspace(tmp_path / "worker"))
 
 
-def images(place: Workspace, count: int = 3) -> tuple[Frame, ...]:
+def images(workspace: Workspace, count: int = 3) -> tuple[Frame, ...]:
     """Frames whose images, any bytes, are in the media folder."""
     frames = []
     for index in range(count):
@@ -47,7 +47,7 @@ def images(place: Workspace, count: int = 3) -> tuple[Frame, ...]:
             height=3,
             suffix=".jpg",
         )
-        path = datasets.media_path(place, frame)
+        path = datasets.media_path(workspace, frame)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         frames.append(frame)

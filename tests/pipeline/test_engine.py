@@ -42,10 +42,10 @@ def started(path: Path) -> None:
     assert path.exists()
 
 
-def command(project: Path, place: Workspace) -> subprocess.Popen[str]:
+def command(project: Path, workspace: Workspace) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "workbench", "run", str(project / "pipelines/trial.yaml"), "--json"],
-        env={**os.environ, "WORKBENCH_HOME": str(place.root)},
+        env={**os.environ, "WORKBENCH_HOME": str(workspace.root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,7 +57,7 @@ def step_of(report: RunReport, name: str) -> tuple[str, str]:
     return found.status, found.reason
 
 
-def test_steps_run_side_by_side_and_are_joined(project: Path, place: Workspace) -> None:
+def test_steps_run_side_by_side_and_are_joined(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks/steps"
     meet = (
         "import pathlib, time\n"
@@ -75,15 +75,15 @@ def test_steps_run_side_by_side_and_are_joined(project: Path, place: Workspace) 
         'a: {for_each: {n: [1, 2]}, parameters: {n: "${each.n}"}, resources: {threads: 1}}\n'
         "  c: {inputs: {upstream: a.selection}}",
     )
-    first, watcher = run(project, place)
+    first, watcher = run(project, workspace)
     assert statuses(first) == ["ran", "ran", "ran"], watcher.notes
     assert {"a[1].selection", "a[2].selection", "c.selection"} == set(first.outputs)
-    again, _ = run(project, place)
+    again, _ = run(project, workspace)
     assert statuses(again) == ["skipped"] * 3
     assert again.outputs == first.outputs
 
 
-def test_a_gate_decides_what_runs_below_it(project: Path, place: Workspace) -> None:
+def test_a_gate_decides_what_runs_below_it(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks/steps"
     path = write_notebook(steps / "gate.ipynb", JUDGE, contract=GATED)
     page = json.loads(path.read_text())
@@ -94,14 +94,14 @@ def test_a_gate_decides_what_runs_below_it(project: Path, place: Workspace) -> N
         "gate: {}\n  a: {when: {gates: gate.gates}}\n"
         "  b: {when: {gates: gate.gates, verdict: [FAIL]}, after: [gate]}",
     )
-    report, _ = run(project, place)
+    report, _ = run(project, workspace)
     assert step_of(report, "a") == ("not-reached", "gate.gates is FAIL; it is run on PASS")
     assert step_of(report, "b")[0] == "ran"
     assert report.status == "refused"
 
 
 def test_a_kernel_that_died_is_tried_again_and_both_attempts_are_kept(
-    project: Path, place: Workspace
+    project: Path, workspace: Workspace
 ) -> None:
     mark = project / "died-once"
     write_notebook(
@@ -110,17 +110,17 @@ def test_a_kernel_that_died_is_tried_again_and_both_attempts_are_kept(
         "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)",
     )
     write_steps(project, "a: {retries: {kernel-died: 1}, backoff_s: 0}")
-    report, watcher = run(project, place)
+    report, watcher = run(project, workspace)
     assert statuses(report) == ["ran"]
     assert any("retry 1 of 1 after kernel-died" in note and "MiB" in note for note in watcher.notes)
-    folder = place.runs / report.run_id
+    folder = workspace.runs / report.run_id
     assert (folder / "a.attempt1" / "result.json").exists()
     assert (folder / "a" / "result.json").exists()
     assert "--- cell 1" in (folder / "a" / "output.txt").read_text()
 
 
 def test_a_secret_that_is_printed_fails_the_step_and_is_taken_out(
-    project: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+    project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLEET_KEY", "k3-9f2c1d7e55aa")
     contract = {"outputs": {"selection": {"kind": "selection"}}, "secrets": ["FLEET_KEY"]}
@@ -128,15 +128,15 @@ def test_a_secret_that_is_printed_fails_the_step_and_is_taken_out(
         project / "notebooks/steps/a.ipynb", "print(step.secret('FLEET_KEY'))", contract=contract
     )
     write_steps(project, "a: {}")
-    report, _ = run(project, place)
+    report, _ = run(project, workspace)
     assert statuses(report) == ["failed"]
     assert "the value of secret FLEET_KEY stood in" in report.reason
-    for path in (place.runs / report.run_id).rglob("*"):
+    for path in (workspace.runs / report.run_id).rglob("*"):
         if path.is_file():
             assert b"k3-9f2c1d7e55aa" not in path.read_bytes(), path
 
 
-def test_two_runs_at_once_do_the_same_work_once(project: Path, place: Workspace) -> None:
+def test_two_runs_at_once_do_the_same_work_once(project: Path, workspace: Workspace) -> None:
     count, mark = project / "count", project / "started"
     write_notebook(
         project / "notebooks/steps/a.ipynb",
@@ -144,9 +144,9 @@ def test_two_runs_at_once_do_the_same_work_once(project: Path, place: Workspace)
         f"pathlib.Path({str(count)!r}).open('a').write('x')\ntime.sleep(3)",
     )
     write_steps(project, "a: {}")
-    first = command(project, place)
+    first = command(project, workspace)
     started(mark)
-    report, watcher = run(project, place)
+    report, watcher = run(project, workspace)
     assert step_of(report, "a") == ("skipped", "another run made it meanwhile")
     assert any("waiting for it" in note for note in watcher.notes)
     told = json.loads(first.communicate(timeout=60)[0])
@@ -155,7 +155,7 @@ def test_two_runs_at_once_do_the_same_work_once(project: Path, place: Workspace)
 
 
 def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
-    project: Path, place: Workspace
+    project: Path, workspace: Workspace
 ) -> None:
     mark = project / "kernel"
     write_notebook(
@@ -164,14 +164,14 @@ def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
         "time.sleep(120)",
     )
     write_steps(project, "a: {}\n  b: {inputs: {upstream: a.selection}}")
-    runner = command(project, place)
+    runner = command(project, workspace)
     started(mark)
-    assert runs.find_run(place).state == "running"
+    assert runs.find_run(workspace).state == "running"
     runner.send_signal(signal.SIGTERM)
     out, err = runner.communicate(timeout=60)
     assert runner.returncode == 130, err
     assert json.loads(out)["status"] == "cancelled"
-    assert runs.find_run(place).state == "cancelled"
+    assert runs.find_run(workspace).state == "cancelled"
     kernel = Path("/proc") / mark.read_text()
     deadline = time.monotonic() + 10
     while kernel.exists() and time.monotonic() < deadline:
@@ -180,7 +180,7 @@ def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
 
 
 def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
-    project: Path, place: Workspace
+    project: Path, workspace: Workspace
 ) -> None:
     mark = project / "started"
     write_notebook(
@@ -188,25 +188,25 @@ def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
         f"import pathlib, time\npathlib.Path({str(mark)!r}).touch()\ntime.sleep(120)",
     )
     write_steps(project, "a: {}\n  b: {inputs: {upstream: a.selection}}")
-    runner = command(project, place)
+    runner = command(project, workspace)
     started(mark)
-    (place.runs / runs.find_run(place).run_id / runs.CANCEL_FILE).touch()
+    (workspace.runs / runs.find_run(workspace).run_id / runs.CANCEL_FILE).touch()
     _, err = runner.communicate(timeout=60)
     assert runner.returncode == 130, err
-    assert runs.find_run(place).state == "cancelled"
+    assert runs.find_run(workspace).state == "cancelled"
 
 
-def test_one_step_alone_needs_what_it_reads(project: Path, place: Workspace) -> None:
+def test_one_step_alone_needs_what_it_reads(project: Path, workspace: Workspace) -> None:
     pipeline = load_pipeline(project / "pipelines/trial.yaml", {}, base=project)
     with pytest.raises(ContractError, match="reads what 'a' makes"):
         running.run_pipeline(
-            place, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
+            workspace, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
         )
     running.run_pipeline(
-        place, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("a",))
+        workspace, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("a",))
     )
     report = running.run_pipeline(
-        place, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
+        workspace, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
     )
     assert statuses(report) == ["skipped", "ran"]
     assert step_of(report, "a")[1] == "not asked for; its last outputs are used"

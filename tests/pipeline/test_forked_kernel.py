@@ -46,9 +46,11 @@ atexit.register(told.with_suffix(".ended").write_text, "yes")
 """
 
 
-def test_a_forked_kernel_is_as_fresh_as_an_interpreter(place: Workspace, tmp_path: Path) -> None:
+def test_a_forked_kernel_is_as_fresh_as_an_interpreter(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     forked, again, own = (
-        _told(place, tmp_path, name, run)
+        _told(workspace, tmp_path, name, run)
         for name, run in (
             ("forked", run_once),
             ("again", run_once),
@@ -64,7 +66,7 @@ def test_a_forked_kernel_is_as_fresh_as_an_interpreter(place: Workspace, tmp_pat
 
 
 def test_a_forked_kernel_holds_no_pipe_of_the_processes_it_came_from(
-    place: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path
 ) -> None:
     told = tmp_path / "pipes"
     work = (
@@ -75,23 +77,23 @@ def test_a_forked_kernel_holds_no_pipe_of_the_processes_it_came_from(
     notebook = write_notebook(tmp_path / "a.ipynb", work)
     counts = []
     for run in (run_once, lambda spec: local.run_in_new_process(spec, lambda: None)):
-        assert run(spec_of(place, notebook)).status is ExitStatus.OK
+        assert run(spec_of(workspace, notebook)).status is ExitStatus.OK
         counts.append(int(told.read_text()))
     assert counts[0] == counts[1] > 0
 
 
-def test_a_kernel_that_kills_itself_is_told(place: Workspace, tmp_path: Path) -> None:
+def test_a_kernel_that_kills_itself_is_told(workspace: Workspace, tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     notebook = write_notebook(tmp_path / "a.ipynb", "import os, signal\nos.kill(os.getpid(), 9)")
-    result = run_once(spec_of(place, notebook))
+    result = run_once(spec_of(workspace, notebook))
     assert result.status is ExitStatus.KERNEL_DIED
     assert not set(psutil.Process().children(recursive=True)) - before
 
 
-def _told(place: Workspace, tmp_path: Path, name: str, run: Any) -> list[dict[str, Any]]:
+def _told(workspace: Workspace, tmp_path: Path, name: str, run: Any) -> list[dict[str, Any]]:
     file = tmp_path / f"{name}.json"
     notebook = write_notebook(tmp_path / "a.ipynb", TELL.format(file=str(file)))
-    result = run(spec_of(place, notebook))
+    result = run(spec_of(workspace, notebook))
     assert result.status is ExitStatus.OK, result.failure
     assert file.with_suffix(".ended").read_text() == "yes"
     told: list[dict[str, Any]] = json.loads(file.read_text())

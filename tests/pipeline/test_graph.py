@@ -121,9 +121,9 @@ def test_environment_variables_stand_in_values_but_secrets_do_not(
         load(project)
 
 
-def test_only_and_from_say_what_they_leave_out(fanned: Path, place: Workspace) -> None:
+def test_only_and_from_say_what_they_leave_out(fanned: Path, workspace: Workspace) -> None:
     pipeline = load(fanned)
-    only = plan.plan_pipeline(pipeline, place, plan.select_steps(pipeline, only=("a",)))
+    only = plan.plan_pipeline(pipeline, workspace, plan.select_steps(pipeline, only=("a",)))
     assert [step.action for step in only] == ["run", "run", "omit", "omit", "omit"]
     assert only[-1].reasons == ("not asked for",)
     below = plan.select_steps(pipeline, start="b[2]").fresh

@@ -54,23 +54,32 @@ time.sleep(120)
 
 
 @pytest.fixture
-def runner(place: Workspace, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+def runner(
+    workspace: Workspace, request: pytest.FixtureRequest
+) -> Iterator[subprocess.Popen[bytes]]:
     stubborn = getattr(request, "param", "polite")
-    arguments = [sys.executable, "-c", RUNNER, str(place.root), "20260101-000000-aaaa", stubborn]
+    arguments = [
+        sys.executable,
+        "-c",
+        RUNNER,
+        str(workspace.root),
+        "20260101-000000-aaaa",
+        stubborn,
+    ]
     process = subprocess.Popen(arguments)
     deadline = time.monotonic() + 20
-    while next(runs.list_runs(place), None) is None and time.monotonic() < deadline:
+    while next(runs.list_runs(workspace), None) is None and time.monotonic() < deadline:
         time.sleep(0.02)
     yield process
     process.kill()
     process.wait()
 
 
-def keep(place: Workspace, run_id: str, **given: object) -> RunState:
+def keep(workspace: Workspace, run_id: str, **given: object) -> RunState:
     run = RunState.model_validate(
         {"run_id": run_id, "pipeline": "trial", "status": "succeeded", **given}
     )
-    runs.save_run(place, run)
+    runs.save_run(workspace, run)
     return run
 
 
@@ -80,35 +89,35 @@ def invoke(*arguments: str) -> str:
     return result.stdout
 
 
-def test_runs_are_listed_newest_first_and_found_by_prefix(place: Workspace) -> None:
+def test_runs_are_listed_newest_first_and_found_by_prefix(workspace: Workspace) -> None:
     for run_id, pipeline in (
         ("20260101-a1", "one"),
         ("20260102-b1", "two"),
         ("20260102-b2", "two"),
     ):
-        keep(place, run_id, pipeline=pipeline)
-    (place.runs / "20260103-rubbish").mkdir()
-    (place.runs / "20260103-rubbish" / "run.json").write_text('{"half": ')
+        keep(workspace, run_id, pipeline=pipeline)
+    (workspace.runs / "20260103-rubbish").mkdir()
+    (workspace.runs / "20260103-rubbish" / "run.json").write_text('{"half": ')
     listed = json.loads(invoke("runs", "--json"))["runs"]
     assert [run["run_id"] for run in listed] == ["20260102-b2", "20260102-b1", "20260101-a1"]
     only = json.loads(invoke("runs", "--pipeline", "one", "--json"))["runs"]
     assert [run["run_id"] for run in only] == ["20260101-a1"]
-    assert runs.find_run(place).run_id == "20260102-b2"
-    assert runs.find_run(place, "20260101").run_id == "20260101-a1"
+    assert runs.find_run(workspace).run_id == "20260102-b2"
+    assert runs.find_run(workspace, "20260101").run_id == "20260101-a1"
     with pytest.raises(ParameterError, match="2 runs begin so"):
-        runs.find_run(place, "20260102")
+        runs.find_run(workspace, "20260102")
     with pytest.raises(RecordError, match="no run has this id"):
-        runs.find_run(place, "2027")
+        runs.find_run(workspace, "2027")
 
 
-def test_an_empty_workspace_says_what_makes_a_run(place: Workspace) -> None:
+def test_an_empty_workspace_says_what_makes_a_run(workspace: Workspace) -> None:
     assert invoke("runs").startswith("no runs in ")
     with pytest.raises(RecordError, match="workbench run PIPELINE"):
-        runs.find_run(place)
+        runs.find_run(workspace)
 
 
-def test_runs_of_before_there_was_a_run_file_are_read(place: Workspace) -> None:
-    folder = place.runs / "20250101-old"
+def test_runs_of_before_there_was_a_run_file_are_read(workspace: Workspace) -> None:
+    folder = workspace.runs / "20250101-old"
     folder.mkdir(parents=True)
     step = {"name": "a", "status": "ran", "seconds": 2.0, "reason": "it never ran"}
     report = {"pipeline": "trial", "run_id": folder.name, "status": "refused", "steps": [step]}
@@ -118,26 +127,28 @@ def test_runs_of_before_there_was_a_run_file_are_read(place: Workspace) -> None:
 
 
 def test_a_killed_runner_is_told_from_one_at_work(
-    place: Workspace, runner: subprocess.Popen[bytes]
+    workspace: Workspace, runner: subprocess.Popen[bytes]
 ) -> None:
-    assert runs.find_run(place).state == "running"
+    assert runs.find_run(workspace).state == "running"
     runner.kill()
     runner.wait()
-    assert runs.find_run(place).state == "killed"
+    assert runs.find_run(workspace).state == "killed"
     assert "goes on from here" in invoke("runs", "show", "latest")
     with pytest.raises(WorkbenchError, match="it is killed"):
-        runs.cancel_run(place, runs.find_run(place))
+        runs.cancel_run(workspace, runs.find_run(workspace))
 
 
-def test_a_reused_process_number_is_not_taken_for_the_runner(place: Workspace) -> None:
+def test_a_reused_process_number_is_not_taken_for_the_runner(workspace: Workspace) -> None:
     mine = {"status": "running", "pid": os.getpid(), "started_at": "2026-01-01T00:00:00+00:00"}
-    assert keep(place, "1", **mine, pid_started=runs.process_start_time()).state == "running"
-    assert keep(place, "2", **mine, pid_started=runs.process_start_time() - 60).state == "killed"
-    assert keep(place, "3", **mine, pid_started=1.0, host="another").state == "running"
+    assert keep(workspace, "1", **mine, pid_started=runs.process_start_time()).state == "running"
+    assert (
+        keep(workspace, "2", **mine, pid_started=runs.process_start_time() - 60).state == "killed"
+    )
+    assert keep(workspace, "3", **mine, pid_started=1.0, host="another").state == "running"
 
 
 def test_cancel_ends_the_run_and_says_how_it_is(
-    place: Workspace, runner: subprocess.Popen[bytes]
+    workspace: Workspace, runner: subprocess.Popen[bytes]
 ) -> None:
     told = json.loads(invoke("cancel", "20260101", "--json"))
     assert (told["stopped"], told["status"]) == (True, "cancelled")
@@ -146,34 +157,34 @@ def test_cancel_ends_the_run_and_says_how_it_is(
 
 @pytest.mark.parametrize("runner", ["counting"], indirect=True)
 @pytest.mark.usefixtures("runner")
-def test_two_who_cancel_send_one_signal(place: Workspace) -> None:
+def test_two_who_cancel_send_one_signal(workspace: Workspace) -> None:
     for _ in range(2):
-        runs.cancel_run(place, runs.find_run(place), wait_s=0.5)
-    assert (place.runs / "20260101-000000-aaaa" / "signals").read_text() == "x"
+        runs.cancel_run(workspace, runs.find_run(workspace), wait_s=0.5)
+    assert (workspace.runs / "20260101-000000-aaaa" / "signals").read_text() == "x"
 
 
-def test_a_run_on_another_machine_is_asked_by_a_file(place: Workspace) -> None:
-    run = keep(place, "1", status="running", pid=1, host="another")
-    assert runs.cancel_run(place, run, wait_s=0.1).state == "running"
-    assert (place.runs / "1" / runs.CANCEL_FILE).exists()
+def test_a_run_on_another_machine_is_asked_by_a_file(workspace: Workspace) -> None:
+    run = keep(workspace, "1", status="running", pid=1, host="another")
+    assert runs.cancel_run(workspace, run, wait_s=0.1).state == "running"
+    assert (workspace.runs / "1" / runs.CANCEL_FILE).exists()
 
 
 @pytest.mark.parametrize("runner", ["stubborn"], indirect=True)
 @pytest.mark.usefixtures("runner")
-def test_cancel_says_when_a_run_does_not_stop(place: Workspace) -> None:
+def test_cancel_says_when_a_run_does_not_stop(workspace: Workspace) -> None:
     result = CliRunner().invoke(cli, ["cancel", "--wait", "0.5", "--json"])
     assert (result.exit_code, json.loads(result.stdout)["stopped"]) == (1, False)
 
 
-def test_logs_hold_output_log_and_traceback(place: Workspace) -> None:
-    folder = place.runs / "1" / "a"
+def test_logs_hold_output_log_and_traceback(workspace: Workspace) -> None:
+    folder = workspace.runs / "1" / "a"
     folder.mkdir(parents=True)
     (folder / logs.OUTPUT_FILE).write_text("--- cell 3\nloss 0.5\n")
     (folder / "log.txt").write_text("kernel started\n")
     failure = {"kind": "user-error", "message": "KeyError: 'gone'", "traceback": "Traceback …\n"}
     (folder / "result.json").write_text(json.dumps({"failure": {**failure, "cell": 3}}))
     steps = (StepState(name="a", status="failed"), StepState(name="b", status="not-reached"))
-    keep(place, "1", status="failed", steps=steps)
+    keep(workspace, "1", status="failed", steps=steps)
     text = invoke("logs")
     for part in ("==> a: failed", "loss 0.5", "kernel started", "Traceback …", "cell: 3"):
         assert part in text
@@ -184,13 +195,13 @@ def test_logs_hold_output_log_and_traceback(place: Workspace) -> None:
         CliRunner().invoke(cli, ["logs", "latest", "c"], catch_exceptions=False)
 
 
-def test_what_cells_printed_is_read_from_older_runs(place: Workspace) -> None:
-    folder = place.runs / "1" / "a"
+def test_what_cells_printed_is_read_from_older_runs(workspace: Workspace) -> None:
+    folder = workspace.runs / "1" / "a"
     folder.mkdir(parents=True)
     stream = {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]}
     cells = [{"cell_type": "markdown"}, {"cell_type": "code", "outputs": [stream]}]
     (folder / "executed.ipynb").write_text(json.dumps({"cells": cells}))
-    keep(place, "1", steps=(StepState(name="a", status="ran"),))
+    keep(workspace, "1", steps=(StepState(name="a", status="ran"),))
     assert "--- cell 1\none\ntwo" in invoke("logs")
 
 
@@ -212,13 +223,13 @@ def test_a_tail_survives_absence_halves_and_a_new_file(tmp_path: Path) -> None:
     assert tail.lines() == ["cut"]
 
 
-def test_following_ends_with_the_run(place: Workspace, runner: subprocess.Popen[bytes]) -> None:
-    folder = place.runs / "20260101-000000-aaaa" / "a"
+def test_following_ends_with_the_run(workspace: Workspace, runner: subprocess.Popen[bytes]) -> None:
+    folder = workspace.runs / "20260101-000000-aaaa" / "a"
     lines: list[str] = []
     ends: list[RunState] = []
 
     def watch() -> None:
-        ends.append(step_output.follow_logs(place, "20260101-000000-aaaa", lines.append))
+        ends.append(step_output.follow_logs(workspace, "20260101-000000-aaaa", lines.append))
 
     thread = threading.Thread(target=watch)
     thread.start()

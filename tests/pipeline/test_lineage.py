@@ -140,10 +140,10 @@ def test_missing_and_damaged_records_are_shown_not_raised(store: Store, world: W
     assert "MISSING" in text
 
 
-def test_the_index_takes_in_what_is_new_and_heals(place: Workspace, world: World) -> None:
-    store = Store(place)
+def test_the_index_takes_in_what_is_new_and_heals(workspace: Workspace, world: World) -> None:
+    store = Store(workspace)
     before = len(EdgeIndex(store))
-    path = place.index / edges.EDGES_FILE
+    path = workspace.index / edges.EDGES_FILE
     kept = path.read_bytes()
     assert len(EdgeIndex(store)) == before
     run = StepRun.model_validate(

@@ -29,7 +29,7 @@ def test_every_step_depends_on_the_step_interface_but_not_on_the_runner() -> Non
 
 def test_magics_do_not_hide_imports() -> None:
     assert "workbench.core.digest" in environment.reachable_modules(
-        ["%matplotlib inline\nfrom workbench import digest"]
+        ["%matplotlib inline\nfrom workbench.core import digest"]
     )
 
 

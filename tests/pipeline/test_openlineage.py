@@ -156,14 +156,16 @@ def test_a_target_that_is_away_is_said_once_and_holds_nothing_up(
     assert len([one for one in caplog.records if "OpenLineage" in one.message]) == 1
 
 
-def test_a_killed_run_is_ended_by_the_next_and_only_once(place: Workspace, tmp_path: Path) -> None:
+def test_a_killed_run_is_ended_by_the_next_and_only_once(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     path = tmp_path / "events.jsonl"
     steps = ({"name": "a", "status": "ran"}, {"name": "b", "status": "running"})
-    keep(place, "r1", status="running", pid=2**22 + 1, steps=steps)
-    keep(place, "r2", status="succeeded")
+    keep(workspace, "r1", status="running", pid=2**22 + 1, steps=steps)
+    keep(workspace, "r2", status="succeeded")
     for _ in range(2):
         events = LineageEvents(str(path), pipeline="trial", run_id="r3", workspace="w")
-        events.end_abandoned(place)
+        events.end_abandoned(workspace)
         events.close()
     ended = told(path)
     assert [(one["job"]["name"], one["eventType"]) for one in ended] == [

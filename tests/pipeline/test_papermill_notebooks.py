@@ -46,14 +46,14 @@ SLOW = {
 CASES = [*QUICK.items(), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.items())]
 
 
-def ours(place: Workspace, notebook: Path, given: dict[str, Any], folder: Path) -> StepResult:
+def ours(workspace: Workspace, notebook: Path, given: dict[str, Any], folder: Path) -> StepResult:
     contract = contracts.read_contract(notebook)
     spec = StepSpec(
         step=notebook.stem,
         notebook=str(notebook),
-        home=str(place.root),
+        home=str(workspace.root),
         folder=str(folder),
-        cache=str(place.scratch / "cache"),
+        cache=str(workspace.scratch / "cache"),
         parameters=contract.validate(given),
         inputs={},
         declared_inputs={},
@@ -85,11 +85,11 @@ def shown(executed: Path) -> list[Any]:
 
 @pytest.mark.parametrize(("name", "given"), CASES)
 def test_it_ends_as_with_papermill(
-    name: str, given: dict[str, Any], place: Workspace, tmp_path: Path
+    name: str, given: dict[str, Any], workspace: Workspace, tmp_path: Path
 ) -> None:
     notebook = tmp_path / f"{name}.ipynb"
     shutil.copy(SHIPPED / f"{name}.ipynb", notebook)
-    theirs, folder = tmp_path / "theirs", place.runs / "one" / "step"
+    theirs, folder = tmp_path / "theirs", workspace.runs / "one" / "step"
     for where in (theirs, folder):
         where.mkdir(parents=True)
         (where / "check.txt").touch()  # that one of them looks for beside itself
@@ -105,7 +105,7 @@ def test_it_ends_as_with_papermill(
         )
     except (PapermillExecutionError, CellExecutionError):
         failed = True
-    result = ours(place, notebook, given, folder)
+    result = ours(workspace, notebook, given, folder)
     assert (result.status is ExitStatus.USER_ERROR) == failed, result.failure
     if not failed:
         assert result.status is ExitStatus.OK

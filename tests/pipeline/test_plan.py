@@ -20,9 +20,9 @@ def load(project: Path, **given: str) -> graph.Pipeline:
     return graph.load_pipeline(project / "pipelines" / "trial.yaml", given, base=project)
 
 
-def finish(place: Workspace, pipeline: graph.Pipeline, step: plan.PlannedStep) -> str:
+def finish(workspace: Workspace, pipeline: graph.Pipeline, step: plan.PlannedStep) -> str:
     """Record a step as done, as the runner does."""
-    store = Store(place)
+    store = Store(workspace)
     assert step.key is not None
     made = store.put(
         Selection(dataset="dataset/" + "0" * 64, budget=1, seed=0, method=step.name, chosen=())
@@ -39,43 +39,43 @@ def finish(place: Workspace, pipeline: graph.Pipeline, step: plan.PlannedStep) -
             outputs={"selection": made},
         )
     )
-    index = cache.KeyIndex(place)
+    index = cache.KeyIndex(workspace)
     index.add(step.key, run)
     index.set_latest(pipeline.name, step.name, step.key, run)
     return made
 
 
-def test_a_new_pipeline_runs_everything_and_says_why(project: Path, place: Workspace) -> None:
-    a, b = plan.plan_pipeline(load(project), place)
+def test_a_new_pipeline_runs_everything_and_says_why(project: Path, workspace: Workspace) -> None:
+    a, b = plan.plan_pipeline(load(project), workspace)
     assert (a.action, a.reasons) == ("run", ("never run before",))
     assert (b.action, b.reasons) == ("run", ("after a",))
 
 
 def test_a_finished_step_is_skipped_until_something_changes(
-    project: Path, place: Workspace
+    project: Path, workspace: Workspace
 ) -> None:
     pipeline = load(project)
-    finish(place, pipeline, plan.plan_pipeline(pipeline, place)[0])
-    a, b = plan.plan_pipeline(pipeline, place)
+    finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
+    a, b = plan.plan_pipeline(pipeline, workspace)
     assert a.action == "skip"
     assert b.reasons == ("never run before",)
-    changed = plan.plan_pipeline(load(project, n="4"), place)[0]
+    changed = plan.plan_pipeline(load(project, n="4"), workspace)[0]
     assert (changed.action, changed.reasons) == ("run", ("a parameter changed: n",))
     write_notebook(project / "notebooks/steps/a.ipynb", "step.metric('loss', 0.25)")
-    assert plan.plan_pipeline(load(project), place)[0].reasons == (
+    assert plan.plan_pipeline(load(project), workspace)[0].reasons == (
         "a cell of the notebook changed: cell2",
     )
 
 
-def test_a_lost_output_runs_the_step_again(project: Path, place: Workspace) -> None:
+def test_a_lost_output_runs_the_step_again(project: Path, workspace: Workspace) -> None:
     pipeline = load(project)
-    made = finish(place, pipeline, plan.plan_pipeline(pipeline, place)[0])
-    (Store(place).folder(made) / "COMPLETE").unlink()
-    a = plan.plan_pipeline(pipeline, place)[0]
+    made = finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
+    (Store(workspace).folder(made) / "COMPLETE").unlink()
+    a = plan.plan_pipeline(pipeline, workspace)[0]
     assert (a.action, a.reasons) == ("run", ("an output is missing from the store",))
 
 
-def test_a_folder_that_changed_is_named(project: Path, place: Workspace) -> None:
+def test_a_folder_that_changed_is_named(project: Path, workspace: Workspace) -> None:
     data = project / "drives"
     data.mkdir()
     (data / "one.txt").write_text("1")
@@ -92,13 +92,13 @@ def test_a_folder_that_changed_is_named(project: Path, place: Workspace) -> None
         "name: trial\nparameters: {data: {default: builtin}}\n"
         'steps:\n  a: {parameters: {data: "${data}"}}\n',
     )
-    assert plan.plan_pipeline(load(project), place)[0].step.parameters["data"] == "builtin"
+    assert plan.plan_pipeline(load(project), workspace)[0].step.parameters["data"] == "builtin"
     pipeline = load(project, data="drives")
-    assert plan.plan_pipeline(pipeline, place)[0].step.parameters["data"] == str(data)
-    finish(place, pipeline, plan.plan_pipeline(pipeline, place)[0])
-    assert plan.plan_pipeline(load(project, data="drives"), place)[0].action == "skip"
+    assert plan.plan_pipeline(pipeline, workspace)[0].step.parameters["data"] == str(data)
+    finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
+    assert plan.plan_pipeline(load(project, data="drives"), workspace)[0].action == "skip"
     (data / "two.txt").write_text("2")
-    reasons = plan.plan_pipeline(load(project, data="drives"), place)[0].reasons
+    reasons = plan.plan_pipeline(load(project, data="drives"), workspace)[0].reasons
     assert reasons == ("a file or folder that it reads changed: data",)
     with pytest.raises(ParameterError, match="no such file or folder"):
         load(project, data="nowhere")

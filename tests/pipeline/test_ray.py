@@ -41,14 +41,14 @@ def ray_here(ray_home: Workspace) -> Iterator[RayExecutor]:
     executor.close()
 
 
-def spec_of(project: Path, place: Workspace, work: str, step: str = "a") -> StepSpec:
+def spec_of(project: Path, workspace: Workspace, work: str, step: str = "a") -> StepSpec:
     notebook = write_notebook(project / f"notebooks/steps/{step}.ipynb", work)
     return StepSpec(
         step=step,
         notebook=str(notebook),
-        home=str(place.root),
-        folder=str(place.runs / "one" / step),
-        cache=str(place.scratch / step),
+        home=str(workspace.root),
+        folder=str(workspace.runs / "one" / step),
+        cache=str(workspace.scratch / step),
         parameters={"n": 3},
         inputs={},
         declared_inputs=CONTRACT["inputs"],
@@ -103,19 +103,19 @@ if not mark.exists():
 
 @pytest.mark.slow
 def test_a_step_gives_what_it_gives_as_a_local_process(
-    ray_here: RayExecutor, project: Path, place: Workspace, tmp_path: Path
+    ray_here: RayExecutor, project: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     work = "step.metric('loss', 0.5)\nstep.progress(1, 1)"
     elsewhere = Workspace(tmp_path / "elsewhere")
     calls: list[float] = []
     watched = ray_here.execute(
-        spec_of(project, place, work), lambda: calls.append(time.monotonic()), threading.Event()
+        spec_of(project, workspace, work), lambda: calls.append(time.monotonic()), threading.Event()
     )
     plain = run_once(spec_of(project, elsewhere, work))
     assert watched.status is ExitStatus.OK, watched.failure
     assert watched.outputs == plain.outputs
     assert calls
-    there, here = Store(place), Store(elsewhere)
+    there, here = Store(workspace), Store(elsewhere)
     for ref in plain.outputs.values():
         record = "record.json"
         assert (there.folder(ref) / record).read_bytes() == (here.folder(ref) / record).read_bytes()
@@ -123,9 +123,9 @@ def test_a_step_gives_what_it_gives_as_a_local_process(
 
 @pytest.mark.slow
 def test_a_notebook_that_raises_fails_with_its_cell(
-    ray_here: RayExecutor, project: Path, place: Workspace
+    ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
-    failed = execute(ray_here, spec_of(project, place, "raise KeyError('gone')"))
+    failed = execute(ray_here, spec_of(project, workspace, "raise KeyError('gone')"))
     assert failed.status is ExitStatus.USER_ERROR
     assert failed.failure is not None
     assert failed.failure.cell == 4  # as the prompt says: the injected parameters are a cell too
@@ -133,10 +133,10 @@ def test_a_notebook_that_raises_fails_with_its_cell(
 
 @pytest.mark.slow
 def test_a_worker_killed_mid_step_crashes_the_step_and_a_second_try_succeeds(
-    ray_here: RayExecutor, project: Path, place: Workspace
+    ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     mark = project / "mark"
-    spec = spec_of(project, place, SLOW_ONCE.format(mark=str(mark)))
+    spec = spec_of(project, workspace, SLOW_ONCE.format(mark=str(mark)))
     thread, results = in_background(ray_here, spec, threading.Event())
     kernel = wait_for(mark)
     worker = next(
@@ -147,16 +147,16 @@ def test_a_worker_killed_mid_step_crashes_the_step_and_a_second_try_succeeds(
     assert [result.status for result in results] == [ExitStatus.CRASHED]
     assert "worker was lost" in str(results[0].failure)
     assert gone(kernel)
-    assert list(Store(place).refs("selection")) == []
+    assert list(Store(workspace).refs("selection")) == []
     assert execute(ray_here, spec).status is ExitStatus.OK
 
 
 @pytest.mark.slow
 def test_a_cancelled_step_ends_with_all_its_processes(
-    ray_here: RayExecutor, project: Path, place: Workspace
+    ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     mark, stop = project / "mark", threading.Event()
-    spec = spec_of(project, place, SLOW_ONCE.format(mark=str(mark)))
+    spec = spec_of(project, workspace, SLOW_ONCE.format(mark=str(mark)))
     thread, results = in_background(ray_here, spec, stop)
     kernel = wait_for(mark)
     stop.set()
@@ -167,7 +167,7 @@ def test_a_cancelled_step_ends_with_all_its_processes(
 
 @pytest.mark.slow
 def test_two_steps_run_at_once_on_two_cores(
-    ray_here: RayExecutor, project: Path, place: Workspace
+    ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     if ray_here.threads < 2:
         pytest.skip("one core")
@@ -177,8 +177,8 @@ def test_two_steps_run_at_once_on_two_cores(
         "while not other.exists():\n    assert time.time() < deadline\n    time.sleep(0.05)"
     )
     one, two = str(project / "one"), str(project / "two")
-    first = spec_of(project, place, meet.format(mine=one, other=two), "a")
-    second = spec_of(project, place, meet.format(mine=two, other=one), "b")
+    first = spec_of(project, workspace, meet.format(mine=one, other=two), "a")
+    second = spec_of(project, workspace, meet.format(mine=two, other=one), "b")
     thread, results = in_background(ray_here, first, threading.Event())
     results.append(execute(ray_here, second))
     thread.join(60)
@@ -218,7 +218,7 @@ def test_what_sets_a_worker_apart_is_named() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_differs_is_refused_before_anything_runs(
-    ray_here: RayExecutor, project: Path, place: Workspace
+    ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     import ray
 
@@ -226,7 +226,7 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
     ours["environment"]["distributions"].append("numpy==0#0")
     with pytest.raises(ContractError, match="lacks numpy==0"):
         check_workers(ray_here._connected(), ours)
-    spec = spec_of(project, place, "pass")
+    spec = spec_of(project, workspace, "pass")
     joined_later = ray.remote(ray_worker.run_shared).remote(spec.model_dump_json(), ours)
     late = StepResult.model_validate_json(ray.get(joined_later))
     assert late.status is ExitStatus.CONTRACT
@@ -235,7 +235,7 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
 
 
 @pytest.mark.slow  # Ray tries for a minute and more
-def test_a_cluster_that_is_not_there_is_said_so(place: Workspace) -> None:
-    executor = RayExecutor("127.0.0.1:9", place)
+def test_a_cluster_that_is_not_there_is_said_so(workspace: Workspace) -> None:
+    executor = RayExecutor("127.0.0.1:9", workspace)
     with pytest.raises(ServiceError, match="could not be reached"):
         executor._connected()

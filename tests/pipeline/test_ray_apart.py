@@ -24,7 +24,7 @@ from workbench.records.types import Selection
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Workspace:
-    """Where the driver works; ``place``, found by the environment, is the worker's."""
+    """Where the driver works; ``workspace``, found by the environment, is the worker's."""
     return Workspace(tmp_path / "driver")
 
 
@@ -61,9 +61,9 @@ def go(artifacts: ArtifactStore, spec: StepSpec) -> StepResult:
     return ray_worker.receive_outputs(artifacts, spec, answer)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_step_and_all_it_leaves_come_back(
-    project: Path, place: Workspace, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
+    project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     work = (
         "assert step.store.load(step.input('upstream'))\nstep.metric('loss', 0.5)\nprint('hello')"
@@ -74,16 +74,16 @@ def test_a_step_and_all_it_leaves_come_back(
     assert Store(driver).get(result.outputs["selection"], Selection).budget == 3
     folder = Path(spec.folder)
     assert "hello" in (folder / "output.txt").read_text()
-    assert str(place.root) in (folder / "executed.ipynb").read_text()
+    assert str(workspace.root) in (folder / "executed.ipynb").read_text()
     assert StepResult.model_validate_json((folder / "result.json").read_bytes()) == result
     assert StepSpec.model_validate_json((folder / "spec.json").read_bytes()) == spec
     assert not list((tmp_path / "by" / "steps").iterdir())
-    assert not list((place.scratch / "ray").iterdir())
+    assert not list((workspace.scratch / "ray").iterdir())
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_failure_names_the_cell_and_files_that_the_driver_has(
-    project: Path, place: Workspace, driver: Workspace, artifacts: ArtifactStore
+    project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", "raise KeyError('gone')")
     spec = spec_of(driver, notebook)
@@ -92,11 +92,11 @@ def test_a_failure_names_the_cell_and_files_that_the_driver_has(
     assert result.failure is not None
     assert result.failure.cell == 4
     assert str(Path(spec.folder) / "executed.ipynb") in str(result.failure)
-    assert str(place.root) not in str(result.failure)
+    assert str(workspace.root) not in str(result.failure)
     assert (Path(spec.folder) / "executed.ipynb").exists()
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
     project: Path, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
         assert part in str(result.failure)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_file_that_a_parameter_names_travels(
     project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -134,9 +134,9 @@ def test_a_file_that_a_parameter_names_travels(
     assert "rules.yaml was changed on the way" in str(changed.failure)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_worker_unlike_the_driver_fetches_nothing(
-    project: Path, place: Workspace, driver: Workspace, artifacts: ArtifactStore
+    project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
     ray_worker.send_inputs(artifacts, spec)
@@ -145,7 +145,7 @@ def test_a_worker_unlike_the_driver_fetches_nothing(
     text = Path(spec.notebook).read_text()
     answer = ray_worker.run_remote(spec.model_dump_json(), ours, artifacts.url, text, {})
     assert ray_worker.receive_outputs(artifacts, spec, answer).status is ExitStatus.CONTRACT
-    assert not place.records.exists()
+    assert not workspace.records.exists()
 
 
 def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
@@ -167,7 +167,7 @@ def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
     assert not (tmp_path / "by").exists()
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_folder_changed_on_the_way_is_refused(
     project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_folder_changed_on_the_way_is_refused(
     assert not (Path(spec.folder) / "result.json").exists()
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("workspace")
 def test_a_secret_of_the_driver_is_taken_out_of_what_comes_back(
     project: Path, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
@@ -230,7 +230,7 @@ def test_an_archive_writes_nothing_beside_its_folder(tmp_path: Path, name: str) 
 
 
 def test_the_option_is_refused_where_it_means_nothing(
-    project: Path, place: Workspace, capsys: pytest.CaptureFixture[str]
+    project: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = str(project / "pipelines/trial.yaml")
     for options, told in (
@@ -241,4 +241,4 @@ def test_the_option_is_refused_where_it_means_nothing(
             main(["run", pipeline, *options])
         assert end.value.code == 2
         assert told in capsys.readouterr().err
-    assert not place.runs.exists()
+    assert not workspace.runs.exists()

@@ -22,18 +22,18 @@ from workbench.records.store import Store
 from workbench.records.types import Selection
 from workbench.tracking import Tracker
 
-TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.core.workspace": "w"}
+TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.workspace": "w"}
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow of this module's own."""
-    place = Workspace(tmp_path_factory.mktemp("mlflow") / ".workbench")
+    workspace = Workspace(tmp_path_factory.mktemp("mlflow") / ".workbench")
     try:
-        services.up(place, ("mlflow",))
-        yield services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+        services.up(workspace, ("mlflow",))
+        yield services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
     finally:
-        services.down(place)
+        services.down(workspace)
 
 
 @pytest.fixture
@@ -70,14 +70,16 @@ def made(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[
 
 def begun(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> StepStart:
     """A step whose folder holds what a finished one leaves."""
-    place = folder / step
-    place.mkdir()
+    step_folder = folder / step
+    step_folder.mkdir()
     output = new_output("stream", name="stdout", text="said <this>")
     page = new_notebook(cells=[new_code_cell("print('said <this>')", outputs=[output])])
-    nbformat.write(page, place / "executed.ipynb")
+    nbformat.write(page, step_folder / "executed.ipynb")
     used = {"status": 0, "seconds": 2.5, "peak_memory_mib": 90.5, "cpu_seconds": 1.5}
-    (place / "result.json").write_text(json.dumps({"schema_version": 1, **used, "outputs": {}}))
-    return StepStart(step, {"n": 1}, inputs or {}, {"workbench.notebook": "a.ipynb"}, place)
+    (step_folder / "result.json").write_text(
+        json.dumps({"schema_version": 1, **used, "outputs": {}})
+    )
+    return StepStart(step, {"n": 1}, inputs or {}, {"workbench.notebook": "a.ipynb"}, step_folder)
 
 
 def artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:

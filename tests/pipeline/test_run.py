@@ -56,9 +56,9 @@ def load(project: Path, **given: str) -> graph.Pipeline:
     return graph.load_pipeline(project / "pipelines" / "trial.yaml", given, base=project)
 
 
-def run(project: Path, place: Workspace, **given: str) -> tuple[RunReport, Watcher]:
+def run(project: Path, workspace: Workspace, **given: str) -> tuple[RunReport, Watcher]:
     watcher = Watcher()
-    return running.run_pipeline(place, load(project, **given), watcher), watcher
+    return running.run_pipeline(workspace, load(project, **given), watcher), watcher
 
 
 def statuses(report: RunReport) -> list[str]:
@@ -67,61 +67,63 @@ def statuses(report: RunReport) -> list[str]:
 
 @pytest.mark.usefixtures("mlflow_uri")
 def test_a_rerun_skips_and_a_change_runs_only_what_it_reaches(
-    project: Path, place: Workspace
+    project: Path, workspace: Workspace
 ) -> None:
-    first, watcher = run(project, place)
+    first, watcher = run(project, workspace)
     assert (first.status, statuses(first)) == ("succeeded", ["ran", "ran"])
     assert ("b", 1, 1) in watcher.progress
-    again, watcher = run(project, place)
+    again, watcher = run(project, workspace)
     assert statuses(again) == ["skipped", "skipped"]
     assert (again.outputs, watcher.started) == (first.outputs, [])
-    changed, _ = run(project, place, word="loud")
+    changed, _ = run(project, workspace, word="loud")
     assert statuses(changed) == ["skipped", "ran"]
     assert changed.steps[1].reason == "a parameter changed: word"
 
 
 @pytest.mark.usefixtures("mlflow_uri")
-def test_a_record_whose_entry_was_never_written_counts(project: Path, place: Workspace) -> None:
-    run(project, place)
-    for entry in (place.index / "steps").glob("*.json"):  # as a kill between the two leaves it
+def test_a_record_whose_entry_was_never_written_counts(project: Path, workspace: Workspace) -> None:
+    run(project, workspace)
+    for entry in (workspace.index / "steps").glob("*.json"):  # as a kill between the two leaves it
         entry.rename(entry.with_suffix(".writing"))
-    again, _ = run(project, place)
+    again, _ = run(project, workspace)
     assert statuses(again) == ["skipped", "skipped"]
-    assert len(list(Store(place).refs(StepRun.KIND))) == 2
+    assert len(list(Store(workspace).refs(StepRun.KIND))) == 2
 
 
 @pytest.mark.usefixtures("mlflow_uri")
-def test_a_failure_stops_the_run_and_mending_it_goes_on(project: Path, place: Workspace) -> None:
+def test_a_failure_stops_the_run_and_mending_it_goes_on(
+    project: Path, workspace: Workspace
+) -> None:
     broken = "step.optional_input('upstream')\nraise KeyError('gone')"
     notebook = project / "notebooks/steps/b.ipynb"
     good = notebook.read_text()
     write_notebook(notebook, broken, parameters="n: int = 1\nword: str = ''")
-    failed, _ = run(project, place)
+    failed, _ = run(project, workspace)
     assert (failed.status, statuses(failed)) == ("failed", ["ran", "failed"])
     assert "KeyError: 'gone'" in failed.steps[1].reason
     notebook.write_text(good)
-    mended, _ = run(project, place)
+    mended, _ = run(project, workspace)
     assert (mended.status, statuses(mended)) == ("succeeded", ["skipped", "ran"])
 
 
 @pytest.mark.usefixtures("mlflow_uri")
-def test_waiting_is_never_cached(project: Path, place: Workspace) -> None:
+def test_waiting_is_never_cached(project: Path, workspace: Workspace) -> None:
     flag = project / "people-are-done"
     work = (
         "from pathlib import Path\nfrom workbench.core.errors import Waiting\n"
         f"if not Path({str(flag)!r}).exists():\n    raise Waiting('0 of 3 done', hint='label them')"
     )
     write_notebook(project / "notebooks/steps/a.ipynb", work)
-    waiting, _ = run(project, place)
+    waiting, _ = run(project, workspace)
     assert (waiting.status, statuses(waiting)) == ("waiting", ["waiting", "not-reached"])
     assert "0 of 3 done" in waiting.reason
     flag.touch()
-    done, _ = run(project, place)
+    done, _ = run(project, workspace)
     assert (done.status, statuses(done)) == ("succeeded", ["ran", "ran"])
 
 
 def test_what_mlflow_missed_is_written_by_the_next_run(
-    project: Path, place: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+    project: Path, workspace: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = external.ExternalServices._connect
 
@@ -129,13 +131,13 @@ def test_what_mlflow_missed_is_written_by_the_next_run(
         raise WorkbenchError("MLflow is away")
 
     monkeypatch.setattr(external.ExternalServices, "_connect", away)
-    first, watcher = run(project, place)
+    first, watcher = run(project, workspace)
     assert first.status == "succeeded"
     assert any("MLflow could not be written" in note for note in watcher.notes)
     monkeypatch.setattr(external.ExternalServices, "_connect", connect)
-    again, watcher = run(project, place)
+    again, watcher = run(project, workspace)
     assert (statuses(again), watcher.notes) == (["skipped", "skipped"], [])
-    store = Store(place)
+    store = Store(workspace)
     marks = [store.side(ref, "mlflow") for ref in store.refs(StepRun.KIND)]
     import mlflow
 
@@ -144,7 +146,7 @@ def test_what_mlflow_missed_is_written_by_the_next_run(
 
 
 def test_a_killed_run_leaves_nothing_behind_and_the_next_goes_on(
-    project: Path, place: Workspace, mlflow_uri: str
+    project: Path, workspace: Workspace, mlflow_uri: str
 ) -> None:
     started = project / "b-started"
     slow = (
@@ -157,7 +159,7 @@ def test_a_killed_run_leaves_nothing_behind_and_the_next_goes_on(
     )
     runner = subprocess.Popen(
         [sys.executable, "-m", "workbench", "run", str(project / "pipelines/trial.yaml")],
-        env={**os.environ, "WORKBENCH_HOME": str(place.root)},
+        env={**os.environ, "WORKBENCH_HOME": str(workspace.root)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -167,7 +169,7 @@ def test_a_killed_run_leaves_nothing_behind_and_the_next_goes_on(
     assert started.exists()
     os.kill(runner.pid, signal.SIGKILL)
     runner.wait()
-    report, _ = run(project, place)
+    report, _ = run(project, workspace)
     assert (report.status, statuses(report)) == ("succeeded", ["skipped", "ran"])
     import mlflow
 

@@ -22,15 +22,15 @@ from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 RAISE = "from workbench.core.errors import {0}\nraise {0}('no good', where='here', hint='do that')"
 
 
-def spec_of(place: Workspace, notebook: Path, **changes: Any) -> StepSpec:
+def spec_of(workspace: Workspace, notebook: Path, **changes: Any) -> StepSpec:
     contract = contracts.read_contract(notebook)
     outputs = contract.declaration.outputs
     given = {
         "step": "a",
         "notebook": str(notebook),
-        "home": str(place.root),
-        "folder": str(place.runs / "one" / "a"),
-        "cache": str(place.scratch / "a"),
+        "home": str(workspace.root),
+        "folder": str(workspace.runs / "one" / "a"),
+        "cache": str(workspace.scratch / "a"),
         "parameters": contract.validate({}),
         "inputs": {},
         "declared_inputs": {},
@@ -43,24 +43,24 @@ def spec_of(place: Workspace, notebook: Path, **changes: Any) -> StepSpec:
     return StepSpec(**{**given, **changes})
 
 
-def run(place: Workspace, tmp_path: Path, work: str, **changes: Any) -> StepResult:
+def run(workspace: Workspace, tmp_path: Path, work: str, **changes: Any) -> StepResult:
     notebook = write_notebook(tmp_path / "a.ipynb", work)
-    return run_once(spec_of(place, notebook, **changes))
+    return run_once(spec_of(workspace, notebook, **changes))
 
 
-def test_a_step_runs_in_a_kernel_that_ends_when_asked(place: Workspace, tmp_path: Path) -> None:
+def test_a_step_runs_in_a_kernel_that_ends_when_asked(workspace: Workspace, tmp_path: Path) -> None:
     told = tmp_path / "kernel"
     work = f"import pathlib\npathlib.Path({str(told)!r}).write_text(repr(get_ipython().kernel))"
-    assert run(place, tmp_path, work).status is ExitStatus.OK
+    assert run(workspace, tmp_path, work).status is ExitStatus.OK
     assert "StepKernel" in told.read_text()
 
 
-def test_a_good_step_hands_over_its_output(place: Workspace, tmp_path: Path) -> None:
-    result = run(place, tmp_path, "step.metric('loss', 0.5, step=2)\nstep.progress(1, 2)")
+def test_a_good_step_hands_over_its_output(workspace: Workspace, tmp_path: Path) -> None:
+    result = run(workspace, tmp_path, "step.metric('loss', 0.5, step=2)\nstep.progress(1, 2)")
     assert result.status is ExitStatus.OK, result.failure
     assert result.outputs["selection"].startswith("selection/")
     assert result.peak_memory_mib > 20
-    folder = place.runs / "one" / "a"
+    folder = workspace.runs / "one" / "a"
     assert '"loss"' in (folder / "metrics.jsonl").read_text()
     assert (folder / "executed.ipynb").exists()
 
@@ -75,9 +75,9 @@ def test_a_good_step_hands_over_its_output(place: Workspace, tmp_path: Path) -> 
     ],
 )
 def test_our_own_errors_are_told_apart(
-    place: Workspace, tmp_path: Path, error: str, status: ExitStatus
+    workspace: Workspace, tmp_path: Path, error: str, status: ExitStatus
 ) -> None:
-    result = run(place, tmp_path, RAISE.format(error))
+    result = run(workspace, tmp_path, RAISE.format(error))
     assert result.status is status
     assert result.failure is not None
     assert (result.failure.message, result.failure.where) == ("no good", "here")
@@ -85,8 +85,8 @@ def test_our_own_errors_are_told_apart(
     assert result.outputs == {}
 
 
-def test_an_error_in_a_cell_names_the_cell(place: Workspace, tmp_path: Path) -> None:
-    result = run(place, tmp_path, "1 / 0")
+def test_an_error_in_a_cell_names_the_cell(workspace: Workspace, tmp_path: Path) -> None:
+    result = run(workspace, tmp_path, "1 / 0")
     assert result.status is ExitStatus.USER_ERROR
     assert result.failure is not None
     assert result.failure.message == "ZeroDivisionError: division by zero"
@@ -94,42 +94,42 @@ def test_an_error_in_a_cell_names_the_cell(place: Workspace, tmp_path: Path) -> 
     assert "1 / 0" in (result.failure.traceback or "")
 
 
-def test_a_dead_kernel_is_no_success(place: Workspace, tmp_path: Path) -> None:
-    result = run(place, tmp_path, "import os\nos.kill(os.getpid(), 9)")
+def test_a_dead_kernel_is_no_success(workspace: Workspace, tmp_path: Path) -> None:
+    result = run(workspace, tmp_path, "import os\nos.kill(os.getpid(), 9)")
     assert result.status is ExitStatus.KERNEL_DIED
 
 
-def test_too_much_memory_is_ended_and_says_so(place: Workspace, tmp_path: Path) -> None:
+def test_too_much_memory_is_ended_and_says_so(workspace: Workspace, tmp_path: Path) -> None:
     work = "import time\nfilled = b'1' * (600 << 20)\ntime.sleep(30)"
-    result = run(place, tmp_path, work, memory_gib=0.5)
+    result = run(workspace, tmp_path, work, memory_gib=0.5)
     assert result.status is ExitStatus.KERNEL_DIED
     assert result.failure is not None
     assert "more than its 0.5 GiB" in result.failure.message
 
 
 def test_a_step_that_takes_too_long_is_ended_with_its_children(
-    place: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path
 ) -> None:
-    result = run(place, tmp_path, _with_child(tmp_path), timeout_s=8)
+    result = run(workspace, tmp_path, _with_child(tmp_path), timeout_s=8)
     assert result.status is ExitStatus.TIMED_OUT
     assert _is_gone(int((tmp_path / "child").read_text()))
 
 
-def test_a_missing_output_breaks_the_contract(place: Workspace, tmp_path: Path) -> None:
+def test_a_missing_output_breaks_the_contract(workspace: Workspace, tmp_path: Path) -> None:
     notebook = write_notebook(tmp_path / "a.ipynb", "")
     more = {"selection": {"kind": "selection"}, "model": {"kind": "checkpoint"}}
-    result = run_once(spec_of(place, notebook, declared_outputs=more))
+    result = run_once(spec_of(workspace, notebook, declared_outputs=more))
     assert result.status is ExitStatus.CONTRACT
     assert "model" in str(result.failure)
 
 
-def test_killing_the_runner_kills_kernel_too(place: Workspace, tmp_path: Path) -> None:
+def test_killing_the_runner_kills_kernel_too(workspace: Workspace, tmp_path: Path) -> None:
     notebook = write_notebook(
         tmp_path / "a.ipynb",
         "import os, time, pathlib\n"
         f"pathlib.Path({str(tmp_path / 'kernel')!r}).write_text(str(os.getpid()))\ntime.sleep(60)",
     )
-    spec = spec_of(place, notebook)
+    spec = spec_of(workspace, notebook)
     folder = Path(spec.folder)
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(spec.model_dump_json())

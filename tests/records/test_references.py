@@ -22,11 +22,11 @@ def _kept(store: Store, frames: int, name: str = "fleet") -> Ref:
     return ref
 
 
-def test_names_numbers_and_digests_lead_to_the_record(place: Workspace, store: Store) -> None:
+def test_names_numbers_and_digests_lead_to_the_record(workspace: Workspace, store: Store) -> None:
     first, second = _kept(store, 1), _kept(store, 2)
-    assert str(references.register_dataset(place, first)) == "fleet@1"
-    assert str(references.register_dataset(place, second)) == "fleet@2"
-    assert str(references.register_dataset(place, first)) == "fleet@1", "a number is for good"
+    assert str(references.register_dataset(workspace, first)) == "fleet@1"
+    assert str(references.register_dataset(workspace, second)) == "fleet@2"
+    assert str(references.register_dataset(workspace, first)) == "fleet@1", "a number is for good"
     digest = digest_of(first)
     for text in (
         "fleet@1",
@@ -35,9 +35,9 @@ def test_names_numbers_and_digests_lead_to_the_record(place: Workspace, store: S
         f"sha256:{digest}",
         f"sha256:{digest[:9]}",
     ):
-        assert references.resolve_dataset(place, text) == first
-    assert references.resolve_dataset(place, "fleet") == second
-    assert [str(version) for version in references.list_dataset_versions(place)] == [
+        assert references.resolve_dataset(workspace, text) == first
+    assert references.resolve_dataset(workspace, "fleet") == second
+    assert [str(version) for version in references.list_dataset_versions(workspace)] == [
         "fleet@1",
         "fleet@2",
     ]
@@ -55,35 +55,37 @@ def test_names_numbers_and_digests_lead_to_the_record(place: Workspace, store: S
     ],
 )
 def test_wrong_references_say_what_is_right(
-    place: Workspace, store: Store, text: str, message: str
+    workspace: Workspace, store: Store, text: str, message: str
 ) -> None:
     for frames in (1, 2):
-        references.register_dataset(place, _kept(store, frames))
+        references.register_dataset(workspace, _kept(store, frames))
     with pytest.raises(RecordError, match=message):
-        references.resolve_dataset(place, text)
+        references.resolve_dataset(workspace, text)
 
 
-def test_a_lost_or_torn_index_is_rebuilt_from_the_records(place: Workspace, store: Store) -> None:
+def test_a_lost_or_torn_index_is_rebuilt_from_the_records(
+    workspace: Workspace, store: Store
+) -> None:
     refs = [_kept(store, frames) for frames in (1, 2, 3)]
     for ref in refs:
-        references.register_dataset(place, ref)
-    before = references.list_dataset_versions(place)
-    index = place.index / "datasets" / "versions.json"
+        references.register_dataset(workspace, ref)
+    before = references.list_dataset_versions(workspace)
+    index = workspace.index / "datasets" / "versions.json"
     index.write_text('{"fleet": [')
-    assert references.list_dataset_versions(place) == before
+    assert references.list_dataset_versions(workspace) == before
     index.unlink()
-    assert references.list_dataset_versions(place) == before
+    assert references.list_dataset_versions(workspace) == before
 
 
 def _register(root: Path, ref: Ref) -> int:
     return references.register_dataset(Workspace(root), ref).number
 
 
-def test_concurrent_registrations_lose_nothing(place: Workspace, store: Store) -> None:
+def test_concurrent_registrations_lose_nothing(workspace: Workspace, store: Store) -> None:
     refs = [_kept(store, frames) for frames in range(1, 7)]
-    (place.index / "datasets").mkdir(parents=True)
-    (place.index / "datasets" / "versions.json").write_text("{}")
+    (workspace.index / "datasets").mkdir(parents=True)
+    (workspace.index / "datasets" / "versions.json").write_text("{}")
     with multiprocessing.get_context("fork").Pool(3) as pool:
-        numbers = pool.starmap(_register, [(place.root, ref) for ref in refs])
+        numbers = pool.starmap(_register, [(workspace.root, ref) for ref in refs])
     assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
-    assert {version.ref for version in references.list_dataset_versions(place)} == set(refs)
+    assert {version.ref for version in references.list_dataset_versions(workspace)} == set(refs)

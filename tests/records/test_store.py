@@ -122,11 +122,11 @@ def _put(root: Path, size: int) -> str:
     return Store(Workspace(root)).put(record, {"big": b"x" * size})
 
 
-def test_many_writers_of_one_record_agree(place: Workspace) -> None:
+def test_many_writers_of_one_record_agree(workspace: Workspace) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        refs = pool.starmap(_put, [(place.root, 300_000)] * 6)
+        refs = pool.starmap(_put, [(workspace.root, 300_000)] * 6)
     assert len(set(refs)) == 1
-    store = Store(place)
+    store = Store(workspace)
     assert list(store.refs("environment")) == [refs[0]]
     assert store.payload(refs[0], "big").stat().st_size == 300_000
     assert not list(store.root.glob("environment/.writing-*"))

@@ -141,13 +141,13 @@ def test_verify_says_what_it_checked(released: publishing.PublishedRelease) -> N
 
 
 def test_verify_elsewhere_needs_only_the_public_key(
-    place: Workspace,
+    workspace: Workspace,
     released: publishing.PublishedRelease,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(released.folder, tmp_path / "car" / "bundle")
-    shutil.copyfile(signing_key(place).public, tmp_path / "car" / "key.pem")
+    shutil.copyfile(signing_key(workspace).public, tmp_path / "car" / "key.pem")
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "car" / ".workbench"))
     bundle = str(tmp_path / "car" / "bundle")
     assert run(bundle, "--key", str(tmp_path / "car" / "key.pem"))[0] == 0
@@ -170,11 +170,11 @@ def test_verify_fails_with_a_status_and_a_reason(
 
 
 def test_a_folder_signed_again_is_not_the_release(
-    place: Workspace, store: Store, released: publishing.PublishedRelease
+    workspace: Workspace, store: Store, released: publishing.PublishedRelease
 ) -> None:
     from workbench.release import signing
 
-    signing.sign_folder(released.folder, signing_key(place))
+    signing.sign_folder(released.folder, signing_key(workspace))
     assert run(str(released.folder))[0] == 0
     code, _, err = run(released.ref[:16])
     assert code == 1

@@ -23,8 +23,8 @@ from workbench.release.signing import SigningKey, signing_key
 
 
 @pytest.fixture
-def key(place: Workspace) -> SigningKey:
-    return signing_key(place)
+def key(workspace: Workspace) -> SigningKey:
+    return signing_key(workspace)
 
 
 @pytest.fixture
@@ -178,32 +178,32 @@ def test_an_empty_folder_is_neither_signed_nor_verified(tmp_path: Path, key: Sig
         signing.verify_folder(tmp_path / "empty", key.public)
 
 
-def test_the_key_is_private_and_made_once(place: Workspace, key: SigningKey) -> None:
+def test_the_key_is_private_and_made_once(workspace: Workspace, key: SigningKey) -> None:
     assert stat.S_IMODE(key.private.stat().st_mode) == 0o600
-    assert stat.S_IMODE(place.secrets.stat().st_mode) == 0o700
-    assert signing_key(place) == key
+    assert stat.S_IMODE(workspace.secrets.stat().st_mode) == 0o700
+    assert signing_key(workspace) == key
     assert signing.key_fingerprint(key.public) == key.fingerprint
     assert b"PRIVATE" not in key.public.read_bytes()
 
 
-def test_two_first_users_end_up_with_one_key(place: Workspace) -> None:
+def test_two_first_users_end_up_with_one_key(workspace: Workspace) -> None:
     code = (
-        "from workbench import workspace\n"
+        "from workbench.core.workspace import find_workspace\n"
         "from workbench.release.signing import signing_key\n"
-        "print(signing_key(workspace.find()).fingerprint)"
+        "print(signing_key(find_workspace()).fingerprint)"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)
     ]
     printed = {process.communicate()[0] for process in started}
     assert len(printed) == 1
-    assert printed == {f"{signing_key(place).fingerprint}\n".encode()}
+    assert printed == {f"{signing_key(workspace).fingerprint}\n".encode()}
 
 
-def test_a_key_that_others_can_read_is_not_used(place: Workspace, key: SigningKey) -> None:
+def test_a_key_that_others_can_read_is_not_used(workspace: Workspace, key: SigningKey) -> None:
     key.private.chmod(0o644)
     with pytest.raises(VerificationError, match="read by other users"):
-        signing_key(place)
+        signing_key(workspace)
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"\xff\xfe"])
@@ -219,7 +219,7 @@ def test_a_private_key_is_no_public_key(bundle: Path, key: SigningKey) -> None:
         signing.verify_folder(bundle, key.private)
 
 
-def test_without_any_key_nothing_verifies(place: Workspace) -> None:
+def test_without_any_key_nothing_verifies(workspace: Workspace) -> None:
     with pytest.raises(VerificationError, match="no signing key"):
-        signing.public_key(place)
-    assert not place.secrets.exists()
+        signing.public_key(workspace)
+    assert not workspace.secrets.exists()

@@ -14,16 +14,16 @@ from workbench.core.workspace import Workspace
 from workbench.services import doctor
 
 
-def by_name(place: Workspace) -> dict[str, doctor.HealthCheck]:
-    return {check.name: check for check in doctor.run_checks(place)}
+def by_name(workspace: Workspace) -> dict[str, doctor.HealthCheck]:
+    return {check.name: check for check in doctor.run_checks(workspace)}
 
 
 def test_every_failing_check_says_how_to_mend_it(
-    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("WORKBENCH_LABEL_STUDIO_ENVIRONMENT", str(tmp_path))
-    checks = by_name(place)
+    checks = by_name(workspace)
     assert not checks["Label Studio installed"].ok
     assert not checks["Chromium"].ok
     assert all(check.mend for check in checks.values() if not check.ok)
@@ -32,19 +32,19 @@ def test_every_failing_check_says_how_to_mend_it(
 
 
 def test_an_external_label_studio_makes_ours_optional(
-    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_LABEL_STUDIO_ENVIRONMENT", str(tmp_path))
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
-    check = by_name(place)["Label Studio installed"]
+    check = by_name(workspace)["Label Studio installed"]
     assert (check.ok, check.required) == (False, False)
 
 
-def test_exposed_secrets_are_found(place: Workspace) -> None:
-    credentials.ensure_secret(place, "token")
-    assert by_name(place)["secrets for their owner only"].ok
-    credentials.secret_path(place, "token").chmod(0o604)
-    check = by_name(place)["secrets for their owner only"]
+def test_exposed_secrets_are_found(workspace: Workspace) -> None:
+    credentials.ensure_secret(workspace, "token")
+    assert by_name(workspace)["secrets for their owner only"].ok
+    credentials.secret_path(workspace, "token").chmod(0o604)
+    check = by_name(workspace)["secrets for their owner only"]
     assert not check.ok
     assert "chmod" in check.mend
 
@@ -63,7 +63,7 @@ def test_packages_out_of_step_are_named(tmp_path: Path) -> None:
     assert wrong[1] == "no-such-package==1.0 is missing"
 
 
-def test_the_command_exits_with_its_verdict(place: Workspace) -> None:
+def test_the_command_exits_with_its_verdict(workspace: Workspace) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "doctor", "--json"],
         capture_output=True,
@@ -74,4 +74,4 @@ def test_the_command_exits_with_its_verdict(place: Workspace) -> None:
     found = json.loads(done.stdout)
     assert done.returncode == (0 if found["ok"] else 1)
     assert {"name", "ok", "detail", "required", "mend"} == set(found["checks"][0])
-    assert not place.root.exists()
+    assert not workspace.root.exists()

@@ -41,10 +41,10 @@ class Small(Server):
     def __init__(self, program: str = WEB) -> None:
         self.program = program
 
-    def prepare(self, place: Workspace, say: MessageCallback) -> None:
+    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
         return None
 
-    def command(self, place: Workspace, port: int) -> list[str]:
+    def command(self, workspace: Workspace, port: int) -> list[str]:
         return [sys.executable, "-c", self.program, str(port)]
 
     def url(self, port: int) -> str:
@@ -59,72 +59,72 @@ def quiet(_: str) -> None:
 
 
 @pytest.fixture
-def place(place: Workspace) -> Iterator[Workspace]:
-    yield place
-    lifecycle.stop_server(Small(), place)
+def workspace(workspace: Workspace) -> Iterator[Workspace]:
+    yield workspace
+    lifecycle.stop_server(Small(), workspace)
 
 
-def test_started_found_stopped(place: Workspace) -> None:
-    assert lifecycle.observe_server(Small(), place).state == "stopped"
+def test_started_found_stopped(workspace: Workspace) -> None:
+    assert lifecycle.observe_server(Small(), workspace).state == "stopped"
     said: list[str] = []
-    first = lifecycle.start_server(Small(), place, said.append)
+    first = lifecycle.start_server(Small(), workspace, said.append)
     assert first.state == "running"
     assert len(said) == 2
-    assert lifecycle.start_server(Small(), place, said.append) == first
+    assert lifecycle.start_server(Small(), workspace, said.append) == first
     assert len(said) == 2
-    assert lifecycle.stop_server(Small(), place)
-    after = lifecycle.observe_server(Small(), place)
+    assert lifecycle.stop_server(Small(), workspace)
+    after = lifecycle.observe_server(Small(), workspace)
     assert (after.state, after.url, after.pid) == ("stopped", first.url, None)
-    assert not lifecycle.stop_server(Small(), place)
+    assert not lifecycle.stop_server(Small(), workspace)
 
 
-def test_a_start_keeps_its_port_and_gives_way_when_it_is_taken(place: Workspace) -> None:
-    first = lifecycle.start_server(Small(), place, quiet)
-    lifecycle.stop_server(Small(), place)
-    again = lifecycle.start_server(Small(), place, quiet)
+def test_a_start_keeps_its_port_and_gives_way_when_it_is_taken(workspace: Workspace) -> None:
+    first = lifecycle.start_server(Small(), workspace, quiet)
+    lifecycle.stop_server(Small(), workspace)
+    again = lifecycle.start_server(Small(), workspace, quiet)
     assert again.url == first.url
-    lifecycle.stop_server(Small(), place)
-    facts = read_process_info(place, "small")
+    lifecycle.stop_server(Small(), workspace)
+    facts = read_process_info(workspace, "small")
     assert facts is not None
     with socket.create_server(("127.0.0.1", facts.port)):
-        elsewhere = lifecycle.start_server(Small(), place, quiet)
+        elsewhere = lifecycle.start_server(Small(), workspace, quiet)
     assert elsewhere.url != first.url
 
 
-def test_a_server_that_dies_at_once_is_an_error_with_its_last_words(place: Workspace) -> None:
+def test_a_server_that_dies_at_once_is_an_error_with_its_last_words(workspace: Workspace) -> None:
     with pytest.raises(ServiceError, match="the configuration is wrong") as caught:
-        lifecycle.start_server(Small(BROKEN), place, quiet)
-    assert str(place.services / "small" / "server.log") in str(caught.value)
+        lifecycle.start_server(Small(BROKEN), workspace, quiet)
+    assert str(workspace.services / "small" / "server.log") in str(caught.value)
 
 
-def test_an_orphaned_worker_is_ended_before_the_next_start(place: Workspace) -> None:
-    first = lifecycle.start_server(Small(PARENT), place, quiet)
+def test_an_orphaned_worker_is_ended_before_the_next_start(workspace: Workspace) -> None:
+    first = lifecycle.start_server(Small(PARENT), workspace, quiet)
     (worker,) = psutil.Process(first.pid).children()
     psutil.Process(first.pid).kill()
-    again = lifecycle.start_server(Small(PARENT), place, quiet)
+    again = lifecycle.start_server(Small(PARENT), workspace, quiet)
     assert again.url == first.url
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_server_whose_start_was_never_written_down_is_found(place: Workspace) -> None:
-    first = lifecycle.start_server(Small(), place, quiet)
+def test_a_server_whose_start_was_never_written_down_is_found(workspace: Workspace) -> None:
+    first = lifecycle.start_server(Small(), workspace, quiet)
     assert first.pid is not None
-    (place.services / "small" / "state.json").unlink()
-    assert [p.pid for p in lifecycle.find_service_processes(place, "small")] == [first.pid]
-    again = lifecycle.start_server(Small(), place, quiet)
+    (workspace.services / "small" / "state.json").unlink()
+    assert [p.pid for p in lifecycle.find_service_processes(workspace, "small")] == [first.pid]
+    again = lifecycle.start_server(Small(), workspace, quiet)
     assert again.pid != first.pid
-    assert [p.pid for p in lifecycle.find_service_processes(place, "small")] == [again.pid]
+    assert [p.pid for p in lifecycle.find_service_processes(workspace, "small")] == [again.pid]
 
 
-def test_a_damaged_state_file_is_as_good_as_none(place: Workspace) -> None:
-    lifecycle.start_server(Small(), place, quiet)
-    (place.services / "small" / "state.json").write_text('{"pid": 12')
-    assert lifecycle.observe_server(Small(), place).state == "stopped"
-    assert lifecycle.start_server(Small(), place, quiet).state == "running"
+def test_a_damaged_state_file_is_as_good_as_none(workspace: Workspace) -> None:
+    lifecycle.start_server(Small(), workspace, quiet)
+    (workspace.services / "small" / "state.json").write_text('{"pid": 12')
+    assert lifecycle.observe_server(Small(), workspace).state == "stopped"
+    assert lifecycle.start_server(Small(), workspace, quiet).state == "running"
 
 
 def test_a_frozen_server_is_broken_and_replaced(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Impatient(Small):
         patience = 2.0
@@ -132,49 +132,49 @@ def test_a_frozen_server_is_broken_and_replaced(
         def answers(self, port: int) -> bool:
             return probes.http_ok(self.url(port), timeout=0.3)
 
-    first = lifecycle.start_server(Impatient(), place, quiet)
+    first = lifecycle.start_server(Impatient(), workspace, quiet)
     psutil.Process(first.pid).suspend()
-    assert lifecycle.observe_server(Impatient(), place).state == "broken"
+    assert lifecycle.observe_server(Impatient(), workspace).state == "broken"
     monkeypatch.setattr(lifecycle, "_STOP_SECONDS", 1.0)
-    again = lifecycle.start_server(Impatient(), place, quiet)
+    again = lifecycle.start_server(Impatient(), workspace, quiet)
     assert again.pid != first.pid
     assert again.state == "running"
 
 
-def test_a_recycled_pid_is_not_ours(place: Workspace) -> None:
+def test_a_recycled_pid_is_not_ours(workspace: Workspace) -> None:
     me = psutil.Process()
     write_process_info(
-        place, "small", ProcessInfo(os.getpid(), me.create_time() - 1000, probes.choose_port())
+        workspace, "small", ProcessInfo(os.getpid(), me.create_time() - 1000, probes.choose_port())
     )
-    assert lifecycle.observe_server(Small(), place).state == "stopped"
+    assert lifecycle.observe_server(Small(), workspace).state == "stopped"
 
 
 def test_a_server_outlives_ctrl_c_and_sees_no_stray_settings(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_NAME", "somebody-elses")
-    state = lifecycle.start_server(Small(), place, quiet)
+    state = lifecycle.start_server(Small(), workspace, quiet)
     assert state.pid is not None
     assert os.getsid(state.pid) == state.pid
     assert "DATABASE_NAME" not in psutil.Process(state.pid).environ()
 
 
-def test_a_large_log_is_put_aside(place: Workspace) -> None:
-    log = place.services / "small" / "server.log"
+def test_a_large_log_is_put_aside(workspace: Workspace) -> None:
+    log = workspace.services / "small" / "server.log"
     log.parent.mkdir(parents=True)
     with log.open("wb") as stream:
         stream.truncate(17 * 2**20)
-    lifecycle.start_server(Small(), place, quiet)
+    lifecycle.start_server(Small(), workspace, quiet)
     assert log.stat().st_size < 2**20
     assert Path(f"{log}.1").stat().st_size == 17 * 2**20
 
 
-def test_a_start_whose_command_was_killed_is_waited_for(place: Workspace) -> None:
+def test_a_start_whose_command_was_killed_is_waited_for(workspace: Workspace) -> None:
     slow = Small("import time; time.sleep(1.0)\n" + WEB)
-    folder = place.services / "small"
+    folder = workspace.services / "small"
     folder.mkdir(parents=True)
-    lifecycle._launch(slow, place, probes.choose_port())  # and the command dies here
-    begun = read_process_info(place, "small")
+    lifecycle._launch(slow, workspace, probes.choose_port())  # and the command dies here
+    begun = read_process_info(workspace, "small")
     assert begun is not None
-    assert lifecycle.observe_server(slow, place).state == "broken"
-    assert lifecycle.start_server(slow, place, quiet).pid == begun.pid
+    assert lifecycle.observe_server(slow, workspace).state == "broken"
+    assert lifecycle.start_server(slow, workspace, quiet).pid == begun.pid

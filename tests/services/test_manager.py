@@ -19,69 +19,69 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_an_empty_workspace_has_nothing_running_and_stays_empty(place: Workspace) -> None:
-    states = services.status(place)
+def test_an_empty_workspace_has_nothing_running_and_stays_empty(workspace: Workspace) -> None:
+    states = services.status(workspace)
     assert tuple(states) == services.SERVICE_NAMES
     assert {state.state for state in states.values()} == {"stopped"}
-    assert services.down(place) == []
-    assert not place.root.exists()
+    assert services.down(workspace) == []
+    assert not workspace.root.exists()
 
 
-def test_unknown_names_are_refused_with_the_known_ones(place: Workspace) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(workspace: Workspace) -> None:
     with pytest.raises(ParameterError, match="label-studio"):
-        services.status(place, ["labelstudio"])
+        services.status(workspace, ["labelstudio"])
 
 
-def test_no_environment_without_servers(place: Workspace) -> None:
+def test_no_environment_without_servers(workspace: Workspace) -> None:
     with pytest.raises(ServiceError, match="workbench up"):
-        services.environment(place, ["mlflow"])
+        services.environment(workspace, ["mlflow"])
 
 
 def test_tracking_without_a_server_is_taken_as_named(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
-    assert services.up(place, ["mlflow"])["mlflow"].state == "external"
-    assert services.environment(place, ["mlflow"])["MLFLOW_TRACKING_URI"] == "databricks"
+    assert services.up(workspace, ["mlflow"])["mlflow"].state == "external"
+    assert services.environment(workspace, ["mlflow"])["MLFLOW_TRACKING_URI"] == "databricks"
 
 
 def test_a_password_in_an_address_is_not_shown(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://ann:very-secret@127.0.0.1:9/x?ssl=false")
     monkeypatch.setattr(manager, "_check_mongod", lambda url: "")
-    state = services.status(place, ["mongod"])["mongod"]
+    state = services.status(workspace, ["mongod"])["mongod"]
     assert state.url == "mongodb://ann:***@127.0.0.1:9/x?ssl=false"
-    handed_on = services.environment(place, ["mongod"])["FIFTYONE_DATABASE_URI"]
+    handed_on = services.environment(workspace, ["mongod"])["FIFTYONE_DATABASE_URI"]
     assert "very-secret" in handed_on
 
 
 def test_our_own_address_in_the_environment_is_not_external(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_process_info(place, "mlflow", ProcessInfo(pid=1, born=0.0, port=23456))
+    write_process_info(workspace, "mlflow", ProcessInfo(pid=1, born=0.0, port=23456))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:23456")
-    assert services.status(place, ["mlflow"])["mlflow"].state == "stopped"
+    assert services.status(workspace, ["mlflow"])["mlflow"].state == "stopped"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert services.status(place, ["mlflow"])["mlflow"].state == "broken"
+    assert services.status(workspace, ["mlflow"])["mlflow"].state == "broken"
 
 
 def test_an_external_label_studio_needs_a_token(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_URL", "https://labels.example.org/")
     with pytest.raises(ServiceError, match="LABEL_STUDIO_TOKEN"):
-        services.label_studio_admin(place)
-    secret = place.root / "token"
+        services.label_studio_admin(workspace)
+    secret = workspace.root / "token"
     secret.parent.mkdir(parents=True)
     secret.write_text("from-a-file\n")
     monkeypatch.setenv("LABEL_STUDIO_TOKEN_FILE", str(secret))
-    found = services.label_studio_admin(place)
+    found = services.label_studio_admin(workspace)
     assert (found.url, found.token) == ("https://labels.example.org", "from-a-file")
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "from-a-variable")
-    assert services.label_studio_admin(place).token == "from-a-variable"
+    assert services.label_studio_admin(workspace).token == "from-a-variable"
 
 
-def test_no_administrator_before_the_first_start(place: Workspace) -> None:
+def test_no_administrator_before_the_first_start(workspace: Workspace) -> None:
     with pytest.raises(ServiceError, match="workbench up"):
-        services.label_studio_admin(place)
+        services.label_studio_admin(workspace)

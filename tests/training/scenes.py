@@ -22,7 +22,7 @@ TINY = TrainingConfig(
 )
 
 
-def scenes(place: Workspace, count: int = 8, *, role: Role | None = Role.SEED) -> Dataset:
+def scenes(workspace: Workspace, count: int = 8, *, role: Role | None = Role.SEED) -> Dataset:
     """``count`` frames of 96x64 with up to three boxes each; every fourth frame is empty."""
     frames, labels = [], []
     for index in range(count):
@@ -37,7 +37,7 @@ def scenes(place: Workspace, count: int = 8, *, role: Role | None = Role.SEED) -
             id=digest.of_bytes(stream.getvalue()), drive="d", index=index, width=96, height=64,
             suffix=".png", role=role,
         )  # fmt: skip
-        path = media_path(place, frame)
+        path = media_path(workspace, frame)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(stream.getvalue())
         frames.append(frame)

@@ -25,9 +25,9 @@ DATASET = make_ref("dataset", "1" * 64)
 
 
 def run(
-    place: Workspace, dataset: Dataset, config: object = TINY, **more: object
+    workspace: Workspace, dataset: Dataset, config: object = TINY, **more: object
 ) -> TrainingResult:
-    return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+    return train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
 def equal(one: TrainingResult, other: TrainingResult) -> bool:
@@ -35,7 +35,7 @@ def equal(one: TrainingResult, other: TrainingResult) -> bool:
 
 
 def test_a_nan_in_the_loss_stops_at_its_step(
-    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = DetectionLoss.__call__, []
 
@@ -47,20 +47,20 @@ def test_a_nan_in_the_loss_stops_at_its_step(
     monkeypatch.setattr(DetectionLoss, "__call__", broken)
     config = replace(TINY, keep_minutes=1e-9)
     with pytest.raises(StepFailed, match="the loss is nan at step 3"):
-        run(place, scenes(place), config, checkpoint_dir=tmp_path / "state")
+        run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
     # What is kept is from before it, and no step was taken with it.
     kept = sorted(path.name[9:18] for path in (tmp_path / "state").iterdir())
     assert kept == ["000000002", "000000003"]
     monkeypatch.undo()
-    after = run(place, scenes(place), config, checkpoint_dir=tmp_path / "state")
+    after = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
     assert after.resumed_at == 3
-    assert equal(after, run(place, scenes(place), config))
+    assert equal(after, run(workspace, scenes(workspace), config))
 
 
-def test_an_empty_class_is_said_and_recorded(place: Workspace, store: Store) -> None:
-    dataset = scenes(place)
+def test_an_empty_class_is_said_and_recorded(workspace: Workspace, store: Store) -> None:
+    dataset = scenes(workspace)
     cars = tuple(label for label in dataset.labels if label.cls == "car")
-    trained = run(place, replace(dataset, labels=cars), replace(TINY, steps=1))
+    trained = run(workspace, replace(dataset, labels=cars), replace(TINY, steps=1))
     record = store.get(save_checkpoint(store, trained, DATASET), Checkpoint)
     assert record.training["findings"] == [
         "no frame has a label of cyclist: the model cannot learn that"
@@ -69,13 +69,13 @@ def test_an_empty_class_is_said_and_recorded(place: Workspace, store: Store) -> 
 
 @pytest.mark.parametrize("how", ["cut short", "other bytes that decode", "gone"])
 def test_an_image_that_breaks_in_pass_three_stops_there_and_loses_nothing(
-    how: str, place: Workspace, tmp_path: Path
+    how: str, workspace: Workspace, tmp_path: Path
 ) -> None:
-    dataset = scenes(place, 64)
-    path = media_path(place, dataset.frames[5])
-    content, other = path.read_bytes(), media_path(place, dataset.frames[6]).read_bytes()
+    dataset = scenes(workspace, 64)
+    path = media_path(workspace, dataset.frames[5])
+    content, other = path.read_bytes(), media_path(workspace, dataset.frames[6]).read_bytes()
     config = replace(TINY, steps=60, memory_mib=1, batch=4)  # 16 steps a pass, nothing kept
-    whole = run(place, dataset, config)
+    whole = run(workspace, dataset, config)
 
     def break_it(done: int, total: int) -> None:
         if done == 32:
@@ -83,70 +83,74 @@ def test_an_image_that_breaks_in_pass_three_stops_there_and_loses_nothing(
             path.unlink() if how == "gone" else path.write_bytes(broken[how])
 
     with pytest.raises(DataError) as caught:
-        run(place, dataset, config, checkpoint_dir=tmp_path / "state", progress=break_it)
+        run(workspace, dataset, config, checkpoint_dir=tmp_path / "state", progress=break_it)
     said = str(caught.value)
     assert "in pass 3" in said
     assert dataset.frames[5].id[:12] in said
     assert "drive d (number 5)" in said
     path.write_bytes(content)
-    mended = run(place, dataset, config, checkpoint_dir=tmp_path / "state")
+    mended = run(workspace, dataset, config, checkpoint_dir=tmp_path / "state")
     assert mended.resumed_at >= 32
     assert equal(mended, whole)
 
 
-def test_memory_that_runs_out_is_said_with_what_helps(place: Workspace) -> None:
-    dataset = scenes(place, 2)
+def test_memory_that_runs_out_is_said_with_what_helps(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 2)
     used = int(_written_mib())
     # 2,048 frames a step cannot fit into 64 MiB more.
     huge = replace(TINY, batch=2048, steps=1, limit_mib=used + 64)
     with pytest.raises(StepFailed, match=r"out of memory of \d+ MiB.*accumulate"):
-        run(place, dataset, huge)
+        run(workspace, dataset, huge)
     with pytest.raises(ParameterError, match=r"uses .* MiB already"):
-        run(place, dataset, replace(TINY, limit_mib=10))
+        run(workspace, dataset, replace(TINY, limit_mib=10))
     # The limit is gone afterwards.
     assert np.ones(128 << 17).nbytes == 128 << 20
 
 
 def test_little_memory_shrinks_what_is_kept_not_the_result(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = scenes(place)
-    whole = run(place, dataset)
+    dataset = scenes(workspace)
+    whole = run(workspace, dataset)
     monkeypatch.setattr("workbench.training.loader._free_mib", lambda: 0.01)
     assert cache_limit_mib(TINY) < 0.01
-    assert equal(whole, run(place, dataset))
+    assert equal(whole, run(workspace, dataset))
 
 
 @pytest.mark.parametrize("box", [(10, 10, 0, 20), (10, 10, 20, -3)])
 def test_a_label_of_no_area_is_left_out_and_counted(
-    box: tuple[float, ...], place: Workspace, store: Store
+    box: tuple[float, ...], workspace: Workspace, store: Store
 ) -> None:
-    dataset = scenes(place)
+    dataset = scenes(workspace)
     x, y, w, h = box
     flat = dataset.labels[0].model_copy(update={"box": Box(x=x, y=y, w=w, h=h)})
-    trained = run(place, replace(dataset, labels=(*dataset.labels, flat)), replace(TINY, steps=2))
+    trained = run(
+        workspace, replace(dataset, labels=(*dataset.labels, flat)), replace(TINY, steps=2)
+    )
     (said,) = trained.facts["findings"]
     assert said.startswith("1 labels without area are left out")
-    assert equal(trained, run(place, dataset, replace(TINY, steps=2)))
+    assert equal(trained, run(workspace, dataset, replace(TINY, steps=2)))
 
 
-def test_a_state_cut_short_is_never_read_and_the_older_is(place: Workspace, tmp_path: Path) -> None:
+def test_a_state_cut_short_is_never_read_and_the_older_is(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     config = replace(TINY, steps=6, keep_minutes=1e-9)
-    whole = run(place, scenes(place), config, checkpoint_dir=tmp_path / "state")
+    whole = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
     older, newest = sorted((tmp_path / "state").iterdir())
     content = newest.read_bytes()
     for broken in (content[:-1], content[:100], b"", content[:-5] + bytes(5)):
         newest.write_bytes(broken)
         found = checkpoint.load_state(tmp_path / "state", "")
         assert found is None
-        again = run(place, scenes(place), config, checkpoint_dir=tmp_path / "state")
+        again = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
         assert again.resumed_at == 5
         assert equal(again, whole)
         assert older.exists()
 
 
-def test_a_checkpoint_half_written_is_no_record(place: Workspace, store: Store) -> None:
-    ref = save_checkpoint(store, run(place, scenes(place), replace(TINY, steps=1)), DATASET)
+def test_a_checkpoint_half_written_is_no_record(workspace: Workspace, store: Store) -> None:
+    ref = save_checkpoint(store, run(workspace, scenes(workspace), replace(TINY, steps=1)), DATASET)
     weights = store.payload(ref, "weights.safetensors")
     content = weights.read_bytes()
     weights.chmod(0o644)

@@ -42,9 +42,9 @@ class Killed(Exception):
 
 
 def run(
-    place: Workspace, dataset: Dataset, config: TrainingConfig, **more: object
+    workspace: Workspace, dataset: Dataset, config: TrainingConfig, **more: object
 ) -> TrainingResult:
-    return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+    return train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
 def equal(one: TrainingResult, other: TrainingResult) -> bool:
@@ -76,11 +76,11 @@ EVERYTHING = replace(
 
 @pytest.mark.parametrize("at", [1, 4, 5, 8])
 def test_with_everything_on_a_kill_at_any_step_changes_no_bit(
-    at: int, place: Workspace, tmp_path: Path
+    at: int, workspace: Workspace, tmp_path: Path
 ) -> None:
     """Steps 1, 5 and 8 lie inside a pass of three."""
-    dataset = by_night(scenes(place, 12), 2)
-    whole = run(place, dataset, EVERYTHING)
+    dataset = by_night(scenes(workspace, 12), 2)
+    whole = run(workspace, dataset, EVERYTHING)
 
     def stop(done: int, total: int) -> None:
         if done == at + 1:
@@ -88,18 +88,21 @@ def test_with_everything_on_a_kill_at_any_step_changes_no_bit(
 
     state = tmp_path / "state"
     with pytest.raises(Killed):
-        run(place, dataset, EVERYTHING, checkpoint_dir=state, progress=stop)
-    resumed = run(place, dataset, EVERYTHING, checkpoint_dir=state)
+        run(workspace, dataset, EVERYTHING, checkpoint_dir=state, progress=stop)
+    resumed = run(workspace, dataset, EVERYTHING, checkpoint_dir=state)
     assert resumed.resumed_at == at
     assert equal(resumed, whole)
     assert resumed.curves == whole.curves
 
 
-def test_parts_of_a_step_learn_what_the_whole_does(place: Workspace) -> None:
+def test_parts_of_a_step_learn_what_the_whole_does(workspace: Workspace) -> None:
     """Not to the bit: batch norm sees smaller parts. But it is the same step."""
-    dataset = scenes(place)
+    dataset = scenes(workspace)
     plain = replace(TINY, **STEPS, augment=Augmentation.none())
-    whole, parts = run(place, dataset, plain), run(place, dataset, replace(plain, accumulate=2))
+    whole, parts = (
+        run(workspace, dataset, plain),
+        run(workspace, dataset, replace(plain, accumulate=2)),
+    )
     assert len(parts.curves["loss"]) == 6
     assert parts.curves["loss"][0] == pytest.approx(whole.curves["loss"][0], rel=0.3)
     assert not equal(whole, parts)
@@ -108,10 +111,12 @@ def test_parts_of_a_step_learn_what_the_whole_does(place: Workspace) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_learns_and_keeps_float32_weights(precision: str, place: Workspace) -> None:
+def test_mixed_precision_learns_and_keeps_float32_weights(
+    precision: str, workspace: Workspace
+) -> None:
     # float16 is slow on a CPU: it shows that it runs and that its gradients are scaled.
     size = {"steps": 30, "batch": 8, "lr": 6e-3} if precision == "bfloat16" else {"steps": 3}
-    trained = run(place, scenes(place), replace(TINY, precision=precision, **size))  # type: ignore[arg-type]
+    trained = run(workspace, scenes(workspace), replace(TINY, precision=precision, **size))  # type: ignore[arg-type]
     assert {w.dtype for w in trained.weights.values()} == {torch.float32, torch.int64}
     losses = trained.curves["loss"]
     assert np.isfinite(losses).all()
@@ -120,8 +125,8 @@ def test_mixed_precision_learns_and_keeps_float32_weights(precision: str, place:
     assert trained.config.as_json()["precision"] == precision
 
 
-def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(place: Workspace) -> None:
-    dataset = by_night(scenes(place, 20), 4)
+def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(workspace: Workspace) -> None:
+    dataset = by_night(scenes(workspace, 20), 4)
     how = Sampling(slices=1.0, rare=0.2, cap=8)
     assert sampling.repeat_factors(dataset, CLASSES, how) == {"light=night": 4.0}
     weights = sampling.sampling_weights(dataset, CLASSES, how)
@@ -133,7 +138,7 @@ def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(place: Works
     assert len(one) == 20
     assert 3 <= (one == 4).sum() <= 4
     config = replace(TINY, steps=2, sampling=how)
-    trained = run(place, dataset, config)
+    trained = run(workspace, dataset, config)
     assert trained.facts["repeated"] == {"light=night": 4.0}
     assert "sampling" in config.as_json()
     rare_class = Sampling(classes=0.5, rare=1.0)
@@ -142,8 +147,8 @@ def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(place: Works
     )
 
 
-def test_replay_mixes_old_frames_with_mined_ones(place: Workspace) -> None:
-    dataset = scenes(place, 20)
+def test_replay_mixes_old_frames_with_mined_ones(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 20)
     fresh = {frame.id for frame in dataset.frames[:4]}
     weights = sampling.sampling_weights(dataset, CLASSES, Sampling(), fresh=fresh, replay=0.25)
     assert weights is not None
@@ -153,7 +158,7 @@ def test_replay_mixes_old_frames_with_mined_ones(place: Workspace) -> None:
     with pytest.raises(ParameterError, match="0 new"):
         sampling.sampling_weights(dataset, CLASSES, Sampling(), replay=0.25)
     config = replace(TINY, steps=2, replay=0.25)
-    assert run(place, dataset, config, fresh=fresh).facts["fresh"] == 4
+    assert run(workspace, dataset, config, fresh=fresh).facts["fresh"] == 4
 
 
 @pytest.mark.parametrize("kind", ["fog", "rain", "night", "noise", "blur"])
@@ -200,8 +205,8 @@ def test_a_mosaic_moves_every_box_with_its_picture(seed: int) -> None:
     assert shown >= 2
 
 
-def test_a_label_trusted_less_pulls_less(place: Workspace) -> None:
-    dataset = scenes(place)
+def test_a_label_trusted_less_pulls_less(workspace: Workspace) -> None:
+    dataset = scenes(workspace)
     trust = label_weighting(LabelTrust(replayed=0.25, disputed=0.5), {dataset.frames[0].id})
     assert trust is not None
     label = dataset.labels[0]
@@ -211,7 +216,7 @@ def test_a_label_trusted_less_pulls_less(place: Workspace) -> None:
     assert label_weighting(LabelTrust(), ()) is None
 
     material = TaskSpec(CLASSES, SPEC)
-    loader = DataLoader(place, dataset, TINY, material)
+    loader = DataLoader(workspace, dataset, TINY, material)
     (found,) = [t for t in loader.targets() if len(t.boxes)][:1]
     model_out = [
         torch.full((1, c, SPEC.height // s, SPEC.width // s), v, requires_grad=True)
@@ -237,11 +242,13 @@ def judged(values: list[float]) -> Validation:
     return Validation(judge, "planted")
 
 
-def test_it_stops_early_and_gives_the_best_weights(place: Workspace, tmp_path: Path) -> None:
-    dataset = scenes(place)
+def test_it_stops_early_and_gives_the_best_weights(workspace: Workspace, tmp_path: Path) -> None:
+    dataset = scenes(workspace)
     config = replace(TINY, steps=20, stopping=EarlyStopping(every=2, patience=2))
     values = [0.1, 0.5, 0.4, 0.5, 0.9]
-    trained = run(place, dataset, config, watch=judged(values), checkpoint_dir=tmp_path / "state")
+    trained = run(
+        workspace, dataset, config, watch=judged(values), checkpoint_dir=tmp_path / "state"
+    )
     assert len(trained.curves["loss"]) == 8
     assert trained.facts["ended"]["why"] == "stop"
     assert [look["step"] for look in trained.facts["watched"]] == [2, 4, 6, 8]
@@ -251,25 +258,25 @@ def test_it_stops_early_and_gives_the_best_weights(place: Workspace, tmp_path: P
         upto_four.append(predictor)
         return {"all": values[len(upto_four) - 1]}
 
-    run(place, dataset, config, watch=Validation(keep, "again"))
+    run(workspace, dataset, config, watch=Validation(keep, "again"))
     best = upto_four[1].detector.state_dict()
     assert all(torch.equal(trained.weights[name], best[name]) for name in best)
     # Asked again it knows that it had ended.
-    again = run(place, dataset, config, watch=judged([]), checkpoint_dir=tmp_path / "state")
+    again = run(workspace, dataset, config, watch=judged([]), checkpoint_dir=tmp_path / "state")
     assert again.resumed_at == 8
     assert equal(again, trained)
     with pytest.raises(ParameterError, match="no watched figure"):
         bad = replace(config, stopping=EarlyStopping(every=2, patience=2, figure="snow"))
-        run(place, dataset, bad, watch=judged(values))
+        run(workspace, dataset, bad, watch=judged(values))
 
 
-def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
-    dataset = scenes(place)
-    base = run(place, dataset, replace(TINY, steps=2))
+def test_fine_tuning_that_forgets_a_slice_is_stopped(workspace: Workspace) -> None:
+    dataset = scenes(workspace)
+    base = run(workspace, dataset, replace(TINY, steps=2))
     config = replace(TINY, steps=20, seed=9, stopping=EarlyStopping(every=2, forget=0.1))
     # "all" gains all the time, and night loses as much.
     trained = run(
-        place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.7])
+        workspace, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.7])
     )
     ended = trained.facts["ended"]
     assert ended["why"] == "forgot"
@@ -277,7 +284,11 @@ def test_fine_tuning_that_forgets_a_slice_is_stopped(place: Workspace) -> None:
     assert len(trained.curves["loss"]) == 6
     assert trained.facts["changed"]["light=night"] == [0.5, pytest.approx(0.3)]
     upto = run(
-        place, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.58] * 9)
+        workspace,
+        dataset,
+        config,
+        start=base.predictor(),
+        watch=judged([0.5, 0.55, 0.58, 0.58] * 9),
     )
     assert not equal(trained, upto)
     watched = ValidationHistory(EarlyStopping(every=1, forget=0.1))

@@ -18,13 +18,13 @@ from workbench.training.targets import Targets
 MATERIAL = TaskSpec(CLASSES, SPEC)
 
 
-def loader(place: Workspace, config: TrainingConfig = TINY, count: int = 6) -> DataLoader:
-    dataset = scenes(place, count)
-    return DataLoader(place, dataset, config, MATERIAL)
+def loader(workspace: Workspace, config: TrainingConfig = TINY, count: int = 6) -> DataLoader:
+    dataset = scenes(workspace, count)
+    return DataLoader(workspace, dataset, config, MATERIAL)
 
 
-def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
-    source = loader(place)
+def test_a_batch_depends_on_its_step_alone(workspace: Workspace) -> None:
+    source = loader(workspace)
     in_order = list(source.batches(0, 5))
     for step in (4, 0, 2):
         again = source.batch(step)
@@ -36,13 +36,13 @@ def test_a_batch_depends_on_its_step_alone(place: Workspace) -> None:
     assert (later.images == in_order[3].images).all()
 
 
-def test_every_frame_is_seen_in_a_pass(place: Workspace) -> None:
-    dataset = scenes(place, 6)
+def test_every_frame_is_seen_in_a_pass(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 6)
     plain = replace(TINY, batch=3, augment=Augmentation.none())
-    source = DataLoader(place, dataset, plain, MATERIAL)
+    source = DataLoader(workspace, dataset, plain, MATERIAL)
     seen = [image.tobytes() for step in (2, 3) for image in source.batch(step).images]
     expected = [
-        preprocess(load_rgb(media_path(place, frame)), SPEC)[0].tobytes()
+        preprocess(load_rgb(media_path(workspace, frame)), SPEC)[0].tobytes()
         for frame in dataset.frames
     ]
     assert sorted(seen) == sorted(expected)  # and through the one preprocessing, to the bit
@@ -50,16 +50,16 @@ def test_every_frame_is_seen_in_a_pass(place: Workspace) -> None:
     assert other_pass != seen
 
 
-def test_fewer_frames_than_a_batch(place: Workspace) -> None:
-    assert loader(place, replace(TINY, batch=8), 3).batch(0).images.shape == (8, 3, 64, 96)
+def test_fewer_frames_than_a_batch(workspace: Workspace) -> None:
+    assert loader(workspace, replace(TINY, batch=8), 3).batch(0).images.shape == (8, 3, 64, 96)
 
 
-def test_above_the_memory_budget_the_batches_are_the_same(place: Workspace) -> None:
+def test_above_the_memory_budget_the_batches_are_the_same(workspace: Workspace) -> None:
     size = 96 * 64 * 3
     count = (1 << 20) // size + 1
-    dataset = scenes(place, count)
-    kept = DataLoader(place, dataset, TINY, MATERIAL)
-    decoded = DataLoader(place, dataset, replace(TINY, memory_mib=1), MATERIAL)
+    dataset = scenes(workspace, count)
+    kept = DataLoader(workspace, dataset, TINY, MATERIAL)
+    decoded = DataLoader(workspace, dataset, replace(TINY, memory_mib=1), MATERIAL)
     assert (kept.in_memory, decoded.in_memory) == (True, False)
     assert (kept.batch(1).images == decoded.batch(1).images).all()
 
@@ -79,7 +79,7 @@ def test_boxes_move_with_the_picture(seed: int) -> None:
     assert seen == pytest.approx(found.boxes[0].tolist(), abs=1.01)
 
 
-def test_light_changes_pixels_and_nothing_else(place: Workspace) -> None:
+def test_light_changes_pixels_and_nothing_else(workspace: Workspace) -> None:
     pixels = np.full((64, 96, 3), 100, np.uint8)
     targets = Targets(as_boxes([(30, 20, 66, 44)]), np.array([0]), np.array([False]))
     how = replace(Augmentation.none(), brightness=0.4, gamma=1.5, colour=0.1)

@@ -29,9 +29,9 @@ DATASET = make_ref("dataset", "1" * 64)
 
 
 def run(
-    place: Workspace, dataset: Dataset, config: TrainingConfig = TINY, **more: object
+    workspace: Workspace, dataset: Dataset, config: TrainingConfig = TINY, **more: object
 ) -> TrainingResult:
-    return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+    return train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
 def weights_digest(trained: TrainingResult) -> str:
@@ -40,14 +40,14 @@ def weights_digest(trained: TrainingResult) -> str:
     return digest.of_bytes(to_bytes(trained.weights))
 
 
-def test_it_learns_what_it_is_shown(place: Workspace) -> None:
-    dataset = scenes(place, 16)
+def test_it_learns_what_it_is_shown(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 16)
     config = replace(TINY, steps=140, batch=8, lr=6e-3, ema=0.95, augment=Augmentation(flip=0.5))
-    trained = run(place, dataset, config)
+    trained = run(workspace, dataset, config)
     predictor = trained.predictor()
     right = wrong = 0
     for frame in dataset.frames:
-        (found,) = predictor.predict([load_rgb(media_path(place, frame))])
+        (found,) = predictor.predict([load_rgb(media_path(workspace, frame))])
         sure = found.above(0.35)
         labels = dataset.labels_by_frame[frame.id]
         truth = torch.tensor([label.box.xyxy for label in labels]).reshape(-1, 4).numpy()
@@ -64,12 +64,12 @@ def test_it_learns_what_it_is_shown(place: Workspace) -> None:
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 
 
-def test_equal_seeds_give_equal_weights_in_other_processes(place: Workspace) -> None:
+def test_equal_seeds_give_equal_weights_in_other_processes(workspace: Workspace) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.training.test_loop import *\n"
-        "from workbench import workspace\n"
-        "place = workspace.find()\n"
+        "from workbench.core.workspace import find_workspace\n"
+        "place = find_workspace()\n"
         "print(weights_digest(run(place, scenes(place))))\n"
     )
     tests = str(Path(__file__).resolve().parents[2])
@@ -79,80 +79,86 @@ def test_equal_seeds_give_equal_weights_in_other_processes(place: Workspace) -> 
         ).stdout.strip()
         for _ in range(2)
     }
-    assert digests == {weights_digest(run(place, scenes(place)))}
-    assert weights_digest(run(place, scenes(place), replace(TINY, seed=6))) not in digests
+    assert digests == {weights_digest(run(workspace, scenes(workspace)))}
+    assert weights_digest(run(workspace, scenes(workspace), replace(TINY, seed=6))) not in digests
 
 
 class Killed(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(place: Workspace, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_weights(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     config = replace(TINY, steps=14, keep_minutes=1e-9)
-    whole = run(place, scenes(place), config)
+    whole = run(workspace, scenes(workspace), config)
 
     def stop_at_13(done: int, total: int) -> None:
         if done == 13:
             raise Killed
 
     with pytest.raises(Killed):
-        run(place, scenes(place), config, checkpoint_dir=tmp_path, progress=stop_at_13)
-    resumed = run(place, scenes(place), config, checkpoint_dir=tmp_path)
+        run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path, progress=stop_at_13)
+    resumed = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path)
     assert resumed.resumed_at == 12
     assert weights_digest(resumed) == weights_digest(whole)
     assert resumed.curves == whole.curves
     # Finished: asked again, it does nothing; another training does not take its state.
-    assert run(place, scenes(place), config, checkpoint_dir=tmp_path).resumed_at == 14
+    assert run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path).resumed_at == 14
     other = replace(config, seed=1)
-    assert run(place, scenes(place), other, checkpoint_dir=tmp_path).resumed_at == 0
+    assert run(workspace, scenes(workspace), other, checkpoint_dir=tmp_path).resumed_at == 0
 
 
-def test_a_damaged_state_costs_time_only(place: Workspace, tmp_path: Path) -> None:
+def test_a_damaged_state_costs_time_only(workspace: Workspace, tmp_path: Path) -> None:
     config = replace(TINY, steps=3)
     folder = tmp_path / "state"
-    first = run(place, scenes(place), config, checkpoint_dir=folder)
+    first = run(workspace, scenes(workspace), config, checkpoint_dir=folder)
     (state,) = folder.iterdir()  # three steps took less than the least time between two states
     state.write_bytes(state.read_bytes()[:1000])
-    again = run(place, scenes(place), config, checkpoint_dir=folder)
+    again = run(workspace, scenes(workspace), config, checkpoint_dir=folder)
     assert again.resumed_at == 0
     assert weights_digest(again) == weights_digest(first)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_reason(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(StepFailed, match=r"diverged.*step \d+.*learning rate"):
-        run(place, scenes(place), replace(TINY, steps=40, lr=1e9, clip_norm=1e12, warmup=0.0))
+        run(
+            workspace,
+            scenes(workspace),
+            replace(TINY, steps=40, lr=1e9, clip_norm=1e12, warmup=0.0),
+        )
 
 
-def test_frames_without_any_label_and_ignored_ones_train(place: Workspace) -> None:
-    dataset = scenes(place)
-    empty = run(place, replace(dataset, labels=()), replace(TINY, steps=2))
+def test_frames_without_any_label_and_ignored_ones_train(workspace: Workspace) -> None:
+    dataset = scenes(workspace)
+    empty = run(workspace, replace(dataset, labels=()), replace(TINY, steps=2))
     assert empty.curves["loss_box"] == [0, 0]
     hidden = [
         label.model_copy(update={"ignore": True, "cls": ANY_CLASS}) for label in dataset.labels
     ]
-    ignored = run(place, replace(dataset, labels=tuple(hidden)), replace(TINY, steps=2))
+    ignored = run(workspace, replace(dataset, labels=tuple(hidden)), replace(TINY, steps=2))
     assert ignored.curves["loss_box"] == [0, 0]
 
 
-def test_what_is_refused_before_anything_starts(place: Workspace) -> None:
-    dataset = scenes(place, 2)
+def test_what_is_refused_before_anything_starts(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 2)
     with pytest.raises(DataError, match="no frames"):
-        run(place, dataset.where(lambda frame: False))
+        run(workspace, dataset.where(lambda frame: False))
     with pytest.raises(ParameterError, match="multiples of 32"):
-        train(place, dataset, TINY, classes=CLASSES, preprocessing=Preprocessing(width=100))
-    small = run(place, dataset, replace(TINY, steps=1))
+        train(workspace, dataset, TINY, classes=CLASSES, preprocessing=Preprocessing(width=100))
+    small = run(workspace, dataset, replace(TINY, steps=1))
     with pytest.raises(ParameterError, match="other classes or another width"):
-        run(place, dataset, replace(TINY, width=0.5), start=small.predictor())
+        run(workspace, dataset, replace(TINY, width=0.5), start=small.predictor())
 
 
-def test_progress_and_curves_are_told_live(place: Workspace) -> None:
+def test_progress_and_curves_are_told_live(workspace: Workspace) -> None:
     told: list[tuple[int, int]] = []
     logged: list[tuple[str, int]] = []
     run(
-        place,
-        scenes(place, 4),
+        workspace,
+        scenes(workspace, 4),
         replace(TINY, steps=2),
         progress=lambda done, total: told.append((done, total)),
         log=lambda name, value, step: logged.append((name, step)),
@@ -162,20 +168,20 @@ def test_progress_and_curves_are_told_live(place: Workspace) -> None:
     assert ("train/lr", 1) in logged
 
 
-def test_settings_of_torch_are_left_as_they_were(place: Workspace) -> None:
+def test_settings_of_torch_are_left_as_they_were(workspace: Workspace) -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     state = torch.get_rng_state()
-    run(place, scenes(place, 2), replace(TINY, steps=1, threads=1))
+    run(workspace, scenes(workspace, 2), replace(TINY, steps=1, threads=1))
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
     assert (torch.get_rng_state() == state).all()
 
 
-def test_a_checkpoint_holds_the_model_and_repeats(place: Workspace, store: Store) -> None:
-    dataset = scenes(place, 4)
+def test_a_checkpoint_holds_the_model_and_repeats(workspace: Workspace, store: Store) -> None:
+    dataset = scenes(workspace, 4)
     config = replace(TINY, steps=2)
-    trained = run(place, dataset, config)
+    trained = run(workspace, dataset, config)
     ref = save_checkpoint(store, trained, DATASET)
-    assert save_checkpoint(store, run(place, dataset, config), DATASET) == ref
+    assert save_checkpoint(store, run(workspace, dataset, config), DATASET) == ref
     record = store.get(ref, Checkpoint)
     assert record.classes == CLASSES
     assert record.training["seed"] == TINY.seed
@@ -185,22 +191,24 @@ def test_a_checkpoint_holds_the_model_and_repeats(place: Workspace, store: Store
     assert store.side(ref, "speed")["images_per_second"] > 0
 
     loaded = load_checkpoint(store, ref)
-    image = load_rgb(media_path(place, dataset.frames[0]))
+    image = load_rgb(media_path(workspace, dataset.frames[0]))
     mine, kept = trained.predictor().predict([image])[0], loaded.predict([image])[0]
     assert (mine.scores == kept.scores).all()
 
-    further = run(place, dataset, replace(config, seed=9), start=loaded)
+    further = run(workspace, dataset, replace(config, seed=9), start=loaded)
     child = save_checkpoint(store, further, DATASET, parent=ref)
     assert store.get(child, Checkpoint).parent == ref
 
 
-def test_killed_with_sigkill_it_goes_on_to_the_same_bits(place: Workspace, tmp_path: Path) -> None:
+def test_killed_with_sigkill_it_goes_on_to_the_same_bits(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     config = replace(TINY, steps=60, keep_minutes=1e-9)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from tests.training.test_loop import *\n"
-        "from workbench import workspace\n"
-        "place = workspace.find()\n"
+        "from workbench.core.workspace import find_workspace\n"
+        "place = find_workspace()\n"
         "config = replace(TINY, steps=60, keep_minutes=1e-9)\n"
         "run(place, scenes(place), config, checkpoint_dir=Path(sys.argv[2]))\n"
     )
@@ -214,6 +222,6 @@ def test_killed_with_sigkill_it_goes_on_to_the_same_bits(place: Workspace, tmp_p
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    short = run(place, scenes(place), config, checkpoint_dir=state)
+    short = run(workspace, scenes(workspace), config, checkpoint_dir=state)
     assert 0 < short.resumed_at < 60
-    assert weights_digest(short) == weights_digest(run(place, scenes(place), config))
+    assert weights_digest(short) == weights_digest(run(workspace, scenes(workspace), config))

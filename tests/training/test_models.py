@@ -44,12 +44,17 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
-    folder: Path, place: Workspace, store: Store
+    folder: Path, workspace: Workspace, store: Store
 ) -> None:
-    dataset = scenes(place)
+    dataset = scenes(workspace)
     model = huggingface.load_pretrained(folder, CLASSES, SPEC)
     trained = train(
-        place, dataset, replace(QUICK, steps=6), classes=CLASSES, preprocessing=SPEC, model=model
+        workspace,
+        dataset,
+        replace(QUICK, steps=6),
+        classes=CLASSES,
+        preprocessing=SPEC,
+        model=model,
     )
     ref = save_checkpoint(store, trained, DATASET)
     record = store.get(ref, Checkpoint)
@@ -62,7 +67,7 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
     assert record.supplier.weights is not None
     assert str(folder.parent) not in store.folder(ref).joinpath("record.json").read_text()
     loaded = load_checkpoint(store, ref)
-    image = load_rgb(media_path(place, dataset.frames[0]))
+    image = load_rgb(media_path(workspace, dataset.frames[0]))
     batch, _ = preprocess_batch([image], SPEC)
     pairs = zip(trained.predictor().raw(batch), loaded.raw(batch), strict=True)
     assert all((one == other).all() for one, other in pairs)
@@ -76,16 +81,16 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
 
 
 def test_tuning_repeats_to_the_bit_and_goes_on_after_a_kill(
-    folder: Path, place: Workspace, tmp_path: Path
+    folder: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     """Also where the network draws: dropout of DETR, noise of the denoising queries."""
-    dataset = scenes(place)
+    dataset = scenes(workspace)
     config = replace(TINY, steps=4, keep_minutes=1e-9)
 
     def run(**more: Any) -> Any:
         model = huggingface.load_pretrained(folder, CLASSES, SPEC)
         return train(
-            place, dataset, config, classes=CLASSES, preprocessing=SPEC, model=model, **more
+            workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, model=model, **more
         )
 
     def stop(done: int, total: int) -> None:
@@ -171,11 +176,11 @@ def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
 
 @pytest.mark.parametrize(("size", "least", "most"), [("nano", 2e5, 3e5), ("medium", 2e6, 3e6)])
 def test_the_compact_detector_has_three_sizes(
-    size: str, least: float, most: float, place: Workspace, store: Store
+    size: str, least: float, most: float, workspace: Workspace, store: Store
 ) -> None:
     config = TrainingConfig.sized(size, steps=1, batch=2, threads=1)
-    dataset = scenes(place, 2)
-    trained = train(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
+    dataset = scenes(workspace, 2)
+    trained = train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC)
     count = sum(weight.numel() for weight in trained.weights.values())
     assert least < count < most
     loaded = load_checkpoint(store, save_checkpoint(store, trained, DATASET))
@@ -232,13 +237,15 @@ def own_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelFamily]:
 
 
 def test_a_model_of_ones_own_needs_forward_decode_and_a_name(
-    own_family: ModelFamily, place: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
+    own_family: ModelFamily, workspace: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = scenes(place)
+    dataset = scenes(workspace)
     shape = DetectorConfig(classes=CLASSES, architecture=own_family.name)
-    trained = train(place, dataset, QUICK, classes=CLASSES, preprocessing=SPEC, model=OneBox(shape))
+    trained = train(
+        workspace, dataset, QUICK, classes=CLASSES, preprocessing=SPEC, model=OneBox(shape)
+    )
     ref = save_checkpoint(store, trained, DATASET)
-    image = load_rgb(media_path(place, dataset.frames[0]))
+    image = load_rgb(media_path(workspace, dataset.frames[0]))
     assert len(load_checkpoint(store, ref).predict([image])[0]) <= 1
     assert store.get(ref, Checkpoint).family == "tests-one-box"
     with pytest.raises(ParameterError, match="already"):

@@ -20,14 +20,14 @@ DATASET = make_ref("dataset", "1" * 64)
 
 
 @pytest.fixture
-def refs(place: Workspace, store: Store) -> list[Ref]:
+def refs(workspace: Workspace, store: Store) -> list[Ref]:
     """Two rates with two seeds each, and one seed with other augmentation."""
-    dataset = scenes(place, 4)
+    dataset = scenes(workspace, 4)
     made = [replace(TINY, steps=1, lr=lr, seed=seed) for lr in (1e-3, 2e-3) for seed in (0, 1)]
     made.append(replace(made[0], augment=Augmentation.driving()))
     return [
         save_checkpoint(
-            store, train(place, dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET
+            store, train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET
         )
         for config in made
     ]

@@ -51,20 +51,20 @@ def test_boxes_cut_by_the_edge_are_kept_ignored_or_dropped() -> None:
 
 
 @pytest.mark.parametrize("role", [Role.POOL, Role.VAL, Role.SAFETY, Role.BLIND])
-def test_frames_kept_for_other_ends_are_refused(place: Workspace, role: Role) -> None:
+def test_frames_kept_for_other_ends_are_refused(workspace: Workspace, role: Role) -> None:
     with pytest.raises(DataError, match=f"role {role}"):
-        check_dataset(scenes(place, 2, role=role), CLASSES)
+        check_dataset(scenes(workspace, 2, role=role), CLASSES)
 
 
-def test_a_models_own_boxes_are_refused(place: Workspace) -> None:
-    dataset = scenes(place, 2)
+def test_a_models_own_boxes_are_refused(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 2)
     own = dataset.labels[0].model_copy(update={"origin": Origin.MODEL, "score": 0.9})
     with pytest.raises(DataError, match="not ground truth"):
         check_dataset(replace(dataset, labels=(own, *dataset.labels[1:])), CLASSES)
 
 
-def test_no_frames_and_unknown_classes_are_refused(place: Workspace) -> None:
-    dataset = scenes(place, 2)
+def test_no_frames_and_unknown_classes_are_refused(workspace: Workspace) -> None:
+    dataset = scenes(workspace, 2)
     with pytest.raises(DataError, match="no frames"):
         check_dataset(dataset.where(lambda frame: False), CLASSES)
     odd = dataset.labels[0].model_copy(update={"cls": "tram"})

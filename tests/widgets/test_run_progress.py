@@ -30,10 +30,10 @@ def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def started(place: Workspace) -> Iterator[_RunProcess]:
+def started(workspace: Workspace) -> Iterator[_RunProcess]:
     """A runner's process, as `widgets.run` starts one."""
-    command = [sys.executable, "-c", RUNNER, str(place.root), RUN, "polite"]
-    one = _RunProcess(command, Path.cwd(), place)
+    command = [sys.executable, "-c", RUNNER, str(workspace.root), RUN, "polite"]
+    one = _RunProcess(command, Path.cwd(), workspace)
     yield one
     one.process.kill()
     one.process.wait()
@@ -46,14 +46,14 @@ def until(condition: object, seconds: float = 15) -> None:
     assert condition()  # type: ignore[operator]
 
 
-def test_a_finished_run_is_shown_and_not_watched(place: Workspace) -> None:
+def test_a_finished_run_is_shown_and_not_watched(workspace: Workspace) -> None:
     steps = (
         {"name": "a<b", "status": "ran", "seconds": 2.0, "reason": "never run before"},
         {"name": "b", "status": "failed", "seconds": 1.0, "reason": "KeyError: '<gone>'"},
         {"name": "c", "status": "not-reached"},
     )
-    keep(place, RUN, status="failed", steps=steps)
-    shown = RunProgress(RUN[:8], place=place)
+    keep(workspace, RUN, status="failed", steps=steps)
+    shown = RunProgress(RUN[:8], place=workspace)
     rows = [row.children for row in shown.steps.children]
     assert [bar.value for _, bar, _ in rows] == [100, 100, 0]
     assert [bar.bar_style for _, bar, _ in rows] == ["success", "danger", ""]
@@ -64,23 +64,23 @@ def test_a_finished_run_is_shown_and_not_watched(place: Workspace) -> None:
     assert shown.cancel_button.layout.display == "none"
     assert f"workbench logs {RUN}" in shown.closing.value
     assert "goes on from here" in shown.closing.value
-    assert shown.wait(1) == runs.find_run(place, RUN)
+    assert shown.wait(1) == runs.find_run(workspace, RUN)
 
 
 def test_a_started_run_is_found_followed_and_cancelled(
-    place: Workspace, started: _RunProcess
+    workspace: Workspace, started: _RunProcess
 ) -> None:
-    shown = RunProgress.of(started, place)
+    shown = RunProgress.of(started, workspace)
     until(lambda: shown.steps.children)
     assert shown.state is not None
     assert shown.state.run_id == RUN
-    folder = place.runs / RUN / "a"
+    folder = workspace.runs / RUN / "a"
     (folder / "progress.json").write_text('{"done": 3, "total": 4}')
     name, bar, text = shown.steps.children[0].children
     until(lambda: bar.value == 75)
     assert "3 of 4" in text.value
     assert "→" in name.value
-    again = RunProgress(place=place)  # as after a restart of the kernel
+    again = RunProgress(place=workspace)  # as after a restart of the kernel
     assert again.state is not None
     assert again.state.run_id == RUN
     again.cancel_button.click()
@@ -92,8 +92,8 @@ def test_a_started_run_is_found_followed_and_cancelled(
         assert "cancelled" in one.heading.value
 
 
-def test_a_killed_run_says_so(place: Workspace, started: _RunProcess) -> None:
-    shown = RunProgress.of(started, place)
+def test_a_killed_run_says_so(workspace: Workspace, started: _RunProcess) -> None:
+    shown = RunProgress.of(started, workspace)
     until(lambda: shown.steps.children)
     started.process.kill()
     ended = shown.wait(20)
@@ -104,19 +104,19 @@ def test_a_killed_run_says_so(place: Workspace, started: _RunProcess) -> None:
     assert "killed" in text.value
 
 
-def test_a_run_that_cannot_start_says_why(place: Workspace, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_says_why(workspace: Workspace, tmp_path: Path) -> None:
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text("name: 1\nsteps: []\n")
-    shown = widgets.run(pipeline, place=place, word="x")
+    shown = widgets.run(pipeline, place=workspace, word="x")
     assert shown.wait(60) is None
     assert "did not start" in shown.heading.value
     assert "p.yaml" in shown.closing.value
     assert shown.cancel_button.disabled
 
 
-def test_there_is_no_run_yet(place: Workspace) -> None:
+def test_there_is_no_run_yet(workspace: Workspace) -> None:
     with pytest.raises(RecordError, match="no run yet"):
-        RunProgress(place=place)
+        RunProgress(place=workspace)
 
 
 def test_parameters_are_given_as_the_command_takes_them() -> None:
@@ -127,17 +127,17 @@ def test_parameters_are_given_as_the_command_takes_them() -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(screenshots.chromium() is None, reason="needs Chromium")
-def test_in_jupyterlab_a_click_stops_the_run(place: Workspace, tmp_path: Path) -> None:
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(place.root), RUN, "polite"])
+def test_in_jupyterlab_a_click_stops_the_run(workspace: Workspace, tmp_path: Path) -> None:
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(workspace.root), RUN, "polite"])
     notebook = tmp_path / "watch.ipynb"
     code = "from workbench import widgets\nwidgets.RunProgress()"
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     content = new_notebook(cells=[new_code_cell(code)], metadata={"kernelspec": kernel})
     nbformat.write(content, notebook)
     try:
-        until((place.runs / RUN / runs.RUN_FILE).exists)
+        until((workspace.runs / RUN / runs.RUN_FILE).exists)
         with (
-            screenshots.lab(place, notebook, servers=()) as address,
+            screenshots.lab(workspace, notebook, servers=()) as address,
             screenshots.browser() as page,
         ):
             screenshots.run_all_cells(page, address, shown="Cancel")

@@ -51,7 +51,7 @@ class ExternalServices:
             tags = {
                 "workbench.pipeline": self.pipeline.name,
                 "workbench.run": self.run_id,
-                "workbench.core.workspace": digest.of_bytes(str(self.place.root).encode())[:16],
+                "workbench.workspace": digest.of_bytes(str(self.place.root).encode())[:16],
             }
             self._recorder = RunRecorder(
                 self._connect,

@@ -180,7 +180,7 @@ class RunRecorder:
         self._events = openlineage.events_from_environment(
             pipeline=tags["workbench.pipeline"],
             run_id=tags["workbench.run"],
-            workspace=tags["workbench.core.workspace"],
+            workspace=tags["workbench.workspace"],
         )
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
@@ -189,7 +189,7 @@ class RunRecorder:
         """Begin the parent run, and end those that a killed runner left running."""
 
         def work() -> None:
-            same = ("workbench.pipeline", "workbench.core.workspace")
+            same = ("workbench.pipeline", "workbench.workspace")
             self._mlflow.end_abandoned({key: self._tags[key] for key in same}, self._alive())
             self._parent = self._mlflow.start(name, tags=self._tags, parameters=parameters)
             url = self._mlflow.run_url(self._parent)

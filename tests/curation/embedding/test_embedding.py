@@ -56,10 +56,10 @@ def predictor(store: Store, model: Ref) -> TorchPredictor:
 
 
 def test_rows_follow_the_frames_whatever_their_order(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    forward = embed(place, predictor, dataset.frames)
-    backward = embed(place, predictor, dataset.frames[::-1])
+    forward = embed(workspace, predictor, dataset.frames)
+    backward = embed(workspace, predictor, dataset.frames[::-1])
     assert backward.frames == forward.frames[::-1]
     np.testing.assert_array_equal(backward.vectors, forward.vectors[::-1])
     np.testing.assert_array_equal(backward.entropy, forward.entropy[::-1])
@@ -71,11 +71,11 @@ def test_rows_follow_the_frames_whatever_their_order(
 
 
 def test_one_pass_agrees_with_the_predictor(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     frames = dataset.frames[:5]
-    images = [load_rgb(media_path(place, frame)) for frame in frames]
-    found = embed(place, predictor, frames)
+    images = [load_rgb(media_path(workspace, frame)) for frame in frames]
+    found = embed(workspace, predictor, frames)
     np.testing.assert_allclose(found.vectors, predictor.embed(images), rtol=2e-3, atol=2e-3)
     for row, detections in enumerate(predictor.predict(images)):
         mine = found.boxes[found.owner == row]
@@ -104,17 +104,17 @@ def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: Torc
 
 @pytest.mark.parametrize("kind", suppliers.KINDS)
 def test_a_suppliers_detector_is_an_encoder_too(
-    kind: str, place: Workspace, dataset: Dataset, tmp_path: Path
+    kind: str, workspace: Workspace, dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = Preprocessing(width=96, height=64)
     folder = suppliers.make(kind, tmp_path / kind)
     network = huggingface.load_pretrained(folder, ("car", "person"), spec)
     predictor = TorchPredictor(network, spec)
-    seen = embed(place, predictor, dataset.frames)
+    seen = embed(workspace, predictor, dataset.frames)
     assert len(seen.frames) == len(dataset.frames)
     first = seen.vectors[0]
     assert first.size and np.isfinite(seen.vectors).all()
-    image = load_rgb(media_path(place, dataset.frames[0]))
+    image = load_rgb(media_path(workspace, dataset.frames[0]))
     assert DetectorEncoder(predictor).look([image]).tiles.shape == (1, 75, first.size // 2)
     batch = torch.zeros(1, 3, 64, 96)
     with torch.inference_mode():
@@ -144,53 +144,56 @@ class Mute(nn.Module):
 
 
 def test_what_is_on_disk_is_not_computed_again(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     encoder = Counting(predictor)
-    embed(place, encoder, dataset.frames[:10])
+    embed(workspace, encoder, dataset.frames[:10])
     assert encoder.seen == 10
-    both = embed(place, encoder, dataset.frames[:14])
+    both = embed(workspace, encoder, dataset.frames[:14])
     assert encoder.seen == 14
     assert both.frames == tuple(frame.id for frame in dataset.frames[:14])
 
 
 def test_a_killed_pass_keeps_its_finished_shards(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace,
+    dataset: Dataset,
+    predictor: TorchPredictor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compute, "SHARD_FRAMES", 8)
     killed = Counting(predictor)
     killed.fail_after = 20
     with pytest.raises(KeyboardInterrupt):
-        embed(place, killed, dataset.frames, batch=4)
+        embed(workspace, killed, dataset.frames, batch=4)
     again = Counting(predictor)
-    whole = embed(place, again, dataset.frames, batch=4)
+    whole = embed(workspace, again, dataset.frames, batch=4)
     assert again.seen == len(dataset.frames) - 16  # two shards of eight were kept
-    unbroken = embed(Workspace(place.root), predictor, dataset.frames)
+    unbroken = embed(Workspace(workspace.root), predictor, dataset.frames)
     np.testing.assert_array_equal(whole.vectors, unbroken.vectors)
 
 
 def test_half_a_shard_is_never_read(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     encoder = Counting(predictor)
-    folder = embeddings.embeddings_folder(place, encoder)
+    folder = embeddings.embeddings_folder(workspace, encoder)
     (folder / ".writing-left").mkdir(parents=True)
     (folder / ".writing-left" / "shard.json").write_text('{"frames": ["0"]}')
     assert embeddings.read_shards(folder) == []
-    assert len(embed(place, encoder, dataset.frames[:3]).frames) == 3
+    assert len(embed(workspace, encoder, dataset.frames[:3]).frames) == 3
 
 
 def test_a_full_disk_leaves_nothing_behind(
-    place: Workspace, dataset: Dataset, model: Ref, tmp_path: object
+    workspace: Workspace, dataset: Dataset, model: Ref, tmp_path: object
 ) -> None:
     """A file size limit stands in for a full disk: the write itself fails, as there."""
     code = (
-        "import resource, signal, sys; from workbench import workspace\n"
+        "import resource, signal, sys; from workbench.core.workspace import find_workspace\n"
         "from workbench.core.errors import WorkbenchError\n"
         "from workbench.curation.embedding import shards; import numpy as np\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "folder = workspace.find().root / 'embeddings' / 'x'\n"
+        "folder = find_workspace().root / 'embeddings' / 'x'\n"
         "arrays = {name: np.zeros((64, 64)) for name in shards.ARRAYS}\n"
         "try: shards.write(folder, ['a'] * 64, arrays)\n"
         "except WorkbenchError as error: print(error); print(list(folder.iterdir()))\n"
@@ -208,44 +211,44 @@ def test_a_full_disk_leaves_nothing_behind(
 
 
 def test_broken_frames_are_left_out_with_the_reason(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     broken, gone = dataset.frames[1], dataset.frames[2]
-    media_path(place, broken).write_bytes(b"no image")
-    media_path(place, gone).unlink()
-    found = embed(place, predictor, dataset.frames)
+    media_path(workspace, broken).write_bytes(b"no image")
+    media_path(workspace, gone).unlink()
+    found = embed(workspace, predictor, dataset.frames)
     assert [frame for frame, _ in found.left_out] == [broken.id, gone.id]
     assert all("cannot be read" in why for _, why in found.left_out)
     assert len(found.frames) == len(dataset.frames) - 2
 
 
 def test_vectors_that_are_no_numbers_are_left_out(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     encoder = Counting(predictor)
     encoder.poison = True
-    found = embed(place, encoder, dataset.frames[:8], batch=4)
+    found = embed(workspace, encoder, dataset.frames[:8], batch=4)
     assert [frame for frame, _ in found.left_out] == [dataset.frames[0].id, dataset.frames[4].id]
     assert np.isfinite(found.vectors).all()
 
 
 def test_nothing_readable_is_an_error(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    media_path(place, dataset.frames[0]).write_bytes(b"")
+    media_path(workspace, dataset.frames[0]).write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read"):
-        embed(place, predictor, dataset.frames[:1])
+        embed(workspace, predictor, dataset.frames[:1])
     with pytest.raises(DataError, match="no frames"):
-        embed(place, predictor, [])
+        embed(workspace, predictor, [])
 
 
 def test_a_damaged_file_is_named(
-    place: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    embed(place, predictor, dataset.frames)
-    folder = embeddings.embeddings_folder(place, DetectorEncoder(predictor))
+    embed(workspace, predictor, dataset.frames)
+    folder = embeddings.embeddings_folder(workspace, DetectorEncoder(predictor))
     damaged = next(folder.glob("*/vectors.npy"))
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(WorkbenchError, match="cannot be read") as caught:
-        embed(place, predictor, dataset.frames)
+        embed(workspace, predictor, dataset.frames)
     assert caught.value.where == str(damaged)

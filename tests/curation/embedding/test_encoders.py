@@ -151,11 +151,11 @@ def test_a_model_without_a_text_tower_says_so(folders: dict[str, Path]) -> None:
 
 
 def test_a_pass_with_a_detectors_boxes(
-    place: Workspace, dataset: Dataset, folders: dict[str, Path], predictor: TorchPredictor
+    workspace: Workspace, dataset: Dataset, folders: dict[str, Path], predictor: TorchPredictor
 ) -> None:
     boxes = BoxSource(predictor, "a" * 64)
     encoder = HuggingFaceEncoder(folders["dino"], boxes, grid=((2, 1), (3, 2)))
-    found = embed(place, encoder, dataset.frames[:6])
+    found = embed(workspace, encoder, dataset.frames[:6])
     assert found.vectors.shape == (6, 16)
     assert found.class_names == predictor.classes
     assert found.object_vectors.shape == (len(found.boxes), 16)
@@ -165,7 +165,7 @@ def test_a_pass_with_a_detectors_boxes(
     assert found.tiles.vectors.shape == (6 * 8, 16)
     np.testing.assert_allclose(found.tiles.boxes[0], [0, 0, SIZE[0] / 2, SIZE[1]])
     np.testing.assert_allclose(found.tiles.boxes[7], [SIZE[0] * 2 / 3, SIZE[1] / 2, *SIZE])
-    alone = embed(place, HuggingFaceEncoder(folders["dino"]), dataset.frames[:6])
+    alone = embed(workspace, HuggingFaceEncoder(folders["dino"]), dataset.frames[:6])
     assert len(alone.boxes) == 0
     assert alone.preprocessing != found.preprocessing  # whose boxes is part of its name
     np.testing.assert_allclose(alone.vectors, found.vectors, atol=1e-2)

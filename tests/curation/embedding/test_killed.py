@@ -26,7 +26,7 @@ from workbench.records.store import Store
 PASS = """
 import sys, time
 from pathlib import Path
-from workbench import workspace
+from workbench.core.workspace import find_workspace
 from workbench.curation.embedding import DetectorEncoder, embed, one_pass
 from workbench.detection.predictor import load_checkpoint
 from workbench.records import dataset as datasets
@@ -40,19 +40,19 @@ class Slow(DetectorEncoder):
         return super().look(images)
 
 one_pass.SHARD = 8
-store = Store(workspace.find())
+store = Store(find_workspace())
 encoder = Slow(load_checkpoint(store, sys.argv[3]))
 embed(store.workspace, encoder, datasets.load(store, sys.argv[2]).frames, batch=4)
 """
 
 
 def test_a_pass_killed_outright_goes_on_without_redoing_a_shard(
-    place: Workspace, store: Store, dataset: Dataset, model: Ref, tmp_path: Path
+    workspace: Workspace, store: Store, dataset: Dataset, model: Ref, tmp_path: Path
 ) -> None:
     log = tmp_path / "forwards"
     command = [sys.executable, "-c", PASS, str(log), dataset.ref or "", model]
     encoder = DetectorEncoder(load_checkpoint(store, model))
-    folder = embeddings.embeddings_folder(place, encoder)
+    folder = embeddings.embeddings_folder(workspace, encoder)
     running = subprocess.Popen([*command, "0.3"], env=dict(os.environ))
     deadline = time.monotonic() + 120
     while len(embeddings.read_shards(folder)) < 2 and time.monotonic() < deadline:
@@ -65,22 +65,22 @@ def test_a_pass_killed_outright_goes_on_without_redoing_a_shard(
     subprocess.run([*command, "0"], env=dict(os.environ), check=True)
     redone = sum(int(line) for line in log.read_text().split())
     assert redone == len(dataset.frames) - 8 * len(kept)
-    whole = embed(place, encoder, dataset.frames)
+    whole = embed(workspace, encoder, dataset.frames)
     assert whole.frames == tuple(frame.id for frame in dataset.frames)
-    unbroken = encoder.look([_image(place, dataset, row) for row in range(4)])
+    unbroken = encoder.look([_image(workspace, dataset, row) for row in range(4)])
     np.testing.assert_allclose(whole.vectors[:4], unbroken.frames, atol=2e-2)
 
 
-def _image(place: Workspace, dataset: Dataset, row: int) -> np.ndarray:
+def _image(workspace: Workspace, dataset: Dataset, row: int) -> np.ndarray:
     from workbench.detection.preprocessing import load_rgb
 
-    return load_rgb(media_path(place, dataset.frames[row]))
+    return load_rgb(media_path(workspace, dataset.frames[row]))
 
 
 def test_the_command_tells_what_it_kept(
-    place: Workspace, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    media_path(place, dataset.frames[9]).write_bytes(b"no image")
+    media_path(workspace, dataset.frames[9]).write_bytes(b"no image")
     with pytest.raises(SystemExit) as done:
         main(["embed", dataset.ref or "", "--role", "pool", "--model", model, "--json"])
     assert done.value.code == 0
@@ -107,7 +107,7 @@ def test_the_command_tells_what_it_kept(
     ],
 )
 def test_nonsense_is_told(
-    place: Workspace,
+    workspace: Workspace,
     dataset: Dataset,
     model: Ref,
     capsys: pytest.CaptureFixture[str],

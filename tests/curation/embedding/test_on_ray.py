@@ -22,8 +22,8 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
 
 
-def contents(place: Workspace) -> dict[str, str]:
-    root = place.root / "embeddings"
+def contents(workspace: Workspace) -> dict[str, str]:
+    root = workspace.root / "embeddings"
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
@@ -32,38 +32,42 @@ def contents(place: Workspace) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_workers_write_what_one_machine_writes(
-    place: Workspace, store: Store, dataset: Dataset, model: Ref, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace,
+    store: Store,
+    dataset: Dataset,
+    model: Ref,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compute, "SHARD_FRAMES", 12)
     predictor = load_checkpoint(store, model)
-    media_path(place, dataset.frames[30]).write_bytes(b"no image")
-    here = embed(place, predictor, dataset.frames)
-    expected = contents(place)
+    media_path(workspace, dataset.frames[30]).write_bytes(b"no image")
+    here = embed(workspace, predictor, dataset.frames)
+    expected = contents(workspace)
     assert len([name for name in expected if name.endswith("shard.json")]) == 4
-    shutil.rmtree(place.root / "embeddings")
+    shutil.rmtree(workspace.root / "embeddings")
     told: list[tuple[int, int]] = []
     there = embed(
-        place,
+        workspace,
         predictor,
         dataset.frames,
         lambda done, total: told.append((done, total)),
         ray="local",
     )
-    assert contents(place) == expected
+    assert contents(workspace) == expected
     assert there.left_out == here.left_out
     assert told[-1] == (48, 48)
     np.testing.assert_array_equal(there.vectors, here.vectors)
 
 
 def test_with_nothing_missing_nobody_is_asked(
-    place: Workspace, store: Store, dataset: Dataset, model: Ref
+    workspace: Workspace, store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    embed(place, load_checkpoint(store, model), dataset.frames)
-    embed(place, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")
+    embed(workspace, load_checkpoint(store, model), dataset.frames)
+    embed(workspace, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")
 
 
 def test_an_address_that_nobody_listens_at(
-    place: Workspace, store: Store, dataset: Dataset, model: Ref
+    workspace: Workspace, store: Store, dataset: Dataset, model: Ref
 ) -> None:
     with pytest.raises(ServiceError, match="could not be reached"):
-        embed(place, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")
+        embed(workspace, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")

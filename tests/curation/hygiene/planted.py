@@ -41,15 +41,15 @@ def encoded(image: NDArray[np.uint8], kind: str = "PNG", **options: int) -> byte
     return stream.getvalue()
 
 
-def add(place: Workspace, frame: Frame, data: bytes) -> Frame:
-    path = media_path(place, frame)
+def add(workspace: Workspace, frame: Frame, data: bytes) -> Frame:
+    path = media_path(workspace, frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return frame
 
 
 def frame_of(
-    place: Workspace, data: bytes, drive: str, index: int, role: Role | None, kind: str = ".png"
+    workspace: Workspace, data: bytes, drive: str, index: int, role: Role | None, kind: str = ".png"
 ) -> Frame:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
@@ -64,10 +64,10 @@ def frame_of(
         conditions=Conditions(light=Light.DAY, weather=Weather.CLEAR),
         role=role,
     )
-    return add(place, frame, data)
+    return add(workspace, frame, data)
 
 
-def clean(place: Workspace, drives: int = 10, per_drive: int = 8) -> Dataset:
+def clean(workspace: Workspace, drives: int = 10, per_drive: int = 8) -> Dataset:
     """Drives through scenes of their own, the first seven learned from, the last judged by."""
     frames = []
     for number in range(drives):
@@ -75,7 +75,7 @@ def clean(place: Workspace, drives: int = 10, per_drive: int = 8) -> Dataset:
         role = Role.VAL if number == drives - 3 else role
         for index in range(per_drive):
             data = encoded(scene(number, step=3.0 * index))
-            frames.append(frame_of(place, data, f"drive-{number:02}", index, role))
+            frames.append(frame_of(workspace, data, f"drive-{number:02}", index, role))
     return Dataset(
         name="planted",
         label_schema=SCHEMA,

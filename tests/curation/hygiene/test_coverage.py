@@ -14,8 +14,8 @@ from workbench.records.dataset import Dataset
 
 
 @pytest.fixture
-def dataset(place: Workspace) -> Dataset:
-    return make_dataset(place)
+def dataset(workspace: Workspace) -> Dataset:
+    return make_dataset(workspace)
 
 
 def cell(cells: tuple[hygiene.CoverageCell, ...], *key: str) -> hygiene.CoverageCell:

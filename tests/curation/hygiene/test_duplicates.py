@@ -23,16 +23,18 @@ from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
 
 
-def find(place: Workspace, dataset: Dataset) -> duplicates.Duplicates:
-    found = hygiene.compute_fingerprints(place, dataset.frames)
+def find(workspace: Workspace, dataset: Dataset) -> duplicates.Duplicates:
+    found = hygiene.compute_fingerprints(workspace, dataset.frames)
     return duplicates.find_duplicates(FrameFeatures(dataset.frames, found.hashes), found.pixels)
 
 
-def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(place: Workspace) -> None:
-    dataset = planted.clean(place)
+def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(workspace: Workspace) -> None:
+    dataset = planted.clean(workspace)
     image = planted.scene(2, step=6.0)
-    copy = planted.frame_of(place, planted.encoded(image, "BMP"), "copies", 0, Role.POOL, ".bmp")
-    found = find(place, planted.with_frames(dataset, copy))
+    copy = planted.frame_of(
+        workspace, planted.encoded(image, "BMP"), "copies", 0, Role.POOL, ".bmp"
+    )
+    found = find(workspace, planted.with_frames(dataset, copy))
     (cluster,) = found.exact
     assert cluster.exact
     assert copy.id in cluster.frames
@@ -40,37 +42,37 @@ def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(place: Worksp
     assert cluster.drives == 2
 
 
-def test_a_copy_saved_worse_and_smaller_is_a_near_duplicate(place: Workspace) -> None:
-    dataset = planted.clean(place)
+def test_a_copy_saved_worse_and_smaller_is_a_near_duplicate(workspace: Workspace) -> None:
+    dataset = planted.clean(workspace)
     image = planted.scene(4, step=9.0)
     brighter = (
         Image.fromarray(image).resize((112, 67), Image.Resampling.BOX).point(lambda v: v * 1.1)
     )
     worse = planted.encoded(np.asarray(brighter), "JPEG", quality=60)
-    copy = planted.frame_of(place, worse, "copies", 0, Role.POOL, ".jpg")
-    found = find(place, planted.with_frames(dataset, copy))
+    copy = planted.frame_of(workspace, worse, "copies", 0, Role.POOL, ".jpg")
+    found = find(workspace, planted.with_frames(dataset, copy))
     assert not found.exact
     together = next(cluster for cluster in found.near if copy.id in cluster.frames)
     original = next(f for f in dataset.frames if f.drive == "drive-04" and f.index == 3)
     assert original.id in together.frames
 
 
-def test_a_clean_pool_has_no_twins_across_drives(place: Workspace) -> None:
-    found = find(place, planted.clean(place))
+def test_a_clean_pool_has_no_twins_across_drives(workspace: Workspace) -> None:
+    found = find(workspace, planted.clean(workspace))
     assert not found.exact
     assert all(cluster.drives == 1 for cluster in found.near)
     assert found.yardstick.pairs >= MIN_PAIRS
     assert found.yardstick.bits <= MAX_NEAR_BITS
 
 
-def test_a_pool_of_one_picture_is_one_cluster(place: Workspace) -> None:
+def test_a_pool_of_one_picture_is_one_cluster(workspace: Workspace) -> None:
     image = planted.scene(1)
     kinds = [("PNG", ".png"), ("BMP", ".bmp"), ("TIFF", ".tiff")]
     frames = [
-        planted.frame_of(place, planted.encoded(image, kind), "one", number, Role.POOL, suffix)
+        planted.frame_of(workspace, planted.encoded(image, kind), "one", number, Role.POOL, suffix)
         for number, (kind, suffix) in enumerate(kinds)
     ]
-    found = hygiene.compute_fingerprints(place, frames)
+    found = hygiene.compute_fingerprints(workspace, frames)
     twins = duplicates.find_duplicates(FrameFeatures(tuple(frames), found.hashes), found.pixels)
     assert twins.surplus == 2
     assert [len(cluster.frames) for cluster in twins.exact] == [3]
@@ -78,30 +80,30 @@ def test_a_pool_of_one_picture_is_one_cluster(place: Workspace) -> None:
 
 
 def test_fingerprints_are_read_the_second_time(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = planted.clean(place, drives=2)
-    first = hygiene.compute_fingerprints(place, dataset.frames)
+    dataset = planted.clean(workspace, drives=2)
+    first = hygiene.compute_fingerprints(workspace, dataset.frames)
     module = sys.modules["workbench.curation.hygiene.fingerprints"]
     monkeypatch.setattr(module, "load_rgb", lambda _: pytest.fail("read again"))
-    again = hygiene.compute_fingerprints(place, dataset.frames)
+    again = hygiene.compute_fingerprints(workspace, dataset.frames)
     assert again.pixels == first.pixels
     assert (again.hashes == first.hashes).all()
 
 
-def test_a_torn_fingerprint_file_is_made_again(place: Workspace) -> None:
-    dataset = planted.clean(place, drives=2)
-    first = hygiene.compute_fingerprints(place, dataset.frames)
-    (kept,) = (place.root / "fingerprints").rglob("*.npy")
+def test_a_torn_fingerprint_file_is_made_again(workspace: Workspace) -> None:
+    dataset = planted.clean(workspace, drives=2)
+    first = hygiene.compute_fingerprints(workspace, dataset.frames)
+    (kept,) = (workspace.root / "fingerprints").rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:200])
-    assert hygiene.compute_fingerprints(place, dataset.frames).pixels == first.pixels
+    assert hygiene.compute_fingerprints(workspace, dataset.frames).pixels == first.pixels
 
 
-def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(place: Workspace) -> None:
-    dataset = planted.clean(place, drives=2)
+def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(workspace: Workspace) -> None:
+    dataset = planted.clean(workspace, drives=2)
     torn = dataset.frames[3]
-    media_path(place, torn).write_bytes(b"no image")
-    found = hygiene.compute_fingerprints(place, dataset.frames)
+    media_path(workspace, torn).write_bytes(b"no image")
+    found = hygiene.compute_fingerprints(workspace, dataset.frames)
     assert torn.id not in found.frames
     ((frame, why),) = found.left_out
     assert frame == torn.id
@@ -109,29 +111,29 @@ def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(place: Workspac
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(
-    place: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("workbench.core.workspace.os.fsync", full)
     with pytest.raises(WorkbenchError, match="fingerprints cannot be written: No space left"):
-        hygiene.compute_fingerprints(place, planted.clean(place, drives=1).frames)
-    assert not list((place.root / "fingerprints").rglob("*.npy"))
+        hygiene.compute_fingerprints(workspace, planted.clean(workspace, drives=1).frames)
+    assert not list((workspace.root / "fingerprints").rglob("*.npy"))
 
 
-def test_one_long_wait_is_not_the_yardstick(place: Workspace) -> None:
+def test_one_long_wait_is_not_the_yardstick(workspace: Workspace) -> None:
     """A drive that stands for 60 frames counts with no more pairs than the others."""
-    dataset = planted.clean(place)
+    dataset = planted.clean(workspace)
     standing = [
         planted.frame_of(
-            place, planted.encoded(planted.scene(77) + np.uint8(n % 3)), "stands", n, Role.SEED
+            workspace, planted.encoded(planted.scene(77) + np.uint8(n % 3)), "stands", n, Role.SEED
         )
         for n in range(3)
     ]
-    hashes = hygiene.compute_fingerprints(place, dataset.frames).hashes
+    hashes = hygiene.compute_fingerprints(workspace, dataset.frames).hashes
     moving = measure_threshold(FrameFeatures(dataset.frames, hashes), 0.5)
-    still = hygiene.compute_fingerprints(place, standing).hashes
+    still = hygiene.compute_fingerprints(workspace, standing).hashes
     many = tuple(standing[n % 3].model_copy(update={"index": n}) for n in range(60))
     both = FrameFeatures(
         (*dataset.frames, *many), np.concatenate([hashes, still[np.arange(60) % 3]])

@@ -27,10 +27,10 @@ def saved(store: Store, dataset: Dataset) -> Ref:
     return ref
 
 
-def leaking(place: Workspace) -> Dataset:
-    dataset = planted.clean(place)
+def leaking(workspace: Workspace) -> Dataset:
+    dataset = planted.clean(workspace)
     worse = planted.encoded(planted.scene(9, step=6.0), "JPEG", quality=60)
-    copy = planted.frame_of(place, worse, "copies", 0, Role.SEED, ".jpg")
+    copy = planted.frame_of(workspace, worse, "copies", 0, Role.SEED, ".jpg")
     return planted.with_frames(dataset, copy)
 
 
@@ -42,8 +42,8 @@ def run(*arguments: str) -> int:
     return 0
 
 
-def test_what_is_found_is_a_record_that_reads_back(place: Workspace, store: Store) -> None:
-    ref = saved(store, leaking(place))
+def test_what_is_found_is_a_record_that_reads_back(workspace: Workspace, store: Store) -> None:
+    ref = saved(store, leaking(workspace))
     made = hygiene.inspect_dataset(store, ref)
     found = hygiene.read_findings(store, made)
     assert found.record.verdict is Verdict.FAIL
@@ -66,32 +66,34 @@ def test_with_a_model_vectors_and_labels_are_judged_too(
     assert found.record.verdict is Verdict.PASS
 
 
-def test_an_unreadable_frame_is_told_and_the_rest_goes_on(place: Workspace, store: Store) -> None:
-    dataset = planted.clean(place)
+def test_an_unreadable_frame_is_told_and_the_rest_goes_on(
+    workspace: Workspace, store: Store
+) -> None:
+    dataset = planted.clean(workspace)
     ref = saved(store, dataset)
-    media_path(place, dataset.frames[5]).write_bytes(b"torn")
+    media_path(workspace, dataset.frames[5]).write_bytes(b"torn")
     record = hygiene.read_findings(store, hygiene.inspect_dataset(store, ref)).record
     assert [one["frame"] for one in record.parameters["unreadable"]] == [dataset.frames[5].id]
     for frame in dataset.frames:
-        media_path(place, frame).write_bytes(b"torn")
-    for kept in (place.root / "fingerprints").rglob("*.npy"):
+        media_path(workspace, frame).write_bytes(b"torn")
+    for kept in (workspace.root / "fingerprints").rglob("*.npy"):
         kept.unlink()
     with pytest.raises(DataError, match="not one frame can be read"):
         hygiene.inspect_dataset(store, ref)
 
 
-def test_a_dataset_without_frames_is_refused(place: Workspace, store: Store) -> None:
-    ref = saved(store, replace(planted.clean(place, drives=1), frames=(), drives=()))
+def test_a_dataset_without_frames_is_refused(workspace: Workspace, store: Store) -> None:
+    ref = saved(store, replace(planted.clean(workspace, drives=1), frames=(), drives=()))
     with pytest.raises(DataError, match="no frames to inspect"):
         hygiene.inspect_dataset(store, ref)
 
 
 def test_the_command_is_a_gate(
-    place: Workspace, store: Store, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved(store, planted.clean(place))
+    saved(store, planted.clean(workspace))
     assert run("inspect", "planted", "--gate") == 0
-    saved(store, leaking(place))
+    saved(store, leaking(workspace))
     assert run("inspect", "planted") == 0
     capsys.readouterr()
     assert run("inspect", "planted", "--gate", "--json") == 1
@@ -128,12 +130,12 @@ def test_the_worst_labels_become_a_selection_to_send(
     ],
 )
 def test_what_cannot_be_meant_says_why(
-    place: Workspace,
+    workspace: Workspace,
     store: Store,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     told: str,
 ) -> None:
-    saved(store, planted.clean(place, drives=2))
+    saved(store, planted.clean(workspace, drives=2))
     assert run(*arguments) in (1, 2)
     assert told in capsys.readouterr().err

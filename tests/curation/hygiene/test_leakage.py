@@ -19,9 +19,9 @@ from workbench.records.frames import Drive, Role
 
 
 def check(
-    place: Workspace, dataset: Dataset, rules: hygiene.LeakageRules | None = None
+    workspace: Workspace, dataset: Dataset, rules: hygiene.LeakageRules | None = None
 ) -> hygiene.LeakageResult:
-    found = hygiene.compute_fingerprints(place, dataset.frames)
+    found = hygiene.compute_fingerprints(workspace, dataset.frames)
     return leakage.check_leakage(dataset, FrameFeatures(dataset.frames, found.hashes), rules)
 
 
@@ -30,12 +30,12 @@ def gate(found: hygiene.LeakageResult, kind: str) -> GateResult:
 
 
 @pytest.fixture
-def dataset(place: Workspace) -> Dataset:
-    return planted.clean(place)
+def dataset(workspace: Workspace) -> Dataset:
+    return planted.clean(workspace)
 
 
-def test_a_clean_split_passes_with_its_evidence(place: Workspace, dataset: Dataset) -> None:
-    found = check(place, dataset)
+def test_a_clean_split_passes_with_its_evidence(workspace: Workspace, dataset: Dataset) -> None:
+    found = check(workspace, dataset)
     assert found.verdict is Verdict.PASS
     assert not found.leaks
     assert (gate(found, "drive").n, gate(found, "drive").unit) == (10, "drives")
@@ -47,11 +47,11 @@ def test_a_clean_split_passes_with_its_evidence(place: Workspace, dataset: Datas
     assert "80 of 80 frames tell no position" in place_gate.why
 
 
-def test_a_copy_across_the_split_is_found(place: Workspace, dataset: Dataset) -> None:
+def test_a_copy_across_the_split_is_found(workspace: Workspace, dataset: Dataset) -> None:
     image = planted.scene(9, step=6.0)  # drive 9 is judged by
     worse = planted.encoded(image, "JPEG", quality=60)
-    copy = planted.frame_of(place, worse, "copies", 0, Role.SEED, ".jpg")
-    found = check(place, planted.with_frames(dataset, copy))
+    copy = planted.frame_of(workspace, worse, "copies", 0, Role.SEED, ".jpg")
+    found = check(workspace, planted.with_frames(dataset, copy))
     assert found.verdict is Verdict.FAIL
     leaks = [leak for leak in found.leaks if leak.kind == "embedding"]
     assert copy.id in {leak.second for leak in leaks}
@@ -59,14 +59,14 @@ def test_a_copy_across_the_split_is_found(place: Workspace, dataset: Dataset) ->
     assert gate(found, "drive").verdict is Verdict.PASS
 
 
-def test_a_drive_on_two_sides_is_found(place: Workspace, dataset: Dataset) -> None:
+def test_a_drive_on_two_sides_is_found(workspace: Workspace, dataset: Dataset) -> None:
     moved = [
         frame.model_copy(update={"role": Role.SEED})
         if frame.drive == "drive-09" and frame.index < 3
         else frame
         for frame in dataset.frames
     ]
-    found = check(place, replace(dataset, frames=tuple(moved)))
+    found = check(workspace, replace(dataset, frames=tuple(moved)))
     assert gate(found, "drive").verdict is Verdict.FAIL
     assert gate(found, "time").verdict is Verdict.FAIL
     (leak,) = (leak for leak in found.leaks if leak.kind == "drive")
@@ -74,10 +74,10 @@ def test_a_drive_on_two_sides_is_found(place: Workspace, dataset: Dataset) -> No
     assert "drive-09 has frames on sides judged and learned" in leak.why
 
 
-def test_blocks_of_time_are_judged_by_their_gap(place: Workspace, dataset: Dataset) -> None:
+def test_blocks_of_time_are_judged_by_their_gap(workspace: Workspace, dataset: Dataset) -> None:
     few = dataset.where(lambda frame: frame.drive in ("drive-00", "drive-01"))
     cut = assign_roles(few, RolePolicy(gap_s=0.5))
-    found = check(place, cut)
+    found = check(workspace, cut)
     assert cut.split["method"] == "time blocks"
     assert not gate(found, "drive").required
     assert "time decides" in gate(found, "drive").why
@@ -86,7 +86,7 @@ def test_blocks_of_time_are_judged_by_their_gap(place: Workspace, dataset: Datas
 
 
 def test_two_files_of_one_recording_are_told_by_the_vehicles_clock(
-    place: Workspace, dataset: Dataset
+    workspace: Workspace, dataset: Dataset
 ) -> None:
     """A recording cut into drives by name alone: the second half is judged by."""
     drives = []
@@ -94,7 +94,7 @@ def test_two_files_of_one_recording_are_told_by_the_vehicles_clock(
         start = {"drive-06": "2026-01-01T10:00:00Z", "drive-08": "2026-01-01T10:00:05Z"}
         about = {"vehicle": "v1", "started_at": start.get(drive.id, "2026-01-02T10:00:00Z")}
         drives.append(drive.model_copy(update=about if drive.id in start else {}))
-    found = check(place, replace(dataset, drives=tuple(drives)))
+    found = check(workspace, replace(dataset, drives=tuple(drives)))
     leaks = [leak for leak in found.leaks if leak.kind == "time"]
     assert gate(found, "drive").verdict is Verdict.PASS
     assert gate(found, "time").verdict is Verdict.FAIL
@@ -102,7 +102,9 @@ def test_two_files_of_one_recording_are_told_by_the_vehicles_clock(
     assert "seed of drive-06 and safety of drive-08" in leaks[0].why
 
 
-def test_one_place_driven_twice_is_found_by_position(place: Workspace, dataset: Dataset) -> None:
+def test_one_place_driven_twice_is_found_by_position(
+    workspace: Workspace, dataset: Dataset
+) -> None:
     def placed(shift_m: float) -> Dataset:
         frames = []
         for frame in dataset.frames:
@@ -112,30 +114,30 @@ def test_one_place_driven_twice_is_found_by_position(place: Workspace, dataset: 
             frames.append(frame.model_copy(update={"position": (north, 11.0)}))
         return replace(dataset, frames=tuple(frames))
 
-    near = check(place, placed(20.0))
+    near = check(workspace, placed(20.0))
     assert gate(near, "place").verdict is Verdict.FAIL
     assert {round(leak.value) for leak in near.leaks if leak.kind == "place"} == {20}
-    assert gate(check(place, placed(30.0)), "place").verdict is Verdict.PASS
+    assert gate(check(workspace, placed(30.0)), "place").verdict is Verdict.PASS
     wider = hygiene.LeakageRules(radius_m=40.0)
-    assert gate(check(place, placed(30.0), wider), "place").verdict is Verdict.FAIL
+    assert gate(check(workspace, placed(30.0), wider), "place").verdict is Verdict.FAIL
 
 
-def test_a_pool_without_a_split_is_no_evidence(place: Workspace, dataset: Dataset) -> None:
+def test_a_pool_without_a_split_is_no_evidence(workspace: Workspace, dataset: Dataset) -> None:
     pool = [frame.model_copy(update={"role": Role.POOL}) for frame in dataset.frames]
-    found = check(place, replace(dataset, frames=tuple(pool)))
+    found = check(workspace, replace(dataset, frames=tuple(pool)))
     assert found.verdict is Verdict.INSUFFICIENT
     assert "the only role is pool" in found.gates[0].why
 
 
-def test_too_few_frames_to_measure_on_are_no_evidence(place: Workspace) -> None:
-    found = check(place, planted.clean(place, drives=4, per_drive=3))
+def test_too_few_frames_to_measure_on_are_no_evidence(workspace: Workspace) -> None:
+    found = check(workspace, planted.clean(workspace, drives=4, per_drive=3))
     assert found.verdict is Verdict.INSUFFICIENT
     assert "8 consecutive pairs are too few" in gate(found, "embedding").why
 
 
-def test_vectors_and_hashes_have_to_agree(place: Workspace, dataset: Dataset) -> None:
+def test_vectors_and_hashes_have_to_agree(workspace: Workspace, dataset: Dataset) -> None:
     """Likeness that the model sees through is no leak; a copy is one, whatever it sees."""
-    hashes = hygiene.compute_fingerprints(place, dataset.frames).hashes.copy()
+    hashes = hygiene.compute_fingerprints(workspace, dataset.frames).hashes.copy()
     unit = np.zeros((len(dataset.frames), 4), np.float32)
     unit[:, 0] = 1.0
     judged = next(n for n, f in enumerate(dataset.frames) if f.drive == "drive-09")
@@ -163,7 +165,7 @@ def test_a_drive_that_nobody_described_keeps_its_own_clock() -> None:
     assert recording_time(epoch, Drive(id="d", vehicle="v")) == ("vehicle v", 1.7e9)
 
 
-def test_a_wait_longer_than_the_gap_widens_it(place: Workspace, dataset: Dataset) -> None:
+def test_a_wait_longer_than_the_gap_widens_it(workspace: Workspace, dataset: Dataset) -> None:
     """Drive 0 soon stands: one view on both sides of its cut, however wide the gap."""
     moving = [frame for frame in dataset.frames if frame.drive in ("drive-01", "drive-02")]
     whole = []
@@ -171,7 +173,9 @@ def test_a_wait_longer_than_the_gap_widens_it(place: Workspace, dataset: Dataset
         step = 6.0 * min(number, 4)
         image = planted.scene(40, step=step)
         image[0, 0] = number  # other bytes, the same view
-        whole.append(planted.frame_of(place, planted.encoded(image), "drive-00", number, Role.SEED))
+        whole.append(
+            planted.frame_of(workspace, planted.encoded(image), "drive-00", number, Role.SEED)
+        )
     few = replace(
         dataset,
         frames=(*whole, *moving),
@@ -181,14 +185,16 @@ def test_a_wait_longer_than_the_gap_widens_it(place: Workspace, dataset: Dataset
     )
     shares = {Role.SEED: 0.5, Role.SAFETY: 0.5}
     cut = assign_roles(few, RolePolicy(shares=shares, gap_s=0.6))
-    leaking = check(place, cut)
+    leaking = check(workspace, cut)
     assert gate(leaking, "time").verdict is Verdict.PASS
     assert gate(leaking, "embedding").verdict is Verdict.FAIL
     worst = next(leak for leak in leaking.leaks if leak.kind == "embedding")
     assert worst.first[:12] in gate(leaking, "embedding").why, "the gate names the frames"
-    standing = hygiene.similar_across_cuts(place, cut)
+    standing = hygiene.similar_across_cuts(workspace, cut)
     mended = widen_gaps(cut, standing)
-    assert gate(check(place, mended), "embedding").verdict is Verdict.PASS
+    assert gate(check(workspace, mended), "embedding").verdict is Verdict.PASS
     assert mended.split["gap_widened_by_frames"] == len(standing) > 0
     assert mended.split["frames"]["none"] == cut.split["frames"]["none"] + len(standing)
-    assert hygiene.similar_across_cuts(place, dataset) == (), "whole drives: likeness is an alarm"
+    assert hygiene.similar_across_cuts(workspace, dataset) == (), (
+        "whole drives: likeness is an alarm"
+    )

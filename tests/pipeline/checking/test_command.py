@@ -13,8 +13,8 @@ from tests.tiny_run import workbench
 from workbench.core.workspace import Workspace
 
 
-def check(place: Workspace, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return workbench(place, "check", *map(str, arguments), timeout=120)
+def check(workspace: Workspace, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return workbench(workspace, "check", *map(str, arguments), timeout=120)
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def faulty(tmp_path: Path) -> Path:
     return path
 
 
-def test_people_read_cell_line_reason_and_mend(place: Workspace, faulty: Path) -> None:
-    done = check(place, faulty)
+def test_people_read_cell_line_reason_and_mend(workspace: Workspace, faulty: Path) -> None:
+    done = check(workspace, faulty)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert "cell 3 (c3)" in lines
@@ -40,8 +40,10 @@ def test_people_read_cell_line_reason_and_mend(place: Workspace, faulty: Path) -
     assert "\x1b" not in done.stdout, "colours are for terminals"
 
 
-def test_machines_get_one_object_and_fix_says_what_it_did(place: Workspace, faulty: Path) -> None:
-    done = check(place, faulty, "--fix", "--json")
+def test_machines_get_one_object_and_fix_says_what_it_did(
+    workspace: Workspace, faulty: Path
+) -> None:
+    done = check(workspace, faulty, "--fix", "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["passed"], told["ran"]) == (1, False, False)
     assert told["fixed"] == ["cell 3: outputs and execution count cleared"]
@@ -54,16 +56,18 @@ def test_machines_get_one_object_and_fix_says_what_it_did(place: Workspace, faul
     assert told["parameters"]["properties"]["n"]["type"] == "integer"
 
 
-def test_reading_alone_is_enough_for_an_editor(place: Workspace, tmp_path: Path) -> None:
-    done = check(place, good(tmp_path / "a.ipynb"), "--static")
+def test_reading_alone_is_enough_for_an_editor(workspace: Workspace, tmp_path: Path) -> None:
+    done = check(workspace, good(tmp_path / "a.ipynb"), "--static")
     assert done.returncode == 0
     assert "reads well" in done.stdout
-    assert not place.root.exists()
+    assert not workspace.root.exists()
 
 
-def test_a_file_that_is_no_notebook_is_said_to_be_none(place: Workspace, tmp_path: Path) -> None:
+def test_a_file_that_is_no_notebook_is_said_to_be_none(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     (tmp_path / "x.ipynb").write_bytes(b"\x00\xff rubbish")
-    done = check(place, tmp_path / "x.ipynb", "--json")
+    done = check(workspace, tmp_path / "x.ipynb", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["message"] == "this file is not a notebook"
     assert "next:" in done.stderr

@@ -37,8 +37,8 @@ def notebook(tmp_path: Path) -> Path:
     return tmp_path / "project" / "notebooks" / "steps" / "a.ipynb"
 
 
-def run(place: Workspace, path: Path) -> CheckReport:
-    return check.check_notebook(place, path, Quiet())
+def run(workspace: Workspace, path: Path) -> CheckReport:
+    return check.check_notebook(workspace, path, Quiet())
 
 
 def errors(report: CheckReport) -> list[Finding]:
@@ -50,22 +50,22 @@ def rules(report: CheckReport) -> list[tuple[str, int | None]]:
 
 
 def test_a_good_notebook_gets_a_receipt_that_its_next_change_voids(
-    place: Workspace, notebook: Path
+    workspace: Workspace, notebook: Path
 ) -> None:
     good(notebook, "import tempfile\nwith tempfile.NamedTemporaryFile('w') as s: s.write('x')")
-    report = run(place, notebook)
+    report = run(workspace, notebook)
     assert report.passed, report.findings
     assert set(report.checks.values()) <= {"passed", "partial"}
     assert report.outputs["selection"].startswith("selection/")
-    ref, receipt = receipts.fresh_receipt(place, notebook)
+    ref, receipt = receipts.fresh_receipt(workspace, notebook)
     assert (ref, receipt.outputs) == (report.receipt, dict(report.outputs))
     good(notebook, "m = 1")
     with pytest.raises(Exception, match="void"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
 
 
 def test_reads_writes_and_connections_are_found_at_their_cells(
-    place: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C++ readers included: that is what the kernel's own watch is for."""
     monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))  # tests live in /tmp
@@ -89,7 +89,7 @@ def test_reads_writes_and_connections_are_found_at_their_cells(
         "fine = step.path('declared/fine.txt').read_text()",
     ]
     contract = {**TWICE, "access": {"reads": ["declared"]}}
-    report = run(place, good(notebook, *cells, contract=contract))
+    report = run(workspace, good(notebook, *cells, contract=contract))
     about = [one for one in errors(report) if str(data) in one.message or "127" in one.message]
     found = {(one.cell, one.rule, Path(one.message.split()[-1]).name) for one in about}
     if report.watch != "complete":
@@ -129,10 +129,10 @@ def _fill(data: Path) -> None:
     ],
 )
 def test_a_broken_promise_is_found(
-    place: Workspace, notebook: Path, work: str, rule: str, words: str
+    workspace: Workspace, notebook: Path, work: str, rule: str, words: str
 ) -> None:
     out = OUT.replace("seed=0", "seed=n_now % 10**9") if "n_now" in work else OUT
-    report = run(place, book(notebook, PARAMETERS, STEP, work, out, contract=TWICE))
+    report = run(workspace, book(notebook, PARAMETERS, STEP, work, out, contract=TWICE))
     (found,) = errors(report)
     assert found.rule == rule
     assert words in found.message
@@ -140,35 +140,37 @@ def test_a_broken_promise_is_found(
     assert report.receipt is None
 
 
-def test_an_empty_output_and_ignored_parameters_are_found(place: Workspace, notebook: Path) -> None:
+def test_an_empty_output_and_ignored_parameters_are_found(
+    workspace: Workspace, notebook: Path
+) -> None:
     out = OUT.replace("budget=n", "budget=1").replace("chosen=chosen", "chosen=()")
-    report = run(place, book(notebook, PARAMETERS, STEP, out))
+    report = run(workspace, book(notebook, PARAMETERS, STEP, out))
     assert rules(report) == [("output-empty", None), ("parameters-ignored", None)]
     assert set(report.checks) == {"static", "bad values", "runs", "reads and writes", "repeats"}
 
 
-def test_over_its_budget_it_is_ended(place: Workspace, notebook: Path) -> None:
+def test_over_its_budget_it_is_ended(workspace: Workspace, notebook: Path) -> None:
     resources = {"threads": 1, "timeout_s": 4, "memory_gib": 2}
     contract = {**CONTRACT, "resources": resources}
-    report = run(place, good(notebook, "import time\ntime.sleep(60)", contract=contract))
+    report = run(workspace, good(notebook, "import time\ntime.sleep(60)", contract=contract))
     (found,) = errors(report)
     assert found.rule == "over-budget"
     assert "4 s" in found.message
 
 
-def test_records_it_was_not_given_are_not_there(place: Workspace, notebook: Path) -> None:
+def test_records_it_was_not_given_are_not_there(workspace: Workspace, notebook: Path) -> None:
     """The newest selection of the workspace is no input, so the check does not show it."""
     work = "newest = list(step.store.refs('selection'))\nassert newest, 'nothing mined'"
-    report = run(place, good(notebook, work))
+    report = run(workspace, good(notebook, work))
     (found,) = errors(report)
     assert (found.rule, found.cell) == ("failed", 3)
     assert "nothing mined" in found.message
 
 
-def test_static_errors_stop_it_before_a_kernel_starts(place: Workspace, notebook: Path) -> None:
-    report = run(place, good(notebook, "x = undefined_thing"))
+def test_static_errors_stop_it_before_a_kernel_starts(workspace: Workspace, notebook: Path) -> None:
+    report = run(workspace, good(notebook, "x = undefined_thing"))
     assert (report.ran, report.receipt) == (False, None)
-    assert not (place.root / "checks").exists()
+    assert not (workspace.root / "checks").exists()
 
 
 def test_a_parameter_of_any_type_is_said_to_take_anything(notebook: Path) -> None:
@@ -181,14 +183,14 @@ def test_a_parameter_of_any_type_is_said_to_take_anything(notebook: Path) -> Non
 
 
 def test_where_the_kernel_cannot_watch_python_does_and_says_so(
-    place: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "can_watch", lambda: False)
     monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))
     secret = tmp_path / "x.txt"
     secret.write_text("x")
     where = f"words = open('/'.join({str(secret).split('/')!r})).read()"
-    report = run(place, good(notebook, where, contract=TWICE))
+    report = run(workspace, good(notebook, where, contract=TWICE))
     found = {(one.rule, one.cell) for one in report.findings}
     assert {("undeclared-read", 3), ("watch-incomplete", None)} <= found
     assert report.watch == "partial"
@@ -196,7 +198,7 @@ def test_where_the_kernel_cannot_watch_python_does_and_says_so(
 
 
 @pytest.mark.slow
-def test_inputs_are_made_by_the_pipeline_and_kept(place: Workspace, notebook: Path) -> None:
+def test_inputs_are_made_by_the_pipeline_and_kept(workspace: Workspace, notebook: Path) -> None:
     upstream = {"outputs": CONTRACT["outputs"], "resources": CONTRACT["resources"]}
     book(notebook.parent / "up.ipynb", PARAMETERS, STEP, OUT, contract=upstream)
     contract: dict[str, Any] = {
@@ -217,16 +219,20 @@ def test_inputs_are_made_by_the_pipeline_and_kept(place: Workspace, notebook: Pa
         "schema_version: 1\nname: p\nparameters: {n: {type: int, default: 1}}\n"
         'steps:\n  up: {parameters: {n: "${n}"}}\n  broken: {notebook: nowhere}\n'
     )
-    report = run(place, notebook)
+    report = run(workspace, notebook)
     assert rules(report) == [("fixture-unready", None)]
     pipeline.write_text(pipeline.read_text().replace("  broken: {notebook: nowhere}\n", ""))
     teller = Quiet()
-    assert check.check_notebook(place, notebook, teller).passed, report.findings
+    assert check.check_notebook(workspace, notebook, teller).passed, report.findings
     assert any("preparing found" in note for note in teller.notes)
-    assert not list((place.root / "records").glob("selection/*")), "a check leaves no such record"
+    assert not list((workspace.root / "records").glob("selection/*")), (
+        "a check leaves no such record"
+    )
 
 
-def test_what_changes_while_it_is_checked_gets_no_receipt(place: Workspace, notebook: Path) -> None:
+def test_what_changes_while_it_is_checked_gets_no_receipt(
+    workspace: Workspace, notebook: Path
+) -> None:
     good(notebook, contract=TWICE)
 
     class Meddling(Quiet):
@@ -234,12 +240,15 @@ def test_what_changes_while_it_is_checked_gets_no_receipt(place: Workspace, note
             if message.startswith("run 2"):
                 good(notebook, "m = 1", contract=TWICE)
 
-    report = check.check_notebook(place, notebook, Meddling())
+    report = check.check_notebook(workspace, notebook, Meddling())
     assert rules(report) == [("changed-meanwhile", None)]
     assert report.receipt is None
 
 
-def test_two_checks_of_one_notebook_do_not_meet(place: Workspace, notebook: Path) -> None:
+def test_two_checks_of_one_notebook_do_not_meet(workspace: Workspace, notebook: Path) -> None:
     good(notebook)
-    with check._exclusive(place, notebook), pytest.raises(ContractError, match="checked already"):
-        run(place, notebook)
+    with (
+        check._exclusive(workspace, notebook),
+        pytest.raises(ContractError, match="checked already"),
+    ):
+        run(workspace, notebook)

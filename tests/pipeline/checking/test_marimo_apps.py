@@ -68,44 +68,44 @@ def app(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_parameters_cell_is_tagged_and_comes_first(place: Workspace, app: Path) -> None:
-    path = notebook.as_ipynb(place, app)
+def test_the_parameters_cell_is_tagged_and_comes_first(workspace: Workspace, app: Path) -> None:
+    path = notebook.as_ipynb(workspace, app)
     cells = json.loads(path.read_text())["cells"]
     assert [c["metadata"]["marimo"]["name"] for c in cells[:2]] == ["setup", "parameters"]
     assert cells[1]["metadata"]["tags"] == ["parameters"]
     assert static_checks.run_static_checks(path) == []
     declaration = contract.read_contract(path).declaration
     assert (declaration.owner, declaration.outputs["selection"].kind) == ("ana", "selection")
-    assert notebook.as_ipynb(place, app) == path
+    assert notebook.as_ipynb(workspace, app) == path
 
 
 @pytest.mark.slow
-def test_it_is_checked_and_its_parameters_are_really_read(place: Workspace, app: Path) -> None:
-    report = check.check_notebook(place, app, Quiet())
+def test_it_is_checked_and_its_parameters_are_really_read(workspace: Workspace, app: Path) -> None:
+    report = check.check_notebook(workspace, app, Quiet())
     assert report.passed, report.findings
     assert report.checks["parameters"] == "passed"
-    assert receipts.fresh_receipt(place, app)[0] == report.receipt
-    trial = Workspace(place.root / "checks" / "trials" / "mine" / "third")
+    assert receipts.fresh_receipt(workspace, app)[0] == report.receipt
+    trial = Workspace(workspace.root / "checks" / "trials" / "mine" / "third")
     made = json.loads((trial.runs / "check" / "mine" / "outputs.json").read_text())
     assert Store(trial).get(made["selection"], Selection).budget == 2
     app.write_text(APP.replace("float(n)", "float(n) + 1"))
     with pytest.raises(Exception, match="void"):
-        receipts.fresh_receipt(place, app)
+        receipts.fresh_receipt(workspace, app)
 
 
-def test_a_literal_declares_it_too(place: Workspace, app: Path) -> None:
+def test_a_literal_declares_it_too(workspace: Workspace, app: Path) -> None:
     literal = "__workbench__ = {'outputs': {'selection': {'kind': 'selection'}}}\n    step ="
     app.write_text("import marimo" + APP.partition("import marimo")[2].replace("step =", literal))
-    path = notebook.as_ipynb(place, app)
+    path = notebook.as_ipynb(workspace, app)
     assert set(contract.read_contract(path).declaration.outputs) == {"selection"}
 
 
-def test_what_is_no_marimo_notebook_is_refused(place: Workspace, app: Path) -> None:
+def test_what_is_no_marimo_notebook_is_refused(workspace: Workspace, app: Path) -> None:
     app.write_text("print(1\n")
     with pytest.raises(ContractError, match="cannot export"):
-        notebook.as_ipynb(place, app)
+        notebook.as_ipynb(workspace, app)
     app.write_text(APP.replace('kind = "selection"', "kind = "))
     with pytest.raises(ContractError, match="not TOML"):
-        notebook.as_ipynb(place, app)
+        notebook.as_ipynb(workspace, app)
     with pytest.raises(ContractError, match="no such notebook"):
-        notebook.as_ipynb(place, app.with_name("none.py"))
+        notebook.as_ipynb(workspace, app.with_name("none.py"))

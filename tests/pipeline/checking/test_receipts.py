@@ -21,72 +21,74 @@ def notebook(tmp_path: Path) -> Path:
     return write_notebook(tmp_path / "notebooks" / "steps" / "a.ipynb", "x = 1")
 
 
-def issue(place: Workspace, notebook: Path) -> str:
-    return receipts.issue_receipt(place, notebook, checks={"static": "passed"}, watch="complete")
+def issue(workspace: Workspace, notebook: Path) -> str:
+    return receipts.issue_receipt(
+        workspace, notebook, checks={"static": "passed"}, watch="complete"
+    )
 
 
-def test_a_fresh_receipt_is_found_and_verified(place: Workspace, notebook: Path) -> None:
-    ref = issue(place, notebook)
-    found, receipt = receipts.fresh_receipt(place, notebook)
+def test_a_fresh_receipt_is_found_and_verified(workspace: Workspace, notebook: Path) -> None:
+    ref = issue(workspace, notebook)
+    found, receipt = receipts.fresh_receipt(workspace, notebook)
     assert found == ref
     assert receipt.checks == {"static": "passed"}
-    assert receipts.verify_receipt(place, ref) == receipt
+    assert receipts.verify_receipt(workspace, ref) == receipt
 
 
-def test_without_a_check_there_is_none(place: Workspace, notebook: Path) -> None:
+def test_without_a_check_there_is_none(workspace: Workspace, notebook: Path) -> None:
     with pytest.raises(VerificationError, match="no receipt"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
 
 
 def test_looking_again_or_writing_about_it_changes_nothing(
-    place: Workspace, notebook: Path
+    workspace: Workspace, notebook: Path
 ) -> None:
-    ref = issue(place, notebook)
+    ref = issue(workspace, notebook)
     content = json.loads(notebook.read_text())
     content["cells"].insert(0, {"cell_type": "markdown", "id": "m", "metadata": {}, "source": "x"})
     content["cells"][1]["execution_count"] = 7
     notebook.write_text(json.dumps(content))
-    assert receipts.fresh_receipt(place, notebook)[0] == ref
+    assert receipts.fresh_receipt(workspace, notebook)[0] == ref
 
 
-def test_each_change_voids_it_and_is_named(place: Workspace, notebook: Path) -> None:
-    issue(place, notebook)
+def test_each_change_voids_it_and_is_named(workspace: Workspace, notebook: Path) -> None:
+    issue(workspace, notebook)
     write_notebook(notebook, "x = 2")
     with pytest.raises(VerificationError, match="void: cell 3 changed"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
     write_notebook(notebook, "x = 1", parameters="n: int = 2")
     with pytest.raises(VerificationError, match="void: cell 1 changed"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
     write_notebook(notebook, "x = 1", contract={**CONTRACT, "owner": "ana"})
     with pytest.raises(VerificationError, match="the contract changed"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
     write_notebook(notebook, "x = 1")
     (notebook.parents[2] / receipts.LOCK_FILE).write_text("numpy==3\n")
     with pytest.raises(VerificationError, match=r"requirements\.lock changed"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
 
 
 def test_another_set_of_packages_voids_it(
-    place: Workspace, notebook: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    issue(place, notebook)
+    issue(workspace, notebook)
     now = environment.current_environment()
     other = now.model_copy(update={"distributions": ("another==1#x", *now.distributions)})
     monkeypatch.setattr(environment, "current_environment", lambda: other)
     with pytest.raises(VerificationError, match="packages changed: another"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
 
 
-def test_a_forged_or_missing_signature_is_refused(place: Workspace, notebook: Path) -> None:
-    ref = issue(place, notebook)
-    store = Store(place)
+def test_a_forged_or_missing_signature_is_refused(workspace: Workspace, notebook: Path) -> None:
+    ref = issue(workspace, notebook)
+    store = Store(workspace)
     signature = store.side(ref, receipts.SIGNATURE)
     store.write_side(ref, receipts.SIGNATURE, {**signature, "signature": "AAAA"})
     with pytest.raises(VerificationError, match="does not hold"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
     store.write_side(ref, receipts.SIGNATURE, {**signature, "key": "0" * 64})
     with pytest.raises(VerificationError, match="another key"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)
     (store.folder(ref) / "side" / "signature.json").unlink()
     with pytest.raises(VerificationError, match="not signed"):
-        receipts.fresh_receipt(place, notebook)
+        receipts.fresh_receipt(workspace, notebook)

@@ -77,7 +77,11 @@ def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
         ("step.output('model', 'x')", "undeclared-output", "'model'"),
         ("s = step.secret('TOKEN')", "undeclared-secret", "'TOKEN'"),
         ("from os.path import *", "star-import", "os.path"),
-        ("from workbench import workspace\np = workspace.find()", "own-workspace", "find"),
+        (
+            "from workbench.core.workspace import find_workspace\np = find_workspace()",
+            "own-workspace",
+            "find",
+        ),
         ("from workbench import services as s\ns.up(step.workspace)", "starts-servers", "up"),
     ],
 )

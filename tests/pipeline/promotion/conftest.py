@@ -36,19 +36,19 @@ def commit(project: Path) -> str:
     return git(project, "rev-parse", "HEAD")
 
 
-def checked(place: Workspace, notebook: Path) -> str:
+def checked(workspace: Workspace, notebook: Path) -> str:
     """A receipt, as a passed check leaves it."""
-    return receipts.issue_receipt(place, notebook, checks=CHECKS, watch="complete")  # type: ignore[arg-type]
+    return receipts.issue_receipt(workspace, notebook, checks=CHECKS, watch="complete")  # type: ignore[arg-type]
 
 
-def promoted(place: Workspace, project: Path, work: str, step: str = "a") -> Promotion:
+def promoted(workspace: Workspace, project: Path, work: str, step: str = "a") -> Promotion:
     """Write, commit, check and promote a notebook that does ``work``."""
     contract = {**CONTRACT, "owner": "ann"}
     notebook = write_notebook(project / f"notebooks/steps/{step}.ipynb", work, contract=contract)
     if git(project, "status", "--porcelain", "--", "notebooks"):
         commit(project)
-    checked(place, notebook)
-    return promote_notebook(place, notebook, reviewer="bob")
+    checked(workspace, notebook)
+    return promote_notebook(workspace, notebook, reviewer="bob")
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from workbench.core.workspace import Workspace
 from workbench.pipeline import promote, promoted_steps
 
 
-def test_aliases_move_and_roll_back_and_remember(repository: Path, place: Workspace) -> None:
+def test_aliases_move_and_roll_back_and_remember(repository: Path, workspace: Workspace) -> None:
     for work in ("n + 1", "n + 2", "n + 3"):
-        made = promoted(place, repository, work)
+        made = promoted(workspace, repository, work)
         name = f"a@{made.promoted.version}"
-        promoted_steps.move_alias(place, repository, name, "production", by="ann")
+        promoted_steps.move_alias(workspace, repository, name, "production", by="ann")
         promoted_steps.move_alias(
-            place, repository, name, "production", by="ann"
+            workspace, repository, name, "production", by="ann"
         )  # changes nothing
 
     def version() -> int:
@@ -31,20 +31,23 @@ def test_aliases_move_and_roll_back_and_remember(repository: Path, place: Worksp
 
     assert version() == 3
     assert (
-        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob").version == 2
+        promoted_steps.roll_back_alias(workspace, repository, "a", "production", by="bob").version
+        == 2
     )
     assert (
-        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob").version == 1
+        promoted_steps.roll_back_alias(workspace, repository, "a", "production", by="bob").version
+        == 1
     )
     with pytest.raises(ContractError, match="first version"):
-        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob")
+        promoted_steps.roll_back_alias(workspace, repository, "a", "production", by="bob")
     with pytest.raises(ContractError, match="did you mean 'production'"):
-        promoted_steps.roll_back_alias(place, repository, "a", "produktion", by="bob")
+        promoted_steps.roll_back_alias(workspace, repository, "a", "produktion", by="bob")
     with pytest.raises(ContractError, match="no step 'z'"):
-        promoted_steps.roll_back_alias(place, repository, "z", "production", by="bob")
-    promoted_steps.move_alias(place, repository, "a@3", "production", by="eve")
+        promoted_steps.roll_back_alias(workspace, repository, "z", "production", by="bob")
+    promoted_steps.move_alias(workspace, repository, "a@3", "production", by="eve")
     assert (
-        promoted_steps.roll_back_alias(place, repository, "a", "production", by="bob").version == 1
+        promoted_steps.roll_back_alias(workspace, repository, "a", "production", by="bob").version
+        == 1
     )
     content = json.loads((repository / "pipelines/promoted/a/aliases.json").read_text())
     kept = content["aliases"]["production"]
@@ -55,10 +58,10 @@ def test_aliases_move_and_roll_back_and_remember(repository: Path, place: Worksp
 
 
 def test_wrong_names_are_told_with_the_nearest_right_one(
-    repository: Path, place: Workspace
+    repository: Path, workspace: Workspace
 ) -> None:
-    promoted(place, repository, "n + 1", step="train")
-    promoted_steps.move_alias(place, repository, "train@1", "production", by="ann")
+    promoted(workspace, repository, "n + 1", step="train")
+    promoted_steps.move_alias(workspace, repository, "train@1", "production", by="ann")
     for wrong, message in {
         "trian@1": "did you mean 'train'",
         "train@prodution": "did you mean 'production'",
@@ -70,7 +73,7 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
             promoted_steps.resolve_step(repository, wrong)
     for alias in ("3", "Latest", "latest", "v2", "a b", ""):
         with pytest.raises(ContractError, match="not an alias"):
-            promoted_steps.move_alias(place, repository, "train@1", alias, by="ann")
+            promoted_steps.move_alias(workspace, repository, "train@1", alias, by="ann")
     for rubbish in ("{half", "[]", '{"aliases": {"production": [{"action": "jump"}]}}'):
         (repository / "pipelines/promoted/train/aliases.json").write_text(rubbish)
         with pytest.raises(ContractError, match="cannot be read"):
@@ -78,11 +81,11 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
     assert promoted_steps.resolve_step(repository, "train@1").version == 1
 
 
-def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> None:
+def test_the_commands_say_what_they_did(repository: Path, workspace: Workspace) -> None:
     contract = {**CONTRACT, "owner": "ann"}
     notebook = write_notebook(repository / "notebooks/steps/a.ipynb", "n + 7", contract=contract)
     commit(repository)
-    checked(place, notebook)
+    checked(workspace, notebook)
     run = CliRunner().invoke
     done = run(steps.promote, [str(notebook), "--reviewer", "bob", "--alias", "production"])
     assert done.exit_code == 0, done.output
@@ -90,7 +93,7 @@ def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> N
     assert "MLflow was not told" in done.stderr
     write_notebook(notebook, "n + 8", contract=contract)
     commit(repository)
-    checked(place, notebook)
+    checked(workspace, notebook)
     done = run(steps.promote, [str(notebook), "--reviewer", "bob", "--json"])
     value = json.loads(done.stdout)
     assert (value["version"], value["new"], value["mirrored"]) == (2, True, False)
@@ -104,20 +107,20 @@ def test_the_commands_say_what_they_did(repository: Path, place: Workspace) -> N
 
 
 def test_mlflow_mirrors_what_it_missed(
-    repository: Path, place: Workspace, servers: Servers, monkeypatch: pytest.MonkeyPatch
+    repository: Path, workspace: Workspace, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = f"mirrored-{place.root.parent.name[-6:].replace('_', '-')}"
-    first = promoted(place, repository, "n + 1", step=step)
-    promoted_steps.move_alias(place, repository, f"{step}@1", "production", by="ann")
+    step = f"mirrored-{workspace.root.parent.name[-6:].replace('_', '-')}"
+    first = promoted(workspace, repository, "n + 1", step=step)
+    promoted_steps.move_alias(workspace, repository, f"{step}@1", "production", by="ann")
     uri = servers.environment["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert promote.mirror_to_mlflow(place, repository) == 1
-    assert promote.mirror_to_mlflow(place, repository) == 0
-    promoted(place, repository, "n + 2", step=step)
-    promoted_steps.move_alias(place, repository, f"{step}@2", "production", by="ann")
-    assert promote.mirror_to_mlflow(place, repository, [step]) == 1
-    promoted_steps.roll_back_alias(place, repository, step, "production", by="ann")
-    promote.mirror_to_mlflow(place, repository, [step])
+    assert promote.mirror_to_mlflow(workspace, repository) == 1
+    assert promote.mirror_to_mlflow(workspace, repository) == 0
+    promoted(workspace, repository, "n + 2", step=step)
+    promoted_steps.move_alias(workspace, repository, f"{step}@2", "production", by="ann")
+    assert promote.mirror_to_mlflow(workspace, repository, [step]) == 1
+    promoted_steps.roll_back_alias(workspace, repository, step, "production", by="ann")
+    promote.mirror_to_mlflow(workspace, repository, [step])
 
     from mlflow import MlflowClient
 

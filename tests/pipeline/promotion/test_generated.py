@@ -14,9 +14,11 @@ from workbench.pipeline import contract, promote
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_generated_test_passes_and_catches_a_change(repository: Path, place: Workspace) -> None:
+def test_the_generated_test_passes_and_catches_a_change(
+    repository: Path, workspace: Workspace
+) -> None:
     (repository / "tests").mkdir()
-    made = promoted(place, repository, "n + 1")
+    made = promoted(workspace, repository, "n + 1")
     assert made.test == repository / "tests/promoted/test_a.py"
     source = made.test.read_text()
     config = (f"--config={ROOT / 'pyproject.toml'}", f"--config=src=['{ROOT}']")

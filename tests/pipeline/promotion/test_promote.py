@@ -42,9 +42,9 @@ def work(n):
 
 
 def test_a_version_holds_what_was_checked_and_who_answers(
-    repository: Path, place: Workspace, store: Store
+    repository: Path, workspace: Workspace, store: Store
 ) -> None:
-    made = promoted(place, repository, "word = 'first'")
+    made = promoted(workspace, repository, "word = 'first'")
     record = made.promoted.record
     assert (made.new, record.version, record.owner, record.reviewer) == (True, 1, "ann", "bob")
     assert record.commit == git(repository, "rev-parse", "HEAD")
@@ -60,69 +60,71 @@ def test_a_version_holds_what_was_checked_and_who_answers(
 
 
 def test_the_same_content_is_the_same_version_and_a_change_the_next(
-    repository: Path, place: Workspace
+    repository: Path, workspace: Workspace
 ) -> None:
-    first = promoted(place, repository, "word = 'first'")
+    first = promoted(workspace, repository, "word = 'first'")
     killed = repository / "pipelines/promoted/a/.writing-x/2"
     killed.mkdir(parents=True)
-    again = promoted(place, repository, "word = 'first'")
+    again = promoted(workspace, repository, "word = 'first'")
     assert (again.new, again.promoted.ref) == (False, first.promoted.ref)
-    second = promoted(place, repository, "word = 'second'")
+    second = promoted(workspace, repository, "word = 'second'")
     assert (second.new, second.promoted.version) == (True, 2)
     assert not killed.exists()
-    back = promoted(place, repository, "word = 'first'")
+    back = promoted(workspace, repository, "word = 'first'")
     assert (back.new, back.promoted.version) == (False, 1)
     assert promoted_steps.list_versions(repository, "a") == [1, 2]
 
 
 def test_every_missing_condition_refuses_and_says_what_to_do(
-    repository: Path, place: Workspace
+    repository: Path, workspace: Workspace
 ) -> None:
     notebook = repository / "notebooks/steps/a.ipynb"
     with pytest.raises(ParameterError, match="nobody answers"):
-        promote_notebook(place, notebook, reviewer="bob")
+        promote_notebook(workspace, notebook, reviewer="bob")
     with pytest.raises(ParameterError, match="nobody reviewed"):
-        promote_notebook(place, notebook, owner="ann")
+        promote_notebook(workspace, notebook, owner="ann")
     with pytest.raises(ParameterError, match="cannot review"):
-        promote_notebook(place, notebook, owner="Ann", reviewer="ann ")
+        promote_notebook(workspace, notebook, owner="Ann", reviewer="ann ")
     with pytest.raises(VerificationError, match="no receipt"):
-        promote_notebook(place, notebook, owner="ann", reviewer="bob")
+        promote_notebook(workspace, notebook, owner="ann", reviewer="bob")
     write_notebook(notebook, "word = 'changed'")
-    checked(place, notebook)
+    checked(workspace, notebook)
     with pytest.raises(ContractError, match=r"not committed: notebooks/steps/a\.ipynb"):
-        promote_notebook(place, notebook, owner="ann", reviewer="bob")
+        promote_notebook(workspace, notebook, owner="ann", reviewer="bob")
     commit(repository)
     write_notebook(notebook, "word = 'changed again'")
     commit(repository)
     with pytest.raises(VerificationError, match="void"):
-        promote_notebook(place, notebook, owner="ann", reviewer="bob")
+        promote_notebook(workspace, notebook, owner="ann", reviewer="bob")
     assert promoted_steps.list_steps(repository) == []
 
 
-def test_the_environment_has_to_be_the_locked_one(repository: Path, place: Workspace) -> None:
+def test_the_environment_has_to_be_the_locked_one(repository: Path, workspace: Workspace) -> None:
     (repository / "requirements.lock").write_text("click==0.0.1\n")
     commit(repository)
     with pytest.raises(ContractError, match=r"click==0\.0\.1 is "):
-        promoted(place, repository, "word = 'locked'")
+        promoted(workspace, repository, "word = 'locked'")
     (repository / "requirements.lock").unlink()
     notebook = repository / "notebooks/steps/a.ipynb"
-    checked(place, notebook)
+    checked(workspace, notebook)
     with pytest.raises(ContractError, match="no lock"):
-        promote_notebook(place, notebook, reviewer="bob")
+        promote_notebook(workspace, notebook, reviewer="bob")
 
 
-def test_a_notebook_that_git_does_not_know_is_refused(repository: Path, place: Workspace) -> None:
+def test_a_notebook_that_git_does_not_know_is_refused(
+    repository: Path, workspace: Workspace
+) -> None:
     (repository / ".gitignore").write_text("*.secret.ipynb\nhidden.ipynb\n")
     for name in ("fresh", "hidden"):
         notebook = write_notebook(repository / f"notebooks/steps/{name}.ipynb", "x = 1")
-        checked(place, notebook)
+        checked(workspace, notebook)
         with pytest.raises(ContractError, match=f"not committed: notebooks/steps/{name}"):
-            promote_notebook(place, notebook, owner="ann", reviewer="bob")
+            promote_notebook(workspace, notebook, owner="ann", reviewer="bob")
 
 
 @pytest.mark.parametrize("name", ["a.ipynb", "step.json", "receipt.json"])
-def test_a_changed_version_is_refused(repository: Path, place: Workspace, name: str) -> None:
-    path = promoted(place, repository, "word = 'first'").promoted.path.with_name(name)
+def test_a_changed_version_is_refused(repository: Path, workspace: Workspace, name: str) -> None:
+    path = promoted(workspace, repository, "word = 'first'").promoted.path.with_name(name)
     assert path.stat().st_mode & 0o222 == 0
     path.chmod(0o644)
     path.write_text(
@@ -135,23 +137,23 @@ def test_a_changed_version_is_refused(repository: Path, place: Workspace, name: 
         promoted_steps.resolve_step(repository, "a@1")
 
 
-def test_a_version_under_another_name_is_refused(repository: Path, place: Workspace) -> None:
-    folder = promoted(place, repository, "word = 'first'").promoted.path.parent
+def test_a_version_under_another_name_is_refused(repository: Path, workspace: Workspace) -> None:
+    folder = promoted(workspace, repository, "word = 'first'").promoted.path.parent
     folder.rename(folder.with_name("7"))
     with pytest.raises(ContractError, match="is that of a@1"):
         promoted_steps.resolve_step(repository, "a@7")
 
 
 def test_a_marimo_app_is_promoted_as_the_notebook_that_was_checked(
-    repository: Path, place: Workspace
+    repository: Path, workspace: Workspace
 ) -> None:
     app = repository / "notebooks/steps/app.py"
     app.write_text(APP)
     commit(repository)
-    checked(place, app)
-    found = promote_notebook(place, app, owner="ann", reviewer="bob").promoted
+    checked(workspace, app)
+    found = promote_notebook(workspace, app, owner="ann", reviewer="bob").promoted
     assert (found.path.name, found.version) == ("app.ipynb", 1)
     assert contracts.read_contract(found.path).validate({}) == {"n": 1}
     app.write_text(APP.replace("method", "way"))
     with pytest.raises(VerificationError, match="void"):
-        promote_notebook(place, app, owner="ann", reviewer="bob")
+        promote_notebook(workspace, app, owner="ann", reviewer="bob")

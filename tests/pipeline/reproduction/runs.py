@@ -24,20 +24,20 @@ _EXECUTOR = LocalExecutor()  # its warm process is shared by all tests, and ends
 
 
 def record(
-    place: Workspace,
+    workspace: Workspace,
     notebook: Path,
     paths: dict[str, str] | None = None,
     **inputs: Ref | tuple[Ref, ...],
 ) -> StepRun:
     """Run a notebook for real and keep its run as the pipeline does, without any server."""
-    store, contract = Store(place), contracts.read_contract(notebook)
-    declared, folder = contract.declaration, place.runs / "one" / notebook.stem
+    store, contract = Store(workspace), contracts.read_contract(notebook)
+    declared, folder = contract.declaration, workspace.runs / "one" / notebook.stem
     spec = StepSpec(
         step=notebook.stem,
         notebook=str(notebook),
-        home=str(place.root),
+        home=str(workspace.root),
         folder=str(folder),
-        cache=str(place.scratch / notebook.stem),
+        cache=str(workspace.scratch / notebook.stem),
         parameters=contract.validate({"n": 2 if inputs else 3}),
         inputs=dict(inputs),
         declared_inputs={n: d.model_dump() for n, d in declared.inputs.items()},
@@ -74,11 +74,11 @@ def record(
     return run
 
 
-def made(place: Workspace, project: Path) -> StepRun:
+def made(workspace: Workspace, project: Path) -> StepRun:
     """The runs of ``a → b``; returns b's."""
     steps = project / "notebooks" / "steps"
-    first = record(place, steps / "a.ipynb")
-    return record(place, steps / "b.ipynb", upstream=first.outputs["selection"])
+    first = record(workspace, steps / "a.ipynb")
+    return record(workspace, steps / "b.ipynb", upstream=first.outputs["selection"])
 
 
 def reproduce(ref: Ref, *more: str) -> tuple[int, dict[str, Any], str]:

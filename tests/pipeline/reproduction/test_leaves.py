@@ -23,7 +23,9 @@ from workbench.records.store import Store
 from workbench.records.types import Annotator, LabelBatch, LabelSet
 
 
-def test_a_file_that_was_read_comes_back_from_the_lineage(project: Path, place: Workspace) -> None:
+def test_a_file_that_was_read_comes_back_from_the_lineage(
+    project: Path, workspace: Workspace
+) -> None:
     rules = project / "rules.txt"
     rules.write_text("7")
     notebook = write_notebook(
@@ -32,7 +34,7 @@ def test_a_file_that_was_read_comes_back_from_the_lineage(project: Path, place: 
         parameters="n: int = 1\nrules: str = 'rules.txt'",
         contract={**CONTRACT, "paths": {"rules": {}}},
     )
-    run = record(place, notebook, paths={"rules": str(rules)})
+    run = record(workspace, notebook, paths={"rules": str(rules)})
     rules.write_text("8")
     status, report, _ = reproduce(run.outputs["selection"])
     assert (status, report["notes"]) == (0, [])
@@ -49,11 +51,11 @@ def test_what_must_not_be_kept_is_not(tmp_path: Path) -> None:
     assert cache.collect_small_files({"f": str(tmp_path)}, {"f": key}) == {}
 
 
-def test_what_a_server_or_people_gave_is_copied(project: Path, place: Workspace) -> None:
+def test_what_a_server_or_people_gave_is_copied(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks" / "steps"
     contract = {**CONTRACT, "services": ["label-studio"]}
     write_notebook(steps / "a.ipynb", "raise_if_run_again = 1", contract=contract)
-    run = made(place, project)
+    run = made(workspace, project)
     status, report, _ = reproduce(run.outputs["selection"])
     assert status == 0
     assert [step["name"] for step in report["steps"]] == ["b"]
@@ -61,7 +63,7 @@ def test_what_a_server_or_people_gave_is_copied(project: Path, place: Workspace)
     clean = Store(Workspace(Path(report["folder"]) / ".workbench"))
     assert clean.load(report["leaves"][0]["ref"])
     with pytest.raises(RecordError, match="works with label-studio"):
-        trace_ancestry(Store(place), report["leaves"][0]["ref"])
+        trace_ancestry(Store(workspace), report["leaves"][0]["ref"])
 
 
 MERGE = """
@@ -73,16 +75,16 @@ step.output('dataset', merged.ref)
 
 
 def test_labels_join_a_dataset_again_without_the_server(
-    project: Path, place: Workspace, store: Store
+    project: Path, workspace: Workspace, store: Store
 ) -> None:
-    dataset, labels = _labeled(place, store)
+    dataset, labels = _labeled(workspace, store)
     contract = {
         "inputs": {"dataset": {"kind": "dataset"}, "labels": {"kind": "label"}},
         "outputs": {"dataset": {"kind": "dataset"}, "selection": {"kind": "selection"}},
         "services": ["label-studio"],
     }
     notebook = write_notebook(project / "notebooks/steps/c.ipynb", MERGE, contract=contract)
-    run = record(place, notebook, dataset=dataset, labels=labels)
+    run = record(workspace, notebook, dataset=dataset, labels=labels)
     status, report, _ = reproduce(run.outputs["dataset"])
     assert status == 0
     assert [(step["name"], step["how"]) for step in report["steps"]] == [("c", "merged")]
@@ -91,14 +93,14 @@ def test_labels_join_a_dataset_again_without_the_server(
     clean = Workspace(Path(report["folder"]) / ".workbench")
     frame = datasets.load_dataset(Store(clean), dataset).frames[0]
     assert digest.of_file(datasets.media_path(clean, frame)) == frame.id
-    image = datasets.media_path(place, frame)
+    image = datasets.media_path(workspace, frame)
     image.unlink()
     image.write_bytes(b"another picture")
     with pytest.raises(RecordError, match="image of the dataset"):
         reproduce(run.outputs["dataset"])
 
 
-def _labeled(place: Workspace, store: Store) -> tuple[Ref, Ref]:
+def _labeled(workspace: Workspace, store: Store) -> tuple[Ref, Ref]:
     """A dataset of one image, and labels that somebody gave it."""
     content = b"a picture"
     frame = frames.Frame(
@@ -110,7 +112,7 @@ def _labeled(place: Workspace, store: Store) -> tuple[Ref, Ref]:
         suffix=".jpg",
         role=frames.Role.POOL,
     )
-    image = datasets.media_path(place, frame)
+    image = datasets.media_path(workspace, frame)
     image.parent.mkdir(parents=True)
     image.write_bytes(content)
     schema = frames.LabelSchema(name="one", version=1, classes=("car",))

@@ -29,9 +29,9 @@ DICE = "import uuid\nprint('rolled')\nn = uuid.uuid4().int % 10**6\nprint('budge
 
 
 def test_every_step_is_rebuilt_in_a_clean_folder_and_is_the_same(
-    project: Path, place: Workspace, tmp_path: Path
+    project: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
-    run = made(place, project)
+    run = made(workspace, project)
     (project / "notebooks/steps/a.ipynb").unlink()  # the lineage alone has to do
     status, report, said = reproduce(run.outputs["selection"], "-o", str(tmp_path / "clean"))
     assert (status, report["status"]) == (0, "reproduced"), said
@@ -43,15 +43,15 @@ def test_every_step_is_rebuilt_in_a_clean_folder_and_is_the_same(
     clean = Store(Workspace(tmp_path / "clean" / ".workbench"))
     assert clean.exists(run.outputs["selection"])
     with pytest.raises(ParameterError, match="finished reproduction"):
-        rebuild.choose_folder(place, run.outputs["selection"], tmp_path / "clean")
+        rebuild.choose_folder(workspace, run.outputs["selection"], tmp_path / "clean")
 
 
 def test_a_step_that_depends_on_chance_is_named_with_output_and_cell(
-    project: Path, place: Workspace
+    project: Path, workspace: Workspace
 ) -> None:
     steps = project / "notebooks" / "steps"
     write_notebook(steps / "a.ipynb", DICE)
-    run = made(place, project)
+    run = made(workspace, project)
     status, report, said = reproduce(run.outputs["selection"])
     assert (status, report["status"]) == (3, "differs")
     found = report["difference"]
@@ -60,13 +60,13 @@ def test_a_step_that_depends_on_chance_is_named_with_output_and_cell(
     assert found["cells"][0]["recorded"].startswith("budget ")
     assert [step["status"] for step in report["steps"]] == ["differs", "not-reached"]
     assert "first difference: step a, output selection" in said
-    assert Path(report["folder"]).parent == place.root / "reproduce"
+    assert Path(report["folder"]).parent == workspace.root / "reproduce"
 
 
 def test_what_differs_around_the_steps_is_said_first(
-    project: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+    project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = record(place, project / "notebooks/steps/a.ipynb")
+    run = record(workspace, project / "notebooks/steps/a.ipynb")
     now = environment.current_environment()
     other = [name for name in now.distributions if not name.startswith("numpy==")]
     changed = now.model_copy(update={"distributions": ("numpy==0.1#abc", *other)})
@@ -82,27 +82,27 @@ def test_what_differs_around_the_steps_is_said_first(
 
 
 def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
-    project: Path, place: Workspace, store: Store
+    project: Path, workspace: Workspace, store: Store
 ) -> None:
-    run = record(place, project / "notebooks/steps/a.ipynb")
+    run = record(workspace, project / "notebooks/steps/a.ipynb")
     (store.folder(run.notebook) / "payload/notebook.ipynb").unlink()
     with pytest.raises(RecordError, match="notebook of step 'a'") as told:
         trace_ancestry(store, run.outputs["selection"])
     assert "backup" in str(told.value)
     with pytest.raises(RecordError, match="nothing to rebuild"):
         trace_ancestry(store, run.environment)
-    assert not (place.root / "reproduce").exists()
+    assert not (workspace.root / "reproduce").exists()
 
 
 @pytest.mark.slow
-def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Workspace) -> None:
+def test_a_killed_reproduction_goes_on_where_it_was(project: Path, workspace: Workspace) -> None:
     flag = project / "go"
     flag.touch()
     wait = f"import pathlib, time\nwhile not pathlib.Path({str(flag)!r}).exists(): time.sleep(0.05)"
     write_notebook(project / "notebooks/steps/b.ipynb", wait)
-    target = made(place, project).outputs["selection"]
+    target = made(workspace, project).outputs["selection"]
     flag.unlink()
-    folder = rebuild.choose_folder(place, target, None)
+    folder = rebuild.choose_folder(workspace, target, None)
     arguments = [sys.executable, "-m", "workbench", "reproduce", target]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
@@ -118,26 +118,26 @@ def test_a_killed_reproduction_goes_on_where_it_was(project: Path, place: Worksp
     assert (status, report["folder"]) == (0, str(folder))
     assert report["steps"][0]["seconds"] is None
     assert (folder / "steps/01-a/result.json").stat().st_mtime_ns == first
-    assert rebuild.choose_folder(place, target, None) != folder  # this one has ended
+    assert rebuild.choose_folder(workspace, target, None) != folder  # this one has ended
 
 
 def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
-    place: Workspace, tmp_path: Path
+    workspace: Workspace, tmp_path: Path
 ) -> None:
     target = "selection/" + "0" * 64
     full = tmp_path / "full"
     full.mkdir()
     (full / "letter.txt").write_text("dear reader")
     with pytest.raises(ParameterError, match="other files"):
-        rebuild.choose_folder(place, target, full)
+        rebuild.choose_folder(workspace, target, full)
     (full / rebuild.STATE_FILE).write_text("{half")
     with pytest.raises(ParameterError):
-        rebuild.choose_folder(place, target, full)
+        rebuild.choose_folder(workspace, target, full)
 
 
-def test_only_one_rebuilds_in_a_folder(project: Path, place: Workspace) -> None:
-    run = record(place, project / "notebooks/steps/a.ipynb")
-    folder = rebuild.choose_folder(place, run.outputs["selection"], None)
+def test_only_one_rebuilds_in_a_folder(project: Path, workspace: Workspace) -> None:
+    run = record(workspace, project / "notebooks/steps/a.ipynb")
+    folder = rebuild.choose_folder(workspace, run.outputs["selection"], None)
     folder.mkdir(parents=True)
     with (
         FileLock(folder / rebuild._LOCK_FILE),
@@ -146,12 +146,12 @@ def test_only_one_rebuilds_in_a_folder(project: Path, place: Workspace) -> None:
         reproduce(run.outputs["selection"], "-o", str(folder))
 
 
-def test_a_step_that_fails_is_told_and_mending_goes_on(project: Path, place: Workspace) -> None:
+def test_a_step_that_fails_is_told_and_mending_goes_on(project: Path, workspace: Workspace) -> None:
     beside = project / "beside.txt"
     beside.write_text("here")
     work = f"from pathlib import Path\nn = len(Path({str(beside)!r}).read_text())"
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", work)
-    run = record(place, notebook)
+    run = record(workspace, notebook)
     beside.unlink()
     status, report, said = reproduce(run.outputs["selection"])
     assert (status, report["status"]) == (1, "failed")
@@ -162,15 +162,15 @@ def test_a_step_that_fails_is_told_and_mending_goes_on(project: Path, place: Wor
     assert (status, again["folder"]) == (0, report["folder"])
 
 
-def test_a_join_gets_all_of_its_inputs_again(project: Path, place: Workspace) -> None:
+def test_a_join_gets_all_of_its_inputs_again(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks" / "steps"
-    first = record(place, steps / "a.ipynb").outputs["selection"]
-    second = record(place, steps / "b.ipynb", upstream=first).outputs["selection"]
+    first = record(workspace, steps / "a.ipynb").outputs["selection"]
+    second = record(workspace, steps / "b.ipynb", upstream=first).outputs["selection"]
     many = {**CONTRACT, "inputs": {"upstream": {"kind": "selection", "many": True}}}
     join = write_notebook(
         steps / "c.ipynb", "n = 10 * len(step.input_list('upstream'))", contract=many
     )
-    run = record(place, join, upstream=(first, second))
+    run = record(workspace, join, upstream=(first, second))
     status, report, _ = reproduce(run.outputs["selection"])
     assert status == 0
     assert [step["name"] for step in report["steps"]] == ["a", "b", "c"]
@@ -202,7 +202,13 @@ def test_the_tiny_loop_is_rebuilt_digest_for_digest(tiny_run: Any, tmp_path: Pat
 
     release = tiny_run.output("release.release")
     done = workbench(
-        tiny_run.place, "reproduce", release, "-o", str(tmp_path / "clean"), "--json", timeout=900
+        tiny_run.workspace,
+        "reproduce",
+        release,
+        "-o",
+        str(tmp_path / "clean"),
+        "--json",
+        timeout=900,
     )
     report = json.loads(done.stdout)
     assert (done.returncode, report["status"]) == (0, "reproduced"), done.stderr

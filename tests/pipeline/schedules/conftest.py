@@ -17,7 +17,7 @@ MakeJob = Callable[..., ScheduledJob]
 
 
 @pytest.fixture
-def make_job(project: Path, place: Workspace) -> MakeJob:
+def make_job(project: Path, workspace: Workspace) -> MakeJob:
     """Called with ``at`` and pipeline parameters."""
 
     def make(
@@ -26,7 +26,7 @@ def make_job(project: Path, place: Workspace) -> MakeJob:
         pipeline = graph.load_pipeline(project / "pipelines/trial.yaml", given, base=project)
         return job.make_job(
             pipeline,
-            place,
+            workspace,
             given,
             at=at,
             timezone=timezone,

@@ -122,7 +122,7 @@ def test_dagster_materialises_each_step_through_pipes(
     dagster: Path,
     make_job: MakeJob,
     in_project: Callable[..., dict[str, Any]],
-    place: Workspace,
+    workspace: Workspace,
 ) -> None:
     told = in_project(dagster, make_job(n="4"), "dagster", RUN_DAGSTER)
     assert told["ok"]
@@ -130,7 +130,7 @@ def test_dagster_materialises_each_step_through_pipes(
     assert told["made"]["b"]["status"] == "succeeded"
     (made,) = told["made"]["a"]["outputs"].items()
     assert made[0] == "a.selection"
-    assert Store(place).get(made[1], Selection).budget == 4
+    assert Store(workspace).get(made[1], Selection).budget == 4
     assert (told["free"], told["busy"]) == (1, "the run before is still at work")
 
 

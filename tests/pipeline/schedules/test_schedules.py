@@ -85,7 +85,7 @@ def test_the_pipeline_file_can_say_when(make_job: MakeJob, project: Path) -> Non
 
 
 def test_a_cron_line_runs_the_pipeline(
-    make_job: MakeJob, servers: Servers, place: Workspace
+    make_job: MakeJob, servers: Servers, workspace: Workspace
 ) -> None:
     job = make_job(word="loud")
     job.environment_file.parent.mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_a_cron_line_runs_the_pipeline(
     job.environment_file.write_text(f"MLFLOW_TRACKING_URI={uri}\n")
     done = as_cron(job)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), log_of(job)
-    store = Store(place)
+    store = Store(workspace)
     runs = {run.step: run for run in (store.get(r, StepRun) for r in store.refs(StepRun.KIND))}
     assert runs["b"].parameters["word"] == "loud"
     assert "SUCCEEDED" in log_of(job)
@@ -257,7 +257,7 @@ def test_names_that_fall_together_are_refused(make_job: MakeJob) -> None:
 
 
 def test_the_command_writes_files_and_says_what_to_do_with_them(
-    project: Path, tmp_path: Path, place: Workspace
+    project: Path, tmp_path: Path, workspace: Workspace
 ) -> None:
     def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -274,7 +274,7 @@ def test_the_command_writes_files_and_says_what_to_do_with_them(
     assert {Path(path).name for path in told["files"].values()} == set(told["files"])
     assert sorted(told["files"]) == sorted(path.name for path in folder.iterdir())
     assert "systemctl --user enable" in told["install"]
-    assert str(place.root) in (folder / "workbench-trial.service").read_text()
+    assert str(workspace.root) in (folder / "workbench-trial.service").read_text()
     wrong = schedule("--for", "cron", "--at", "61 * * * *")
     assert wrong.returncode == 2
     assert "'61' is no minute" in wrong.stderr
