@@ -264,10 +264,6 @@ def _rate_text(name: str, value: float | None, interval: tuple[float, float] | N
 # ---- ``workbench label``: send frames to labelers, see how far they are, collect what they did.
 
 
-_MIN_SCORE = 0.3
-"""Score from which on a model's box is worth a labeler's look."""
-
-
 @click.group()
 def label() -> None:
     """Send frames to labelers, see how far they are, collect.
@@ -333,6 +329,7 @@ def send(
 
 def _preannotations(place: Workspace, selection: Selection) -> tuple[Ref, list[Prediction]]:
     """The model of a selection, and what it believes to see on the chosen frames."""
+    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.predictor import load_checkpoint, predict_frames
     from workbench.records import dataset
 
@@ -353,7 +350,7 @@ def _preannotations(place: Workspace, selection: Selection) -> tuple[Ref, list[P
         found = predict_frames(
             place, load_checkpoint(store, selection.model), frames, progress=progress
         )
-    return selection.model, [one for one in found if one.score >= _MIN_SCORE]
+    return selection.model, [one for one in found if one.score >= CONFIDENCE_THRESHOLD]
 
 
 @label.command()

@@ -400,6 +400,7 @@ def _show_in_fiftyone(
 ) -> str:
     """Put the pool into FiftyOne; what came of it in words."""
     from workbench import curation
+    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.predictor import load_checkpoint, predict_frames
     from workbench.records.frames import Role
     from workbench.records.types import Selection
@@ -416,7 +417,7 @@ def _show_in_fiftyone(
     frames = [frame for frame in pool.frames if frame.id in chosen]
     model = load_checkpoint(store, str(selection.model))
     found = predict_frames(place, model, frames)
-    confident = [one for one in found if one.score >= 0.3]
+    confident = [one for one in found if one.score >= CONFIDENCE_THRESHOLD]
     scores = curation.read_scores(store, made)
     seen = curation.embed(place, model, pool.frames) if kept else None
     curation.publish(place, pool, confident, selection, version.name, scores=scores, seen=seen)

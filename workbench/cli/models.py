@@ -86,7 +86,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     checked = [_verify_bundle(place, name, key, signed=signed) for name in (bundle, *others)]
     opened = [load_bundle(folder, file=model, threads=threads) for folder, _ in checked]
     runtime = Runtime(opened, budget_ms=budget_ms, score=score)
-    drawer = session.AnswerDrawer(draw, runtime.classes) if draw else None
+    drawer = session.AnswerDrawer(draw) if draw else None
     with progress_bar("predict") as progress:
         summary = session.run_session(
             runtime, sources, output=output, draw=drawer, progress=progress

@@ -16,6 +16,7 @@ from workbench.curation.hygiene.fingerprints import HASH_BITS, hamming_distance
 from workbench.curation.hygiene.leakage import Leak, split_side
 from workbench.curation.selection.mining import condition_of
 from workbench.curation.vectors import unit_vectors
+from workbench.data.drawing import draw_boxes, image_grid
 from workbench.detection.label_errors import LabelError
 from workbench.detection.preprocessing import load_rgb
 from workbench.records.base import Verdict
@@ -86,23 +87,13 @@ def chosen_frames(
     count: int = 8,
 ) -> Any:
     """The first choices with the model's boxes, and the first reason for each."""
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-
     frames = {frame.id: frame for frame in dataset.frames}
     shown = selection.chosen[:count]
-    rows = max(1, -(-len(shown) // 4))
-    figure, grid = plt.subplots(rows, 4, figsize=(13, 2.5 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, choice in zip(grid.flat, shown, strict=False):
+    figure, grid = image_grid(len(shown), columns=4, cell=(3.25, 2.5))
+    for axes, choice in zip(grid, shown, strict=False):
         axes.imshow(load_rgb(media_path(place, frames[choice.frame])))
-        for one in predictions:
-            if one.frame == choice.frame:
-                corner = (one.box.x, one.box.y)
-                axes.add_patch(
-                    Rectangle(corner, one.box.w, one.box.h, fill=False, ec=_MINED, lw=1.2)
-                )
+        boxes = (one.box.xyxy for one in predictions if one.frame == choice.frame)
+        draw_boxes(axes, boxes, _MINED, width=1.2)
         reason = "\n".join(choice.reasons[:2])
         axes.set_title(f"{choice.rank}. {reason}", fontsize=7, loc="left")
     figure.tight_layout()
@@ -401,24 +392,17 @@ def likely_label_errors(
     place: Workspace, dataset: Dataset, errors: Sequence[LabelError], count: int = 8
 ) -> Any:
     """The likeliest label errors, cut out with their surroundings: labels blue, the doubt red."""
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-
     frames = {frame.id: frame for frame in dataset.frames}
     shown = errors[:count]
-    rows = max(1, -(-len(shown) // 4))
-    figure, grid = plt.subplots(rows, 4, figsize=(13, 3.1 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
+    figure, grid = image_grid(len(shown), columns=4, cell=(3.25, 3.1))
     if not shown:
-        grid[0, 0].text(0, 0.5, "No label looks wrong.", fontsize=11)
-    for axes, error in zip(grid.flat, shown, strict=False):
+        grid[0].text(0, 0.5, "No label looks wrong.", fontsize=11)
+    for axes, error in zip(grid, shown, strict=False):
         frame, box = frames[error.frame], error.box
         axes.imshow(load_rgb(media_path(place, frame)))
-        for label in dataset.labels_by_frame[frame.id]:
-            one = label.box
-            axes.add_patch(Rectangle((one.x, one.y), one.w, one.h, fill=False, ec="#4f9bff", lw=1))
-        axes.add_patch(Rectangle((box.x, box.y), box.w, box.h, fill=False, ec="#ff3b30", lw=2))
+        labels = (label.box.xyxy for label in dataset.labels_by_frame[frame.id])
+        draw_boxes(axes, labels, "#4f9bff")
+        draw_boxes(axes, [box.xyxy], "#ff3b30", width=2)
         half = max(40.0, 1.5 * max(box.w, box.h))
         x, y = box.x + box.w / 2, box.y + box.h / 2
         axes.set_xlim(max(0, x - half), min(frame.width, x + half))

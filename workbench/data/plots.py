@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import draw_boxes, image_grid
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Quarantined
 
@@ -18,26 +19,15 @@ def plot_contact_sheet(
     place: Workspace, dataset: Dataset, *, count: int = 12, seed: int = 0
 ) -> Any:
     """Frames picked at random over all drives, with their labels; ignore regions dotted."""
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-
     chosen = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
-    columns = min(4, max(1, len(chosen)))
-    rows = max(1, -(-len(chosen) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.3 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, index in zip(axes.flat, chosen, strict=False):
+    figure, grid = image_grid(len(chosen), columns=4, cell=(3.4, 2.3))
+    for axis, index in zip(grid, chosen, strict=False):
         frame = dataset.frames[index]
         with Image.open(media_path(place, frame)) as image:
             axis.imshow(image.convert("RGB"))
         for label in dataset.labels_by_frame[frame.id]:
-            corner, style = (label.box.x, label.box.y), ":" if label.ignore else "-"
-            axis.add_patch(
-                Rectangle(
-                    corner, label.box.w, label.box.h, fill=False, ec="orange", lw=0.8, ls=style
-                )
-            )
+            style = ":" if label.ignore else "-"
+            draw_boxes(axis, [label.box.xyxy], "orange", width=0.8, style=style)
         conditions = f"{frame.conditions.light}, {frame.conditions.weather}"
         role = frame.role.value if frame.role else "no role"
         axis.set_title(f"{frame.drive} #{frame.index}: {conditions}, {role}", fontsize=7)

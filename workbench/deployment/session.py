@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import class_colour, draw_box_on_image
 from workbench.data.source import IMAGE_SUFFIXES
 from workbench.deployment.answers import Answer, AnswerStatus
 from workbench.deployment.runtime import Runtime
@@ -284,7 +285,6 @@ def _json_line(value: dict[str, Any]) -> bytes:
 # ---- A frame with its answer drawn on it.
 
 
-_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 _MIN_DRAWN_SCORE = 0.25
 
 
@@ -295,24 +295,18 @@ class AnswerDrawer:
         score: Boxes below are not drawn: they are answers too, but hide the picture.
     """
 
-    def __init__(
-        self, folder: Path, classes: tuple[str, ...], *, score: float = _MIN_DRAWN_SCORE
-    ) -> None:
+    def __init__(self, folder: Path, *, score: float = _MIN_DRAWN_SCORE) -> None:
         self._folder, self._score = folder, score
-        self._colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(classes)}
 
     def __call__(self, image: Pixels, answer: Answer) -> None:
         picture = Image.fromarray(np.ascontiguousarray(image))
-        pen = ImageDraw.Draw(picture)
         ours = answer.status is AnswerStatus.OK
         for box in answer.boxes:
             if box.score >= self._score:
-                colour = self._colour[box.cls]
-                pen.rectangle(box.xyxy, outline=colour, width=2 if ours else 1)
-                pen.text(
-                    (box.xyxy[0] + 2, box.xyxy[1] + 1), f"{box.cls} {box.score:.2f}", fill=colour
-                )
+                text, width = f"{box.cls} {box.score:.2f}", 2 if ours else 1
+                draw_box_on_image(picture, box.xyxy, class_colour(box.cls), width=width, text=text)
         if not ours:
+            pen = ImageDraw.Draw(picture)
             pen.text((4, 4), f"{answer.status}: {answer.by}, {answer.age} frames old", fill="red")
         path = self._folder / f"{Path(answer.file).with_suffix('')}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

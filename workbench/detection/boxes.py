@@ -11,6 +11,10 @@ from workbench.records.frames import Box
 
 Floats = NDArray[np.floating]
 
+CONFIDENCE_THRESHOLD = 0.3
+"""Score from which a predicted box counts as a detection: in metrics at the operating point,
+plots, parity checks, pre-annotations and mining."""
+
 
 def boxes_to_array(boxes: Iterable[Box]) -> NDArray[np.float32]:
     """Boxes of labels or predictions as float32 ``[n, 4]`` xyxy."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.data import resampling
 from workbench.data.slices import STANDARD_SLICES, Slice, nearest_name_hint
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.evaluation import bootstrap, matching
 from workbench.evaluation.bootstrap import Clusters
 from workbench.evaluation.coco import CocoMetrics, PooledMetrics, coco_metrics, pool_metrics
@@ -30,7 +31,7 @@ ALL_CLASSES = "all"
 class EvaluationSettings(FrozenModel):
     """How to evaluate; part of the rules, so that no verdict depends on a hidden default."""
 
-    threshold: float = Field(default=0.3, ge=0, le=1)
+    threshold: float = Field(default=CONFIDENCE_THRESHOLD, ge=0, le=1)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     resamples: int = Field(default=1000, ge=100)
     seed: int = 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import draw_boxes, image_grid
 from workbench.detection.preprocessing import load_rgb
 from workbench.evaluation.gates import GateDecision
 from workbench.evaluation.matching import RECALL_THRESHOLDS
@@ -105,15 +106,9 @@ def worst_misses(
     place: Workspace, evaluated: Evaluation, *, count: int = 6, part: str = "all"
 ) -> Any:
     """The frames with the gravest misses: missed red, found green, false alarms dashed orange."""
-    import matplotlib.pyplot as plt
-
     chosen = worst_frames(evaluated, count, part=part)
-    columns = min(3, max(1, len(chosen)))
-    rows = max(1, -(-len(chosen) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3.4 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, misses in zip(axes.flat, chosen, strict=False):
+    figure, grid = image_grid(len(chosen), cell=(5.0, 3.4))
+    for axis, misses in zip(grid, chosen, strict=False):
         _draw_misses(axis, place, misses)
     title = "Worst misses" if chosen else "Nothing was missed"
     key = "red missed, green found, orange dashed false alarm, grey dotted ignored"
@@ -171,15 +166,15 @@ def _draw_gate(axis: Any, gate: GateResult, *, at_least: bool) -> None:
 def _draw_misses(axis: Any, place: Workspace, misses: FrameMisses) -> None:
     axis.imshow(load_rgb(media_path(place, misses.frame)))
     for label in misses.ignored:
-        _draw_box(axis, label.box.xyxy, _GREY, linestyle=":", linewidth=0.8)
+        draw_boxes(axis, [label.box.xyxy], _GREY, style=":", width=0.8)
     for label in misses.hit:
-        _draw_box(axis, label.box.xyxy, _GREEN, linewidth=0.9)
+        draw_boxes(axis, [label.box.xyxy], _GREEN, width=0.9)
     for found in misses.found:
         if not found.right:
-            _draw_box(axis, found.box.xyxy, _ORANGE, linestyle="--", linewidth=0.9)
+            draw_boxes(axis, [found.box.xyxy], _ORANGE, style="--", width=0.9)
     largest_first = sorted(misses.missed, key=lambda label: -label.box.w * label.box.h)
     for order, label in enumerate(largest_first):
-        _draw_box(axis, label.box.xyxy, _RED, linewidth=1.4)
+        draw_boxes(axis, [label.box.xyxy], _RED, width=1.4)
         if order < _MAX_NAMED_BOXES:  # more names would cover what they name
             axis.text(
                 label.box.x,
@@ -194,15 +189,6 @@ def _draw_misses(axis: Any, place: Workspace, misses: FrameMisses) -> None:
         f"{frame.drive} #{frame.index}, {frame.conditions.light}, {frame.conditions.weather}: "
         f"{len(misses.missed)} missed",
         fontsize=8,
-    )
-
-
-def _draw_box(axis: Any, xyxy: tuple[float, ...], colour: str, **style: Any) -> None:
-    from matplotlib.patches import Rectangle
-
-    left, top, right, bottom = xyxy
-    axis.add_patch(
-        Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, **style)
     )
 
 

@@ -14,6 +14,7 @@ from workbench.core import digest
 from workbench.core.errors import ContractError, ParameterError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.detection import bundles
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.config import COMPACT
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor
 from workbench.detection.preprocessing import (
@@ -57,7 +58,7 @@ class ExportConfig:
     seed: int = 0
     target: bool = True
     parity_frames: int = 100
-    score: float = parity.SCORE_THRESHOLD
+    score: float = CONFIDENCE_THRESHOLD
     methods: tuple[RangeMethod, ...] = ("minmax",)
     compare_frames: int = 16
     matrix: tuple[PlannedTarget, ...] = ()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.workspace import Workspace
 from workbench.detection import models
-from workbench.detection.boxes import iou_matrix, match_optimal
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix, match_optimal
 from workbench.detection.config import DetectorConfig
 from workbench.detection.models import Detections, decode, output_names
 from workbench.detection.predictor import OnnxPredictor, read_batches
@@ -69,7 +69,7 @@ def match_queries(reference: Maps, found: Maps) -> Maps:
 
 MAX_DB = 150.0
 """Shown for maps that are equal: float32 holds no more."""
-_SCORE_THRESHOLD, _MATCH_IOU = 0.3, 0.5
+_MATCH_IOU = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ReferenceSample:
         return Fidelity(ratio, 2 * matched / (ours + theirs) if ours + theirs else None)
 
     def _decoded(self, maps: Maps) -> list[Detections]:
-        return decode(maps, self._config, score_threshold=_SCORE_THRESHOLD)
+        return decode(maps, self._config, score_threshold=CONFIDENCE_THRESHOLD)
 
 
 def signal_energy(values: NDArray[np.float32]) -> float:
@@ -155,7 +155,6 @@ def _match_boxes(first: Detections, second: Detections) -> NDArray[np.int64]:
 
 Json = dict[str, Any]
 
-SCORE_THRESHOLD = 0.3
 MATCH_IOU = 0.5
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a raw value that rounding can explain between two float runtimes."""
@@ -251,7 +250,7 @@ def compare_models(
     frames: Sequence[Frame],
     *,
     limit: int = 200,
-    score: float = SCORE_THRESHOLD,
+    score: float = CONFIDENCE_THRESHOLD,
     progress: Callable[[int, int], None] | None = None,
 ) -> Json:
     """Run all models on the same frames and report how far each is from the reference.

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import draw_boxes, image_grid
 from workbench.labeling.batches import sent_predictions
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
@@ -101,21 +102,12 @@ def _image_grid(
     layers: Sequence[tuple[str, dict[str, list[Box]]]],
     title: str,
 ) -> Any:
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-
-    columns = min(3, max(1, len(frames)))
-    rows = max(1, -(-len(frames) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, frame in zip(axes.flat, frames, strict=False):
+    figure, grid = image_grid(len(frames))
+    for axis, frame in zip(grid, frames, strict=False):
         with Image.open(media_path(place, frame)) as image:
             axis.imshow(image.convert("RGB"))
         for colour, boxes in layers:
-            for box in boxes.get(frame.id, ()):
-                corner = (box.x, box.y)
-                axis.add_patch(Rectangle(corner, box.w, box.h, fill=False, edgecolor=colour, lw=1))
+            draw_boxes(axis, (box.xyxy for box in boxes.get(frame.id, ())), colour)
         axis.set_title(f"{frame.drive} #{frame.index}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()

@@ -12,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from workbench.core import digest, workspace
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import draw_box_on_image
 from workbench.labeling import label_config, sync
 from workbench.labeling.server import TITLE_LENGTH, LabelStudio, Project
 from workbench.records.base import Ref, digest_of
@@ -205,9 +206,8 @@ def _crop_example(place: Workspace, frame: Frame, box: Box) -> bytes | None:
             cut = image.convert("RGB").crop(view)
     except (OSError, UnidentifiedImageError):
         return None
-    drawing = ImageDraw.Draw(cut)
     drawn = (x1 - view[0], y1 - view[1], x2 - view[0], y2 - view[1])
-    drawing.rectangle(drawn, outline=(255, 204, 0), width=max(1, round(max(cut.size) / 100)))
+    draw_box_on_image(cut, drawn, "#ffcc00", width=max(1, round(max(cut.size) / 100)))
     scale = _EXAMPLE_SIDE_PX / max(cut.size)
     cut = cut.resize((max(1, round(cut.width * scale)), max(1, round(cut.height * scale))))
     content = io.BytesIO()

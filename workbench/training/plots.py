@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import draw_boxes, image_grid
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import Predictor
 from workbench.detection.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
@@ -150,9 +152,6 @@ def _axis(left: int, low: float, high: float, last: int, *, logarithmic: bool) -
 # ---- Pictures of a training: its curves, and what the model sees on some frames.
 
 
-_SCORE_THRESHOLD = 0.3
-
-
 def plot_curves(trained: TrainingResult) -> Any:
     """Loss and its parts by step, as a matplotlib figure."""
     import matplotlib.pyplot as plt
@@ -214,32 +213,17 @@ def plot_sweep(report: SweepReport) -> Any:
 def plot_predictions(
     place: Workspace, predictor: Predictor, dataset: Dataset, *, count: int = 6, seed: int = 0
 ) -> Any:
-    """Some frames with labels (white) and the model's boxes above a score of 0.3 (orange)."""
-    import matplotlib.pyplot as plt
-
+    """Some frames with labels (white) and the model's confident boxes (orange)."""
     chosen = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
-    columns = min(3, max(1, len(chosen)))
-    rows = -(-len(chosen) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, index in zip(axes.flat, chosen, strict=False):
+    figure, grid = image_grid(len(chosen))
+    for axis, index in zip(grid, chosen, strict=False):
         frame = dataset.frames[index]
         image = load_rgb(media_path(place, frame))
         axis.imshow(image)
-        for label in dataset.labels_by_frame[frame.id]:
-            _rectangle(axis, label.box.xyxy, "white")
-        found = predictor.predict([image])[0]
-        for box, score in zip(found.boxes, found.scores, strict=True):
-            if score >= _SCORE_THRESHOLD:
-                _rectangle(axis, tuple(box), "orange")
+        labels = dataset.labels_by_frame[frame.id]
+        draw_boxes(axis, (label.box.xyxy for label in labels), "white")
+        detections = predictor.predict([image])[0]
+        draw_boxes(axis, detections.above(CONFIDENCE_THRESHOLD).boxes, "orange")
         axis.set_title(f"{frame.drive} #{frame.index}, {frame.conditions.light}", fontsize=8)
     figure.tight_layout()
     return figure
-
-
-def _rectangle(axis: Any, xyxy: tuple[float, ...], colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = xyxy
-    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=1))

@@ -9,21 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import class_colour, draw_box_on_image, draw_boxes, image_grid
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Prediction, Selection
 
 if TYPE_CHECKING:
     from workbench.curation import Embeddings
     from workbench.curation.signals.similarity import SimilarityScores
-
-
-_COLOURS = (
-    "#e6443c", "#3cb44b", "#ffc928", "#4f83ff", "#f58231",
-    "#c35bff", "#42d4f4", "#f032e6", "#bfef45", "#ffd8b1",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,22 +91,17 @@ def draw_frame(shown: ShownFrame, width: int) -> bytes:
         return _png(_placeholder(width))
     scale = width / image.width
     image = image.resize((width, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(9, width // 50))
     for box in shown.boxes:
-        colour = _class_colour(box.cls)
-        x1, y1, x2, y2 = (value * scale for value in box.xyxy)
-        pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=1 + width // 400)
-        if width >= 400:
-            text = box.cls if box.score is None else f"{box.cls} {box.score:.2f}"
-            left, top, right, bottom = pen.textbbox((x1, max(0, y1 - width // 40)), text, font)
-            pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=colour)
-            pen.text((x1, max(0, y1 - width // 40)), text, fill="black", font=font)
+        text = box.cls if box.score is None else f"{box.cls} {box.score:.2f}"
+        draw_box_on_image(
+            image,
+            [value * scale for value in box.xyxy],
+            class_colour(box.cls),
+            width=1 + width // 400,
+            text=text if width >= 400 else "",
+            font_size=max(9, width // 50),
+        )
     return _png(image)
-
-
-def _class_colour(cls: str) -> str:
-    return _COLOURS[sum(cls.encode()) % len(_COLOURS)]
 
 
 def _placeholder(width: int) -> Image.Image:
@@ -186,22 +176,13 @@ def similar_frames(
 
 def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, found: Sequence[ShownFrame]) -> Any:
     """The exemplar and what is like it, four a row, what matched drawn in red."""
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-    from PIL import Image
-
     cards = [(replace(exemplar, boxes=(box,) if box else ()), "the exemplar")]
     cards += [(one, one.reasons[0]) for one in found]
-    rows = -(-len(cards) // 4)
-    figure, grid = plt.subplots(rows, 4, figsize=(13, 2.5 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for number, (axes, (one, told)) in enumerate(zip(grid.flat, cards, strict=False)):
+    figure, grid = image_grid(len(cards), columns=4, cell=(3.25, 2.5))
+    for number, (axes, (one, told)) in enumerate(zip(grid, cards, strict=False)):
         with Image.open(one.image) as image:
             axes.imshow(image.convert("RGB"))
-        for drawn in one.boxes:
-            x1, y1, x2, y2 = drawn.xyxy
-            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="#ff3b30", lw=1.6))
+        draw_boxes(axes, (drawn.xyxy for drawn in one.boxes), "#ff3b30", width=1.6)
         weight = "bold" if number == 0 else "normal"
         axes.set_title(f"{one.drive}\n{told}", fontsize=8, loc="left", fontweight=weight)
     figure.tight_layout()

@@ -20,6 +20,7 @@ from workbench.curation.selection.allocation import Allocation, allocate
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
 from workbench.curation.selection.ranking import MiningQuery, Ranking, SingleTextEncoder
 from workbench.curation.signals import similarity
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
 from workbench.records import dataset
 from workbench.records import dataset as datasets
@@ -138,9 +139,6 @@ def dataset_of_arm(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm)
 
 
 Progress = Callable[[int, int], None]
-
-_CONFIDENT_SCORE = 0.3
-"""Score from which on a box will probably have to be labelled."""
 
 
 def mine(  # noqa: PLR0913 - what from, whose view, how much, how
@@ -314,7 +312,7 @@ def _make_candidates(
     known = [frames[name] for name in pool.frames]
     nan = float("nan")
     times = (frame.timestamp_us for frame in known)
-    believed = pool.owner[pool.scores >= _CONFIDENT_SCORE]
+    believed = pool.owner[pool.scores >= CONFIDENCE_THRESHOLD]
     return Candidates(
         frames=pool.frames,
         drives=[frame.drive for frame in known],

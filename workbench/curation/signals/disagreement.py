@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.detection.boxes import iou_matrix
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
 
 MATCH_IOU = 0.4
 """Overlap (IoU) from which two models' boxes of one class mean the same thing."""
@@ -68,12 +68,8 @@ def _frame_disagreement(one: Embeddings, a: slice, two: Embeddings, b: slice) ->
     for row, column in _greedy_matches(overlap):
         gap += abs(float(first[row]) - float(second[column]))
         first[row] = second[column] = 0.0
-    lone = int((first >= CONFIDENT_SCORE).sum() + (second >= CONFIDENT_SCORE).sum())
+    lone = int((first >= CONFIDENCE_THRESHOLD).sum() + (second >= CONFIDENCE_THRESHOLD).sum())
     return gap + float(first.sum()) + float(second.sum()), lone
-
-
-CONFIDENT_SCORE = 0.3
-"""Score from which a box that another model lacks is worth a word."""
 
 
 def _greedy_matches(overlap: NDArray[np.floating]) -> list[tuple[int, int]]:
