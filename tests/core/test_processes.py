@@ -18,11 +18,11 @@ from workbench.core import processes
 STARTER = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from workbench.core.processes import die_with_starter
+from workbench.core.processes import die_with_pool_owner
 
 def main():
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(2, context, initializer=die_with_starter) as pool:
+    with ProcessPoolExecutor(2, context, initializer=die_with_pool_owner) as pool:
         pids = list(pool.map(pid_of, range(2)))
         print(*pids, flush=True)
         time.sleep(60)

@@ -16,16 +16,16 @@ _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 
 
-def secret_path(place: Workspace, name: str) -> Path:
-    return place.secrets / name
+def secret_path(workspace: Workspace, name: str) -> Path:
+    return workspace.secrets / name
 
 
-def ensure_secret(place: Workspace, name: str, *, random_bytes: int = 32) -> str:
+def ensure_secret(workspace: Workspace, name: str, *, random_bytes: int = 32) -> str:
     """The secret called ``name``; it is generated when there is none yet."""
-    path = secret_path(place, name)
+    path = secret_path(workspace, name)
     if not path.exists():
-        place.secrets.mkdir(parents=True, exist_ok=True)
-        place.secrets.chmod(_FOLDER_MODE)
+        workspace.secrets.mkdir(parents=True, exist_ok=True)
+        workspace.secrets.chmod(_FOLDER_MODE)
         write_atomic(path, secrets.token_urlsafe(random_bytes).encode(), mode=_FILE_MODE)
     return read_secret(path)
 
@@ -47,10 +47,10 @@ def read_secret(path: Path) -> str:
     return secret
 
 
-def exposed_secrets(place: Workspace) -> list[Path]:
+def exposed_secrets(workspace: Workspace) -> list[Path]:
     """Secret files, or their folder, that other users of the machine could read."""
-    if not place.secrets.is_dir():
+    if not workspace.secrets.is_dir():
         return []
-    inside = [p for p in place.secrets.rglob("*") if not p.is_symlink()]
-    secret = [place.secrets, *(p for p in inside if not p.name.endswith(PUBLIC_KEY_SUFFIX))]
+    inside = [p for p in workspace.secrets.rglob("*") if not p.is_symlink()]
+    secret = [workspace.secrets, *(p for p in inside if not p.name.endswith(PUBLIC_KEY_SUFFIX))]
     return [p for p in secret if stat.S_IMODE(p.stat().st_mode) & 0o077]

@@ -82,11 +82,11 @@ def find_workspace(start: Path | None = None) -> Workspace:
 
 def project_root(notebook: Path) -> Path:
     """The project a notebook belongs to: above its ``notebooks`` folder, else where it lies."""
-    place = notebook.resolve()
-    for folder in place.parents:
+    path = notebook.resolve()
+    for folder in path.parents:
         if folder.name == "notebooks":
             return folder.parent
-    return place.parent
+    return path.parent
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -1,6 +1,6 @@
 """Data: sources to checked, immutable, versioned frames and labels.
 
-ingested = data.ingest(place, folder, name="camvid")
+ingested = data.ingest(workspace, folder, name="camvid")
 dataset = data.assign_roles(ingested.dataset)
 ref = ingested.save(store, dataset)
 """

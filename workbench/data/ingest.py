@@ -177,7 +177,7 @@ class IngestResult:
 
 
 def ingest(
-    place: Workspace,
+    workspace: Workspace,
     source: Path,
     *,
     name: str,
@@ -214,7 +214,7 @@ def ingest(
         )
     found = readers.read_source(source, format)
     ordered = sorted(found.frames, key=lambda frame: (frame.drive, frame.index, frame.name))
-    verdicts = _store_all(place, ordered, workers, progress)
+    verdicts = _store_all(workspace, ordered, workers, progress)
     building = _DatasetBuilder(found, schema)
     for frame, verdict in zip(ordered, verdicts, strict=True):
         building.add(frame, verdict)
@@ -222,12 +222,12 @@ def ingest(
 
 
 def _store_all(
-    place: Workspace, frames: list[SourceFrame], workers: int, progress: Progress | None
+    workspace: Workspace, frames: list[SourceFrame], workers: int, progress: Progress | None
 ) -> Iterator[_ImageResult]:
     """Verdicts in the order of ``frames``; memory does not grow with their number."""
     chunks = [frames[start : start + _CHUNK_SIZE] for start in range(0, len(frames), _CHUNK_SIZE)]
     work = [[(str(frame.file), frame.size) for frame in chunk] for chunk in chunks]
-    media = str(place.media)
+    media = str(workspace.media)
     done = 0
     if workers == 1 or len(frames) < _MIN_FRAMES_FOR_PROCESSES:
         results: Iterator[list[_ImageResult]] = (store_images(chunk, media) for chunk in work)

@@ -16,14 +16,14 @@ from workbench.records.types import Quarantined
 
 
 def plot_contact_sheet(
-    place: Workspace, dataset: Dataset, *, count: int = 12, seed: int = 0
+    workspace: Workspace, dataset: Dataset, *, count: int = 12, seed: int = 0
 ) -> Any:
     """Frames picked at random over all drives, with their labels; ignore regions dotted."""
     chosen = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
     figure, grid = image_grid(len(chosen), columns=4, cell=(3.4, 2.3))
     for axis, index in zip(grid, chosen, strict=False):
         frame = dataset.frames[index]
-        with Image.open(media_path(place, frame)) as image:
+        with Image.open(media_path(workspace, frame)) as image:
             axis.imshow(image.convert("RGB"))
         for label in dataset.labels_by_frame[frame.id]:
             style = ":" if label.ignore else "-"

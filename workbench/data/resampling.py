@@ -77,8 +77,8 @@ def time_blocks(frames: Sequence[Frame]) -> list[int]:
         else:
             ordered = sorted(members, key=lambda frame: frame.index)
             block |= {
-                frame.id: place * _BLOCKS_WITHOUT_TIME // len(ordered)
-                for place, frame in enumerate(ordered)
+                frame.id: position * _BLOCKS_WITHOUT_TIME // len(ordered)
+                for position, frame in enumerate(ordered)
             }
     return [block[frame.id] for frame in frames]
 

@@ -209,9 +209,9 @@ _ENUMERATED = {
 }
 
 
-def media_path(place: Workspace, frame: Frame) -> Path:
+def media_path(workspace: Workspace, frame: Frame) -> Path:
     """Where a frame's image lies, by content."""
-    return place.media / frame.id[:2] / f"{frame.id}{frame.suffix}"
+    return workspace.media / frame.id[:2] / f"{frame.id}{frame.suffix}"
 
 
 def save_dataset(

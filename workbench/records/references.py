@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench import services
-from workbench.core import workspace
 from workbench.core.errors import RecordError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Ref, digest_of
 from workbench.records.model_types import Release
 from workbench.records.store import Store
@@ -41,45 +40,45 @@ class RegisteredVersion:
         return f"{self.name}@{self.number}"
 
 
-def register_dataset(place: Workspace, ref: Ref) -> RegisteredVersion:
+def register_dataset(workspace: Workspace, ref: Ref) -> RegisteredVersion:
     """Give a dataset version the next number of its name; one that has a number keeps it."""
     from filelock import FileLock
 
-    record = Store(place).get(ref, DatasetVersion)
-    path = _index_path(place)
+    record = Store(workspace).get(ref, DatasetVersion)
+    path = _index_path(workspace)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        names = _read_index(place)
+        names = _read_index(workspace)
         refs = names.setdefault(record.name, [])
         if ref not in refs:
             refs.append(ref)
-        workspace.write_atomic(path, json.dumps(names, indent=1, sort_keys=True).encode())
+        write_atomic(path, json.dumps(names, indent=1, sort_keys=True).encode())
     return RegisteredVersion(record.name, refs.index(ref) + 1, ref)
 
 
-def list_dataset_versions(place: Workspace) -> list[RegisteredVersion]:
+def list_dataset_versions(workspace: Workspace) -> list[RegisteredVersion]:
     """Every registered version, by name and number."""
     return [
         RegisteredVersion(name, number, ref)
-        for name, refs in sorted(_read_index(place).items())
+        for name, refs in sorted(_read_index(workspace).items())
         for number, ref in enumerate(refs, start=1)
     ]
 
 
-def resolve_dataset(place: Workspace, text: str) -> Ref:
+def resolve_dataset(workspace: Workspace, text: str) -> Ref:
     """The dataset version that ``text`` names: NAME, NAME@N, dataset/PREFIX or sha256:DIGEST.
 
     Raises:
         RecordError: None or several, with the nearest names.
     """
     if text.startswith("sha256:"):
-        return _dataset_by_digest(place, text.removeprefix("sha256:"), text)
+        return _dataset_by_digest(workspace, text.removeprefix("sha256:"), text)
     if text.startswith(f"{DatasetVersion.KIND}/"):
-        return _dataset_by_digest(place, text.partition("/")[2], text)
+        return _dataset_by_digest(workspace, text.partition("/")[2], text)
     match = _DATASET_NAME.match(text)
     if match is None:
         raise RecordError("not a dataset reference", where=text, hint=f"Write {_DATASET_FORMS}")
-    names = _read_index(place)
+    names = _read_index(workspace)
     refs = names.get(match["name"])
     if refs is None:
         raise RecordError(
@@ -93,30 +92,32 @@ def resolve_dataset(place: Workspace, text: str) -> Ref:
     return refs[number - 1]
 
 
-def rebuild_dataset_index(place: Workspace) -> dict[str, list[Ref]]:
+def rebuild_dataset_index(workspace: Workspace) -> dict[str, list[Ref]]:
     """The index as the records tell it, in the order they were made."""
-    store = Store(place)
+    store = Store(workspace)
     names: dict[str, list[Ref]] = {}
     for ref in store.refs(DatasetVersion.KIND):
         names.setdefault(store.get(ref, DatasetVersion).name, []).append(ref)
     return names
 
 
-def _index_path(place: Workspace) -> Path:
-    return place.index / "datasets" / _INDEX_FILE
+def _index_path(workspace: Workspace) -> Path:
+    return workspace.index / "datasets" / _INDEX_FILE
 
 
-def _read_index(place: Workspace) -> dict[str, list[Ref]]:
+def _read_index(workspace: Workspace) -> dict[str, list[Ref]]:
     try:
-        names: dict[str, list[Ref]] = json.loads(_index_path(place).read_bytes())
+        names: dict[str, list[Ref]] = json.loads(_index_path(workspace).read_bytes())
         return names
     except (FileNotFoundError, ValueError):
-        return rebuild_dataset_index(place)
+        return rebuild_dataset_index(workspace)
 
 
-def _dataset_by_digest(place: Workspace, prefix: str, text: str) -> Ref:
+def _dataset_by_digest(workspace: Workspace, prefix: str, text: str) -> Ref:
     found = [
-        ref for ref in Store(place).refs(DatasetVersion.KIND) if _digest_starts_with(ref, prefix)
+        ref
+        for ref in Store(workspace).refs(DatasetVersion.KIND)
+        if _digest_starts_with(ref, prefix)
     ]
     if len(found) == 1:
         return found[0]
@@ -148,26 +149,26 @@ _MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/(\d+)|@(\w+))$")
 _REFERENCE_FORMS = "sha256:…, KIND/PREFIX, NAME, NAME@N, models:/NAME/VERSION or models:/NAME@ALIAS"
 
 
-def resolve_reference(place: Workspace, text: str) -> Ref:
+def resolve_reference(workspace: Workspace, text: str) -> Ref:
     """The one record that ``text`` names; raises `RecordError` when there is none or several."""
     model = _MODEL_URI.match(text)
     if model:
-        return _released_model(place, *model.groups())
+        return _released_model(workspace, *model.groups())
     if text.startswith("models:"):
         raise RecordError(
             "not a model reference", where=text, hint=f"References are {_REFERENCE_FORMS}"
         )
     if text.startswith("sha256:"):
-        return _record_by_digest(place, list(RECORD_TYPES), text.removeprefix("sha256:"), text)
+        return _record_by_digest(workspace, list(RECORD_TYPES), text.removeprefix("sha256:"), text)
     kind, slash, prefix = text.partition("/")
     if slash and kind in RECORD_TYPES:
-        return _record_by_digest(place, [kind], prefix, text)
+        return _record_by_digest(workspace, [kind], prefix, text)
 
-    return resolve_dataset(place, text)
+    return resolve_dataset(workspace, text)
 
 
-def _record_by_digest(place: Workspace, kinds: list[str], prefix: str, text: str) -> Ref:
-    store = Store(place)
+def _record_by_digest(workspace: Workspace, kinds: list[str], prefix: str, text: str) -> Ref:
+    store = Store(workspace)
     found = [ref for kind in kinds for ref in store.refs(kind) if digest_of(ref).startswith(prefix)]
     if len(found) == 1:
         return found[0]
@@ -179,9 +180,9 @@ def _record_by_digest(place: Workspace, kinds: list[str], prefix: str, text: str
     raise RecordError(f"{len(found)} records match: {several}", where=text, hint="Give more digits")
 
 
-def _released_model(place: Workspace, name: str, version: str | None, alias: str | None) -> Ref:
+def _released_model(workspace: Workspace, name: str, version: str | None, alias: str | None) -> Ref:
     """A version from the release records; an alias, which moves, from the registry."""
-    store = Store(place)
+    store = Store(workspace)
     versions: dict[int, Ref] = {}
     for ref in store.refs(Release.KIND):
         if store.get(ref, Release).model == name:
@@ -198,6 +199,6 @@ def _released_model(place: Workspace, name: str, version: str | None, alias: str
         return versions[int(version)]
     from workbench.tracking import Tracker
 
-    services.up(place, ("mlflow",))
-    uri = services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    services.up(workspace, ("mlflow",))
+    uri = services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
     return Tracker(uri, "workbench").release_of(name, alias=str(alias))

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import RecordError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
 from workbench.records.types import RECORD_TYPES
 
@@ -36,9 +36,9 @@ _RECORD = "record.json"
 class Store:
     """Reads and writes records below one folder. Cheap to make; safe across processes."""
 
-    def __init__(self, place: Workspace) -> None:
-        self.workspace = place
-        self.root = place.records
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.root = workspace.records
         self._verified: set[Path] = set()
 
     def put(
@@ -148,7 +148,7 @@ class Store:
 
     def write_side(self, ref: Ref, name: str, value: Any) -> None:
         data = json.dumps(value, indent=1, sort_keys=True).encode()
-        workspace.write_atomic(self.folder(ref) / "side" / f"{name}.json", data)
+        write_atomic(self.folder(ref) / "side" / f"{name}.json", data)
 
     def _body(self, ref: Ref) -> dict[str, Any]:
         path = self.folder(ref) / _RECORD
@@ -179,7 +179,7 @@ class Store:
             created = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
             for name, value in {"created": created, **side}.items():
                 data = json.dumps(value, indent=1, sort_keys=True).encode()
-                workspace.write_atomic(temporary / "side" / f"{name}.json", data)
+                write_atomic(temporary / "side" / f"{name}.json", data)
             _sync_tree(temporary)
             (temporary / _COMPLETE).touch()
             temporary.chmod(0o755)

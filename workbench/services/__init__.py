@@ -1,8 +1,8 @@
 """The servers a workbench needs: mongod (for FiftyOne), MLflow and Label Studio.
 
     from workbench import services
-    services.up(place)             # start what is not running; found ones are left alone
-    services.environment(place)    # the variables that make notebooks use them
+    services.up(workspace)             # start what is not running; found ones are left alone
+    services.environment(workspace)    # the variables that make notebooks use them
 
 By default they are started here, on loopback, with everything below ``.workbench/services``. With
 ``FIFTYONE_DATABASE_URI``, ``MLFLOW_TRACKING_URI`` or ``LABEL_STUDIO_URL`` set, that server is used

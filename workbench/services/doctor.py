@@ -39,7 +39,7 @@ class HealthCheck:
         return asdict(self)
 
 
-def run_checks(place: Workspace) -> list[HealthCheck]:
+def run_checks(workspace: Workspace) -> list[HealthCheck]:
     """Ask everything. Takes a second or two; starts and changes nothing."""
     questions: tuple[Callable[[Workspace], HealthCheck], ...] = (
         _check_python,
@@ -55,7 +55,7 @@ def run_checks(place: Workspace) -> list[HealthCheck]:
         _check_browser,
         _check_node,
     )
-    return [question(place) for question in questions]
+    return [question(workspace) for question in questions]
 
 
 def is_healthy(checks: list[HealthCheck]) -> bool:
@@ -141,15 +141,15 @@ def _check_loopback(_: Workspace) -> HealthCheck:
         return HealthCheck("ports on loopback", False, str(error), mend=mend)
 
 
-def _check_disk(place: Workspace) -> HealthCheck:
-    free = shutil.disk_usage(_existing_folder(place.root)).free / 2**30
-    detail = f"{free:.0f} GiB free where {place.root} lies"
+def _check_disk(workspace: Workspace) -> HealthCheck:
+    free = shutil.disk_usage(_existing_folder(workspace.root)).free / 2**30
+    detail = f"{free:.0f} GiB free where {workspace.root} lies"
     mend = "Free some space, or point WORKBENCH_HOME at a larger disk"
     return HealthCheck(f"{_DISK_GIB} GiB of disk", free >= _DISK_GIB, detail, mend=mend)
 
 
-def _check_workspace(place: Workspace) -> HealthCheck:
-    folder = _existing_folder(place.root)
+def _check_workspace(workspace: Workspace) -> HealthCheck:
+    folder = _existing_folder(workspace.root)
     probe = folder / f".writable-{probes.choose_port()}"
     try:
         probe.touch()
@@ -157,12 +157,12 @@ def _check_workspace(place: Workspace) -> HealthCheck:
     except OSError as error:
         mend = "Correct its permissions, or point WORKBENCH_HOME elsewhere"
         return HealthCheck("workspace writable", False, f"{folder}: {error.strerror}", mend=mend)
-    return HealthCheck("workspace writable", True, str(place.root))
+    return HealthCheck("workspace writable", True, str(workspace.root))
 
 
-def _check_secrets(place: Workspace) -> HealthCheck:
-    exposed = credentials.exposed_secrets(place)
-    name, mend = "secrets for their owner only", f"chmod -R go= {place.secrets}"
+def _check_secrets(workspace: Workspace) -> HealthCheck:
+    exposed = credentials.exposed_secrets(workspace)
+    name, mend = "secrets for their owner only", f"chmod -R go= {workspace.secrets}"
     if not exposed:
         return HealthCheck(name, True, "yes")
     return HealthCheck(
@@ -170,8 +170,8 @@ def _check_secrets(place: Workspace) -> HealthCheck:
     )
 
 
-def _check_servers(place: Workspace) -> HealthCheck:
-    states = manager.status(place).values()
+def _check_servers(workspace: Workspace) -> HealthCheck:
+    states = manager.status(workspace).values()
     broken = [f"{state.name}: {state.detail}" for state in states if state.state == "broken"]
     detail = "; ".join(broken) or ", ".join(f"{s.name} {s.state}" for s in states)
     mend = "Run `workbench up`; logs lie in .workbench/services"

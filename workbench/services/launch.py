@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from workbench import services
-from workbench.core import workspace
 from workbench.core.errors import WorkbenchError
+from workbench.core.workspace import find_workspace
 
 
 def main(arguments: list[str]) -> int:
@@ -20,10 +20,10 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print("usage: python -m workbench.services.launch PROGRAM [ARGUMENT…]", file=sys.stderr)
         return 2
-    place = workspace.find_workspace()
+    workspace = find_workspace()
     try:
-        services.up(place, progress=lambda line: print(line, file=sys.stderr))
-        variables = {**os.environ, **services.environment(place)}
+        services.up(workspace, progress=lambda line: print(line, file=sys.stderr))
+        variables = {**os.environ, **services.environment(workspace)}
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -74,21 +74,21 @@ class ProcessInfo:
     port: int
 
 
-def service_folder(place: Workspace, name: str) -> Path:
-    return place.services / name
+def service_folder(workspace: Workspace, name: str) -> Path:
+    return workspace.services / name
 
 
-def read_process_info(place: Workspace, name: str) -> ProcessInfo | None:
+def read_process_info(workspace: Workspace, name: str) -> ProcessInfo | None:
     """What the last start wrote; None when there was none or the file is damaged."""
     try:
-        body = json.loads((service_folder(place, name) / "state.json").read_bytes())
+        body = json.loads((service_folder(workspace, name) / "state.json").read_bytes())
         return ProcessInfo(int(body["pid"]), float(body["born"]), int(body["port"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_process_info(place: Workspace, name: str, facts: ProcessInfo) -> None:
-    path = service_folder(place, name) / "state.json"
+def write_process_info(workspace: Workspace, name: str, facts: ProcessInfo) -> None:
+    path = service_folder(workspace, name) / "state.json"
     write_atomic(path, json.dumps(asdict(facts), indent=1).encode())
 
 
@@ -137,34 +137,34 @@ class Server(ABC):
     """Patterns of further variables that this server takes over from its caller."""
 
     @abstractmethod
-    def command(self, place: Workspace, port: int) -> list[str]: ...
+    def command(self, workspace: Workspace, port: int) -> list[str]: ...
 
     @abstractmethod
     def url(self, port: int) -> str: ...
 
     @abstractmethod
-    def prepare(self, place: Workspace, say: MessageCallback) -> None:
+    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
         """Make what has to exist before the first start; called under the server's lock."""
 
     @abstractmethod
     def answers(self, port: int) -> bool:
         """Whether a server of this kind gives a real answer on ``port``."""
 
-    def variables(self, place: Workspace, port: int) -> dict[str, str]:
+    def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
         """Environment variables added for the server's process."""
         return {}
 
-    def credentials(self, place: Workspace) -> Path | None:
+    def credentials(self, workspace: Workspace) -> Path | None:
         return None
 
 
-def observe_server(server: Server, place: Workspace) -> ServiceStatus:
+def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
     """Look, without changing anything. Takes tens of milliseconds."""
-    facts = read_process_info(place, server.name)
-    log = _log_path(place, server.name)
+    facts = read_process_info(workspace, server.name)
+    log = _log_path(workspace, server.name)
     if facts is None:
         return ServiceStatus(server.name, "stopped", detail="never started here")
-    url, credentials = server.url(facts.port), server.credentials(place)
+    url, credentials = server.url(facts.port), server.credentials(workspace)
     process = _living_process(facts)
     if process is None:
         return ServiceStatus(server.name, "stopped", url, None, credentials, log, "not running")
@@ -178,43 +178,43 @@ def observe_server(server: Server, place: Workspace) -> ServiceStatus:
     return ServiceStatus(server.name, "running", url, facts.pid, credentials, log, detail)
 
 
-def start_server(server: Server, place: Workspace, say: MessageCallback) -> ServiceStatus:
+def start_server(server: Server, workspace: Workspace, say: MessageCallback) -> ServiceStatus:
     """Bring the server up, or find it up. Two callers at once start one server.
 
     Raises:
         ServiceError: It did not come up; the end of its log is in the message.
     """
-    state = observe_server(server, place)
+    state = observe_server(server, workspace)
     if state.state == "running":
         return state
-    with _server_lock(server, place):
-        state = observe_server(server, place)
+    with _server_lock(server, workspace):
+        state = observe_server(server, workspace)
         if state.state == "broken":
-            state = _wait_for_interrupted_start(server, place)
+            state = _wait_for_interrupted_start(server, workspace)
         if state.state == "running":
             return state
-        _terminate(find_service_processes(place, server.name))
+        _terminate(find_service_processes(workspace, server.name))
         began = time.monotonic()
-        server.prepare(place, say)
+        server.prepare(workspace, say)
         say(f"{server.name}: starting")
-        state = _launch_with_retries(server, place)
+        state = _launch_with_retries(server, workspace)
         say(f"{server.name}: up at {state.url} after {time.monotonic() - began:.1f} s")
         return state
 
 
-def stop_server(server: Server, place: Workspace) -> bool:
+def stop_server(server: Server, workspace: Workspace) -> bool:
     """Stop all of the server's processes; whether there were any."""
-    if not service_folder(place, server.name).is_dir():
+    if not service_folder(workspace, server.name).is_dir():
         return False
-    with _server_lock(server, place):
-        processes = find_service_processes(place, server.name)
+    with _server_lock(server, workspace):
+        processes = find_service_processes(workspace, server.name)
         _terminate(processes)
         return bool(processes)
 
 
-def find_service_processes(place: Workspace, name: str) -> list[psutil.Process]:
+def find_service_processes(workspace: Workspace, name: str) -> list[psutil.Process]:
     """Every living process that was started for this folder, whoever started it."""
-    mark = str(service_folder(place, name))
+    mark = str(service_folder(workspace, name))
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -227,8 +227,8 @@ def find_service_processes(place: Workspace, name: str) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def _server_lock(server: Server, place: Workspace) -> Iterator[None]:
-    folder = service_folder(place, server.name)
+def _server_lock(server: Server, workspace: Workspace) -> Iterator[None]:
+    folder = service_folder(workspace, server.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=server.patience + _STOP_SECONDS):
@@ -267,32 +267,32 @@ def _holds_port(process: psutil.Process, port: int) -> bool:
     return False
 
 
-def _wait_for_interrupted_start(server: Server, place: Workspace) -> ServiceStatus:
+def _wait_for_interrupted_start(server: Server, workspace: Workspace) -> ServiceStatus:
     """A command killed while it waited leaves a server that may only need more time."""
-    facts = read_process_info(place, server.name)
+    facts = read_process_info(workspace, server.name)
     age = time.time() - facts.born if facts else server.patience
     deadline = time.monotonic() + max(3.0, server.patience - age)
-    state = observe_server(server, place)
+    state = observe_server(server, workspace)
     while state.state == "broken" and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        state = observe_server(server, place)
+        state = observe_server(server, workspace)
     return state
 
 
-def _launch_with_retries(server: Server, place: Workspace) -> ServiceStatus:
+def _launch_with_retries(server: Server, workspace: Workspace) -> ServiceStatus:
     """Launch; when somebody else takes the port in between, launch again on another one."""
-    facts = read_process_info(place, server.name)
+    facts = read_process_info(workspace, server.name)
     port = probes.choose_port(facts.port if facts else None, patience=_PORT_SECONDS)
     for _ in range(3):
-        _launch(server, place, port)
-        state = _wait_until_running(server, place)
+        _launch(server, workspace, port)
+        state = _wait_until_running(server, workspace)
         if state.state == "running":
             return state
-        _terminate(find_service_processes(place, server.name))
+        _terminate(find_service_processes(workspace, server.name))
         if probes.is_port_free(port):
             break  # the port was not the reason, so another one would not help
         port = probes.choose_port()
-    log = _log_path(place, server.name)
+    log = _log_path(workspace, server.name)
     raise ServiceError(
         f"{server.name} did not come up ({state.detail}). It said last:\n{_log_tail(log)}",
         where=log,
@@ -300,17 +300,17 @@ def _launch_with_retries(server: Server, place: Workspace) -> ServiceStatus:
     )
 
 
-def _launch(server: Server, place: Workspace, port: int) -> None:
-    folder = service_folder(place, server.name)
-    log = _log_path(place, server.name)
+def _launch(server: Server, workspace: Workspace, port: int) -> None:
+    folder = service_folder(workspace, server.name)
+    log = _log_path(workspace, server.name)
     if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
     wanted = (*_INHERITED_VARIABLES, *server.inherits)
     inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, one) for one in wanted)}
-    variables = {**inherited, **server.variables(place, port), SERVICE_VARIABLE: str(folder)}
+    variables = {**inherited, **server.variables(workspace, port), SERVICE_VARIABLE: str(folder)}
     with log.open("ab") as out:
         child = subprocess.Popen(
-            server.command(place, port),
+            server.command(workspace, port),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -321,15 +321,15 @@ def _launch(server: Server, place: Workspace, port: int) -> None:
         )
     _children[child.pid] = child
     born = psutil.Process(child.pid).create_time()
-    write_process_info(place, server.name, ProcessInfo(child.pid, born, port))
+    write_process_info(workspace, server.name, ProcessInfo(child.pid, born, port))
 
 
-def _wait_until_running(server: Server, place: Workspace) -> ServiceStatus:
+def _wait_until_running(server: Server, workspace: Workspace) -> ServiceStatus:
     deadline = time.monotonic() + server.patience
-    state = observe_server(server, place)
+    state = observe_server(server, workspace)
     while state.state == "broken" and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        state = observe_server(server, place)
+        state = observe_server(server, workspace)
     return state
 
 
@@ -363,8 +363,8 @@ def _wait_for_exit(processes: list[psutil.Process], seconds: float) -> list[psut
     return remaining
 
 
-def _log_path(place: Workspace, name: str) -> Path:
-    return service_folder(place, name) / "server.log"
+def _log_path(workspace: Workspace, name: str) -> Path:
+    return service_folder(workspace, name) / "server.log"
 
 
 def _log_tail(log: Path, lines: int = 6) -> str:

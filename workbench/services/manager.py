@@ -31,14 +31,14 @@ EXTERNAL_VARIABLES = {
 _TOKEN_VARIABLES = ("LABEL_STUDIO_TOKEN", "LABEL_STUDIO_API_KEY")
 
 
-def external_address(place: Workspace, server: Server) -> str | None:
+def external_address(workspace: Workspace, server: Server) -> str | None:
     """The external server's URL, None when ours is to be used.
 
     The variables also reach the processes that run under ``services.environment``, where they
     name our own servers; such an address is no external one.
     """
     url = os.environ.get(EXTERNAL_VARIABLES[server.name], "").strip().rstrip("/")
-    facts = read_process_info(place, server.name)
+    facts = read_process_info(workspace, server.name)
     if not url or (facts is not None and url == server.url(facts.port)):
         return None
     return url
@@ -140,7 +140,7 @@ def _ignore_message(_: str) -> None:
 
 
 def up(
-    place: Workspace,
+    workspace: Workspace,
     names: Sequence[str] = SERVICE_NAMES,
     *,
     progress: MessageCallback = _ignore_message,
@@ -156,32 +156,32 @@ def up(
     """
     servers = [_server_named(name) for name in names]
     with ThreadPoolExecutor(max_workers=len(servers) or 1) as pool:
-        starts = [(s.name, pool.submit(_bring_up, s, place, progress)) for s in servers]
+        starts = [(s.name, pool.submit(_bring_up, s, workspace, progress)) for s in servers]
     failures = [error for _, f in starts if (error := f.exception()) is not None]
     if failures:
         raise failures[0] if len(failures) == 1 else _combined_error(failures)
     return {name: future.result() for name, future in starts}
 
 
-def down(place: Workspace, names: Sequence[str] = SERVICE_NAMES) -> list[str]:
+def down(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> list[str]:
     """Stop what was started here and return the names of those; external servers are left alone."""
     servers = [_server_named(name) for name in names]
     with ThreadPoolExecutor(max_workers=len(servers) or 1) as pool:
-        stopped = list(pool.map(lambda server: lifecycle.stop_server(server, place), servers))
+        stopped = list(pool.map(lambda server: lifecycle.stop_server(server, workspace), servers))
     return [
         server.name for server, was_running in zip(servers, stopped, strict=True) if was_running
     ]
 
 
-def status(place: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[str, ServiceStatus]:
+def status(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[str, ServiceStatus]:
     """Look at each server without changing anything and without importing its SDK."""
     servers = [_server_named(name) for name in names]
     with ThreadPoolExecutor(max_workers=len(servers) or 1) as pool:
-        states = pool.map(lambda server: _server_status(server, place), servers)
+        states = pool.map(lambda server: _server_status(server, workspace), servers)
         return {state.name: state for state in states}
 
 
-def environment(place: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[str, str]:
+def environment(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[str, str]:
     """The variables that make a process use these servers.
 
     No secret is among them, but for a password that the user put into an external address.
@@ -189,8 +189,8 @@ def environment(place: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[
     Raises:
         ServiceError: One of the servers is not running.
     """
-    variables = {HOME_VARIABLE: str(place.root)}
-    for name, state in status(place, names).items():
+    variables = {HOME_VARIABLE: str(workspace.root)}
+    for name, state in status(workspace, names).items():
         if not state.usable or state.url is None:
             raise ServiceError(
                 f"{name} is {state.state}: {state.detail}",
@@ -198,33 +198,33 @@ def environment(place: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[
                 hint="Run `workbench up`",
             )
         # What is shown of an external address has its password masked; clients need the whole.
-        url = external_address(place, _SERVERS[name]) or state.url
+        url = external_address(workspace, _SERVERS[name]) or state.url
         if name == MongodServer.name:
-            variables |= _fiftyone_variables(place, url)
+            variables |= _fiftyone_variables(workspace, url)
         elif name == MLflowServer.name:
             variables |= {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
         else:
             variables["LABEL_STUDIO_URL"] = url
-            token = _token_file(place, state)
+            token = _token_file(workspace, state)
             if token is not None:
                 variables[TOKEN_FILE_VARIABLE] = str(token)
     return variables
 
 
-def label_studio_admin(place: Workspace) -> LabelStudioAdmin:
+def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
     """Address and token of Label Studio's administrator, of our server or of the external one.
 
     Raises:
         ServiceError: Nothing was started yet, or an external server came without a token.
     """
-    url = external_address(place, _SERVERS[LabelStudioServer.name])
+    url = external_address(workspace, _SERVERS[LabelStudioServer.name])
     if url is not None:
         return LabelStudioAdmin(url, None, external_token(), _external_token_file())
-    facts = read_process_info(place, LabelStudioServer.name)
+    facts = read_process_info(workspace, LabelStudioServer.name)
     if facts is None:
         raise ServiceError("Label Studio was never started here", hint="Run `workbench up`")
-    token_file = credentials.secret_path(place, ADMIN_TOKEN)
-    password_file = credentials.secret_path(place, ADMIN_PASSWORD)
+    token_file = credentials.secret_path(workspace, ADMIN_TOKEN)
+    password_file = credentials.secret_path(workspace, ADMIN_PASSWORD)
     url = _SERVERS[LabelStudioServer.name].url(facts.port)
     return LabelStudioAdmin(
         url, ADMIN_EMAIL, credentials.read_secret(token_file), token_file, password_file
@@ -239,10 +239,10 @@ def _server_named(name: str) -> Server:
     return _SERVERS[name]
 
 
-def _bring_up(server: Server, place: Workspace, say: MessageCallback) -> ServiceStatus:
-    url = external_address(place, server)
+def _bring_up(server: Server, workspace: Workspace, say: MessageCallback) -> ServiceStatus:
+    url = external_address(workspace, server)
     if url is None:
-        return lifecycle.start_server(server, place, say)
+        return lifecycle.start_server(server, workspace, say)
     state = check_external(server.name, url)
     if not state.usable:
         raise ServiceError(
@@ -253,10 +253,12 @@ def _bring_up(server: Server, place: Workspace, say: MessageCallback) -> Service
     return state
 
 
-def _server_status(server: Server, place: Workspace) -> ServiceStatus:
-    url = external_address(place, server)
+def _server_status(server: Server, workspace: Workspace) -> ServiceStatus:
+    url = external_address(workspace, server)
     return (
-        lifecycle.observe_server(server, place) if url is None else check_external(server.name, url)
+        lifecycle.observe_server(server, workspace)
+        if url is None
+        else check_external(server.name, url)
     )
 
 
@@ -265,11 +267,11 @@ def _combined_error(failures: Sequence[BaseException]) -> ServiceError:
     return ServiceError(f"{len(failures)} servers did not come up:\n{lines}")
 
 
-def _token_file(place: Workspace, state: ServiceStatus) -> Path | None:
+def _token_file(workspace: Workspace, state: ServiceStatus) -> Path | None:
     return (
         _external_token_file()
         if state.state == "external"
-        else credentials.secret_path(place, ADMIN_TOKEN)
+        else credentials.secret_path(workspace, ADMIN_TOKEN)
     )
 
 
@@ -278,9 +280,9 @@ def _external_token_file() -> Path | None:
     return Path(named) if named else None
 
 
-def _fiftyone_variables(place: Workspace, url: str) -> dict[str, str]:
+def _fiftyone_variables(workspace: Workspace, url: str) -> dict[str, str]:
     """FiftyOne's settings: this database, and every folder it writes to below the workspace."""
-    folder = place.services / "fiftyone"
+    folder = workspace.services / "fiftyone"
     return {
         "FIFTYONE_DATABASE_URI": url,
         "FIFTYONE_DATABASE_NAME": os.environ.get("FIFTYONE_DATABASE_NAME", "workbench"),

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from workbench.core import workspace
 from workbench.core.errors import ServiceError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
 
 Json = dict[str, Any]
 
@@ -26,7 +25,9 @@ _CONNECT_TIMEOUT_S = 20.0
 
 
 @contextlib.contextmanager
-def connect(place: Workspace, address: str = LOCAL, *, cpus: int | None = None) -> Iterator[Any]:
+def connect(
+    workspace: Workspace, address: str = LOCAL, *, cpus: int | None = None
+) -> Iterator[Any]:
     """The module ``ray``, connected; what was started here ends with the block.
 
     Args:
@@ -37,7 +38,7 @@ def connect(place: Workspace, address: str = LOCAL, *, cpus: int | None = None) 
         ServiceError: Ray is not installed, cannot be started, or nobody listens at ``address``.
     """
     if "ray" not in sys.modules:  # it reads them when it is imported, and never again
-        os.environ.update(_ray_settings(place, local=address == LOCAL))
+        os.environ.update(_ray_settings(workspace, local=address == LOCAL))
     try:
         import ray
     except ImportError as error:
@@ -103,14 +104,14 @@ def _connection_error(address: str, error: Exception) -> ServiceError:
     )
 
 
-def _ray_settings(place: Workspace, *, local: bool) -> dict[str, str]:
+def _ray_settings(workspace: Workspace, *, local: bool) -> dict[str, str]:
     """No telemetry; a local one hears loopback only, and only whoever knows the token."""
     always = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if not local:
         return always
-    token = place.secrets / "ray-token"
+    token = workspace.secrets / "ray-token"
     if not token.exists():
-        workspace.write_atomic(token, secrets.token_hex(32).encode(), mode=0o600)
+        write_atomic(token, secrets.token_hex(32).encode(), mode=0o600)
     return {
         **always,
         "RAY_AUTH_MODE": "token",

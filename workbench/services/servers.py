@@ -26,11 +26,11 @@ class MongodServer(Server):
     name = "mongod"
     patience = 60.0  # recovery from the journal after a kill included
 
-    def prepare(self, place: Workspace, say: MessageCallback) -> None:
-        (service_folder(place, self.name) / "data").mkdir(parents=True, exist_ok=True)
+    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+        (service_folder(workspace, self.name) / "data").mkdir(parents=True, exist_ok=True)
 
-    def command(self, place: Workspace, port: int) -> list[str]:
-        data = service_folder(place, self.name) / "data"
+    def command(self, workspace: Workspace, port: int) -> list[str]:
+        data = service_folder(workspace, self.name) / "data"
         return [
             str(mongod_path()),
             *("--dbpath", str(data), "--port", str(port), "--bind_ip", probes.LOOPBACK),
@@ -95,11 +95,11 @@ class MLflowServer(Server):
     name = "mlflow"
     patience = 180.0  # imports and the first creation of its tables
 
-    def prepare(self, place: Workspace, say: MessageCallback) -> None:
-        (service_folder(place, self.name) / "artifacts").mkdir(parents=True, exist_ok=True)
+    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+        (service_folder(workspace, self.name) / "artifacts").mkdir(parents=True, exist_ok=True)
 
-    def command(self, place: Workspace, port: int) -> list[str]:
-        folder = service_folder(place, self.name)
+    def command(self, workspace: Workspace, port: int) -> list[str]:
+        folder = service_folder(workspace, self.name)
         # One process creates the tables, before any worker starts: several at once on an empty
         # SQLite file fail. Everybody else goes through HTTP.
         return [
@@ -109,7 +109,7 @@ class MLflowServer(Server):
             *("--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"),
         ]
 
-    def variables(self, place: Workspace, port: int) -> dict[str, str]:
+    def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
         return {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # Its background jobs (a queue of its own and more processes) are not used here.
@@ -174,18 +174,18 @@ class LabelStudioServer(Server):
         "REQUESTS_CA_BUNDLE",
     )
 
-    def prepare(self, place: Workspace, say: MessageCallback) -> None:
-        folder = service_folder(place, self.name)
+    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+        folder = service_folder(workspace, self.name)
         database = folder / "data" / label_studio_database.DATABASE
         database.parent.mkdir(parents=True, exist_ok=True)
-        place.media.mkdir(parents=True, exist_ok=True)
+        workspace.media.mkdir(parents=True, exist_ok=True)
         fresh = not database.exists()
         lost = any(
-            not credentials.secret_path(place, name).exists()
+            not credentials.secret_path(workspace, name).exists()
             for name in (ADMIN_PASSWORD, ADMIN_TOKEN)
         )
-        password = credentials.ensure_secret(place, ADMIN_PASSWORD)
-        token = credentials.ensure_secret(place, ADMIN_TOKEN, random_bytes=_TOKEN_BYTES)
+        password = credentials.ensure_secret(workspace, ADMIN_PASSWORD)
+        token = credentials.ensure_secret(workspace, ADMIN_TOKEN, random_bytes=_TOKEN_BYTES)
         if lost and not fresh:
             say("label-studio: its secrets were lost; the administrator gets new ones")
             replace_admin_secrets(database, password, token)
@@ -197,26 +197,26 @@ class LabelStudioServer(Server):
             else:
                 say("label-studio: no prepared database, so its first start takes a minute or more")
 
-    def command(self, place: Workspace, port: int) -> list[str]:
+    def command(self, workspace: Workspace, port: int) -> list[str]:
         program = label_studio_environment() / "bin" / "label-studio"
-        data = service_folder(place, self.name) / "data"
+        data = service_folder(workspace, self.name) / "data"
         return [
             *(str(program), "start", "--no-browser", "--internal-host", probes.LOOPBACK),
             *("--port", str(port), "--data-dir", str(data)),
         ]
 
-    def variables(self, place: Workspace, port: int) -> dict[str, str]:
+    def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
         """Secrets go in here and not into the arguments, which every user of a machine can list."""
         # Files named from the caller's folder: the server runs in another.
         named = {name: os.environ[name] for name in _FILE_VARIABLES if os.environ.get(name)}
         return {
             **{name: str(Path(file).expanduser().absolute()) for name, file in named.items()},
-            **label_studio_database.private_settings(service_folder(place, self.name) / "data"),
+            **label_studio_database.private_settings(service_folder(workspace, self.name) / "data"),
             "LABEL_STUDIO_HOST": self.url(port),
             "LABEL_STUDIO_USERNAME": ADMIN_EMAIL,
-            "LABEL_STUDIO_PASSWORD": credentials.ensure_secret(place, ADMIN_PASSWORD),
+            "LABEL_STUDIO_PASSWORD": credentials.ensure_secret(workspace, ADMIN_PASSWORD),
             "LABEL_STUDIO_USER_TOKEN": credentials.ensure_secret(
-                place, ADMIN_TOKEN, random_bytes=_TOKEN_BYTES
+                workspace, ADMIN_TOKEN, random_bytes=_TOKEN_BYTES
             ),
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
             "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
@@ -225,7 +225,7 @@ class LabelStudioServer(Server):
             "DATA_UPLOAD_MAX_NUMBER_FILES": str(_UPLOAD_LIMIT),
             # A storage has to lie below this folder: nothing but media does, least of all secrets.
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(place.served.resolve()),
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(workspace.served.resolve()),
             "LOG_LEVEL": "WARNING",
         }
 
@@ -235,8 +235,8 @@ class LabelStudioServer(Server):
     def answers(self, port: int) -> bool:
         return probes.http_ok(f"{self.url(port)}/health", timeout=5.0)
 
-    def credentials(self, place: Workspace) -> Path | None:
-        return credentials.secret_path(place, ADMIN_PASSWORD)
+    def credentials(self, workspace: Workspace) -> Path | None:
+        return credentials.secret_path(workspace, ADMIN_PASSWORD)
 
 
 def label_studio_environment() -> Path:

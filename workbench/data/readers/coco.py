@@ -210,16 +210,16 @@ class _ImageFinder:
 
     def __init__(self, root: Path, beside: Path) -> None:
         self.root = root
-        self._places = (beside, beside / "images", root, root / "images")
+        self._folders = (beside, beside / "images", root, root / "images")
         self._by_name: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> Path | None:
         pure = PurePosixPath(name.replace("\\", "/"))
         if pure.is_absolute() or ".." in pure.parts:
             return None
-        for place in self._places:
-            if (place / pure).is_file():
-                return place / pure
+        for folder in self._folders:
+            if (folder / pure).is_file():
+                return folder / pure
         if self._by_name is None:
             self._by_name = {}
             for path in find_images(self.root):
