@@ -7,7 +7,7 @@ import sys
 
 SAYS = """
 import sys
-from workbench.pipeline.contracts import ipynb
+from workbench.pipeline import ipynb
 nbformat = ipynb.import_nbformat()
 note = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
 nbformat.validate(note)

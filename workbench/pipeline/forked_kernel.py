@@ -61,7 +61,7 @@ def prepare_fork() -> None:
     _ForkProvisioner.waiting = _WaitingChild()
     factory = KernelProvisionerFactory.instance()
     factory.provisioners[_PROVISIONER_NAME] = EntryPoint(
-        _PROVISIONER_NAME, f"{__name__}:_Provisioner", factory.GROUP_NAME
+        _PROVISIONER_NAME, f"{__name__}:{_ForkProvisioner.__name__}", factory.GROUP_NAME
     )
     factory.default_provisioner_name = _PROVISIONER_NAME
 
