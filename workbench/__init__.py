@@ -15,13 +15,34 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
+PUBLIC_NAMES = {
+    "open": "workbench.api",
+    "mine": "workbench.api",
+    "evaluate": "workbench.evaluation.metrics",
+    "compare": "workbench.evaluation.comparison",
+    "train": "workbench.training",
+    "export": "workbench.export.exporter",
+    "release": "workbench.release.release",
+    "step": "workbench.pipeline.connect",
+}
+"""Name to the module it is imported from on first use: `import workbench` alone is instant.
+
+The key of a pipeline's step follows this table too, so a notebook depends on the names it uses.
+"""
+
 if TYPE_CHECKING:
     from workbench.pipeline.connect import step as step
 
+__all__ = list(PUBLIC_NAMES)
+
 
 def __getattr__(name: str) -> Any:
-    if name == "step":
-        from workbench.pipeline.connect import step
+    if name in PUBLIC_NAMES:
+        import importlib
 
-        return step
+        return getattr(importlib.import_module(PUBLIC_NAMES[name]), name)
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PUBLIC_NAMES])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from workbench.pipeline import environment
+import dataclasses
+from pathlib import Path
+
+from workbench.pipeline import contract, environment
 
 
 def test_imports_inside_functions_and_through_packages_count() -> None:
@@ -20,8 +23,25 @@ def test_a_lazy_package_counts_what_it_hands_out() -> None:
     )
 
 
+def test_a_notebook_depends_on_the_public_names_it_uses_in_any_cell() -> None:
+    reached = environment.reachable_modules(["import workbench as wb", "wb.evaluate(1)"])
+    assert "workbench.evaluation.metrics" in reached
+    assert "workbench.training" not in reached and "workbench.pipeline.connect" not in reached
+    again = environment.reachable_modules(["from workbench import evaluate"])
+    assert "workbench.evaluation.metrics" in again
+
+
+def test_a_step_that_declares_a_model_depends_on_the_code_that_loads_it() -> None:
+    declared = contract.Declaration(inputs={"model": contract.Input(kind="checkpoint")})
+    step = dataclasses.replace(
+        contract.read_contract(Path("notebooks/steps/ingest.ipynb")), declaration=declared, cells=()
+    )
+    reached = environment.reachable_modules(step.import_sources)
+    assert "workbench.detection.predictor" in reached
+
+
 def test_every_step_depends_on_the_step_interface_but_not_on_the_runner() -> None:
-    reached = environment.reachable_modules(["import workbench"])
+    reached = environment.reachable_modules(["import workbench", "step = workbench.step()"])
     assert "workbench.pipeline.connect" in reached
     assert "workbench.pipeline.runner" not in reached
     assert "workbench.pipeline.interactive" not in reached

@@ -96,7 +96,7 @@ def compute_key(
     threads: int | None = None,
 ) -> StepKey:
     """The key of running ``contract`` with validated parameters on resolved inputs."""
-    files = environment.module_digests(contract.sources)
+    files = environment.module_digests(contract.import_sources)
     sources = {
         name: path_fingerprint(parameters[name]) for name in path_parameters(contract, parameters)
     }

@@ -17,7 +17,7 @@ from workbench.core import digest
 from workbench.core.errors import ContractError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import ipynb, parameters
-from workbench.pipeline.spec import StepSpec
+from workbench.pipeline.spec import MODULE_OF_KIND, StepSpec
 from workbench.records.base import Ref
 
 Json = dict[str, Any]
@@ -126,6 +126,13 @@ class StepContract:
     @property
     def code(self) -> str:
         return digest.of_json(list(self.sources))
+
+    @property
+    def import_sources(self) -> tuple[str, ...]:
+        """What decides which modules the step runs: its cells, and what `Step.load` imports."""
+        kinds = {declared.kind for declared in self.declaration.inputs.values()}
+        loaded = sorted({MODULE_OF_KIND[kind] for kind in kinds if kind in MODULE_OF_KIND})
+        return (*self.sources, *(f"import {module}" for module in loaded))
 
     def validate(self, given: Json) -> Json:
         checked = parameters.validate_parameters(self.parameters, given, where=self.notebook.name)

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from functools import cache, lru_cache
 from pathlib import Path
 
+import workbench
 from workbench.core import digest
 from workbench.records.model_types import Environment
 
@@ -101,6 +102,7 @@ def _accelerator() -> str:
 
 
 PACKAGE = "workbench"
+PUBLIC_NAMES = workbench.PUBLIC_NAMES
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 _digest_cache: ContextVar[dict[frozenset[str], dict[str, str]] | None] = ContextVar(
@@ -131,7 +133,7 @@ def module_digests(sources: Sequence[str]) -> dict[str, str]:
     known = _digest_cache.get()
     if known is None:
         return _compute_module_digests(sources)
-    imported = frozenset(name for source in sources for name in _imports_of_cell(source))
+    imported = frozenset(_imports_of_cells(sources))
     if imported not in known:
         known[imported] = _compute_module_digests(sources)
     return known[imported]
@@ -153,7 +155,7 @@ def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
 def reachable_modules(sources: Sequence[str]) -> dict[str, Path]:
     """Module name to file for everything reachable from ``sources``."""
     found: dict[str, Path] = {}
-    waiting = [name for source in sources for name in _imports_of_cell(source)]
+    waiting = _imports_of_cells(sources)
     while waiting:
         name = waiting.pop()
         path = _module_file(name)
@@ -164,6 +166,14 @@ def reachable_modules(sources: Sequence[str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def _imports_of_cells(sources: Sequence[str]) -> list[str]:
+    names = [name for source in sources for name in _imports_of_cell(source)]
+    if PACKAGE in names:
+        aliases = frozenset(alias for source in sources for alias in _package_aliases(source))
+        names += [name for source in sources for name in _public_names_used(source, aliases)]
+    return names
+
+
 @cache
 def _imports_of_cell(source: str) -> tuple[str, ...]:
     if "import" not in source:
@@ -172,7 +182,38 @@ def _imports_of_cell(source: str) -> tuple[str, ...]:
 
 
 @cache
+def _package_aliases(source: str) -> tuple[str, ...]:
+    """What `workbench` itself is called after ``import workbench as wb``."""
+    if "import" not in source:
+        return ()
+    return tuple(
+        alias.asname or PACKAGE
+        for node in ast.walk(_parse_source(source))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == PACKAGE
+    )
+
+
+@cache
+def _public_names_used(source: str, aliases: frozenset[str]) -> tuple[str, ...]:
+    """Modules behind ``wb.NAME``, in whichever cell it is used."""
+    if not any(alias in source for alias in aliases):
+        return ()
+    return tuple(
+        name
+        for node in ast.walk(_parse_source(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in aliases
+        for name in _with_parents(PUBLIC_NAMES.get(node.attr, f"{PACKAGE}.{node.attr}"))
+    )
+
+
+@cache
 def _imports_of_file(name: str, path: Path, _mtime_ns: int) -> tuple[str, ...]:
+    if name == PACKAGE:
+        return ()  # its names are imported when they are used, see `_public_names_used`
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     return tuple(
         _imported_modules(_parse_source(path.read_text(encoding="utf-8")), package=package)
@@ -198,6 +239,8 @@ def _imported_modules(tree: ast.AST, *, package: str) -> Iterator[str]:
             yield from _with_parents(base)
             for alias in node.names:
                 yield from _with_parents(f"{base}.{alias.name}")
+                if base == PACKAGE and alias.name in PUBLIC_NAMES:
+                    yield from _with_parents(PUBLIC_NAMES[alias.name])
 
 
 def _absolute_module(node: ast.ImportFrom, package: str) -> str:

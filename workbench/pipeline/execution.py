@@ -156,7 +156,7 @@ class StepExecution:
                 key=key.digest,
                 notebook=notebook,
                 environment=store.put(environment.current_environment()),
-                modules=environment.modules_digest(contract.sources),
+                modules=environment.modules_digest(contract.import_sources),
                 parameters=planned.step.parameters,
                 inputs={name: ref for name, ref in planned.inputs.items() if ref},
                 outputs=result.outputs,

@@ -84,7 +84,7 @@ def _find_commit(project: Path, notebook: Path, contract: StepContract) -> str:
             hint="Commit the notebook first",
         )
     shaping = [notebook, *(project / name for name in _LOCK_FILES)]
-    shaping += environment.reachable_modules(contract.sources).values()
+    shaping += environment.reachable_modules(contract.import_sources).values()
     inside = [path for path in shaping if path.resolve().is_relative_to(project.resolve())]
     names = [str(path.resolve().relative_to(project.resolve())) for path in inside]
     listed = _git(project, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--", *names)

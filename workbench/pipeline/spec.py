@@ -12,6 +12,14 @@ from workbench.records.base import Ref
 
 Json = dict[str, Any]
 
+MODULE_OF_KIND = {
+    "dataset": "workbench.records.dataset",
+    "checkpoint": "workbench.detection.model",
+    "bundle": "workbench.detection.model",
+    "release": "workbench.detection.model",
+}
+"""Module that makes an object of a record of this kind, see `workbench.pipeline.step.Step.load`."""
+
 
 class ExitStatus(IntEnum):
     """How ``workbench run-step`` ends, for executors that only see an exit status."""

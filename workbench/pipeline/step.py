@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -12,8 +13,11 @@ from typing import Any
 from workbench.core import workspace
 from workbench.core.errors import ContractError, ParameterError, RecordError
 from workbench.core.workspace import Workspace
-from workbench.records.base import Ref, kind_of
+from workbench.pipeline.spec import MODULE_OF_KIND
+from workbench.records.base import Record, Ref, kind_of
+from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
+from workbench.records.types import RECORD_TYPES, DatasetVersion
 
 _PROGRESS_INTERVAL_S = 0.2
 
@@ -70,6 +74,48 @@ class Step:
             return []
         return [given] if isinstance(given, str) else list(given)
 
+    def load(self, name: str) -> Any:
+        """A declared input, as the object to work with.
+
+        Returns:
+            A `Dataset` for a dataset version, a `Model` for a checkpoint, a bundle or a release,
+            and the record itself for every other kind; a list for an input declared with
+            ``many``, and None for an optional input that is absent.
+
+        Raises:
+            ContractError: The input is not declared, or it is required and absent.
+        """
+        declared = self.declared_inputs.get(name, {})
+        if declared.get("many"):
+            return [self._load(ref) for ref in self.input_list(name)]
+        ref = self.optional_input(name) if declared.get("optional") else self.input(name)
+        return None if ref is None else self._load(ref)
+
+    def save(self, name: str, result: Any) -> Ref:
+        """Hand over ``result`` as a declared output, and return its reference.
+
+        Args:
+            result: A record, which is written to the store; a reference of one that is there; or
+                an object with a ``ref``, such as a selection.
+        """
+        if isinstance(result, Record):
+            ref = self.store.put(result)
+        else:
+            ref = result if isinstance(result, str) else result.ref
+        self.output(name, ref)
+        return ref
+
+    def _load(self, ref: Ref) -> Any:
+        kind = kind_of(ref)
+        if kind == DatasetVersion.KIND:
+            return load_dataset(self.store, ref)
+        if MODULE_OF_KIND.get(kind) == "workbench.detection.model":
+            # Imported by name: only a step that declares a model depends on the module's code,
+            # see `StepContract.import_sources`.
+            module = importlib.import_module(MODULE_OF_KIND[kind])
+            return module.Model(self.workspace, ref, threads=self.threads)
+        return self.store.get(ref, RECORD_TYPES[kind])
+
     def secret(self, name: str) -> str:
         """The value of a secret that the contract declares; never print it or store it."""
         if name not in self.secrets:
@@ -123,11 +169,19 @@ class Step:
             stream.write(json.dumps(line) + "\n")
 
     def figure(self, name: str, figure: Any) -> None:
-        """Keep a matplotlib figure, or anything with ``save`` such as a Pillow image, as PNG."""
+        """Save a matplotlib figure, or anything with ``save`` such as a Pillow image, as PNG.
+
+        In a pipeline the figure is closed then: nobody looks at the notebook while it runs, and
+        open figures use memory. By hand it is shown below the cell.
+        """
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         if hasattr(figure, "savefig"):
             figure.savefig(path, bbox_inches="tight", dpi=110)
+            if self.headless:
+                import matplotlib.pyplot as plt
+
+                plt.close(figure)
         else:
             figure.save(path)
 

@@ -50,7 +50,7 @@ def issue_receipt(
                 source, {"notebook.ipynb": contracts.notebook_without_outputs(readable)}
             ),
             contract=_contract_digest(contract),
-            modules=environment.modules_digest(contract.sources),
+            modules=environment.modules_digest(contract.import_sources),
             environment=store.put(environment.current_environment()),
             checks=dict(checks),
             watch=watch,
@@ -68,7 +68,7 @@ def state_digest(place: Workspace, notebook: Path) -> str:
     readable = marimo_apps.as_ipynb(place, notebook)
     parts = {
         "notebook": digest.of_bytes(contracts.notebook_without_outputs(readable)),
-        "modules": environment.modules_digest(contracts.read_contract(readable).sources),
+        "modules": environment.modules_digest(contracts.read_contract(readable).import_sources),
         "environment": digest.of_json(environment.current_environment().model_dump(mode="json")),
         "lock": _lock_digest(notebook),
     }
@@ -137,7 +137,7 @@ def _changes(
         found.append(f"{cells} changed")
     if receipt.contract != _contract_digest(contract):
         found.append("the contract changed")
-    if receipt.modules != environment.modules_digest(contract.sources):
+    if receipt.modules != environment.modules_digest(contract.import_sources):
         found.append("a workbench module that it imports changed")
     if receipt.lock != lock:
         found.append(f"{LOCK_FILE} changed")

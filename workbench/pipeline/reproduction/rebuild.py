@@ -211,7 +211,7 @@ class _Reproduction:
     def _work(self, step: RecordedStep) -> str:
         """Names all that rebuilding ``step`` depends on."""
         now = environment.current_environment().model_dump(mode="json")
-        return digest.of_json([step.run, environment.modules_digest(step.contract.sources), now])
+        return digest.of_json([step.run, environment.modules_digest(step.contract.import_sources), now])
 
     def _finished(self, step: RecordedStep, where: Path) -> dict[str, Ref] | None:
         """Outputs of an earlier attempt in this folder, if nothing changed and all are whole."""
@@ -351,7 +351,7 @@ def _overall_status(outcomes: list[StepOutcome]) -> Literal["reproduced", "diffe
 
 
 def _has_same_code(step: RecordedStep) -> bool:
-    return environment.modules_digest(step.contract.sources) == step.record.modules
+    return environment.modules_digest(step.contract.import_sources) == step.record.modules
 
 
 def _merged_output(step: RecordedStep) -> tuple[str, Ref]:
