@@ -1,4 +1,11 @@
-"""Nearest-neighbour search: exact for small pools, a faiss index for large ones."""
+"""Nearest-neighbour search: exact for small pools, a faiss index for large ones.
+
+The index holds inverted lists of vectors with eight bits per number (faiss IVF-SQ8); its cells are
+found through a small graph (HNSW, Malkov and Yashunin, 2018). Cells are many and small, because
+reading them costs more than finding them. The codes encode the vectors, not residuals: comparing
+them as integers takes half the time, and exact distances rerank what the lists propose. A result
+depends on its query alone, not on other queries or their order.
+"""
 
 from __future__ import annotations
 
@@ -20,83 +27,15 @@ from workbench.curation.vectors import (
     rerank,
 )
 
+__all__ = ["NeighbourIndex", "Neighbours", "all_neighbours", "nearest_distance"]
+
 _KMEANS_ROUNDS = 8
-
-
-def _cell_centres(sample: NDArray[np.float32], count: int, *, seed: int = 0) -> NDArray[np.float32]:
-    """About ``count`` cell centres for a sample ``[s, d]`` of unit vectors, float32 ``[c, d]``.
-
-    One thread: the same sample and seed give the same centres on any number of cores.
-    """
-    with _single_thread():
-        top = _kmeans(sample, max(1, round(count**0.5)), seed)
-        owner = _nearest_centre(sample, top)
-        parts = []
-        for number in range(len(top)):
-            mine = sample[owner == number]
-            share = max(1, round(count * len(mine) / len(sample)))
-            parts.append(_kmeans(mine, share, seed) if len(mine) > share else mine)
-    found: NDArray[np.float32] = np.concatenate(parts)
-    return found
-
-
-@contextlib.contextmanager
-def _single_thread() -> Iterator[None]:
-    """faiss on one thread: what several build together depends on who comes first."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _kmeans(sample: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
-    import faiss
-
-    found = faiss.Kmeans(
-        sample.shape[1],
-        count,
-        niter=_KMEANS_ROUNDS,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=256,
-    )
-    found.train(sample)
-    means = found.centroids
-    return np.asarray(means, np.float32)
-
-
-def _nearest_centre(sample: NDArray[np.float32], means: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The nearest centre of each row; on unit vectors ``|m|^2 / 2 - x m`` orders as distance."""
-    half = (means * means).sum(1) / 2
-    owner = np.empty(len(sample), np.int64)
-    for start in range(0, len(sample), 16_384):
-        part = slice(start, start + 16_384)
-        owner[part] = np.argmin(half - sample[part] @ means.T, axis=1)
-    return owner
-
-
-# ---- An index for more vectors than can all be compared: cells of similar vectors, few of them read.
-#
-# Inverted lists of vectors with eight bits a number (faiss, IVF-SQ8), their cells found through a
-# small graph (HNSW, Malkov and Yashunin, 2018). Many small cells: reading them costs more than
-# finding them. The bits are of the vectors themselves, not of what a cell's centre leaves: compared
-# as whole numbers they take half the time, and what they blur is mended, because the true distances
-# order what the lists propose. So an answer depends on the query alone: not on what else is asked,
-# nor in which order.
-
-
-_BuiltIndex = tuple[Any, float, int, "Recall"]
 _RowsAndDistances = tuple[NDArray[np.int64], NDArray[np.float32]]
-
 _VECTORS_PER_CELL = 64
-"""Vectors in a cell, on average. Cells grow in number, not in size, so a query costs the same."""
+"""Average; cells grow in number, not in size, so the cost of a query stays the same."""
 
 _SAMPLES_PER_CELL = 16
-"""Vectors a cell that its centre is found from."""
+"""Vectors per cell that its centre is computed from."""
 
 _CHUNK = 8192
 _EXTRA_CANDIDATES = 6
@@ -104,254 +43,18 @@ _PROBES = (4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512)
 _RECALL_QUERIES = 256
 _RECALL_MARGIN = 0.008
 _GRAPH, _CONSTRUCTION, _BREADTH = 16, 80, 64
-
-
-@dataclass(frozen=True)
-class Recall:
-    """How many of the true ``k`` nearest are found: the mean over ``sample`` random queries.
-
-    ``error`` is its standard error.
-    """
-
-    k: int
-    sample: int
-    mean: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"recall@{self.k} {self.mean:.3f} ± {1.96 * self.error:.3f} (n={self.sample})"
-
-
-class NeighbourIndex:
-    """Vectors and their index.
-
-    Args:
-        vectors: ``[n, d]``, any floating type, such as a mapped file; read again when asked.
-        k: Neighbours that the recall is meant for.
-        target: Recall that as many cells are read for as it takes, judged on random queries.
-        centre: Float32 ``[d]``; by default, their mean.
-        seed: Of the sample that cells are found from.
-        queries: Unit vectors ``[q, d]`` about ``centre`` of the kind that will be asked, to judge
-            the recall on: what lies off the vectors needs more cells. By default, the vectors.
-        built: Lists, cells to read and recall of an index of the same vectors, read from disk.
-
-    Attributes:
-        lists: What faiss keeps.
-        unit: The value of one step of the eight bits.
-        probes: Cells that a query reads.
-        recall: Measured against all vectors, on other queries than those it was set on.
-
-    Raises:
-        DataError: A number is missing or infinite.
-        ParameterError: ``k`` or ``target`` make no sense.
-    """
-
-    def __init__(
-        self,
-        vectors: Vectors,
-        *,
-        k: int = 10,
-        target: float = 0.97,
-        centre: NDArray[np.float32] | None = None,
-        seed: int = 0,
-        queries: NDArray[np.float32] | None = None,
-        built: _BuiltIndex | None = None,
-    ) -> None:
-        if k < 1 or not 0 < target <= 1:
-            raise ParameterError(
-                "an index needs k of 1 or more and a target in (0, 1]", where=f"{k=}, {target=}"
-            )
-        self.known = UnitVectors(vectors, centre)
-        self.groups = DuplicateGroups(self.known)
-        self.k, self.target, self.seed = k, target, seed
-        self._queries = queries
-        if built is not None:
-            self.lists, self.unit, self.probes, self.recall = built
-            return
-        self.lists, self.unit = _train(self.known, self.groups.first, seed)
-        self._add(self.groups.first)
-        self.probes, self.recall = self._tuned()
-
-    def __len__(self) -> int:
-        return len(self.known)
-
-    def add(self, vectors: Vectors) -> None:
-        """More vectors, in the cells that are there; their rows follow.
-
-        Recall is measured again and more cells are read if need be. Cells grow fuller by this: when
-        there are twice as many vectors as it was built from, build anew.
-        """
-        before = len(self.groups)
-        self.known.append(vectors)
-        self.groups = DuplicateGroups(self.known)
-        self._add(self.groups.first[before:])
-        self.probes, self.recall = self._tuned()
-
-    def search(self, queries: NDArray[np.float32], k: int) -> _RowsAndDistances:
-        """The ``k`` nearest vectors of each query, as rows and cosine distances ``[q, k]``.
-
-        Args:
-            queries: Unit vectors ``[q, d]`` about this index's centre, see `Directions.units`.
-        """
-        parts = [
-            self.groups.spread(*self._nearest(queries[start : start + _CHUNK], k), k)
-            for start in range(0, max(len(queries), 1), _CHUNK)
-        ]
-        rows, far = zip(*parts, strict=True)
-        return np.concatenate(rows), np.concatenate(far)
-
-    def all(self, k: int) -> _RowsAndDistances:
-        """The ``k`` nearest other vectors of each vector, int64 and float32 ``[n, k]``."""
-
-        def ask(groups: NDArray[np.int64], wide: int) -> _RowsAndDistances:
-            return self._nearest(self.known.take(self.groups.first[groups]), wide)
-
-        return _neighbours_of_all(self.groups, ask, k)
-
-    def _nearest(
-        self, queries: NDArray[np.float32], k: int, probes: int | None = None
-    ) -> _RowsAndDistances:
-        """Groups, not rows, and distances, nearest first; -1 and infinity where none is left."""
-        probes = probes or self.probes
-        self.lists.nprobe = probes
-        asked = _quantize(queries, self.unit)
-        likeness, cells = self.lists.quantizer.search(asked, probes)
-        order = np.argsort(cells[:, 0], kind="stable")  # neighbours in turn read the same lists
-        _, found = self.lists.search_preassigned(
-            asked[order], k + _EXTRA_CANDIDATES, cells[order], likeness[order]
-        )
-        candidates = np.empty_like(found)
-        candidates[order] = found
-        return rerank(queries, self.known, self.groups.first, candidates, k)
-
-    def _add(self, rows: NDArray[np.int64]) -> None:
-        for start in range(0, len(rows), _CHUNK):
-            self.lists.add(_quantize(self.known.take(rows[start : start + _CHUNK]), self.unit))
-
-    def _tuned(self) -> tuple[int, Recall]:
-        """The fewest cells that reach the target, and the recall on other queries."""
-        own = self._queries is None
-        pool = self.groups.first if self._queries is None else np.arange(len(self._queries))
-        rng = np.random.default_rng([self.seed, 1])
-        drawn = rng.choice(len(pool), min(len(pool), 2 * _RECALL_QUERIES), replace=False)
-        asked = self._queries[drawn] if self._queries is not None else self.known.take(pool[drawn])
-        k = min(self.k + own, len(self.groups))  # a vector of its own finds itself, and k others
-        true, _ = exact_neighbours(asked, self.known, self.groups.first, k)
-        half = max(1, len(drawn) // 2)
-        probes = _PROBES[0]
-        for probes in _PROBES:
-            found, _ = self._nearest(asked[:half], k, probes)
-            enough = _found_share(found, true[:half], own).mean() >= min(
-                1.0, self.target + _RECALL_MARGIN
-            )
-            if enough or probes >= self.lists.nlist:
-                break
-        found, _ = self._nearest(asked[-half:], k, probes)
-        shares = _found_share(found, true[-half:], own)
-        error = float(shares.std() / np.sqrt(len(shares)))
-        return probes, Recall(self.k, len(shares), float(shares.mean()), error)
-
-
-def _neighbours_of_all(groups: DuplicateGroups, ask: Any, k: int) -> _RowsAndDistances:
-    """The ``k`` nearest others of every row, from the nearest groups of each group.
-
-    Args:
-        ask: Groups ``[q]`` and a count to their nearest groups and distances ``[q, count]``.
-    """
-    total = len(groups.of)
-    k = min(k, total - 1)
-    whole = np.full((len(groups), k + 1), -1, np.int32)
-    whole_far = np.full((len(groups), k + 1), np.inf, np.float32)
-    for start in range(0, len(groups), _CHUNK):
-        own = np.arange(start, min(start + _CHUNK, len(groups)))
-        found, far = ask(own, min(k + 1, len(groups)))
-        missing = ~(found == own[:, None]).any(axis=1)
-        found[missing, -1] = own[missing]
-        far[found == own[:, None]] = -1
-        order = np.argsort(far, axis=1, kind="stable")
-        found, far = np.take_along_axis(found, order, 1), np.take_along_axis(far, order, 1)
-        far[:, 0] = 0
-        rows, distances = groups.spread(found, far, k + 1)
-        whole[own, : rows.shape[1]], whole_far[own, : rows.shape[1]] = rows, distances
-    return _without_self(groups, whole, whole_far, k)
-
-
-def _without_self(
-    groups: DuplicateGroups, whole: NDArray[np.int32], far: NDArray[np.float32], k: int
-) -> _RowsAndDistances:
-    """From each group's ``k + 1`` nearest rows, its own among them, to ``k`` others a row."""
-    total = len(groups.of)
-    rows, distances = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
-    columns = np.arange(k)
-    for start in range(0, total, _CHUNK):
-        part = np.arange(start, min(start + _CHUNK, total))
-        mine = whole[groups.of[part]]
-        own = mine == part[:, None]
-        at = np.where(own.any(axis=1), own.argmax(axis=1), k)  # in a large group, maybe not there
-        chosen = columns + (columns >= at[:, None])
-        rows[part] = np.take_along_axis(mine, chosen, axis=1)
-        distances[part] = np.take_along_axis(far[groups.of[part]], chosen, axis=1)
-    return rows, distances
-
-
-def _found_share(
-    found: NDArray[np.int64], true: NDArray[np.int64], own: bool
-) -> NDArray[np.float64]:
-    """The share of each query's true neighbours that were found; ``own``: itself counts not."""
-    hits = (found[:, :, None] == true[:, None, :]).any(axis=1).sum(axis=1)
-    shares: NDArray[np.float64] = np.maximum(hits - own, 0) / max(true.shape[1] - own, 1)
-    return shares
-
-
-def _quantize(units: NDArray[np.float32], unit: float) -> NDArray[np.float32]:
-    """Whole numbers from 0 to 255, 128 for zero, as the float32 that faiss wants to be given."""
-    scaled = units / np.float32(unit)
-    np.rint(scaled, out=scaled)
-    scaled += 128
-    return np.clip(scaled, 0, 255, out=scaled)
-
-
-def _train(known: UnitVectors, rows: NDArray[np.int64], seed: int) -> tuple[Any, float]:
-    """Empty lists with their cells, and the unit of the bytes."""
-    import faiss
-
-    cells = max(1, len(rows) // _VECTORS_PER_CELL)
-    rng = np.random.default_rng([seed, 0])
-    drawn = np.sort(rng.choice(len(rows), min(len(rows), _SAMPLES_PER_CELL * cells), replace=False))
-    sample = known.take(rows[drawn])
-    unit = float(max(np.abs(sample).max(), 1e-3) / 127)
-    found = _cell_centres(sample, cells, seed=seed) / np.float32(unit) + 128
-    graph = faiss.IndexHNSWFlat(known.width, _GRAPH)
-    graph.hnsw.efConstruction, graph.hnsw.efSearch = _CONSTRUCTION, _BREADTH
-    lists = faiss.IndexIVFScalarQuantizer(
-        graph,
-        known.width,
-        len(found),
-        faiss.ScalarQuantizer.QT_8bit_direct,
-        faiss.METRIC_L2,
-        False,  # no residuals
-    )
-    with _single_thread():
-        graph.add(found)
-        lists.train(found)  # nothing is learned for bytes; faiss wants to be told
-    return lists, unit
-
-
-# ---- Neighbours, whatever the number: what the rest of curation asks.
-
-
 _FEW_QUERIES = 1000
-"""Queries for which reading all vectors once is cheaper than building an index of them."""
+"""Queries up to which comparing with all vectors is cheaper than building an index."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The ``k`` nearest of each of ``n`` vectors, nearest first; equally near by row.
+    """The ``k`` nearest of each of ``n`` vectors, nearest first; ties by row.
 
     Attributes:
         rows: Int64 ``[n, k]``.
         distances: Float32 ``[n, k]``: cosine distance of centred vectors, in [0, 2].
-        recall: Measured, where an index answered; None where all were compared.
+        recall: Measured, where an index was used; None where the search was exact.
     """
 
     rows: NDArray[np.int64]
@@ -362,14 +65,17 @@ class Neighbours:
 def all_neighbours(
     vectors: Vectors, k: int = 10, *, target: float = 0.97, limit: int = EXACT_LIMIT
 ) -> Neighbours:
-    """The nearest others of every vector ``[n, d]``; of fewer than ``k`` others, all.
+    """The nearest others of every vector; all others where there are fewer than ``k``.
 
     Args:
-        target: Recall that an index is set to.
-        limit: Distinct vectors up to which all are compared with all.
+        vectors: ``[n, d]``.
+        k: Neighbours per vector.
+        target: Recall of the index.
+        limit: Distinct vectors up to which the search is exact.
 
     Raises:
-        DataError: No vectors, or a number is missing or infinite.
+        DataError: No vectors, or a number is NaN or infinite.
+        ParameterError: ``k`` is below 1.
     """
     _check_k(k)
     known = UnitVectors(vectors)
@@ -385,45 +91,27 @@ def all_neighbours(
     return Neighbours(*_neighbours_of_all(groups, ask, k))
 
 
-def search_neighbours(
-    queries: Vectors,
-    vectors: Vectors,
-    k: int = 10,
-    *,
-    target: float = 0.97,
-    limit: int = EXACT_LIMIT,
-) -> Neighbours:
-    """The nearest of ``vectors`` ``[n, d]`` to each query ``[q, d]``, about the vectors' mean.
-
-    Few queries are compared with all vectors, whatever their number; keep a `NeighbourIndex`
-    where many small batches are asked.
-
-    Raises:
-        DataError: No vectors, other widths, or a number is missing or infinite.
-    """
-    _check_k(k)
-    known = UnitVectors(vectors)
-    units = known.units(queries)
-    return _search_units(units, known, vectors, k, target=target, limit=limit)
-
-
 def nearest_distance(
     queries: NDArray[np.float32], known: NDArray[np.float32], k: int = 3
 ) -> NDArray[np.float32]:
     """Mean cosine distance of each query to its ``k`` nearest of ``known``, float32 ``[n]``.
 
     Args:
-        queries: Unit vectors ``[n, d]``, see `directions`.
-        known: Unit vectors ``[m, d]``; with none, every query is as far as can be: 2.
+        queries: Unit vectors ``[n, d]``, see `unit_vectors`.
+        known: Unit vectors ``[m, d]``; where there are none, every distance is 2, the largest.
+        k: Neighbours to average.
+
+    Raises:
+        DataError: Different widths, or a number is NaN or infinite.
     """
     if queries.shape[1:] != known.shape[1:]:
         raise DataError(
-            f"vectors of width {queries.shape[1]} cannot be compared with width {known.shape[1]}",
-            hint="They come from different models; embed both with the same one",
+            f"cannot compare vectors of width {queries.shape[1]} and {known.shape[1]}",
+            hint="Embed both with the same model",
         )
     if not len(known) or not len(queries):
         return np.full(len(queries), 2, np.float32)
-    origin = np.zeros(known.shape[1], np.float32)  # they are directions already
+    origin = np.zeros(known.shape[1], np.float32)  # already centred
     k = min(k, len(known))
     found = _search_units(
         queries, UnitVectors(known, origin), known, k, target=0.97, limit=EXACT_LIMIT
@@ -452,4 +140,292 @@ def _search_units(
 
 def _check_k(k: int) -> None:
     if k < 1:
-        raise ParameterError("neighbours are asked for by one or more", where=f"{k=}")
+        raise ParameterError("invalid number of neighbours: must be ≥ 1", where=f"{k=}")
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of the true ``k`` nearest neighbours that an index finds.
+
+    Attributes:
+        k: Neighbours per query.
+        sample: Number of random queries.
+        mean: Mean share over the sample.
+        error: Its standard error.
+    """
+
+    k: int
+    sample: int
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"recall@{self.k} {self.mean:.3f} ± {1.96 * self.error:.3f} (n={self.sample})"
+
+
+class NeighbourIndex:
+    """An approximate nearest-neighbour index with a measured recall.
+
+    Args:
+        vectors: ``[n, d]``, any floating type, such as a mapped file; read again by each query.
+        k: Neighbours that the recall refers to.
+        target: Recall to reach; as many cells are read as it takes, judged on random queries.
+        centre: Float32 ``[d]``; by default the vectors' mean.
+        seed: Of the sample that cells are computed from.
+        queries: Typical queries, unit vectors ``[q, d]`` about ``centre``, to judge the recall on:
+            queries unlike the vectors need more cells. By default, the vectors.
+
+    Attributes:
+        lists: The faiss index.
+        unit: Value of one step of the 8-bit codes.
+        probes: Cells that a query reads.
+        recall: Measured against all vectors, on other queries than those that set ``probes``.
+
+    Raises:
+        DataError: A number is NaN or infinite.
+        ParameterError: ``k`` or ``target`` is out of range.
+    """
+
+    def __init__(
+        self,
+        vectors: Vectors,
+        *,
+        k: int = 10,
+        target: float = 0.97,
+        centre: NDArray[np.float32] | None = None,
+        seed: int = 0,
+        queries: NDArray[np.float32] | None = None,
+    ) -> None:
+        if k < 1 or not 0 < target <= 1:
+            raise ParameterError(
+                "invalid index: k must be ≥ 1 and target in (0, 1]", where=f"{k=}, {target=}"
+            )
+        self.known = UnitVectors(vectors, centre)
+        self.groups = DuplicateGroups(self.known)
+        self.k, self.target, self.seed = k, target, seed
+        self._queries = queries
+        self.lists, self.unit = _train(self.known, self.groups.first, seed)
+        self._add(self.groups.first)
+        self.probes, self.recall = self._tune()
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def search(self, queries: NDArray[np.float32], k: int) -> _RowsAndDistances:
+        """The ``k`` nearest vectors of each query.
+
+        Args:
+            queries: Unit vectors ``[q, d]`` about this index's centre, see `UnitVectors.units`.
+            k: Neighbours per query.
+
+        Returns:
+            Rows int64 and cosine distances float32 ``[q, k]``, nearest first.
+        """
+        parts = [
+            self.groups.spread(*self._nearest(queries[start : start + _CHUNK], k), k)
+            for start in range(0, max(len(queries), 1), _CHUNK)
+        ]
+        rows, far = zip(*parts, strict=True)
+        return np.concatenate(rows), np.concatenate(far)
+
+    def all(self, k: int) -> _RowsAndDistances:
+        """The ``k`` nearest others of each vector: int64 and float32 ``[n, k]``."""
+
+        def ask(groups: NDArray[np.int64], wide: int) -> _RowsAndDistances:
+            return self._nearest(self.known.take(self.groups.first[groups]), wide)
+
+        return _neighbours_of_all(self.groups, ask, k)
+
+    def _nearest(
+        self, queries: NDArray[np.float32], k: int, probes: int | None = None
+    ) -> _RowsAndDistances:
+        """Nearest groups and their distances; -1 and infinity where there are fewer."""
+        probes = probes or self.probes
+        self.lists.nprobe = probes
+        codes = _quantize(queries, self.unit)
+        similarity, cells = self.lists.quantizer.search(codes, probes)
+        # Queries that follow each other then read the same lists.
+        order = np.argsort(cells[:, 0], kind="stable")
+        _, reported = self.lists.search_preassigned(
+            codes[order], k + _EXTRA_CANDIDATES, cells[order], similarity[order]
+        )
+        candidates = np.empty_like(reported)
+        candidates[order] = reported
+        return rerank(queries, self.known, self.groups.first, candidates, k)
+
+    def _add(self, rows: NDArray[np.int64]) -> None:
+        for start in range(0, len(rows), _CHUNK):
+            self.lists.add(_quantize(self.known.take(rows[start : start + _CHUNK]), self.unit))
+
+    def _tune(self) -> tuple[int, Recall]:
+        """The fewest cells that reach the target, and the recall on other queries."""
+        exclude_self = self._queries is None
+        pool = self.groups.first if self._queries is None else np.arange(len(self._queries))
+        rng = np.random.default_rng([self.seed, 1])
+        chosen = rng.choice(len(pool), min(len(pool), 2 * _RECALL_QUERIES), replace=False)
+        sample = (
+            self._queries[chosen] if self._queries is not None else self.known.take(pool[chosen])
+        )
+        # An indexed vector finds itself and k others.
+        k = min(self.k + exclude_self, len(self.groups))
+        exact, _ = exact_neighbours(sample, self.known, self.groups.first, k)
+        half = max(1, len(chosen) // 2)
+        probes = _PROBES[0]
+        for probes in _PROBES:
+            found, _ = self._nearest(sample[:half], k, probes)
+            reached = _recall_per_query(found, exact[:half], exclude_self).mean() >= min(
+                1.0, self.target + _RECALL_MARGIN
+            )
+            if reached or probes >= self.lists.nlist:
+                break
+        found, _ = self._nearest(sample[-half:], k, probes)
+        shares = _recall_per_query(found, exact[-half:], exclude_self)
+        error = float(shares.std() / np.sqrt(len(shares)))
+        return probes, Recall(self.k, len(shares), float(shares.mean()), error)
+
+
+def _cell_centres(sample: NDArray[np.float32], count: int, *, seed: int = 0) -> NDArray[np.float32]:
+    """About ``count`` cell centres of a sample ``[s, d]`` of unit vectors, float32 ``[c, d]``.
+
+    Two-level k-means, as in a vocabulary tree (Nistér and Stewénius, 2006): plain k-means would be
+    quadratic, because cells grow in number with the vectors. Runs on one thread, so equal samples
+    and seeds give equal centres on any machine.
+    """
+    with _single_thread():
+        top = _kmeans(sample, max(1, round(count**0.5)), seed)
+        owner = _nearest_centre(sample, top)
+        parts = []
+        for number in range(len(top)):
+            members = sample[owner == number]
+            own_count = max(1, round(count * len(members) / len(sample)))
+            parts.append(_kmeans(members, own_count, seed) if len(members) > own_count else members)
+    centres: NDArray[np.float32] = np.concatenate(parts)
+    return centres
+
+
+@contextlib.contextmanager
+def _single_thread() -> Iterator[None]:
+    """Run faiss on one thread, so that results do not depend on scheduling."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _kmeans(sample: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+    import faiss
+
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        count,
+        niter=_KMEANS_ROUNDS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=256,
+    )
+    kmeans.train(sample)
+    means = kmeans.centroids
+    return np.asarray(means, np.float32)
+
+
+def _nearest_centre(sample: NDArray[np.float32], means: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The nearest centre of each row; for unit vectors ``|m|^2 / 2 - x m`` orders as distance."""
+    half = (means * means).sum(1) / 2
+    owner = np.empty(len(sample), np.int64)
+    for start in range(0, len(sample), 16_384):
+        part = slice(start, start + 16_384)
+        owner[part] = np.argmin(half - sample[part] @ means.T, axis=1)
+    return owner
+
+
+def _neighbours_of_all(groups: DuplicateGroups, ask: Any, k: int) -> _RowsAndDistances:
+    """The ``k`` nearest others of every row, from the nearest groups of each group.
+
+    Args:
+        ask: Maps groups ``[q]`` and a count to their nearest groups and distances ``[q, count]``.
+    """
+    total = len(groups.of)
+    k = min(k, total - 1)
+    whole = np.full((len(groups), k + 1), -1, np.int32)
+    whole_far = np.full((len(groups), k + 1), np.inf, np.float32)
+    for start in range(0, len(groups), _CHUNK):
+        own = np.arange(start, min(start + _CHUNK, len(groups)))
+        found, far = ask(own, min(k + 1, len(groups)))
+        missing = ~(found == own[:, None]).any(axis=1)
+        found[missing, -1] = own[missing]
+        far[found == own[:, None]] = -1
+        order = np.argsort(far, axis=1, kind="stable")
+        found, far = np.take_along_axis(found, order, 1), np.take_along_axis(far, order, 1)
+        far[:, 0] = 0
+        rows, distances = groups.spread(found, far, k + 1)
+        whole[own, : rows.shape[1]], whole_far[own, : rows.shape[1]] = rows, distances
+    return _without_self(groups, whole, whole_far, k)
+
+
+def _without_self(
+    groups: DuplicateGroups, whole: NDArray[np.int32], far: NDArray[np.float32], k: int
+) -> _RowsAndDistances:
+    """Turn each group's ``k + 1`` nearest rows, its own included, into ``k`` others per row."""
+    total = len(groups.of)
+    rows, distances = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
+    columns = np.arange(k)
+    for start in range(0, total, _CHUNK):
+        part = np.arange(start, min(start + _CHUNK, total))
+        own_rows = whole[groups.of[part]]
+        own = own_rows == part[:, None]
+        at = np.where(own.any(axis=1), own.argmax(axis=1), k)  # may be absent in a large group
+        chosen = columns + (columns >= at[:, None])
+        rows[part] = np.take_along_axis(own_rows, chosen, axis=1)
+        distances[part] = np.take_along_axis(far[groups.of[part]], chosen, axis=1)
+    return rows, distances
+
+
+def _recall_per_query(
+    reported: NDArray[np.int64], exact: NDArray[np.int64], exclude_self: bool
+) -> NDArray[np.float64]:
+    """Share of each query's true neighbours that were reported."""
+    hits = (reported[:, :, None] == exact[:, None, :]).any(axis=1).sum(axis=1)
+    shares: NDArray[np.float64] = np.maximum(hits - exclude_self, 0) / max(
+        exact.shape[1] - exclude_self, 1
+    )
+    return shares
+
+
+def _quantize(units: NDArray[np.float32], unit: float) -> NDArray[np.float32]:
+    """Integers from 0 to 255, 128 for zero, as the float32 that faiss expects."""
+    scaled = units / np.float32(unit)
+    np.rint(scaled, out=scaled)
+    scaled += 128
+    return np.clip(scaled, 0, 255, out=scaled)
+
+
+def _train(known: UnitVectors, rows: NDArray[np.int64], seed: int) -> tuple[Any, float]:
+    """An empty index with its cells, and the unit of the codes."""
+    import faiss
+
+    cells = max(1, len(rows) // _VECTORS_PER_CELL)
+    rng = np.random.default_rng([seed, 0])
+    chosen = np.sort(
+        rng.choice(len(rows), min(len(rows), _SAMPLES_PER_CELL * cells), replace=False)
+    )
+    sample = known.take(rows[chosen])
+    unit = float(max(np.abs(sample).max(), 1e-3) / 127)
+    centres = _cell_centres(sample, cells, seed=seed) / np.float32(unit) + 128
+    graph = faiss.IndexHNSWFlat(known.width, _GRAPH)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = _CONSTRUCTION, _BREADTH
+    lists = faiss.IndexIVFScalarQuantizer(
+        graph,
+        known.width,
+        len(centres),
+        faiss.ScalarQuantizer.QT_8bit_direct,
+        faiss.METRIC_L2,
+        False,  # encode vectors, not residuals
+    )
+    with _single_thread():
+        graph.add(centres)
+        lists.train(centres)  # nothing to learn for 8-bit codes; faiss requires the call
+    return lists, unit

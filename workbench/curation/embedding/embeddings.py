@@ -1,4 +1,14 @@
-"""Embeddings as arrays, and the shards that hold them on disk."""
+"""Embeddings as arrays, and the shards that hold them on disk.
+
+    embeddings/<model>-<identity>/<frames>/{shard.json, vectors.npy, …}
+    embeddings/<model>-<identity>/quarantine.jsonl
+
+One folder per encoder, shards of a few hundred frames. The identity is a digest of everything that
+shapes an array: layout version, model, preprocessing and grid; another model or an older layout is
+another folder. A shard is written to a temporary folder and renamed, so a killed process loses at
+most one shard and a reader never sees half of one. Vectors are float16, far finer than the
+differences that rank frames, in plain ``.npy`` files that are memory-mapped when read.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +39,13 @@ from workbench.curation.embedding.encoders import (
 )
 from workbench.records.frames import Frame
 
+__all__ = ["Embeddings", "Tiles"]
+
 ShardArrays = Mapping[str, NDArray[Any]]
-
 LAYOUT_VERSION = 2
-"""Version of what a shard holds and means; 2 added tiles, sizes, noise and blockage."""
+"""Version of a shard's content; 2 added tiles, sizes, noise and blockage."""
 
+_RECOMPUTE_HINT = "Delete its folder; the next pass computes it again"
 _SHARD_FILE = "shard.json"
 _QUARANTINE_FILE = "quarantine.jsonl"
 _TEMPORARY_PREFIX = ".writing-"
@@ -44,165 +56,13 @@ ARRAY_NAMES = (*_FRAME_ARRAYS, *_OBJECT_ARRAYS)
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Some frames in order, and their arrays, see `workbench.curation.embedding.embeddings.Embeddings`."""
-
-    folder: Path
-    frames: tuple[str, ...]
-
-    def array(self, name: str) -> NDArray[Any]:
-        try:
-            values: NDArray[Any] = np.load(
-                self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False
-            )
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"embedding file cannot be read: {error}",
-                where=self.folder / f"{name}.npy",
-                hint="Delete its folder; the next pass makes it again",
-            ) from error
-        if name in _FRAME_ARRAYS and len(values) != len(self.frames):
-            raise DataError(
-                f"{len(values)} rows for {len(self.frames)} frames",
-                where=self.folder / f"{name}.npy",
-                hint="Delete its folder; the next pass makes it again",
-            )
-        return values
-
-
-def embeddings_folder(place: Workspace, encoder: Encoder) -> Path:
-    """Where the embeddings of one encoder lie."""
-    identity = digest.of_json(
-        {
-            "layout": LAYOUT_VERSION,
-            "model": encoder.model,
-            "preprocessing": encoder.preprocessing,
-            "grid": [list(scale) for scale in encoder.grid],
-            "objects": MAX_OBJECTS,
-        }
-    )
-    return place.root / "embeddings" / f"{digest.shorten(encoder.model)}-{digest.shorten(identity)}"
-
-
-def read_shards(folder: Path) -> list[Shard]:
-    """Every whole shard, in order of name."""
-    found = []
-    for about in sorted(folder.glob(f"[!.]*/{_SHARD_FILE}")):
-        try:
-            frames = tuple(json.loads(about.read_bytes())["frames"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"shard cannot be read: {error}",
-                where=about,
-                hint="Delete its folder; the next pass makes it again",
-            ) from error
-        found.append(Shard(about.parent, frames))
-    return found
-
-
-def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Shard:
-    """Write one shard.
-
-    Raises:
-        DataError: The vectors are not as wide as those that are there.
-        WorkbenchError: The disk is full; nothing is left behind.
-    """
-    target = folder / digest.shorten(digest.of_json(list(frames)))
-    _check_widths(folder, arrays)
-    temporary: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_TEMPORARY_PREFIX))
-        for name in ARRAY_NAMES:
-            with (temporary / f"{name}.npy").open("wb") as stream:
-                np.save(stream, arrays[name], allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-        about = {"layout": LAYOUT_VERSION, "frames": list(frames)}
-        (temporary / _SHARD_FILE).write_text(json.dumps(about))
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(target)
-        except OSError:
-            # Another process embedded the same frames and was quicker.
-            if not (target / _SHARD_FILE).exists():
-                raise
-    except OSError as error:
-        raise _write_error(target, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return Shard(target, tuple(frames))
-
-
-def _check_widths(folder: Path, arrays: ShardArrays) -> None:
-    """Raise when a shard beside has vectors of another width: no model changes its own."""
-    about = next(folder.glob(f"[!.]*/{_SHARD_FILE}"), None)
-    if about is None:
-        return
-    for name in ("vectors", "tiles", "object_vectors"):
-        there = np.load(about.parent / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape[1:]
-        if there != arrays[name].shape[1:]:
-            raise DataError(
-                f"{name} of shape {list(arrays[name].shape[1:])} do not go with those of shape "
-                f"{list(there)} that the same model gave before",
-                where=about.parent,
-                hint="The model changed under the same name; name it by its weights, or delete "
-                f"{folder.name} and embed again",
-            )
-
-
-def remove_stale_writes(folder: Path) -> None:
-    """Remove what killed passes left half written, long enough ago that nobody writes it still."""
-    for left in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE_S:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def read_quarantine(folder: Path) -> dict[str, str]:
-    """Frames that this encoder has no vector for, and why: asking it again would not help."""
-    try:
-        lines = (folder / _QUARANTINE_FILE).read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    rows = [json.loads(line) for line in lines]
-    return {row["frame"]: row["reason"] for row in rows}
-
-
-def add_to_quarantine(folder: Path, reasons: Mapping[str, str]) -> None:
-    """Add frames to the quarantine; what stands there stays."""
-    rows = {**read_quarantine(folder), **reasons}
-    text = "".join(
-        json.dumps({"frame": frame, "reason": why}) + "\n" for frame, why in sorted(rows.items())
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / _QUARANTINE_FILE, text.encode())
-    except OSError as error:
-        raise _write_error(folder / _QUARANTINE_FILE, error) from error
-
-
-def _write_error(where: Path, error: OSError) -> WorkbenchError:
-    return WorkbenchError(
-        f"embeddings cannot be written: {error.strerror or error}",
-        where=where,
-        hint="Free some space and run again; finished shards are kept",
-    )
-
-
-# ---- Embeddings: what a pass over a pool leaves, as arrays in the order that was asked for.
-
-
-@dataclass(frozen=True)
 class Tiles:
-    """Vectors of the tiles of ``n`` frames, ``t`` each; read from disk when first looked at.
-
-    They are the largest part of an embedding, and much of curation does without.
+    """Vectors of the tiles of ``n`` frames, ``t`` per frame; loaded on first use.
 
     Attributes:
         grid: (columns, rows) of each scale, coarse first.
         sizes: Int32 ``[n, 2]``: width and height of each frame, pixels.
+        read: Loads the vectors ``[n * t, c]``.
     """
 
     grid: TileGrid = ()
@@ -211,51 +71,49 @@ class Tiles:
 
     @classmethod
     def of(cls, vectors: NDArray[np.float16], grid: TileGrid, sizes: NDArray[np.int32]) -> Tiles:
-        """Tiles that are at hand: ``vectors`` ``[n * t, c]``, frame by frame."""
+        """Tiles from ``vectors`` ``[n * t, c]`` in memory, frame by frame."""
         return cls(grid, sizes, lambda: vectors)
 
     @property
     def per_frame(self) -> int:
-        """``t``; 0 where the encoder looks at no tiles."""
+        """``t``; 0 for an encoder without tiles."""
         return tile_count(self.grid)
 
     @cached_property
     def vectors(self) -> NDArray[np.float16]:
-        """Float16 ``[n * t, c]``, frame by frame; in a frame scale by scale, row by row."""
+        """Float16 ``[n * t, c]``, frame by frame, then scale by scale, row by row."""
         return np.empty((0, 0), np.float16) if self.read is None else self.read()
 
     @cached_property
     def boxes(self) -> NDArray[np.float32]:
-        """Float32 ``[n * t, 4]`` xyxy pixels of the frame."""
+        """Float32 ``[n * t, 4]`` xyxy, pixels of the frame."""
         return tile_boxes(self.grid, self.sizes).reshape(-1, 4)
 
     @property
     def owner(self) -> NDArray[np.int64]:
-        """Int64 ``[n * t]``: the row of the frame that each tile belongs to."""
+        """Int64 ``[n * t]``: row of the frame that each tile belongs to."""
         return np.repeat(np.arange(len(self.sizes)), self.per_frame)
-
-    @property
-    def position(self) -> NDArray[np.int64]:
-        """Int64 ``[n * t]``: which tile of the grid, the same in every frame."""
-        return np.tile(np.arange(self.per_frame), len(self.sizes))
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of frames, of the boxes found on them and of their tiles.
+    """Vectors of frames, of the boxes detected on them and of their tiles.
 
     Attributes:
-        frames: Digests of ``n`` frames, in the order asked for.
-        vectors: Float16 ``[n, d]``; mapped from disk where one shard holds just these frames.
-        entropy: Float32 ``[n]``: how unsure the detector was, summed over its boxes, nats.
-        quality: Float32 ``[n, 5]``, columns as in `workbench.curation.embedding.quality.QUALITY_NAMES`.
-        owner: Int64 ``[m]``: the row in ``frames`` that each object belongs to, ascending.
+        frames: Digests of ``n`` frames, in the requested order.
+        vectors: Float16 ``[n, d]``; memory-mapped where one shard holds exactly these frames.
+        entropy: Float32 ``[n]``: uncertainty of the detector, summed over its boxes, nats.
+        quality: Float32 ``[n, 5]``, columns as in `quality.QUALITY_NAMES`.
+        owner: Int64 ``[m]``: row in ``frames`` that each object belongs to, ascending.
         object_vectors: Float16 ``[m, c]``.
-        boxes: Float32 ``[m, 4]`` xyxy pixels of the frame.
+        boxes: Float32 ``[m, 4]`` xyxy, pixels of the frame.
         scores: Float32 ``[m]`` in [0, 1].
-        classes: Int64 ``[m]``, numbers into ``class_names``.
-        left_out: Frames without an embedding, and why.
-        tiles: Vectors of a fixed grid of tiles, whatever they show.
+        classes: Int64 ``[m]``, indices into ``class_names``.
+        class_names: Class names of the detector.
+        model: Digest of the encoder's weights.
+        preprocessing: Digest of the encoder's preprocessing.
+        skipped: Frames without an embedding, with the reason.
+        tiles: Vectors of a fixed grid of tiles.
     """
 
     frames: tuple[str, ...]
@@ -270,7 +128,7 @@ class Embeddings:
     class_names: tuple[str, ...]
     model: str
     preprocessing: str
-    left_out: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     tiles: Tiles = field(default_factory=Tiles)
 
 
@@ -278,20 +136,26 @@ def gather_embeddings(
     folder: Path,
     encoder: Encoder,
     frames: Sequence[Frame],
-    left_out: tuple[tuple[str, str], ...],
+    skipped: tuple[tuple[str, str], ...],
 ) -> Embeddings:
-    """The rows of ``frames`` out of all shards of ``folder``, in order.
+    """Collect the rows of ``frames`` from all shards of a folder, in order.
+
+    Args:
+        folder: The encoder's folder.
+        encoder: Gives class names, digests and grid.
+        frames: In the order of the result; those without a row are left out.
+        skipped: Frames without an embedding, with the reason.
 
     Raises:
-        DataError: None of them is there, or a shard is damaged or of another model.
+        DataError: No frame has a row, or a shard is damaged.
     """
     layout = _ShardRows(folder, frames)
     if not layout.names:
-        reason = left_out[0][1] if left_out else "there are no frames"
+        reason = skipped[0][1] if skipped else "no frames given"
         raise DataError(
-            f"nothing could be embedded: {reason}",
+            f"no frame could be embedded: {reason}",
             where=folder,
-            hint="Check that the dataset has such frames, and that their images can be read",
+            hint="Check that the dataset has such frames and that their images are readable",
         )
     sizes = layout.per_frame("sizes")
     return Embeddings(
@@ -307,27 +171,27 @@ def gather_embeddings(
         class_names=encoder.classes,
         model=encoder.model,
         preprocessing=encoder.preprocessing,
-        left_out=left_out,
+        skipped=skipped,
         tiles=Tiles(encoder.grid, sizes, layout.tiles),
     )
 
 
 class _ShardRows:
-    """Which row of which shard each frame is, found once for all arrays."""
+    """Row and shard of each frame, located once for all arrays."""
 
     def __init__(self, folder: Path, frames: Sequence[Frame]) -> None:
-        kept = read_shards(folder)
-        where = {
-            frame: (s, r) for s, shard in enumerate(kept) for r, frame in enumerate(shard.frames)
+        shards = read_shards(folder)
+        location = {
+            frame: (s, r) for s, shard in enumerate(shards) for r, frame in enumerate(shard.frames)
         }
-        self.names = tuple(frame.id for frame in frames if frame.id in where)
-        places = np.array([where[name] for name in self.names], np.int64).reshape(-1, 2)
-        order = np.argsort(places[:, 0], kind="stable")
-        numbers, starts = np.unique(places[order, 0], return_index=True)
+        self.names = tuple(frame.id for frame in frames if frame.id in location)
+        located = np.array([location[name] for name in self.names], np.int64).reshape(-1, 2)
+        order = np.argsort(located[:, 0], kind="stable")
+        shard_numbers, starts = np.unique(located[order, 0], return_index=True)
         self.parts: list[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]] = []
         groups = np.split(order, starts[1:]) if len(order) else []
-        for number, targets in zip(numbers.tolist(), groups, strict=True):
-            self.parts.append((kept[number], targets, places[targets, 1]))
+        for number, rows in zip(shard_numbers.tolist(), groups, strict=True):
+            self.parts.append((shards[number], rows, located[rows, 1]))
         self.whole = len(self.parts) == 1 and self.parts[0][0].frames == self.names
         self.counts = self.per_frame("counts") if self.parts else np.empty(0, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
@@ -340,9 +204,9 @@ class _ShardRows:
             values = shard.array(name)
             if out is None:
                 out = np.empty((len(self.names), *values.shape[1:]), values.dtype)
-            self._same(shard, name, values, out)
+            self._check_width(shard, name, values, out)
             out[targets] = values[rows]
-        assert out is not None  # noqa: S101 - there is a part, or gather had raised
+        assert out is not None  # noqa: S101 - there is at least one part, or gather had raised
         return out
 
     def per_object(self, name: str) -> NDArray[Any]:
@@ -352,10 +216,10 @@ class _ShardRows:
             if out is None:
                 out = np.empty((self.starts[-1], *values.shape[1:]), values.dtype)
             counts = np.asarray(shard.array("counts"))
-            begins = np.cumsum(counts) - counts
-            self._same(shard, name, values, out)
+            offsets = np.cumsum(counts) - counts
+            self._check_width(shard, name, values, out)
             out[_ranges(self.starts[targets], counts[rows])] = values[
-                _ranges(begins[rows], counts[rows])
+                _ranges(offsets[rows], counts[rows])
             ]
         assert out is not None  # noqa: S101
         return out
@@ -366,19 +230,192 @@ class _ShardRows:
         return flat
 
     @staticmethod
-    def _same(shard: Shard, name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
+    def _check_width(shard: Shard, name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
         if values.shape[1:] != out.shape[1:]:
             raise DataError(
-                f"vectors of one model have different widths: {list(out.shape[1:])} and "
+                f"shards have vectors of different widths: {list(out.shape[1:])} and "
                 f"{list(values.shape[1:])}",
                 where=shard.folder / f"{name}.npy",
-                hint="The folder was mixed from several; delete it, the next pass makes it again",
+                hint="Delete the folder and embed again",
             )
 
 
 def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``start, start + 1, …`` of each run, one behind the other, int64 ``[sum(counts)]``."""
+    """``start, start + 1, …`` of each run, concatenated, int64 ``[sum(counts)]``."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     shifts: NDArray[np.int64] = np.repeat(starts - (ends - counts), counts)
     return np.arange(total) + shifts
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Frames in order, and their arrays on disk; see `Embeddings`."""
+
+    folder: Path
+    frames: tuple[str, ...]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Memory-map one array of the shard.
+
+        Raises:
+            DataError: The file is damaged, or its length does not match the frames.
+        """
+        try:
+            values: NDArray[Any] = np.load(
+                self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False
+            )
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"cannot read embedding file: {error}",
+                where=self.folder / f"{name}.npy",
+                hint=_RECOMPUTE_HINT,
+            ) from error
+        if name in _FRAME_ARRAYS and len(values) != len(self.frames):
+            raise DataError(
+                f"{len(values)} rows for {len(self.frames)} frames",
+                where=self.folder / f"{name}.npy",
+                hint=_RECOMPUTE_HINT,
+            )
+        return values
+
+
+def embeddings_folder(workspace: Workspace, encoder: Encoder) -> Path:
+    """Folder of one encoder's embeddings.
+
+    Args:
+        workspace: The workspace.
+        encoder: Its digests and grid name the folder.
+    """
+    identity = digest.of_json(
+        {
+            "layout": LAYOUT_VERSION,
+            "model": encoder.model,
+            "preprocessing": encoder.preprocessing,
+            "grid": [list(scale) for scale in encoder.grid],
+            "objects": MAX_OBJECTS,
+        }
+    )
+    return (
+        workspace.root
+        / "embeddings"
+        / f"{digest.shorten(encoder.model)}-{digest.shorten(identity)}"
+    )
+
+
+def read_shards(folder: Path) -> list[Shard]:
+    """List all complete shards, by name.
+
+    Raises:
+        DataError: A shard's index is damaged.
+    """
+    complete = []
+    for index in sorted(folder.glob(f"[!.]*/{_SHARD_FILE}")):
+        try:
+            frames = tuple(json.loads(index.read_bytes())["frames"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"cannot read shard: {error}",
+                where=index,
+                hint=_RECOMPUTE_HINT,
+            ) from error
+        complete.append(Shard(index.parent, frames))
+    return complete
+
+
+def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Shard:
+    """Write one shard.
+
+    Args:
+        folder: The encoder's folder.
+        frames: Digests of the frames, in the order of the arrays.
+        arrays: One array for each of `ARRAY_NAMES`.
+
+    Raises:
+        DataError: Vectors differ in width from those of existing shards.
+        WorkbenchError: The disk is full; nothing is left behind.
+    """
+    target = folder / digest.shorten(digest.of_json(list(frames)))
+    _check_widths(folder, arrays)
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_TEMPORARY_PREFIX))
+        for name in ARRAY_NAMES:
+            with (temporary / f"{name}.npy").open("wb") as stream:
+                np.save(stream, arrays[name], allow_pickle=False)
+                stream.flush()
+                os.fsync(stream.fileno())
+        index = {"layout": LAYOUT_VERSION, "frames": list(frames)}
+        (temporary / _SHARD_FILE).write_text(json.dumps(index))
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(target)
+        except OSError:
+            # Another process embedded the same frames first.
+            if not (target / _SHARD_FILE).exists():
+                raise
+    except OSError as error:
+        raise _write_error(target, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Shard(target, tuple(frames))
+
+
+def _check_widths(folder: Path, arrays: ShardArrays) -> None:
+    """Raise when the vectors of an existing shard have another width."""
+    index = next(folder.glob(f"[!.]*/{_SHARD_FILE}"), None)
+    if index is None:
+        return
+    for name in ("vectors", "tiles", "object_vectors"):
+        existing = np.load(index.parent / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape[
+            1:
+        ]
+        if existing != arrays[name].shape[1:]:
+            raise DataError(
+                f"{name} have shape {list(arrays[name].shape[1:])}, those of earlier shards "
+                f"{list(existing)}",
+                where=index.parent,
+                hint="The encoder changed without a new digest; identify it by its weights, or "
+                f"delete {folder.name} and embed again",
+            )
+
+
+def remove_stale_writes(folder: Path) -> None:
+    """Remove temporary folders of killed processes, once they are an hour old."""
+    for temporary in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - temporary.stat().st_mtime > _STALE_S:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_quarantine(folder: Path) -> dict[str, str]:
+    """Frames for which this encoder gives no finite vector, with the reason."""
+    try:
+        lines = (folder / _QUARANTINE_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    rows = [json.loads(line) for line in lines]
+    return {row["frame"]: row["reason"] for row in rows}
+
+
+def add_to_quarantine(folder: Path, reasons: Mapping[str, str]) -> None:
+    """Add frames to the quarantine; existing entries stay."""
+    rows = {**read_quarantine(folder), **reasons}
+    text = "".join(
+        json.dumps({"frame": frame, "reason": why}) + "\n" for frame, why in sorted(rows.items())
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / _QUARANTINE_FILE, text.encode())
+    except OSError as error:
+        raise _write_error(folder / _QUARANTINE_FILE, error) from error
+
+
+def _write_error(where: Path, error: OSError) -> WorkbenchError:
+    return WorkbenchError(
+        f"cannot write embeddings: {error.strerror or error}",
+        where=where,
+        hint="Free disk space and run again; finished shards are kept",
+    )

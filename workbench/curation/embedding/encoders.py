@@ -22,30 +22,33 @@ from workbench.records.base import digest_of
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["DetectorEncoder", "Encoder", "EncoderOutput"]
 
 MAX_OBJECTS = 20
-"""Boxes of a frame that get a vector of their own: its most certain ones."""
+"""Boxes per frame that get a vector of their own: those with the highest scores."""
 
 TileGrid = tuple[tuple[int, int], ...]
-"""Tiles of a frame: (columns, rows) at each scale, coarse first. Whatever no detector has a box
-for is still under some tile."""
+"""(columns, rows) of the tiles of a frame at each scale, coarse first."""
+
+_FINE_GRID = (10, 6)
+"""Columns and rows of the fine tiles; the coarse scale has half as many of each."""
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What one pass over a batch of ``n`` images gives.
+    """Vectors and boxes of a batch of ``n`` images.
 
     Attributes:
-        frames: Float32 ``[n, d]``, a vector an image.
-        entropy: Float32 ``[n]``, nats: the binary entropy of every box's score, summed.
-        found: Boxes in image pixels, at most `MAX_OBJECTS` an image.
-        objects: Float32 ``[k, c]`` an image, a vector a box.
-        tiles: Float32 ``[n, t, c]``, a vector a tile, in the order of `tile_boxes`.
+        frames: Float32 ``[n, d]``, one vector per image.
+        entropy: Float32 ``[n]``, nats: the binary entropy of all box scores, summed.
+        detections: Boxes in image pixels, at most `MAX_OBJECTS` per image.
+        objects: Float32 ``[k, c]`` per image, one vector per box.
+        tiles: Float32 ``[n, t, c]``, one vector per tile, in the order of `tile_boxes`.
     """
 
     frames: NDArray[np.float32]
     entropy: NDArray[np.float32]
-    found: list[Detections]
+    detections: list[Detections]
     objects: list[NDArray[np.float32]]
     tiles: NDArray[np.float32]
 
@@ -53,8 +56,11 @@ class EncoderOutput:
 class Encoder(Protocol):
     """Anything that embeds images.
 
-    ``model`` and ``preprocessing`` are digests, and its name: of the weights, and of all else that
-    shapes a vector. ``classes`` names the numbers of its boxes.
+    Attributes:
+        model: Digest of the weights.
+        preprocessing: Digest of everything else that shapes a vector.
+        classes: Class names, by the class index of a box.
+        grid: Tiles of a frame.
     """
 
     @property
@@ -69,24 +75,25 @@ class Encoder(Protocol):
     @property
     def grid(self) -> TileGrid: ...
 
-    def look(self, images: Sequence[Pixels]) -> EncoderOutput:
-        """RGB uint8 images of any size to vectors and boxes."""
+    def embed(self, images: Sequence[Pixels]) -> EncoderOutput:
+        """Embed RGB uint8 images ``[height, width, 3]`` of any size."""
         ...
 
 
 def tile_count(grid: TileGrid) -> int:
-    """Tiles of one frame."""
+    """Number of tiles in one frame."""
     return sum(columns * rows for columns, rows in grid)
 
 
 def tile_boxes(grid: TileGrid, sizes: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Where the tiles of frames lie: scale by scale, row by row.
+    """Boxes of the tiles of ``n`` frames: scale by scale, row by row.
 
     Args:
+        grid: Tiles of a frame.
         sizes: ``[n, 2]`` width and height of each frame, pixels.
 
     Returns:
-        Float32 ``[n, t, 4]`` xyxy pixels of each frame.
+        Float32 ``[n, t, 4]`` xyxy, pixels of each frame.
     """
     shares = []
     for columns, rows in grid:
@@ -99,29 +106,30 @@ def tile_boxes(grid: TileGrid, sizes: NDArray[np.integer]) -> NDArray[np.float32
 
 
 def summed_entropy(scores: NDArray[np.float32]) -> float:
-    """Binary entropy of every score in [0, 1], summed, nats."""
+    """Binary entropy of scores in [0, 1], summed, nats."""
     p = np.clip(scores.astype(np.float64), 1e-6, 1 - 1e-6)
     return float(-(p * np.log(p) + (1 - p) * np.log1p(-p)).sum())
 
 
-def top_boxes(found: Detections, count: int = MAX_OBJECTS) -> Detections:
-    """The best ``count`` boxes."""
-    return Detections(found.boxes[:count], found.scores[:count], found.classes[:count])
-
-
-# ---- The detector in hand as an encoder: no second model, no download, one forward pass.
-
-
-_FINE_GRID = (10, 6)
-"""Columns and rows of the smaller tiles; of the larger ones, half as many."""
+def top_boxes(detections: Detections, count: int = MAX_OBJECTS) -> Detections:
+    """The first ``count`` boxes; detections are sorted by score."""
+    return Detections(
+        detections.boxes[:count], detections.scores[:count], detections.classes[:count]
+    )
 
 
 class DetectorEncoder:
-    """The detector's own feature pyramid.
+    """Embeds images with a detector's own feature pyramid: no second model, one forward pass.
 
-    A frame's vector is the mean and the maximum of every channel and level. A box's vector is the
-    mean of every level under it, and a tile's is the same, so that a box can be compared with
-    tiles: what was never detected is found by what it looks like.
+    A frame's vector is the mean and the maximum of each channel of each level. The vector of a box
+    or a tile is the mean of each level under it, so boxes and tiles can be compared: an object that
+    was not detected is still found by its appearance.
+
+    Args:
+        predictor: The detector; its model must implement `ComputesFeatures`.
+
+    Raises:
+        ParameterError: The model provides no features.
     """
 
     grid: TileGrid = ((_FINE_GRID[0] // 2, _FINE_GRID[1] // 2), _FINE_GRID)
@@ -129,22 +137,23 @@ class DetectorEncoder:
     def __init__(self, predictor: TorchPredictor) -> None:
         if not isinstance(predictor.detector, ComputesFeatures):
             raise ParameterError(
-                f"models of the family {predictor.config.architecture!r} tell no features",
+                f"model family {predictor.config.architecture!r} provides no features",
                 where="embed",
-                hint="Give yours `features` and `features_and_outputs`, or embed by a "
-                "HuggingFaceEncoder or an OnnxEncoder",
+                hint="Implement `features` and `features_and_outputs`, or use a HuggingFaceEncoder "
+                "or an OnnxEncoder",
             )
         self.predictor = predictor
 
     @cached_property
     def model(self) -> str:
+        """Digest of the checkpoint, or of the weights where there is no record."""
         if self.predictor.ref is not None:
             return digest_of(self.predictor.ref)
         import safetensors.torch
 
-        live = self.predictor.detector.state_dict()
-        # Heads of suppliers' networks share their memory, which the format refuses.
-        weights = {name: value.contiguous().clone() for name, value in live.items()}
+        state = self.predictor.detector.state_dict()
+        # Third-party heads may share memory, which safetensors rejects.
+        weights = {name: value.contiguous().clone() for name, value in state.items()}
         return digest.of_bytes(safetensors.torch.save(weights))
 
     @property
@@ -155,33 +164,33 @@ class DetectorEncoder:
     def classes(self) -> tuple[str, ...]:
         return self.predictor.classes
 
-    def look(self, images: Sequence[Pixels]) -> EncoderOutput:
+    def embed(self, images: Sequence[Pixels]) -> EncoderOutput:
         import torch
 
         from workbench.detection.detector import pool_features
 
         detector = self.predictor.detector
-        batch, placements = preprocess_batch(images, self.predictor.preprocessing)
+        batch, transforms = preprocess_batch(images, self.predictor.preprocessing)
         with torch.inference_mode():
             maps, raw = detector.features_and_outputs(torch.from_numpy(batch))
             outputs = [output.numpy() for output in raw]
             strides = tuple(round(batch.shape[2] / level.shape[2]) for level in maps)
             vectors = pool_features(maps).numpy()
-            # Channels last: the sums below then read whole runs of memory, several times faster.
+            # Channels last: the sums below read contiguous memory, several times faster.
             maps = tuple(level.contiguous(memory_format=torch.channels_last) for level in maps)
             decoded = decode(outputs, detector.config)
             top = [top_boxes(one, MAX_OBJECTS) for one in decoded]
             means = box_means(maps, [one.boxes for one in top], strides)
-            tiles = _tile_means(maps, _content_areas(images, placements), strides)
-        found, objects = [], []
-        for one, vector, placement, image in zip(top, means, placements, images, strict=True):
-            # As `to_image` does: boxes that lie in the padding alone are none.
-            boxes = clip_boxes(placement.to_image(one.boxes), image.shape[1], image.shape[0])
-            whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            found.append(Detections(boxes[whole], one.scores[whole], one.classes[whole]))
-            objects.append(vector[whole])
+            tiles = _tile_means(maps, _content_areas(images, transforms), strides)
+        detections, objects = [], []
+        for one, vector, transform, image in zip(top, means, transforms, images, strict=True):
+            # Drop boxes that lie entirely in the padding.
+            boxes = clip_boxes(transform.to_image(one.boxes), image.shape[1], image.shape[0])
+            visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            detections.append(Detections(boxes[visible], one.scores[visible], one.classes[visible]))
+            objects.append(vector[visible])
         entropy = np.array([summed_entropy(one.scores) for one in decoded], np.float32)
-        return EncoderOutput(vectors, entropy, found, objects, tiles)
+        return EncoderOutput(vectors, entropy, detections, objects, tiles)
 
 
 def box_means(
@@ -189,21 +198,22 @@ def box_means(
     boxes: Sequence[NDArray[np.float32]],
     strides: tuple[int, ...],
 ) -> list[NDArray[np.float32]]:
-    """Mean of each level's cells under each box, as one product of masks and maps a level.
+    """Mean of each level's cells under each box, by one matrix product per level.
 
     Args:
-        maps: ``[n, channels, height/stride, width/stride]`` of each level.
-        boxes: ``[k, 4]`` xyxy network pixels of each image.
+        maps: Feature maps ``[n, channels, height/stride, width/stride]``, one per level.
+        boxes: ``[k, 4]`` xyxy per image, network pixels.
+        strides: Stride of each level, network pixels.
 
     Returns:
-        ``[k, channels * levels]`` of each image. A box smaller than a cell takes that cell.
+        ``[k, channels * levels]`` per image. A box smaller than a cell takes that cell.
     """
     import torch
 
-    most = max((len(found) for found in boxes), default=0)
+    most = max((len(own) for own in boxes), default=0)
     padded = np.zeros((len(boxes), most, 4), np.float32)
-    for row, found in enumerate(boxes):
-        padded[row, : len(found)] = found
+    for row, own in enumerate(boxes):
+        padded[row, : len(own)] = own
     parts = []
     for level, stride in zip(maps, strides, strict=True):
         count, channels, rows, columns = level.shape
@@ -213,41 +223,41 @@ def box_means(
         cells = level.permute(0, 2, 3, 1).reshape(count, rows * columns, channels)
         parts.append(torch.bmm(torch.from_numpy(masks), cells).numpy())
     means = np.concatenate(parts, axis=2)
-    return [means[row, : len(found)] for row, found in enumerate(boxes)]
+    return [means[row, : len(own)] for row, own in enumerate(boxes)]
 
 
 def _cell_weights(
     low: NDArray[np.float32], high: NDArray[np.float32], stride: int, cells: int
 ) -> NDArray[np.float32]:
-    """What each cell of a row weighs in the mean over ``low`` to ``high``, ``[..., cells]``."""
+    """Weight of each cell in the mean over ``low`` to ``high``, ``[..., cells]``."""
     first = np.clip(np.floor(low / stride), 0, cells - 1)
     last = np.maximum(np.minimum(np.ceil(high / stride), cells), first + 1)
-    places = np.arange(cells, dtype=np.float32)
-    inside = (places >= first[..., None]) & (places < last[..., None])
+    index = np.arange(cells, dtype=np.float32)
+    inside = (index >= first[..., None]) & (index < last[..., None])
     weights: NDArray[np.float32] = inside / (last - first)[..., None].astype(np.float32)
     return weights
 
 
 def _content_areas(
-    images: Sequence[Pixels], placements: Sequence[LetterboxTransform]
+    images: Sequence[Pixels], transforms: Sequence[LetterboxTransform]
 ) -> dict[tuple[int, int, int, int], list[int]]:
-    """Where pictures lie in the network's input (xyxy pixels), and which images lie there."""
+    """Areas of the network input that images fill (xyxy pixels), and which images do."""
     rows: dict[tuple[int, int, int, int], list[int]] = {}
-    for number, (image, at) in enumerate(zip(images, placements, strict=True)):
-        right = round(at.dx + image.shape[1] * at.scale_x)
-        bottom = round(at.dy + image.shape[0] * at.scale_y)
-        rows.setdefault((int(at.dx), int(at.dy), right, bottom), []).append(number)
+    for index, (image, transform) in enumerate(zip(images, transforms, strict=True)):
+        right = round(transform.dx + image.shape[1] * transform.scale_x)
+        bottom = round(transform.dy + image.shape[0] * transform.scale_y)
+        rows.setdefault((int(transform.dx), int(transform.dy), right, bottom), []).append(index)
     return rows
 
 
 def _tile_means(
     maps: tuple[torch.Tensor, ...],
-    insides: dict[tuple[int, int, int, int], list[int]],
+    areas: dict[tuple[int, int, int, int], list[int]],
     strides: tuple[int, ...],
 ) -> NDArray[np.float32]:
     """Float32 ``[n, tiles, channels * levels]``: the mean of each level under each tile.
 
-    Small tiles take the cells that they touch; a large one is the mean of its four small ones.
+    A fine tile takes the cells it touches; a coarse one is the mean of its four fine ones.
     """
     import torch
     from torch.nn import functional
@@ -255,7 +265,7 @@ def _tile_means(
     columns, rows = _FINE_GRID
     count, channels = len(maps[0]), sum(level.shape[1] for level in maps)
     fine = torch.empty((count, rows, columns, channels))
-    for (left, top, right, bottom), numbers in insides.items():
+    for (left, top, right, bottom), numbers in areas.items():
         pooled = [
             functional.adaptive_avg_pool2d(
                 (level if len(numbers) == count else level[numbers])[

@@ -1,4 +1,8 @@
-"""Encoders of single images: Hugging Face vision models and ONNX files."""
+"""Encoders of single images: Hugging Face vision models and ONNX files.
+
+Whole frames, the boxes of a detector and tiles are embedded as crops. Hugging Face weights are
+read from safetensors only, a model's own code is never run, and a local folder needs no network.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +33,31 @@ from workbench.detection.predictor import Predictor
 from workbench.detection.preprocessing import PerChannel, Pixels
 from workbench.records.base import FrozenModel
 
+__all__ = ["BoxSource", "HuggingFaceEncoder", "ImagePreprocessing", "OnnxEncoder"]
+
 DEFAULT_TILES: TileGrid = ((2, 2), (4, 3))
-"""Each tile is a picture of its own to such an encoder, so there are few of them."""
+"""Few tiles: each one is an image of its own to these encoders."""
 
 _BATCH_SIZE = 64
-"""Pictures that go through the network at once."""
+"""Images per forward pass."""
 
 _RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _PositiveInt = Annotated[int, Field(gt=0)]
+_NO_DETECTIONS = Detections(
+    np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)
+)
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+ONNX_METADATA_KEY = "image_preprocessing"
+"""Metadata entry of an ONNX file that holds its `ImagePreprocessing` as JSON."""
 
 
 class ImagePreprocessing(FrozenModel):
-    """How a picture becomes the network's input: resize, crop the middle, scale, normalise.
+    """How an image becomes the network's input: resize, centre crop, scale, normalise.
 
     Attributes:
         size: Width and height after resizing, pixels; with ``keep_shape``, the first is the length
             of the shorter side.
-        crop: Width and height cut out of the middle; None keeps all.
+        crop: Width and height of the centre crop; None keeps all.
         scale: Factor of 8-bit values, before ``mean`` and ``std`` (RGB).
     """
 
@@ -64,53 +76,54 @@ class ImagePreprocessing(FrozenModel):
 
     def apply(self, image: Pixels) -> NDArray[np.float32]:
         """RGB uint8 ``[height, width, 3]`` to float32 ``[3, height, width]``."""
-        picture = Image.fromarray(np.ascontiguousarray(image))
+        resized = Image.fromarray(np.ascontiguousarray(image))
         size = self.size
         if self.keep_shape:
-            share = self.size[0] / min(picture.size)
-            size = (max(1, round(picture.width * share)), max(1, round(picture.height * share)))
-        picture = picture.resize(size, Image.Resampling[self.resample.upper()])
-        if self.crop is not None and picture.size != self.crop:
-            left = (picture.width - self.crop[0]) // 2
-            top = (picture.height - self.crop[1]) // 2
-            picture = picture.crop((left, top, left + self.crop[0], top + self.crop[1]))
-        planes = np.moveaxis(np.asarray(picture), -1, 0).astype(np.float32) * np.float32(self.scale)
-        shift, spread = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
-        done: NDArray[np.float32] = (planes - shift) / spread
-        return done
+            ratio = self.size[0] / min(resized.size)
+            size = (max(1, round(resized.width * ratio)), max(1, round(resized.height * ratio)))
+        resized = resized.resize(size, Image.Resampling[self.resample.upper()])
+        if self.crop is not None and resized.size != self.crop:
+            left = (resized.width - self.crop[0]) // 2
+            top = (resized.height - self.crop[1]) // 2
+            resized = resized.crop((left, top, left + self.crop[0], top + self.crop[1]))
+        planes = np.moveaxis(np.asarray(resized), -1, 0).astype(np.float32) * np.float32(self.scale)
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
+        normalised: NDArray[np.float32] = (planes - mean) / std
+        return normalised
 
 
 def read_preprocessor_config(path: Path) -> ImagePreprocessing:
-    """The contract in a ``preprocessor_config.json``, as Hugging Face's vision models have it.
+    """Read a ``preprocessor_config.json`` of a Hugging Face vision model.
 
     Raises:
-        DataError: The file cannot be read, or asks for what is not built.
+        DataError: The file cannot be read, or asks for an unsupported operation.
     """
     try:
         config: dict[str, Any] = json.loads(path.read_text())
         size, keep = _parse_size(config.get("size", 224))
-        plain = config.get("do_normalize", True)
+        crop = size if keep else None  # images of one batch must have one shape
+        if config.get("do_center_crop"):
+            crop = _parse_size(config["crop_size"])[0]
+        normalise = config.get("do_normalize", True)
         return ImagePreprocessing(
             size=size,
             keep_shape=keep,
-            crop=_parse_size(config["crop_size"])[0]
-            if config.get("do_center_crop")
-            else _center_crop(size, keep),
+            crop=crop,
             resample=_RESAMPLE_NAMES[config.get("resample", 2)],
             scale=config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
-            mean=config["image_mean"] if plain else (0, 0, 0),
-            std=config["image_std"] if plain else (1, 1, 1),
+            mean=config["image_mean"] if normalise else (0, 0, 0),
+            std=config["image_std"] if normalise else (1, 1, 1),
         )
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise DataError(
-            f"preprocessing cannot be read: {type(error).__name__}: {error}",
+            f"invalid preprocessor config: {type(error).__name__}: {error}",
             where=path,
-            hint="Give the encoder an ImagePreprocessing of your own",
+            hint="Pass an ImagePreprocessing to the encoder",
         ) from error
 
 
 def _parse_size(value: Any) -> tuple[tuple[int, int], bool]:
-    """Width and height, and whether only the shorter side is meant."""
+    """Width and height, and whether only the shorter side is given."""
     if isinstance(value, dict) and "shortest_edge" in value:
         return (value["shortest_edge"],) * 2, True
     if isinstance(value, dict):
@@ -118,25 +131,26 @@ def _parse_size(value: Any) -> tuple[tuple[int, int], bool]:
     return (int(value),) * 2, False
 
 
-def _center_crop(size: tuple[int, int], keep_shape: bool) -> tuple[int, int] | None:
-    """Inputs of one shape go into one batch, so what keeps its shape is cut in any case."""
-    return size if keep_shape else None
-
-
 @dataclass(frozen=True)
 class BoxSource:
-    """Where an encoder that finds no boxes has them from: a detector, and the digest of it."""
+    """The detector whose boxes are embedded.
+
+    Attributes:
+        predictor: Predicts the boxes.
+        identity: Digest of the detector; part of the embedding's identity.
+    """
 
     predictor: Predictor
     identity: str
 
 
 class ImageEncoder:
-    """What encoders of single pictures share: all but the network.
+    """Base class of encoders that see one image at a time; subclasses provide `vectors`.
 
     Args:
-        preprocessing: How a picture becomes input.
-        boxes: Whose boxes get a vector each; None gives none, and no entropy.
+        model: Digest of the weights.
+        preprocessing: How an image becomes input.
+        boxes: Detector whose boxes get a vector each; None gives no boxes and zero entropy.
         grid: Tiles, (columns, rows) at each scale.
     """
 
@@ -154,18 +168,22 @@ class ImageEncoder:
 
     @cached_property
     def preprocessing(self) -> str:
-        """Digest of the preprocessing and of whose boxes are cut out."""
-        about = self.image_preprocessing.model_dump(mode="json")
-        return digest.of_json({**about, "boxes": self.boxes and self.boxes.identity})
+        """Digest of the preprocessing and of the detector whose boxes are cropped."""
+        settings = self.image_preprocessing.model_dump(mode="json")
+        return digest.of_json({**settings, "boxes": self.boxes and self.boxes.identity})
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.boxes.predictor.classes if self.boxes else ()
 
     def encode(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """One vector a picture, float32 ``[n, d]``."""
+        """One vector per image, float32 ``[n, d]``.
+
+        Raises:
+            ParameterError: No images are given.
+        """
         if not images:
-            raise ParameterError("there is nothing to encode")
+            raise ParameterError("no images to encode")
         parts = []
         for start in range(0, len(images), _BATCH_SIZE):
             chunk = images[start : start + _BATCH_SIZE]
@@ -174,36 +192,32 @@ class ImageEncoder:
         return np.concatenate(parts)
 
     def vectors(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The network: float32 ``[n, 3, height, width]`` to ``[n, d]``."""
+        """Run the network: float32 ``[n, 3, height, width]`` to ``[n, d]``."""
         raise NotImplementedError
 
-    def look(self, images: Sequence[Pixels]) -> EncoderOutput:
-        found = [_NO_DETECTIONS] * len(images)
+    def embed(self, images: Sequence[Pixels]) -> EncoderOutput:
+        """Embed each image, its boxes and its tiles as crops."""
+        detections = [_NO_DETECTIONS] * len(images)
         entropy = np.zeros(len(images), np.float32)
         if self.boxes is not None:
-            everything = self.boxes.predictor.predict(images)
-            entropy = np.array([summed_entropy(one.scores) for one in everything], np.float32)
-            found = [top_boxes(one) for one in everything]
+            predicted = self.boxes.predictor.predict(images)
+            entropy = np.array([summed_entropy(one.scores) for one in predicted], np.float32)
+            detections = [top_boxes(one) for one in predicted]
         sizes = np.array([(image.shape[1], image.shape[0]) for image in images])
         tiles = tile_boxes(self.grid, sizes)
         crops: list[Pixels] = []
-        for image, one, parts in zip(images, found, tiles, strict=True):
-            crops += [image, *(_crop(image, box) for box in (*one.boxes, *parts))]
-        vectors = self.encode(crops)
-        counts = np.array([1 + len(one) + tiles.shape[1] for one in found])
-        each = np.split(vectors, np.cumsum(counts)[:-1])
+        for image, one, boxes in zip(images, detections, tiles, strict=True):
+            crops += [image, *(_crop(image, box) for box in (*one.boxes, *boxes))]
+        counts = np.array([1 + len(one) + tiles.shape[1] for one in detections])
+        parts = np.split(self.encode(crops), np.cumsum(counts)[:-1])
+        pairs = list(zip(parts, detections, strict=True))
         return EncoderOutput(
-            frames=np.stack([own[0] for own in each]),
+            frames=np.stack([part[0] for part in parts]),
             entropy=entropy,
-            found=found,
-            objects=[own[1 : 1 + len(one)] for own, one in zip(each, found, strict=True)],
-            tiles=np.stack([own[1 + len(one) :] for own, one in zip(each, found, strict=True)]),
+            detections=detections,
+            objects=[part[1 : 1 + len(one)] for part, one in pairs],
+            tiles=np.stack([part[1 + len(one) :] for part, one in pairs]),
         )
-
-
-_NO_DETECTIONS = Detections(
-    np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)
-)
 
 
 def _crop(image: Pixels, box: NDArray[np.float32]) -> Pixels:
@@ -214,30 +228,21 @@ def _crop(image: Pixels, box: NDArray[np.float32]) -> Pixels:
     return image[y1:y2, x1:x2]
 
 
-# ---- Any vision model of Hugging Face as an encoder: CLIP, SigLIP, DINOv2 and their like.
-#
-# Weights are read from safetensors only, code of a model's own is never run, and with a folder
-# nothing is asked of the network.
-
-
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-
-
 class HuggingFaceEncoder(ImageEncoder):
-    """A model from a folder or from the hub.
+    """A Hugging Face vision model, such as CLIP, SigLIP or DINOv2, from a folder or the hub.
 
-    The vector is the model's own picture embedding where it has one (CLIP, SigLIP: the space that
-    texts share), else its pooled output, else the mean of its tokens.
+    The vector is the model's image embedding where it has one (CLIP, SigLIP: the space shared with
+    texts), else its pooled output, else the mean of its tokens.
 
     Args:
         source: A folder, or a name on the hub, optionally ``NAME@REVISION``.
-        boxes: Whose boxes get a vector each.
+        boxes: Detector whose boxes get a vector each.
         grid: Tiles.
-        preprocessing: Instead of the model's own.
+        preprocessing: Overrides the model's own.
 
     Raises:
-        DataError: The folder holds no model that can be read.
-        ServiceError: The hub does not answer.
+        DataError: The folder holds no readable model.
+        ServiceError: The hub is unreachable.
     """
 
     def __init__(
@@ -251,7 +256,7 @@ class HuggingFaceEncoder(ImageEncoder):
         weights = sorted(self.folder.glob("*.safetensors"))
         if not weights or not (self.folder / "config.json").exists():
             raise DataError(
-                "no model in this folder: config.json and *.safetensors are needed",
+                "no model in this folder: config.json and *.safetensors are required",
                 where=self.folder,
                 hint="Save it with save_pretrained(folder, safe_serialization=True)",
             )
@@ -273,21 +278,21 @@ class HuggingFaceEncoder(ImageEncoder):
 
     @property
     def reads_text(self) -> bool:
-        """Whether texts and pictures share a space in this model."""
+        """Whether the model embeds texts and images in one space."""
         return hasattr(self._model, "get_text_features")
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One vector a text, float32 ``[n, d]``, in the space of the pictures.
+        """One vector per text, float32 ``[n, d]``, in the space of the images.
 
         Raises:
             ParameterError: The model has no text tower.
-            DataError: Its tokenizer is not in the folder.
+            DataError: The folder has no usable tokenizer.
         """
         import torch
 
         if not self.reads_text:
             raise ParameterError(
-                "this model reads no text",
+                "this model has no text tower",
                 where=self.folder,
                 hint="Search by text with CLIP or SigLIP, or by example with --like",
             )
@@ -303,7 +308,7 @@ class HuggingFaceEncoder(ImageEncoder):
             self._tokenizer = self._tokenizer or AutoTokenizer.from_pretrained(
                 self.folder, local_files_only=True
             )
-            # Padded to the full length: SigLIP was trained so, and CLIP's mask makes it equal.
+            # Pad to the full length: SigLIP was trained so, and CLIP masks the padding.
             tokens: dict[str, Any] = dict(
                 self._tokenizer(
                     texts,
@@ -315,16 +320,16 @@ class HuggingFaceEncoder(ImageEncoder):
             )
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"the tokenizer cannot be used: {error}",
+                f"cannot use the tokenizer: {error}",
                 where=self.folder,
-                hint="Its files belong beside the model's",
+                hint="Put the tokenizer's files beside the model's",
             ) from error
         tokens.pop("token_type_ids", None)
         return tokens
 
 
 def _model_folder(source: str | Path) -> Path:
-    """The model's folder; a name is fetched from the hub, or found in its cache."""
+    """The model's folder; a name is downloaded from the hub, or found in its cache."""
     if Path(source).is_dir():
         return Path(source)
     if isinstance(source, Path) or source.startswith((".", "/")) or source.count("/") > 1:
@@ -337,11 +342,11 @@ def _model_folder(source: str | Path) -> Path:
         return Path(
             snapshot_download(name, revision=revision or None, allow_patterns=list(_HUB_FILES))
         )
-    except Exception as error:  # the hub's errors share no base that is public
+    except Exception as error:  # the hub's errors share no public base
         raise ServiceError(
-            f"the model cannot be fetched: {(str(error).splitlines() or [repr(error)])[0]}",
+            f"cannot download the model: {(str(error).splitlines() or [repr(error)])[0]}",
             where=source,
-            hint="Give the folder of a model, or a name on the hub where it can be reached",
+            hint="Give the folder of a model, or a name on a hub that is reachable",
         ) from error
 
 
@@ -357,13 +362,13 @@ def _load_model(folder: Path) -> Any:
         raise DataError(
             f"transformers cannot load the model: {(str(error).splitlines() or [''])[0]}",
             where=folder,
-            hint="It has to be a vision model that AutoModel knows",
+            hint="Use a vision model that AutoModel supports",
         ) from error
     return model.float().eval()
 
 
 def _to_vectors(output: Any) -> NDArray[np.float32]:
-    """One vector a row out of whatever form a model answers in."""
+    """One vector per row from any form of model output."""
     if not hasattr(output, "ndim"):
         pooled = getattr(output, "pooler_output", None)
         output = output.last_hidden_state.mean(1) if pooled is None else pooled
@@ -371,26 +376,21 @@ def _to_vectors(output: Any) -> NDArray[np.float32]:
     return vectors
 
 
-# ---- Any ONNX file that turns pictures into vectors, in plain ONNX Runtime.
-
-
-ONNX_METADATA_KEY = "image_preprocessing"
-"""Name of the file's metadata entry that holds its `ImagePreprocessing` as JSON."""
-
-
 class OnnxEncoder(ImageEncoder):
-    """A network in a file: float32 ``[n, 3, height, width]`` in, vectors out.
+    """A network in an ONNX file: float32 ``[n, 3, height, width]`` to vectors.
 
-    The first output is taken: ``[n, d]``, or maps ``[n, d, h, w]``, or tokens ``[n, t, d]``, of
-    which the mean is the vector.
+    The first output is used: ``[n, d]``, or the mean of maps ``[n, d, h, w]`` or tokens
+    ``[n, t, d]``.
 
     Args:
         path: The file.
-        preprocessing: Where the file's metadata does not tell.
-        threads: For one operator; 1 gives the same bits everywhere on one machine class.
+        boxes: Detector whose boxes get a vector each.
+        grid: Tiles.
+        preprocessing: Required where the file's metadata has none.
+        threads: Threads per operator; 1 gives equal bits on every machine of one class.
 
     Raises:
-        DataError: No ONNX file, or nothing says how a picture becomes its input.
+        DataError: Not an ONNX file, or its preprocessing is missing.
     """
 
     def __init__(
@@ -424,16 +424,16 @@ class OnnxEncoder(ImageEncoder):
 
     def _check(self, shape: list[object], path: Path) -> None:
         width, height = self.image_preprocessing.input_size
-        wanted = [self._batch, 3, height, width]
+        expected = [self._batch, 3, height, width]
         fits = len(shape) == 4 and all(
-            not isinstance(there, int) or there == size
-            for there, size in zip(shape, wanted, strict=True)
+            not isinstance(actual, int) or actual == size
+            for actual, size in zip(shape, expected, strict=True)
         )
         if not fits:
             raise DataError(
-                f"its input is {shape}, its preprocessing gives {['n', *wanted[1:]]}",
+                f"input shape {shape} does not match the preprocessing: {['n', *expected[1:]]}",
                 where=path,
-                hint="Give the ImagePreprocessing that the network was trained with",
+                hint="Pass the ImagePreprocessing that the network was trained with",
             )
 
     def vectors(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -452,12 +452,12 @@ class OnnxEncoder(ImageEncoder):
 def _read_preprocessing(text: str | None, path: Path) -> ImagePreprocessing:
     if text is None:
         raise DataError(
-            "nothing says how a picture becomes this network's input",
+            "preprocessing of this network is missing",
             where=path,
-            hint=f"Give an ImagePreprocessing, or put it as JSON into the file's metadata under "
+            hint="Pass an ImagePreprocessing, or store it as JSON in the metadata entry "
             f"{ONNX_METADATA_KEY!r}",
         )
     try:
         return ImagePreprocessing.model_validate_json(text)
     except ValidationError as error:
-        raise DataError(f"its {ONNX_METADATA_KEY} cannot be read: {error}", where=path) from error
+        raise DataError(f"invalid metadata {ONNX_METADATA_KEY}: {error}", where=path) from error

@@ -1,4 +1,8 @@
-"""Image quality metrics, and the gate that keeps broken frames out of selections."""
+"""Image quality metrics, and the gate that keeps broken frames out of selections.
+
+Metrics describe the stored image and depend on no model. Pixels are read from at most 48 windows
+spread over the image, so that a large frame costs little more than a small one.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +16,75 @@ from numpy.typing import NDArray
 from workbench.detection.preprocessing import Pixels
 from workbench.records.base import FrozenModel
 
+__all__ = ["QUALITY_NAMES", "QualityGate", "measure_quality"]
+
 QUALITY_NAMES = ("brightness", "contrast", "sharpness", "noise", "blockage")
-"""The columns of a quality array, in order."""
+"""Columns of a quality array."""
 
 _ROWS, _COLUMNS = 6, 8
 _WINDOW = (24, 32)
-"""Rows and columns of pixels that are read of each part of the picture."""
+"""Rows and columns of pixels that are read from each part of the image."""
 
 _MIN_PART_PX = 8
 _EMPTY_STD = 2.0
-"""Standard deviation of luma, of 255, below which a part of the picture shows nothing at all:
-real scenes seldom have such a part, as sensor noise alone is about that much."""
+"""Standard deviation of luma (of 255) below which a part of the image shows nothing; sensor noise
+alone is about this large.
+"""
 
 _BLOWN_OUT = 240.0
-"""A part brighter than this is blown out, as skies are, not covered."""
+"""A part brighter than this is overexposed, as skies are, and not blocked."""
 
 _NOISE_KERNEL = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 
 
+class QualityGate(FrozenModel):
+    """Limits outside which a frame is not offered to labelers; units as in `measure_quality`.
+
+    The limit ``blurred`` lies between sharp drives, real and rendered, day and night (0.016 and
+    more), and the same out of focus (0.005 and less).
+    """
+
+    dark: float = 0.01
+    bright: float = 0.99
+    flat: float = 0.01
+    blurred: float = 0.006
+    noisy: float = 0.6
+    noise: float = 0.08
+    blocked: float = 0.35
+
+    def verdict(self, quality: NDArray[np.float32]) -> str:
+        """The first fault of a frame, in one word; empty when it passes.
+
+        Args:
+            quality: Float32 ``[5]``, see `measure_quality`.
+        """
+        brightness, contrast, sharpness, noise, blockage = (float(value) for value in quality)
+        faults = {
+            "dark": brightness < self.dark,
+            "bright": brightness > self.bright,
+            "flat": contrast < self.flat,
+            "blurred": sharpness < self.blurred,
+            "noisy": sharpness > self.noisy or noise > self.noise,
+            "blocked": blockage > self.blocked,
+            "unmeasured": not np.isfinite(quality).all(),
+        }
+        return next((fault for fault, present in faults.items() if present), "")
+
+
 def measure_quality(image: Pixels) -> NDArray[np.float32]:
-    """Five numbers of RGB uint8 ``[height, width, 3]``, float32 ``[5]``, in the order of `NAMES`.
+    """Measure the quality of one image.
 
     Brightness and contrast are mean and standard deviation of luma (BT.601) in [0, 1]. Sharpness is
     the mean absolute 4-neighbour Laplacian of luma, in [0, 4]. Noise is the standard deviation of
-    luma, in [0, 1], that Immerkær's operator finds (Fast Noise Variance Estimation, 1996) in the
-    calmest quarter of the picture, so that texture is not taken for it. Blockage is the share of
-    the picture's parts that show nothing: neither texture nor noise, and not blown out.
+    luma, in [0, 1], by Immerkær's operator (Fast Noise Variance Estimation, 1996) in the calmest
+    quarter of the image, so that texture does not count. Blockage is the share of the image's parts
+    with neither texture nor noise that are not overexposed.
+
+    Args:
+        image: RGB uint8 ``[height, width, 3]``.
+
+    Returns:
+        Float32 ``[5]``, in the order of `QUALITY_NAMES`.
     """
     import cv2
 
@@ -69,15 +116,16 @@ def measure_quality(image: Pixels) -> NDArray[np.float32]:
 
 @cache
 def _interior_mask(shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
-    """0 for the pixels at a window's edge, whose neighbours are another window's; 1 elsewhere."""
+    """0 at window edges, where neighbouring pixels belong to another window; 1 elsewhere."""
     mask = np.zeros(shape, np.float32)
     mask[:, 1:-1, :, 1:-1] = 1
     return mask.reshape(shape[0] * shape[1], shape[2] * shape[3])
 
 
 def _sample_windows(luma: NDArray[Any]) -> NDArray[Any]:
-    """The middle of each part of a picture, ``[rows, pixels, columns, pixels]``; a small picture
-    has fewer parts."""
+    """The centre of each part of an image, ``[rows, pixels, columns, pixels]``; fewer parts for a
+    small image.
+    """
     height, width = luma.shape
     rows = min(_ROWS, max(1, height // _MIN_PART_PX))
     columns = min(_COLUMNS, max(1, width // _MIN_PART_PX))
@@ -85,33 +133,3 @@ def _sample_windows(luma: NDArray[Any]) -> NDArray[Any]:
     parts = luma[: rows * high, : columns * wide].reshape(rows, high, columns, wide)
     top, left = max(0, (high - _WINDOW[0]) // 2), max(0, (wide - _WINDOW[1]) // 2)
     return parts[:, top : top + _WINDOW[0], :, left : left + _WINDOW[1]]
-
-
-class QualityGate(FrozenModel):
-    """The limits outside which a frame is not offered to labelers, see `measure` for the units.
-
-    ``blurred`` lies between real and rendered drives, day and night (0.016 and more), and the same
-    out of focus (0.005 and less: what rounding to 8 bits leaves).
-    """
-
-    dark: float = 0.01
-    bright: float = 0.99
-    flat: float = 0.01
-    blurred: float = 0.006
-    noisy: float = 0.6
-    noise: float = 0.08
-    blocked: float = 0.35
-
-    def verdict(self, quality: NDArray[np.float32]) -> str:
-        """Why a frame with these numbers is kept out, in one word; empty when it may pass."""
-        brightness, contrast, sharpness, noise, blockage = (float(value) for value in quality)
-        faults = {
-            "dark": brightness < self.dark,
-            "bright": brightness > self.bright,
-            "flat": contrast < self.flat,
-            "blurred": sharpness < self.blurred,
-            "noisy": sharpness > self.noisy or noise > self.noise,
-            "blocked": blockage > self.blocked,
-            "unmeasured": not np.isfinite(quality).all(),
-        }
-        return next((fault for fault, found in faults.items() if found), "")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tests.curation.finding.made import embeddings
+from tests.curation.signals.synthetic import embeddings
 from workbench.core.errors import DataError, ParameterError
 from workbench.curation.signals import rarity, single_model
 from workbench.curation.signals.single_model import Fusion, fuse_ranks, nearest_euclidean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.curation.finding.made import SIZE, embeddings
+from tests.curation.signals.synthetic import SIZE, embeddings
 from workbench.core.errors import DataError
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.signals import rarity

@@ -1,4 +1,4 @@
-"""Neighbours, exact and through an index: compared with brute force."""
+"""Nearest neighbours, exact and by index, compared with brute force."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from workbench.curation.neighbours import (
     _cell_centres,
     all_neighbours,
     nearest_distance,
-    search_neighbours,
 )
-from workbench.curation.vectors import DuplicateGroups, unit_vectors
+from workbench.curation.vectors import DuplicateGroups, exact_neighbours, unit_vectors
 
 
 def scenes(count: int, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -43,7 +42,7 @@ def index(vectors: np.ndarray) -> NeighbourIndex:
     return NeighbourIndex(vectors, k=5)
 
 
-def test_few_vectors_have_their_true_neighbours(vectors: np.ndarray) -> None:
+def test_small_pools_get_exact_neighbours(vectors: np.ndarray) -> None:
     rows, far = brute(vectors[:3000], 7)
     found = all_neighbours(vectors[:3000], 7)
     assert found.recall is None
@@ -51,7 +50,7 @@ def test_few_vectors_have_their_true_neighbours(vectors: np.ndarray) -> None:
     assert (found.rows == rows).mean() > 0.999  # float64 may order near ties otherwise
 
 
-def test_an_index_finds_what_it_says_it_finds(vectors: np.ndarray) -> None:
+def test_measured_recall_is_the_actual_recall(vectors: np.ndarray) -> None:
     rows, _ = brute(vectors, 5)
     found = all_neighbours(vectors, 5, limit=1000)
     share = np.mean([len(np.intersect1d(a, b)) / 5 for a, b in zip(found.rows, rows, strict=True)])
@@ -62,7 +61,7 @@ def test_an_index_finds_what_it_says_it_finds(vectors: np.ndarray) -> None:
     assert str(found.recall).startswith("recall@5 0.9")
 
 
-def test_an_answer_depends_on_its_query_alone(vectors: np.ndarray, index: NeighbourIndex) -> None:
+def test_a_result_depends_on_its_query_alone(vectors: np.ndarray, index: NeighbourIndex) -> None:
     queries = index.known.units(vectors[100:400] + np.float16(0.05))
     rows, far = index.search(queries, 5)
     backward = index.search(np.ascontiguousarray(queries[::-1]), 5)
@@ -70,10 +69,11 @@ def test_an_answer_depends_on_its_query_alone(vectors: np.ndarray, index: Neighb
     np.testing.assert_array_equal(backward[1][::-1], far)
     alone = [index.search(queries[row : row + 1], 5)[0][0] for row in range(0, 300, 30)]
     np.testing.assert_array_equal(alone, rows[::30])
-    exact = search_neighbours(vectors[100:400] + np.float16(0.05), vectors, 5)
-    reverse = search_neighbours(vectors[399:99:-1] + np.float16(0.05), vectors, 5)
-    np.testing.assert_array_equal(exact.rows, reverse.rows[::-1])
-    np.testing.assert_array_equal(exact.distances, reverse.distances[::-1])
+    every = np.arange(len(vectors))
+    exact = exact_neighbours(queries, index.known, every, 5)
+    reverse = exact_neighbours(np.ascontiguousarray(queries[::-1]), index.known, every, 5)
+    np.testing.assert_array_equal(exact[0], reverse[0][::-1])
+    np.testing.assert_array_equal(exact[1], reverse[1][::-1])
 
 
 def test_the_same_vectors_give_the_same_index(vectors: np.ndarray, index: NeighbourIndex) -> None:
@@ -83,7 +83,7 @@ def test_the_same_vectors_give_the_same_index(vectors: np.ndarray, index: Neighb
     np.testing.assert_array_equal(_cell_centres(sample, 20), _cell_centres(sample, 20))
 
 
-def test_identical_vectors_are_nearest_and_none_is_lost() -> None:
+def test_identical_vectors_are_each_others_neighbours() -> None:
     base = scenes(2000)
     twice = np.concatenate([base, base[:50], np.repeat(base[7:8], 300, axis=0)])
     for limit in (100, 10_000):
@@ -103,7 +103,7 @@ def test_a_pool_of_identical_frames() -> None:
     assert all(row not in near for row, near in enumerate(found.rows))
 
 
-def test_prints_that_collide_do_not_make_vectors_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash_collisions_do_not_make_vectors_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     from workbench.curation import vectors as module
 
     monkeypatch.setattr(module, "_row_hashes", lambda block: np.zeros(len(block), np.uint64))
@@ -112,23 +112,7 @@ def test_prints_that_collide_do_not_make_vectors_equal(monkeypatch: pytest.Monke
     assert DuplicateGroups(known).of[1] != DuplicateGroups(known).of[0]
 
 
-def test_added_vectors_are_found(vectors: np.ndarray) -> None:
-    index = NeighbourIndex(vectors[:4000], k=5)
-    index.add(vectors[4000:])
-    assert len(index) == 6000
-    rows, far = index.search(index.known.take(np.arange(5000, 5100)), 1)
-    assert (rows[:, 0] == np.arange(5000, 5100)).mean() > 0.95
-    assert far.max() < 1e-3
-    whole = NeighbourIndex(vectors, k=5, centre=index.known.centre)
-    agreed = [
-        len(np.intersect1d(a, b)) for a, b in zip(index.all(5)[0], whole.all(5)[0], strict=True)
-    ]
-    assert np.mean(agreed) / 5 > 0.95
-    with pytest.raises(DataError, match="different models"):
-        index.add(vectors[:5, :8])
-
-
-def test_nearest_distance_is_that_of_brute_force() -> None:
+def test_nearest_distance_equals_brute_force() -> None:
     rng = np.random.default_rng(0)
     queries = unit_vectors(rng.normal(size=(40, 6)))
     known = unit_vectors(rng.normal(size=(70_000, 6)).astype(np.float32))
@@ -141,45 +125,44 @@ def test_nearest_distance_is_that_of_brute_force() -> None:
     assert nearest_distance(queries, known[:0]).tolist() == [2] * 40
 
 
-def test_nearest_distance_to_many_goes_through_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_nearest_distance_to_many_vectors_uses_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
 
-    class Watched(NeighbourIndex):
+    class RecordingIndex(NeighbourIndex):
         def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-            asked.append(len(queries))
+            batches.append(len(queries))
             return super().search(queries, k)
 
-    monkeypatch.setattr(neighbours, "NeighbourIndex", Watched)
+    monkeypatch.setattr(neighbours, "NeighbourIndex", RecordingIndex)
     monkeypatch.setattr(neighbours, "EXACT_LIMIT", 4000)
     known = unit_vectors(scenes(6000))
     queries = unit_vectors(scenes(1500, seed=1))
     far = nearest_distance(queries, known)
     exact = 1 - np.sort(queries @ known.T, axis=1)[:, -3:].mean(axis=1)
-    assert asked == [1500]
+    assert batches == [1500]
     assert np.abs(far - exact).mean() < 0.01
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_numbers_that_are_none_are_refused(vectors: np.ndarray, bad: float) -> None:
-    spoilt = vectors[:100].copy()
-    spoilt[3, 1] = bad
+def test_nan_and_infinity_are_rejected(vectors: np.ndarray, bad: float) -> None:
+    invalid = vectors[:100].copy()
+    invalid[3, 1] = bad
     for ask in (
-        lambda: all_neighbours(spoilt),
-        lambda: search_neighbours(spoilt, vectors[:50]),
-        lambda: search_neighbours(vectors[:50], spoilt),
-        lambda: NeighbourIndex(spoilt),
+        lambda: all_neighbours(invalid),
+        lambda: unit_vectors(invalid),
+        lambda: NeighbourIndex(invalid),
     ):
-        with pytest.raises(DataError, match="not finite"):
+        with pytest.raises(DataError, match="NaN or infinity"):
             ask()
 
 
-def test_nonsense_is_refused(vectors: np.ndarray) -> None:
+def test_invalid_arguments_are_rejected(vectors: np.ndarray) -> None:
     with pytest.raises(ParameterError):
         all_neighbours(vectors[:10], 0)
     with pytest.raises(ParameterError):
         NeighbourIndex(vectors[:10], target=1.2)
-    with pytest.raises(DataError, match="cannot be compared"):
+    with pytest.raises(DataError, match="cannot compare"):
         all_neighbours(vectors[:0])
-    with pytest.raises(DataError, match="different models"):
-        search_neighbours(vectors[:3, :4], vectors[:10])
+    with pytest.raises(DataError, match="of width 4 and 32"):
+        nearest_distance(unit_vectors(vectors[:3, :4]), unit_vectors(vectors[:10]))
     assert all_neighbours(vectors[:4], 10).rows.shape == (4, 3)  # of fewer others, all
