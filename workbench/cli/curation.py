@@ -252,7 +252,7 @@ def embed(dataset: str, as_json: bool, roles: tuple[str, ...], **asked: Any) -> 
         "tiles_per_frame": found.tiles.per_frame,
         "widths": {"frame": found.vectors.shape[1], "object": found.object_vectors.shape[1]},
         "faults": _quality_faults(found),
-        "left_out": [{"frame": frame, "reason": why} for frame, why in found.left_out],
+        "left_out": [{"frame": frame, "reason": why} for frame, why in found.skipped],
     }
     print_result(result, as_json=as_json, text=_embed_text(result))
 

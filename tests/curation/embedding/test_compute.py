@@ -33,21 +33,21 @@ from workbench.records.dataset import Dataset, media_path
 from workbench.records.store import Store
 
 
-class Counting(DetectorEncoder):
-    """Counts the images it is asked about, and can be made to fail."""
+class CountingEncoder(DetectorEncoder):
+    """Counts the images it embeds, and can be made to fail."""
 
-    seen = 0
+    count = 0
     fail_after: int | None = None
-    poison: bool = False
+    return_nan: bool = False
 
-    def look(self, images: Sequence[Pixels]) -> EncoderOutput:
-        if self.fail_after is not None and self.seen >= self.fail_after:
+    def embed(self, images: Sequence[Pixels]) -> EncoderOutput:
+        if self.fail_after is not None and self.count >= self.fail_after:
             raise KeyboardInterrupt
-        self.seen += len(images)
-        found = super().look(images)
-        if self.poison:
-            found.frames[0] = np.nan
-        return found
+        self.count += len(images)
+        output = super().embed(images)
+        if self.return_nan:
+            output.frames[0] = np.nan
+        return output
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def predictor(store: Store, model: Ref) -> TorchPredictor:
     return load_checkpoint(store, model)
 
 
-def test_rows_follow_the_frames_whatever_their_order(
+def test_rows_are_in_the_order_of_the_frames(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     forward = embed(workspace, predictor, dataset.frames)
@@ -70,7 +70,7 @@ def test_rows_follow_the_frames_whatever_their_order(
     )
 
 
-def test_one_pass_agrees_with_the_predictor(
+def test_embeddings_agree_with_the_predictor(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     frames = dataset.frames[:5]
@@ -103,7 +103,7 @@ def test_an_object_vector_is_the_mean_of_the_cells_under_its_box(predictor: Torc
 
 
 @pytest.mark.parametrize("kind", suppliers.KINDS)
-def test_a_suppliers_detector_is_an_encoder_too(
+def test_a_pretrained_detector_is_an_encoder_too(
     kind: str, workspace: Workspace, dataset: Dataset, tmp_path: Path
 ) -> None:
     spec = Preprocessing(width=96, height=64)
@@ -115,7 +115,7 @@ def test_a_suppliers_detector_is_an_encoder_too(
     first = seen.vectors[0]
     assert first.size and np.isfinite(seen.vectors).all()
     image = load_rgb(media_path(workspace, dataset.frames[0]))
-    assert DetectorEncoder(predictor).look([image]).tiles.shape == (1, 75, first.size // 2)
+    assert DetectorEncoder(predictor).embed([image]).tiles.shape == (1, 75, first.size // 2)
     batch = torch.zeros(1, 3, 64, 96)
     with torch.inference_mode():
         maps, outputs = network.features_and_outputs(batch)
@@ -131,26 +131,28 @@ def test_a_sequence_of_cells_is_a_map_row_by_row() -> None:
         huggingface.sequence_to_map(cells, height=64, width=64)
 
 
-def test_a_model_that_tells_no_features_is_refused(predictor: TorchPredictor) -> None:
-    mute = TorchPredictor(cast("Any", Mute(predictor.config)), predictor.preprocessing)
-    with pytest.raises(ParameterError, match="tell no features"):
-        DetectorEncoder(mute)
+def test_a_model_without_features_is_rejected(predictor: TorchPredictor) -> None:
+    predictor_without = TorchPredictor(
+        cast("Any", WithoutFeatures(predictor.config)), predictor.preprocessing
+    )
+    with pytest.raises(ParameterError, match="provides no features"):
+        DetectorEncoder(predictor_without)
 
 
-class Mute(nn.Module):
+class WithoutFeatures(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
 
 
-def test_what_is_on_disk_is_not_computed_again(
+def test_shards_on_disk_are_not_computed_again(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    encoder = Counting(predictor)
+    encoder = CountingEncoder(predictor)
     embed(workspace, encoder, dataset.frames[:10])
-    assert encoder.seen == 10
+    assert encoder.count == 10
     both = embed(workspace, encoder, dataset.frames[:14])
-    assert encoder.seen == 14
+    assert encoder.count == 14
     assert both.frames == tuple(frame.id for frame in dataset.frames[:14])
 
 
@@ -160,14 +162,14 @@ def test_a_killed_pass_keeps_its_finished_shards(
     predictor: TorchPredictor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute, "SHARD_FRAMES", 8)
-    killed = Counting(predictor)
+    monkeypatch.setattr(compute, "_SHARD_FRAMES", 8)
+    killed = CountingEncoder(predictor)
     killed.fail_after = 20
     with pytest.raises(KeyboardInterrupt):
         embed(workspace, killed, dataset.frames, batch=4)
-    again = Counting(predictor)
+    again = CountingEncoder(predictor)
     whole = embed(workspace, again, dataset.frames, batch=4)
-    assert again.seen == len(dataset.frames) - 16  # two shards of eight were kept
+    assert again.count == len(dataset.frames) - 16  # two shards of eight were kept
     unbroken = embed(Workspace(workspace.root), predictor, dataset.frames)
     np.testing.assert_array_equal(whole.vectors, unbroken.vectors)
 
@@ -175,7 +177,7 @@ def test_a_killed_pass_keeps_its_finished_shards(
 def test_half_a_shard_is_never_read(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    encoder = Counting(predictor)
+    encoder = CountingEncoder(predictor)
     folder = embeddings.embeddings_folder(workspace, encoder)
     (folder / ".writing-left").mkdir(parents=True)
     (folder / ".writing-left" / "shard.json").write_text('{"frames": ["0"]}')
@@ -188,57 +190,58 @@ def test_a_full_disk_leaves_nothing_behind(
 ) -> None:
     """A file size limit stands in for a full disk: the write itself fails, as there."""
     code = (
-        "import resource, signal, sys; from workbench.core.workspace import find_workspace\n"
+        "import resource, signal, sys; import numpy as np\n"
         "from workbench.core.errors import WorkbenchError\n"
-        "from workbench.curation.embedding import shards; import numpy as np\n"
+        "from workbench.core.workspace import find_workspace\n"
+        "from workbench.curation.embedding.embeddings import ARRAY_NAMES, write_shard\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "folder = find_workspace().root / 'embeddings' / 'x'\n"
-        "arrays = {name: np.zeros((64, 64)) for name in shards.ARRAYS}\n"
-        "try: shards.write(folder, ['a'] * 64, arrays)\n"
+        "arrays = {name: np.zeros((64, 64)) for name in ARRAY_NAMES}\n"
+        "try: write_shard(folder, ['a'] * 64, arrays)\n"
         "except WorkbenchError as error: print(error); print(list(folder.iterdir()))\n"
     )
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         env=dict(os.environ),
         check=True,
     ).stdout
-    assert "embeddings cannot be written" in told
-    assert "Free some space" in told
-    assert told.rstrip().endswith("[]")
+    assert "cannot write embeddings" in output
+    assert "Free disk space" in output
+    assert output.rstrip().endswith("[]")
 
 
-def test_broken_frames_are_left_out_with_the_reason(
+def test_unreadable_frames_are_skipped_with_the_reason(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     broken, gone = dataset.frames[1], dataset.frames[2]
     media_path(workspace, broken).write_bytes(b"no image")
     media_path(workspace, gone).unlink()
     found = embed(workspace, predictor, dataset.frames)
-    assert [frame for frame, _ in found.left_out] == [broken.id, gone.id]
-    assert all("cannot be read" in why for _, why in found.left_out)
+    assert [frame for frame, _ in found.skipped] == [broken.id, gone.id]
+    assert all("cannot be read" in why for _, why in found.skipped)
     assert len(found.frames) == len(dataset.frames) - 2
 
 
-def test_vectors_that_are_no_numbers_are_left_out(
+def test_vectors_with_nan_are_skipped(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
-    encoder = Counting(predictor)
-    encoder.poison = True
+    encoder = CountingEncoder(predictor)
+    encoder.return_nan = True
     found = embed(workspace, encoder, dataset.frames[:8], batch=4)
-    assert [frame for frame, _ in found.left_out] == [dataset.frames[0].id, dataset.frames[4].id]
+    assert [frame for frame, _ in found.skipped] == [dataset.frames[0].id, dataset.frames[4].id]
     assert np.isfinite(found.vectors).all()
 
 
-def test_nothing_readable_is_an_error(
+def test_no_readable_frame_is_an_error(
     workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     media_path(workspace, dataset.frames[0]).write_bytes(b"")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read|cannot read"):
         embed(workspace, predictor, dataset.frames[:1])
-    with pytest.raises(DataError, match="no frames"):
+    with pytest.raises(DataError, match="no frames given"):
         embed(workspace, predictor, [])
 
 
@@ -249,6 +252,6 @@ def test_a_damaged_file_is_named(
     folder = embeddings.embeddings_folder(workspace, DetectorEncoder(predictor))
     damaged = next(folder.glob("*/vectors.npy"))
     damaged.write_bytes(damaged.read_bytes()[:40])
-    with pytest.raises(WorkbenchError, match="cannot be read") as caught:
+    with pytest.raises(WorkbenchError, match="cannot read embedding file") as caught:
         embed(workspace, predictor, dataset.frames)
     assert caught.value.where == str(damaged)

@@ -1,4 +1,4 @@
-"""Encoders of pictures: tiny models with random weights, saved into folders and files."""
+"""Image encoders: tiny models with random weights, saved into folders and files."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def model_of(kind: str) -> Any:
     return transformers.Dinov2Model(transformers.Dinov2Config(**VISION))
 
 
-def saved(kind: str, folder: Path) -> Path:
+def save_model(kind: str, folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -94,7 +94,7 @@ def saved(kind: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {kind: saved(kind, root / kind) for kind in ("clip", "siglip", "dino")}
+    return {kind: save_model(kind, root / kind) for kind in ("clip", "siglip", "dino")}
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def predictor(store: Store, model: Ref) -> TorchPredictor:
     return load_checkpoint(store, model)
 
 
-def pictures(count: int = 3) -> list[np.ndarray]:
+def images(count: int = 3) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (40 + 5 * n, 60, 3)).astype(np.uint8) for n in range(count)]
 
@@ -112,15 +112,15 @@ def test_a_model_of_hugging_face_gives_its_own_vectors(
     folders: dict[str, Path], kind: str, width: int
 ) -> None:
     encoder = HuggingFaceEncoder(folders[kind])
-    vectors = encoder.encode(pictures())
+    vectors = encoder.encode(images())
     assert vectors.shape == (3, width)
-    batch = torch.from_numpy(np.stack([encoder.image_preprocessing.apply(p) for p in pictures()]))
+    batch = torch.from_numpy(np.stack([encoder.image_preprocessing.apply(p) for p in images()]))
     own = model_of(kind).eval()
     with torch.inference_mode():
-        answer = (
+        pooled = (
             own(pixel_values=batch) if kind == "dino" else own.vision_model(pixel_values=batch)
         ).pooler_output
-        expected = own.visual_projection(answer) if kind == "clip" else answer
+        expected = own.visual_projection(pooled) if kind == "clip" else pooled
     np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
 
 
@@ -129,13 +129,13 @@ def test_preprocessing_is_that_of_transformers(folders: dict[str, Path]) -> None
 
     theirs = CLIPImageProcessorPil.from_pretrained(folders["clip"])
     ours = read_preprocessor_config(folders["clip"] / "preprocessor_config.json")
-    image = pictures()[2]
+    image = images()[2]
     expected = theirs(image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(ours.apply(image), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "width"), [("clip", 8), ("siglip", 16)])
-def test_texts_share_the_space_of_pictures(folders: dict[str, Path], kind: str, width: int) -> None:
+def test_texts_and_images_share_one_space(folders: dict[str, Path], kind: str, width: int) -> None:
     encoder = HuggingFaceEncoder(folders[kind])
     assert encoder.reads_text
     one, other = encoder.encode_text(["a deer on the road", "night"])
@@ -145,7 +145,7 @@ def test_texts_share_the_space_of_pictures(folders: dict[str, Path], kind: str, 
 
 
 def test_a_model_without_a_text_tower_says_so(folders: dict[str, Path]) -> None:
-    with pytest.raises(ParameterError, match="reads no text") as caught:
+    with pytest.raises(ParameterError, match="no text tower") as caught:
         HuggingFaceEncoder(folders["dino"]).encode_text(["deer"])
     assert "CLIP or SigLIP" in str(caught.value.hint)
 
@@ -167,7 +167,7 @@ def test_a_pass_with_a_detectors_boxes(
     np.testing.assert_allclose(found.tiles.boxes[7], [SIZE[0] * 2 / 3, SIZE[1] / 2, *SIZE])
     alone = embed(workspace, HuggingFaceEncoder(folders["dino"]), dataset.frames[:6])
     assert len(alone.boxes) == 0
-    assert alone.preprocessing != found.preprocessing  # whose boxes is part of its name
+    assert alone.preprocessing != found.preprocessing  # the detector is part of the identity
     np.testing.assert_allclose(alone.vectors, found.vectors, atol=1e-2)
 
 
@@ -183,7 +183,9 @@ def test_other_weights_are_another_model(folders: dict[str, Path], tmp_path: Pat
     assert HuggingFaceEncoder(tmp_path).model != first
 
 
-def test_folders_that_hold_no_model_are_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
+def test_folders_without_a_usable_model_are_rejected(
+    tmp_path: Path, folders: dict[str, Path]
+) -> None:
     with pytest.raises(DataError, match="no such folder"):
         HuggingFaceEncoder("/no/such/folder")
     with pytest.raises(DataError, match=r"config.json and \*.safetensors"):
@@ -194,25 +196,25 @@ def test_folders_that_hold_no_model_are_refused(tmp_path: Path, folders: dict[st
     torch.save(model_of("dino").state_dict(), pickled / "pytorch_model.bin")
     with pytest.raises(DataError, match="safetensors"):
         HuggingFaceEncoder(pickled)
-    strange = saved("dino", tmp_path / "strange")
-    (strange / "preprocessor_config.json").write_text("{}")
+    invalid = save_model("dino", tmp_path / "invalid")
+    (invalid / "preprocessor_config.json").write_text("{}")
     with pytest.raises(DataError, match="image_mean"):
-        HuggingFaceEncoder(strange)
+        HuggingFaceEncoder(invalid)
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_a_service_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def away(name: str, **_: object) -> str:
+    def unreachable(name: str, **_: object) -> str:
         raise OSError(f"cannot reach the hub for {name}")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", away)
-    with pytest.raises(ServiceError, match="cannot be fetched"):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(ServiceError, match="cannot download"):
         HuggingFaceEncoder("openai/clip-vit-base-patch32")
 
 
-class Pooled(nn.Module):
-    """Mean colour of each half: a network whose answer can be told by hand."""
+class HalfMeans(nn.Module):
+    """Mean colour of each half: a network whose output can be computed by hand."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x[..., :8].mean((2, 3)), x[..., 8:].mean((2, 3))], dim=1)
@@ -221,11 +223,11 @@ class Pooled(nn.Module):
 SPEC = ImagePreprocessing(size=(16, 12), resample="bilinear")
 
 
-def exported(path: Path, *, batch: int | None, metadata: bool) -> Path:
+def export_onnx(path: Path, *, batch: int | None, metadata: bool) -> Path:
     sample = torch.zeros(batch or 2, 3, 12, 16)
     dynamic = None if batch else {"x": {0: torch.export.Dim("n")}}
     program = torch.onnx.export(
-        Pooled().eval(), (sample,), dynamo=True, dynamic_shapes=dynamic, verbose=False
+        HalfMeans().eval(), (sample,), dynamo=True, dynamic_shapes=dynamic, verbose=False
     )
     assert program is not None
     model = program.model_proto
@@ -237,7 +239,7 @@ def exported(path: Path, *, batch: int | None, metadata: bool) -> Path:
 
 @pytest.mark.parametrize("batch", [None, 4])
 def test_an_onnx_file_with_its_preprocessing(tmp_path: Path, batch: int | None) -> None:
-    encoder = OnnxEncoder(exported(tmp_path / "a.onnx", batch=batch, metadata=True))
+    encoder = OnnxEncoder(export_onnx(tmp_path / "a.onnx", batch=batch, metadata=True))
     image = np.zeros((24, 32, 3), np.uint8)
     image[:, 16:] = [255, 0, 51]
     vectors = encoder.encode([image] * 5)
@@ -247,11 +249,11 @@ def test_an_onnx_file_with_its_preprocessing(tmp_path: Path, batch: int | None) 
 
 
 def test_onnx_files_that_cannot_be_used(tmp_path: Path) -> None:
-    bare = exported(tmp_path / "bare.onnx", batch=None, metadata=False)
-    with pytest.raises(DataError, match="nothing says"):
+    bare = export_onnx(tmp_path / "bare.onnx", batch=None, metadata=False)
+    with pytest.raises(DataError, match="preprocessing of this network is missing"):
         OnnxEncoder(bare)
     assert OnnxEncoder(bare, preprocessing=SPEC).encode([np.zeros((9, 9, 3), np.uint8)]).any() == 0
-    with pytest.raises(DataError, match="its preprocessing gives"):
+    with pytest.raises(DataError, match="does not match the preprocessing"):
         OnnxEncoder(bare, preprocessing=ImagePreprocessing(size=(32, 32)))
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(DataError, match="cannot load"):

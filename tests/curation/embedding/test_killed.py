@@ -1,4 +1,4 @@
-"""A pass that is killed with SIGKILL, and the command that people start it by."""
+"""A pass killed with SIGKILL, and the embed command."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ PASS = """
 import sys, time
 from pathlib import Path
 from workbench.core.workspace import find_workspace
-from workbench.curation.embedding import DetectorEncoder, embed, one_pass
+from workbench.curation.embedding import compute
+from workbench.curation.embedding.encoders import DetectorEncoder
 from workbench.detection.predictor import load_checkpoint
-from workbench.records import dataset as datasets
+from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 
 class Slow(DetectorEncoder):
-    def look(self, images):
+    def embed(self, images):
         with Path(sys.argv[1]).open("a") as log:
             log.write(f"{len(images)}\\n")
         time.sleep(float(sys.argv[4]))
-        return super().look(images)
+        return super().embed(images)
 
-one_pass.SHARD = 8
+compute._SHARD_FRAMES = 8
 store = Store(find_workspace())
 encoder = Slow(load_checkpoint(store, sys.argv[3]))
-embed(store.workspace, encoder, datasets.load(store, sys.argv[2]).frames, batch=4)
+compute.embed(store.workspace, encoder, load_dataset(store, sys.argv[2]).frames, batch=4)
 """
 
 
-def test_a_pass_killed_outright_goes_on_without_redoing_a_shard(
+def test_a_killed_pass_resumes_without_recomputing_a_shard(
     workspace: Workspace, store: Store, dataset: Dataset, model: Ref, tmp_path: Path
 ) -> None:
     log = tmp_path / "forwards"
@@ -67,7 +68,7 @@ def test_a_pass_killed_outright_goes_on_without_redoing_a_shard(
     assert redone == len(dataset.frames) - 8 * len(kept)
     whole = embed(workspace, encoder, dataset.frames)
     assert whole.frames == tuple(frame.id for frame in dataset.frames)
-    unbroken = encoder.look([_image(workspace, dataset, row) for row in range(4)])
+    unbroken = encoder.embed([_image(workspace, dataset, row) for row in range(4)])
     np.testing.assert_allclose(whole.vectors[:4], unbroken.frames, atol=2e-2)
 
 
@@ -77,28 +78,28 @@ def _image(workspace: Workspace, dataset: Dataset, row: int) -> np.ndarray:
     return load_rgb(media_path(workspace, dataset.frames[row]))
 
 
-def test_the_command_tells_what_it_kept(
+def test_the_command_reports_what_it_wrote(
     workspace: Workspace, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
     media_path(workspace, dataset.frames[9]).write_bytes(b"no image")
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as exit_info:
         main(["embed", dataset.ref or "", "--role", "pool", "--model", model, "--json"])
-    assert done.value.code == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["frames"] == 31
-    assert told["tiles_per_frame"] == 75
-    assert Path(told["folder"]).is_dir()
-    assert [one["frame"] for one in told["left_out"]] == [dataset.frames[9].id]
+    assert exit_info.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["frames"] == 31
+    assert result["tiles_per_frame"] == 75
+    assert Path(result["folder"]).is_dir()
+    assert [one["frame"] for one in result["left_out"]] == [dataset.frames[9].id]
     with pytest.raises(SystemExit):
         main(["embed", dataset.ref or "", "--role", "pool", "--model", model])
-    words = capsys.readouterr()
-    assert "31 frames embedded" in words.out
-    assert "left out: 1" in words.out
-    assert "next: workbench mine" in words.out
+    output = capsys.readouterr()
+    assert "31 frames embedded" in output.out
+    assert "left out: 1" in output.out
+    assert "next: workbench mine" in output.out
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("arguments", "message"),
     [
         (["--role", "pond"], "no such role"),
         (["--role", "train"], "has no such frames"),
@@ -106,15 +107,15 @@ def test_the_command_tells_what_it_kept(
         (["--encoder", "/no/such.onnx"], "cannot load the model"),
     ],
 )
-def test_nonsense_is_told(
+def test_invalid_arguments_are_reported(
     workspace: Workspace,
     dataset: Dataset,
     model: Ref,
     capsys: pytest.CaptureFixture[str],
-    given: list[str],
-    says: str,
+    arguments: list[str],
+    message: str,
 ) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(["embed", dataset.ref or "", "--model", model, *given])
-    assert done.value.code != 0
-    assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        main(["embed", dataset.ref or "", "--model", model, *arguments])
+    assert exit_info.value.code != 0
+    assert message in capsys.readouterr().err

@@ -38,35 +38,35 @@ def test_workers_write_what_one_machine_writes(
     model: Ref,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute, "SHARD_FRAMES", 12)
+    monkeypatch.setattr(compute, "_SHARD_FRAMES", 12)
     predictor = load_checkpoint(store, model)
     media_path(workspace, dataset.frames[30]).write_bytes(b"no image")
     here = embed(workspace, predictor, dataset.frames)
     expected = contents(workspace)
     assert len([name for name in expected if name.endswith("shard.json")]) == 4
     shutil.rmtree(workspace.root / "embeddings")
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     there = embed(
         workspace,
         predictor,
         dataset.frames,
-        lambda done, total: told.append((done, total)),
+        lambda done, total: calls.append((done, total)),
         ray="local",
     )
     assert contents(workspace) == expected
-    assert there.left_out == here.left_out
-    assert told[-1] == (48, 48)
+    assert there.skipped == here.skipped
+    assert calls[-1] == (48, 48)
     np.testing.assert_array_equal(there.vectors, here.vectors)
 
 
-def test_with_nothing_missing_nobody_is_asked(
+def test_without_missing_frames_ray_is_not_used(
     workspace: Workspace, store: Store, dataset: Dataset, model: Ref
 ) -> None:
     embed(workspace, load_checkpoint(store, model), dataset.frames)
     embed(workspace, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")
 
 
-def test_an_address_that_nobody_listens_at(
+def test_an_unreachable_cluster_is_an_error(
     workspace: Workspace, store: Store, dataset: Dataset, model: Ref
 ) -> None:
     with pytest.raises(ServiceError, match="could not be reached"):

@@ -1,4 +1,4 @@
-"""Each descriptor is tested by planting its fault, and by real drives that have none."""
+"""Each metric is tested on an image with its fault, and on real drives without faults."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ def scene() -> np.ndarray:
     return (np.asarray(smooth) + sharp + rng.normal(0, 2, (240, 320, 1))).clip(0, 255).astype("u1")
 
 
-def told(image: np.ndarray) -> dict[str, float]:
+def metrics(image: np.ndarray) -> dict[str, float]:
     return dict(zip(QUALITY_NAMES, measure_quality(image).tolist(), strict=True))
 
 
-def test_a_whole_picture_passes(scene: np.ndarray) -> None:
+def test_a_clean_image_passes(scene: np.ndarray) -> None:
     assert GATE.verdict(measure_quality(scene)) == ""
-    assert told(scene)["blockage"] == 0
+    assert metrics(scene)["blockage"] == 0
 
 
 def test_dark_and_bright(scene: np.ndarray) -> None:
     assert GATE.verdict(measure_quality(scene // 100)) == "dark"
     assert GATE.verdict(measure_quality(np.full_like(scene, 255))) == "bright"
     assert GATE.verdict(measure_quality(scene // 12)) == ""  # a real night is dark, but not broken
-    assert told(scene // 2)["brightness"] == pytest.approx(told(scene)["brightness"] / 2, abs=0.01)
+    assert metrics(scene // 2)["brightness"] == pytest.approx(
+        metrics(scene)["brightness"] / 2, abs=0.01
+    )
 
 
 def test_flat(scene: np.ndarray) -> None:
     grey = np.full_like(scene, 90)
     assert GATE.verdict(measure_quality(grey)) == "flat"
-    assert told(grey)["blockage"] == 1
+    assert metrics(grey)["blockage"] == 1
 
 
 def test_blurred(scene: np.ndarray) -> None:
     out_of_focus = np.asarray(Image.fromarray(scene).filter(ImageFilter.GaussianBlur(12)))
-    assert told(out_of_focus)["sharpness"] < told(scene)["sharpness"] / 10
+    assert metrics(out_of_focus)["sharpness"] < metrics(scene)["sharpness"] / 10
     assert GATE.verdict(measure_quality(out_of_focus)) == "blurred"
 
 
@@ -55,12 +57,12 @@ def test_noise_is_measured_in_its_own_unit(sigma: int) -> None:
     rng = np.random.default_rng(1)
     ramp = np.tile(np.linspace(80, 170, 320)[None, :, None], (240, 1, 3))
     noisy = (ramp + rng.normal(0, sigma, (240, 320, 1))).clip(0, 255).astype(np.uint8)
-    assert told(noisy)["noise"] == pytest.approx(sigma / 255, rel=0.1)
+    assert metrics(noisy)["noise"] == pytest.approx(sigma / 255, rel=0.1)
     assert GATE.verdict(measure_quality(noisy)) == ("noisy" if sigma == 30 else "")
 
 
 def test_noise_of_a_scene_counts_its_calm_parts_only(scene: np.ndarray) -> None:
-    assert told(scene)["noise"] < 0.03
+    assert metrics(scene)["noise"] < 0.03
 
 
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
@@ -73,23 +75,23 @@ def test_half_of_the_lens_covered(scene: np.ndarray, side: str) -> None:
         "bottom": np.s_[120:],
     }[side]
     covered[half] = 14
-    assert told(covered)["blockage"] == pytest.approx(0.5, abs=0.1)
+    assert metrics(covered)["blockage"] == pytest.approx(0.5, abs=0.1)
     assert GATE.verdict(measure_quality(covered)) == "blocked"
 
 
-def test_a_blown_out_sky_is_no_cover(scene: np.ndarray) -> None:
+def test_an_overexposed_sky_is_not_blockage(scene: np.ndarray) -> None:
     bright = scene.copy()
     bright[:110] = 254
-    assert told(bright)["blockage"] == 0
+    assert metrics(bright)["blockage"] == 0
     assert GATE.verdict(measure_quality(bright)) == ""
 
 
-def test_numbers_that_are_none() -> None:
+def test_nan_is_unmeasured() -> None:
     assert GATE.verdict(np.array([np.nan, 0.2, 0.1, 0, 0], np.float32)) == "unmeasured"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 30), (9, 9), (1080, 1920)])
-def test_pictures_of_any_size(size: tuple[int, int]) -> None:
+def test_images_of_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(2)
     values = measure_quality(rng.integers(0, 255, (*size, 3)).astype(np.uint8))
     assert values.shape == (len(QUALITY_NAMES),)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.curation.embedding.test_encoders import saved
+from tests.curation.embedding.test_encoders import save_model
 from workbench import cli
 from workbench.labeling.answers import AnswerRow
 from workbench.records import dataset as datasets
@@ -142,14 +142,14 @@ def test_rubbish_is_told_what_was_wrong(
 def test_words_are_searched_with_a_model_that_knows_them(
     dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    clip = saved("clip", tmp_path / "clip")
+    clip = save_model("clip", tmp_path / "clip")
     asked = ("mine", "drawn", "--budget", "5", "--encoder", str(clip), "--json")
     said = json.loads(run(capsys, *asked, "--text", "a deer on the road")[0])
     assert said["arms"] == {"mined": 5}
     assert "like “a deer on the road” (" in said["chosen"][0]["reasons"][1]
     other = json.loads(run(capsys, *asked, "--text", "night")[0])
     assert other["selection"] != said["selection"]
-    dino = saved("dino", tmp_path / "dino")
+    dino = save_model("dino", tmp_path / "dino")
     asked = ("mine", "drawn", "--budget", "5", "--encoder", str(dino))
     assert "reads no text" in refused(capsys, *asked, "--text", "a deer")
     out, _ = run(capsys, *asked, "--like", "drive-1@2")
