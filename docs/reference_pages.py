@@ -1,4 +1,4 @@
-"""Pages that mkdocs makes while it builds: the command line from click, a page a package from docstrings.
+"""Pages made while mkdocs builds: the command line from click, packages from docstrings.
 
 A hook of mkdocs (``hooks`` in mkdocs.yml), so that neither page can differ from the code.
 """
@@ -15,6 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from workbench.cli import cli
+from workbench.cli.common import GroupWithDefault
 
 _PACKAGE = Path(__file__).resolve().parents[1] / "workbench"
 _CLI_INTRODUCTION = """\
@@ -83,7 +84,10 @@ def _command_page(
     usage = context.get_usage().removeprefix("Usage: ")
     yield f"```text\n{usage}\n```\n"
     yield f"{_paragraphs(command.help or '')}\n"
-    records = [one.get_help_record(context) for one in command.get_params(context)]
+    described = (
+        command.commands[command.default] if isinstance(command, GroupWithDefault) else command
+    )
+    records = [one.get_help_record(context) for one in described.get_params(context)]
     rows = [record for record in records if record and record[0].startswith("-")]
     yield "| option | |\n| --- | --- |"
     for option, text in rows:

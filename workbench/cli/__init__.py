@@ -1,4 +1,4 @@
-"""The `workbench` command. Only the module of the chosen command is imported, so `--help` is instant."""
+"""The `workbench` command. Only the chosen command's module is imported: `--help` is instant."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from workbench import __version__
 from workbench.core.errors import WorkbenchError
 
 _COMMANDS = {
-    "up": ("services", "Start the servers of this workbench, or find those already running."),
+    "up": ("services", "Start the servers of this workspace: mongod, MLflow, Label Studio."),
     "down": ("services", "Stop the servers that were started here."),
-    "status": ("services", "Show each server's state, address and where its credentials lie."),
-    "doctor": ("services", "Say what is missing on this machine and how to mend it."),
+    "status": ("services", "Show state, address and credentials file of each server."),
+    "doctor": ("services", "Check this machine; list what is missing and how to fix it."),
     "ingest": ("data", "Read a folder of drives into an immutable dataset version."),
     "datasets": ("data", "List, show and compare dataset versions."),
-    "inspect": ("curation", "Look for duplicates, leaks, thin conditions and wrong labels."),
-    "promote": ("steps", "Make a checked notebook an immutable version of its step."),
-    "steps": ("steps", "List promoted steps; move and roll back their aliases."),
-    "check": ("steps", "Say whether a notebook is fit for production, and what is missing."),
+    "inspect": ("curation", "Find leaks, duplicates, thin coverage and wrong labels in a dataset."),
+    "promote": ("steps", "Publish a checked notebook as an immutable version of its step."),
+    "steps": ("steps", "List promoted steps; set and roll back their aliases."),
+    "check": ("steps", "Check whether a notebook is ready for production."),
     "plan": ("pipelines", "Show what a pipeline would run, and why."),
-    "run": ("pipelines", "Run a pipeline, going on where the last run stopped."),
-    "run-step": ("pipelines", "Run one step from a spec file; what every executor calls."),
-    "runs": ("runs", "List runs, or show one: what ran, for how long, what is running now."),
-    "logs": ("runs", "Print what a run's steps said, or follow it while they say it."),
-    "cancel": ("runs", "Stop a run; the next one goes on from there."),
-    "schedule": ("pipelines", "Write what cron, systemd, Dagster, Airflow or Kubernetes want."),
-    "lineage": ("models", "Show what anything came from, or with --forward what was made of it."),
-    "reproduce": ("models", "Rebuild a model from its lineage alone and compare digests."),
-    "predict": ("models", "Run a bundle on images, as a car would: an answer for every frame."),
-    "verify": ("models", "Check a signed bundle, to the byte."),
-    "embed": ("curation", "Look at every frame once: vectors of frames, objects and tiles."),
-    "mine": ("mining", "Choose the frames worth labeling; tell later how much better than chance."),
-    "label": ("labeling", "Send frames to labelers, see how far they are, collect."),
+    "run": ("pipelines", "Run a pipeline; continue where the last run stopped."),
+    "run-step": ("pipelines", "Run one step from a spec file (called by executors)."),
+    "runs": ("runs", "List runs, or show the steps of one."),
+    "logs": ("runs", "Print or follow the output of a run's steps."),
+    "cancel": ("runs", "Stop a run; the next run continues from there."),
+    "schedule": ("pipelines", "Write files for cron, systemd, Dagster, Airflow or Kubernetes."),
+    "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
+    "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
+    "predict": ("models", "Run a bundle on images; every frame gets an answer."),
+    "verify": ("models", "Verify the signature and every file of a bundle."),
+    "embed": ("curation", "Compute embeddings of frames, objects and tiles."),
+    "mine": ("mining", "Select frames worth labeling; report the gain over random selection."),
+    "label": ("labeling", "Send frames to labelers, show progress, collect labels."),
 }
-"""Command name to module below ``workbench.cli`` and the line that help shows."""
+"""Command name to its module below ``workbench.cli`` and its line in the list of commands."""
 
 
 class _LazyGroup(click.Group):
@@ -61,13 +61,17 @@ class _LazyGroup(click.Group):
 def cli() -> None:
     """From an edge case on the road to a signed INT8 model.
 
-    Every command takes --help; those with --json print one object on standard output and all
-    else on standard error.
+    Every command has --help. With --json a command prints one JSON object on standard output and
+    everything else on standard error.
     """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a command and turns expected errors into a message and an exit status."""
+    """Run a command; print an expected error as a message and exit with its status.
+
+    Args:
+        arguments: Command line without the program's name, by default that of the process.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         cli.main(args=arguments, prog_name="workbench")

@@ -10,8 +10,8 @@ import click
 
 from workbench.cli.common import json_option, print_result, progress_bar, resolve_ref, short_ref
 from workbench.cli.mining import load_encoder, resolve_checkpoint
-from workbench.core import workspace
 from workbench.core.errors import ParameterError
+from workbench.core.workspace import find_workspace
 from workbench.records.store import Store
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def inspect(
     from workbench.records.base import Verdict
     from workbench.records.store import Store
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    dataset = resolve_ref(place, ref, ("dataset",))
-    checkpoint = resolve_ref(place, model, ("checkpoint",)) if model else None
+    workspace = find_workspace()
+    store = Store(workspace)
+    dataset = resolve_ref(workspace, ref, ("dataset",))
+    checkpoint = resolve_ref(workspace, model, ("checkpoint",)) if model else None
     if review is not None and checkpoint is None:
         raise ParameterError("--review needs --model, to know which labels look wrong")
     rules = _inspection_rules(target, gap, radius)
@@ -230,23 +230,23 @@ def embed(dataset: str, as_json: bool, roles: tuple[str, ...], **asked: Any) -> 
     from workbench.detection.predictor import load_checkpoint
     from workbench.records import dataset as datasets
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    ref = resolve_ref(place, dataset, ("dataset",))
+    workspace = find_workspace()
+    store = Store(workspace)
+    ref = resolve_ref(workspace, dataset, ("dataset",))
     version = datasets.load_dataset(store, ref)
     frames = _frames_of_roles(version.frames, roles)
-    model = resolve_checkpoint(place, store, asked["model"], version)
+    model = resolve_checkpoint(workspace, store, asked["model"], version)
     named = load_encoder(store, asked["encoder"], model)
     encoder = named or DetectorEncoder(load_checkpoint(store, model))
     with progress_bar("embed") as progress:
         found = curation.embed(
-            place, encoder, frames, progress, batch=asked["batch"], ray=asked["ray"]
+            workspace, encoder, frames, progress, batch=asked["batch"], ray=asked["ray"]
         )
     result = {
         "dataset": ref,
         "model": found.model,
         "preprocessing": found.preprocessing,
-        "folder": str(embeddings.embeddings_folder(place, encoder)),
+        "folder": str(embeddings.embeddings_folder(workspace, encoder)),
         "frames": len(found.frames),
         "objects": len(found.owner),
         "tiles_per_frame": found.tiles.per_frame,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.cli.common import json_option, print_result, progress_bar
-from workbench.core import workspace
 from workbench.core.errors import ParameterError
+from workbench.core.workspace import find_workspace
 
 if TYPE_CHECKING:
     from workbench.data.diff import DatasetDiff
@@ -63,11 +63,11 @@ def ingest(
     from workbench.records import references
     from workbench.records.store import Store
 
-    place = workspace.find_workspace()
+    workspace = find_workspace()
     schema = data.with_mapping(data.FRONT_CAMERA, _parse_class_map(mapped))
     with progress_bar("reading frames") as progress:
         ingested = data.ingest(
-            place,
+            workspace,
             source,
             name=name,
             format=format_,
@@ -77,8 +77,8 @@ def ingest(
             progress=progress,
         )
     dataset = data.assign_roles(ingested.dataset) if roles else ingested.dataset
-    ref = ingested.save(Store(place), dataset)
-    version = references.register_dataset(place, ref)
+    ref = ingested.save(Store(workspace), dataset)
+    version = references.register_dataset(workspace, ref)
     hint = _map_hint(ingested)
     summary = {
         "version": str(version),
@@ -106,10 +106,10 @@ def datasets(context: click.Context, as_json: bool) -> None:
     from workbench.records.store import Store
     from workbench.records.types import DatasetVersion
 
-    place = workspace.find_workspace()
-    store = Store(place)
+    workspace = find_workspace()
+    store = Store(workspace)
     rows = []
-    for version in references.list_dataset_versions(place):
+    for version in references.list_dataset_versions(workspace):
         record = store.get(version.ref, DatasetVersion)
         rows.append(
             {
@@ -136,9 +136,9 @@ def show(ref: str, as_json: bool) -> None:
     from workbench.records.store import Store
     from workbench.records.types import DatasetVersion, Quarantined
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    found = references.resolve_dataset(place, ref)
+    workspace = find_workspace()
+    store = Store(workspace)
+    found = references.resolve_dataset(workspace, ref)
     record = store.get(found, DatasetVersion)
     dataset = stored.load_dataset(store, found)
     left_out = stored.read_json_lines(store.payload(found, "quarantine.jsonl"), Quarantined)
@@ -168,9 +168,9 @@ def diff(old: str, new: str, as_json: bool) -> None:
     from workbench.records import references
     from workbench.records.store import Store
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    refs = [references.resolve_dataset(place, text) for text in (old, new)]
+    workspace = find_workspace()
+    store = Store(workspace)
+    refs = [references.resolve_dataset(workspace, text) for text in (old, new)]
     found = compare(*(stored.load_dataset(store, ref) for ref in refs))
     value = {"old": refs[0], "new": refs[1], **found.counts()}
     print_result(value, as_json=as_json, text=_diff_text(found))

@@ -18,9 +18,8 @@ from workbench.cli.common import (
     resolve_ref,
     short_ref,
 )
-from workbench.core import workspace
 from workbench.core.errors import ParameterError, WorkbenchError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, find_workspace, write_atomic
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
 
@@ -40,9 +39,9 @@ def agreement(reference: str, as_json: bool) -> None:
     from workbench import labeling
     from workbench.records.types import Agreement
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    ref = labeling.assess_agreement(store, resolve_labels(place, reference))
+    workspace = find_workspace()
+    store = Store(workspace)
+    ref = labeling.assess_agreement(store, resolve_labels(workspace, reference))
     record = store.get(ref, Agreement)
     lines = [f"{short_ref(ref)}: {record.frames} frames compared, {record.disputed} disputed"]
     lines += [_rate_row(rate) for rate in record.rates]
@@ -60,8 +59,8 @@ def adjudicate(reference: str, project: str | None, as_json: bool) -> None:
     """Send what labelers disagree about to a project of its own, blind to who drew what."""
     from workbench import labeling
 
-    place = workspace.find_workspace()
-    batch = labeling.make_adjudication(Store(place), resolve_labels(place, reference))
+    workspace = find_workspace()
+    batch = labeling.make_adjudication(Store(workspace), resolve_labels(workspace, reference))
     if batch is None:
         nothing = {"batch": None, "sent": 0, "already": 0, "project": None, "url": None}
         print_result(
@@ -69,7 +68,9 @@ def adjudicate(reference: str, project: str | None, as_json: bool) -> None:
         )
         return
     with progress_bar("send") as progress:
-        sent = labeling.send(place, connect_label_studio(place), batch, project, progress=progress)
+        sent = labeling.send(
+            workspace, connect_label_studio(workspace), batch, project, progress=progress
+        )
     text = "\n".join(
         [
             f"sent {sent.sent} frames to settle, {sent.already} were there already",
@@ -95,18 +96,20 @@ def review(dataset: str, model: str | None, agreed: str | None, budget: int, as_
 
     if not model and not agreed:
         raise ParameterError("a review needs --model or --agreement, to know what looks wrong")
-    place = workspace.find_workspace()
-    store = Store(place)
-    ref = resolve_ref(place, dataset, ("dataset",))
+    workspace = find_workspace()
+    store = Store(workspace)
+    ref = resolve_ref(workspace, dataset, ("dataset",))
     found = []
-    checkpoint = resolve_ref(place, model, ("checkpoint",)) if model else None
+    checkpoint = resolve_ref(workspace, model, ("checkpoint",)) if model else None
     if checkpoint:
         version = datasets.load_dataset(store, ref)
         labeled = [frame for frame in version.frames if frame.role != "pool"]
-        predictions = predict_frames(place, load_checkpoint(store, checkpoint), labeled)
+        predictions = predict_frames(workspace, load_checkpoint(store, checkpoint), labeled)
         found += labeling.suspects_from_model(version, predictions)
     if agreed:
-        found += labeling.suspects_from_agreement(store, resolve_ref(place, agreed, ("agreement",)))
+        found += labeling.suspects_from_agreement(
+            store, resolve_ref(workspace, agreed, ("agreement",))
+        )
     selection = labeling.select_for_review(store, ref, found, budget, checkpoint)
     chosen = store.get(selection, Selection).chosen
     lines = [
@@ -139,9 +142,11 @@ def withdraw(
     """
     from workbench import labeling
 
-    place = workspace.find_workspace()
-    ref = resolve_ref(place, dataset, ("dataset",))
-    done = labeling.withdraw(Store(place), ref, annotators=annotators, frames=frames, reason=reason)
+    workspace = find_workspace()
+    ref = resolve_ref(workspace, dataset, ("dataset",))
+    done = labeling.withdraw(
+        Store(workspace), ref, annotators=annotators, frames=frames, reason=reason
+    )
     lines = [
         f"{short_ref(done.dataset)}: {done.frames_removed} frames and {done.labels_removed} labels"
         f" less, {done.frames_back_in_pool} frames back in the pool",
@@ -157,14 +162,14 @@ def withdraw(
 def migrate(dataset: str, schema: Path, as_json: bool) -> None:
     """Bring DATASET under a newer version of its label schema, a YAML file.
 
-    A class that is gone needs a place to go to in the new schema's `mapping`.
+    A class that is gone needs a workspace to go to in the new schema's `mapping`.
     """
     from workbench import labeling
     from workbench.data.schema import load_schema
 
-    place = workspace.find_workspace()
-    ref = resolve_ref(place, dataset, ("dataset",))
-    version, moved = labeling.migrate(Store(place), ref, load_schema(schema))
+    workspace = find_workspace()
+    ref = resolve_ref(workspace, dataset, ("dataset",))
+    version, moved = labeling.migrate(Store(workspace), ref, load_schema(schema))
     lines = [f"new dataset version: {version}"]
     lines += [f"  {change}: {count} labels" for change, count in sorted(moved.items())]
     print_result({"dataset": version, "moved": moved}, as_json=as_json, text="\n".join(lines))
@@ -178,9 +183,9 @@ def effort(references: tuple[str, ...], as_json: bool) -> None:
     from workbench import labeling
     from workbench.records.types import LabelSet
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    refs = [resolve_labels(place, one) for one in references] or list(store.refs(LabelSet.KIND))
+    workspace = find_workspace()
+    store = Store(workspace)
+    refs = [resolve_labels(workspace, one) for one in references] or list(store.refs(LabelSet.KIND))
     found = labeling.labeling_effort(store, refs)
     lines = [f"{found.frames} answers with {found.boxes} boxes took {found.minutes:.1f} minutes"]
     if found.seconds_per_frame is not None:
@@ -211,12 +216,12 @@ def guide(dataset: str, output: Path, as_json: bool) -> None:
     from workbench.labeling import projects
     from workbench.records.types import DatasetVersion
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    ref = resolve_ref(place, dataset, ("dataset",))
+    workspace = find_workspace()
+    store = Store(workspace)
+    ref = resolve_ref(workspace, dataset, ("dataset",))
     crops = projects.example_crops(store, ref)
     content = projects.guide_page(store.get(ref, DatasetVersion).label_schema, crops)
-    workspace.write_atomic(output, content.encode())
+    write_atomic(output, content.encode())
     shown = {name: len(some) for name, some in crops.items()}
     text = f"{output}: {sum(shown.values())} examples of {len(shown)} classes"
     print_result({"page": str(output), "examples": shown}, as_json=as_json, text=text)
@@ -225,14 +230,14 @@ def guide(dataset: str, output: Path, as_json: bool) -> None:
 _REVIEW_COMMANDS = (agreement, adjudicate, review, withdraw, migrate, effort, guide)
 
 
-def resolve_labels(place: Workspace, reference: str) -> Ref:
+def resolve_labels(workspace: Workspace, reference: str) -> Ref:
     """A label set, or the one that a batch was collected into."""
     from workbench.labeling import sync
 
-    ref = resolve_ref(place, reference, ("label", "batch"))
+    ref = resolve_ref(workspace, reference, ("label", "batch"))
     if kind_of(ref) == "label":
         return ref
-    entry = sync.read_entry(place, ref)
+    entry = sync.read_entry(workspace, ref)
     if entry is None or entry.collected is None:
         raise ParameterError(
             "this batch was not collected yet",
@@ -302,20 +307,22 @@ def send(
     from workbench import labeling
     from workbench.records.types import Selection
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    batch = resolve_ref(place, reference, ("selection", "batch"))
+    workspace = find_workspace()
+    store = Store(workspace)
+    batch = resolve_ref(workspace, reference, ("selection", "batch"))
     if kind_of(batch) == "selection":
         selection = store.get(batch, Selection)
         care = labeling.LabelingOptions(tuple(map(labeling.LabelingRule.parse, attention)), gold)
-        model, predictions = _preannotations(place, selection) if boxes else (None, [])
+        model, predictions = _preannotations(workspace, selection) if boxes else (None, [])
         batch = labeling.make_batch(
             store, selection.dataset, batch, model, predictions, overlap=overlap, care=care
         )
     elif overlap or attention or gold or boxes:
         raise ParameterError("a batch already says what its frames ask of labelers", where=batch)
     with progress_bar("send") as progress:
-        sent = labeling.send(place, connect_label_studio(place), batch, project, progress=progress)
+        sent = labeling.send(
+            workspace, connect_label_studio(workspace), batch, project, progress=progress
+        )
     text = "\n".join(
         [
             f"sent {sent.sent} frames, {sent.already} were there already",
@@ -327,13 +334,13 @@ def send(
     print_result(asdict(sent), as_json=as_json, text=text)
 
 
-def _preannotations(place: Workspace, selection: Selection) -> tuple[Ref, list[Prediction]]:
+def _preannotations(workspace: Workspace, selection: Selection) -> tuple[Ref, list[Prediction]]:
     """The model of a selection, and what it believes to see on the chosen frames."""
     from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.predictor import load_checkpoint, predict_frames
     from workbench.records import dataset
 
-    store = Store(place)
+    store = Store(workspace)
     if selection.model is None:
         raise ParameterError(
             "no model chose these frames, so there are no boxes to start from",
@@ -348,7 +355,7 @@ def _preannotations(place: Workspace, selection: Selection) -> tuple[Ref, list[P
     ]
     with progress_bar("predict") as progress:
         found = predict_frames(
-            place, load_checkpoint(store, selection.model), frames, progress=progress
+            workspace, load_checkpoint(store, selection.model), frames, progress=progress
         )
     return selection.model, [one for one in found if one.score >= CONFIDENCE_THRESHOLD]
 
@@ -361,15 +368,19 @@ def status(reference: str | None, as_json: bool) -> None:
     from workbench import labeling
     from workbench.labeling import sync
 
-    place = workspace.find_workspace()
-    batches = [resolve_ref(place, reference, ("batch",))] if reference else sync.sent_batches(place)
+    workspace = find_workspace()
+    batches = (
+        [resolve_ref(workspace, reference, ("batch",))]
+        if reference
+        else sync.sent_batches(workspace)
+    )
     if not batches:
         print_result({"batches": []}, as_json=as_json, text="no batch was sent from here")
         return
-    states, server = [], connect_label_studio(place)
+    states, server = [], connect_label_studio(workspace)
     for batch in batches:
         try:
-            states.append(labeling.batch_status(place, server, batch))
+            states.append(labeling.batch_status(workspace, server, batch))
         except ParameterError as error:
             if reference:
                 raise
@@ -395,11 +406,15 @@ def collect(
     from workbench.records import dataset
     from workbench.records.types import LabelBatch, LabelSet
 
-    place = workspace.find_workspace()
-    store = Store(place)
-    batch = resolve_ref(place, reference, ("batch",))
+    workspace = find_workspace()
+    store = Store(workspace)
+    batch = resolve_ref(workspace, reference, ("batch",))
     labels = labeling.collect(
-        place, connect_label_studio(place), batch, refresh=refresh, without_deleted=without_deleted
+        workspace,
+        connect_label_studio(workspace),
+        batch,
+        refresh=refresh,
+        without_deleted=without_deleted,
     )
     record = store.get(labels, LabelSet)
     version = None
@@ -477,9 +492,11 @@ def listen(every: float, once: bool) -> None:
     from workbench import labeling
     from workbench.labeling import sync
 
-    place = workspace.find_workspace()
-    server = connect_label_studio(place)
-    entries = [entry for ref in sync.sent_batches(place) if (entry := sync.read_entry(place, ref))]
+    workspace = find_workspace()
+    server = connect_label_studio(workspace)
+    entries = [
+        entry for ref in sync.sent_batches(workspace) if (entry := sync.read_entry(workspace, ref))
+    ]
     waiting = {entry.project: entry.batch for entry in entries if not entry.collected}
     if not waiting:
         info("every batch that was sent from here is collected")
@@ -489,11 +506,11 @@ def listen(every: float, once: bool) -> None:
         while waiting:
             for batch in heard.wait(every):
                 try:
-                    state = labeling.batch_status(place, server, batch)
+                    state = labeling.batch_status(workspace, server, batch)
                     click.echo(_status_text(state))
                     if state.complete and not state.collected:
                         click.echo(
-                            f"  collected: {short_ref(labeling.collect(place, server, batch))}"
+                            f"  collected: {short_ref(labeling.collect(workspace, server, batch))}"
                         )
                         waiting = {key: ref for key, ref in waiting.items() if ref != batch}
                 except WorkbenchError as error:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.cli.common import Progress, info, json_option, print_result, progress_bar
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import ParameterError, VerificationError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from workbench.deployment.session import InputFrame
@@ -81,9 +81,9 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     from workbench.deployment import session
     from workbench.deployment.runtime import Runtime, load_bundle
 
-    place = workspace.find_workspace()
-    sources = _open_sources(place, src)
-    checked = [_verify_bundle(place, name, key, signed=signed) for name in (bundle, *others)]
+    workspace = find_workspace()
+    sources = _open_sources(workspace, src)
+    checked = [_verify_bundle(workspace, name, key, signed=signed) for name in (bundle, *others)]
     opened = [load_bundle(folder, file=model, threads=threads) for folder, _ in checked]
     runtime = Runtime(opened, budget_ms=budget_ms, score=score)
     drawer = session.AnswerDrawer(draw) if draw else None
@@ -106,7 +106,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
 
 
 def _verify_bundle(
-    place: Workspace, name: str, key: Path | None, *, signed: bool
+    workspace: Workspace, name: str, key: Path | None, *, signed: bool
 ) -> tuple[Path, str]:
     """The folder of a bundle and what was checked about it before anything of it is loaded."""
     from workbench.records.store import Store
@@ -116,14 +116,14 @@ def _verify_bundle(
     if not folder.is_dir():
         from workbench.records import references
 
-        ref = references.resolve_reference(place, name)
+        ref = references.resolve_reference(workspace, name)
         if ref.startswith("release/"):
-            return publishing.verify_release(place, ref, key).folder, "signature"
+            return publishing.verify_release(workspace, ref, key).folder, "signature"
         if not ref.startswith("bundle/"):
             raise ParameterError(f"{name} is no bundle", where=ref)
-        folder = Store(place).folder(ref) / "payload"
+        folder = Store(workspace).folder(ref) / "payload"
     if (folder / _SIGNATURE_FILE).exists():
-        signing.verify_folder(folder, key or signing.public_key(place))
+        signing.verify_folder(folder, key or signing.public_key(workspace))
         return folder, "signature"
     if signed:
         raise VerificationError(
@@ -133,7 +133,7 @@ def _verify_bundle(
     return folder, "manifest"
 
 
-def _open_sources(place: Workspace, src: str) -> list[InputFrame]:
+def _open_sources(workspace: Workspace, src: str) -> list[InputFrame]:
     from workbench.deployment.session import frames_from_dataset, frames_from_path
 
     path = Path(src)
@@ -144,8 +144,8 @@ def _open_sources(place: Workspace, src: str) -> list[InputFrame]:
     from workbench.records.store import Store
 
     name, _, drive = src.partition(":")
-    dataset = datasets.load_dataset(Store(place), references.resolve_dataset(place, name))
-    return frames_from_dataset(place, dataset, drive or None)
+    dataset = datasets.load_dataset(Store(workspace), references.resolve_dataset(workspace, name))
+    return frames_from_dataset(workspace, dataset, drive or None)
 
 
 def _predict_text(result: dict[str, Any]) -> str:
@@ -188,17 +188,17 @@ def verify(bundle: str, key: Path | None, as_json: bool) -> None:
     """
     from workbench.release import publishing, signing
 
-    place = workspace.find_workspace()
+    workspace = find_workspace()
     folder = Path(bundle)
     if folder.is_dir():
-        held = signing.verify_folder(folder, key or signing.public_key(place))
+        held = signing.verify_folder(folder, key or signing.public_key(workspace))
     elif bundle.startswith("release/"):
-        held = publishing.verify_release(place, bundle, key)
+        held = publishing.verify_release(workspace, bundle, key)
     else:
         raise VerificationError(
             "no such bundle folder",
             where=folder.absolute(),
-            hint=f"Released bundles lie below {place.root / 'releases'}",
+            hint=f"Released bundles lie below {workspace.root / 'releases'}",
         )
     result = {
         "verified": True,
@@ -237,12 +237,11 @@ def lineage(
     models:/NAME@ALIAS, frame/DIGEST, annotator/NAME, or a file of a record, such as the model of a
     bundle: by its digest or as a path.
     """
-    from workbench.core import workspace
     from workbench.pipeline.lineage.graph import graph_text
     from workbench.pipeline.lineage.page import show
 
-    place = workspace.find_workspace()
-    graph = _trace_reference(place, reference, forward)
+    workspace = find_workspace()
+    graph = _trace_reference(workspace, reference, forward)
     page = show(graph) if html or svg else None
     if page and html:
         page.write_html(html)
@@ -253,7 +252,7 @@ def lineage(
     print_result(graph.as_json(), as_json=as_json, text=graph_text(graph))
 
 
-def _trace_reference(place: Workspace, reference: str, forward: bool) -> LineageGraph:
+def _trace_reference(workspace: Workspace, reference: str, forward: bool) -> LineageGraph:
     """Of a record where one is named; else of a frame, an annotator, or who holds a file."""
     from workbench.core import digest
     from workbench.core.errors import RecordError
@@ -261,7 +260,7 @@ def _trace_reference(place: Workspace, reference: str, forward: bool) -> Lineage
     from workbench.records import references
     from workbench.records.store import Store
 
-    store = Store(place)
+    store = Store(workspace)
     file = Path(reference)
     if len(file.parts) > 1 and file.is_file():
         root = subjects.find_file_holder(store, digest.of_file(file), reference)
@@ -269,13 +268,13 @@ def _trace_reference(place: Workspace, reference: str, forward: bool) -> Lineage
     subject = subjects.parse_subject(reference)
     if subject is None:
         return subjects.trace(
-            store, references.resolve_reference(place, reference), forward=forward
+            store, references.resolve_reference(workspace, reference), forward=forward
         )
     if not reference.startswith("sha256:"):
         return subjects.trace_subject(store, subject, forward=forward)
     looks: tuple[Callable[[], LineageGraph], ...] = (
         lambda: subjects.trace(
-            store, references.resolve_reference(place, reference), forward=forward
+            store, references.resolve_reference(workspace, reference), forward=forward
         ),
         lambda: subjects.trace_subject(store, subject, forward=forward),
     )
@@ -328,19 +327,18 @@ def reproduce(model: str, output: Path | None, as_json: bool) -> None:
 
     Exit status: 0 every digest is the same, 3 one differs, anything else a failure.
     """
-    from workbench.core import workspace
     from workbench.pipeline.reproduction import ancestry as reproduction
     from workbench.pipeline.reproduction import rebuild, report
     from workbench.records import references
     from workbench.records.store import Store
 
-    place = workspace.find_workspace()
-    target = references.resolve_reference(place, model)
-    ancestry = reproduction.trace_ancestry(Store(place), target)
-    folder = rebuild.choose_folder(place, target, output)
+    workspace = find_workspace()
+    target = references.resolve_reference(workspace, model)
+    ancestry = reproduction.trace_ancestry(Store(workspace), target)
+    folder = rebuild.choose_folder(workspace, target, output)
     info(f"{target[: target.index('/') + 13]}: {len(ancestry.steps)} steps, in {folder}")
     try:
-        made = rebuild.reproduce(place, ancestry, folder, _ReproduceProgress())
+        made = rebuild.reproduce(workspace, ancestry, folder, _ReproduceProgress())
     except KeyboardInterrupt:
         info("stopped; the same command goes on from here")
         sys.exit(_EXIT_CANCELLED)

@@ -12,6 +12,7 @@ import click
 
 from workbench.cli.common import info, json_option, print_result
 from workbench.core.errors import ParameterError
+from workbench.core.workspace import find_workspace, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +105,6 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     Exit status: 0 succeeded, 3 refused by a gate, 4 waiting for people, anything else a failure.
     """
     from workbench.cli.runs import RunDisplay, run_summary
-    from workbench.core import workspace
     from workbench.pipeline import run as report
 
     loaded = _load_pipeline(pipeline, given)
@@ -112,10 +112,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     if dry_run:
         _show_plan(loaded, choice, as_json=as_json)
         return
-    place, where = workspace.find_workspace(), _executor(executor, ray_address, artifacts)
+    workspace, where = find_workspace(), _executor(executor, ray_address, artifacts)
     with RunDisplay(list(loaded.steps)) as display:
-        made = report.run_pipeline(place, loaded, display, choice=choice, executor=where)
-    text = run_summary(place, made)
+        made = report.run_pipeline(workspace, loaded, display, choice=choice, executor=where)
+    text = run_summary(workspace, made)
     print_result(report.report_as_json(made), as_json=as_json, text=text)
     if as_json:
         info(text)
@@ -175,10 +175,9 @@ def _choose_steps(
 
 
 def _show_plan(pipeline: Pipeline, choice: StepSelection, *, as_json: bool) -> None:
-    from workbench.core import workspace
     from workbench.pipeline import plan as planning
 
-    steps = planning.plan_pipeline(pipeline, workspace.find_workspace(), choice)
+    steps = planning.plan_pipeline(pipeline, find_workspace(), choice)
     value = {
         "pipeline": pipeline.name,
         "parameters": pipeline.parameters,
@@ -246,7 +245,6 @@ def schedule(
 
     Without -o the files are printed.
     """
-    from workbench.core import workspace
     from workbench.pipeline import graph
     from workbench.pipeline.schedules import job
     from workbench.pipeline.schedules.emitters import SCHEDULERS
@@ -255,7 +253,7 @@ def schedule(
     loaded = graph.load_pipeline(pipeline, texts, base=Path.cwd())
     made = job.make_job(
         loaded,
-        workspace.find_workspace(),
+        find_workspace(),
         texts,
         at=at,
         timezone=timezone,
@@ -280,11 +278,10 @@ def schedule(
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:
-    from workbench.core import workspace
 
     try:
         for name, text in files.items():
-            workspace.write_atomic(folder / name, text.encode())
+            write_atomic(folder / name, text.encode())
     except OSError as error:
         raise ParameterError(
             f"the folder of -o cannot be written: {error.strerror}", where=folder

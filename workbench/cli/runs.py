@@ -12,12 +12,12 @@ import click
 
 from workbench.cli.common import info, json_option, print_result
 from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace, find_workspace
 from workbench.pipeline.run import RunReport, StepReport
 from workbench.records.base import GateReport, Verdict, kind_of
 from workbench.records.store import Store
 
 if TYPE_CHECKING:
-    from workbench.core.workspace import Workspace
     from workbench.pipeline.runs import RunState
 
 
@@ -48,16 +48,15 @@ def runs(context: click.Context, pipeline: str | None, limit: int, as_json: bool
     """
     if context.invoked_subcommand is not None:
         return
-    from workbench.core import workspace
     from workbench.pipeline import runs as history
     from workbench.records.store import Store
     from workbench.training.sweeps import weekly_trainings
 
-    place = workspace.find_workspace()
-    found = list(itertools.islice(history.list_runs(place, pipeline), limit or None))
+    workspace = find_workspace()
+    found = list(itertools.islice(history.list_runs(workspace, pipeline), limit or None))
     of = f" of {pipeline!r}" if pipeline else ""
-    text = "\n".join(_run_line(run) for run in found) or f"no runs{of} in {place.root}"
-    this_week, week_before = weekly_trainings(Store(place))
+    text = "\n".join(_run_line(run) for run in found) or f"no runs{of} in {workspace.root}"
+    this_week, week_before = weekly_trainings(Store(workspace))
     if this_week or week_before:
         text += f"\n\ntrainings this week: {this_week}, the week before: {week_before}"
     value = {
@@ -72,12 +71,11 @@ def runs(context: click.Context, pipeline: str | None, limit: int, as_json: bool
 @json_option
 def show(run_id: str, as_json: bool) -> None:
     """Show the steps of RUN: an id, the beginning of one, or `latest`."""
-    from workbench.core import workspace
     from workbench.pipeline import runs as history
 
-    place = workspace.find_workspace()
-    run = history.find_run(place, run_id)
-    page = history.mlflow_url(place, run)
+    workspace = find_workspace()
+    run = history.find_run(workspace, run_id)
+    page = history.mlflow_url(workspace, run)
     value = {**history.run_as_json(run), "url": page}
     print_result(value, as_json=as_json, text=_run_text(run, page))
 
@@ -92,21 +90,20 @@ def logs(run_id: str, step: str | None, follow: bool, as_json: bool) -> None:
 
     RUN is an id, the beginning of one, or `latest`; STEP is one of its steps.
     """
-    from workbench.core import workspace
     from workbench.pipeline import runs as history
     from workbench.pipeline import step_output
 
-    place = workspace.find_workspace()
-    run = history.find_run(place, run_id)
+    workspace = find_workspace()
+    run = history.find_run(workspace, run_id)
     if step is not None:
         history.find_step(run, step)
     if follow:
         if as_json:
             raise ParameterError("--follow writes lines and --json one object: give one of them")
-        _follow_logs(place, run, step)
+        _follow_logs(workspace, run, step)
         return
     steps = [one for one in run.steps if step in (None, one.name)]
-    told = [step_output.read_log(place, run, one) for one in steps]
+    told = [step_output.read_log(workspace, run, one) for one in steps]
     value = {"run_id": run.run_id, "status": run.state, "steps": [one.as_json() for one in told]}
     parts = []
     for state, one in zip(steps, told, strict=True):
@@ -126,16 +123,15 @@ def cancel(run_id: str, wait: float, as_json: bool) -> None:
 
     Exit status: 0 when it has stopped, 1 when it had not yet after the wait.
     """
-    from workbench.core import workspace
     from workbench.pipeline import runs as history
 
-    place = workspace.find_workspace()
-    run = history.find_run(place, run_id)
+    workspace = find_workspace()
+    run = history.find_run(workspace, run_id)
     if run.alive:
         info(f"stopping {run.run_id} of {run.pipeline} …")
     if run.alive and run.elsewhere:
         info(f"  it runs on {run.host}, which sees within seconds that it is asked to stop")
-    run = history.cancel_run(place, run, wait_s=wait)
+    run = history.cancel_run(workspace, run, wait_s=wait)
     stopped = not run.alive
     text = _run_text(run)
     if not stopped:
@@ -144,12 +140,12 @@ def cancel(run_id: str, wait: float, as_json: bool) -> None:
     sys.exit(0 if stopped else 1)
 
 
-def _follow_logs(place: Workspace, run: RunState, step: str | None) -> None:
+def _follow_logs(workspace: Workspace, run: RunState, step: str | None) -> None:
     from workbench.pipeline import step_output
 
     info(f"following {run.run_id} of {run.pipeline} (Ctrl-C leaves it running)")
     try:
-        ended = step_output.follow_logs(place, run.run_id, click.echo, step)
+        ended = step_output.follow_logs(workspace, run.run_id, click.echo, step)
     except KeyboardInterrupt:
         info(f"left; run {run.run_id} goes on")
         return
@@ -274,19 +270,19 @@ class RunDisplay:
             info(line)
 
 
-def run_summary(place: Workspace, made: RunReport) -> str:
+def run_summary(workspace: Workspace, made: RunReport) -> str:
     """What was made, where to look, what to do next."""
     lines = ["", f"Run {made.run_id} of {made.pipeline}: {made.status.upper()}"]
     if made.reason:
         lines.append(f"  {made.reason}")
     lines += [_gate_line(gate) for gate in made.gates]
     if made.status == "refused":
-        lines.append(f"  because {_refusal_reason(place, made)}")
+        lines.append(f"  because {_refusal_reason(workspace, made)}")
     if made.model:
         version = f"version {made.model.version}" if made.model.version else "not yet registered"
         lines.append(f"  model   {made.model.name} {version}, digest {made.model.digest[:12]}")
         lines.append(f"  bundle  {made.bundle}")
-    lines += ["", "Look", *_where_to_look(place), "", "Next", *_next_steps(made)]
+    lines += ["", "Look", *_where_to_look(workspace), "", "Next", *_next_steps(made)]
     return "\n".join(lines)
 
 
@@ -299,9 +295,9 @@ def _gate_line(gate: Any) -> str:
     )
 
 
-def _refusal_reason(place: Workspace, made: RunReport) -> str:
+def _refusal_reason(workspace: Workspace, made: RunReport) -> str:
     """The first required gate that did not pass, and why."""
-    store = Store(place)
+    store = Store(workspace)
     for ref in made.outputs.values():
         if kind_of(ref) == GateReport.KIND:
             for gate in store.get(ref, GateReport).gates:
@@ -310,7 +306,7 @@ def _refusal_reason(place: Workspace, made: RunReport) -> str:
     return "no gate is required"
 
 
-def _where_to_look(place: Workspace) -> list[str]:
+def _where_to_look(workspace: Workspace) -> list[str]:
     from workbench import services
 
     words = {
@@ -318,7 +314,7 @@ def _where_to_look(place: Workspace) -> list[str]:
         "label-studio": "frames with boxes to label",
     }
     lines = []
-    for name, state in services.status(place).items():
+    for name, state in services.status(workspace).items():
         if name not in words:
             continue
         where = state.url if state.state in ("running", "external") else "stopped; `workbench up`"

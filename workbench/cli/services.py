@@ -9,7 +9,7 @@ import click
 
 from workbench import services
 from workbench.cli.common import info, json_option, print_result
-from workbench.core import workspace
+from workbench.core.workspace import find_workspace
 from workbench.services import ServiceStatus
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @json_option
 def up(as_json: bool) -> None:
     """Start the servers of this workbench, or find those already running."""
-    states = services.up(workspace.find_workspace(), progress=info)
+    states = services.up(find_workspace(), progress=info)
     print_result(
         _states_as_json(states), as_json=as_json, text=_states_table(states) + _sign_in_text(states)
     )
@@ -30,7 +30,7 @@ def up(as_json: bool) -> None:
 @json_option
 def down(as_json: bool) -> None:
     """Stop the servers that were started here. Their data stays."""
-    stopped = services.down(workspace.find_workspace())
+    stopped = services.down(find_workspace())
     text = f"stopped {', '.join(stopped)}" if stopped else "nothing was running"
     print_result({"stopped": stopped}, as_json=as_json, text=text)
 
@@ -39,7 +39,7 @@ def down(as_json: bool) -> None:
 @json_option
 def status(as_json: bool) -> None:
     """Show each server's state, address and where its credentials lie."""
-    states = services.status(workspace.find_workspace())
+    states = services.status(find_workspace())
     text = _states_table(states)
     if not all(state.usable for state in states.values()):
         text += "\n`workbench up` starts what is not running"
@@ -55,7 +55,7 @@ def doctor(as_json: bool) -> None:
     """
     from workbench.services import doctor as house_call
 
-    checks = house_call.run_checks(workspace.find_workspace())
+    checks = house_call.run_checks(find_workspace())
     ok = house_call.is_healthy(checks)
     lines = [_check_line(check) for check in checks]
     lines.append("nothing required is missing" if ok else "something required is missing")
@@ -73,7 +73,7 @@ def _check_line(check: HealthCheck) -> str:
 
 def _states_as_json(states: dict[str, ServiceStatus]) -> dict[str, object]:
     return {
-        "workspace": str(workspace.find_workspace().root),
+        "workspace": str(find_workspace().root),
         "services": {name: state.to_json() for name, state in states.items()},
     }
 

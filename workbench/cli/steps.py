@@ -11,9 +11,9 @@ import click
 
 from workbench.cli.common import Progress, info, json_option, print_result, progress_bar
 from workbench.core.errors import ServiceError
+from workbench.core.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
-    from workbench.core.workspace import Workspace
     from workbench.pipeline.checking.check import CheckReport
     from workbench.pipeline.checking.findings import Finding
     from workbench.pipeline.promoted_steps import PromotedStep
@@ -34,7 +34,6 @@ def check(notebook: Path, fix: bool, only_static: bool, schema: bool, as_json: b
 
     Exit status: 0 no errors, 1 errors were found.
     """
-    from workbench.core import workspace
     from workbench.pipeline.checking import check as checks
 
     if schema:
@@ -43,7 +42,7 @@ def check(notebook: Path, fix: bool, only_static: bool, schema: bool, as_json: b
     fixed = _fix_notebook(notebook) if fix else []
     with progress_bar(f"check {notebook.stem}") as progress:
         report = checks.check_notebook(
-            workspace.find_workspace(), notebook, _CheckProgress(progress), execute=not only_static
+            find_workspace(), notebook, _CheckProgress(progress), execute=not only_static
         )
     print_result(_report_as_json(report, fixed), as_json=as_json, text=_report_text(report, fixed))
     sys.exit(0 if report.passed else 1)
@@ -77,11 +76,10 @@ def _fix_notebook(notebook: Path) -> list[str]:
 
 
 def _parameter_schema(notebook: Path) -> dict[str, Any]:
-    from workbench.core import workspace
     from workbench.pipeline import contract, parameters
     from workbench.pipeline.checking import notebook as marimo_apps
 
-    readable = marimo_apps.as_ipynb(workspace.find_workspace(), notebook)
+    readable = marimo_apps.as_ipynb(find_workspace(), notebook)
     return parameters.parameters_json_schema(contract.read_contract(readable).parameters)
 
 
@@ -106,13 +104,13 @@ def _report_text(report: CheckReport, fixed: list[str]) -> str:
     from workbench.pipeline.checking.findings import RULES
 
     lines = [f"fixed: {line}" for line in fixed]
-    place: tuple[int | None, str | None] | None = None
+    workspace: tuple[int | None, str | None] | None = None
     said: set[str] = set()
     for finding in report.findings:
         here = (finding.cell, finding.cell_id)
-        if here != place:
+        if here != workspace:
             lines.append(click.style(_cell_heading(finding), bold=True))
-            place = here
+            workspace = here
         colour = "red" if finding.is_error else "yellow"
         line = f"line {finding.line}: " if finding.line else ""
         severity = click.style(f"{finding.severity:7}", fg=colour)
@@ -172,7 +170,6 @@ def promote(
     It needs a fresh receipt from `workbench check`, everything that shapes it committed, the
     locked environment, an owner and a reviewer. The same content again is the same version.
     """
-    from workbench.core import workspace
     from workbench.pipeline import promote as conditions
     from workbench.pipeline import promoted_steps
     from workbench.pipeline.promote import promote_notebook as make
@@ -180,13 +177,13 @@ def promote(
 
     if alias is not None:
         promoted_steps.check_alias(alias)
-    place = workspace.find_workspace()
-    made = make(place, notebook, owner=owner, reviewer=reviewer)
+    workspace = find_workspace()
+    made = make(workspace, notebook, owner=owner, reviewer=reviewer)
     promoted, project = made.promoted, find_project(notebook)
     name = f"{promoted.name}@{promoted.version}"
     if alias is not None:
-        move_alias(place, project, name, alias, by=conditions.current_user())
-    mirrored = _try_mirror(place, project, promoted.name)
+        move_alias(workspace, project, name, alias, by=conditions.current_user())
+    mirrored = _try_mirror(workspace, project, promoted.name)
     value = {**_version_as_json(project, promoted), "new": made.new, "mirrored": mirrored}
     value["test"] = str(made.test)
     to_commit = (promoted.path.parents[1], made.test.parent)
@@ -246,13 +243,12 @@ def steps(context: click.Context, as_json: bool) -> None:
 @json_option
 def alias(version: str, name: str, by: str | None, as_json: bool) -> None:
     """Let ALIAS point to STEP@VERSION, or where another alias of STEP points."""
-    from workbench.core import workspace
     from workbench.pipeline import promote as conditions
     from workbench.pipeline.promoted_steps import move_alias
 
-    place, project = workspace.find_workspace(), _project_folder()
-    found = move_alias(place, project, version, name, by=by or conditions.current_user())
-    _print_alias(place, project, found, name, as_json=as_json)
+    workspace, project = find_workspace(), _project_folder()
+    found = move_alias(workspace, project, version, name, by=by or conditions.current_user())
+    _print_alias(workspace, project, found, name, as_json=as_json)
 
 
 @steps.command()
@@ -262,23 +258,21 @@ def alias(version: str, name: str, by: str | None, as_json: bool) -> None:
 @json_option
 def rollback(step: str, name: str, by: str | None, as_json: bool) -> None:
     """Let ALIAS of STEP point where it did before; again goes further back."""
-    from workbench.core import workspace
     from workbench.pipeline import promote as conditions
     from workbench.pipeline.promoted_steps import roll_back_alias
 
-    place, project = workspace.find_workspace(), _project_folder()
-    found = roll_back_alias(place, project, step, name, by=by or conditions.current_user())
-    _print_alias(place, project, found, name, as_json=as_json)
+    workspace, project = find_workspace(), _project_folder()
+    found = roll_back_alias(workspace, project, step, name, by=by or conditions.current_user())
+    _print_alias(workspace, project, found, name, as_json=as_json)
 
 
 @steps.command()
 @json_option
 def mirror(as_json: bool) -> None:
     """Write to MLflow what it lacks, after it was away or lost."""
-    from workbench.core import workspace
     from workbench.pipeline import promote as conditions
 
-    new = conditions.mirror_to_mlflow(workspace.find_workspace(), _project_folder())
+    new = conditions.mirror_to_mlflow(find_workspace(), _project_folder())
     print_result({"registered": new}, as_json=as_json, text=f"{new} versions were new to MLflow")
 
 
@@ -289,19 +283,19 @@ def _project_folder() -> Path:
 
 
 def _print_alias(
-    place: Workspace, project: Path, found: PromotedStep, name: str, *, as_json: bool
+    workspace: Workspace, project: Path, found: PromotedStep, name: str, *, as_json: bool
 ) -> None:
-    mirrored = _try_mirror(place, project, found.name)
+    mirrored = _try_mirror(workspace, project, found.name)
     value = {**_version_as_json(project, found), "alias": name, "mirrored": mirrored}
     print_result(value, as_json=as_json, text=f"{found.name}@{name} is version {found.version}")
 
 
-def _try_mirror(place: Workspace, project: Path, name: str) -> bool:
+def _try_mirror(workspace: Workspace, project: Path, name: str) -> bool:
     """Whether MLflow could be told; the repository counts either way."""
     from workbench.pipeline import promote as conditions
 
     try:
-        conditions.mirror_to_mlflow(place, project, [name])
+        conditions.mirror_to_mlflow(workspace, project, [name])
     except ServiceError as error:
         info(f"MLflow was not told: {error}. `workbench steps mirror` makes up for it")
         return False
