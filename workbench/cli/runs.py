@@ -159,7 +159,8 @@ def _run_line(run: RunState) -> str:
         counts[status] = counts.get(status, 0) + 1
     steps = ", ".join(f"{count} {status}" for status, count in counts.items())
     mark = _STATE_MARKS.get(run.state, " ")
-    return f"{mark} {run.run_id}  {run.pipeline:16} {run.state:10} {_duration(run.seconds):>9}  {steps}"
+    took = _duration(run.seconds)
+    return f"{mark} {run.run_id}  {run.pipeline:16} {run.state:10} {took:>9}  {steps}"
 
 
 def _run_text(run: RunState, page: str | None = None) -> str:

@@ -82,7 +82,7 @@ def test_from_a_dataset_to_a_selection_with_reasons(
     assert "most typical" in out
     assert "next: workbench label send selection/" in out
     assert "not in FiftyOne: mongod is stopped" in out
-    assert "the newest that knows these classes" in err
+    assert "the newest with the classes of drawn" in err
     said = json.loads(run(capsys, "mine", "drawn", "--budget", "8", "--control", "--json")[0])
     assert said["arms"] == {"mined": 8, "control": 8}
     assert Counter(choice["arm"] for choice in said["chosen"]) == said["arms"]
@@ -107,7 +107,7 @@ def test_minutes_need_a_pace(
     assert "embed" not in said, "nobody should wait for a refusal"
     given = ("--seconds-per-frame", "30", "--seconds-per-box", "6")
     out, _ = run(capsys, "mine", "drawn", "--minutes", "5", *given)
-    assert "minutes of labeling, at 30.0 s a frame and 6.0 s a box, given" in out
+    assert "expected labeling time: 5 min, at 30.0 s a frame and 6.0 s a box, given" in out
     labels = labelled(store, _control(capsys), minutes=0.5)
     assert labels
     # One box on every frame: what a frame and what a box takes cannot be told apart.
@@ -117,8 +117,8 @@ def test_minutes_need_a_pace(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ((), "give a budget"),
-        (("--budget", "3", "--minutes", "4"), "give a budget"),
+        ((), "a selection needs a budget"),
+        (("--budget", "3", "--minutes", "4"), "a selection needs a budget"),
         (("--budget", "0"), "at least one frame"),
         (("--budget", "3", "--like", "drive-1@99"), "Nearest names: drive-1@7"),
         (("--budget", "3", "--like", "drive-1@2:0,0,999,9"), "leaves the picture"),
@@ -159,7 +159,7 @@ def test_words_are_searched_with_a_model_that_knows_them(
 def test_without_a_pool_or_a_model_it_says_what_to_do(
     store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "there is no model to look with" in refused(capsys, "mine", "drawn", "--budget", "3")
+    assert "no checkpoint matches this dataset's classes" in refused(capsys, "mine", "drawn", "--budget", "3")
 
 
 def test_a_pool_that_is_all_labelled_is_told(
@@ -185,7 +185,7 @@ def test_the_report_of_people_and_of_a_replay(
     out, _ = run(capsys, *asked, "--labels", people, "-o", str(picture))
     assert out.startswith("Nothing is shown yet. rare frames per labeler hour: INSUFFICIENT")
     assert "the control arm found none" in out
-    assert "mined    8 frames in 0.07 hours: 4 rare frames" in out
+    assert "mined    8 frames in 0.07 h: 4 rare frames" in out
     assert picture.stat().st_size > 5000
     replayed = labelled(store, selection, minutes=None)
     said = json.loads(run(capsys, *asked, "--labels", replayed, "--json")[0])
@@ -206,6 +206,6 @@ def test_a_report_without_control_or_labels_says_so(
     assert "no control arm" in refused(capsys, *asked)
     version = str(dataset.ref)
     said = refused(capsys, "mine", "report", plain, "--labels", version)
-    assert "no label set was merged into this version" in said
+    assert "no label set was merged into this dataset version" in said
     one = ("--mined-model", model)
     assert "takes two models" in refused(capsys, *asked[:2], _control(capsys), *asked[3:], *one)
