@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.labeling.conftest import MODEL, SCHEMA, Sample
 from workbench.core.errors import ParameterError
 from workbench.labeling import LabelingOptions, LabelingRule, make_batch
 from workbench.labeling.answers import labelers_needed
-from workbench.labeling.labeling_rules import frame_needs, frame_slices
+from workbench.labeling.labeling_rules import frame_needs, frame_slices, load_labeling_rules
 from workbench.labeling.sender import priority_order
 from workbench.records import dataset
 from workbench.records.frames import Conditions, Frame, Light, Role, Weather
@@ -48,18 +50,38 @@ def test_of_several_wishes_the_greatest_counts() -> None:
     assert frame_needs(LabelingOptions(), [(NIGHT, ["car"])], VULNERABLE) == ()
 
 
-@pytest.mark.parametrize("text", ["vru:labelers=two", "vru:eyes=2", "vru:labelers=0"])
-def test_what_cannot_be_read_says_how_to_write_it(text: str) -> None:
-    with pytest.raises(ParameterError) as error:
-        LabelingRule.parse(text)
-    assert "SLICE:labelers=2" in str(error.value.hint)
-    parsed = LabelingRule.parse("light=night:labelers=2:first=1:least=8.5")
-    assert parsed == LabelingRule("light=night", 2, 1, 8.5)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{slice: vru, labelers: two}]", "0.labelers: Input should be a valid integer"),
+        ("[{slice: vru, eyes: 2}]", "0.eyes: Extra inputs are not permitted"),
+        ("[{slice: vru, labelers: 0}]", "0.labelers: Input should be greater than or equal to 1"),
+        ("slice: vru", "should be a valid list"),
+        ("[{slice: vru", "invalid YAML"),
+    ],
+)
+def test_invalid_rules_say_what_is_wrong_and_how_to_write_them(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(text)
+    with pytest.raises(ParameterError, match=message) as error:
+        load_labeling_rules(path)
+    assert "slice: light=night, labelers: 2" in str(error.value.hint)
 
 
-def test_a_slice_that_does_not_exist_is_no_silent_wish() -> None:
+def test_rules_are_read_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "- {slice: light=night, labelers: 2, priority: 1, min_seconds: 8.5}\n- slice: vru\n"
+    )
+    expected = (LabelingRule("light=night", 2, 1, 8.5), LabelingRule("vru"))
+    assert load_labeling_rules(path) == expected
+
+
+def test_an_unknown_slice_is_an_error() -> None:
     with pytest.raises(ParameterError, match="no slice named 'light=nigth'") as error:
-        LabelingRule.parse("light=nigth:labelers=2")
+        LabelingRule("light=nigth", labelers=2)
     assert "light=night" in str(error.value.hint)
     assert LabelingRule("event=cut_in").slice == "event=cut_in"
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core.errors import ParameterError
 from workbench.records.base import Digest
@@ -38,29 +42,6 @@ class LabelingRule:
             hint=f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}, event=…",
         )
 
-    @classmethod
-    def parse(cls, text: str) -> LabelingRule:
-        """From ``SLICE[:labelers=N][:first=P][:least=SECONDS]``, as the command line takes it.
-
-        Raises:
-            ParameterError: It reads otherwise.
-        """
-        name, *parts = text.split(":")
-        values = dict(part.partition("=")[::2] for part in parts)
-        try:
-            least = values.pop("least", None)
-            made = cls(
-                slice=name,
-                labelers=int(values.pop("labelers", 1)),
-                priority=int(values.pop("first", 0)),
-                least_s=None if least is None else float(least),
-            )
-        except ValueError as error:
-            raise ParameterError(f"not a number in {text!r}", hint=_RULE_FORMAT) from error
-        if values or not name or made.labelers < 1:
-            raise ParameterError(f"cannot read {text!r}", hint=_RULE_FORMAT)
-        return made
-
 
 @dataclass(frozen=True)
 class LabelingOptions:
@@ -77,7 +58,40 @@ class LabelingOptions:
     gold_labelers: int = 2
 
 
-_RULE_FORMAT = "Write SLICE:labelers=2:first=1:least=10, such as light=night:labelers=2"
+_RULES_FORMAT = (
+    "Write a list such as [{slice: light=night, labelers: 2, priority: 1, min_seconds: 10}]"
+)
+
+
+class _RuleEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    slice: str
+    labelers: int = Field(1, ge=1)
+    priority: int = 0
+    min_seconds: float | None = Field(None, gt=0)
+
+
+def load_labeling_rules(path: Path) -> tuple[LabelingRule, ...]:
+    """Labeling rules from a YAML file: a list of slice, labelers, priority and min_seconds.
+
+    Raises:
+        ParameterError: The file is not such a list, or names an unknown slice.
+    """
+    try:
+        entries = TypeAdapter(list[_RuleEntry]).validate_python(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise ParameterError("invalid YAML", where=path, hint=_RULES_FORMAT) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ParameterError(
+            f"invalid labeling rule {field}: {first['msg']}", where=path, hint=_RULES_FORMAT
+        ) from error
+    return tuple(
+        LabelingRule(entry.slice, entry.labelers, entry.priority, entry.min_seconds)
+        for entry in entries
+    )
 
 
 def _known_slices() -> list[str]:

@@ -208,4 +208,4 @@ def test_a_report_without_control_or_labels_says_so(
     said = refused(capsys, "mine", "report", plain, "--labels", version)
     assert "no label set was merged into this dataset version" in said
     one = ("--mined-model", model)
-    assert "takes two models" in refused(capsys, *asked[:2], _control(capsys), *asked[3:], *one)
+    assert "needs two models" in refused(capsys, *asked[:2], _control(capsys), *asked[3:], *one)
