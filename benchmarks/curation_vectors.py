@@ -94,7 +94,7 @@ def _seen(predictor: TorchPredictor, images: Sequence[Pixels]) -> list[NDArray[n
     batch, _ = preprocess_batch(images, predictor.preprocessing)
     with torch.inference_mode():
         maps = detector.features(torch.from_numpy(batch))
-        outputs = [output.numpy() for output in detector.heads_on(maps)]
+        outputs = [output.numpy() for output in detector.apply_heads(maps)]
         found = decode(outputs, detector.config, score_threshold=_THRESHOLD)
         boxes = [one.boxes[:PROPOSALS] for one in found]
         strides = detector.config.strides

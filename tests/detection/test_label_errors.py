@@ -98,8 +98,8 @@ def test_planted_errors_come_first_with_their_kind(
     assert len(first & planted.keys()) >= 0.95 * len(planted)
     kinds = Counter(kind for _, kind in planted)
     assert {kind for kind, count in kinds.items() if count == 10} == set(kinds)
-    assert "nobody drew one" in next(one.why for one in found if one.kind == "missed")
-    assert "where the label says" in next(one.why for one in found if one.kind == "class")
+    assert "without a label" in next(one.why for one in found if one.kind == "missed")
+    assert "label says" in next(one.why for one in found if one.kind == "class")
 
 
 def test_a_class_that_the_model_gets_wrong_mostly_is_hardly_believed(

@@ -22,7 +22,7 @@ from workbench.detection.predictor import (
     predict_frames,
     read_batches,
 )
-from workbench.detection.preprocessing import Preprocessing
+from workbench.detection.preprocessing import Preprocessing, preprocess_batch
 from workbench.records.base import make_ref
 from workbench.records.dataset import media_path
 from workbench.records.frames import Frame
@@ -124,11 +124,12 @@ def test_boxes_are_in_pixels_of_each_image(detector: Detector) -> None:
     assert predictor.predict([]) == []
 
 
-def test_embeddings_tell_images_apart(detector: Detector) -> None:
-    predictor = TorchPredictor(detector, SPEC)
-    first, second = predictor.embed([noise(1), noise(2)])
+def test_pooled_features_distinguish_images(detector: Detector) -> None:
+    batch, _ = preprocess_batch([noise(1), noise(2)], SPEC)
+    maps = detector.eval().features(torch.from_numpy(batch))
+    first, second = pool_features(maps)
     assert (first != second).any()
-    assert np.allclose(first, predictor.embed([noise(1)])[0], atol=1e-5)
+    assert torch.allclose(first, pool_features(tuple(level[:1] for level in maps))[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", ["any", "two"])

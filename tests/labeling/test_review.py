@@ -83,7 +83,7 @@ def test_the_worst_frames_come_first_with_their_reasons(sample: Sample) -> None:
     ref = select_for_review(sample.store, sample.ref, found, budget=2)
     selection = sample.store.get(ref, Selection)
     assert [one.frame for one in selection.chosen] == [sample.frames[0].id, sample.frames[1].id]
-    assert "the model is 90% sure of a car where nobody drew one" in selection.chosen[0].reasons
+    assert "model detects car (score 90%) without a label" in selection.chosen[0].reasons
     with pytest.raises(ParameterError, match="nothing looks wrong"):
         select_for_review(sample.store, sample.ref, [], budget=2)
 

@@ -66,7 +66,7 @@ def test_a_model_of_the_hub_comes_with_its_commit(folder: Path, tmp_path: Path) 
     assert not any("run_me" in path for path in asked)  # code that comes along is never fetched
     assert not any("telemetry" in path for path in asked)
     assert unknown.returncode
-    assert "cannot be fetched from the hub" in unknown.stderr
+    assert "cannot be downloaded from the hub" in unknown.stderr
     assert "Traceback" not in unknown.stderr
     away = ask(FETCH, address, tmp_path)  # the hub is gone by now, what was fetched is still here
     assert away.stdout.split() == [f"hub:{NAME}", hub.COMMIT]
@@ -77,7 +77,7 @@ def test_a_hub_that_is_away_is_said_so(folder: Path, tmp_path: Path) -> None:
         pass
     done = ask(FETCH, address, tmp_path)
     assert done.returncode
-    assert "cannot be fetched from the hub" in done.stderr
+    assert "cannot be downloaded from the hub" in done.stderr
     assert NAME in done.stderr
     assert "give a folder" in done.stderr
     assert "Traceback" not in done.stderr

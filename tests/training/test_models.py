@@ -77,7 +77,6 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
     assert (mine.boxes <= [width, height, width, height]).all()
     first, last = trained.curves["loss"][0], trained.curves["loss"][-1]
     assert last < first * 1.2
-    assert len(loaded.embed([image])) == 1
 
 
 def test_tuning_repeats_to_the_bit_and_goes_on_after_a_kill(
@@ -134,7 +133,7 @@ def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
     architecture = huggingface.load_pretrained(folder, CLASSES, SPEC, fresh=True)
     assert architecture.supplier is not None
     assert architecture.supplier.weights is None
-    with pytest.raises(DataError, match="no such model folder"):
+    with pytest.raises(DataError, match="folder does not exist"):
         huggingface.load_pretrained(tmp_path / "nowhere", CLASSES, SPEC)
 
 

@@ -1,4 +1,7 @@
-"""Export bundles: file names, and reading a bundle with all its checks."""
+"""Export bundles: file names, and reading a bundle with all its checks.
+
+Everything that reads a bundle uses this module, so a vehicle needs nothing of the export stage.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,28 @@ from typing import Any
 
 from workbench.core import digest
 from workbench.core.errors import DataError, RecordError
+from workbench.core.types import Json
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Preprocessing
 
 FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE = "fp32.onnx", "int8.cpu.onnx", "int8.target.onnx"
 PROGRAM_FILE = "fp32.pt2"
 MANIFEST_FILE, CALIBRATION_FILE, PARITY_FILE = "manifest.json", "calibration.json", "parity.json"
-PREPROCESSING_FILE, SENSITIVITY_FILE, TARGETS_FILE = (
-    "preprocessing.json",
-    "sensitivity.json",
-    "targets.json",
-)
+PREPROCESSING_FILE, SENSITIVITY_FILE = "preprocessing.json", "sensitivity.json"
 SIGNATURE_FILE = "signature"
-Json = dict[str, Any]
 
 
 def read_manifest(folder: Path) -> Json:
-    """The manifest of a bundle whose files are all there, as it says, and agree on their input.
+    """Read the manifest of a bundle after checking its files and their contracts.
 
-    This finds accidents. Against anyone who means harm only the signature helps.
+    Finds accidental damage; only a signature protects against deliberate changes.
+
+    Returns:
+        The content of ``manifest.json``.
 
     Raises:
-        RecordError: Naming the first file that is missing, changed, not listed, or that carries
-            another contract than the bundle's.
+        RecordError: A file is missing, changed, not listed, or has another preprocessing contract
+            or other classes than the bundle.
     """
     try:
         manifest: Json = json.loads((folder / MANIFEST_FILE).read_bytes())
@@ -40,27 +42,32 @@ def read_manifest(folder: Path) -> Json:
         raise RecordError(
             "no readable manifest in the bundle",
             where=folder / MANIFEST_FILE,
-            hint="It is written last: a bundle without one was not finished. Export it again",
+            hint="The manifest is written last, so the export did not finish: export again",
         ) from error
     for name, expected in listed.items():
         path = folder / name
         if path.parent != folder or not path.is_file() or digest.of_file(path) != expected:
             raise RecordError("bundle file is missing or was changed", where=path)
-    here = {path.name for path in folder.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE}
-    if here - listed.keys():
-        extra = ", ".join(sorted(here - listed.keys()))
-        raise RecordError(f"bundle holds files that it does not list: {extra}", where=folder)
+    present = {path.name for path in folder.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE}
+    if extra := ", ".join(sorted(present - listed.keys())):
+        raise RecordError(
+            f"bundle has files that its manifest does not list: {extra}", where=folder
+        )
     _check_same_contract(folder, manifest)
     return manifest
 
 
 def model_files(manifest: Mapping[str, Any]) -> list[str]:
-    """The ONNX files of a bundle, by name."""
+    """Names of the ONNX files of a bundle, sorted."""
     return sorted(name for name in manifest["files"] if name.endswith(".onnx"))
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """What an ONNX file says of itself; raises `DataError` when it cannot be read."""
+    """Metadata (``metadata_props``) of an ONNX file.
+
+    Raises:
+        DataError: The file is not ONNX.
+    """
     import onnx
 
     try:
@@ -71,7 +78,7 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
 
 
 def _check_same_contract(folder: Path, manifest: Json) -> None:
-    """A model file that was fed otherwise than the bundle says would fail without any error."""
+    """Other preprocessing in a model file than in its bundle would cost accuracy silently."""
     where = folder / PREPROCESSING_FILE
     try:
         spec = Preprocessing.model_validate_json(where.read_bytes())
@@ -80,14 +87,18 @@ def _check_same_contract(folder: Path, manifest: Json) -> None:
             "no readable preprocessing contract in the bundle", where=where
         ) from error
     if spec.digest != manifest.get("preprocessing"):
-        raise RecordError("manifest names another preprocessing contract", where=where)
+        raise RecordError(
+            "preprocessing contract differs from the one in the manifest", where=where
+        )
     for name in model_files(manifest):
-        config, carried = from_onnx_metadata(read_onnx_metadata(folder / name), where=folder / name)
-        if carried != spec:
+        config, file_spec = from_onnx_metadata(
+            read_onnx_metadata(folder / name), where=folder / name
+        )
+        if file_spec != spec:
             raise RecordError(
-                "model file carries another preprocessing contract than its bundle",
+                "model file and bundle have different preprocessing contracts",
                 where=folder / name,
                 hint="One of the two was changed after export: export the bundle again",
             )
         if list(config.classes) != manifest["classes"]:
-            raise RecordError("model file has other classes than its bundle", where=folder / name)
+            raise RecordError("model file and bundle have different classes", where=folder / name)

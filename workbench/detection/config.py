@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -11,35 +11,38 @@ from pydantic import Field, ValidationError, field_validator
 
 from workbench.core import digest
 from workbench.core.errors import DataError
-from workbench.detection import preprocessing as golden
-from workbench.detection.preprocessing import Preprocessing
+from workbench.core.types import Json
+from workbench.detection.preprocessing import CHECK_KEY, Preprocessing, golden_values
 from workbench.records.base import FrozenModel
 from workbench.records.frames import optional_field
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["DetectionModel", "DetectorConfig", "GroundTruthBatch", "Losses"]
 
 PREPROCESSING_KEY = "workbench.preprocessing"
 DETECTOR_KEY = "workbench.detector"
 
 COMPACT = "fpn-anchor-free-1"
+"""Name of the model family of the compact detector."""
 HUGGING_FACE = "huggingface-detection-1"
+"""Name of the model family of the transformers library."""
 
 
 class DetectorConfig(FrozenModel):
-    """Everything that shapes the detector and the reading of its outputs.
+    """Architecture of a detector and the decoding of its outputs.
 
     Attributes:
-        classes: In the order of the class maps' channels.
-        architecture: The family of models, see `workbench.detection.models`.
+        architecture: Name of the model family, see `workbench.detection.models`.
+        classes: Class names in the order of the output channels.
         width: Multiplies the number of channels; 1.0 is about 0.9 million parameters.
-        depth: Residual blocks a stage of the compact detector.
-        network: What another family needs to rebuild its network, as plain JSON.
         strides: Network pixels between neighbouring cells, one for each output level.
-        score_threshold: Boxes below are dropped when decoding.
-        nms_iou: Overlap above which the weaker of two boxes of one class is dropped.
-        max_detections: Most boxes kept of a frame.
+        score_threshold: Boxes with a lower score are dropped when decoding.
+        nms_iou: IoU above which the weaker of two boxes of one class is dropped.
+        max_detections: Maximum number of boxes of a frame.
+        depth: Residual blocks per stage of the compact detector.
+        network: What another family needs to rebuild its network, as JSON.
     """
 
     architecture: str = COMPACT
@@ -50,7 +53,7 @@ class DetectorConfig(FrozenModel):
     nms_iou: float = Field(default=0.6, gt=0, le=1)
     max_detections: int = Field(default=100, gt=0)
     depth: int = optional_field(1)
-    network: dict[str, Any] = optional_field({})
+    network: Json = optional_field({})
 
     @field_validator("classes")
     @classmethod
@@ -61,39 +64,47 @@ class DetectorConfig(FrozenModel):
 
 
 def to_onnx_metadata(config: DetectorConfig, preprocessing: Preprocessing) -> dict[str, str]:
-    """The strings that go into an ONNX file's ``metadata_props``, in a fixed order."""
+    """The contract of a model file as strings for ONNX ``metadata_props``, in a fixed order."""
     return {
         DETECTOR_KEY: digest.canonical_json(config.model_dump(mode="json")).decode(),
         PREPROCESSING_KEY: digest.canonical_json(preprocessing.model_dump(mode="json")).decode(),
-        golden.CHECK_KEY: digest.canonical_json(golden.golden_values(preprocessing)).decode(),
+        CHECK_KEY: digest.canonical_json(golden_values(preprocessing)).decode(),
     }
 
 
 def from_onnx_metadata(
     metadata: Mapping[str, str], *, where: object
 ) -> tuple[DetectorConfig, Preprocessing]:
-    """Read the contract back; raises `DataError` when a file does not carry it."""
+    """Detector configuration and preprocessing contract of an ONNX file.
+
+    Args:
+        metadata: The file's ``metadata_props``.
+        where: Named in the error.
+
+    Raises:
+        DataError: The metadata lacks the contract, or it is invalid.
+    """
     try:
         config = DetectorConfig.model_validate(json.loads(metadata[DETECTOR_KEY]))
         return config, Preprocessing.model_validate(json.loads(metadata[PREPROCESSING_KEY]))
     except (KeyError, ValueError, ValidationError) as error:
         raise DataError(
-            "model file does not carry a preprocessing and detector contract",
+            "model file has no preprocessing and detector contract in its metadata",
             where=where,
-            hint="Use a file written by workbench.export; others do not say how to feed them",
+            hint="Use a file written by workbench.export",
         ) from error
-
-
-# ---- What a detection model has to offer, so that it can be trained, judged and kept.
 
 
 @dataclass(frozen=True)
 class GroundTruthBatch:
-    """Objects and ignore regions of a batch, padded to the fullest frame.
+    """Objects and ignore regions of a batch, padded to the frame with the most.
 
-    ``boxes`` ``[n, m, 4]`` xyxy network pixels, ``classes`` ``[n, m]``, ``real`` ``[n, m]`` 1 for
-    an object, ``ignore`` ``[n, m]`` 1 for an ignore region, ``weights`` ``[n, m]`` in [0, 1]: how
-    far a label is trusted.
+    Attributes:
+        boxes: ``[n, m, 4]`` xyxy in network pixels.
+        classes: ``[n, m]``.
+        real: ``[n, m]``, 1 for an object.
+        ignore: ``[n, m]``, 1 for an ignore region.
+        weights: ``[n, m]`` in [0, 1], trust in the label.
     """
 
     boxes: Tensor
@@ -103,20 +114,21 @@ class GroundTruthBatch:
     weights: Tensor
 
     def part(self, rows: slice) -> GroundTruthBatch:
-        """Some frames of the batch."""
-        return self._each(lambda tensor: tensor[rows])
+        """The frames in ``rows``."""
+        return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: str) -> GroundTruthBatch:
-        return self._each(lambda tensor: tensor.to(device))
+        """The batch on another device."""
+        return self._map(lambda tensor: tensor.to(device))
 
-    def _each(self, change: Any) -> GroundTruthBatch:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> GroundTruthBatch:
         parts = (self.boxes, self.classes, self.real, self.ignore, self.weights)
-        return GroundTruthBatch(*(change(part) for part in parts))
+        return GroundTruthBatch(*map(function, parts))
 
 
 @dataclass(frozen=True)
 class Losses:
-    """``total`` to minimise, and its parts without gradients."""
+    """Training loss: ``total`` to minimise, and its parts without gradients."""
 
     total: Tensor
     cls: Tensor
@@ -124,14 +136,12 @@ class Losses:
 
 
 class DetectionModel(Protocol):
-    """A `torch.nn.Module` that finds boxes.
+    """Interface of a detection model: a `torch.nn.Module` of a registered model family.
 
-    Its ``config`` says all that rebuilds it without weights: ``architecture`` names its family in
-    the `registry`, ``network`` holds whatever else the family wants, as plain JSON. Calling it
-    takes float32 ``[n, 3, height, width]``, prepared by the `Preprocessing` that is kept with it,
-    and gives raw outputs, which its family's ``decode`` turns into boxes. It is trained with the
-    compact detector's loss if its outputs are cell maps like those of `Detector.forward`; else it
-    brings ``losses``, see `OwnLosses`.
+    ``config`` rebuilds the model without its weights. Calling the model maps preprocessed images,
+    float32 ``[n, 3, height, width]``, to raw outputs, which the family's ``decode`` turns into
+    boxes. Training uses the loss of the compact detector if the outputs are cell maps like those of
+    `Detector.forward`; otherwise the model implements `ComputesLosses`.
     """
 
     config: DetectorConfig
@@ -143,21 +153,21 @@ class DetectionModel(Protocol):
 
 @runtime_checkable
 class ComputesLosses(Protocol):
-    """A model that says itself how wrong it is."""
+    """A model with a training loss of its own."""
 
     def losses(self, images: Tensor, truth: GroundTruthBatch) -> Losses:
-        """Of a batch, the mean over its objects."""
+        """Loss of a batch, the mean over its objects."""
         ...
 
 
 @runtime_checkable
 class ComputesFeatures(Protocol):
-    """A model whose inner maps can be had, so that frames and boxes can be compared by them."""
+    """A model that gives its feature maps, for embeddings of frames and boxes."""
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps ``[n, c, height/stride, width/stride]`` over the whole input, finest first."""
+        """Feature maps ``[n, c, height/stride, width/stride]``, finest first."""
         ...
 
     def features_and_outputs(self, images: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The same maps and the raw outputs, from one pass."""
+        """Feature maps and raw outputs from one forward pass."""
         ...

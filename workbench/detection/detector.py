@@ -1,4 +1,10 @@
-"""Compact detector: convolutions, batch norm and ReLU only, because these quantise well."""
+"""Compact detector: convolutions, batch norm and ReLU only, because these quantise well.
+
+An anchor-free one-stage detector (as FCOS, Tian et al. 2019, with the two-branch head of YOLOX, Ge
+et al. 2021): a small residual backbone, a top-down feature pyramid (Lin et al. 2017), and a head
+for each level. Outputs are raw maps. Decoding and suppression stay outside the graph, since
+quantising them costs accuracy and no accelerator gains from them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ from torch.nn import functional
 from workbench.core.errors import ParameterError
 from workbench.detection.config import DetectorConfig
 
-__all__ = ["Detector", "DetectorConfig"]
+__all__ = ["Detector"]
 
 _STAGE_CHANNELS, _NECK_CHANNELS = (32, 64, 96, 128), 64
 _FIRST_STRIDE = 8
@@ -31,7 +37,7 @@ class ConvUnit(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a shortcut; ``inner`` channels between them."""
+    """Two convolutions with a shortcut and ``inner`` channels between them."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -44,7 +50,7 @@ class ResidualBlock(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """Class and box maps of one level."""
+    """Class and box maps of one pyramid level."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -58,10 +64,13 @@ class DetectionHead(nn.Module):
 
 
 class Detector(nn.Module):
-    """Images to raw maps.
+    """The compact detector: images to raw maps.
 
     Args:
-        config: Classes, width, depth and strides (8, 16, 32, or a leading part of these).
+        config: Classes, width, depth and strides: (8, 16, 32), (8, 16) or (8,).
+
+    Raises:
+        ParameterError: Other strides.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -69,7 +78,7 @@ class Detector(nn.Module):
         levels = len(config.strides)
         if config.strides != tuple(_FIRST_STRIDE * 2**level for level in range(min(levels, 3))):
             raise ParameterError(
-                f"strides {config.strides} are not built",
+                f"strides {config.strides} are not supported",
                 where="DetectorConfig.strides",
                 hint="Use (8, 16, 32), (8, 16) or (8,)",
             )
@@ -78,7 +87,7 @@ class Detector(nn.Module):
         sizes = [
             _scaled_channels(channels, config.width) for channels in _STAGE_CHANNELS[: levels + 1]
         ]
-        # One wide step instead of two: full-resolution maps cost more time than they teach.
+        # One stride-4 convolution: full-resolution maps cost time and gain no accuracy.
         self.stem = ConvUnit(3, sizes[0], size=7, stride=4)
         self.stages = nn.ModuleList(
             nn.Sequential(
@@ -96,7 +105,7 @@ class Detector(nn.Module):
         self._initialise()
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Pyramid maps ``[n, c, height/stride, width/stride]``, finest first."""
+        """Feature maps ``[n, c, height/stride, width/stride]``, finest first."""
         x = self.stem(x)
         maps = []
         for stage, lateral in zip(self.stages, self.laterals, strict=True):
@@ -108,28 +117,32 @@ class Detector(nn.Module):
         return tuple(maps)
 
     def features_and_outputs(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The pyramid's maps and the raw outputs, from one pass."""
+        """Feature maps and raw outputs from one forward pass."""
         maps = self.features(x)
-        return maps, self.heads_on(maps)
+        return maps, self.apply_heads(maps)
 
-    def heads_on(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Raw outputs from pyramid maps."""
+    def apply_heads(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Raw outputs from feature maps."""
         outputs: list[Tensor] = []
         for head, level in zip(self.heads, maps, strict=True):
             outputs.extend(head(level))
         return tuple(outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Float32 ``[n, 3, height, width]`` to ``(cls, box)`` for each stride, finest first.
+        """Map float32 images ``[n, 3, height, width]`` to ``(cls, box)`` for each stride.
 
         ``cls`` is ``[n, classes, h, w]`` logits; ``box`` is ``[n, 4, h, w]`` raw distances to
         left, top, right and bottom, see `workbench.detection.models`. Height and width must be
         multiples of the coarsest stride.
         """
-        return self.heads_on(self.features(x))
+        return self.apply_heads(self.features(x))
 
     def set_prior(self, shares: Tensor) -> None:
-        """Start each class at its share of cells, ``[classes]`` in (0, 1) (RetinaNet, 2017)."""
+        """Initialise class biases to the share of positive cells (RetinaNet, Lin et al. 2017).
+
+        Args:
+            shares: ``[classes]`` in (0, 1).
+        """
         for head in self._heads():
             _bias_of(head.cls).data.copy_(torch.log(shares / (1 - shares)))
 
@@ -155,7 +168,10 @@ def _bias_of(convolution: nn.Conv2d) -> Tensor:
 
 
 def pool_features(maps: tuple[Tensor, ...]) -> Tensor:
-    """One vector a frame from pyramid maps: mean and maximum of each channel and level.
+    """One vector per frame: mean and maximum of each channel and pyramid level.
+
+    Args:
+        maps: Feature maps ``[n, c, h, w]`` of each level.
 
     Returns:
         Float32 ``[n, 2 * channels * levels]``.

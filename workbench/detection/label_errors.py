@@ -1,8 +1,14 @@
-"""Label errors: labels that look missing, misplaced, misclassified or duplicated."""
+"""Label errors: labels that look missing, misplaced, misclassified or duplicated.
+
+A model trained on labels with errors still contradicts most of them, because an error is
+inconsistent with the other labels (confident learning, Northcutt et al. 2021, here for boxes). How
+much a prediction counts is measured: by the precision of predictions of its class and score on
+these labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,19 +21,21 @@ from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label, Role
 from workbench.records.types import Prediction
 
+__all__ = ["LabelError", "find_label_errors", "labelled_frames"]
+
 LabelErrorKind = Literal["missed", "placed", "class", "twice", "nothing"]
 
 SAME_OBJECT_IOU = 0.7
-"""From this overlap on, a box sits well."""
+"""IoU from which a label is well placed."""
 TOUCHING_IOU = 0.3
-"""Below this overlap, two boxes are of two objects."""
+"""IoU below which two boxes belong to different objects."""
 DUPLICATE_IOU = 0.8
-"""Two labels of one class that overlap this much are one object drawn twice."""
+"""IoU from which two labels of one class are duplicates."""
 MIN_SCORE = 0.1
-"""Predictions below this score are not looked at."""
+"""Predictions with a lower score are ignored."""
 
 MIN_WEIGHT = 0.25
-"""What is less likely a mistake than this is left out: models contradict every label a little."""
+"""Label errors with a lower weight are left out: models contradict every label a little."""
 
 _BINS = 10
 _PRIOR_PREDICTIONS = 5.0
@@ -35,13 +43,16 @@ _MAX_UNDETECTED_WEIGHT = 0.5
 
 
 class LabelError(FrozenModel):
-    """One box that deserves a second look.
+    """A label, or a missing label, to review.
 
     Attributes:
-        box: Where to look: the label's box, or the model's where no label is.
-        cls: Class of the label; of the prediction where no label is.
-        weight: In [0, 1], how likely a mistake, for ranking.
-        why: In words a labeler can read.
+        frame: Digest of the frame.
+        kind: ``missed`` (no label), ``placed`` (misplaced box), ``class`` (other class), ``twice``
+            (duplicate) or ``nothing`` (not detected by the model).
+        box: Box of the label; of the prediction where the label is missing.
+        cls: Class of the label; of the prediction where the label is missing.
+        weight: In [0, 1]; how likely an error, for ranking.
+        why: Explanation for a labeler.
     """
 
     frame: Digest
@@ -53,72 +64,76 @@ class LabelError(FrozenModel):
 
 
 def find_label_errors(dataset: Dataset, predictions: Iterable[Prediction]) -> list[LabelError]:
-    """What looks wrong, most likely first.
+    """Find likely label errors, by falling weight.
 
-    Frames of role ``pool``, which nobody labelled, and ignore regions take no part.
+    Frames of role ``pool``, which are not labelled, and ignore regions are left out.
 
     Args:
-        predictions: Of the dataset's frames, with scores from `FAINT` up. Of a model that was
-            trained on other frames, or on these for not too long.
+        dataset: With the labels to check.
+        predictions: On the dataset's frames, with scores down to `MIN_SCORE`; best of a model
+            trained on other frames, or on these for a short time.
     """
     by_frame: dict[Digest, list[Prediction]] = {}
-    for one in predictions:
-        if one.score >= MIN_SCORE:
-            by_frame.setdefault(one.frame, []).append(one)
+    for prediction in predictions:
+        if prediction.score >= MIN_SCORE:
+            by_frame.setdefault(prediction.frame, []).append(prediction)
     frames = [
-        _FrameComparison(dataset, f, by_frame.get(f.id, ())) for f in labelled_frames(dataset)
+        _FrameComparison(dataset, frame, by_frame.get(frame.id, ()))
+        for frame in labelled_frames(dataset)
     ]
-    trust = _CalibratedPrecision(frames)
-    found = [e for f in frames for e in _errors_of_frame(f, trust) if e.weight >= MIN_WEIGHT]
-    return sorted(found, key=lambda one: (-one.weight, one.frame, one.kind, one.box.xyxy))
+    precision = _CalibratedPrecision(frames)
+    errors = [e for f in frames for e in _errors_of_frame(f, precision) if e.weight >= MIN_WEIGHT]
+    return sorted(errors, key=lambda e: (-e.weight, e.frame, e.kind, e.box.xyxy))
 
 
 def labelled_frames(dataset: Dataset) -> tuple[Frame, ...]:
-    """Frames that somebody has labelled, or has found empty."""
+    """Frames with labels, or labelled as empty: all but those of role ``pool``."""
     return tuple(frame for frame in dataset.frames if frame.role is not Role.POOL)
 
 
 class _FrameComparison:
     """Labels and predictions of one frame, each prediction with the label it overlaps most."""
 
-    def __init__(self, dataset: Dataset, frame: Frame, found: Sequence[Prediction]) -> None:
+    def __init__(self, dataset: Dataset, frame: Frame, predictions: Sequence[Prediction]) -> None:
         labels = [x for x in dataset.labels_by_frame[frame.id] if x.origin.is_ground_truth]
         ignored = boxes.boxes_to_array(label.box for label in labels if label.ignore)
         self.frame = frame.id
         self.labels = [label for label in labels if not label.ignore]
-        self.drawn = boxes.boxes_to_array(label.box for label in self.labels)
-        self.found = [one for one in found if not _is_ignored(one.box, ignored)]
-        self.seen = boxes.boxes_to_array(one.box for one in self.found)
-        self.overlap = boxes.iou_matrix(self.seen, self.drawn)
-        scores = np.array([one.score for one in self.found], np.float32)
+        self.label_boxes = boxes.boxes_to_array(label.box for label in self.labels)
+        self.predictions = [one for one in predictions if not _is_ignored(one.box, ignored)]
+        self.predicted_boxes = boxes.boxes_to_array(one.box for one in self.predictions)
+        self.iou = boxes.iou_matrix(self.predicted_boxes, self.label_boxes)
+        scores = np.array([one.score for one in self.predictions], np.float32)
         # One to one, so that two predictions never share a label; classes may differ.
-        self.label_of = match_greedy(self.seen, scores, self.drawn, iou=TOUCHING_IOU)
+        self.label_of = match_greedy(
+            self.predicted_boxes, scores, self.label_boxes, iou=TOUCHING_IOU
+        )
 
-    def best(self, row: int) -> float:
-        """How far a prediction overlaps the label nearest to it."""
-        return float(self.overlap[row].max()) if len(self.labels) else 0.0
+    def best_iou(self, row: int) -> float:
+        """Largest IoU of a prediction with any label."""
+        return float(self.iou[row].max()) if len(self.labels) else 0.0
 
-    def right(self, row: int) -> bool:
+    def is_correct(self, row: int) -> bool:
         label = int(self.label_of[row])
         return (
             label != UNMATCHED
-            and self.overlap[row, label] >= 0.5
-            and self.labels[label].cls == self.found[row].cls
+            and self.iou[row, label] >= 0.5
+            and self.labels[label].cls == self.predictions[row].cls
         )
 
 
 class _CalibratedPrecision:
-    """The share of predictions of a class and score that these labels bear out.
+    """Precision of predictions by class and score bin, on these labels.
 
-    A class with few predictions in a bin leans on the share of all classes there (``_PRIOR``
-    predictions' worth), and that never falls as scores rise (isotonic by a running maximum).
+    Shrunk to the precision of all classes in the bin by `_PRIOR_PREDICTIONS`, and made
+    non-decreasing in the score by a running maximum.
     """
 
     def __init__(self, frames: Sequence[_FrameComparison]) -> None:
         rows = [
-            (one.cls, one.score, frame.right(row))
+            (one.cls, one.score, frame.is_correct(row))
             for frame in frames
-            for row, one in enumerate(frame.found)
+            for row, one in enumerate(frame.predictions)
         ]
         overall = _bin_counts([(score, right) for _, score, right in rows])
         base = np.maximum.accumulate(overall[1] / (overall[0] + 1))
@@ -128,81 +143,74 @@ class _CalibratedPrecision:
             share = (right + _PRIOR_PREDICTIONS * base) / (total + _PRIOR_PREDICTIONS)
             self._by_class[cls] = np.maximum.accumulate(share)
 
-    def of(self, one: Prediction) -> float:
-        return float(self._by_class[one.cls][_score_bin(one.score)])
+    def of(self, prediction: Prediction) -> float:
+        return float(self._by_class[prediction.cls][_score_bin(prediction.score)])
 
 
-def _errors_of_frame(frame: _FrameComparison, trust: _CalibratedPrecision) -> list[LabelError]:
-    found = [*_duplicate_labels(frame), *_undetected_labels(frame)]
-    for row, one in enumerate(frame.found):
-        error = _error_from_prediction(frame, row, one, trust.of(one))
+def _errors_of_frame(
+    frame: _FrameComparison, precision: _CalibratedPrecision
+) -> Iterator[LabelError]:
+    yield from _duplicate_labels(frame)
+    yield from _undetected_labels(frame)
+    for row, prediction in enumerate(frame.predictions):
+        error = _error_from_prediction(frame, row, prediction, precision.of(prediction))
         if error is not None:
-            found.append(error)
-    return found
+            yield error
 
 
 def _error_from_prediction(
-    frame: _FrameComparison, row: int, one: Prediction, believed: float
+    frame: _FrameComparison, row: int, prediction: Prediction, precision: float
 ) -> LabelError | None:
-    """What a prediction says against the labels, if anything."""
+    """The label error that a prediction points to, if it contradicts the labels."""
     number = int(frame.label_of[row])
-    said = f"the model is {one.score:.0%} sure of a {_class_text(one.cls)}"
+    detected = f"model detects {_class_text(prediction.cls)} (score {prediction.score:.0%})"
     if number == UNMATCHED:
-        if frame.best(row) >= TOUCHING_IOU:
-            return None  # a second box on an object that has one
-        weight = believed * (1 - frame.best(row))
-        why = f"{said} where nobody drew one"
-        return _label_error(frame, "missed", one, weight, why)
-    label, overlap = frame.labels[number], float(frame.overlap[row, number])
-    if label.cls != one.cls and overlap >= 0.5:
-        why = f"{said} where the label says {_class_text(label.cls)}"
-        weight = believed * overlap
-        return _label_error(frame, "class", label, weight, why)
-    if label.cls == one.cls and overlap < SAME_OBJECT_IOU:
-        why = f"{said}, and its box shares {overlap:.0%} with the one drawn"
-        weight = believed * (1 - overlap)
-        return _label_error(frame, "placed", label, weight, why)
+        iou = frame.best_iou(row)
+        if iou >= TOUCHING_IOU:
+            return None  # a second box on a labelled object
+        why = f"{detected} without a label"
+        return _label_error(frame, "missed", prediction, precision * (1 - iou), why)
+    label, iou = frame.labels[number], float(frame.iou[row, number])
+    if label.cls != prediction.cls and iou >= 0.5:
+        why = f"{detected}, label says {_class_text(label.cls)}"
+        return _label_error(frame, "class", label, precision * iou, why)
+    if label.cls == prediction.cls and iou < SAME_OBJECT_IOU:
+        why = f"{detected}, IoU with the label is only {iou:.0%}"
+        return _label_error(frame, "placed", label, precision * (1 - iou), why)
     return None
 
 
-def _duplicate_labels(frame: _FrameComparison) -> list[LabelError]:
-    if len(frame.labels) < 2:
-        return []
-    overlap = boxes.iou_matrix(frame.drawn, frame.drawn)
-    errors = []
+def _duplicate_labels(frame: _FrameComparison) -> Iterator[LabelError]:
+    overlap = boxes.iou_matrix(frame.label_boxes, frame.label_boxes)
     for first, second in zip(*np.nonzero(np.triu(overlap, 1) >= DUPLICATE_IOU), strict=True):
-        one, other = frame.labels[int(first)], frame.labels[int(second)]
-        if one.cls != other.cls:
-            continue
-        share = float(overlap[first, second])
-        why = f"two {_class_text(one.cls)} boxes share {share:.0%}: one object drawn twice?"
-        errors.append(_label_error(frame, "twice", other, share, why))
-    return errors
+        label, other = frame.labels[int(first)], frame.labels[int(second)]
+        if label.cls == other.cls:
+            iou = float(overlap[first, second])
+            why = f"two {_class_text(label.cls)} labels with an IoU of {iou:.0%}: duplicate?"
+            yield _label_error(frame, "twice", other, iou, why)
 
 
-def _undetected_labels(frame: _FrameComparison) -> list[LabelError]:
-    """Labels on which the model sees nothing at all: weak evidence, as models miss much."""
-    errors = []
+def _undetected_labels(frame: _FrameComparison) -> Iterator[LabelError]:
+    """Visible labels without any prediction: weak evidence, as models miss many objects."""
     for number, label in enumerate(frame.labels):
-        nearest = float(frame.overlap[:, number].max()) if len(frame.found) else 0.0
-        if nearest < MIN_SCORE and not _is_hidden(label):
-            why = f"the model sees nothing where a {_class_text(label.cls)} is drawn"
-            errors.append(_label_error(frame, "nothing", label, _undetected_weight(label), why))
-    return errors
+        iou = float(frame.iou[:, number].max()) if len(frame.predictions) else 0.0
+        if iou < MIN_SCORE and not _is_hidden(label):
+            why = f"model detects nothing at the label {_class_text(label.cls)}"
+            yield _label_error(frame, "nothing", label, _undetected_weight(label), why)
 
 
 def _label_error(
     frame: _FrameComparison,
     kind: LabelErrorKind,
-    where: Label | Prediction,
+    source: Label | Prediction,
     weight: float,
     why: str,
 ) -> LabelError:
     return LabelError(
         frame=frame.frame,
         kind=kind,
-        box=where.box,
-        cls=where.cls,
+        box=source.box,
+        cls=source.cls,
         weight=round(weight, 6),
         why=why,
     )
@@ -213,7 +221,7 @@ def _is_hidden(label: Label) -> bool:
 
 
 def _undetected_weight(label: Label) -> float:
-    """Below one half, less for small boxes: those a model misses most, rightly labelled."""
+    """Below one half, and lower for small boxes, which models miss most."""
     side = float(np.sqrt(label.box.w * label.box.h))
     return _MAX_UNDETECTED_WEIGHT * side / (side + 48.0)
 

@@ -1,19 +1,22 @@
-"""Prediction with any model: torch from a checkpoint, or ONNX Runtime from a file."""
+"""Prediction with any model: torch from a checkpoint, or ONNX Runtime from a file.
+
+Both use the same preprocessing and decoding, so evaluation sees what a vehicle would see.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import DataError
+from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.detection import models
-from workbench.detection import preprocessing as golden
 from workbench.detection.boxes import clip_boxes
 from workbench.detection.config import DetectorConfig, from_onnx_metadata
 from workbench.detection.models import Detections, decode
@@ -21,6 +24,7 @@ from workbench.detection.preprocessing import (
     LetterboxTransform,
     Pixels,
     Preprocessing,
+    check_metadata,
     load_rgb,
     preprocess_batch,
 )
@@ -34,28 +38,22 @@ if TYPE_CHECKING:
     from workbench.detection.detector import Detector
     from workbench.records.store import Store
 
-Progress = Callable[[int, int], None]
+__all__ = [
+    "OnnxPredictor",
+    "Predictor",
+    "TorchPredictor",
+    "load_checkpoint",
+    "predict_frames",
+]
 
 
-class Predictor(Protocol):
-    """Finds boxes in images of any size."""
+class Predictor:
+    """Finds boxes in images; a subclass implements `raw`, the network itself.
 
-    @property
-    def config(self) -> DetectorConfig: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    @property
-    def preprocessing(self) -> Preprocessing: ...
-
-    def predict(self, images: Sequence[Pixels]) -> list[Detections]:
-        """RGB uint8 ``[height, width, 3]`` images to detections in pixels of each image."""
-        ...
-
-
-class _BasePredictor:
-    """What both predictors share: everything but the network itself."""
+    Args:
+        config: Classes, and how to decode raw outputs.
+        preprocessing: From an image to the network input.
+    """
 
     def __init__(self, config: DetectorConfig, preprocessing: Preprocessing) -> None:
         self.config = config
@@ -63,30 +61,40 @@ class _BasePredictor:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Class names in the order of class indices."""
         return self.config.classes
 
     def predict(self, images: Sequence[Pixels]) -> list[Detections]:
+        """Detect objects in images.
+
+        Args:
+            images: RGB uint8 ``[height, width, 3]``, of any sizes.
+
+        Returns:
+            Detections of each image, in pixels of that image.
+        """
         if not images:
             return []
-        batch, placements = preprocess_batch(images, self.preprocessing)
-        found = decode(self.raw(batch), self.config)
+        batch, transforms = preprocess_batch(images, self.preprocessing)
+        decoded = decode(self.raw(batch), self.config)
         return [
-            detections_to_image(detections, placement, image)
-            for detections, placement, image in zip(found, placements, images, strict=True)
+            detections_to_image(detections, transform, image)
+            for detections, transform, image in zip(decoded, transforms, images, strict=True)
         ]
 
     def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Network input ``[n, 3, height, width]`` to raw maps, see `Detector.forward`."""
+        """Run the network: float32 ``[n, 3, height, width]`` to raw outputs, see `decode`."""
         raise NotImplementedError
 
 
-class TorchPredictor(_BasePredictor):
-    """A float detector in torch.
+class TorchPredictor(Predictor):
+    """Predictor of a float model in torch.
 
     Args:
-        detector: Is put into evaluation mode.
-        ref: The checkpoint it came from, where there is one.
-        supplier: Whose part the network is, where that checkpoint says so.
+        detector: The network; set to evaluation mode.
+        preprocessing: From an image to the network input.
+        ref: Checkpoint record of the model, if any.
+        supplier: Origin of the network, if it came from a supplier.
     """
 
     def __init__(
@@ -108,26 +116,17 @@ class TorchPredictor(_BasePredictor):
         with torch.inference_mode():
             return [output.numpy() for output in self.detector(torch.from_numpy(batch))]
 
-    def embed(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """One vector a frame from the pyramid's maps, ``[n, d]``, see `detector.pooled`."""
-        import torch
 
-        from workbench.detection.detector import pool_features
-
-        batch, _ = preprocess_batch(images, self.preprocessing)
-        with torch.inference_mode():
-            vectors: NDArray[np.float32] = pool_features(
-                self.detector.features(torch.from_numpy(batch))
-            ).numpy()
-        return vectors
-
-
-class OnnxPredictor(_BasePredictor):
-    """An exported detector in plain ONNX Runtime; its contract is read from the file.
+class OnnxPredictor(Predictor):
+    """Predictor of an exported model in ONNX Runtime; the file carries its contract.
 
     Args:
-        source: A file, or a model's bytes.
-        threads: For one operator; 1 gives the same bits everywhere on one machine class.
+        source: ONNX file, or its bytes.
+        threads: Threads per operator; 1 gives equal bits on all machines of a CPU class.
+
+    Raises:
+        DataError: The file cannot be loaded or has no contract.
+        ContractError: This machine's preprocessing gives another tensor than the model expects.
     """
 
     def __init__(self, source: Path | bytes, *, threads: int = 2) -> None:
@@ -148,7 +147,7 @@ class OnnxPredictor(_BasePredictor):
             raise DataError(f"ONNX Runtime cannot load the model: {error}", where=where) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         config, preprocessing = from_onnx_metadata(metadata, where=where)
-        golden.check_metadata(metadata, preprocessing)
+        check_metadata(metadata, preprocessing)
         super().__init__(config, preprocessing)
         inputs = self._session.get_inputs()
         self._input = inputs[0].name
@@ -166,7 +165,11 @@ class OnnxPredictor(_BasePredictor):
 
 
 def load_checkpoint(store: Store, ref: Ref) -> TorchPredictor:
-    """The detector of a `Checkpoint` record, read from safetensors only."""
+    """Load the model of a `Checkpoint` record; weights are read from safetensors only.
+
+    Raises:
+        DataError: The weights do not fit the recorded architecture.
+    """
     import safetensors.torch
     from safetensors import SafetensorError
 
@@ -180,29 +183,37 @@ def load_checkpoint(store: Store, ref: Ref) -> TorchPredictor:
         raise DataError(
             f"weights do not fit the recorded architecture: {error}",
             where=ref,
-            hint="The checkpoint was made by another version of the workbench; train again",
+            hint="The checkpoint is from another version of the workbench: train again",
         ) from error
     spec = Preprocessing.model_validate(record.preprocessing)
     return TorchPredictor(detector, spec, ref=ref, supplier=record.supplier)
 
 
 def predict_frames(
-    place: Workspace,
+    workspace: Workspace,
     predictor: Predictor,
     frames: Sequence[Frame],
     *,
     batch: int = 16,
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Boxes on the frames of a dataset, in the order of ``frames``, best first within each.
+    """Predict boxes on frames of a dataset; images are decoded in threads meanwhile.
 
-    Images are decoded in threads while the model runs.
+    Args:
+        workspace: Holds the images.
+        predictor: The model.
+        frames: Frames to predict on.
+        batch: Frames per call of the model.
+        progress: Called with the number of frames done and in all.
+
+    Returns:
+        Predictions in the order of ``frames``, by falling score within each.
     """
     predictions: list[Prediction] = []
     done = 0
-    for chunk, images in read_batches(place, frames, batch):
-        for frame, found in zip(chunk, predictor.predict(images), strict=True):
-            predictions.extend(_to_predictions(frame, found, predictor.classes))
+    for chunk, images in read_batches(workspace, frames, batch):
+        for frame, detections in zip(chunk, predictor.predict(images), strict=True):
+            predictions.extend(_to_predictions(frame, detections, predictor.classes))
         done += len(chunk)
         if progress:
             progress(done, len(frames))
@@ -210,34 +221,41 @@ def predict_frames(
 
 
 def read_batches(
-    place: Workspace, frames: Sequence[Frame], batch: int
+    workspace: Workspace, frames: Sequence[Frame], batch: int
 ) -> Iterator[tuple[Sequence[Frame], list[Pixels]]]:
-    """Frames with their decoded images, ``batch`` at a time, one batch read ahead."""
+    """Frames with their decoded images, ``batch`` at a time; the next batch is read ahead."""
     chunks = [frames[start : start + batch] for start in range(0, len(frames), batch)]
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
-        waiting = [pool.submit(load_rgb, media_path(place, frame)) for frame in frames[:batch]]
+
+        def decode_later(chunk: Sequence[Frame]) -> list[Future[Pixels]]:
+            return [pool.submit(load_rgb, media_path(workspace, frame)) for frame in chunk]
+
+        following = decode_later(frames[:batch])
         for index, chunk in enumerate(chunks):
-            current = waiting
-            following = chunks[index + 1] if index + 1 < len(chunks) else ()
-            waiting = [pool.submit(load_rgb, media_path(place, frame)) for frame in following]
+            current, following = following, decode_later(frames[(index + 1) * batch :][:batch])
             yield chunk, [future.result() for future in current]
 
 
 def detections_to_image(
-    found: Detections, placement: LetterboxTransform, image: Pixels
+    detections: Detections, transform: LetterboxTransform, image: Pixels
 ) -> Detections:
-    """Detections from network pixels to pixels of ``image``, cut at its edges."""
+    """Detections from network pixels to pixels of ``image``, clipped to it."""
     height, width = image.shape[:2]
-    boxes = clip_boxes(placement.to_image(found.boxes), width, height)
-    whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # none left in the padding
-    return Detections(boxes[whole].astype(np.float32), found.scores[whole], found.classes[whole])
+    boxes = clip_boxes(transform.to_image(detections.boxes), width, height)
+    valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # not inside the padding
+    return Detections(
+        boxes[valid].astype(np.float32), detections.scores[valid], detections.classes[valid]
+    )
 
 
 def _to_predictions(
-    frame: Frame, found: Detections, classes: tuple[str, ...]
+    frame: Frame, detections: Detections, classes: tuple[str, ...]
 ) -> Iterator[Prediction]:
     for (x1, y1, x2, y2), score, number in zip(
-        found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
+        detections.boxes.tolist(),
+        detections.scores.tolist(),
+        detections.classes.tolist(),
+        strict=True,
     ):
         box = Box(x=x1, y=y1, w=x2 - x1, h=y2 - y1)
         yield Prediction(frame=frame.id, cls=classes[number], box=box, score=score)

@@ -1,4 +1,9 @@
-"""Preprocessing contract: from an image to the network input, and the check that an implementation follows it."""
+"""Preprocessing: from an image to the network input, the same for training, export and vehicles.
+
+A wrong channel order or scale costs a model most of its accuracy without any error. So the
+preprocessing is a contract that every checkpoint and every ONNX file carries. Resizing is Pillow's:
+its 8-bit resize is integer arithmetic, the same bits on every machine.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,20 @@ from pydantic import Field, field_validator
 
 from workbench.core import digest
 from workbench.core.errors import ContractError, DataError
+from workbench.core.types import Json
 from workbench.detection.boxes import Floats
 from workbench.records.base import FrozenModel
+
+__all__ = [
+    "Pixels",
+    "Preprocessing",
+    "check_preprocessing",
+    "golden_image",
+    "golden_values",
+    "load_rgb",
+    "preprocess",
+    "preprocess_batch",
+]
 
 Pixels = NDArray[np.uint8]
 """``[height, width, 3]`` RGB."""
@@ -26,10 +43,14 @@ PerChannel = tuple[float, float, float]
 
 
 class Preprocessing(FrozenModel):
-    """The contract: letterbox to ``width`` x ``height``, then ``(pixel * scale - mean) / std``.
+    """Preprocessing contract: letterbox, then ``(pixel * scale - mean) / std``.
 
-    ``width`` and ``height`` are the network's input in pixels, ``pad`` the 8-bit grey around the
-    picture, ``mean`` and ``std`` in the order of ``colour``.
+    Attributes:
+        width: Of the network input, in pixels.
+        height: Of the network input, in pixels.
+        pad: 8-bit grey level around the image.
+        mean: By channel, in the order of ``colour``.
+        std: By channel, above zero.
     """
 
     width: int = Field(default=320, gt=0)
@@ -58,9 +79,9 @@ class Preprocessing(FrozenModel):
 
 @dataclass(frozen=True)
 class LetterboxTransform:
-    """Where a picture lies inside the network's input, in both directions.
+    """Position of a letterboxed image in the network input; maps boxes in both directions.
 
-    The two scales differ by less than a pixel's rounding; keeping both makes boxes exact.
+    The two scales differ by the rounding to whole pixels; keeping both makes boxes exact.
     """
 
     scale_x: float
@@ -86,13 +107,14 @@ class LetterboxTransform:
 
 
 def load_rgb(path: Path) -> Pixels:
-    """Decode an image file to ``[height, width, 3]`` RGB; raises `DataError` when it cannot.
+    """Decode an image file to RGB uint8 ``[height, width, 3]``.
 
-    Of 16-bit grey the high byte is taken: Pillow alone would turn almost all of it white.
+    Raises:
+        DataError: The file is missing or not a readable image.
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
+            if image.mode.startswith("I;16"):  # Pillow's own conversion clips to white
                 high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(high[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
@@ -105,10 +127,16 @@ def load_rgb(path: Path) -> Pixels:
 
 
 def letterbox(image: Pixels, spec: Preprocessing) -> tuple[Pixels, LetterboxTransform]:
-    """Resize and pad, still 8-bit: what a training loader keeps in memory.
+    """Resize and pad an image to the size of the network input, still 8-bit.
+
+    Args:
+        image: RGB uint8 ``[height, width, 3]``.
 
     Returns:
-        ``[spec.height, spec.width, 3]`` and where the picture lies in it.
+        Uint8 ``[spec.height, spec.width, 3]`` and the position of the image in it.
+
+    Raises:
+        DataError: ``image`` has another shape or dtype.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise DataError(
@@ -117,25 +145,25 @@ def letterbox(image: Pixels, spec: Preprocessing) -> tuple[Pixels, LetterboxTran
         )
     height, width = image.shape[:2]
     inner_width, inner_height, left, top = _letterbox_size(width, height, spec)
-    placement = letterbox_transform(width, height, spec)
+    transform = letterbox_transform(width, height, spec)
     if (inner_width, inner_height) != (width, height):
         size = (inner_width, inner_height)
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     if (inner_width, inner_height) == (spec.width, spec.height):
-        return image, placement
+        return image, transform
     canvas = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
     canvas[top : top + inner_height, left : left + inner_width] = image
-    return canvas, placement
+    return canvas, transform
 
 
 def letterbox_transform(width: int, height: int, spec: Preprocessing) -> LetterboxTransform:
-    """Where a picture of this size in pixels lies in the network's input."""
+    """Position in the network input of an image of this size in pixels."""
     inner_width, inner_height, left, top = _letterbox_size(width, height, spec)
     return LetterboxTransform(inner_width / width, inner_height / height, left, top)
 
 
 def _letterbox_size(width: int, height: int, spec: Preprocessing) -> tuple[int, int, int, int]:
-    """Width, height, left and top of the letterboxed picture in network pixels."""
+    """Width, height, left and top of the letterboxed image in network pixels."""
     ratio = min(spec.width / width, spec.height / height)
     inner_width = min(spec.width, max(1, round(width * ratio)))
     inner_height = min(spec.height, max(1, round(height * ratio)))
@@ -145,7 +173,7 @@ def _letterbox_size(width: int, height: int, spec: Preprocessing) -> tuple[int, 
 
 def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.float32]:
     """8-bit pixels ``[..., height, width, 3]`` to float32 ``[..., 3, height, width]``."""
-    # Three separate operations in float32: each is rounded once, on every machine alike.
+    # Three separate float32 operations, each rounded once, give equal bits on every machine.
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3)).astype(np.float32)
     planes *= np.float32(spec.scale)
     planes -= np.array(spec.mean, np.float32)[:, None, None]
@@ -156,56 +184,62 @@ def normalise(pixels: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
 def preprocess(
     image: Pixels, spec: Preprocessing
 ) -> tuple[NDArray[np.float32], LetterboxTransform]:
-    """One image to the network's input, float32 ``[3, height, width]``, and its placement."""
-    pixels, placement = letterbox(image, spec)
-    return normalise(pixels, spec), placement
+    """Preprocess one image.
+
+    Args:
+        image: RGB uint8 ``[height, width, 3]`` of any size.
+
+    Returns:
+        Float32 ``[3, spec.height, spec.width]`` and the position of the image in it.
+    """
+    pixels, transform = letterbox(image, spec)
+    return normalise(pixels, spec), transform
 
 
 def preprocess_batch(
     images: Sequence[Pixels], spec: Preprocessing
 ) -> tuple[NDArray[np.float32], list[LetterboxTransform]]:
-    """Images of any sizes to one input ``[n, 3, height, width]`` and their placements."""
-    fitted = [letterbox(image, spec) for image in images]
-    pixels = np.stack([pixels for pixels, _ in fitted])
-    return normalise(pixels, spec), [placement for _, placement in fitted]
+    """Preprocess images of any sizes into one batch.
+
+    Returns:
+        Float32 ``[n, 3, spec.height, spec.width]`` and the position of each image in its input.
+    """
+    letterboxed = [letterbox(image, spec) for image in images]
+    pixels = np.stack([pixels for pixels, _ in letterboxed])
+    return normalise(pixels, spec), [transform for _, transform in letterboxed]
 
 
-# ---- A picture anyone can make and the tensor it must become: the preprocessing contract, checked.
-#
-# A car's own preprocessing is other code on another chip. A wrong colour order, scale, mean or
-# memory layout raises no error there and costs most of the accuracy. So every model file carries a
-# few values of the tensor that a picture given by a formula must become, and whoever feeds the model
-# can be held to them: this machine's code when a model is loaded, a team's own in its tests.
-
+# The golden image: preprocessing in a vehicle is other code on another chip. A wrong colour order,
+# scale, mean or memory layout raises no error there and costs most of the accuracy. So every model
+# file carries a few values of the tensor that a computed image must become, and any implementation
+# can be tested against them: ours when a model is loaded, another team's in its own tests.
 
 CHECK_KEY = "workbench.preprocessing.check"
 _GOLDEN_HEIGHT, _GOLDEN_WIDTH = 360, 500
-"""Of the picture: neither side fits a network's input, so that resizing and padding are seen."""
+"""Neither side fits a network's input, so that resizing and padding show."""
 
 _SAMPLED_VALUES = 96
-_TOLERATED_STEP = 0.6
-"""Share of one 8-bit step that a value may be off: rounding may differ, a formula may not."""
-
-InputTensor = NDArray[np.float32]
+_TOLERANCE = 0.6
+"""Allowed difference in 8-bit steps: for another rounding, not for another formula."""
 
 
 def golden_image() -> Pixels:
-    """The picture: red ``7y + 3x``, green ``xy / 5``, blue ``11x - 2y``, each whole and mod 256."""
+    """The golden image: red ``7y + 3x``, green ``xy // 5``, blue ``11x - 2y``, all modulo 256."""
     rows, columns = np.mgrid[:_GOLDEN_HEIGHT, :_GOLDEN_WIDTH]
     planes = (rows * 7 + columns * 3, rows * columns // 5, columns * 11 - rows * 2)
     return np.stack(planes, axis=-1).astype(np.uint8)
 
 
-def golden_values(spec: Preprocessing) -> dict[str, Any]:
-    """What a model file says of the tensor: some of its values, with their places, as plain JSON.
+def golden_values(spec: Preprocessing) -> Json:
+    """Values of the preprocessed golden image that a model file carries.
 
-    ``values`` has rows ``[channel, row, column, value]``; ``tensor`` is the digest of all values as
-    float32 in C order, which other implementations need not reach.
+    Returns:
+        A JSON object: ``values`` has rows ``[channel, row, column, value]``; ``tensor`` is the
+        digest of all values as float32 in C order, which other implementations need not reach.
     """
     tensor, _ = preprocess(golden_image(), spec)
     flat = np.linspace(0, tensor.size - 1, _SAMPLED_VALUES).astype(int)
-    places = np.stack(np.unravel_index(flat, tensor.shape), axis=1)
-    values = [[*place, round(float(tensor[tuple(place)]), 5)] for place in places.tolist()]
+    positions = np.stack(np.unravel_index(flat, tensor.shape), axis=1).tolist()
     return {
         "contract": spec.digest,
         "picture": {
@@ -215,54 +249,54 @@ def golden_values(spec: Preprocessing) -> dict[str, Any]:
         },
         "shape": list(tensor.shape),
         "tensor": digest.of_bytes(tensor.tobytes()),
-        "values": values,
+        "values": [[*at, round(float(tensor[tuple(at)]), 5)] for at in positions],
     }
 
 
 def check_preprocessing(
-    feed: Callable[[Pixels], InputTensor], spec: Preprocessing, *, expected: Mapping[str, Any]
+    implementation: Callable[[Pixels], NDArray[np.float32]],
+    spec: Preprocessing,
+    *,
+    expected: Mapping[str, Any],
 ) -> None:
-    """Hold an implementation of the preprocessing to a model's check vector.
+    """Test an implementation of the preprocessing against the golden values of a model.
 
     Args:
-        feed: RGB uint8 ``[height, width, 3]`` to float32 ``[3, height, width]``.
-        spec: The contract that the model carries.
-        expected: Of `vector`, as the model carries it.
+        implementation: RGB uint8 ``[height, width, 3]`` to float32 ``[3, height, width]``.
+        spec: The preprocessing contract of the model.
+        expected: Result of `golden_values`, as the model file carries it.
 
     Raises:
-        ContractError: Saying in which way the tensor is wrong, as far as that can be told.
+        ContractError: The tensor differs; the message names the likely mistake.
     """
     if expected.get("contract") != spec.digest:
         raise ContractError(
-            "model file carries a check of another preprocessing contract than its own",
+            "golden values in the model file belong to another preprocessing contract",
             hint="Its metadata was changed after export: export it again",
         )
-    found = feed(golden_image())
-    if tuple(found.shape) != tuple(expected["shape"]):
+    tensor = np.asarray(implementation(golden_image()))
+    if tensor.shape != tuple(expected["shape"]):
         raise ContractError(
-            f"preprocessing gives shape {list(found.shape)}, the model takes {expected['shape']}",
+            f"preprocessing gives shape {list(tensor.shape)}, the model takes {expected['shape']}",
             hint="The layout is channels first: red, green and blue planes",
         )
     rows = np.array(expected["values"], np.float64)
-    places = rows[:, :3].astype(int)
-    values = np.asarray(found)[places[:, 0], places[:, 1], places[:, 2]].astype(np.float64)
-    allowed = _TOLERATED_STEP * spec.scale / min(spec.std)
-    apart = float(np.abs(values - rows[:, 3]).max())
-    if not apart <= allowed:
+    values = _values_at(tensor, rows)
+    tolerance = _TOLERANCE * spec.scale / min(spec.std)
+    difference = float(np.abs(values - rows[:, 3]).max())
+    if not difference <= tolerance:
         raise ContractError(
-            f"preprocessing is up to {apart:.3g} off the model's golden tensor, {allowed:.2g} "
-            f"allowed: {_likely_mistake(values, rows, np.asarray(found), spec, allowed)}",
-            hint="Feed the model as its preprocessing contract says",
+            f"preprocessing differs from the golden values by up to {difference:.3g}, allowed are "
+            f"{tolerance:.2g}: {_likely_mistake(tensor, rows, spec, tolerance)}",
+            hint="Implement the preprocessing contract of the model file",
         )
 
 
 def check_metadata(metadata: Mapping[str, str], spec: Preprocessing) -> None:
-    """Hold this machine's own preprocessing to what a model file expects.
-
-    Files from before the check vector was written have none and are not held to it.
+    """Test this machine's preprocessing against the golden values in ONNX metadata, if any.
 
     Raises:
-        ContractError: It gives another tensor, or the vector cannot be read.
+        ContractError: The tensor differs, or the golden values cannot be read.
     """
     if CHECK_KEY not in metadata:
         return
@@ -270,11 +304,11 @@ def check_metadata(metadata: Mapping[str, str], spec: Preprocessing) -> None:
         expected = json.loads(metadata[CHECK_KEY])
         check_preprocessing(lambda image: preprocess(image, spec)[0], spec, expected=expected)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ContractError("preprocessing check in the model file cannot be read") from error
+        raise ContractError("golden values in the model file cannot be read") from error
 
 
 def input_range(spec: Preprocessing) -> tuple[float, float]:
-    """Smallest and largest value that the contract can give from 8-bit pixels."""
+    """Smallest and largest value of the network input that 8-bit pixels can give."""
     ends = [
         (level * spec.scale - mean) / std
         for level in (0, 255)
@@ -283,12 +317,21 @@ def input_range(spec: Preprocessing) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
-def require_input(batch: NDArray[Any], spec: Preprocessing, *, where: object = None) -> InputTensor:
-    """The batch, in memory as networks expect it, if it can have come from the contract.
+def require_input(
+    batch: NDArray[Any], spec: Preprocessing, *, where: object = None
+) -> NDArray[np.float32]:
+    """Check that a batch can be the result of the preprocessing contract.
+
+    Args:
+        batch: Expected to be float32 ``[n, 3, height, width]``.
+        where: Named in the error.
+
+    Returns:
+        The batch, contiguous in memory.
 
     Raises:
-        ContractError: Not float32 ``[n, 3, height, width]`` (channels last, say), or values that
-            no 8-bit pixel gives (0 to 255, say, or not numbers).
+        ContractError: Another shape or dtype (channels last, for example), or values that no 8-bit
+            pixel gives (0 to 255 or NaN, for example).
     """
     shape = (3, spec.height, spec.width)
     if batch.ndim != 4 or batch.shape[1:] != shape or batch.dtype != np.float32:
@@ -302,42 +345,42 @@ def require_input(batch: NDArray[Any], spec: Preprocessing, *, where: object = N
     slack = 1e-3 * (high - low)
     if batch.size and not (batch.min() >= low - slack and batch.max() <= high + slack):
         raise ContractError(
-            f"network input lies in [{batch.min():.3g}, {batch.max():.3g}], the contract can only "
-            f"give [{low:.3g}, {high:.3g}]",
+            f"network input lies in [{batch.min():.3g}, {batch.max():.3g}], expected values in "
+            f"[{low:.3g}, {high:.3g}]",
             where=where,
-            hint="Were pixels fed without scale, mean and std?",
+            hint="Check that scale, mean and std were applied to the pixels",
         )
     return np.ascontiguousarray(batch)
 
 
+def _values_at(tensor: NDArray[Any], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    channel, row, column = rows[:, :3].astype(int).T
+    return np.asarray(tensor[channel, row, column], np.float64)
+
+
 def _likely_mistake(
-    values: NDArray[np.float64],
-    rows: NDArray[np.float64],
-    found: NDArray[Any],
-    spec: Preprocessing,
-    allowed: float,
+    tensor: NDArray[Any], rows: NDArray[np.float64], spec: Preprocessing, tolerance: float
 ) -> str:
-    """The classic mistakes, each tried."""
+    """Which of the common mistakes explains the difference."""
+    values = _values_at(tensor, rows)
     if values.max() > 10 * input_range(spec)[1]:
-        return "its values are far out of range, as of pixels from 0 to 255"
-    swapped = found[::-1]
-    places = rows[:, :3].astype(int)
-    turned = swapped[places[:, 0], places[:, 1], places[:, 2]]
-    if np.abs(turned - rows[:, 3]).max() <= allowed * 2:
-        return "its colour planes are in the order BGR instead of RGB"
-    if _differs_by_scale_and_shift(values, rows, allowed):
+        return "values are far out of range, as of pixels from 0 to 255"
+    if np.abs(_values_at(tensor[::-1], rows) - rows[:, 3]).max() <= tolerance * 2:
+        return "colour planes are in the order BGR instead of RGB"
+    if _differs_by_scale_and_shift(values, rows, tolerance):
         return "another mean, std or scale was used"
-    return "another resize, padding or order of memory was used"
+    return "another resize, padding or memory order was used"
 
 
 def _differs_by_scale_and_shift(
-    values: NDArray[np.float64], rows: NDArray[np.float64], allowed: float
+    values: NDArray[np.float64], rows: NDArray[np.float64], tolerance: float
 ) -> bool:
-    """Whether every plane is the right one but for a factor and a shift."""
+    """Whether a linear function of each plane gives the expected values."""
     for plane in np.unique(rows[:, 0]):
-        mine = rows[:, 0] == plane
-        design = np.stack([values[mine], np.ones(int(mine.sum()))], axis=1)
-        solution, *_ = np.linalg.lstsq(design, rows[mine, 3], rcond=None)
-        if np.abs(design @ solution - rows[mine, 3]).max() > allowed * max(1, abs(solution[0])):
+        chosen = rows[:, 0] == plane
+        design = np.stack([values[chosen], np.ones(int(chosen.sum()))], axis=1)
+        solution, *_ = np.linalg.lstsq(design, rows[chosen, 3], rcond=None)
+        error = np.abs(design @ solution - rows[chosen, 3]).max()
+        if error > tolerance * max(1, abs(solution[0])):
             return False
     return True

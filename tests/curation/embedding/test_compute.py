@@ -26,8 +26,14 @@ from workbench.curation.embedding.encoders import (
 )
 from workbench.detection import huggingface
 from workbench.detection.config import DetectorConfig
+from workbench.detection.detector import pool_features
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
-from workbench.detection.preprocessing import Pixels, Preprocessing, load_rgb
+from workbench.detection.preprocessing import (
+    Pixels,
+    Preprocessing,
+    load_rgb,
+    preprocess_batch,
+)
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.store import Store
@@ -76,7 +82,10 @@ def test_embeddings_agree_with_the_predictor(
     frames = dataset.frames[:5]
     images = [load_rgb(media_path(workspace, frame)) for frame in frames]
     found = embed(workspace, predictor, frames)
-    np.testing.assert_allclose(found.vectors, predictor.embed(images), rtol=2e-3, atol=2e-3)
+    batch, _ = preprocess_batch(images, predictor.preprocessing)
+    with torch.inference_mode():
+        expected = pool_features(predictor.detector.features(torch.from_numpy(batch))).numpy()
+    np.testing.assert_allclose(found.vectors, expected, rtol=2e-3, atol=2e-3)
     for row, detections in enumerate(predictor.predict(images)):
         mine = found.boxes[found.owner == row]
         assert 0 < len(mine) <= MAX_OBJECTS
