@@ -118,7 +118,7 @@ def _report_text(report: CheckReport, fixed: list[str]) -> str:
         if finding.rule not in said:  # why and how once a rule, or the page is all advice
             rule = RULES[finding.rule]
             lines.append(click.style(f"          {rule.why}", dim=True))
-            lines.append(click.style(f"          → {rule.mend}", dim=True))
+            lines.append(click.style(f"          → {rule.remedy}", dim=True))
             said.add(finding.rule)
     return "\n".join([*lines, *_summary_lines(report)])
 

@@ -34,7 +34,7 @@ def test_people_read_cell_line_reason_and_mend(workspace: Workspace, faulty: Pat
     where = next(n for n, line in enumerate(lines) if "asks-a-person" in line)
     assert "error" in lines[where]
     assert "line 1" in lines[where]
-    assert "nobody answers" in lines[where + 1]
+    assert "unattended" in lines[where + 1]
     assert "Make it a parameter" in lines[where + 2]
     assert lines[-1].startswith("a.ipynb: 5 errors")
     assert "\x1b" not in done.stdout, "colours are for terminals"

@@ -24,11 +24,11 @@ def test_a_function_needs_its_names_when_it_is_called(tmp_path: Path) -> None:
     assert check(tmp_path, "def f():\n    return x", "x = 1", "f()") == []
     (finding,) = check(tmp_path, "def f():\n    return x", "f()", "x = 1")
     assert finding[:2] == ("out-of-order", 2)
-    assert "calls from cell 1" in finding[2]
+    assert "calls a function of cell 1" in finding[2]
     (deep,) = check(tmp_path, "def g():\n    return x", "def f():\n    return g()", "f()", "x = 1")
     assert deep[:2] == ("out-of-order", 3)
     (never,) = check(tmp_path, "def f():\n    return missing")
-    assert never == ("undefined-name", 1, "`missing` is defined nowhere")
+    assert never == ("undefined-name", 1, "`missing` is not defined")
 
 
 @pytest.mark.parametrize(

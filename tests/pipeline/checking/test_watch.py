@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline.checking import seccomp, watch_launch
+from workbench.pipeline.checking import seccomp
 from workbench.pipeline.checking.watch import (
     AccessLog,
     AccessPolicy,
@@ -21,7 +21,7 @@ from workbench.pipeline.checking.watch import (
 )
 
 needs_seccomp = pytest.mark.skipif(
-    not watch_launch.can_watch(), reason="the kernel lets no process be watched here"
+    not seccomp.can_watch(), reason="the kernel lets no process be watched here"
 )
 
 
@@ -41,7 +41,7 @@ def test_everything_is_seen(tmp_path: Path) -> None:
     log = watched(tmp_path, "tests.pipeline.checking.touching", str(tmp_path))
     assert log.coverage == "complete"
     root = f"{tmp_path}/"
-    seen = {(kind, path.removeprefix(root)) for kind, path in log.seen if root in path}
+    seen = {(kind, path.removeprefix(root)) for kind, path in log.accesses if root in path}
     assert {path for kind, path in seen if kind == "read"} == {
         "relative.txt",
         "sub",
@@ -62,19 +62,21 @@ def test_everything_is_seen(tmp_path: Path) -> None:
         "made",
         "link.txt",
     }
-    addresses = {path: one.own for (kind, path), one in log.seen.items() if kind == "connect"}
+    addresses = {
+        path: one.is_own for (kind, path), one in log.accesses.items() if kind == "connect"
+    }
     own = {address for address, is_own in addresses.items() if is_own}
     assert set(addresses) - own == {"127.0.0.2:4001", "127.0.0.3:4002", "::1:4003"}
     assert len(own) == 1
-    assert log.seen[("read", root + "sub")].is_folder
+    assert log.accesses[("read", root + "sub")].is_folder
 
 
 @needs_seccomp
 def test_it_lets_go_when_the_supervisor_is_away(tmp_path: Path) -> None:
     """A watched process whose watcher is gone does not hang; its calls fail."""
     code = (
-        "import os, sys\nfrom workbench.pipeline.checking.watch import seccomp\n"
-        "listener = seccomp.install(seccomp.machine())\nos.close(listener)\n"
+        "import os, sys\nfrom workbench.pipeline.checking import seccomp\n"
+        "listener = seccomp.install_filter(seccomp.current_architecture())\nos.close(listener)\n"
         "try:\n    os.open('x', os.O_RDONLY)\nexcept OSError as error:\n    os._exit(error.errno)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=20)
@@ -130,11 +132,11 @@ def test_watching_costs_little(tmp_path: Path) -> None:
     started = time.monotonic()
     log = watched(tmp_path, "timeit", "-n1", "-r1", "-s", "import os", code)
     assert time.monotonic() - started < 10
-    assert ("read", "/etc/hostname") in log.seen
+    assert ("read", "/etc/hostname") in log.accesses
 
 
 @needs_seccomp
 def test_onnx_runtime_tells_nobody_that_it_was_used(tmp_path: Path) -> None:
     """Left alone it writes a device id below the home folder and looks for its makers' server."""
     log = watched(tmp_path, "timeit", "-n1", "-r1", "import workbench, onnxruntime")
-    assert not [key for key in log.seen if key[0] == "connect" or "Microsoft" in key[1]]
+    assert not [key for key in log.accesses if key[0] == "connect" or "Microsoft" in key[1]]

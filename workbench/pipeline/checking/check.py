@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace
-from workbench.pipeline import contract, parameters
-from workbench.pipeline.checking import dynamic_checks, receipts, static_checks, trials
-from workbench.pipeline.checking import notebook as marimo_apps
+from workbench.pipeline import parameters
+from workbench.pipeline.checking import receipts, trials
+from workbench.pipeline.checking.dynamic_checks import run_dynamic_checks
 from workbench.pipeline.checking.findings import Finding, sort_findings
-from workbench.pipeline.checking.receipts import CheckOutcome, WatchCoverage
+from workbench.pipeline.checking.notebook import as_ipynb
+from workbench.pipeline.checking.receipts import CheckOutcome, Coverage
+from workbench.pipeline.checking.static_checks import run_static_checks
 from workbench.pipeline.checking.trials import CheckDisplay
+from workbench.pipeline.contract import read_contract
 from workbench.records.base import Ref
 
-Json = dict[str, Any]
+__all__ = ["CheckReport", "check_notebook"]
 
 _SECRET_NAME = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)")
 _MIN_SECRET_LENGTH = 8
@@ -30,19 +33,23 @@ _MIN_SECRET_LENGTH = 8
 
 @dataclass(frozen=True)
 class CheckReport:
-    """``receipt`` is there exactly when the notebook passed all of it.
+    """The result of a check.
 
     Attributes:
-        ran: Whether the notebook was executed at all.
-        checks: Each check that was made to how it ended.
-        schema: JSON schema of the parameters, None where they cannot be read.
+        ran: Whether the notebook was executed.
+        checks: Outcome of each check that passed, or did not apply.
+        watch: How much of its file and network access was observed.
+        receipt: The signed receipt; None unless every check passed.
+        outputs: Records that the notebook made on its fixture.
+        schema: JSON schema of the parameters, None when they cannot be read.
+        seconds: Run time on the fixture.
     """
 
     notebook: Path
     findings: tuple[Finding, ...]
     ran: bool = False
     checks: Mapping[str, CheckOutcome] = field(default_factory=dict)
-    watch: WatchCoverage | None = None
+    watch: Coverage | None = None
     receipt: Ref | None = None
     outputs: Mapping[str, Ref] = field(default_factory=dict)
     schema: Json | None = None
@@ -55,48 +62,58 @@ class CheckReport:
 
 
 def check_notebook(
-    place: Workspace, notebook: Path, tell: CheckDisplay, *, execute: bool = True
+    workspace: Workspace, notebook: Path, display: CheckDisplay, *, execute: bool = True
 ) -> CheckReport:
-    """Check ``notebook``, an .ipynb or a marimo app.
+    """Check a notebook, and leave a signed receipt when every check passes.
 
     Args:
-        execute: Run it on its fixture, too, when nothing was found that would make it fail.
+        notebook: An .ipynb or a marimo app.
+        display: Shows the progress.
+        execute: Also run the notebook on its fixture, unless a static check has failed.
 
     Raises:
-        ContractError: The file is no notebook.
-        WorkbenchError: The same notebook is being checked already.
+        ContractError: The file is not a notebook, or another process is checking it.
     """
-    readable = marimo_apps.as_ipynb(place, notebook)
-    known = known_secrets(readable)
-    found = static_checks.run_static_checks(readable, known)
-    schema = _parameter_schema(readable)
-    if not execute or any(finding.is_error for finding in found):
-        return CheckReport(notebook, tuple(found), schema=schema)
-    before = receipts.state_digest(place, notebook)
-    with _exclusive(place, notebook):
-        seen = dynamic_checks.run_dynamic_checks(place, notebook, readable, known, tell)
-    if receipts.state_digest(place, notebook) != before:
-        found.append(Finding("changed-meanwhile", "it changed while it was checked"))
-    findings = tuple(sort_findings([*found, *seen.findings]))
-    report = CheckReport(
-        notebook,
-        findings,
+    readable = as_ipynb(workspace, notebook)
+    known_secrets = _known_secrets(readable)
+    findings = run_static_checks(readable, known_secrets)
+    report = CheckReport(notebook, tuple(findings), schema=_parameter_schema(readable))
+    if not execute or not report.passed:
+        return report
+    before = receipts.state_digest(workspace, notebook)
+    with _exclusive(workspace, notebook):
+        result = run_dynamic_checks(workspace, notebook, readable, known_secrets, display)
+    findings += result.findings
+    if receipts.state_digest(workspace, notebook) != before:
+        findings.append(Finding("changed-meanwhile", "the notebook changed during the check"))
+    report = replace(
+        report,
+        findings=tuple(sort_findings(findings)),
         ran=True,
-        checks=seen.checks,
-        watch=seen.watch,
-        outputs=seen.outputs,
-        schema=schema,
-        seconds=seen.seconds,
-        peak_memory_mib=seen.peak_memory_mib,
+        checks=result.checks,
+        watch=result.watch,
+        outputs=result.outputs,
+        seconds=result.seconds,
+        peak_memory_mib=result.peak_memory_mib,
     )
-    return _with_receipt(place, report) if report.passed else report
+    if not report.passed:
+        return report
+    receipt = receipts.issue_receipt(
+        workspace,
+        notebook,
+        checks=result.checks,
+        watch=result.watch,
+        warnings=tuple(finding.as_json() for finding in report.findings),
+        outputs=result.outputs,
+    )
+    return replace(report, receipt=receipt)
 
 
-def known_secrets(notebook: Path) -> dict[str, str]:
-    """Values of environment variables that the contract, or their names, call secret."""
+def _known_secrets(notebook: Path) -> dict[str, str]:
+    """Values of environment variables that are secret by the contract or by their name."""
     declared: tuple[str, ...] = ()
-    with contextlib.suppress(WorkbenchError):  # the static check says why
-        declared = contract.read_contract(notebook).declaration.secrets
+    with contextlib.suppress(WorkbenchError):  # the static checks report it
+        declared = read_contract(notebook).declaration.secrets
     return {
         name: value
         for name, value in os.environ.items()
@@ -104,47 +121,28 @@ def known_secrets(notebook: Path) -> dict[str, str]:
     }
 
 
-def _with_receipt(place: Workspace, report: CheckReport) -> CheckReport:
-    assert report.watch is not None  # noqa: S101 - it ran
-    ref = receipts.issue_receipt(
-        place,
-        report.notebook,
-        checks=report.checks,
-        watch=report.watch,
-        warnings=tuple(finding.as_json() for finding in report.findings),
-        outputs=report.outputs,
-    )
-    return CheckReport(**{**vars(report), "receipt": ref})
-
-
-def _parameter_schema(readable: Path) -> Json | None:
+def _parameter_schema(notebook: Path) -> Json | None:
     try:
-        return parameters.parameters_json_schema(contract.read_contract(readable).parameters)
+        return parameters.parameters_json_schema(read_contract(notebook).parameters)
     except WorkbenchError:
         return None
 
 
-def _exclusive(place: Workspace, notebook: Path) -> _NotebookLock:
-    return _NotebookLock(place.root / trials.CHECKS_FOLDER / f"{notebook.stem}.lock", notebook)
-
-
-class _NotebookLock:
-    """Holds a notebook's trials; the lock goes with the process, however that ends."""
-
-    def __init__(self, path: Path, notebook: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path, timeout=0)
-        self._notebook = notebook
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise ContractError(
-                "this notebook is being checked already",
-                where=self._notebook,
-                hint="Wait for that check to end",
-            ) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+@contextlib.contextmanager
+def _exclusive(workspace: Workspace, notebook: Path) -> Iterator[None]:
+    """Hold the notebook's lock; the operating system releases it when the process ends."""
+    path = workspace.root / trials.CHECKS_FOLDER / f"{notebook.stem}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ContractError(
+            "another process is checking this notebook",
+            where=notebook,
+            hint="Wait until that check has ended",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

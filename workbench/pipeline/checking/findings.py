@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from workbench.core.types import Json
+
+__all__ = ["RULES", "Finding"]
 
 Severity = Literal["error", "warning"]
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """``why`` it matters and how to ``mend`` it; ``fixable`` when `mending` can do that."""
+    """One rule.
+
+    Attributes:
+        why: Why it matters in production.
+        remedy: How to fix it.
+        fixable: Whether `workbench check --fix` fixes it.
+    """
 
     severity: Severity
     why: str
-    mend: str
+    remedy: str
     fixable: bool = False
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. ``cell`` counts code cells from 1, as prompts do; ``line`` within it."""
+    """One violation of a rule.
+
+    Attributes:
+        rule: A key of `RULES`.
+        message: What is wrong, without the location.
+        cell: Number of the code cell, counted from 1 as prompts do; None for the whole notebook.
+        line: Line within the cell, counted from 1.
+    """
 
     rule: str
     message: str
@@ -38,217 +55,220 @@ class Finding:
         return self.severity == "error"
 
     def as_json(self) -> Json:
+        """The finding and its rule, as `workbench check --json` prints them."""
         rule = RULES[self.rule]
         return {
             **asdict(self),
             "severity": rule.severity,
             "why": rule.why,
-            "mend": rule.mend,
+            "mend": rule.remedy,
             "fixable": rule.fixable,
         }
 
 
-def sort_findings(findings: list[Finding]) -> list[Finding]:
-    """By cell and line, what concerns the whole notebook first; each said once."""
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings without duplicates, by cell and line; those on the whole notebook come first."""
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda f: (f.cell or 0, f.line or 0, not f.is_error, f.rule))
 
 
-def _error(why: str, mend: str, *, fixable: bool = False) -> Rule:
-    return Rule("error", why, mend, fixable)
+def _error(why: str, remedy: str, *, fixable: bool = False) -> Rule:
+    return Rule("error", why, remedy, fixable)
 
 
-def _warning(why: str, mend: str, *, fixable: bool = False) -> Rule:
-    return Rule("warning", why, mend, fixable)
+def _warning(why: str, remedy: str, *, fixable: bool = False) -> Rule:
+    return Rule("warning", why, remedy, fixable)
 
 
 RULES: dict[str, Rule] = {
-    # Form
+    # Notebook file
     "notebook-form": _error(
-        "Older forms have no cell ids, and tools disagree about broken ones.",
+        "Formats before 4.5 have no cell ids, and tools read damaged files differently.",
         "Save it in a current JupyterLab, or use --fix",
         fixable=True,
     ),
     "cell-id": _error(
-        "Findings, comments and diffs point at cells by id.",
-        "Use --fix: it gives new ids",
+        "Findings, comments and diffs refer to cells by id.",
+        "Use --fix to assign new ids",
         fixable=True,
     ),
     "kernelspec": _error(
-        "The name of somebody's own environment exists on no other machine.",
-        "Use --fix: it names the neutral python3",
+        "The name of a personal environment exists on no other machine.",
+        "Use --fix to set the neutral python3 kernel",
         fixable=True,
     ),
     "outputs-committed": _error(
         "Outputs carry data, paths and secrets into the repository and hide changes in diffs.",
-        "Use --fix: it clears them. The runner keeps every executed notebook",
+        "Use --fix to clear them. The runner keeps every executed notebook",
         fixable=True,
     ),
     "ran-out-of-order": _warning(
-        "It was last run in another order than production will run it.",
+        "The last execution order differs from the order in production.",
         "Restart the kernel and run all cells",
         fixable=True,
     ),
-    "not-python": _error("The cell cannot run.", "Mend the syntax"),
+    "not-python": _error("The cell cannot run.", "Fix the syntax"),
     # Parameters and contract
     "parameters-cell": _error(
-        "Parameters are typed from this cell; without it nothing can be set or refused.",
-        "One cell tagged `parameters` with annotated literals, like `epochs: int = 12`",
+        "Parameter types are read from this cell; without it no value can be set or rejected.",
+        "Tag one cell `parameters`, with annotated literals such as `epochs: int = 12`",
         fixable=True,
     ),
     "parameter-reassigned": _error(
-        "The value that was asked for, and recorded, is not the one that is used.",
-        "Give the new value a name of its own",
+        "The value in use differs from the value that was requested and recorded.",
+        "Use another name for the new value",
     ),
     "parameter-unused": _error(
-        "Whoever sets it believes that it does something.", "Use it, or take it out"
+        "Setting the parameter has no effect.", "Use the parameter, or remove it"
     ),
     "contract": _error(
-        "The pipeline joins notebooks by their contracts.",
-        "Write it in the notebook's metadata under `workbench`; --fix writes a skeleton",
+        "Pipelines connect notebooks through their contracts.",
+        "Write it in the notebook's metadata under `workbench`; --fix writes a template",
         fixable=True,
     ),
     "no-step": _error(
-        "Without it the notebook gets no inputs and hands nothing over.",
-        "`step = workbench.step()` in a cell after the parameters",
+        "Without a step the notebook has no inputs and no outputs.",
+        "Add `step = workbench.step()` to a cell after the parameters",
     ),
     "undeclared-input": _error(
-        "An input that is not declared cannot be joined and does not count in the step's key.",
-        "Declare it in the metadata under workbench.inputs with its kind",
+        "An undeclared input cannot be connected and is not part of the step's key.",
+        "Declare it with its kind in the metadata under workbench.inputs",
     ),
     "unused-input": _error(
-        "The step waits for it, and runs again when it changes, for nothing.",
-        "Use it, or take it out of workbench.inputs",
+        "The step waits for the input, and reruns when it changes, without using it.",
+        "Use the input, or remove it from workbench.inputs",
     ),
     "undeclared-output": _error(
-        "The runner refuses it at the end of a long run.",
-        "Declare it in the metadata under workbench.outputs with its kind",
+        "The runner rejects it at the end of the run.",
+        "Declare it with its kind in the metadata under workbench.outputs",
     ),
     "missing-output": _error(
-        "Steps below wait for it.", "Call step.output(name, ref), or take it out of the contract"
+        "Downstream steps need it.",
+        "Call step.output(name, ref), or remove it from the contract",
     ),
     "undeclared-secret": _error(
-        "step.secret refuses what is not declared.", "Declare its name under workbench.secrets"
+        "step.secret rejects undeclared names.", "Declare its name under workbench.secrets"
     ),
     "unused-secret": _warning(
-        "A secret is given to more processes than need it.", "Take it out of workbench.secrets"
+        "The secret is exposed to a process that does not need it.",
+        "Remove it from workbench.secrets",
     ),
     "no-outputs": _warning(
-        "A step that makes nothing cannot be cached, joined or compared.",
-        "Hand over a record with step.output",
+        "A step without outputs cannot be cached, connected or compared.",
+        "Save a record with step.output",
     ),
-    "no-owner": _warning(
-        "Somebody has to be asked when it fails at night.", "Name one: workbench.owner"
-    ),
+    "no-owner": _warning("The engineer on call needs to know whom to ask.", "Set workbench.owner"),
     "fixture": _error(
-        "The check runs the notebook on it.",
-        "Mend workbench.fixture: parameters, other, inputs, pipeline",
+        "The check runs the notebook on its fixture.",
+        "Fix workbench.fixture: parameters, other, inputs, pipeline",
     ),
     "no-other-fixture": _warning(
-        "Whether parameters shape what comes out was not tried.",
-        "Give workbench.fixture.other a second set of values",
+        "It was not tested that parameters change the outputs.",
+        "Set a second set of values in workbench.fixture.other",
     ),
     # Names
     "undefined-name": _error(
-        "The cell fails in a fresh kernel: the name lives in yours only.",
-        "Define it in a cell above, or import it",
+        "The cell fails in a fresh kernel: the name exists only in your session.",
+        "Define it in an earlier cell, or import it",
     ),
     "out-of-order": _error(
-        "It works only when a later cell was run before: hidden state of your kernel.",
-        "Move the definition above its first use",
+        "The cell works only after a later cell has run: hidden state of your kernel.",
+        "Move the definition before its first use",
     ),
     "star-import": _warning(
-        "What it brings in cannot be told, so other names cannot be checked.",
-        "Import the names that are used",
+        "The imported names are unknown, so other names cannot be checked.",
+        "Import names explicitly",
     ),
     # Code
-    "asks-a-person": _error("In production nobody answers.", "Make it a parameter"),
+    "asks-a-person": _error("Production runs are unattended.", "Make it a parameter"),
     "installs-packages": _error(
-        "The environment is the lock; what is installed on the way is not recorded.",
-        "Add it to the project's dependencies and lock again (`make lock`)",
+        "The lock defines the environment; packages installed by a cell are not recorded.",
+        "Add it to the project's dependencies and update the lock (`make lock`)",
     ),
     "shell-command": _warning(
-        "A shell's errors are no errors of the notebook, and commands differ by machine.",
+        "A failing shell command does not fail the notebook, and commands differ by machine.",
         "Call a function of the package, or subprocess.run(..., check=True)",
     ),
     "magic": _warning(
-        "It acts on the interactive session, or runs code that no check can read.", "Take it out"
+        "It changes the interactive session, or runs code that no check can read.", "Remove it"
     ),
     "absolute-path": _error(
-        "It exists on one machine only, and what lies there is in no record.",
-        "A parameter declared under workbench.paths, or step.path(...) below the project",
+        "The path exists on one machine only, and its content is not recorded.",
+        "Use a parameter declared under workbench.paths, or step.path(...) within the project",
         fixable=True,
     ),
     "secret": _error(
-        "Whoever can read the repository can use it.",
+        "Everybody with access to the repository can use it.",
         "Revoke it, declare its name under workbench.secrets and use step.secret(name)",
     ),
     "sdk-import": _error(
-        "Each big SDK is met in one place; elsewhere nothing guards its faults and its state.",
+        "Each large SDK has one adapter, which handles its errors and its state.",
         "Use the workbench module that wraps it",
     ),
     "own-workspace": _error(
-        "What it finds there is no input: neither key nor lineage knows of it.",
-        "step.workspace and step.store, and an input for each record that it starts from",
+        "Records read this way are no inputs: they are missing from the key and the lineage.",
+        "Use step.workspace and step.store, and declare an input for each record it reads",
     ),
     "starts-servers": _error(
-        "In production the runner starts what the contract names, and knows where it is.",
-        "Name them under workbench.services",
+        "In production the runner starts the services that the contract declares.",
+        "Declare them under workbench.services",
     ),
     "long-definition": _warning(
-        "Nobody can import or test it here, and its changes drown in the notebook.",
+        "Code in a notebook cannot be imported or tested, and its diffs are hard to review.",
         "Move it into the package",
     ),
-    # On the fixture
-    "failed": _error("It does not run on its own fixture.", "Mend the cell that is named"),
+    # Fixture runs
+    "failed": _error("The notebook fails on its own fixture.", "Fix the failing cell"),
     "changed-meanwhile": _error(
-        "What was run is not what is there now: the notebook, a module, the lock or a package.",
-        "Check it again",
+        "The notebook, a module, the lock or a package changed while the check ran.",
+        "Run the check again",
     ),
     "fixture-unready": _error(
-        "The inputs of the check could not be made.", "Mend the pipeline run that is named"
+        "The fixture's inputs could not be created.", "Fix the failing pipeline run"
     ),
     "cell-not-executed": _error(
-        "A cell that did not run proves nothing.", "Let every cell run on the fixture"
+        "A cell that did not run was not tested.", "Make the fixture execute every cell"
     ),
     "over-budget": _error(
-        "It will be ended in production when it goes over.",
-        "Raise it in workbench.core.processes, or use less",
+        "Production stops a step that exceeds its resources.",
+        "Raise the limit in workbench.resources, or use less",
     ),
     "near-budget": _warning(
-        "A little more data, or a slower machine, and it is ended.",
-        "Raise it in workbench.core.processes, or use less",
+        "Slightly more data or a slower machine would exceed the limit.",
+        "Raise the limit in workbench.resources, or use less",
     ),
-    "output-invalid": _error("Steps below cannot read it.", "Write it through its stage's `save`"),
-    "output-empty": _error("Steps below have nothing to work on.", "Make the fixture larger"),
+    "output-invalid": _error(
+        "Downstream steps cannot read it.", "Save it with the `save` function of its stage"
+    ),
+    "output-empty": _error("Downstream steps have no data.", "Use a larger fixture"),
     "not-repeatable": _error(
-        "The same work has two results, so neither cache nor audit can be trusted.",
-        "Seed everything random, fix the order of sets and threads, leave times out of records",
+        "Equal runs have different results, so neither cache nor audit can be trusted.",
+        "Set all seeds, sort sets, fix the number of threads, keep times out of records",
     ),
     "parameters-ignored": _error(
-        "A parameter that changes nothing misleads.",
-        "Use the parameters, or choose a set in workbench.fixture.other that matters",
+        "The parameters do not change any output.",
+        "Use the parameters, or set values in workbench.fixture.other that change an output",
     ),
     "accepts-anything": _warning(
-        "A wrong value is met in the middle of the work, not before.", "Give it a narrower type"
+        "An invalid value fails in the middle of the run, not before it.", "Use a narrower type"
     ),
     "undeclared-read": _error(
-        "It shapes what comes out, and neither key nor lineage knows of it.",
-        "A path parameter under workbench.paths, or workbench.access.reads",
+        "It affects the outputs, and is missing from the key and the lineage.",
+        "Declare a path parameter under workbench.paths, or the path under workbench.access.reads",
     ),
     "undeclared-write": _error(
-        "It outlives the step, and two runs meet there.",
+        "The file outlives the step, and concurrent runs share it.",
         "Use step.folder or step.cache, or declare it under workbench.access.writes",
     ),
     "undeclared-network": _error(
-        "What it answers is in no record, and production may have no way there.",
+        "The response is not recorded, and production may have no network access.",
         "Declare the service under workbench.services, or the host under workbench.access.network",
     ),
     "watch-incomplete": _warning(
-        "Reads and writes of libraries outside Python were not seen.",
-        "Check again on Linux 5.5 or newer, where seccomp is allowed",
+        "File access of native libraries was not observed.",
+        "Run the check on Linux 5.5 or newer, with seccomp allowed",
     ),
     "secret-in-output": _error(
-        "The executed notebook is kept and shown.", "Never print a secret, nor what carries one"
+        "Executed notebooks are stored and shared.", "Do not print secrets or objects with secrets"
     ),
 }

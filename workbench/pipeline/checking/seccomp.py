@@ -1,4 +1,12 @@
-"""Linux seccomp user notification through ctypes (seccomp(2), Linux 5.5 or newer)."""
+"""Linux seccomp user notification through ctypes (seccomp(2), Linux 5.5 or newer).
+
+A process installs a filter that reports some system calls to a listener before they are made. The
+listener, in another process, reads the arguments from ``/proc/PID/mem`` and lets the call continue.
+
+As a program, ``python -m workbench.pipeline.checking.seccomp SOCKET MODULE ARGUMENT…`` installs the
+filter, sends the listener through the socket and becomes ``python -m MODULE``. Where no filter can
+be installed the module runs unobserved, and the receiver finds the socket empty.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +14,16 @@ import ctypes
 import fcntl
 import os
 import platform
+import socket
 import struct
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
+
+from workbench.core.processes import die_with_parent
+
+__all__: list[str] = []
 
 _SET_MODE_FILTER, _GET_NOTIF_SIZES = 1, 3
 _NEW_LISTENER = 1 << 3
@@ -20,12 +36,13 @@ _RECEIVE, _SEND, _STILL_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _CONTINUE = 1
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, then struct seccomp_data
 _RESPONSE = struct.Struct("=QqiI")
-_LONGEST_PATH = 4096
+_MAX_PATH_BYTES = 4096
+_PROBE = "probe"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Numbers of one architecture: of itself, of seccomp(2), and of the calls to watch."""
+    """Numbers of one architecture: its audit id, seccomp(2), and the calls to report."""
 
     audit: int
     seccomp: int
@@ -94,58 +111,58 @@ class SystemCall:
 
 
 def current_architecture() -> Architecture | None:
-    """This machine's numbers, None where user notification cannot be had."""
-    found = _ARCHITECTURES.get(platform.machine()) if platform.system() == "Linux" else None
-    if found is None:
+    """This machine's numbers, None where user notification is not available."""
+    known = _ARCHITECTURES.get(platform.machine()) if platform.system() == "Linux" else None
+    if known is None:
         return None
     sizes = (ctypes.c_uint16 * 3)()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(found.seccomp, _GET_NOTIF_SIZES, 0, sizes) != 0:
+    if libc.syscall(known.seccomp, _GET_NOTIF_SIZES, 0, sizes) != 0:
         return None
-    return found if list(sizes)[:2] == [_NOTIFICATION.size, _RESPONSE.size] else None
+    return known if list(sizes)[:2] == [_NOTIFICATION.size, _RESPONSE.size] else None
 
 
-def install_filter(here: Architecture) -> int:
-    """Watch this thread and every process it starts from now on; returns the listener.
+def install_filter(architecture: Architecture) -> int:
+    """Report calls of this thread, and of every process it starts, to the returned listener.
 
-    From the next watched call on, this thread stands still until somebody answers the listener.
+    From the next reported call on, the thread waits until the listener answers.
 
     Raises:
-        OSError: The kernel, or a filter that is there already, does not allow it.
+        OSError: The kernel or an existing filter does not allow it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
-    code = _filter_program(here)
+    code = _filter_program(architecture)
     buffer = ctypes.create_string_buffer(b"".join(code))
     program = struct.pack("=HxxxxxxQ", len(code), ctypes.addressof(buffer))
-    listener = libc.syscall(here.seccomp, _SET_MODE_FILTER, _NEW_LISTENER, program)
+    listener = libc.syscall(architecture.seccomp, _SET_MODE_FILTER, _NEW_LISTENER, program)
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp(SECCOMP_SET_MODE_FILTER)")
     return int(listener)
 
 
-def receive_call(listener: int, here: Architecture) -> SystemCall | None:
-    """The next call that waits for an answer; None when its thread has gone meanwhile."""
+def receive_call(listener: int, architecture: Architecture) -> SystemCall | None:
+    """The next call that waits for an answer; None when its thread has ended meanwhile."""
     buffer = bytearray(_NOTIFICATION.size)
     try:
         fcntl.ioctl(listener, _RECEIVE, buffer, True)
     except OSError:
         return None
     number, pid, _flags, nr, _arch, _ip, *arguments = _NOTIFICATION.unpack(buffer)
-    return SystemCall(number, pid, here.calls[nr], tuple(arguments))
+    return SystemCall(number, pid, architecture.calls[nr], tuple(arguments))
 
 
 def continue_call(listener: int, call: SystemCall) -> None:
-    """Answer: make the call as if nobody had watched."""
+    """Let the thread make its call."""
     try:
         fcntl.ioctl(listener, _SEND, bytearray(_RESPONSE.pack(call.id, 0, 0, _CONTINUE)), True)
     except OSError:
-        return  # a signal or death took the thread away
+        return  # the thread was interrupted or has ended
 
 
 def is_call_pending(listener: int, call: SystemCall) -> bool:
-    """Whether the thread still waits, so that what was read of it was really its own."""
+    """Whether the thread still waits, so that the memory just read was its own."""
     try:
         fcntl.ioctl(listener, _STILL_VALID, bytearray(struct.pack("=Q", call.id)), True)
     except OSError:
@@ -154,7 +171,7 @@ def is_call_pending(listener: int, call: SystemCall) -> bool:
 
 
 def read_memory(pid: int, address: int, size: int) -> bytes:
-    """Up to ``size`` bytes of another process; fewer where its memory ends."""
+    """Up to ``size`` bytes of another process; fewer at the end of its memory."""
     try:
         handle = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -168,24 +185,24 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
 
 
 def read_path(pid: int, address: int) -> str:
-    """A path at ``address`` in another process."""
-    data = read_memory(pid, address, _LONGEST_PATH) if address else b""
+    """The path at ``address`` in another process."""
+    data = read_memory(pid, address, _MAX_PATH_BYTES) if address else b""
     return os.fsdecode(data.partition(b"\0")[0])
 
 
-def _filter_program(here: Architecture) -> list[bytes]:
-    """Ask about the calls of ``here``; about sendto only when it names an address."""
-    sendto = next(number for number, name in here.calls.items() if name == "sendto")
-    asked = [number for number in here.calls if number != sendto]
-    tail = 7  # instructions after the list: five for sendto, allow, ask
+def _filter_program(architecture: Architecture) -> list[bytes]:
+    """Report the architecture's calls; sendto only when it names an address."""
+    sendto = next(number for number, name in architecture.calls.items() if name == "sendto")
+    reported = [number for number in architecture.calls if number != sendto]
+    tail = 7  # instructions after the list: five for sendto, allow, report
     jumps = [
-        _instruction(_JUMP_IF_EQUAL, number, len(asked) - place - 1 + tail - 1, 0)
-        for place, number in enumerate(asked)
+        _instruction(_JUMP_IF_EQUAL, number, len(reported) - position - 1 + tail - 1, 0)
+        for position, number in enumerate(reported)
     ]
     address = _AT_ARGUMENT + 8 * 4
     return [
         _instruction(_LOAD, _AT_ARCHITECTURE),
-        _instruction(_JUMP_IF_EQUAL, here.audit, 1, 0),
+        _instruction(_JUMP_IF_EQUAL, architecture.audit, 1, 0),
         _instruction(_RETURN, _RET_ALLOW),
         _instruction(_LOAD, _AT_NUMBER),
         *jumps,
@@ -201,3 +218,58 @@ def _filter_program(here: Architecture) -> list[bytes]:
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def can_watch() -> bool:
+    """Whether a filter can be installed here; tried in a separate process."""
+    command = [sys.executable, "-m", __name__, _PROBE]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _main(handle: int, command: list[str]) -> None:
+    die_with_parent()
+    _install_and_send(socket.socket(fileno=handle))
+    os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606
+
+
+def _install_and_send(channel: socket.socket) -> None:
+    import array  # noqa: F401 - send_fds imports it, too late for a thread that is watched
+
+    architecture = current_architecture()
+    listeners: list[int] = []
+    installed = threading.Event()
+
+    def send() -> None:
+        # From a thread that the filter does not bind: nobody could let its sendmsg continue.
+        installed.wait()
+        socket.send_fds(channel, [b"listener"], listeners)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        if architecture is not None:
+            listeners.append(install_filter(architecture))
+    except OSError as error:
+        print(f"not watched: {error}", file=sys.stderr)
+    finally:
+        installed.set()
+        sender.join()
+    for listener in listeners:
+        os.close(listener)
+    channel.close()
+
+
+def _probe() -> None:
+    architecture = current_architecture()
+    try:
+        if architecture is not None:
+            install_filter(architecture)
+            os._exit(0)
+    finally:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == _PROBE:
+        _probe()
+    _main(int(sys.argv[1]), sys.argv[2:])

@@ -72,7 +72,7 @@ def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
         ("x = (1", "not-python", "never closed"),
         ("n = 4", "parameter-reassigned", "`n`"),
         ("for n in (1, 2): pass", "parameter-reassigned", "`n`"),
-        ("y = undefined_thing", "undefined-name", "nowhere"),
+        ("y = undefined_thing", "undefined-name", "not defined"),
         ("a = step.input('dataset')", "undeclared-input", "'dataset'"),
         ("step.output('model', 'x')", "undeclared-output", "'model'"),
         ("s = step.secret('TOKEN')", "undeclared-secret", "'TOKEN'"),
@@ -90,7 +90,7 @@ def test_each_fault_is_found_in_its_cell(tmp_path: Path, cell: str, rule: str, w
     assert [(name, at) for name, at, _ in findings] == [(rule, 3)], findings
     assert words in findings[0][2]
     assert RULES[rule].why
-    assert RULES[rule].mend
+    assert RULES[rule].remedy
 
 
 @pytest.mark.parametrize(

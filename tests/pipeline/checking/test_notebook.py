@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.checking.test_dynamic import Quiet
+from tests.pipeline.checking.test_dynamic_checks import Quiet
 from workbench.core.errors import ContractError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import contract
@@ -105,7 +105,7 @@ def test_what_is_no_marimo_notebook_is_refused(workspace: Workspace, app: Path) 
     with pytest.raises(ContractError, match="cannot export"):
         notebook.as_ipynb(workspace, app)
     app.write_text(APP.replace('kind = "selection"', "kind = "))
-    with pytest.raises(ContractError, match="not TOML"):
+    with pytest.raises(ContractError, match="invalid TOML"):
         notebook.as_ipynb(workspace, app)
     with pytest.raises(ContractError, match="no such notebook"):
         notebook.as_ipynb(workspace, app.with_name("none.py"))

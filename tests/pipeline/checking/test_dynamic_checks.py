@@ -11,7 +11,7 @@ from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book,
 from workbench.core.errors import ContractError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import contract as contracts
-from workbench.pipeline.checking import check, dynamic_checks, receipts, watch
+from workbench.pipeline.checking import check, dynamic_checks, receipts, seccomp, watch
 from workbench.pipeline.checking.check import CheckReport
 from workbench.pipeline.checking.findings import Finding
 
@@ -176,16 +176,16 @@ def test_static_errors_stop_it_before_a_kernel_starts(workspace: Workspace, note
 def test_a_parameter_of_any_type_is_said_to_take_anything(notebook: Path) -> None:
     cell = ("n: int = 1\nextra: Any = 3\nword: Literal['a'] = 'a'", ["parameters"])
     path = book(notebook, "from typing import Any, Literal", cell, STEP, "print(extra)", OUT)
-    found = list(dynamic_checks.check_bad_values(contracts.read_contract(path)))
+    found = list(dynamic_checks._check_bad_values(contracts.read_contract(path)))
     assert [(one.rule, one.message) for one in found] == [
-        ("accepts-anything", "parameter `extra` takes any value")
+        ("accepts-anything", "parameter `extra` accepts any value")
     ]
 
 
 def test_where_the_kernel_cannot_watch_python_does_and_says_so(
     workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "can_watch", lambda: False)
+    monkeypatch.setattr(seccomp, "can_watch", lambda: False)
     monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))
     secret = tmp_path / "x.txt"
     secret.write_text("x")
@@ -249,6 +249,6 @@ def test_two_checks_of_one_notebook_do_not_meet(workspace: Workspace, notebook: 
     good(notebook)
     with (
         check._exclusive(workspace, notebook),
-        pytest.raises(ContractError, match="checked already"),
+        pytest.raises(ContractError, match="another process is checking"),
     ):
         run(workspace, notebook)
