@@ -16,8 +16,8 @@ CONTRACT: dict[str, Any] = {
     "owner": "ana",
 }
 OUT = (
-    "from workbench.records.types import Choice, Selection\n"
-    "chosen = (Choice(frame='0' * 64, rank=1, score=float(n)),)\n"
+    "from workbench.records.types import SelectedFrame, Selection\n"
+    "chosen = (SelectedFrame(frame='0' * 64, rank=1, score=float(n)),)\n"
     "record = Selection(dataset='dataset/' + '0' * 64, budget=n, seed=0, method='trial',"
     " chosen=chosen)\n"
     "step.output('selection', step.store.put(record))"

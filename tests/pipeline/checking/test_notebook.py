@@ -21,7 +21,7 @@ APP = """# /// script
 # owner = "ana"
 # [tool.workbench.outputs.selection]
 # kind = "selection"
-# [tool.workbench.core.processes]
+# [tool.workbench.resources]
 # timeout_s = 60
 # [tool.workbench.fixture.other]
 # n = 2
@@ -33,12 +33,12 @@ app = marimo.App()
 
 with app.setup:
     import workbench
-    from workbench.records.types import Choice, Selection
+    from workbench.records.types import SelectedFrame, Selection
 
 
 @app.cell
 def hand_over(n, step):
-    chosen = (Choice(frame="0" * 64, rank=1, score=float(n)),)
+    chosen = (SelectedFrame(frame="0" * 64, rank=1, score=float(n)),)
     made = Selection(dataset="dataset/" + "0" * 64, budget=n, seed=0, method="m", chosen=chosen)
     step.output("selection", step.store.put(made))
     return

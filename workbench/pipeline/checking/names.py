@@ -5,7 +5,7 @@ granted that functions are called after the whole notebook has run, so calls tha
 in the function's body is bound are found here.
 """
 
-# ruff: noqa: N802 - the methods' names are those that ast.NodeVisitor calls
+# ruff: noqa: N815 - the methods' names are those that ast.NodeVisitor calls
 from __future__ import annotations
 
 import ast
@@ -123,7 +123,7 @@ def _first_of_each(findings: Sequence[tuple[str, Finding]]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Function:
-    """A function or class of the notebook, and the names that calling it takes from the notebook."""
+    """A function or class of the notebook, and the global names that a call of it needs."""
 
     cell: Cell
     needs: frozenset[str]

@@ -146,9 +146,7 @@ def fresh_receipt(workspace: Workspace, notebook: Path) -> tuple[Ref, CheckRecei
         changes = changes or differences
     if not changes:
         raise VerificationError("the notebook has no receipt", where=notebook, hint=hint)
-    raise VerificationError(
-        f"the receipt is void: {'; '.join(changes)}", where=notebook, hint=hint
-    )
+    raise VerificationError(f"the receipt is void: {'; '.join(changes)}", where=notebook, hint=hint)
 
 
 def _changes_since(store: Store, receipt: CheckReceipt, state: _State) -> list[str]:

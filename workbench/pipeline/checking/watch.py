@@ -413,11 +413,11 @@ class AccessPolicy:
             return True  # listed on the way to a declared path
         elif _is_below(path, real, readable) or _created_by_step(path, log):
             return True
-        if _CACHE_FILE.search(path) and _is_below(path, real, self.reads):
-            return True  # byte code beside what may be read
-        if not _is_below(path, real, temporary_folders()):
-            return False
-        return _created_by_step(path, log) or bool(_TOOL_TEMPORARY.search(path))
+        is_cache = _CACHE_FILE.search(path) and _is_below(path, real, self.reads)
+        is_temporary = _is_below(path, real, temporary_folders()) and (
+            _created_by_step(path, log) or _TOOL_TEMPORARY.search(path)
+        )
+        return bool(is_cache or is_temporary)
 
 
 def _may_connect(access: Access, addresses: frozenset[str]) -> bool:
