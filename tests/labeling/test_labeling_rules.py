@@ -80,7 +80,7 @@ def test_rules_are_read_from_yaml(tmp_path: Path) -> None:
 
 
 def test_an_unknown_slice_is_an_error() -> None:
-    with pytest.raises(ParameterError, match="no slice named 'light=nigth'") as error:
+    with pytest.raises(ParameterError, match="unknown slice 'light=nigth'") as error:
         LabelingRule("light=nigth", labelers=2)
     assert "light=night" in str(error.value.hint)
     assert LabelingRule("event=cut_in").slice == "event=cut_in"

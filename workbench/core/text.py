@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
 
@@ -26,3 +27,14 @@ def html_table(
         for line in lines
     )
     return f"<div><b>{html.escape(title)}</b><table><tr>{head}</tr>{body}</table></div>"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names what was probably meant, else everything that is known.
+
+    ``night`` is taken for ``light=night``.
+    """
+    names = list(known)
+    near = [name for name in names if name.partition("=")[2] == word]
+    near += difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names) or 'none'}"

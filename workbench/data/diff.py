@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.data.slices import frame_conditions
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label
@@ -172,8 +173,7 @@ def _count_changes(
     events += [("changed", change.new) for change in changed]
     for event, label in events:
         by_class.setdefault(label.cls, Counter())[event] += 1
-        conditions = frames[label.frame].conditions
-        for name in (f"light={conditions.light.value}", f"weather={conditions.weather.value}"):
+        for name in frame_conditions(frames[label.frame]):
             by_slice.setdefault(name, Counter())[event] += 1
     return _as_plain_counts(by_class), _as_plain_counts(by_slice)
 

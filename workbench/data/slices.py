@@ -1,5 +1,10 @@
-"""Named predicates over frames and labels: the only definition of a slice.
+"""Conditions and slices: named predicates over frames and labels, defined here only.
 
+A **condition** is one fact of a frame, written ``KEY=VALUE``: ``light=night``, ``weather=rain``,
+``construction=yes``, ``event=cut_in``, ``role=val``, ``drive=ID`` or one of the frame's own
+attributes. What the source does not tell (``unknown``) meets no condition.
+
+A **slice** is a part of an evaluation set: a predicate over frames times a predicate over labels.
 Frames outside a slice are left out whole. Labels outside it, on frames inside, become ignored
 truth in COCO's sense: finding them is neither right nor wrong. A prediction that matches nothing
 cannot be said to belong to a slice of labels, so it counts against every such slice on its frame
@@ -9,12 +14,34 @@ of classes). In a slice of labels, read recall first.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from workbench.core.errors import ParameterError
-from workbench.records.frames import Frame, Label, LabelSchema, Light, Weather
+from workbench.core.text import did_you_mean
+from workbench.records.frames import (
+    CONDITION_VALUES,
+    UNKNOWN,
+    Frame,
+    Label,
+    LabelSchema,
+    Light,
+    Weather,
+    condition_values,
+)
+
+__all__ = [
+    "CONDITION_SYNTAX",
+    "STANDARD_SLICES",
+    "Slice",
+    "check_slice_name",
+    "describe_conditions",
+    "frame_conditions",
+    "frame_slices",
+    "light_and_weather",
+    "parse_conditions",
+    "slices_named",
+]
 
 ALL_AREAS = (0.0, 1e5**2)
 """Square pixels; COCO's own "all" range."""
@@ -25,10 +52,114 @@ SMALL_AREA, MEDIUM_AREA = 32.0**2, 96.0**2
 MIN_OCCLUSION = 0.4
 """From this hidden fraction on a label counts as occluded."""
 
+VULNERABLE = "vru"
+"""Name of the slice of vulnerable road users."""
+
+_ALL = "all"
+_KEYS = ("light", "weather", "construction", "event")
+_KEYS_WITH_ROLE = ("light", "weather", "construction", "role", "event")
+
+
+def frame_conditions(frame: Frame, keys: Collection[str] = _KEYS) -> tuple[str, ...]:
+    """Names of the conditions that a frame meets.
+
+    Args:
+        keys: Which kinds of conditions, in the order of the result.
+
+    Returns:
+        Such as ``("light=night", "weather=rain", "construction", "event=cut_in")``.
+    """
+    names: list[str] = []
+    for key in keys:
+        values = condition_values(frame, key)
+        if key == "construction":
+            names += ["construction"] if "yes" in values else []
+        else:
+            names += [f"{key}={value}" for value in values if value != UNKNOWN]
+    return tuple(names)
+
+
+def frame_slices(frame: Frame, classes: Iterable[str], schema: LabelSchema) -> tuple[str, ...]:
+    """Names of the slices a frame is in: its conditions, its role, and ``vru``.
+
+    Args:
+        classes: Classes of the objects in the frame, as far as they are known.
+    """
+    names = frame_conditions(frame, _KEYS_WITH_ROLE)
+    return (*names, VULNERABLE) if set(classes) & set(schema.vulnerable) else names
+
+
+def check_slice_name(name: str, keys: Collection[str] = _KEYS_WITH_ROLE) -> None:
+    """Refuse a name that `frame_slices` never gives.
+
+    Args:
+        keys: Kinds of conditions that may be named; with ``event``, ``all``, ``vru`` and
+            ``construction`` may be, too.
+
+    Raises:
+        ParameterError: No frame can be in such a slice.
+    """
+    if "event" in keys and name.startswith("event="):
+        return
+    known = [_ALL, VULNERABLE, "construction"] if "event" in keys else []
+    for key in ("light", "weather", "role"):
+        if key in keys:
+            known += [f"{key}={value}" for value in CONDITION_VALUES[key] if value != UNKNOWN]
+    if name not in known:
+        raise ParameterError(f"unknown slice {name!r}", hint=did_you_mean(name, known))
+
+
+def describe_conditions(frame: Frame, unknown: str = UNKNOWN) -> str:
+    """Light, weather and road works in words, such as ``night, rain``.
+
+    Args:
+        unknown: The answer where the source tells none of them.
+    """
+    conditions = frame.conditions
+    words = [str(value) for value in (conditions.light, conditions.weather) if value != UNKNOWN]
+    words += ["road works"] if conditions.construction else []
+    return ", ".join(words) or unknown
+
+
+def light_and_weather(frame: Frame) -> str:
+    """The stratum by which frames are spread evenly, such as ``night/rain``."""
+    return f"{frame.conditions.light}/{frame.conditions.weather}"
+
+
+def parse_conditions(text: str, schema: LabelSchema) -> tuple[tuple[str, str], ...]:
+    """Read ``KEY=VALUE``, several of them joined by ``+``; ``class`` is a key, too.
+
+    Returns:
+        Pairs of key and value, in the order written.
+
+    Raises:
+        ParameterError: No condition, or a class, light or weather that does not exist.
+    """
+    conditions = []
+    for part in text.split("+"):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise ParameterError(
+                f"invalid condition {part!r}", where=text, hint=f"Write {CONDITION_SYNTAX}"
+            )
+        known = schema.classes if key == "class" else CONDITION_VALUES.get(key)
+        if known and value not in known:
+            raise ParameterError(
+                f"unknown {key} {value!r}", where=text, hint=did_you_mean(value, known)
+            )
+        conditions.append((key, value))
+    return tuple(conditions)
+
+
+CONDITION_SYNTAX = (
+    "class=NAME, light=…, weather=…, construction=yes, event=NAME, or ATTRIBUTE=ANSWER"
+    " of a frame, joined by +"
+)
+
 
 @dataclass(frozen=True)
 class Slice:
-    """A named part of the truth.
+    """A named part of an evaluation set.
 
     Attributes:
         frame: Which frames count; None for all.
@@ -45,37 +176,48 @@ class Slice:
     area: tuple[float, float] = ALL_AREAS
 
     def class_names(self, schema: LabelSchema) -> tuple[str, ...]:
+        """The classes of ``schema`` that count."""
         return schema.classes if self.classes is None else self.classes(schema)
 
 
-def _light_slice(light: Light) -> Slice:
-    return Slice(
-        f"light={light}", f"frames taken by {light}", lambda frame: frame.conditions.light is light
-    )
+def slices_named(names: Sequence[str], known: Sequence[Slice] | None = None) -> tuple[Slice, ...]:
+    """The slices of these names, in the order given.
+
+    Args:
+        known: Slices to choose from; `STANDARD_SLICES` by default.
+
+    Raises:
+        ParameterError: There is no slice of such a name.
+    """
+    by_name = {part.name: part for part in (STANDARD_SLICES if known is None else known)}
+    for name in names:
+        if name not in by_name:
+            raise ParameterError(
+                f"unknown slice {name!r}", where="slices", hint=did_you_mean(name, by_name)
+            )
+    return tuple(by_name[name] for name in names)
 
 
-def _weather_slice(weather: Weather) -> Slice:
-    return Slice(
-        f"weather={weather}",
-        f"frames taken in {weather} weather",
-        lambda frame: frame.conditions.weather is weather,
-    )
+def _meets(condition: str) -> Callable[[Frame], bool]:
+    return lambda frame: condition in frame_conditions(frame)
 
 
 def _vulnerable_classes(schema: LabelSchema) -> tuple[str, ...]:
     return tuple(name for name in schema.classes if name in schema.vulnerable)
 
 
-def _is_night(frame: Frame) -> bool:
-    return frame.conditions.light is Light.NIGHT
-
-
-ALL_FRAMES = Slice("all", "every frame, every label")
+ALL_FRAMES = Slice(_ALL, "every frame, every label")
 
 STANDARD_SLICES: tuple[Slice, ...] = (
     ALL_FRAMES,
-    *(_light_slice(light) for light in (Light.DAY, Light.DUSK, Light.NIGHT)),
-    *(_weather_slice(kind) for kind in (Weather.CLEAR, Weather.RAIN, Weather.FOG, Weather.SNOW)),
+    *(
+        Slice(f"light={light}", f"frames taken by {light}", _meets(f"light={light}"))
+        for light in (Light.DAY, Light.DUSK, Light.NIGHT)
+    ),
+    *(
+        Slice(f"weather={kind}", f"frames taken in {kind} weather", _meets(f"weather={kind}"))
+        for kind in (Weather.CLEAR, Weather.RAIN, Weather.FOG, Weather.SNOW)
+    ),
     Slice("size=small", "boxes up to 32x32 px of the stored frame", area=(0.0, SMALL_AREA)),
     Slice(
         "size=medium",
@@ -90,32 +232,13 @@ STANDARD_SLICES: tuple[Slice, ...] = (
         f"labels hidden to {MIN_OCCLUSION:.0%} or more, where that is known",
         label=lambda label: label.occluded is not None and label.occluded >= MIN_OCCLUSION,
     ),
-    Slice("vru", "vulnerable road users", classes=_vulnerable_classes),
+    Slice(VULNERABLE, "vulnerable road users", classes=_vulnerable_classes),
     Slice(
-        "night_vru", "vulnerable road users by night", frame=_is_night, classes=_vulnerable_classes
+        "night_vru",
+        "vulnerable road users by night",
+        frame=_meets("light=night"),
+        classes=_vulnerable_classes,
     ),
-    Slice("construction", "frames at road works", lambda frame: frame.conditions.construction),
+    Slice("construction", "frames at road works", _meets("construction")),
 )
 """The slices that every model is judged on."""
-
-
-def slices_named(
-    names: Sequence[str], known: Sequence[Slice] = STANDARD_SLICES
-) -> tuple[Slice, ...]:
-    """The slices of these names, in the order given; raises `ParameterError` for another name."""
-    by_name = {part.name: part for part in known}
-    for name in names:
-        if name not in by_name:
-            raise ParameterError(
-                f"no slice named {name!r}",
-                where="slices",
-                hint=nearest_name_hint(name, list(by_name)),
-            )
-    return tuple(by_name[name] for name in names)
-
-
-def nearest_name_hint(word: str, known: Sequence[str]) -> str:
-    """A hint that names what was probably meant: ``night`` means ``light=night``."""
-    near = [name for name in known if name.partition("=")[2] == word]
-    near += difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}"

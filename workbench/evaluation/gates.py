@@ -13,8 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.core.text import did_you_mean
 from workbench.data.resampling import MIN_DRIVES
-from workbench.data.slices import STANDARD_SLICES, nearest_name_hint
+from workbench.data.slices import STANDARD_SLICES
 from workbench.evaluation.metrics import (
     ALL_CLASSES,
     METRIC_NAMES,
@@ -159,14 +160,14 @@ def _rules_error(error: ValidationError, content: Any, path: Path) -> ParameterE
     hint = "pipelines/gates.yaml explains every key"
     if first["type"] == "extra_forbidden":
         message = f"unknown key {key!r}"
-        hint = nearest_name_hint(key, _known_keys(list(first["loc"])))
+        hint = did_you_mean(key, _known_keys(list(first["loc"])))
     elif first["type"] in ("literal_error", "unknown_slice"):
         message = f"{key}: unknown value {first['input']!r}"
-        hint = nearest_name_hint(str(first["input"]), _allowed_values(key))
+        hint = did_you_mean(str(first["input"]), _allowed_values(key))
     elif first["type"] == "union_tag_invalid":
         kind = str(first["ctx"]["tag"])
         message = f"unknown kind {kind!r}"
-        hint = nearest_name_hint(kind, list(_GATE_KINDS))
+        hint = did_you_mean(kind, list(_GATE_KINDS))
     elif key:
         message = f"{key}: {message}"
     return ParameterError(message, where=f"{path}{_gate_location(location, content)}", hint=hint)

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from workbench.core.errors import ParameterError, WorkbenchError
+from workbench.core.text import did_you_mean
 from workbench.data import resampling
-from workbench.data.slices import STANDARD_SLICES, Slice, nearest_name_hint
+from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.evaluation import bootstrap, matching
 from workbench.evaluation.bootstrap import Clusters
@@ -95,9 +96,7 @@ class EvaluationMetrics(FrozenModel):
         raise ParameterError(
             "not evaluated",
             where=f"slice {part!r}, class {cls!r}",
-            hint=nearest_name_hint(cls, list(classes))
-            if classes
-            else nearest_name_hint(part, list(slices)),
+            hint=did_you_mean(cls, list(classes)) if classes else did_you_mean(part, list(slices)),
         )
 
 

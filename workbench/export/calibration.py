@@ -11,6 +11,7 @@ import numpy as np
 from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
+from workbench.data.slices import check_slice_name, frame_conditions, light_and_weather
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.export.parity import Fidelity, ReferenceSample
 from workbench.export.quantization import (
@@ -23,7 +24,7 @@ from workbench.export.quantization import (
 )
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import Frame, Light, Role, Weather
+from workbench.records.frames import Frame, Role
 from workbench.records.model_types import CalibrationSet, QuantizationResult
 from workbench.records.store import Store
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 TRAINING_ROLES = (Role.SEED, Role.TRAIN)
 EVALUATION_ROLES = (Role.VAL, Role.SAFETY, Role.BLIND)
+_SPREAD_OVER = ("light", "weather")
+
 SAFETY_SLICES = ("light=night",)
 """Refused when missing, as long as the model is judged on such frames."""
 
@@ -160,17 +163,6 @@ def calibration_json(calibration: CalibrationSet) -> dict[str, Any]:
     return calibration.model_dump(mode="json")
 
 
-def light_and_weather(frame: Frame) -> str:
-    return f"{frame.conditions.light}/{frame.conditions.weather}"
-
-
-def _frame_slices(frame: Frame) -> set[str]:
-    """The slices a frame is in; what is not known is in none."""
-    light, weather = frame.conditions.light, frame.conditions.weather
-    known = {f"light={light}"} if light is not Light.UNKNOWN else set()
-    return known | ({f"weather={weather}"} if weather is not Weather.UNKNOWN else set())
-
-
 def _check_separate(dataset: Dataset, chosen: Sequence[Frame], evaluated: Sequence[Frame]) -> int:
     """How many drives both sides have, where roles were not given by drive; else there are none."""
     both = {frame.id for frame in chosen} & {frame.id for frame in evaluated}
@@ -194,14 +186,10 @@ def _check_coverage(
     chosen: Sequence[Frame], evaluated: Sequence[Frame], safety_slices: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The safety slices that had to be there, and the others that are judged on and are not."""
-    known = {f"light={kind}" for kind in Light} | {f"weather={kind}" for kind in Weather}
-    unknown = sorted(set(safety_slices) - known)
-    if unknown:
-        raise ParameterError(
-            f"no slice named {unknown[0]!r}", hint=f"Known are {', '.join(sorted(known))}"
-        )
-    here = set().union(*(_frame_slices(frame) for frame in chosen))
-    judged = set().union(*(_frame_slices(frame) for frame in evaluated))
+    for name in safety_slices:
+        check_slice_name(name, _SPREAD_OVER)
+    here = {name for frame in chosen for name in frame_conditions(frame, _SPREAD_OVER)}
+    judged = {name for frame in evaluated for name in frame_conditions(frame, _SPREAD_OVER)}
     required = {name for name in safety_slices if name in judged}
     missing = sorted(required - here)
     if missing:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core import digest
+from workbench.data.slices import frame_slices
 from workbench.detection import boxes
 from workbench.detection.boxes import match_optimal
 from workbench.labeling.answers import AnswerRow
-from workbench.labeling.labeling_rules import frame_slices
 from workbench.records import dataset
 from workbench.records.base import Digest, FrozenModel, Ref
 from workbench.records.frames import Frame, Label

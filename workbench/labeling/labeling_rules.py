@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core.errors import ParameterError
+from workbench.data.slices import check_slice_name, frame_slices
 from workbench.records.base import Digest
-from workbench.records.frames import UNKNOWN, Frame, LabelSchema, Light, Role, Weather
+from workbench.records.frames import Frame, LabelSchema
 from workbench.records.types import FrameRequirement
 
 
@@ -21,7 +21,7 @@ class LabelingRule:
     """What every frame of a slice gets.
 
     Args:
-        slice: One of `slices_of`'s names, or ``all``.
+        slice: One of the names that `frame_slices` gives, or ``all``.
         labelers: So many have to answer each frame.
         priority: Higher comes sooner.
         least_s: An answer that took fewer seconds is sent back.
@@ -33,14 +33,7 @@ class LabelingRule:
     least_s: float | None = None
 
     def __post_init__(self) -> None:
-        known = _known_slices()
-        if self.slice in known or self.slice.startswith("event="):
-            return
-        close = difflib.get_close_matches(self.slice, known, n=1)
-        raise ParameterError(
-            f"no slice named {self.slice!r}",
-            hint=f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}, event=…",
-        )
+        check_slice_name(self.slice)
 
 
 @dataclass(frozen=True)
@@ -92,31 +85,6 @@ def load_labeling_rules(path: Path) -> tuple[LabelingRule, ...]:
         LabelingRule(entry.slice, entry.labelers, entry.priority, entry.min_seconds)
         for entry in entries
     )
-
-
-def _known_slices() -> list[str]:
-    values = [
-        *(f"light={one}" for one in Light),
-        *(f"weather={one}" for one in Weather),
-        *(f"role={one}" for one in Role),
-    ]
-    return ["all", "vru", "construction", *(one for one in values if UNKNOWN not in one)]
-
-
-def frame_slices(frame: Frame, classes: Iterable[str], schema: LabelSchema) -> tuple[str, ...]:
-    """Slices a frame is in: by light, weather, role, road works, events, and ``vru``.
-
-    Args:
-        classes: Of what is in the frame, as far as anybody knows.
-    """
-    about = frame.conditions
-    names = [f"light={about.light}"] if about.light != UNKNOWN else []
-    names += [f"weather={about.weather}"] if about.weather != UNKNOWN else []
-    names += ["construction"] if about.construction else []
-    names += [f"role={frame.role}"] if frame.role else []
-    names += [f"event={event}" for event in frame.events]
-    names += ["vru"] if set(classes) & set(schema.vulnerable) else []
-    return tuple(names)
 
 
 def frame_needs(

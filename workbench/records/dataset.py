@@ -15,14 +15,13 @@ from workbench.core.text import counted, html_table
 from workbench.core.workspace import Workspace
 from workbench.records.base import Digest, FrozenModel, Ref
 from workbench.records.frames import (
-    Conditions,
+    CONDITION_VALUES,
     Drive,
     Frame,
     Label,
     LabelSchema,
-    Light,
     Role,
-    Weather,
+    condition_values,
 )
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, Quarantined
@@ -85,8 +84,8 @@ class Dataset:
 
         Args:
             keep: Any predicate over a frame.
-            **conditions: ``light``, ``weather`` or ``construction`` as in `Conditions`; ``drive``,
-                ``role``, or any of the frames' own attributes; ``cls`` keeps frames that have a
+            **conditions: ``light``, ``weather``, ``construction`` (a bool), ``event``, ``role``,
+                ``drive`` or any of the frames' own attributes; ``cls`` keeps frames that have a
                 label of that class. A value is one string or several, of which one has to hold.
 
         Returns:
@@ -162,7 +161,9 @@ class Dataset:
         return html_table(self.name, facts)
 
     def _condition(self, name: str, value: str | bool | Iterable[str]) -> Callable[[Frame], bool]:
-        wanted = {str(value)} if isinstance(value, str | bool) else {str(one) for one in value}
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        wanted = {str(value)} if isinstance(value, str) else {str(one) for one in value}
         known: Collection[str]
         if name == "cls":
             known = self.label_schema.classes
@@ -171,11 +172,18 @@ class Dataset:
             def test(frame: Frame) -> bool:
                 return frame.id in labelled
         else:
-            value_of = self._value_of(name)
-            known = {value_of(frame) for frame in self.frames} | _ENUMERATED.get(name, set())
+            known = {one for frame in self.frames for one in condition_values(frame, name)}
+            known |= set(CONDITION_VALUES.get(name, ()))
+            if self.frames and not known and name not in _FRAME_CONDITIONS:
+                attributes = {key for frame in self.frames for key in frame.attributes}
+                raise ParameterError(
+                    f"unknown condition {name!r}",
+                    where=f"dataset {self.name}",
+                    hint=f"Conditions: {', '.join([*_FRAME_CONDITIONS, 'cls', *sorted(attributes)])}",
+                )
 
             def test(frame: Frame) -> bool:
-                return value_of(frame) in wanted
+                return not wanted.isdisjoint(condition_values(frame, name))
 
         for one in sorted(wanted - set(known)) if self.frames else ():
             raise ParameterError(
@@ -185,28 +193,8 @@ class Dataset:
             )
         return test
 
-    def _value_of(self, name: str) -> Callable[[Frame], str]:
-        if name in Conditions.model_fields:
-            return lambda frame: str(getattr(frame.conditions, name))
-        if name in ("drive", "role", "redaction"):
-            return lambda frame: str(getattr(frame, name))
-        if not self.frames or any(name in frame.attributes for frame in self.frames):
-            return lambda frame: frame.attributes.get(name, "")
-        attributes = {key for frame in self.frames for key in frame.attributes}
-        names = [*Conditions.model_fields, "drive", "role", "cls", *sorted(attributes)]
-        raise ParameterError(
-            f"unknown condition {name!r}",
-            where=f"dataset {self.name}",
-            hint=f"Conditions: {', '.join(names)}",
-        )
 
-
-_ENUMERATED = {
-    "light": {str(value) for value in Light},
-    "weather": {str(value) for value in Weather},
-    "role": {str(value) for value in Role},
-    "construction": {"True", "False"},
-}
+_FRAME_CONDITIONS = ("light", "weather", "construction", "event", "role", "drive", "redaction")
 
 
 def media_path(workspace: Workspace, frame: Frame) -> Path:

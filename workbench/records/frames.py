@@ -140,6 +140,35 @@ class Frame(FrozenModel):
     position: tuple[float, float] | None = optional_field(None)
 
 
+CONDITION_VALUES: dict[str, tuple[str, ...]] = {
+    "light": tuple(Light),
+    "weather": tuple(Weather),
+    "role": tuple(Role),
+    "construction": ("yes", "no"),
+}
+"""All values of the conditions that take no others."""
+
+
+def condition_values(frame: Frame, key: str) -> tuple[str, ...]:
+    """What a frame has for one condition; nothing where it says nothing.
+
+    Args:
+        key: ``light``, ``weather``, ``construction`` (``yes`` or ``no``), ``event``, ``role``,
+            ``drive``, ``redaction``, or the name of one of the frame's own attributes.
+    """
+    if key == "construction":
+        return ("yes" if frame.conditions.construction else "no",)
+    if key == "event":
+        return frame.events
+    if key in ("light", "weather"):
+        return (str(getattr(frame.conditions, key)),)
+    if key in ("drive", "role", "redaction"):
+        value = getattr(frame, key)
+    else:
+        value = frame.attributes.get(key)
+    return () if value is None else (str(value),)
+
+
 class Box(FrozenModel):
     """Axis-aligned box in pixels: origin top left, x right, y down, continuous coordinates."""
 

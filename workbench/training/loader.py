@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from workbench.core import digest, processes
 from workbench.core.errors import DataError, ParameterError, StepFailed
 from workbench.core.workspace import Workspace
+from workbench.data.slices import frame_conditions
 from workbench.detection.preprocessing import (
     LetterboxTransform,
     Pixels,
@@ -32,22 +33,12 @@ from workbench.detection.preprocessing import (
 )
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import UNKNOWN, Frame
+from workbench.records.frames import Frame
 from workbench.training import augment
 from workbench.training.config import Sampling, TrainingConfig
 from workbench.training.targets import Targets, frame_targets, label_weighting
 
 _ORDER_STREAM = 1 << 30
-
-
-def condition_slices(frame: Frame) -> set[str]:
-    """Names of the slices of conditions and events that a frame is in."""
-    conditions = frame.conditions
-    names = {f"light={conditions.light}", f"weather={conditions.weather}"}
-    names = {name for name in names if not name.endswith(f"={UNKNOWN}")}
-    if conditions.construction:
-        names.add("construction")
-    return names | {f"event={event}" for event in frame.events}
 
 
 def repeat_factors(dataset: Dataset, classes: Collection[str], how: Sampling) -> dict[str, float]:
@@ -133,7 +124,7 @@ def _frame_classes(dataset: Dataset, classes: Collection[str]) -> list[set[str]]
 
 
 def _frame_slices(dataset: Dataset) -> Sequence[set[str]]:
-    return [condition_slices(frame) for frame in dataset.frames]
+    return [set(frame_conditions(frame)) for frame in dataset.frames]
 
 
 # ---- Limits on memory: how much may wait decoded, and a clear word when there is not enough.

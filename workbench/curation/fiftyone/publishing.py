@@ -15,9 +15,9 @@ from workbench.core.workspace import Workspace
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.fiftyone.connection import connect, load_dataset
 from workbench.curation.fiftyone.tags import ARM_TAGS, record_app_tags
-from workbench.curation.hygiene.coverage import describe_condition
 from workbench.curation.hygiene.inspection import InspectionFindings
 from workbench.curation.vectors import unit_vectors
+from workbench.data.slices import describe_conditions
 from workbench.detection import boxes
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame, Label
@@ -358,7 +358,7 @@ def _fill_samples(
         "reason": [_choice_reason(choices.get(f.id)) for f in frames],
         "rank": [choices[f.id].rank if f.id in choices else None for f in frames],
         "arm": [choices[f.id].arm if f.id in choices else None for f in frames],
-        "condition": [describe_condition(frame) for frame in frames],
+        "condition": [describe_conditions(frame) for frame in frames],
         "rarity": [scores.get(f.id, {}).get("rarity") for f in frames],
         "fault": [scores.get(f.id, {}).get("fault") or None for f in frames],
         **_signal_fields(names, scores),

@@ -11,9 +11,10 @@ from pydantic import Field, ValidationError
 
 from workbench.core.errors import ParameterError
 from workbench.curation.hygiene.leakage import split_side
+from workbench.data.slices import describe_conditions
 from workbench.records.base import FrozenModel
 from workbench.records.dataset import Dataset
-from workbench.records.frames import UNKNOWN, Frame
+from workbench.records.frames import Frame
 
 ANY = "all"
 
@@ -103,7 +104,7 @@ def dataset_coverage(
     """Every condition that occurs against every class, learned from and judged by.
 
     Ignore regions and a model's own boxes do not count. A condition is in words, as
-    `condition_in_words` gives it.
+    `describe_conditions` gives it.
 
     Returns:
         Cells by side, condition and class, thinnest first within a side.
@@ -115,19 +116,12 @@ def dataset_coverage(
         theirs = [frame for frame in dataset.frames if _is_counted(frame, side)]
         by_condition: dict[str, list[Frame]] = {}
         for frame in theirs:
-            by_condition.setdefault(describe_condition(frame), []).append(frame)
+            by_condition.setdefault(describe_conditions(frame), []).append(frame)
         for condition, frames in by_condition.items():
             for cls in dataset.label_schema.classes:
                 cells.append(_make_cell(dataset, frames, target, (side, condition, cls)))
     order = {side: number for number, side in enumerate(sides)}
     return tuple(sorted(cells, key=lambda c: (order[c.side], c.filled, c.condition, c.cls)))
-
-
-def describe_condition(frame: Frame) -> str:
-    """Light, weather and road works, such as ``night, rain``; ``unknown`` where nothing is told."""
-    about = frame.conditions
-    parts = [str(part) for part in (about.light, about.weather) if part != UNKNOWN]
-    return ", ".join([*parts, *(["road works"] if about.construction else [])]) or UNKNOWN
 
 
 def thin_cells(cells: Iterable[CoverageCell]) -> tuple[CoverageCell, ...]:

@@ -20,13 +20,14 @@ from workbench.curation.selection.allocation import Allocation, allocate
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
 from workbench.curation.selection.ranking import MiningQuery, Ranking, SingleTextEncoder
 from workbench.curation.signals import similarity
+from workbench.data.slices import describe_conditions
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
 from workbench.records import dataset
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
-from workbench.records.frames import UNKNOWN, Frame, Role
+from workbench.records.frames import Frame, Role
 from workbench.records.store import Store
 from workbench.records.types import Arm, SelectedFrame, Selection
 
@@ -241,11 +242,7 @@ def _embed_pool_and_labelled(
 
 def condition_of(frame: Frame) -> str:
     """Light, weather and road works in words; ``all`` where the source tells nothing."""
-    conditions = frame.conditions
-    parts = [str(part) for part in (conditions.light, conditions.weather) if part != UNKNOWN]
-    if conditions.construction:
-        parts.append("road works")
-    return ", ".join(parts) or "all"
+    return describe_conditions(frame, unknown="all")
 
 
 def _rank_pool(

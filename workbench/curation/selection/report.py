@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +12,15 @@ from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.curation.selection.candidates import LabelingPace
 from workbench.data import resampling
+from workbench.data.slices import CONDITION_SYNTAX, parse_conditions
 from workbench.records.base import Ref, Verdict
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Frame, Label, LabelSchema, Light, Role, Weather
+from workbench.records.frames import Frame, Label, LabelSchema, Role, condition_values
 from workbench.records.store import Store
 from workbench.records.types import Arm, ArmComparison, ArmOutcome, MiningReport, Selection
 
 RARE_SHARE = 0.05
 """A class on fewer of the frames labelled before is rare where nothing else is said."""
-
-_RARE_SYNTAX = (
-    "class=NAME, light=…, weather=…, construction=yes, event=NAME, or NAME=ANSWER of a frame"
-)
 
 
 @dataclass(frozen=True)
@@ -37,9 +32,8 @@ class RareCondition:
 
     def objects(self, frame: Frame, labels: Sequence[Label]) -> int:
         """How many rare objects a frame holds; one where frames are rare as such."""
-        if not all(
-            _frame_matches(frame, key, value) for key, value in self.terms if key != "class"
-        ):
+        conditions = [(key, value) for key, value in self.terms if key != "class"]
+        if not all(value in condition_values(frame, key) for key, value in conditions):
             return 0
         classes = {value for key, value in self.terms if key == "class"}
         if not classes:
@@ -53,29 +47,7 @@ def parse_rare(written: str, schema: LabelSchema) -> RareCondition:
     Raises:
         ParameterError: A class, light or weather that there is not, or no condition at all.
     """
-    terms = []
-    for part in written.split("+"):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
-            raise ParameterError(
-                "nothing rare is meant", where=written, hint=f"Write {_RARE_SYNTAX}"
-            )
-        known: dict[str, Any] = {
-            "class": schema.classes,
-            "light": [str(one) for one in Light],
-            "weather": [str(one) for one in Weather],
-            "construction": ["yes", "no"],
-        }
-        if key in known and value not in known[key]:
-            near = difflib.get_close_matches(value, known[key], n=1)
-            meant = f"Did you mean {near[0]}? " if near else ""
-            raise ParameterError(
-                f"there is no {key} {value!r}",
-                where=written,
-                hint=f"{meant}There are: {', '.join(known[key])}",
-            )
-        terms.append((key, value))
-    return RareCondition(written, tuple(terms))
+    return RareCondition(written, parse_conditions(written, schema))
 
 
 def rare_classes(dataset: Dataset) -> tuple[RareCondition, ...]:
@@ -98,20 +70,9 @@ def rare_classes(dataset: Dataset) -> tuple[RareCondition, ...]:
             f"no class is on fewer than {RARE_SHARE:.0%} of the {len(known.frames)} frames"
             " that were labelled before",
             where=f"frames by class: {counts}",
-            hint=f"Say what is rare with --rare: {_RARE_SYNTAX}",
+            hint=f"Say what is rare with --rare: {CONDITION_SYNTAX}",
         )
     return tuple(RareCondition(f"class={cls}", (("class", cls),)) for cls in few)
-
-
-def _frame_matches(frame: Frame, key: str, value: str) -> bool:
-    conditions = frame.conditions
-    if key in ("light", "weather"):
-        return str(getattr(conditions, key)) == value
-    if key == "construction":
-        return conditions.construction == (value == "yes")
-    if key == "event":
-        return value in frame.events
-    return frame.attributes.get(key) == value
 
 
 # ---- Chance: a mined arm against a control arm, paired by the drives that both came from.
