@@ -97,7 +97,7 @@ def test_more_boxes_than_one_could_want_are_thinned_best_first() -> None:
 
 
 def test_wrong_number_of_maps() -> None:
-    with pytest.raises(DataError, match="6 output maps, got 4"):
+    with pytest.raises(DataError, match="6 raw outputs, got 4"):
         decode(silence()[:4], CONFIG)
 
 
