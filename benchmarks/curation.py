@@ -26,7 +26,7 @@ from workbench.core import digest
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding.compute import embed
 from workbench.detection.config import DetectorConfig
-from workbench.detection.models import decode
+from workbench.detection.families import decode
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing, load_rgb, preprocess_batch
 from workbench.records.dataset import media_path

@@ -24,7 +24,7 @@ from benchmarks.common import note
 from workbench.curation.embedding.encoders import DetectorEncoder, box_means
 from workbench.curation.neighbours import all_neighbours
 from workbench.detection.boxes import as_boxes
-from workbench.detection.models import decode
+from workbench.detection.families import decode
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Pixels, load_rgb, preprocess_batch
 from workbench.records.dataset import media_path

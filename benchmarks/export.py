@@ -19,7 +19,7 @@ from benchmarks import trained
 from benchmarks.common import Row, main, note, row
 from workbench.core import digest
 from workbench.core.workspace import Workspace
-from workbench.detection.models import output_names
+from workbench.detection.families import output_names
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor, predict_frames
 from workbench.detection.preprocessing import Pixels, preprocess_batch
 from workbench.evaluation.metrics import Evaluation, EvaluationSettings, evaluate, paired_difference

@@ -23,7 +23,7 @@ from workbench.deployment.answers import (
 )
 from workbench.deployment.runtime import Runtime, load_bundle
 from workbench.deployment.session import decode_ahead, frames_from_path
-from workbench.detection.models import Detections
+from workbench.detection.families import Detections
 from workbench.detection.preprocessing import CHECK_KEY, load_rgb
 
 

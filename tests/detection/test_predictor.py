@@ -14,7 +14,7 @@ from workbench.core.errors import DataError, ParameterError, RecordError
 from workbench.core.workspace import Workspace
 from workbench.detection.config import DetectorConfig, to_onnx_metadata
 from workbench.detection.detector import Detector, pool_features
-from workbench.detection.models import output_names
+from workbench.detection.families import output_names
 from workbench.detection.predictor import (
     OnnxPredictor,
     TorchPredictor,

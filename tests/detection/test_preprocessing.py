@@ -187,7 +187,7 @@ MISTAKES = [
     (wrong_mean, "another mean, std or scale"),
     (wrong_std, "another mean, std or scale"),
     (channels_last, "shape"),
-    (channels_last_memory, "order of memory"),
+    (channels_last_memory, "memory order"),
     (stretched, "another resize"),
 ]
 
@@ -225,8 +225,8 @@ def test_a_batch_that_the_contract_cannot_give_is_refused() -> None:
     for wrong, said in (
         (np.moveaxis(batch, 1, -1), r"\[1, 192, 320, 3\]"),
         (batch.astype(np.float64), "float64"),
-        (raw_pixels(preprocessing.golden_image())[None], "without scale"),
-        (batch * np.float32(np.nan), "without scale"),
+        (raw_pixels(preprocessing.golden_image())[None], "scale, mean and std"),
+        (batch * np.float32(np.nan), "scale, mean and std"),
     ):
         with pytest.raises(ContractError, match=said):
             preprocessing.require_input(wrong, SPEC)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workbench.core.workspace import Workspace
-from workbench.detection import models
+from workbench.detection import families
 from workbench.detection.config import HUGGING_FACE, DetectorConfig
 from workbench.detection.preprocessing import Preprocessing
 from workbench.export import parity
@@ -85,7 +85,7 @@ def test_a_frame_without_boxes_is_compared_by_its_best_query() -> None:
     )
     assert right[0].shape == (1, 3)
     assert np.array_equal(right[0], wrong[0])
-    assert models.query_scores(right[0], "sigmoid").max() == pytest.approx(1 / (1 + np.exp(5)))
+    assert families.query_scores(right[0], "sigmoid").max() == pytest.approx(1 / (1 + np.exp(5)))
 
 
 def test_a_query_found_twice_and_one_lost_still_show() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from workbench.detection.boxes import as_boxes, iou_matrix
 from workbench.detection.config import DetectorConfig
-from workbench.detection.models import decode
+from workbench.detection.families import decode
 from workbench.training.losses import DetectionLoss, pad_targets, paired_giou, pairwise_iou
 from workbench.training.targets import ALL_CLASSES, Targets
 

@@ -16,12 +16,12 @@ from tests.training import suppliers
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.workspace import Workspace
-from workbench.detection import huggingface, models
+from workbench.detection import families, huggingface
 from workbench.detection.boxes import Floats
 from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruthBatch, Losses
 from workbench.detection.detector import Detector
+from workbench.detection.families import Detections, ModelFamily, register_family
 from workbench.detection.huggingface import find_licence
-from workbench.detection.models import Detections, ModelFamily, register_family
 from workbench.detection.predictor import load_checkpoint
 from workbench.detection.preprocessing import load_rgb, preprocess_batch
 from workbench.records.base import make_ref
@@ -128,7 +128,7 @@ def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be loaded"):
         huggingface.load_pretrained(folder, CLASSES, SPEC)
     weights.unlink()
-    with pytest.raises(DataError, match="not there as safetensors"):
+    with pytest.raises(DataError, match="no weights as safetensors"):
         huggingface.load_pretrained(folder, CLASSES, SPEC)
     architecture = huggingface.load_pretrained(folder, CLASSES, SPEC, fresh=True)
     assert architecture.supplier is not None
@@ -169,7 +169,7 @@ def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
     (found,) = models.decode_queries([three, boxes], shared, score_threshold=0.3, nms_iou=0.5)
     assert found.classes.tolist() == [1]
     assert found.scores[0] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
-    with pytest.raises(DataError, match="expected the outputs"):
+    with pytest.raises(DataError, match="expected 2 raw outputs"):
         models.decode_queries([logits], config, score_threshold=0.3, nms_iou=0.5)
 
 
@@ -229,7 +229,7 @@ def read_one(
 
 @pytest.fixture
 def own_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelFamily]:
-    monkeypatch.setattr(models, "_FAMILIES", {})
+    monkeypatch.setattr(families, "_REGISTERED", {})
     family = ModelFamily("tests-one-box", OneBox, read_one, lambda config: ("found",))
     register_family(family)
     yield family
@@ -249,6 +249,6 @@ def test_a_model_of_ones_own_needs_forward_decode_and_a_name(
     assert store.get(ref, Checkpoint).family == "tests-one-box"
     with pytest.raises(ParameterError, match="already"):
         register_family(replace(own_family, build=Detector))
-    monkeypatch.setattr(models, "_FAMILIES", {})
+    monkeypatch.setattr(families, "_REGISTERED", {})
     with pytest.raises(DataError, match="Import the module"):
         load_checkpoint(store, ref)

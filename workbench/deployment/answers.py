@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import ParameterError
 from workbench.detection.boxes import iou_matrix
-from workbench.detection.models import Detections
+from workbench.detection.families import Detections
 from workbench.records.base import FrozenModel
 
 

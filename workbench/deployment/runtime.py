@@ -20,7 +20,7 @@ from workbench.deployment.answers import (
     fuse_boxes,
 )
 from workbench.detection.bundles import INT8_CPU_FILE, MANIFEST_FILE, model_files, read_manifest
-from workbench.detection.models import Detections, decode
+from workbench.detection.families import Detections, decode
 from workbench.detection.predictor import OnnxPredictor, detections_to_image
 from workbench.detection.preprocessing import Pixels, preprocess_batch, require_input
 

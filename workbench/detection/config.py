@@ -34,7 +34,7 @@ class DetectorConfig(FrozenModel):
     """Architecture of a detector and the decoding of its outputs.
 
     Attributes:
-        architecture: Name of the model family, see `workbench.detection.models`.
+        architecture: Name of the model family, see `workbench.detection.families`.
         classes: Class names in the order of the output channels.
         width: Multiplies the number of channels; 1.0 is about 0.9 million parameters.
         strides: Network pixels between neighbouring cells, one for each output level.

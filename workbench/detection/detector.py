@@ -132,7 +132,7 @@ class Detector(nn.Module):
         """Map float32 images ``[n, 3, height, width]`` to ``(cls, box)`` for each stride.
 
         ``cls`` is ``[n, classes, h, w]`` logits; ``box`` is ``[n, 4, h, w]`` raw distances to
-        left, top, right and bottom, see `workbench.detection.models`. Height and width must be
+        left, top, right and bottom, see `workbench.detection.families`. Height and width must be
         multiples of the coarsest stride.
         """
         return self.apply_heads(self.features(x))

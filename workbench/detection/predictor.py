@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from workbench.core.errors import DataError
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
-from workbench.detection import models
+from workbench.detection import families
 from workbench.detection.boxes import clip_boxes
 from workbench.detection.config import DetectorConfig, from_onnx_metadata
-from workbench.detection.models import Detections, decode
+from workbench.detection.families import Detections, decode
 from workbench.detection.preprocessing import (
     LetterboxTransform,
     Pixels,
@@ -154,7 +154,7 @@ class OnnxPredictor(Predictor):
         self._batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
 
     def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        names = list(models.output_names(self.config))
+        names = list(families.output_names(self.config))
         if self._batch is None:
             return list(self._session.run(names, {self._input: batch}))
         parts: list[list[Any]] = [
@@ -177,7 +177,7 @@ def load_checkpoint(store: Store, ref: Ref) -> TorchPredictor:
     path = store.payload(ref, "weights.safetensors")
     config = DetectorConfig.model_validate(record.architecture)
     try:
-        detector = models.find_family(config.architecture).build(config)
+        detector = families.find_family(config.architecture).build(config)
         detector.load_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise DataError(

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from workbench.core import digest
 from workbench.core.errors import ContractError, DataError, ParameterError, VerificationError
 from workbench.detection.config import to_onnx_metadata
-from workbench.detection.models import output_names
+from workbench.detection.families import output_names
 from workbench.detection.predictor import OnnxPredictor
 from workbench.detection.preprocessing import Preprocessing
 from workbench.export.parity import MAX_DB, decibels, match_outputs, signal_energy

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.workspace import Workspace
-from workbench.detection import models
+from workbench.detection import families
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix, match_optimal
 from workbench.detection.config import DetectorConfig
-from workbench.detection.models import Detections, decode, output_names
+from workbench.detection.families import Detections, decode, output_names
 from workbench.detection.predictor import OnnxPredictor, read_batches
 from workbench.detection.preprocessing import Pixels, Preprocessing, preprocess_batch, require_input
 from workbench.records.frames import Frame
@@ -32,7 +32,7 @@ def match_outputs(reference: Maps, found: Maps, config: DetectorConfig) -> tuple
         return reference, found
     ordered = match_queries(reference, found)
     scoring = config.network["scoring"]
-    right, wrong = (models.query_scores(maps[0], scoring).max(-1) for maps in (reference, ordered))
+    right, wrong = (families.query_scores(maps[0], scoring).max(-1) for maps in (reference, ordered))
     least = np.minimum(config.score_threshold, right.max(axis=1, keepdims=True))
     seen = (right >= least) | (wrong >= least)
     return [values[seen] for values in reference], [values[seen] for values in ordered]
@@ -40,7 +40,7 @@ def match_outputs(reference: Maps, found: Maps, config: DetectorConfig) -> tuple
 
 def is_query_output(names: Sequence[str]) -> bool:
     """Whether a model with outputs of these names gives queries rather than maps of cells."""
-    return tuple(names) == models.QUERY_OUTPUTS
+    return tuple(names) == families.QUERY_OUTPUTS
 
 
 def match_queries(reference: Maps, found: Maps) -> Maps:

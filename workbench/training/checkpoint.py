@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from workbench.core import digest
 from workbench.core.errors import StepFailed
 from workbench.core.workspace import atomic_replace
-from workbench.detection import models
+from workbench.detection import families
 from workbench.detection.config import COMPACT, DetectorConfig
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
@@ -319,7 +319,7 @@ def build_predictor(
     shape: DetectorConfig, weights: dict[str, Tensor], spec: Preprocessing
 ) -> TorchPredictor:
     """The model of this shape with these weights."""
-    model = models.find_family(shape.architecture).build(shape)
+    model = families.find_family(shape.architecture).build(shape)
     model.load_state_dict(weights)
     return TorchPredictor(model, spec)
 

@@ -20,7 +20,7 @@ from workbench.core import workspace
 from workbench.core.errors import ParameterError, StepFailed
 from workbench.core.processes import die_with_parent
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.detection import models
+from workbench.detection import families
 from workbench.detection.config import DetectorConfig
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
@@ -97,7 +97,7 @@ class TrainingJob:
 
     def _kept(self, path: Path, model: Any) -> dict[str, Any]:
         write_atomic(path, _to_safetensors(model.state_dict()))
-        build = models.find_family(model.config.architecture).build
+        build = families.find_family(model.config.architecture).build
         return {"config": model.config.model_dump(mode="json"), "module": build.__module__}
 
 

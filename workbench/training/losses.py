@@ -18,7 +18,7 @@ from workbench.detection.config import (
     GroundTruthBatch,
     Losses,
 )
-from workbench.detection.models import cell_centres
+from workbench.detection.families import cell_centres
 from workbench.detection.preprocessing import Preprocessing
 from workbench.training.config import TrainingConfig
 from workbench.training.targets import ALL_CLASSES, Targets
@@ -89,7 +89,7 @@ class DetectionLoss:
         return Losses(cls + _BOX_WEIGHT * box, cls.detach(), box.detach())
 
     def _boxes(self, raw: Tensor) -> Tensor:
-        """The decoding of `workbench.detection.models`, with gradients; ``[n, a, 4]`` xyxy."""
+        """The decoding of `workbench.detection.families`, with gradients; ``[n, a, 4]`` xyxy."""
         reach = functional.elu(raw) + 0.5 * functional.relu(raw) ** 2
         reach = reach * self._strides[:, None]
         return torch.cat([self._centres - reach[..., :2], self._centres + reach[..., 2:]], dim=-1)

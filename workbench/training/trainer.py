@@ -17,7 +17,7 @@ from torch.utils import deterministic
 from workbench.core import digest, processes
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.workspace import Workspace
-from workbench.detection import models
+from workbench.detection import families
 from workbench.detection.config import COMPACT, DetectorConfig
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
@@ -65,7 +65,7 @@ def _prepare_model(
     _check_model(shape, material)
     if model is None:
         torch.manual_seed(config.seed)
-        model = models.find_family(shape.architecture).build(shape)
+        model = families.find_family(shape.architecture).build(shape)
     if start is None:
         if shape.architecture == COMPACT:
             model.set_prior(_class_priors(shape, loader))
@@ -122,7 +122,7 @@ def _class_priors(shape: DetectorConfig, loader: DataLoader) -> Tensor:
 
 def _check_model(shape: DetectorConfig, material: TaskSpec) -> None:
     spec = material.preprocessing
-    multiple = models.find_family(shape.architecture).multiple
+    multiple = families.find_family(shape.architecture).multiple
     if spec.width % multiple or spec.height % multiple:
         raise ParameterError(
             f"the input of {spec.width}x{spec.height} does not fit the detector",

@@ -14,7 +14,7 @@ from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.detection.boxes import clip_boxes
 from workbench.detection.config import ComputesFeatures
-from workbench.detection.models import Detections, decode
+from workbench.detection.families import Detections, decode
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import LetterboxTransform, Pixels, preprocess_batch
 from workbench.records.base import digest_of

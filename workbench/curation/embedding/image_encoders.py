@@ -28,7 +28,7 @@ from workbench.curation.embedding.encoders import (
     tile_boxes,
     top_boxes,
 )
-from workbench.detection.models import Detections
+from workbench.detection.families import Detections
 from workbench.detection.predictor import Predictor
 from workbench.detection.preprocessing import PerChannel, Pixels
 from workbench.records.base import FrozenModel

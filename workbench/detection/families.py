@@ -110,7 +110,7 @@ def find_family(name: str) -> ModelFamily:
         raise DataError(
             f"unknown model family {name!r}",
             where="DetectorConfig.architecture",
-            hint="Import the module that calls workbench.detection.models.register_family",
+            hint="Import the module that calls workbench.detection.families.register_family",
         )
     return _REGISTERED[name]
 

@@ -5,7 +5,7 @@ import pytest
 
 from workbench.core.errors import DataError
 from workbench.detection.config import DetectorConfig, from_onnx_metadata, to_onnx_metadata
-from workbench.detection.models import box_distances, cell_centres, decode
+from workbench.detection.families import box_distances, cell_centres, decode
 from workbench.detection.preprocessing import Preprocessing
 
 CONFIG = DetectorConfig(classes=("car", "cyclist"))
