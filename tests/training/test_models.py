@@ -160,17 +160,17 @@ def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
         architecture=HUGGING_FACE,
         network={"size": [96, 64], "scoring": "sigmoid", "config": {}},
     )
-    (found,) = models.decode_queries([logits, boxes], config, score_threshold=0.3, nms_iou=0.5)
+    (found,) = families.decode_queries([logits, boxes], config, score_threshold=0.3, nms_iou=0.5)
     assert found.boxes.tolist() == [[24, 16, 72, 48]]
     assert found.classes.tolist() == [0]
     shared = config.model_copy(update={"network": {**config.network, "scoring": "softmax"}})
     # The last class is no object: the second query is sure that there is none.
     three = np.array([[[0.0, 2.0, 0.0], [0.0, 0.0, 9.0]]], np.float32)
-    (found,) = models.decode_queries([three, boxes], shared, score_threshold=0.3, nms_iou=0.5)
+    (found,) = families.decode_queries([three, boxes], shared, score_threshold=0.3, nms_iou=0.5)
     assert found.classes.tolist() == [1]
     assert found.scores[0] == pytest.approx(np.exp(2) / (np.exp(2) + 2))
     with pytest.raises(DataError, match="expected 2 raw outputs"):
-        models.decode_queries([logits], config, score_threshold=0.3, nms_iou=0.5)
+        families.decode_queries([logits], config, score_threshold=0.3, nms_iou=0.5)
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [("nano", 2e5, 3e5), ("medium", 2e6, 3e6)])

@@ -136,7 +136,7 @@ def test_a_sequence_of_cells_is_a_map_row_by_row() -> None:
     cells = torch.arange(6).reshape(1, 6, 1)
     expected = [[[[0, 1, 2], [3, 4, 5]]]]
     assert huggingface.sequence_to_map(cells, height=64, width=96).tolist() == expected
-    with pytest.raises(DataError, match="no grid"):
+    with pytest.raises(DataError, match="does not fit an input"):
         huggingface.sequence_to_map(cells, height=64, width=64)
 
 
