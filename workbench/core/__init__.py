@@ -1,1 +1,1 @@
-""""""
+"""Foundations without an SDK: errors, the workspace, digests, processes, shared types."""

@@ -1,4 +1,4 @@
-"""Generated secrets: one file each, readable by their owner only, made once and never printed."""
+"""Generated secrets: one file each, generated once, readable by their owner only, never printed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from pathlib import Path
 from workbench.core.errors import ServiceError
 from workbench.core.workspace import Workspace, write_atomic
 
+__all__ = ["PUBLIC_KEY_SUFFIX", "ensure_secret", "exposed_secrets", "read_secret", "secret_path"]
+
 PUBLIC_KEY_SUFFIX = ".pub.pem"
-"""Ending of public keys, which anybody may read."""
+"""File name suffix of public keys, which are no secrets."""
 
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
 
 
 def secret_path(workspace: Workspace, name: str) -> Path:
+    """The file of the secret ``name``."""
     return workspace.secrets / name
 
 
 def ensure_secret(workspace: Workspace, name: str, *, random_bytes: int = 32) -> str:
-    """The secret called ``name``; it is generated when there is none yet."""
+    """The secret ``name``, generated when it does not exist.
+
+    Args:
+        random_bytes: Entropy of a generated secret; its text is URL-safe base64.
+    """
     path = secret_path(workspace, name)
     if not path.exists():
         workspace.secrets.mkdir(parents=True, exist_ok=True)
@@ -31,7 +38,7 @@ def ensure_secret(workspace: Workspace, name: str, *, random_bytes: int = 32) ->
 
 
 def read_secret(path: Path) -> str:
-    """The secret in ``path``, without the line end that an editor may have left.
+    """The secret in ``path``, without surrounding whitespace.
 
     Raises:
         ServiceError: The file is missing or empty.
@@ -40,15 +47,17 @@ def read_secret(path: Path) -> str:
         secret = path.read_text().strip()
     except OSError as error:
         raise ServiceError(
-            "A secret cannot be read", where=path, hint="Run `workbench up` to make it"
+            "cannot read a secret", where=path, hint="Run `workbench up` to generate it"
         ) from error
     if not secret:
-        raise ServiceError("A secret is empty", where=path, hint="Delete it; `workbench up` again")
+        raise ServiceError(
+            "a secret is empty", where=path, hint="Delete the file, then run `workbench up`"
+        )
     return secret
 
 
 def exposed_secrets(workspace: Workspace) -> list[Path]:
-    """Secret files, or their folder, that other users of the machine could read."""
+    """Paths of secret files, or of their folder, that other users of the machine can read."""
     if not workspace.secrets.is_dir():
         return []
     inside = [p for p in workspace.secrets.rglob("*") if not p.is_symlink()]

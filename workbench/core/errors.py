@@ -1,29 +1,45 @@
-"""Everything that can go wrong, as one small tree.
+"""All expected errors.
 
     WorkbenchError
-    ├── ParameterError    a value the caller gave is wrong; nothing was started
-    ├── DataError         input that cannot be used at all (single bad frames are quarantined)
+    ├── ParameterError    an argument is invalid; nothing was started
+    ├── DataError         input cannot be used at all (single bad frames are quarantined)
     ├── RecordError       a record is missing, incomplete or does not match its digest
-    ├── ContractError     a step did not keep what its contract declares
-    ├── ServiceError      a server is away or answered with an error
-    ├── StepFailed        a notebook raised, died or ran out of time
-    ├── VerificationError a signature or a digest does not hold
-    └── Waiting           not a failure: people have to act before the step can go on
+    ├── ContractError     a step violates the contract that it declares
+    ├── ServiceError      a server cannot be reached or answered with an error
+    ├── StepFailed        a notebook raised an exception, was killed or timed out
+    ├── VerificationError a signature or digest does not match
+    └── Waiting           not a failure: people have to act before the step can continue
 
-Each carries what was wrong, where, and what to do next, because the message is often all
-that the engineer on call gets to see.
+Each error says what is wrong, where, and what to do next: often the message is all that the
+engineer on call sees.
 """
 
 from __future__ import annotations
 
+__all__ = [
+    "ContractError",
+    "DataError",
+    "ParameterError",
+    "RecordError",
+    "ServiceError",
+    "StepFailed",
+    "VerificationError",
+    "Waiting",
+    "WorkbenchError",
+]
+
 
 class WorkbenchError(Exception):
-    """Base of all expected errors.
+    """Base class of all expected errors.
 
     Args:
-        what: What was wrong, as a sentence without a full stop.
-        where: The file, record, parameter or server it concerns.
+        what: What is wrong, without a full stop.
+        where: The file, record, parameter or server concerned.
         hint: What to do next.
+
+    Attributes:
+        exit_code: Exit status of the command line.
+        kind: Name of the error in ``--json`` output.
     """
 
     exit_code = 1
@@ -41,7 +57,7 @@ class WorkbenchError(Exception):
         return f"{self.what}{where}{hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only fields would be lost when an error crosses a process boundary.
+        # The default would lose the keyword-only arguments when an error is pickled.
         return _rebuild_error, (type(self), self.what, self.where, self.hint)
 
 
@@ -52,36 +68,50 @@ def _rebuild_error(
 
 
 class ParameterError(WorkbenchError):
+    """An argument is invalid; nothing was started."""
+
     exit_code = 2
     kind = "parameter"
 
 
 class DataError(WorkbenchError):
+    """Input that cannot be used at all."""
+
     kind = "data"
 
 
 class RecordError(WorkbenchError):
+    """A record is missing, incomplete or does not match its digest."""
+
     kind = "record"
 
 
 class ContractError(WorkbenchError):
+    """A step violates the contract that it declares."""
+
     kind = "contract"
 
 
 class ServiceError(WorkbenchError):
+    """A server cannot be reached or answered with an error."""
+
     kind = "service"
 
 
 class StepFailed(WorkbenchError):
+    """A notebook raised an exception, was killed or timed out."""
+
     kind = "step"
 
 
 class VerificationError(WorkbenchError):
+    """A signature or digest does not match."""
+
     kind = "verification"
 
 
 class Waiting(WorkbenchError):
-    """People have to act first. ``done`` of ``total`` pieces of work are in."""
+    """Not a failure: people have to act before the step can continue."""
 
     exit_code = 4
     kind = "waiting"

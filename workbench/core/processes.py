@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, and what a busy loop asks of its process."""
+"""Settings of the running process: end with the parent, keep freed memory, OpenCV threads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+__all__ = [
+    "die_with_parent",
+    "die_with_pool_owner",
+    "keep_freed_memory",
+    "single_threaded_opencv",
+]
+
 _PR_SET_PDEATHSIG = 1
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, see malloc.h
+_MAX_DYNAMIC_THRESHOLD = 32 << 20  # bytes; the largest value that glibc itself grows to
+_MAX_INT = 2**31 - 1  # mallopt takes C ints
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, however it dies.
+    """Let the kernel kill this process when its parent ends for any reason.
 
-    Call it first thing in a child. Linux only; elsewhere it does nothing and a killed parent
+    Call it first in a child process. Linux only: elsewhere it does nothing, and a killed parent
     may leave the child running.
     """
     if sys.platform != "linux":
@@ -31,41 +41,32 @@ def die_with_parent() -> None:
 
 
 def die_with_pool_owner() -> None:
-    """End this worker of a fork server when the process that asked for it is gone.
+    """End this worker of a fork server when the process that created the pool ends.
 
-    The worker's parent is the server, which in turn lives as long as any worker: without this,
-    both would outlive a starter that is killed.
+    A worker's parent is the fork server, which lives as long as any worker: without this, both
+    would outlive a pool owner that is killed.
     """
-    starter = multiprocessing.parent_process()
-    if starter is None:
+    owner = multiprocessing.parent_process()
+    if owner is None:
         return
 
     def wait() -> None:
-        multiprocessing.connection.wait([starter.sentinel])
+        multiprocessing.connection.wait([owner.sentinel])
         os._exit(1)
 
-    threading.Thread(target=wait, name="starter", daemon=True).start()
-
-
-# ---- How a busy loop has the process: memory kept for its next turn, and no threads beside its own.
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
-_MIB = 1 << 20
-_MAX_DYNAMIC_THRESHOLD = 32 * _MIB  # what glibc's own threshold grows to as large blocks are freed
-_MAX_INT = 2**31 - 1  # the parameters are C ints
+    threading.Thread(target=wait, name="pool-owner", daemon=True).start()
 
 
 @contextlib.contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Keep freed memory within the process meanwhile; it goes back to the system at the end.
+    """Keep freed memory in the process inside the block, instead of returning it to the system.
 
-    A step of a network frees some hundred MiB and asks for as much again. glibc gives large blocks
-    back to the system, which hands out each new one page by page, filled with zeros: a twentieth of
-    a training's time on two cores. Kept, they cost nothing.
+    A training step frees some hundred MiB and allocates as much again. By default glibc returns
+    large blocks to the system, which zeroes every page of a new one: 5 % of the training time on
+    two cores.
 
-    For the whole process, whichever thread frees. Does nothing where the C library is not glibc.
-    Afterwards blocks up to 32 MiB are kept as far as glibc keeps them in any long-lived process.
+    Applies to all threads of the process, and only with glibc. Afterwards blocks up to 32 MiB stay
+    in the process, as in any long-running process.
     """
     libc = _glibc()
     if libc is None:
@@ -85,7 +86,7 @@ def keep_freed_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def single_threaded_opencv() -> Iterator[None]:
-    """OpenCV without threads of its own, for whoever has as many as there are cores already."""
+    """Limit OpenCV to one thread inside the block, for callers that use all cores themselves."""
     import cv2
 
     before = cv2.getNumThreads()

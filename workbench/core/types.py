@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+__all__ = ["Json", "Progress"]
+
 Json = dict[str, Any]
 """A JSON object."""
 

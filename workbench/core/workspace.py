@@ -1,7 +1,7 @@
-"""Where a workbench keeps what it makes: one folder, ``.workbench``, found from anywhere below it.
+"""The workspace: the ``.workbench`` folder that holds all state.
 
-``WORKBENCH_HOME`` names the folder outright; otherwise the nearest ``.workbench`` above the current
-folder is taken, and failing that ``./.workbench``. Two checkouts therefore never share state.
+It is the folder that ``WORKBENCH_HOME`` names, else the nearest ``.workbench`` in or above the
+current folder, else ``./.workbench``. Two checkouts therefore never share state.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = ["Workspace", "atomic_replace", "find_workspace", "project_root", "write_atomic"]
+
 WORKSPACE_FOLDER = ".workbench"
 HOME_VARIABLE = "WORKBENCH_HOME"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The layout below ``root``. Folders are made by whoever writes into them."""
+    """Paths below ``root``. A folder is created by the code that writes into it."""
 
     root: Path
 
@@ -30,17 +32,17 @@ class Workspace:
 
     @property
     def index(self) -> Path:
-        """Rebuildable look-ups: dataset names and step keys."""
+        """Indexes that can be rebuilt: dataset names, step keys."""
         return self.root / "index"
 
     @property
     def served(self) -> Path:
-        """All that Label Studio may show, and nothing else, so that secrets stay out of reach."""
+        """The only folder that Label Studio may serve, so that it cannot reach secrets."""
         return self.root / "media"
 
     @property
     def media(self) -> Path:
-        """Frame images by content: ``frames/ab/abcdef….jpg``."""
+        """Frame images, named by digest: ``frames/ab/abcdef….jpg``."""
         return self.served / "frames"
 
     @property
@@ -50,26 +52,35 @@ class Workspace:
 
     @property
     def secrets(self) -> Path:
-        """Generated passwords, tokens and the signing key; files are 0600."""
+        """Generated passwords, tokens and the signing key; file mode 0600."""
         return self.root / "secrets"
 
     def release_folder(self, model: str, bundle: str) -> Path:
-        """Where the signed copy of the bundle with this digest lies."""
+        """Folder of the signed copy of a bundle.
+
+        Args:
+            model: Name of the released model.
+            bundle: Digest of the bundle record.
+        """
         return self.root / "releases" / model / bundle[:12]
 
     @property
     def runs(self) -> Path:
-        """One folder a pipeline run: specs, logs, executed notebooks."""
+        """One folder per pipeline run: specs, logs, executed notebooks."""
         return self.root / "runs"
 
     @property
     def scratch(self) -> Path:
-        """Throw-away output of notebooks run by hand."""
+        """Outputs of notebooks that are run by hand; safe to delete."""
         return self.root / "scratch"
 
 
 def find_workspace(start: Path | None = None) -> Workspace:
-    """The workspace of ``start`` (default: the current folder); it need not exist yet."""
+    """The workspace of a folder; it need not exist yet.
+
+    Args:
+        start: The folder; the current one by default.
+    """
     named = os.environ.get(HOME_VARIABLE)
     if named:
         return Workspace(Path(named).expanduser().resolve())
@@ -81,7 +92,7 @@ def find_workspace(start: Path | None = None) -> Workspace:
 
 
 def project_root(notebook: Path) -> Path:
-    """The project a notebook belongs to: above its ``notebooks`` folder, else where it lies."""
+    """The folder above the notebook's ``notebooks`` folder, else the folder of the notebook."""
     path = notebook.resolve()
     for folder in path.parents:
         if folder.name == "notebooks":
@@ -90,15 +101,21 @@ def project_root(notebook: Path) -> Path:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace ``path`` in one step, so that a reader or a crash never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the content of ``path`` atomically; missing parent folders are created.
+
+    Args:
+        mode: Permissions of the file.
+    """
     with atomic_replace(path, mode=mode) as temporary:
         temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
 def atomic_replace(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it is synced and renamed into place on success."""
+    """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``.
+
+    Readers never see a partial file, and an exception leaves ``path`` as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

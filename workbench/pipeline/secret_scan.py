@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from workbench.core import workspace
+from workbench.core.credentials import PUBLIC_KEY_SUFFIX
 from workbench.core.workspace import Workspace
 
 REDACTED = "[redacted: {}]"
@@ -152,7 +153,6 @@ def _leak_at(name: str, text: str, span: tuple[int, int], *, known: bool = False
 
 
 _SEARCHED_FILES = ("*.ipynb", "*.txt", "*.json", "*.jsonl")
-_PUBLIC_KEY_SUFFIX = ".pub.pem"
 
 
 def known_secrets(place: Workspace, names: Iterable[str]) -> dict[str, str]:
@@ -160,7 +160,7 @@ def known_secrets(place: Workspace, names: Iterable[str]) -> dict[str, str]:
     found = {name: os.environ[name] for name in names if os.environ.get(name)}
     if place.secrets.is_dir():
         for path in place.secrets.iterdir():
-            if path.is_file() and not path.name.endswith(_PUBLIC_KEY_SUFFIX):
+            if path.is_file() and not path.name.endswith(PUBLIC_KEY_SUFFIX):
                 found[path.name] = path.read_text(encoding="utf-8", errors="replace").strip()
     return found
 
