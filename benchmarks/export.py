@@ -107,7 +107,7 @@ def losses(
     place: Workspace, dataset: Dataset, files: dict[str, bytes], *, resamples: int
 ) -> list[Row]:
     """Points of AP lost: overall, and in the worst slice of enough boxes."""
-    judged = dataset.with_roles(Role.SAFETY)
+    judged = dataset.role(Role.SAFETY)
     settings = EvaluationSettings(resamples=resamples)
     found = {
         name: evaluate(

@@ -94,7 +94,7 @@ def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
 def _labels(place: Workspace, dataset: Dataset, steps: int) -> list[Row]:
     """Errors planted among labels that a model then learns from."""
     spoilt, planted = plant(dataset)
-    lessons = spoilt.with_roles(Role.SEED)
+    lessons = spoilt.role(Role.SEED)
     config = TrainingConfig(steps=steps, threads=2)
     size = Preprocessing(width=_SIDE[0], height=_SIDE[1])
     classes = dataset.label_schema.classes

@@ -76,7 +76,7 @@ def _train(place: Workspace, dataset: Dataset, steps: int) -> str:
     from workbench.training import TrainingConfig, checkpoint, trainer
 
     note(f"training {steps} steps on {dataset.name}; kept for the next run in {place.root}")
-    lessons = dataset.with_roles(*LEARNED)
+    lessons = dataset.role(*LEARNED)
     trained = trainer.train(
         place,
         lessons,

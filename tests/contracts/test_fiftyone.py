@@ -26,7 +26,7 @@ def dataset(attached: Workspace) -> Dataset:
 
 
 def selection_of(dataset: Dataset, rows: list[int]) -> Selection:
-    pool = dataset.with_roles(Role.POOL).frames
+    pool = dataset.role(Role.POOL).frames
     return Selection(
         dataset="dataset/" + "0" * 64,
         budget=len(rows),

@@ -275,7 +275,7 @@ def test_what_was_tagged_in_the_app_keeps_its_time_when_a_pool_is_published_agai
     import fiftyone as fo
 
     store, name = Store(attached), f"{NAME}-pool"
-    pool = dataset.with_roles(Role.POOL)
+    pool = dataset.role(Role.POOL)
     frame = pool.frames[0].id
     mined = store.get(
         curation.select_manually(store, dataset.ref or "", [frame], "look"), Selection

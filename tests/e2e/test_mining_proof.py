@@ -79,7 +79,7 @@ def test_the_arms_differ_in_nothing_but_their_frames(
     arms = {choice.frame: choice.arm for choice in selection.chosen}
     for arm in ("mined", "control"):
         version = dataset.load_dataset(store, outcome[f"arms.{arm}"])
-        learned = {frame.id for frame in version.with_roles(Role.TRAIN).frames}
+        learned = {frame.id for frame in version.role(Role.TRAIN).frames}
         assert learned == {frame for frame, its in arms.items() if its == arm}
         assert version.name == f"builtin-{arm}"
 

@@ -155,7 +155,7 @@ def test_a_model_without_a_record_is_not_bundled(
 def test_without_frames_to_compare_on_nothing_is_exported(
     kept: Workspace, dataset: Dataset, trained: TorchPredictor
 ) -> None:
-    learned = replace(dataset.with_roles(Role.TRAIN), ref=dataset.ref)
+    learned = replace(dataset.role(Role.TRAIN), ref=dataset.ref)
     with pytest.raises(ParameterError, match="val or safety"):
         exporter.frames_to_compare(learned)
     compared = {frame.id for frame in exporter.frames_to_compare(dataset)}

@@ -41,7 +41,7 @@ def test_frames_that_models_are_judged_on_are_never_picked(dataset: Dataset) -> 
     assert judged
     assert not judged & set(calibration.pick_calibration_frames(dataset, 1000).frames)
     with pytest.raises(ParameterError, match="role seed or train"):
-        only_judged = replace(dataset.with_roles(Role.SAFETY, Role.VAL), ref=dataset.ref)
+        only_judged = replace(dataset.role(Role.SAFETY, Role.VAL), ref=dataset.ref)
         calibration.pick_calibration_frames(only_judged, 4)
 
 
@@ -59,7 +59,7 @@ def test_a_calibration_that_names_a_forbidden_frame_is_refused(
 
 
 def test_variants_make_up_for_missing_frames(kept: Workspace, dataset: Dataset) -> None:
-    few = replace(dataset, frames=dataset.with_roles(Role.TRAIN).frames[:4])
+    few = replace(dataset, frames=dataset.role(Role.TRAIN).frames[:4])
     picked = calibration.pick_calibration_frames(few, 10)
     pixels = list(calibration.calibration_images(kept, few, picked))
     assert (len(picked.frames), picked.variants, len(pixels)) == (4, 6, 10)

@@ -95,7 +95,7 @@ def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
 
 
 def test_evaluation_frames_in_the_calibration_are_refused(dataset: Dataset) -> None:
-    learned = dataset.with_roles(Role.TRAIN)
+    learned = dataset.role(Role.TRAIN)
     elsewhere = replace(learned, frames=learned.frames[:3])
     with pytest.raises(ParameterError, match="3 calibration frames are evaluated on too"):
         calibration.pick_calibration_frames(dataset, 1000, judged=[elsewhere])

@@ -49,7 +49,7 @@ class Shuffled(Queries):
 
 
 def report(kept: Workspace, dataset: Dataset, other: Queries) -> dict:
-    frames = dataset.with_roles(Role.VAL).frames
+    frames = dataset.role(Role.VAL).frames
     return parity.compare_models(kept, Queries(), {"fp32.onnx": other}, frames)
 
 

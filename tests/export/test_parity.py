@@ -24,7 +24,7 @@ def report(
     kept: Workspace, dataset: Dataset, predictor: TorchPredictor, models: Models
 ) -> dict[str, object]:
     targets = {name: OnnxPredictor(content) for name, content in models.items()}
-    frames = dataset.with_roles(Role.VAL, Role.SAFETY).frames
+    frames = dataset.role(Role.VAL, Role.SAFETY).frames
     return parity.compare_models(kept, predictor, targets, frames, score=0.4)
 
 

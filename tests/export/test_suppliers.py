@@ -49,7 +49,7 @@ def learned(
     data = dataset.load_dataset(
         store, dataset.save_dataset(store, replace(data, frames=frames), made_by="test")
     )
-    lessons = data.with_roles(Role.TRAIN)
+    lessons = data.role(Role.TRAIN)
     model = huggingface.load_pretrained(suppliers.make(kind, folder / kind), CLASSES, SPEC)
     config = replace(TINY, steps=4)
     trained = train(workspace, lessons, config, classes=CLASSES, preprocessing=SPEC, model=model)

@@ -63,7 +63,7 @@ def test_conditions_filter_frames_with_their_labels_and_drives(dataset: Dataset)
 
 def test_roles_by_name(dataset: Dataset) -> None:
     assert len(dataset.role("safety")) == 1
-    assert dataset.role("seed", "pool") == dataset.with_roles(Role.SEED, Role.POOL)
+    assert dataset.role("seed", "pool") == dataset.role(Role.SEED, Role.POOL)
 
 
 def test_an_unknown_condition_or_value_names_the_known_ones(dataset: Dataset) -> None:

@@ -100,7 +100,7 @@ def test_killed_between_writing_and_the_mark_leaves_nothing_to_read(
     code = f"""
 import os, signal
 from workbench.records import store as module
-from workbench.records.types import Environment
+from workbench.records.model_types import Environment
 from workbench.core.workspace import Workspace
 from pathlib import Path
 def killed(folder):
@@ -145,7 +145,7 @@ def test_a_kind_or_form_from_elsewhere_is_refused_in_plain_words(store: Store) -
     (folder / "COMPLETE").touch()
     with pytest.raises(RecordError, match="a form this version cannot read"):
         store.load(f"dataset/{folder.name}")
-    with pytest.raises(RecordError, match="not a record reference"):
+    with pytest.raises(RecordError, match="invalid record reference"):
         store.load("dataset/short")
 
 

@@ -49,7 +49,7 @@ def test_settings_are_judged_by_their_seeds(store: Store, refs: list[Ref]) -> No
     assert best.mean - best.low == pytest.approx(12.706 * 0.01, rel=1e-3)
     assert made.best == refs[3]
     assert made.decided is False, "0.15 +- 0.64 reaches over 0.61"
-    assert "not decided" in made.words
+    assert "not decided" in made.summary
     clear = report(store, refs[:4], [0.10, 0.101, 0.60, 0.601])
     assert clear.decided is True
     assert "better than the next" in sweeps.format_report(clear)
@@ -59,7 +59,7 @@ def test_settings_are_judged_by_their_seeds(store: Store, refs: list[Ref]) -> No
 def test_one_seed_decides_nothing(store: Store, refs: list[Ref]) -> None:
     made = report(store, [refs[0], refs[2], refs[4]], [0.1, 0.9, 0.5])
     assert made.decided is None
-    assert "INSUFFICIENT EVIDENCE" in made.words
+    assert "INSUFFICIENT EVIDENCE" in made.summary
     assert all(one.low is None for one in made.settings)
     names = {name for one in made.settings for name in one.settings}
     assert {"lr", "augment.mosaic", "augment.fog"} <= names

@@ -285,7 +285,7 @@ def _show_in_fiftyone(
     mongod = services.status(workspace)["mongod"]
     if not mongod.usable:
         return f"not in FiftyOne: mongod is {mongod.state}; run `workbench up` and repeat"
-    pool = version.with_roles(Role.POOL)
+    pool = version.role(Role.POOL)
     if len(pool.frames) > _MAX_FRAMES_IN_FIFTYONE:
         return (
             f"not in FiftyOne: the pool has {len(pool.frames):,} frames,"
@@ -495,7 +495,7 @@ def _compare_models(
         raise ParameterError(
             "a comparison needs two models", hint="Give both --mined-model and --control-model"
         )
-    safety = answers.dataset.with_roles(Role.SAFETY)
+    safety = answers.dataset.role(Role.SAFETY)
     models, evaluated = {}, []
     for arm, reference in zip(("mined", "control"), references, strict=True):
         models[arm] = resolve_ref(workspace, str(reference), ("checkpoint",))

@@ -136,7 +136,7 @@ def coverage_by_class(
 
     chosen = {choice.frame for choice in selection.chosen}
     frames = {frame.id: frame for frame in dataset.frames}
-    known = {f.id for f in dataset.with_roles(Role.SEED, Role.TRAIN).frames}
+    known = {f.id for f in dataset.role(Role.SEED, Role.TRAIN).frames}
     rows = sorted({condition_of(frames[name]) for name in known | (chosen & frames.keys())})
     classes = list(dataset.label_schema.classes)
     before, gained = np.zeros((2, len(rows), len(classes)), int)

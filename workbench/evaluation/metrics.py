@@ -102,7 +102,7 @@ class EvaluationMetrics(FrozenModel):
 
 # ---- A model's figures by class and slice, each with its interval and with what it rests on.
 #
-# evaluated = evaluate(dataset.with_roles(Role.SAFETY), predictions, name="int8")
+# evaluated = evaluate(dataset.role(Role.SAFETY), predictions, name="int8")
 # evaluated.metrics.at("light=night").recall.value
 #
 # AP, AP50 and AR are COCO's, computed by faster-coco-eval; for all classes together they are the
@@ -147,7 +147,7 @@ def evaluate(
     """Measure a model's predictions on all frames of ``dataset``.
 
     Args:
-        dataset: Exactly the frames to judge on, such as ``dataset.with_roles(Role.SAFETY)``.
+        dataset: Exactly the frames to judge on, such as ``dataset.role(Role.SAFETY)``.
         predictions: Boxes in pixels of the stored frames, down to a score well below
             ``settings.threshold``; a frame without any counts as searched in vain.
 

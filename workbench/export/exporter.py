@@ -258,7 +258,7 @@ def _ran_program(
 
 def frames_to_compare(dataset: Dataset) -> list[Frame]:
     """Frames that models are judged on; the blind ones stay unseen until an audit."""
-    frames = list(dataset.with_roles(*COMPARED_ROLES).frames)
+    frames = list(dataset.role(*COMPARED_ROLES).frames)
     if not frames:
         raise ParameterError(
             "no frames with the role val or safety to compare the files on", where=dataset.ref

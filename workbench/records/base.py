@@ -1,4 +1,4 @@
-"""What every record has in common: frozen, versioned, refers to others by digest; and gate verdicts."""
+"""What all records share: frozen models, references between records, gate results."""
 
 from __future__ import annotations
 
@@ -10,26 +10,41 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from workbench.core.errors import RecordError
 
+__all__ = [
+    "Digest",
+    "FrozenModel",
+    "GateReport",
+    "GateResult",
+    "Record",
+    "Ref",
+    "Verdict",
+    "digest_of",
+    "kind_of",
+    "make_ref",
+    "refs_in",
+]
+
 _REF_PATTERN = re.compile(r"^([a-z]+)/([0-9a-f]{64})$")
 
 Ref = Annotated[str, StringConstraints(pattern=_REF_PATTERN.pattern)]
-"""``KIND/DIGEST`` with all 64 hex digits: the one form in which records name each other."""
+"""``KIND/DIGEST`` with all 64 hex digits: how records refer to each other."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in 64 lower-case hex digits."""
 
 
 class FrozenModel(BaseModel):
-    """An immutable value that is stored as one line or one object of JSON."""
+    """An immutable value that is stored as a JSON object. Unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Record(FrozenModel):
-    """A row that has a digest of its own and lies in the store below its ``KIND``.
+    """A model with a digest of its own, stored below its ``KIND``.
 
-    ``schema_version`` is part of the stored form. A field may be added with a default without
-    a new version, as long as records without it still mean the same; anything else needs a new
-    version and a reader for the old one, kept honest by ``tests/golden``.
+    A field with a default may be added without a new ``schema_version`` as long as records without
+    it keep their meaning. Any other change needs a new version and a reader for the old one;
+    ``tests/golden`` holds a record of each version.
     """
 
     KIND: ClassVar[str]
@@ -37,24 +52,23 @@ class Record(FrozenModel):
 
 
 def make_ref(kind: str, digest: str) -> Ref:
+    """The reference ``KIND/DIGEST``."""
     return f"{kind}/{digest}"
 
 
 def kind_of(ref: Ref) -> str:
+    """The kind of record that ``ref`` names; raises `RecordError` for an invalid reference."""
     return _split_ref(ref)[0]
 
 
 def digest_of(ref: Ref) -> str:
+    """The digest in ``ref``; raises `RecordError` for an invalid reference."""
     return _split_ref(ref)[1]
 
 
-def is_ref(value: object) -> bool:
-    return isinstance(value, str) and _REF_PATTERN.match(value) is not None
-
-
 def refs_in(value: Any) -> list[Ref]:
-    """Every reference inside plain JSON data, in order of appearance, each once."""
-    found: dict[Ref, None] = {}
+    """Every reference inside plain JSON data, in order of appearance, without duplicates."""
+    refs: dict[Ref, None] = {}
     stack = [value]
     while stack:
         current = stack.pop()
@@ -62,33 +76,37 @@ def refs_in(value: Any) -> list[Ref]:
             stack.extend(reversed(list(current.values())))
         elif isinstance(current, list | tuple):
             stack.extend(reversed(current))
-        elif is_ref(current):
-            found[current] = None
-    return list(found)
+        elif isinstance(current, str) and _REF_PATTERN.match(current):
+            refs[current] = None
+    return list(refs)
 
 
 def _split_ref(ref: Ref) -> tuple[str, str]:
     match = _REF_PATTERN.match(ref)
     if match is None:
         raise RecordError(
-            "not a record reference", where=ref, hint="Expected KIND/ followed by 64 hex digits"
+            "invalid record reference", where=ref, hint="Expected KIND/ followed by 64 hex digits"
         )
     return match.group(1), match.group(2)
 
 
-# ---- What a rule said of evidence.
-
-
 class Verdict(StrEnum):
+    """Outcome of a gate."""
+
     PASS = "PASS"
     FAIL = "FAIL"
     INSUFFICIENT = "INSUFFICIENT EVIDENCE"
 
 
 class GateResult(FrozenModel):
-    """One gate: ``value`` against ``bound``; ``low`` and ``high`` are its interval.
+    """Outcome of one gate.
 
-    Only a ``required`` gate can refuse promotion; the others are shown beside.
+    Attributes:
+        n: Sample size, in ``unit``.
+        value: The measured metric; ``low`` and ``high`` are its interval.
+        bound: The limit that decides.
+        method: How the interval was computed.
+        required: Whether a failure prevents promotion; other gates only inform.
     """
 
     name: str
@@ -106,7 +124,7 @@ class GateResult(FrozenModel):
 
 
 class GateReport(Record):
-    """Payload: ``metrics.json``, every metric by class and slice with its interval."""
+    """Outcome of all gates. Payload: ``metrics.json``, every metric by class and slice."""
 
     KIND: ClassVar[str] = "gates"
     candidate: Ref

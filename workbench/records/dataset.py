@@ -1,4 +1,4 @@
-"""A dataset version in memory: drives, frames and labels, and how they are kept in the store."""
+"""A dataset version in memory: drives, frames and labels; how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ from workbench.records.frames import (
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, Quarantined
 
+__all__ = ["Dataset", "load_dataset", "media_path", "save_dataset"]
+
 T = TypeVar("T", bound=FrozenModel)
+
+_FRAME_CONDITIONS = ("light", "weather", "construction", "event", "role", "drive", "redaction")
 
 
 @dataclass(frozen=True, repr=False)
 class Dataset:
     """Frames with their labels. ``frames`` are in order of drive and index.
 
-    A dataset is a view: `where` and `role` give another one, and nothing is read from disk but the
-    records. Building one checks nothing; `workbench.data` builds them from sources and checks every
-    input.
+    A dataset is a view: `where` and `role` return another one, and images are not read. The
+    constructor checks nothing; `workbench.data` builds datasets from sources and checks them.
 
     Attributes:
-        ref: The version these frames are; None for a part of one.
+        ref: The dataset version; None for a part of one.
         simulated: Whether the drives were rendered rather than recorded.
-        split: How roles were given.
-        workspace: Where the images lie; None for a dataset that was built in memory.
+        split: How roles were assigned.
+        workspace: Where the images are stored; None for a dataset that was built in memory.
     """
 
     name: str
@@ -67,7 +70,7 @@ class Dataset:
 
     @cached_property
     def labels_by_frame(self) -> dict[Digest, tuple[Label, ...]]:
-        """Labels of every frame; a frame without any has an empty tuple."""
+        """Labels by frame id; a frame without labels has an empty tuple."""
         grouped: dict[Digest, list[Label]] = {frame.id: [] for frame in self.frames}
         for label in self.labels:
             grouped[label.frame].append(label)
@@ -75,6 +78,7 @@ class Dataset:
 
     @cached_property
     def drive_by_id(self) -> dict[str, Drive]:
+        """Drives by id."""
         return {drive.id: drive for drive in self.drives}
 
     def where(
@@ -112,14 +116,11 @@ class Dataset:
         )
 
     def role(self, *roles: Role | str) -> Dataset:
-        """The frames of these roles: ``seed``, ``pool``, ``train``, ``val`` or ``safety``."""
+        """The frames of these roles, such as ``seed``, ``pool``, ``train`` or ``safety``."""
         return self.where(role=roles)
 
-    def with_roles(self, *roles: Role) -> Dataset:
-        return self.where(lambda frame: frame.role in roles)
-
     def to_pandas(self) -> Any:
-        """One row a frame: id, drive, index, time, size, role, conditions, number of labels."""
+        """One row per frame: id, drive, index, time, size, role, conditions, number of labels."""
         import pandas as pd
 
         rows = [
@@ -175,11 +176,11 @@ class Dataset:
             known = {one for frame in self.frames for one in condition_values(frame, name)}
             known |= set(CONDITION_VALUES.get(name, ()))
             if self.frames and not known and name not in _FRAME_CONDITIONS:
-                attributes = {key for frame in self.frames for key in frame.attributes}
+                attributes = sorted({key for frame in self.frames for key in frame.attributes})
                 raise ParameterError(
                     f"unknown condition {name!r}",
                     where=f"dataset {self.name}",
-                    hint=f"Conditions: {', '.join([*_FRAME_CONDITIONS, 'cls', *sorted(attributes)])}",
+                    hint=f"Conditions: {', '.join([*_FRAME_CONDITIONS, 'cls', *attributes])}",
                 )
 
             def test(frame: Frame) -> bool:
@@ -194,11 +195,8 @@ class Dataset:
         return test
 
 
-_FRAME_CONDITIONS = ("light", "weather", "construction", "event", "role", "drive", "redaction")
-
-
 def media_path(workspace: Workspace, frame: Frame) -> Path:
-    """Where a frame's image lies, by content."""
+    """The file of a frame's image in the media folder."""
     return workspace.media / frame.id[:2] / f"{frame.id}{frame.suffix}"
 
 
@@ -211,11 +209,16 @@ def save_dataset(
     quarantine: Iterable[Quarantined] = (),
     sources: dict[Digest, str] | None = None,
 ) -> Ref:
-    """Keep ``dataset`` as a new immutable version and return its reference.
+    """Save ``dataset`` as a new immutable version.
 
     Args:
         made_by: The operation in one word, such as ``ingest`` or ``collect``.
-        sources: Frame to file name in the source; kept beside the record, outside its digest.
+        parents: Versions that it was derived from.
+        quarantine: Inputs that were left out.
+        sources: File name in the source by frame id; stored beside the record, not in its digest.
+
+    Returns:
+        The reference of the version.
     """
     left_out = sorted(quarantine, key=lambda entry: (entry.file, entry.reason, entry.detail))
     record = DatasetVersion(
@@ -227,7 +230,7 @@ def save_dataset(
         parents=tuple(parents),
         made_by=made_by,
         split=dataset.split,
-        quarantined=_count_values(entry.reason for entry in left_out),
+        quarantined=dict(Counter(entry.reason for entry in left_out)),
         simulated=dataset.simulated,
     )
     frames = sorted(dataset.frames, key=lambda frame: (frame.drive, frame.index, frame.id))
@@ -242,7 +245,11 @@ def save_dataset(
 
 
 def load_dataset(store: Store, ref: Ref) -> Dataset:
-    """Read a dataset version whole."""
+    """Load a dataset version.
+
+    Raises:
+        RecordError: It does not exist, or a file of it was changed.
+    """
     record = store.get(ref, DatasetVersion)
     return Dataset(
         name=record.name,
@@ -258,23 +265,17 @@ def load_dataset(store: Store, ref: Ref) -> Dataset:
 
 
 def to_json_lines(rows: Iterable[FrozenModel]) -> bytes:
-    """Canonical JSON, a row a line."""
+    """One line of canonical JSON per row."""
     return b"".join(digest.canonical_json(row.model_dump(mode="json")) + b"\n" for row in rows)
 
 
 def read_json_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
+    """The rows of a JSON-lines file, validated."""
     with path.open("rb") as stream:
         return tuple(kind.model_validate_json(line) for line in stream)
 
 
 def _sorted_lines(labels: Iterable[Label]) -> bytes:
-    # The text itself is the order: it starts with annotator and box, and never ties unless equal.
+    # Sorted as text, so that the order depends on the content only.
     rows = (digest.canonical_json(label.model_dump(mode="json")) + b"\n" for label in labels)
     return b"".join(sorted(rows))
-
-
-def _count_values(values: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts

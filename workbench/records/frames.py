@@ -1,4 +1,4 @@
-"""Drives, frames and labels: what was recorded, where, by what, and what people say is in it."""
+"""Drives, frames, labels and label schemas."""
 
 from __future__ import annotations
 
@@ -11,28 +11,56 @@ from pydantic import Field, StringConstraints
 from workbench.core import digest
 from workbench.records.base import Digest, FrozenModel
 
+__all__ = [
+    "ANY_CLASS",
+    "UNKNOWN",
+    "Box",
+    "Calibration",
+    "Conditions",
+    "Drive",
+    "Frame",
+    "Label",
+    "LabelEdit",
+    "LabelSchema",
+    "Light",
+    "Origin",
+    "Question",
+    "Role",
+    "RotatedBox",
+    "VehicleType",
+    "Weather",
+]
+
 UNKNOWN = "unknown"
-
-
-def optional_field(default: Any) -> Any:
-    """A field that younger rows have: left out where it says nothing.
-
-    So rows from before it keep their bytes, and with them the digests of all that holds them.
-    """
-    return Field(default=default, exclude_if=lambda value: value == default)
-
 
 ANY_CLASS = "*"
 """Class of an ignore region that covers objects of every class (KITTI's DontCare)."""
 
+Point = tuple[float, float]
+"""x (right) and y (down) in pixels of the frame, from its top left corner."""
+
+Shape = Literal["box", "turned", "polygon"]
+
+
+def optional_field(default: Any) -> Any:
+    """A field that was added to a model later: not stored while it has its default.
+
+    Older rows therefore keep their bytes, and the digests of the records that hold them.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default)
+
 
 class VehicleType(StrEnum):
+    """Vehicle that carries the camera."""
+
     CAR = "car"
     TRUCK = "truck"
     UNKNOWN = UNKNOWN
 
 
 class Light(StrEnum):
+    """Light at the time of a frame."""
+
     DAY = "day"
     DUSK = "dusk"
     NIGHT = "night"
@@ -40,6 +68,8 @@ class Light(StrEnum):
 
 
 class Weather(StrEnum):
+    """Weather at the time of a frame."""
+
     CLEAR = "clear"
     RAIN = "rain"
     FOG = "fog"
@@ -48,7 +78,7 @@ class Weather(StrEnum):
 
 
 class Role(StrEnum):
-    """What a frame is for. ``seed`` and ``train`` are learned from; ``safety`` decides gates."""
+    """Purpose of a frame: ``seed`` and ``train`` train a model, ``safety`` decides gates."""
 
     SEED = "seed"
     POOL = "pool"
@@ -59,7 +89,7 @@ class Role(StrEnum):
 
 
 class Origin(StrEnum):
-    """Where a label comes from. ``replayed`` and ``rendered`` are simulated."""
+    """Where a label comes from."""
 
     IMPORTED = "imported"
     RENDERED = "rendered"
@@ -71,16 +101,17 @@ class Origin(StrEnum):
 
     @property
     def is_simulated(self) -> bool:
+        """Whether no person and no real sensor was involved."""
         return self in (Origin.REPLAYED, Origin.RENDERED)
 
     @property
     def is_ground_truth(self) -> bool:
-        """A model's own boxes are never evidence of what is there."""
+        """Whether the label may be evaluated against; a model's own boxes may not."""
         return self is not Origin.MODEL
 
 
 class Calibration(FrozenModel):
-    """Pinhole intrinsics in pixels of the frame as stored; ``id`` names the calibration run."""
+    """Pinhole intrinsics in pixels of the stored frame; ``id`` names the calibration run."""
 
     id: str = UNKNOWN
     fx: float | None = None
@@ -90,10 +121,15 @@ class Calibration(FrozenModel):
 
 
 class Drive(FrozenModel):
-    """One ordered recording of one camera on one vehicle.
+    """One ordered recording by one camera on one vehicle.
 
-    ``camera_height_m`` is above the road, ``camera_pitch_deg`` positive when looking down.
-    What a source does not tell is ``unknown`` or None, never guessed.
+    What a source does not say is ``unknown`` or None, never guessed.
+
+    Attributes:
+        camera_height_m: Height above the road, m.
+        camera_pitch_deg: Degrees, positive when the camera looks down.
+        started_at: ISO 8601 time, or ``unknown``.
+        time_source: What the frames' timestamps count from.
     """
 
     id: str
@@ -110,6 +146,8 @@ class Drive(FrozenModel):
 
 
 class Conditions(FrozenModel):
+    """Conditions of a frame."""
+
     light: Light = Light.UNKNOWN
     weather: Weather = Weather.UNKNOWN
     construction: bool = False
@@ -118,11 +156,18 @@ class Conditions(FrozenModel):
 class Frame(FrozenModel):
     """One image of a drive.
 
-    ``id`` is the SHA-256 of the encoded image file, so the bytes can always be checked against
-    the name. ``timestamp_us`` counts microseconds from the start of the drive or from the Unix
-    epoch, as ``Drive.time_source`` says. ``width`` and ``height`` are pixels. ``attributes`` are
-    answers about the whole frame for which `Conditions` has no field. ``position`` is the
-    vehicle's latitude and longitude in degrees (WGS 84), where the source tells it.
+    Attributes:
+        id: SHA-256 of the encoded image file.
+        index: Position in the drive.
+        timestamp_us: Microseconds from the start of the drive or the Unix epoch, as
+            ``Drive.time_source`` says.
+        width: Pixels.
+        height: Pixels.
+        suffix: File suffix of the image, such as ``.jpg``.
+        redaction: How faces and number plates were removed.
+        events: Names of events, such as ``cut_in``.
+        attributes: Answers about the whole frame for which `Conditions` has no field.
+        position: Latitude and longitude of the vehicle in degrees (WGS 84), if known.
     """
 
     id: Digest
@@ -150,7 +195,7 @@ CONDITION_VALUES: dict[str, tuple[str, ...]] = {
 
 
 def condition_values(frame: Frame, key: str) -> tuple[str, ...]:
-    """What a frame has for one condition; nothing where it says nothing.
+    """The values of one condition of a frame; empty if the source does not say.
 
     Args:
         key: ``light``, ``weather``, ``construction`` (``yes`` or ``no``), ``event``, ``role``,
@@ -170,7 +215,10 @@ def condition_values(frame: Frame, key: str) -> tuple[str, ...]:
 
 
 class Box(FrozenModel):
-    """Axis-aligned box in pixels: origin top left, x right, y down, continuous coordinates."""
+    """Axis-aligned box in pixels: origin top left, x right, y down, continuous coordinates.
+
+    ``x`` and ``y`` are the top left corner, ``w`` and ``h`` the sides.
+    """
 
     x: float
     y: float
@@ -179,17 +227,14 @@ class Box(FrozenModel):
 
     @property
     def xyxy(self) -> tuple[float, float, float, float]:
+        """Top left and bottom right corner: x0, y0, x1, y1."""
         return (self.x, self.y, self.x + self.w, self.y + self.h)
 
 
-Point = tuple[float, float]
-"""x right and y down in pixels of the frame, from its top left corner."""
-
-
 class RotatedBox(FrozenModel):
-    """A rectangle turned about its centre ``(cx, cy)`` by ``degrees``, clockwise as seen.
+    """A rectangle rotated by ``degrees`` about its centre ``(cx, cy)``, clockwise on the image.
 
-    Pixels; ``w`` and ``h`` are its sides before turning.
+    In pixels; ``w`` and ``h`` are the sides before the rotation.
     """
 
     cx: float
@@ -200,9 +245,9 @@ class RotatedBox(FrozenModel):
 
 
 class LabelEdit(FrozenModel):
-    """The model's box that a person's began as, and what they changed of it.
+    """The predicted box that a person edited, and what they changed.
 
-    ``iou`` is the overlap of the two boxes.
+    ``iou`` is the overlap of the box before and after.
     """
 
     cls: str
@@ -213,14 +258,19 @@ class LabelEdit(FrozenModel):
 
 
 class Label(FrozenModel):
-    """One box on one frame, and who says so.
+    """One annotated object on one frame, and who annotated it.
 
-    A turned rectangle stands in ``turned``, a polygon's corners in ``polygon``; ``box`` is then the
-    upright box that just holds it. ``attributes`` answer the schema's own questions about a box.
-    ``occluded`` and ``truncated`` are fractions in [0, 1] where the source knows them.
-    ``ignore`` marks a region whose content is neither right nor wrong when scoring.
-    ``score`` is set for ``origin == model`` only. ``source`` is the record a label came with:
-    a batch for human work, a checkpoint for a model's.
+    Attributes:
+        box: The object's box; of a rotated box or polygon, its bounding box.
+        occluded: Hidden fraction in [0, 1], if known.
+        truncated: Fraction outside the image in [0, 1], if known.
+        ignore: Whether the region counts neither as right nor as wrong in an evaluation.
+        track: Id of the object over the frames of a drive.
+        score: Confidence in [0, 1]; only for ``origin == model``.
+        source: Reference to the record the label came with: a batch or a checkpoint.
+        turned: A rotated box.
+        polygon: Corners of a polygon.
+        attributes: Answers to the schema's own questions about a box.
     """
 
     frame: Digest
@@ -242,29 +292,34 @@ class Label(FrozenModel):
 
     @cached_property
     def id(self) -> Digest:
+        """Digest of the whole label."""
         return digest.of_json(self.model_dump(mode="json"))
 
 
 class Question(FrozenModel):
-    """Something that labelers answer by choosing one of ``answers``, for a box or a whole frame."""
+    """A multiple-choice question to labelers about a box or a whole frame.
+
+    ``asked`` is the text that they read.
+    """
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
     answers: tuple[str, ...]
     asked: str = ""
 
 
-Shape = Literal["box", "turned", "polygon"]
-
-
 class LabelSchema(FrozenModel):
-    """The classes a dataset is labelled with, in the order a model numbers them.
+    """The classes of a dataset and what labelers are asked.
 
-    ``shapes`` says how objects may be drawn, ``box_questions`` and ``frame_questions`` what is
-    asked beside class, occlusion and truncation; ``tracks`` asks for each object's track.
-    ``definitions`` tells labelers in words what belongs to a class.
-
-    ``mapping`` turns the names that sources use (compared in lower case) into classes; a name
-    that maps to ``ignore`` becomes an ignore region, one that maps to ``drop`` is left out.
+    Attributes:
+        classes: Class names; a model numbers them in this order.
+        vulnerable: Classes of vulnerable road users.
+        mapping: Names that sources use (in lower case) to a class, ``ignore`` (an ignore region)
+            or ``drop`` (left out).
+        shapes: How objects may be drawn.
+        box_questions: Questions about a box beside class, occlusion and truncation.
+        frame_questions: Questions about a whole frame.
+        tracks: Whether labelers give each object a track id.
+        definitions: For each class, what belongs to it, in words for labelers.
     """
 
     name: str
@@ -279,7 +334,7 @@ class LabelSchema(FrozenModel):
     definitions: dict[str, str] = optional_field({})
 
     def class_of(self, source_name: str) -> str | None:
-        """Class, ``ignore`` or ``drop`` for a source's name; None when it is unknown."""
+        """The class, ``ignore`` or ``drop`` for a source's name; None if it is unknown."""
         name = source_name.strip().lower().replace(" ", "_")
         if name in self.classes:
             return name

@@ -1,20 +1,38 @@
-"""Record types of models (checkpoints, bundles, releases) and of the step runs that made them."""
+"""Records of models (checkpoints, bundles, releases) and of step runs."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from workbench.core.types import Json
 from workbench.records.base import Digest, FrozenModel, Record, Ref, Verdict
 from workbench.records.frames import optional_field
 
-Json = dict[str, Any]
+__all__ = [
+    "CalibrationSet",
+    "CheckReceipt",
+    "Checkpoint",
+    "Environment",
+    "ExportBundle",
+    "NotebookSource",
+    "QuantizationResult",
+    "Release",
+    "StepRun",
+    "StepVersion",
+    "Supplier",
+    "SweepModel",
+    "SweepReport",
+    "SweepSetting",
+]
 
 
 class Supplier(FrozenModel):
-    """Where a model that others made comes from: ``hub:OWNER/NAME`` or ``folder:NAME``.
+    """Origin of a model that others made.
 
-    ``revision`` is the hub's commit, ``weights`` digests its weight files, None where only the
-    architecture was taken.
+    Attributes:
+        origin: ``hub:OWNER/NAME`` or ``folder:NAME``.
+        revision: Commit on the hub.
+        weights: Digest of the weight files; None if only the architecture was taken.
     """
 
     origin: str
@@ -24,11 +42,14 @@ class Supplier(FrozenModel):
 
 
 class Checkpoint(Record):
-    """Float weights. Payload: ``weights.safetensors``, ``curves.json``.
+    """Trained float weights. Payload: ``weights.safetensors``, ``curves.json``.
 
-    ``architecture``, ``training`` and ``preprocessing`` rebuild the model and its input;
-    ``conditions`` says under which threads and CPU features the weights repeat to the bit.
-    ``family`` names the kind of model, ``supplier`` the part that somebody else made.
+    Attributes:
+        architecture: Rebuilds the network, as ``preprocessing`` does its input.
+        training: The training configuration.
+        conditions: Threads and CPU features under which the weights repeat bit for bit.
+        family: Kind of network.
+        supplier: Origin of pretrained parts.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -44,7 +65,7 @@ class Checkpoint(Record):
 
 
 class SweepModel(FrozenModel):
-    """One training of a sweep: where it differs from the others, and its figure with interval."""
+    """One training run of a sweep: its settings, and its metric with an interval."""
 
     checkpoint: Ref
     seed: int
@@ -55,7 +76,7 @@ class SweepModel(FrozenModel):
 
 
 class SweepSetting(FrozenModel):
-    """Models of one setting: the mean over their seeds, with an interval from two seeds on."""
+    """One setting of a sweep: mean over its seeds, with an interval from two seeds on."""
 
     settings: Json
     seeds: tuple[int, ...]
@@ -65,11 +86,13 @@ class SweepSetting(FrozenModel):
 
 
 class SweepReport(Record):
-    """Several trainings compared on the same frames.
+    """Several training runs compared on the same frames.
 
-    ``figure`` says what was measured on which of ``dataset``'s frames. ``settings`` are best
-    first; ``decided`` tells whether the first one's interval lies above the next one's, None
-    where there are not two intervals to compare.
+    Attributes:
+        figure: What was measured, and on which frames of ``dataset``.
+        settings: Best first.
+        decided: Whether the interval of the first setting lies above the next one's; None without
+            two intervals.
     """
 
     KIND: ClassVar[str] = "sweep"
@@ -84,8 +107,8 @@ class SweepReport(Record):
     simulated: bool = False
 
     @property
-    def words(self) -> str:
-        """What may be said of the first setting."""
+    def summary(self) -> str:
+        """The conclusion in one sentence."""
         if len(self.settings) < 2:
             return f"{self.figure}: one setting, nothing to decide"
         if self.decided is None:
@@ -96,10 +119,13 @@ class SweepReport(Record):
 
 
 class QuantizationResult(FrozenModel):
-    """One way of making 8-bit ranges, and how far its file is from the float network.
+    """One quantization method and how far its model is from the float model.
 
-    Measured on ``frames`` frames that were learned from but not calibrated with. ``sqnr_db`` is the
-    least signal-to-noise ratio of any raw output; ``agreement`` that of boxes, in [0, 1].
+    Measured on ``frames`` training frames that were not used for calibration.
+
+    Attributes:
+        sqnr_db: Lowest signal-to-quantization-noise ratio of all raw outputs, dB.
+        agreement: Agreement of the boxes in [0, 1].
     """
 
     method: str
@@ -109,13 +135,18 @@ class QuantizationResult(FrozenModel):
 
 
 class CalibrationSet(Record):
-    """The frames that set the ranges of 8-bit numbers, and why they may.
+    """The frames that set the ranges of 8-bit numbers.
 
-    ``slices`` counts them by light and weather, ``variants`` the mirrored and re-exposed copies
-    that make up for missing ones. ``required`` slices are among them; ``uncovered`` ones are
-    judged on but not. None of ``evaluated`` evaluation frames is among them; ``apart`` says
-    whether their drives are others too, and ``shared_drives`` counts those that are not.
-    ``methods`` were compared, ``chosen`` is used, ``why`` says so in words.
+    Attributes:
+        slices: Number of frames by light and weather.
+        available: Number of frames that could have been used.
+        variants: Mirrored and re-exposed copies, which make up for missing frames.
+        required: Safety slices; each has a calibration frame.
+        uncovered: Slices that are evaluated but have no calibration frame.
+        evaluated: Number of evaluation frames; none is used for calibration.
+        apart: How calibration and evaluation frames are separated.
+        shared_drives: Number of drives that both have.
+        methods: The quantization methods compared; ``chosen`` is used, ``why`` says why.
     """
 
     KIND: ClassVar[str] = "calibration"
@@ -138,10 +169,9 @@ class CalibrationSet(Record):
 
 
 class ExportBundle(Record):
-    """What goes to a car. Payload: the bundle folder without its signature.
+    """A bundle for deployment. Payload: the bundle folder without its signature.
 
-    ``calibration`` is the dataset that was calibrated with, ``calibration_set`` the choice made
-    of it.
+    ``calibration`` is the dataset version, ``calibration_set`` the frames of it that were used.
     """
 
     KIND: ClassVar[str] = "bundle"
@@ -153,7 +183,7 @@ class ExportBundle(Record):
 
 
 class Release(Record):
-    """A signed bundle under a name. ``promoted`` tells whether its gates let it be champion."""
+    """A signed bundle under a model name. ``promoted`` says if its gates allow ``champion``."""
 
     KIND: ClassVar[str] = "release"
     model: str
@@ -165,11 +195,8 @@ class Release(Record):
     signature: Digest
 
 
-# ---- What ran: notebooks, environments, runs, receipts and versions of steps.
-
-
 class NotebookSource(Record):
-    """The notebook as it was run, outputs removed. Payload: ``notebook.ipynb``."""
+    """A notebook as it was run, without outputs. Payload: ``notebook.ipynb``."""
 
     KIND: ClassVar[str] = "notebook"
     name: str
@@ -177,7 +204,7 @@ class NotebookSource(Record):
 
 
 class Environment(Record):
-    """Installed distributions as ``name==version`` with their build, and the machine's class."""
+    """Installed distributions (``name==version`` with build) and the class of the machine."""
 
     KIND: ClassVar[str] = "environment"
     python: str
@@ -186,10 +213,13 @@ class Environment(Record):
 
 
 class StepRun(Record):
-    """One finished step: what it was given, by which code, and what it made.
+    """One finished step: its inputs, code, parameters and outputs.
 
-    ``threads`` it ran with, None in records from before that was kept. Payload:
-    ``files/PARAMETER``, the small files that its path parameters named.
+    Payload: ``files/PARAMETER``, the small files that path parameters named.
+
+    Attributes:
+        modules: Digest of the modules that the notebook can import.
+        threads: None in records from before this was stored.
     """
 
     KIND: ClassVar[str] = "run"
@@ -206,12 +236,14 @@ class StepRun(Record):
 
 
 class CheckReceipt(Record):
-    """A notebook that passed its check, and all that the verdict hangs on.
+    """A notebook that passed its check, and everything the result depends on.
 
-    ``contract`` digests the whole declaration, ``code`` and parameters stand in ``notebook``.
-    ``checks`` maps each check to how it ended; ``watch`` says how much of the notebook's reading
-    and writing was seen; ``outputs`` are those made on the fixture, by name. ``lock`` digests the
-    project's ``requirements.lock``, None where it has none.
+    Attributes:
+        contract: Digest of the whole declaration.
+        checks: Result of each check.
+        watch: How completely reads and writes of the notebook were observed.
+        outputs: References to the outputs made on the fixture, by name.
+        lock: Digest of the project's ``requirements.lock``; None without one.
     """
 
     KIND: ClassVar[str] = "receipt"
@@ -227,7 +259,7 @@ class CheckReceipt(Record):
 
 
 class StepVersion(Record):
-    """A notebook promoted to a production step: who answers for it and on what evidence."""
+    """A notebook promoted to a production step: who is responsible, and on what evidence."""
 
     KIND: ClassVar[str] = "step"
     name: str

@@ -1,9 +1,10 @@
-"""Every record type: dataset versions, selections, labeling, models, step runs."""
+"""Records of datasets, selections and labeling; `RECORD_TYPES` lists the record types of all."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from workbench.core.types import Json
 from workbench.records.base import Digest, FrozenModel, GateReport, GateResult, Record, Ref, Verdict
 from workbench.records.frames import Box, LabelSchema, Point, RotatedBox, optional_field
 from workbench.records.model_types import (
@@ -16,21 +17,42 @@ from workbench.records.model_types import (
     Release,
     StepRun,
     StepVersion,
-    Supplier,
-    SweepModel,
     SweepReport,
-    SweepSetting,
 )
 
-Json = dict[str, Any]
+__all__ = [
+    "RANDOM_SAMPLE_REASON",
+    "RECORD_TYPES",
+    "Agreement",
+    "AgreementRate",
+    "Annotator",
+    "Arm",
+    "ArmComparison",
+    "ArmOutcome",
+    "DatasetVersion",
+    "FrameRequirement",
+    "Inspection",
+    "LabelBatch",
+    "LabelSet",
+    "MiningReport",
+    "Prediction",
+    "Quarantined",
+    "SelectedFrame",
+    "Selection",
+    "Withdrawal",
+]
 
 
 class DatasetVersion(Record):
     """Immutable frames and labels.
 
-    Payload: ``drives.jsonl``, ``frames.jsonl``, ``labels.jsonl``, ``quarantine.jsonl``, each
-    canonical JSON a line in a fixed order, so the digest depends on content alone.
-    ``split`` says how roles were given; ``quarantined`` counts inputs left out, by reason.
+    Payload: ``drives.jsonl``, ``frames.jsonl``, ``labels.jsonl``, ``quarantine.jsonl``. Each line
+    is canonical JSON, in a fixed order: the digest depends on the content only.
+
+    Attributes:
+        made_by: The operation, such as ``ingest`` or ``collect``.
+        split: How roles were assigned.
+        quarantined: Number of inputs that were left out, by reason.
     """
 
     KIND: ClassVar[str] = "dataset"
@@ -47,7 +69,7 @@ class DatasetVersion(Record):
 
 
 class Quarantined(FrozenModel):
-    """One input that was left out: ``file`` relative to its source, ``detail`` inside it."""
+    """An input that was left out: ``file`` relative to the source, ``detail`` says why."""
 
     file: str
     reason: Literal[
@@ -63,12 +85,17 @@ class Quarantined(FrozenModel):
 
 
 class Inspection(Record):
-    """How clean a dataset version is: ``verdict`` and ``gates`` judge its split for leaks.
+    """How clean a dataset version is.
 
-    ``exact`` and ``near`` count frames that copy another, ``thin`` cells of the coverage target
-    that are not filled, ``suspects`` labels that look wrong (None without a model). ``parameters``
-    has the rules and how the thresholds were measured. Payload: ``leaks.jsonl``,
-    ``duplicates.jsonl``, ``coverage.jsonl``, ``label_errors.jsonl``.
+    Payload: ``leaks.jsonl``, ``duplicates.jsonl``, ``coverage.jsonl``, ``label_errors.jsonl``.
+
+    Attributes:
+        verdict: Whether the split has leaks, from ``gates``.
+        exact: Frames that are identical to another.
+        near: Frames that are near-duplicates of another.
+        thin: Cells of the coverage target with too few frames.
+        suspects: Labels that look wrong; None without a model.
+        parameters: Rules and thresholds, and how the thresholds were measured.
     """
 
     KIND: ClassVar[str] = "inspection"
@@ -84,23 +111,20 @@ class Inspection(Record):
     simulated: bool = False
 
 
-# ---- Which frames were chosen, why, and by how much the choice beat chance.
-
-
 Arm = Literal["mined", "random", "control"]
-"""How a frame came to be chosen: ranked; drawn so that rare frames can be counted; drawn so that
-the ranked ones can be compared with chance."""
-
+"""Why a frame was selected: ranked, drawn to estimate the share of rare frames, or drawn as the
+control to compare the ranked ones with."""
 
 RANDOM_SAMPLE_REASON = "drawn at random, so that the share of rare frames can be counted"
-"""The reason of a frame of the random share, in the words that labelers read."""
+"""Reason of a frame of the random arm, as labelers read it."""
 
 
 class SelectedFrame(FrozenModel):
-    """A frame that was chosen, how it ranked, and why in words a labeler can read.
+    """A selected frame, its rank, and the reasons in words for labelers.
 
-    ``probability`` is the one with which a drawn frame was drawn from the usable pool; a ranked
-    one has none. ``signals`` are its ranks in [0, 1] by signal, 1 the rarest.
+    Attributes:
+        probability: Probability with which a randomly drawn frame was drawn; None for a ranked one.
+        signals: Rank by signal in [0, 1], 1 the rarest.
     """
 
     frame: Digest
@@ -113,11 +137,13 @@ class SelectedFrame(FrozenModel):
 
 
 class Selection(Record):
-    """Frames chosen under a budget, with everything that shaped the choice in ``parameters``.
+    """Frames selected under a budget.
 
-    ``budget`` counts frames; where labelers' time was given, ``minutes`` is that time and
-    ``budget`` how many frames it paid for. A control arm of the same size comes on top, and then
-    labelers must not see who was ranked. ``notes`` say what did not go as asked for.
+    Attributes:
+        budget: Number of frames, without a control arm (of the same size).
+        minutes: Labeling time that ``budget`` was computed from, if it was given.
+        parameters: Everything that shaped the selection.
+        notes: What could not be done as requested.
     """
 
     KIND: ClassVar[str] = "selection"
@@ -134,11 +160,12 @@ class Selection(Record):
 
     @property
     def has_control(self) -> bool:
+        """Whether frames of a control arm are among the selected ones."""
         return any(choice.arm == "control" for choice in self.chosen)
 
 
 class ArmOutcome(FrozenModel):
-    """What labeling the frames of one arm brought. ``hours`` None where no time is known."""
+    """What labeling the frames of one arm yielded. ``hours`` is None if the time is unknown."""
 
     arm: Arm
     frames: int
@@ -150,11 +177,14 @@ class ArmOutcome(FrozenModel):
 
 
 class ArmComparison(FrozenModel):
-    """One figure of the mined arm against the control arm's, with a paired interval.
+    """One metric of the mined arm compared with the control arm, with a paired interval.
 
-    ``change`` is ``ratio`` (mined over control) or ``difference`` (mined less control). The verdict
-    is PASS where the whole interval speaks for mining, FAIL where it speaks against it. ``low`` and
-    ``high`` None: there is no such end. ``drives`` and ``unit`` say what was drawn again.
+    Attributes:
+        change: ``ratio`` (mined over control) or ``difference`` (mined minus control).
+        low: Lower end of the interval; None if it has none, as for ``high``.
+        verdict: PASS if the whole interval is in favour of mining, FAIL if it is against it.
+        drives: Number of drives.
+        unit: What was resampled.
     """
 
     figure: str
@@ -171,13 +201,17 @@ class ArmComparison(FrozenModel):
 
 
 class MiningReport(Record):
-    """By how much the mined arm of a selection beat chance, once both arms were labelled.
+    """How much better than chance the mined arm of a selection was, after both arms were labeled.
 
-    ``rare`` says what counted as rare, and was fixed before the labels were looked at.
-    ``per`` is what yields are divided by and ``time_from`` where its time comes from. ``models``
-    are those trained with each arm, where they were compared. ``headline`` says what is simulated
-    before it says anything else. ``blind`` is False where labelers could have known the arms.
-    Payload: ``frames.jsonl``, every labelled frame with its arm.
+    Payload: ``frames.jsonl``, every labeled frame with its arm.
+
+    Attributes:
+        rare: Conditions that counted as rare, fixed before any label was read.
+        per: What yields are divided by.
+        time_from: Where the labeling time comes from.
+        models: Models trained with each arm, if they were compared.
+        headline: The result in one sentence; it begins with what is simulated.
+        blind: False if labelers could have known the arms.
     """
 
     KIND: ClassVar[str] = "mining"
@@ -198,14 +232,10 @@ class MiningReport(Record):
     blind: bool = optional_field(True)
 
 
-# ---- What goes to labelers and what comes back.
-
-
 class Prediction(FrozenModel):
-    """A model's box on a frame; ``score`` in [0, 1].
+    """A predicted box on a frame; ``score`` in [0, 1].
 
-    Where people's drawings are shown to others, a turned rectangle stands in ``turned`` and a
-    polygon's corners in ``polygon``; ``box`` is then the upright box that just holds it.
+    Of a rotated box or a polygon, ``box`` is the bounding box.
     """
 
     frame: Digest
@@ -217,10 +247,12 @@ class Prediction(FrozenModel):
 
 
 class FrameRequirement(FrozenModel):
-    """What a frame of a batch asks of labelers beyond the rule, because of the ``slices`` it is in.
+    """What a frame of a batch requires because of the ``slices`` it is in.
 
-    ``labelers`` so many have to answer it; a higher ``priority`` comes sooner; an answer that took
-    less than ``least_s`` seconds is no review.
+    Attributes:
+        labelers: Number of labelers who have to answer.
+        priority: Frames of higher priority come first.
+        least_s: Minimum time of an answer, s.
     """
 
     frame: Digest
@@ -231,12 +263,15 @@ class FrameRequirement(FrozenModel):
 
 
 class LabelBatch(Record):
-    """Frames sent out together. Its digest is the key that makes every retry safe.
+    """Frames that are sent to labelers together; sending the same batch again changes nothing.
 
-    Frames of ``gold`` have trusted labels in the dataset already: they measure labelers, who do
-    not know which they are. ``adjudicates`` names the label set whose disagreements this batch
-    settles. ``blind`` batches tell nobody why a frame was chosen, for its arms are to be compared.
     Payload: ``predictions.jsonl``, the boxes that labelers start from.
+
+    Attributes:
+        overlap: Fraction of the frames that two labelers answer.
+        gold: Frames with trusted labels, which measure labelers.
+        adjudicates: The label set whose disagreements this batch resolves.
+        blind: Whether labelers may not see why a frame was selected.
     """
 
     KIND: ClassVar[str] = "batch"
@@ -253,7 +288,7 @@ class LabelBatch(Record):
 
 
 class Annotator(FrozenModel):
-    """Who labeled: minutes are measured by the server, and None when nobody's time was spent."""
+    """One labeler's work. ``minutes`` are measured by the server; None if no person worked."""
 
     id: str
     frames: int
@@ -263,11 +298,13 @@ class Annotator(FrozenModel):
 
 
 class LabelSet(Record):
-    """All that came back for a complete batch.
+    """Everything that was collected for a completed batch.
 
-    Payload: ``labels.jsonl``, ``answers.jsonl`` (an answer a labeler and frame, skips included) and
-    ``annotations.jsonl`` (every annotation as the server kept it, also those answered again).
-    ``deleted`` are frames whose task somebody deleted, and which the batch goes without.
+    Payload: ``labels.jsonl``; ``answers.jsonl``, one line per labeler and frame, skips included;
+    ``annotations.jsonl``, every annotation as the server stored it, superseded ones included.
+
+    Attributes:
+        deleted: Frames whose task was deleted in Label Studio.
     """
 
     KIND: ClassVar[str] = "label"
@@ -281,11 +318,14 @@ class LabelSet(Record):
 
 
 class AgreementRate(FrozenModel):
-    """How far labelers agree on one ``subject``: a class, a slice, a labeler, or all.
+    """Agreement of labelers on a ``subject``: a class, a slice, a labeler, or all.
 
-    ``against`` tells whom with: other labelers, or the trusted labels of gold frames. ``n`` counts
-    boxes compared. Each rate has the interval ``[low, high]`` of 95 % by resampling frames, where
-    there are two or more, and is None where nothing could be compared.
+    Rates have 95 % intervals from resampling frames if there are two frames or more; a rate is None
+    if nothing could be compared.
+
+    Attributes:
+        against: Compared with other labelers, or with the trusted labels of gold frames.
+        n: Number of boxes compared.
     """
 
     subject: Literal["all", "class", "slice", "labeler"]
@@ -302,10 +342,7 @@ class AgreementRate(FrozenModel):
 
 
 class Agreement(Record):
-    """How far the labelers of a label set agree, and where they do not.
-
-    Payload: ``disagreements.jsonl``.
-    """
+    """Agreement of the labelers of a label set. Payload: ``disagreements.jsonl``."""
 
     KIND: ClassVar[str] = "agreement"
     labels: Ref
@@ -318,9 +355,9 @@ class Agreement(Record):
 
 
 class Withdrawal(Record):
-    """Labelers or frames that may no longer be used, and why. Payload: ``models.json``.
+    """Labelers or frames that must not be used any more, and why.
 
-    ``models.json`` lists the models that had been trained on them when this was written.
+    Payload: ``models.json``, the models that had been trained on them at that time.
     """
 
     KIND: ClassVar[str] = "withdrawal"
@@ -329,9 +366,6 @@ class Withdrawal(Record):
     frames: tuple[Digest, ...] = ()
     reason: str
     labels_removed: int
-
-
-# ---- The records that stages exchange. Their fields refer to each other by ``Ref``.
 
 
 RECORD_TYPES: dict[str, type[Record]] = {
@@ -358,42 +392,4 @@ RECORD_TYPES: dict[str, type[Record]] = {
         StepVersion,
     )
 }
-
-
-__all__ = [
-    "RANDOM_SAMPLE_REASON",
-    "RECORD_TYPES",
-    "Agreement",
-    "AgreementRate",
-    "Annotator",
-    "Arm",
-    "ArmComparison",
-    "ArmOutcome",
-    "CalibrationSet",
-    "CheckReceipt",
-    "Checkpoint",
-    "DatasetVersion",
-    "Environment",
-    "ExportBundle",
-    "FrameRequirement",
-    "GateReport",
-    "GateResult",
-    "Inspection",
-    "LabelBatch",
-    "LabelSet",
-    "MiningReport",
-    "NotebookSource",
-    "Prediction",
-    "Quarantined",
-    "Release",
-    "SelectedFrame",
-    "Selection",
-    "StepRun",
-    "StepVersion",
-    "Supplier",
-    "SweepModel",
-    "SweepReport",
-    "SweepSetting",
-    "Verdict",
-    "Withdrawal",
-]
+"""Record types by kind."""

@@ -205,7 +205,7 @@ def plot_sweep(report: SweepReport) -> Any:
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"{report.figure}{', simulated' if report.simulated else ''}", fontsize=8)
-    axes.set_title(report.words.partition(": ")[2], fontsize=9)
+    axes.set_title(report.summary.partition(": ")[2], fontsize=9)
     figure.tight_layout()
     return figure
 

@@ -109,7 +109,7 @@ def format_report(made: SweepReport) -> str:
             else "no interval from one seed"
         )
         lines.append(f"{one.mean:.3f} {spread}  {said}  ({len(one.seeds)} seed(s))")
-    lines.append(made.words)
+    lines.append(made.summary)
     return "\n".join(lines)
 
 

@@ -82,7 +82,7 @@ def check_dataset(dataset: Dataset, classes: Sequence[str]) -> None:
             raise DataError(
                 f"frame {frame.id[:12]} has the role {frame.role}, which is not for learning",
                 where=dataset.name,
-                hint="Pass dataset.with_roles(Role.SEED, Role.TRAIN)",
+                hint="Pass dataset.role(Role.SEED, Role.TRAIN)",
             )
     for label in dataset.labels:
         if not label.origin.is_ground_truth:

@@ -73,7 +73,7 @@ def gate_rows(report: GateReport) -> list[dict[str, Any]]:
 @app.function
 def coverage_rows(dataset: Dataset) -> list[dict[str, Any]]:
     """Labelled boxes of each class by light, on frames that are learned from, thinnest first."""
-    learned = dataset.with_roles(Role.SEED, Role.TRAIN)
+    learned = dataset.role(Role.SEED, Role.TRAIN)
     light = {frame.id: str(frame.conditions.light) for frame in learned.frames}
     counts = Counter((label.cls, light[label.frame]) for label in learned.labels)
     lights = sorted({str(frame.conditions.light) for frame in dataset.frames})
@@ -100,7 +100,7 @@ def role_rows(dataset: Dataset) -> list[dict[str, Any]]:
     """Frames, drives and boxes of each role."""
     rows = []
     for role in Role:
-        part = dataset.with_roles(role)
+        part = dataset.role(role)
         if part.frames:
             sizes = {"frames": len(part.frames), "drives": len(part.drives)}
             rows.append({"role": str(role), **sizes, "boxes": len(part.labels)})

@@ -159,13 +159,15 @@ def test_words_are_searched_with_a_model_that_knows_them(
 def test_without_a_pool_or_a_model_it_says_what_to_do(
     store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no checkpoint matches this dataset's classes" in refused(capsys, "mine", "drawn", "--budget", "3")
+    assert "no checkpoint matches this dataset's classes" in refused(
+        capsys, "mine", "drawn", "--budget", "3"
+    )
 
 
 def test_a_pool_that_is_all_labelled_is_told(
     store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    none = datasets.save_dataset(store, dataset.with_roles(Role.SEED), made_by="test")
+    none = datasets.save_dataset(store, dataset.role(Role.SEED), made_by="test")
     said = refused(capsys, "mine", none, "--budget", "3", "--model", model)
     assert "no frames of role pool" in said
 

@@ -22,7 +22,7 @@ def test_mine_chooses_from_the_pool_and_says_why(
 ) -> None:
     ref = mine(store, dataset.ref or "", model, 10, seed=3)
     selection = store.get(ref, Selection)
-    pool = {frame.id for frame in dataset.with_roles(Role.POOL).frames}
+    pool = {frame.id for frame in dataset.role(Role.POOL).frames}
     assert {choice.frame for choice in selection.chosen} < pool
     assert len(selection.chosen) == 10
     assert [choice.arm for choice in selection.chosen].count("random") == 2
@@ -53,7 +53,7 @@ def test_another_model_has_embeddings_of_its_own(
 
 
 def test_a_broken_frame_is_recorded_not_chosen(store: Store, dataset: Dataset, model: Ref) -> None:
-    broken = dataset.with_roles(Role.POOL).frames[0]
+    broken = dataset.role(Role.POOL).frames[0]
     media_path(store.workspace, broken).write_bytes(b"no image")
     selection = store.get(mine(store, dataset.ref or "", model, 1000), Selection)
     assert broken.id not in {choice.frame for choice in selection.chosen}
@@ -61,7 +61,7 @@ def test_a_broken_frame_is_recorded_not_chosen(store: Store, dataset: Dataset, m
 
 
 def test_without_a_pool_or_a_budget_it_says_so(store: Store, dataset: Dataset, model: Ref) -> None:
-    none = datasets.save_dataset(store, dataset.with_roles(Role.SEED), made_by="test")
+    none = datasets.save_dataset(store, dataset.role(Role.SEED), made_by="test")
     with pytest.raises(DataError, match="no frames of role pool"):
         mine(store, none, model, 5)
     with pytest.raises(ParameterError, match="at least one frame"):
@@ -89,7 +89,7 @@ def test_pictures_show_what_was_chosen(store: Store, dataset: Dataset, model: Re
     import matplotlib.pyplot as plt
 
     selection = store.get(mine(store, dataset.ref or "", model, 10), Selection)
-    pool = dataset.with_roles(Role.POOL)
+    pool = dataset.role(Role.POOL)
     seen = embed(store.workspace, load_checkpoint(store, model), pool.frames)
     axes = plots.pool_map(seen, selection, dataset).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]

@@ -37,7 +37,7 @@ def mined(store: Store, dataset: Dataset, model: Ref, **asked: object) -> Select
 def test_more_like_a_frame_of_the_pool_begins_with_itself(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    frame = dataset.with_roles(Role.POOL).frames[3]
+    frame = dataset.role(Role.POOL).frames[3]
     rules = SelectionRules(random_share=0)
     selection = mined(
         store, dataset, model, query=MiningQuery(like=(Exemplar(frame.id),)), rules=rules
@@ -57,7 +57,7 @@ def test_more_like_a_frame_of_the_pool_begins_with_itself(
 def test_a_labelled_exemplar_is_looked_for_but_not_chosen(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    known = dataset.with_roles(Role.SEED).frames[0]
+    known = dataset.role(Role.SEED).frames[0]
     box = dataset.labels_by_frame[known.id][0].box
     one = Exemplar(known.id, (box.x, box.y, box.w, box.h))
     selection = mined(store, dataset, model, query=MiningQuery(like=(one,)))
@@ -138,7 +138,7 @@ def test_each_arm_alone_is_a_version_in_which_the_other_is_not_labelled(
     both = datasets.save_dataset(store, labelled, made_by="collect")
     for arm in ("mined", "control"):
         alone = datasets.load_dataset(store, dataset_of_arm(store, both, chosen, arm))  # type: ignore[arg-type]
-        learned = {frame.id for frame in alone.with_roles(Role.TRAIN).frames}
+        learned = {frame.id for frame in alone.role(Role.TRAIN).frames}
         assert learned == {frame for frame, its in arms.items() if its == arm}
         assert {one.frame for one in alone.labels} & set(arms) == learned
         assert alone.name == f"drawn-{arm}"

@@ -211,7 +211,10 @@ def test_what_is_rare_can_be_said_in_conditions(store: Store) -> None:
     assert [arm.rare_frames for arm in both.arms] == [20, 20]
     frames = made(store, selection, dataset, rare=("light=night",))
     assert [arm.rare_frames for arm in frames.arms] == [50, 50]
-    for wrong, said in (("class=cyclst", "Did you mean 'cyclist'"), ("cyclist", "Write class=NAME")):
+    for wrong, said in (
+        ("class=cyclst", "Did you mean 'cyclist'"),
+        ("cyclist", "Write class=NAME"),
+    ):
         with pytest.raises(ParameterError) as caught:
             curation.parse_rare(wrong, SCHEMA)
         assert said in str(caught.value.hint)

@@ -114,7 +114,7 @@ def dataset_of_arm(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm)
     dataset = datasets.load_dataset(store, dataset_ref)
     arms = {choice.frame: choice.arm for choice in selection.chosen}
     others = {frame for frame, its in arms.items() if its != arm}
-    learned = {frame.id for frame in dataset.with_roles(Role.TRAIN).frames}
+    learned = {frame.id for frame in dataset.role(Role.TRAIN).frames}
     if not any(arms.get(frame) == arm for frame in learned):
         raise ParameterError(
             f"no frame of the {arm} arm is labelled in this dataset",
@@ -217,8 +217,8 @@ def _embed_pool_and_labelled(
     encoder: Encoder | TorchPredictor,
     progress: Progress | None = None,
 ) -> tuple[Embeddings, Embeddings | None]:
-    waiting = dataset.with_roles(Role.POOL).frames
-    known = dataset.with_roles(Role.SEED, Role.TRAIN).frames
+    waiting = dataset.role(Role.POOL).frames
+    known = dataset.role(Role.SEED, Role.TRAIN).frames
     if not waiting:
         raise DataError(
             "the dataset has no frames of role pool",

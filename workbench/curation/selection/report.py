@@ -58,7 +58,7 @@ def rare_classes(dataset: Dataset) -> tuple[RareCondition, ...]:
     Raises:
         ParameterError: Nothing was labelled before, or every class is common.
     """
-    known = dataset.with_roles(Role.SEED, Role.TRAIN, Role.VAL, Role.SAFETY)
+    known = dataset.role(Role.SEED, Role.TRAIN, Role.VAL, Role.SAFETY)
     holding: dict[str, set[str]] = {cls: set() for cls in dataset.label_schema.classes}
     for label in known.labels:
         if label.cls in holding and label.origin.is_ground_truth and not label.ignore:
