@@ -209,7 +209,7 @@ def test_one_step_alone_needs_what_it_reads(project: Path, workspace: Workspace)
         workspace, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
     )
     assert statuses(report) == ["skipped", "ran"]
-    assert step_of(report, "a")[1] == "not asked for; its last outputs are used"
+    assert step_of(report, "a")[1] == "not selected; its last outputs are used"
 
 
 class _Silent:

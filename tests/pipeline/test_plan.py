@@ -108,8 +108,8 @@ def test_a_folder_that_changed_is_named(project: Path, workspace: Workspace) -> 
     ("given", "words"),
     [
         ({"nn": "3"}, "did you mean 'n'"),
-        ({"n": "three"}, "must be int"),
-        ({"n": "10"}, "outside 1.0 … 9.0"),
+        ({"n": "three"}, "must be a valid integer"),
+        ({"n": "10"}, "must be ≤ 9, got 10"),
         ({"word": "laud"}, "did you mean 'loud'"),
     ],
 )
@@ -121,14 +121,14 @@ def test_pipeline_parameters_are_checked(project: Path, given: dict[str, str], w
 @pytest.mark.parametrize(
     ("steps", "words"),
     [
-        ("b: {inputs: {upstream: a.selection}}", "no step 'a' above"),
+        ("b: {inputs: {upstream: a.selection}}", "no earlier step 'a'"),
         ("a: {}\n  b: {inputs: {upstreem: a.selection}}", "did you mean 'upstream'"),
         ("a: {}\n  b: {inputs: {upstream: a.selektion}}", "did you mean 'selection'"),
         ("a: {notebook: missing}", "no such notebook"),
         ("a: {paramters: {}}", "paramters"),
     ],
 )
-def test_joints_are_checked(project: Path, steps: str, words: str) -> None:
+def test_inputs_are_checked(project: Path, steps: str, words: str) -> None:
     write_pipeline(project, f"name: trial\nsteps:\n  {steps}\n")
     with pytest.raises(ContractError, match=words):
         load(project)

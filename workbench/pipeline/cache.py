@@ -1,4 +1,4 @@
-"""Step keys: everything that can shape a step's outputs in one digest, and the index of keys."""
+"""Step keys: everything that can change a step's outputs in one digest, and the index of keys."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import digest, workspace
-from workbench.core.errors import ParameterError
-from workbench.core.workspace import Workspace
+from workbench.core import digest
+from workbench.core.types import Json
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import environment, secret_scan
 from workbench.pipeline.contract import StepContract
 from workbench.records.base import Ref
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 
-Json = dict[str, Any]
+__all__: list[str] = []
 
-PART_NAMES = {
+FILES_FOLDER = "files"
+"""Where the small files that a step read are stored in the payload of a run's record."""
+
+_PARTS = {
     "code": "a cell of the notebook",
     "contract": "the notebook's contract",
     "modules": "a workbench module that it imports",
@@ -29,16 +32,19 @@ PART_NAMES = {
     "environment": "the installed packages or the machine",
     "threads": "the number of threads",
 }
-
-
 _MAX_NAMES = 6
+_MAX_VALUE_LENGTH = 24
+_MAX_FILE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class StepKey:
-    """``digest`` names the work; ``parts``, which it digests, tell two keys apart.
+    """Identifies the work of a step.
 
-    ``detail`` breaks some parts down for people (cells, modules, distributions) and shapes nothing.
+    Attributes:
+        digest: Digest of ``parts``.
+        parts: Everything that can change the outputs.
+        detail: Some parts in detail (cells, modules, distributions), only shown to people.
     """
 
     digest: str
@@ -46,21 +52,21 @@ class StepKey:
     detail: Json = field(default_factory=dict)
 
     def differs_from(self, other: LatestKey) -> list[str]:
-        """What changed since ``other``, in words for people."""
+        """What changed since ``other``, in words."""
         changes = []
-        for part, words in PART_NAMES.items():
+        for part, description in _PARTS.items():
             if other.parts.get(part) == self.parts[part]:
                 continue
             before = other.detail.get(part, other.parts.get(part))
             now = self.detail.get(part, self.parts[part])
             names = _changed_names(before, now)
-            changes.append(f"{words} changed{f': {names}' if names else ''}")
+            changes.append(f"{description} changed{f': {names}' if names else ''}")
         return changes
 
 
 @dataclass(frozen=True)
 class LatestKey:
-    """The key that a step had when it last finished, and the run that answered it."""
+    """The key that a step had when it last finished, and that run."""
 
     parts: Json
     detail: Json
@@ -77,13 +83,17 @@ def _changed_names(before: Any, now: Any) -> str:
 
 
 def _describe_change(name: str, before: Json, now: Json) -> str:
-    """A name; with its values where they are short words for people, such as versions."""
+    """A name; with its values where they are short, such as versions."""
     old, new = before.get(name), now.get(name)
     if name not in before:
         return f"{name} (new)"
     if name not in now:
-        return f"{name} (gone)"
-    if isinstance(old, str) and isinstance(new, str) and max(len(old), len(new)) <= 24:
+        return f"{name} (removed)"
+    if (
+        isinstance(old, str)
+        and isinstance(new, str)
+        and max(len(old), len(new)) <= _MAX_VALUE_LENGTH
+    ):
         return f"{name} ({old} → {new})"
     return name
 
@@ -95,15 +105,22 @@ def compute_key(
     *,
     threads: int | None = None,
 ) -> StepKey:
-    """The key of running ``contract`` with validated parameters on resolved inputs."""
-    files = environment.module_digests(contract.import_sources)
+    """The key of one execution of a step.
+
+    Args:
+        contract: The step's notebook.
+        parameters: Validated parameters.
+        inputs: Resolved inputs.
+        threads: If other than the contract says.
+    """
+    module_digests = environment.module_digests(contract.import_sources)
     sources = {
-        name: path_fingerprint(parameters[name]) for name in path_parameters(contract, parameters)
+        name: path_fingerprint(parameters[name]) for name in contract.path_parameters(parameters)
     }
     parts = {
         "code": contract.code,
         "contract": digest.of_json(contract.declaration.shaping),
-        "modules": digest.of_json(files),
+        "modules": digest.of_json(module_digests),
         "parameters": {n: digest.of_json(v) for n, v in parameters.items() if n not in sources},
         "inputs": inputs,
         "sources": sources,
@@ -112,94 +129,81 @@ def compute_key(
     }
     detail = {
         "code": {cell: digest.of_bytes(source.encode()) for cell, source in contract.cells},
-        "modules": files,
+        "modules": module_digests,
         "environment": environment.environment_versions(),
     }
     return StepKey(digest.of_json(parts), parts, detail)
 
 
-def path_parameters(contract: StepContract, parameters: Json) -> list[str]:
-    """Parameters that name a file or folder with the values they have here."""
-    paths = contract.declaration.paths
-    return [name for name, declared in paths.items() if parameters[name] not in declared.unless]
-
-
-def absolute_path(name: str, value: str, unless: tuple[str, ...], base: Path) -> str:
-    """A path parameter's value made absolute from ``base``; raises when nothing is there."""
-    path = (base / value).resolve()
-    if not path.exists():
-        raise ParameterError(
-            f"parameter {name!r}: no such file or folder",
-            where=path,
-            hint=f"Or use one of: {', '.join(unless)}" if unless else None,
-        )
-    return str(path)
-
-
 def path_fingerprint(path: str) -> str:
-    """A file by content; a folder by names, sizes and change times, so that a terabyte is quick."""
-    place = Path(path)
-    if place.is_file():
-        return digest.of_file(place)
+    """Digest of a file's content, or of a folder's names, sizes and modification times.
+
+    Contents of a folder are not read, because it may hold terabytes.
+    """
+    root = Path(path)
+    if root.is_file():
+        return digest.of_file(root)
     listing = []
-    for entry in sorted(place.rglob("*")):
+    for entry in sorted(root.rglob("*")):
         if entry.is_file():
             status = entry.stat()
-            listing.append([str(entry.relative_to(place)), status.st_size, str(status.st_mtime_ns)])
+            listing.append([str(entry.relative_to(root)), status.st_size, str(status.st_mtime_ns)])
     return digest.of_json(listing)
 
 
 class KeyIndex:
-    """Which key was answered by which run. Lost entries only cost a rerun.
+    """Which run has which key. A lost entry only costs a rerun.
 
-    A run's record is written first and its entry after it. Whoever is killed between the two leaves
-    the mark of `about_to_add`, and the record is looked for by its key.
+    A run's record is written first and its entry after it. A process killed between the two leaves
+    the marker of `about_to_add`, and the record is then searched by its key.
     """
 
-    def __init__(self, place: Workspace) -> None:
-        self._steps = place.index / "steps"
-        self._latest = place.index / "latest"
-        self._store = Store(place)
+    def __init__(self, workspace: Workspace) -> None:
+        self._steps = workspace.index / "steps"
+        self._latest = workspace.index / "latest"
+        self._store = Store(workspace)
 
     def find(self, key: StepKey) -> StepRun | None:
-        """The finished run of this key, if all of its outputs are whole."""
+        """The finished run with this key, if all of its outputs are complete."""
         ref = self.run_ref(key)
         return self.finished(ref) if ref else None
 
     def finished(self, ref: Ref) -> StepRun | None:
-        """The run behind ``ref``, if it and all of its outputs are whole."""
+        """The run ``ref``, if it and all of its outputs are complete."""
         if not self._store.exists(ref):
             return None
         run = self._store.get(ref, StepRun)
-        whole = all(self._store.exists(output) for output in run.outputs.values())
-        return run if whole else None
+        complete = all(self._store.exists(output) for output in run.outputs.values())
+        return run if complete else None
 
     def run_ref(self, key: StepKey) -> Ref | None:
+        """Reference of the run with this key, complete or not."""
         entry = _read_json(self._steps / f"{key.digest}.json")
         if entry:
             ref: Ref = entry["run"]
             return ref
-        return self._found_by_key(key) if self._mark(key).exists() else None
+        return self._search(key) if self._marker(key).exists() else None
 
     def about_to_add(self, key: StepKey) -> None:
-        """Say that the record of this key's run is being written."""
-        workspace.write_atomic(self._mark(key), b"")
+        """Mark that the record of this key's run is being written."""
+        write_atomic(self._marker(key), b"")
 
     def add(self, key: StepKey, run: Ref) -> None:
+        """Enter a run whose record is written."""
         _write_json(self._steps / f"{key.digest}.json", {"run": run})
-        self._mark(key).unlink(missing_ok=True)
+        self._marker(key).unlink(missing_ok=True)
 
-    def _mark(self, key: StepKey) -> Path:
+    def _marker(self, key: StepKey) -> Path:
         return self._steps / f"{key.digest}.writing"
 
-    def _found_by_key(self, key: StepKey) -> Ref | None:
+    def _search(self, key: StepKey) -> Ref | None:
         for ref in self._store.refs(StepRun.KIND):
             if self._store.get(ref, StepRun).key == key.digest:
                 return ref
         return None
 
     def latest(self, pipeline: str, step: str) -> LatestKey | None:
-        """How this step of this pipeline last finished."""
+        """The key with which this step of this pipeline last finished."""
         entry = _read_json(self._latest / f"{pipeline}.{step}.json")
         return LatestKey(**entry) if entry and "run" in entry else None
 
@@ -208,37 +212,17 @@ class KeyIndex:
         _write_json(self._latest / f"{pipeline}.{step}.json", entry)
 
 
-def _read_json(path: Path) -> Json | None:
-    try:
-        content: Json = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return content
-
-
-def _write_json(path: Path, value: Json) -> None:
-    workspace.write_atomic(path, json.dumps(value, sort_keys=True).encode())
-
-
-# ---- Keeps the small files that a step read, so that its lineage alone is enough to run it again.
-
-
-FILES_FOLDER = "files"
-"""Where they lie in the payload of a run's record."""
-
-_MAX_FILE_BYTES = 2**20
-
-
 def collect_small_files(
     parameters: Mapping[str, Any], fingerprints: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """Payload of a run's record: each file that a path parameter named, if it is small.
+    """Payload of a run's record: the small files that path parameters name.
 
-    A file that changed while the step ran is left out, as is one that holds what looks like a
-    credential: records are for everybody.
+    They make a run's lineage sufficient to run it again. A file that changed while the step ran is
+    left out, and so is one that seems to contain a credential.
 
     Args:
-        fingerprints: Path parameters to what the step's key knows of them.
+        parameters: The step's parameters.
+        fingerprints: Path parameter to `path_fingerprint` when the step started.
     """
     payload = {}
     for name, fingerprint in fingerprints.items():
@@ -251,3 +235,15 @@ def collect_small_files(
         if not secret_scan.scan_text(content.decode(errors="replace"), {}):
             payload[f"{FILES_FOLDER}/{name}"] = content
     return payload
+
+
+def _read_json(path: Path) -> Json | None:
+    try:
+        content: Json = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content
+
+
+def _write_json(path: Path, value: Json) -> None:
+    write_atomic(path, json.dumps(value, sort_keys=True).encode())

@@ -1,6 +1,6 @@
-"""What a step notebook promises: parameters, inputs, outputs and what it needs to run.
+"""A step notebook's contract: parameters, inputs, outputs and what it needs to run.
 
-The parameters stand in the notebook's ``parameters`` cell, the rest in its metadata under
+The parameters are in the notebook's ``parameters`` cell, everything else in its metadata under
 ``workbench``. Reading a contract executes nothing.
 """
 
@@ -14,13 +14,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.core import digest
-from workbench.core.errors import ContractError
+from workbench.core.errors import ContractError, ParameterError
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline import ipynb, parameters
 from workbench.pipeline.spec import MODULE_OF_KIND, StepSpec
 from workbench.records.base import Ref
 
-Json = dict[str, Any]
+__all__ = ["StepContract", "read_contract"]
+
 ServiceName = Literal["mongod", "mlflow", "label-studio"]
 
 
@@ -29,7 +31,7 @@ class _DeclarationPart(BaseModel):
 
 
 class Input(_DeclarationPart):
-    """A record the step reads, or with ``many`` a list of them. An optional one may be absent."""
+    """A record that the step reads, or a list of them with ``many``; ``optional`` may be absent."""
 
     kind: str
     optional: bool = False
@@ -37,16 +39,20 @@ class Input(_DeclarationPart):
 
 
 class Output(_DeclarationPart):
+    """A record that the step writes."""
+
     kind: str
 
 
 class PathParameter(_DeclarationPart):
-    """A parameter that names a file or folder, unless it is one of the words in ``unless``."""
+    """A parameter that names a file or folder, unless its value is listed in ``unless``."""
 
     unless: tuple[str, ...] = ()
 
 
 class Resources(_DeclarationPart):
+    """What the step needs: CPU threads, time limit, memory and GPUs."""
+
     threads: int = 1
     timeout_s: float = 3600
     memory_gib: float = 4
@@ -56,7 +62,7 @@ class Resources(_DeclarationPart):
 class Access(_DeclarationPart):
     """What a step reads, writes or calls beyond its inputs, outputs, paths and services.
 
-    ``reads`` and ``writes`` are paths, relative ones below the project; ``network`` holds hosts.
+    ``reads`` and ``writes`` are paths, relative to the project; ``network`` lists hosts.
     """
 
     reads: tuple[str, ...] = ()
@@ -65,11 +71,11 @@ class Access(_DeclarationPart):
 
 
 class Fixture(_DeclarationPart):
-    """The small case on which a notebook is checked.
+    """The small example on which a notebook is checked.
 
     Attributes:
         parameters: Values that make it quick.
-        other: A second set of values, which has to change some output.
+        other: A second set of values, which must change some output.
         inputs: Input to ``PIPELINE.yaml:step.output``, made by running that pipeline.
         pipeline: Parameters of that pipeline.
     """
@@ -83,8 +89,8 @@ class Fixture(_DeclarationPart):
 class Declaration(_DeclarationPart):
     """The ``workbench`` entry of a notebook's metadata.
 
-    ``secrets`` names environment variables whose values the step may ask for; a value never stands
-    in a parameter. ``owner`` answers for the notebook.
+    ``secrets`` names environment variables whose values the step may ask for; values are never
+    parameters. ``owner`` is responsible for the notebook.
     """
 
     inputs: dict[str, Input] = {}
@@ -99,17 +105,21 @@ class Declaration(_DeclarationPart):
 
     @property
     def shaping(self) -> Json:
-        """The part that can shape outputs: who owns or how one checks it is left out."""
+        """The part that can change outputs: without the owner and the fixture of checks."""
         return self.model_dump(mode="json", exclude={"fixture", "owner"})
 
 
 @dataclass(frozen=True)
 class StepContract:
-    """A notebook as the runner sees it.
+    """A step notebook as the runner sees it.
 
-    ``cells`` are the code cells in order as pairs of id and source, the parameters cell excepted:
-    its defaults count through the values that are used. ``code`` digests the sources. A ``plain``
-    notebook has no contract: all of its cells count, and only given parameters have values.
+    Attributes:
+        name: The step's name.
+        notebook: The ``.ipynb`` file.
+        declaration: The contract in the notebook's metadata.
+        parameters: Pydantic model of the parameters cell.
+        cells: Pairs of id and source of the code cells in order, without the parameters cell.
+        plain: The notebook has no contract: all cells count, parameters have no types.
     """
 
     name: str
@@ -125,6 +135,7 @@ class StepContract:
 
     @property
     def code(self) -> str:
+        """Digest of the code cells."""
         return digest.of_json(list(self.sources))
 
     @property
@@ -135,31 +146,62 @@ class StepContract:
         return (*self.sources, *(f"import {module}" for module in loaded))
 
     def validate(self, given: Json) -> Json:
+        """Parameters as JSON values, defaults filled in; raises `ParameterError`."""
         checked = parameters.validate_parameters(self.parameters, given, where=self.notebook.name)
         return {name: checked[name] for name in given} if self.plain else checked
 
+    def path_parameters(self, values: Json) -> list[str]:
+        """Parameters whose values name a file or folder."""
+        declared = self.declaration.paths
+        return [name for name, path in declared.items() if values[name] not in path.unless]
+
+    def absolute_path(self, name: str, value: str, base: Path) -> str:
+        """The value of a path parameter, made absolute.
+
+        Args:
+            name: The parameter.
+            value: A path, absolute or relative to ``base``.
+            base: Folder that relative paths start from.
+
+        Raises:
+            ParameterError: No such file or folder.
+        """
+        path = (base / value).resolve()
+        if not path.exists():
+            unless = self.declaration.paths[name].unless
+            raise ParameterError(
+                f"parameter {name!r}: no such file or folder",
+                where=path,
+                hint=f"Or use one of: {', '.join(unless)}" if unless else None,
+            )
+        return str(path)
+
     def spec(
         self,
-        place: Workspace,
+        workspace: Workspace,
         folder: Path,
         cache: Path,
         *,
         parameters: Json,
         inputs: Mapping[str, Ref | tuple[Ref, ...] | None],
-        **changes: Any,
+        **overrides: Any,
     ) -> StepSpec:
-        """What one execution of the notebook is given.
+        """The spec of one execution of the notebook.
 
         Args:
+            workspace: Where records are read and written.
+            folder: Where results of this execution go.
+            cache: A folder that later attempts of the same work find again.
             parameters: As `validate` returns them.
-            changes: Fields of `StepSpec` that go before what the contract says.
+            inputs: A reference for each declared input; several where it takes many.
+            overrides: Fields of `StepSpec` that take precedence over the contract.
         """
-        declared, resources = self.declaration, self.declaration.resources
+        declared = self.declaration
         return StepSpec(
             **{
                 "step": self.name,
                 "notebook": str(self.notebook),
-                "home": str(place.root),
+                "home": str(workspace.root),
                 "folder": str(folder),
                 "cache": str(cache),
                 "parameters": parameters,
@@ -168,62 +210,59 @@ class StepContract:
                 "declared_outputs": {n: d.model_dump() for n, d in declared.outputs.items()},
                 "environment": {},
                 "secrets": declared.secrets,
-                **resources.model_dump(),
-                **changes,
+                **declared.resources.model_dump(),
+                **overrides,
             }
         )
 
 
 def read_contract(notebook: Path, *, name: str | None = None) -> StepContract:
-    """Read a step notebook; raises `ContractError` with what to mend.
+    """Read a step notebook's contract; nothing is executed.
 
     Args:
-        name: The step's name where it is not the file's, as for promoted notebooks.
+        notebook: An ``.ipynb`` file.
+        name: The step's name if it is not the file's, as for promoted notebooks.
+
+    Raises:
+        ContractError: The notebook or its contract is invalid.
+        ParameterError: A parameter's default is not of its type.
     """
     content = ipynb.load_notebook(notebook)
+    _require_python(content["metadata"], notebook)
     cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
     tagged = [cell for cell in cells if "parameters" in ipynb.cell_tags(cell)]
-    parameters.require_python(content, notebook)
-    if parameters.has_no_contract(content):
+    step = name or notebook.stem
+    if "workbench" not in content["metadata"]:
         model = parameters.untyped_parameters_model(ipynb.cell_source(tagged[0]) if tagged else "")
-        return StepContract(
-            name or notebook.stem, notebook, Declaration(), model, _cell_sources(cells), plain=True
-        )
+        return StepContract(step, notebook, Declaration(), model, _cell_sources(cells), plain=True)
     if len(tagged) != 1:
         raise ContractError(
-            f"a step has exactly one cell tagged `parameters`, found {len(tagged)}",
+            f"expected exactly one cell tagged `parameters`, found {len(tagged)}",
             where=notebook,
             hint="Tag it in JupyterLab under Property Inspector → Cell Tags",
         )
     try:
-        declaration = Declaration.model_validate(content["metadata"].get("workbench", {}))
+        declaration = Declaration.model_validate(content["metadata"]["workbench"])
     except ValidationError as error:
+        problem = error.errors()[0]
+        location = ".".join(str(part) for part in problem["loc"])
         raise ContractError(
-            f"the contract cannot be read: {error.errors()[0]['msg']}",
-            where=f"{notebook}, metadata workbench.{_error_location(error)}",
-            hint="ARCHITECTURE.md shows the form of a contract",
+            f"invalid contract: {problem['msg']}",
+            where=f"{notebook}, metadata workbench.{location}",
+            hint="docs/how-to/checking.md describes contracts",
         ) from error
     imports = parameters.imports_of_cells(ipynb.cell_source(cell) for cell in cells)
-    model = parameters.parameters_model(
-        ipynb.cell_source(tagged[0]), where=notebook.name, imports=imports
-    )
+    source = ipynb.cell_source(tagged[0])
+    model = parameters.parameters_model(source, where=notebook.name, imports=imports)
     for path in declaration.paths:
         if path not in model.model_fields:
             raise ContractError(f"path parameter {path!r} is not in the parameters", where=notebook)
-    kept = [cell for cell in cells if cell is not tagged[0]]
-    return StepContract(name or notebook.stem, notebook, declaration, model, _cell_sources(kept))
-
-
-def _cell_sources(cells: list[Json]) -> tuple[tuple[str, str], ...]:
-    """Pairs of id and source; old notebooks have no ids."""
-    return tuple(
-        (str(cell.get("id", f"cell {number}")), ipynb.cell_source(cell))
-        for number, cell in enumerate(cells, start=1)
-    )
+    others = [cell for cell in cells if cell is not tagged[0]]
+    return StepContract(step, notebook, declaration, model, _cell_sources(others))
 
 
 def notebook_without_outputs(notebook: Path) -> bytes:
-    """The notebook as canonical bytes, with outputs and what execution leaves behind removed."""
+    """The notebook as canonical JSON bytes, without outputs and traces of execution."""
     content = ipynb.load_notebook(notebook)
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
@@ -234,5 +273,17 @@ def notebook_without_outputs(notebook: Path) -> bytes:
     return digest.canonical_json(content)
 
 
-def _error_location(error: ValidationError) -> str:
-    return ".".join(str(part) for part in error.errors()[0]["loc"])
+def _require_python(metadata: Json, where: Path) -> None:
+    language = metadata.get("language_info", {}).get("name") or metadata.get("kernelspec", {}).get(
+        "language"
+    )
+    if language and str(language).lower() not in ("python", "ipython"):
+        raise ContractError(f"the notebook is written in {language}, not in Python", where=where)
+
+
+def _cell_sources(cells: list[Json]) -> tuple[tuple[str, str], ...]:
+    """Pairs of id and source; cells of old notebooks have no ids."""
+    return tuple(
+        (str(cell.get("id", f"cell {number}")), ipynb.cell_source(cell))
+        for number, cell in enumerate(cells, start=1)
+    )

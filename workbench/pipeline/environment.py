@@ -1,7 +1,7 @@
-"""What the machine and the code contribute to a result.
+"""What the installation and the code contribute to a result.
 
-Installed distributions, the class of CPU or GPU, and the digests of the ``workbench`` modules that a
-notebook can import. Imports are read from the syntax tree, so nothing is executed and a module
+Installed distributions, the class of CPU or GPU, and the digests of the ``workbench`` modules that
+a notebook can import. Imports are read from the syntax tree, so nothing is executed and a module
 counts exactly when an import statement leads to it: also one inside a function, or under
 ``TYPE_CHECKING``, where packages that import lazily name what they export.
 """
@@ -21,12 +21,24 @@ import workbench
 from workbench.core import digest
 from workbench.records.model_types import Environment
 
+__all__: list[str] = []
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+
+NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.interactive"})
+"""Imported but never run by a pipeline; a change there cannot change a step's outputs."""
+
+_PACKAGE = "workbench"
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "i8mm")
+
+_digest_cache: ContextVar[dict[frozenset[str], dict[str, str]] | None] = ContextVar(
+    "module_digests", default=None
+)
 
 
 @lru_cache(maxsize=1)
 def current_environment() -> Environment:
-    """The environment of this interpreter. Reads folder names, imports nothing."""
+    """The environment of this interpreter, from folder names; nothing is imported."""
     return Environment(
         python=platform.python_version(),
         distributions=tuple(sorted(_installed_distributions())),
@@ -36,12 +48,13 @@ def current_environment() -> Environment:
 
 @lru_cache(maxsize=1)
 def environment_digest() -> str:
+    """Digest of `current_environment`."""
     return digest.of_json(current_environment().model_dump(mode="json"))
 
 
 @lru_cache(maxsize=1)
 def environment_versions() -> dict[str, str]:
-    """What can change in an environment, by name: distributions, Python, traits of the machine."""
+    """Versions by name: distributions, Python and properties of the machine."""
     found = current_environment()
     lines = (line.partition("==") for line in found.distributions)
     machine = {key: str(value) for key, value in found.machine.items()}
@@ -49,14 +62,14 @@ def environment_versions() -> dict[str, str]:
 
 
 def _installed_distributions() -> set[str]:
-    """``name==version+digest of its build`` for each installed distribution but our own."""
+    """``name==version#build digest`` for each installed distribution except the workbench."""
     found = set()
-    # Not sys.path: packages that carry copies of others put those on it while they are imported.
+    # Not sys.path: packages with vendored copies of others add those to it on import.
     for folder in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}:
         for info in folder.glob("*.dist-info"):
             name, _, version = info.name.removesuffix(".dist-info").partition("-")
             if name == "workbench":
-                continue  # our own code counts module by module
+                continue  # its modules count one by one, see `module_digests`
             wheel = info / "WHEEL"
             build = digest.of_file(wheel)[:8] if wheel.exists() else "unknown"
             found.add(f"{name.lower()}=={version}#{build}")
@@ -94,33 +107,14 @@ def _accelerator() -> str:
     return ", ".join(sorted(models)) or "none"
 
 
-# ---- Which ``workbench`` modules a notebook can reach by imports, and the digest of their sources.
-#
-# Imports are read from the syntax tree, so nothing is executed and a module counts exactly when an
-# import statement leads to it: also one inside a function, or under ``TYPE_CHECKING``, where packages
-# that import lazily name what they hand out.
-
-
-PACKAGE = "workbench"
-PUBLIC_NAMES = workbench.PUBLIC_NAMES
-PACKAGE_ROOT = Path(__file__).resolve().parents[1]
-
-_digest_cache: ContextVar[dict[frozenset[str], dict[str, str]] | None] = ContextVar(
-    "followed", default=None
-)
-
-NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.interactive"})
-"""Reachable, but never run by the pipeline; a change there cannot change a step's outputs."""
-
-
 def modules_digest(sources: Sequence[str]) -> str:
-    """Digest of every workbench module that notebook cells with these sources can import."""
+    """One digest of all workbench modules that these cells can import."""
     return digest.of_json(module_digests(sources))
 
 
 @contextlib.contextmanager
 def cached_module_digests() -> Iterator[None]:
-    """Within, files are taken not to change: notebooks that import the same are followed once."""
+    """Within this context, files are assumed not to change and equal imports are followed once."""
     token = _digest_cache.set({})
     try:
         yield
@@ -129,7 +123,14 @@ def cached_module_digests() -> Iterator[None]:
 
 
 def module_digests(sources: Sequence[str]) -> dict[str, str]:
-    """Module name to the digest of its file, for all that ``sources`` can import."""
+    """Digests of all workbench modules that these cells can import.
+
+    Args:
+        sources: Code cells of a notebook.
+
+    Returns:
+        Module name to the digest of its file.
+    """
     known = _digest_cache.get()
     if known is None:
         return _compute_module_digests(sources)
@@ -153,22 +154,22 @@ def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
 
 
 def reachable_modules(sources: Sequence[str]) -> dict[str, Path]:
-    """Module name to file for everything reachable from ``sources``."""
+    """Module name to file for all workbench modules that these cells can import."""
     found: dict[str, Path] = {}
-    waiting = _imports_of_cells(sources)
-    while waiting:
-        name = waiting.pop()
+    pending = _imports_of_cells(sources)
+    while pending:
+        name = pending.pop()
         path = _module_file(name)
         if name in found or path is None or name in NOT_IN_PRODUCTION:
             continue
         found[name] = path
-        waiting.extend(_imports_of_file(name, path, path.stat().st_mtime_ns))
+        pending.extend(_imports_of_file(name, path, path.stat().st_mtime_ns))
     return dict(sorted(found.items()))
 
 
 def _imports_of_cells(sources: Sequence[str]) -> list[str]:
     names = [name for source in sources for name in _imports_of_cell(source)]
-    if PACKAGE in names:
+    if _PACKAGE in names:
         aliases = frozenset(alias for source in sources for alias in _package_aliases(source))
         names += [name for source in sources for name in _public_names_used(source, aliases)]
     return names
@@ -178,7 +179,7 @@ def _imports_of_cells(sources: Sequence[str]) -> list[str]:
 def _imports_of_cell(source: str) -> tuple[str, ...]:
     if "import" not in source:
         return ()
-    return tuple(_imported_modules(_parse_source(source), package=PACKAGE))
+    return tuple(_imported_modules(_parse_source(source), package=_PACKAGE))
 
 
 @cache
@@ -187,11 +188,11 @@ def _package_aliases(source: str) -> tuple[str, ...]:
     if "import" not in source:
         return ()
     return tuple(
-        alias.asname or PACKAGE
+        alias.asname or _PACKAGE
         for node in ast.walk(_parse_source(source))
         if isinstance(node, ast.Import)
         for alias in node.names
-        if alias.name == PACKAGE
+        if alias.name == _PACKAGE
     )
 
 
@@ -206,13 +207,13 @@ def _public_names_used(source: str, aliases: frozenset[str]) -> tuple[str, ...]:
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in aliases
-        for name in _with_parents(PUBLIC_NAMES.get(node.attr, f"{PACKAGE}.{node.attr}"))
+        for name in _with_parents(workbench.PUBLIC_NAMES.get(node.attr, f"{_PACKAGE}.{node.attr}"))
     )
 
 
 @cache
 def _imports_of_file(name: str, path: Path, _mtime_ns: int) -> tuple[str, ...]:
-    if name == PACKAGE:
+    if name == _PACKAGE:
         return ()  # its names are imported when they are used, see `_public_names_used`
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     return tuple(
@@ -224,7 +225,7 @@ def _parse_source(source: str) -> ast.AST:
     try:
         return ast.parse(source)
     except SyntaxError:
-        # A notebook cell may hold a magic; its plain lines still count.
+        # A notebook cell may contain magics; its other lines still count.
         kept = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         return ast.parse("\n".join(kept))
 
@@ -239,8 +240,8 @@ def _imported_modules(tree: ast.AST, *, package: str) -> Iterator[str]:
             yield from _with_parents(base)
             for alias in node.names:
                 yield from _with_parents(f"{base}.{alias.name}")
-                if base == PACKAGE and alias.name in PUBLIC_NAMES:
-                    yield from _with_parents(PUBLIC_NAMES[alias.name])
+                if base == _PACKAGE and alias.name in workbench.PUBLIC_NAMES:
+                    yield from _with_parents(workbench.PUBLIC_NAMES[alias.name])
 
 
 def _absolute_module(node: ast.ImportFrom, package: str) -> str:
@@ -252,7 +253,7 @@ def _absolute_module(node: ast.ImportFrom, package: str) -> str:
 
 def _with_parents(name: str) -> Iterator[str]:
     parts = name.split(".")
-    if parts[0] == PACKAGE:
+    if parts[0] == _PACKAGE:
         for length in range(1, len(parts) + 1):
             yield ".".join(parts[:length])
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from workbench.pipeline import contract as contracts
 from workbench.pipeline.cache import KeyIndex, StepKey
 from workbench.pipeline.executors import Executor
 from workbench.pipeline.plan import PlannedStep
-from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.pipeline.step_output import StepFiles
 from workbench.records.base import Ref, kind_of
 from workbench.records.model_types import NotebookSource, StepRun
@@ -112,7 +112,7 @@ class StepExecution:
         try:
             spec = self._spec(planned, folder)
         except WorkbenchError as error:  # a server that the step needs cannot be started
-            return StepResult.unrun(ExitStatus.SERVICE, Failure.of(error))
+            return StepResult.from_error(ExitStatus.SERVICE, error)
         files = StepFiles(folder)
         due = 0.0
 
@@ -139,7 +139,7 @@ class StepExecution:
             inputs=planned.inputs,
             step=step.name,
             environment=self._servers(step.contract.declaration.services),
-            **asdict(step.resources),
+            **step.resources.model_dump(),
         )
 
     def _keep(self, planned: PlannedStep, key: StepKey, result: StepResult, folder: Path) -> Ref:
@@ -209,4 +209,4 @@ def _keep_failed_attempt(folder: Path, attempt: int) -> None:
 
 
 def _cancelled_result() -> StepResult:
-    return StepResult.unrun(ExitStatus.CANCELLED, Failure(kind="cancelled", message="cancelled"))
+    return StepResult.failed(ExitStatus.CANCELLED, "cancelled", "cancelled")

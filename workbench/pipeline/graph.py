@@ -1,30 +1,38 @@
 """A pipeline with everything checked that can be checked before anything starts.
 
-Reading a pipeline file makes a graph of steps: notebooks read, parameters valid, every input connected
-to an output of the right kind, fan-outs expanded. A step that is run for each of some values becomes
-one step a value, named ``train[0]``, ``train[1]`` ….
+Reading a pipeline file makes a graph of steps: notebooks read, parameters valid, every input
+connected to an output of the right kind, fan-outs expanded. A step that is run for each of several
+values becomes one step per value, named ``train[0]``, ``train[1]`` ….
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from workbench.core import digest
 from workbench.core.errors import ContractError
-from workbench.pipeline import cache, pipeline_file
-from workbench.pipeline import contract as contracts
-from workbench.pipeline.contract import Input, StepContract
+from workbench.core.types import Json
+from workbench.pipeline.contract import Input, Resources, StepContract, read_contract
 from workbench.pipeline.parameters import did_you_mean
-from workbench.pipeline.pipeline_file import Condition, PipelineDefinition, StepDefinition
+from workbench.pipeline.pipeline_file import (
+    Condition,
+    PipelineDefinition,
+    StepDefinition,
+    read_pipeline_file,
+    resolve_parameters,
+    substitute,
+)
 
-Json = dict[str, Any]
+__all__ = ["Pipeline", "load_pipeline"]
 
 _CHAMPION_PREFIX = "champion:"
+_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
+_MAX_NAME_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class InputSource:
 
     Attributes:
         outputs: Pairs of step and output; several only where the input takes many.
-        champion: Model whose champion it is, instead.
+        champion: The model whose champion it is, instead.
     """
 
     outputs: tuple[tuple[str, str], ...] = ()
@@ -41,111 +49,16 @@ class InputSource:
     many: bool = False
 
 
-class UpstreamStep(Protocol):
-    """What a joint needs to know about a step above."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def each(self) -> Json: ...
-    @property
-    def contract(self) -> StepContract: ...
-
-
-def connect_inputs(
-    step: str,
-    inputs: Mapping[str, str],
-    contract: StepContract,
-    above: Mapping[str, Sequence[UpstreamStep]],
-    same_each: Json | None,
-) -> dict[str, InputSource]:
-    """The sources of all inputs of ``step``; raises `ContractError` naming the joint.
-
-    Args:
-        above: Steps above by their name in the file, fan-outs written out.
-        same_each: The element, when the step follows a fan-out one to one.
-    """
-    declared = contract.declaration.inputs
-    for given in inputs:
-        if given not in declared:
-            raise ContractError(
-                f"step {step!r} has no input {given!r}{did_you_mean(given, list(declared))}",
-                where=contract.notebook.name,
-                hint=f"Its inputs are: {', '.join(declared) or 'none'}",
-            )
-    sources = {}
-    for name, about in declared.items():
-        if name in inputs:
-            sources[name] = _connect_input(step, name, inputs[name], about, above, same_each)
-        elif not about.optional:
-            raise ContractError(f"step {step!r}: input {name!r} is not joined to anything")
-    return sources
-
-
-def _connect_input(
-    step: str,
-    name: str,
-    text: str,
-    about: Input,
-    above: Mapping[str, Sequence[UpstreamStep]],
-    same_each: Json | None,
-) -> InputSource:
-    if text.startswith(_CHAMPION_PREFIX):
-        return InputSource(champion=text.removeprefix(_CHAMPION_PREFIX))
-    upstream, _, output = text.partition(".")
-    joint = f"step {step!r}, input {name!r}"
-    if upstream not in above:
-        raise ContractError(
-            f"{joint}: no step {upstream!r} above{did_you_mean(upstream, list(above))}",
-            hint=f"Steps above it: {', '.join(above) or 'none'}",
-        )
-    steps = above[upstream]
-    made = steps[0].contract.declaration.outputs
-    if output not in made:
-        raise ContractError(
-            f"{joint}: {upstream!r} has no output {output!r}{did_you_mean(output, list(made))}"
-        )
-    if made[output].kind != about.kind:
-        raise ContractError(f"{joint} takes a {about.kind}, but {text} is a {made[output].kind}")
-    if same_each is not None and steps[0].each:
-        steps = [one for one in steps if one.each == same_each]
-        if not steps:
-            raise ContractError(f"{joint}: {upstream!r} is run for other values")
-    if steps[0].each and same_each is None and not about.many:
-        raise ContractError(
-            f"{joint} takes one record, but {upstream!r} is run {len(steps)} times",
-            hint=f"Declare the input with `many`, or give the step `for_each: {upstream}`",
-        )
-    return InputSource(outputs=tuple((one.name, output) for one in steps), many=about.many)
-
-
-# ---- A pipeline with everything checked that can be checked before anything starts.
-#
-# Reading a pipeline file makes a graph of steps: notebooks read, parameters valid, every joint of the
-# right kind, fan-outs written out. A step that is run for each of some values becomes one step a
-# value, named ``train[0]``, ``train[1]`` ….
-
-
-_NAME_SEPARATORS = re.compile(r"[^\w.+-]+")
-_MAX_NAME_LENGTH = 40
-
-
-@dataclass(frozen=True)
-class GrantedResources:
-    threads: int
-    memory_gib: float
-    gpus: float
-    timeout_s: float
-
-
 @dataclass(frozen=True)
 class PipelineStep:
-    """One step to run: a step of the file, or one of its fan-out.
+    """One step to run: a step of the file, or one step of its fan-out.
 
     Attributes:
         base: The step's name in the file.
-        each: The values of the fan-out that this one stands for.
-        needs: Steps that have to be done before this one can be decided on.
+        each: The values of the fan-out that this step stands for.
+        parameters: Validated, with absolute paths.
+        needs: Steps that must be done before this one can be decided on.
+        when: Gate reports that the step's condition reads, as pairs of step and output.
     """
 
     name: str
@@ -157,7 +70,7 @@ class PipelineStep:
     sources: dict[str, InputSource]
     needs: tuple[str, ...]
     when: tuple[tuple[str, str], ...]
-    resources: GrantedResources
+    resources: Resources
 
     @property
     def condition(self) -> Condition | None:
@@ -166,7 +79,7 @@ class PipelineStep:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """``steps`` in an order in which each comes after all that it needs."""
+    """A checked pipeline; ``steps`` are in an order in which each comes after all that it needs."""
 
     definition: PipelineDefinition
     parameters: Json
@@ -178,50 +91,49 @@ class Pipeline:
         return self.definition.name
 
     def named(self, name: str) -> list[str]:
-        """The steps that ``name`` means: one, or all of a fan-out; raises naming the nearest."""
-        found = [step.name for step in self.steps.values() if name in (step.name, step.base)]
-        if not found:
+        """The names of one step, or of all steps of a fan-out; raises `ContractError`."""
+        names = [step.name for step in self.steps.values() if name in (step.name, step.base)]
+        if not names:
             known = [*self.definition.steps, *self.steps]
             raise ContractError(
                 f"no step {name!r}{did_you_mean(name, known)}",
                 where=self.file.name,
-                hint=f"Its steps are: {', '.join(self.definition.steps)}",
+                hint=f"Steps: {', '.join(self.definition.steps)}",
             )
-        return found
+        return names
 
     def below(self, names: list[str]) -> set[str]:
-        """``names`` and every step that needs one of them, however far down."""
-        found = set(names)
+        """``names`` and every step that needs one of them, directly or not."""
+        selected = set(names)
         for step in self.steps.values():
-            if found.intersection(step.needs):
-                found.add(step.name)
-        return found
+            if selected.intersection(step.needs):
+                selected.add(step.name)
+        return selected
 
 
 def load_pipeline(path: Path, given: Mapping[str, Any], *, base: Path) -> Pipeline:
-    """Read and check a pipeline whole; nothing is started when this raises.
+    """Read and check a whole pipeline; nothing is started.
 
     Args:
-        given: Pipeline parameters, as texts from a command line or as values.
-        base: Folder that relative paths among the given parameters start from. Paths that the
-            pipeline file itself names start from the project, the folder above the file's.
+        path: The pipeline file.
+        given: Pipeline parameters, as strings from a command line or as values.
+        base: Folder that relative paths among the given parameters start from. Paths in the
+            pipeline file start from the project, the folder above the file's.
+
+    Raises:
+        ContractError: The file, a notebook or a connection between steps is invalid.
+        ParameterError: A parameter is unknown, missing or invalid.
     """
-    return build_pipeline(pipeline_file.read_pipeline_file(path), given, file=path, base=base)
-
-
-def build_pipeline(
-    definition: PipelineDefinition, given: Mapping[str, Any], *, file: Path, base: Path
-) -> Pipeline:
-    """As `load`, for a definition made in Python; ``file`` is where it would lie."""
-    known = pipeline_file.resolve_parameters(definition, given)
-    builder = _GraphBuilder(definition, known, given, file.resolve(), base)
+    definition, file = read_pipeline_file(path), path.resolve()
+    known = resolve_parameters(definition, given)
+    builder = _GraphBuilder(definition, known, given, file, base)
     for name, step in definition.steps.items():
         builder.add(name, step)
-    return Pipeline(definition, known, builder.steps, file.resolve())
+    return Pipeline(definition, known, builder.steps, file)
 
 
 class _GraphBuilder:
-    """Adds steps in the order of the file; a joint can only lead to a step above."""
+    """Adds steps in the order of the file; an input can only come from an earlier step."""
 
     def __init__(
         self,
@@ -237,47 +149,47 @@ class _GraphBuilder:
         self._base = base
         self._project = file.parent.parent
         self._notebooks = (file.parent / definition.notebooks).resolve()
-        self._of: dict[str, list[PipelineStep]] = {}
-        self._read: dict[str, StepContract] = {}
+        self._expanded: dict[str, list[PipelineStep]] = {}
+        self._contracts: dict[str, StepContract] = {}
 
     def add(self, name: str, definition: StepDefinition) -> None:
         contract = self._contract(definition.notebook or name)
         elements = list(self._elements(name, definition))
-        names = _step_names(name, elements)
-        made = []
-        for step_name, each in zip(names, elements, strict=True):
-            step = self._step(step_name, name, each, definition, contract)
-            made.append(step)
-        self.steps.update({step.name: step for step in made})
-        self._of[name] = made
+        steps = [
+            self._step(step_name, name, each, definition, contract)
+            for step_name, each in zip(_step_names(name, elements), elements, strict=True)
+        ]
+        self.steps.update({step.name: step for step in steps})
+        self._expanded[name] = steps
 
     def _step(
         self, name: str, base: str, each: Json, definition: StepDefinition, contract: StepContract
     ) -> PipelineStep:
         known = {**self._known, **{f"each.{key}": value for key, value in each.items()}}
-        inputs = pipeline_file.substitute(definition.inputs, known)
-        follows = definition.for_each if isinstance(definition.for_each, str) else None
-        sources = connect_inputs(base, inputs, contract, self._of, each if follows else None)
+        follows = isinstance(definition.for_each, str)
+        inputs = substitute(definition.inputs, known)
+        sources = self._sources(base, inputs, contract, each if follows else None)
         when = self._gates(base, definition, each)
         needs = [step for source in sources.values() for step, _ in source.outputs]
-        needs += [step.name for above in definition.after for step in self._named(base, above)]
+        needs += [s.name for after in definition.after for s in self._earlier(base, after)]
         needs += [step for step, _ in when]
-        checked = contract.validate(pipeline_file.substitute(definition.parameters, known))
+        values = contract.validate(substitute(definition.parameters, known))
+        resources = definition.resources.model_dump(exclude_none=True)
         return PipelineStep(
             name=name,
             base=base,
             each=each,
             definition=definition,
             contract=contract,
-            parameters=self._with_paths(contract, checked, definition),
+            parameters=self._with_absolute_paths(contract, values, definition),
             sources=sources,
             needs=tuple(dict.fromkeys(needs)),
             when=when,
-            resources=_granted_resources(definition, contract),
+            resources=contract.declaration.resources.model_copy(update=resources),
         )
 
     def _contract(self, notebook: str) -> StepContract:
-        if notebook not in self._read:
+        if notebook not in self._contracts:
             name, at, _ = notebook.partition("@")
             if at:
                 from workbench.pipeline import promoted_steps
@@ -285,31 +197,79 @@ class _GraphBuilder:
                 path = promoted_steps.resolve_step(self._project, notebook).path
             else:
                 path = self._notebooks / f"{notebook}.ipynb"
-            self._read[notebook] = contracts.read_contract(path, name=Path(name).name)
-        return self._read[notebook]
+            self._contracts[notebook] = read_contract(path, name=Path(name).name)
+        return self._contracts[notebook]
 
     def _elements(self, name: str, definition: StepDefinition) -> Iterator[Json]:
-        """What the step is run for; a single empty element when it is run once."""
+        """The values that the step is run for; a single empty element when it is run once."""
         over = definition.for_each
         if over is None:
             yield {}
         elif isinstance(over, str):
-            followed = self._named(name, over)
+            followed = self._earlier(name, over)
             if not followed[0].each:
                 raise ContractError(f"step {name!r} follows {over!r}, which is run only once")
             yield from (step.each for step in followed)
         else:
             lists = {}
             for key, given in over.items():
-                listed = pipeline_file.substitute(given, self._known)
-                if not isinstance(listed, list) or not listed:
+                values = substitute(given, self._known)
+                if not isinstance(values, list) or not values:
                     raise ContractError(
-                        f"step {name!r}: for_each needs a list for {key!r}, got {listed!r}",
+                        f"step {name!r}: for_each needs a list for {key!r}, got {values!r}",
                         hint="Write a list, or ${name} of a parameter of type list",
                     )
-                lists[key] = list(dict.fromkeys(listed))
+                lists[key] = list(dict.fromkeys(values))
             for combination in itertools.product(*lists.values()):
                 yield dict(zip(lists, combination, strict=True))
+
+    def _sources(
+        self, step: str, inputs: Mapping[str, str], contract: StepContract, same_each: Json | None
+    ) -> dict[str, InputSource]:
+        """Where each input comes from; ``same_each`` is given where a step follows a fan-out."""
+        declared = contract.declaration.inputs
+        for given in inputs:
+            if given not in declared:
+                raise ContractError(
+                    f"step {step!r} has no input {given!r}{did_you_mean(given, declared)}",
+                    where=contract.notebook.name,
+                    hint=f"Inputs: {', '.join(declared) or 'none'}",
+                )
+        sources = {}
+        for name, declaration in declared.items():
+            if name in inputs:
+                sources[name] = self._source(step, name, inputs[name], declaration, same_each)
+            elif not declaration.optional:
+                raise ContractError(f"step {step!r}: input {name!r} is not connected")
+        return sources
+
+    def _source(
+        self, step: str, name: str, text: str, declaration: Input, same_each: Json | None
+    ) -> InputSource:
+        if text.startswith(_CHAMPION_PREFIX):
+            return InputSource(champion=text.removeprefix(_CHAMPION_PREFIX))
+        upstream, _, output = text.partition(".")
+        context = f"step {step!r}, input {name!r}"
+        steps = self._earlier(step, upstream, context=context)
+        outputs = steps[0].contract.declaration.outputs
+        if output not in outputs:
+            raise ContractError(
+                f"{context}: {upstream!r} has no output {output!r}{did_you_mean(output, outputs)}"
+            )
+        kind = outputs[output].kind
+        if kind != declaration.kind:
+            raise ContractError(f"{context} takes a {declaration.kind}, but {text} is a {kind}")
+        if same_each is not None and steps[0].each:
+            steps = [one for one in steps if one.each == same_each]
+            if not steps:
+                raise ContractError(f"{context}: {upstream!r} is run for other values")
+        if steps[0].each and same_each is None and not declaration.many:
+            raise ContractError(
+                f"{context} takes one record, but {upstream!r} is run {len(steps)} times",
+                hint=f"Declare the input with `many`, or give the step `for_each: {upstream}`",
+            )
+        outputs_of_steps = tuple((one.name, output) for one in steps)
+        return InputSource(outputs_of_steps, many=declaration.many)
 
     def _gates(
         self, name: str, definition: StepDefinition, each: Json
@@ -317,60 +277,49 @@ class _GraphBuilder:
         """The gate reports that the step's condition reads, as pairs of step and output."""
         if definition.when is None:
             return ()
-        above, _, output = definition.when.gates.partition(".")
-        steps = self._named(name, above)
-        made = steps[0].contract.declaration.outputs.get(output)
-        if made is None or made.kind != "gates":
+        upstream, _, output = definition.when.gates.partition(".")
+        steps = self._earlier(name, upstream)
+        declared = steps[0].contract.declaration.outputs.get(output)
+        if declared is None or declared.kind != "gates":
             raise ContractError(f"step {name!r}: {definition.when.gates} is not a gate report")
         same = [step for step in steps if each and step.each == each]
         return tuple((step.name, output) for step in same or steps)
 
-    def _named(self, name: str, above: str) -> list[PipelineStep]:
-        known = self._of
-        if above not in known:
+    def _earlier(self, name: str, other: str, *, context: str | None = None) -> list[PipelineStep]:
+        """The steps of an earlier entry of the file; raises `ContractError`."""
+        known = self._expanded
+        if other not in known:
             raise ContractError(
-                f"step {name!r}: no step {above!r} above{did_you_mean(above, list(known))}",
-                hint=f"Steps above it: {', '.join(known) or 'none'}",
+                f"{context or f'step {name!r}'}: no earlier step {other!r}"
+                f"{did_you_mean(other, known)}",
+                hint=f"Earlier steps: {', '.join(known) or 'none'}",
             )
-        return known[above]
+        return known[other]
 
-    def _with_paths(
+    def _with_absolute_paths(
         self, contract: StepContract, parameters: Json, definition: StepDefinition
     ) -> Json:
-        """Make path parameters absolute: from the caller's folder if the caller gave the value."""
-        made = dict(parameters)
-        for name in cache.path_parameters(contract, parameters):
+        """Path parameters start from the caller's folder if the caller gave the value."""
+        absolute = dict(parameters)
+        for name in contract.path_parameters(parameters):
             template = str(definition.parameters.get(name, ""))
             by_caller = any(f"${{{given}}}" in template for given in self._given)
-            unless = contract.declaration.paths[name].unless
             base = self._base if by_caller else self._project
-            made[name] = cache.absolute_path(name, parameters[name], unless, base)
-        return made
+            absolute[name] = contract.absolute_path(name, parameters[name], base)
+        return absolute
 
 
 def _step_names(name: str, elements: list[Json]) -> list[str]:
-    """``name`` when it runs once, else ``name[value]``; values alike in writing get a digest."""
+    """``name`` for a step that runs once, else ``name[value]``; equal texts get a digest."""
     if elements == [{}]:
         return [name]
-    written = [
-        ",".join(
-            _NAME_SEPARATORS.sub("-", str(value))[:_MAX_NAME_LENGTH] for value in each.values()
-        )
+    texts = [
+        ",".join(_NOT_IN_NAMES.sub("-", str(value))[:_MAX_NAME_LENGTH] for value in each.values())
         for each in elements
     ]
     return [
         f"{name}[{text}]"
-        if written.count(text) == 1
+        if texts.count(text) == 1
         else f"{name}[{text}-{digest.of_json(each)[:6]}]"
-        for text, each in zip(written, elements, strict=True)
+        for text, each in zip(texts, elements, strict=True)
     ]
-
-
-def _granted_resources(definition: StepDefinition, contract: StepContract) -> GrantedResources:
-    given, declared = definition.resources, contract.declaration.resources
-    return GrantedResources(
-        threads=given.threads or declared.threads,
-        memory_gib=given.memory_gib or declared.memory_gib,
-        gpus=declared.gpus if given.gpus is None else given.gpus,
-        timeout_s=given.timeout_s or declared.timeout_s,
-    )

@@ -1,11 +1,15 @@
 """Typed parameters of a notebook, read from its ``parameters`` cell without executing it.
 
-The cell holds annotated literals only (``epochs: int = 12``). Annotations may use built-in types and
-containers, ``Literal``, ``Optional``, ``Union``, ``Path``, dates and times, ``Annotated`` with
+The cell holds annotated literals only (``epochs: int = 12``). Annotations may use built-in types
+and containers, ``Literal``, ``Optional``, ``Union``, ``Path``, dates and times, ``Annotated`` with
 constraints, pydantic's constrained types, and models, dataclasses and enums of a ``workbench``
-module; everything else is rejected, so reading a contract never runs a notebook's code. A notebook
-sees each value in its JSON form: a ``datetime`` is the string that ``datetime.fromisoformat`` reads, a
-model is the mapping that ``Model(**value)`` takes.
+module. Everything else is rejected, so reading a contract never runs a notebook's code.
+
+A notebook sees each value in its JSON form: a ``datetime`` is the string that
+``datetime.fromisoformat`` reads, a model is the mapping that ``Model(**value)`` takes.
+
+A notebook written for papermill alone has no contract and its parameters have no types. A pipeline
+can order such notebooks but not connect their inputs and outputs.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.types import Json
+
+__all__ = ["parameters_json_schema", "parameters_model"]
 
 _BUILTIN_TYPES = ("bool", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
 _TYPING_TYPES = ("Annotated", "Any", "Dict", "List", "Literal", "Optional", "Set", "Tuple", "Union")
@@ -54,10 +61,10 @@ _ALLOWED: dict[str, str] = {
     **{name: f"annotated_types.{name}" for name in _CONSTRAINTS},
     "Path": "pathlib.Path",
 }
-"""Short name to where it lives; a name the notebook imports is looked up by the latter."""
+"""Short name to qualified name; a name that the notebook imports is looked up by the latter."""
 
 _ORIGINS = {
-    **{home: home for home in _ALLOWED.values()},
+    **{origin: origin for origin in _ALLOWED.values()},
     "typing_extensions.Literal": "typing.Literal",
 }
 _ALLOWED_NODES = (
@@ -75,18 +82,131 @@ _ALLOWED_NODES = (
     ast.UnaryOp,
     ast.USub,
 )
-_PACKAGE = "workbench"
+_MODEL_CONFIG = ConfigDict(
+    extra="forbid",
+    validate_default=True,
+    frozen=True,
+    allow_inf_nan=False,  # JSON has neither, and a step key could not contain them
+    protected_namespaces=(),
+)
+_BOUNDS = {
+    "greater_than_equal": ("≥", "ge"),
+    "less_than_equal": ("≤", "le"),
+    "greater_than": (">", "gt"),
+    "less_than": ("<", "lt"),
+}
+
+
+def parameters_model(
+    source: str, *, where: str, imports: Mapping[str, str] | None = None
+) -> type[BaseModel]:
+    """A pydantic model of a parameters cell.
+
+    Args:
+        source: The cell's code.
+        where: The notebook's name, for errors.
+        imports: What names in the notebook stand for, see `imports_of_cells`.
+
+    Raises:
+        ContractError: The cell holds something other than annotated literals.
+        ParameterError: A default is not of its type.
+    """
+    fields: dict[str, Any] = {}
+    for statement in _parse_cell(source, where):
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # a docstring
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            raise _cell_error("only annotated assignments are allowed", statement, where)
+        if statement.value is None:
+            raise _cell_error("a parameter needs a default", statement, where)
+        name = statement.target.id
+        if name in fields or name.startswith("_"):
+            what = "is defined twice" if name in fields else "cannot start with an underscore"
+            raise _cell_error(f"parameter {name!r} {what}", statement, where)
+        annotation = _read_annotation(statement.annotation, imports or {}, where)
+        try:
+            default = ast.literal_eval(statement.value)
+        except ValueError as error:
+            raise _cell_error("a default must be a literal", statement, where) from error
+        fields[name] = (annotation, default)
+    try:
+        model: type[BaseModel] = create_model("Parameters", __config__=_MODEL_CONFIG, **fields)
+    except (TypeError, ValueError, NameError, AttributeError, PydanticUserError) as error:
+        reason = str(error).splitlines()[0]
+        raise ContractError(
+            f"invalid parameters: {reason}", where=f"{where}, parameters cell"
+        ) from error
+    validate_parameters(model, {}, where=where)
+    return model
+
+
+def untyped_parameters_model(source: str) -> type[BaseModel]:
+    """The names that the parameters cell of a notebook without contract assigns, of any type.
+
+    Unknown names are rejected. A default that is not a literal is left to the cell itself.
+    """
+    fields: dict[str, Any] = {}
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a magic, or Python 2: papermill runs the cell all the same
+        statements = []
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            fields.update({t.id: (Any, None) for t in statement.targets if isinstance(t, ast.Name)})
+        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            fields[statement.target.id] = (Any, None)
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model: type[BaseModel] = create_model("Parameters", __config__=config, **fields)
+    return model
+
+
+def parameters_json_schema(model: type[BaseModel]) -> Json:
+    """The JSON schema of a notebook's parameters, for editors and forms."""
+    return model.model_json_schema()
+
+
+def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> Json:
+    """All parameters as JSON values, defaults filled in.
+
+    Raises:
+        ParameterError: Unknown names or invalid values; the message lists each of them.
+    """
+    try:
+        return model.model_validate(given).model_dump(mode="json")
+    except ValidationError as error:
+        known = list(model.model_fields)
+        problems = [_describe_problem(problem, known) for problem in error.errors()]
+        raise ParameterError(
+            "; ".join(problems), where=where, hint=f"Valid parameters: {', '.join(known) or 'none'}"
+        ) from error
+
+
+def describe_value_error(problem: Any) -> str:
+    """One of pydantic's errors in a few words, such as ``must be ≥ 1, got 0``."""
+    if problem["type"] in _BOUNDS:
+        sign, key = _BOUNDS[problem["type"]]
+        bound = problem["ctx"][key]
+        message = f"must be {sign} {f'{bound:g}' if isinstance(bound, float) else bound}"
+    else:
+        message = problem["msg"].replace("Input should be", "must be")
+    return f"{message}, got {problem['input']!r}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean …?)`` if a known name is spelled much like ``name``, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def imports_of_cells(sources: Iterable[str]) -> dict[str, str]:
-    """Name to dotted origin for every import in these cells; broken cells are passed over."""
+    """Name to qualified name for every import in these cells; cells with errors are skipped."""
     found: dict[str, str] = {}
     for source in sources:
         found.update(_imports_of_cell(source))
     return found
 
 
-@lru_cache(maxsize=4096)  # the notebooks of a team begin alike
+@lru_cache(maxsize=4096)  # notebooks of a team share their first cells
 def _imports_of_cell(source: str) -> tuple[tuple[str, str], ...]:
     if "import" not in source:
         return ()
@@ -106,22 +226,21 @@ def _imports_of_cell(source: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def read_annotation(node: ast.expr, imports: Mapping[str, str], where: str) -> Any:
-    """The type that ``node`` stands for; raises `ContractError` unless all of it is allowed."""
+def _read_annotation(node: ast.expr, imports: Mapping[str, str], where: str) -> Any:
+    """The type of an annotation; raises `ContractError` unless all of it is allowed."""
     for part in ast.walk(node):
         if not isinstance(part, _ALLOWED_NODES):
-            raise cell_error("this annotation is not allowed", node, where)
+            raise _cell_error("this annotation is not allowed", node, where)
     reader = _AnnotationReader(node, imports, where)
     tree = reader.visit(copy.deepcopy(node))
     code = compile(ast.fix_missing_locations(ast.Expression(tree)), where, "eval")
     try:
-        return eval(code, {"__builtins__": {}}, reader.found)  # noqa: S307 - only what was allowed
+        return eval(code, {"__builtins__": {}}, reader.objects)  # noqa: S307 - only what was allowed
     except (TypeError, ValueError) as error:
-        raise cell_error(f"this annotation means nothing ({error})", node, where) from error
+        raise _cell_error(f"invalid annotation ({error})", node, where) from error
 
 
-def cell_error(what: str, node: ast.AST, where: str) -> ContractError:
-    """The error about a piece of a parameters cell."""
+def _cell_error(what: str, node: ast.AST, where: str) -> ContractError:
     line = getattr(node, "lineno", 0)
     text = ast.unparse(node)
     return ContractError(
@@ -132,151 +251,74 @@ def cell_error(what: str, node: ast.AST, where: str) -> ContractError:
 
 
 class _AnnotationReader(ast.NodeTransformer):
-    """Replaces each name, dotted or not, by one that stands for the allowed object it means."""
+    """Replaces each name, dotted or not, by a placeholder bound to the allowed object."""
 
     def __init__(self, node: ast.expr, imports: Mapping[str, str], where: str) -> None:
-        self.found: dict[str, Any] = {}
+        self.objects: dict[str, Any] = {}
         self._whole = node
         self._imports = imports
         self._where = where
-        self._text_allowed = False
+        self._strings_allowed = False
 
     def visit_Name(self, node: ast.Name) -> ast.Name:
-        return self._replaced(node)
+        return self._replace(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.Name:
-        return self._replaced(node)
+        return self._replace(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if self._home(node.func).rpartition(".")[2] not in _CALLABLE:
-            raise cell_error("only Field(...) and constraints may be called", node, self._where)
-        return self._with_text(node)
+        if self._qualified_name(node.func).rpartition(".")[2] not in _CALLABLE:
+            raise _cell_error("only Field(...) and constraints may be called", node, self._where)
+        return self._visit_with_strings(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        if self._home(node.value) == "typing.Literal":
-            return self._with_text(node)
+        if self._qualified_name(node.value) == "typing.Literal":
+            return self._visit_with_strings(node)
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
-        # A text where a type belongs is a forward reference, which pydantic would evaluate.
-        if isinstance(node.value, str) and not self._text_allowed:
-            raise cell_error("a type cannot be a text", self._whole, self._where)
+        # A string in place of a type is a forward reference, which pydantic would evaluate.
+        if isinstance(node.value, str) and not self._strings_allowed:
+            raise _cell_error("a type cannot be a string", self._whole, self._where)
         return node
 
-    def _with_text(self, node: ast.AST) -> ast.AST:
-        before, self._text_allowed = self._text_allowed, True
+    def _visit_with_strings(self, node: ast.AST) -> ast.AST:
+        before, self._strings_allowed = self._strings_allowed, True
         visited = self.generic_visit(node)
-        self._text_allowed = before
+        self._strings_allowed = before
         return visited
 
-    def _replaced(self, node: ast.expr) -> ast.Name:
-        home = self._home(node)
-        name = f"_{len(self.found)}"
-        self.found[name] = self._object(home, node)
+    def _replace(self, node: ast.expr) -> ast.Name:
+        origin = self._qualified_name(node)
+        name = f"_{len(self.objects)}"
+        self.objects[name] = self._object(origin, node)
         return ast.copy_location(ast.Name(name, ast.Load()), node)
 
-    def _home(self, node: ast.expr) -> str:
-        """Where the thing that a name or dotted name means is defined."""
+    def _qualified_name(self, node: ast.expr) -> str:
+        """The qualified name of what a name or dotted name stands for."""
         text = ast.unparse(node)
         first, dot, rest = text.partition(".")
         if first in self._imports:
             return self._imports[first] + dot + rest
         return _ALLOWED.get(text, text)
 
-    def _object(self, home: str, node: ast.expr) -> Any:
-        module, _, name = _ORIGINS.get(home, home).rpartition(".")
-        if home in _ORIGINS:
+    def _object(self, origin: str, node: ast.expr) -> Any:
+        module, _, name = _ORIGINS.get(origin, origin).rpartition(".")
+        if origin in _ORIGINS:
             return getattr(importlib.import_module(module), name)
-        if module.partition(".")[0] == _PACKAGE:
-            return self._of_ours(module, name, node)
-        raise cell_error(f"{ast.unparse(node)!r} is not an allowed type", self._whole, self._where)
+        if module.partition(".")[0] == "workbench":
+            return self._workbench_object(module, name, node)
+        raise _cell_error(f"{ast.unparse(node)!r} is not an allowed type", self._whole, self._where)
 
-    def _of_ours(self, module: str, name: str, node: ast.expr) -> Any:
+    def _workbench_object(self, module: str, name: str, node: ast.expr) -> Any:
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise cell_error(f"{module} has no {name}", node, self._where) from error
+            raise _cell_error(f"{module} has no {name}", node, self._where) from error
         is_model = isinstance(found, type) and issubclass(found, BaseModel | Enum)
         if is_model or is_dataclass(found):
             return found
-        raise cell_error(f"{name} is no model, dataclass or enum", node, self._where)
-
-
-# ---- Typed parameters of a notebook, read from its ``parameters`` cell without executing it.
-#
-# The cell holds annotated literals only (``epochs: int = 12``). Annotations may use what
-# `parameter_types` lets pass; all else is refused, so that reading a contract can never run a
-# notebook's code. A notebook sees each value in its JSON form, by hand and in production alike: a
-# ``datetime`` is the text that ``datetime.fromisoformat`` reads, a model is the mapping that
-# ``Model(**value)`` takes.
-
-
-_MODEL_CONFIG = ConfigDict(
-    extra="forbid",
-    validate_default=True,
-    frozen=True,
-    allow_inf_nan=False,  # JSON has none, and a key could not name them
-    protected_namespaces=(),
-)
-
-
-def parameters_model(
-    source: str, *, where: str, imports: Mapping[str, str] | None = None
-) -> type[BaseModel]:
-    """A pydantic model of the parameters cell ``source``; ``where`` names it in errors.
-
-    Args:
-        imports: What names in the notebook stand for, see `parameter_types.imports_in`.
-
-    Raises:
-        ContractError: Something other than an annotated literal stands in the cell.
-        ParameterError: A default is not of its type.
-    """
-    fields: dict[str, Any] = {}
-    for statement in _parse_cell(source, where):
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-            continue  # a docstring
-        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-            raise cell_error("only annotated assignments are allowed", statement, where)
-        if statement.value is None:
-            raise cell_error("a parameter needs a default", statement, where)
-        name = statement.target.id
-        if name in fields or name.startswith("_"):
-            what = "is given twice" if name in fields else "cannot start with an underscore"
-            raise cell_error(f"parameter {name!r} {what}", statement, where)
-        annotation = read_annotation(statement.annotation, imports or {}, where)
-        try:
-            default = ast.literal_eval(statement.value)
-        except ValueError as error:
-            raise cell_error("a default must be a literal", statement, where) from error
-        fields[name] = (annotation, default)
-    model = _create_model(fields, where)
-    validate_parameters(model, {}, where=where)
-    return model
-
-
-def parameters_json_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a notebook's parameters, for editors and forms."""
-    return model.model_json_schema()
-
-
-def validate_parameters(
-    model: type[BaseModel], given: dict[str, Any], *, where: str
-) -> dict[str, Any]:
-    """All parameters as JSON values, defaults filled in; raises `ParameterError` naming each."""
-    try:
-        return model.model_validate(given).model_dump(mode="json")
-    except ValidationError as error:
-        lines = [_error_message(problem, list(model.model_fields)) for problem in error.errors()]
-        raise ParameterError(
-            "; ".join(lines), where=where, hint=_known_parameters_hint(model)
-        ) from error
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """`` (did you mean …?)`` when something known is spelled much like ``name``."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        raise _cell_error(f"{name} is not a model, dataclass or enum", node, self._where)
 
 
 def _parse_cell(source: str, where: str) -> list[ast.stmt]:
@@ -284,74 +326,14 @@ def _parse_cell(source: str, where: str) -> list[ast.stmt]:
         return ast.parse(source).body
     except SyntaxError as error:
         raise ContractError(
-            f"the parameters cell is not Python: {error.msg}",
+            f"the parameters cell is not valid Python: {error.msg}",
             where=f"{where}, parameters cell, line {error.lineno}",
             hint="It holds annotated literals only, like `epochs: int = 12`",
         ) from error
 
 
-def _create_model(fields: dict[str, Any], where: str) -> type[BaseModel]:
-    try:
-        model: type[BaseModel] = create_model("Parameters", __config__=_MODEL_CONFIG, **fields)
-    except (TypeError, ValueError, NameError, AttributeError, PydanticUserError) as error:
-        first = str(error).splitlines()[0]
-        raise ContractError(
-            f"the parameters make no model: {first}", where=f"{where}, parameters cell"
-        ) from error
-    return model
-
-
-def _error_message(problem: Any, known: list[str]) -> str:
+def _describe_problem(problem: Any, known: list[str]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {name!r}{did_you_mean(name, known)}"
-    return f"parameter {name!r}: {problem['msg']}, got {problem['input']!r}"
-
-
-def _known_parameters_hint(model: type[BaseModel]) -> str:
-    names = ", ".join(model.model_fields) or "none"
-    return f"Its parameters are: {names}"
-
-
-# ---- Notebooks written for papermill alone: no contract, and parameters without types.
-#
-# They run as they are. Nothing says what they read or make, so a pipeline can order them but not join
-# them, and their check lists what is missing for a step.
-
-
-Json = dict[str, Any]
-
-
-def has_no_contract(content: Json) -> bool:
-    """Whether a notebook has no contract at all."""
-    return "workbench" not in content["metadata"]
-
-
-def require_python(content: Json, where: object) -> None:
-    """Raises `ContractError` for a notebook in another language: steps run in our own kernel."""
-    metadata = content["metadata"]
-    language = metadata.get("language_info", {}).get("name") or metadata.get("kernelspec", {}).get(
-        "language"
-    )
-    if language and str(language).lower() not in ("python", "ipython"):
-        raise ContractError(f"the notebook is written in {language}; steps are Python", where=where)
-
-
-def untyped_parameters_model(source: str) -> type[BaseModel]:
-    """The names that a parameters cell assigns, each of any type; unknown names are refused.
-
-    A default counts where it is a literal; another one is left to the cell itself.
-    """
-    fields: Json = {}
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # a magic, or Python 2: papermill runs the cell all the same
-        statements = []
-    for statement in statements:
-        if isinstance(statement, ast.Assign):
-            fields.update({t.id: (Any, None) for t in statement.targets if isinstance(t, ast.Name)})
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            fields[statement.target.id] = (Any, None)
-    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    model: type[BaseModel] = create_model("Parameters", __config__=config, **fields)
-    return model
+    return f"parameter {name!r} {describe_value_error(problem)}"

@@ -1,10 +1,10 @@
-"""What a pipeline would run and why, step by step."""
+"""What a pipeline would run, and why, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from workbench.core.workspace import Workspace
 from workbench.pipeline import cache, environment
@@ -14,7 +14,8 @@ from workbench.records.base import GateReport, Ref, refs_in
 from workbench.records.model_types import Release, StepRun
 from workbench.records.store import Store
 
-Json = dict[str, Any]
+__all__ = ["PlannedStep", "StepSelection", "plan_pipeline", "select_steps"]
+
 StepOutputs = Mapping[str, Mapping[str, Ref]]
 StepInputs = dict[str, Ref | tuple[Ref, ...] | None]
 Action = Literal["run", "skip", "omit"]
@@ -22,10 +23,10 @@ Action = Literal["run", "skip", "omit"]
 
 @dataclass(frozen=True)
 class StepSelection:
-    """Which steps a person asked for.
+    """Which steps the user selected.
 
     Attributes:
-        only: Run these and nothing else; what they read must be there. None: all.
+        only: Run these and nothing else; what they read must exist. None: all steps.
         fresh: Run these even if nothing changed.
     """
 
@@ -38,10 +39,15 @@ ALL_STEPS = StepSelection()
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step with everything resolved that can be.
+    """What to do about one step, with everything resolved that can be.
 
-    ``key`` is None below a step still to run. To omit a step is not to reach it: its condition
-    does not hold, something it needs was omitted, or nobody asked for it.
+    Attributes:
+        action: ``omit`` if its condition is not met, a step that it needs was omitted, or it is
+            not selected.
+        reasons: Why, in words.
+        key: None below a step that has still to run.
+        cached: The run whose outputs are used, for ``skip``.
+        pending: Steps that have to run first.
     """
 
     step: PipelineStep
@@ -64,12 +70,22 @@ def select_steps(
     start: str | None = None,
     fresh: bool = False,
 ) -> StepSelection:
-    """What ``--only``, ``--from`` and ``--fresh`` ask for; raises on a name that is no step."""
-    chosen = frozenset(name for given in only for name in pipeline.named(given))
-    anew = set(pipeline.steps) if fresh else set()
+    """The steps that ``--only``, ``--from`` and ``--fresh`` select.
+
+    Args:
+        pipeline: The pipeline.
+        only: Names of steps; none for all.
+        start: Run this step and all steps below it even if nothing changed.
+        fresh: Run all steps even if nothing changed.
+
+    Raises:
+        ContractError: A name is not a step.
+    """
+    selected = frozenset(name for given in only for name in pipeline.named(given))
+    rerun = set(pipeline.steps) if fresh else set()
     if start is not None:
-        anew |= pipeline.below(pipeline.named(start))
-    return StepSelection(chosen or None, frozenset(anew))
+        rerun |= pipeline.below(pipeline.named(start))
+    return StepSelection(selected or None, frozenset(rerun))
 
 
 def plan_step(
@@ -77,34 +93,38 @@ def plan_step(
     step: PipelineStep,
     outputs: StepOutputs,
     omitted: Container[str],
-    place: Workspace,
+    workspace: Workspace,
     choice: StepSelection = ALL_STEPS,
 ) -> PlannedStep:
-    """What to do about one step, given what is known of the steps above it.
+    """What to do about one step, given the outputs of the steps above it.
 
     Args:
+        pipeline: The pipeline.
+        step: The step.
         outputs: Outputs of the steps that are done.
         omitted: Steps that were omitted.
+        workspace: Where records are read.
+        choice: Which steps the user selected.
     """
-    without = [name for name in step.needs if name in omitted]
-    if without:
-        words = f"{without[0]} was not reached" if _selected(step, choice) else "not asked for"
-        return PlannedStep(step, {}, "omit", (words,))
+    missing = [name for name in step.needs if name in omitted]
+    if missing:
+        reason = f"{missing[0]} was not reached" if _selected(step, choice) else "not selected"
+        return PlannedStep(step, {}, "omit", (reason,))
     pending = tuple(name for name in step.needs if name not in outputs)
     if pending:
         action: Action = "run" if _selected(step, choice) else "omit"
-        words = f"after {', '.join(pending)}" if action == "run" else "not asked for"
-        return PlannedStep(step, {}, action, (words,), pending=pending)
-    against = _unmet_condition(step, outputs, place)
-    if against:
-        return PlannedStep(step, {}, "omit", (against,))
-    inputs = _resolve_inputs(step, outputs, place)
+        reason = f"after {', '.join(pending)}" if action == "run" else "not selected"
+        return PlannedStep(step, {}, action, (reason,), pending=pending)
+    unmet = _unmet_condition(step, outputs, workspace)
+    if unmet:
+        return PlannedStep(step, {}, "omit", (unmet,))
+    inputs = _resolve_inputs(step, outputs, workspace)
     key = cache.compute_key(step.contract, step.parameters, inputs, threads=step.resources.threads)
-    return _decide_action(pipeline, step, inputs, key, KeyIndex(place), choice)
+    return _decide_action(pipeline, step, inputs, key, KeyIndex(workspace), choice)
 
 
 def plan_pipeline(
-    pipeline: Pipeline, place: Workspace, choice: StepSelection = ALL_STEPS
+    pipeline: Pipeline, workspace: Workspace, choice: StepSelection = ALL_STEPS
 ) -> list[PlannedStep]:
     """Every step in order, as far as outputs are known without running anything."""
     outputs: dict[str, Mapping[str, Ref]] = {}
@@ -112,7 +132,7 @@ def plan_pipeline(
     steps = []
     with environment.cached_module_digests():
         for step in pipeline.steps.values():
-            planned = plan_step(pipeline, step, outputs, omitted, place, choice)
+            planned = plan_step(pipeline, step, outputs, omitted, workspace, choice)
             if planned.action == "skip" and planned.cached:
                 outputs[step.name] = planned.cached.outputs
             elif planned.action == "omit":
@@ -141,12 +161,12 @@ def _decide_action(
     if not _selected(step, choice):
         done = index.find(key) or (latest and index.finished(latest.run) if side_effects else None)
         if done:
-            return planned("skip", "not asked for; its last outputs are used", cached=done)
-        return planned("omit", "not asked for")
+            return planned("skip", "not selected; its last outputs are used", cached=done)
+        return planned("omit", "not selected")
     if step.name in choice.fresh:
-        return planned("run", "asked to run again")
+        return planned("run", "rerun requested")
     if side_effects:
-        return planned("run", "it is never cached")
+        return planned("run", "never cached")
     cached = index.find(key)
     if cached:
         return planned("skip", "nothing changed", cached=cached)
@@ -154,7 +174,7 @@ def _decide_action(
 
 
 def _run_reasons(key: StepKey, index: KeyIndex, latest: LatestKey | None) -> list[str]:
-    """Why a step has to run that nobody asked to run again."""
+    """Why a step has to run although no rerun was requested."""
     if index.run_ref(key):
         return ["an output is missing from the store"]
     if latest is None:
@@ -162,19 +182,19 @@ def _run_reasons(key: StepKey, index: KeyIndex, latest: LatestKey | None) -> lis
     return key.differs_from(latest) or ["it did not finish last time"]
 
 
-def _unmet_condition(step: PipelineStep, outputs: StepOutputs, place: Workspace) -> str | None:
-    """Why the step's condition does not hold, or None."""
+def _unmet_condition(step: PipelineStep, outputs: StepOutputs, workspace: Workspace) -> str | None:
+    """Why the step's condition is not met, or None."""
     if step.condition is None:
         return None
-    store, wanted = Store(place), step.condition.verdict
+    store, wanted = Store(workspace), step.condition.verdict
     for name, output in step.when:
         verdict = store.get(outputs[name][output], GateReport).verdict.value
         if verdict not in wanted:
-            return f"{name}.{output} is {verdict}; it is run on {' or '.join(wanted)}"
+            return f"{name}.{output} is {verdict}; the step runs only on {' or '.join(wanted)}"
     return None
 
 
-def _resolve_inputs(step: PipelineStep, outputs: StepOutputs, place: Workspace) -> StepInputs:
+def _resolve_inputs(step: PipelineStep, outputs: StepOutputs, workspace: Workspace) -> StepInputs:
     found: StepInputs = {}
     for name, source in step.sources.items():
         if source.champion is None:
@@ -183,17 +203,17 @@ def _resolve_inputs(step: PipelineStep, outputs: StepOutputs, place: Workspace) 
     known = set(refs_in(found))
     for name, source in step.sources.items():
         if source.champion is not None:
-            found[name] = _champion_before(place, source.champion, known)
+            found[name] = _champion_before(workspace, source.champion, known)
     return {name: found[name] for name in step.sources}
 
 
-def _champion_before(place: Workspace, model: str, candidates: set[Ref]) -> Ref | None:
+def _champion_before(workspace: Workspace, model: str, candidates: set[Ref]) -> Ref | None:
     """The bundle that was champion before any of ``candidates`` was released under ``model``.
 
-    Read from the release records, which the registry only mirrors; so a rerun meets the same
-    champion as the run before it, also after that run's own candidate was promoted.
+    It is read from the release records, which the registry only mirrors. So a rerun has the same
+    champion as the run before it, even after that run's own candidate was promoted.
     """
-    store, champion = Store(place), None
+    store, champion = Store(workspace), None
     for ref in store.refs(Release.KIND):
         release = store.get(ref, Release)
         if release.model != model:

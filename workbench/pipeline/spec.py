@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from workbench.core.errors import WorkbenchError
+from workbench.core.types import Json
 from workbench.records.base import Ref
 
-Json = dict[str, Any]
+__all__ = ["ExitStatus", "StepResult", "StepSpec"]
 
 MODULE_OF_KIND = {
     "dataset": "workbench.records.dataset",
@@ -22,7 +23,7 @@ MODULE_OF_KIND = {
 
 
 class ExitStatus(IntEnum):
-    """How ``workbench run-step`` ends, for executors that only see an exit status."""
+    """Exit status of ``workbench run-step``, for executors that see nothing else."""
 
     OK = 0
     CRASHED = 1
@@ -42,9 +43,17 @@ class _VersionedFile(BaseModel):
 
 
 class StepSpec(_VersionedFile):
-    """Everything one step needs. ``secrets`` are names of environment variables, never values.
+    """Everything that one execution of a step needs.
 
-    ``project`` is the folder that relative paths start from, when it is not the notebook's own.
+    Attributes:
+        notebook: Path of the ``.ipynb`` file.
+        home: Root of the workspace.
+        folder: Where results go.
+        cache: A folder that later attempts of the same work find again.
+        inputs: A reference for each declared input; several where it takes many.
+        environment: Variables of the kernel, such as the addresses of servers.
+        secrets: Names of environment variables, never values.
+        project: Folder that relative paths start from, if not the notebook's project.
     """
 
     step: str
@@ -66,7 +75,7 @@ class StepSpec(_VersionedFile):
 
 
 class Failure(BaseModel):
-    """What went wrong in a step. ``cell`` counts from 1 as JupyterLab's prompts do."""
+    """Why a step failed. ``cell`` counts from 1, as JupyterLab's prompts do."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
@@ -75,11 +84,6 @@ class Failure(BaseModel):
     hint: str | None = None
     cell: int | None = None
     traceback: str | None = None
-
-    @classmethod
-    def of(cls, error: WorkbenchError) -> Failure:
-        """One of our own errors, told as a failure."""
-        return cls(kind=error.kind, message=error.what, where=error.where, hint=error.hint)
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -92,6 +96,8 @@ class Failure(BaseModel):
 
 
 class StepResult(_VersionedFile):
+    """How an execution ended, with its outputs and cost (seconds, MiB)."""
+
     status: ExitStatus
     seconds: float
     peak_memory_mib: float
@@ -100,8 +106,17 @@ class StepResult(_VersionedFile):
     failure: Failure | None = None
 
     @classmethod
-    def unrun(cls, status: ExitStatus, failure: Failure) -> StepResult:
-        """The result of a step that left none itself."""
+    def failed(
+        cls, status: ExitStatus, kind: str, message: str, hint: str | None = None
+    ) -> StepResult:
+        """The result of a step that wrote none itself."""
+        failure = Failure(kind=kind, message=message, hint=hint)
+        return cls(status=status, seconds=0, peak_memory_mib=0, failure=failure)
+
+    @classmethod
+    def from_error(cls, status: ExitStatus, error: WorkbenchError) -> StepResult:
+        """The result of a step that could not be started or whose files could not be moved."""
+        failure = Failure(kind=error.kind, message=error.what, where=error.where, hint=error.hint)
         return cls(status=status, seconds=0, peak_memory_mib=0, failure=failure)
 
     @property

@@ -64,7 +64,7 @@ def record(
         outputs=result.outputs,
         threads=1,
     )
-    named = cache.path_parameters(contract, spec.parameters)
+    named = contract.path_parameters(spec.parameters)
     files = {name: cache.path_fingerprint(spec.parameters[name]) for name in named}
     store.put(
         run,

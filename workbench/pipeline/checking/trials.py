@@ -28,7 +28,7 @@ from workbench import services
 from workbench.core.errors import ContractError, StepFailed
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace
-from workbench.pipeline import cache, graph, plan, run
+from workbench.pipeline import graph, plan, run
 from workbench.pipeline.checking.watch import (
     AccessLog,
     AccessPolicy,
@@ -283,7 +283,7 @@ def access_policy(setup: TrialSetup, trial: Trial) -> AccessPolicy:
     """What the contract allows this trial to access."""
     contract, declaration = setup.contract, setup.contract.declaration
     access = declaration.access
-    paths = [trial.parameters[n] for n in cache.path_parameters(contract, trial.parameters)]
+    paths = [trial.parameters[n] for n in contract.path_parameters(trial.parameters)]
     writes = [_real_path(setup.project, path) for path in access.writes]
     writes += [str(trial.workspace.root), str(setup.workspace.root)]
     reads = [_real_path(setup.project, path) for path in (*access.reads, *paths)]
@@ -299,9 +299,8 @@ def access_policy(setup: TrialSetup, trial: Trial) -> AccessPolicy:
 def _absolute_parameters(setup: TrialSetup, parameters: Json) -> Json:
     """Parameters with path parameters made absolute from the project, as the planner does."""
     values = dict(parameters)
-    for name in cache.path_parameters(setup.contract, parameters):
-        unless = setup.contract.declaration.paths[name].unless
-        values[name] = cache.absolute_path(name, parameters[name], unless, setup.project)
+    for name in setup.contract.path_parameters(parameters):
+        values[name] = setup.contract.absolute_path(name, parameters[name], setup.project)
     return values
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.pipeline.unit import LOG_FILE, RESULT_FILE, write_spec
 
 # Kernels come from it: as theirs, its modules are not looked for in the caller's folder.
@@ -141,8 +141,8 @@ def read_result(folder: Path, status: int) -> StepResult:
     if path.exists():
         return StepResult.model_validate_json(path.read_bytes())
     message = f"the step's process ended with status {status} and left no result"
-    failure = Failure(kind="crashed", message=message, hint=f"Its output: {folder / LOG_FILE}")
-    return StepResult.unrun(ExitStatus.CRASHED, failure)
+    hint = f"Its output: {folder / LOG_FILE}"
+    return StepResult.failed(ExitStatus.CRASHED, "crashed", message, hint)
 
 
 def _send_signal(pid: int, number: signal.Signals) -> None:

@@ -22,7 +22,7 @@ from workbench.core.workspace import Workspace
 from workbench.pipeline.executors import ray_worker
 from workbench.pipeline.executors.artifacts import ArtifactStore
 from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.services import ray_cluster
 
 Json = dict[str, Any]
@@ -171,7 +171,7 @@ class RayExecutor:
             self._ray.cancel(running)
             if not self._ray.wait([running], timeout=_CANCEL_GRACE_S)[0]:
                 self._ray.cancel(running, force=True)
-        return _failed_result(ExitStatus.CANCELLED, "cancelled", "cancelled")
+        return StepResult.failed(ExitStatus.CANCELLED, "cancelled", "cancelled")
 
     def _result(self, running: Any, spec: StepSpec) -> StepResult:
         errors = self._ray.exceptions
@@ -179,7 +179,7 @@ class RayExecutor:
             answer = self._ray.get(running)
         except errors.OutOfMemoryError as error:
             hint = "Raise resources.memory_gib in the notebook's contract: Ray then plans for it"
-            return _failed_result(
+            return StepResult.failed(
                 ExitStatus.KERNEL_DIED, "out-of-memory", ray_cluster.first_line(error), hint
             )
         except errors.RayTaskError as error:
@@ -188,7 +188,7 @@ class RayExecutor:
             log = Path(spec.folder) / "log.txt"
             told = None if self.artifacts else f"What it said until then: {log}"
             message = f"the worker was lost: {ray_cluster.first_line(error)}"
-            return _failed_result(ExitStatus.CRASHED, "crashed", message, told)
+            return StepResult.failed(ExitStatus.CRASHED, "crashed", message, told)
         if self.artifacts is None:
             return StepResult.model_validate_json(answer)
         try:
@@ -232,9 +232,3 @@ def check_workers(ray: Any, mine: Json) -> None:
                 where=where,
                 hint="Install requirements.lock there; results would differ otherwise",
             )
-
-
-def _failed_result(
-    status: ExitStatus, kind: str, message: str, hint: str | None = None
-) -> StepResult:
-    return StepResult.unrun(status, Failure(kind=kind, message=message, hint=hint))

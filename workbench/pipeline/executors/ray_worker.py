@@ -22,12 +22,12 @@ from typing import Any
 from workbench.core import digest, workspace
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.workspace import Workspace
-from workbench.pipeline import cache, environment, secret_scan, unit
 from workbench.pipeline import contract as contracts
+from workbench.pipeline import environment, secret_scan, unit
 from workbench.pipeline.executors import artifacts as step_folder
 from workbench.pipeline.executors import local
 from workbench.pipeline.executors.artifacts import ArtifactStore
-from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.records.base import refs_in
 from workbench.records.model_types import Release
 from workbench.records.store import Store
@@ -86,12 +86,12 @@ def check_environment(driver: Json | None) -> StepResult | None:
     different = environment_differences(driver, worker_environment()) if driver else []
     if not different:
         return None
-    failure = Failure(
-        kind="contract",
-        message=f"worker {socket.gethostname()} is not like the driver: {'; '.join(different)}",
-        hint="Install requirements.lock and this version of the workbench there",
+    return StepResult.failed(
+        ExitStatus.CONTRACT,
+        "contract",
+        f"worker {socket.gethostname()} differs from the driver: {'; '.join(different)}",
+        "Install requirements.lock and this version of the workbench there",
     )
-    return StepResult.unrun(ExitStatus.CONTRACT, failure)
 
 
 @lru_cache(maxsize=1)
@@ -149,7 +149,7 @@ def send_inputs(artifacts: ArtifactStore, spec: StepSpec) -> dict[str, str]:
     artifacts.push(Store(Workspace(Path(spec.home))), refs_in(spec.inputs))
     files: dict[str, str] = {}
     contract = contracts.read_contract(Path(spec.notebook))
-    for name in cache.path_parameters(contract, spec.parameters):
+    for name in contract.path_parameters(spec.parameters):
         path = Path(str(spec.parameters[name]))
         if path.is_file():
             files[name] = digest.of_file(path)
@@ -219,7 +219,7 @@ def receive_outputs(artifacts: ArtifactStore, spec: StepSpec, answer: str) -> St
 
 def transfer_failed(error: WorkbenchError) -> StepResult:
     """A step whose way there or back broke; the run's policy decides on a retry."""
-    return StepResult.unrun(_STATUS_OF_KIND.get(error.kind, ExitStatus.CONTRACT), Failure.of(error))
+    return StepResult.from_error(_STATUS_OF_KIND.get(error.kind, ExitStatus.CONTRACT), error)
 
 
 def _local_spec(theirs: StepSpec, place: Workspace, apart: Path, notebook: str) -> StepSpec:
@@ -244,7 +244,7 @@ def _with_local_files(
     """The step with its path parameters naming what is here."""
     parameters = dict(spec.parameters)
     contract = contracts.read_contract(Path(spec.notebook))
-    for name in cache.path_parameters(contract, parameters):
+    for name in contract.path_parameters(parameters):
         theirs = Path(str(parameters[name]))
         if name in files:
             here = folder / name / theirs.name

@@ -197,7 +197,7 @@ def _external_dependency(contract: StepContract, run: StepRun) -> str:
         return f"was made by {run.step!r}, which reaches beyond this machine"
     folders = [
         name
-        for name in cache.path_parameters(contract, run.parameters)
+        for name in contract.path_parameters(run.parameters)
         if any(kind_of(ref) == DatasetVersion.KIND for ref in run.outputs.values())
     ]
     return f"holds raw frames that {run.step!r} read from {folders[0]!r}" if folders else ""
@@ -240,7 +240,7 @@ def rebuild_parameters(
     """
     given = dict(step.record.parameters)
     notes = []
-    for name in cache.path_parameters(step.contract, given):
+    for name in step.contract.path_parameters(given):
         kept = _recorded_file(source, step, name)
         if kept is not None:
             path = folder / cache.FILES_FOLDER / name / Path(str(given[name])).name
