@@ -119,7 +119,7 @@ def test_a_model_file_leads_back_to_what_it_was_made_from(
         ("sha256:ffffffff", "no record, frame or file"),
         ("sha256:" + "e" * 64, "no record, frame or file"),
         ("release/ffff", "no record has this digest"),
-        ("nonsense", "no dataset"),
+        ("nonsense", "unknown dataset name"),
     ],
 )
 @pytest.mark.usefixtures("world")

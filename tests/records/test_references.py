@@ -18,7 +18,7 @@ from workbench.records.store import Store
 def _kept(store: Store, frames: int, name: str = "fleet") -> Ref:
     ref = dataset.save_dataset(store, replace(fleet(1, frames), name=name), made_by="test")
     mark = store.folder(ref) / "COMPLETE"
-    os.utime(mark, (frames, frames))  # a clear order of making
+    os.utime(mark, (frames, frames))  # a definite order
     return ref
 
 
@@ -26,7 +26,7 @@ def test_names_numbers_and_digests_lead_to_the_record(workspace: Workspace, stor
     first, second = _kept(store, 1), _kept(store, 2)
     assert str(references.register_dataset(workspace, first)) == "fleet@1"
     assert str(references.register_dataset(workspace, second)) == "fleet@2"
-    assert str(references.register_dataset(workspace, first)) == "fleet@1", "a number is for good"
+    assert str(references.register_dataset(workspace, first)) == "fleet@1", "a number never changes"
     digest = digest_of(first)
     for text in (
         "fleet@1",
@@ -46,15 +46,15 @@ def test_names_numbers_and_digests_lead_to_the_record(workspace: Workspace, stor
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("flet", "Did you mean fleet"),
+        ("flet", "Did you mean .fleet."),
         ("fleet@3", "fleet has 2 versions"),
         ("fleet@0", "fleet has 2 versions"),
-        ("a@b@c", "not a dataset reference"),
+        ("a@b@c", "invalid dataset reference"),
         ("dataset/", "no dataset has this digest"),
         ("sha256:ffffffffffff", "no dataset has this digest"),
     ],
 )
-def test_wrong_references_say_what_is_right(
+def test_invalid_references_name_the_remedy(
     workspace: Workspace, store: Store, text: str, message: str
 ) -> None:
     for frames in (1, 2):
@@ -63,7 +63,7 @@ def test_wrong_references_say_what_is_right(
         references.resolve_dataset(workspace, text)
 
 
-def test_a_lost_or_torn_index_is_rebuilt_from_the_records(
+def test_a_missing_or_damaged_index_is_rebuilt_from_the_records(
     workspace: Workspace, store: Store
 ) -> None:
     refs = [_kept(store, frames) for frames in (1, 2, 3)]

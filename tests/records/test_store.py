@@ -143,7 +143,7 @@ def test_a_kind_or_form_from_elsewhere_is_refused_in_plain_words(store: Store) -
     folder.mkdir()
     (folder / "record.json").write_bytes(content)
     (folder / "COMPLETE").touch()
-    with pytest.raises(RecordError, match="a form this version cannot read"):
+    with pytest.raises(RecordError, match="a format that this version cannot read"):
         store.load(f"dataset/{folder.name}")
     with pytest.raises(RecordError, match="invalid record reference"):
         store.load("dataset/short")

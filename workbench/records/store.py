@@ -1,8 +1,8 @@
-"""The store: ``records/<kind>/<digest>/{record.json, payload/…, COMPLETE, side/…}``.
+"""The record store: ``records/<kind>/<digest>/{record.json, payload/…, COMPLETE, side/…}``.
 
 ``record.json`` is canonical JSON and lists the digest of every payload file, so its own digest
-covers everything. A record is built in a temporary folder and renamed into place: a reader, a
-crash or a second writer never meets half of one. ``side/`` holds what must not shape the digest:
+covers everything. A record is written to a temporary folder and renamed: readers, crashes and
+concurrent writers never see a partial record. ``side/`` holds what is not part of the digest:
 times, hosts, latencies, signatures.
 """
 
@@ -26,6 +26,8 @@ from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
 from workbench.records.types import RECORD_TYPES
 
+__all__ = ["Store"]
+
 R = TypeVar("R", bound=Record)
 Payload = Mapping[str, Path | bytes]
 
@@ -34,7 +36,7 @@ _RECORD = "record.json"
 
 
 class Store:
-    """Reads and writes records below one folder. Cheap to make; safe across processes."""
+    """The records of a workspace. Cheap to construct; safe to use from several processes."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -48,11 +50,17 @@ class Store:
         *,
         side: Mapping[str, Any] | None = None,
     ) -> Ref:
-        """Write ``record`` with its payload and return its reference; writing it twice is free.
+        """Write ``record`` with its payload; a record that exists is left as it is.
 
         Args:
-            payload: Relative file names to bytes or to files that are copied in.
-            side: Name to JSON value, kept outside the digest. Only the first writer's is kept.
+            payload: Bytes, or a file to copy, by relative file name.
+            side: JSON values by name that are not part of the digest.
+
+        Returns:
+            The reference of the record.
+
+        Raises:
+            RecordError: A payload name points outside the record.
         """
         payload = payload or {}
         body = record.model_dump(mode="json")
@@ -68,27 +76,32 @@ class Store:
     def restore(
         self, ref: Ref, content: bytes, payload: Mapping[str, Path], *, side: Mapping[str, Any]
     ) -> None:
-        """Write a record as another store holds it, byte for byte; writing it twice is free.
+        """Copy a record from another store byte for byte; a record that exists is left as it is.
 
         Args:
             content: Its ``record.json``.
-            payload: Relative file names to files that are copied in.
+            payload: Files to copy, by relative file name.
+            side: JSON values by name that are not part of the digest.
 
         Raises:
-            RecordError: The bytes are not those that ``ref`` and the record name.
+            RecordError: The content or a file does not match its digest.
         """
         if digest.of_bytes(content) != digest_of(ref):
             raise RecordError("record does not match its digest: it was changed", where=ref)
-        found = {name: _payload_entry(name, source) for name, source in payload.items()}
-        listed = json.loads(content)["payload"]
-        for name in sorted(listed.keys() | found.keys()):
-            if listed.get(name) != found.get(name):
+        entries = {name: _payload_entry(name, source) for name, source in payload.items()}
+        expected = json.loads(content)["payload"]
+        for name in sorted(expected.keys() | entries.keys()):
+            if expected.get(name) != entries.get(name):
                 raise RecordError(f"payload file {name!r} is missing or was changed", where=ref)
         if not self.exists(ref):
             self._write(self.folder(ref), content, payload, side)
 
     def get(self, ref: Ref, expected: type[R]) -> R:
-        """Read a record of a known type; raises `RecordError` when missing or damaged."""
+        """Read a record of type ``expected``.
+
+        Raises:
+            RecordError: It does not exist, was changed, or has another type.
+        """
         record = self.load(ref)
         if not isinstance(record, expected):
             raise RecordError(
@@ -97,7 +110,11 @@ class Store:
         return record
 
     def load(self, ref: Ref) -> Record:
-        """Read a record of any kind."""
+        """Read a record of any type.
+
+        Raises:
+            RecordError: It does not exist, was changed, or this version cannot read it.
+        """
         body = self._body(ref)
         body.pop("payload")
         kind = body.pop("kind")
@@ -105,16 +122,21 @@ class Store:
             return RECORD_TYPES[kind].model_validate(body)
         except (KeyError, ValidationError) as error:
             raise RecordError(
-                "record has a form this version cannot read",
+                "record has a format that this version cannot read",
                 where=ref,
-                hint="It was written by another version of the workbench; update this one",
+                hint="A newer version of the workbench wrote it; update this one",
             ) from error
 
     def exists(self, ref: Ref) -> bool:
+        """Whether the record is complete."""
         return (self.folder(ref) / _COMPLETE).exists()
 
     def payload(self, ref: Ref, name: str) -> Path:
-        """Path of a payload file, its digest checked once a process."""
+        """Path of a payload file; its digest is verified once per process.
+
+        Raises:
+            RecordError: The file is not part of the record, is missing, or was changed.
+        """
         expected = self._body(ref)["payload"].get(name)
         if expected is None:
             raise RecordError(f"record has no payload file {name!r}", where=ref)
@@ -124,29 +146,32 @@ class Store:
                 raise RecordError(
                     f"payload file {name!r} is missing or was changed",
                     where=path,
-                    hint="Restore it from a backup, or run the step that made it with --fresh",
+                    hint="Restore it from a backup, or rerun its step with --fresh",
                 )
             self._verified.add(path)
         return path
 
     def payload_names(self, ref: Ref) -> list[str]:
+        """Relative names of the payload files, sorted."""
         return sorted(self._body(ref)["payload"])
 
     def refs(self, kind: str) -> Iterator[Ref]:
-        """Every complete record of a kind, oldest first."""
+        """References of all complete records of a kind, oldest first."""
         marks = (self.root / kind).glob(f"*/{_COMPLETE}")
         for mark in sorted(marks, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)):
             yield make_ref(kind, mark.parent.name)
 
     def folder(self, ref: Ref) -> Path:
+        """The folder of a record, whether or not it exists."""
         return self.root / kind_of(ref) / digest_of(ref)
 
     def side(self, ref: Ref, name: str) -> Any:
-        """A side file's JSON value, or None."""
+        """The JSON value of a side file; None if it does not exist."""
         path = self.folder(ref) / "side" / f"{name}.json"
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def write_side(self, ref: Ref, name: str, value: Any) -> None:
+        """Write or replace a side file."""
         data = json.dumps(value, indent=1, sort_keys=True).encode()
         write_atomic(self.folder(ref) / "side" / f"{name}.json", data)
 
@@ -184,7 +209,7 @@ class Store:
             (temporary / _COMPLETE).touch()
             temporary.chmod(0o755)
             if folder.exists() and not (folder / _COMPLETE).exists():
-                shutil.rmtree(folder)  # left by a copy tool that was stopped half-way
+                shutil.rmtree(folder)  # an interrupted copy
             try:
                 temporary.rename(folder)
             except OSError:
@@ -196,7 +221,7 @@ class Store:
 
 def _payload_entry(name: str, source: Path | bytes) -> dict[str, str | int]:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise RecordError("payload names must stay inside the record", where=name)
+        raise RecordError("payload name points outside the record", where=name)
     if isinstance(source, bytes):
         return {"sha256": digest.of_bytes(source), "bytes": len(source)}
     return {"sha256": digest.of_file(source), "bytes": source.stat().st_size}
