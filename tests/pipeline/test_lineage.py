@@ -40,7 +40,7 @@ def ids(told: dict[str, object]) -> set[str]:
 
 
 def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> None:
-    graph = lineage.trace_upstream(store, world["release"])
+    graph = lineage.trace(store, world["release"])
     made = set(world.refs.values())
     assert made <= set(graph.nodes)
     assert {node["kind"] for node in graph.nodes.values()} == set(lineage.NODE_KINDS)
@@ -57,12 +57,12 @@ def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> 
 
 def test_forwards_is_backwards_the_other_way(store: Store, world: World) -> None:
     for name in ("first", "selection", "checkpoint", "run send"):
-        graph = lineage.trace_downstream(store, world[name])
+        graph = lineage.trace(store, world[name], forward=True)
         assert world["release"] in graph.nodes
         for other, ref in world.refs.items():
-            back = lineage.trace_upstream(store, ref)
+            back = lineage.trace(store, ref)
             assert (world[name] in back.nodes) == (ref in graph.nodes), (name, other)
-    assert set(lineage.trace_downstream(store, world["release"]).nodes) == {world["release"]}
+    assert set(lineage.trace(store, world["release"], forward=True).nodes) == {world["release"]}
 
 
 def test_a_frame_leads_to_what_holds_it_and_what_became_of_that(world: World) -> None:
@@ -77,7 +77,7 @@ def test_a_frame_leads_to_what_holds_it_and_what_became_of_that(world: World) ->
     assert nodes[world["first"]]["holds"] == {"role": "pool", "labels": 0}
     assert nodes[world["second"]]["holds"] == {"role": "pool", "labels": 1}
     other = ask(f"sha256:{SAFETY}", "--forward")
-    assert world["selection"] in ids(other)  # made from a dataset that holds it
+    assert world["selection"] in ids(other)  # made from a dataset that contains
     direct = {edge["to"] for edge in other["edges"] if edge["from"] == other["root"]}  # type: ignore[attr-defined]
     assert direct == {world["first"], world["second"]}
 
@@ -115,7 +115,7 @@ def test_a_model_file_leads_back_to_what_it_was_made_from(
     ("reference", "message"),
     [
         ("frame/ffff", "no frame has this digest"),
-        ("annotator/nobody", "nobody of this name"),
+        ("annotator/nobody", "unknown annotator"),
         ("sha256:ffffffff", "no record, frame or file"),
         ("sha256:" + "e" * 64, "no record, frame or file"),
         ("release/ffff", "no record has this digest"),
@@ -132,7 +132,7 @@ def test_missing_and_damaged_records_are_shown_not_raised(store: Store, world: W
     damaged = store.folder(world["checkpoint"]) / "record.json"
     damaged.write_bytes(damaged.read_bytes().replace(b"car", b"bus"))
     (store.folder(world["first"]) / "COMPLETE").unlink()
-    graph = lineage.trace_upstream(store, world["release"])
+    graph = lineage.trace(store, world["release"])
     assert "changed" in graph.nodes[world["checkpoint"]]["damaged"]
     assert graph.nodes[world["first"]]["missing"]
     text = lineage.graph_text(graph)
@@ -152,12 +152,12 @@ def test_the_index_takes_in_what_is_new_and_heals(workspace: Workspace, world: W
     again = store.put(run)
     links = EdgeIndex(store)
     assert again in links
-    assert links.maker(world["selection"]) == world["run curate"]  # who made it first
-    assert again in links.made_of(world["first"])
+    assert links.run_of(world["selection"]) == world["run curate"]  # who made it first
+    assert again in links.downstream(world["first"])
     path.write_bytes(kept[: len(kept) // 2] + b"rubbish")
     healed = EdgeIndex(store)
     assert len(healed) == before + 1
-    assert healed.maker(world["selection"]) == world["run curate"]
+    assert healed.run_of(world["selection"]) == world["run curate"]
     (store.folder(again) / "record.json").unlink()
     store.folder(again).rename(store.folder(again).with_name(".gone"))
     assert again not in EdgeIndex(store)
@@ -173,8 +173,8 @@ def test_a_run_that_makes_what_it_was_given_is_no_endless_way(store: Store, worl
         }
     )
     store.put(run)
-    assert world["selection"] in lineage.trace_upstream(store, world["release"]).nodes
-    graph = lineage.trace_downstream(store, world["selection"])
+    assert world["selection"] in lineage.trace(store, world["release"]).nodes
+    graph = lineage.trace(store, world["selection"], forward=True)
     assert "<svg" in page.show(graph).svg
 
 
@@ -182,10 +182,10 @@ def test_ten_thousand_records_stay_quick(store: Store) -> None:
     first, last = many_records.chains(store, 50, 100)
     EdgeIndex(store)  # each record is read once in its life
     started = time.monotonic()
-    back = lineage.trace_upstream(store, last)
+    back = lineage.trace(store, last)
     assert time.monotonic() - started < 5
     assert sum(node["kind"] == "run" for node in back.nodes.values()) == 100
-    forth = lineage.trace_downstream(store, first)
+    forth = lineage.trace(store, first, forward=True)
     assert len(forth.nodes) == 10_001
     page.show(forth).html  # noqa: B018
     assert time.monotonic() - started < 20

@@ -28,21 +28,27 @@ def world(store: Store) -> World:
 
 
 def test_nodes_stand_free_and_edges_point_down(store: Store, world: World) -> None:
-    page = lineage.show(graph_module.trace_upstream(store, world["release"]))
+    page = lineage.show(graph_module.trace(store, world["release"]))
     widths = {name: 180.0 + len(node["kind"]) for name, node in page.nodes.items()}
     layout = lineage.lay_out(widths, page.edges)
     rows: dict[float, list[str]] = {}
-    for name, (_, y) in layout.at.items():
+    for name, (_, y) in layout.centres.items():
         rows.setdefault(y, []).append(name)
     for names in rows.values():
-        names.sort(key=lambda name: layout.at[name][0])
+        names.sort(key=lambda name: layout.centres[name][0])
         for left, right in itertools.pairwise(names):
-            free = layout.at[right][0] - layout.at[left][0] - (widths[left] + widths[right]) / 2
+            free = (
+                layout.centres[right][0]
+                - layout.centres[left][0]
+                - (widths[left] + widths[right]) / 2
+            )
             assert free >= NODE_GAP - 1e-6
     for start, end in page.edges:
-        assert layout.at[start][1] + NODE_HEIGHT <= layout.at[end][1]
+        assert layout.centres[start][1] + NODE_HEIGHT <= layout.centres[end][1]
         assert len(layout.paths[start, end]) >= 2
-    assert max(x + widths[name] / 2 for name, (x, _) in layout.at.items()) <= layout.width + 1e-6
+    assert (
+        max(x + widths[name] / 2 for name, (x, _) in layout.centres.items()) <= layout.width + 1e-6
+    )
 
 
 def test_an_empty_graph_and_a_cycle_can_be_drawn() -> None:
@@ -53,25 +59,25 @@ def test_an_empty_graph_and_a_cycle_can_be_drawn() -> None:
 
 
 def test_code_is_told_with_its_run_and_short_cuts_are_left_out(store: Store, world: World) -> None:
-    page = lineage.show(graph_module.trace_upstream(store, world["release"]))
+    page = lineage.show(graph_module.trace(store, world["release"]))
     kinds = {node["kind"] for node in page.nodes.values()}
     assert not kinds & {"notebook", "environment"}
     told = {node["kind"] for node in page.nodes[world["run train"]]["with"]}
     assert told == {"notebook", "environment"}
     assert (world["bundle"], world["release"]) in page.graph.edges
     assert (world["gates"], world["release"]) not in page.edges  # over the run that released
-    asked = graph_module.trace_downstream(
-        store, *[ref for ref in page.graph.nodes if ref.startswith("notebook")]
+    asked = graph_module.trace(
+        store, *[ref for ref in page.graph.nodes if ref.startswith("notebook")], forward=True
     )
     assert asked.root in lineage.show(asked).nodes
 
 
 def test_the_heading_names_what_was_asked_about(store: Store, world: World) -> None:
-    back = lineage.show(graph_module.trace_upstream(store, world["release"])).html
-    assert "<small>What went into</small> release front</h1>" in back
-    forth = lineage.show(graph_module.trace_downstream(store, world["checkpoint"])).html
+    back = lineage.show(graph_module.trace(store, world["release"])).html
+    assert "<small>Upstream of</small> release front</h1>" in back
+    forth = lineage.show(graph_module.trace(store, world["checkpoint"], forward=True)).html
     digest = world["checkpoint"].split("/")[1][:12]
-    assert f"<small>What was made of</small> checkpoint {digest}</h1>" in forth
+    assert f"<small>Downstream of</small> checkpoint {digest}</h1>" in forth
 
 
 def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
@@ -107,7 +113,7 @@ def test_a_click_tells_a_node_and_shows_its_ways(
     store: Store, world: World, tmp_path: Path
 ) -> None:
     path = tmp_path / "l.html"
-    shown = lineage.show(graph_module.trace_upstream(store, world["release"]))
+    shown = lineage.show(graph_module.trace(store, world["release"]))
     shown.write_html(path)
     with screenshots.browser() as page:
         problems: list[str] = []

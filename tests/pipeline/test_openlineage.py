@@ -19,8 +19,8 @@ from tests.pipeline.test_history import keep
 from tests.pipeline.test_recorder import TAGS, begun, made
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
-from workbench.pipeline.openlineage import API_KEY_VARIABLE, TARGET_VARIABLE, LineageEvents
-from workbench.pipeline.recorder import RunRecorder
+from workbench.pipeline.openlineage import API_KEY_VARIABLE, LineageEvents
+from workbench.pipeline.recorder import EVENTS_VARIABLE, RunRecorder
 from workbench.records.store import Store
 from workbench.tracking import Tracker
 
@@ -64,8 +64,8 @@ def told(path: Path) -> list[dict[str, Any]]:
 
 
 def talk(events: LineageEvents) -> None:
-    events.run_begun({"n": 1})
-    events.step_begun("a", {"n": 1}, ["dataset/" + "0" * 64], "a.ipynb")
+    events.run_started({"n": 1})
+    events.step_started("a", {"n": 1}, ["dataset/" + "0" * 64], "a.ipynb")
     events.step_ended("a", "FAILED", reason="KeyError: 'gone'")
     events.run_ended("FAILED", "a: KeyError")
     events.close()
@@ -97,7 +97,7 @@ def test_the_recorder_tells_a_run_though_mlflow_is_away(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "deep" / "events.jsonl"
-    monkeypatch.setenv(TARGET_VARIABLE, str(path))
+    monkeypatch.setenv(EVENTS_VARIABLE, str(path))
 
     def away() -> Tracker:
         raise WorkbenchError("MLflow is away")
@@ -105,10 +105,10 @@ def test_the_recorder_tells_a_run_though_mlflow_is_away(
     recorder = RunRecorder(away, store, TAGS, project=tmp_path)
     first, run = made(store, "a", {}, 1)
     one, two = begun(tmp_path, "a"), begun(tmp_path, "b", {"all": (first, first)})
-    recorder.begin("trial r1", {"n": 1})
-    recorder.step_begun(one)
+    recorder.start("trial r1", {"n": 1})
+    recorder.step_started(one)
     recorder.step_ended(one, "FINISHED", {}, run)
-    recorder.step_begun(two)
+    recorder.step_started(two)
     recorder.step_ended(two, "FINISHED", {"workbench.failure": "0 of 3 done"}, None)
     recorder.end("FINISHED", {"workbench.waiting": "True"})
     assert recorder.close() is not None
@@ -173,7 +173,7 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(
         ("trial", "ABORT"),
     ]
     before = LineageEvents(str(path), pipeline="trial", run_id="r1", workspace="w")
-    before.run_begun({})
+    before.run_started({})
     before.close()
     assert told(path)[-1]["run"]["runId"] == ended[1]["run"]["runId"]
 

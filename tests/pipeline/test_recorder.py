@@ -10,11 +10,11 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from workbench import services
 from workbench.core.workspace import Workspace
-from workbench.pipeline import environment
+from workbench.pipeline import environment, recorder
 from workbench.pipeline.recorder import PAGE_FILE, TRACKED_MARK, RunRecorder, StepStart
 from workbench.records.base import Ref
 from workbench.records.model_types import NotebookSource, StepRun
@@ -87,9 +87,9 @@ def artifacts(client: Any, run_id: str, folder: str | None = None) -> set[str]:
 
 
 def write(recorder: RunRecorder, steps: list[tuple[StepStart, Ref | None]]) -> None:
-    recorder.begin("trial r1", {"n": 1})
+    recorder.start("trial r1", {"n": 1})
     for step, run in steps:
-        recorder.step_begun(step)
+        recorder.step_started(step)
         recorder.step_ended(step, "FINISHED" if run else "FAILED", {"workbench.failure": "x"}, run)
     recorder.end("FINISHED", {})
     assert recorder.close() is None
@@ -168,5 +168,47 @@ def test_a_notebook_that_cannot_be_drawn_fails_nothing(
     client = mlflow.MlflowClient(tracking_uri=uri)
     told = client.get_run(store.side(run, TRACKED_MARK)["run"])
     assert told.info.status == "FINISHED"
-    assert told.data.tags["workbench.page"].startswith("could not be drawn")
+    assert told.data.tags["workbench.page"].startswith("could not be rendered")
     assert artifacts(client, told.info.run_id) == {"executed.ipynb", "result.json"}
+
+
+def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
+    stream = new_output("stream", name="stdout", text="a <b> & c")
+    evil = new_output("display_data", data={"text/html": "<script>alert(1)</script><i>shown</i>"})
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "Slider()"}
+    script = {"application/javascript": "alert(2)", "text/plain": "nothing"}
+    widget, run = new_output("display_data", data=view), new_output("display_data", data=script)
+    error = new_output("error", ename="KeyError", evalue="'gone'", traceback=["Traceback …"])
+    cells = [
+        new_markdown_cell("# Curate"),
+        new_code_cell("x = 1", outputs=[stream, evil, widget, run, error]),
+    ]
+    notebook, page = tmp_path / "executed.ipynb", tmp_path / "out" / "page.html"
+    nbformat.write(new_notebook(cells=cells), notebook)
+    recorder.render_notebook(notebook, page, caption="trial <r1>")
+    text = page.read_text()
+    for part in ("Curate", "a &lt;b&gt; &amp; c", "shown", "Slider()", "Traceback", "&lt;r1&gt;"):
+        assert part in text
+    assert "alert(2)" not in text
+    # What a notebook's own HTML brings is kept, and the page's policy keeps it from running.
+    assert "default-src 'none'" in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_what_was_printed_in_pieces_is_one_piece(tmp_path: Path) -> None:
+    names = ("stdout", "stdout", "stderr", "stdout")
+    said = [new_output("stream", name=name, text=f"line {n}\n") for n, name in enumerate(names)]
+    notebook, page = tmp_path / "executed.ipynb", tmp_path / "page.html"
+    nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=said)]), notebook)
+    recorder.render_notebook(notebook, page)
+    assert page.read_text().count('class="output_area"') == 3
+    assert "line 0\nline 1" in page.read_text()
+
+
+def test_rubbish_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
+    notebook = tmp_path / "executed.ipynb"
+    notebook.write_text("rubbish")
+    with pytest.raises(ValueError, match=r"(?i)json"):
+        recorder.render_notebook(notebook, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from workbench.core.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
     from workbench.deployment.session import InputFrame
-    from workbench.pipeline.lineage.graph import LineageGraph
 
 
 _SIGNATURE_FILE = "signature"
@@ -237,11 +236,10 @@ def lineage(
     models:/NAME@ALIAS, frame/DIGEST, annotator/NAME, or a file of a record, such as the model of a
     bundle: by its digest or as a path.
     """
-    from workbench.pipeline.lineage.graph import graph_text
+    from workbench.pipeline.lineage.graph import graph_text, trace_reference
     from workbench.pipeline.lineage.page import show
 
-    workspace = find_workspace()
-    graph = _trace_reference(workspace, reference, forward)
+    graph = trace_reference(find_workspace(), reference, forward=forward)
     page = show(graph) if html or svg else None
     if page and html:
         page.write_html(html)
@@ -250,42 +248,6 @@ def lineage(
         page.write_svg(svg)
         info(f"wrote {svg}")
     print_result(graph.as_json(), as_json=as_json, text=graph_text(graph))
-
-
-def _trace_reference(workspace: Workspace, reference: str, forward: bool) -> LineageGraph:
-    """Of a record where one is named; else of a frame, an annotator, or who holds a file."""
-    from workbench.core import digest
-    from workbench.core.errors import RecordError
-    from workbench.pipeline.lineage import graph as subjects
-    from workbench.records import references
-    from workbench.records.store import Store
-
-    store = Store(workspace)
-    file = Path(reference)
-    if len(file.parts) > 1 and file.is_file():
-        root = subjects.find_file_holder(store, digest.of_file(file), reference)
-        return subjects.trace(store, root, forward=forward)
-    subject = subjects.parse_subject(reference)
-    if subject is None:
-        return subjects.trace(
-            store, references.resolve_reference(workspace, reference), forward=forward
-        )
-    if not reference.startswith("sha256:"):
-        return subjects.trace_subject(store, subject, forward=forward)
-    looks: tuple[Callable[[], LineageGraph], ...] = (
-        lambda: subjects.trace(
-            store, references.resolve_reference(workspace, reference), forward=forward
-        ),
-        lambda: subjects.trace_subject(store, subject, forward=forward),
-    )
-    for look in looks:
-        try:
-            return look()
-        except RecordError as error:
-            if not error.what.startswith(("no record", "no frame")):
-                raise
-    root = subjects.find_file_holder(store, subject.name, reference)
-    return subjects.trace(store, root, forward=forward)
 
 
 # ---- ``reproduce``: rebuild a model from its lineage and compare, digest for digest.

@@ -60,7 +60,7 @@ class ExternalServices:
                 project=self.pipeline.file.parent.parent,
                 secrets=self._secrets(),
             )
-            self._recorder.begin(f"{self.pipeline.name} {self.run_id}", self.pipeline.parameters)
+            self._recorder.start(f"{self.pipeline.name} {self.run_id}", self.pipeline.parameters)
         return self._recorder
 
     def environment(self, names: tuple[str, ...]) -> dict[str, str]:
@@ -74,10 +74,10 @@ class ExternalServices:
             return services.environment(self.place, names)
 
     def step_begun(self, planned: PlannedStep, folder: Path) -> None:
-        self.begin().step_begun(step_started_info(planned, folder))
+        self.begin().step_started(step_started_info(planned, folder))
 
     def points(self, step: str, points: list[MetricPoint]) -> None:
-        self.begin().points(step, points)
+        self.begin().log_points(step, points)
 
     def step_ended(
         self,
@@ -106,7 +106,7 @@ class ExternalServices:
                 release = self._store.get(ref, Release)
                 bundle = digest_of(release.bundle)
                 folder = self.place.release_folder(release.model, bundle)
-                self.begin().register(step, ref, folder, {"workbench.core.digest": bundle})
+                self.begin().register(step, ref, folder, {"workbench.digest": bundle})
 
     def close(self, status: str, tags: Mapping[str, str]) -> Exception | None:
         """End the run in MLflow; returns what kept it from being written, if anything did."""

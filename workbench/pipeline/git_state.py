@@ -1,4 +1,8 @@
-"""The git state a run was started from: commit, branch and uncommitted changes."""
+"""The git state a run was started from: commit, branch and uncommitted changes.
+
+The digests of code and notebooks say what ran; the git state says where to find it. Everything here
+is best effort: a project without git, or without a commit, runs all the same.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,30 @@ from pathlib import Path
 
 from workbench.pipeline import secret_scan
 
+__all__: list[str] = []
+
 _MAX_DIFF_CHARACTERS = 1_000_000
 _MAX_UNTRACKED = 200
-_TIMEOUT_S = 10
+_TIMEOUT_S = 30
 
-# A repository's own settings may name programs to run; none is wanted for looking.
+# A repository's own settings may name programs to run; reading its state must run none of them.
 _SAFE_OPTIONS = (
-    "-c",
-    "core.fsmonitor=false",
-    "-c",
-    "core.hooksPath=/dev/null",
-    "-c",
-    "color.ui=false",
+    *("-c", "core.fsmonitor=false"),
+    *("-c", "core.hooksPath=/dev/null"),
+    *("-c", "core.quotePath=false"),
+    *("-c", "color.ui=false"),
 )
 
 
 @dataclass(frozen=True)
 class GitState:
-    """``diff`` is against the commit, credentials taken out; ``untracked`` are names alone.
+    """The state of a repository.
 
-    ``commit`` is empty in a repository that has none yet, ``branch`` when no branch is out.
+    Attributes:
+        commit: Empty in a repository without a commit.
+        branch: Empty when no branch is checked out.
+        diff: Changes since the commit, with credentials redacted.
+        untracked: Paths of untracked files.
     """
 
     commit: str
@@ -42,24 +50,24 @@ class GitState:
         return bool(self.diff or self.untracked)
 
     def tags(self) -> dict[str, str]:
-        """For MLflow, whose pages show the ``mlflow.source`` ones."""
-        named = {"mlflow.source.git.commit": self.commit, "mlflow.source.git.branch": self.branch}
+        """Tags for MLflow, which shows the ``mlflow.source`` ones on the run's page."""
+        source = {"mlflow.source.git.commit": self.commit, "mlflow.source.git.branch": self.branch}
         return {
-            **{name: value for name, value in named.items() if value},
+            **{name: value for name, value in source.items() if value},
             "workbench.git.dirty": str(self.dirty).lower(),
         }
 
     def as_patch(self) -> str:
-        """The diff as `git apply` takes it, below the names of files that git does not know."""
-        unknown = "".join(f"# untracked: {name}\n" for name in self.untracked)
-        return f"# changes since {self.commit or 'nothing'}\n{unknown}{self.diff}"
+        """The diff in the form that `git apply` takes, below the names of untracked files."""
+        untracked = "".join(f"# untracked: {name}\n" for name in self.untracked)
+        return f"# changes since {self.commit or 'nothing'}\n{untracked}{self.diff}"
 
 
-def read_git_state(folder: Path, known: Mapping[str, str] | None = None) -> GitState | None:
+def read_git_state(folder: Path, known_secrets: Mapping[str, str] | None = None) -> GitState | None:
     """The state of the repository around ``folder``; None without git or a repository.
 
     Args:
-        known: Secret values by name, taken out of the diff beside what looks like one.
+        known_secrets: Secret values by name, redacted in the diff beside what looks like one.
     """
     status = run_git(folder, "status", "--porcelain=v1", "-z", "--untracked-files=normal")
     if status is None:
@@ -69,16 +77,17 @@ def read_git_state(folder: Path, known: Mapping[str, str] | None = None) -> GitS
     branch = (run_git(folder, "symbolic-ref", "--short", "-q", "HEAD") or "").strip()
     diff = ""
     if commit:
-        diff = run_git(folder, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color") or ""
+        diff = run_git(folder, "diff", "HEAD", "--no-ext-diff", "--no-textconv") or ""
     if len(diff) > _MAX_DIFF_CHARACTERS:
         diff = f"{diff[:_MAX_DIFF_CHARACTERS]}\n# cut after {_MAX_DIFF_CHARACTERS:,} characters\n"
-    clean = secret_scan.redact(diff, secret_scan.scan_text(diff, known or {}))
-    return GitState(commit, branch, clean, tuple(untracked[:_MAX_UNTRACKED]))
+    redacted = secret_scan.redact(diff, secret_scan.scan_text(diff, known_secrets or {}))
+    return GitState(commit, branch, redacted, tuple(untracked[:_MAX_UNTRACKED]))
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command in ``folder``, None when it fails."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             ["git", *_SAFE_OPTIONS, "-C", str(folder), *arguments],
             capture_output=True,
             check=True,
@@ -88,4 +97,4 @@ def run_git(folder: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.decode(errors="replace")
+    return done.stdout.decode(errors="replace")

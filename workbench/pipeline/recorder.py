@@ -1,20 +1,27 @@
-"""Write a run to MLflow while it happens, from a background thread."""
+"""Write a run to MLflow while it happens, from a background thread.
+
+MLflow takes seconds to import and can respond slowly; steps never wait for it. Nothing is lost when
+it is away: a finished step is marked once MLflow has all of it, and the next run writes the steps
+without a mark from their folders.
+"""
 
 from __future__ import annotations
 
 import html
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import WorkbenchError
-from workbench.pipeline import git_state, ipynb, openlineage
-from workbench.pipeline import runs as history
+from workbench.core.workspace import write_atomic
+from workbench.pipeline import ipynb, runs
+from workbench.pipeline.git_state import read_git_state
 from workbench.pipeline.lineage.edges import EdgeIndex
 from workbench.pipeline.runner import EXECUTED_NOTEBOOK
 from workbench.pipeline.step_output import StepFiles, resources
@@ -23,6 +30,18 @@ from workbench.records.base import Ref
 from workbench.records.model_types import Release, StepRun
 from workbench.records.store import Store
 from workbench.tracking import MetricPoint, Tracker, record_tags
+
+if TYPE_CHECKING:
+    from workbench.pipeline.openlineage import LineageEvents
+
+__all__: list[str] = []
+
+TRACKED_MARK = "mlflow"
+"""Side file of a step's run record once MLflow has it."""
+
+EVENTS_VARIABLE = "WORKBENCH_OPENLINEAGE"
+PAGE_FILE = "executed.html"
+LOCK_FILE = "requirements.lock"
 
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
 _PAGE_STYLE = """
@@ -45,81 +64,6 @@ footer { margin-top: 3rem; color: #8a94a3; font-size: 12px; border-top: 1px soli
 _WIDGET_TYPES = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 
 
-def render_notebook(notebook: Path, target: Path, *, caption: str = "") -> None:
-    """Write an executed notebook as HTML; what only a kernel could show keeps its plain text.
-
-    Args:
-        caption: A line at the foot of the page: which run this was.
-
-    Raises:
-        ValueError: The file is no notebook.
-        OSError: It cannot be read or written.
-    """
-    content = ipynb.import_nbformat().read(str(notebook), as_version=4)
-    for cell in content.cells:
-        if "outputs" in cell:
-            cell["outputs"] = _merge_streams(cell["outputs"])
-        for output in cell.get("outputs", []):
-            for view in _WIDGET_TYPES:
-                output.get("data", {}).pop(view, None)
-    exporter, colours = _html_exporter()
-    body, _ = exporter.from_notebook_node(content)
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{_PAGE_POLICY}">'
-        f"<title>{html.escape(notebook.parent.name)}</title>"
-        f"<style>{_PAGE_STYLE}{colours}</style></head>"
-        f"<body>{body}<footer>{html.escape(caption)}</footer></body></html>"
-    )
-    workspace.write_atomic(target, page.encode())
-
-
-def _try_render_notebook(notebook: Path, target: Path, caption: str) -> dict[str, str]:
-    """As `render`, failing nothing: what kept a page from being drawn is returned as a tag."""
-    try:
-        render_notebook(notebook, target, caption=caption)
-    except Exception as error:
-        return {"workbench.page": f"could not be drawn: {error}"[:500]}
-    return {}
-
-
-def _merge_streams(outputs: list[Any]) -> list[Any]:
-    """Outputs with what was printed in pieces put together again."""
-    made: list[Any] = []
-    for output in outputs:
-        stream = output["output_type"] == "stream"
-        if stream and made and made[-1].get("name") == output["name"]:
-            made[-1]["text"] += output["text"]
-        else:
-            made.append(output)
-    return made
-
-
-@lru_cache(maxsize=1)
-def _html_exporter() -> tuple[Any, str]:
-    """Made once: its import and templates cost over a second, a notebook a tenth of that."""
-    from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
-
-    colours: str = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    exporter = HTMLExporter(template_name="basic")  # type: ignore[no-untyped-call]
-    return exporter, colours
-
-
-# ---- Writes a run into MLflow while it happens, from a thread of its own.
-#
-# MLflow takes seconds to import and can be slow to answer; the steps do not wait for it. What could
-# not be written is not lost: every finished step carries a mark once MLflow has all of it, and the
-# next run writes what is missing from the step's folder.
-
-
-TRACKED_MARK = "mlflow"
-"""Side file of a step's run record once MLflow has it."""
-
-PAGE_FILE = "executed.html"
-LOCK_FILE = "requirements.lock"
-
-
 @dataclass(frozen=True)
 class StepStart:
     """What is known when a step starts. An input of several records is a tuple of them."""
@@ -133,25 +77,25 @@ class StepStart:
     def named_inputs(self) -> dict[str, Ref]:
         """Each input record under a name of its own: ``name``, or ``name[0]`` and so on."""
         named: dict[str, Ref] = {}
-        for name, given in self.inputs.items():
-            if isinstance(given, str):
-                named[name] = given
+        for name, value in self.inputs.items():
+            if isinstance(value, str):
+                named[name] = value
             else:
-                named |= {f"{name}[{at}]": ref for at, ref in enumerate(given)}
+                named |= {f"{name}[{at}]": ref for at, ref in enumerate(value)}
         return named
 
 
 class RunRecorder:
-    """One pipeline run in MLflow, and as OpenLineage events where those are asked for.
+    """One pipeline run in MLflow, and as OpenLineage events if the environment asks for them.
 
     All methods return at once, except `close`.
 
     Args:
         connect: Makes the tracker, which may take seconds and may fail.
-        tags: On the run and all its steps; ``workbench.pipeline``, ``.run`` and ``.workspace``
-            among them.
+        tags: Tags of the run and all its steps, with ``workbench.pipeline``, ``workbench.run`` and
+            ``workbench.workspace`` among them.
         project: The folder whose git state and lock are kept with the run.
-        secrets: Values by name that must not leave with the git diff.
+        secrets: Secret values by name, redacted in the git diff.
     """
 
     def __init__(
@@ -163,6 +107,7 @@ class RunRecorder:
         project: Path | None = None,
         secrets: Mapping[str, str] | None = None,
     ) -> None:
+        self._connect = connect
         self._store = store
         self._tags = dict(tags)
         self._project = project or Path.cwd()
@@ -170,72 +115,69 @@ class RunRecorder:
         self._source_tags: dict[str, str] = {}
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._children: dict[str, str] = {}
-        self._makers: dict[Ref, str] = {}
+        self._run_ids: dict[Ref, str] = {}
         self._edges: EdgeIndex | None = None
         self._parent = ""
         self._stopped: tuple[str, str] | None = None
         self._error: Exception | None = None
-        self._connect = connect
         self._tracker: Tracker | None = None
-        self._events = openlineage.events_from_environment(
-            pipeline=tags["workbench.pipeline"],
-            run_id=tags["workbench.run"],
-            workspace=tags["workbench.workspace"],
-        )
+        self._events = _open_events(tags)
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
 
-    def begin(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Begin the parent run, and end those that a killed runner left running."""
+    def start(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Start the parent run, and end the runs that a killed runner left running."""
 
         def work() -> None:
             same = ("workbench.pipeline", "workbench.workspace")
-            self._mlflow.end_abandoned({key: self._tags[key] for key in same}, self._alive())
+            self._mlflow.end_abandoned({key: self._tags[key] for key in same}, self._alive_runs())
             self._parent = self._mlflow.start(name, tags=self._tags, parameters=parameters)
             url = self._mlflow.run_url(self._parent)
-            history.save_mlflow_url(self._store.workspace, self._tags["workbench.run"], url)
-            self._keep_source()
+            runs.save_mlflow_url(self._store.workspace, self._tags["workbench.run"], url)
+            self._log_source()
 
         if self._events:
             self._events.end_abandoned(self._store.workspace)
-            self._events.run_begun(parameters)
+            self._events.run_started(parameters)
         self._work.put(work)
 
-    def _alive(self) -> set[str]:
-        """Runs of this workspace whose runner is still at work."""
-        runs = history.list_runs(self._store.workspace, self._tags["workbench.pipeline"])
-        return {run.run_id for run in runs if run.alive}
+    def _alive_runs(self) -> set[str]:
+        """Runs of this workspace whose runner is still alive."""
+        known = runs.list_runs(self._store.workspace, self._tags["workbench.pipeline"])
+        return {run.run_id for run in known if run.alive}
 
-    def step_begun(self, begun: StepStart) -> None:
+    def step_started(self, step: StepStart) -> None:
         if self._events:
-            inputs = list(begun.named_inputs().values())
-            notebook = begun.tags.get("workbench.notebook", "")
-            self._events.step_begun(begun.step, begun.parameters, inputs, notebook)
-        self._work.put(lambda: self._start(begun))
+            inputs = list(step.named_inputs().values())
+            notebook = step.tags.get("workbench.notebook", "")
+            self._events.step_started(step.step, step.parameters, inputs, notebook)
+        self._work.put(lambda: self._start_step(step))
 
-    def points(self, step: str, points: list[MetricPoint]) -> None:
+    def log_points(self, step: str, points: list[MetricPoint]) -> None:
         if points:
             self._work.put(lambda: self._mlflow.log_points(self._children[step], points))
 
     def step_ended(
-        self, begun: StepStart, status: str, tags: Mapping[str, str], run: Ref | None
+        self, step: StepStart, status: str, tags: Mapping[str, str], run: Ref | None
     ) -> None:
-        """End a step's run with its files; ``run`` is its record when it finished well.
+        """End a step's run and log its files.
 
-        A step that is FINISHED without a record waits for people.
+        Args:
+            status: MLflow's status: FINISHED, FAILED or KILLED.
+            run: The step's run record; None when it failed, or waits for people (FINISHED).
         """
         if status != "FINISHED":
-            self._stopped = (status, f"{begun.step}: {tags.get('workbench.failure', 'cancelled')}")
+            self._stopped = (status, f"{step.step}: {tags.get('workbench.failure', 'cancelled')}")
         if self._events:
             self._events.step_ended(
-                begun.step,
+                step.step,
                 status,
-                inputs=list(begun.named_inputs().values()),
+                inputs=list(step.named_inputs().values()),
                 outputs=list(self._store.get(run, StepRun).outputs.values()) if run else (),
                 reason=tags.get("workbench.failure", ""),
                 waiting=status == "FINISHED" and run is None,
             )
-        self._work.put(lambda: self._finish(begun, status, tags, run))
+        self._work.put(lambda: self._end_step(step, status, tags, run))
 
     def register(self, step: str, release_ref: Ref, bundle: Path, notes: Mapping[str, str]) -> None:
         """Register a release as ``candidate``, and as ``champion`` when its gates passed."""
@@ -259,14 +201,15 @@ class RunRecorder:
 
         self._work.put(work)
 
-    def write_missing(self, begun: StepStart, run: Ref) -> None:
-        """Write a step that finished earlier but never reached MLflow."""
-        self._work.put(lambda: self._start(begun))
-        self.points(begun.step, StepFiles(begun.folder).points())
-        self._work.put(lambda: self._finish(begun, "FINISHED", {"workbench.written": "later"}, run))
+    def write_missing(self, step: StepStart, run: Ref) -> None:
+        """Write a step that finished in an earlier run but never reached MLflow."""
+        self._work.put(lambda: self._start_step(step))
+        self.log_points(step.step, StepFiles(step.folder).points())
+        tags = {"workbench.written": "later"}
+        self._work.put(lambda: self._end_step(step, "FINISHED", tags, run))
 
     def end(self, status: str, tags: Mapping[str, str]) -> None:
-        """End the parent run; a step that failed or was cancelled says how and why."""
+        """End the parent run, with the reason when a step failed or was cancelled."""
         if self._stopped is not None:
             status, reason = self._stopped
             tags = {"workbench.failure": reason, **tags}
@@ -276,7 +219,7 @@ class RunRecorder:
         self._work.put(lambda: self._mlflow.end(self._parent, status, tags))
 
     def close(self) -> Exception | None:
-        """Wait until all is written; returns what kept it from being, if anything did."""
+        """Wait until everything is written; returns the error that prevented it, if any."""
         self._work.put(None)
         self._thread.join()
         if self._events:
@@ -306,55 +249,58 @@ class RunRecorder:
         except Exception as error:
             self._error = error
 
-    def _start(self, begun: StepStart) -> None:
-        inputs = begun.named_inputs()
-        upstream = self._upstream(inputs.values())
+    def _start_step(self, step: StepStart) -> None:
+        inputs = step.named_inputs()
+        upstream = self._upstream_runs(inputs.values())
         tags = {
             **self._tags,
             **self._source_tags,
-            **begun.tags,
+            **step.tags,
             **record_tags(inputs, context="input", made_by=upstream),
-            "workbench.step": begun.step,
+            "workbench.step": step.step,
         }
         run_id = self._mlflow.start(
-            begun.step, tags=tags, parameters=begun.parameters, parent=self._parent
+            step.step, tags=tags, parameters=step.parameters, parent=self._parent
         )
-        self._children[begun.step] = run_id
+        self._children[step.step] = run_id
         self._mlflow.log_records(run_id, inputs, context="input", made_by=upstream)
 
-    def _finish(
-        self, begun: StepStart, status: str, tags: Mapping[str, str], run: Ref | None
+    def _end_step(
+        self, step: StepStart, status: str, tags: Mapping[str, str], run: Ref | None
     ) -> None:
-        run_id = self._children[begun.step]
-        executed, result = begun.folder / EXECUTED_NOTEBOOK, begun.folder / RESULT_FILE
-        page, told = begun.folder / PAGE_FILE, {}
+        run_id = self._children[step.step]
+        executed, result = step.folder / EXECUTED_NOTEBOOK, step.folder / RESULT_FILE
+        page = step.folder / PAGE_FILE
+        more: dict[str, str] = {}
         if executed.exists():
             caption = f"{self._tags['workbench.pipeline']} {self._tags['workbench.run']}"
-            told = _try_render_notebook(
-                executed, page, f"{caption} · {begun.step} · {status.lower()}"
-            )
+            caption += f" · {step.step} · {status.lower()}"
+            try:
+                render_notebook(executed, page, caption=caption)
+            except Exception as error:  # the page is a convenience
+                more["workbench.page"] = f"could not be rendered: {error}"[:500]
         files = [path for path in (executed, page, result) if path.exists()]
         self._mlflow.log_files(run_id, files)
-        figures = begun.folder / "figures"
+        figures = step.folder / "figures"
         if figures.exists():
             self._mlflow.log_files(run_id, [figures], "figures")
         if run is not None:
-            told |= self._show_outputs(run, run_id)
-        self._mlflow.end(run_id, status, {**tags, **told}, resources(result))
+            more |= self._log_outputs(run, run_id)
+        self._mlflow.end(run_id, status, {**tags, **more}, resources(result))
         if run is not None:
             self._store.write_side(run, TRACKED_MARK, {"run": run_id})
 
-    def _show_outputs(self, run: Ref, run_id: str) -> dict[str, str]:
-        """Show what a step made as datasets; returns the tags that tell the same."""
+    def _log_outputs(self, run: Ref, run_id: str) -> dict[str, str]:
+        """Log a step's outputs as datasets; returns the tags that repeat them."""
         record = self._store.get(run, StepRun)
         self._mlflow.log_records(run_id, record.outputs, context="output")
-        self._makers |= dict.fromkeys(record.outputs.values(), run_id)
-        made = record_tags(record.outputs, context="output")
-        return {**made, "workbench.record": run, "workbench.environment": record.environment}
+        self._run_ids |= dict.fromkeys(record.outputs.values(), run_id)
+        tags = record_tags(record.outputs, context="output")
+        return {**tags, "workbench.record": run, "workbench.environment": record.environment}
 
-    def _keep_source(self) -> None:
-        """Git state with what was changed since, and the lock, on the parent run."""
-        state = git_state.read_git_state(self._project, self._secrets)
+    def _log_source(self) -> None:
+        """Log git state, uncommitted changes and the lock to the parent run."""
+        state = read_git_state(self._project, self._secrets)
         if state is not None:
             self._source_tags |= state.tags()
             if state.dirty:
@@ -365,15 +311,81 @@ class RunRecorder:
             self._mlflow.log_files(self._parent, [lock], "environment")
         self._mlflow.set_tags(self._parent, self._source_tags)
 
-    def _upstream(self, refs: Iterable[Ref]) -> dict[Ref, str]:
-        """The MLflow runs that made these records, as far as any did."""
+    def _upstream_runs(self, refs: Iterable[Ref]) -> dict[Ref, str]:
+        """The MLflow runs that made these records, as far as they are known."""
         for ref in refs:
-            if ref in self._makers:
+            if ref in self._run_ids:
                 continue
             if self._edges is None:
                 self._edges = EdgeIndex(self._store)
-            maker = self._edges.maker(ref)
-            mark = self._store.side(maker, TRACKED_MARK) if maker else None
+            run = self._edges.run_of(ref)
+            mark = self._store.side(run, TRACKED_MARK) if run else None
             if mark:
-                self._makers[ref] = mark["run"]
-        return {ref: self._makers[ref] for ref in refs if ref in self._makers}
+                self._run_ids[ref] = mark["run"]
+        return {ref: self._run_ids[ref] for ref in refs if ref in self._run_ids}
+
+
+def _open_events(tags: Mapping[str, str]) -> LineageEvents | None:
+    target = os.environ.get(EVENTS_VARIABLE, "").strip()
+    if not target:
+        return None
+    from workbench.pipeline.openlineage import LineageEvents
+
+    return LineageEvents(
+        target,
+        pipeline=tags["workbench.pipeline"],
+        run_id=tags["workbench.run"],
+        workspace=tags["workbench.workspace"],
+    )
+
+
+def render_notebook(notebook: Path, target: Path, *, caption: str = "") -> None:
+    """Write an executed notebook as one HTML file without scripts; widgets become plain text.
+
+    Args:
+        caption: A line at the bottom of the page that identifies the run.
+
+    Raises:
+        ValueError: The file is not a notebook.
+        OSError: It cannot be read or written.
+    """
+    content = ipynb.import_nbformat().read(str(notebook), as_version=4)
+    for cell in content.cells:
+        if "outputs" in cell:
+            cell["outputs"] = _merge_streams(cell["outputs"])
+        for output in cell.get("outputs", []):
+            for view in _WIDGET_TYPES:
+                output.get("data", {}).pop(view, None)
+    exporter, colours = _html_exporter()
+    body, _ = exporter.from_notebook_node(content)
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{_PAGE_POLICY}">'
+        f"<title>{html.escape(notebook.parent.name)}</title>"
+        f"<style>{_PAGE_STYLE}{colours}</style></head>"
+        f"<body>{body}<footer>{html.escape(caption)}</footer></body></html>"
+    )
+    write_atomic(target, page.encode())
+
+
+def _merge_streams(outputs: list[Any]) -> list[Any]:
+    """Outputs with consecutive parts of one stream joined."""
+    merged: list[Any] = []
+    for output in outputs:
+        is_stream = output["output_type"] == "stream"
+        if is_stream and merged and merged[-1].get("name") == output["name"]:
+            merged[-1]["text"] += output["text"]
+        else:
+            merged.append(output)
+    return merged
+
+
+@lru_cache(maxsize=1)
+def _html_exporter() -> tuple[Any, str]:
+    """The exporter and its style; cached, because importing nbconvert takes over a second."""
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+
+    colours: str = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    exporter = HTMLExporter(template_name="basic")  # type: ignore[no-untyped-call]
+    return exporter, colours

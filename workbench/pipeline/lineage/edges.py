@@ -1,4 +1,8 @@
-"""Index of which record was made from which, readable in both directions."""
+"""Index of which record was made from which, readable in both directions.
+
+Records never change, so each is read once and its edges are kept in ``index/edges.jsonl``. The file
+may be deleted at any time: it is rebuilt from the records.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core import digest, workspace
+from workbench.core import digest
+from workbench.core.workspace import write_atomic
 from workbench.records.base import Ref, make_ref, refs_in
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES
 
+__all__ = ["EdgeIndex"]
+
 EDGES_FILE = "edges.jsonl"
 
 
 @dataclass(frozen=True)
-class _EdgeLine:
-    """``sources`` is what a record names that came before it; ``outputs`` what a run made."""
+class _RecordEdges:
+    """``sources`` are records that a record names as older than itself; ``outputs`` are a run's."""
 
     ref: Ref
     sources: tuple[Ref, ...]
@@ -28,21 +35,21 @@ class _EdgeLine:
 
 
 class EdgeIndex:
-    """Both directions between all records of a store, as they were when this was made."""
+    """The edges between all records of a store, as they were when the index was created."""
 
     def __init__(self, store: Store) -> None:
         self._sources: dict[Ref, tuple[Ref, ...]] = {}
         self._uses: dict[Ref, list[Ref]] = defaultdict(list)
         self._outputs: dict[Ref, tuple[Ref, ...]] = {}
-        self._maker: dict[Ref, Ref] = {}
-        for line in _current_lines(store):
-            self._sources[line.ref] = line.sources
-            for source in line.sources:
-                self._uses[source].append(line.ref)
-            if line.outputs:
-                self._outputs[line.ref] = line.outputs
-                for output in line.outputs:
-                    self._maker.setdefault(output, line.ref)
+        self._runs: dict[Ref, Ref] = {}
+        for record in _load_edges(store):
+            self._sources[record.ref] = record.sources
+            for source in record.sources:
+                self._uses[source].append(record.ref)
+            if record.outputs:
+                self._outputs[record.ref] = record.outputs
+                for output in record.outputs:
+                    self._runs.setdefault(output, record.ref)
 
     def __contains__(self, ref: Ref) -> bool:
         return ref in self._sources
@@ -50,48 +57,48 @@ class EdgeIndex:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def maker(self, ref: Ref) -> Ref | None:
-        """The run that made a record first; None for a run itself and for what no run made."""
-        return self._maker.get(ref)
+    def run_of(self, ref: Ref) -> Ref | None:
+        """The first run that made a record; None for a run, and for what no run made."""
+        return self._runs.get(ref)
 
-    def came_from(self, ref: Ref) -> tuple[Ref, ...]:
+    def upstream(self, ref: Ref) -> tuple[Ref, ...]:
         """What a record names as its sources, and the run that made it."""
-        maker = self.maker(ref)
-        own = self._sources.get(ref, ())
-        return own if maker in (None, ref) else (*own, str(maker))
+        run = self.run_of(ref)
+        sources = self._sources.get(ref, ())
+        return sources if run in (None, ref) else (*sources, str(run))
 
-    def made_of(self, ref: Ref) -> tuple[Ref, ...]:
-        """What names a record as its source, and for a run what it made."""
+    def downstream(self, ref: Ref) -> tuple[Ref, ...]:
+        """What names a record as its source, and the outputs of a run."""
         return (*self._uses.get(ref, ()), *self._outputs.get(ref, ()))
 
 
-def _current_lines(store: Store) -> list[_EdgeLine]:
-    """A line for each record, oldest first; those that are new are read and kept."""
+def _load_edges(store: Store) -> list[_RecordEdges]:
+    """Every record's edges, oldest record first; those of new records are read and kept."""
     path = store.workspace.index / EDGES_FILE
-    there = dict.fromkeys(_listed_refs(store))
-    known = {line.ref: line for line in _cached_lines(path) if line.ref in there}
+    refs = dict.fromkeys(_list_refs(store))
+    known = {record.ref: record for record in _read_index(path) if record.ref in refs}
     new = [
-        line
-        for ref in _oldest_first(store, there.keys() - known.keys())
-        if (line := _read_record_edges(store, ref))
+        record
+        for ref in _oldest_first(store, refs.keys() - known.keys())
+        if (record := _read_record(store, ref))
     ]
-    lines = [*known.values(), *new]
+    records = [*known.values(), *new]
     if new:
-        data = "".join(json.dumps([one.ref, one.sources, one.outputs]) + "\n" for one in lines)
-        workspace.write_atomic(path, data.encode())
-    return lines
+        lines = (json.dumps([one.ref, one.sources, one.outputs]) + "\n" for one in records)
+        write_atomic(path, "".join(lines).encode())
+    return records
 
 
-def _listed_refs(store: Store) -> Iterator[Ref]:
+def _list_refs(store: Store) -> Iterator[Ref]:
     for kind in RECORD_TYPES:
         folder = store.root / kind
         if folder.is_dir():
-            yield from (
-                make_ref(kind, one.name) for one in os.scandir(folder) if len(one.name) == 64
-            )
+            for entry in os.scandir(folder):
+                if len(entry.name) == 64:
+                    yield make_ref(kind, entry.name)
 
 
-def _cached_lines(path: Path) -> Iterator[_EdgeLine]:
+def _read_index(path: Path) -> Iterator[_RecordEdges]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -100,12 +107,12 @@ def _cached_lines(path: Path) -> Iterator[_EdgeLine]:
         try:
             ref, sources, outputs = json.loads(line)
         except ValueError:
-            return  # damaged: what follows is read from the records again
-        yield _EdgeLine(ref, tuple(sources), tuple(outputs))
+            return  # damaged: the rest is read from the records again
+        yield _RecordEdges(ref, tuple(sources), tuple(outputs))
 
 
 def _oldest_first(store: Store, refs: set[Ref]) -> list[Ref]:
-    """Complete ones only; a record is as old as its mark."""
+    """The complete records among ``refs``, by the time of their completion mark."""
     ages = []
     for ref in refs:
         try:
@@ -115,10 +122,10 @@ def _oldest_first(store: Store, refs: set[Ref]) -> list[Ref]:
     return [ref for _, ref in sorted(ages)]
 
 
-def _read_record_edges(store: Store, ref: Ref) -> _EdgeLine | None:
-    """A record's line, from its plain JSON: quick, and older forms are as good as today's.
+def _read_record(store: Store, ref: Ref) -> _RecordEdges | None:
+    """A record's edges, from its plain JSON: fast, and valid for older schema versions too.
 
-    A damaged record has none; whoever loads it is told so.
+    None for a damaged record; loading it raises.
     """
     content = (store.folder(ref) / "record.json").read_bytes()
     if digest.of_bytes(content) != ref.partition("/")[2]:
@@ -126,4 +133,4 @@ def _read_record_edges(store: Store, ref: Ref) -> _EdgeLine | None:
     body = json.loads(content)
     body.pop("payload", None)
     outputs = refs_in(body.pop("outputs", {})) if body.get("kind") == StepRun.KIND else []
-    return _EdgeLine(ref, tuple(refs_in(body)), tuple(outputs))
+    return _RecordEdges(ref, tuple(refs_in(body)), tuple(outputs))

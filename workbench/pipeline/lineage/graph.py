@@ -1,4 +1,9 @@
-"""Lineage graphs, upstream and downstream, read from the records."""
+"""Lineage graphs, upstream and downstream, read from the records.
+
+Records name what they were made from; run records connect outputs with the notebook, environment
+and inputs. Frames, labels and drives appear as groups with counts, or one by one where one of them
+is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.types import Json
+from workbench.core.workspace import Workspace
 from workbench.pipeline.lineage.edges import EdgeIndex
 from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
 from workbench.records.model_types import StepRun
+from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion, LabelBatch, LabelSet, Selection
 
-Json = dict[str, Any]
+__all__ = ["LineageGraph", "trace", "trace_reference"]
 
 NODE_KINDS = (
     "drive",
@@ -35,112 +43,7 @@ NODE_KINDS = (
     "gates",
     "release",
 )
-"""What the lineage of a model is made of. Other records appear under their own kind."""
-
-
-@dataclass(frozen=True)
-class LineageGraph:
-    """Nodes by id, and edges that point from what was used to what was made of it.
-
-    ``root`` is what was asked about; ``forward`` tells whether the rest was made from it or it
-    from the rest.
-    """
-
-    nodes: dict[str, Json]
-    edges: tuple[tuple[str, str], ...]
-    root: str = ""
-    forward: bool = False
-
-    def as_json(self) -> Json:
-        return {
-            "root": self.root,
-            "direction": "forward" if self.forward else "backward",
-            "nodes": [{"id": name, **node} for name, node in sorted(self.nodes.items())],
-            "edges": [{"from": start, "to": end} for start, end in sorted(self.edges)],
-        }
-
-
-def trace_upstream(store: Store, ref: Ref) -> LineageGraph:
-    """Everything that ``ref`` came from, down to drives and annotators."""
-    links = EdgeIndex(store)
-    nodes: dict[str, Json] = {}
-    edges: set[tuple[str, str]] = set()
-    waiting = [ref]
-    while waiting:
-        current = waiting.pop()
-        if current in nodes:
-            continue
-        record, nodes[current] = _lookup_node(store, current)
-        if record is None:
-            continue
-        for name, group in _record_groups(store, current, record).items():
-            nodes[name] = group
-            edges.add((name, current))
-        for source in links.came_from(current):
-            edges.add((source, current))
-            waiting.append(source)
-    return LineageGraph(nodes, tuple(edges), ref)
-
-
-def trace_downstream(store: Store, *starts: Ref) -> LineageGraph:
-    """Everything that was made from any of ``starts``: runs, models, bundles, releases."""
-    links = EdgeIndex(store)
-    nodes: dict[str, Json] = {}
-    edges: set[tuple[str, str]] = set()
-    waiting = list(starts)
-    while waiting:
-        current = waiting.pop()
-        if current in nodes:
-            continue
-        _, nodes[current] = _lookup_node(store, current)
-        for made in links.made_of(current):
-            edges.add((current, made))
-            waiting.append(made)
-    return LineageGraph(nodes, tuple(edges), starts[0] if starts else "", forward=True)
-
-
-def trace(store: Store, ref: Ref, *, forward: bool) -> LineageGraph:
-    """`follow` or `trace`."""
-    return trace_downstream(store, ref) if forward else trace_upstream(store, ref)
-
-
-def with_root(
-    graph: LineageGraph, root: str, node: Json, notes: Mapping[str, Json]
-) -> LineageGraph:
-    """``graph`` seen from a new ``root``, from which each key of ``notes`` was made.
-
-    Args:
-        notes: Node to what is to be added to what is told about it.
-    """
-    nodes = {name: {**told, **notes.get(name, {})} for name, told in graph.nodes.items()}
-    edges = (*graph.edges, *((root, name) for name in notes))
-    return LineageGraph({root: node, **nodes}, edges, root, graph.forward)
-
-
-def without_shortcuts(graph: LineageGraph) -> set[tuple[str, str]]:
-    """The edges less those that only repeat the way over a run, from its inputs to its outputs."""
-    after: dict[str, set[str]] = defaultdict(set)
-    for start, end in graph.edges:
-        after[start].add(end)
-    over_runs: dict[str, set[str]] = defaultdict(set)
-    for start, end in graph.edges:
-        if graph.nodes[end]["kind"] == StepRun.KIND:
-            over_runs[start] |= after[end]
-    return {(start, end) for start, end in graph.edges if end not in over_runs[start]}
-
-
-def _lookup_node(store: Store, ref: Ref) -> tuple[Record | None, Json]:
-    """A record and what to tell of it; what is gone or damaged is told, not raised."""
-    node = {"kind": kind_of(ref), "digest": digest_of(ref)}
-    if not store.exists(ref):
-        return None, {**node, "missing": True}
-    try:
-        record = store.load(ref)
-    except RecordError as error:
-        return None, {**node, "damaged": error.what}
-    body = record.model_dump(mode="json", include=set(_NODE_FIELDS.get(record.KIND, ())))
-    return record, {**node, **body}
-
+"""The kinds of nodes in the lineage of a model. Other records appear under their own kind."""
 
 _NODE_FIELDS: dict[str, tuple[str, ...]] = {
     "dataset": ("name", "frames", "labels", "drives", "made_by", "simulated", "quarantined"),
@@ -158,74 +61,123 @@ _NODE_FIELDS: dict[str, tuple[str, ...]] = {
     "receipt": ("checks", "watch", "warnings"),
     "step": ("name", "version", "owner", "reviewer", "commit"),
 }
-"""The fields of a record that a reader of its lineage wants beside kind and digest."""
+"""Fields of a record that a node shows beside kind and digest."""
+
+_FRAME_REFERENCE = re.compile(r"^(?:frame/|sha256:)([0-9a-f]{4,64})$")
+_ANNOTATOR_REFERENCE = re.compile(r"^annotator/(.+)$")
 
 
-def _record_groups(store: Store, ref: Ref, record: Record) -> dict[str, Json]:
-    if isinstance(record, DatasetVersion):
-        return _dataset_groups(store, ref, record)
-    if isinstance(record, LabelSet):
+@dataclass(frozen=True)
+class LineageGraph:
+    """Nodes by id, and edges from what was used to what was made from it.
+
+    Attributes:
+        root: The node that was asked about.
+        forward: Whether the other nodes were made from the root, or the root from them.
+    """
+
+    nodes: dict[str, Json]
+    edges: tuple[tuple[str, str], ...]
+    root: str = ""
+    forward: bool = False
+
+    def as_json(self) -> Json:
+        """The graph as `workbench lineage --json` prints it."""
         return {
-            f"annotator/{digest_of(ref)[:12]}/{who.id}": {
-                "kind": "annotator",
-                "digest": digest_of(ref),
-                "name": who.id,
-                **who.model_dump(mode="json", exclude={"id"}),
-            }
-            for who in record.annotators
+            "root": self.root,
+            "direction": "forward" if self.forward else "backward",
+            "nodes": [{"id": name, **node} for name, node in sorted(self.nodes.items())],
+            "edges": [{"from": start, "to": end} for start, end in sorted(self.edges)],
         }
-    return {}
 
 
-def _dataset_groups(store: Store, ref: Ref, record: DatasetVersion) -> dict[str, Json]:
-    drives = [row["id"] for row in _read_rows(store.payload(ref, "drives.jsonl"))]
-    labels: Counter[tuple[str, str]] = Counter(
-        (row["origin"], row["annotator"]) for row in _read_rows(store.payload(ref, "labels.jsonl"))
-    )
-    short, digest = digest_of(ref)[:12], digest_of(ref)
-    groups: dict[str, Json] = {
-        f"frame/{short}": {"kind": "frame", "digest": digest, "count": record.frames},
-        f"drive/{short}": {
-            "kind": "drive",
-            "digest": digest,
-            "count": record.drives,
-            "names": drives,
-        },
-    }
-    for origin in sorted({origin for origin, _ in labels}):
-        mine = {who: count for (of, who), count in labels.items() if of == origin}
-        groups[f"label/{short}/{origin}"] = {
-            "kind": "label",
-            "digest": digest,
-            "origin": origin,
-            "count": sum(mine.values()),
-            "annotators": sorted(mine),
-        }
-    return groups
+def trace(store: Store, *refs: Ref, forward: bool = False) -> LineageGraph:
+    """What records came from, down to drives and annotators; or what was made from them.
+
+    Args:
+        refs: Where to start; the first one is the root.
+        forward: Follow the edges to runs, models, bundles and releases made from ``refs``.
+    """
+    index = EdgeIndex(store)
+    nodes: dict[str, Json] = {}
+    edges: set[tuple[str, str]] = set()
+    waiting = list(refs)
+    while waiting:
+        current = waiting.pop()
+        if current in nodes:
+            continue
+        record, nodes[current] = _lookup_node(store, current)
+        if forward:
+            following = index.downstream(current)
+            edges.update((current, ref) for ref in following)
+            waiting.extend(following)
+        elif record is not None:
+            groups = _record_groups(store, current, record)
+            nodes.update(groups)
+            sources = index.upstream(current)
+            edges.update((name, current) for name in (*groups, *sources))
+            waiting.extend(sources)
+    return LineageGraph(nodes, tuple(edges), refs[0] if refs else "", forward)
 
 
-def _read_rows(path: Path) -> list[Json]:
-    """Rows as plain JSON: a pool has hundreds of thousands, and two fields of each are wanted."""
-    with path.open("rb") as stream:
-        return [json.loads(line) for line in stream]
+def trace_reference(workspace: Workspace, text: str, *, forward: bool = False) -> LineageGraph:
+    """The lineage of what a person names.
+
+    Args:
+        text: A reference (see `workbench.records.references`), ``frame/DIGEST``,
+            ``annotator/NAME``, or a file of a record, by its path or its digest.
+
+    Raises:
+        RecordError: ``text`` names nothing in this workspace, or is ambiguous.
+    """
+    store = Store(workspace)
+    file = Path(text)
+    if len(file.parts) > 1 and file.is_file():
+        return trace(store, _find_file_holder(store, digest.of_file(file), text), forward=forward)
+    annotator = _ANNOTATOR_REFERENCE.match(text)
+    if annotator:
+        return _annotator_graph(store, annotator.group(1), forward)
+    frame = _FRAME_REFERENCE.match(text)
+    if frame is None:
+        return trace(store, resolve_reference(workspace, text), forward=forward)
+    prefix = frame.group(1)
+    if text.startswith("sha256:"):
+        refs = (ref for kind in RECORD_TYPES for ref in store.refs(kind))
+        if any(digest_of(ref).startswith(prefix) for ref in refs):
+            return trace(store, resolve_reference(workspace, text), forward=forward)
+        if not any(_frame_rows(store, prefix)):
+            return trace(store, _find_file_holder(store, prefix, text), forward=forward)
+    return _frame_graph(store, prefix, forward)
 
 
-def graph_text(graph: LineageGraph, root: Ref | None = None) -> str:
-    """The graph as a tree below its root, without short cuts; what hangs below is shown once."""
+def without_shortcuts(graph: LineageGraph) -> set[tuple[str, str]]:
+    """The edges without those that a path over a run, from its inputs to its outputs, repeats."""
+    after: dict[str, set[str]] = defaultdict(set)
+    for start, end in graph.edges:
+        after[start].add(end)
+    over_runs: dict[str, set[str]] = defaultdict(set)
+    for start, end in graph.edges:
+        if graph.nodes[end]["kind"] == StepRun.KIND:
+            over_runs[start] |= after[end]
+    return {(start, end) for start, end in graph.edges if end not in over_runs[start]}
+
+
+def graph_text(graph: LineageGraph) -> str:
+    """The graph as a tree below its root, without shortcuts; each subtree is printed once."""
     below: dict[str, list[str]] = {}
     for start, end in sorted(without_shortcuts(graph)):
         parent, child = (start, end) if graph.forward else (end, start)
         below.setdefault(parent, []).append(child)
     lines: list[str] = []
     seen: set[str] = set()
-    waiting = [(root or graph.root, 0)]
+    waiting = [(graph.root, 0)]
     while waiting:
         name, depth = waiting.pop()
-        again = name in seen and bool(below.get(name))
+        repeated = name in seen and bool(below.get(name))
         seen.add(name)
-        line = node_text(graph.nodes[name])
-        lines.append(f"{'  ' * depth}{line}{'  (see above)' if again else ''}")
-        if not again:
+        suffix = "  (see above)" if repeated else ""
+        lines.append(f"{'  ' * depth}{node_text(graph.nodes[name])}{suffix}")
+        if not repeated:
             children = sorted(below.get(name, []), key=_node_order, reverse=True)
             waiting.extend((child, depth + 1) for child in children)
     return "\n".join(lines)
@@ -246,7 +198,7 @@ def node_text(node: Json) -> str:
         if key in node:
             words.append(f"{key} {node[key]}")
     if "holds" in node:
-        words.append("holds it: " + ", ".join(f"{k} {v}" for k, v in node["holds"].items()))
+        words.append("contains: " + ", ".join(f"{k} {v}" for k, v in node["holds"].items()))
     if node.get("missing"):
         words.append("MISSING from the store")
     if node.get("damaged"):
@@ -256,97 +208,125 @@ def node_text(node: Json) -> str:
     return "  ".join(words)
 
 
-# ---- Lineage of what is no record of its own: one frame, or all that one person labeled.
-#
-# ``frame/PREFIX`` (or a bare digest that is no record's) and ``annotator/NAME``. Which datasets,
-# selections, batches and label sets hold it is read from them; what was made of those is lineage.
+def _lookup_node(store: Store, ref: Ref) -> tuple[Record | None, Json]:
+    """A record and its node; a missing or damaged record is marked in the node."""
+    node = {"kind": kind_of(ref), "digest": digest_of(ref)}
+    if not store.exists(ref):
+        return None, {**node, "missing": True}
+    try:
+        record = store.load(ref)
+    except RecordError as error:
+        return None, {**node, "damaged": error.what}
+    fields = set(_NODE_FIELDS.get(record.KIND, ()))
+    return record, {**node, **record.model_dump(mode="json", include=fields)}
 
 
-_FRAME_REFERENCE = re.compile(r"^(?:frame/|sha256:)([0-9a-f]{4,64})$")
-_ANNOTATOR_REFERENCE = re.compile(r"^annotator/(.+)$")
+def _record_groups(store: Store, ref: Ref, record: Record) -> dict[str, Json]:
+    """Groups of frames, drives and labels of a dataset; the annotators of a label set."""
+    if isinstance(record, DatasetVersion):
+        return _dataset_groups(store, ref, record)
+    if not isinstance(record, LabelSet):
+        return {}
+    return {
+        f"annotator/{digest_of(ref)[:12]}/{annotator.id}": {
+            "kind": "annotator",
+            "digest": digest_of(ref),
+            "name": annotator.id,
+            **annotator.model_dump(mode="json", exclude={"id"}),
+        }
+        for annotator in record.annotators
+    }
 
 
-@dataclass(frozen=True)
-class LineageSubject:
-    """A frame (``name`` is its digest, or the beginning of it) or an annotator, by name."""
-
-    kind: str
-    name: str
-
-
-def parse_subject(text: str) -> LineageSubject | None:
-    """What ``text`` asks about, if it has the form of a frame or an annotator."""
-    frame, annotator = _FRAME_REFERENCE.match(text), _ANNOTATOR_REFERENCE.match(text)
-    if frame:
-        return LineageSubject("frame", frame.group(1))
-    return LineageSubject("annotator", annotator.group(1)) if annotator else None
-
-
-def trace_subject(store: Store, subject: LineageSubject, *, forward: bool) -> LineageGraph:
-    """What holds a subject and was made of that, or what the subject itself came from.
-
-    Raises:
-        RecordError: Nothing here holds it, or several frames begin so.
-    """
-    return (
-        _frame_graph(store, subject.name, forward)
-        if subject.kind == "frame"
-        else _annotator_graph(store, subject.name, forward)
+def _dataset_groups(store: Store, ref: Ref, record: DatasetVersion) -> dict[str, Json]:
+    drives = [row["id"] for row in _read_rows(store.payload(ref, "drives.jsonl"))]
+    labels: Counter[tuple[str, str]] = Counter(
+        (row["origin"], row["annotator"]) for row in _read_rows(store.payload(ref, "labels.jsonl"))
     )
+    full = digest_of(ref)
+    short = full[:12]
+    frames = {"kind": "frame", "digest": full, "count": record.frames}
+    drive = {"kind": "drive", "digest": full, "count": record.drives, "names": drives}
+    groups: dict[str, Json] = {f"frame/{short}": frames, f"drive/{short}": drive}
+    for origin in sorted({origin for origin, _ in labels}):
+        counts = {who: count for (other, who), count in labels.items() if other == origin}
+        groups[f"label/{short}/{origin}"] = {
+            "kind": "label",
+            "digest": full,
+            "origin": origin,
+            "count": sum(counts.values()),
+            "annotators": sorted(counts),
+        }
+    return groups
 
 
-def find_file_holder(store: Store, prefix: str, text: str) -> Ref:
-    """The record that holds a file of this digest: from a model on a car back to its bundle.
+def _read_rows(path: Path) -> list[Json]:
+    """Rows as plain JSON: a pool has hundreds of thousands, and two fields of each are used."""
+    with path.open("rb") as stream:
+        return [json.loads(line) for line in stream]
+
+
+# Lineage of what is not a record: one frame, one annotator, or a file of a record.
+
+
+def _find_file_holder(store: Store, prefix: str, text: str) -> Ref:
+    """The record with a payload file of this digest, such as the bundle of a deployed model.
 
     Args:
-        text: What was asked for, for the message.
+        text: What the user asked for, for the message.
 
     Raises:
-        RecordError: No record holds such a file, or several do.
+        RecordError: No record has such a file, or several have.
     """
-    wanted = f'"sha256":"{prefix}'
-    found = [ref for kind in RECORD_TYPES for ref in _refs_containing(store, kind, wanted)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    entry = f'"sha256":"{prefix}'
+    refs = [ref for kind in RECORD_TYPES for ref in _refs_containing(store, kind, entry)]
+    if len(refs) == 1:
+        return refs[0]
+    if not refs:
         raise RecordError(
             "no record, frame or file of a record has this digest",
             where=text,
-            hint="`workbench datasets` and `workbench runs` list what is here",
+            hint="`workbench datasets` and `workbench runs` list the records of this workspace",
         )
-    several = ", ".join(ref[: ref.index("/") + 13] for ref in found[:5])
-    raise RecordError(f"{len(found)} records hold this file", where=text, hint=f"Ask: {several}")
+    several = ", ".join(ref[: ref.index("/") + 13] for ref in refs[:5])
+    raise RecordError(f"{len(refs)} records contain this file", where=text, hint=f"Ask: {several}")
 
 
 def _frame_graph(store: Store, prefix: str, forward: bool) -> LineageGraph:
     rows = list(_frame_rows(store, prefix))
-    found, ids = dict(rows), {row["id"] for _, row in rows}
-    if len(ids) != 1:
-        several = ", ".join(sorted(one[:16] for one in ids)[:5])
+    newest, ids = dict(rows), {row["id"] for _, row in rows}
+    if not ids:
         raise RecordError(
-            f"{len(ids)} frames begin so: {several}" if ids else "no frame has this digest",
+            "no frame has this digest",
             where=f"frame/{prefix}",
-            hint="Give more digits" if ids else "`workbench datasets` lists what is here",
+            hint="`workbench datasets` lists the datasets of this workspace",
+        )
+    if len(ids) > 1:
+        several = ", ".join(sorted(frame[:16] for frame in ids)[:5])
+        raise RecordError(
+            f"ambiguous frame digest: {len(ids)} matches ({several})",
+            where=f"frame/{prefix}",
+            hint="Give more digits",
         )
     frame = ids.pop()
-    newest = list(found.values())[-1]
-    root, kept = make_ref("frame", frame), ("drive", "index", "conditions", "role", "redaction")
-    node = {"kind": "frame", "digest": frame, **{key: newest[key] for key in kept if key in newest}}
+    dataset, row = list(newest.items())[-1]
+    fields = ("drive", "index", "conditions", "role", "redaction")
+    root = make_ref("frame", frame)
+    node = {"kind": "frame", "digest": frame, **{key: row[key] for key in fields if key in row}}
     if not forward:
-        return _frame_sources(store, root, node, list(found)[-1])
-    holds: dict[str, Json] = {}
-    for ref, row in found.items():
-        labels = sum(
-            1 for one in _matching_rows(store, ref, "labels.jsonl", frame) if one["frame"] == frame
-        )
-        holds[ref] = {"holds": {"role": row.get("role") or "none", "labels": labels}}
+        return _frame_sources(store, root, node, dataset)
+    notes: dict[str, Json] = {}
+    for ref, row in newest.items():
+        labels = _matching_rows(store, ref, "labels.jsonl", frame)
+        count = sum(label["frame"] == frame for label in labels)
+        notes[ref] = {"holds": {"role": row.get("role") or "none", "labels": count}}
     for kind in (Selection.KIND, LabelBatch.KIND):
-        holds |= {ref: {} for ref in _refs_containing(store, kind, frame)}
-    return with_root(trace_downstream(store, *holds), root, node, holds)
+        notes |= {ref: {} for ref in _refs_containing(store, kind, frame)}
+    return _downstream_of(store, root, node, notes)
 
 
 def _frame_sources(store: Store, root: Ref, node: Json, dataset: Ref) -> LineageGraph:
-    """A frame's drive, and whose labels are on it in its newest dataset."""
+    """A frame's drive, and the annotators of its labels in its newest dataset."""
     nodes: dict[str, Json] = {root: node}
     for drive in _matching_rows(store, dataset, "drives.jsonl", node["drive"]):
         if drive["id"] == node["drive"]:
@@ -364,33 +344,44 @@ def _frame_sources(store: Store, root: Ref, node: Json, dataset: Ref) -> Lineage
 
 
 def _annotator_graph(store: Store, name: str, forward: bool) -> LineageGraph:
-    holds: dict[str, Json] = {}
+    notes: dict[str, Json] = {}
     frames = boxes = 0
     quoted = json.dumps(name, ensure_ascii=False)
     for ref in _refs_containing(store, LabelSet.KIND, quoted):
-        for who in store.get(ref, LabelSet).annotators:
-            if who.id == name:
-                holds[ref] = {"holds": {"frames": who.frames, "boxes": who.boxes}}
-                frames, boxes = frames + who.frames, boxes + who.boxes
+        for annotator in store.get(ref, LabelSet).annotators:
+            if annotator.id == name:
+                notes[ref] = {"holds": {"frames": annotator.frames, "boxes": annotator.boxes}}
+                frames, boxes = frames + annotator.frames, boxes + annotator.boxes
     for ref in store.refs(DatasetVersion.KIND):
-        rows = [
-            r for r in _matching_rows(store, ref, "labels.jsonl", quoted) if r["annotator"] == name
-        ]
-        if rows:
-            on = len({row["frame"] for row in rows})
-            holds[ref] = {"holds": {"frames": on, "labels": len(rows)}}
-    if not holds:
-        hint = "The lineage of a dataset names its annotators"
-        raise RecordError("nobody of this name labeled here", where=f"annotator/{name}", hint=hint)
+        rows = _matching_rows(store, ref, "labels.jsonl", quoted)
+        labeled = [row["frame"] for row in rows if row["annotator"] == name]
+        if labeled:
+            notes[ref] = {"holds": {"frames": len(set(labeled)), "labels": len(labeled)}}
     root = f"annotator/{name}"
+    if not notes:
+        raise RecordError(
+            "unknown annotator", where=root, hint="The lineage of a dataset lists its annotators"
+        )
     node: Json = {"kind": "annotator", "name": name, "frames": frames, "boxes": boxes}
     if not forward:
         return LineageGraph({root: node}, (), root)
-    return with_root(trace_downstream(store, *holds), root, node, holds)
+    return _downstream_of(store, root, node, notes)
+
+
+def _downstream_of(store: Store, root: str, node: Json, notes: Mapping[Ref, Json]) -> LineageGraph:
+    """What was made from ``root``, which is no record but part of the keys of ``notes``.
+
+    Args:
+        notes: Record that contains the root, to what its node shows about that.
+    """
+    graph = trace(store, *notes, forward=True)
+    nodes = {name: {**fields, **notes.get(name, {})} for name, fields in graph.nodes.items()}
+    edges = (*graph.edges, *((root, name) for name in notes))
+    return LineageGraph({root: node, **nodes}, edges, root, forward=True)
 
 
 def _frame_rows(store: Store, prefix: str) -> Iterator[tuple[Ref, Json]]:
-    """Each dataset's row of the frames whose digest begins so, oldest dataset first."""
+    """Each dataset's row of the frames with this digest prefix, oldest dataset first."""
     for ref in store.refs(DatasetVersion.KIND):
         for row in _matching_rows(store, ref, "frames.jsonl", f'"{prefix}'):
             if row["id"].startswith(prefix):
@@ -398,21 +389,21 @@ def _frame_rows(store: Store, prefix: str) -> Iterator[tuple[Ref, Json]]:
 
 
 def _matching_rows(store: Store, ref: Ref, name: str, text: str) -> Iterator[Json]:
-    """Rows of a payload file that hold ``text``: found as bytes, parsed only then."""
-    content, wanted = store.payload(ref, name).read_bytes(), text.encode()
-    at = content.find(wanted)
+    """Rows of a payload file that contain ``text``: searched as bytes, then parsed."""
+    content, pattern = store.payload(ref, name).read_bytes(), text.encode()
+    at = content.find(pattern)
     while at >= 0:
         start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
         end = len(content) if end < 0 else end
         yield json.loads(content[start:end])
-        at = content.find(wanted, end)
+        at = content.find(pattern, end)
 
 
 def _refs_containing(store: Store, kind: str, text: str) -> list[Ref]:
-    """Records of a kind whose own text holds ``text``."""
-    wanted = text.encode()
+    """Records of a kind whose own JSON contains ``text``."""
+    pattern = text.encode()
     return [
         ref
         for ref in store.refs(kind)
-        if wanted in (store.folder(ref) / "record.json").read_bytes()
+        if pattern in (store.folder(ref) / "record.json").read_bytes()
     ]
