@@ -110,7 +110,9 @@ class Bench:
         order = labeling_fiftyone.Order(
             url=self.server.url,
             images=tuple(str(datasets.media_path(self.place, contents.frame(f))) for f in frames),
-            boxes=tuple(tuple(_share(one.box) for one in contents.started(f)) for f in frames),
+            boxes=tuple(
+                tuple(_share(one.box) for one in contents.predictions(f).values()) for f in frames
+            ),
             width=_WIDTH,
             height=_HEIGHT,
             classes=_SCHEMA.classes,
@@ -200,7 +202,7 @@ class Bench:
         for some in task_chunks(_tasks(self.place, batch), 1000):
             for task in some:
                 frame = task["data"]["frame"]
-                drawn[frame] = [one.box for one in contents.started(frame)]
+                drawn[frame] = [one.box for one in contents.predictions(frame).values()]
                 result = [
                     part
                     for number, box in enumerate(drawn[frame])

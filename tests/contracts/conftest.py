@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -28,3 +29,11 @@ def attached(servers: Servers) -> Iterator[Workspace]:
     yield servers.workspace
     os.environ.clear()
     os.environ.update(before)
+
+
+def exported_tasks(server: LabelStudio, project: int) -> list[dict[str, Any]]:
+    """Every task of a project with its annotations and predictions."""
+    query = {"exportType": "JSON", "download_all_tasks": "true"}
+    path = f"/api/projects/{project}/export"
+    tasks: list[dict[str, Any]] = server._client.request("GET", path, params=query).json()
+    return tasks

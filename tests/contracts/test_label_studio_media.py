@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.buckets import ACCOUNT, BUCKET, FOLDER, HOSTS, OBJECT, USER, Buckets, buckets
+from tests.contracts.conftest import exported_tasks
 from tests.labeling.conftest import Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
@@ -37,7 +38,7 @@ def test_an_address_names_the_object(fresh: Sample, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("url", ["ftp://x/y", "s3://", "s3://b/f?X-Amz-Signature=1"])
 def test_what_cannot_be_signed_late_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, url)
-    with pytest.raises(ParameterError, match="cannot serve frames"):
+    with pytest.raises(ParameterError, match="cannot serve images"):
         projects.remote_media_url()
 
 
@@ -63,7 +64,7 @@ def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
     monkeypatch.delenv(projects.MEDIA_URL_VARIABLE)
     # The same batch, once its frames can be seen: each task once.
     sent = labeling.send(fresh.workspace, server, fresh.batch())
-    assert sent.sent == 1 and len(server.export(sent.project)) == 1
+    assert sent.sent == 1 and len(exported_tasks(server, sent.project)) == 1
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     batch = sample.batch()
     sent = labeling.send(signing.workspace, server, batch)
     named = f"{bucket}/{frame.id[:2]}/{frame.id}.png"
-    assert server.export(sent.project)[0]["data"]["image"] == named
+    assert exported_tasks(server, sent.project)[0]["data"]["image"] == named
     callees = {asked for asked, _ in signing.buckets.asked}
     assert host in callees  # may it read the bucket
     # Nobody else is called: a proxy leads out of here. Google's library asks the last by itself.
@@ -138,7 +139,7 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     kind = projects.MEDIA_STORAGES[scheme]
     assert len(signing.get(f"/api/storages/{kind}?project={sent.project}").json()) == 1
 
-    task = server.frames(sent.project, digest_of(batch))[frame.id]
+    task = server.task_by_frame(sent.project, digest_of(batch))[frame.id]
     answer = signing.get(signing.get(f"/api/tasks/{task}").json()["data"]["image"])
     assert answer.is_redirect
     signed = answer.headers["location"]
@@ -152,7 +153,7 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
 
     # Not after it was signed either, in no form that leaves the server.
     secret = (f"{signature}=", asked[signature][0])
-    exported = json.dumps(server.export(sent.project))
+    exported = json.dumps(exported_tasks(server, sent.project))
     server.annotate(task, [])
     labels = labeling.collect(signing.workspace, server, batch)
     kept = sample.store.payload(labels, "annotations.jsonl").read_text()
@@ -168,4 +169,4 @@ def test_a_folder_that_holds_nothing_is_refused(
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, f"{scheme}://{BUCKET}/rear")
     with pytest.raises(ServiceError, match=rf"{BUCKET}.*(No blobs found|not found)") as error:
         labeling.send(signing.workspace, signing.server, sample.batch())
-    assert "something below that folder" in str(error.value.hint)
+    assert "at least one object below that folder" in str(error.value.hint)

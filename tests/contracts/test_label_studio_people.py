@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.contracts.conftest import exported_tasks
 from tests.labeling.conftest import MODEL, Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling
@@ -59,7 +60,7 @@ def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
     monkeypatch.setenv("WORKBENCH_HOME", str(fresh.workspace.root))
     batch = labeling.make_batch(fresh.store, fresh.ref, fresh.selection, overlap=1.0)
     sent = labeling.send(fresh.workspace, server, batch)
-    tasks = server.frames(sent.project, digest_of(batch))
+    tasks = server.task_by_frame(sent.project, digest_of(batch))
     same, missed, named = fresh.frames
     for name in ("ann", "ben"):
         draw(people[name], same, tasks[same.id], ("car", HERE))
@@ -77,16 +78,16 @@ def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
     assert settling["sent"] == 2 and settling["project"] != sent.project
     assert run("adjudicate", labels)["sent"] == 0
     again = str(settling["batch"])
-    shown = json.dumps(server.export(int(str(settling["project"]))))
+    shown = json.dumps(exported_tasks(server, int(str(settling["project"]))))
     assert "ann@example.org" not in shown and "ben@example.org" not in shown
-    tasks = server.frames(int(str(settling["project"])), digest_of(again))
+    tasks = server.task_by_frame(int(str(settling["project"])), digest_of(again))
     draw(people["ann"], missed, tasks[missed.id], ("car", HERE))
     draw(people["cleo"], named, tasks[named.id], ("pedestrian", HERE))
-    with pytest.raises(Waiting, match="mended") as waiting:
+    with pytest.raises(Waiting, match="answers to correct") as waiting:
         labeling.collect(fresh.workspace, server, again)
-    assert "your own boxes are in dispute" in str(waiting.value.hint)
+    assert "your own boxes are disputed" in str(waiting.value.hint)
     draw(people["cleo"], missed, tasks[missed.id])
-    exported = {one["id"]: one for one in server.export(int(str(settling["project"])))}
+    exported = {one["id"]: one for one in exported_tasks(server, int(str(settling["project"])))}
     me = whoami(people["ann"])
     given = exported[tasks[missed.id]]["annotations"]
     mine = next(one["id"] for one in given if one["completed_by"] == me)
@@ -112,14 +113,14 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
 ) -> None:
     """The third frame has two boxes that are known; Ann finds both, Ben one."""
     selection = chosen_without(fresh, fresh.frames[2])
-    care = LabelingOptions(gold=1)
-    batch = labeling.make_batch(fresh.store, fresh.ref, selection, care=care)
+    options = LabelingOptions(gold=1)
+    batch = labeling.make_batch(fresh.store, fresh.ref, selection, options=options)
     gold = fresh.store.get(batch, LabelBatch).gold
     (known,) = (frame for frame in fresh.frames if frame.id in gold)
     truth = fresh.boxes(known.id)
     sent = labeling.send(fresh.workspace, server, batch)
-    tasks = server.frames(sent.project, digest_of(batch))
-    assert "gold" not in json.dumps(server.export(sent.project))
+    tasks = server.task_by_frame(sent.project, digest_of(batch))
+    assert "gold" not in json.dumps(exported_tasks(server, sent.project))
     for frame in fresh.frames:
         if frame.id in tasks and frame.id not in gold:
             draw(people["ann"], frame, tasks[frame.id])
@@ -144,24 +145,24 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
 def test_a_glance_is_no_review_where_a_slice_asks_for_more(
     fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
-    care = LabelingOptions(
-        (LabelingRule("all", least_s=10), LabelingRule("vru", labelers=3, priority=2))
+    options = LabelingOptions(
+        (LabelingRule("all", min_seconds=10), LabelingRule("vru", labelers=3, priority=2))
     )
     batch = labeling.make_batch(
-        fresh.store, fresh.ref, fresh.selection, MODEL, fresh.predictions, care=care
+        fresh.store, fresh.ref, fresh.selection, MODEL, fresh.predictions, options=options
     )
     sent = labeling.send(fresh.workspace, server, batch)
-    tasks = server.frames(sent.project, digest_of(batch))
+    tasks = server.task_by_frame(sent.project, digest_of(batch))
     order = sorted(tasks, key=lambda frame: tasks[frame])
     assert order == priority_order(fresh.store.get(batch, LabelBatch))
     for frame in fresh.frames:
         draw(people["ann"], frame, tasks[frame.id], seconds=2 if frame is fresh.frames[0] else 12)
     with pytest.raises(Waiting) as waiting:
         labeling.collect(fresh.workspace, server, batch)
-    assert "looked at for 2 s; this frame needs 10 s or more" in str(waiting.value.hint)
+    assert "labeled in 2 s; this frame needs at least 10 s" in str(waiting.value.hint)
     draw(people["ann"], fresh.frames[0], tasks[fresh.frames[0].id], seconds=15)
     ref = labeling.collect(fresh.workspace, server, batch)
-    notes = {task["data"]["note"] for task in server.export(sent.project)}
+    notes = {task["data"]["note"] for task in exported_tasks(server, sent.project)}
     assert notes == {""}  # what was mended is no longer asked for
     rows = dataset.read_json_lines(fresh.store.payload(ref, "answers.jsonl"), AnswerRow)
     assert sum(row.removed for row in rows) == len(fresh.predictions)
@@ -176,10 +177,12 @@ def test_drafts_and_predictions_are_nobodys_labels(
 ) -> None:
     batch = fresh.batch()
     sent = labeling.send(fresh.workspace, server, batch)
-    tasks = server.frames(sent.project, digest_of(batch))
+    tasks = server.task_by_frame(sent.project, digest_of(batch))
     ann = people["ann"]
     box = to_regions(DrawnObject("d", "car", HERE), fresh.frames[0].width, fresh.frames[0].height)
-    ann._wire.http("POST", f"/api/tasks/{tasks[fresh.frames[0].id]}/drafts", json={"result": box})
+    ann._client.request(
+        "POST", f"/api/tasks/{tasks[fresh.frames[0].id]}/drafts", json={"result": box}
+    )
     state = labeling.batch_status(fresh.workspace, server, batch)
     assert (state.done, state.drafts) == (0, 1)
     for frame in fresh.frames:
@@ -198,7 +201,7 @@ def test_five_hundred_boxes_through_the_labelers_own_hands(
     sample = make_sample(servers.workspace, "five hundred", 100)
     batch = labeling.make_batch(sample.store, sample.ref, sample.selection)
     sent = labeling.send(sample.workspace, server, batch)
-    tasks = server.frames(sent.project, digest_of(batch))
+    tasks = server.task_by_frame(sent.project, digest_of(batch))
     generator = np.random.default_rng(0)
     drawn: dict[str, list[tuple[float, ...]]] = {}
     for number, frame in enumerate(sample.frames):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import pytest
 import requests
 
+from tests.contracts.conftest import exported_tasks
 from tests.labeling.conftest import HEIGHT, WIDTH, Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
@@ -19,8 +20,8 @@ from workbench.core.errors import ParameterError, Waiting
 from workbench.labeling import LabelStudio, label_config
 from workbench.labeling import regions as geometry
 from workbench.labeling.answers import AnswerRow, region_id
-from workbench.labeling.regions import DrawnObject, frame_regions, read_result, to_regions
-from workbench.labeling.review import Suspect, _candidate_predictions, select_for_review
+from workbench.labeling.regions import DrawnObject, frame_regions, parse_result, to_regions
+from workbench.labeling.review import Suspect, _candidates, select_for_review
 from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Label, LabelSchema, Point, Question, RotatedBox
@@ -43,7 +44,7 @@ SHAPES = (
     DrawnObject(
         "turned",
         "pedestrian",
-        geometry.enclosing_box(geometry.turned_corners(TURNED)),
+        geometry.enclosing_box(geometry.rotated_corners(TURNED)),
         turned=TURNED,
         track="17",
         attributes={"doors": "open"},
@@ -66,7 +67,7 @@ def test_everything_that_can_be_drawn_and_said_comes_back(
 ) -> None:
     batch = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, batch)
-    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    task = server.task_by_frame(sent.project, digest_of(batch))[fresh.frames[0].id]
     drawn = [part for shape in SHAPES for part in to_regions(shape, WIDTH, HEIGHT)]
     server.annotate(task, [*drawn, *frame_regions({"weather": "rain"}, "a comment")])
     ref = labeling.collect(fresh.workspace, server, batch)
@@ -95,7 +96,7 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     frame = fresh.frames[0].id
     first = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, first)
-    task = server.frames(sent.project, digest_of(first))[frame]
+    task = server.task_by_frame(sent.project, digest_of(first))[frame]
     server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
     collected = labeling.collect(fresh.workspace, server, first)
     labels = list(dataset.read_json_lines(fresh.store.payload(collected, "labels.jsonl"), Label))
@@ -106,18 +107,18 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     review = select_for_review(fresh.store, merged.ref, odd, 1)
     batch = labeling.make_batch(fresh.store, merged.ref, review, schema=FULL)
     sent = labeling.send(fresh.workspace, server, batch)
-    task = server.frames(sent.project, digest_of(batch))[frame]
-    said = server._wire.http("GET", "/api/predictions", params={"task": task}).json()
+    task = server.task_by_frame(sent.project, digest_of(batch))[frame]
+    said = server._client.request("GET", "/api/predictions", params={"task": task}).json()
     shown = said[0]["result"]
-    read = read_result(shown, WIDTH, HEIGHT, FULL)
-    assert {shape(one) for one in read.drawn} == {shape(one) for one in labels}
+    read = parse_result(shown, WIDTH, HEIGHT, FULL)
+    assert {shape(one) for one in read.objects} == {shape(one) for one in labels}
     server.annotate(task, shown)
     again = labeling.collect(fresh.workspace, server, batch)
     rows = dataset.read_json_lines(fresh.store.payload(again, "labels.jsonl"), Label)
     assert {shape(one) for one in rows} == {shape(one) for one in labels}
 
     drawn = {"ann": labels, "ben": [one for one in labels if one.polygon is None]}
-    candidates = _candidate_predictions(frame, drawn)
+    candidates = _candidates(frame, drawn)
     assert {shape(one) for one in candidates} == {shape(one) for one in labels}
     assert len({region_id(one) for one in candidates}) == len(SHAPES)
 
@@ -129,7 +130,7 @@ def shape(one: Label | Prediction | DrawnObject) -> tuple[str, str]:
     if one.turned is not None:
         kind, points = (
             "turned",
-            [axis for point in geometry.turned_corners(one.turned) for axis in point],
+            [axis for point in geometry.rotated_corners(one.turned) for axis in point],
         )
     elif one.polygon is not None:
         kind, points = "polygon", [axis for point in one.polygon for axis in point]
@@ -140,7 +141,7 @@ def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: Labe
     """COCO, YOLO and YOLO-OBB as the server converts them, in pixels, against what was drawn."""
     batch = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, batch)
-    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    task = server.task_by_frame(sent.project, digest_of(batch))[fresh.frames[0].id]
     server.annotate(task, [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT)])
 
     coco = json.loads(export(fresh, server, sent.project, "COCO")["result.json"])
@@ -163,7 +164,7 @@ def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: Labe
         for row in rows
         if len(row) == 9
     ]
-    ours = geometry.turned_corners(TURNED)
+    ours = geometry.rotated_corners(TURNED)
     assert min(distance(ours, quad) for quad in quads) < 1e-6
 
 
@@ -202,7 +203,7 @@ def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
     assert labeling.send(first.workspace, server, full_batch(first), title).sent == 0
 
     fewer = FULL.model_copy(update={"version": 3, "classes": ("car",)})
-    with pytest.raises(ParameterError, match="'pedestrian' is gone") as refused:
+    with pytest.raises(ParameterError, match="'pedestrian' is removed") as refused:
         labeling.send(third.workspace, server, full_batch(third, fewer), title)
     assert "migrate" in str(refused.value.hint)
 
@@ -212,13 +213,13 @@ def test_a_class_gone_from_the_schema_is_sent_back_with_the_reason(
 ) -> None:
     batch = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, batch)
-    task = server.frames(sent.project, digest_of(batch))[fresh.frames[0].id]
+    task = server.task_by_frame(sent.project, digest_of(batch))[fresh.frames[0].id]
     regions = to_regions(DrawnObject("r", "boat", Box(x=1, y=1, w=9, h=9)), WIDTH, HEIGHT)
     server.annotate(task, regions)
-    with pytest.raises(Waiting, match="mended") as waiting:
+    with pytest.raises(Waiting, match="answers to correct") as waiting:
         labeling.collect(fresh.workspace, server, batch)
     assert "class is boat, schema has car, pedestrian" in str(waiting.value.hint)
-    (shown,) = server.export(sent.project)
+    (shown,) = exported_tasks(server, sent.project)
     assert "class is boat" in shown["data"][label_config.NOTE]
 
 
@@ -228,13 +229,15 @@ def test_predictions_of_every_shape_are_taken_by_the_server(
     """Its own validator agrees with what we make of a schema."""
     sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     result = [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT, score=0.5)]
-    data = {**server.export(sent.project)[0]["data"], "batch": "other"}
+    data = {**exported_tasks(server, sent.project)[0]["data"], "batch": "other"}
     started = {"model_version": "m", "score": 0.5, "result": result}
     server.import_tasks(sent.project, [{"data": data, "predictions": [started]}])
-    (task,) = (one for one in server.export(sent.project) if one["data"]["batch"] == "other")
+    (task,) = (
+        one for one in exported_tasks(server, sent.project) if one["data"]["batch"] == "other"
+    )
     (kept,) = get(fresh, server, "/api/predictions", task=task["id"]).json()
-    read = read_result(kept["result"], WIDTH, HEIGHT, FULL)
-    assert len(read.drawn) == len(SHAPES) and not read.refused
+    read = parse_result(kept["result"], WIDTH, HEIGHT, FULL)
+    assert len(read.objects) == len(SHAPES) and not read.invalid
 
 
 def get(sample: Sample, server: LabelStudio, path: str, **query: object) -> requests.Response:

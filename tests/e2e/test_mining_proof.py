@@ -93,7 +93,8 @@ def test_labelers_saw_neither_arm_nor_rank(servers: Servers, outcome: dict[str, 
     server = labeling.connect(admin.url, admin.token)
     sent = labeling.send(servers.workspace, server, outcome["send.batch"])
     tasks = server.export_tasks(
-        sent.project, list(server.frames(sent.project, digest_of(outcome["send.batch"])).values())
+        sent.project,
+        list(server.task_by_frame(sent.project, digest_of(outcome["send.batch"])).values()),
     )
     selection = store.get(outcome["curate.selection"], Selection)
     arms = {choice.frame: choice.arm for choice in selection.chosen}

@@ -13,7 +13,7 @@ from workbench.labeling.answers import (
     Answer,
     AnswerRow,
     answer_row,
-    read_task_answers,
+    parse_answers,
     region_id,
     to_labels,
 )
@@ -49,7 +49,7 @@ def annotation(number: int, who: Any, *boxes: DrawnObject, **more: Any) -> dict[
 
 
 def read(*annotations: dict[str, Any]) -> list[Answer]:
-    return read_task_answers(annotations, 5, FRAME, SCHEMA, PEOPLE)[0]
+    return parse_answers(annotations, 5, FRAME, SCHEMA, PEOPLE)[0]
 
 
 def labels(*boxes: DrawnObject, who: int = 1) -> tuple[Label, ...]:
@@ -111,7 +111,7 @@ def test_the_latest_answer_of_a_person_counts() -> None:
 
 def test_an_empty_answer_is_an_answer_and_a_prediction_is_none() -> None:
     (answer,) = read(annotation(1, 1))
-    assert answer.drawn == () and not answer.skipped
+    assert answer.objects == () and not answer.skipped
     assert read() == []
 
 
@@ -152,7 +152,7 @@ def test_every_annotation_is_kept_and_which_one_counts() -> None:
         annotation(2, 1),
         annotation(3, 2),
     )
-    rows = read_task_answers(both, 5, FRAME, SCHEMA, PEOPLE)[1]
+    rows = parse_answers(both, 5, FRAME, SCHEMA, PEOPLE)[1]
     assert [(row.annotator, row.annotation, row.counts) for row in rows] == [
         (PEOPLE[1], 1, False),
         (PEOPLE[1], 2, True),
@@ -165,7 +165,7 @@ def test_every_annotation_is_kept_and_which_one_counts() -> None:
 def test_unusable_boxes_are_told_and_not_lost() -> None:
     outside = annotation(1, 1, DrawnObject("r", "car", Box(x=290, y=20, w=30, h=40)))
     (answer,) = read(outside)
-    assert [refused.reason for refused in answer.refused] == ["out-of-bounds"]
+    assert [refused.reason for refused in answer.invalid] == ["out-of-bounds"]
 
 
 def bare(answer: Answer) -> Any:

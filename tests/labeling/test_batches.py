@@ -48,7 +48,7 @@ def test_labelers_cannot_tell_the_arms_of_an_experiment_apart(sample: Sample) ->
 
 def test_a_gold_frame_looks_like_one_drawn_at_random(sample: Sample) -> None:
     contents = BatchContents(sample.store, sample.batch())
-    contents.choice = lambda frame: None  # type: ignore[method-assign]
+    contents.selected = lambda frame: None  # type: ignore[method-assign]
     (task,) = make_tasks(contents, [sample.frames[0].id])
     assert task["data"]["why"] == RANDOM_SAMPLE_REASON
 

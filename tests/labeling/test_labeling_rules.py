@@ -8,9 +8,10 @@ import pytest
 
 from tests.labeling.conftest import MODEL, SCHEMA, Sample
 from workbench.core.errors import ParameterError
+from workbench.data.slices import frame_slices
 from workbench.labeling import LabelingOptions, LabelingRule, make_batch
 from workbench.labeling.answers import labelers_needed
-from workbench.labeling.labeling_rules import frame_needs, frame_slices, load_labeling_rules
+from workbench.labeling.batches import frame_requirements, load_labeling_rules
 from workbench.labeling.sender import priority_order
 from workbench.records import dataset
 from workbench.records.frames import Conditions, Frame, Light, Role, Weather
@@ -41,20 +42,20 @@ def test_slices_have_the_names_that_evaluation_uses() -> None:
 def test_of_several_wishes_the_greatest_counts() -> None:
     rules = (
         LabelingRule("light=night", labelers=2, priority=1),
-        LabelingRule("role=safety", labelers=3, least_s=8),
+        LabelingRule("role=safety", labelers=3, min_seconds=8),
         LabelingRule("vru", labelers=9),
     )
-    (need,) = frame_needs(LabelingOptions(rules), [(NIGHT, ["car"])], VULNERABLE)
+    (need,) = frame_requirements(LabelingOptions(rules), [(NIGHT, ["car"])], VULNERABLE)
     assert (need.labelers, need.priority, need.least_s) == (3, 1, 8)
     assert need.slices == ("light=night", "role=safety")
-    assert frame_needs(LabelingOptions(), [(NIGHT, ["car"])], VULNERABLE) == ()
+    assert frame_requirements(LabelingOptions(), [(NIGHT, ["car"])], VULNERABLE) == ()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[{slice: vru, labelers: two}]", "0.labelers: Input should be a valid integer"),
-        ("[{slice: vru, eyes: 2}]", "0.eyes: Extra inputs are not permitted"),
+        ("[{slice: vru, eyes: 2}]", "0.eyes: Unexpected keyword argument"),
         ("[{slice: vru, labelers: 0}]", "0.labelers: Input should be greater than or equal to 1"),
         ("slice: vru", "should be a valid list"),
         ("[{slice: vru", "invalid YAML"),
@@ -97,8 +98,8 @@ def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sa
         chosen=tuple(SelectedFrame(frame=frame, rank=n, score=0) for n, frame in enumerate(chosen)),
     )
     ref = sample.store.put(selection)
-    care = LabelingOptions((LabelingRule("all", priority=1),), gold=2)
-    made = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions, care=care)
+    options = LabelingOptions((LabelingRule("all", priority=1),), gold=2)
+    made = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions, options=options)
     batch = sample.store.get(made, LabelBatch)
     assert set(batch.gold) < set(labeled) and len(batch.frames) == len(chosen) + 2
     assert [frame for frame in batch.frames if frame not in batch.gold] == chosen
@@ -115,5 +116,5 @@ def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sa
     )
     assert {row.frame for row in rows} == set(batch.gold)  # started like any other frame
 
-    with pytest.raises(ParameterError, match="have labels to trust"):
-        make_batch(sample.store, sample.ref, ref, care=LabelingOptions(gold=99))
+    with pytest.raises(ParameterError, match="have ground-truth labels"):
+        make_batch(sample.store, sample.ref, ref, options=LabelingOptions(gold=99))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.labeling import regions
-from workbench.labeling.regions import DrawnObject, frame_regions, read_result, to_regions
+from workbench.labeling.regions import DrawnObject, frame_regions, parse_result, to_regions
 from workbench.records.frames import ANY_CLASS, Box, LabelSchema, Question, RotatedBox
 
 EXPORTS = "labelstudio_samples/tests/custom/converter/data"
@@ -44,9 +44,9 @@ def polygon(*points: tuple[float, float]) -> dict[str, Any]:
 def through(drawn: DrawnObject, width: int, height: int) -> DrawnObject:
     """As it comes back from the server's JSON."""
     sent = json.loads(json.dumps(to_regions(drawn, width, height)))
-    read = read_result(sent, width, height, SCHEMA)
-    assert not read.refused
-    return read.drawn[0]
+    read = parse_result(sent, width, height, SCHEMA)
+    assert not read.invalid
+    return read.objects[0]
 
 
 @settings(max_examples=300, deadline=None)
@@ -81,10 +81,10 @@ def test_a_turned_box_moves_less_than_a_millionth_of_a_pixel(
     cx = half + centre[0] * (width - 2 * half)
     cy = half + centre[1] * (height - 2 * half)
     turned = RotatedBox(cx=cx, cy=cy, w=w, h=h, degrees=degrees)
-    corners = regions.turned_corners(turned)
+    corners = regions.rotated_corners(turned)
     drawn = DrawnObject("r", "car", regions.enclosing_box(corners), turned=turned)
     back = through(drawn, width, height)
-    points = regions.turned_corners(back.turned) if back.turned else _corners_of(back.box)
+    points = regions.rotated_corners(back.turned) if back.turned else _corners_of(back.box)
     # A whole quarter comes back upright, and its corners in another order.
     moved = [min(math.dist(point, other) for other in points) for point in corners]
     assert max(moved) < (1e-6 if back.turned else 0.02)
@@ -98,8 +98,11 @@ def test_a_turned_box_moves_less_than_a_millionth_of_a_pixel(
 def test_a_polygon_moves_less_than_a_millionth_of_a_pixel(
     width: int, height: int, points: list[tuple[float, float]]
 ) -> None:
-    value = regions.polygon_value([(x * width, y * height) for x, y in points], width, height)
-    back = regions.polygon_from_value(json.loads(json.dumps(value)), width, height)
+    outline = tuple((x * width, y * height) for x, y in points)
+    drawn = DrawnObject("p", "car", regions.enclosing_box(outline), polygon=outline)
+    sent = json.loads(json.dumps(to_regions(drawn, width, height)[0]))
+    back = regions._to_pixels(sent, width, height)[2]
+    assert back is not None
     for (x, y), (u, v) in zip(points, back, strict=True):
         assert math.dist((x * width, y * height), (u, v)) < 1e-6
 
@@ -115,15 +118,15 @@ def test_all_that_is_said_of_an_object_comes_back() -> None:
     points = ((1.0, 1.0), (9.0, 1.0), (5.0, 9.0))
     outline = DrawnObject("d", "car", regions.enclosing_box(points), polygon=points, track="3")
     sent = [part for one in (first, second, area, outline) for part in to_regions(one, 99, 51)]
-    read = read_result([*sent, *frame_regions({"weather": "rain"}, "glare")], 99, 51, SCHEMA)
-    assert not read.refused and (read.choices, read.comment) == ({"weather": "rain"}, "glare")
-    assert [(d.cls, d.occluded, d.truncated, d.ignore) for d in read.drawn] == [
+    read = parse_result([*sent, *frame_regions({"weather": "rain"}, "glare")], 99, 51, SCHEMA)
+    assert not read.invalid and (read.choices, read.comment) == ({"weather": "rain"}, "glare")
+    assert [(d.cls, d.occluded, d.truncated, d.ignore) for d in read.objects] == [
         ("car", 0.75, 0.0, True),
         ("truck", None, None, False),
         (ANY_CLASS, None, None, True),
         ("car", None, None, False),
     ]
-    assert [(d.track, d.attributes) for d in read.drawn] == [
+    assert [(d.track, d.attributes) for d in read.objects] == [
         (None, {}),
         ("17", {"doors": "open"}),
         (None, {}),
@@ -142,7 +145,7 @@ def test_all_that_is_said_of_an_object_comes_back() -> None:
         (region(value={"rotation": "12"}), "mislabelled", "not a number"),
         (region(value={"rectanglelabels": ["bus"]}), "unknown-class", "bus"),
         (region(value={"rectanglelabels": []}), "unknown-class", "none"),
-        (region(image_rotation=90), "mislabelled", "turned"),
+        (region(image_rotation=90), "mislabelled", "rotated"),
         (region(original_width=211, original_height=317), "mislabelled", "211x317"),
         (region(type="keypointlabels"), "mislabelled", "keypointlabels"),
         (region(type="polygonlabels"), "mislabelled", "three corners"),
@@ -153,10 +156,10 @@ def test_all_that_is_said_of_an_object_comes_back() -> None:
     ],
 )
 def test_what_is_no_usable_shape_is_refused(changed: Any, reason: str, told: str) -> None:
-    read = read_result([changed], 317, 211, SCHEMA)
-    assert not read.drawn
-    assert read.refused[0].reason == reason
-    assert told in read.refused[0].detail
+    read = parse_result([changed], 317, 211, SCHEMA)
+    assert not read.objects
+    assert read.invalid[0].reason == reason
+    assert told in read.invalid[0].detail
 
 
 @pytest.mark.parametrize(
@@ -167,14 +170,14 @@ def test_what_is_no_usable_shape_is_refused(changed: Any, reason: str, told: str
     ],
 )
 def test_shapes_that_the_schema_does_not_ask_for_are_refused(changed: Any, told: str) -> None:
-    read = read_result([changed], 317, 211, BOXES_ONLY)
-    assert not read.drawn and told in read.refused[0].detail
+    read = parse_result([changed], 317, 211, BOXES_ONLY)
+    assert not read.objects and told in read.invalid[0].detail
 
 
 def test_rounding_at_the_edge_is_no_mistake() -> None:
     edge = region(value={"x": -1e-12, "width": 100.00000000000001})
-    read = read_result([edge], 317, 211, BOXES_ONLY)
-    assert len(read.drawn) == 1 and not read.refused
+    read = parse_result([edge], 317, 211, BOXES_ONLY)
+    assert len(read.objects) == 1 and not read.invalid
 
 
 @settings(max_examples=50, deadline=None)
@@ -182,14 +185,14 @@ def test_rounding_at_the_edge_is_no_mistake() -> None:
 def test_quarter_turns_pivot_on_the_top_left_corner(turns: int, width: int) -> None:
     made = to_regions(DrawnObject("r", "car", Box(x=150, y=200, w=40, h=25)), width, 500)[0]
     made["value"]["rotation"] = turns
-    read = read_result([made], width, 500, BOXES_ONLY)
+    read = parse_result([made], width, 500, BOXES_ONLY)
     expected = {
         90: (125, 200, 150, 240),
         180: (110, 175, 150, 200),
         270: (150, 160, 175, 200),
     }[turns % 360]
-    assert not read.refused
-    assert read.drawn[0].box.xyxy == pytest.approx(expected, abs=1e-6)
+    assert not read.invalid
+    assert read.objects[0].box.xyxy == pytest.approx(expected, abs=1e-6)
 
 
 def test_turned_shapes_of_others_are_written_as_they_were(shared_data: Path) -> None:
@@ -199,7 +202,7 @@ def test_turned_shapes_of_others_are_written_as_they_were(shared_data: Path) -> 
     seen = 0
     for shape in (shape for task in tasks for shape in task["annotations"][0]["result"]):
         size = shape["original_width"], shape["original_height"]
-        for drawn in read_result([shape], *size, schema).drawn:
+        for drawn in parse_result([shape], *size, schema).objects:
             again = to_regions(drawn, *size)[0]["value"]
             for name in ("x", "y", "width", "height"):
                 assert again[name] == pytest.approx(shape["value"][name], abs=1e-9)
@@ -213,10 +216,10 @@ def test_exports_by_others_are_read_or_refused_never_dropped(shared_data: Path) 
     result = [shape for task in tasks for shape in task["annotations"][0]["result"]]
     size = (result[0]["original_width"], result[0]["original_height"])
     schema = SCHEMA.model_copy(update={"classes": ("rectangle_label", "polygon_label")})
-    read = read_result(result, *size, schema)
+    read = parse_result(result, *size, schema)
     shapes = [one for one in result if one["type"] in ("rectanglelabels", "polygonlabels")]
-    assert len(read.drawn) == len(shapes) and len(read.drawn) + len(read.refused) == len(result)
-    first, value = read.drawn[0].box, shapes[0]["value"]
+    assert len(read.objects) == len(shapes) and len(read.objects) + len(read.invalid) == len(result)
+    first, value = read.objects[0].box, shapes[0]["value"]
     assert first.x == pytest.approx(value["x"] * size[0] / 100, abs=1e-6)
     assert first.h == pytest.approx(value["height"] * size[1] / 100, abs=1e-6)
 

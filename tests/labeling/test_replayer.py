@@ -10,7 +10,7 @@ import pytest
 
 from tests.labeling.conftest import HEIGHT, SCHEMA, WIDTH, Sample
 from workbench.core.errors import ParameterError
-from workbench.labeling.regions import ParsedResult, enclosing_box, read_result, turned_corners
+from workbench.labeling.regions import ParsedResult, enclosing_box, parse_result, rotated_corners
 from workbench.labeling.replayer import (
     ReplayNoise,
     _known_labels,
@@ -36,9 +36,9 @@ def drawn(sample: Sample, noise: ReplayNoise, *, seed: int = 1, user: int = 0, f
         _random_generator(seed, frame.id, user),
         SCHEMA,
     )
-    read = read_result(regions, WIDTH, HEIGHT, SCHEMA)
-    assert not read.refused
-    return [box.box for box in read.drawn]
+    read = parse_result(regions, WIDTH, HEIGHT, SCHEMA)
+    assert not read.invalid
+    return [box.box for box in read.objects]
 
 
 def test_without_noise_the_known_boxes_come_back(sample: Sample) -> None:
@@ -91,11 +91,11 @@ def test_what_is_known_as_turned_or_as_a_polygon_is_drawn_so(sample: Sample) -> 
         regions = draw_labels(
             tuple(known), frame, noise, _random_generator(seed, frame.id, 0), schema
         )
-        read = read_result(regions, WIDTH, HEIGHT, schema)
-        assert not read.refused and len(read.drawn) == 2
+        read = parse_result(regions, WIDTH, HEIGHT, schema)
+        assert not read.invalid and len(read.objects) == 2
         return read
 
-    exact = replayed(full, ReplayNoise(0, 0)).drawn
+    exact = replayed(full, ReplayNoise(0, 0)).objects
     turned = next(one for one in exact if one.turned is not None)
     outline = next(one for one in exact if one.polygon is not None)
     assert turned.turned is not None and outline.polygon is not None
@@ -104,12 +104,12 @@ def test_what_is_known_as_turned_or_as_a_polygon_is_drawn_so(sample: Sample) -> 
     np.testing.assert_allclose(outline.polygon, OUTLINE, atol=1e-6)
 
     for seed in range(50):
-        moved = replayed(full, ReplayNoise(px=4), seed).drawn
+        moved = replayed(full, ReplayNoise(px=4), seed).objects
         assert {bool(one.turned) for one in moved} == {True, False}
         assert {bool(one.polygon) for one in moved} == {True, False}
     assert all(
         one.turned is None and one.polygon is None and one.track is None
-        for one in replayed(SCHEMA, ReplayNoise(0, 0)).drawn
+        for one in replayed(SCHEMA, ReplayNoise(0, 0)).objects
     )
 
 
@@ -119,23 +119,23 @@ def test_a_shape_that_leaves_the_image_is_drawn_upright(sample: Sample) -> None:
     frame = sample.frames[0]
     label = shaped(frame.id, turned=out)
     regions = draw_labels((label,), frame, ReplayNoise(), _random_generator(1, frame.id, 0), full)
-    read = read_result(regions, WIDTH, HEIGHT, full)
-    assert not read.refused and read.drawn[0].turned is None
+    read = parse_result(regions, WIDTH, HEIGHT, full)
+    assert not read.invalid and read.objects[0].turned is None
 
 
 def shaped(frame: str, **about: Any) -> Label:
-    points = about.get("polygon") or turned_corners(about["turned"])
+    points = about.get("polygon") or rotated_corners(about["turned"])
     return Label(frame=frame, cls="car", box=enclosing_box(points), origin=Origin.HUMAN, **about)
 
 
 def test_unlabeled_answers_are_a_parameter_error(sample: Sample) -> None:
     batch = sample.store.get(sample.batch(), LabelBatch)
-    with pytest.raises(ParameterError, match="has none"):
+    with pytest.raises(ParameterError, match="no ground-truth labels"):
         _known_labels(batch, replace(sample.dataset, labels=()))
     guessed = tuple(
         label.model_copy(update={"origin": Origin.MODEL}) for label in sample.dataset.labels
     )
-    with pytest.raises(ParameterError, match="has none"):
+    with pytest.raises(ParameterError, match="no ground-truth labels"):
         _known_labels(batch, replace(sample.dataset, labels=guessed))
 
 

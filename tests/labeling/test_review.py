@@ -84,7 +84,7 @@ def test_the_worst_frames_come_first_with_their_reasons(sample: Sample) -> None:
     selection = sample.store.get(ref, Selection)
     assert [one.frame for one in selection.chosen] == [sample.frames[0].id, sample.frames[1].id]
     assert "model detects car (score 90%) without a label" in selection.chosen[0].reasons
-    with pytest.raises(ParameterError, match="nothing looks wrong"):
+    with pytest.raises(ParameterError, match="no suspicious labels"):
         select_for_review(sample.store, sample.ref, [], budget=2)
 
 
@@ -95,8 +95,8 @@ def test_a_review_starts_from_the_labels_and_not_from_the_model(sample: Sample) 
     )
     batch = make_batch(sample.store, sample.ref, ref)
     assert sample.store.get(batch, LabelBatch).model is None
-    started = BatchContents(sample.store, batch).started(frame.id)
-    assert sorted(one.box.xyxy for one in started) == sorted(
+    started = BatchContents(sample.store, batch).predictions(frame.id)
+    assert sorted(one.box.xyxy for one in started.values()) == sorted(
         label.box.xyxy for label in sample.boxes(frame.id)
     )
 

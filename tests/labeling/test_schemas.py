@@ -6,7 +6,8 @@ import pytest
 
 from tests.labeling.conftest import SCHEMA, Sample
 from workbench.core.errors import ParameterError
-from workbench.labeling.label_config import incompatible_changes, migrate, same_questions
+from workbench.labeling.label_config import incompatible_changes, same_questions
+from workbench.labeling.versions import migrate
 from workbench.records import dataset
 from workbench.records.frames import ANY_CLASS, LabelSchema, Question
 
@@ -33,14 +34,14 @@ def test_more_classes_shapes_and_questions_only_add() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (SCHEMA, changed(classes=("car",)), "class 'pedestrian' is gone"),
-        (changed(shapes=("box", "turned")), NEXT, "turned shapes are gone"),
-        (changed(frame_questions=(WEATHER,)), NEXT, "'weather' is gone"),
-        (changed(tracks=True), NEXT, "tracks are gone"),
+        (SCHEMA, changed(classes=("car",)), "class 'pedestrian' is removed"),
+        (changed(shapes=("box", "turned")), NEXT, "turned shapes are removed"),
+        (changed(frame_questions=(WEATHER,)), NEXT, "'weather' is removed"),
+        (changed(tracks=True), NEXT, "tracks are removed"),
         (
             changed(box_questions=(WEATHER,)),
             changed(box_questions=(WEATHER.model_copy(update={"answers": ("clear",)}),)),
-            "lost the answer rain",
+            "lost rain",
         ),
     ],
 )
@@ -64,10 +65,10 @@ def test_labels_go_where_the_mapping_sends_them(sample: Sample, target: str, lef
 
 
 def test_labels_without_a_place_are_counted_in_the_refusal(sample: Sample) -> None:
-    with pytest.raises(ParameterError, match=r"no place for car \(6 labels\)"):
+    with pytest.raises(ParameterError, match=r"no target class for car \(6 labels\)"):
         migrate(sample.store, sample.ref, changed(classes=("pedestrian",)))
 
 
 def test_only_a_later_version_is_a_migration(sample: Sample) -> None:
-    with pytest.raises(ParameterError, match="no later version"):
+    with pytest.raises(ParameterError, match="is not newer than"):
         migrate(sample.store, sample.ref, SCHEMA)

@@ -18,10 +18,10 @@ OPEN = BatchStatus(
     done=1,
     skipped=1,
     annotators=(Annotator(id="ada", frames=1, boxes=2, minutes=0.5),),
-    to_mend=(MEND,) * 7,
+    invalid=(MEND,) * 7,
     drafts=2,
 )
-DONE = replace(OPEN, batch=f"batch/{'b' * 64}", done=4, to_mend=(), drafts=0)
+DONE = replace(OPEN, batch=f"batch/{'b' * 64}", done=4, invalid=(), drafts=0)
 
 
 def text(widget: LabelingStatus) -> str:

@@ -77,7 +77,6 @@ def send(
     A batch, as pipelines make it, already has its options. Deleted tasks are sent again.
     """
     from workbench import labeling
-    from workbench.labeling.labeling_rules import load_labeling_rules
     from workbench.records.types import Selection
 
     workspace = find_workspace()
@@ -85,7 +84,7 @@ def send(
     batch = resolve_ref(workspace, reference, ("selection", "batch"))
     if kind_of(batch) == Selection.KIND:
         selection = store.get(batch, Selection)
-        rules = load_labeling_rules(rules_file) if rules_file else ()
+        rules = labeling.load_labeling_rules(rules_file) if rules_file else ()
         model, predictions = _preannotations(workspace, selection) if boxes else (None, [])
         batch = labeling.make_batch(
             store,
@@ -94,7 +93,7 @@ def send(
             model,
             predictions,
             overlap=overlap,
-            care=labeling.LabelingOptions(rules, gold),
+            options=labeling.LabelingOptions(rules, gold),
         )
     elif overlap or rules_file or gold or boxes:
         raise ParameterError(
@@ -178,7 +177,7 @@ def _status_as_json(state: BatchStatus) -> Json:
         "skipped": state.skipped,
         "complete": state.complete,
         "annotators": [annotator.model_dump() for annotator in state.annotators],
-        "to_mend": [asdict(answer) for answer in state.to_mend],
+        "to_mend": [asdict(answer) for answer in state.invalid],
         "drafts": state.drafts,
         "comments": state.comments,
         "deleted": list(state.deleted),
@@ -204,7 +203,7 @@ def _status_text(state: BatchStatus) -> str:
         unsent = counted(state.unsent, "frame")
         lines.append(f"  {unsent} not sent yet; `workbench label send` sends them")
     lines += [
-        f"  to fix, {answer.annotator}: {answer.why} ({answer.url})" for answer in state.to_mend
+        f"  to fix, {answer.annotator}: {answer.why} ({answer.url})" for answer in state.invalid
     ]
     return "\n".join(lines)
 

@@ -1,17 +1,22 @@
-"""Labelers' answers, read from Label Studio's export, as labels with their origin."""
+"""Labelers' answers, read from Label Studio's export, as labels with their origin.
+
+An *answer* is what one labeler submitted for one frame: boxes, no boxes, or a skip. If a labeler
+answered a frame more than once, the latest answer counts. Drafts and predictions are not answers.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from workbench.core import digest
+from workbench.core.types import Json
 from workbench.detection import boxes
-from workbench.labeling.regions import DrawnObject, InvalidRegion, read_result, turned_corners
+from workbench.labeling.regions import DrawnObject, InvalidRegion, parse_result, rotated_corners
 from workbench.records.base import Digest, FrozenModel, Ref
 from workbench.records.frames import (
     Frame,
@@ -20,20 +25,28 @@ from workbench.records.frames import (
     LabelSchema,
     Origin,
     Point,
-    RotatedBox,
     optional_field,
 )
 from workbench.records.types import Annotator, LabelBatch, Prediction
 
+__all__ = ["AnswerRow"]
+
 REPLAY_DOMAIN = "replay.workbench.invalid"
-"""Nobody can own an address below ``.invalid`` (RFC 2606): who has one is a replay."""
+"""E-mail domain of replay users. Domains below ``.invalid`` are never registered (RFC 2606)."""
+
+_SAME_POSITION_PX = 1e-3
+
+_PredictionsById = Mapping[str, Prediction]
+"""Predictions of one frame by `region_id`."""
 
 
 class AnswerRow(FrozenModel):
-    """One labeler's answer to one frame, as kept in a label set's ``answers.jsonl``.
+    """One labeler's answer to one frame: a row of a label set's ``answers.jsonl``.
 
-    ``removed`` counts the boxes to start from that the labeler deleted; ``choices`` answer the
-    schema's questions about the frame.
+    Attributes:
+        boxes: Number of submitted boxes.
+        removed: Number of predictions that the labeler deleted.
+        choices: Answers to the schema's questions about the frame.
     """
 
     frame: Digest
@@ -47,10 +60,13 @@ class AnswerRow(FrozenModel):
 
 
 class AnnotationRow(FrozenModel):
-    """One annotation as the server kept it, in a label set's ``annotations.jsonl``.
+    """One annotation from the server: a row of a label set's ``annotations.jsonl``.
 
-    ``result`` is the server's JSON as text. ``counts`` is False where the same labeler answered
-    the frame again later. What differs from one replay to the next is left out of a replay's.
+    Ids and times of replays are left out, so that equal replays make equal records.
+
+    Attributes:
+        counts: False if the same labeler answered the frame again later.
+        result: The server's JSON as text.
     """
 
     frame: Digest
@@ -66,15 +82,22 @@ class AnnotationRow(FrozenModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """``minutes`` is what the server measured, None for a replay; ``at`` is its UTC time."""
+    """One labeler's answer to one frame.
+
+    Attributes:
+        task: Id of Label Studio's task.
+        annotation: Id of Label Studio's annotation.
+        minutes: Working time measured by the server; None for replays.
+        at: Server time of the last change (UTC, ISO 8601); None for replays.
+    """
 
     frame: Digest
     annotator: str
     task: int
-    order: int
+    annotation: int
     skipped: bool
-    drawn: tuple[DrawnObject, ...]
-    refused: tuple[InvalidRegion, ...]
+    objects: tuple[DrawnObject, ...]
+    invalid: tuple[InvalidRegion, ...]
     minutes: float | None
     at: str | None
     choices: Mapping[str, str] = field(default_factory=dict)
@@ -82,57 +105,63 @@ class Answer:
 
 
 def is_replay(annotator: str) -> bool:
+    """Whether an annotator is a replay user."""
     return annotator.endswith(f"@{REPLAY_DOMAIN}")
 
 
 def region_id(prediction: Prediction) -> str:
-    """The name under which a prediction is sent, so that what became of it can be told."""
+    """Id of the region a prediction is sent as, made from its content."""
     box = prediction.box
-    # Ten thousand names a send: canonical JSON would take longer than reading the batch.
-    numbers = f"{box.x!r} {box.y!r} {box.w!r} {box.h!r} {prediction.score!r}"
+    # Computed for each prediction of a batch: canonical JSON would be much slower.
+    content = f"{box.x!r} {box.y!r} {box.w!r} {box.h!r} {prediction.score!r}"
     if prediction.turned is not None:
-        numbers += f" {prediction.turned.model_dump_json()}"
+        content += f" {prediction.turned.model_dump_json()}"
     if prediction.polygon is not None:
-        numbers += f" {prediction.polygon!r}"
-    return digest.of_bytes(f"{prediction.frame} {prediction.cls} {numbers}".encode())[:10]
+        content += f" {prediction.polygon!r}"
+    return digest.of_bytes(f"{prediction.frame} {prediction.cls} {content}".encode())[:10]
 
 
 def labelers_needed(batch: LabelBatch) -> dict[Digest, int]:
-    """How many labelers each frame of a batch needs.
+    """Number of labelers that each frame of a batch needs.
 
-    Two for a share of ``overlap``, else one, and more where the batch's ``needs`` say so. Which
-    frames are doubled follows from their digests, so it repeats and favours none.
+    One, two for a share of ``overlap`` (chosen by the frames' digests), and more where the batch's
+    ``needs`` say so.
     """
-    doubled = sorted(batch.frames, key=lambda frame: digest.of_bytes(frame.encode()))
-    twice = set(doubled[: round(batch.overlap * len(doubled))])
-    needed = {frame: 2 if frame in twice else 1 for frame in batch.frames}
+    by_digest = sorted(batch.frames, key=lambda frame: digest.of_bytes(frame.encode()))
+    doubled = set(by_digest[: round(batch.overlap * len(by_digest))])
+    needed = {frame: 2 if frame in doubled else 1 for frame in batch.frames}
     for need in batch.needs:
         needed[need.frame] = max(needed[need.frame], need.labelers)
     return needed
 
 
-def read_task_answers(
-    annotations: Sequence[Mapping[str, Any]],
+def parse_answers(
+    annotations: Sequence[Json],
     task: int,
     frame: Frame,
     schema: LabelSchema,
-    people: Mapping[int, str],
+    users: Mapping[int, str],
 ) -> tuple[list[Answer], list[AnnotationRow]]:
-    """Every labeler's latest answer to one frame in order of their names, and all annotations.
+    """Parse the annotations of one frame.
 
     Args:
-        annotations: Those of the frame's task, as exported.
-        people: E-mail addresses by Label Studio's user ids.
+        annotations: As exported.
+        task: Id of the frame's task.
+        schema: Label schema that the batch was sent with.
+        users: E-mail addresses by Label Studio's user ids.
+
+    Returns:
+        Every labeler's latest answer ordered by labeler, and rows for all annotations.
     """
     latest: dict[str, Answer] = {}
     for annotation in annotations:
-        answer = _read_answer(annotation, task, frame, schema, people)
-        known = latest.get(answer.annotator)
-        if known is None or (answer.at or "", answer.order) > (known.at or "", known.order):
+        answer = _parse_answer(annotation, task, frame, schema, users)
+        previous = latest.get(answer.annotator)
+        order = (answer.at or "", answer.annotation)
+        if previous is None or order > (previous.at or "", previous.annotation):
             latest[answer.annotator] = answer
-    counting = {answer.order for answer in latest.values()}
-    rows = [_annotation_row(one, frame, people, int(one["id"]) in counting) for one in annotations]
-    # A replay's time is the machine's, and would make equal replays unequal records.
+    counting = {answer.annotation for answer in latest.values()}
+    rows = [_annotation_row(one, frame, users, int(one["id"]) in counting) for one in annotations]
     answers = [
         replace(answer, at=None) if is_replay(answer.annotator) else answer
         for _, answer in sorted(latest.items())
@@ -140,108 +169,97 @@ def read_task_answers(
     return answers, sorted(rows, key=lambda row: (row.annotator, row.annotation or 0, row.result))
 
 
+def _parse_answer(
+    annotation: Json, task: int, frame: Frame, schema: LabelSchema, users: Mapping[int, str]
+) -> Answer:
+    annotator = _annotator_of(annotation, users)
+    skipped = bool(annotation.get("was_cancelled"))
+    result = [] if skipped else annotation.get("result") or []
+    parsed = parse_result(result, frame.width, frame.height, schema)
+    return Answer(
+        frame=frame.id,
+        annotator=annotator,
+        task=task,
+        annotation=int(annotation["id"]),
+        skipped=skipped,
+        objects=parsed.objects,
+        invalid=parsed.invalid,
+        minutes=_minutes_of(annotation, annotator),
+        at=annotation.get("updated_at") or annotation.get("created_at"),
+        choices=parsed.choices,
+        comment=parsed.comment,
+    )
+
+
+def _annotation_row(
+    annotation: Json, frame: Frame, users: Mapping[int, str], counts: bool
+) -> AnnotationRow:
+    annotator = _annotator_of(annotation, users)
+    replayed = is_replay(annotator)
+    return AnnotationRow(
+        frame=frame.id,
+        annotator=annotator,
+        annotation=None if replayed else int(annotation["id"]),
+        skipped=bool(annotation.get("was_cancelled")),
+        counts=counts,
+        minutes=_minutes_of(annotation, annotator),
+        created_at=None if replayed else annotation.get("created_at"),
+        updated_at=None if replayed else annotation.get("updated_at"),
+        result=json.dumps(annotation.get("result") or [], sort_keys=True),
+    )
+
+
+def _annotator_of(annotation: Json, users: Mapping[int, str]) -> str:
+    author = annotation.get("completed_by")
+    user = author["id"] if isinstance(author, Mapping) else author
+    return users.get(int(user or 0), f"user {user}")
+
+
+def _minutes_of(annotation: Json, annotator: str) -> float | None:
+    seconds = None if is_replay(annotator) else annotation.get("lead_time")
+    return None if seconds is None else float(seconds) / 60
+
+
 class AnnotatorTally:
-    """Who answered how much, counted while answers pass by."""
+    """Number of frames, boxes and minutes of each annotator."""
 
     def __init__(self) -> None:
         self._work: dict[str, tuple[int, int, float | None]] = {}
 
     def add(self, answer: AnswerRow) -> None:
-        frames, boxes, minutes = self._work.get(answer.annotator, (0, 0, None))
+        frames, count, minutes = self._work.get(answer.annotator, (0, 0, None))
         if answer.minutes is not None:
             minutes = (minutes or 0.0) + answer.minutes
-        self._work[answer.annotator] = (frames + 1, boxes + answer.boxes, minutes)
+        self._work[answer.annotator] = (frames + 1, count + answer.boxes, minutes)
 
     def annotators(self) -> tuple[Annotator, ...]:
-        """By name."""
+        """The totals, ordered by annotator."""
         return tuple(
             Annotator(
-                id=person,
+                id=annotator,
                 frames=frames,
-                boxes=boxes,
+                boxes=count,
                 minutes=None if minutes is None else round(minutes, 3),
-                simulated=is_replay(person),
+                simulated=is_replay(annotator),
             )
-            for person, (frames, boxes, minutes) in sorted(self._work.items())
+            for annotator, (frames, count, minutes) in sorted(self._work.items())
         )
 
 
-def _annotator_of(annotation: Mapping[str, Any], people: Mapping[int, str]) -> str:
-    author = annotation.get("completed_by")
-    number = author["id"] if isinstance(author, Mapping) else author
-    return people.get(int(number or 0), f"user {number}")
+def answer_row(answer: Answer, predictions: _PredictionsById) -> AnswerRow:
+    """An answer as a row of ``answers.jsonl``.
 
-
-def _minutes_of(annotation: Mapping[str, Any], person: str) -> float | None:
-    seconds = None if is_replay(person) else annotation.get("lead_time")
-    return None if seconds is None else float(seconds) / 60
-
-
-def _read_answer(
-    annotation: Mapping[str, Any],
-    task: int,
-    frame: Frame,
-    schema: LabelSchema,
-    people: Mapping[int, str],
-) -> Answer:
-    person = _annotator_of(annotation, people)
-    skipped = bool(annotation.get("was_cancelled"))
-    result = [] if skipped else annotation.get("result") or []
-    read = read_result(result, frame.width, frame.height, schema)
-    return Answer(
-        frame=frame.id,
-        annotator=person,
-        task=task,
-        order=int(annotation["id"]),
-        skipped=skipped,
-        drawn=read.drawn,
-        refused=read.refused,
-        minutes=_minutes_of(annotation, person),
-        at=annotation.get("updated_at") or annotation.get("created_at"),
-        choices=read.choices,
-        comment=read.comment,
-    )
-
-
-def _annotation_row(
-    annotation: Mapping[str, Any], frame: Frame, people: Mapping[int, str], counts: bool
-) -> AnnotationRow:
-    person = _annotator_of(annotation, people)
-    timeless = is_replay(person)
-    return AnnotationRow(
-        frame=frame.id,
-        annotator=person,
-        annotation=None if timeless else int(annotation["id"]),
-        skipped=bool(annotation.get("was_cancelled")),
-        counts=counts,
-        minutes=_minutes_of(annotation, person),
-        created_at=None if timeless else annotation.get("created_at"),
-        updated_at=None if timeless else annotation.get("updated_at"),
-        result=json.dumps(annotation.get("result") or [], sort_keys=True),
-    )
-
-
-# ---- Where a labeler's boxes came from: their own hand, or a box they were shown, and what changed.
-
-
-PredictionsByName = Mapping[str, Prediction]
-"""Those sent for one frame, by `answers.region_id`."""
-
-EditKind = Literal["class", "position"]
-
-_SAME_POSITION_PX = 1e-3
-
-
-def answer_row(answer: Answer, predictions: PredictionsByName) -> AnswerRow:
-    """An answer as a label set keeps it."""
-    left = {_source_prediction(drawn, predictions) for drawn in answer.drawn}
+    Args:
+        predictions: Those sent for the frame, by `region_id`.
+    """
+    remaining = {_source_prediction(drawn, predictions) for drawn in answer.objects}
     return AnswerRow(
         frame=answer.frame,
         annotator=answer.annotator,
-        boxes=len(answer.drawn),
+        boxes=len(answer.objects),
         skipped=answer.skipped,
         minutes=answer.minutes,
-        removed=0 if answer.skipped else len(predictions.keys() - left),
+        removed=0 if answer.skipped else len(predictions.keys() - remaining),
         choices=dict(answer.choices),
         comment=answer.comment,
     )
@@ -249,26 +267,27 @@ def answer_row(answer: Answer, predictions: PredictionsByName) -> AnswerRow:
 
 def to_labels(
     answer: Answer,
-    predictions: PredictionsByName,
+    predictions: _PredictionsById,
     batch: Ref,
     start: Literal["model", "people"] = "model",
 ) -> tuple[Label, ...]:
-    """An answer's boxes as labels that say how they came to be.
+    """An answer's objects as labels with their origin.
 
-    A box whose class and position are still those of a prediction is ``human_accepted``, one that
-    began as a prediction ``human_edited`` (and ``edit`` says what changed), any other ``human``; a
-    replay's are ``replayed``.
+    An object with the class and position of a prediction is ``human_accepted``, a changed
+    prediction ``human_edited`` (``edit`` holds the changes), any other ``human``. Labels of replays
+    are ``replayed``.
 
     Args:
-        start: Whose boxes they are. What began as other people's, in an adjudication or a review,
-            is ``human`` throughout.
+        predictions: Those sent for the frame, by `region_id`.
+        start: Origin of the predictions. Changed labels of other people, as in an adjudication or
+            a review, are ``human``.
     """
-    began = predictions if start == "model" else {}
-    return tuple(_to_label(answer, drawn, began, batch) for drawn in answer.drawn)
+    sources = predictions if start == "model" else {}
+    return tuple(_to_label(answer, drawn, sources, batch) for drawn in answer.objects)
 
 
 def _to_label(
-    answer: Answer, drawn: DrawnObject, predictions: PredictionsByName, batch: Ref
+    answer: Answer, drawn: DrawnObject, predictions: _PredictionsById, batch: Ref
 ) -> Label:
     origin, edit = _origin_of(drawn, answer.annotator, predictions)
     return Label(
@@ -291,62 +310,60 @@ def _to_label(
 
 
 def _origin_of(
-    drawn: DrawnObject, annotator: str, predictions: PredictionsByName
+    drawn: DrawnObject, annotator: str, predictions: _PredictionsById
 ) -> tuple[Origin, LabelEdit | None]:
     if is_replay(annotator):
         return Origin.REPLAYED, None
-    began = _source_prediction(drawn, predictions)
-    if began is None:
+    source = _source_prediction(drawn, predictions)
+    if source is None:
         return Origin.HUMAN, None
-    started = predictions[began]
-    changed = _changes(drawn, started)
+    prediction = predictions[source]
+    changed = _changes(drawn, prediction)
     if not changed:
         return Origin.HUMAN_ACCEPTED, None
-    pair = np.array([drawn.box.xyxy, started.box.xyxy])
-    overlap = float(boxes.iou_matrix(pair[:1], pair[1:])[0, 0])
+    pair = np.array([drawn.box.xyxy, prediction.box.xyxy])
+    iou = float(boxes.iou_matrix(pair[:1], pair[1:])[0, 0])
     return Origin.HUMAN_EDITED, LabelEdit(
-        cls=started.cls,
-        box=started.box,
-        score=started.score,
-        iou=round(overlap, 6),
+        cls=prediction.cls,
+        box=prediction.box,
+        score=prediction.score,
+        iou=round(iou, 6),
         changed=changed,
     )
 
 
-def _source_prediction(drawn: DrawnObject, predictions: PredictionsByName) -> str | None:
-    """Name of the prediction that a box began as; None for a box of one's own."""
+def _source_prediction(drawn: DrawnObject, predictions: _PredictionsById) -> str | None:
+    """Id of the prediction that an object started as; None if drawn from scratch."""
     if drawn.region in predictions:
         return drawn.region
-    # Copying an annotation in the editor renames its regions; what lies exactly on a prediction
-    # was still not drawn by hand.
-    exact = (name for name, one in predictions.items() if not _changes(drawn, one))
-    return next(exact, None)
+    # Copying an annotation in the editor gives regions new ids; an exact copy of a prediction was
+    # still not drawn by hand.
+    return next((name for name, one in predictions.items() if not _changes(drawn, one)), None)
 
 
-def _changes(drawn: DrawnObject, started: Prediction) -> tuple[EditKind, ...]:
-    changed: list[EditKind] = []
-    if drawn.cls != started.cls:
-        changed.append("class")
-    if not (
-        _nearly_equal(drawn.box.xyxy, started.box.xyxy)
-        and _nearly_equal(_turned_coordinates(drawn.turned), _turned_coordinates(started.turned))
-        and _nearly_equal(
-            _polygon_coordinates(drawn.polygon), _polygon_coordinates(started.polygon)
-        )
-    ):
-        changed.append("position")
-    return tuple(changed)
+def _changes(
+    drawn: DrawnObject, prediction: Prediction
+) -> tuple[Literal["class", "position"], ...]:
+    changes: list[Literal["class", "position"]] = []
+    if drawn.cls != prediction.cls:
+        changes.append("class")
+    if not _same_position(_coordinates(drawn), _coordinates(prediction)):
+        changes.append("position")
+    return tuple(changes)
 
 
-def _nearly_equal(first: Sequence[float], second: Sequence[float]) -> bool:
-    return len(first) == len(second) and all(
-        abs(one - other) <= _SAME_POSITION_PX for one, other in zip(first, second, strict=True)
+def _coordinates(shape: DrawnObject | Prediction) -> tuple[list[float], ...]:
+    corners = () if shape.turned is None else rotated_corners(shape.turned)
+    outlines: tuple[Sequence[Point], ...] = (corners, shape.polygon or ())
+    return (
+        list(shape.box.xyxy),
+        *([axis for point in line for axis in point] for line in outlines),
     )
 
 
-def _turned_coordinates(turned: RotatedBox | None) -> Sequence[float]:
-    return () if turned is None else [axis for point in turned_corners(turned) for axis in point]
-
-
-def _polygon_coordinates(polygon: Sequence[Point] | None) -> Sequence[float]:
-    return [axis for point in polygon or () for axis in point]
+def _same_position(first: tuple[list[float], ...], second: tuple[list[float], ...]) -> bool:
+    return all(
+        len(ours) == len(theirs)
+        and all(abs(a - b) <= _SAME_POSITION_PX for a, b in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(first, second, strict=True)
+    )

@@ -1,225 +1,123 @@
-"""One Label Studio account: the SDK client (the only place that imports label_studio_sdk), retries, sign-up."""
+"""HTTP client of a Label Studio server: authentication, retries and error messages.
+
+The only module that imports label_studio_sdk. Proxies and certificates come from the environment
+(``HTTPS_PROXY``, ``NO_PROXY``, ``SSL_CERT_FILE``); loopback servers are always called directly.
+
+Reads are retried when the server is busy or unavailable. Writes are retried only when the server
+cannot have processed them: a task or annotation sent twice would exist twice. After a failed write
+the caller reads back what the server holds, see `may_have_landed`.
+"""
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import requests
+import httpx
+import tenacity
 
 from workbench.core.errors import ServiceError
 
+__all__: list[str] = []
+
 T = TypeVar("T")
-CallKind = Literal["read", "write"]
-
-_RETRY_WAITS_S = (0.5, 1.0, 2.0)
-_BUSY_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-_MAX_WAIT_S = 60.0
-_BUSY_STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-def call_with_retries(
-    url: str, kind: CallKind, call: Callable[[], T], errors: tuple[type[Exception], ...]
-) -> T:
-    """The answer to ``call``, made again after a growing pause where that is safe.
-
-    Args:
-        errors: What the transport raises.
-
-    Raises:
-        ServiceError: It failed for good; the cause is the transport's own error.
-    """
-    from pydantic import ValidationError
-
-    tries = 0
-    while True:
-        try:
-            return call()
-        except errors as error:
-            wait = _retry_wait_s(error, kind, tries)
-            if wait is None:
-                raise _service_error(url, error) from error
-            time.sleep(wait)
-            tries += 1
-        except (ValidationError, ValueError) as error:
-            # A proxy's page, or a server of another make: nothing that the SDK can read.
-            raise ServiceError(
-                "what answers is no Label Studio, or one of an unknown version",
-                where=url,
-                hint="Open the address in a browser; LABEL_STUDIO_URL may be wrong",
-            ) from error
-
-
-def http_status(error: BaseException | None) -> int:
-    """HTTP status of a failed call; 0 when there was no answer."""
-    direct = getattr(error, "status_code", None)
-    answer = getattr(error, "response", None)
-    return int(direct or getattr(answer, "status_code", None) or 0)
-
-
-def may_have_landed(error: ServiceError) -> bool:
-    """Whether a failed write may be, or may yet come to be, on the server."""
-    import httpx
-
-    cause = error.__cause__
-    if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
-        return False
-    return not HTTPStatus.BAD_REQUEST <= http_status(cause) < HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def server_answered(error: ServiceError) -> bool:
-    """Whether the server itself answered, so that it is no longer at work on the call."""
-    return http_status(error.__cause__) not in (
-        0,
-        HTTPStatus.BAD_GATEWAY,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    )
-
-
-def was_rejected(error: ServiceError) -> bool:
-    status = http_status(error.__cause__)
-    return HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def _service_error(url: str, error: Exception) -> ServiceError:
-    """The transport's error in words, with what to do next."""
-    status = http_status(error)
-    if not status:
-        return ServiceError(
-            f"Label Studio does not answer: {type(error).__name__}",
-            where=url,
-            hint="Start it with `workbench up`, or look at LABEL_STUDIO_URL",
-        )
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return ServiceError(
-            f"Label Studio refuses the token ({status})",
-            where=url,
-            hint="`workbench status` says where it lies; LABEL_STUDIO_TOKEN overrides it",
-        )
-    return ServiceError(
-        f"Label Studio answered {status}: {_error_message(error)}",
-        where=url,
-        hint="`workbench status` says where the server's log lies" if status >= 500 else None,
-    )
-
-
-def _retry_wait_s(error: Exception, kind: CallKind, tries: int) -> float | None:
-    """Seconds before another try; None when there is to be none."""
-    import httpx
-
-    status = http_status(error)
-    if status in _BUSY_STATUSES:
-        if tries >= len(_BUSY_WAITS_S):
-            return None
-        return _retry_after_s(error) or _BUSY_WAITS_S[tries] * random.uniform(0.75, 1.25)  # noqa: S311
-    unheard = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-    harmless = unheard or (kind == "read" and (status == 0 or status >= 500))
-    return _RETRY_WAITS_S[tries] if harmless and tries < len(_RETRY_WAITS_S) else None
-
-
-def _retry_after_s(error: Exception) -> float | None:
-    """What the server's Retry-After asks for, in seconds."""
-    answer = getattr(error, "response", None)
-    headers = getattr(answer, "headers", None) or getattr(error, "headers", None) or {}
-    asked = {str(key).lower(): value for key, value in headers.items()}.get("retry-after", "")
-    return min(float(asked), _MAX_WAIT_S) if str(asked).isdigit() else None
-
-
-def _error_message(error: Exception) -> str:
-    """What the server said, without the tracebacks and request ids it wraps that in."""
-    body = _response_body(error)
-    if isinstance(body, dict):
-        parts: Iterable[Any] = (body.get("validation_errors"), body.get("detail"))
-        said = next((part for part in parts if part), body)
-        return str(said)[:300]
-    return str(body)[:300]
-
-
-def _response_body(error: Exception) -> Any:
-    answer = getattr(error, "response", None)
-    if answer is None:
-        return getattr(error, "body", None)
-    try:
-        return answer.json()
-    except ValueError:
-        return answer.text
-
-
-# ---- The one place that imports Label Studio's SDK: calls to one server as one of its users.
-#
-# Proxies and certificates are taken from the environment as usual (``HTTPS_PROXY``, ``NO_PROXY``,
-# ``SSL_CERT_FILE``); servers on this machine are always spoken to directly. `attempts` says which
-# calls are made again when they fail.
-
 
 TIMEOUT_S = 60.0
 BULK_TIMEOUT_S = 600.0
 
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_SIGN_UP_TIMEOUT_S = 30.0
+_RETRIES = 3
+_BUSY_RETRIES = 5
+_FIRST_WAIT_S = 0.5
+_MAX_RETRY_AFTER_S = 60.0
+_BUSY_STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_LOOPBACK: dict[str, httpx.BaseTransport | None] = {
+    f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")
+}
 
 
 class ApiClient:
-    """``sdk`` is the SDK's client, whose calls go through `read` or `write`."""
+    """One user's connection to one server.
+
+    Attributes:
+        sdk: The SDK's client. Its methods are called inside `read` or `write`.
+    """
 
     def __init__(self, url: str, token: str, timeout_s: float = TIMEOUT_S) -> None:
-        import httpx
-        from label_studio_sdk import LabelStudio as Client
+        from label_studio_sdk import LabelStudio as SdkClient
 
         self.url = url.rstrip("/")
-        direct: dict[str, httpx.BaseTransport | None] = {
-            f"all://{host}": None for host in _LOOPBACK_HOSTS
-        }
-        self._wire = httpx.Client(timeout=timeout_s, follow_redirects=True, mounts=direct)
-        # Untyped: the SDK's generated types do not describe what the community edition answers.
-        client: Any = Client
-        self.sdk: Any = call_with_retries(
-            self.url,
-            "read",
-            lambda: client(base_url=self.url, api_key=token, httpx_client=self._wire),
-            _transport_errors(),
+        self._http = httpx.Client(timeout=timeout_s, follow_redirects=True, mounts=_LOOPBACK)
+        # Untyped: the SDK's generated types do not match the answers of the community edition.
+        sdk_client: Any = SdkClient
+        self.sdk: Any = None
+        self.sdk = self.read(
+            lambda: sdk_client(base_url=self.url, api_key=token, httpx_client=self._http)
         )
 
     def read(self, call: Callable[[], T]) -> T:
-        """The answer to a call that changes nothing."""
+        """Result of a call that changes nothing on the server; retried on any temporary failure.
+
+        Raises:
+            ServiceError: The call failed; ``__cause__`` is the HTTP client's or the SDK's error.
+        """
         return self._call("read", call)
 
     def write(self, call: Callable[[], T]) -> T:
-        """The answer to a call that must not be made twice."""
+        """Result of a call that must not take effect twice; retried only if it was never processed.
+
+        Raises:
+            ServiceError: The call failed; ``__cause__`` is the HTTP client's or the SDK's error.
+        """
         return self._call("write", call)
 
-    def http(self, method: str, path: str, **options: Any) -> Any:
-        """A bare call, where the SDK would take longer to encode than the server to answer."""
-        headers = {**self._headers(), **options.pop("headers", {})}
-        answer = self._wire.request(method, f"{self.url}{path}", headers=headers, **options)
-        return answer.raise_for_status()
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One HTTP request, for calls that the SDK lacks or encodes slowly.
 
-    def download(self, path: str, query: dict[str, str], to: Path) -> None:
-        """Keep an answer in a file; it is never whole in memory."""
+        Args:
+            options: Keyword arguments of `httpx.Client.request`.
+        """
+        headers = {**self._headers(), **options.pop("headers", {})}
+        response = self._http.request(method, f"{self.url}{path}", headers=headers, **options)
+        return response.raise_for_status()
+
+    def download(self, path: str, query: dict[str, str], target: Path) -> None:
+        """Stream a response into a file."""
         options: dict[str, Any] = {"headers": self._headers(), "timeout": BULK_TIMEOUT_S}
-        with self._wire.stream("GET", f"{self.url}{path}", params=query, **options) as answer:
-            answer.raise_for_status()
-            with to.open("wb") as file:
-                for piece in answer.iter_bytes():
-                    file.write(piece)
+        with self._http.stream("GET", f"{self.url}{path}", params=query, **options) as response:
+            response.raise_for_status()
+            with target.open("wb") as file:
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
 
     def _headers(self) -> dict[str, str]:
         return dict(self.sdk._client_wrapper.get_headers())
 
-    def _call(self, kind: CallKind, call: Callable[[], T]) -> T:
-        try:
-            return call_with_retries(self.url, kind, call, _transport_errors())
-        except ServiceError as error:
-            if not self._renew(error):
-                raise
-        return call_with_retries(self.url, kind, call, _transport_errors())
+    def _call(self, kind: Literal["read", "write"], call: Callable[[], T]) -> T:
+        from label_studio_sdk.core.api_error import ApiError
 
-    def _renew(self, error: ServiceError) -> bool:
-        """Drop an access token that the server no longer takes; whether there was one to drop."""
-        if http_status(error.__cause__) != HTTPStatus.UNAUTHORIZED:
+        retrying = tenacity.Retrying(retry=_should_retry(kind), wait=_wait_s, reraise=True)
+        try:
+            try:
+                return retrying(call)
+            except (httpx.HTTPError, ApiError) as error:
+                if not self._drop_expired_token(error):
+                    raise
+                return retrying(call)
+        except (httpx.HTTPError, ApiError) as error:
+            raise _service_error(self.url, error) from error
+        except ValueError as error:  # also pydantic's ValidationError: a proxy's page, for example
+            raise ServiceError(
+                "the response is not from Label Studio, or from an unsupported version",
+                where=self.url,
+                hint="Open the address in a browser; LABEL_STUDIO_URL may be wrong",
+            ) from error
+
+    def _drop_expired_token(self, error: Exception) -> bool:
+        """Forget an access token that the server rejects; the SDK then requests a new one."""
+        if self.sdk is None or http_status(error) != HTTPStatus.UNAUTHORIZED:
             return False
         tokens = self.sdk._client_wrapper._tokens_client
         had_one = tokens._access_token is not None
@@ -227,92 +125,156 @@ class ApiClient:
         return had_one
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
-    import httpx
-    from label_studio_sdk.core.api_error import ApiError
-
-    return (httpx.HTTPError, ApiError)
-
-
-# ---- Accounts of Label Studio users, made and opened as a person would in a browser.
-#
-# The community edition has no call that makes a user; there is an invitation link, a sign-up form
-# behind it, and a personal access token that the new user asks for.
+def http_status(error: BaseException | None) -> int:
+    """HTTP status of a failed call; 0 if there was no response."""
+    direct = getattr(error, "status_code", None)
+    response = getattr(error, "response", None)
+    return int(direct or getattr(response, "status_code", None) or 0)
 
 
-_BROWSER_TIMEOUT_S = 30.0
+def may_have_landed(error: ServiceError) -> bool:
+    """Whether a failed write may have been processed, or may still be."""
+    never_sent = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+    return not never_sent and not was_rejected(error)
 
 
-def personal_token(url: str, email: str, password: str, *, invitation: str | None = None) -> str:
-    """A personal access token of a user, who is signed up first where needed.
-
-    Args:
-        url: The server.
-        invitation: Path of an invitation link (``/user/signup/?token=…``), for users who may not
-            exist yet.
-
-    Raises:
-        ServiceError: The server is away, or refuses the user.
-    """
-    try:
-        with requests.Session() as browser:
-            known = _log_in(browser, url, email, password) or (
-                invitation is not None and _sign_up(browser, url, invitation, email, password)
-            )
-            if not known:
-                raise ServiceError(
-                    f"Label Studio refuses the user {email}",
-                    where=url,
-                    hint="Their password is not the one kept under secrets; an administrator of the"
-                    " server can delete that user, who is then made anew",
-                )
-            return _new_token(browser, url)
-    except requests.RequestException as error:
-        raise ServiceError(
-            "Label Studio did not answer", where=url, hint="Start it with `workbench up`"
-        ) from error
+def server_answered(error: ServiceError) -> bool:
+    """Whether the server itself responded, so that it no longer processes the call."""
+    unanswered = (0, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
+    return http_status(error.__cause__) not in unanswered
 
 
-def _log_in(browser: requests.Session, url: str, email: str, password: str) -> bool:
-    answer = _submit_form(browser, f"{url}/user/login/", {"email": email, "password": password})
-    # A wrong password shows the form again, with 200; a right one goes on to the start page.
-    return answer.status_code == HTTPStatus.FOUND
+def was_rejected(error: ServiceError) -> bool:
+    """Whether the server rejected the call (4xx)."""
+    status = http_status(error.__cause__)
+    return HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _sign_up(
-    browser: requests.Session, url: str, invitation: str, email: str, password: str
-) -> bool:
-    answer = _submit_form(browser, f"{url}{invitation}", {"email": email, "password": password})
-    return answer.status_code == HTTPStatus.FOUND
+def _should_retry(
+    kind: Literal["read", "write"],
+) -> Callable[[tenacity.RetryCallState], bool]:
+    def decide(state: tenacity.RetryCallState) -> bool:
+        error = _error_of(state)
+        status = http_status(error)
+        if status in _BUSY_STATUSES:
+            return state.attempt_number <= _BUSY_RETRIES
+        never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        no_response = isinstance(error, httpx.HTTPError) and status == 0
+        temporary = no_response or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        safe = never_sent or (kind == "read" and temporary)
+        return safe and state.attempt_number <= _RETRIES
+
+    return decide
 
 
-def _submit_form(
-    browser: requests.Session, address: str, form: dict[str, str]
-) -> requests.Response:
-    browser.get(address, timeout=_BROWSER_TIMEOUT_S).raise_for_status()
-    guard = {"csrfmiddlewaretoken": browser.cookies.get("csrftoken") or ""}
-    return browser.post(
-        address,
-        data={**form, **guard},
-        headers={"Referer": address},
-        timeout=_BROWSER_TIMEOUT_S,
-        allow_redirects=False,
+def _wait_s(state: tenacity.RetryCallState) -> float:
+    requested = _retry_after_s(_error_of(state))
+    growing = tenacity.wait_exponential_jitter(initial=_FIRST_WAIT_S, jitter=_FIRST_WAIT_S / 2)
+    return requested or growing(state)
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+def _retry_after_s(error: BaseException | None) -> float | None:
+    """The response's Retry-After header, in seconds."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", None) or getattr(error, "headers", None) or {}
+    value = {str(key).lower(): value for key, value in headers.items()}.get("retry-after", "")
+    return min(float(value), _MAX_RETRY_AFTER_S) if str(value).isdigit() else None
+
+
+def _service_error(url: str, error: Exception) -> ServiceError:
+    status = http_status(error)
+    if not status:
+        return ServiceError(
+            f"Label Studio does not respond: {type(error).__name__}",
+            where=url,
+            hint="Start it with `workbench up`, or check LABEL_STUDIO_URL",
+        )
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return ServiceError(
+            f"Label Studio rejects the token ({status})",
+            where=url,
+            hint="`workbench status` shows the token's file; LABEL_STUDIO_TOKEN overrides it",
+        )
+    return ServiceError(
+        f"Label Studio answered {status}: {_error_message(error)}",
+        where=url,
+        hint="`workbench status` shows the server's log file" if status >= 500 else None,
     )
 
 
-def _new_token(browser: requests.Session, url: str) -> str:
-    answer = _api_call(browser, "POST", f"{url}/api/token/")
-    if answer.status_code == HTTPStatus.CONFLICT:
-        # One token a user, shown in full only once: the lost one gives way to a new one.
-        for old in _api_call(browser, "GET", f"{url}/api/token/").json():
-            _api_call(browser, "POST", f"{url}/api/token/blacklist/", {"refresh": old["token"]})
-        answer = _api_call(browser, "POST", f"{url}/api/token/")
-    answer.raise_for_status()
-    return str(answer.json()["token"])
+def _error_message(error: Exception) -> str:
+    """The server's message without the traceback and request id around it."""
+    response = getattr(error, "response", None)
+    if response is None:
+        body = getattr(error, "body", None)
+    else:
+        try:
+            body = response.json()
+        except ValueError:
+            body = response.text
+    if isinstance(body, dict):
+        body = body.get("validation_errors") or body.get("detail") or body
+    return str(body)[:300]
+
+
+def personal_token(url: str, email: str, password: str, *, invitation: str) -> str:
+    """Personal access token of a user, who is signed up if there is no such account.
+
+    The community edition has no API for creating users: this follows the invitation link and the
+    sign-up form as a browser does.
+
+    Args:
+        url: The server.
+        invitation: Path of an invitation link, ``/user/signup/?token=…``.
+
+    Raises:
+        ServiceError: The server is not reachable or rejects the user.
+    """
+    login = {"email": email, "password": password}
+    try:
+        with httpx.Client(base_url=url, timeout=_SIGN_UP_TIMEOUT_S, mounts=_LOOPBACK) as browser:
+            # Both forms redirect on success, and are shown again with status 200 on failure.
+            for form in ("/user/login/", invitation):
+                if _submit_form(browser, form, login).status_code == HTTPStatus.FOUND:
+                    return _new_token(browser)
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            "Label Studio does not respond", where=url, hint="Start it with `workbench up`"
+        ) from error
+    raise ServiceError(
+        f"Label Studio rejects the user {email}",
+        where=url,
+        hint="The password differs from the one stored under secrets; let an administrator of the"
+        " server delete that user, who is then created again",
+    )
+
+
+def _submit_form(browser: httpx.Client, path: str, form: dict[str, str]) -> httpx.Response:
+    browser.get(path).raise_for_status()
+    token = {"csrfmiddlewaretoken": browser.cookies.get("csrftoken") or ""}
+    referer = {"Referer": str(browser.base_url.join(path))}
+    return browser.post(path, data={**form, **token}, headers=referer)
+
+
+def _new_token(browser: httpx.Client) -> str:
+    response = _api_call(browser, "POST", "/api/token/")
+    if response.status_code == HTTPStatus.CONFLICT:
+        # A user has one token, shown in full only once: revoke the lost one.
+        for old in _api_call(browser, "GET", "/api/token/").json():
+            _api_call(browser, "POST", "/api/token/blacklist/", {"refresh": old["token"]})
+        response = _api_call(browser, "POST", "/api/token/")
+    return str(response.raise_for_status().json()["token"])
 
 
 def _api_call(
-    browser: requests.Session, method: str, address: str, body: dict[str, str] | None = None
-) -> requests.Response:
-    guard = {"Referer": address, "X-CSRFToken": browser.cookies.get("csrftoken") or ""}
-    return browser.request(method, address, json=body, headers=guard, timeout=_BROWSER_TIMEOUT_S)
+    browser: httpx.Client, method: str, path: str, body: dict[str, str] | None = None
+) -> httpx.Response:
+    headers = {
+        "Referer": str(browser.base_url),
+        "X-CSRFToken": browser.cookies.get("csrftoken") or "",
+    }
+    return browser.request(method, path, json=body, headers=headers)

@@ -1,8 +1,13 @@
-"""Replay: simulated Label Studio users draw known labels with noise."""
+"""Replay: simulated Label Studio users submit known labels with noise.
+
+Stands in for labelers in a first run and in tests. Users, server and calls are real; the boxes are
+the known ones with seeded noise. The collected labels have origin ``replayed``, and their working
+time does not count.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,29 +15,36 @@ from numpy.typing import NDArray
 
 from workbench.core import credentials, digest
 from workbench.core.errors import ParameterError
+from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
-from workbench.labeling import regions as geometry
 from workbench.labeling.answers import REPLAY_DOMAIN, labelers_needed
 from workbench.labeling.collector import fetch_batch
-from workbench.labeling.regions import MIN_BOX_PX, DrawnObject, Region, to_regions
+from workbench.labeling.regions import (
+    MIN_BOX_PX,
+    DrawnObject,
+    Region,
+    crosses_itself,
+    enclosing_box,
+    rotated_corners,
+    to_regions,
+)
 from workbench.labeling.server import LabelStudio
 from workbench.records.base import Digest, Ref, digest_of
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label, LabelSchema, Point, RotatedBox
-from workbench.records.store import Store
 from workbench.records.types import LabelBatch
 
-ProgressCallback = Callable[[int, int], None]
+__all__ = ["ReplayNoise", "ReplayResult", "replay"]
 
 
 @dataclass(frozen=True)
 class ReplayNoise:
-    """How a replayed box differs from the known one: every edge is moved by a normal error.
+    """Normally distributed error of every edge of a box.
 
-    Its standard deviation is ``px`` pixels plus ``relative`` times the box's side in that
-    direction; boxes stay inside the image and at least a pixel wide and high. Of a turned box the
-    edges move across themselves, of a polygon the corners; where that would leave the image or
-    cross itself, it is drawn as it is known; upright, where that does too.
+    The standard deviation is ``px`` pixels plus ``relative`` times the box's side in that
+    direction. Boxes stay inside the image and at least one pixel wide and high. Of a rotated box
+    the edges move, of a polygon the corners. If that leaves the image or the polygon crosses
+    itself, the exact shape is used; if that does too, the upright box.
     """
 
     px: float = 0.5
@@ -44,7 +56,13 @@ class ReplayNoise:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """``drawn`` answers were given now, ``already`` had been; ``users`` gave them."""
+    """Result of `replay`.
+
+    Attributes:
+        drawn: Number of answers submitted now.
+        already: Number of answers that existed before.
+        users: E-mail addresses of the replay users.
+    """
 
     drawn: int
     already: int
@@ -53,7 +71,7 @@ class ReplayResult:
 
 
 def replay(
-    place: Workspace,
+    workspace: Workspace,
     server: LabelStudio,
     batch_ref: Ref,
     answers: Dataset,
@@ -61,49 +79,51 @@ def replay(
     seed: int,
     noise: ReplayNoise = ReplayNoise(),
     users: int = 2,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> ReplayResult:
-    """Let replay users answer every frame of a sent batch that still lacks answers.
+    """Let replay users answer every frame of a sent batch that still needs answers.
 
-    What a user draws on a frame follows from seed, frame and user alone, so neither order nor
-    interruptions change it, and repeating it draws nothing.
+    An answer depends only on seed, frame and user: it is the same in any order and after any
+    interruption.
 
     Args:
         server: As its administrator, who invites the users.
-        answers: A dataset with true labels for every frame of the batch.
+        answers: Dataset with ground-truth labels for every frame of the batch.
+        users: Number of replay users.
 
     Raises:
-        ParameterError: ``answers`` has no true labels, or lacks frames of the batch.
+        ParameterError: ``answers`` has no ground-truth labels, or lacks frames of the batch.
     """
-    store = Store(place)
-    batch = store.get(batch_ref, LabelBatch)
+    view = fetch_batch(workspace, server, batch_ref)
+    batch = view.contents.batch
     truth = _known_labels(batch, answers)
-    seen = fetch_batch(place, server, batch_ref)
-    by_frame: dict[Digest, set[str]] = {}
-    for given in seen.frames():
-        by_frame[given.held.frame] = {answer.annotator for answer in given.answers}
-    wanted = [
+    present = {
+        frame.cached.frame: {answer.annotator for answer in frame.answers}
+        for frame in view.frames()
+    }
+    needed = labelers_needed(batch)
+    missing = [
         (frame, user)
-        for frame, count in labelers_needed(batch).items()
-        for user in _missing_users(frame, count, users, by_frame.get(frame, set()))
+        for frame, count in needed.items()
+        for user in _missing_users(frame, count, users, present.get(frame, set()))
     ]
-    names = tuple(replay_email(user) for user in range(users))
-    if wanted:
-        accounts = _sign_in(place, server, sorted({user for _, user in wanted}))
-        tasks = server.frames(seen.project.id, digest_of(batch_ref))
-        for done, (frame, user) in enumerate(wanted, start=1):
+    if missing:
+        accounts = _sign_in(workspace, server, sorted({user for _, user in missing}))
+        tasks = server.task_by_frame(view.project.id, digest_of(batch_ref))
+        for done, (frame, user) in enumerate(missing, start=1):
             generator = _random_generator(seed, frame, user)
-            known = seen.contents.frame(frame)
-            result = draw_labels(truth[frame], known, noise, generator, batch.label_schema)
+            result = draw_labels(
+                truth[frame], view.contents.frame(frame), noise, generator, batch.label_schema
+            )
             accounts[user].annotate(tasks[frame], result)
             if progress:
-                progress(done, len(wanted))
-    total = sum(labelers_needed(batch).values())
-    return ReplayResult(len(wanted), total - len(wanted), names, str(noise))
+                progress(done, len(missing))
+    emails = tuple(replay_email(user) for user in range(users))
+    return ReplayResult(len(missing), sum(needed.values()) - len(missing), emails, str(noise))
 
 
 def replay_email(user: int) -> str:
-    """Address of the replay user with this number, counted from 0."""
+    """E-mail address of a replay user, numbered from 0."""
     return f"replay-{user + 1}@{REPLAY_DOMAIN}"
 
 
@@ -114,17 +134,16 @@ def draw_labels(
     generator: np.random.Generator,
     schema: LabelSchema,
 ) -> list[Region]:
-    """What is known of a frame with the stated noise, as regions.
+    """Labels of a frame with noise, as regions.
 
     Args:
-        schema: What can be drawn and said: turned boxes and polygons become upright ones where it
-            has no such shapes.
+        schema: Rotated boxes and polygons become upright boxes if it does not allow them.
     """
     questions = {question.name for question in schema.box_questions}
     regions: list[Region] = []
-    # In an order of their own, so that equal labels get equal noise however they were listed.
+    # Sorted, so that the noise of a label does not depend on the order of the labels.
     for number, label in enumerate(sorted(labels, key=lambda each: each.id)):
-        box, turned, polygon = _noisy_shape(label, frame, noise, generator, schema)
+        box, rotated, polygon = _noisy_shape(label, frame, noise, generator, schema)
         drawn = DrawnObject(
             region=f"replay-{number}",
             cls=label.cls,
@@ -132,10 +151,10 @@ def draw_labels(
             occluded=label.occluded,
             truncated=label.truncated,
             ignore=label.ignore,
-            turned=turned,
+            turned=rotated,
             polygon=polygon,
             track=label.track if schema.tracks else None,
-            attributes={key: said for key, said in label.attributes.items() if key in questions},
+            attributes={name: one for name, one in label.attributes.items() if name in questions},
         )
         regions += to_regions(drawn, frame.width, frame.height)
     return regions
@@ -153,32 +172,32 @@ def _noisy_shape(
         points = np.array(label.polygon)
         moved = points + generator.normal(size=points.shape) * spread
         for polygon in (tuple((float(x), float(y)) for x, y in moved), label.polygon):
-            if _inside_image(polygon, frame) and not geometry.crosses_itself(polygon):
-                return geometry.enclosing_box(polygon), None, polygon
+            if _inside_image(polygon, frame) and not crosses_itself(polygon):
+                return enclosing_box(polygon), None, polygon
     if label.turned is not None and "turned" in schema.shapes:
-        for turned in (_noisy_turned(label.turned, noise, generator), label.turned):
-            corners = geometry.turned_corners(turned)
+        for rotated in (_noisy_rotation(label.turned, noise, generator), label.turned):
+            corners = rotated_corners(rotated)
             if _inside_image(corners, frame):
-                return geometry.enclosing_box(corners), turned, None
+                return enclosing_box(corners), rotated, None
     return _noisy_box(label.box, frame, noise, generator), None, None
 
 
-def _noisy_turned(
-    turned: RotatedBox, noise: ReplayNoise, generator: np.random.Generator
+def _noisy_rotation(
+    rotated: RotatedBox, noise: ReplayNoise, generator: np.random.Generator
 ) -> RotatedBox:
-    """Its four edges moved across themselves; the angle stays."""
-    half = np.array([turned.w, turned.h]) / 2
+    """The box with its four edges moved; the angle stays."""
+    half = np.array([rotated.w, rotated.h]) / 2
     spread = noise.px + noise.relative * 2 * half
     low = -half + generator.normal(size=2) * spread
     high = np.maximum(half + generator.normal(size=2) * spread, low + MIN_BOX_PX)
     (x, y), (w, h) = (low + high) / 2, high - low
-    angle = np.radians(turned.degrees)
+    angle = np.radians(rotated.degrees)
     return RotatedBox(
-        cx=float(turned.cx + x * np.cos(angle) - y * np.sin(angle)),
-        cy=float(turned.cy + x * np.sin(angle) + y * np.cos(angle)),
+        cx=float(rotated.cx + x * np.cos(angle) - y * np.sin(angle)),
+        cy=float(rotated.cy + x * np.sin(angle) + y * np.cos(angle)),
         w=float(w),
         h=float(h),
-        degrees=turned.degrees,
+        degrees=rotated.degrees,
     )
 
 
@@ -187,40 +206,40 @@ def _inside_image(points: Sequence[Point], frame: Frame) -> bool:
 
 
 def _known_labels(batch: LabelBatch, answers: Dataset) -> Mapping[Digest, tuple[Label, ...]]:
-    true = [label for label in answers.labels if label.origin.is_ground_truth]
-    if not true:
+    truth = [label for label in answers.labels if label.origin.is_ground_truth]
+    if not truth:
         raise ParameterError(
-            "replay needs known boxes, and this dataset has none",
+            "the dataset to replay has no ground-truth labels",
             where=answers.ref or answers.name,
-            hint="Use labelers=people, or give a dataset that is labeled",
+            hint="Use labelers=people, or a labeled dataset",
         )
     known: dict[Digest, tuple[Label, ...]] = {frame.id: () for frame in answers.frames}
-    for label in true:
+    for label in truth:
         known[label.frame] = (*known[label.frame], label)
-    strangers = [frame for frame in batch.frames if frame not in known]
-    if strangers:
+    unknown = [frame for frame in batch.frames if frame not in known]
+    if unknown:
         raise ParameterError(
-            f"replay knows nothing of {len(strangers)} frames of the batch",
+            f"{len(unknown)} frames of the batch are not in the dataset to replay",
             where=answers.ref or answers.name,
-            hint="Give the dataset that the batch was selected from, with its labels",
+            hint="Use the dataset that the batch was selected from, with its labels",
         )
     return known
 
 
 def _missing_users(frame: Digest, count: int, users: int, present: set[str]) -> list[int]:
-    """Numbers of the users who still have to answer a frame; the first follows from its digest."""
+    """Users who still have to answer a frame; the first one depends on its digest."""
     first = int(frame[:8], 16) % users
     order = [(first + step) % users for step in range(users)]
-    lacking = [user for user in order if replay_email(user) not in present]
-    return lacking[: max(0, count - len(present))]
+    missing = [user for user in order if replay_email(user) not in present]
+    return missing[: max(0, count - len(present))]
 
 
-def _sign_in(place: Workspace, server: LabelStudio, users: list[int]) -> dict[int, LabelStudio]:
+def _sign_in(workspace: Workspace, server: LabelStudio, users: list[int]) -> dict[int, LabelStudio]:
     signed_in = {}
     for user in users:
         name = f"label-studio-replay-{user + 1}"
-        password = credentials.ensure_secret(place, f"{name}-password")
-        token_file = place.secrets / f"{name}-token"
+        password = credentials.ensure_secret(workspace, f"{name}-password")
+        token_file = workspace.secrets / f"{name}-token"
         signed_in[user] = server.as_user(replay_email(user), password, token_file=token_file)
     return signed_in
 

@@ -1,4 +1,4 @@
-"""New dataset versions: merged labels and withdrawn labelers or frames."""
+"""New dataset versions: merged label sets, migrated schemas, withdrawn labelers or frames."""
 
 from __future__ import annotations
 
@@ -9,17 +9,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.core.errors import ParameterError
-from workbench.labeling.agreement import assess_agreement, consensus_labels
+from workbench.labeling.agreement import (
+    LabelsByFrame,
+    assess_agreement,
+    consensus_labels,
+    group_answers,
+)
 from workbench.labeling.answers import AnswerRow
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref, kind_of
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Frame, Label, Light, Role, Weather
+from workbench.records.frames import ANY_CLASS, Frame, Label, LabelSchema, Light, Role, Weather
 from workbench.records.model_types import Checkpoint, ExportBundle, Release
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelBatch, LabelSet, Withdrawal
 
+__all__ = ["WithdrawalResult", "merge", "migrate", "preview_merge", "withdraw"]
+
 _CONDITION_TYPES: dict[str, type[Light] | type[Weather]] = {"light": Light, "weather": Weather}
+_TRAINING_ROLES = (Role.SEED, Role.TRAIN, Role.VAL)
+
+
+@dataclass(frozen=True)
+class WithdrawalResult:
+    """Result of `withdraw`.
+
+    Attributes:
+        dataset: The new version.
+        withdrawal: Record of what was withdrawn and why.
+        models: Checkpoints, bundles and releases trained on what was withdrawn.
+    """
+
+    dataset: Ref
+    withdrawal: Ref
+    frames_removed: int
+    labels_removed: int
+    frames_back_in_pool: int
+    models: tuple[Ref, ...]
 
 
 def merge(
@@ -30,28 +56,28 @@ def merge(
     agreement: Ref | None = None,
     adjudication: Ref | None = None,
 ) -> Dataset:
-    """Keep a new version of ``dataset`` in which labelers' answers count, and return it.
+    """Save a new version of a dataset with the labels of a label set, see `merge_answers`.
 
-    Its parents are the version it came from, the label set, how far its labelers agreed, and the
-    label set in which their disagreements were settled. See `merged` for the rules.
+    Its parents are the dataset, the label set, its agreement record and its adjudication.
 
     Args:
-        agreement: Of this label set; measured now where it has frames with several answers.
-        adjudication: The label set of the batch that adjudicates this one.
+        agreement: Agreement of this label set; by default measured now if several labelers
+            answered the same frame.
+        adjudication: Label set of the batch that adjudicates this one.
 
     Raises:
-        ParameterError: ``dataset`` is no kept version, lacks frames that were labeled, or the
-            adjudication is of another label set.
+        ParameterError: ``dataset`` is not a saved version or lacks labeled frames, or the
+            adjudication belongs to another label set.
     """
     if dataset.ref is None:
-        raise ParameterError("only a kept dataset version can be the parent of another")
+        raise ParameterError("the dataset is not saved, so it cannot be a parent version")
     record = store.get(labelset, LabelSet)
     labels, answers = _read_label_set(store, labelset)
     gold: tuple[Digest, ...] = store.get(record.batch, LabelBatch).gold
     if agreement is None and (gold or _has_several_answers(answers)):
         agreement = assess_agreement(store, labelset)
-    settled = _adjudicated_labels(store, labelset, adjudication)
-    result = merge_answers(dataset, labels, answers, settled=settled, gold=gold)
+    adjudicated = _adjudicated_labels(store, labelset, adjudication)
+    result = merge_answers(dataset, labels, answers, adjudicated=adjudicated, gold=gold)
     result = replace(result, simulated=dataset.simulated or record.simulated)
     sources = (labelset, agreement, adjudication)
     parents = (dataset.ref, *(ref for ref in sources if ref is not None))
@@ -60,53 +86,50 @@ def merge(
 
 
 def preview_merge(dataset: Dataset, store: Store, labelset: Ref) -> Dataset:
-    """``dataset`` as a label set would leave it; nothing is kept. See `merged`."""
+    """The dataset as `merge` would leave it, without saving anything."""
     gold = store.get(store.get(labelset, LabelSet).batch, LabelBatch).gold
     return merge_answers(dataset, *_read_label_set(store, labelset), gold=gold)
 
 
 def merge_answers(
     dataset: Dataset,
-    labels: tuple[Label, ...],
-    answers: tuple[AnswerRow, ...],
+    labels: Iterable[Label],
+    answers: Collection[AnswerRow],
     *,
-    settled: Mapping[Digest, list[Label]] | None = None,
+    adjudicated: Mapping[Digest, list[Label]] | None = None,
     gold: Collection[Digest] = (),
 ) -> Dataset:
-    """``dataset`` with the answered frames' labels replaced by what labelers said.
+    """Replace the labels of answered frames by the labelers' answers.
 
-    A frame of role ``pool`` that somebody labeled becomes ``train``, also when the answer is that
-    there is nothing to box; other roles stay. A frame that was only skipped stays as it was, and
-    so does a gold frame, whose labels are the ones trusted. Several answers to one frame become
-    one as `consensus.RULE` says. Answers about the frame go to its conditions or attributes.
+    A labeled frame of role ``pool`` becomes ``train``, also when it has no objects; other roles
+    stay. Frames that were only skipped and gold frames stay unchanged. Several answers to a frame
+    are combined by `agreement.CONSENSUS_RULE`. Answers about the frame update its conditions or
+    attributes.
 
     Args:
-        settled: What adjudicators said, by frame.
+        adjudicated: Adjudicators' labels by frame; they replace the consensus.
+
+    Raises:
+        ParameterError: Labeled frames are missing in the dataset.
     """
-    people: dict[Digest, dict[str, list[Label]]] = defaultdict(dict)
-    for answer in answers:
-        if not answer.skipped and answer.frame not in gold:
-            people[answer.frame][answer.annotator] = []
-    strangers = people.keys() - {frame.id for frame in dataset.frames}
-    if strangers:
+    by_frame = group_answers(labels, (row for row in answers if row.frame not in gold))
+    unknown = by_frame.keys() - {frame.id for frame in dataset.frames}
+    if unknown:
         raise ParameterError(
-            f"{len(strangers)} labeled frames are not in the dataset",
+            f"{len(unknown)} labeled frames are not in the dataset",
             where=dataset.ref or dataset.name,
-            hint="Merge into the version that the batch was made from, or one that came from it",
+            hint="Merge into the version that the batch was made from, or into a later one",
         )
-    for label in labels:
-        if label.annotator in people.get(label.frame, ()):
-            people[label.frame][label.annotator].append(label)
-    final = {frame: consensus_labels(frame, by_person) for frame, by_person in people.items()}
-    final.update({frame: said for frame, said in (settled or {}).items() if frame in final})
-    kept = [label for label in dataset.labels if label.frame not in final]
-    said = _majority_choices(answers, final)
+    final = {frame: consensus_labels(frame, theirs) for frame, theirs in by_frame.items()}
+    final.update({frame: some for frame, some in (adjudicated or {}).items() if frame in final})
+    unchanged = [label for label in dataset.labels if label.frame not in final]
+    choices = _majority_choices(answers, final)
     frames = tuple(
-        _update_frame(frame, said.get(frame.id, {})) if frame.id in final else frame
+        _update_frame(frame, choices.get(frame.id, {})) if frame.id in final else frame
         for frame in dataset.frames
     )
-    added = [label for theirs in final.values() for label in theirs]
-    return replace(dataset, frames=frames, labels=(*kept, *added), ref=None)
+    new = [label for several in final.values() for label in several]
+    return replace(dataset, frames=frames, labels=(*unchanged, *new), ref=None)
 
 
 def _read_label_set(store: Store, labelset: Ref) -> tuple[tuple[Label, ...], tuple[AnswerRow, ...]]:
@@ -129,79 +152,94 @@ def _adjudicated_labels(
     batch = store.get(store.get(adjudication, LabelSet).batch, LabelBatch)
     if batch.adjudicates != labelset:
         raise ParameterError(
-            "this label set does not settle the disagreements of the other",
+            "the adjudication belongs to another label set",
             where=adjudication,
-            hint=f"It adjudicates {batch.adjudicates}, and {labelset} was to be merged",
+            hint=f"It adjudicates {batch.adjudicates}; the label set to merge is {labelset}",
         )
-    labels, answers = _read_label_set(store, adjudication)
-    people: dict[Digest, dict[str, list[Label]]] = defaultdict(dict)
-    for answer in answers:
-        if not answer.skipped:
-            people[answer.frame][answer.annotator] = []
-    for label in labels:
-        people[label.frame][label.annotator].append(label)
-    return {frame: consensus_labels(frame, by_person) for frame, by_person in people.items()}
+    by_frame: LabelsByFrame = group_answers(*_read_label_set(store, adjudication))
+    return {frame: consensus_labels(frame, theirs) for frame, theirs in by_frame.items()}
 
 
 def _majority_choices(
     answers: Iterable[AnswerRow], frames: Collection[Digest]
 ) -> dict[Digest, dict[str, str]]:
-    """What most said of each frame; of equally many, the first by name."""
+    """Most frequent answer to each question about a frame; ties go to the first by name."""
     counts: dict[Digest, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for answer in answers:
         if answer.frame in frames and not answer.skipped:
-            for name, said in answer.choices.items():
-                counts[answer.frame][name][said] += 1
+            for question, choice in answer.choices.items():
+                counts[answer.frame][question][choice] += 1
     return {
         frame: {
-            name: min(said, key=lambda one: (-said[one], one)) for name, said in by_name.items()
+            question: min(choices, key=lambda choice: (-choices[choice], choice))
+            for question, choices in by_question.items()
         }
-        for frame, by_name in counts.items()
+        for frame, by_question in counts.items()
     }
 
 
-def _update_frame(frame: Frame, said: Mapping[str, str]) -> Frame:
-    conditions = {
-        name: value
-        for name, value in said.items()
-        if name in _CONDITION_TYPES and value in set(_CONDITION_TYPES[name])
-    }
-    if said.get("construction") in ("yes", "no"):
-        conditions["construction"] = said["construction"]
-    rest = {name: value for name, value in said.items() if name not in conditions}
+def _update_frame(frame: Frame, choices: Mapping[str, str]) -> Frame:
+    conditions: dict[str, Any] = {}
+    attributes: dict[str, str] = {}
+    for question, choice in choices.items():
+        values = _CONDITION_TYPES.get(question)
+        if values is not None and choice in set(values):
+            conditions[question] = values(choice)
+        elif question == "construction" and choice in ("yes", "no"):
+            conditions[question] = choice == "yes"
+        else:
+            attributes[question] = choice
     update: dict[str, Any] = {}
     if conditions:
-        typed: dict[str, Any] = {
-            name: value == "yes" if name == "construction" else _CONDITION_TYPES[name](value)
-            for name, value in conditions.items()
-        }
-        update["conditions"] = frame.conditions.model_copy(update=typed)
-    if rest:
-        update["attributes"] = {**frame.attributes, **rest}
+        update["conditions"] = frame.conditions.model_copy(update=conditions)
+    if attributes:
+        update["attributes"] = {**frame.attributes, **attributes}
     if frame.role is Role.POOL:
         update["role"] = Role.TRAIN
     return frame.model_copy(update=update) if update else frame
 
 
-# ---- Labelers or frames that may no longer be used: a new dataset version, and who learned from them.
-#
-# Nothing is erased: records are immutable. Whoever has to erase images as well deletes the media
-# files of the frames named; every version that holds them then says that they are missing.
+def migrate(store: Store, dataset_ref: Ref, schema: LabelSchema) -> tuple[Ref, dict[str, int]]:
+    """Save a dataset under a newer version of its label schema.
 
+    A new version may add classes, questions and shapes. For a removed class its ``mapping`` names
+    the new class, ``ignore`` or ``drop``.
 
-_TRAINING_ROLES = (Role.SEED, Role.TRAIN, Role.VAL)
+    Returns:
+        The new dataset version, and the number of labels by change, such as ``car -> vehicle``.
 
-
-@dataclass(frozen=True)
-class WithdrawalResult:
-    """``dataset`` is the new version; ``models`` learned from what was withdrawn."""
-
-    dataset: Ref
-    withdrawal: Ref
-    frames_removed: int
-    labels_removed: int
-    frames_back_in_pool: int
-    models: tuple[Ref, ...]
+    Raises:
+        ParameterError: The schema is not a newer version, or labels have no target class.
+    """
+    dataset = datasets.load_dataset(store, dataset_ref)
+    old = dataset.label_schema
+    if old.name != schema.name or schema.version <= old.version:
+        raise ParameterError(
+            f"{schema.name} version {schema.version} is not newer than {old.name}"
+            f" version {old.version}",
+            hint="Keep the schema's name and increase its version",
+        )
+    counts = Counter(label.cls for label in dataset.labels if label.cls != ANY_CLASS)
+    targets = {cls: schema.class_of(cls) for cls in counts}
+    unmapped = sorted(cls for cls, target in targets.items() if target is None)
+    if unmapped:
+        classes = ", ".join(f"{cls} ({counts[cls]} labels)" for cls in unmapped)
+        raise ParameterError(
+            f"schema {schema.name} version {schema.version} has no target class for {classes}",
+            where=dataset_ref,
+            hint="Add each class to the schema's `mapping`: the new class, `ignore` or `drop`",
+        )
+    labels = []
+    for label in dataset.labels:
+        target = targets.get(label.cls, label.cls)
+        if target == "ignore":
+            labels.append(label.model_copy(update={"cls": ANY_CLASS, "ignore": True}))
+        elif target != "drop":
+            labels.append(label.model_copy(update={"cls": target}))
+    result = replace(dataset, label_schema=schema, labels=tuple(labels), ref=None)
+    ref = datasets.save_dataset(store, result, made_by="migrate", parents=(dataset_ref,))
+    changes = {f"{cls} -> {targets[cls]}": n for cls, n in counts.items() if targets[cls] != cls}
+    return ref, changes
 
 
 def withdraw(
@@ -212,36 +250,37 @@ def withdraw(
     frames: Collection[Digest] = (),
     reason: str,
 ) -> WithdrawalResult:
-    """Keep a version of a dataset without some labelers' work or without some frames.
+    """Save a version of a dataset without some labelers' work or without some frames.
 
-    A training frame that loses its labeler goes back to the pool, to be labeled again: what is left
-    of its labels is not all that there is to see. A frame that judges models (``val``, ``safety``,
-    ``blind``) is left out instead, because half-labeled it would count what is there as false.
+    Training frames whose labels are withdrawn go back to the pool to be labeled again; ``val``,
+    ``safety`` and ``blind`` frames are removed, because incomplete labels would count correct
+    predictions as false. Records are immutable: to erase images as well, delete the media files of
+    the frames; every version with these frames then reports them as missing.
 
     Raises:
-        ParameterError: There is nothing of theirs in the dataset, or no reason is given.
+        ParameterError: The dataset contains nothing to withdraw, or the reason is empty.
     """
     if not reason.strip():
-        raise ParameterError("a withdrawal needs a reason", hint="Such as: consent withdrawn")
+        raise ParameterError("the reason is empty", hint="For example: consent withdrawn")
     dataset = datasets.load_dataset(store, dataset_ref)
-    gone = frozenset(frames) & {frame.id for frame in dataset.frames}
+    withdrawn = frozenset(frames) & {frame.id for frame in dataset.frames}
     touched = _frames_answered_by(store, dataset_ref, frozenset(annotators)) | {
         label.frame for label in dataset.labels if label.annotator in annotators
     }
-    touched = touched - gone
-    if not gone and not touched:
+    touched = touched - withdrawn
+    if not withdrawn and not touched:
         raise ParameterError(
-            "nothing of what is withdrawn is in this dataset",
+            "the dataset contains none of these labelers and frames",
             where=dataset_ref,
             hint="`workbench lineage` lists its annotators and frames",
         )
-    result = _without_withdrawn(dataset, gone, touched, annotators)
+    result = _without_withdrawn(dataset, withdrawn, touched, annotators)
     removed = len(dataset.labels) - len(result.labels)
-    models = tuple(_affected_models(store, gone, frozenset(annotators)))
+    models = tuple(_affected_models(store, withdrawn, frozenset(annotators)))
     record = Withdrawal(
         dataset=dataset_ref,
         annotators=tuple(sorted(annotators)),
-        frames=tuple(sorted(gone)),
+        frames=tuple(sorted(withdrawn)),
         reason=reason,
         labels_removed=removed,
     )
@@ -249,28 +288,31 @@ def withdraw(
     ref = datasets.save_dataset(
         store, result, made_by="withdraw", parents=(dataset_ref, withdrawal)
     )
-    left = {frame.id: frame for frame in result.frames}
-    back = sum(frame in left and left[frame].role is Role.POOL for frame in touched)
-    lost = len(dataset.frames) - len(result.frames)
-    return WithdrawalResult(ref, withdrawal, lost, removed, back, models)
+    pool = {frame.id for frame in result.frames if frame.role is Role.POOL}
+    return WithdrawalResult(
+        dataset=ref,
+        withdrawal=withdrawal,
+        frames_removed=len(dataset.frames) - len(result.frames),
+        labels_removed=removed,
+        frames_back_in_pool=len(touched & pool),
+        models=models,
+    )
 
 
 def _without_withdrawn(
     dataset: Dataset,
-    gone: Collection[Digest],
+    withdrawn: Collection[Digest],
     touched: Collection[Digest],
     annotators: Collection[str],
 ) -> Dataset:
-    def kept(frame: Frame) -> Frame | None:
-        if frame.id in gone:
-            return None
+    frames: list[Frame] = []
+    for frame in dataset.frames:
+        if frame.id in withdrawn:
+            continue
         if frame.id not in touched:
-            return frame
-        if frame.role in (Role.TRAIN, Role.POOL, None):
-            return frame.model_copy(update={"role": Role.POOL})
-        return None
-
-    frames = tuple(one for one in map(kept, dataset.frames) if one is not None)
+            frames.append(frame)
+        elif frame.role in (Role.TRAIN, Role.POOL, None):
+            frames.append(frame.model_copy(update={"role": Role.POOL}))
     ids = {frame.id for frame in frames}
     labels = tuple(
         label
@@ -280,7 +322,7 @@ def _without_withdrawn(
     drives = {frame.drive for frame in frames}
     return replace(
         dataset,
-        frames=frames,
+        frames=tuple(frames),
         labels=labels,
         drives=tuple(drive for drive in dataset.drives if drive.id in drives),
         ref=None,
@@ -288,20 +330,17 @@ def _without_withdrawn(
 
 
 def _frames_answered_by(store: Store, dataset_ref: Ref, annotators: frozenset[str]) -> set[Digest]:
-    """Frames that these labelers' answers decided, also where the answer was that nothing is there.
-
-    Only label sets that a version came from count.
-    """
-    found: set[Digest] = set()
+    """Frames answered by these labelers only, frames without objects included."""
+    frames: set[Digest] = set()
     if not annotators:
-        return found
+        return frames
     for labelset in _ancestor_label_sets(store, dataset_ref):
         by_frame: dict[Digest, set[str]] = {}
         for row in datasets.read_json_lines(store.payload(labelset, "answers.jsonl"), AnswerRow):
             if not row.skipped:
                 by_frame.setdefault(row.frame, set()).add(row.annotator)
-        found |= {frame for frame, people in by_frame.items() if people <= annotators}
-    return found
+        frames |= {frame for frame, people in by_frame.items() if people <= annotators}
+    return frames
 
 
 def _ancestor_label_sets(store: Store, dataset_ref: Ref) -> Iterator[Ref]:
@@ -320,34 +359,35 @@ def _ancestor_label_sets(store: Store, dataset_ref: Ref) -> Iterator[Ref]:
 def _affected_models(
     store: Store, frames: frozenset[Digest], annotators: frozenset[str]
 ) -> Iterator[Ref]:
-    """Checkpoints trained on withdrawn frames or labels, then bundles and releases made of them."""
-    tainted: dict[Ref, bool] = {}
-    found: set[Ref] = set()
+    """Checkpoints trained on withdrawn frames or labels, then their bundles and releases."""
+    datasets_affected: dict[Ref, bool] = {}
+    affected: set[Ref] = set()
     for ref in store.refs(Checkpoint.KIND):
         record = store.get(ref, Checkpoint)
-        if record.dataset not in tainted:
-            tainted[record.dataset] = store.exists(record.dataset) and _trained_on_withdrawn(
+        if record.dataset not in datasets_affected:
+            datasets_affected[record.dataset] = store.exists(record.dataset) and _trains_on(
                 store, record.dataset, frames, annotators
             )
-        # What began as a tainted model's weights has learned from them too.
-        if tainted[record.dataset] or record.parent in found:
-            found.add(ref)
+        # A checkpoint fine-tuned from an affected one is affected too.
+        if datasets_affected[record.dataset] or record.parent in affected:
+            affected.add(ref)
             yield ref
     for ref in store.refs(ExportBundle.KIND):
-        if store.get(ref, ExportBundle).checkpoint in found:
-            found.add(ref)
+        if store.get(ref, ExportBundle).checkpoint in affected:
+            affected.add(ref)
             yield ref
     for ref in store.refs(Release.KIND):
-        if store.get(ref, Release).bundle in found:
+        if store.get(ref, Release).bundle in affected:
             yield ref
 
 
-def _trained_on_withdrawn(
+def _trains_on(
     store: Store, dataset_ref: Ref, frames: frozenset[Digest], annotators: frozenset[str]
 ) -> bool:
+    """Whether training on a dataset uses these frames or these labelers' answers."""
     rows = datasets.read_json_lines(store.payload(dataset_ref, "frames.jsonl"), Frame)
-    learned = {frame.id for frame in rows if frame.role in _TRAINING_ROLES}
-    if learned & frames or learned & _frames_answered_by(store, dataset_ref, annotators):
+    training = {frame.id for frame in rows if frame.role in _TRAINING_ROLES}
+    if training & frames or training & _frames_answered_by(store, dataset_ref, annotators):
         return True
     labels = datasets.read_json_lines(store.payload(dataset_ref, "labels.jsonl"), Label)
-    return any(label.annotator in annotators and label.frame in learned for label in labels)
+    return any(label.annotator in annotators and label.frame in training for label in labels)

@@ -65,7 +65,7 @@ class LabelingStatus(widgets.VBox):  # type: ignore[misc]
             value=state.done,
             max=max(1, state.total),
             description=f"{kind}/{name[:8]}",
-            bar_style="success" if state.complete else "warning" if state.to_mend else "info",
+            bar_style="success" if state.complete else "warning" if state.invalid else "info",
         )
         line = [bar, widgets.HTML(_summary(state))]
         if self._on_collect and state.complete and not state.collected:
@@ -128,9 +128,9 @@ def _details(state: BatchStatus) -> str:
         told = " (replayed)" if person.simulated else ""
         name = html.escape(person.id)
         people.append(f"{name}{told}: {person.frames} frames, {person.boxes} boxes{time}")
-    mends = [_fix_line(mend) for mend in state.to_mend[:_MAX_SHOWN_FIXES]]
-    if len(state.to_mend) > _MAX_SHOWN_FIXES:
-        mends.append(f"and {len(state.to_mend) - _MAX_SHOWN_FIXES} more")
+    mends = [_fix_line(mend) for mend in state.invalid[:_MAX_SHOWN_FIXES]]
+    if len(state.invalid) > _MAX_SHOWN_FIXES:
+        mends.append(f"and {len(state.invalid) - _MAX_SHOWN_FIXES} more")
     return "".join(f"<div>{line}</div>" for line in (*people, *mends))
 
 
