@@ -33,7 +33,7 @@ from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame, Label, Role
 from workbench.records.types import Prediction
 from workbench.simulation import traffic, write_drives
-from workbench.training import TrainingConfig, trainer
+from workbench.training import TrainingConfig, train
 
 PER_KIND = 25
 _SMALLEST = 20.0
@@ -99,7 +99,7 @@ def _labels(place: Workspace, dataset: Dataset, steps: int) -> list[Row]:
     size = Preprocessing(width=_SIDE[0], height=_SIDE[1])
     classes = dataset.label_schema.classes
     note(f"training {steps} steps on labels with {len(planted)} planted errors")
-    model = trainer.train(place, lessons, config, classes=classes, preprocessing=size).predictor()
+    model = train(lessons, config, classes=classes, preprocessing=size).predictor()
     predictions = list(predict_frames(place, model, spoilt.frames))
     start = time.process_time()
     found = label_errors.find_label_errors(spoilt, predictions)

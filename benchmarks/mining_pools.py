@@ -211,13 +211,7 @@ def learned(
         note(f"training on {len(known.frames)} frames, {config.steps} steps, seed {config.seed}")
         folder.mkdir(parents=True, exist_ok=True)
         trained = train(
-            home,
-            known,
-            config,
-            classes=known.label_schema.classes,
-            preprocessing=Preprocessing(),
-            start=start,
-            checkpoint_dir=folder / "state",
+            replace(known, workspace=home), config, start=start, checkpoint_dir=folder / "state"
         )
         workspace.write_atomic(kept, safetensors.torch.save(trained.weights))
     model = Detector(DetectorConfig(classes=known.label_schema.classes))

@@ -16,7 +16,6 @@ from workbench import data
 from workbench.core.errors import RecordError
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
-from workbench.detection.preprocessing import Preprocessing
 from workbench.records import dataset as datasets
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
@@ -73,17 +72,10 @@ def _ingested(place: Workspace, source: object, name: str) -> str:
 
 
 def _train(place: Workspace, dataset: Dataset, steps: int) -> str:
-    from workbench.training import TrainingConfig, checkpoint, trainer
+    from workbench.training import TrainingConfig, save_checkpoint, train
 
     note(f"training {steps} steps on {dataset.name}; kept for the next run in {place.root}")
     lessons = dataset.role(*LEARNED)
-    trained = trainer.train(
-        place,
-        lessons,
-        TrainingConfig(steps=steps),
-        classes=dataset.label_schema.classes,
-        preprocessing=Preprocessing(),
-        checkpoint_dir=place.root / "training",
-    )
+    trained = train(lessons, TrainingConfig(steps=steps), checkpoint_dir=place.root / "training")
     assert dataset.ref
-    return checkpoint.save_checkpoint(Store(place), trained, dataset.ref)
+    return save_checkpoint(Store(place), trained, dataset.ref)

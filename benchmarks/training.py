@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -99,7 +98,7 @@ def speed(place: Workspace, dataset: Dataset, config: TrainingConfig, turns: int
             "network and loss compiled",
             median(speeds),
             "images/s",
-            peer=compiled(batches(place, dataset, config), config),
+            peer=compiled(batches(dataset, config), config),
             peer_name="bare loop, torch.compile (after warm-up)",
         ),
         row(
@@ -127,7 +126,7 @@ from safetensors.torch import save
 place = Workspace(Path(sys.argv[1]))
 config = TrainingConfig(steps=6, augment=Augmentation.driving())
 spec = Preprocessing(width=160, height=96)
-trained = train(place, frames(place, 16), config, classes=CLASSES, preprocessing=spec)
+trained = train(frames(place, 16), config, classes=CLASSES, preprocessing=spec)
 print(json.dumps(digest.of_bytes(save(trained.weights))))
 """
 
@@ -163,12 +162,12 @@ def on_a_gpu(place: Workspace, dataset: Dataset, quick: bool) -> list[Row]:
         print("no CUDA device: rows of the GPU were not run", file=sys.stderr)
         return []
     config = TrainingConfig(steps=20 if quick else 100, batch=32, device="cuda", threads=2)
-    our_loop(place, dataset, replace(config, steps=5))  # the first steps choose kernels
-    ours = our_loop(place, dataset, config).images_per_second
-    ready = batches(place, dataset, config)
-    bare_loop(ready, replace(config, steps=5), "cuda")
+    our_loop(dataset, config.replace(steps=5))  # the first steps choose kernels
+    ours = our_loop(dataset, config).images_per_second
+    ready = batches(dataset, config)
+    bare_loop(ready, config.replace(steps=5), "cuda")
     bare = bare_loop(ready, config, "cuda")
-    half = our_loop(place, dataset, replace(config, precision="bfloat16")).images_per_second
+    half = our_loop(dataset, config.replace(precision="bfloat16")).images_per_second
     return [
         row(
             "GPU: train on decoded frames",

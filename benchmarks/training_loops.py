@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -75,7 +76,7 @@ def serve(name: str) -> None:
     loaders = {f"loader_turn_{count}": partial(loader_turn, count) for count in WORKERS}
     turns: dict[str, Turn] = {"our_turn": our_turn, "bare_turn": bare_turn, **loaders}
     dataset = frames(place, FRAMES)
-    ready = batches(place, dataset, config) if name == "bare_turn" else []
+    ready = batches(dataset, config) if name == "bare_turn" else []
     for _ in sys.stdin:
         print(json.dumps(turns[name](place, dataset, config, ready)), flush=True)
 
@@ -83,7 +84,7 @@ def serve(name: str) -> None:
 def our_turn(
     place: Workspace, dataset: Dataset, config: TrainingConfig, _: Ready
 ) -> dict[str, float]:
-    one = our_loop(place, dataset, config)
+    one = our_loop(dataset, config)
     return {"speed": one.images_per_second, "waited": one.waited, "peak": one.peak_mib}
 
 
@@ -97,13 +98,13 @@ def loader_turn(
     return {"speed": with_data_loader(place, dataset, config, workers)}
 
 
-def our_loop(place: Workspace, dataset: Dataset, config: TrainingConfig) -> TrainingResult:
-    return train(place, dataset, config, classes=CLASSES, preprocessing=SPEC)
+def our_loop(dataset: Dataset, config: TrainingConfig) -> TrainingResult:
+    return train(dataset, config, classes=CLASSES, preprocessing=SPEC)
 
 
-def batches(place: Workspace, dataset: Dataset, config: TrainingConfig) -> Ready:
+def batches(dataset: Dataset, config: TrainingConfig) -> Ready:
     """All batches of a pass, ready; the same that ours makes on the way."""
-    loader = DataLoader(place, dataset, config, TaskSpec(CLASSES, SPEC))
+    loader = DataLoader(dataset, config, TaskSpec(CLASSES, SPEC))
     made = [loader.batch(step) for step in range(config.steps_per_epoch(len(dataset.frames)))]
     return [(torch.from_numpy(batch.images), pad_targets(batch.targets)) for batch in made]
 
@@ -144,16 +145,21 @@ class Varied(torch.utils.data.Dataset[Any]):
     """Decoded frames for torch's DataLoader, varied as ours are."""
 
     def __init__(self, loader: DataLoader, config: TrainingConfig) -> None:
-        self._kept, self._how = loader._kept, config.augment
+        self._cache, self._augment = loader._cache, config.augment
 
     def __len__(self) -> int:
         return 1 << 20
 
     def __getitem__(self, number: int) -> Any:
-        assert self._kept is not None
-        pixels, targets = self._kept[number % len(self._kept)]
+        assert self._cache is not None
+        pixels, targets = self._cache[number % len(self._cache)]
         rng = np.random.default_rng(number)
-        pixels, targets = augment.augment_frame(pixels, targets, self._how, SPEC.pad, rng)
+        draws, settings = rng.random(augment.DRAW_COUNT), self._augment
+        pixels, targets = augment.random_geometry(pixels, targets, settings, SPEC.pad, draws)
+        color = augment.color_table(settings, draws)
+        if color is not None:
+            pixels = np.asarray(cv2.LUT(pixels, color[None]))
+        pixels = augment.corrupt(pixels, settings, rng)
         image = torch.from_numpy(pixels).permute(2, 0, 1).float().mul_(SPEC.scale)
         return image.sub_(SPEC.mean[0]).div_(SPEC.std[0]), targets
 
@@ -168,7 +174,7 @@ def collate(samples: list[Any]) -> tuple[torch.Tensor, GroundTruthBatch]:
 def with_data_loader(
     place: Workspace, dataset: Dataset, config: TrainingConfig, workers: int
 ) -> float:
-    loader = DataLoader(place, dataset, config, TaskSpec(CLASSES, SPEC))
+    loader = DataLoader(dataset, config, TaskSpec(CLASSES, SPEC))
     source = torch.utils.data.DataLoader(
         Varied(loader, config), config.batch, num_workers=workers, collate_fn=collate
     )
@@ -236,4 +242,5 @@ def frames(place: Workspace, count: int) -> Dataset:
         frames=tuple(kept),
         labels=tuple(labels),
         simulated=True,
+        workspace=place,
     )

@@ -49,6 +49,7 @@ def scenes(workspace: Workspace, count: int = 8, *, role: Role | None = Role.SEE
     return Dataset(
         name="scenes", label_schema=schema, drives=(Drive(id="d", simulated=True),),
         frames=tuple(frames), labels=tuple(labels), simulated=True,
+        workspace=workspace,
     )  # fmt: skip
 
 

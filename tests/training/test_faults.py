@@ -1,4 +1,4 @@
-"""What goes wrong in trainings, planted, and what is then said."""
+"""Planted faults of a training and their messages."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ from workbench.training.losses import DetectionLoss
 DATASET = make_ref("dataset", "1" * 64)
 
 
-def run(
-    workspace: Workspace, dataset: Dataset, config: object = TINY, **more: object
-) -> TrainingResult:
-    return train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+def run(dataset: Dataset, config: object = TINY, **more: object) -> TrainingResult:
+    return train(dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
 def equal(one: TrainingResult, other: TrainingResult) -> bool:
@@ -45,22 +43,22 @@ def test_a_nan_in_the_loss_stops_at_its_step(
         return replace(found, total=found.total * float("nan")) if len(calls) == 4 else found
 
     monkeypatch.setattr(DetectionLoss, "__call__", broken)
-    config = replace(TINY, keep_minutes=1e-9)
+    config = TINY.replace(keep_minutes=1e-9)
     with pytest.raises(StepFailed, match="the loss is nan at step 3"):
-        run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
+        run(scenes(workspace), config, checkpoint_dir=tmp_path / "state")
     # What is kept is from before it, and no step was taken with it.
     kept = sorted(path.name[9:18] for path in (tmp_path / "state").iterdir())
     assert kept == ["000000002", "000000003"]
     monkeypatch.undo()
-    after = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
+    after = run(scenes(workspace), config, checkpoint_dir=tmp_path / "state")
     assert after.resumed_at == 3
-    assert equal(after, run(workspace, scenes(workspace), config))
+    assert equal(after, run(scenes(workspace), config))
 
 
-def test_an_empty_class_is_said_and_recorded(workspace: Workspace, store: Store) -> None:
+def test_a_class_without_labels_is_recorded(workspace: Workspace, store: Store) -> None:
     dataset = scenes(workspace)
     cars = tuple(label for label in dataset.labels if label.cls == "car")
-    trained = run(workspace, replace(dataset, labels=cars), replace(TINY, steps=1))
+    trained = run(replace(dataset, labels=cars), TINY.replace(steps=1))
     record = store.get(save_checkpoint(store, trained, DATASET), Checkpoint)
     assert record.training["findings"] == [
         "no frame has a label of cyclist: the model cannot learn that"
@@ -68,14 +66,14 @@ def test_an_empty_class_is_said_and_recorded(workspace: Workspace, store: Store)
 
 
 @pytest.mark.parametrize("how", ["cut short", "other bytes that decode", "gone"])
-def test_an_image_that_breaks_in_pass_three_stops_there_and_loses_nothing(
+def test_an_image_that_breaks_in_epoch_three_stops_there_and_loses_nothing(
     how: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     dataset = scenes(workspace, 64)
     path = media_path(workspace, dataset.frames[5])
     content, other = path.read_bytes(), media_path(workspace, dataset.frames[6]).read_bytes()
-    config = replace(TINY, steps=60, memory_mib=1, batch=4)  # 16 steps a pass, nothing kept
-    whole = run(workspace, dataset, config)
+    config = TINY.replace(steps=60, memory_mib=1, batch=4)  # 16 steps an epoch, nothing cached
+    whole = run(dataset, config)
 
     def break_it(done: int, total: int) -> None:
         if done == 32:
@@ -83,74 +81,72 @@ def test_an_image_that_breaks_in_pass_three_stops_there_and_loses_nothing(
             path.unlink() if how == "gone" else path.write_bytes(broken[how])
 
     with pytest.raises(DataError) as caught:
-        run(workspace, dataset, config, checkpoint_dir=tmp_path / "state", progress=break_it)
-    said = str(caught.value)
-    assert "in pass 3" in said
-    assert dataset.frames[5].id[:12] in said
-    assert "drive d (number 5)" in said
+        run(dataset, config, checkpoint_dir=tmp_path / "state", progress=break_it)
+    message = str(caught.value)
+    assert "in epoch 3" in message
+    assert dataset.frames[5].id[:12] in message
+    assert "drive d (number 5)" in message
     path.write_bytes(content)
-    mended = run(workspace, dataset, config, checkpoint_dir=tmp_path / "state")
-    assert mended.resumed_at >= 32
-    assert equal(mended, whole)
+    repaired = run(dataset, config, checkpoint_dir=tmp_path / "state")
+    assert repaired.resumed_at >= 32
+    assert equal(repaired, whole)
 
 
-def test_memory_that_runs_out_is_said_with_what_helps(workspace: Workspace) -> None:
+def test_running_out_of_memory_names_the_remedy(workspace: Workspace) -> None:
     dataset = scenes(workspace, 2)
     used = int(_written_mib())
     # 2,048 frames a step cannot fit into 64 MiB more.
-    huge = replace(TINY, batch=2048, steps=1, limit_mib=used + 64)
+    huge = TINY.replace(batch=2048, steps=1, limit_mib=used + 64)
     with pytest.raises(StepFailed, match=r"out of memory of \d+ MiB.*accumulate"):
-        run(workspace, dataset, huge)
-    with pytest.raises(ParameterError, match=r"uses .* MiB already"):
-        run(workspace, dataset, replace(TINY, limit_mib=10))
+        run(dataset, huge)
+    with pytest.raises(ParameterError, match=r"already uses .* MiB"):
+        run(dataset, TINY.replace(limit_mib=10))
     # The limit is gone afterwards.
     assert np.ones(128 << 17).nbytes == 128 << 20
 
 
-def test_little_memory_shrinks_what_is_kept_not_the_result(
+def test_little_memory_shrinks_the_cache_not_the_result(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = scenes(workspace)
-    whole = run(workspace, dataset)
+    whole = run(dataset)
     monkeypatch.setattr("workbench.training.loader._free_mib", lambda: 0.01)
     assert cache_limit_mib(TINY) < 0.01
-    assert equal(whole, run(workspace, dataset))
+    assert equal(whole, run(dataset))
 
 
 @pytest.mark.parametrize("box", [(10, 10, 0, 20), (10, 10, 20, -3)])
-def test_a_label_of_no_area_is_left_out_and_counted(
+def test_a_label_without_area_is_left_out_and_counted(
     box: tuple[float, ...], workspace: Workspace, store: Store
 ) -> None:
     dataset = scenes(workspace)
     x, y, w, h = box
     flat = dataset.labels[0].model_copy(update={"box": Box(x=x, y=y, w=w, h=h)})
-    trained = run(
-        workspace, replace(dataset, labels=(*dataset.labels, flat)), replace(TINY, steps=2)
-    )
+    trained = run(replace(dataset, labels=(*dataset.labels, flat)), TINY.replace(steps=2))
     (said,) = trained.facts["findings"]
     assert said.startswith("1 labels without area are left out")
-    assert equal(trained, run(workspace, dataset, replace(TINY, steps=2)))
+    assert equal(trained, run(dataset, TINY.replace(steps=2)))
 
 
-def test_a_state_cut_short_is_never_read_and_the_older_is(
+def test_a_truncated_state_is_never_read_and_the_older_one_is(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    config = replace(TINY, steps=6, keep_minutes=1e-9)
-    whole = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
+    config = TINY.replace(steps=6, keep_minutes=1e-9)
+    whole = run(scenes(workspace), config, checkpoint_dir=tmp_path / "state")
     older, newest = sorted((tmp_path / "state").iterdir())
     content = newest.read_bytes()
     for broken in (content[:-1], content[:100], b"", content[:-5] + bytes(5)):
         newest.write_bytes(broken)
         found = checkpoint.load_state(tmp_path / "state", "")
         assert found is None
-        again = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path / "state")
+        again = run(scenes(workspace), config, checkpoint_dir=tmp_path / "state")
         assert again.resumed_at == 5
         assert equal(again, whole)
         assert older.exists()
 
 
-def test_a_checkpoint_half_written_is_no_record(workspace: Workspace, store: Store) -> None:
-    ref = save_checkpoint(store, run(workspace, scenes(workspace), replace(TINY, steps=1)), DATASET)
+def test_a_truncated_checkpoint_is_refused(workspace: Workspace, store: Store) -> None:
+    ref = save_checkpoint(store, run(scenes(workspace), TINY.replace(steps=1)), DATASET)
     weights = store.payload(ref, "weights.safetensors")
     content = weights.read_bytes()
     weights.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Sampling, augmentation, precision, accumulation, trust, looks on the way, replay."""
+"""Sampling, augmentation, precision, accumulation, label trust, validation, replay."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ from workbench.training import (
     Validation,
     train,
 )
-from workbench.training import loader as sampling
 from workbench.training.augment import corrupt, mosaic
 from workbench.training.early_stopping import ValidationHistory
-from workbench.training.loader import DataLoader, TaskSpec
+from workbench.training.loader import (
+    DataLoader,
+    TaskSpec,
+    repeat_factors,
+    sample_order,
+    sampling_weights,
+)
 from workbench.training.losses import DetectionLoss, pad_targets
 from workbench.training.targets import Targets, label_weighting
 
@@ -41,10 +46,8 @@ class Killed(Exception):
     pass
 
 
-def run(
-    workspace: Workspace, dataset: Dataset, config: TrainingConfig, **more: object
-) -> TrainingResult:
-    return train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+def run(dataset: Dataset, config: TrainingConfig, **more: object) -> TrainingResult:
+    return train(dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
 def equal(one: TrainingResult, other: TrainingResult) -> bool:
@@ -60,8 +63,7 @@ def by_night(dataset: Dataset, *numbers: int) -> Dataset:
     return replace(dataset, frames=frames)
 
 
-EVERYTHING = replace(
-    TINY,
+EVERYTHING = TINY.replace(
     steps=9,
     batch=4,
     accumulate=2,
@@ -75,12 +77,12 @@ EVERYTHING = replace(
 
 
 @pytest.mark.parametrize("at", [1, 4, 5, 8])
-def test_with_everything_on_a_kill_at_any_step_changes_no_bit(
+def test_resuming_after_a_kill_at_any_step_gives_the_same_bits_with_all_options_on(
     at: int, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Steps 1, 5 and 8 lie inside a pass of three."""
+    """Steps 1, 5 and 8 are inside an epoch of three steps."""
     dataset = by_night(scenes(workspace, 12), 2)
-    whole = run(workspace, dataset, EVERYTHING)
+    whole = run(dataset, EVERYTHING)
 
     def stop(done: int, total: int) -> None:
         if done == at + 1:
@@ -88,26 +90,26 @@ def test_with_everything_on_a_kill_at_any_step_changes_no_bit(
 
     state = tmp_path / "state"
     with pytest.raises(Killed):
-        run(workspace, dataset, EVERYTHING, checkpoint_dir=state, progress=stop)
-    resumed = run(workspace, dataset, EVERYTHING, checkpoint_dir=state)
+        run(dataset, EVERYTHING, checkpoint_dir=state, progress=stop)
+    resumed = run(dataset, EVERYTHING, checkpoint_dir=state)
     assert resumed.resumed_at == at
     assert equal(resumed, whole)
     assert resumed.curves == whole.curves
 
 
-def test_parts_of_a_step_learn_what_the_whole_does(workspace: Workspace) -> None:
+def test_gradient_accumulation_is_close_to_the_whole_step(workspace: Workspace) -> None:
     """Not to the bit: batch norm sees smaller parts. But it is the same step."""
     dataset = scenes(workspace)
-    plain = replace(TINY, **STEPS, augment=Augmentation.none())
+    plain = TINY.replace(**STEPS, augment=Augmentation.none())
     whole, parts = (
-        run(workspace, dataset, plain),
-        run(workspace, dataset, replace(plain, accumulate=2)),
+        run(dataset, plain),
+        run(dataset, plain.replace(accumulate=2)),
     )
     assert len(parts.curves["loss"]) == 6
     assert parts.curves["loss"][0] == pytest.approx(whole.curves["loss"][0], rel=0.3)
     assert not equal(whole, parts)
     with pytest.raises(ParameterError, match="multiple of accumulate"):
-        replace(plain, accumulate=3)
+        plain.replace(accumulate=3)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -116,7 +118,7 @@ def test_mixed_precision_learns_and_keeps_float32_weights(
 ) -> None:
     # float16 is slow on a CPU: it shows that it runs and that its gradients are scaled.
     size = {"steps": 30, "batch": 8, "lr": 6e-3} if precision == "bfloat16" else {"steps": 3}
-    trained = run(workspace, scenes(workspace), replace(TINY, precision=precision, **size))  # type: ignore[arg-type]
+    trained = run(scenes(workspace), TINY.replace(precision=precision, **size))  # type: ignore[arg-type]
     assert {w.dtype for w in trained.weights.values()} == {torch.float32, torch.int64}
     losses = trained.curves["loss"]
     assert np.isfinite(losses).all()
@@ -125,47 +127,45 @@ def test_mixed_precision_learns_and_keeps_float32_weights(
     assert trained.config.as_json()["precision"] == precision
 
 
-def test_rare_classes_and_slices_are_seen_more_often_and_it_is_said(workspace: Workspace) -> None:
+def test_rare_classes_and_slices_are_repeated_and_recorded(workspace: Workspace) -> None:
     dataset = by_night(scenes(workspace, 20), 4)
     how = Sampling(slices=1.0, rare=0.2, cap=8)
-    assert sampling.repeat_factors(dataset, CLASSES, how) == {"light=night": 4.0}
-    weights = sampling.sampling_weights(dataset, CLASSES, how)
+    assert repeat_factors(dataset, CLASSES, how) == {"light=night": 4.0}
+    weights = sampling_weights(dataset, CLASSES, how)
     assert weights is not None
-    seen = np.bincount(sampling.sample_order(20, 20 * 50, weights, 0, 0), minlength=20)
+    seen = np.bincount(sample_order(20, 20 * 50, weights, 0, 0), minlength=20)
     assert seen[4] / seen[3] == pytest.approx(4, rel=0.05)
-    # A pass is as long as ever and never leaves out what is weighed most.
-    one = sampling.sample_order(20, 20, weights, 3, 1)
+    # An epoch keeps its length and always contains the frames of largest weight.
+    one = sample_order(20, 20, weights, 3, 1)
     assert len(one) == 20
     assert 3 <= (one == 4).sum() <= 4
-    config = replace(TINY, steps=2, sampling=how)
-    trained = run(workspace, dataset, config)
+    config = TINY.replace(steps=2, sampling=how)
+    trained = run(dataset, config)
     assert trained.facts["repeated"] == {"light=night": 4.0}
     assert "sampling" in config.as_json()
     rare_class = Sampling(classes=0.5, rare=1.0)
-    assert any(
-        name.startswith("class=") for name in sampling.repeat_factors(dataset, CLASSES, rare_class)
-    )
+    assert any(name.startswith("class=") for name in repeat_factors(dataset, CLASSES, rare_class))
 
 
 def test_replay_mixes_old_frames_with_mined_ones(workspace: Workspace) -> None:
     dataset = scenes(workspace, 20)
     fresh = {frame.id for frame in dataset.frames[:4]}
-    weights = sampling.sampling_weights(dataset, CLASSES, Sampling(), fresh=fresh, replay=0.25)
+    weights = sampling_weights(dataset, CLASSES, Sampling(), fresh=fresh, replay=0.25)
     assert weights is not None
     assert weights[:4].sum() == pytest.approx(0.75)
-    picked = sampling.sample_order(20, 2000, weights, 0, 0)
+    picked = sample_order(20, 2000, weights, 0, 0)
     assert (picked >= 4).mean() == pytest.approx(0.25, abs=0.01)
     with pytest.raises(ParameterError, match="0 new"):
-        sampling.sampling_weights(dataset, CLASSES, Sampling(), replay=0.25)
-    config = replace(TINY, steps=2, replay=0.25)
-    assert run(workspace, dataset, config, fresh=fresh).facts["fresh"] == 4
+        sampling_weights(dataset, CLASSES, Sampling(), replay=0.25)
+    config = TINY.replace(steps=2, replay=0.25)
+    assert run(dataset, config, fresh=fresh).facts["fresh"] == 4
 
 
 @pytest.mark.parametrize("kind", ["fog", "rain", "night", "noise", "blur"])
-def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
+def test_each_corruption_changes_the_image_and_is_reproducible(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(40, 220, (64, 96, 3)).astype(np.uint8)
     before = pixels.copy()
-    how = replace(Augmentation.none(), **{kind: 1.0})
+    how = Augmentation.none().replace(**{kind: 1.0})
     first, again, other = (corrupt(pixels, how, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
@@ -177,7 +177,7 @@ def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
         assert first[26].std() < 0.8 * first[60].std()
     if kind == "blur":
         assert first.std() < pixels.std()
-    rare = replace(how, **{kind: 0.3})
+    rare = how.replace(**{kind: 0.3})
     changed = [
         (corrupt(pixels, rare, np.random.default_rng(seed)) != pixels).any() for seed in range(60)
     ]
@@ -185,7 +185,7 @@ def test_weather_changes_the_picture_its_own_way_and_repeats(kind: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_mosaic_moves_every_box_with_its_picture(seed: int) -> None:
+def test_a_mosaic_moves_every_box_with_its_image(seed: int) -> None:
     frames, colours = [], [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
     for colour in colours:
         pixels = np.zeros((64, 96, 3), np.uint8)
@@ -205,7 +205,7 @@ def test_a_mosaic_moves_every_box_with_its_picture(seed: int) -> None:
     assert shown >= 2
 
 
-def test_a_label_trusted_less_pulls_less(workspace: Workspace) -> None:
+def test_label_trust_scales_the_loss(workspace: Workspace) -> None:
     dataset = scenes(workspace)
     trust = label_weighting(LabelTrust(replayed=0.25, disputed=0.5), {dataset.frames[0].id})
     assert trust is not None
@@ -216,7 +216,7 @@ def test_a_label_trusted_less_pulls_less(workspace: Workspace) -> None:
     assert label_weighting(LabelTrust(), ()) is None
 
     material = TaskSpec(CLASSES, SPEC)
-    loader = DataLoader(workspace, dataset, TINY, material)
+    loader = DataLoader(dataset, TINY, material)
     (found,) = [t for t in loader.targets() if len(t.boxes)][:1]
     model_out = [
         torch.full((1, c, SPEC.height // s, SPEC.width // s), v, requires_grad=True)
@@ -231,24 +231,22 @@ def test_a_label_trusted_less_pulls_less(workspace: Workspace) -> None:
     assert float(loss(model_out, pad_targets([half])).box) == pytest.approx(float(full) / 2)
 
 
-def judged(values: list[float]) -> Validation:
-    """Figures that come in this order, whatever the model."""
+def planted(values: list[float]) -> Validation:
+    """Metrics in this order, whatever the model."""
     left = list(values)
 
-    def judge(predictor: TorchPredictor) -> Mapping[str, float]:
+    def evaluate(predictor: TorchPredictor) -> Mapping[str, float]:
         value = left.pop(0)
         return {"all": value, "light=night": 1 - value}
 
-    return Validation(judge, "planted")
+    return Validation(evaluate, "planted")
 
 
-def test_it_stops_early_and_gives_the_best_weights(workspace: Workspace, tmp_path: Path) -> None:
+def test_early_stopping_returns_the_best_weights(workspace: Workspace, tmp_path: Path) -> None:
     dataset = scenes(workspace)
-    config = replace(TINY, steps=20, stopping=EarlyStopping(every=2, patience=2))
+    config = TINY.replace(steps=20, stopping=EarlyStopping(every=2, patience=2))
     values = [0.1, 0.5, 0.4, 0.5, 0.9]
-    trained = run(
-        workspace, dataset, config, watch=judged(values), checkpoint_dir=tmp_path / "state"
-    )
+    trained = run(dataset, config, validation=planted(values), checkpoint_dir=tmp_path / "state")
     assert len(trained.curves["loss"]) == 8
     assert trained.facts["ended"]["why"] == "stop"
     assert [look["step"] for look in trained.facts["watched"]] == [2, 4, 6, 8]
@@ -258,25 +256,28 @@ def test_it_stops_early_and_gives_the_best_weights(workspace: Workspace, tmp_pat
         upto_four.append(predictor)
         return {"all": values[len(upto_four) - 1]}
 
-    run(workspace, dataset, config, watch=Validation(keep, "again"))
+    run(dataset, config, validation=Validation(keep, "again"))
     best = upto_four[1].detector.state_dict()
     assert all(torch.equal(trained.weights[name], best[name]) for name in best)
-    # Asked again it knows that it had ended.
-    again = run(workspace, dataset, config, watch=judged([]), checkpoint_dir=tmp_path / "state")
+    # A stopped training is not continued.
+    again = run(dataset, config, validation=planted([]), checkpoint_dir=tmp_path / "state")
     assert again.resumed_at == 8
     assert equal(again, trained)
-    with pytest.raises(ParameterError, match="no watched figure"):
-        bad = replace(config, stopping=EarlyStopping(every=2, patience=2, figure="snow"))
-        run(workspace, dataset, bad, watch=judged(values))
+    with pytest.raises(ParameterError, match="unknown validation metric"):
+        bad = config.replace(stopping=EarlyStopping(every=2, patience=2, figure="snow"))
+        run(dataset, bad, validation=planted(values))
 
 
-def test_fine_tuning_that_forgets_a_slice_is_stopped(workspace: Workspace) -> None:
+def test_fine_tuning_stops_when_a_slice_regresses(workspace: Workspace) -> None:
     dataset = scenes(workspace)
-    base = run(workspace, dataset, replace(TINY, steps=2))
-    config = replace(TINY, steps=20, seed=9, stopping=EarlyStopping(every=2, forget=0.1))
-    # "all" gains all the time, and night loses as much.
+    base = run(dataset, TINY.replace(steps=2))
+    config = TINY.replace(steps=20, seed=9, stopping=EarlyStopping(every=2, forget=0.1))
+    # "all" improves each time, and night drops by the same amount.
     trained = run(
-        workspace, dataset, config, start=base.predictor(), watch=judged([0.5, 0.55, 0.58, 0.7])
+        dataset,
+        config,
+        start=base.predictor(),
+        validation=planted([0.5, 0.55, 0.58, 0.7]),
     )
     ended = trained.facts["ended"]
     assert ended["why"] == "forgot"
@@ -284,23 +285,22 @@ def test_fine_tuning_that_forgets_a_slice_is_stopped(workspace: Workspace) -> No
     assert len(trained.curves["loss"]) == 6
     assert trained.facts["changed"]["light=night"] == [0.5, pytest.approx(0.3)]
     upto = run(
-        workspace,
         dataset,
         config,
         start=base.predictor(),
-        watch=judged([0.5, 0.55, 0.58, 0.58] * 9),
+        validation=planted([0.5, 0.55, 0.58, 0.58] * 9),
     )
     assert not equal(trained, upto)
-    watched = ValidationHistory(EarlyStopping(every=1, forget=0.1))
-    watched.look(0, {"all": 0.5, "old": 0.5})
-    watched.look(1, {"all": 0.6, "old": 0.45})
-    assert watched.changes() == {"all": [0.5, 0.6], "old": [0.5, 0.45]}
+    history = ValidationHistory(EarlyStopping(every=1, forget=0.1))
+    history.add(0, {"all": 0.5, "old": 0.5})
+    history.add(1, {"all": 0.6, "old": 0.45})
+    assert history.changes() == {"all": [0.5, 0.6], "old": [0.5, 0.45]}
 
 
 def test_schedules_rise_and_fall() -> None:
     for schedule in ("one-cycle", "cosine"):
         config = TrainingConfig(schedule=schedule)  # type: ignore[arg-type]
-        rates = [config.rate(step, 100) for step in range(100)]
+        rates = [config.learning_rate(step, 100) for step in range(100)]
         top = int(np.argmax(rates))
         assert max(rates) == pytest.approx(config.lr, rel=0.01)
         assert 8 <= top <= 11
@@ -308,7 +308,7 @@ def test_schedules_rise_and_fall() -> None:
         assert rates[-1] < 0.02 * config.lr
 
 
-def test_settings_that_are_not_used_do_not_rename_a_training() -> None:
+def test_unused_settings_are_not_recorded() -> None:
     assert set(TrainingConfig().as_json()) == {
         "steps", "epochs", "batch", "lr", "weight_decay", "warmup", "ema", "clip_norm", "width",
         "seed", "threads", "augment",

@@ -16,18 +16,18 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "acme/tiny-detr"
 LOAD = """
 import sys
-from workbench.perception.models import huggingface
+from workbench.detection import huggingface
 from workbench.detection.preprocessing import Preprocessing
-spec = huggingface.preprocessing_of(sys.argv[1], width=96, height=64)
-model = huggingface.load(sys.argv[1], ("car", "cyclist"), spec)
+spec = huggingface.pretrained_preprocessing(sys.argv[1], width=96, height=64)
+model = huggingface.load_pretrained(sys.argv[1], ("car", "cyclist"), spec)
 print(model.supplier.model_dump_json())
 """
 FETCH = """
 import sys
 from workbench.core.errors import DataError
-from workbench.detection.huggingface import folder_of
+from workbench.detection.huggingface import resolve_model_source
 try:
-    print(*folder_of(sys.argv[1], None)[1:])
+    print(*resolve_model_source(sys.argv[1], None)[1:])
 except DataError as error:
     sys.exit(str(error))
 """

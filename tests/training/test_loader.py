@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
+import cv2
 import numpy as np
 import pytest
 
@@ -11,7 +10,7 @@ from workbench.detection.boxes import as_boxes
 from workbench.detection.preprocessing import load_rgb, preprocess
 from workbench.records.dataset import media_path
 from workbench.training import Augmentation, TrainingConfig
-from workbench.training.augment import augment_frame
+from workbench.training.augment import DRAW_COUNT, color_table, random_geometry
 from workbench.training.loader import DataLoader, TaskSpec
 from workbench.training.targets import Targets
 
@@ -20,7 +19,7 @@ MATERIAL = TaskSpec(CLASSES, SPEC)
 
 def loader(workspace: Workspace, config: TrainingConfig = TINY, count: int = 6) -> DataLoader:
     dataset = scenes(workspace, count)
-    return DataLoader(workspace, dataset, config, MATERIAL)
+    return DataLoader(dataset, config, MATERIAL)
 
 
 def test_a_batch_depends_on_its_step_alone(workspace: Workspace) -> None:
@@ -36,41 +35,42 @@ def test_a_batch_depends_on_its_step_alone(workspace: Workspace) -> None:
     assert (later.images == in_order[3].images).all()
 
 
-def test_every_frame_is_seen_in_a_pass(workspace: Workspace) -> None:
+def test_every_frame_is_used_in_an_epoch(workspace: Workspace) -> None:
     dataset = scenes(workspace, 6)
-    plain = replace(TINY, batch=3, augment=Augmentation.none())
-    source = DataLoader(workspace, dataset, plain, MATERIAL)
+    plain = TINY.replace(batch=3, augment=Augmentation.none())
+    source = DataLoader(dataset, plain, MATERIAL)
     seen = [image.tobytes() for step in (2, 3) for image in source.batch(step).images]
     expected = [
         preprocess(load_rgb(media_path(workspace, frame)), SPEC)[0].tobytes()
         for frame in dataset.frames
     ]
     assert sorted(seen) == sorted(expected)  # and through the one preprocessing, to the bit
-    other_pass = [image.tobytes() for step in (0, 1) for image in source.batch(step).images]
-    assert other_pass != seen
+    other_epoch = [image.tobytes() for step in (0, 1) for image in source.batch(step).images]
+    assert other_epoch != seen
 
 
 def test_fewer_frames_than_a_batch(workspace: Workspace) -> None:
-    assert loader(workspace, replace(TINY, batch=8), 3).batch(0).images.shape == (8, 3, 64, 96)
+    assert loader(workspace, TINY.replace(batch=8), 3).batch(0).images.shape == (8, 3, 64, 96)
 
 
-def test_above_the_memory_budget_the_batches_are_the_same(workspace: Workspace) -> None:
+def test_batches_are_the_same_beyond_the_memory_limit(workspace: Workspace) -> None:
     size = 96 * 64 * 3
     count = (1 << 20) // size + 1
     dataset = scenes(workspace, count)
-    kept = DataLoader(workspace, dataset, TINY, MATERIAL)
-    decoded = DataLoader(workspace, dataset, replace(TINY, memory_mib=1), MATERIAL)
+    kept = DataLoader(dataset, TINY, MATERIAL)
+    decoded = DataLoader(dataset, TINY.replace(memory_mib=1), MATERIAL)
     assert (kept.in_memory, decoded.in_memory) == (True, False)
     assert (kept.batch(1).images == decoded.batch(1).images).all()
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_boxes_move_with_the_picture(seed: int) -> None:
+def test_boxes_move_with_the_image(seed: int) -> None:
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[20:44, 30:66] = 255
     targets = Targets(as_boxes([(30, 20, 66, 44)]), np.array([0]), np.array([False]))
     how = Augmentation(zoom=(0.7, 1.8), shift=0.2, brightness=0, gamma=1, colour=0)
-    moved, found = augment_frame(pixels, targets, how, 0, np.random.default_rng(seed))
+    draws = np.random.default_rng(seed).random(DRAW_COUNT)
+    moved, found = random_geometry(pixels, targets, how, 0, draws)
     if not len(found.boxes):
         assert (moved > 127).mean() < 0.02
         return
@@ -79,14 +79,19 @@ def test_boxes_move_with_the_picture(seed: int) -> None:
     assert seen == pytest.approx(found.boxes[0].tolist(), abs=1.01)
 
 
-def test_light_changes_pixels_and_nothing_else(workspace: Workspace) -> None:
+def test_color_changes_pixels_only(workspace: Workspace) -> None:
     pixels = np.full((64, 96, 3), 100, np.uint8)
     targets = Targets(as_boxes([(30, 20, 66, 44)]), np.array([0]), np.array([False]))
-    how = replace(Augmentation.none(), brightness=0.4, gamma=1.5, colour=0.1)
+    how = Augmentation.none().replace(brightness=0.4, gamma=1.5, colour=0.1)
     seen = set()
     for seed in range(8):
-        lit, found = augment_frame(pixels, targets, how, 0, np.random.default_rng(seed))
+        draws = np.random.default_rng(seed).random(DRAW_COUNT)
+        moved, found = random_geometry(pixels, targets, how, 0, draws)
+        assert (moved == pixels).all()
         assert (found.boxes == targets.boxes).all()
+        table = color_table(how, draws)
+        assert table is not None
+        lit = cv2.LUT(pixels, table[None])
         assert (lit == lit[0, 0]).all()
         seen.add(int(lit[0, 0, 0]))
     assert len(seen) > 5

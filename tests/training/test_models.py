@@ -31,7 +31,7 @@ from workbench.records.store import Store
 from workbench.training import TrainingConfig, save_checkpoint, train
 
 DATASET = make_ref("dataset", "1" * 64)
-QUICK = replace(TINY, steps=3)
+QUICK = TINY.replace(steps=3)
 
 
 class Killed(Exception):
@@ -43,15 +43,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return suppliers.make(request.param, tmp_path_factory.mktemp("supplied") / request.param)
 
 
-def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
+def test_a_suppliers_model_is_fine_tuned_and_recorded_with_its_licence(
     folder: Path, workspace: Workspace, store: Store
 ) -> None:
     dataset = scenes(workspace)
     model = huggingface.load_pretrained(folder, CLASSES, SPEC)
     trained = train(
-        workspace,
         dataset,
-        replace(QUICK, steps=6),
+        QUICK.replace(steps=6),
         classes=CLASSES,
         preprocessing=SPEC,
         model=model,
@@ -79,18 +78,16 @@ def test_a_suppliers_model_is_tuned_and_kept_with_its_terms(
     assert last < first * 1.2
 
 
-def test_tuning_repeats_to_the_bit_and_goes_on_after_a_kill(
+def test_fine_tuning_is_reproducible_and_resumes_after_a_kill(
     folder: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     """Also where the network draws: dropout of DETR, noise of the denoising queries."""
     dataset = scenes(workspace)
-    config = replace(TINY, steps=4, keep_minutes=1e-9)
+    config = TINY.replace(steps=4, keep_minutes=1e-9)
 
     def run(**more: Any) -> Any:
         model = huggingface.load_pretrained(folder, CLASSES, SPEC)
-        return train(
-            workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, model=model, **more
-        )
+        return train(dataset, config, classes=CLASSES, preprocessing=SPEC, model=model, **more)
 
     def stop(done: int, total: int) -> None:
         if done == 3:
@@ -119,7 +116,7 @@ def test_a_suppliers_model_without_a_licence_is_refused(tmp_path: Path) -> None:
     assert find_licence(folder) == "acme-1"
 
 
-def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
+def test_only_safetensors_of_a_suppliers_model_are_read(tmp_path: Path) -> None:
     folder = suppliers.make("detr", tmp_path / "detr")
     weights = folder / "model.safetensors"
     (folder / "pytorch_model.bin").write_bytes(weights.read_bytes())
@@ -137,7 +134,7 @@ def test_a_suppliers_model_is_safetensors_or_nothing(tmp_path: Path) -> None:
         huggingface.load_pretrained(tmp_path / "nowhere", CLASSES, SPEC)
 
 
-def test_the_suppliers_own_normalisation_becomes_our_contract(tmp_path: Path) -> None:
+def test_the_suppliers_normalization_becomes_the_preprocessing_contract(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     assert huggingface.pretrained_preprocessing(folder, width=96, height=64) == SPEC
@@ -152,7 +149,7 @@ def test_the_suppliers_own_normalisation_becomes_our_contract(tmp_path: Path) ->
     assert huggingface.pretrained_preprocessing(folder, width=96, height=64).mean == (0.4, 0.5, 0.6)
 
 
-def test_a_set_of_boxes_is_read_by_shares_and_scores() -> None:
+def test_query_outputs_are_decoded_to_boxes() -> None:
     boxes = np.array([[[0.5, 0.5, 0.5, 0.5], [0.25, 0.5, 0.1, 0.2]]], np.float32)
     logits = np.array([[[3.0, -3.0], [-4.0, -4.0]]], np.float32)
     config = DetectorConfig(
@@ -179,7 +176,7 @@ def test_the_compact_detector_has_three_sizes(
 ) -> None:
     config = TrainingConfig.sized(size, steps=1, batch=2, threads=1)
     dataset = scenes(workspace, 2)
-    trained = train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC)
+    trained = train(dataset, config, classes=CLASSES, preprocessing=SPEC)
     count = sum(weight.numel() for weight in trained.weights.values())
     assert least < count < most
     loaded = load_checkpoint(store, save_checkpoint(store, trained, DATASET))
@@ -190,7 +187,7 @@ def test_the_compact_detector_has_three_sizes(
         TrainingConfig.sized("huge")
 
 
-def test_the_default_detector_says_what_it_always_said() -> None:
+def test_the_default_detectors_config_has_its_original_fields() -> None:
     said = Detector(DetectorConfig(classes=CLASSES)).config.model_dump(mode="json")
     assert set(said) == {
         "architecture", "classes", "width", "strides", "score_threshold", "nms_iou",
@@ -235,14 +232,12 @@ def own_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelFamily]:
     yield family
 
 
-def test_a_model_of_ones_own_needs_forward_decode_and_a_name(
+def test_a_custom_model_needs_forward_decode_and_a_name(
     own_family: ModelFamily, workspace: Workspace, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = scenes(workspace)
     shape = DetectorConfig(classes=CLASSES, architecture=own_family.name)
-    trained = train(
-        workspace, dataset, QUICK, classes=CLASSES, preprocessing=SPEC, model=OneBox(shape)
-    )
+    trained = train(dataset, QUICK, classes=CLASSES, preprocessing=SPEC, model=OneBox(shape))
     ref = save_checkpoint(store, trained, DATASET)
     image = load_rgb(media_path(workspace, dataset.frames[0]))
     assert len(load_checkpoint(store, ref).predict([image])[0]) <= 1

@@ -1,8 +1,7 @@
-"""Several trainings in one table; live curves."""
+"""Sweep reports and live curves."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,7 +13,7 @@ from workbench.records.base import Ref, make_ref
 from workbench.records.model_types import SweepReport
 from workbench.records.store import Store
 from workbench.training import Augmentation, save_checkpoint, sweeps, train
-from workbench.training.plots import LivePlot, curves_svg
+from workbench.training.plots import LivePlot, _curves_svg
 
 DATASET = make_ref("dataset", "1" * 64)
 
@@ -23,20 +22,19 @@ DATASET = make_ref("dataset", "1" * 64)
 def refs(workspace: Workspace, store: Store) -> list[Ref]:
     """Two rates with two seeds each, and one seed with other augmentation."""
     dataset = scenes(workspace, 4)
-    made = [replace(TINY, steps=1, lr=lr, seed=seed) for lr in (1e-3, 2e-3) for seed in (0, 1)]
-    made.append(replace(made[0], augment=Augmentation.driving()))
+    made = [TINY.replace(steps=1, lr=lr, seed=seed) for lr in (1e-3, 2e-3) for seed in (0, 1)]
+    made.append(made[0].replace(augment=Augmentation.driving()))
     return [
-        save_checkpoint(
-            store, train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET
-        )
+        save_checkpoint(store, train(dataset, config, classes=CLASSES, preprocessing=SPEC), DATASET)
         for config in made
     ]
 
 
 def report(store: Store, refs: list[Ref], values: list[float]) -> SweepReport:
-    figures = {ref: (value, None, None) for ref, value in zip(refs, values, strict=False)}
-    models = sweeps.sweep_models(store, figures)
-    return sweeps.sweep_report(DATASET, models, figure="ap50", frames=4, simulated=True)
+    metrics = {ref: (value, None, None) for ref, value in zip(refs, values, strict=False)}
+    return sweeps.sweep_report(
+        store, DATASET, metrics, metric_name="ap50", frames=4, simulated=True
+    )
 
 
 def test_settings_are_judged_by_their_seeds(store: Store, refs: list[Ref]) -> None:
@@ -65,7 +63,7 @@ def test_one_seed_decides_nothing(store: Store, refs: list[Ref]) -> None:
     assert {"lr", "augment.mosaic", "augment.fog"} <= names
     assert "no interval from one seed" in sweeps.format_report(made)
     with pytest.raises(DataError, match="no models"):
-        sweeps.sweep_report(DATASET, (), figure="ap50", frames=4, simulated=True)
+        report(store, [], [])
 
 
 def test_trainings_of_a_week_are_counted(store: Store, refs: list[Ref]) -> None:
@@ -75,32 +73,34 @@ def test_trainings_of_a_week_are_counted(store: Store, refs: list[Ref]) -> None:
     assert sweeps.weekly_trainings(store, now + timedelta(days=20)) == (0, 0)
 
 
-def test_live_curves_pass_on_and_are_drawn_only_where_somebody_looks() -> None:
-    told: list[object] = []
-    quiet = LivePlot(lambda *said: told.append(said), lambda *said: told.append(said), shown=False)
+def test_live_curves_are_passed_on_and_drawn_only_in_a_notebook() -> None:
+    calls: list[object] = []
+    quiet = LivePlot(
+        lambda *args: calls.append(args), lambda *args: calls.append(args), shown=False
+    )
     quiet.log("train/loss", 1.0, 0)
     quiet.progress(1, 2)
-    assert told == [("train/loss", 1.0, 0), (1, 2)]
+    assert calls == [("train/loss", 1.0, 0), (1, 2)]
     assert quiet.curves == {}
 
-    shown = LivePlot(lambda *said: None, lambda *said: None, shown=True)
+    shown = LivePlot(lambda *args: None, lambda *args: None, shown=True)
     for step in range(30):
         shown.log("train/loss", 3.0 / (step + 1), step)
         shown.log("train/lr", 0.1, step)
         shown.log("watched/light=<night>", 0.01 * step, step)
         shown.progress(step + 1, 30)
-    shown.log("watched/light=<night>", 0.777, 30)  # the last look comes after the last step
-    assert "0.777" in shown._picture.value
+    shown.log("watched/light=<night>", 0.777, 30)  # the last validation follows the last step
+    assert "0.777" in shown._plot.value
     assert shown._bar.value == 30
-    picture = shown._picture.value
+    picture = shown._plot.value
     assert picture.count("<polyline") == 2
     assert "&lt;night&gt;" in picture
     assert "loss 0.1" in picture
     assert "lr" not in shown.curves
-    assert "<svg" in curves_svg({})
-    one = curves_svg({"watched/ap50": [(30, 0.2)]})
+    assert "<svg" in _curves_svg({})
+    one = _curves_svg({"watched/ap50": [(30, 0.2)]})
     assert "<circle cx='606.0' cy=" in one
-    assert "<circle" not in curves_svg({"watched/ap50": [(30, 0.2), (60, 0.3)]})
+    assert "<circle" not in _curves_svg({"watched/ap50": [(30, 0.2), (60, 0.3)]})
     assert (
-        "nan" not in curves_svg({"train/loss": [(0, float("nan")), (1, 2.0)]}).split("<text x=")[0]
+        "nan" not in _curves_svg({"train/loss": [(0, float("nan")), (1, 2.0)]}).split("<text x=")[0]
     )

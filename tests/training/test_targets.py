@@ -11,7 +11,7 @@ from workbench.core.workspace import Workspace
 from workbench.detection.boxes import as_boxes
 from workbench.detection.preprocessing import letterbox_transform
 from workbench.records.frames import ANY_CLASS, Box, Label, Origin, Role
-from workbench.training import Augmentation, TrainingConfig
+from workbench.training import TrainingConfig
 from workbench.training.targets import ALL_CLASSES, Targets, check_dataset, frame_targets
 
 FRAME = "0" * 64
@@ -40,9 +40,9 @@ def test_labels_become_boxes_in_network_pixels() -> None:
     assert found.ignore.tolist() == [False, True, True, True]
 
 
-def test_boxes_cut_by_the_edge_are_kept_ignored_or_dropped() -> None:
+def test_boxes_clipped_at_the_edge_are_kept_ignored_or_dropped() -> None:
     three = Targets(as_boxes(np.zeros((3, 4))), np.array([0, 1, 0]), np.zeros(3, bool))
-    moved = three.moved(
+    moved = three.with_boxes(
         np.array([[-5, 0, 15, 10], [-15, 0, 5, 10], [-30, 0, -10, 10]]), (0, 0, 96, 64)
     )
     assert moved.boxes.tolist() == [[0, 0, 15, 10], [0, 0, 5, 10]]
@@ -51,7 +51,7 @@ def test_boxes_cut_by_the_edge_are_kept_ignored_or_dropped() -> None:
 
 
 @pytest.mark.parametrize("role", [Role.POOL, Role.VAL, Role.SAFETY, Role.BLIND])
-def test_frames_kept_for_other_ends_are_refused(workspace: Workspace, role: Role) -> None:
+def test_frames_of_other_roles_are_refused(workspace: Workspace, role: Role) -> None:
     with pytest.raises(DataError, match=f"role {role}"):
         check_dataset(scenes(workspace, 2, role=role), CLASSES)
 
@@ -76,9 +76,9 @@ def test_no_frames_and_unknown_classes_are_refused(workspace: Workspace) -> None
 @pytest.mark.parametrize(
     "wrong",
     [{"steps": 0}, {"epochs": 0}, {"lr": -1.0}, {"ema": 1.0}, {"warmup": 1.0}, {"seed": -1},
-     {"threads": 0}, {"augment": Augmentation(zoom=(2, 1))}],
+     {"threads": 0}, {"augment": {"zoom": (2, 1)}}],
 )  # fmt: skip
-def test_configurations_that_make_no_sense_name_the_field(wrong: dict[str, object]) -> None:
+def test_invalid_configurations_name_the_field(wrong: dict[str, object]) -> None:
     with pytest.raises(ParameterError, match=next(iter(wrong))):
         TrainingConfig(**wrong)  # type: ignore[arg-type]
 
@@ -86,14 +86,14 @@ def test_configurations_that_make_no_sense_name_the_field(wrong: dict[str, objec
 def test_steps_and_rate() -> None:
     config = TrainingConfig(steps=100, batch=16, lr=1.0, warmup=0.2)
     assert config.steps_for(5) == config.steps_for(5000) == 100
-    assert replace(config, epochs=3).steps_for(33) == 9
-    rates = [config.rate(step, 100) for step in range(100)]
+    assert config.replace(epochs=3).steps_for(33) == 9
+    rates = [config.learning_rate(step, 100) for step in range(100)]
     assert max(rates) == rates[19] == pytest.approx(1.0)
     assert rates[:20] == sorted(rates[:20])
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[-1] == pytest.approx(0.002)
 
 
-def test_where_pixels_wait_is_no_part_of_the_record() -> None:
-    assert TINY.as_json() == replace(TINY, memory_mib=1).as_json()
-    assert TINY.as_json() != replace(TINY, seed=6).as_json()
+def test_the_cache_size_is_not_recorded() -> None:
+    assert TINY.as_json() == TINY.replace(memory_mib=1).as_json()
+    assert TINY.as_json() != TINY.replace(seed=6).as_json()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
@@ -218,7 +218,8 @@ def ingest(
     building = _DatasetBuilder(found, schema)
     for frame, verdict in zip(ordered, verdicts, strict=True):
         building.add(frame, verdict)
-    return building.finish(name, frame_rate)
+    result = building.finish(name, frame_rate)
+    return replace(result, dataset=replace(result.dataset, workspace=workspace))
 
 
 def _store_all(
@@ -328,7 +329,7 @@ class _DatasetBuilder:
             frames=tuple(sorted(frames, key=lambda frame: (frame.drive, frame.index, frame.id))),
             labels=tuple(self._labels),
             simulated=any(drive.simulated for drive in drives),
-        )
+                    )
         names = {frame.id: found.name for frame, found in self._frames.values()}
         return IngestResult(dataset, tuple(self._quarantine), names, self._source.format)
 

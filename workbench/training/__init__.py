@@ -14,6 +14,7 @@ from workbench.training.config import (
     LabelTrust,
     Sampling,
     TrainingConfig,
+    TrainingOptions,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "LabelTrust",
     "Sampling",
     "TrainingConfig",
+    "TrainingOptions",
     "TrainingResult",
     "Validation",
     "save_checkpoint",

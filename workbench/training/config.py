@@ -3,55 +3,89 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from workbench.core.errors import ParameterError
 
-Precision = Literal["float32", "bfloat16", "float16"]
-Schedule = Literal["one-cycle", "cosine"]
+__all__ = [
+    "Augmentation",
+    "EarlyStopping",
+    "LabelTrust",
+    "Sampling",
+    "TrainingConfig",
+    "TrainingOptions",
+]
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_OpenShare = Annotated[float, Field(ge=0, lt=1)]
 
 _MODEL_SIZES = {"nano": (0.5, 1), "small": (1.0, 1), "medium": (1.5, 2)}
 _FINAL_LR_SHARE = {"one-cycle": 0.002, "cosine": 0.01}
-_RUNTIME_ONLY = ("memory_mib", "limit_mib", "keep_minutes")  # where pixels wait, when state is kept
-_ORIGINAL_FIELDS = ("steps", "epochs", "batch", "lr", "warmup", "ema", "weight_decay", "clip_norm")
-_ALWAYS_RECORDED = (*_ORIGINAL_FIELDS, "width", "seed", "threads", "augment")
-"""Fields that every checkpoint has named from the first; a younger one is named where it is used,
-so that trainings which do without it keep their names."""
-_PROBABILITIES = ("flip", "mosaic", "fog", "rain", "night", "noise", "blur")
+_RUNTIME_ONLY = {"memory_mib", "limit_mib", "keep_minutes"}
+_ALWAYS_RECORDED = {
+    "steps", "epochs", "batch", "lr", "warmup", "ema", "weight_decay", "clip_norm", "width", "seed",
+    "threads", "augment",
+}  # fmt: skip
+"""Fields that every checkpoint records. Any other field is recorded only where it is not at its
+default, so that a new field does not change the digests of trainings that do not use it."""
+_RECORDED_IF_CHANGED = {"mosaic", "fog", "rain", "night", "noise", "blur"}
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How far a frame is varied each time it is seen.
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
-    Args:
-        flip: Chance of mirroring left and right.
-        zoom: Smallest and largest factor of size, drawn evenly on a logarithmic scale.
-        shift: Largest move, as a share of width and height.
-        brightness: Largest factor of gain, up or down, such as 0.4 for 0.6 to 1.4.
-        gamma: Largest exponent; also its inverse.
-        colour: Largest change of one channel's gain against the others.
-        mosaic: Chance of a picture put together from four frames (Bochkovskiy et al. 2020).
-        fog: Chance of haze that grows towards the horizon.
-        rain: Chance of streaks and of less contrast.
-        night: Chance of low light: gain down, colours paler, sensor noise up.
-        noise: Chance of sensor noise (shot and read noise).
-        blur: Chance of blur, by motion or by focus.
-    """
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with these fields changed."""
+        return type(self)(**{**dict(self), **changes})
 
-    flip: float = 0.5
-    zoom: tuple[float, float] = (0.9, 1.3)
+
+class Augmentation(_Settings):
+    """How much a frame is varied each time it is used."""
+
+    flip: _Share = 0.5
+    """Probability of a horizontal flip."""
+    zoom: tuple[Annotated[float, Field(gt=0)], float] = (0.9, 1.3)
+    """Smallest and largest scale factor, drawn uniformly on a logarithmic scale."""
     shift: float = 0.05
+    """Largest translation as a share of width and height."""
     brightness: float = 0.25
+    """Largest relative change of the gain: 0.4 draws from 0.6 to 1.4."""
     gamma: float = 1.3
+    """Largest exponent; its inverse is the smallest."""
     colour: float = 0.08
-    mosaic: float = 0.0
-    fog: float = 0.0
-    rain: float = 0.0
-    night: float = 0.0
-    noise: float = 0.0
-    blur: float = 0.0
+    """Largest relative change of one channel's gain."""
+    mosaic: _Share = 0.0
+    """Probability of a mosaic of four frames (Bochkovskiy et al. 2020)."""
+    fog: _Share = 0.0
+    """Probability of haze that grows towards the horizon."""
+    rain: _Share = 0.0
+    """Probability of rain streaks with lower contrast."""
+    night: _Share = 0.0
+    """Probability of low light: lower gain and saturation, more sensor noise."""
+    noise: _Share = 0.0
+    """Probability of sensor noise (shot and read noise)."""
+    blur: _Share = 0.0
+    """Probability of motion or defocus blur."""
+
+    @field_validator("zoom")
+    @classmethod
+    def _check_zoom(cls, zoom: tuple[float, float]) -> tuple[float, float]:
+        if zoom[0] > zoom[1]:
+            raise ValueError("the smallest factor must not exceed the largest")
+        return zoom
 
     @classmethod
     def none(cls) -> Augmentation:
@@ -60,232 +94,219 @@ class Augmentation:
 
     @classmethod
     def driving(cls) -> Augmentation:
-        """What cameras behind windscreens meet: weather, darkness and noise beside light."""
+        """For cameras behind windscreens: weather, darkness and noise besides light."""
         return cls(mosaic=0.2, fog=0.08, rain=0.08, night=0.1, noise=0.15, blur=0.08)
 
+    @property
+    def has_corruptions(self) -> bool:
+        """Whether weather, darkness, noise or blur can occur."""
+        return max(self.fog, self.rain, self.night, self.blur, self.noise) > 0
 
-@dataclass(frozen=True)
-class Sampling:
-    """Rare frames are seen more often: repeat-factor sampling (Gupta et al., LVIS, 2019).
 
-    A class or slice in a share ``f`` of the frames, less than ``rare``, has the factor
-    ``(rare / f) ** power``, at most ``cap``; a frame has the largest factor of all it holds. A pass
-    has as many frames as without, so what is rare takes the places of what is common.
+class Sampling(_Settings):
+    """Repeat-factor sampling (Gupta et al., LVIS, 2019): rare frames are used more often.
 
-    Args:
-        classes: Power for classes; 0 leaves them alone, 0.5 is LVIS's.
-        slices: Power for slices: light, weather, road works, events.
+    A class or slice in a share ``f`` of the frames below ``rare`` gets the factor
+    ``min(cap, (rare / f) ** power)``; a frame gets the largest factor of all it contains. The
+    length of an epoch stays the same.
     """
 
-    classes: float = 0.0
-    slices: float = 0.0
-    rare: float = 0.3
-    cap: float = 4.0
+    classes: _Share = 0.0
+    """Power for classes; 0 turns it off, LVIS uses 0.5."""
+    slices: _Share = 0.0
+    """Power for slices: light, weather, construction, events."""
+    rare: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the frames below which a class or slice is rare."""
+    cap: Annotated[float, Field(ge=1)] = 4.0
+    """Largest repeat factor."""
 
     @property
-    def used(self) -> bool:
+    def enabled(self) -> bool:
+        """Whether any frame can be repeated."""
         return self.classes > 0 or self.slices > 0
 
 
-@dataclass(frozen=True)
-class LabelTrust:
-    """How much a label weighs in the loss, by where it comes from; 1 is fully.
+class LabelTrust(_Settings):
+    """Weight of a label in the loss by its origin; 1 is full weight."""
 
-    Args:
-        replayed: Drawn by the replay of known boxes with noise.
-        accepted: A model's box that a person let stand.
-        disputed: On a frame about which labelers disagreed and nobody has decided.
-    """
-
-    replayed: float = 1.0
-    accepted: float = 1.0
-    disputed: float = 1.0
+    replayed: _Share = 1.0
+    """Labels replayed from known boxes with noise."""
+    accepted: _Share = 1.0
+    """Model boxes that a person accepted unchanged."""
+    disputed: _Share = 1.0
+    """Labels of frames that labelers disagreed about and nobody has resolved."""
 
 
-@dataclass(frozen=True)
-class EarlyStopping:
-    """When to look at frames that are not learned from, and when that ends the training.
+class EarlyStopping(_Settings):
+    """When the model is validated during training, and when that ends the training."""
 
-    Args:
-        every: Steps between two looks; 0 never looks but at the end.
-        patience: Looks without a better value of ``figure`` after which the training ends, and
-            the best weights are the result; 0 never ends early.
-        figure: The name of the watched value that decides, larger is better.
-        least: Smallest gain that counts as better.
-        forget: Largest loss of any watched value against the model that it started from; more
-            ends the training with the last weights that kept to it. None lets it forget.
-    """
-
-    every: int = 0
-    patience: int = 0
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations; 0 validates at the end only."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Validations without improvement after which training ends with the best weights; 0 never
+    ends early."""
     figure: str = "all"
+    """Name of the validation metric that decides; larger is better."""
     least: float = 0.0
-    forget: float | None = None
+    """Smallest gain that counts as an improvement."""
+    forget: _Share | None = None
+    """Largest allowed drop of any validation metric below the model that training started from;
+    beyond it training ends with the last weights that kept to it. None sets no limit."""
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> Self:
+        if self.patience and not self.every:
+            raise ValueError("patience needs validations: set every above 0")
+        return self
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """One training.
+def _resolve_preset(value: Any) -> Any:
+    presets = {"plain": Augmentation, "driving": Augmentation.driving}
+    return presets[value]() if isinstance(value, str) and value in presets else value
 
-    Args:
-        steps: Optimiser steps. The default takes the same time however many frames there are,
-            which also makes two trainings on different data comparable.
-        epochs: Passes over the frames instead of ``steps``, when given.
-        batch: Frames a step. Small, because in minutes many small steps learn more than few large.
-        lr: Highest learning rate of the schedule.
-        warmup: Share of the steps in which the rate rises.
-        ema: Decay of the average of the weights that is kept.
-        width: Of the compact detector, see `DetectorConfig`; so ``depth``.
-        seed: Of everything random.
-        threads: Of torch. Weights repeat to the bit at the same number only.
-        schedule: ``one-cycle`` (Smith 2018) or linear warm-up and ``cosine``.
-        accumulate: Parts into which a step's frames are cut; each goes through the network alone,
-            so that a large batch fits a small memory.
-        precision: Of the network's forward and backward pass; weights stay float32.
-        processes: That share a step's frames among them.
-        device: ``cpu`` or ``cuda``.
-        replay: Share of each pass taken from old frames when fine-tuning on mined ones.
-        memory_mib: Decoded frames are kept in memory up to this; above, each is decoded when
-            it is needed.
-        limit_mib: Memory that the process may take at most; None for no limit.
-        keep_minutes: State is kept after each pass, and so often within one.
+
+class TrainingOptions(_Settings):
+    """Optional settings of a training, all with defaults: the ``config`` of the training step."""
+
+    augment: Annotated[
+        Augmentation,
+        BeforeValidator(
+            _resolve_preset, json_schema_input_type=Augmentation | Literal["plain", "driving"]
+        ),
+    ] = Augmentation()
+    """Data augmentation: settings, or the name of a preset, ``plain`` or ``driving``."""
+    sampling: Sampling = Sampling()
+    """Repeat-factor sampling of rare frames."""
+    trust: LabelTrust = LabelTrust()
+    """Weights of labels by origin."""
+    stopping: EarlyStopping = EarlyStopping()
+    """Validation during training and early stopping."""
+    replay: _OpenShare = 0.0
+    """Share of each epoch taken from old frames when fine-tuning on mined ones."""
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    """Passes over the frames, instead of ``steps``."""
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    """Learning rate schedule: one-cycle (Smith 2018), or linear warm-up and cosine."""
+    warmup: _OpenShare = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: _OpenShare = 0.03
+    """AdamW weight decay; biases and normalization layers have none."""
+    ema: _OpenShare = 0.99
+    """Decay of the exponential moving average of the weights, which is the result."""
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0
+    """Largest gradient norm."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast precision of the forward and backward pass; weights stay float32."""
+    accumulate: Annotated[int, Field(gt=0)] = 1
+    """Micro-batches that a step is split into, so that a large batch fits into little memory."""
+    processes: Annotated[int, Field(gt=0)] = 1
+    """Processes that share each step (DDP)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device to train on."""
+    memory_mib: Annotated[int, Field(gt=0)] = 1024
+    """Cache of decoded frames in MiB; beyond it each frame is decoded when it is needed."""
+    limit_mib: Annotated[int, Field(gt=0)] | None = None
+    """Memory limit of the process in MiB; None sets no limit."""
+    keep_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Checkpoint state is saved after each epoch, and at this interval in minutes."""
+
+
+class TrainingConfig(TrainingOptions):
+    """Configuration of one training.
+
+    Raises:
+        ParameterError: A field is unknown or its value is not allowed; the message names it.
     """
 
-    steps: int = 650
-    epochs: int | None = None
-    batch: int = 8
-    lr: float = 3e-3
-    weight_decay: float = 0.03
-    warmup: float = 0.1
-    ema: float = 0.99
-    clip_norm: float = 10.0
-    width: float = 1.0
-    seed: int = 0
-    threads: int = 2
-    memory_mib: int = 1024
-    augment: Augmentation = field(default_factory=Augmentation)
-    depth: int = 1
-    schedule: Schedule = "one-cycle"
-    accumulate: int = 1
-    precision: Precision = "float32"
-    processes: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    replay: float = 0.0
-    limit_mib: int | None = None
-    keep_minutes: float = 5.0
-    sampling: Sampling = field(default_factory=Sampling)
-    trust: LabelTrust = field(default_factory=LabelTrust)
-    stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    steps: Annotated[int, Field(gt=0)] = 650
+    """Optimizer steps. A fixed number takes the same time for any number of frames, and makes
+    trainings on different data comparable."""
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Frames per step over all processes."""
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    """Highest learning rate of the schedule."""
+    width: Annotated[float, Field(gt=0)] = 1.0
+    """Width of the compact detector, see `DetectorConfig`."""
+    depth: Annotated[int, Field(gt=0)] = 1
+    """Depth of the compact detector, see `DetectorConfig`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+    threads: Annotated[int, Field(gt=0)] = 2
+    """Torch threads; weights are reproducible to the bit for an equal number only."""
 
-    def __post_init__(self) -> None:
-        _require_positive(
-            self, "steps", "batch", "lr", "width", "depth", "threads", "clip_norm", "memory_mib",
-            "accumulate", "processes", "keep_minutes",
-        )  # fmt: skip
-        for name in ("epochs", "limit_mib"):
-            if getattr(self, name) is not None:
-                _require_positive(self, name)
-        for name in ("warmup", "ema", "weight_decay", "replay"):
-            if not 0 <= getattr(self, name) < 1:
-                _invalid(name, getattr(self, name), "must lie in [0, 1)")
-        if self.seed < 0:
-            _invalid("seed", self.seed, "must not be negative")
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
         if self.batch % (self.accumulate * self.processes):
-            _invalid("batch", self.batch, "must be a multiple of accumulate times processes")
-        _check_groups(self)
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate times processes")
+        return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_parameter_error(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            problem = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                problem = f"unknown setting {name!r}"
+            elif name:
+                problem = f"{name} is {first['input']!r}: {problem}"
+            raise ParameterError(problem, where=f"TrainingConfig.{name}".rstrip(".")) from error
 
     @classmethod
-    def sized(cls, size: str, **more: Any) -> TrainingConfig:
-        """For the compact detector ``nano``, ``small`` or ``medium``."""
+    def sized(cls, size: str, **settings: Any) -> TrainingConfig:
+        """Configuration for the compact detector ``nano``, ``small`` or ``medium``.
+
+        Args:
+            size: Name of the model size.
+            settings: Other fields.
+
+        Raises:
+            ParameterError: Unknown size, or a field's value is not allowed.
+        """
         if size not in _MODEL_SIZES:
             raise ParameterError(
-                f"no compact detector is called {size!r}",
+                f"unknown model size {size!r}",
                 where="TrainingConfig",
                 hint=f"Sizes: {', '.join(_MODEL_SIZES)}",
             )
         width, depth = _MODEL_SIZES[size]
-        return cls(width=width, depth=depth, **more)
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> TrainingConfig:
-        """From what `dataclasses.asdict` gave, also by way of JSON."""
-        augment = {**values["augment"], "zoom": tuple(values["augment"]["zoom"])}
-        groups = {"sampling": Sampling, "trust": LabelTrust, "stopping": EarlyStopping}
-        made = {name: kind(**values[name]) for name, kind in groups.items()}
-        return cls(**{**values, "augment": Augmentation(**augment), **made})
+        return cls(width=width, depth=depth, **settings)
 
     def steps_for(self, frames: int) -> int:
-        """Optimiser steps over ``frames`` frames."""
-        if self.epochs is None:
-            return self.steps
-        return self.epochs * self.steps_per_epoch(frames)
+        """Optimizer steps for a dataset of ``frames`` frames."""
+        return self.steps if self.epochs is None else self.epochs * self.steps_per_epoch(frames)
 
     def steps_per_epoch(self, frames: int) -> int:
+        """Steps of one pass over ``frames`` frames."""
         return math.ceil(frames / self.batch)
 
-    def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step: up to ``lr``, then down a cosine to almost nothing."""
-        rise = max(1, round(self.warmup * total))
-        if step < rise:
-            risen = (step + 1) / rise
+    def learning_rate(self, step: int, total: int) -> float:
+        """Learning rate of ``step`` out of ``total``: warm-up to ``lr``, then a cosine decay."""
+        warmup_steps = max(1, round(self.warmup * total))
+        if step < warmup_steps:
+            share = (step + 1) / warmup_steps
             if self.schedule == "cosine":
-                return self.lr * risen
-            return self.lr * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * risen)))
-        share = (step + 1 - rise) / max(1, total - rise)
+                return self.lr * share
+            return self.lr * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * share)))
+        share = (step + 1 - warmup_steps) / max(1, total - warmup_steps)
         final = _FINAL_LR_SHARE[self.schedule]
         return self.lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def as_json(self) -> dict[str, Any]:
-        """What a checkpoint records: plain JSON values, and only what shapes the weights."""
-        default = _as_values(type(self)())
-        values = _as_values(self)
-        kept = {
+        """The fields that a checkpoint records: only those that shape the weights."""
+        values = self.model_dump(mode="json", exclude=_RUNTIME_ONLY)
+        defaults = type(self)().model_dump(mode="json")
+        recorded = {
             name: value
             for name, value in values.items()
-            if name in _ALWAYS_RECORDED or (name not in _RUNTIME_ONLY and value != default[name])
+            if name in _ALWAYS_RECORDED or value != defaults[name]
         }
-        usual = asdict(Augmentation())
-        kept["augment"] = {
+        recorded["augment"] = {
             name: value
-            for name, value in kept["augment"].items()
-            if name not in _PROBABILITIES[1:] or value != usual[name]
+            for name, value in values["augment"].items()
+            if name not in _RECORDED_IF_CHANGED or value != defaults["augment"][name]
         }
-        return kept
-
-
-def _as_values(config: TrainingConfig) -> dict[str, Any]:
-    values = asdict(config)
-    values["augment"]["zoom"] = list(config.augment.zoom)
-    return values
-
-
-def _check_groups(config: TrainingConfig) -> None:
-    low, high = config.augment.zoom
-    if not 0 < low <= high:
-        _invalid("augment.zoom", config.augment.zoom, "must be 0 < smallest <= largest")
-    for name in _PROBABILITIES:
-        if not 0 <= getattr(config.augment, name) <= 1:
-            _invalid(f"augment.{name}", getattr(config.augment, name), "must lie in [0, 1]")
-    for part in fields(LabelTrust):
-        if not 0 <= getattr(config.trust, part.name) <= 1:
-            _invalid(f"trust.{part.name}", getattr(config.trust, part.name), "must lie in [0, 1]")
-    for name in ("classes", "slices"):
-        if not 0 <= getattr(config.sampling, name) <= 1:
-            _invalid(f"sampling.{name}", getattr(config.sampling, name), "must lie in [0, 1]")
-    if not 0 < config.sampling.rare <= 1 or config.sampling.cap < 1:
-        _invalid("sampling", config.sampling, "needs 0 < rare <= 1 and cap >= 1")
-    stopping = config.stopping
-    if min(stopping.every, stopping.patience) < 0 or (stopping.patience and not stopping.every):
-        _invalid("stopping.patience", stopping.patience, "needs looks: every must be above zero")
-    if stopping.forget is not None and not 0 <= stopping.forget <= 1:
-        _invalid("stopping.forget", stopping.forget, "must lie in [0, 1]")
-
-
-def _require_positive(config: TrainingConfig, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            _invalid(name, getattr(config, name), "must be above zero")
-
-
-def _invalid(name: str, value: object, rule: str) -> None:
-    raise ParameterError(f"{name} is {value}: it {rule}", where=f"TrainingConfig.{name}")
+        return recorded

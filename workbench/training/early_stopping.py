@@ -1,4 +1,8 @@
-"""Validation during training, and when it ends the training."""
+"""Validation during training, and when it ends the training.
+
+The caller supplies the function that evaluates the model, such as an evaluation on the ``val``
+frames by slice. This module only decides whether the training continues.
+"""
 
 from __future__ import annotations
 
@@ -10,86 +14,114 @@ from workbench.core.errors import ParameterError
 from workbench.detection.predictor import TorchPredictor
 from workbench.training.config import EarlyStopping
 
-Decision = Literal["best", "worse", "stop", "forgot"]
+__all__ = ["Validation"]
+
+_Decision = Literal["best", "worse", "stop", "forgot"]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What is looked at.
+    """How the model is validated while it trains.
 
-    Args:
-        judge: A model's figures by name, larger is better; the same model gives the same figures.
-        name: What the figures are and on which frames, such as ``ap50 on val`` with a digest. It
-            is part of what names the training.
+    Attributes:
+        evaluate: Maps a model to its metrics by name, larger is better. Equal models must give
+            equal metrics.
+        name: What the metrics are and on which frames, such as ``ap50 on val of dataset/…``. It is
+            part of the training's identity.
     """
 
-    judge: Callable[[TorchPredictor], Mapping[str, float]]
+    evaluate: Callable[[TorchPredictor], Mapping[str, float]]
     name: str
 
 
 @dataclass
 class ValidationHistory:
-    """Every look so far, the start's first, and what follows from them."""
+    """All validations so far, and the decision that follows from each.
 
-    how: EarlyStopping
-    looks: list[dict[str, Any]] = field(default_factory=list)
+    Attributes:
+        settings: Patience and limits.
+        checks: ``{"step": int, "figures": {name: value}}`` for each validation. Step 0 is the model
+            that training started from.
+        best: Best value of the deciding metric; ``best_step`` is its step.
+        checks_without_gain: Validations since then.
+        regressions: Drop of each metric beyond the limit, at the last validation.
+    """
+
+    settings: EarlyStopping
+    checks: list[dict[str, Any]] = field(default_factory=list)
     best: float | None = None
     best_step: int = 0
-    without_gain: int = 0
-    forgot: dict[str, float] = field(default_factory=dict)
+    checks_without_gain: int = 0
+    regressions: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def before(self) -> Mapping[str, float] | None:
-        """Figures of the model that it started from."""
-        first = next((look for look in self.looks if look["step"] == 0), None)
-        return None if first is None else first["figures"]
+    def add(self, step: int, metrics: Mapping[str, float]) -> _Decision:
+        """Record the metrics after ``step`` steps.
 
-    def look(self, step: int, figures: Mapping[str, float]) -> Decision:
-        """Take figures in after ``step`` steps."""
-        plain = {name: float(value) for name, value in sorted(figures.items())}
-        if self.how.figure not in plain:
+        Raises:
+            ParameterError: The metric that decides is not among them.
+        """
+        values = {name: float(value) for name, value in sorted(metrics.items())}
+        if self.settings.figure not in values:
             raise ParameterError(
-                f"no watched figure is called {self.how.figure!r}",
+                f"unknown validation metric {self.settings.figure!r}",
                 where="TrainingConfig.stopping.figure",
-                hint=f"There are {', '.join(plain) or 'none'}",
+                hint=f"Metrics: {', '.join(values) or 'none'}",
             )
-        self.looks.append({"step": step, "figures": plain})
+        self.checks.append({"step": step, "figures": values})
         if step == 0:
             return "best"
-        self.forgot = self.lost(plain)
-        if self.forgot:
+        self.regressions = self._regressions(values)
+        if self.regressions:
             return "forgot"
-        value = plain[self.how.figure]
-        if self.best is None or value > self.best + self.how.least:
-            self.best, self.best_step, self.without_gain = value, step, 0
+        value = values[self.settings.figure]
+        if self.best is None or value > self.best + self.settings.least:
+            self.best, self.best_step, self.checks_without_gain = value, step, 0
             return "best"
-        self.without_gain += 1
-        enough = self.how.patience and self.without_gain >= self.how.patience
-        return "stop" if enough else "worse"
+        self.checks_without_gain += 1
+        return "stop" if self._patience_exhausted else "worse"
+
+    def stop_reason(self) -> Literal["", "stop", "forgot"]:
+        """Why training ends after the last validation; empty where it continues."""
+        if self._patience_exhausted:
+            return "stop"
+        last = self.checks[-1] if self.checks else None
+        return "forgot" if last and last["step"] and self._regressions(last["figures"]) else ""
 
     def changes(self) -> dict[str, list[float]]:
-        """Each figure before the training and at its last look; empty without a start."""
-        if self.before is None or len(self.looks) < 2:
+        """Each metric before training and at the last validation; empty without a start model."""
+        if self._initial is None or len(self.checks) < 2:
             return {}
-        now = self.looks[-1]["figures"]
-        return {name: [old, now[name]] for name, old in self.before.items() if name in now}
+        last = self.checks[-1]["figures"]
+        return {name: [old, last[name]] for name, old in self._initial.items() if name in last}
 
     def as_json(self) -> dict[str, Any]:
+        """What a saved training state holds."""
         return {
-            "looks": self.looks,
+            "looks": self.checks,
             "best": self.best,
             "best_step": self.best_step,
-            "without_gain": self.without_gain,
+            "without_gain": self.checks_without_gain,
         }
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        self.looks = list(kept["looks"])
-        self.best, self.best_step = kept["best"], kept["best_step"]
-        self.without_gain = kept["without_gain"]
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what `as_json` gave."""
+        self.checks = list(saved["looks"])
+        self.best, self.best_step = saved["best"], saved["best_step"]
+        self.checks_without_gain = saved["without_gain"]
 
-    def lost(self, now: Mapping[str, float]) -> dict[str, float]:
-        """Figures that have fallen further than they may."""
-        if self.how.forget is None or self.before is None:
+    @property
+    def _initial(self) -> Mapping[str, float] | None:
+        """Metrics of the model that training started from."""
+        first = next((check for check in self.checks if check["step"] == 0), None)
+        return None if first is None else first["figures"]
+
+    @property
+    def _patience_exhausted(self) -> bool:
+        patience = self.settings.patience
+        return patience > 0 and self.checks_without_gain >= patience
+
+    def _regressions(self, values: Mapping[str, float]) -> dict[str, float]:
+        if self.settings.forget is None or self._initial is None:
             return {}
-        lost = {name: old - now[name] for name, old in self.before.items() if name in now}
-        return {name: loss for name, loss in lost.items() if loss > self.how.forget}
+        drops = {name: old - values[name] for name, old in self._initial.items() if name in values}
+        return {name: drop for name, drop in drops.items() if drop > self.settings.forget}

@@ -1,4 +1,12 @@
-"""The detection loss, and the model wrapped with its loss for one process or DDP."""
+"""The detection loss, and the model wrapped with its loss for one process or DDP.
+
+Assignment is task-aligned (TOOD, Feng et al. 2021): each object goes to the cells that already
+predict it best. Classes are scored by the varifocal loss (Zhang et al. 2021), which makes a score
+estimate the overlap; boxes by the generalised IoU (Rezatofighi et al. 2019). Everything is dense
+masks over all cells: without boolean indexing, work and result do not depend on the data.
+
+Shapes: ``n`` frames, ``a`` cells of all levels, ``m`` objects of the fullest frame, ``c`` classes.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +31,19 @@ from workbench.detection.preprocessing import Preprocessing
 from workbench.training.config import TrainingConfig
 from workbench.training.targets import ALL_CLASSES, Targets
 
+__all__ = ["DetectionLoss"]
+
 _TOP_K = 9
 _ALIGN_SCORE, _ALIGN_OVERLAP = 0.5, 4.0
-_NEAR_STRIDES = (
-    0.75  # of a stride: cells this close to a centre may take an object smaller than a cell
-)
+_NEAR_STRIDES = 0.75  # cells this close to a center may take an object smaller than a cell
 _VFL_ALPHA, _VFL_GAMMA = 0.75, 2.0
 _BOX_WEIGHT = 2.5
 _EPS = 1e-7
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pad_targets(targets: Sequence[Targets]) -> GroundTruthBatch:
-    """Targets of a batch as padded tensors."""
+    """Targets of a batch as tensors padded to the fullest frame."""
     most = max(1, *(len(target.boxes) for target in targets))
     boxes = torch.zeros(len(targets), most, 4)
     classes = torch.zeros(len(targets), most, dtype=torch.long)
@@ -52,22 +61,25 @@ def pad_targets(targets: Sequence[Targets]) -> GroundTruthBatch:
 
 
 class DetectionLoss:
-    """The loss of raw maps against truth, for one size of input.
+    """The loss of the compact detector's raw maps against ground truth.
 
     Args:
-        width: Of the network's input in pixels; so ``height``.
+        config: The detector's strides and classes.
+        width: Width of the network's input in pixels.
+        height: Height of the network's input in pixels.
     """
 
     def __init__(self, config: DetectorConfig, width: int, height: int) -> None:
-        centres = [torch.from_numpy(cell_centres(width, height, s)) for s in config.strides]
-        self._centres = torch.cat(centres)
+        centers = [torch.from_numpy(cell_centres(width, height, s)) for s in config.strides]
+        self._centers = torch.cat(centers)
         self._strides = torch.cat(
-            [torch.full((len(c),), float(s)) for c, s in zip(centres, config.strides, strict=True)]
+            [torch.full((len(c),), float(s)) for c, s in zip(centers, config.strides, strict=True)]
         )
         self._classes = len(config.classes)
 
     def to(self, device: str) -> DetectionLoss:
-        self._centres, self._strides = self._centres.to(device), self._strides.to(device)
+        """Move the constant tensors to ``device``."""
+        self._centers, self._strides = self._centers.to(device), self._strides.to(device)
         return self
 
     def __call__(self, outputs: Sequence[Tensor], truth: GroundTruthBatch) -> Losses:
@@ -75,16 +87,15 @@ class DetectionLoss:
         boxes = self._boxes(_flatten_levels(outputs[1::2]).float())
         with torch.no_grad():
             owner, quality = self._assign(logits.sigmoid(), boxes, truth)
-            wanted = functional.one_hot(
-                _gather(truth.classes, owner).clamp(min=0), self._classes
-            ) * quality.unsqueeze(-1)
-            judged = self._judged(truth, quality)
-            # A label that is trusted less pulls less on its own cells, for class and for box.
-            trust = _gather(truth.weights, owner)
-            judged = judged * torch.where(quality > 0, trust, 1.0).unsqueeze(-1)
+            classes = truth.classes.gather(1, owner).clamp(min=0)
+            scores = functional.one_hot(classes, self._classes) * quality.unsqueeze(-1)
+            # The weight of a label applies to its own cells, for class and for box.
+            trust = truth.weights.gather(1, owner)
+            mask = self._score_mask(truth, quality)
+            mask = mask * torch.where(quality > 0, trust, 1.0).unsqueeze(-1)
         amount = quality.sum().clamp(min=1.0)
-        cls = (_varifocal(logits, wanted) * judged).sum() / amount
-        own_boxes = _gather_boxes(truth.boxes, owner)
+        cls = (_varifocal(logits, scores) * mask).sum() / amount
+        own_boxes = truth.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
         box = ((1 - paired_giou(boxes, own_boxes)) * (quality * trust)).sum() / amount
         return Losses(cls + _BOX_WEIGHT * box, cls.detach(), box.detach())
 
@@ -92,21 +103,21 @@ class DetectionLoss:
         """The decoding of `workbench.detection.families`, with gradients; ``[n, a, 4]`` xyxy."""
         reach = functional.elu(raw) + 0.5 * functional.relu(raw) ** 2
         reach = reach * self._strides[:, None]
-        return torch.cat([self._centres - reach[..., :2], self._centres + reach[..., 2:]], dim=-1)
+        return torch.cat([self._centers - reach[..., :2], self._centers + reach[..., 2:]], dim=-1)
 
     def _assign(
         self, scores: Tensor, boxes: Tensor, truth: GroundTruthBatch
     ) -> tuple[Tensor, Tensor]:
-        """The object of each cell ``[n, a]`` and how well it should be scored, 0 for none."""
+        """The object of each cell ``[n, a]`` and the score to learn there, 0 for background."""
         near = self._near(truth) * truth.real.unsqueeze(-1)  # [n, m, a]
         overlap = pairwise_iou(truth.boxes, boxes) * near
         index = truth.classes.clamp(min=0).unsqueeze(-1).expand(-1, -1, scores.shape[1])
         own_score = scores.transpose(1, 2).gather(1, index)
-        # A trace of overlap everywhere lets objects that nobody predicts yet find a cell.
+        # A small overlap everywhere lets objects that nothing predicts yet find a cell.
         aligned = (own_score**_ALIGN_SCORE * (overlap + 1e-3) ** _ALIGN_OVERLAP) * near
         threshold = aligned.topk(min(_TOP_K, aligned.shape[-1]), dim=-1).values[..., -1:]
         chosen = aligned * (aligned >= threshold)
-        best, owner = chosen.max(dim=1)  # a cell wanted by several goes to the best aligned
+        best, owner = chosen.max(dim=1)  # a cell chosen by several goes to the best aligned
         chosen = chosen * functional.one_hot(owner, chosen.shape[1]).transpose(1, 2)
         strongest = chosen.amax(dim=-1, keepdim=True)
         reached = (overlap * (chosen > 0)).amax(dim=-1, keepdim=True)
@@ -115,16 +126,16 @@ class DetectionLoss:
         return owner, quality
 
     def _near(self, truth: GroundTruthBatch) -> Tensor:
-        """1 where a cell's centre lies in a box or near its centre, ``[n, m, a]``."""
+        """1 where a cell's center lies in a box or near its center, ``[n, m, a]``."""
         middle = (truth.boxes[..., :2] + truth.boxes[..., 2:]) / 2
         half = (truth.boxes[..., 2:] - truth.boxes[..., :2]) / 2
-        away = (self._centres - middle.unsqueeze(-2)).abs()
+        away = (self._centers - middle.unsqueeze(-2)).abs()
         reach = torch.maximum(
             half.unsqueeze(-2), _NEAR_STRIDES * self._strides[:, None].clamp(max=8)
         )
         return (away <= reach).all(dim=-1).float()
 
-    def _judged(self, truth: GroundTruthBatch, quality: Tensor) -> Tensor:
+    def _score_mask(self, truth: GroundTruthBatch, quality: Tensor) -> Tensor:
         """1 where a cell's class score counts, ``[n, a, c]``: not inside ignore regions."""
         covered = self._near(truth) * truth.ignore.unsqueeze(-1)  # [n, m, a]
         every = (truth.classes == ALL_CLASSES).unsqueeze(-1)
@@ -134,7 +145,7 @@ class DetectionLoss:
 
 
 def pairwise_iou(truth: Tensor, boxes: Tensor) -> Tensor:
-    """Overlap of ``[n, m, 4]`` with ``[n, a, 4]``: ``[n, m, a]``."""
+    """IoU of xyxy boxes ``[n, m, 4]`` with ``[n, a, 4]``: ``[n, m, a]``."""
     low = torch.maximum(truth[:, :, None, :2], boxes[:, None, :, :2])
     high = torch.minimum(truth[:, :, None, 2:], boxes[:, None, :, 2:])
     common = _box_product(high - low)
@@ -143,7 +154,7 @@ def pairwise_iou(truth: Tensor, boxes: Tensor) -> Tensor:
 
 
 def paired_giou(first: Tensor, second: Tensor) -> Tensor:
-    """Generalised overlap in [-1, 1] of boxes in the same place, ``[..., 4]`` to ``[...]``."""
+    """Generalised IoU in [-1, 1] of pairs of boxes, ``[..., 4]`` to ``[...]``."""
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
     common = _box_product(high - low)
@@ -154,11 +165,11 @@ def paired_giou(first: Tensor, second: Tensor) -> Tensor:
     return common / (union + _EPS) - (hull - union) / (hull + _EPS)
 
 
-def _varifocal(logits: Tensor, wanted: Tensor) -> Tensor:
-    entropy = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+def _varifocal(logits: Tensor, scores: Tensor) -> Tensor:
+    entropy = functional.binary_cross_entropy_with_logits(logits, scores, reduction="none")
     with torch.no_grad():
-        doubt = _VFL_ALPHA * logits.sigmoid() ** _VFL_GAMMA
-        weight = torch.where(wanted > 0, wanted, doubt)
+        negative_weight = _VFL_ALPHA * logits.sigmoid() ** _VFL_GAMMA
+        weight = torch.where(scores > 0, scores, negative_weight)
     return entropy * weight
 
 
@@ -172,39 +183,32 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _box_product(sides: Tensor) -> Tensor:
-    """Width times height, none for sides turned inside out; `prod` has a slow gradient."""
+    """Width times height, 0 for negative sides; `prod` has a slow gradient."""
     sides = sides.clamp(min=0)
     return sides[..., 0] * sides[..., 1]
 
 
-def _gather(values: Tensor, owner: Tensor) -> Tensor:
-    return values.gather(1, owner)
-
-
-def _gather_boxes(boxes: Tensor, owner: Tensor) -> Tensor:
-    return boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-
-
-# ---- A model together with its loss: what goes forward in a step, on one process or on several.
-
-
-_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 class ModelWithLoss(nn.Module):
-    """Images and truth to the losses ``(total, cls, box)``."""
+    """Maps images and ground truth to the losses ``(total, cls, box)``.
 
-    def __init__(self, model: Any, spec: Preprocessing, config: TrainingConfig) -> None:
+    Args:
+        model: The detection model; one that implements `ComputesLosses` uses its own losses.
+        preprocessing: The network's input contract.
+        config: Precision and device.
+    """
+
+    def __init__(self, model: Any, preprocessing: Preprocessing, config: TrainingConfig) -> None:
         super().__init__()
         self.model = model
         self._dtype = _AUTOCAST_DTYPES.get(config.precision)
         self._device = config.device
         self._loss = None
         if not isinstance(model, ComputesLosses):
-            self._loss = DetectionLoss(model.config, spec.width, spec.height).to(config.device)
+            loss = DetectionLoss(model.config, preprocessing.width, preprocessing.height)
+            self._loss = loss.to(config.device)
 
     def forward(self, images: Tensor, truth: GroundTruthBatch) -> tuple[Tensor, Tensor, Tensor]:
-        with self._precision():
+        with self._autocast():
             if self._loss is None:
                 losses = self.model.losses(images, truth)
                 return losses.total.float(), losses.cls, losses.box
@@ -212,26 +216,26 @@ class ModelWithLoss(nn.Module):
         losses = self._loss(outputs, truth)
         return losses.total, losses.cls, losses.box
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device, dtype=self._dtype)
 
 
-def wrap_ddp(lesson: ModelWithLoss, config: TrainingConfig) -> Any:
-    """The lesson as each of several processes takes its part of it."""
+def wrap_ddp(model: ModelWithLoss, config: TrainingConfig) -> Any:
+    """The model in DDP where several processes train it."""
     if config.processes == 1:
-        return lesson
-    # Parameters without a gradient occur in suppliers' networks: heads that a loss leaves out.
-    own = lesson.model.config.architecture == COMPACT
-    return DistributedDataParallel(lesson, find_unused_parameters=not own)
+        return model
+    # Pretrained networks can have parameters without a gradient: heads that their loss leaves out.
+    compact = model.model.config.architecture == COMPACT
+    return DistributedDataParallel(model, find_unused_parameters=not compact)
 
 
 @contextlib.contextmanager
-def gradient_sync(lesson: Any, last: bool) -> Iterator[None]:
-    """Several processes agree on gradients once a step, after its last part."""
-    if isinstance(lesson, DistributedDataParallel) and not last:
-        with lesson.no_sync():
+def gradient_sync(model: Any, last: bool) -> Iterator[None]:
+    """Under DDP, synchronize gradients once a step: after its ``last`` micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
             yield
     else:
         yield

@@ -28,10 +28,8 @@ from workbench.training import Augmentation, TrainingConfig, TrainingResult, sav
 DATASET = make_ref("dataset", "1" * 64)
 
 
-def run(
-    workspace: Workspace, dataset: Dataset, config: TrainingConfig = TINY, **more: object
-) -> TrainingResult:
-    return train(workspace, dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
+def run(dataset: Dataset, config: TrainingConfig = TINY, **more: object) -> TrainingResult:
+    return train(dataset, config, classes=CLASSES, preprocessing=SPEC, **more)  # type: ignore[arg-type]
 
 
 def weights_digest(trained: TrainingResult) -> str:
@@ -40,10 +38,10 @@ def weights_digest(trained: TrainingResult) -> str:
     return digest.of_bytes(to_bytes(trained.weights))
 
 
-def test_it_learns_what_it_is_shown(workspace: Workspace) -> None:
+def test_the_detector_learns_the_scenes(workspace: Workspace) -> None:
     dataset = scenes(workspace, 16)
-    config = replace(TINY, steps=140, batch=8, lr=6e-3, ema=0.95, augment=Augmentation(flip=0.5))
-    trained = run(workspace, dataset, config)
+    config = TINY.replace(steps=140, batch=8, lr=6e-3, ema=0.95, augment=Augmentation(flip=0.5))
+    trained = run(dataset, config)
     predictor = trained.predictor()
     right = wrong = 0
     for frame in dataset.frames:
@@ -67,10 +65,10 @@ def test_it_learns_what_it_is_shown(workspace: Workspace) -> None:
 def test_equal_seeds_give_equal_weights_in_other_processes(workspace: Workspace) -> None:
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.training.test_loop import *\n"
+        "from tests.training.test_trainer import *\n"
         "from workbench.core.workspace import find_workspace\n"
-        "place = find_workspace()\n"
-        "print(weights_digest(run(place, scenes(place))))\n"
+        "workspace = find_workspace()\n"
+        "print(weights_digest(run(scenes(workspace))))\n"
     )
     tests = str(Path(__file__).resolve().parents[2])
     digests = {
@@ -79,109 +77,109 @@ def test_equal_seeds_give_equal_weights_in_other_processes(workspace: Workspace)
         ).stdout.strip()
         for _ in range(2)
     }
-    assert digests == {weights_digest(run(workspace, scenes(workspace)))}
-    assert weights_digest(run(workspace, scenes(workspace), replace(TINY, seed=6))) not in digests
+    assert digests == {weights_digest(run(scenes(workspace)))}
+    assert weights_digest(run(scenes(workspace), TINY.replace(seed=6))) not in digests
 
 
 class Killed(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(
+def test_a_killed_training_resumes_to_the_same_weights(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    config = replace(TINY, steps=14, keep_minutes=1e-9)
-    whole = run(workspace, scenes(workspace), config)
+    config = TINY.replace(steps=14, keep_minutes=1e-9)
+    whole = run(scenes(workspace), config)
 
     def stop_at_13(done: int, total: int) -> None:
         if done == 13:
             raise Killed
 
     with pytest.raises(Killed):
-        run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path, progress=stop_at_13)
-    resumed = run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path)
+        run(scenes(workspace), config, checkpoint_dir=tmp_path, progress=stop_at_13)
+    resumed = run(scenes(workspace), config, checkpoint_dir=tmp_path)
     assert resumed.resumed_at == 12
     assert weights_digest(resumed) == weights_digest(whole)
     assert resumed.curves == whole.curves
-    # Finished: asked again, it does nothing; another training does not take its state.
-    assert run(workspace, scenes(workspace), config, checkpoint_dir=tmp_path).resumed_at == 14
-    other = replace(config, seed=1)
-    assert run(workspace, scenes(workspace), other, checkpoint_dir=tmp_path).resumed_at == 0
+    # A finished training does nothing again; another training does not use its state.
+    assert run(scenes(workspace), config, checkpoint_dir=tmp_path).resumed_at == 14
+    other = config.replace(seed=1)
+    assert run(scenes(workspace), other, checkpoint_dir=tmp_path).resumed_at == 0
 
 
 def test_a_damaged_state_costs_time_only(workspace: Workspace, tmp_path: Path) -> None:
-    config = replace(TINY, steps=3)
+    config = TINY.replace(steps=3)
     folder = tmp_path / "state"
-    first = run(workspace, scenes(workspace), config, checkpoint_dir=folder)
+    first = run(scenes(workspace), config, checkpoint_dir=folder)
     (state,) = folder.iterdir()  # three steps took less than the least time between two states
     state.write_bytes(state.read_bytes()[:1000])
-    again = run(workspace, scenes(workspace), config, checkpoint_dir=folder)
+    again = run(scenes(workspace), config, checkpoint_dir=folder)
     assert again.resumed_at == 0
     assert weights_digest(again) == weights_digest(first)
 
 
-def test_a_loss_that_is_no_number_stops_with_a_reason(
+def test_a_diverged_training_stops_with_the_reason(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(StepFailed, match=r"diverged.*step \d+.*learning rate"):
         run(
-            workspace,
             scenes(workspace),
-            replace(TINY, steps=40, lr=1e9, clip_norm=1e12, warmup=0.0),
+            TINY.replace(steps=40, lr=1e9, clip_norm=1e12, warmup=0.0),
         )
 
 
 def test_frames_without_any_label_and_ignored_ones_train(workspace: Workspace) -> None:
     dataset = scenes(workspace)
-    empty = run(workspace, replace(dataset, labels=()), replace(TINY, steps=2))
+    empty = run(replace(dataset, labels=()), TINY.replace(steps=2))
     assert empty.curves["loss_box"] == [0, 0]
     hidden = [
         label.model_copy(update={"ignore": True, "cls": ANY_CLASS}) for label in dataset.labels
     ]
-    ignored = run(workspace, replace(dataset, labels=tuple(hidden)), replace(TINY, steps=2))
+    ignored = run(replace(dataset, labels=tuple(hidden)), TINY.replace(steps=2))
     assert ignored.curves["loss_box"] == [0, 0]
 
 
-def test_what_is_refused_before_anything_starts(workspace: Workspace) -> None:
+def test_invalid_data_and_models_are_refused_before_training(workspace: Workspace) -> None:
     dataset = scenes(workspace, 2)
     with pytest.raises(DataError, match="no frames"):
-        run(workspace, dataset.where(lambda frame: False))
+        run(dataset.where(lambda frame: False))
     with pytest.raises(ParameterError, match="multiples of 32"):
-        train(workspace, dataset, TINY, classes=CLASSES, preprocessing=Preprocessing(width=100))
-    small = run(workspace, dataset, replace(TINY, steps=1))
+        train(dataset, TINY, classes=CLASSES, preprocessing=Preprocessing(width=100))
+    small = run(dataset, TINY.replace(steps=1))
     with pytest.raises(ParameterError, match="other classes or another width"):
-        run(workspace, dataset, replace(TINY, width=0.5), start=small.predictor())
+        run(dataset, TINY.replace(width=0.5), start=small.predictor())
 
 
-def test_progress_and_curves_are_told_live(workspace: Workspace) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_and_curves_are_reported_live(workspace: Workspace) -> None:
+    calls: list[tuple[int, int]] = []
     logged: list[tuple[str, int]] = []
     run(
-        workspace,
         scenes(workspace, 4),
-        replace(TINY, steps=2),
-        progress=lambda done, total: told.append((done, total)),
+        TINY.replace(steps=2),
+        progress=lambda done, total: calls.append((done, total)),
         log=lambda name, value, step: logged.append((name, step)),
     )
-    assert told == [(1, 2), (2, 2)]
+    assert calls == [(1, 2), (2, 2)]
     assert ("train/loss", 0) in logged
     assert ("train/lr", 1) in logged
 
 
-def test_settings_of_torch_are_left_as_they_were(workspace: Workspace) -> None:
+def test_torch_settings_are_restored(workspace: Workspace) -> None:
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     state = torch.get_rng_state()
-    run(workspace, scenes(workspace, 2), replace(TINY, steps=1, threads=1))
+    run(scenes(workspace, 2), TINY.replace(steps=1, threads=1))
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
     assert (torch.get_rng_state() == state).all()
 
 
-def test_a_checkpoint_holds_the_model_and_repeats(workspace: Workspace, store: Store) -> None:
+def test_a_checkpoint_holds_the_model_and_is_reproducible(
+    workspace: Workspace, store: Store
+) -> None:
     dataset = scenes(workspace, 4)
-    config = replace(TINY, steps=2)
-    trained = run(workspace, dataset, config)
+    config = TINY.replace(steps=2)
+    trained = run(dataset, config)
     ref = save_checkpoint(store, trained, DATASET)
-    assert save_checkpoint(store, run(workspace, dataset, config), DATASET) == ref
+    assert save_checkpoint(store, run(dataset, config), DATASET) == ref
     record = store.get(ref, Checkpoint)
     assert record.classes == CLASSES
     assert record.training["seed"] == TINY.seed
@@ -195,22 +193,20 @@ def test_a_checkpoint_holds_the_model_and_repeats(workspace: Workspace, store: S
     mine, kept = trained.predictor().predict([image])[0], loaded.predict([image])[0]
     assert (mine.scores == kept.scores).all()
 
-    further = run(workspace, dataset, replace(config, seed=9), start=loaded)
+    further = run(dataset, config.replace(seed=9), start=loaded)
     child = save_checkpoint(store, further, DATASET, parent=ref)
     assert store.get(child, Checkpoint).parent == ref
 
 
-def test_killed_with_sigkill_it_goes_on_to_the_same_bits(
-    workspace: Workspace, tmp_path: Path
-) -> None:
-    config = replace(TINY, steps=60, keep_minutes=1e-9)
+def test_resuming_after_sigkill_gives_the_same_bits(workspace: Workspace, tmp_path: Path) -> None:
+    config = TINY.replace(steps=60, keep_minutes=1e-9)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.training.test_loop import *\n"
+        "from tests.training.test_trainer import *\n"
         "from workbench.core.workspace import find_workspace\n"
-        "place = find_workspace()\n"
-        "config = replace(TINY, steps=60, keep_minutes=1e-9)\n"
-        "run(place, scenes(place), config, checkpoint_dir=Path(sys.argv[2]))\n"
+        "workspace = find_workspace()\n"
+        "config = TINY.replace(steps=60, keep_minutes=1e-9)\n"
+        "run(scenes(workspace), config, checkpoint_dir=Path(sys.argv[2]))\n"
     )
     state = tmp_path / "state"
     tests = str(Path(__file__).resolve().parents[2])
@@ -222,6 +218,6 @@ def test_killed_with_sigkill_it_goes_on_to_the_same_bits(
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    short = run(workspace, scenes(workspace), config, checkpoint_dir=state)
+    short = run(scenes(workspace), config, checkpoint_dir=state)
     assert 0 < short.resumed_at < 60
-    assert weights_digest(short) == weights_digest(run(workspace, scenes(workspace), config))
+    assert weights_digest(short) == weights_digest(run(scenes(workspace), config))
