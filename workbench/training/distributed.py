@@ -165,7 +165,7 @@ def _run_torchrun(folder: Path, config: TrainingConfig, reader: _ProgressReader)
 
 
 def _run_ray(folder: Path, config: TrainingConfig, reader: _ProgressReader) -> None:
-    with ray_cluster.connected(find_workspace()):
+    with ray_cluster.connect(find_workspace()):
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 

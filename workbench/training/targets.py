@@ -201,4 +201,4 @@ def _has_area(label: Label) -> bool:
 
 
 def _is_thin(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < _MIN_SIZE_PX
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < _MIN_SIZE_PX)
