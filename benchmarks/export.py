@@ -127,14 +127,14 @@ def losses(
 
 
 def upper(right: Evaluation, wrong: Evaluation, part: str) -> float:
-    high = paired_difference(right, wrong, "ap", part).figure.high
+    high = paired_difference(right, wrong, "ap", part).estimate.high
     return float("inf") if high is None else high
 
 
 def lost(right: Evaluation, wrong: Evaluation, part: str, limit: float) -> Row:
     ground, difference = right.metrics.at(part), paired_difference(right, wrong, "ap", part)
     where = "all frames" if part == "all" else f"worst slice, {part}"
-    value = difference.figure.value or 0.0
+    value = difference.estimate.value or 0.0
     bound = upper(right, wrong, part)
     what = f"upper bound of AP points lost, {where}, {ground.boxes} boxes (value {100 * value:.2f})"
     if not difference.usable:

@@ -120,7 +120,7 @@ def test_simulated_truth_is_marked(build, quick):
 def test_a_model_compared_with_itself_differs_by_exactly_nothing(build, quick):
     made = build.random(4)
     evaluated = evaluate(made.dataset, made.predictions, settings=quick)
-    figure = paired_difference(evaluated, evaluated, "ap").figure
+    figure = paired_difference(evaluated, evaluated, "ap").estimate
     assert (figure.value, figure.low, figure.high) == (0, 0, 0)
 
 
@@ -130,7 +130,7 @@ def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
     best = evaluate(made.dataset, made.predictions, settings=settings)
     fewer = [each for workspace, each in enumerate(made.predictions) if workspace % 10]
     worse = evaluate(made.dataset, fewer, settings=settings, name="worse")
-    change = paired_difference(best, worse, "recall").figure
+    change = paired_difference(best, worse, "recall").estimate
     assert change.value > 0
     alone = best.metrics.at().recall
     assert change.high - change.low < alone.high - alone.low
@@ -139,7 +139,7 @@ def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
 def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
     made, other = build.random(6), build.random(7)
     first = evaluate(made.dataset, made.predictions, settings=quick)
-    with pytest.raises(ParameterError, match="same frames"):
+    with pytest.raises(ParameterError, match="different frames"):
         paired_difference(first, evaluate(other.dataset, other.predictions, settings=quick), "ap")
     strict = EvaluationSettings(resamples=100, threshold=0.5)
     with pytest.raises(ParameterError, match="settings"):
@@ -152,7 +152,7 @@ def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
     dataset = build.dataset([frame], truth)
     cases = [
         (build.dataset([]), [], "no frames"),
-        (dataset, [build.found(other, "car", (0, 0, 9, 9))], "not in the evaluation set"),
+        (dataset, [build.found(other, "car", (0, 0, 9, 9))], "outside the evaluation set"),
         (dataset, [build.found(frame, "tram", (0, 0, 9, 9))], "'tram'"),
         (dataset, [build.found(frame, "car", (float("nan"), 0, 9, 9))], "not a number"),
         (

@@ -54,8 +54,8 @@ def test_missed_vulnerable_people_come_first_and_drives_take_turns(build, quick)
     worst = worst_frames(evaluated)
     assert [each.frame.id for each in worst] == [frames[2].id, frames[0].id]
     assert [label.cls for label in worst[1].missed] == ["car", "car"]
-    assert [(each.cls, each.right) for each in worst[1].found] == [("truck", False)]
-    assert len(worst_frames(evaluated, a_drive=2)) == 3
+    assert [each.cls for each in worst[1].false_positives] == ["truck"]
+    assert len(worst_frames(evaluated, per_drive=2)) == 3
     assert len(worst_frames(evaluated, part="vru")) == 1
 
 
@@ -109,7 +109,7 @@ def test_missed_boxes_are_drawn_on_their_frames(build, quick, workspace):
     assert (patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) == BOX
     found = evaluate(dataset, [build.found(frame, "car", BOX)], settings=quick)
     nothing = plots.worst_misses(workspace, found)
-    assert nothing.get_suptitle().startswith("Nothing was missed")
+    assert nothing.get_suptitle().startswith("No misses")
 
 
 def test_an_evaluation_without_truth_can_still_be_drawn(build, quick):

@@ -1,4 +1,10 @@
-"""Confidence intervals by resampling whole drives (cluster bootstrap)."""
+"""Confidence intervals by resampling whole drives (cluster bootstrap).
+
+See `workbench.data.resampling` for the method. In a simulation of ten drives, each with its own
+recall, 95 % expanded percentile intervals contained the true recall in 93 % of trials, plain
+percentile intervals in 88 % (``python -m benchmarks.evaluation``). Two models on the same frames
+are compared resample by resample, which removes the variance between drives.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +13,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.data.resampling import MIN_DRIVES, expanded_tail, time_blocks
+from workbench.data.resampling import MIN_DRIVES, expanded_tail, resampling_units
 from workbench.evaluation.matching import Floats, Ints
 from workbench.records.frames import Frame
 
-__all__ = [
-    "MIN_DEFINED_SHARE",
-    "MIN_DRIVES",
-    "Clusters",
-    "cluster_frames",
-    "percentile_interval",
-]
-
 MIN_DEFINED_SHARE = 0.5
-"""Share of resamples in which a figure must exist for its interval to be shown."""
+"""Share of resamples in which a metric must be defined for an interval."""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """What is resampled: ``of`` gives every frame of the scene its cluster, or -1."""
+    """Units of resampling.
+
+    Attributes:
+        of: ``[f]`` cluster of every frame of the evaluation set, or -1.
+        count: Number of clusters.
+        drives: Number of drives.
+        method: Description for reports.
+    """
 
     of: Ints
     count: int
@@ -34,46 +39,45 @@ class Clusters:
 
     @property
     def usable(self) -> bool:
-        """Whether intervals may decide a gate; otherwise they only describe."""
+        """Whether intervals may decide a gate; otherwise they only describe these drives."""
         return self.drives >= MIN_DRIVES
 
 
 def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
-    """Drives of the chosen frames, or blocks of time where there are too few drives."""
+    """Clusters of some frames: their drives, or blocks of time where there are too few drives.
+
+    Args:
+        frames: All frames of the evaluation set.
+        chosen: ``[n]`` indices of the frames to cluster.
+    """
+    units = resampling_units([frames[position] for position in chosen])
     of = np.full(len(frames), -1, np.int64)
-    names = [frames[position].drive for position in chosen]
-    drives = len(set(names))
-    if drives >= MIN_DRIVES:
-        keys: list[tuple[str, int]] = [(name, 0) for name in names]
-        method = f"cluster bootstrap over {drives} drives"
-    else:
-        blocks = time_blocks([frames[position] for position in chosen])
-        keys = list(zip(names, blocks, strict=True))
+    of[chosen] = units.of
+    method = f"cluster bootstrap over {units.drives} drives"
+    if units.drives < MIN_DRIVES:
         method = (
-            f"descriptive: bootstrap over {len(set(keys))} time blocks of {drives} drives, "
+            f"descriptive: bootstrap over {units.count} time blocks of {units.drives} drives, "
             f"fewer than the {MIN_DRIVES} that a gate needs"
         )
-    number = {key: position for position, key in enumerate(sorted(set(keys)))}
-    of[chosen] = [number[key] for key in keys]
-    return Clusters(of, len(number), drives, method)
+    return Clusters(of, units.count, units.drives, method)
 
 
 def percentile_interval(
-    samples: Floats, clusters_drawn: int, confidence: float
+    samples: Floats, clusters: int, confidence: float
 ) -> tuple[float, float] | None:
-    """Two-sided expanded percentile interval of resampled values; None where there is none.
+    """Two-sided expanded percentile interval of resampled values.
 
     Args:
-        samples: [r] values without the sample itself; NaN where a resample had no truth.
-        clusters_drawn: How many clusters each resample drew.
+        samples: ``[r]`` values of resamples; NaN where a resample has no ground truth.
+        clusters: Number of clusters in each resample.
+        confidence: Level of the interval.
+
+    Returns:
+        Lower and upper end, or None if too few values are defined.
     """
-    there = samples[np.isfinite(samples)]
-    if (
-        clusters_drawn < 2
-        or len(there) < MIN_DEFINED_SHARE * max(len(samples), 1)
-        or not len(there)
-    ):
+    defined = samples[np.isfinite(samples)]
+    if clusters < 2 or not len(defined) or len(defined) < MIN_DEFINED_SHARE * len(samples):
         return None
-    tail = expanded_tail(clusters_drawn, confidence)
-    low, high = np.quantile(there, [tail, 1 - tail])
+    tail = expanded_tail(clusters, confidence)
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)

@@ -1,4 +1,10 @@
-"""COCO metrics: the reference implementation, and the same metrics for resampled drives."""
+"""COCO metrics: the reference implementation, and the same metrics for resampled drives.
+
+Average precision pools the predictions of all frames by score, so it is no mean over drives. But it
+depends on a drive only through the cumulative counts of its hits and false positives, and
+these can be added with weights: a resample of drives is one matrix product instead of another
+evaluation. With all weights one the result equals COCOeval's.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +29,20 @@ from workbench.evaluation.matching import (
 )
 
 _IGNORED_AREA = 1e12
-"""An area outside every range: COCO ignores truth outside the range without making it a crowd."""
+"""An area outside every range: COCO ignores such truth without treating it as a crowd."""
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """By class in the order of the slice's classes, NaN without truth; ``overall`` as COCOeval's.
+    """COCO metrics of one slice; NaN for a class without ground truth.
 
-    ``precision`` is [t, 101, k] and ``scores`` the same: the interpolated curve and the score
-    at which each recall is reached.
+    Attributes:
+        ap: ``[k]`` by class, in the order of the slice's classes.
+        ap50: ``[k]``.
+        ar: ``[k]``.
+        overall: AP, AP50 and AR of all classes.
+        precision: ``[t, 101, k]`` interpolated precision at COCO's recall thresholds.
+        scores: ``[t, 101, k]`` score at which each recall is reached.
     """
 
     ap: Floats
@@ -42,21 +53,21 @@ class CocoMetrics:
     scores: Floats
 
 
-def coco_metrics(scene: EvaluationSet, part: Slice) -> CocoMetrics:
-    """Run faster-coco-eval on one slice."""
+def coco_metrics(data: EvaluationSet, part: Slice) -> CocoMetrics:
+    """Metrics of one slice, computed by faster-coco-eval."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    names = part.class_names(scene.schema)
-    chosen = [cls + 1 for cls, name in enumerate(scene.classes) if name in names]
+    names = part.class_names(data.schema)
+    chosen = [cls + 1 for cls, name in enumerate(data.classes) if name in names]
     images = [
         number + 1
-        for number, frame in enumerate(scene.frames)
+        for number, frame in enumerate(data.frames)
         if not part.frame or part.frame(frame)
     ]
     if not chosen or not images:
         return _empty_metrics(len(names))
-    truth, found = _to_coco(scene, part, images, chosen)
-    run = COCOeval_faster(COCO(truth), COCO(found), iouType="bbox")
+    truth, predictions = _to_coco(data, part, images, chosen)
+    run = COCOeval_faster(COCO(truth), COCO(predictions), iouType="bbox")
     run.params.imgIds, run.params.catIds = images, chosen
     run.params.areaRng, run.params.areaRngLbl = [list(part.area)], [part.name]
     run.params.maxDets = [MAX_DETECTIONS]
@@ -80,18 +91,18 @@ def coco_metrics(scene: EvaluationSet, part: Slice) -> CocoMetrics:
 
 
 def _to_coco(
-    scene: EvaluationSet, part: Slice, images: list[int], classes: list[int]
+    data: EvaluationSet, part: Slice, images: list[int], classes: list[int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     frame = {
         "images": [{"id": number} for number in images],
-        "categories": [{"id": number, "name": scene.classes[number - 1]} for number in classes],
+        "categories": [{"id": number, "name": data.classes[number - 1]} for number in classes],
     }
-    truth, predicted = scene.truth, scene.predicted
-    area = np.where(counted_truth(scene, part), truth.box[:, 2] * truth.box[:, 3], _IGNORED_AREA)
-    there = _annotations(truth, images, classes, area=area, iscrowd=truth.crowd.astype(np.int64))
+    truth, predicted = data.truth, data.predicted
+    area = np.where(counted_truth(data, part), truth.box[:, 2] * truth.box[:, 3], _IGNORED_AREA)
+    truths = _annotations(truth, images, classes, area=area, iscrowd=truth.crowd.astype(np.int64))
     size = predicted.box[:, 2] * predicted.box[:, 3]
-    found = _annotations(predicted, images, classes, area=size, score=predicted.score)
-    return {**frame, "annotations": there}, {**frame, "annotations": found}
+    predictions = _annotations(predicted, images, classes, area=size, score=predicted.score)
+    return {**frame, "annotations": truths}, {**frame, "annotations": predictions}
 
 
 def _annotations(
@@ -117,9 +128,9 @@ def _negative_to_nan(value: Floats) -> Floats:
 
 
 def _mean_without_nan(value: Floats) -> float:
-    """Mean of what is there, in COCOeval's own order of summation."""
-    there = value[~np.isnan(value)]
-    return float(np.mean(there)) if there.size else float("nan")
+    """Mean of the defined values, in COCOeval's order of summation."""
+    defined = value[~np.isnan(value)]
+    return float(np.mean(defined)) if defined.size else float("nan")
 
 
 def _empty_metrics(classes: int) -> CocoMetrics:
@@ -129,27 +140,18 @@ def _empty_metrics(classes: int) -> CocoMetrics:
     return CocoMetrics(empty, empty, empty, (nan, nan, nan), curve, curve)
 
 
-# ---- COCO's figures from match tables, for any weighting of the clusters that frames fall into.
-#
-# Average precision pools the predictions of all frames by score, so it cannot be averaged over
-# drives. But it depends on a drive only through the running counts of its hits and false alarms,
-# and those can be added up with weights: a resample of drives is one matrix product instead of
-# another evaluation. With all weights one the result is COCOeval's own.
-
-
 _EPSILON = float(np.spacing(1.0))
 _RECALL_STEPS = len(RECALL_THRESHOLDS) - 1
 _RECALL_STEP = float(RECALL_THRESHOLDS[1])
 _WEIGHTINGS_PER_BLOCK = 64
-"""Weightings whose curves are worked on together: small enough to stay in the cache."""
+"""Resamples whose curves are computed together: small enough for the CPU cache."""
 
 
 @dataclass(frozen=True)
 class PooledMetrics:
-    """Figures of [r] weightings by [k] classes; NaN where a class has no truth.
+    """Metrics ``[r, k]`` of r resamples and k classes; NaN for a class without ground truth.
 
-    ``tp``, ``fp`` and ``positives`` count at the operating point: scores from the threshold on,
-    IoU 0.5.
+    ``tp``, ``fp`` and ``positives`` are counts at the operating point, matched at IoU 0.5.
     """
 
     ap: Floats
@@ -163,91 +165,89 @@ class PooledMetrics:
 def pool_metrics(
     table: MatchTable, cluster: Ints, weights: Floats, threshold: float
 ) -> PooledMetrics:
-    """Pool the predictions of a slice with weights for the clusters of its frames.
+    """Metrics of a slice for each weighting of the clusters of its frames.
 
     Args:
-        cluster: Cluster of every frame of the scene, [f]; only the slice's frames are looked at.
-        weights: How often each cluster counts, [r, c] whole numbers as float64.
-        threshold: Score from which a prediction is acted on.
+        table: Matches of the slice.
+        cluster: ``[f]`` cluster of every frame of the evaluation set.
+        weights: ``[r, c]`` how often each resample has each cluster, whole numbers as float64.
+        threshold: Score of the operating point.
     """
     shape = (len(weights), len(table.classes))
-    figures = [np.full(shape, np.nan) for _ in range(3)]
-    points = [np.zeros(shape) for _ in range(3)]
+    ap, ap50, ar = (np.full(shape, np.nan) for _ in range(3))
+    tp, fp, positives = (np.zeros(shape) for _ in range(3))
     clusters = weights.shape[1]
     for k in range(len(table.classes)):
         truths = cluster[table.truth_frame[table.truth_cls == k]]
-        positives = weights @ np.bincount(truths, minlength=clusters).astype(np.float64)
+        positives[:, k] = weights @ np.bincount(truths, minlength=clusters).astype(np.float64)
         rows = slice(*np.searchsorted(table.cls, [k, k + 1]))
-        where, score = cluster[table.frame[rows]], table.score[rows]
-        points[2][:, k] = positives
-        points[0][:, k], points[1][:, k] = _operating_point(
-            table.hit[0, rows], table.ignored[0, rows], where, score >= threshold, weights
-        )
-        if not len(truths):
-            continue
-        ap, ar = _curve_metrics(
-            table.hit[:, rows], table.ignored[:, rows], where, weights, positives
-        )
-        figures[0][:, k] = ap.mean(axis=0)
-        figures[1][:, k] = ap[0]
-        figures[2][:, k] = ar.mean(axis=0)
-    return PooledMetrics(figures[0], figures[1], figures[2], points[0], points[1], points[2])
+        hit, ignored = table.hit[:, rows], table.ignored[:, rows]
+        where, above = cluster[table.frame[rows]], table.score[rows] >= threshold
+        tp[:, k], fp[:, k] = _operating_point(hit[0], ignored[0], where, above, weights)
+        if len(truths):
+            precisions, recalls = _curve_metrics(hit, ignored, where, weights, positives[:, k])
+            ap[:, k], ap50[:, k] = precisions.mean(axis=0), precisions[0]
+            ar[:, k] = recalls.mean(axis=0)
+    return PooledMetrics(ap, ap50, ar, tp, fp, positives)
 
 
 def _operating_point(
-    hit: Bools, ignored: Bools, where: Ints, acted: Bools, weights: Floats
+    hit: Bools, ignored: Bools, where: Ints, above: Bools, weights: Floats
 ) -> tuple[Floats, Floats]:
+    """``[r]`` true and false positives with a score above the threshold."""
     clusters = weights.shape[1]
-    hits = np.bincount(where[hit & acted], minlength=clusters)
-    alarms = np.bincount(where[~hit & ~ignored & acted], minlength=clusters)
-    return weights @ hits.astype(np.float64), weights @ alarms.astype(np.float64)
+    tp = np.bincount(where[hit & above], minlength=clusters)
+    fp = np.bincount(where[~hit & ~ignored & above], minlength=clusters)
+    return weights @ tp.astype(np.float64), weights @ fp.astype(np.float64)
 
 
 def _curve_metrics(
     hit: Bools, ignored: Bools, where: Ints, weights: Floats, positives: Floats
 ) -> tuple[Floats, Floats]:
-    """[t, r] average precision and greatest recall of one class that has truth."""
+    """``[t, r]`` average precision and maximum recall of one class with ground truth."""
     ap = np.zeros((len(IOU_THRESHOLDS), len(weights)))
     ar = np.zeros_like(ap)
     for t in range(len(IOU_THRESHOLDS)):
-        hits, alarms = _running_counts(hit[t], ~hit[t] & ~ignored[t], where, weights.shape[1])
-        if not hits.shape[1]:
+        tp_of, fp_of = _cumulative_counts(hit[t], ~hit[t] & ~ignored[t], where, weights.shape[1])
+        if not tp_of.shape[1]:
             continue
-        tp, fp = weights @ hits, weights @ alarms
+        tp, fp = weights @ tp_of, weights @ fp_of
         for low in range(0, len(weights), _WEIGHTINGS_PER_BLOCK):
             rows = slice(low, low + _WEIGHTINGS_PER_BLOCK)
             ap[t, rows], ar[t, rows] = _average_precision(tp[rows], fp[rows], positives[rows])
-    there = positives > 0
-    return np.where(there, ap, np.nan), np.where(there, ar, np.nan)
+    defined = positives > 0
+    return np.where(defined, ap, np.nan), np.where(defined, ar, np.nan)
 
 
-def _running_counts(hit: Bools, alarm: Bools, where: Ints, clusters: int) -> tuple[Floats, Floats]:
-    """[c, h] hits and false alarms of each cluster down to each hit, by falling score.
+def _cumulative_counts(
+    hit: Bools, miss: Bools, where: Ints, clusters: int
+) -> tuple[Floats, Floats]:
+    """``[c, h]`` true and false positives of each cluster down to each hit, by falling score.
 
-    Precision rises only where there is a hit, so the envelope of the curve is decided there.
+    Only the hits are needed: precision rises only at a hit, so they define the envelope.
     """
     at = np.flatnonzero(hit)
     steps = np.zeros((2, clusters, len(at)))
     steps[0, where[at], np.arange(len(at))] = 1
-    alarms = np.flatnonzero(alarm)
-    before = np.searchsorted(at, alarms)
+    misses = np.flatnonzero(miss)
+    before = np.searchsorted(at, misses)
     inside = before < len(at)
-    np.add.at(steps[1], (where[alarms[inside]], before[inside]), 1)
-    running = np.cumsum(steps, axis=2)
-    return running[0], running[1]
+    np.add.at(steps[1], (where[misses[inside]], before[inside]), 1)
+    cumulative = np.cumsum(steps, axis=2)
+    return cumulative[0], cumulative[1]
 
 
 def _average_precision(tp: Floats, fp: Floats, positives: Floats) -> tuple[Floats, Floats]:
-    """[r] precision interpolated at COCO's 101 recalls, averaged; and greatest recall.
+    """``[r]`` mean precision at COCO's 101 recall thresholds, and maximum recall.
 
-    Instead of looking up every recall, each hit's precision counts once for every recall that
-    is reached with it.
+    Instead of a search for each threshold, the precision of each hit is weighted with the number of
+    thresholds that it is the first to reach.
     """
     recall = tp / np.maximum(positives, 1)[:, None]
     precision = tp / (tp + fp + _EPSILON)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # How many recall thresholds are <= recall: rounding finds the nearest, and comparing with
-    # that threshold's own float decides. Exact, and much faster than a search.
+    # Number of recall thresholds <= recall: rounding gives the nearest threshold, and comparing
+    # with its float value decides. Exact, and much faster than a search.
     nearest = np.rint(recall * _RECALL_STEPS)
     reached = nearest + (nearest * _RECALL_STEP <= recall)
     new = reached[:, 1:] - reached[:, :-1]

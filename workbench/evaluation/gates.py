@@ -1,4 +1,14 @@
-"""Release gates: rules read from pipelines/gates.yaml, and the verdict on a model."""
+"""Release gates: rules read from pipelines/gates.yaml, and the verdict on a model.
+
+The whole confidence interval decides, never the value alone:
+
+    PASS                   the whole interval lies on the right side of the bound
+    FAIL                   the whole interval lies on the wrong side
+    INSUFFICIENT EVIDENCE  the interval includes the bound, there are too few drives or boxes for an
+                           interval, or there is no model to compare with
+
+More drives narrow the interval. Only PASS on every required gate lets a model be promoted.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +23,14 @@ from pydantic_core import PydanticCustomError
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
-from workbench.core.text import did_you_mean
+from workbench.core.text import counted, did_you_mean
+from workbench.core.types import Json
 from workbench.data.resampling import MIN_DRIVES
 from workbench.data.slices import STANDARD_SLICES
 from workbench.evaluation.metrics import (
     ALL_CLASSES,
     METRIC_NAMES,
+    Estimate,
     Evaluation,
     EvaluationMetrics,
     EvaluationSettings,
@@ -31,6 +43,8 @@ from workbench.records.base import Digest, GateReport, GateResult, Ref, Verdict
 from workbench.records.store import Store
 from workbench.records.types import Inspection
 
+__all__ = ["GateDecision", "GateRules", "judge", "load_rules", "save_report"]
+
 _SLICE_NAMES = tuple(part.name for part in STANDARD_SLICES)
 
 
@@ -39,7 +53,7 @@ class _StrictModel(BaseModel):
 
 
 class _BaseGate(_StrictModel):
-    """What all gates share."""
+    """Fields of all gates."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     required: bool = True
@@ -47,7 +61,7 @@ class _BaseGate(_StrictModel):
 
 
 class _BaseMetricGate(_BaseGate):
-    """A gate on a metric. ``min_…`` is the evidence below which nothing is decided."""
+    """A gate on a metric. With less evidence than ``min_…`` the verdict is INSUFFICIENT."""
 
     metric: MetricName
     slice: str = Field(default="all", json_schema_extra={"enum": list(_SLICE_NAMES)})
@@ -72,7 +86,7 @@ class FloorGate(_BaseMetricGate):
 
 
 class NoRegressionGate(_BaseMetricGate):
-    """The candidate may be worse than the model it is to replace by at most ``margin``."""
+    """The candidate may be worse than the model it replaces by at most ``margin``."""
 
     kind: Literal["no_regression"]
     margin: float = Field(ge=0, le=1)
@@ -86,19 +100,19 @@ class Int8LossGate(_BaseMetricGate):
 
 
 class NoLeaksGate(_BaseGate):
-    """No frame that the model is judged by resembles one that it learned from or was tuned on."""
+    """No safety frame may resemble a training or validation frame."""
 
     kind: Literal["no_leaks"]
 
 
 MetricGate = FloorGate | NoRegressionGate | Int8LossGate
-"""Gates that hold a metric against a bound."""
+"""Gates that compare a metric with a bound."""
 
 Gate = Annotated[MetricGate | NoLeaksGate, Field(discriminator="kind")]
 
 
 class GateRules(_StrictModel):
-    """All gates of a project and how their evidence is made."""
+    """All gates of a project and the settings of the evaluation."""
 
     schema_version: Literal[1]
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -107,18 +121,20 @@ class GateRules(_StrictModel):
     @model_validator(mode="after")
     def _names_differ(self) -> GateRules:
         names = [gate.name for gate in self.gates]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two gates are named {twice[0]!r}")
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"two gates are named {duplicates[0]!r}")
         if not any(gate.required for gate in self.gates):
             raise ValueError("no gate is required, so every model would pass")
         return self
 
     @property
     def digest(self) -> Digest:
+        """SHA-256 of the rules."""
         return digest.of_json(self.as_json())
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
+        """The rules as in a gates file, with all defaults."""
         return self.model_dump(mode="json", by_alias=True)
 
 
@@ -126,17 +142,19 @@ def load_rules(path: Path) -> GateRules:
     """Read a gates file.
 
     Raises:
-        ParameterError: It is missing, no YAML, or says something that is not understood; the
-            message names the gate, the key and the nearest word that would be right.
+        ParameterError: The file is missing, not YAML, or has unknown keys or invalid values. The
+            message names gate and key and suggests the nearest valid word.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise ParameterError(
-            "no such gates file" if missing else f"gates file cannot be read: {error.strerror}",
+            "gates file does not exist"
+            if missing
+            else f"gates file cannot be read: {error.strerror}",
             where=path,
-            hint="The project's own is pipelines/gates.yaml",
+            hint="The default is pipelines/gates.yaml",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -152,12 +170,12 @@ def load_rules(path: Path) -> GateRules:
 
 
 def _rules_error(error: ValidationError, content: Any, path: Path) -> ParameterError:
-    # A mistyped key is also a missing one: say what was mistyped.
+    # A mistyped key also counts as missing: report the mistyped one.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     location = [part for part in first["loc"] if part not in _GATE_KINDS]
     key = str(location[-1]) if location else ""
     message = first["msg"].removeprefix("Value error, ")
-    hint = "pipelines/gates.yaml explains every key"
+    hint = "See the comments in pipelines/gates.yaml"
     if first["type"] == "extra_forbidden":
         message = f"unknown key {key!r}"
         hint = did_you_mean(key, _known_keys(list(first["loc"])))
@@ -196,60 +214,12 @@ def _allowed_values(key: str) -> list[str]:
 
 
 def _gate_location(location: list[str | int], content: Any) -> str:
-    """The gate by its name where it has one, else by its number."""
+    """The gate by name, or by position when it has none."""
     if len(location) < 2 or location[0] != "gates" or not isinstance(location[1], int):
         return ""
     gate = content["gates"][location[1]]
     name = gate.get("name") if isinstance(gate, dict) else None
     return f", gate {name or location[1] + 1}"
-
-
-# ---- Leaks as a gate: a figure on frames that the model has seen before is no evidence.
-
-
-def _judge_leaks(gate: NoLeaksGate, inspection: Inspection | None) -> GateResult:
-    """The verdict of an inspection, as one gate: which check found leaks, and the worst frames.
-
-    Args:
-        inspection: None where the split was not looked at, which is not enough evidence.
-    """
-    if inspection is None:
-        return _leak_result(
-            gate, Verdict.INSUFFICIENT, 0, None, "The split was not inspected for leaks"
-        )
-    asked = [one for one in inspection.gates if one.required]
-    found = sum(int(one.value or 0) for one in asked)
-    looked_at = max((one.n for one in asked if one.unit == "frames"), default=0)
-    telling = [one for one in asked if one.verdict is inspection.verdict]
-    why = "; ".join(f"{one.name}: {one.why or one.method}" for one in telling)
-    return _leak_result(gate, inspection.verdict, looked_at, float(found), why)
-
-
-def _leak_result(
-    gate: NoLeaksGate, verdict: Verdict, frames: int, leaks: float | None, why: str
-) -> GateResult:
-    return GateResult(
-        name=gate.name,
-        verdict=verdict,
-        n=frames,
-        unit="frames",
-        value=leaks,
-        bound=0.0,
-        method="leaks between what is learned from, tuned on and judged by, by the inspection",
-        required=gate.required,
-        why=why,
-    )
-
-
-# ---- Verdicts: the whole interval decides, never the value alone.
-#
-# PASS                   the whole interval lies on the right side of the bound
-# FAIL                   the whole interval lies on the wrong side
-# INSUFFICIENT EVIDENCE  the interval straddles the bound, or there are too few drives or
-#                        boxes for an interval that means anything, or no model to compare with
-#
-# More drives narrow the interval, so the way out of INSUFFICIENT EVIDENCE is evidence. Only PASS
-# on every required gate lets a model be promoted.
 
 
 _METRIC_LABELS: dict[MetricName, str] = {
@@ -264,7 +234,14 @@ _METRIC_LABELS: dict[MetricName, str] = {
 
 @dataclass(frozen=True)
 class GateDecision:
-    """Every gate's result, the verdict over the required ones, and what was measured."""
+    """Result of every gate, the overall verdict, and the metrics behind it.
+
+    Attributes:
+        verdict: Over the required gates.
+        candidate: Metrics of the INT8 model.
+        reference: Metrics of the model it would replace, if any.
+        fp32: Metrics of the same model before quantisation, if evaluated.
+    """
 
     verdict: Verdict
     gates: tuple[GateResult, ...]
@@ -275,6 +252,7 @@ class GateDecision:
 
     @property
     def simulated(self) -> bool:
+        """Whether the evidence is simulated."""
         return self.candidate.simulated
 
 
@@ -286,21 +264,21 @@ def judge(
     fp32: Evaluation | None = None,
     inspection: Inspection | None = None,
 ) -> GateDecision:
-    """Judge the INT8 model as it will be deployed.
+    """Apply the gates to an INT8 model as it will be deployed.
 
     Args:
-        candidate: The INT8 model, through the deployment preprocessing.
-        reference: The model it would replace, on the same frames.
-        fp32: The same model before quantisation, on the same frames.
-        inspection: What was found when the dataset's split was looked at for leaks.
+        rules: Gates and evaluation settings.
+        candidate: Evaluation of the INT8 model.
+        reference: Evaluation of the model it would replace, on the same frames.
+        fp32: Evaluation of the same model before quantisation, on the same frames.
+        inspection: Inspection of the dataset for leaks between roles.
 
     Raises:
-        ParameterError: The models were evaluated with other settings than the rules', or not on
-            the same frames.
+        ParameterError: The evaluations have other settings than the rules, or other frames.
     """
     if candidate.metrics.settings != rules.evaluation:
         raise ParameterError(
-            "the candidate was evaluated with other settings than the rules ask for",
+            "candidate was evaluated with other settings than the gate rules",
             where=candidate.name,
             hint="Pass settings=rules.evaluation to evaluate()",
         )
@@ -321,7 +299,7 @@ def judge(
 
 
 def overall_verdict(gates: Sequence[GateResult]) -> Verdict:
-    """FAIL if a required gate failed, else INSUFFICIENT if one could not be decided, else PASS."""
+    """FAIL if a required gate failed, PASS if all required gates passed, else INSUFFICIENT."""
     required = {gate.verdict for gate in gates if gate.required}
     if Verdict.FAIL in required:
         return Verdict.FAIL
@@ -330,23 +308,32 @@ def overall_verdict(gates: Sequence[GateResult]) -> Verdict:
 
 def save_report(
     store: Store,
-    judged: GateDecision,
+    decision: GateDecision,
     *,
     candidate: Ref,
     dataset: Ref,
     reference: Ref | None = None,
 ) -> Ref:
-    """Keep the verdict with all that was measured, and return its reference.
+    """Store a `GateReport` record with all metrics as payload.
 
     Args:
+        store: Where to store it.
+        decision: Result of `judge`.
         candidate: The bundle that was judged.
-        dataset: The dataset version whose safety frames it was judged on.
+        dataset: Dataset version of the frames it was judged on.
         reference: Bundle or checkpoint of the model it was compared with.
+
+    Returns:
+        Reference of the record.
     """
-    models = {"candidate": judged.candidate, "reference": judged.reference, "fp32": judged.fp32}
+    models = {
+        "candidate": decision.candidate,
+        "reference": decision.reference,
+        "fp32": decision.fp32,
+    }
     payload = {
         "schema_version": 1,
-        "rules": judged.rules.as_json(),
+        "rules": decision.rules.as_json(),
         "models": {
             role: metrics.model_dump(mode="json") for role, metrics in models.items() if metrics
         },
@@ -355,12 +342,36 @@ def save_report(
         candidate=candidate,
         reference=reference,
         dataset=dataset,
-        rules=judged.rules.digest,
-        verdict=judged.verdict,
-        gates=judged.gates,
-        simulated=judged.simulated,
+        rules=decision.rules.digest,
+        verdict=decision.verdict,
+        gates=decision.gates,
+        simulated=decision.simulated,
     )
     return store.put(record, {"metrics.json": digest.canonical_json(payload)})
+
+
+def _judge_leaks(gate: NoLeaksGate, inspection: Inspection | None) -> GateResult:
+    """The verdict of an inspection as one gate; without an inspection evidence is missing."""
+    verdict, frames, leaks = Verdict.INSUFFICIENT, 0, None
+    why = "The dataset was not inspected for leaks"
+    if inspection is not None:
+        checks = [one for one in inspection.gates if one.required]
+        verdict = inspection.verdict
+        frames = max((one.n for one in checks if one.unit == "frames"), default=0)
+        leaks = float(sum(int(one.value or 0) for one in checks))
+        decisive = [one for one in checks if one.verdict is verdict]
+        why = "; ".join(f"{one.name}: {one.why or one.method}" for one in decisive)
+    return GateResult(
+        name=gate.name,
+        verdict=verdict,
+        n=frames,
+        unit="frames",
+        value=leaks,
+        bound=0.0,
+        method="leaks between frames for training, validation and safety, by inspection",
+        required=gate.required,
+        why=why,
+    )
 
 
 def _judge_metric(
@@ -368,77 +379,74 @@ def _judge_metric(
 ) -> GateResult:
     row = candidate.metrics.at(gate.slice, gate.cls)
     if isinstance(gate, FloorGate):
-        figure = getattr(row, gate.metric)
-        found = MetricDifference(figure, row.usable, row.method)
-        return _metric_result(gate, row, found, gate.bound, at_least=True)
+        measured = MetricDifference(getattr(row, gate.metric), row.usable, row.method)
+        return _metric_result(gate, row, measured, gate.bound, at_least=True)
     if isinstance(gate, NoRegressionGate):
         if reference is None:
-            return _undecided(gate, row, -gate.margin, "there is no earlier model to compare with")
-        change = paired_difference(candidate, reference, gate.metric, gate.slice, gate.cls)
-        return _metric_result(gate, row, change, -gate.margin, at_least=True)
+            return _undecided(gate, row, -gate.margin, "No earlier model to compare with")
+        gain = paired_difference(candidate, reference, gate.metric, gate.slice, gate.cls)
+        return _metric_result(gate, row, gain, -gate.margin, at_least=True)
     if fp32 is None:
-        return _undecided(gate, row, gate.margin, "the FP32 model was not evaluated")
+        return _undecided(gate, row, gate.margin, "The FP32 model was not evaluated")
     loss = paired_difference(fp32, candidate, gate.metric, gate.slice, gate.cls)
     return _metric_result(gate, row, loss, gate.margin, at_least=False)
 
 
 def _metric_result(
-    gate: MetricGate, row: SliceMetrics, found: MetricDifference, bound: float, *, at_least: bool
+    gate: MetricGate, row: SliceMetrics, measured: MetricDifference, bound: float, *, at_least: bool
 ) -> GateResult:
-    figure = found.figure
-    lacking = _missing_evidence(gate, row)
-    if figure.value is None:
-        lacking = lacking or "there is nothing to measure"
-    elif figure.low is None or figure.high is None:
-        lacking = lacking or "no interval can be given"
-    if lacking:
-        verdict, reason = Verdict.INSUFFICIENT, lacking
+    value, low, high = measured.estimate.value, measured.estimate.low, measured.estimate.high
+    missing = _missing_evidence(gate, row)
+    if missing:
+        verdict, reason = Verdict.INSUFFICIENT, missing
+    elif value is None:
+        verdict, reason = Verdict.INSUFFICIENT, "the metric is undefined"
+    elif low is None or high is None:
+        verdict, reason = Verdict.INSUFFICIENT, "no interval can be computed"
     else:
-        assert figure.low is not None and figure.high is not None  # noqa: S101
-        verdict, reason = _decide(figure.low, figure.high, bound, at_least=at_least)
+        verdict, reason = _decide(low, high, bound, at_least=at_least)
     return GateResult(
         name=gate.name,
         verdict=verdict,
         n=row.boxes,
         unit="boxes",
-        value=figure.value,
+        value=value,
         bound=bound,
-        low=figure.low,
-        high=figure.high,
-        method=found.method,
+        low=low,
+        high=high,
+        method=measured.method,
         slice=_slice_label(gate),
         required=gate.required,
-        why=_explanation(gate, row, found, reason),
+        why=_explanation(gate, row, measured.estimate, reason),
     )
 
 
 def _decide(low: float, high: float, bound: float, *, at_least: bool) -> tuple[Verdict, str]:
-    passes = low >= bound if at_least else high <= bound
-    fails = high < bound if at_least else low > bound
     side = "at least" if at_least else "at most"
-    if passes:
+    if low >= bound if at_least else high <= bound:
         return Verdict.PASS, f"the whole interval is {side} {bound:.3f}"
-    if fails:
-        return Verdict.FAIL, f"the whole interval misses {side} {bound:.3f}"
+    if high < bound if at_least else low > bound:
+        return Verdict.FAIL, f"the whole interval is not {side} {bound:.3f}"
     return (
         Verdict.INSUFFICIENT,
-        f"the interval straddles the bound {bound:.3f}: more drives would decide it",
+        f"the interval includes the bound {bound:.3f}: evaluate on more drives",
     )
 
 
 def _missing_evidence(gate: MetricGate, row: SliceMetrics) -> str | None:
     needs = (
-        ("drives", row.drives, gate.min_drives),
-        ("drives with such boxes", row.drives_with_boxes, gate.min_drives_with_boxes),
-        ("boxes", row.boxes, gate.min_boxes),
+        (counted(row.drives, "drive"), row.drives, gate.min_drives),
+        (
+            f"{counted(row.drives_with_boxes, 'drive')} with such boxes",
+            row.drives_with_boxes,
+            gate.min_drives_with_boxes,
+        ),
+        (counted(row.boxes, "box", "boxes"), row.boxes, gate.min_boxes),
     )
-    for what, there, wanted in needs:
-        if there < wanted:
-            return f"{there} {what} where the gate needs {wanted}"
-    return None
+    return next((f"{text}, the gate needs {least}" for text, n, least in needs if n < least), None)
 
 
-def _undecided(gate: MetricGate, row: SliceMetrics, bound: float, reason: str) -> GateResult:
+def _undecided(gate: MetricGate, row: SliceMetrics, bound: float, why: str) -> GateResult:
     return GateResult(
         name=gate.name,
         verdict=Verdict.INSUFFICIENT,
@@ -449,26 +457,25 @@ def _undecided(gate: MetricGate, row: SliceMetrics, bound: float, reason: str) -
         method="not compared",
         slice=_slice_label(gate),
         required=gate.required,
-        why=f"{reason[0].upper()}{reason[1:]}",
+        why=why,
     )
 
 
-def _explanation(gate: MetricGate, row: SliceMetrics, found: MetricDifference, reason: str) -> str:
+def _explanation(gate: MetricGate, row: SliceMetrics, estimate: Estimate, reason: str) -> str:
     what = _METRIC_LABELS[gate.metric]
     if isinstance(gate, NoRegressionGate):
         what = f"{what} gained over the reference"
     elif isinstance(gate, Int8LossGate):
         what = f"{what} lost by INT8"
-    figure = found.figure
-    shown = "unknown" if figure.value is None else f"{figure.value:.3f}"
-    if figure.low is not None and figure.high is not None:
-        shown += f" (interval {figure.low:.3f} to {figure.high:.3f})"
-    ground = f"{row.boxes} boxes on {row.frames} frames of {row.drives} drives"
-    return f"{what} on {_slice_label(gate)}: {shown}, from {ground}; {reason}"
+    shown = "unknown" if estimate.value is None else f"{estimate.value:.3f}"
+    if estimate.low is not None and estimate.high is not None:
+        shown += f" (interval {estimate.low:.3f} to {estimate.high:.3f})"
+    evidence = (
+        f"{counted(row.boxes, 'box', 'boxes')} on {counted(row.frames, 'frame')} of "
+        f"{counted(row.drives, 'drive')}"
+    )
+    return f"{what} on {_slice_label(gate)}: {shown}, from {evidence}; {reason}"
 
 
 def _slice_label(gate: MetricGate) -> str:
-    return gate.slice if gate.cls == "all" else f"{gate.slice}, {gate.cls}"
-
-
-__all__ = ["GateDecision", "judge", "load_rules", "overall_verdict", "save_report"]
+    return gate.slice if gate.cls == ALL_CLASSES else f"{gate.slice}, {gate.cls}"

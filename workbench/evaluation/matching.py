@@ -1,4 +1,13 @@
-"""Evaluation set as arrays, and COCO matching of predictions to ground truth."""
+"""Evaluation set as arrays, and COCO matching of predictions to ground truth.
+
+Arrays have an order of their own (frames by drive and index, boxes by content), so results do not
+depend on the order of the arguments. Matching follows COCOeval (Lin et al., "Microsoft COCO",
+2014), for all frames, classes and thresholds at once: within a frame and class, predictions take by
+falling score the free ground truth they overlap most, counted truth before ignored truth. An ignore
+region can be matched any number of times, and its overlap is the share of the prediction inside it.
+A prediction that matches ignored truth counts neither way. Results are kept by frame, which makes
+resampling of drives cheap.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +31,14 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class GroundTruthBoxes:
-    """Boxes that are there; ``box`` is [n, 4] x, y, w, h in pixels of the stored frame.
+    """Ground-truth boxes of an evaluation set, one row each.
 
-    ``crowd`` marks ignore regions: COCO's ``iscrowd``, which swallow any number of predictions.
-    ``label`` points into `Scene.labels`. A region of any class stands once for every class.
+    Attributes:
+        frame: ``[n]`` index into `EvaluationSet.frames`.
+        cls: ``[n]`` class index.
+        box: ``[n, 4]`` x, y, w, h in pixels of the stored frame.
+        crowd: ``[n]`` ignore regions (COCO's ``iscrowd``); one of any class has a row per class.
+        label: ``[n]`` index into `EvaluationSet.labels`.
     """
 
     frame: Ints
@@ -37,7 +50,7 @@ class GroundTruthBoxes:
 
 @dataclass(frozen=True)
 class PredictedBoxes:
-    """A model's boxes, form as in `Truth`; ``source`` is the place in the caller's sequence."""
+    """Predicted boxes, as in `GroundTruthBoxes`; ``source`` is the index in the given sequence."""
 
     frame: Ints
     cls: Ints
@@ -48,7 +61,7 @@ class PredictedBoxes:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One evaluation set with one model's predictions."""
+    """Frames and ground truth with the predictions of one model."""
 
     schema: LabelSchema
     frames: tuple[Frame, ...]
@@ -62,17 +75,17 @@ class EvaluationSet:
 
 
 def build_evaluation_set(dataset: Dataset, predictions: Sequence[Prediction]) -> EvaluationSet:
-    """Number and check everything.
+    """Check and convert a dataset and predictions to arrays.
 
     Raises:
-        DataError: There are no frames; a label is a model's own or of a class that the schema
-            does not know; a prediction is on another frame, of another class, or not finite.
+        DataError: There are no frames, a label was made by a model or has an unknown class, or a
+            prediction has an unknown frame or class or is not finite.
     """
     if not dataset.frames:
         raise DataError(
-            "there are no frames to evaluate on",
+            "no frames to evaluate on",
             where=dataset.name,
-            hint="Give frames the role `safety`, or choose another role",
+            hint="Assign the role `safety` to frames, or choose another role",
         )
     frames = tuple(sorted(dataset.frames, key=lambda frame: (frame.drive, frame.index, frame.id)))
     number = {frame.id: position for position, frame in enumerate(frames)}
@@ -93,9 +106,9 @@ def _ground_truth_boxes(
     for position, label in enumerate(labels):
         if not label.origin.is_ground_truth:
             raise DataError(
-                "a model's own box cannot be the truth that a model is judged by",
+                "label made by a model cannot be ground truth",
                 where=f"{dataset.name}, frame {label.frame[:12]}",
-                hint="Have people check these labels, or leave them out",
+                hint="Have these labels reviewed by people, or remove them",
             )
         if label.cls == ANY_CLASS and label.ignore:
             rows += [(number[label.frame], cls, True, position) for cls in classes.values()]
@@ -103,9 +116,9 @@ def _ground_truth_boxes(
             rows.append((number[label.frame], classes[label.cls], label.ignore, position))
         else:
             raise DataError(
-                f"label of class {label.cls!r}, which the label schema does not have",
+                f"label has class {label.cls!r}, which is not in the label schema",
                 where=f"{dataset.name}, frame {label.frame[:12]}",
-                hint=f"Its classes are {', '.join(classes)}",
+                hint=f"Classes: {', '.join(classes)}",
             )
     boxes = [_xywh(labels[position]) for *_, position in rows]
     truth = GroundTruthBoxes(
@@ -148,67 +161,61 @@ def _check_prediction(
     where = f"prediction {position}, frame {prediction.frame[:12]}"
     if prediction.frame not in number:
         raise DataError(
-            "prediction on a frame that is not in the evaluation set",
+            "prediction is on a frame outside the evaluation set",
             where=where,
-            hint="Predict on exactly the frames of the dataset given",
+            hint="Predict on exactly the frames of the dataset",
         )
     if prediction.cls not in classes:
         raise DataError(
-            f"prediction of class {prediction.cls!r}, which the label schema does not have",
+            f"prediction has class {prediction.cls!r}, which is not in the label schema",
             where=where,
-            hint=f"Its classes are {', '.join(classes)}",
+            hint=f"Classes: {', '.join(classes)}",
         )
     if not all(map(math.isfinite, (*_xywh(prediction), prediction.score))):
         raise DataError(
-            "prediction whose box or score is not a number",
+            "prediction has a box or score that is NaN or infinite",
             where=where,
-            hint="The model is broken: look at its outputs before the decode",
+            hint="Check the raw outputs of the model",
         )
 
 
-def _xywh(thing: Label | Prediction) -> tuple[float, float, float, float]:
-    return (thing.box.x, thing.box.y, thing.box.w, thing.box.h)
+def _xywh(item: Label | Prediction) -> tuple[float, float, float, float]:
+    return (item.box.x, item.box.y, item.box.w, item.box.h)
 
 
 def _label_order(label: Label) -> tuple[str, tuple[float, float, float, float], bool]:
     return (label.cls, _xywh(label), label.ignore)
 
 
-# ---- COCO's matching of predictions to truth, for all frames, classes and thresholds at once.
-#
-# The rules are those of COCOeval (Lin et al., "Microsoft COCO", 2014): within a frame and a class,
-# predictions choose in order of score the free truth they overlap most, counted truth before
-# ignored truth; an ignore region may be chosen any number of times and is measured by the share of
-# the prediction inside it. What matches ignored truth counts neither way. The outcome is kept for
-# each drive, which is what makes resampling drives cheap.
-
-
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS: Floats = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100
-"""Predictions that count for a frame and a class, best first."""
+"""Maximum number of predictions of a frame and class."""
 
 _MAX_BLOCK_CELLS = 4_000_000
-"""Upper size of one padded block of overlaps."""
+"""Maximum number of cells of a padded block of overlaps."""
 
 
 @dataclass(frozen=True)
 class MatchTable:
-    """How a model's predictions fared on one slice.
+    """Matches of a model's predictions on one slice.
+
+    Predictions are ordered by class, then falling score.
 
     Attributes:
-        classes: Names of the classes that count, in the schema's order.
-        score: [n] float64, and the following in the same order: by class, then falling score.
-        cls: [n] position in ``classes``.
-        frame: [n] position in ``Scene.frames``.
-        source: [n] place in the caller's sequence of predictions.
-        hit: [t, n] matched to counted truth at `IOU_THRESHOLDS`.
-        ignored: [t, n] counts neither way.
-        frames: Positions of the slice's frames in ``Scene.frames``.
-        truth_frame: [m] frame of each counted truth.
-        truth_cls: [m] position in ``classes``.
-        truth_label: [m] position in ``Scene.labels``.
-        found_by: [m] row of the prediction that found it at IoU 0.5, or -1.
+        slice: Name of the slice.
+        classes: Names of the classes in the slice, in the schema's order.
+        score: ``[n]`` of each prediction.
+        cls: ``[n]`` index into ``classes``.
+        frame: ``[n]`` index into `EvaluationSet.frames`.
+        source: ``[n]`` index in the given sequence of predictions.
+        hit: ``[t, n]`` matched to counted truth at each of `IOU_THRESHOLDS`.
+        ignored: ``[t, n]`` counts neither way.
+        frames: Indices of the slice's frames in `EvaluationSet.frames`.
+        truth_frame: ``[m]`` frame of each counted ground-truth box.
+        truth_cls: ``[m]`` index into ``classes``.
+        truth_label: ``[m]`` index into `EvaluationSet.labels`.
+        matched_by: ``[m]`` row of the prediction matched at IoU 0.5, or -1.
     """
 
     slice: str
@@ -223,35 +230,35 @@ class MatchTable:
     truth_frame: Ints
     truth_cls: Ints
     truth_label: Ints
-    found_by: Ints
+    matched_by: Ints
 
 
-def match_slice(scene: EvaluationSet, part: Slice) -> MatchTable:
-    """Match all predictions of ``scene`` on the frames and classes of one slice."""
-    truth, predicted = scene.truth, scene.predicted
-    names = part.class_names(scene.schema)
-    in_frame = np.array([part.frame is None or part.frame(frame) for frame in scene.frames])
-    in_class = np.array([name in names for name in scene.classes])
+def match_slice(data: EvaluationSet, part: Slice) -> MatchTable:
+    """Match all predictions on the frames and classes of one slice."""
+    truth, predicted = data.truth, data.predicted
+    names = part.class_names(data.schema)
+    in_frame = np.array([part.frame is None or part.frame(frame) for frame in data.frames])
+    in_class = np.array([name in names for name in data.classes])
     rows = _top_detections(
-        scene, np.flatnonzero(in_frame[predicted.frame] & in_class[predicted.cls])
+        data, np.flatnonzero(in_frame[predicted.frame] & in_class[predicted.cls])
     )
     kept = np.flatnonzero(in_frame[truth.frame] & in_class[truth.cls])
     kept = kept[np.lexsort((truth.cls[kept], truth.frame[kept]))]
-    counted = counted_truth(scene, part)[kept]
+    counted = counted_truth(data, part)[kept]
 
     hit = np.zeros((len(IOU_THRESHOLDS), len(rows)), np.bool_)
     ignored = np.zeros_like(hit)
-    found_by = np.full(len(kept), -1, np.int64)
-    for block in _blocks(scene, rows, kept):
-        _match_block(scene, rows, kept, counted, block, (hit, ignored, found_by))
+    matched_by = np.full(len(kept), -1, np.int64)
+    for block in _blocks(data, rows, kept):
+        _match_block(data, rows, kept, counted, block, (hit, ignored, matched_by))
     outside = _outside_area(predicted.box[rows], part.area)
     ignored |= ~hit & outside
 
     order = np.lexsort((np.arange(len(rows)), -predicted.score[rows], predicted.cls[rows]))
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
     number = np.cumsum(in_class) - 1
-    found = found_by[counted]
+    matched = matched_by[counted]
     return MatchTable(
         slice=part.name,
         classes=names,
@@ -265,18 +272,18 @@ def match_slice(scene: EvaluationSet, part: Slice) -> MatchTable:
         truth_frame=truth.frame[kept][counted],
         truth_cls=number[truth.cls[kept][counted]],
         truth_label=truth.label[kept][counted],
-        found_by=np.where(found >= 0, place[found], -1) if len(rows) else found,
+        matched_by=np.where(matched >= 0, position[matched], -1) if len(rows) else matched,
     )
 
 
-def counted_truth(scene: EvaluationSet, part: Slice) -> Bools:
-    """[m] which rows of ``scene.truth`` count in a slice, its frames and classes aside."""
-    truth = scene.truth
-    chosen = ~truth.crowd & ~_outside_area(truth.box, part.area)
+def counted_truth(data: EvaluationSet, part: Slice) -> Bools:
+    """``[m]`` rows of ``data.truth`` that count in a slice, regardless of frame and class."""
+    truth = data.truth
+    counted = ~truth.crowd & ~_outside_area(truth.box, part.area)
     if part.label is not None:
-        wanted = np.array([part.label(label) for label in scene.labels], np.bool_)
-        chosen &= wanted[truth.label]
-    return chosen
+        chosen = np.array([part.label(label) for label in data.labels], np.bool_)
+        counted &= chosen[truth.label]
+    return counted
 
 
 def _outside_area(box: Floats, area: tuple[float, float]) -> Bools:
@@ -284,9 +291,9 @@ def _outside_area(box: Floats, area: tuple[float, float]) -> Bools:
     return np.asarray((size < area[0]) | (size > area[1]), np.bool_)
 
 
-def _top_detections(scene: EvaluationSet, rows: Ints) -> Ints:
-    """The first `MAX_DETECTIONS` of every frame and class; rows lie in order of falling score."""
-    pair = scene.predicted.frame[rows] * len(scene.classes) + scene.predicted.cls[rows]
+def _top_detections(data: EvaluationSet, rows: Ints) -> Ints:
+    """The first `MAX_DETECTIONS` rows of every frame and class; rows have falling scores."""
+    pair = data.predicted.frame[rows] * len(data.classes) + data.predicted.cls[rows]
     starts = np.flatnonzero(np.r_[True, pair[1:] != pair[:-1]]) if len(pair) else pair
     lengths = np.diff(np.r_[starts, len(pair)])
     rank = np.arange(len(pair)) - np.repeat(starts, lengths)
@@ -295,80 +302,80 @@ def _top_detections(scene: EvaluationSet, rows: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class _Block:
-    """Frame-class pairs of like size: rows of predictions and of truth, padded with -1."""
+    """Frame-class pairs of similar size: rows of predictions and of truth, padded with -1."""
 
     predictions: Ints
     truths: Ints
 
 
-def _blocks(scene: EvaluationSet, rows: Ints, kept: Ints) -> Iterator[_Block]:
-    """Pairs that have both predictions and truth, in blocks that waste little on padding."""
-    width = len(scene.classes)
-    ours = scene.predicted.frame[rows] * width + scene.predicted.cls[rows]
-    theirs = scene.truth.frame[kept] * width + scene.truth.cls[kept]
-    pairs, first, many = np.unique(ours, return_index=True, return_counts=True)
-    low = np.asarray(np.searchsorted(theirs, pairs, side="left"))
-    truths = np.asarray(np.searchsorted(theirs, pairs, side="right")) - low
+def _blocks(data: EvaluationSet, rows: Ints, kept: Ints) -> Iterator[_Block]:
+    """Frame-class pairs with both predictions and truth, in blocks with little padding."""
+    width = len(data.classes)
+    predicted_pairs = data.predicted.frame[rows] * width + data.predicted.cls[rows]
+    truth_pairs = data.truth.frame[kept] * width + data.truth.cls[kept]
+    pairs, first, count = np.unique(predicted_pairs, return_index=True, return_counts=True)
+    low = np.asarray(np.searchsorted(truth_pairs, pairs, side="left"))
+    truths = np.asarray(np.searchsorted(truth_pairs, pairs, side="right")) - low
     both = truths > 0
-    first, many, low, truths = first[both], many[both], low[both], truths[both]
+    first, count, low, truths = first[both], count[both], low[both], truths[both]
     size = np.ceil(np.log2(truths))
     for bucket in np.unique(size).tolist():
         members: Ints = np.flatnonzero(size == bucket)
-        members = members[np.argsort(-many[members], kind="stable")]
-        wide = int(truths[members].max())
+        members = members[np.argsort(-count[members], kind="stable")]
+        columns = int(truths[members].max())
         while len(members):
-            deep = int(many[members[0]])
-            step = max(1, _MAX_BLOCK_CELLS // (deep * wide))
+            depth = int(count[members[0]])
+            step = max(1, _MAX_BLOCK_CELLS // (depth * columns))
             chosen, members = members[:step], members[step:]
             yield _Block(
-                _padded(first[chosen], many[chosen], deep),
-                _padded(low[chosen], truths[chosen], wide),
+                _padded(first[chosen], count[chosen], depth),
+                _padded(low[chosen], truths[chosen], columns),
             )
 
 
-def _padded(first: Ints, many: Ints, width: int) -> Ints:
+def _padded(first: Ints, count: Ints, width: int) -> Ints:
     steps = np.arange(width)
-    return np.where(steps < many[:, None], first[:, None] + steps, -1)
+    return np.where(steps < count[:, None], first[:, None] + steps, -1)
 
 
 def _match_block(
-    scene: EvaluationSet,
+    data: EvaluationSet,
     rows: Ints,
     kept: Ints,
     counted: Bools,
     block: _Block,
     out: tuple[Bools, Bools, Ints],
 ) -> None:
-    """Let the predictions of all pairs choose, one rank of score after the other."""
-    hit, ignored, found_by = out
+    """Match the predictions of all pairs, one rank of score after the other."""
+    hit, ignored, matched_by = out
     real = block.truths >= 0
-    crowd = real & scene.truth.crowd[kept[block.truths]]
-    open_to_all = real & counted[block.truths]
+    crowd = real & data.truth.crowd[kept[block.truths]]
+    counts = real & counted[block.truths]
     overlap = _coco_overlaps(
-        scene.predicted.box[rows[block.predictions]], scene.truth.box[kept[block.truths]], crowd
+        data.predicted.box[rows[block.predictions]], data.truth.box[kept[block.truths]], crowd
     )
     limit = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
     free = np.repeat(real[:, None, :], len(IOU_THRESHOLDS), axis=1)
     for rank in range(block.predictions.shape[1]):
-        active = int((block.predictions[:, rank] >= 0).sum())  # pairs lie longest first
+        active = int((block.predictions[:, rank] >= 0).sum())  # pairs are ordered by falling length
         iou = overlap[:active, None, rank, :]
-        open_now = (free[:active] | crowd[:active, None, :]) & (iou >= limit)
-        value = np.where(open_now, iou, -1.0)
-        first = _last_argmax(np.where(open_to_all[:active, None, :], value, -1.0))
-        second = _last_argmax(np.where(open_to_all[:active, None, :], -1.0, value))
+        available = (free[:active] | crowd[:active, None, :]) & (iou >= limit)
+        value = np.where(available, iou, -1.0)
+        first = _last_argmax(np.where(counts[:active, None, :], value, -1.0))
+        second = _last_argmax(np.where(counts[:active, None, :], -1.0, value))
         chosen = np.where(first >= 0, first, second)
         row = block.predictions[:active, rank]
         hit[:, row] = (first >= 0).T
         ignored[:, row] = ((first < 0) & (second >= 0)).T
         pair, threshold = np.nonzero(chosen >= 0)
         free[pair, threshold, chosen[pair, threshold]] = False
-        loosest = first[:, 0]
-        found = np.flatnonzero(loosest >= 0)
-        found_by[block.truths[found, loosest[found]]] = row[found]
+        lowest = first[:, 0]
+        matched = np.flatnonzero(lowest >= 0)
+        matched_by[block.truths[matched, lowest[matched]]] = row[matched]
 
 
 def _last_argmax(value: Floats) -> Ints:
-    """Position of the largest value, the last one on a tie as in COCOeval; -1 if none is >= 0."""
+    """Index of the largest value, the last on a tie as in COCOeval; -1 if none is >= 0."""
     width = value.shape[-1]
     best = width - 1 - np.argmax(value[..., ::-1], axis=-1)
     top = np.take_along_axis(value, best[..., None], axis=-1)[..., 0]
@@ -376,12 +383,12 @@ def _last_argmax(value: Floats) -> Ints:
 
 
 def _coco_overlaps(predicted: Floats, truth: Floats, crowd: Bools) -> Floats:
-    """[p, d, g] IoU of x, y, w, h boxes; for ignore regions the prediction's share inside."""
+    """``[p, d, g]`` IoU of xywh boxes; for ignore regions the share of the prediction inside."""
     left, right = predicted[:, :, None, :], truth[:, None, :, :]
     low = np.maximum(left[..., :2], right[..., :2])
     high = np.minimum(left[..., :2] + left[..., 2:], right[..., :2] + right[..., 2:])
     sides = high - low
     inside = np.where((sides > 0).all(axis=-1), sides[..., 0] * sides[..., 1], 0.0)
-    ours = left[..., 2] * left[..., 3]
-    union = np.where(crowd[:, None, :], ours, ours + right[..., 2] * right[..., 3] - inside)
+    area = left[..., 2] * left[..., 3]
+    union = np.where(crowd[:, None, :], area, area + right[..., 2] * right[..., 3] - inside)
     return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)

@@ -1,4 +1,13 @@
-"""Metrics of a model by class and slice, with confidence intervals, and comparisons of two models."""
+"""Metrics of a model by class and slice with confidence intervals, and comparison of two models.
+
+    evaluation = evaluate(dataset.role(Role.SAFETY), predictions, name="int8")
+    evaluation.metrics.at("light=night").recall.value
+
+AP, AP50 and AR are COCO's, computed by faster-coco-eval; for all classes together they are the mean
+over the classes with ground truth. Precision, recall and F1 are those of the operating point:
+predictions with a score of at least `EvaluationSettings.threshold`, matched at IoU 0.5, all classes
+pooled.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from workbench.core.errors import ParameterError, WorkbenchError
-from workbench.core.text import did_you_mean
+from workbench.core.text import counted, did_you_mean
 from workbench.data import resampling
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
@@ -24,13 +33,31 @@ from workbench.records.base import FrozenModel, Ref, Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.types import ArmComparison, Prediction
 
+__all__ = [
+    "ALL_CLASSES",
+    "Estimate",
+    "Evaluation",
+    "EvaluationSettings",
+    "MetricName",
+    "compare_arms",
+    "evaluate",
+    "paired_difference",
+]
+
 MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 ALL_CLASSES = "all"
 
 
 class EvaluationSettings(FrozenModel):
-    """How to evaluate; part of the rules, so that no verdict depends on a hidden default."""
+    """Settings of an evaluation; part of the gate rules, so no verdict depends on a default.
+
+    Attributes:
+        threshold: Score of the operating point.
+        confidence: Level of the intervals.
+        resamples: Number of bootstrap resamples.
+        seed: Of the resampling.
+    """
 
     threshold: float = Field(default=CONFIDENCE_THRESHOLD, ge=0, le=1)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
@@ -39,7 +66,7 @@ class EvaluationSettings(FrozenModel):
 
 
 class Estimate(FrozenModel):
-    """A value with its two-sided interval; None where there is nothing to measure."""
+    """A value with its two-sided confidence interval; None where it is undefined."""
 
     value: float | None
     low: float | None = None
@@ -47,9 +74,14 @@ class Estimate(FrozenModel):
 
 
 class SliceMetrics(FrozenModel):
-    """One slice and class. ``drives`` have frames in the slice, ``drives_with_boxes`` truth too.
+    """Metrics of one slice and class.
 
-    ``usable`` tells whether the intervals may decide a gate; ``method`` says how they were made.
+    Attributes:
+        drives: With frames in the slice.
+        drives_with_boxes: With ground truth in the slice.
+        boxes: Ground-truth boxes that count.
+        usable: Whether the intervals may decide a gate.
+        method: How the intervals were computed.
     """
 
     slice: str
@@ -72,10 +104,11 @@ class SliceMetrics(FrozenModel):
 
 
 class EvaluationMetrics(FrozenModel):
-    """Everything measured of one model on one evaluation set.
+    """All metrics of one model on one evaluation set.
 
-    ``truth`` counts labels by origin: figures that rest on ``rendered`` or ``replayed`` labels
-    are simulated, and ``simulated`` says so.
+    Attributes:
+        simulated: Whether rendered or replayed data or labels are among the ground truth.
+        truth: Number of labels by origin.
     """
 
     name: str
@@ -87,27 +120,21 @@ class EvaluationMetrics(FrozenModel):
     rows: tuple[SliceMetrics, ...]
 
     def at(self, part: str = "all", cls: str = ALL_CLASSES) -> SliceMetrics:
-        """The row of a slice and class; raises `ParameterError` when it was not evaluated."""
+        """The metrics of a slice and class.
+
+        Raises:
+            ParameterError: The slice or class was not evaluated.
+        """
         for row in self.rows:
             if (row.slice, row.cls) == (part, cls):
                 return row
         slices = dict.fromkeys(row.slice for row in self.rows)
         classes = dict.fromkeys(row.cls for row in self.rows if row.slice == part)
         raise ParameterError(
-            "not evaluated",
+            "slice or class was not evaluated",
             where=f"slice {part!r}, class {cls!r}",
             hint=did_you_mean(cls, list(classes)) if classes else did_you_mean(part, list(slices)),
         )
-
-
-# ---- A model's figures by class and slice, each with its interval and with what it rests on.
-#
-# evaluated = evaluate(dataset.role(Role.SAFETY), predictions, name="int8")
-# evaluated.metrics.at("light=night").recall.value
-#
-# AP, AP50 and AR are COCO's, computed by faster-coco-eval; for all classes together they are the
-# mean over the classes with truth. Precision, recall and F1 are those of the operating point: the
-# predictions that score at least ``Settings.threshold``, matched at IoU 0.5, all classes pooled.
 
 
 _REFERENCE_TOLERANCE = 1e-9
@@ -115,16 +142,19 @@ _REFERENCE_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics with what they were made from, for comparing, judging and drawing.
+    """Metrics of a model with the data they come from, for comparisons, gates and plots.
 
     Attributes:
-        samples: (slice, class, metric) to [1 + r] values: the sample's own, then the resamples'.
-        tables: Slice to what matched what.
+        metrics: The metrics themselves.
+        data: Frames, ground truth and predictions.
+        samples: (slice, class, metric) to ``[1 + r]`` values: of all drives, then of each resample.
+        tables: Slice to matched predictions.
         curves: Slice to COCO's interpolated precision.
+        clusters: Slice to the units of resampling.
     """
 
     metrics: EvaluationMetrics
-    scene: EvaluationSet
+    data: EvaluationSet
     samples: Mapping[tuple[str, str, MetricName], Floats]
     tables: Mapping[str, MatchTable]
     curves: Mapping[str, CocoMetrics]
@@ -144,15 +174,19 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measure a model's predictions on all frames of ``dataset``.
+    """Evaluate a model's predictions on all frames of ``dataset``.
 
     Args:
-        dataset: Exactly the frames to judge on, such as ``dataset.role(Role.SAFETY)``.
+        dataset: Exactly the frames to evaluate on, such as ``dataset.role(Role.SAFETY)``.
         predictions: Boxes in pixels of the stored frames, down to a score well below
-            ``settings.threshold``; a frame without any counts as searched in vain.
+            ``settings.threshold``. A frame without predictions counts as empty.
+        slices: Named parts of the frames and labels.
+        name: Of the model, for messages and plots.
+        settings: Threshold and resampling.
+        progress: Called with the number of slices done and in all.
 
     Raises:
-        DataError: No frames, or truth or predictions that cannot be used (see `scene.build`).
+        DataError: There are no frames, or labels or predictions are invalid.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -162,18 +196,18 @@ def evaluate(
     samples: dict[tuple[str, str, MetricName], Floats] = {}
     tables: dict[str, MatchTable] = {}
     curves: dict[str, CocoMetrics] = {}
-    drawn: dict[str, Clusters] = {}
+    clusters: dict[str, Clusters] = {}
     for done, part in enumerate(slices):
-        table, figures = match_slice(whole, part), coco_metrics(whole, part)
+        table, reference = match_slice(whole, part), coco_metrics(whole, part)
         groups = bootstrap.cluster_frames(whole.frames, table.frames)
         weights = resampling.draw_resamples(groups.count, settings.resamples, settings.seed)
-        with threadpool_limits(1, user_api="blas"):  # small products: threads would only wait
+        with threadpool_limits(1, user_api="blas"):  # matrices are too small for threads
             pooled = pool_metrics(table, groups.of, weights, settings.threshold)
-        found = _metric_samples(pooled, table.classes)
-        _check_against_reference(figures, found, part, table.classes)
-        samples |= {(part.name, cls, metric): value for (cls, metric), value in found.items()}
-        rows += _slice_rows(whole, table, groups, figures, found, settings)
-        tables[part.name], curves[part.name], drawn[part.name] = table, figures, groups
+        values = _metric_samples(pooled, table.classes)
+        _check_against_reference(reference, values, part, table.classes)
+        samples |= {(part.name, cls, metric): value for (cls, metric), value in values.items()}
+        rows += _slice_rows(whole, table, groups, reference, values, settings)
+        tables[part.name], curves[part.name], clusters[part.name] = table, reference, groups
         if progress:
             progress(done + 1, len(slices))
     origins = Counter(str(label.origin) for label in whole.labels)
@@ -186,14 +220,14 @@ def evaluate(
         ignore_regions=sum(label.ignore for label in whole.labels),
         rows=tuple(rows),
     )
-    return Evaluation(metrics, whole, samples, tables, curves, drawn)
+    return Evaluation(metrics, whole, samples, tables, curves, clusters)
 
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """``left`` minus ``right`` on the same frames, with a paired interval."""
+    """Metric of one model minus that of another on the same frames, with a paired interval."""
 
-    figure: Estimate
+    estimate: Estimate
     usable: bool
     method: str
 
@@ -205,50 +239,57 @@ def paired_difference(
     part: str = "all",
     cls: str = ALL_CLASSES,
 ) -> MetricDifference:
-    """How much better ``left`` is than ``right``, resample by resample.
+    """Difference ``left`` - ``right`` of a metric, with an interval over paired resamples.
+
+    Args:
+        left: Evaluation of one model.
+        right: Evaluation of the other model, on the same frames.
+        metric: Name of the metric.
+        part: Name of the slice.
+        cls: Class name, or `ALL_CLASSES`.
 
     Raises:
-        ParameterError: They were not evaluated on the same frames, truth and settings.
+        ParameterError: They were evaluated on other frames, labels or settings.
     """
     _check_comparable(left, right)
     row = left.metrics.at(part, cls)
     key = (part, cls, metric)
     change = left.samples[key] - right.samples[key]
-    figure = _estimate(change, left.clusters[part].count, left.metrics.settings.confidence)
-    return MetricDifference(figure, row.usable, f"paired {row.method}")
+    estimate = _estimate(change, left.clusters[part].count, left.metrics.settings.confidence)
+    return MetricDifference(estimate, row.usable, f"paired {row.method}")
 
 
 def _check_comparable(left: Evaluation, right: Evaluation) -> None:
     same = (
-        left.scene.frames == right.scene.frames
-        and left.scene.labels == right.scene.labels
+        left.data.frames == right.data.frames
+        and left.data.labels == right.data.labels
         and left.metrics.settings == right.metrics.settings
     )
     if not same:
         raise ParameterError(
-            "two models can only be compared on the same frames, labels and settings",
+            "models were evaluated on different frames, labels or settings",
             where=f"{left.name} and {right.name}",
-            hint="Evaluate both with the same dataset and rules",
+            hint="Evaluate both on the same dataset with the same settings",
         )
 
 
 def _metric_samples(
     pooled: PooledMetrics, classes: tuple[str, ...]
 ) -> dict[tuple[str, MetricName], Floats]:
-    """Every metric of every class and of all together, [1 + r] each."""
-    found: dict[tuple[str, MetricName], Floats] = {}
+    """Every metric of every class and of all classes together, ``[1 + r]`` each."""
+    result: dict[tuple[str, MetricName], Floats] = {}
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing are NaN on purpose
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no values is NaN, as intended
         for metric in ("ap", "ap50", "ar"):
             value: Floats = getattr(pooled, metric)
-            found[ALL_CLASSES, metric] = np.nanmean(value, axis=1)  # type: ignore[index]
+            result[ALL_CLASSES, metric] = np.nanmean(value, axis=1)  # type: ignore[index]
             for k, cls in enumerate(classes):
-                found[cls, metric] = value[:, k]  # type: ignore[index]
+                result[cls, metric] = value[:, k]  # type: ignore[index]
         counts = (pooled.tp, pooled.fp, pooled.positives)
-        found |= _operating_point_metrics(ALL_CLASSES, *(count.sum(axis=1) for count in counts))
+        result |= _operating_point_metrics(ALL_CLASSES, *(count.sum(axis=1) for count in counts))
         for k, cls in enumerate(classes):
-            found |= _operating_point_metrics(cls, *(count[:, k] for count in counts))
-    return found
+            result |= _operating_point_metrics(cls, *(count[:, k] for count in counts))
+    return result
 
 
 def _operating_point_metrics(
@@ -265,25 +306,25 @@ def _slice_rows(
     whole: EvaluationSet,
     table: MatchTable,
     groups: Clusters,
-    figures: CocoMetrics,
-    found: Mapping[tuple[str, MetricName], Floats],
+    reference: CocoMetrics,
+    values: Mapping[tuple[str, MetricName], Floats],
     settings: EvaluationSettings,
 ) -> list[SliceMetrics]:
     rows = []
-    acted = table.score >= settings.threshold
+    above = table.score >= settings.threshold
     for k, cls in enumerate((ALL_CLASSES, *table.classes), start=-1):
-        mine = np.ones(len(table.cls), np.bool_) if k < 0 else table.cls == k
+        chosen = np.ones(len(table.cls), np.bool_) if k < 0 else table.cls == k
         truths = np.ones(len(table.truth_cls), np.bool_) if k < 0 else table.truth_cls == k
         boxes = int(truths.sum())
-        reference = figures.overall if k < 0 else (figures.ap[k], figures.ap50[k], figures.ar[k])
-        values = dict(zip(("ap", "ap50", "ar"), reference, strict=True))
-        shown = {
+        coco = reference.overall if k < 0 else (reference.ap[k], reference.ap50[k], reference.ar[k])
+        exact = dict(zip(("ap", "ap50", "ar"), coco, strict=True))
+        estimates = {
             metric: _estimate(
-                found[cls, metric], groups.count, settings.confidence, values.get(metric)
+                values[cls, metric], groups.count, settings.confidence, exact.get(metric)
             )
             for metric in METRIC_NAMES
         }
-        tp = int((table.hit[0] & acted & mine).sum())
+        tp = int((table.hit[0] & above & chosen).sum())
         rows.append(
             SliceMetrics(
                 slice=table.slice,
@@ -296,9 +337,9 @@ def _slice_rows(
                 method=f"{groups.method}, {settings.resamples} resamples, "
                 f"{settings.confidence:.0%} expanded percentile",
                 tp=tp,
-                fp=int((~table.hit[0] & ~table.ignored[0] & acted & mine).sum()),
+                fp=int((~table.hit[0] & ~table.ignored[0] & above & chosen).sum()),
                 fn=boxes - tp,
-                **shown,
+                **estimates,
             )
         )
     return rows
@@ -307,7 +348,7 @@ def _slice_rows(
 def _estimate(
     samples: Floats, clusters: int, confidence: float, value: float | None = None
 ) -> Estimate:
-    """The sample's own value (the reference's where given) and the interval of the resamples."""
+    """The value of all drives (of the reference where given) with the interval of resamples."""
     own = float(samples[0] if value is None else value)
     if not np.isfinite(own):
         return Estimate(value=None)
@@ -318,24 +359,21 @@ def _estimate(
 
 
 def _check_against_reference(
-    figures: CocoMetrics,
-    found: Mapping[tuple[str, MetricName], Floats],
+    reference: CocoMetrics,
+    values: Mapping[tuple[str, MetricName], Floats],
     part: Slice,
     classes: tuple[str, ...],
 ) -> None:
-    """Refuse to show an interval that belongs to another figure than the reference's."""
-    for metric, overall in zip(("ap", "ap50", "ar"), figures.overall, strict=True):
-        theirs = np.array([overall, *getattr(figures, metric)])
-        ours = np.array([found[cls, metric][0] for cls in (ALL_CLASSES, *classes)])  # type: ignore[index]
+    """Refuse intervals of a metric that differs from the reference implementation."""
+    for metric, overall in zip(("ap", "ap50", "ar"), reference.overall, strict=True):
+        theirs = np.array([overall, *getattr(reference, metric)])
+        ours = np.array([values[cls, metric][0] for cls in (ALL_CLASSES, *classes)])  # type: ignore[index]
         if not np.allclose(ours, theirs, rtol=0, atol=_REFERENCE_TOLERANCE, equal_nan=True):
             raise WorkbenchError(
-                "the resampled figures do not agree with faster-coco-eval",
+                "resampled metrics differ from faster-coco-eval",
                 where=f"slice {part.name}, {metric}",
-                hint="This is a fault in the workbench: please report it with the predictions",
+                hint="This is a bug in the workbench: please report it with the predictions",
             )
-
-
-# ---- Two models that were trained alike but for which frames were labelled: which learned more.
 
 
 _OVERALL_METRICS: tuple[MetricName, ...] = ("ap", "ap50", "recall")
@@ -344,13 +382,15 @@ _OVERALL_METRICS: tuple[MetricName, ...] = ("ap", "ap50", "recall")
 def compare_arms(
     mined: Evaluation, control: Evaluation, classes: Sequence[str] = ()
 ) -> tuple[ArmComparison, ...]:
-    """The mined arm's model less the control arm's, on the same frames, draw by draw.
+    """Compare models trained on frames chosen by mining and on control frames.
 
     Args:
-        classes: Of these AP50 and recall are compared, too: the rare ones.
+        mined: Evaluation of the model trained with mined frames.
+        control: Evaluation of the model trained with control frames, on the same frames.
+        classes: Rare classes whose AP50 and recall are compared as well.
 
     Raises:
-        ParameterError: They were not evaluated on the same frames, truth and settings.
+        ParameterError: They were evaluated on other frames, labels or settings.
     """
     wanted: list[tuple[MetricName, str]] = [(metric, ALL_CLASSES) for metric in _OVERALL_METRICS]
     for cls in dict.fromkeys(classes):
@@ -363,27 +403,27 @@ def _compare_metric(
 ) -> ArmComparison:
     change = paired_difference(mined, control, metric, cls=cls)
     row = mined.metrics.at(cls=cls)
-    theirs = control.metrics.at(cls=cls)
-    figure = change.figure
+    control_row = control.metrics.at(cls=cls)
+    estimate = change.estimate
     verdict, why = Verdict.INSUFFICIENT, ""
-    if figure.value is None:
-        why = f"the {row.frames} safety frames hold none" if not row.boxes else "nothing was found"
+    if estimate.value is None:
+        why = "no predictions" if row.boxes else f"no such box in {counted(row.frames, 'frame')}"
     elif not change.usable:
-        why = f"{row.drives} drives are too few to speak of others"
-    elif figure.low is not None and figure.low > 0:
+        why = f"{counted(row.drives, 'drive')}, too few to generalise to other drives"
+    elif estimate.low is not None and estimate.low > 0:
         verdict = Verdict.PASS
-    elif figure.high is not None and figure.high < 0:
+    elif estimate.high is not None and estimate.high < 0:
         verdict = Verdict.FAIL
     else:
-        why = "the interval holds 0: they may as well be equal"
+        why = "the interval includes 0"
     return ArmComparison(
         figure=f"{metric} of {'all classes' if cls == ALL_CLASSES else cls}, retrained",
         change="difference",
         mined=getattr(row, metric).value,
-        control=getattr(theirs, metric).value,
-        value=figure.value,
-        low=figure.low,
-        high=figure.high,
+        control=getattr(control_row, metric).value,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
         verdict=verdict,
         drives=row.drives,
         unit=f"{row.drives} drives" if change.usable else f"blocks of time of {row.drives} drives",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
 from workbench.detection.preprocessing import load_rgb
@@ -18,14 +19,22 @@ from workbench.records.dataset import media_path
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 _MODEL_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, ":"), (_GREY, "-."))
 _MAX_NAMED_BOXES = 4
-"""Missed boxes of a frame that are named, the largest first."""
+"""Number of missed boxes of a frame with a class name, the largest first."""
 _VERDICT_COLOURS = {Verdict.PASS: _GREEN, Verdict.FAIL: _RED, Verdict.INSUFFICIENT: _ORANGE}
 
 
 def pr_curves(models: Sequence[Evaluation], part: str = "all", *, panels: int = 6) -> Any:
-    """COCO's interpolated precision over recall at IoU 0.5, a panel a class, a line a model.
+    """Precision-recall curves at IoU 0.5: one panel per class, one line per model.
 
-    The dot is the operating point: what a vehicle would see of it.
+    The dot marks the operating point. Classes with the most boxes come first.
+
+    Args:
+        models: Evaluations on the same frames.
+        part: Name of the slice.
+        panels: Maximum number of classes.
+
+    Returns:
+        The matplotlib figure.
     """
     import matplotlib.pyplot as plt
 
@@ -43,7 +52,11 @@ def pr_curves(models: Sequence[Evaluation], part: str = "all", *, panels: int = 
         for model, style in zip(models, _MODEL_STYLES, strict=False):
             _draw_curve(axis, model, part, row.cls, style)
         axis.set(xlim=(0, 1.02), ylim=(0, 1.05))
-        axis.set_title(f"{row.cls}: {row.boxes} boxes, {row.drives_with_boxes} drives", fontsize=9)
+        axis.set_title(
+            f"{row.cls}: {counted(row.boxes, 'box', 'boxes')}, "
+            f"{counted(row.drives_with_boxes, 'drive')}",
+            fontsize=9,
+        )
     for axis in axes[-1]:
         axis.set_xlabel("recall")
     for axis in axes[:, 0]:
@@ -58,16 +71,27 @@ def pr_curves(models: Sequence[Evaluation], part: str = "all", *, panels: int = 
 def metrics_by_slice(
     candidate: Evaluation, reference: Evaluation | None = None, *, metric: MetricName = "recall"
 ) -> Any:
-    """One metric with its interval on every slice with truth; hollow where only descriptive."""
+    """One metric with its interval on every slice with ground truth.
+
+    Hollow points have too few drives, so their intervals are only descriptive.
+
+    Args:
+        candidate: Evaluation of a model.
+        reference: Evaluation of another model, drawn beside it.
+        metric: Name of the metric.
+
+    Returns:
+        The matplotlib figure.
+    """
     import matplotlib.pyplot as plt
 
     models = [candidate] if reference is None else [candidate, reference]
     shown = [part for part in candidate.tables if candidate.metrics.at(part).boxes]
     figure, axis = plt.subplots(figsize=(7.5, 1.1 + 0.34 * max(1, len(shown))))
-    for place, part in enumerate(shown):
+    for position, part in enumerate(shown):
         for offset, (model, (colour, _)) in enumerate(zip(models, _MODEL_STYLES, strict=False)):
             row = model.metrics.at(part)
-            height = place + 0.16 * (2 * offset - len(models) + 1)
+            height = position + 0.16 * (2 * offset - len(models) + 1)
             _draw_interval(axis, getattr(row, metric), height, colour, solid=row.usable)
     labels = [_slice_label(candidate.metrics.at(part)) for part in shown]
     axis.set_yticks(range(len(shown)), labels, fontsize=8)
@@ -86,41 +110,55 @@ def metrics_by_slice(
     return figure
 
 
-def gate_intervals(judged: GateDecision) -> Any:
-    """Every gate's interval against its bound; the shaded side is the one that passes."""
+def gate_intervals(decision: GateDecision) -> Any:
+    """Interval of every gate with its bound; the shaded side passes."""
     import matplotlib.pyplot as plt
 
-    kinds = {gate.name: gate.kind for gate in judged.rules.gates}
-    count = len(judged.gates)
+    kinds = {gate.name: gate.kind for gate in decision.rules.gates}
+    count = len(decision.gates)
     figure, axes = plt.subplots(count, 1, figsize=(7.5, 0.62 * count + 0.9), squeeze=False)
-    for axis, gate in zip(axes.flat, judged.gates, strict=True):
+    for axis, gate in zip(axes.flat, decision.gates, strict=True):
         _draw_gate(axis, gate, at_least=kinds[gate.name] not in ("int8_loss", "no_leaks"))
     figure.suptitle(
-        f"{judged.verdict}{', simulated' if judged.simulated else ''}", fontsize=11, weight="bold"
+        f"{decision.verdict}{', simulated' if decision.simulated else ''}",
+        fontsize=11,
+        weight="bold",
     )
     figure.tight_layout()
     return figure
 
 
 def worst_misses(
-    place: Workspace, evaluated: Evaluation, *, count: int = 6, part: str = "all"
+    workspace: Workspace, evaluation: Evaluation, *, count: int = 6, part: str = "all"
 ) -> Any:
-    """The frames with the gravest misses: missed red, found green, false alarms dashed orange."""
-    chosen = worst_frames(evaluated, count, part=part)
+    """The frames with the most misses: missed red, found green, false positives dashed orange.
+
+    Args:
+        workspace: Holds the images.
+        evaluation: Of the model.
+        count: Maximum number of frames.
+        part: Name of the slice.
+
+    Returns:
+        The matplotlib figure.
+    """
+    chosen = worst_frames(evaluation, count, part=part)
     figure, grid = image_grid(len(chosen), cell=(5.0, 3.4))
     for axis, misses in zip(grid, chosen, strict=False):
-        _draw_misses(axis, place, misses)
-    title = "Worst misses" if chosen else "Nothing was missed"
-    key = "red missed, green found, orange dashed false alarm, grey dotted ignored"
-    figure.suptitle(_title(f"{title} of {evaluated.name}, {part} ({key})", evaluated), fontsize=10)
+        _draw_misses(axis, workspace, misses)
+    title = "Worst misses" if chosen else "No misses"
+    key = "red missed, green found, orange dashed false positive, grey dotted ignored"
+    figure.suptitle(
+        _title(f"{title} of {evaluation.name}, {part} ({key})", evaluation), fontsize=10
+    )
     figure.tight_layout()
     return figure
 
 
 def _draw_curve(axis: Any, model: Evaluation, part: str, cls: str, style: tuple[str, str]) -> None:
     row = model.metrics.at(part, cls)
-    place = model.tables[part].classes.index(cls)
-    precision = model.curves[part].precision[0, :, place]
+    position = model.tables[part].classes.index(cls)
+    precision = model.curves[part].precision[0, :, position]
     reached = precision > 0
     colour, line = style
     axis.plot(
@@ -135,13 +173,17 @@ def _draw_curve(axis: Any, model: Evaluation, part: str, cls: str, style: tuple[
         axis.plot(row.recall.value, row.precision.value, "o", color=colour, markersize=5)
 
 
-def _draw_interval(axis: Any, figure: Estimate, height: float, colour: str, *, solid: bool) -> None:
-    if figure.value is None:
+def _draw_interval(
+    axis: Any, estimate: Estimate, height: float, colour: str, *, solid: bool
+) -> None:
+    if estimate.value is None:
         return
-    if figure.low is not None and figure.high is not None:
+    if estimate.low is not None and estimate.high is not None:
         style = "-" if solid else ":"
-        axis.plot([figure.low, figure.high], [height, height], style, color=colour, linewidth=1.6)
-    axis.plot(figure.value, height, "o", color=colour, mfc=colour if solid else "white", ms=4.5)
+        axis.plot(
+            [estimate.low, estimate.high], [height, height], style, color=colour, linewidth=1.6
+        )
+    axis.plot(estimate.value, height, "o", color=colour, mfc=colour if solid else "white", ms=4.5)
 
 
 def _draw_gate(axis: Any, gate: GateResult, *, at_least: bool) -> None:
@@ -154,28 +196,25 @@ def _draw_gate(axis: Any, gate: GateResult, *, at_least: bool) -> None:
     axis.axvline(gate.bound, color="black", linewidth=1)
     shown = Estimate(value=gate.value, low=gate.low, high=gate.high)
     _draw_interval(axis, shown, 0, colour, solid=True)
-    advice = "" if gate.required else ", advice only"
+    suffix = "" if gate.required else ", not required"
     axis.set_title(
-        f"{gate.name} on {gate.slice}: {gate.verdict}{advice}", fontsize=8, loc="left", pad=2
+        f"{gate.name} on {gate.slice}: {gate.verdict}{suffix}", fontsize=8, loc="left", pad=2
     )
     axis.tick_params(labelsize=7)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
 
 
-def _draw_misses(axis: Any, place: Workspace, misses: FrameMisses) -> None:
-    axis.imshow(load_rgb(media_path(place, misses.frame)))
-    for label in misses.ignored:
-        draw_boxes(axis, [label.box.xyxy], _GREY, style=":", width=0.8)
-    for label in misses.hit:
-        draw_boxes(axis, [label.box.xyxy], _GREEN, width=0.9)
-    for found in misses.found:
-        if not found.right:
-            draw_boxes(axis, [found.box.xyxy], _ORANGE, style="--", width=0.9)
+def _draw_misses(axis: Any, workspace: Workspace, misses: FrameMisses) -> None:
+    axis.imshow(load_rgb(media_path(workspace, misses.frame)))
+    draw_boxes(axis, (label.box.xyxy for label in misses.ignored), _GREY, style=":", width=0.8)
+    draw_boxes(axis, (label.box.xyxy for label in misses.hit), _GREEN, width=0.9)
+    false_positives = (one.box.xyxy for one in misses.false_positives)
+    draw_boxes(axis, false_positives, _ORANGE, style="--", width=0.9)
     largest_first = sorted(misses.missed, key=lambda label: -label.box.w * label.box.h)
     for order, label in enumerate(largest_first):
         draw_boxes(axis, [label.box.xyxy], _RED, width=1.4)
-        if order < _MAX_NAMED_BOXES:  # more names would cover what they name
+        if order < _MAX_NAMED_BOXES:  # more names would cover the boxes
             axis.text(
                 label.box.x,
                 label.box.y - 2,
@@ -194,8 +233,10 @@ def _draw_misses(axis: Any, place: Workspace, misses: FrameMisses) -> None:
 
 def _slice_label(row: SliceMetrics) -> str:
     cls = "" if row.cls == ALL_CLASSES else f", {row.cls}"
-    return f"{row.slice}{cls} ({row.boxes} boxes, {row.drives} drives)"
+    return (
+        f"{row.slice}{cls} ({counted(row.boxes, 'box', 'boxes')}, {counted(row.drives, 'drive')})"
+    )
 
 
-def _title(title: str, evaluated: Evaluation) -> str:
-    return f"{title} [simulated]" if evaluated.metrics.simulated else title
+def _title(title: str, evaluation: Evaluation) -> str:
+    return f"{title} [simulated]" if evaluation.metrics.simulated else title

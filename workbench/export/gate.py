@@ -60,7 +60,7 @@ class MetricDifference(Protocol):
     """As evaluation gives it; ``usable`` tells whether there were drives enough to decide."""
 
     @property
-    def figure(self) -> LossInterval: ...
+    def estimate(self) -> LossInterval: ...
     @property
     def usable(self) -> bool: ...
     @property
@@ -167,7 +167,7 @@ def _loss_result(
     required: bool,
 ) -> LimitResult:
     difference = compare(metric, ground.slice, ground.cls)
-    figure = difference.figure
+    figure = difference.estimate
     return LimitResult(
         name=f"{metric} lost, {_slice_name(ground)}",
         verdict=_verdict(figure, limit, usable=difference.usable),
