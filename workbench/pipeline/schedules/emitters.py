@@ -1,4 +1,10 @@
-"""Files for cron, systemd, Airflow, Dagster and Kubernetes."""
+"""Files for cron, systemd, Airflow, Dagster and Kubernetes.
+
+Each emitter takes a job and returns the text of each file; equal jobs give equal bytes. In every
+system a run is not started while the previous one is active, a missed run is made up for once where
+the system can, exit statuses 3 (refused by a gate) and 4 (waiting for people) are no failures, and
+the next run continues what a run waited for, because a rerun is a resume.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +14,18 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from workbench.core.errors import ParameterError
+from workbench.core.types import Json
 from workbench.pipeline.schedules.job import CronSchedule, ScheduledJob
 
-_LOCK_BUSY = 75  # EX_TEMPFAIL: flock says with it that somebody else holds the lock
+__all__ = ["SCHEDULERS", "Scheduler"]
+
+_LOCK_BUSY = 75  # EX_TEMPFAIL: flock's exit status when another process holds the lock
+_WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def emit_cron(job: ScheduledJob) -> dict[str, str]:
@@ -29,36 +39,31 @@ def emit_cron(job: ScheduledJob) -> dict[str, str]:
         f"{{ [ ! -r {variables} ] || {{ set -a; . {variables}; set +a; }}; }} && "
         f"WORKBENCH_HOME={shlex.quote(str(job.home))} flock -n -E {_LOCK_BUSY} {lock} "
         f"{shlex.join(job.command)} >>{log} 2>&1; status=$?; case $status in 0|3|4) ;; "
-        f'{_LOCK_BUSY}) echo "the run before is still at work: this one is left out" >>{log} ;; '
+        f'{_LOCK_BUSY}) echo "skipped: the previous run is still active" >>{log} ;; '
         f"*) tail -n 40 {log}; exit $status ;; esac"
     )
     # In a crontab a bare % ends the command and starts its standard input.
     line = f"{job.time.text} {command}".replace("%", r"\%")
     lines = [
-        f"# {job.made_by('cron')}",
-        f"# Runs {job.name}. Its output goes to {log}; cron mails the end of it when a run fails.",
-        "# Missed while the machine was off: cron does not make up for it; systemd's timers do.",
-        f"# Secrets and servers' addresses: NAME=VALUE lines in {variables}, mode 0600.",
-        *([f"# Secrets it needs: {', '.join(job.secrets)}"] if job.secrets else []),
-        "# Understood by cronie, for all lines below it; other crons go by the machine's own time.",
+        job.origin("cron"),
+        f"# Runs {job.name}. Output goes to {log}; cron mails the last lines when a run fails.",
+        "# cron does not make up for runs missed while the machine was off; systemd timers do.",
+        f"# Secrets and server addresses: NAME=VALUE lines in {variables}, mode 0600.",
+        *([f"# Required secrets: {', '.join(job.secrets)}"] if job.secrets else []),
+        "# For all lines below, in cronie; other crons use the machine's time zone.",
         f"CRON_TZ={job.timezone}",
         line,
     ]
     return {f"{job.name}.cron": "\n".join(lines) + "\n"}
 
 
-# ---- Units for systemd: a timer that makes up for missed runs, and the service it starts.
-#
-# A timer never starts a service that is still active, so two runs cannot overlap.
-
-
-_WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
-
-
 def emit_systemd(job: ScheduledJob) -> dict[str, str]:
-    """``workbench-NAME.service`` and ``workbench-NAME.timer``."""
+    """``workbench-NAME.service`` and ``workbench-NAME.timer``.
+
+    A timer never starts a service that is active, so two runs cannot overlap.
+    """
     unit = f"workbench-{job.name}"
-    head = f"# {job.made_by('systemd')}\n"
+    head = f"{job.origin('systemd')}\n"
     service = [
         "[Unit]",
         f"Description=Pipeline {_escape_specifiers(job.name)}",
@@ -69,19 +74,19 @@ def emit_systemd(job: ScheduledJob) -> dict[str, str]:
         "Type=oneshot",
         f"WorkingDirectory={_escape_specifiers(str(job.folder))}",
         f"Environment={_quote(f'WORKBENCH_HOME={job.home}')}",
-        "# Secrets and servers' addresses, NAME=VALUE lines, mode 0600; need not exist.",
-        *([f"# Secrets it needs: {', '.join(job.secrets)}"] if job.secrets else []),
+        "# Secrets and server addresses: NAME=VALUE lines, mode 0600; optional.",
+        *([f"# Required secrets: {', '.join(job.secrets)}"] if job.secrets else []),
         f"EnvironmentFile=-{_escape_specifiers(str(job.environment_file))}",
         f"ExecStart={' '.join(_quote_argument(word) for word in job.command)}",
-        "# 3: refused by a gate, 4: waits for people; the next run goes on from there.",
+        "# 3: refused by a gate, 4: waiting for people; the next run continues.",
         "SuccessExitStatus=3 4",
-        "# The run ends its own steps when it is told to stop.",
+        "# The run stops its own steps.",
         "KillMode=mixed",
         "TimeoutStopSec=60",
     ]
     timer = [
         "[Unit]",
-        f"Description=When pipeline {_escape_specifiers(job.name)} is due",
+        f"Description=Schedule of pipeline {_escape_specifiers(job.name)}",
         "",
         "[Timer]",
         *(f"OnCalendar={when}" for when in systemd_calendar(job.time, job.timezone)),
@@ -99,7 +104,7 @@ def emit_systemd(job: ScheduledJob) -> dict[str, str]:
 
 
 def systemd_calendar(time: CronSchedule, timezone: str) -> list[str]:
-    """The times in systemd's form; two where cron means "this date or that weekday"."""
+    """OnCalendar expressions; two where cron means "this date or that weekday"."""
     clock = f"{_calendar_list(time.hours)}:{_calendar_list(time.minutes)}:00 {timezone}"
     date = f"*-{_calendar_list(time.months)}-{_calendar_list(time.days)}"
     if time.weekdays is None:
@@ -124,26 +129,18 @@ def _quote(text: str) -> str:
 
 
 def _quote_argument(word: str) -> str:
-    # Within ExecStart, $ would stand for a variable.
+    # $ starts a variable in ExecStart.
     return _quote(word).replace("$", "$$")
 
 
-# ---- Python files for schedulers: a template of this package with the job's data written into it.
-
-
-Json = dict[str, Any]
-
-_TEMPLATES = Path(__file__).parent / "templates"
-
-
 def _render_template(template: str, job: ScheduledJob, system: str) -> str:
-    """The text of ``templates/NAME`` with ``JOB`` set to what the job needs, as literals."""
+    """The template with ``JOB`` set to a literal of everything that it needs."""
     names = {step.name: _python_identifier(step.name) for step in job.steps}
     if len(set(names.values())) < len(names):
         raise ParameterError(
-            "two steps differ only in characters that cannot stand in a name there",
+            f"step names are not unique as {system} names",
             where=job.file.name,
-            hint=f"Rename one of: {', '.join(names)}",
+            hint=f"Letters, digits and _ must differ; rename one of: {', '.join(names)}",
         )
     data: Json = {
         "name": _python_identifier(job.name),
@@ -165,27 +162,21 @@ def _render_template(template: str, job: ScheduledJob, system: str) -> str:
     }
     literal = pprint.pformat(data, width=96, sort_dicts=False)
     text = (_TEMPLATES / template).read_text(encoding="utf-8")
-    return text.replace("@MADE_BY@", f"# {job.made_by(system)}").replace("@JOB@", literal)
+    return text.replace("@ORIGIN@", job.origin(system)).replace("@JOB@", literal)
 
 
 def _python_identifier(name: str) -> str:
-    """``name`` with what Dagster and Airflow do not take in names replaced."""
+    """``name`` with only the characters that Dagster and Airflow allow in names."""
     return re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "_"
 
 
-# ---- A DAG file for Airflow: a task for each step of the pipeline file.
-
-
 def emit_airflow(job: ScheduledJob) -> dict[str, str]:
-    """``NAME_dag.py``, for the DAGs folder."""
+    """``NAME_dag.py``, for the DAGs folder: a task for each step."""
     return {f"{job.name}_dag.py": _render_template("airflow_dag.py.in", job, "airflow")}
 
 
-# ---- A Dagster project: an asset for each step, run in the workbench's own environment by Pipes.
-
-
 _DAGSTER_PROJECT = """\
-{made_by}
+{origin}
 [project]
 name = "workbench-{name}"
 version = "1"
@@ -198,26 +189,25 @@ python_file = "definitions.py"
 
 
 def emit_dagster(job: ScheduledJob) -> dict[str, str]:
-    """``definitions.py``, the program it launches, and what makes a project of them."""
-    made_by = f"# {job.made_by('dagster')}"
+    """A project: ``definitions.py`` with an asset for each step, and the program it launches.
+
+    Steps run in the workbench's own environment, through Dagster Pipes.
+    """
     name = _python_identifier(job.name).replace("_", "-").strip("-")
     return {
         "definitions.py": _render_template("dagster_definitions.py.in", job, "dagster"),
         "run_step.py": _render_template("dagster_run_step.py.in", job, "dagster"),
-        "pyproject.toml": _DAGSTER_PROJECT.format(made_by=made_by, name=name),
+        "pyproject.toml": _DAGSTER_PROJECT.format(origin=job.origin("dagster"), name=name),
     }
 
 
-# ---- A CronJob for Kubernetes, with the volume that keeps the workspace between runs.
-
-
 _IMAGE_PROJECT = "/workbench"
-"""Where the image holds the project."""
+"""The project folder in the image."""
 
 _CONTAINER_HOME = "/data/.workbench"
 _MAX_NAME_LENGTH = 52  # Kubernetes appends to a CronJob's name for its jobs
-# Kubernetes knows no exit status but 0 as success. The shell is process 1, which hears SIGTERM only
-# when told to, and hands it on so that the run ends its steps.
+# Kubernetes takes only exit status 0 for success. The shell is process 1, which ignores SIGTERM
+# without a trap; it forwards the signal so that the run can stop its steps.
 _RUN_SCRIPT = """\
 workbench run "$@" & run=$!
 trap 'kill -TERM "$run"; wait "$run"; exit 143' TERM INT
@@ -227,12 +217,12 @@ case $status in 3|4) exit 0 ;; *) exit "$status" ;; esac
 
 
 def emit_kubernetes(job: ScheduledJob) -> dict[str, str]:
-    """``NAME.cronjob.yaml``: a PersistentVolumeClaim and a CronJob."""
+    """``NAME.cronjob.yaml``: a CronJob, and a volume that keeps the workspace between runs."""
     name = _kubernetes_name(job.name)
     head = [
-        f"# {job.made_by('k8s')}",
-        f"# The image holds the project in {_IMAGE_PROJECT} and `workbench` on its PATH.",
-        f"# Addresses and tokens of servers: a Secret {name}-servers (it need not exist).",
+        job.origin("k8s"),
+        f"# The image has the project in {_IMAGE_PROJECT} and `workbench` on its PATH.",
+        f"# Server addresses and tokens: Secret {name}-servers (optional).",
     ]
     documents = (_volume(name), _cron_job(job, name))
     text = "---\n".join(yaml.safe_dump(one, sort_keys=False, width=100) for one in documents)
@@ -260,12 +250,12 @@ def _cron_job(job: ScheduledJob, name: str) -> Json:
             "schedule": job.time.text,
             "timeZone": job.timezone,
             "concurrencyPolicy": "Forbid",
-            "startingDeadlineSeconds": 3600,  # a missed run is made up for within the hour
+            "startingDeadlineSeconds": 3600,  # a missed run starts within the hour
             "successfulJobsHistoryLimit": 3,
             "failedJobsHistoryLimit": 3,
             "jobTemplate": {
                 "spec": {
-                    "backoffLimit": 1,  # a lost node: the second pod goes on where it stopped
+                    "backoffLimit": 1,  # after a lost node the second pod resumes the run
                     "template": {"spec": _pod(job, name)},
                 }
             },
@@ -303,7 +293,7 @@ def _resources(job: ScheduledJob) -> Json:
     requests: Json = {"cpu": str(job.threads), "memory": f"{round(job.memory_gib * 1024)}Mi"}
     if not job.gpus:
         return {"requests": requests}
-    # Whole cards only, and as a limit: so the device plugin wants it.
+    # The device plugin accepts whole GPUs only, as a limit.
     return {"requests": requests, "limits": {"nvidia.com/gpu": str(max(1, round(job.gpus)))}}
 
 
@@ -313,35 +303,27 @@ def _secret_variable(name: str, secret: str) -> Json:
 
 
 def _pipeline_path(job: ScheduledJob) -> str:
-    """The pipeline file from the project's root, the folder above the file's."""
+    """The pipeline file relative to the project, which is the parent of its folder."""
     return f"{job.file.parent.name}/{job.file.name}"
 
 
 def _escape_variables(word: str) -> str:
-    return word.replace("$(", "$$(")  # Kubernetes would put a variable there
+    return word.replace("$(", "$$(")  # Kubernetes would insert a variable
 
 
 def _kubernetes_name(text: str) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not name or len(name) > _MAX_NAME_LENGTH:
         raise ParameterError(
-            f"{text!r} cannot be made a name in Kubernetes",
-            hint=f"Letters and digits, at most {_MAX_NAME_LENGTH}: rename the pipeline",
+            f"invalid Kubernetes name {text!r}",
+            hint=f"Rename the pipeline: letters and digits, at most {_MAX_NAME_LENGTH}",
         )
     return name
 
 
-# ---- Schedules in the forms of systems that people already run; there is no scheduler of our own.
-#
-# Each emitter takes a `Job` and gives files. Same job, same bytes. What they share: a run that is
-# still at work is not joined by a second one, a run that was missed is made up for once where the
-# system can, exit statuses 3 (refused by a gate) and 4 (waits for people) are no failures, and what
-# a run waits for is met by the next one, because a rerun is a resume.
-
-
 @dataclass(frozen=True)
 class Scheduler:
-    """One scheduler: how its files are made, and what a person does with them."""
+    """One scheduler: a function that makes its files, and the command that installs them."""
 
     emit: Callable[[ScheduledJob], dict[str, str]]
     install: str
