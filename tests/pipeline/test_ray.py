@@ -237,5 +237,5 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
 @pytest.mark.slow  # Ray tries for a minute and more
 def test_a_cluster_that_is_not_there_is_said_so(workspace: Workspace) -> None:
     executor = RayExecutor("127.0.0.1:9", workspace)
-    with pytest.raises(ServiceError, match="could not be reached"):
+    with pytest.raises(ServiceError, match="cannot connect to Ray"):
         executor._connected()

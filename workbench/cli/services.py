@@ -68,7 +68,7 @@ def doctor(as_json: bool) -> None:
 def _check_line(check: HealthCheck) -> str:
     word = "ok" if check.ok else "MISSING" if check.required else "missing (optional)"
     line = f"{word:<9} {check.name}: {check.detail}"
-    return line if check.ok else f"{line}\n          {check.mend}"
+    return line if check.ok else f"{line}\n          {check.fix}"
 
 
 def _states_as_json(states: dict[str, ServiceStatus]) -> dict[str, object]:
