@@ -234,7 +234,7 @@ def test_the_option_is_refused_where_it_means_nothing(
 ) -> None:
     pipeline = str(project / "pipelines/trial.yaml")
     for options, told in (
-        (["--artifacts", "file:///x"], "--artifacts is for --executor ray"),
+        (["--artifacts", "file:///x"], "--artifacts requires --executor ray"),
         (["--executor", "ray", "--artifacts", "nosuch://x"], "artifacts cannot be kept there"),
     ):
         with pytest.raises(SystemExit) as end:

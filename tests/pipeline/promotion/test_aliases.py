@@ -90,7 +90,7 @@ def test_the_commands_say_what_they_did(repository: Path, workspace: Workspace) 
     done = run(steps.promote, [str(notebook), "--reviewer", "bob", "--alias", "production"])
     assert done.exit_code == 0, done.output
     assert "a@1 promoted" in done.stdout
-    assert "MLflow was not told" in done.stderr
+    assert "MLflow was not updated" in done.stderr
     write_notebook(notebook, "n + 8", contract=contract)
     commit(repository)
     checked(workspace, notebook)
