@@ -254,7 +254,7 @@ def _quarantine_lines(entries: tuple[Quarantined, ...]) -> list[str]:
 
 def _datasets_table(rows: list[Json]) -> str:
     if not rows:
-        return "no datasets yet\nnext: workbench ingest SRC --name N"
+        return "no datasets yet\nnext: workbench ingest SOURCE --name NAME"
     width = max(len(row["version"]) for row in rows)
     lines = [f"{'version':<{width}}  frames  labels  drives  quarantined  made by"]
     for row in rows:
