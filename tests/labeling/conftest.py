@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 from workbench import labeling
 from workbench.core import digest
 from workbench.core.workspace import Workspace
+from workbench.labeling.regions import Region
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset
@@ -111,3 +113,28 @@ def _frame(workspace: Workspace, name: str, index: int) -> tuple[Frame, list[Lab
         Label(frame=frame.id, cls="car", box=box, origin=Origin.RENDERED, occluded=0.3)
         for box in boxes
     ]
+
+
+def frame_regions(choices: Mapping[str, str], comment: str | None = None) -> list[Region]:
+    """Answers about a whole frame, as Label Studio exports them."""
+    regions: list[Region] = [
+        {
+            "to_name": "image",
+            "id": f"frame-{name}",
+            "from_name": name,
+            "type": "choices",
+            "value": {"choices": [answer]},
+        }
+        for name, answer in choices.items()
+    ]
+    if comment:
+        regions.append(
+            {
+                "to_name": "image",
+                "id": "frame-comment",
+                "from_name": "comment",
+                "type": "textarea",
+                "value": {"text": [comment]},
+            }
+        )
+    return regions

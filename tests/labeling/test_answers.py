@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.labeling.conftest import frame_regions
 from workbench.labeling.answers import (
     REPLAY_DOMAIN,
     AnnotatorTally,
@@ -17,7 +18,7 @@ from workbench.labeling.answers import (
     region_id,
     to_labels,
 )
-from workbench.labeling.regions import DrawnObject, frame_regions, to_regions
+from workbench.labeling.regions import DrawnObject, to_regions
 from workbench.records.frames import Box, Frame, Label, LabelSchema, Origin, Question
 from workbench.records.types import Annotator, Prediction
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.labeling.conftest import frame_regions
 from workbench.labeling import regions
-from workbench.labeling.regions import DrawnObject, frame_regions, parse_result, to_regions
+from workbench.labeling.regions import DrawnObject, parse_result, to_regions
 from workbench.records.frames import ANY_CLASS, Box, LabelSchema, Question, RotatedBox
 
 EXPORTS = "labelstudio_samples/tests/custom/converter/data"
