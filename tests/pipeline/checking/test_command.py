@@ -69,5 +69,5 @@ def test_a_file_that_is_no_notebook_is_said_to_be_none(
     (tmp_path / "x.ipynb").write_bytes(b"\x00\xff rubbish")
     done = check(workspace, tmp_path / "x.ipynb", "--json")
     assert done.returncode == 1
-    assert json.loads(done.stdout)["error"]["message"] == "this file is not a notebook"
+    assert json.loads(done.stdout)["error"]["message"] == "not a notebook"
     assert "next:" in done.stderr
