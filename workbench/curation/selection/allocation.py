@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
 from workbench.records.types import RANDOM_SAMPLE_REASON, Arm, SelectedFrame
 
@@ -276,7 +277,9 @@ def _shortfall_notes(
     for name, count in sorted(rules.quotas.items()):
         got = sum(condition_matches(name, each) for each in mined)
         if got < count:
-            notes.append(f"quota {name}={count}: only {got} frames, the pool has no more")
+            notes.append(
+                f"quota {name}={count}: only {counted(got, 'frame')}, the pool has no more"
+            )
     return tuple(notes)
 
 
@@ -344,8 +347,8 @@ class _SpacedPicker:
         """Choose by rank and by distance to the frames chosen so far.
 
         Maximal marginal relevance (Carbonell and Goldstein 1998) over the best `_DIVERSITY_FACTOR`
-        times as many frames as wanted: ``(1 - weight) * rank + weight * distance to the nearest
-            chosen one``.
+        times as many frames as wanted: ``(1 - weight) * rank + weight * distance``, where the
+        distance is to the nearest chosen one.
 
         Args:
             ranked: Positions, best first.
@@ -364,11 +367,11 @@ class _SpacedPicker:
         unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
         rank_value = (1 - weight) * np.linspace(1, 0, len(top))
         distance = np.ones(len(top), np.float32)
-        position = np.full(len(self.cost), -1, np.int64)
-        position[top] = np.arange(len(top))
-        for position in self.chosen:
-            if position[position] >= 0:
-                distance = np.minimum(distance, 1 - unit @ unit[position[position]])
+        index = np.full(len(self.cost), -1, np.int64)
+        index[top] = np.arange(len(top))
+        for row in index[self.chosen]:
+            if row >= 0:
+                distance = np.minimum(distance, 1 - unit @ unit[row])
         blocked = self._blocked(cap, 1.0)
         while not self.exhausted:
             value = np.where(blocked[top], -np.inf, rank_value + weight * distance)

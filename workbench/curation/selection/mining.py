@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import counted
 from workbench.core.types import Json, Progress
 from workbench.curation.embedding.compute import embed
 from workbench.curation.embedding.embeddings import Embeddings
@@ -29,7 +30,7 @@ from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, load_dataset, save_dataset
-from workbench.records.frames import UNKNOWN, Frame, Role
+from workbench.records.frames import Frame, Role
 from workbench.records.store import Store
 from workbench.records.types import Arm, SelectedFrame, Selection
 
@@ -127,8 +128,8 @@ def _embed_pool_and_labelled(
     encoder: Encoder | TorchPredictor,
     progress: Progress | None = None,
 ) -> tuple[Embeddings, Embeddings | None]:
-    unlabelled = dataset.with_roles(Role.POOL).frames
-    known = dataset.with_roles(Role.SEED, Role.TRAIN).frames
+    unlabelled = dataset.role(Role.POOL).frames
+    known = dataset.role(Role.SEED, Role.TRAIN).frames
     if not unlabelled:
         raise DataError(
             "the dataset has no frames of role pool",
@@ -281,7 +282,9 @@ def select_manually(
     known = {frame.id for frame in load_dataset(store, dataset_ref).frames}
     unknown = [frame for frame in selected if frame not in known]
     if not selected or unknown:
-        what = f"{len(unknown)} frames are not in the dataset" if selected else "no frames given"
+        what = "no frames given"
+        if selected:
+            what = f"{counted(len(unknown), 'frame')} not in the dataset"
         raise DataError(
             what,
             where=unknown[0] if unknown else dataset_ref,
@@ -351,7 +354,7 @@ def dataset_of_arm(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm)
     dataset = load_dataset(store, dataset_ref)
     arms = {choice.frame: choice.arm for choice in selection.chosen}
     others = {frame for frame, own in arms.items() if own != arm}
-    trained_on = {frame.id for frame in dataset.with_roles(Role.TRAIN).frames}
+    trained_on = {frame.id for frame in dataset.role(Role.TRAIN).frames}
     if not any(arms.get(frame) == arm for frame in trained_on):
         raise ParameterError(
             f"no frame of the {arm} arm is labelled in this dataset",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,7 +208,7 @@ def rare_classes(dataset: Dataset) -> tuple[RareCondition, ...]:
     Raises:
         ParameterError: No class is that rare.
     """
-    known = dataset.with_roles(Role.SEED, Role.TRAIN, Role.VAL, Role.SAFETY)
+    known = dataset.role(Role.SEED, Role.TRAIN, Role.VAL, Role.SAFETY)
     frames_by_class: dict[str, set[str]] = {cls: set() for cls in dataset.label_schema.classes}
     for label in known.labels:
         if label.cls in frames_by_class and label.origin.is_ground_truth and not label.ignore:
