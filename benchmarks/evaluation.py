@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from workbench.data import resampling as resampling_module
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
+from workbench.detection.model import Predictions
 from workbench.evaluation import bootstrap, matching
 from workbench.evaluation.coco import coco_metrics, pool_metrics
 from workbench.evaluation.matching import EvaluationSet, match_slice
@@ -87,7 +88,7 @@ def everything(dataset: Dataset, predictions: list[Prediction]) -> dict[str, Any
     whole = matching.build_evaluation_set(dataset, predictions)
     return row(
         f"{len(STANDARD_SLICES)} slices with intervals, {len(dataset.frames)} frames, 1000 resamples",
-        ours=seconds(lambda: evaluate(dataset, predictions)),
+        ours=seconds(lambda: evaluate(Predictions(dataset, predictions))),
         peer=seconds(lambda: [coco_metrics(whole, part) for part in STANDARD_SLICES]),
         peer_name="faster-coco-eval on every slice, no intervals",
         peer_method="measured",

@@ -20,6 +20,7 @@ from benchmarks.common import Row, main, note, row
 from workbench.core import digest
 from workbench.core.workspace import Workspace
 from workbench.detection.families import output_names
+from workbench.detection.model import Predictions
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor, predict_frames
 from workbench.detection.preprocessing import Pixels, preprocess_batch
 from workbench.evaluation.metrics import Evaluation, EvaluationSettings, evaluate, paired_difference
@@ -111,7 +112,8 @@ def losses(
     settings = EvaluationSettings(resamples=resamples)
     found = {
         name: evaluate(
-            judged, predict_frames(place, OnnxPredictor(content), judged.frames), settings=settings
+            Predictions(judged, predict_frames(place, OnnxPredictor(content), judged.frames)),
+            settings=settings,
         )
         for name, content in files.items()
     }

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from workbench.data import resampling
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES, slices_named
+from workbench.detection.model import Predictions
 from workbench.evaluation import bootstrap, matching
 from workbench.evaluation.coco import coco_metrics, pool_metrics
 from workbench.evaluation.matching import IOU_THRESHOLDS, match_slice
@@ -17,7 +18,7 @@ from workbench.evaluation.metrics import evaluate
 
 def test_figures_equal_a_plain_run_to_the_last_digit(build, quick, plain_coco):
     made = build.random(1)
-    metrics = evaluate(made.dataset, made.predictions, settings=quick).metrics
+    metrics = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics
     theirs = plain_coco(made)
     assert 0 < theirs["AP_all"] < 1
     row = metrics.at()
@@ -34,7 +35,9 @@ def test_frame_slices_equal_a_plain_run_on_those_frames(build, quick, plain_coco
     night = made.dataset.where(lambda frame: frame.conditions.light == "night")
     kept = {frame.id for frame in night.frames}
     alone = type(made)(night, tuple(each for each in made.predictions if each.frame in kept))
-    row = evaluate(made.dataset, made.predictions, settings=quick).metrics.at("light=night")
+    row = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics.at(
+        "light=night"
+    )
     assert row.ap.value == plain_coco(alone)["AP_all"]
     assert row.frames == len(night.frames)
 
@@ -50,7 +53,7 @@ def test_more_than_a_hundred_predictions_are_cut_as_in_coco(build, quick, plain_
     late = [build.found(frame, "car", (0, 0, 20, 20), 0.05), *alarms]
     made = build.random().with_predictions(late[place] for place in random.permutation(141))
     made = type(made)(build.dataset([frame], labels), made.predictions)
-    row = evaluate(made.dataset, made.predictions, settings=quick).metrics.at()
+    row = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics.at()
     assert row.ar.value == plain_coco(made)["AR_all"] == 0
 
 
@@ -93,8 +96,8 @@ def test_a_resample_is_what_coco_says_of_the_drives_drawn(build, plain_coco, see
 def test_the_order_given_changes_nothing(build, quick, seed):
     made = build.random(seed, coarse=True)
     other = build.shuffled(made, seed + 1)
-    first = evaluate(made.dataset, made.predictions, settings=quick)
-    second = evaluate(other.dataset, other.predictions, settings=quick)
+    first = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
+    second = evaluate(Predictions(other.dataset, other.predictions), settings=quick)
     assert first.metrics == second.metrics
 
 
@@ -102,9 +105,11 @@ def test_repeating_every_drive_keeps_the_figures_and_narrows_the_interval(build,
     made = build.random(3)
     names = {frame.drive for frame in made.dataset.frames}
     fourfold = build.repeated(made, dict.fromkeys(sorted(names), 4))
-    once = evaluate(made.dataset, made.predictions, [ALL_FRAMES], settings=quick).metrics.at()
+    once = evaluate(
+        Predictions(made.dataset, made.predictions), [ALL_FRAMES], settings=quick
+    ).metrics.at()
     more = evaluate(
-        fourfold.dataset, fourfold.predictions, [ALL_FRAMES], settings=quick
+        Predictions(fourfold.dataset, fourfold.predictions), [ALL_FRAMES], settings=quick
     ).metrics.at()
     assert more.ap.value == pytest.approx(once.ap.value, abs=1e-12)
     assert (more.tp, more.fp, more.fn) == (4 * once.tp, 4 * once.fp, 4 * once.fn)

@@ -10,6 +10,7 @@ import yaml
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.detection.model import Predictions
 from workbench.evaluation import plots
 from workbench.evaluation.gates import (
     FloorGate,
@@ -144,7 +145,7 @@ def graded(build):
             for workspace, frame in enumerate(frames)
             if keep(workspace, frame)
         ]
-        return evaluate(dataset, found, settings=settings)
+        return evaluate(Predictions(dataset, found), settings=settings)
 
     return {
         "all": finding(lambda workspace, frame: True),
@@ -220,7 +221,7 @@ def test_boxes_of_one_drive_are_no_evidence_for_others(build):
     dataset = build.dataset(frames, [build.label(frame, "car", box) for frame in alone])
     found = [build.found(frame, "car", box) for frame in alone]
     rules = rules_of(FLOOR)
-    (gate,) = judge(rules, evaluate(dataset, found, settings=rules.evaluation)).gates
+    (gate,) = judge(rules, evaluate(Predictions(dataset, found), settings=rules.evaluation)).gates
     assert gate.verdict is Verdict.INSUFFICIENT
     assert "1 drive with such boxes" in gate.why
 
@@ -229,7 +230,7 @@ def test_fewer_than_ten_drives_decide_nothing(build):
     made = build.random(0, drives=9)
     rules = rules_of({**FLOOR, "bound": 0.0})
     (gate,) = judge(
-        rules, evaluate(made.dataset, made.predictions, settings=rules.evaluation)
+        rules, evaluate(Predictions(made.dataset, made.predictions), settings=rules.evaluation)
     ).gates
     assert gate.verdict is Verdict.INSUFFICIENT
     assert gate.method.startswith("descriptive")
@@ -278,7 +279,7 @@ def test_the_report_is_kept_whole_and_repeats_to_the_digit(build, store):
         rules = rules_of(FLOOR, INT8)
         dataset = build.dataset(frames, labels)
         found = [build.found(frame, "car", box) for frame in frames[:-3]]
-        model = evaluate(dataset, found, settings=rules.evaluation)
+        model = evaluate(Predictions(dataset, found), settings=rules.evaluation)
         judged = judge(rules, model, fp32=model)
         return judged, save_report(
             store,

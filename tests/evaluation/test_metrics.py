@@ -6,6 +6,7 @@ import pytest
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.data.slices import slices_named
+from workbench.detection.model import Predictions
 from workbench.evaluation.metrics import EvaluationSettings, evaluate, paired_difference
 from workbench.records.frames import ANY_CLASS, Origin
 
@@ -13,7 +14,7 @@ from workbench.records.frames import ANY_CLASS, Origin
 def test_nothing_found_is_no_recall_and_no_precision(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
-    row = evaluate(dataset, [], settings=quick).metrics.at()
+    row = evaluate(Predictions(dataset, []), settings=quick).metrics.at()
     assert (row.ap.value, row.ar.value, row.recall.value) == (0, 0, 0)
     assert row.precision.value is None
     assert (row.tp, row.fp, row.fn) == (0, 0, 1)
@@ -23,7 +24,7 @@ def test_a_class_without_truth_has_no_figures_but_its_alarms_count(build, quick)
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
     found = [build.found(frame, "car", (0, 0, 50, 50)), build.found(frame, "truck", (0, 0, 9, 9))]
-    metrics = evaluate(dataset, found, settings=quick).metrics
+    metrics = evaluate(Predictions(dataset, found), settings=quick).metrics
     truck = metrics.at(cls="truck")
     assert (truck.ap.value, truck.recall.value, truck.f1.value) == (None, None, None)
     assert (truck.fp, truck.boxes) == (1, 0)
@@ -35,7 +36,9 @@ def test_only_ignore_regions_leave_nothing_to_measure(build, quick):
     frame = build.frame()
     region = build.label(frame, "car", (0, 0, 200, 200), ignore=True)
     inside = [build.found(frame, "car", (10 * workspace, 10, 30, 30)) for workspace in range(3)]
-    row = evaluate(build.dataset([frame], [region]), inside, settings=quick).metrics.at()
+    row = evaluate(
+        Predictions(build.dataset([frame], [region]), inside), settings=quick
+    ).metrics.at()
     assert (row.boxes, row.ap.value, row.recall.value) == (0, None, None)
     assert row.fp == 0
 
@@ -45,7 +48,9 @@ def test_a_region_of_any_class_swallows_predictions_of_every_class(build, quick)
     region = build.label(frame, ANY_CLASS, (0, 0, 200, 200), ignore=True)
     found = [build.found(frame, cls, (10, 10, 30, 30)) for cls in build.schema.classes]
     outside = build.found(frame, "car", (300, 10, 30, 30))
-    evaluated = evaluate(build.dataset([frame], [region]), [*found, outside], settings=quick)
+    evaluated = evaluate(
+        Predictions(build.dataset([frame], [region]), [*found, outside]), settings=quick
+    )
     assert evaluated.metrics.at().fp == 1
     assert evaluated.metrics.ignore_regions == 1
 
@@ -62,7 +67,7 @@ def test_label_slices_ignore_the_rest_and_blame_what_matches_nothing(build, quic
         build.found(frame, "car", (100, 100, 60, 60), 0.7),
     ]
     dataset = build.dataset([frame], [hidden, clear, unknown])
-    row = evaluate(dataset, found, settings=quick).metrics.at("occluded")
+    row = evaluate(Predictions(dataset, found), settings=quick).metrics.at("occluded")
     assert (row.boxes, row.tp, row.fp, row.fn) == (1, 1, 1, 0)
     assert row.ap.value == pytest.approx(1)
 
@@ -74,7 +79,7 @@ def test_size_slices_leave_out_alarms_of_other_sizes(build, quick):
         build.found(frame, "car", (0, 0, 20, 20)),
         build.found(frame, "car", (0, 99, 120, 120)),
     ]
-    metrics = evaluate(dataset, found, settings=quick).metrics
+    metrics = evaluate(Predictions(dataset, found), settings=quick).metrics
     assert (metrics.at("size=small").tp, metrics.at("size=small").fp) == (1, 0)
     assert (metrics.at("size=large").boxes, metrics.at("size=large").fp) == (0, 1)
 
@@ -86,7 +91,9 @@ def test_vulnerable_road_users_are_a_slice_of_classes(build, quick):
         build.label(frame, "cyclist", (99, 0, 50, 50)),
     ]
     found = [build.found(frame, "car", (200, 0, 50, 50))]
-    row = evaluate(build.dataset([frame], labels), found, settings=quick).metrics.at("vru")
+    row = evaluate(Predictions(build.dataset([frame], labels), found), settings=quick).metrics.at(
+        "vru"
+    )
     assert (row.boxes, row.fp, row.fn) == (1, 0, 1)
 
 
@@ -99,7 +106,8 @@ def test_the_threshold_decides_what_is_acted_on(build):
     ]
     at = {
         threshold: evaluate(
-            dataset, found, settings=EvaluationSettings(threshold=threshold, resamples=100)
+            Predictions(dataset, found),
+            settings=EvaluationSettings(threshold=threshold, resamples=100),
         ).metrics.at()
         for threshold in (0.2, 0.3, 0.31)
     }
@@ -110,16 +118,18 @@ def test_the_threshold_decides_what_is_acted_on(build):
 def test_simulated_truth_is_marked(build, quick):
     frame = build.frame()
     replayed = build.label(frame, "car", (0, 0, 50, 50), origin=Origin.REPLAYED)
-    metrics = evaluate(build.dataset([frame], [replayed]), [], settings=quick).metrics
+    metrics = evaluate(Predictions(build.dataset([frame], [replayed]), []), settings=quick).metrics
     assert metrics.simulated
     assert metrics.truth == {"replayed": 1}
     real = build.label(frame, "car", (0, 0, 50, 50))
-    assert not evaluate(build.dataset([frame], [real]), [], settings=quick).metrics.simulated
+    assert not evaluate(
+        Predictions(build.dataset([frame], [real]), []), settings=quick
+    ).metrics.simulated
 
 
 def test_a_model_compared_with_itself_differs_by_exactly_nothing(build, quick):
     made = build.random(4)
-    evaluated = evaluate(made.dataset, made.predictions, settings=quick)
+    evaluated = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
     figure = paired_difference(evaluated, evaluated, "ap").estimate
     assert (figure.value, figure.low, figure.high) == (0, 0, 0)
 
@@ -127,9 +137,12 @@ def test_a_model_compared_with_itself_differs_by_exactly_nothing(build, quick):
 def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
     made = build.random(5, drives=20)
     settings = EvaluationSettings(resamples=300)
-    best = evaluate(made.dataset, made.predictions, settings=settings)
+    best = evaluate(Predictions(made.dataset, made.predictions), settings=settings)
     fewer = [each for workspace, each in enumerate(made.predictions) if workspace % 10]
-    worse = evaluate(made.dataset, fewer, settings=settings, name="worse")
+    worse = evaluate(
+        Predictions(made.dataset, fewer, model="worse"),
+        settings=settings,
+    )
     change = paired_difference(best, worse, "recall").estimate
     assert change.value > 0
     alone = best.metrics.at().recall
@@ -138,12 +151,16 @@ def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
 
 def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
     made, other = build.random(6), build.random(7)
-    first = evaluate(made.dataset, made.predictions, settings=quick)
+    first = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
     with pytest.raises(ParameterError, match="different frames"):
-        paired_difference(first, evaluate(other.dataset, other.predictions, settings=quick), "ap")
+        paired_difference(
+            first, evaluate(Predictions(other.dataset, other.predictions), settings=quick), "ap"
+        )
     strict = EvaluationSettings(resamples=100, threshold=0.5)
     with pytest.raises(ParameterError, match="settings"):
-        paired_difference(first, evaluate(made.dataset, made.predictions, settings=strict), "ap")
+        paired_difference(
+            first, evaluate(Predictions(made.dataset, made.predictions), settings=strict), "ap"
+        )
 
 
 def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
@@ -154,7 +171,7 @@ def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
         (build.dataset([]), [], "no frames"),
         (dataset, [build.found(other, "car", (0, 0, 9, 9))], "outside the evaluation set"),
         (dataset, [build.found(frame, "tram", (0, 0, 9, 9))], "'tram'"),
-        (dataset, [build.found(frame, "car", (float("nan"), 0, 9, 9))], "not a number"),
+        (dataset, [build.found(frame, "car", (float("nan"), 0, 9, 9))], "NaN or infinite"),
         (
             build.dataset([frame], [build.label(frame, "car", (0, 0, 9, 9), origin="model")]),
             [],
@@ -164,7 +181,7 @@ def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
     ]
     for data, predictions, message in cases:
         with pytest.raises(DataError, match=message):
-            evaluate(data, predictions, settings=quick)
+            evaluate(Predictions(data, predictions), settings=quick)
 
 
 def test_slices_are_found_by_name_and_a_wrong_name_gets_the_nearest(build, quick):
@@ -173,7 +190,7 @@ def test_slices_are_found_by_name_and_a_wrong_name_gets_the_nearest(build, quick
         slices_named(["lights=night"])
     made = build.random(0, drives=2)
     metrics = evaluate(
-        made.dataset, made.predictions, slices_named(["all"]), settings=quick
+        Predictions(made.dataset, made.predictions), slices_named(["all"]), settings=quick
     ).metrics
     with pytest.raises(ParameterError, match="not evaluated"):
         metrics.at("vru")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from workbench.detection.model import Predictions
 from workbench.evaluation import plots
 from workbench.evaluation.gates import GateRules, judge
 from workbench.evaluation.metrics import evaluate
@@ -23,8 +24,14 @@ def pair(build, quick):
     made = build.random(8)
     worse = made.predictions[::2]
     return (
-        evaluate(made.dataset, made.predictions, settings=quick, name="int8"),
-        evaluate(made.dataset, worse, settings=quick, name="baseline"),
+        evaluate(
+            Predictions(made.dataset, made.predictions, model="int8"),
+            settings=quick,
+        ),
+        evaluate(
+            Predictions(made.dataset, worse, model="baseline"),
+            settings=quick,
+        ),
     )
 
 
@@ -50,7 +57,7 @@ def test_missed_vulnerable_people_come_first_and_drives_take_turns(build, quick)
         build.found(frames[2], "pedestrian", BOX, 0.2),
         build.found(frames[0], "truck", BOX, 0.8),
     ]
-    evaluated = evaluate(build.dataset(frames, labels), found, settings=quick)
+    evaluated = evaluate(Predictions(build.dataset(frames, labels), found), settings=quick)
     worst = worst_frames(evaluated)
     assert [each.frame.id for each in worst] == [frames[2].id, frames[0].id]
     assert [label.cls for label in worst[1].missed] == ["car", "car"]
@@ -104,15 +111,15 @@ def test_missed_boxes_are_drawn_on_their_frames(build, quick, workspace):
     path.parent.mkdir(parents=True)
     Image.fromarray(np.zeros((288, 480, 3), np.uint8)).save(path)
     dataset = build.dataset([frame], [build.label(frame, "car", BOX)])
-    figure = plots.worst_misses(workspace, evaluate(dataset, [], settings=quick))
+    figure = plots.worst_misses(workspace, evaluate(Predictions(dataset, []), settings=quick))
     (patch,) = figure.axes[0].patches
     assert (patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) == BOX
-    found = evaluate(dataset, [build.found(frame, "car", BOX)], settings=quick)
+    found = evaluate(Predictions(dataset, [build.found(frame, "car", BOX)]), settings=quick)
     nothing = plots.worst_misses(workspace, found)
     assert nothing.get_suptitle().startswith("No misses")
 
 
 def test_an_evaluation_without_truth_can_still_be_drawn(build, quick):
-    empty = evaluate(build.dataset([build.frame()]), [], settings=quick)
+    empty = evaluate(Predictions(build.dataset([build.frame()]), []), settings=quick)
     assert plots.pr_curves([empty]).axes
     assert plots.metrics_by_slice(empty).axes

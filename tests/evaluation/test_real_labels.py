@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from workbench.detection.model import Predictions
 from workbench.evaluation.gates import judge, load_rules
 from workbench.evaluation.metrics import evaluate
 from workbench.records.base import Verdict
@@ -36,7 +37,7 @@ def test_camvid_gives_coco_s_digits_and_undecided_gates(build, plain_coco, share
             found.append(build.found(frame, cls, alarm, float(random.uniform())))
     dataset = build.dataset(frames.values(), labels)
     rules = load_rules(RULES)
-    evaluated = evaluate(dataset, found, settings=rules.evaluation)
+    evaluated = evaluate(Predictions(dataset, found), settings=rules.evaluation)
 
     made = build.random(0, drives=1)
     theirs = plain_coco(type(made)(dataset, tuple(found)))

@@ -485,7 +485,7 @@ def _compare_models(
 ) -> RetrainedModels | None:
     """Both models evaluated on the safety frames; None where no models are given."""
     from workbench.curation.selection.report import RetrainedModels
-    from workbench.detection.predictor import load_checkpoint, predict_frames
+    from workbench.detection.model import Model
     from workbench.evaluation.metrics import compare_arms, evaluate
     from workbench.records.frames import Role
 
@@ -500,10 +500,8 @@ def _compare_models(
     for arm, reference in zip(("mined", "control"), references, strict=True):
         models[arm] = resolve_ref(workspace, str(reference), ("checkpoint",))
         with progress_bar(f"evaluate {arm}") as progress:
-            predictions = predict_frames(
-                workspace, load_checkpoint(store, models[arm]), safety.frames, progress=progress
-            )
-        evaluated.append(evaluate(safety, predictions, name=arm))
+            predictions = Model(workspace, models[arm], name=arm).predict(safety, progress=progress)
+        evaluated.append(evaluate(predictions))
     return RetrainedModels(models, compare_arms(evaluated[0], evaluated[1], classes))
 
 

@@ -1,10 +1,4 @@
-"""Curation: what to label next and why, dataset checks, and FiftyOne.
-
-from workbench import curation
-selection = curation.mine(store, dataset_ref, checkpoint_ref, budget=96)  # a Selection record
-curation.publish(workspace, dataset, predictions, store.get(selection, Selection), "pool")
-curation.tag_frames("pool", frames, "odd night scene", by="mia")
-"""
+"""Curation: embed a pool, choose what to label next and why, check datasets, and show them in FiftyOne."""
 
 from workbench.curation.embedding.compute import embed
 from workbench.curation.embedding.embeddings import Embeddings
@@ -16,9 +10,11 @@ from workbench.curation.fiftyone.tags import (
     tag_frames,
     tagged_frames,
 )
-from workbench.curation.selection.candidates import Budget, LabelingPace, SelectionRules
+from workbench.curation.selection.allocation import select_frames
+from workbench.curation.selection.candidates import Budget, Candidate, LabelingPace, SelectionRules
 from workbench.curation.selection.mining import (
     dataset_of_arm,
+    embed_pool,
     mine,
     newest_selection,
     read_scores,
@@ -37,6 +33,7 @@ from workbench.curation.signals.similarity import Exemplar
 
 __all__ = [
     "Budget",
+    "Candidate",
     "Embeddings",
     "Exemplar",
     "LabelingPace",
@@ -48,6 +45,7 @@ __all__ = [
     "SelectionRules",
     "dataset_of_arm",
     "embed",
+    "embed_pool",
     "is_published",
     "mine",
     "newest_selection",
@@ -59,6 +57,7 @@ __all__ = [
     "read_scores",
     "read_tag_log",
     "report_mining",
+    "select_frames",
     "select_manually",
     "selection_from_tag",
     "tag_frames",

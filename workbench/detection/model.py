@@ -42,7 +42,7 @@ class Predictions(Sequence[Prediction]):
     """
 
     dataset: Dataset
-    boxes: tuple[Prediction, ...]
+    boxes: Sequence[Prediction]
     model: str = "model"
 
     def __len__(self) -> int:
@@ -177,11 +177,14 @@ class Model:
             return self.predictor
         return load_checkpoint(Store(self.workspace), self.checkpoint)
 
-    def predict(self, dataset: Dataset, *, progress: Progress | None = None) -> Predictions:
+    def predict(
+        self, dataset: Dataset, *, name: str = "", progress: Progress | None = None
+    ) -> Predictions:
         """Find boxes on every frame of ``dataset``.
 
         Args:
             dataset: Frames whose images lie in a workspace.
+            name: What the predictions are called in plots; the model's name by default.
             progress: Called with the number of frames done and their total.
 
         Raises:
@@ -191,7 +194,7 @@ class Model:
         if not dataset.frames:
             raise DataError("no frames to predict on", where=dataset.name)
         boxes = predict_frames(workspace, self.predictor, dataset.frames, progress=progress)
-        return Predictions(dataset, tuple(boxes), self.name)
+        return Predictions(dataset, tuple(boxes), name or self.name)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}: {', '.join(self.classes)})"

@@ -1,6 +1,6 @@
 """Metrics of a model by class and slice with confidence intervals, and comparison of two models.
 
-    evaluation = evaluate(dataset.role(Role.SAFETY), predictions, name="int8")
+    evaluation = evaluate(model.predict(dataset.role("safety")))
     evaluation.metrics.at("light=night").recall.value
 
 AP, AP50 and AR are COCO's, computed by faster-coco-eval; for all classes together they are the mean
@@ -15,23 +15,23 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
 from workbench.core.errors import ParameterError, WorkbenchError
-from workbench.core.text import counted, did_you_mean
+from workbench.core.text import counted, did_you_mean, html_table
 from workbench.data import resampling
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
+from workbench.detection.model import Predictions
 from workbench.evaluation import bootstrap, matching
 from workbench.evaluation.bootstrap import Clusters
 from workbench.evaluation.coco import CocoMetrics, PooledMetrics, coco_metrics, pool_metrics
 from workbench.evaluation.matching import EvaluationSet, Floats, MatchTable, match_slice
 from workbench.records.base import FrozenModel, Ref, Verdict
-from workbench.records.dataset import Dataset
-from workbench.records.types import ArmComparison, Prediction
+from workbench.records.types import ArmComparison
 
 __all__ = [
     "ALL_CLASSES",
@@ -71,6 +71,13 @@ class Estimate(FrozenModel):
     value: float | None
     low: float | None = None
     high: float | None = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 class SliceMetrics(FrozenModel):
@@ -140,12 +147,13 @@ class EvaluationMetrics(FrozenModel):
 _REFERENCE_TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Metrics of a model with the data they come from, for comparisons, gates and plots.
 
     Attributes:
         metrics: The metrics themselves.
+        predictions: What was evaluated.
         data: Frames, ground truth and predictions.
         samples: (slice, class, metric) to ``[1 + r]`` values: of all drives, then of each resample.
         tables: Slice to matched predictions.
@@ -154,6 +162,7 @@ class Evaluation:
     """
 
     metrics: EvaluationMetrics
+    predictions: Predictions
     data: EvaluationSet
     samples: Mapping[tuple[str, str, MetricName], Floats]
     tables: Mapping[str, MatchTable]
@@ -164,24 +173,70 @@ class Evaluation:
     def name(self) -> str:
         return self.metrics.name
 
+    def to_pandas(self) -> Any:
+        """One row a slice, class and metric: value, ends of the interval, boxes, drives."""
+        import pandas as pd
+
+        rows = [
+            {
+                "model": self.name,
+                "slice": row.slice,
+                "class": row.cls,
+                "metric": metric,
+                **getattr(row, metric).model_dump(),
+                "boxes": row.boxes,
+                "frames": row.frames,
+                "drives": row.drives,
+            }
+            for row in self.metrics.rows
+            for metric in METRIC_NAMES
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self, metric: MetricName = "recall") -> Any:
+        """One metric with its interval on every slice; a matplotlib figure."""
+        from workbench.evaluation.plots import metrics_by_slice
+
+        return metrics_by_slice(self, metric=metric)
+
+    def __repr__(self) -> str:
+        row = self.metrics.at()
+        return (
+            f"Evaluation({self.name!r}: AP50 {row.ap50}, recall {row.recall} on"
+            f" {counted(row.boxes, 'box', 'boxes')} of {counted(row.drives, 'drive')})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                row.slice,
+                f"{row.boxes:,}",
+                f"{row.drives:,}",
+                *(str(getattr(row, metric)) for metric in ("ap50", "precision", "recall")),
+            ]
+            for row in self.metrics.rows
+            if row.cls == ALL_CLASSES and row.boxes
+        ]
+        note = "simulated, " if self.metrics.simulated else ""
+        title = f"{self.name}: {note}threshold {self.metrics.settings.threshold:g}"
+        header = ["slice", "boxes", "drives", "AP50", "precision", "recall"]
+        return html_table(title, rows, header)
+
 
 def evaluate(
-    dataset: Dataset,
-    predictions: Sequence[Prediction],
+    predictions: Predictions,
     slices: Sequence[Slice] = STANDARD_SLICES,
     *,
-    name: str = "candidate",
     settings: EvaluationSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate a model's predictions on all frames of ``dataset``.
+    """Evaluate a model's predictions on all frames of their dataset.
 
     Args:
-        dataset: Exactly the frames to evaluate on, such as ``dataset.role(Role.SAFETY)``.
         predictions: Boxes in pixels of the stored frames, down to a score well below
-            ``settings.threshold``. A frame without predictions counts as empty.
+            ``settings.threshold``, such as ``model.predict(dataset.role("safety"))``. A frame
+            without predictions counts as empty.
         slices: Named parts of the frames and labels.
-        name: Of the model, for messages and plots.
         settings: Threshold and resampling.
         progress: Called with the number of slices done and in all.
 
@@ -191,6 +246,7 @@ def evaluate(
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     settings = settings or EvaluationSettings()
+    dataset = predictions.dataset
     whole = matching.build_evaluation_set(dataset, predictions)
     rows: list[SliceMetrics] = []
     samples: dict[tuple[str, str, MetricName], Floats] = {}
@@ -212,7 +268,7 @@ def evaluate(
             progress(done + 1, len(slices))
     origins = Counter(str(label.origin) for label in whole.labels)
     metrics = EvaluationMetrics(
-        name=name,
+        name=predictions.model,
         dataset=dataset.ref,
         settings=settings,
         simulated=dataset.simulated or any(label.origin.is_simulated for label in whole.labels),
@@ -220,7 +276,7 @@ def evaluate(
         ignore_regions=sum(label.ignore for label in whole.labels),
         rows=tuple(rows),
     )
-    return Evaluation(metrics, whole, samples, tables, curves, clusters)
+    return Evaluation(metrics, predictions, whole, samples, tables, curves, clusters)
 
 
 @dataclass(frozen=True)

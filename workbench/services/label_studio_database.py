@@ -1,6 +1,6 @@
-"""The template database of Label Studio: all tables, no users. Every workspace copies it.
+"""An empty, already migrated Label Studio database, made once at set-up and copied by workspaces.
 
-`make setup` runs this file with Label Studio's own Python, so it needs the standard library only:
+Set-up runs this file with Label Studio's own Python, so it uses the standard library only:
 
     .venv-label-studio/bin/python workbench/services/label_studio_database.py
 """
@@ -14,25 +14,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__: list[str] = []
-
 DATABASE = "label_studio.sqlite3"
 
 
 def installed_version(environment: Path) -> str:
-    """The version of Label Studio in a Python environment, read from a folder name."""
-    folders = environment.glob("lib/python*/site-packages/label_studio-*.dist-info")
-    versions = [path.name.removesuffix(".dist-info").split("-")[1] for path in folders]
-    return versions[0] if versions else "unknown"
+    """The installed version, read from the name of its metadata, without starting Python."""
+    found = environment.glob("lib/python*/site-packages/label_studio-*.dist-info")
+    names = [path.name.removesuffix(".dist-info").split("-")[1] for path in found]
+    return names[0] if names else "unknown"
 
 
 def template_path(environment: Path) -> Path:
-    """The template database for the version in ``environment``, whether or not it exists."""
+    """Where the database for the version in ``environment`` lies, whether or not it is made."""
     return environment / "prepared" / installed_version(environment) / DATABASE
 
 
 def private_settings(data: Path) -> dict[str, str]:
-    """Environment variables: Label Studio's data folder, and no telemetry."""
+    """Variables: where Label Studio keeps its data, and that it tells nobody about us."""
     return {
         "LABEL_STUDIO_BASE_DATA_DIR": str(data),
         "COLLECT_ANALYTICS": "false",
@@ -43,7 +41,7 @@ def private_settings(data: Path) -> dict[str, str]:
 
 
 def create_template(environment: Path) -> Path:
-    """Create the template database unless it exists. Takes about half a minute.
+    """Create all tables and no user; what exists already is kept. Takes about half a minute.
 
     Raises:
         SystemExit: Label Studio could not create its tables.

@@ -2,7 +2,7 @@
 
 Beyond COCO, an image may carry ``drive`` (or ``sequence``), ``index``, ``timestamp_us``,
 ``light`` (or ``lighting``), ``weather``, ``construction`` and ``events``, and an annotation
-``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks an ignore region.
+``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks what is not scored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from workbench.core.errors import DataError
-from workbench.core.types import Json
 from workbench.data.source import (
     Source,
     SourceBox,
@@ -27,6 +26,8 @@ from workbench.data.source import (
 from workbench.records.frames import Conditions, Light, Weather
 from workbench.records.types import Quarantined
 
+Json = dict[str, Any]
+
 _COMMON_FILE_NAMES = (
     "labels.coco.json",
     "_annotations.coco.json",
@@ -36,15 +37,14 @@ _COMMON_FILE_NAMES = (
 
 
 def is_coco(source: Path) -> bool:
-    """Whether ``source`` is or contains a COCO file."""
     return bool(_candidates(source))
 
 
 def read_coco(source: Path) -> Source:
-    """Read the COCO file in ``source``, or the file ``source``.
+    """Read the one COCO file in ``source``, which may also be named itself.
 
     Raises:
-        DataError: There is no COCO file, or several.
+        DataError: There is none, several, or it is not COCO.
     """
     path = _coco_file(source)
     root = source if source.is_dir() else source.parent
@@ -72,23 +72,24 @@ def read_coco(source: Path) -> Source:
         root=root,
         frames=tuple(frames),
         problems=tuple(problems),
+        about=body.get("info") or {},
     )
 
 
 def _coco_file(source: Path) -> Path:
-    files = _candidates(source)
-    if len(files) == 1:
-        return files[0]
-    names = ", ".join(path.name for path in files[:5])
+    found = _candidates(source)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(path.name for path in found[:5])
     raise DataError(
-        f"several COCO files: {names}" if files else "no COCO file",
+        f"several COCO files: {names}" if found else "no COCO file here",
         where=source,
-        hint="Name one of them instead of the folder" if files else "Try another --format",
+        hint="Name one of them instead of the folder" if found else "Try another --format",
     )
 
 
 def _candidates(source: Path) -> list[Path]:
-    """COCO files in ``source``; one with a common name takes precedence."""
+    """COCO files in ``source``; a usual name beats the others."""
     if source.is_file():
         return [source] if source.suffix == ".json" else []
     for name in _COMMON_FILE_NAMES:
@@ -113,9 +114,7 @@ def _load(path: Path) -> Json:
         raise DataError(f"cannot read the COCO file: {error}", where=path) from error
     parts = ("images", "annotations", "categories")
     if not isinstance(body, dict) or not all(isinstance(body.get(part), list) for part in parts):
-        raise DataError(
-            "not a COCO detection file", where=path, hint=f"It needs {', '.join(parts)}"
-        )
+        raise DataError("not a COCO detection file", where=path, hint=f"It needs {parts}")
     return body
 
 
@@ -147,7 +146,7 @@ def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, lis
 
 
 def _fraction_or_none(value: Any) -> float | None:
-    # Some exporters write flags: false is 0, and true does not say how much.
+    # Some exporters write flags here; true is no fraction, and what it hides is not known.
     if value is None or isinstance(value, bool):
         return None if value is not False else 0.0
     number = float(value)
@@ -196,7 +195,7 @@ def _size(image: Json) -> tuple[int, int] | None:
 
 
 def _conditions(image: Json) -> Conditions:
-    """Conditions of an image; values that are not ours are ``unknown``."""
+    """Conditions in words we know; another source's own words stay ``unknown``."""
     light = str(image.get("light") or image.get("lighting") or "").lower()
     weather = str(image.get("weather") or "").lower()
     return Conditions(
@@ -207,7 +206,7 @@ def _conditions(image: Json) -> Conditions:
 
 
 class _ImageFinder:
-    """Finds images where COCO files usually have them, and never outside the source."""
+    """Finds images where COCO files usually keep them, and never outside the source."""
 
     def __init__(self, root: Path, beside: Path) -> None:
         self.root = root
@@ -225,8 +224,8 @@ class _ImageFinder:
             self._by_name = {}
             for path in find_images(self.root):
                 self._by_name.setdefault(path.name, []).append(path)
-        files = self._by_name.get(pure.name, [])
-        return files[0] if len(files) == 1 else None
+        found = self._by_name.get(pure.name, [])
+        return found[0] if len(found) == 1 else None
 
 
 def _mislabelled(file: str, detail: str) -> Quarantined:

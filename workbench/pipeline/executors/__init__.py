@@ -1,4 +1,4 @@
-"""Executors: where steps run. Each starts the same unit, ``workbench run-step SPEC.json``."""
+"""Where steps run. Every executor starts the same unit, ``workbench run-step SPEC.json``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Protocol
 
 from workbench.pipeline.spec import StepResult, StepSpec
 
-__all__ = ["Executor"]
-
 
 class Executor(Protocol):
     """Runs single steps; the pipeline decides which, and when.
 
-    ``threads`` and ``memory_gib`` are available to all running steps together.
+    ``threads`` and ``memory_gib`` are what it can hand out at once.
     """
 
     @property
@@ -25,15 +23,14 @@ class Executor(Protocol):
     def execute(
         self, spec: StepSpec, watch: Callable[[], None], stop: threading.Event
     ) -> StepResult:
-        """Run one step and wait for it. Called from several threads, one per step.
+        """Run one step to its end. Called from one thread a step, several at once.
 
         Args:
-            spec: The step.
             watch: Called a few times a second while the step runs, and once after.
-            stop: When set, the step is ended with status ``CANCELLED``.
+            stop: When set, the step is ended and its result says ``CANCELLED``.
         """
         ...
 
     def close(self) -> None:
-        """End what was started to run steps."""
+        """Let go of what was started for running steps."""
         ...

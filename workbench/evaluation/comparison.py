@@ -1,0 +1,155 @@
+"""Two models on the same frames: by slice with paired intervals, and the frames that flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.core.text import html_table
+from workbench.core.types import Progress
+from workbench.data.slices import STANDARD_SLICES, Slice
+from workbench.detection.model import Model
+from workbench.evaluation.metrics import (
+    ALL_CLASSES,
+    Evaluation,
+    EvaluationSettings,
+    MetricDifference,
+    MetricName,
+    evaluate,
+    paired_difference,
+)
+from workbench.records.dataset import Dataset
+from workbench.records.frames import Frame, Label
+
+__all__ = ["Comparison", "FlippedFrame", "compare"]
+
+_SHOWN: tuple[MetricName, ...] = ("ap50", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class FlippedFrame:
+    """A frame on which one model found labels that the other missed."""
+
+    frame: Frame
+    gained: tuple[Label, ...]
+    lost: tuple[Label, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """``second`` against ``first`` on the same frames, labels and settings.
+
+    A difference is positive where ``second`` is better.
+    """
+
+    first: Evaluation
+    second: Evaluation
+
+    def difference(
+        self, metric: MetricName, part: str = "all", cls: str = ALL_CLASSES
+    ) -> MetricDifference:
+        """``second`` minus ``first`` in one metric, with a paired interval over drives."""
+        return paired_difference(self.second, self.first, metric, part, cls)
+
+    def to_pandas(self) -> Any:
+        """One row a slice, class and metric: both values, the difference and its interval."""
+        import pandas as pd
+
+        rows = []
+        for row in self.first.metrics.rows:
+            if not row.boxes:
+                continue
+            for metric in _SHOWN:
+                found = self.difference(metric, row.slice, row.cls)
+                other = self.second.metrics.at(row.slice, row.cls)
+                rows.append(
+                    {
+                        "slice": row.slice,
+                        "class": row.cls,
+                        "metric": metric,
+                        "first": getattr(row, metric).value,
+                        "second": getattr(other, metric).value,
+                        "difference": found.estimate.value,
+                        "low": found.estimate.low,
+                        "high": found.estimate.high,
+                        "boxes": row.boxes,
+                        "drives": row.drives_with_boxes,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def flipped(self, part: str = "all") -> tuple[FlippedFrame, ...]:
+        """Frames on which exactly one model found some label, most lost labels first."""
+        before, after = (set(_detected(one, part)) for one in (self.first, self.second))
+        changes: dict[int, tuple[list[Label], list[Label]]] = {}
+        labels = self.first.data.labels
+        for side, numbers in enumerate((after - before, before - after)):
+            for frame, label in sorted(numbers):
+                changes.setdefault(frame, ([], []))[side].append(labels[label])
+        flipped = [
+            FlippedFrame(self.first.data.frames[frame], tuple(gained), tuple(lost))
+            for frame, (gained, lost) in changes.items()
+        ]
+        return tuple(
+            sorted(flipped, key=lambda one: (-len(one.lost), -len(one.gained), one.frame.id))
+        )
+
+    def plot(self, metric: MetricName = "recall") -> Any:
+        """Both models on every slice, each with its interval; a matplotlib figure."""
+        from workbench.evaluation.plots import metrics_by_slice
+
+        return metrics_by_slice(self.second, self.first, metric=metric)
+
+    def __repr__(self) -> str:
+        changed = self.difference("ap50").estimate
+        return f"Comparison({self.second.name!r} minus {self.first.name!r}: AP50 {changed})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [row.slice, f"{row.boxes:,}"]
+            + [str(self.difference(metric, row.slice).estimate) for metric in _SHOWN]
+            for row in self.first.metrics.rows
+            if row.cls == ALL_CLASSES and row.boxes
+        ]
+        title = f"{self.second.name} minus {self.first.name}"
+        return html_table(title, rows, ["slice", "boxes", "AP50", "precision", "recall"])
+
+
+def compare(
+    first: Model,
+    second: Model,
+    dataset: Dataset,
+    slices: Sequence[Slice] = STANDARD_SLICES,
+    *,
+    settings: EvaluationSettings | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Predict with both models on ``dataset`` and compare them on every slice.
+
+    Args:
+        first: The model in use, such as the champion.
+        second: The candidate.
+        dataset: Frames that neither learned from, such as ``dataset.role("safety")``.
+        slices: Named parts of the truth, each compared on its own.
+        settings: Score threshold, confidence level, number of resamples and seed.
+        progress: Called with the number of frames predicted and their total, for each model.
+
+    Raises:
+        DataError: No frames, or labels or predictions that cannot be used.
+    """
+    evaluations = (
+        evaluate(model.predict(dataset, progress=progress), slices, settings=settings)
+        for model in (first, second)
+    )
+    return Comparison(*evaluations)
+
+
+def _detected(evaluation: Evaluation, part: str) -> Iterator[tuple[int, int]]:
+    """Frame and label of every true positive at the operating point."""
+    table = evaluation.tables[part]
+    confident = table.score >= evaluation.metrics.settings.threshold
+    found = zip(table.truth_frame, table.truth_label, table.matched_by, strict=True)
+    for frame, label, row in found:
+        if row >= 0 and confident[row]:
+            yield int(frame), int(label)
