@@ -72,5 +72,5 @@ def test_what_is_wrong_is_said(whole: Path, images: Path, tmp_path: Path) -> Non
         asked(whole, tmp_path / "nothing")
     with pytest.raises(RecordError):
         asked("bundle/0123456789", images)
-    with pytest.raises(ParameterError, match="no time"):
+    with pytest.raises(ParameterError, match="above 0"):
         asked(whole, images, "--budget-ms", "0")

@@ -175,7 +175,7 @@ def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
         (
             build.dataset([frame], [build.label(frame, "car", (0, 0, 9, 9), origin="model")]),
             [],
-            "model's own box",
+            "made by a model",
         ),
         (build.dataset([frame], [build.label(frame, "tram", (0, 0, 9, 9))]), [], "'tram'"),
     ]

@@ -82,7 +82,7 @@ def test_publishing_twice_is_one_release(store: Store, bundle: Ref, judge: Judge
 
 
 def test_gates_on_another_bundle_release_nothing(store: Store, bundle: Ref, judge: Judge) -> None:
-    with pytest.raises(ParameterError, match="not this bundle"):
+    with pytest.raises(ParameterError, match="not about this bundle"):
         publishing.publish_release(store, bundle, judge(CHECKPOINT), "front-camera")
     assert not (store.workspace.root / "releases").exists()
 
@@ -91,7 +91,7 @@ def test_gates_on_another_bundle_release_nothing(store: Store, bundle: Ref, judg
 def test_a_name_that_is_no_folder_name_is_refused(
     store: Store, bundle: Ref, judge: Judge, name: str
 ) -> None:
-    with pytest.raises(ParameterError, match="cannot name a model"):
+    with pytest.raises(ParameterError, match="invalid model name"):
         publishing.publish_release(store, bundle, judge(bundle), name)
 
 

@@ -1,1 +1,1 @@
-"""Running an exported bundle as a vehicle would: verified, within a time budget, always with an answer."""
+"""Deployment: runs an exported bundle as a vehicle would, within a time budget."""

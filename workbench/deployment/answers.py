@@ -1,4 +1,12 @@
-"""Answers to frames, the fallback rule, and fusion of boxes from several models."""
+"""Answers to frames, the fallback rule, and fusion of boxes from several models.
+
+There is an answer for every frame, with its status:
+
+    ok          boxes of the model, in time
+    late        the model exceeded the time budget; boxes of the fallback rule
+    fallback    the model failed; boxes of the fallback rule
+    unreadable  the image could not be decoded; boxes of the fallback rule
+"""
 
 from __future__ import annotations
 
@@ -16,6 +24,8 @@ from workbench.records.base import FrozenModel
 
 
 class AnswerStatus(StrEnum):
+    """Where the boxes of an answer come from, see the module."""
+
     OK = "ok"
     LATE = "late"
     FALLBACK = "fallback"
@@ -33,9 +43,12 @@ class AnswerBox(FrozenModel):
 class Answer(FrozenModel):
     """The answer to one frame.
 
-    ``by`` names what the boxes come from: bundles, or the rule. ``age`` counts the frames since a
-    model last answered in time, 0 for its own answer. ``ms`` is what preprocessing, network and
-    decoding took, None where the model was not asked. ``why`` explains anything but ``ok``.
+    Attributes:
+        by: Source of the boxes: bundles, or the fallback rule.
+        age: Frames since a model last answered in time; 0 for its own answer.
+        ms: Time of preprocessing, network and decoding; None where no model ran.
+        why: Reason for any status but ``ok``.
+        frame: Digest of the frame, if it is in a dataset.
     """
 
     file: str
@@ -49,14 +62,10 @@ class Answer(FrozenModel):
     frame: str | None = None
 
 
-# ---- The rule that answers when the model does not.
-#
-# The last boxes that a model gave in time are given again, where they were, with scores that fall by
-# a fifth a frame, and for a quarter of a second of video at most. Then the answer is empty and says
-# so: nothing is known, which a planner must treat as such and not as a free road. The rule is
-# deterministic and invents nothing; it does not move boxes, for at 30 frames a second a box of a
-# vehicle ahead moves less than the rule would guess wrong.
-
+# The fallback rule repeats the last boxes that a model gave in time, with falling scores, for a
+# quarter of a second of video at most. After that the answer is empty and says so: nothing is
+# known, which is not the same as a free road. The rule is deterministic. It does not move boxes: at
+# 30 frames per second a vehicle ahead moves less than the error of a predicted motion.
 
 RULE_LAST_BOXES = "rule: last known boxes"
 RULE_NO_BOXES = "rule: nothing is known"
@@ -64,79 +73,80 @@ RULE_NO_BOXES = "rule: nothing is known"
 
 @dataclass(frozen=True)
 class FallbackRule:
-    """How long and how firmly old boxes are held.
+    """Parameters of the fallback rule.
 
-    Args:
-        decay: Factor of the score for each frame without an answer of the model.
-        most_frames: Frames after which nothing is known any more; 8 at 30 frames a second.
-        floor: Boxes whose score fell below are dropped.
+    Attributes:
+        decay: Factor of the scores for each frame without an answer of a model, in (0, 1].
+        max_frames: Frames after which no boxes are repeated.
+        min_score: Boxes with a lower score are dropped, in [0, 1].
+
+    Raises:
+        ParameterError: A value is out of range.
     """
 
     decay: float = 0.8
-    most_frames: int = 8
-    floor: float = 0.05
+    max_frames: int = 8
+    min_score: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay <= 1 or self.most_frames < 0 or not 0 <= self.floor <= 1:
+        if not 0 < self.decay <= 1 or self.max_frames < 0 or not 0 <= self.min_score <= 1:
             raise ParameterError(
-                "fallback rule cannot hold",
-                where=f"decay {self.decay}, most_frames {self.most_frames}, floor {self.floor}",
-                hint="decay lies in (0, 1], floor in [0, 1]",
+                "invalid fallback rule",
+                where=f"decay {self.decay}, max_frames {self.max_frames}, "
+                f"min_score {self.min_score}",
+                hint="decay must be in (0, 1], max_frames at least 0, min_score in [0, 1]",
             )
 
 
 class FallbackMemory:
-    """The last answer of a model in each sequence of frames."""
+    """Last answer of a model in each sequence of frames."""
 
     def __init__(self, rule: FallbackRule | None = None) -> None:
         self.rule = rule or FallbackRule()
         self._last: dict[str, tuple[tuple[AnswerBox, ...], int]] = {}
 
-    def keep(self, sequence: str, boxes: tuple[AnswerBox, ...]) -> None:
-        """A model answered in time."""
+    def remember(self, sequence: str, boxes: tuple[AnswerBox, ...]) -> None:
+        """Store the boxes that a model gave in time."""
         self._last[sequence] = (boxes, 0)
 
     def recall(self, sequence: str) -> tuple[tuple[AnswerBox, ...], str, int]:
-        """The rule's answer to the next frame of a sequence: boxes, its name, and their age."""
-        boxes, age = self._last.get(sequence, ((), self.rule.most_frames))
+        """Boxes of the rule for the next frame of a sequence, name of the rule, age in frames."""
+        boxes, age = self._last.get(sequence, ((), self.rule.max_frames))
         age += 1
         self._last[sequence] = (boxes, age)
-        if age > self.rule.most_frames:
+        if age > self.rule.max_frames:
             return (), RULE_NO_BOXES, age
         factor = self.rule.decay**age
-        held = tuple(
+        repeated = tuple(
             AnswerBox(cls=box.cls, score=round(box.score * factor, 6), xyxy=box.xyxy)
             for box in boxes
-            if box.score * factor >= self.rule.floor
+            if box.score * factor >= self.rule.min_score
         )
-        return held, RULE_LAST_BOXES, age
-
-
-# ---- One set of boxes from several models: weighted boxes fusion (Solovyev et al., 2021).
-#
-# Boxes of one class that overlap are averaged with their scores as weights, instead of all but the
-# best being dropped. A box that few models saw loses score. Everything is taken in a fixed order, so
-# equal inputs give equal outputs, whichever model was asked first.
+        return repeated, RULE_LAST_BOXES, age
 
 
 _BoxRows = NDArray[np.float64]
 
 
 def fuse_boxes(members: Sequence[Detections], *, iou: float = 0.55, limit: int = 100) -> Detections:
-    """The detections of several models on one frame as one, best first.
+    """Fuse the detections of several models on one frame (Solovyev et al., 2021).
+
+    Weighted boxes fusion averages overlapping boxes of a class with their scores as weights, and
+    lowers the score of a box that few models detect. The result does not depend on the order of the
+    models.
 
     Args:
-        members: One entry a model, in any order; boxes in pixels of the frame.
-        iou: Overlap with a fused box from which a box joins it.
-        limit: Most boxes given.
+        members: Detections of each model, in pixels of the frame.
+        iou: IoU with a fused box above which a box is merged into it.
+        limit: Maximum number of boxes.
 
     Raises:
         ParameterError: There are no models.
     """
     if not members:
-        raise ParameterError("no models to fuse the boxes of")
-    rows = np.concatenate([_box_rows(found) for found in members])
-    # By class, then falling score, then place: ties never fall to the order of the models.
+        raise ParameterError("no models to fuse")
+    rows = np.concatenate([_box_rows(detections) for detections in members])
+    # By class, falling score and position, so that ties do not depend on the order of models.
     order = np.lexsort((*(rows[:, column] for column in (3, 2, 1, 0)), -rows[:, 4], rows[:, 5]))
     fused: list[_BoxRows] = []
     for cls in np.unique(rows[:, 5]):
@@ -151,9 +161,9 @@ def fuse_boxes(members: Sequence[Detections], *, iou: float = 0.55, limit: int =
     )
 
 
-def _box_rows(found: Detections) -> _BoxRows:
-    """Box, score, class: ``[n, 6]``."""
-    columns = (found.boxes, found.scores[:, None], found.classes[:, None])
+def _box_rows(detections: Detections) -> _BoxRows:
+    """``[n, 6]``: box, score, class."""
+    columns = (detections.boxes, detections.scores[:, None], detections.classes[:, None])
     return np.concatenate([column.astype(np.float64) for column in columns], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Bundles in ONNX Runtime, one frame at a time, with a time budget."""
+"""Bundles in ONNX Runtime: one frame at a time, with a time budget, and always an answer."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ from workbench.detection.preprocessing import Pixels, preprocess_batch, require_
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A bundle whose files hold, with one of its models loaded.
+    """A checked bundle with one of its models loaded.
 
-    ``digest`` is that of its manifest, which names the digest of every other file.
+    Attributes:
+        file: Name of the model file.
+        digest: Of the manifest, which lists the digest of every other file.
+        simulated: Whether the bundle's evidence is simulated.
     """
 
     folder: Path
@@ -40,23 +43,24 @@ class LoadedBundle:
 
 
 def load_bundle(folder: Path, *, file: str = INT8_CPU_FILE, threads: int = 2) -> LoadedBundle:
-    """Check a bundle to the byte and load a model of it; nothing is loaded that does not hold.
+    """Check every file of a bundle, then load one of its models.
 
     Args:
-        folder: With its manifest. Whether somebody signed it is not asked here.
-        file: Which of its ONNX files.
+        folder: Of the bundle. Its signature is not checked here, see `workbench.release`.
+        file: Name of an ONNX file of the bundle.
+        threads: Threads per operator.
 
     Raises:
-        RecordError: A file is missing, changed or too many, or carries another contract.
+        RecordError: A file is missing, changed or not listed, or the contracts differ.
         ContractError: This machine's preprocessing gives another tensor than the model expects.
         ParameterError: The bundle has no such model.
     """
     manifest = read_manifest(folder)
     if file not in model_files(manifest):
         raise ParameterError(
-            f"the bundle has no model {file!r}",
+            f"bundle has no model {file!r}",
             where=folder,
-            hint=f"It has {', '.join(model_files(manifest))}",
+            hint=f"Models: {', '.join(model_files(manifest))}",
         )
     return LoadedBundle(
         folder=folder,
@@ -68,20 +72,19 @@ def load_bundle(folder: Path, *, file: str = INT8_CPU_FILE, threads: int = 2) ->
 
 
 class Runtime:
-    """Answers frames in order.
+    """Answers frames in order with one or several bundles.
 
-    One bundle answers alone. Of several the boxes are fused; if one of them fails or there is no
-    time left for it, the first bundle answers alone and the answer names it: which bundle answers
-    never depends on anything but the bundles' order.
+    The boxes of several bundles are fused. If one of them fails or the time budget does not suffice
+    for it, the first bundle answers alone and the answer names it.
 
     Args:
-        bundles: The first is the one that can answer alone.
-        budget_ms: Preprocessing, networks and decoding of one frame; None for no limit.
-        score: Boxes below are left out; None for each model's own threshold.
-        rule: What answers when no model does.
+        bundles: The first one is the primary.
+        budget_ms: Time for preprocessing, networks and decoding of one frame; None for no limit.
+        score: Boxes with a lower score are left out; None for the threshold of each model.
+        rule: Fallback rule for frames without an answer of a model.
 
     Raises:
-        ParameterError: No bundle, other classes in one of them, or no time.
+        ParameterError: There is no bundle, the classes differ, or the budget is not positive.
     """
 
     def __init__(
@@ -95,17 +98,15 @@ class Runtime:
         if not bundles:
             raise ParameterError("no bundle to run")
         if budget_ms is not None and not budget_ms > 0:
-            raise ParameterError(f"a budget of {budget_ms} ms leaves no time", where="budget")
+            raise ParameterError(f"budget is {budget_ms} ms, must be above 0", where="budget")
         self.classes = bundles[0].predictor.classes
         for other in bundles[1:]:
             if other.predictor.classes != self.classes:
-                raise ParameterError(
-                    "bundles with different classes cannot answer together", where=other.folder
-                )
+                raise ParameterError("bundles have different classes", where=other.folder)
         self.bundles = tuple(bundles)
         self.memory = FallbackMemory(rule)
         self.budget_ms, self.score = budget_ms, score
-        for bundle in bundles:  # the first run of a network is slow, and no frame's fault
+        for bundle in bundles:  # warm-up: the first run of a network is slow
             spec = bundle.predictor.preprocessing
             blank = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
             self._ask(bundle, blank)
@@ -113,27 +114,28 @@ class Runtime:
     def answer(
         self, image: Pixels | DataError, *, file: str, sequence: str, frame: str | None = None
     ) -> Answer:
-        """The answer to the next frame of a sequence.
+        """Answer the next frame of a sequence.
 
         Args:
-            image: RGB uint8 ``[height, width, 3]``, or why there is none.
-            file: What to call the frame.
-            sequence: Frames of other sequences say nothing about this one.
+            image: RGB uint8 ``[height, width, 3]``, or the error of decoding it.
+            file: Name of the frame in the answer.
+            sequence: Name of the sequence; the fallback rule uses frames of the same one only.
+            frame: Digest of the frame, if it is in a dataset.
         """
         if isinstance(image, DataError):
             return self._by_rule(file, sequence, frame, AnswerStatus.UNREADABLE, None, image.what)
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
-            found, by, why = self._by_models(image, began)
+            detections, by, why = self._by_models(image, start)
         except (ContractError, DataError) as error:
-            spent = _elapsed_ms(began)
+            spent = _elapsed_ms(start)
             return self._by_rule(file, sequence, frame, AnswerStatus.FALLBACK, spent, error.what)
-        spent = _elapsed_ms(began)
+        spent = _elapsed_ms(start)
         if self.budget_ms is not None and spent > self.budget_ms:
-            reason = f"{spent:.1f} ms, {self.budget_ms:g} allowed"
+            reason = f"{spent:.1f} ms, budget is {self.budget_ms:g} ms"
             return self._by_rule(file, sequence, frame, AnswerStatus.LATE, spent, reason)
-        boxes = self._boxes(found)
-        self.memory.keep(sequence, boxes)
+        boxes = self._boxes(detections)
+        self.memory.remember(sequence, boxes)
         return Answer(
             file=file,
             sequence=sequence,
@@ -145,38 +147,38 @@ class Runtime:
             why=why,
         )
 
-    def _by_models(self, image: Pixels, began: float) -> tuple[Detections, str, str]:
+    def _by_models(self, image: Pixels, start: float) -> tuple[Detections, str, str]:
         first = self._ask(self.bundles[0], image)
         if len(self.bundles) == 1:
             return first, _bundle_name(self.bundles[0]), ""
-        members, slowest = [first], _elapsed_ms(began)
+        members, slowest = [first], _elapsed_ms(start)
         for bundle in self.bundles[1:]:
-            spent = _elapsed_ms(began)
+            spent = _elapsed_ms(start)
             if self.budget_ms is not None and spent + slowest > self.budget_ms:
                 return first, _bundle_name(self.bundles[0]), f"no time for {_bundle_name(bundle)}"
             try:
                 members.append(self._ask(bundle, image))
             except (ContractError, DataError) as error:
                 return first, _bundle_name(self.bundles[0]), f"{_bundle_name(bundle)}: {error.what}"
-            slowest = max(slowest, _elapsed_ms(began) - spent)
+            slowest = max(slowest, _elapsed_ms(start) - spent)
         limit = self.bundles[0].predictor.config.max_detections
         return fuse_boxes(members, limit=limit), "+".join(map(_bundle_name, self.bundles)), ""
 
     @staticmethod
     def _ask(bundle: LoadedBundle, image: Pixels) -> Detections:
         predictor = bundle.predictor
-        batch, placements = preprocess_batch([image], predictor.preprocessing)
+        batch, transforms = preprocess_batch([image], predictor.preprocessing)
         batch = require_input(batch, predictor.preprocessing, where=bundle.folder)
         try:
             maps = predictor.raw(batch)
         except Exception as error:  # ONNX Runtime's errors share no public base
             raise DataError(f"ONNX Runtime failed: {error}", where=bundle.folder) from error
         if not all(np.isfinite(values).all() for values in maps):
-            raise ContractError("the network gave values that are no numbers", where=bundle.folder)
-        return detections_to_image(decode(maps, predictor.config)[0], placements[0], image)
+            raise ContractError("network output is NaN or infinite", where=bundle.folder)
+        return detections_to_image(decode(maps, predictor.config)[0], transforms[0], image)
 
-    def _boxes(self, found: Detections) -> tuple[AnswerBox, ...]:
-        kept = found if self.score is None else found.above(self.score)
+    def _boxes(self, detections: Detections) -> tuple[AnswerBox, ...]:
+        kept = detections if self.score is None else detections.above(self.score)
         return tuple(
             AnswerBox(
                 cls=self.classes[int(number)],
@@ -213,5 +215,5 @@ def _bundle_name(bundle: LoadedBundle) -> str:
     return f"bundle {digest.shorten(bundle.digest)}"
 
 
-def _elapsed_ms(began: float) -> float:
-    return round(1000 * (time.perf_counter() - began), 3)
+def _elapsed_ms(start: float) -> float:
+    return round(1000 * (time.perf_counter() - start), 3)

@@ -1,4 +1,4 @@
-"""Prediction on many frames: input frames, resumable output file, drawn images."""
+"""Prediction on many frames: input frames, a resumable output file, images with boxes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from pydantic import ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import counted
+from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image
 from workbench.data.source import IMAGE_SUFFIXES
@@ -28,12 +30,18 @@ from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
 
 _READ_AHEAD = 3
-"""Decoded images waiting for each decoding thread: enough that the network never waits."""
+"""Decoded images per decoding thread in the queue."""
 
 
 @dataclass(frozen=True)
 class InputFrame:
-    """One image to answer. ``file`` names it in answers; ``frame`` where it is on record."""
+    """One image to answer.
+
+    Attributes:
+        file: Its name in answers.
+        sequence: Name of its sequence.
+        frame: Digest of the frame, if it is in a dataset.
+    """
 
     path: Path
     file: str
@@ -42,10 +50,10 @@ class InputFrame:
 
 
 def frames_from_path(path: Path) -> list[InputFrame]:
-    """An image, or all images below a folder; a folder is a sequence, in order of numbers in names.
+    """An image, or all images below a folder; each folder is a sequence, in natural order.
 
     Raises:
-        ParameterError: There is nothing, or no image in it.
+        ParameterError: The path does not exist, or has no images.
     """
     if path.is_file():
         return [InputFrame(path, path.name, "")]
@@ -55,39 +63,39 @@ def frames_from_path(path: Path) -> list[InputFrame]:
             where=path,
             hint="SRC is an image, a folder of images, NAME, NAME@N or NAME@N:DRIVE",
         )
-    found = [
+    frames = [
         InputFrame(
             file, file.relative_to(path).as_posix(), file.relative_to(path).parent.as_posix()
         )
         for file in path.rglob("*")
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     ]
-    if not found:
+    if not frames:
         raise ParameterError(
             "no images in the folder",
             where=path,
-            hint=f"Read are {', '.join(sorted(IMAGE_SUFFIXES))}",
+            hint=f"Formats: {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    return sorted(found, key=lambda source: (source.sequence, _natural_order(source.file)))
+    return sorted(frames, key=lambda source: (source.sequence, _natural_order(source.file)))
 
 
 def frames_from_dataset(
-    place: Workspace, dataset: Dataset, drive: str | None = None
+    workspace: Workspace, dataset: Dataset, drive: str | None = None
 ) -> list[InputFrame]:
-    """The frames of a dataset or of one drive of it; a drive is a sequence.
+    """Frames of a dataset, or of one of its drives; each drive is a sequence.
 
     Raises:
-        ParameterError: There is no such drive.
+        ParameterError: The drive does not exist.
     """
     frames = [frame for frame in dataset.frames if drive is None or frame.drive == drive]
     if not frames:
         known = ", ".join(sorted(dataset.drive_by_id)[:8])
         raise ParameterError(
-            f"no drive {drive!r} in {dataset.name}", where=dataset.ref, hint=f"It has {known} …"
+            f"no drive {drive!r} in {dataset.name}", where=dataset.ref, hint=f"Drives: {known} …"
         )
     return [
         InputFrame(
-            media_path(place, frame), f"{frame.drive}/{frame.index:06d}", frame.drive, frame.id
+            media_path(workspace, frame), f"{frame.drive}/{frame.index:06d}", frame.drive, frame.id
         )
         for frame in sorted(frames, key=lambda frame: (frame.drive, frame.index))
     ]
@@ -96,16 +104,16 @@ def frames_from_dataset(
 def decode_ahead(
     sources: Sequence[InputFrame], *, threads: int = 2
 ) -> Iterator[tuple[InputFrame, Pixels | DataError]]:
-    """Images in order, decoded ahead in threads; in place of one that cannot be, its error."""
+    """Frames in order with their images, decoded ahead in threads, or the error of decoding."""
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[InputFrame, Future[Pixels | DataError]]] = deque()
+        queue: deque[tuple[InputFrame, Future[Pixels | DataError]]] = deque()
         for source in sources:
-            waiting.append((source, pool.submit(_image_or_error, source.path)))
-            if len(waiting) > threads * _READ_AHEAD:
-                first, image = waiting.popleft()
+            queue.append((source, pool.submit(_image_or_error, source.path)))
+            if len(queue) > threads * _READ_AHEAD:
+                first, image = queue.popleft()
                 yield first, image.result()
-        while waiting:
-            first, image = waiting.popleft()
+        while queue:
+            first, image = queue.popleft()
             yield first, image.result()
 
 
@@ -122,16 +130,21 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-# ---- Answering many frames: what was answered is in a file, and a session that died goes on there.
-
-
-Progress = Callable[[int, int], None]
 DrawAnswer = Callable[[Pixels, Answer], None]
 
 
 @dataclass
 class SessionSummary:
-    """A session: answers by status, and how long this part of it took."""
+    """Result of a session.
+
+    Attributes:
+        frames: Number of answers.
+        resumed: Answers that were in the output file already.
+        statuses: Number of answers by status.
+        boxes: Number of boxes.
+        ms: Time of each frame in this process.
+        seconds: Duration in this process.
+    """
 
     frames: int = 0
     resumed: int = 0
@@ -141,6 +154,7 @@ class SessionSummary:
     seconds: float = 0.0
 
     def add(self, answer: Answer) -> None:
+        """Count an answer."""
         self.frames += 1
         self.statuses[answer.status] += 1
         self.boxes += len(answer.boxes)
@@ -148,9 +162,9 @@ class SessionSummary:
             self.ms.append(answer.ms)
 
     def as_json(self) -> dict[str, Any]:
-        """``latency_ms`` is of preprocessing, network and decoding of the frames asked about."""
+        """As JSON; ``latency_ms`` covers preprocessing, network and decoding."""
         times = np.array(self.ms)
-        here = self.frames - self.resumed
+        answered = self.frames - self.resumed
         return {
             "frames": self.frames,
             "resumed": self.resumed,
@@ -163,7 +177,9 @@ class SessionSummary:
                 "p99": round(float(np.quantile(times, 0.99)), 3),
                 "max": round(float(times.max()), 3),
             },
-            "images_per_second": round(here / self.seconds, 2) if here and self.seconds else None,
+            "images_per_second": round(answered / self.seconds, 2)
+            if answered and self.seconds
+            else None,
         }
 
 
@@ -179,20 +195,23 @@ def run_session(
     """Answer all frames in order.
 
     Args:
-        output: JSON lines: a head that says what answers, then an answer a line. If it is there
-            from the same bundles, what it answers is not asked again; a line that was cut off when
-            a session died is.
-        draw: Called with every image that could be read and its answer.
-        threads: That decode images beside the network.
+        runtime: The loaded bundles.
+        sources: Frames to answer.
+        output: JSON lines file: a header, then one answer per line. An existing file of the same
+            bundles, settings and frames is continued.
+        draw: Called with every readable image and its answer.
+        threads: Threads that decode images.
+        progress: Called with the number of frames done and in all.
 
     Raises:
-        ParameterError: ``output`` holds something else, or another bundle's answers.
+        ParameterError: ``output`` is not such a file, or has answers of other bundles, settings or
+            frames.
     """
     summary = SessionSummary()
     head = _output_header(runtime)
     done = _resume(runtime, sources, output, head, summary) if output else 0
     stream = _open_output(output, head, fresh=not done) if output else None
-    began = perf_counter()
+    start = perf_counter()
     try:
         for source, image in decode_ahead(sources[done:], threads=threads):
             answer = runtime.answer(
@@ -209,7 +228,7 @@ def run_session(
     finally:
         if stream:
             stream.close()
-    summary.seconds = perf_counter() - began
+    summary.seconds = perf_counter() - start
     return summary
 
 
@@ -233,37 +252,37 @@ def _resume(
     head: dict[str, Any],
     summary: SessionSummary,
 ) -> int:
-    """How many frames the file answers already; what is no whole line is cut off."""
+    """Number of frames that the file answers already; an incomplete last line is removed."""
     if not output.exists() or not output.stat().st_size:
         return 0
     content = output.read_bytes()
     lines = content[: content.rfind(b"\n") + 1].splitlines()
-    if not lines:  # died while it wrote the head
+    if not lines:  # interrupted while writing the header
         os.truncate(output, 0)
         return 0
     try:
-        there = json.loads(lines[0])
+        existing = json.loads(lines[0])
         answers = [Answer.model_validate_json(line) for line in lines[1:]]
     except (ValueError, ValidationError) as error:
         raise ParameterError(
-            "output file holds something else", where=output, hint="Name another file"
+            "output file is not a file of answers", where=output, hint="Choose another file"
         ) from error
     same = len(answers) <= len(sources) and all(
         answer.file == source.file for answer, source in zip(answers, sources, strict=False)
     )
-    if there != head or not same:
+    if existing != head or not same:
         raise ParameterError(
-            "output file holds answers of other bundles, settings or frames",
+            "output file has answers of other bundles, settings or frames",
             where=output,
-            hint="Name another file, or delete this one to answer all frames again",
+            hint="Choose another file, or delete this one to answer all frames again",
         )
     for answer in answers:
         summary.add(answer)
         if answer.status is AnswerStatus.OK:
-            runtime.memory.keep(answer.sequence, answer.boxes)
+            runtime.memory.remember(answer.sequence, answer.boxes)
         else:
             runtime.memory.recall(answer.sequence)
-    summary.ms.clear()  # of another process on a machine that was busy otherwise
+    summary.ms.clear()  # latencies of another process are not comparable
     summary.resumed = len(answers)
     os.truncate(output, sum(len(line) + 1 for line in lines))
     return len(answers)
@@ -282,32 +301,34 @@ def _json_line(value: dict[str, Any]) -> bytes:
     return digest.canonical_json(value) + b"\n"
 
 
-# ---- A frame with its answer drawn on it.
-
-
 _MIN_DRAWN_SCORE = 0.25
 
 
 class AnswerDrawer:
-    """Writes ``FOLDER/FILE.jpg`` for each answer; boxes of the rule are drawn thin.
+    """Writes ``FOLDER/FILE.jpg`` with the boxes of each answer; thin where a rule answered.
 
     Args:
-        score: Boxes below are not drawn: they are answers too, but hide the picture.
+        folder: Where to write.
+        score: Boxes with a lower score are not drawn.
     """
 
     def __init__(self, folder: Path, *, score: float = _MIN_DRAWN_SCORE) -> None:
         self._folder, self._score = folder, score
 
     def __call__(self, image: Pixels, answer: Answer) -> None:
-        picture = Image.fromarray(np.ascontiguousarray(image))
-        ours = answer.status is AnswerStatus.OK
+        drawn = Image.fromarray(np.ascontiguousarray(image))
+        by_model = answer.status is AnswerStatus.OK
         for box in answer.boxes:
             if box.score >= self._score:
-                text, width = f"{box.cls} {box.score:.2f}", 2 if ours else 1
-                draw_box_on_image(picture, box.xyxy, class_colour(box.cls), width=width, text=text)
-        if not ours:
-            pen = ImageDraw.Draw(picture)
-            pen.text((4, 4), f"{answer.status}: {answer.by}, {answer.age} frames old", fill="red")
+                text, width = f"{box.cls} {box.score:.2f}", 2 if by_model else 1
+                draw_box_on_image(drawn, box.xyxy, class_colour(box.cls), width=width, text=text)
+        if not by_model:
+            pen = ImageDraw.Draw(drawn)
+            pen.text(
+                (4, 4),
+                f"{answer.status}: {answer.by}, {counted(answer.age, 'frame')} old",
+                fill="red",
+            )
         path = self._folder / f"{Path(answer.file).with_suffix('')}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=90)
+        drawn.save(path, quality=90)

@@ -1,4 +1,4 @@
-"""Publishing: from a bundle record and its gate report to a signed folder and a release record."""
+"""Releases: from a bundle and its gate report to a signed folder and a `Release` record."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from workbench.records.model_types import ExportBundle, Release
 from workbench.records.store import Store
 from workbench.release import signing
 
+__all__ = ["may_promote", "publish_release", "verify_release"]
+
 _MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 
 @dataclass(frozen=True)
 class PublishedRelease:
-    """A release: its record, the signed folder, and whether it may become champion."""
+    """A release.
+
+    Attributes:
+        ref: Reference of its record.
+        folder: The signed folder.
+        promoted: Whether it may become champion.
+    """
 
     ref: Ref
     folder: Path
@@ -30,10 +38,10 @@ class PublishedRelease:
 
 
 def may_promote(report: GateReport) -> bool:
-    """Whether a model with this report may replace the champion.
+    """Whether a model may replace the champion: all required gates passed, at least one of them.
 
-    Only evidence promotes: every required gate has to pass, at least one has to be required,
-    and the report's own verdict has to say the same. Too little evidence refuses as a failure does.
+    Args:
+        report: Gate report of the model. INSUFFICIENT EVIDENCE does not promote.
     """
     required = [gate for gate in report.gates if gate.required]
     return (
@@ -44,29 +52,31 @@ def may_promote(report: GateReport) -> bool:
 
 
 def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> PublishedRelease:
-    """Assemble and sign ``releases/MODEL/DIGEST`` from a bundle record; twice gives the same.
+    """Write and sign ``releases/MODEL/DIGEST``; a repeated call gives the same release.
 
-    Every judged candidate is released, passed or not: `Published.promoted` tells which it was.
+    Candidates that failed the gates are released too, see `PublishedRelease.promoted`.
 
     Args:
-        gates: The report on this very bundle.
-        model: Name to release under: lower-case letters, digits and ``._-``.
+        store: With the records.
+        bundle: Reference of the bundle.
+        gates: Reference of the gate report on this bundle.
+        model: Name of the model: lower-case letters, digits and ``._-``.
 
     Raises:
-        ParameterError: The name cannot be used, or the report is about another bundle.
-        VerificationError: A folder from an earlier release of this bundle was changed.
+        ParameterError: The name is invalid, or the report is about another bundle.
+        VerificationError: The folder of an earlier release of this bundle was changed.
     """
     if not _MODEL_NAME.match(model):
         raise ParameterError(
-            f"{model!r} cannot name a model", hint="Use lower-case letters, digits and . _ -"
+            f"invalid model name {model!r}", hint="Use lower-case letters, digits and . _ -"
         )
     store.get(bundle, ExportBundle)
     report = store.get(gates, GateReport)
     if report.candidate != bundle:
         raise ParameterError(
-            f"the gates judged {report.candidate}, not this bundle",
+            f"gate report is about {report.candidate}, not about this bundle",
             where=bundle,
-            hint="Run validate on the bundle that is to be released",
+            hint="Run validate on this bundle first",
         )
     key = signing.signing_key(store.workspace)
     folder = store.workspace.release_folder(model, digest_of(bundle))
@@ -86,40 +96,47 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
     return PublishedRelease(store.put(record), folder, record.promoted, verified)
 
 
-def verify_release(place: Workspace, name: str, key: Path | None = None) -> signing.VerifiedFolder:
-    """Check the folder of a release record, ``release/PREFIX``, against record and signature.
+def verify_release(
+    workspace: Workspace, name: str, key: Path | None = None
+) -> signing.VerifiedFolder:
+    """Verify the folder of a release against its record and signature.
+
+    Args:
+        workspace: With the records.
+        name: ``release/PREFIX``.
+        key: Public key of the signer; by default that of the workspace.
 
     Raises:
-        RecordError: No release, or more than one, has a digest that starts so.
-        VerificationError: The folder does not hold, or is not the one the record is about.
+        RecordError: No release or several have a digest with this prefix.
+        VerificationError: The folder was changed, or the record is about another folder.
     """
-    store = Store(place)
+    store = Store(workspace)
     ref = _find_release(store, name)
     record = store.get(ref, Release)
-    folder = place.release_folder(record.model, digest_of(record.bundle))
-    verified = signing.verify_folder(folder, key or signing.public_key(place))
+    folder = workspace.release_folder(record.model, digest_of(record.bundle))
+    verified = signing.verify_folder(folder, key or signing.public_key(workspace))
     _check_against_record(store, record.bundle, verified)
     if (verified.key, verified.signature) != (record.key, record.signature):
-        raise VerificationError("the folder was signed again after the release", where=folder)
+        raise VerificationError("folder was signed again after the release", where=folder)
     return verified
 
 
 def _find_release(store: Store, name: str) -> Ref:
     prefix = name.removeprefix(f"{Release.KIND}/")
-    found = [ref for ref in store.refs(Release.KIND) if digest_of(ref).startswith(prefix)]
-    if len(found) != 1 or not prefix:
-        count = "no" if not found else f"{len(found)}"
+    matches = [ref for ref in store.refs(Release.KIND) if digest_of(ref).startswith(prefix)]
+    if len(matches) != 1 or not prefix:
+        count = len(matches) or "no"
         raise RecordError(
             f"{count} releases match {name!r}", where=store.root, hint="Give more digits, or a path"
         )
-    return make_ref(Release.KIND, digest_of(found[0]))
+    return make_ref(Release.KIND, digest_of(matches[0]))
 
 
 def _assemble_folder(store: Store, bundle: Ref, folder: Path, key: signing.SigningKey) -> None:
-    """Copy the payload, sign it, and only then give the folder its name."""
+    """Copy and sign the payload in a temporary folder, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as elsewhere:
-        work = Path(elsewhere) / folder.name  # the name goes into the signed statement
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
+        work = Path(scratch) / folder.name  # the signed statement has the name
         for name in store.payload_names(bundle):
             target = work / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,18 +145,18 @@ def _assemble_folder(store: Store, bundle: Ref, folder: Path, key: signing.Signi
         try:
             work.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process released the same bundle meanwhile
+            if not folder.exists():  # otherwise another process released the same bundle
                 raise
 
 
 def _check_against_record(store: Store, bundle: Ref, verified: signing.VerifiedFolder) -> None:
-    """A folder that an earlier signature vouches for must still be this bundle's files."""
+    """The signed folder must have exactly the files of the bundle's record."""
     expected = {
         name: digest.of_file(store.payload(bundle, name)) for name in store.payload_names(bundle)
     }
     if expected != verified.files:
         raise VerificationError(
-            "the signed folder does not hold the files of the bundle's record",
+            "signed folder differs from the bundle's record",
             where=verified.folder,
             hint="Move the folder away and release again",
         )

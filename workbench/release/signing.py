@@ -1,4 +1,11 @@
-"""Signing keys, and signing and verification of a folder (OpenSSF model-signing)."""
+"""Signing keys, and signing and verification of a folder with OpenSSF model-signing.
+
+Keys are ECDSA on P-256. The private key never leaves ``secrets/``; whoever receives a bundle needs
+only the public key, and should get it by another way than the bundle. Signatures are in-toto
+statements in a DSSE envelope. `verify_folder` fails closed. Beyond model-signing's own check it
+refuses git files, empty folders, a signature file with unsigned content, and statements that leave
+files out.
+"""
 
 from __future__ import annotations
 
@@ -11,58 +18,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import VerificationError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.detection.bundles import SIGNATURE_FILE
+
+__all__ = ["public_key", "sign_folder", "signing_key", "verify_folder"]
 
 _PRIVATE_KEY_FILE, _PUBLIC_KEY_FILE = "signing-key.pem", "signing-key.pub.pem"
 
 
 @dataclass(frozen=True)
 class SigningKey:
-    """Where the two halves lie, and the fingerprint that names the pair."""
+    """Paths of the private and public key, and the fingerprint of the pair."""
 
     private: Path
     public: Path
     fingerprint: str
 
 
-def signing_key(place: Workspace) -> SigningKey:
-    """This workbench's key; it is generated when there is none yet.
+def signing_key(workspace: Workspace) -> SigningKey:
+    """Signing key of a workspace; generated at first use.
 
     Raises:
-        VerificationError: The key cannot be used, or others on the machine can read it.
+        VerificationError: The key is invalid, or other users can read it.
     """
-    private = place.secrets / _PRIVATE_KEY_FILE
+    private = workspace.secrets / _PRIVATE_KEY_FILE
     if not private.exists():
-        place.secrets.mkdir(parents=True, exist_ok=True)
-        place.secrets.chmod(0o700)
+        workspace.secrets.mkdir(parents=True, exist_ok=True)
+        workspace.secrets.chmod(0o700)
         _generate_key(private)
     if stat.S_IMODE(private.stat().st_mode) & 0o077:
         raise VerificationError(
-            "the signing key can be read by other users, so its signatures prove nothing",
+            "signing key can be read by other users",
             where=private,
-            hint="If nobody has: `chmod 600` it; otherwise delete it and sign again with a new one",
+            hint="Run `chmod 600` on it; if it was copied, delete it and sign again with a new key",
         )
-    public = place.secrets / _PUBLIC_KEY_FILE
+    public = workspace.secrets / _PUBLIC_KEY_FILE
     pem = _public_key_pem(private)
     if not public.exists() or public.read_bytes() != pem:
-        workspace.write_atomic(public, pem)
+        write_atomic(public, pem)
     return SigningKey(private, public, digest.of_bytes(pem))
 
 
-def public_key(place: Workspace) -> Path:
-    """The public half on disk; unlike `signing_key` this never makes a key.
+def public_key(workspace: Workspace) -> Path:
+    """Public key of a workspace; unlike `signing_key` this never generates one.
 
     Raises:
-        VerificationError: No key was made here, so nothing can have been signed here.
+        VerificationError: The workspace has no key.
     """
-    if (place.secrets / _PRIVATE_KEY_FILE).exists():
-        return signing_key(place).public
+    if (workspace.secrets / _PRIVATE_KEY_FILE).exists():
+        return signing_key(workspace).public
     raise VerificationError(
-        "this workbench has no signing key to check against",
-        where=place.secrets / _PUBLIC_KEY_FILE,
-        hint="Name the signer's public key with --key",
+        "workspace has no signing key",
+        where=workspace.secrets / _PUBLIC_KEY_FILE,
+        hint="Give the signer's public key with --key",
     )
 
 
@@ -70,7 +80,7 @@ def key_fingerprint(public: Path) -> str:
     """SHA-256 of a public key in PEM form (SubjectPublicKeyInfo), 64 hex digits.
 
     Raises:
-        VerificationError: The file is no public key on the curve P-256.
+        VerificationError: The file is not a public key on the curve P-256.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -83,9 +93,7 @@ def key_fingerprint(public: Path) -> str:
             "public key cannot be read", where=public, hint="Give the signer's .pub.pem file"
         ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise VerificationError(
-            "releases are signed with a P-256 key, this is another kind", where=public
-        )
+        raise VerificationError("public key is not a P-256 key", where=public)
     return digest.of_bytes(_to_pem(key))
 
 
@@ -98,12 +106,12 @@ def _generate_key(path: Path) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # made with mode 0600
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # created with mode 0600
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(pem)
             os.fsync(stream.fileno())
-        # A link, unlike a rename, never replaces: of two first users one wins and both use its key.
+        # Unlike a rename, a link never replaces: of two concurrent processes both use one key.
         os.link(name, path)
     except FileExistsError:
         pass
@@ -121,7 +129,7 @@ def _public_key_pem(private: Path) -> bytes:
         raise VerificationError(
             "signing key cannot be read",
             where=private,
-            hint="Restore it from a backup, or delete it and sign again with a new one",
+            hint="Restore it from a backup, or delete it and sign again with a new key",
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise VerificationError("signing key is not an elliptic-curve key", where=private)
@@ -138,15 +146,6 @@ def _to_pem(key: object) -> bytes:
     )
 
 
-# ---- Signing a folder and checking it, with OpenSSF model-signing (in-toto statement, DSSE envelope).
-#
-# `verify` fails closed. On top of model-signing's own check it refuses what that lets pass: files
-# of git, empty folders, a signature file with anything in it that the signature does not cover,
-# and statements that ask to leave files out.
-
-
-SIGNATURE_FILE = "signature"
-
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _SERIALISATION = {
@@ -156,12 +155,18 @@ _SERIALISATION = {
     "ignore_paths": [SIGNATURE_FILE],
 }
 _MAX_SIGNATURE_BYTES = 4 * 2**20
-_HINT = "Do not load it; fetch it again from where it was released"
+_HINT = "Do not load it; download it again from where it was released"
 
 
 @dataclass(frozen=True)
 class VerifiedFolder:
-    """What was found to hold: digest of each file, without the signature's own beside it."""
+    """A verified folder.
+
+    Attributes:
+        files: Digest of each file, without the signature.
+        key: Fingerprint of the public key.
+        signature: Digest of the signature file.
+    """
 
     folder: Path
     files: dict[str, str]
@@ -170,35 +175,35 @@ class VerifiedFolder:
 
 
 def sign_folder(folder: Path, key: SigningKey) -> VerifiedFolder:
-    """Write ``folder/signature`` over all other files there, then check it as a receiver would.
+    """Write ``folder/signature`` over all other files, then verify it.
 
     Raises:
-        VerificationError: The folder holds no files, or something that cannot be signed.
+        VerificationError: The folder is empty or has something that cannot be signed.
     """
     from model_signing import signing
 
     _file_digests(folder)
     config = signing.Config()  # type: ignore[no-untyped-call]
     config = config.use_elliptic_key_signer(private_key=key.private)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        made = Path(elsewhere) / SIGNATURE_FILE
-        config.set_hashing_config(_hashing_config()).sign(folder, made)
-        # Kept in one spelling, so that `verify` can refuse every other.
-        content = digest.canonical_json(json.loads(made.read_bytes()))
-    workspace.write_atomic(folder / SIGNATURE_FILE, content)
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / SIGNATURE_FILE
+        config.set_hashing_config(_hashing_config()).sign(folder, written)
+        # In canonical form, so that `verify_folder` can refuse every other form.
+        content = digest.canonical_json(json.loads(written.read_bytes()))
+    write_atomic(folder / SIGNATURE_FILE, content)
     return verify_folder(folder, key.public)
 
 
 def verify_folder(folder: Path, public: Path) -> VerifiedFolder:
-    """Check every byte of a signed folder.
+    """Verify every byte of a signed folder.
 
     Args:
-        folder: The bundle, with its ``signature``.
-        public: PEM file of the public key that it must have been signed with.
+        folder: With its ``signature``.
+        public: PEM file of the expected public key.
 
     Raises:
-        VerificationError: Anything at all does not hold; each changed, missing or extra file
-            is named.
+        VerificationError: The signature is invalid, or a file is changed, missing or extra; the
+            message names the files.
     """
     from model_signing import verifying
 
@@ -212,17 +217,17 @@ def verify_folder(folder: Path, public: Path) -> VerifiedFolder:
             f"signed with the key {digest.shorten(signature['key'])}…, "
             f"not with {digest.shorten(expected_key)}…",
             where=folder,
-            hint="Check with the public key of whoever released it (--key)",
+            hint="Give the public key of whoever released it with --key",
         )
     check = verifying.Config()  # type: ignore[no-untyped-call]
     check = check.use_elliptic_key_verifier(public_key=public).set_hashing_config(_hashing_config())
     differences = _differences(signed, files)
     try:
         check.verify(folder, folder / SIGNATURE_FILE)
-    except Exception as error:  # whatever goes wrong inside, the answer is no
+    except Exception as error:  # any failure inside means not verified
         if not str(error).startswith("Signature mismatch:"):
             raise VerificationError(
-                "the signature was not made by this key over this statement",
+                "signature does not match key and statement",
                 where=folder / SIGNATURE_FILE,
                 hint=_HINT,
             ) from error
@@ -240,30 +245,28 @@ def _hashing_config() -> Any:
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    """Digest of every file but the signature; refuses whatever is no plain file or folder."""
+    """Digest of every file but the signature; refuses links and special files."""
     if not folder.is_dir():
-        raise VerificationError("no such bundle folder", where=folder)
-    found: dict[str, str] = {}
+        raise VerificationError("bundle folder does not exist", where=folder)
+    digests: dict[str, str] = {}
     try:
         for parent, folders, names in os.walk(folder, onerror=_raise_error):
             here = Path(parent)
             if not folders and not names and here != folder:
-                raise VerificationError("empty folder in the bundle", where=here, hint=_HINT)
+                raise VerificationError("bundle has an empty folder", where=here, hint=_HINT)
             for name in (*folders, *names):
                 path = here / name
                 if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                    raise VerificationError(
-                        "neither a plain file nor a folder", where=path, hint=_HINT
-                    )
+                    raise VerificationError("not a regular file or folder", where=path, hint=_HINT)
                 if path.is_file() and path != folder / SIGNATURE_FILE:
-                    found[path.relative_to(folder).as_posix()] = digest.of_file(path)
+                    digests[path.relative_to(folder).as_posix()] = digest.of_file(path)
     except OSError as error:
         raise VerificationError(
             f"bundle cannot be read: {error.strerror}", where=error.filename or folder
         ) from error
-    if not found:
-        raise VerificationError("the bundle is empty", where=folder, hint=_HINT)
-    return dict(sorted(found.items()))
+    if not digests:
+        raise VerificationError("bundle is empty", where=folder, hint=_HINT)
+    return dict(sorted(digests.items()))
 
 
 def _raise_error(error: OSError) -> None:
@@ -271,10 +274,10 @@ def _raise_error(error: OSError) -> None:
 
 
 def _read_signature(path: Path) -> dict[str, str]:
-    """Key hint and payload of a signature file that says nothing but what it must."""
+    """Key hint and payload of a signature file without any other content."""
     if not path.is_file():
         raise VerificationError(
-            "the bundle is not signed", where=path, hint="Only a released bundle has a signature"
+            "bundle is not signed", where=path, hint="Only released bundles are signed"
         )
     try:
         if path.stat().st_size > _MAX_SIGNATURE_BYTES:
@@ -283,46 +286,46 @@ def _read_signature(path: Path) -> dict[str, str]:
         body = json.loads(content)
         envelope = body["dsseEnvelope"]
         hint = body["verificationMaterial"]["publicKey"]["hint"]
-        payload, made = envelope["payload"], envelope["signatures"][0]["sig"]
-        if any(_base64(base64.b64decode(text)) != text for text in (payload, made)):
-            raise ValueError("base64 in another spelling")
-        only_form = {
+        payload, sig = envelope["payload"], envelope["signatures"][0]["sig"]
+        if any(_base64(base64.b64decode(text)) != text for text in (payload, sig)):
+            raise ValueError("base64 is not canonical")
+        canonical = {
             "mediaType": _MEDIA_TYPE,
             "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
             "dsseEnvelope": {
                 "payload": payload,
                 "payloadType": _PAYLOAD_TYPE,
-                "signatures": [{"sig": made, "keyid": ""}],
+                "signatures": [{"sig": sig, "keyid": ""}],
             },
         }
-        if not isinstance(hint, str) or content != digest.canonical_json(only_form):
-            raise ValueError("not in its one form")
+        if not isinstance(hint, str) or content != digest.canonical_json(canonical):
+            raise ValueError("not in canonical form")
     except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise VerificationError(
-            f"the signature file is damaged or was changed ({error})", where=path, hint=_HINT
+            f"signature file is damaged or was changed ({error})", where=path, hint=_HINT
         ) from error
     return {"key": hint, "payload": payload}
 
 
 def _signed_files(signature: dict[str, str], where: Path) -> dict[str, str]:
-    """Files and digests that the statement lists; only to be believed once the key has spoken."""
+    """Files and digests listed in the statement; not trusted before the signature is verified."""
     try:
         predicate = json.loads(base64.b64decode(signature["payload"]))["predicate"]
         if predicate["serialization"] != _SERIALISATION:
-            raise ValueError("files are left out or hashed in another way")
+            raise ValueError("files are left out or hashed differently")
         return {entry["name"]: entry["digest"] for entry in predicate["resources"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise VerificationError(
-            f"the signature's statement is not one of a bundle ({error})", where=where, hint=_HINT
+            f"statement of the signature is invalid ({error})", where=where, hint=_HINT
         ) from error
 
 
-def _differences(signed: dict[str, str], found: dict[str, str]) -> list[str]:
-    changed = [name for name in signed.keys() & found.keys() if signed[name] != found[name]]
+def _differences(signed: dict[str, str], present: dict[str, str]) -> list[str]:
+    changed = [name for name in signed.keys() & present.keys() if signed[name] != present[name]]
     lists = {
         "changed": changed,
-        "missing": signed.keys() - found.keys(),
-        "extra": found.keys() - signed.keys(),
+        "missing": signed.keys() - present.keys(),
+        "extra": present.keys() - signed.keys(),
     }
     return [f"{word}: {', '.join(sorted(names))}" for word, names in lists.items() if names]
 
