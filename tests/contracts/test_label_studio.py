@@ -1,4 +1,4 @@
-"""Round trips through a real Label Studio: nothing lost, nothing twice, whatever comes between."""
+"""Round trips through a real Label Studio: nothing lost, nothing duplicated."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_second_send_writes_nothing(fresh: Sample, server: LabelStudio) -> Non
     assert sum(task["total_predictions"] for task in before) == 3  # frames with boxes
 
 
-def test_killed_between_import_and_ledger(
+def test_a_send_killed_before_its_index_entry_is_completed(
     fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = fresh.batch()
@@ -81,7 +81,7 @@ def test_killed_between_import_and_ledger(
     assert len(exported_tasks(server, arrived.project)) == 5
 
 
-def test_half_an_import_is_completed(
+def test_a_partial_import_is_completed(
     fresh: Sample, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call fails after the server took part of it: what is missing follows, nothing else."""
@@ -102,7 +102,7 @@ def test_half_an_import_is_completed(
     assert sorted(frames) == sorted(frame.id for frame in fresh.frames)
 
 
-def test_frames_are_shown_from_where_they_lie(fresh: Sample, server: LabelStudio) -> None:
+def test_images_are_served_from_the_media_folder(fresh: Sample, server: LabelStudio) -> None:
     sent = labeling.send(fresh.workspace, server, fresh.batch())
     admin = services.label_studio_admin(fresh.workspace)
     shown = exported_tasks(server, sent.project)[0]["data"]
@@ -112,7 +112,7 @@ def test_frames_are_shown_from_where_they_lie(fresh: Sample, server: LabelStudio
     assert image.content == dataset.media_path(fresh.workspace, frame).read_bytes()
 
 
-def test_replay_is_idempotent_and_says_what_it_is(fresh: Sample, server: LabelStudio) -> None:
+def test_replay_is_idempotent_and_marked_as_simulated(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch(overlap=0.4)
     labeling.send(fresh.workspace, server, batch)
     first = labeling.replay(fresh.workspace, server, batch, fresh.dataset, seed=7)
@@ -137,7 +137,7 @@ def test_replay_is_idempotent_and_says_what_it_is(fresh: Sample, server: LabelSt
         assert secret.stat().st_mode & 0o077 == 0
 
 
-def test_every_kind_of_answer_comes_back(
+def test_every_kind_of_answer_is_collected(
     fresh: Sample, server: LabelStudio, ada: LabelStudio
 ) -> None:
     batch = fresh.batch()
@@ -175,7 +175,7 @@ def test_every_kind_of_answer_comes_back(
     assert [row.frame for row in rows if row.skipped] == [skipped.id]
 
 
-def test_an_unusable_box_goes_back_to_its_labeler(
+def test_an_invalid_box_is_returned_to_its_labeler(
     fresh: Sample, server: LabelStudio, ada: LabelStudio
 ) -> None:
     batch = fresh.batch()
@@ -197,7 +197,7 @@ def test_an_unusable_box_goes_back_to_its_labeler(
     assert labeling.collect(fresh.workspace, server, batch)
 
 
-def test_a_title_taken_by_another_schema_is_refused(fresh: Sample, server: LabelStudio) -> None:
+def test_a_project_with_another_schema_is_an_error(fresh: Sample, server: LabelStudio) -> None:
     title = f"taken {fresh.dataset.name}"[:50]
     config = '<View><Image name="i" value="$image"/><RectangleLabels name="b" toName="i">'
     config += '<Label value="boat"/></RectangleLabels></View>'
@@ -206,7 +206,7 @@ def test_a_title_taken_by_another_schema_is_refused(fresh: Sample, server: Label
         labeling.send(fresh.workspace, server, fresh.batch(), title)
 
 
-def test_a_project_deleted_by_hand_is_made_again(fresh: Sample, server: LabelStudio) -> None:
+def test_a_deleted_project_is_created_again(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch()
     first = labeling.send(fresh.workspace, server, batch)
     server._sdk.projects.delete(first.project)
@@ -227,13 +227,13 @@ def test_a_lost_token_is_replaced(servers: Servers, server: LabelStudio, tmp_pat
         server.as_user("grace@example.org", "another", token_file=token)
 
 
-def test_a_server_that_is_away_is_told_with_what_to_do() -> None:
+def test_an_unreachable_server_is_an_error_with_a_hint() -> None:
     with pytest.raises(ServiceError, match="does not respond") as error:
         labeling.connect("http://127.0.0.1:9", "token")
     assert "workbench up" in str(error.value.hint)
 
 
-def test_a_wrong_token_is_told(server: LabelStudio) -> None:
+def test_a_wrong_token_is_an_error(server: LabelStudio) -> None:
     with pytest.raises(ServiceError, match="rejects the token"):
         labeling.connect(server.url, "0" * 40)
 
@@ -252,20 +252,20 @@ def test_the_status_widget_at_a_real_server(fresh: Sample, server: LabelStudio) 
     assert widget.states[0].collected and widget.collect_buttons == {}
 
 
-def test_hints_tell_which_batch_to_look_at(fresh: Sample, server: LabelStudio) -> None:
+def test_webhooks_name_the_batch_that_changed(fresh: Sample, server: LabelStudio) -> None:
     batch = fresh.batch()
     sent = labeling.send(fresh.workspace, server, batch)
     task = server.task_by_frame(sent.project, digest_of(batch))[fresh.frames[0].id]
     nothing = f"batch/{'0' * 64}"
     other = labeling.send(fresh.workspace, server, fresh.batch(0.5)).project
-    with sync.listen(server, {sent.project: batch, other: nothing}) as heard:
-        assert heard.wait(0.1, 0) == [nothing, batch]
+    with sync.listen(server, {sent.project: batch, other: nothing}) as events:
+        assert events.wait(0.1, 0) == [nothing, batch]
         server.annotate(task, [])
-        assert heard.wait(10, 0) == [batch]
+        assert events.wait(10, 0) == [batch]
         address = server._client.request("GET", "/api/webhooks/", params={"project": sent.project})
         (hook,) = address.json()
         forged = requests.post(hook["url"], json={"project": {"id": sent.project}}, timeout=10)
-        assert forged.status_code == 403 and len(heard.wait(0.2, 0)) == 2
+        assert forged.status_code == 403 and len(events.wait(0.2, 0)) == 2
     left = server._client.request("GET", "/api/webhooks/", params={"project": sent.project})
     assert left.json() == []
 

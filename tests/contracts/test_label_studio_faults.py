@@ -1,4 +1,4 @@
-"""Whatever fails between here and a real Label Studio: nothing lost, nothing twice, and said."""
+"""Faults between this process and a real Label Studio: nothing lost, nothing duplicated."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def direct(servers: Servers) -> LabelStudio:
 
 @pytest.fixture
 def proxy(direct: LabelStudio) -> Iterator[FaultyProxy]:
-    with FaultyProxy(direct.url) as made:
-        yield made
+    with FaultyProxy(direct.url) as proxy_server:
+        yield proxy_server
 
 
 @pytest.fixture
@@ -78,10 +78,7 @@ def answer_all(direct: LabelStudio, sample: Sample, batch: Ref, project: int) ->
     return tasks
 
 
-# ---- sending
-
-
-def test_an_import_whose_answer_is_lost_is_not_made_again(
+def test_an_import_with_a_lost_response_is_not_repeated(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     proxy.fail("POST", "/import", Fault(lose_answer=True))
@@ -90,21 +87,21 @@ def test_an_import_whose_answer_is_lost_is_not_made_again(
     assert sum("/import" in call for call in proxy.writes) == 1
 
 
-def test_an_import_that_lands_after_its_time_out_is_waited_for(
+def test_an_import_that_arrives_after_its_timeout_is_waited_for(
     fresh: Sample,
     server: LabelStudio,
     proxy: FaultyProxy,
     direct: LabelStudio,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workbench.labeling.client.BULK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("workbench.labeling.server.BULK_TIMEOUT_S", 0.5)
     proxy.fail("POST", "/import", Fault(delay_s=1.5))
     sent = labeling.send(fresh.workspace, server, fresh.batch())
     assert once_each(direct, fresh, sent.project)
     assert sum("/import" in call for call in proxy.writes) == 1
 
 
-def test_an_import_that_lands_too_late_leaves_no_double(
+def test_an_import_that_arrives_too_late_leaves_no_duplicates(
     fresh: Sample,
     server: LabelStudio,
     proxy: FaultyProxy,
@@ -112,7 +109,7 @@ def test_an_import_that_lands_too_late_leaves_no_double(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Later than anyone waits: the next command takes away the copies that nobody worked on."""
-    monkeypatch.setattr("workbench.labeling.client.BULK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("workbench.labeling.server.BULK_TIMEOUT_S", 0.5)
     monkeypatch.setattr(sender, "_IMPORT_WAITS_S", (0.1,))
     proxy.fail("POST", "/import", Fault(delay_s=4.0))
     batch = fresh.batch()
@@ -129,7 +126,7 @@ def test_an_import_that_lands_too_late_leaves_no_double(
 
 
 @pytest.mark.parametrize("status", [500, 429, 502, 503])
-def test_a_server_that_answers_with_errors_for_a_while(
+def test_temporary_server_errors_are_retried(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio, status: int
 ) -> None:
     busy = Fault(status=status, headers={"Retry-After": "1"} if status == 429 else {})
@@ -139,7 +136,7 @@ def test_a_server_that_answers_with_errors_for_a_while(
     assert once_each(direct, fresh, sent.project)
 
 
-def test_a_server_that_only_answers_with_errors_is_told_and_the_next_send_ends_it(
+def test_permanent_server_errors_are_reported_and_the_next_send_completes(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     proxy.fail("POST", "/import", Fault(status=500), times=3)
@@ -150,7 +147,7 @@ def test_a_server_that_only_answers_with_errors_is_told_and_the_next_send_ends_i
     assert sent.sent == 4 and once_each(direct, fresh, sent.project)
 
 
-def test_killed_after_the_import_and_before_the_ledger(
+def test_killed_after_the_import_and_before_the_index_entry(
     fresh: Sample, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
@@ -181,7 +178,7 @@ def test_a_second_send_and_a_second_collect_write_nothing(
     assert proxy.writes == []
 
 
-def test_images_that_moved_are_named_before_anything_is_sent(
+def test_missing_images_are_named_before_anything_is_sent(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy
 ) -> None:
     image = dataset.media_path(fresh.workspace, fresh.frames[2])
@@ -194,10 +191,7 @@ def test_images_that_moved_are_named_before_anything_is_sent(
     assert labeling.send(fresh.workspace, server, fresh.batch()).sent == 4
 
 
-# ---- tokens
-
-
-def test_an_access_token_that_expires_midway_is_renewed(
+def test_an_expired_access_token_is_renewed(
     servers: Servers, direct: LabelStudio, proxy: FaultyProxy, fresh: Sample
 ) -> None:
     pat = personal_token(servers, direct, "ivy@example.org")
@@ -207,7 +201,7 @@ def test_an_access_token_that_expires_midway_is_renewed(
     assert sum("token/refresh" in call for call in proxy.writes) == 2
 
 
-def test_a_personal_token_that_was_revoked_is_told(
+def test_a_revoked_personal_token_is_an_error(
     servers: Servers, direct: LabelStudio, proxy: FaultyProxy
 ) -> None:
     pat = personal_token(servers, direct, "max@example.org")
@@ -216,9 +210,6 @@ def test_a_personal_token_that_was_revoked_is_told(
     proxy.fail("POST", "token/refresh", Fault(status=401))
     with pytest.raises(ServiceError, match="rejects the token"):
         user.users()
-
-
-# ---- collecting
 
 
 def test_killed_during_collect(
@@ -235,7 +226,7 @@ def test_killed_during_collect(
     assert result["boxes"] == 4
 
 
-def test_two_people_collect_at_once(
+def test_two_processes_collect_at_once(
     fresh: Sample, server: LabelStudio, proxy: FaultyProxy, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
@@ -244,10 +235,10 @@ def test_two_people_collect_at_once(
     both = [start(fresh, proxy, "collect", batch, "--merge") for _ in range(2)]
     first, second = (finish(one) for one in both)
     assert first["labels"] == second["labels"] and first["dataset"] == second["dataset"]
-    kept = [
+    labelsets = [
         ref for ref in fresh.store.refs("label") if fresh.store.get(ref, LabelSet).batch == batch
     ]
-    assert kept == [first["labels"]]
+    assert labelsets == [first["labels"]]
 
 
 def test_a_task_that_a_labeler_deleted_waits_for_a_decision(
@@ -271,7 +262,7 @@ def test_a_task_that_a_labeler_deleted_waits_for_a_decision(
         labeling.collect(fresh.workspace, server, batch, refresh=True)
 
 
-def test_an_answer_that_is_emptied_or_withdrawn_means_what_the_labeler_meant(
+def test_emptied_and_deleted_answers_take_effect(
     fresh: Sample, server: LabelStudio, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
@@ -310,26 +301,23 @@ def test_a_slow_server_is_waited_for(
     assert labeling.collect(fresh.workspace, server, batch)
 
 
-def test_a_project_deleted_by_hand_with_answers_in_it_is_told(
+def test_a_deleted_project_with_answers_is_an_error(
     fresh: Sample, server: LabelStudio, direct: LabelStudio
 ) -> None:
     batch = fresh.batch()
     sent = labeling.send(fresh.workspace, server, batch)
     answer_all(direct, fresh, batch, sent.project)
     direct._sdk.projects.delete(sent.project)
-    with pytest.raises(ParameterError, match="project was deleted") as told:
+    with pytest.raises(ParameterError, match="project was deleted") as error:
         labeling.collect(fresh.workspace, server, batch)
-    assert "not collected are lost" in str(told.value.hint)
+    assert "not collected are lost" in str(error.value.hint)
     again = labeling.send(fresh.workspace, server, batch)
     assert again.sent == 4 and again.project != sent.project
     answer_all(direct, fresh, batch, again.project)
     assert labeling.collect(fresh.workspace, server, batch)
 
 
-# ---- any server
-
-
-def test_a_forward_proxy_is_used_for_servers_elsewhere(
+def test_a_forward_proxy_is_used_for_remote_servers(
     servers: Servers, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -383,7 +371,7 @@ def test_a_server_that_restarts_midway_is_waited_for(
     assert once_each(direct, fresh, sent.project)
 
 
-def test_what_is_no_label_studio_is_told(tmp_path: Path) -> None:
+def test_another_server_than_label_studio_is_an_error(tmp_path: Path) -> None:
     with FaultyProxy("http://127.0.0.1:9") as nobody, pytest.raises(ServiceError) as error:
         labeling.connect(nobody.url, "0" * 40)
     assert "502" in str(error.value)
@@ -400,7 +388,7 @@ def certify(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
-    made = (
+    proxy_server = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -414,7 +402,7 @@ def certify(folder: Path) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     certificate, secret = folder / "certificate.pem", folder / "key.pem"
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    certificate.write_bytes(proxy_server.public_bytes(serialization.Encoding.PEM))
     secret.write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,

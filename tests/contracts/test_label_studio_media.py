@@ -1,4 +1,4 @@
-"""Frames in a bucket: tasks and exports name the object, and nothing signed."""
+"""Images in a bucket: tasks and exports contain the object's address without a signature."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def fresh(servers: Servers, request: pytest.FixtureRequest) -> Sample:
 def test_an_address_names_the_object(fresh: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = fresh.frames[0]
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, "gs://drives/front/")
-    found = projects.image_address(Workspace(fresh.workspace.root / "elsewhere"), frame)
-    assert found == f"gs://drives/front/{frame.id[:2]}/{frame.id}.png"
+    address = projects.image_address(Workspace(fresh.workspace.root / "elsewhere"), frame)
+    assert address == f"gs://drives/front/{frame.id[:2]}/{frame.id}.png"
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "s3://", "s3://b/f?X-Amz-Signature=1"])
-def test_what_cannot_be_signed_late_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_media_urls_are_errors(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(projects.MEDIA_URL_VARIABLE, url)
     with pytest.raises(ParameterError, match="cannot serve images"):
         projects.remote_media_url()
@@ -50,7 +50,7 @@ def test_what_cannot_be_signed_late_is_refused(url: str, monkeypatch: pytest.Mon
         ("azure-blob", "AZURE_BLOB_ACCOUNT_KEY"),
     ],
 )
-def test_a_bucket_that_the_server_may_not_read_is_told_before_anything_is_sent(
+def test_an_unreadable_bucket_is_reported_before_anything_is_sent(
     scheme: str,
     needed: str,
     fresh: Sample,
@@ -93,8 +93,8 @@ class Signing:
 def signing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signing]:
     folder = tmp_path_factory.mktemp("signing")
     workspace = Workspace(folder / ".workbench")
-    with buckets(folder) as made, pytest.MonkeyPatch.context() as patch:
-        for name, value in made.environment.items():
+    with buckets(folder) as stand_in, pytest.MonkeyPatch.context() as patch:
+        for name, value in stand_in.environment.items():
             patch.setenv(name, value)
         # As somebody types it: the server runs in another folder than its caller.
         patch.chdir(folder)
@@ -102,7 +102,9 @@ def signing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
         try:
             services.up(workspace, ("label-studio",))
             admin = services.label_studio_admin(workspace)
-            yield Signing(workspace, labeling.connect(admin.url, admin.token), admin.token, made)
+            yield Signing(
+                workspace, labeling.connect(admin.url, admin.token), admin.token, stand_in
+            )
         finally:
             services.down(workspace)
 
@@ -115,7 +117,7 @@ def signing(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ("azure-blob", f"{ACCOUNT}.blob.core.windows.net", "sig", {"sr": "b", "sp": "r"}),
     ],
 )
-def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
+def test_the_embedded_server_signs_on_opening_and_exports_no_signature(
     scheme: str,
     host: str,
     signature: str,
@@ -156,13 +158,13 @@ def test_the_embedded_server_signs_a_frame_late_and_exports_no_signature(
     exported = json.dumps(exported_tasks(server, sent.project))
     server.annotate(task, [])
     labels = labeling.collect(signing.workspace, server, batch)
-    kept = sample.store.payload(labels, "annotations.jsonl").read_text()
-    assert named in exported and frame.id in kept
-    assert not any(one in text for one in secret for text in (exported, kept))
+    annotations = sample.store.payload(labels, "annotations.jsonl").read_text()
+    assert named in exported and frame.id in annotations
+    assert not any(one in text for one in secret for text in (exported, annotations))
 
 
 @pytest.mark.parametrize("scheme", ["gs", "azure-blob"])
-def test_a_folder_that_holds_nothing_is_refused(
+def test_an_empty_folder_is_an_error(
     scheme: str, signing: Signing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = make_sample(signing.workspace, f"nowhere-{scheme}", 1)

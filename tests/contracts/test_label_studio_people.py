@@ -51,7 +51,7 @@ def draw(
     who.annotate(task, regions, lead_time_s=seconds)
 
 
-def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
+def test_disagreements_are_adjudicated_blind_and_merged(
     fresh: Sample,
     server: LabelStudio,
     people: dict[str, LabelStudio],
@@ -69,9 +69,9 @@ def test_disagreements_are_settled_blind_and_what_comes_of_it_is_kept(
     labels = run("collect", batch)["labels"]
     assert isinstance(labels, str)
 
-    found = run("agreement", batch)
-    assert (found["frames"], found["disputed"]) == (3, 2)
-    (whole,) = (one for one in found["rates"] if one["subject"] == "all")  # type: ignore[attr-defined]
+    result = run("agreement", batch)
+    assert (result["frames"], result["disputed"]) == (3, 2)
+    (whole,) = (one for one in result["rates"] if one["subject"] == "all")  # type: ignore[attr-defined]
     assert (whole["n"], whole["missed"], whole["iou"]) == (5, 0.2, 1.0)
 
     settling = run("adjudicate", labels)
@@ -142,7 +142,7 @@ def test_gold_frames_measure_each_labeler_and_keep_their_labels(
     assert known.id in {one.frame for one in suspects if one.kind == "poor"}
 
 
-def test_a_glance_is_no_review_where_a_slice_asks_for_more(
+def test_answers_below_the_minimum_time_are_returned(
     fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
     options = LabelingOptions(
@@ -168,11 +168,11 @@ def test_a_glance_is_no_review_where_a_slice_asks_for_more(
     assert sum(row.removed for row in rows) == len(fresh.predictions)
     effort = labeling.labeling_effort(fresh.store, [ref])
     assert effort.minutes == pytest.approx((12 + 12 + 15) / 60)
-    kept = fresh.store.payload(ref, "annotations.jsonl").read_text().splitlines()
-    assert len(kept) == 4 and sum('"counts":false' in line for line in kept) == 1
+    rows_ = fresh.store.payload(ref, "annotations.jsonl").read_text().splitlines()
+    assert len(rows_) == 4 and sum('"counts":false' in line for line in rows_) == 1
 
 
-def test_drafts_and_predictions_are_nobodys_labels(
+def test_drafts_and_predictions_are_not_labels(
     fresh: Sample, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
     batch = fresh.batch()
@@ -194,7 +194,7 @@ def test_drafts_and_predictions_are_nobodys_labels(
 
 
 @pytest.mark.slow
-def test_five_hundred_boxes_through_the_labelers_own_hands(
+def test_five_hundred_boxes_survive_the_round_trip(
     servers: Servers, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
     """None lost, none doubled, none moved."""
@@ -215,11 +215,11 @@ def test_five_hundred_boxes_through_the_labelers_own_hands(
         who = people["ann" if number % 2 else "ben"]
         draw(who, frame, tasks[frame.id], *(("car", box) for box in boxes))
     ref = labeling.collect(sample.workspace, server, batch)
-    found: dict[str, list[tuple[float, ...]]] = {}
+    collected: dict[str, list[tuple[float, ...]]] = {}
     for label in dataset.read_json_lines(sample.store.payload(ref, "labels.jsonl"), Label):
-        found.setdefault(label.frame, []).append(label.box.xyxy)
-    assert found.keys() == drawn.keys() and sum(map(len, found.values())) == 500
-    moved = [np.abs(np.array(sorted(found[one])) - np.array(drawn[one])).max() for one in drawn]
+        collected.setdefault(label.frame, []).append(label.box.xyxy)
+    assert collected.keys() == drawn.keys() and sum(map(len, collected.values())) == 500
+    moved = [np.abs(np.array(sorted(collected[one])) - np.array(drawn[one])).max() for one in drawn]
     assert max(moved) < 1e-6
 
 
@@ -239,5 +239,5 @@ def chosen_without(sample: Sample, gold: Frame) -> Ref:
     from workbench.records.types import Selection
 
     selection = sample.store.get(sample.selection, Selection)
-    kept = tuple(choice for choice in selection.chosen if choice.frame != gold.id)
-    return sample.store.put(selection.model_copy(update={"chosen": kept}))
+    rows_ = tuple(choice for choice in selection.chosen if choice.frame != gold.id)
+    return sample.store.put(selection.model_copy(update={"chosen": rows_}))

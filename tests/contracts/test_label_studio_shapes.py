@@ -1,4 +1,4 @@
-"""What labelers can be asked and can draw in a real Label Studio, against its own exports."""
+"""Questions and shapes in a real Label Studio, compared with its own exports."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 import requests
 
 from tests.contracts.conftest import exported_tasks
-from tests.labeling.conftest import HEIGHT, WIDTH, Sample, make_sample
+from tests.labeling.conftest import HEIGHT, WIDTH, Sample, frame_regions, make_sample
 from tests.servers import Servers
 from workbench import labeling, services
 from workbench.core.errors import ParameterError, Waiting
 from workbench.labeling import LabelStudio, label_config
 from workbench.labeling import regions as geometry
 from workbench.labeling.answers import AnswerRow, region_id
-from workbench.labeling.regions import DrawnObject, frame_regions, parse_result, to_regions
+from workbench.labeling.regions import DrawnObject, parse_result, to_regions
 from workbench.labeling.review import Suspect, _candidates, select_for_review
 from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
@@ -62,9 +62,7 @@ def full_batch(sample: Sample, schema: LabelSchema = FULL) -> Ref:
     return labeling.make_batch(sample.store, sample.ref, sample.selection, schema=schema)
 
 
-def test_everything_that_can_be_drawn_and_said_comes_back(
-    fresh: Sample, server: LabelStudio
-) -> None:
+def test_every_shape_and_attribute_is_collected(fresh: Sample, server: LabelStudio) -> None:
     batch = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, batch)
     task = server.task_by_frame(sent.project, digest_of(batch))[fresh.frames[0].id]
@@ -89,9 +87,7 @@ def test_everything_that_can_be_drawn_and_said_comes_back(
     assert (row.choices, row.comment) == ({"weather": "rain"}, "a comment")
 
 
-def test_a_second_look_starts_from_the_shapes_that_were_drawn(
-    fresh: Sample, server: LabelStudio
-) -> None:
+def test_a_review_starts_from_the_existing_shapes(fresh: Sample, server: LabelStudio) -> None:
     """A review of labels and an adjudication show them as they are, and know them when accepted."""
     frame = fresh.frames[0].id
     first = full_batch(fresh)
@@ -108,8 +104,8 @@ def test_a_second_look_starts_from_the_shapes_that_were_drawn(
     batch = labeling.make_batch(fresh.store, merged.ref, review, schema=FULL)
     sent = labeling.send(fresh.workspace, server, batch)
     task = server.task_by_frame(sent.project, digest_of(batch))[frame]
-    said = server._client.request("GET", "/api/predictions", params={"task": task}).json()
-    shown = said[0]["result"]
+    predictions = server._client.request("GET", "/api/predictions", params={"task": task}).json()
+    shown = predictions[0]["result"]
     read = parse_result(shown, WIDTH, HEIGHT, FULL)
     assert {shape(one) for one in read.objects} == {shape(one) for one in labels}
     server.annotate(task, shown)
@@ -137,7 +133,7 @@ def shape(one: Label | Prediction | DrawnObject) -> tuple[str, str]:
     return kind, " ".join(f"{point:.6f}" for point in points)
 
 
-def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: LabelStudio) -> None:
+def test_label_studio_exports_contain_the_same_shapes(fresh: Sample, server: LabelStudio) -> None:
     """COCO, YOLO and YOLO-OBB as the server converts them, in pixels, against what was drawn."""
     batch = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, batch)
@@ -168,11 +164,11 @@ def test_the_servers_own_exports_see_the_same_shapes(fresh: Sample, server: Labe
     assert min(distance(ours, quad) for quad in quads) < 1e-6
 
 
-def test_the_project_asks_for_the_schema(fresh: Sample, server: LabelStudio) -> None:
+def test_the_project_has_the_schema(fresh: Sample, server: LabelStudio) -> None:
     sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     project = server.project(sent.project)
     assert project is not None
-    back = label_config.parse_labeling_config(project.config).as_schema()
+    back = label_config.parse_labeling_config(project.config)
     assert back == FULL
 
 
@@ -181,14 +177,14 @@ def test_the_guide_is_linked_and_served_with_the_project(
 ) -> None:
     sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     project = get(fresh, server, f"/api/projects/{sent.project}").json()
-    found = re.search(r'href="(/data/local-files/[^"]+)"', project["expert_instruction"])
-    assert found
-    page = get(fresh, server, found[1])
+    match = re.search(r'href="(/data/local-files/[^"]+)"', project["expert_instruction"])
+    assert match
+    page = get(fresh, server, match[1])
     assert page.headers["Content-Type"].startswith("text/html")
     assert "Labeling guide: dashcam version 1" in page.text
 
 
-def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
+def test_a_compatible_schema_updates_the_project_and_another_is_an_error(
     servers: Servers, server: LabelStudio
 ) -> None:
     first, second, third = (make_sample(servers.workspace, f"version {n}", 1) for n in (1, 2, 3))
@@ -198,7 +194,8 @@ def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
     labeling.send(second.workspace, server, full_batch(second, more), title)
     project = server.project(sent.project)
     assert project is not None and project.tasks == 2
-    assert label_config.parse_labeling_config(project.config).schema == ("dashcam", 2)
+    updated = label_config.parse_labeling_config(project.config)
+    assert (updated.name, updated.version) == ("dashcam", 2)
     # The older batch still fits: nothing that was drawn for it has lost its meaning.
     assert labeling.send(first.workspace, server, full_batch(first), title).sent == 0
 
@@ -208,9 +205,7 @@ def test_a_schema_that_adds_is_taken_up_and_one_that_takes_away_is_refused(
     assert "migrate" in str(refused.value.hint)
 
 
-def test_a_class_gone_from_the_schema_is_sent_back_with_the_reason(
-    fresh: Sample, server: LabelStudio
-) -> None:
+def test_a_removed_class_is_returned_with_the_reason(fresh: Sample, server: LabelStudio) -> None:
     batch = full_batch(fresh)
     sent = labeling.send(fresh.workspace, server, batch)
     task = server.task_by_frame(sent.project, digest_of(batch))[fresh.frames[0].id]
@@ -223,9 +218,7 @@ def test_a_class_gone_from_the_schema_is_sent_back_with_the_reason(
     assert "class is boat" in shown["data"][label_config.NOTE]
 
 
-def test_predictions_of_every_shape_are_taken_by_the_server(
-    fresh: Sample, server: LabelStudio
-) -> None:
+def test_predictions_of_every_shape_are_imported(fresh: Sample, server: LabelStudio) -> None:
     """Its own validator agrees with what we make of a schema."""
     sent = labeling.send(fresh.workspace, server, full_batch(fresh))
     result = [part for one in SHAPES for part in to_regions(one, WIDTH, HEIGHT, score=0.5)]
@@ -235,8 +228,8 @@ def test_predictions_of_every_shape_are_taken_by_the_server(
     (task,) = (
         one for one in exported_tasks(server, sent.project) if one["data"]["batch"] == "other"
     )
-    (kept,) = get(fresh, server, "/api/predictions", task=task["id"]).json()
-    read = parse_result(kept["result"], WIDTH, HEIGHT, FULL)
+    (prediction,) = get(fresh, server, "/api/predictions", task=task["id"]).json()
+    read = parse_result(prediction["result"], WIDTH, HEIGHT, FULL)
     assert len(read.objects) == len(SHAPES) and not read.invalid
 
 
@@ -257,11 +250,11 @@ def export(sample: Sample, server: LabelStudio, project: int, kind: str) -> dict
 
 def numbers(files: dict[str, str]) -> list[list[float]]:
     """The rows of YOLO's label files."""
-    found: list[list[float]] = []
+    rows: list[list[float]] = []
     for name, text in files.items():
         if name.startswith("labels/"):
-            found += [[float(part) for part in row.split()] for row in text.splitlines()]
-    return found
+            rows += [[float(part) for part in row.split()] for row in text.splitlines()]
+    return rows
 
 
 def distance(ours: Sequence[Point], theirs: Sequence[Point]) -> float:

@@ -65,7 +65,7 @@ def test_roles_can_be_left_out(
 def test_an_empty_workspace_says_what_to_do(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "workbench ingest SRC" in _run(capsys, "datasets")[0]
+    assert "workbench ingest SOURCE" in _run(capsys, "datasets")[0]
     assert _json(capsys, "datasets") == {"datasets": []}
 
 
@@ -76,7 +76,7 @@ def test_errors_say_what_to_do_and_write_nothing(
         (["ingest", "/away", "--name", "d"], 2, "no such source"),
         (["ingest", str(source), "--name", "d", "--map", "van"], 2, "--map SOURCE=CLASS"),
         (["ingest", str(source), "--name", "d", "--map", "van=boat"], 2, "Use one of car"),
-        (["datasets", "show", "d"], 1, "workbench ingest SRC --name N"),
+        (["datasets", "show", "d"], 1, "workbench ingest SOURCE --name NAME"),
     ):
         out, err = _run(capsys, *arguments, status=status)
         assert hint in err and not out

@@ -221,7 +221,7 @@ def test_parameters_are_checked_before_anything_is_read(
 def test_nothing_usable_is_an_error_that_says_why(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.jpg").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"not one frame can be used \(unreadable\)"):
+    with pytest.raises(DataError, match=r"no usable frames \(unreadable\)"):
         data.ingest(workspace, tmp_path / "s", name="d")
 
 

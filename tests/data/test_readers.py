@@ -188,7 +188,7 @@ def test_anything_in_a_coco_file_is_survived(tmp_path: Path) -> None:
 def test_formats_and_sources_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="unknown source format"):
         readers.read_source(tmp_path, "tfrecord")
-    with pytest.raises(DataError, match="cannot tell"):
+    with pytest.raises(DataError, match="unknown format"):
         readers.read_source(tmp_path)
     with pytest.raises(DataError, match="no COCO file"):
         readers.read_source(tmp_path, "coco")
@@ -209,7 +209,7 @@ def test_one_box_means_the_same_in_every_format(x: int, y: int, w: int, h: int) 
 
     wanted = (x, y, x + w, y + h)
     fractions = [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
-    found = per_image._yolo_box(["0", *map(repr, fractions)], {0: "car"}, "").corners
+    found = per_image._yolo_box(["0", *map(repr, fractions)], "", {0: "car"}).corners
     scaled = (found[0] * WIDTH, found[1] * HEIGHT, found[2] * WIDTH, found[3] * HEIGHT)
     assert scaled == pytest.approx(wanted, abs=1e-9)
     entry = ET.fromstring(  # noqa: S314 - written two lines below

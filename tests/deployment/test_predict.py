@@ -58,7 +58,7 @@ def test_a_drive_of_a_dataset_is_answered(
 def test_a_signature_is_held_to_and_one_can_be_asked_for(
     bundle: Path, images: Path, car: Workspace
 ) -> None:
-    with pytest.raises(VerificationError, match="nobody signed"):
+    with pytest.raises(VerificationError, match="is not signed"):
         asked(bundle, images, "--signed")
     signing.sign_folder(bundle, signing.signing_key(car))
     assert asked(bundle, images, "--signed")["bundles"][0]["checked"] == "signature"

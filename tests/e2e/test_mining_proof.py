@@ -54,7 +54,7 @@ def test_the_proof_runs_and_says_that_its_labels_are_replayed(
     store = Store(servers.workspace)
     report = store.get(outcome["compare.report"], MiningReport)
     assert report.simulated
-    assert report.headline.startswith("SIMULATED, labels are replayed")
+    assert report.headline.startswith("SIMULATED: labels were replayed")
     assert report.selection == outcome["curate.selection"]
     assert {arm.arm: arm.frames for arm in report.arms} == {"mined": BUDGET, "control": BUDGET}
     figures = [one.figure for one in report.beaten]

@@ -1,8 +1,9 @@
-"""A small dataset of drawn frames, its selection, and its batch, without any server."""
+"""A small dataset of generated frames with selection and batch, without a server."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 from workbench import labeling
 from workbench.core import digest
 from workbench.core.workspace import Workspace
+from workbench.labeling.regions import Region
 from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset
@@ -52,29 +54,29 @@ class Sample:
 def make_sample(workspace: Workspace, name: str, count: int) -> Sample:
     """``name`` and pictures differ, so that samples on one server do not share frames."""
     store = Store(workspace)
-    made = [_frame(workspace, name, index) for index in range(count)]
+    drawn = [_frame(workspace, name, index) for index in range(count)]
     dataset = Dataset(
         name=name,
         label_schema=SCHEMA,
         drives=(Drive(id="drive", simulated=True),),
-        frames=tuple(frame for frame, _ in made),
-        labels=tuple(label for _, labels in made for label in labels),
+        frames=tuple(frame for frame, _ in drawn),
+        labels=tuple(label for _, labels in drawn for label in labels),
         simulated=True,
     )
     ref = datasets.save_dataset(store, dataset, made_by="ingest")
-    kept = datasets.load_dataset(store, ref)
+    saved = datasets.load_dataset(store, ref)
     chosen = tuple(
         SelectedFrame(
             frame=frame.id, rank=rank, score=1 - rank / 100, reasons=("far from the others",)
         )
-        for rank, frame in enumerate(kept.frames)
+        for rank, frame in enumerate(saved.frames)
     )
     selection = Selection(dataset=ref, budget=count, seed=0, method="test", chosen=chosen)
     predictions = tuple(
         Prediction(frame=label.frame, cls=label.cls, box=label.box, score=0.75)
-        for label in kept.labels
+        for label in saved.labels
     )
-    return Sample(workspace, store, kept, store.put(selection), kept.frames, predictions)
+    return Sample(workspace, store, saved, store.put(selection), saved.frames, predictions)
 
 
 @pytest.fixture
@@ -111,3 +113,28 @@ def _frame(workspace: Workspace, name: str, index: int) -> tuple[Frame, list[Lab
         Label(frame=frame.id, cls="car", box=box, origin=Origin.RENDERED, occluded=0.3)
         for box in boxes
     ]
+
+
+def frame_regions(choices: Mapping[str, str], comment: str | None = None) -> list[Region]:
+    """Answers about a whole frame, as Label Studio exports them."""
+    regions: list[Region] = [
+        {
+            "to_name": "image",
+            "id": f"frame-{name}",
+            "from_name": name,
+            "type": "choices",
+            "value": {"choices": [answer]},
+        }
+        for name, answer in choices.items()
+    ]
+    if comment:
+        regions.append(
+            {
+                "to_name": "image",
+                "id": "frame-comment",
+                "from_name": "comment",
+                "type": "textarea",
+                "value": {"text": [comment]},
+            }
+        )
+    return regions

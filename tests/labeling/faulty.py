@@ -1,4 +1,4 @@
-"""A proxy in front of a real Label Studio that does to it what networks and machines do."""
+"""A proxy in front of a real Label Studio that injects network and server faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export means: who answered, what became of predictions, what is no answer."""
+"""Answers and their origins, read from an export."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.labeling.conftest import frame_regions
 from workbench.labeling.answers import (
     REPLAY_DOMAIN,
     AnnotatorTally,
@@ -17,7 +18,7 @@ from workbench.labeling.answers import (
     region_id,
     to_labels,
 )
-from workbench.labeling.regions import DrawnObject, frame_regions, to_regions
+from workbench.labeling.regions import DrawnObject, to_regions
 from workbench.records.frames import Box, Frame, Label, LabelSchema, Origin, Question
 from workbench.records.types import Annotator, Prediction
 
@@ -44,8 +45,8 @@ def summarise(rows: Iterable[AnswerRow]) -> tuple[Annotator, ...]:
 
 def annotation(number: int, who: Any, *boxes: DrawnObject, **more: Any) -> dict[str, Any]:
     result = [part for box in boxes for part in to_regions(box, FRAME.width, FRAME.height)]
-    made = {"id": number, "completed_by": who, "result": result, "was_cancelled": False}
-    return {**made, "lead_time": 30.0, "updated_at": f"2026-01-01T00:00:{number:02}Z", **more}
+    fields = {"id": number, "completed_by": who, "result": result, "was_cancelled": False}
+    return {**fields, "lead_time": 30.0, "updated_at": f"2026-01-01T00:00:{number:02}Z", **more}
 
 
 def read(*annotations: dict[str, Any]) -> list[Answer]:
@@ -60,7 +61,7 @@ def origins(*boxes: DrawnObject, who: int = 1) -> list[Origin]:
     return [label.origin for label in labels(*boxes, who=who)]
 
 
-def test_a_prediction_left_alone_is_accepted() -> None:
+def test_an_unchanged_prediction_is_accepted() -> None:
     assert origins(DrawnObject(region_id(START), "car", START.box)) == [Origin.HUMAN_ACCEPTED]
 
 
@@ -68,9 +69,9 @@ def test_accepted_even_if_the_editor_renamed_the_region() -> None:
     assert origins(DrawnObject("renamed", "car", START.box)) == [Origin.HUMAN_ACCEPTED]
 
 
-def test_more_said_about_a_box_does_not_make_it_edited() -> None:
-    said = DrawnObject(region_id(START), "car", START.box, occluded=0.25)
-    assert origins(said) == [Origin.HUMAN_ACCEPTED]
+def test_attributes_do_not_make_a_box_edited() -> None:
+    submitted = DrawnObject(region_id(START), "car", START.box, occluded=0.25)
+    assert origins(submitted) == [Origin.HUMAN_ACCEPTED]
 
 
 @pytest.mark.parametrize(
@@ -84,11 +85,11 @@ def test_a_prediction_moved_or_renamed_is_edited(changed: DrawnObject) -> None:
     assert origins(changed) == [Origin.HUMAN_EDITED]
 
 
-def test_a_box_of_ones_own_is_human() -> None:
+def test_a_new_box_is_human() -> None:
     assert origins(DrawnObject("own", "car", Box(x=100, y=20, w=30, h=40))) == [Origin.HUMAN]
 
 
-def test_replays_are_replayed_timeless_and_cost_nobody_minutes() -> None:
+def test_replays_have_their_own_origin_and_no_times() -> None:
     answer = read(annotation(1, 2, DrawnObject(region_id(START), "car", START.box)))[0]
     (label,) = to_labels(answer, SENT, BATCH)
     assert label.origin is Origin.REPLAYED and label.labeled_at is None
@@ -96,7 +97,7 @@ def test_replays_are_replayed_timeless_and_cost_nobody_minutes() -> None:
     assert person.simulated and person.minutes is None
 
 
-def test_people_have_their_time_kept() -> None:
+def test_working_time_of_people_is_kept() -> None:
     answers = read(annotation(1, 1), annotation(2, {"id": 3, "email": "x"}))
     assert [answer.annotator for answer in answers] == ["ada@example.org", "bob@example.org"]
     assert [person.minutes for person in summarise(map(bare, answers))] == [0.5, 0.5]
@@ -109,13 +110,13 @@ def test_the_latest_answer_of_a_person_counts() -> None:
     assert not read(annotation(2, 1), annotation(1, 1, was_cancelled=True))[0].skipped
 
 
-def test_an_empty_answer_is_an_answer_and_a_prediction_is_none() -> None:
+def test_an_empty_answer_counts_and_a_prediction_does_not() -> None:
     (answer,) = read(annotation(1, 1))
     assert answer.objects == () and not answer.skipped
     assert read() == []
 
 
-def test_what_was_changed_of_a_prediction_is_told() -> None:
+def test_an_edit_records_what_changed() -> None:
     half = DrawnObject(region_id(START), "bus", Box(x=10, y=20, w=15, h=40))
     (label,) = labels(half)
     assert label.edit is not None
@@ -125,22 +126,22 @@ def test_what_was_changed_of_a_prediction_is_told() -> None:
 
 
 def test_predictions_that_were_deleted_are_counted() -> None:
-    kept, emptied = (
+    unchanged, emptied = (
         read(annotation(1, 1, DrawnObject("x", "car", START.box))),
         read(annotation(1, 1)),
     )
     skipped = read(annotation(1, 1, was_cancelled=True))
-    assert [answer_row(one[0], SENT).removed for one in (kept, emptied, skipped)] == [0, 1, 0]
+    assert [answer_row(one[0], SENT).removed for one in (unchanged, emptied, skipped)] == [0, 1, 0]
 
 
-def test_what_is_said_of_the_frame_comes_back() -> None:
-    said = annotation(1, 1)
-    said["result"] = frame_regions({"weather": "rain"}, "glare on the windscreen")
-    row = answer_row(read(said)[0], {})
+def test_answers_about_the_frame_are_read() -> None:
+    submitted = annotation(1, 1)
+    submitted["result"] = frame_regions({"weather": "rain"}, "glare on the windscreen")
+    row = answer_row(read(submitted)[0], {})
     assert (row.choices, row.comment) == ({"weather": "rain"}, "glare on the windscreen")
 
 
-def test_boxes_that_began_as_other_peoples_are_human() -> None:
+def test_edited_boxes_of_other_people_are_human() -> None:
     answer = read(annotation(1, 1, DrawnObject(region_id(START), "car", START.box)))[0]
     (label,) = to_labels(answer, SENT, BATCH, "people")
     assert label.origin is Origin.HUMAN
@@ -162,7 +163,7 @@ def test_every_annotation_is_kept_and_which_one_counts() -> None:
     assert rows[2].updated_at is None and rows[2].minutes is None
 
 
-def test_unusable_boxes_are_told_and_not_lost() -> None:
+def test_invalid_boxes_are_reported() -> None:
     outside = annotation(1, 1, DrawnObject("r", "car", Box(x=290, y=20, w=30, h=40)))
     (answer,) = read(outside)
     assert [refused.reason for refused in answer.invalid] == ["out-of-bounds"]

@@ -1,4 +1,4 @@
-"""A batch binds frames, first boxes and schema, and refuses what does not fit together."""
+"""Batches: frames, predictions and schema."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def test_labelers_cannot_tell_the_arms_of_an_experiment_apart(sample: Sample) ->
         for one in selection.chosen
     ]
     ref = sample.store.put(selection.model_copy(update={"chosen": tuple(arms)}))
-    made = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions)
-    batch = sample.store.get(made, LabelBatch)
+    ref = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions)
+    batch = sample.store.get(ref, LabelBatch)
     assert batch.blind
     assert sorted(batch.frames) == sorted(frame.id for frame in sample.frames)
     assert batch.frames != tuple(frame.id for frame in sample.frames), "in order of rank"
-    tasks = list(make_tasks(BatchContents(sample.store, made), priority_order(batch)))
+    tasks = list(make_tasks(BatchContents(sample.store, ref), priority_order(batch)))
     assert [task["data"]["rank"] for task in tasks] == list(range(1, len(tasks) + 1))
     assert {task["data"]["why"] for task in tasks} == {"chosen for labeling"}
-    told = {key for task in tasks for key in task["data"]}
-    assert told == {"image", "note", "why", "rank", "drive", "frame", "batch"}
+    columns = {key for task in tasks for key in task["data"]}
+    assert columns == {"image", "note", "why", "rank", "drive", "frame", "batch"}
 
 
 def test_a_gold_frame_looks_like_one_drawn_at_random(sample: Sample) -> None:
@@ -53,16 +53,18 @@ def test_a_gold_frame_looks_like_one_drawn_at_random(sample: Sample) -> None:
     assert task["data"]["why"] == RANDOM_SAMPLE_REASON
 
 
-def test_predictions_are_cut_at_the_image_and_doubles_dropped(sample: Sample) -> None:
+def test_predictions_are_clipped_to_the_image_and_duplicates_dropped(sample: Sample) -> None:
     over = predicted(sample, Box(x=-5, y=HEIGHT - 10, w=20, h=50))
     outside = predicted(sample, Box(x=WIDTH + 1, y=0, w=20, h=20))
     ref = make_batch(sample.store, sample.ref, sample.selection, MODEL, [over, outside, over])
-    kept = sent_predictions(sample.store, ref)
-    assert list(kept) == [sample.frames[0].id]
-    assert [one.box for one in kept[sample.frames[0].id]] == [Box(x=0, y=HEIGHT - 10, w=15, h=10)]
+    predictions = sent_predictions(sample.store, ref)
+    assert list(predictions) == [sample.frames[0].id]
+    assert [one.box for one in predictions[sample.frames[0].id]] == [
+        Box(x=0, y=HEIGHT - 10, w=15, h=10)
+    ]
 
 
-def test_predictions_of_frames_not_chosen_are_left_out(sample: Sample) -> None:
+def test_predictions_of_other_frames_are_left_out(sample: Sample) -> None:
     stranger = Prediction(frame="f" * 64, cls="car", box=Box(x=1, y=1, w=9, h=9), score=0.5)
     ref = make_batch(sample.store, sample.ref, sample.selection, None, [stranger])
     assert sent_predictions(sample.store, ref) == {}

@@ -1,4 +1,4 @@
-"""Slices that deserve more get more labelers, an earlier turn and a longer look."""
+"""Labeling rules: labelers, priority and minimum time by slice; gold frames."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NIGHT = Frame(
 )
 
 
-def test_slices_have_the_names_that_evaluation_uses() -> None:
+def test_slices_have_the_names_of_evaluation() -> None:
     assert frame_slices(NIGHT, ["pedestrian"], VULNERABLE) == (
         *("light=night", "weather=rain", "construction", "role=safety", "event=cut_in", "vru"),
     )
@@ -39,7 +39,7 @@ def test_slices_have_the_names_that_evaluation_uses() -> None:
     assert frame_slices(bare, ["car"], VULNERABLE) == ()
 
 
-def test_of_several_wishes_the_greatest_counts() -> None:
+def test_of_several_rules_the_highest_value_counts() -> None:
     rules = (
         LabelingRule("light=night", labelers=2, priority=1),
         LabelingRule("role=safety", labelers=3, min_seconds=8),
@@ -87,7 +87,7 @@ def test_an_unknown_slice_is_an_error() -> None:
     assert LabelingRule("event=cut_in").slice == "event=cut_in"
 
 
-def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sample) -> None:
+def test_priority_frames_come_first_and_gold_frames_are_mixed_in(sample: Sample) -> None:
     labeled = [frame.id for frame in sample.frames if sample.boxes(frame.id)]
     chosen = [frame.id for frame in sample.frames if frame.id not in labeled]
     selection = Selection(
@@ -99,8 +99,10 @@ def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sa
     )
     ref = sample.store.put(selection)
     options = LabelingOptions((LabelingRule("all", priority=1),), gold=2)
-    made = make_batch(sample.store, sample.ref, ref, MODEL, sample.predictions, options=options)
-    batch = sample.store.get(made, LabelBatch)
+    batch_ref = make_batch(
+        sample.store, sample.ref, ref, MODEL, sample.predictions, options=options
+    )
+    batch = sample.store.get(batch_ref, LabelBatch)
     assert set(batch.gold) < set(labeled) and len(batch.frames) == len(chosen) + 2
     assert [frame for frame in batch.frames if frame not in batch.gold] == chosen
     assert batch.frames[0] in chosen and batch.frames[-1] in chosen
@@ -112,7 +114,7 @@ def test_urgent_frames_come_first_and_gold_is_hidden_among_the_others(sample: Sa
     )
     assert priority_order(urgent) == [batch.frames[-1], *batch.frames[:-1]]
     rows = dataset.read_json_lines(
-        sample.store.payload(made, "predictions.jsonl"), type(sample.predictions[0])
+        sample.store.payload(batch_ref, "predictions.jsonl"), type(sample.predictions[0])
     )
     assert {row.frame for row in rows} == set(batch.gold)  # started like any other frame
 

@@ -1,4 +1,4 @@
-"""The guide page says what the schema says, and shows what it means."""
+"""The labeling guide."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Checked(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_it_tells_all_that_is_asked_and_escapes_it() -> None:
+def test_the_guide_contains_the_schema_and_escapes_it() -> None:
     schema = SCHEMA.model_copy(
         update={
             "definitions": {"car": "four wheels & <more>"},
@@ -50,16 +50,16 @@ def test_it_tells_all_that_is_asked_and_escapes_it() -> None:
     assert projects.guide_page(schema, {"car": [b"jpeg"]}) == text
 
 
-def test_examples_are_cut_from_labeled_frames_and_lost_images_leave_none(sample: Sample) -> None:
+def test_examples_are_cropped_from_labeled_frames_with_images(sample: Sample) -> None:
     unhidden = [label.model_copy(update={"occluded": None}) for label in sample.dataset.labels]
     large = [label for label in unhidden if min(label.box.w, label.box.h) >= 24]
     ref = dataset.save_dataset(
         sample.store, replace(sample.dataset, labels=tuple(unhidden)), made_by="test"
     )
-    found = projects.example_crops(sample.store, ref)
+    crops_by_class = projects.example_crops(sample.store, ref)
     expected = min(3, len({label.frame for label in large}))
-    assert {cls: len(crops) for cls, crops in found.items()} == {"car": expected}
-    assert all(crop.startswith(b"\xff\xd8") for crop in found["car"])
+    assert {cls: len(crops) for cls, crops in crops_by_class.items()} == {"car": expected}
+    assert all(crop.startswith(b"\xff\xd8") for crop in crops_by_class["car"])
     for frame in sample.frames:
         dataset.media_path(sample.workspace, frame).unlink()
     assert projects.example_crops(sample.store, ref) == {"car": []}

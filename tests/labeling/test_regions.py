@@ -1,4 +1,4 @@
-"""Shapes in equal shapes out, and everything that is no label is refused with its reason."""
+"""Regions: exact round trips, and invalid regions with a reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.labeling.conftest import frame_regions
 from workbench.labeling import regions
-from workbench.labeling.regions import DrawnObject, frame_regions, parse_result, to_regions
+from workbench.labeling.regions import DrawnObject, parse_result, to_regions
 from workbench.records.frames import ANY_CLASS, Box, LabelSchema, Question, RotatedBox
 
 EXPORTS = "labelstudio_samples/tests/custom/converter/data"
@@ -31,9 +32,9 @@ sides = (st.integers(2, 7681), st.integers(2, 4321))
 
 
 def region(**changes: Any) -> dict[str, Any]:
-    made = to_regions(DrawnObject("r", "car", Box(x=10, y=20, w=30, h=40)), 317, 211)[0]
-    value = {**made["value"], **changes.pop("value", {})}
-    return {**made, "value": value, **changes}
+    created = to_regions(DrawnObject("r", "car", Box(x=10, y=20, w=30, h=40)), 317, 211)[0]
+    value = {**created["value"], **changes.pop("value", {})}
+    return {**created, "value": value, **changes}
 
 
 def polygon(*points: tuple[float, float]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def test_a_box_moves_less_than_a_millionth_of_a_pixel(
     st.tuples(share, share),
     st.tuples(share, share),
 )
-def test_a_turned_box_moves_less_than_a_millionth_of_a_pixel(
+def test_a_rotated_box_moves_less_than_a_millionth_of_a_pixel(
     width: int,
     height: int,
     degrees: float,
@@ -107,7 +108,7 @@ def test_a_polygon_moves_less_than_a_millionth_of_a_pixel(
         assert math.dist((x * width, y * height), (u, v)) < 1e-6
 
 
-def test_all_that_is_said_of_an_object_comes_back() -> None:
+def test_attributes_of_an_object_survive_the_round_trip() -> None:
     first = DrawnObject(
         "a", "car", Box(x=1, y=2, w=3, h=4), occluded=0.75, truncated=0.0, ignore=True
     )
@@ -135,7 +136,7 @@ def test_all_that_is_said_of_an_object_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason", "told"),
+    ("changed", "reason", "detail"),
     [
         (region(value={"x": 150.0}), "out-of-bounds", "317x211"),
         (region(value={"y": -0.01}), "out-of-bounds", "leaves"),
@@ -155,26 +156,26 @@ def test_all_that_is_said_of_an_object_comes_back() -> None:
         (polygon((0, 0), (50, 50), (320, 10)), "out-of-bounds", "leaves"),
     ],
 )
-def test_what_is_no_usable_shape_is_refused(changed: Any, reason: str, told: str) -> None:
+def test_invalid_shapes_have_a_reason(changed: Any, reason: str, detail: str) -> None:
     read = parse_result([changed], 317, 211, SCHEMA)
     assert not read.objects
     assert read.invalid[0].reason == reason
-    assert told in read.invalid[0].detail
+    assert detail in read.invalid[0].detail
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "detail"),
     [
         (region(value={"rotation": 12.0}), "upright"),
         (polygon((0, 0), (50, 50), (50, 0)), "polygonlabels"),
     ],
 )
-def test_shapes_that_the_schema_does_not_ask_for_are_refused(changed: Any, told: str) -> None:
+def test_shapes_outside_the_schema_are_invalid(changed: Any, detail: str) -> None:
     read = parse_result([changed], 317, 211, BOXES_ONLY)
-    assert not read.objects and told in read.invalid[0].detail
+    assert not read.objects and detail in read.invalid[0].detail
 
 
-def test_rounding_at_the_edge_is_no_mistake() -> None:
+def test_rounding_at_the_edge_is_valid() -> None:
     edge = region(value={"x": -1e-12, "width": 100.00000000000001})
     read = parse_result([edge], 317, 211, BOXES_ONLY)
     assert len(read.objects) == 1 and not read.invalid
@@ -183,9 +184,9 @@ def test_rounding_at_the_edge_is_no_mistake() -> None:
 @settings(max_examples=50, deadline=None)
 @given(turns=st.sampled_from([90, 180, 270, -90, 450]), width=st.integers(300, 900))
 def test_quarter_turns_pivot_on_the_top_left_corner(turns: int, width: int) -> None:
-    made = to_regions(DrawnObject("r", "car", Box(x=150, y=200, w=40, h=25)), width, 500)[0]
-    made["value"]["rotation"] = turns
-    read = parse_result([made], width, 500, BOXES_ONLY)
+    created = to_regions(DrawnObject("r", "car", Box(x=150, y=200, w=40, h=25)), width, 500)[0]
+    created["value"]["rotation"] = turns
+    read = parse_result([created], width, 500, BOXES_ONLY)
     expected = {
         90: (125, 200, 150, 240),
         180: (110, 175, 150, 200),
@@ -195,7 +196,7 @@ def test_quarter_turns_pivot_on_the_top_left_corner(turns: int, width: int) -> N
     assert read.objects[0].box.xyxy == pytest.approx(expected, abs=1e-6)
 
 
-def test_turned_shapes_of_others_are_written_as_they_were(shared_data: Path) -> None:
+def test_rotated_shapes_of_a_label_studio_sample_survive_the_round_trip(shared_data: Path) -> None:
     """Read to pixels and written again, every number of Label Studio's own sample is the same."""
     tasks = json.loads((shared_data / EXPORTS / "test_export_yolo" / "data_obb.json").read_text())
     schema = SCHEMA.model_copy(update={"classes": ("Butterfly", "Moth", "Dragonfly")})
@@ -211,7 +212,7 @@ def test_turned_shapes_of_others_are_written_as_they_were(shared_data: Path) -> 
     assert seen >= 3
 
 
-def test_exports_by_others_are_read_or_refused_never_dropped(shared_data: Path) -> None:
+def test_exports_from_elsewhere_are_parsed_completely(shared_data: Path) -> None:
     tasks = json.loads((shared_data / EXPORTS / "test_export_coco" / "data.json").read_text())
     result = [shape for task in tasks for shape in task["annotations"][0]["result"]]
     size = (result[0]["original_width"], result[0]["original_height"])

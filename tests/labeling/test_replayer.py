@@ -1,4 +1,4 @@
-"""What a replay draws: the known boxes, moved as stated, the same every time."""
+"""Replay: known labels with deterministic noise."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_noise_is_as_large_as_stated(sample: Sample) -> None:
     assert np.std(errors) == pytest.approx(2, rel=0.15)
 
 
-def test_extreme_noise_still_gives_usable_boxes(sample: Sample) -> None:
+def test_extreme_noise_gives_valid_boxes(sample: Sample) -> None:
     for seed in range(50):
         assert len(drawn(sample, ReplayNoise(px=500), seed=seed)) == 2
 
 
-def test_what_is_known_as_turned_or_as_a_polygon_is_drawn_so(sample: Sample) -> None:
+def test_rotated_boxes_and_polygons_keep_their_shape(sample: Sample) -> None:
     frame = sample.frames[0]
     known = [
         shaped(frame.id, turned=TURNED, track="7", attributes={"doors": "open", "odd": "yes"}),
@@ -146,7 +146,7 @@ def test_answers_must_cover_the_batch(sample: Sample) -> None:
         _known_labels(batch, sample.dataset.where(lambda frame: frame.id != last))
 
 
-def test_only_missing_answers_are_drawn() -> None:
+def test_only_missing_answers_are_replayed() -> None:
     frame = "00000001" + "0" * 56
     assert _missing_users(frame, 1, 2, set()) == [1]
     assert _missing_users(frame, 2, 2, set()) == [1, 0]

@@ -1,4 +1,4 @@
-"""Labels that contradict a confident model, and what labeling takes."""
+"""Suspects, review batches and labeling effort."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def borne_out(sample: Sample) -> tuple[list[Label], list[Prediction]]:
     """Labels of another frame on which a model is right: what it says is to be believed."""
     frame = sample.frames[1].id
     labels = [drawn(sample, x).model_copy(update={"frame": frame}) for x in range(0, 400, 40)]
-    found = [Prediction(frame=frame, cls="car", box=one.box, score=0.9) for one in labels]
-    return labels, found
+    suspects = [Prediction(frame=frame, cls="car", box=one.box, score=0.9) for one in labels]
+    return labels, suspects
 
 
 def seen(sample: Sample, x: float, cls: str = "car", score: float = 0.9) -> Prediction:
@@ -65,11 +65,11 @@ def test_each_kind_of_contradiction(
 ) -> None:
     known, right = borne_out(sample)
     dataset = trained(sample, *known, *(drawn(sample, x) for x in labels))
-    found = suspects_from_model(dataset, [*right, *(seen(sample, *one) for one in predictions)])
-    assert [one.kind for one in found] == kinds
+    suspects = suspects_from_model(dataset, [*right, *(seen(sample, *one) for one in predictions)])
+    assert [one.kind for one in suspects] == kinds
 
 
-def test_ignore_areas_and_frames_nobody_labeled_take_no_part(sample: Sample) -> None:
+def test_ignore_areas_and_unlabeled_frames_are_left_out(sample: Sample) -> None:
     area = drawn(sample, 0, ANY_CLASS, ignore=True)
     assert suspects_from_model(trained(sample, area), [seen(sample, 2)]) == []
     assert suspects_from_model(replace(sample.dataset, labels=()), [seen(sample, 2)]) == []
@@ -79,8 +79,8 @@ def test_the_worst_frames_come_first_with_their_reasons(sample: Sample) -> None:
     known, right = borne_out(sample)
     dataset = trained(sample, *known)
     other = seen(sample, 430).model_copy(update={"frame": sample.frames[1].id})
-    found = suspects_from_model(dataset, [*right, seen(sample, 0), seen(sample, 100), other])
-    ref = select_for_review(sample.store, sample.ref, found, budget=2)
+    suspects = suspects_from_model(dataset, [*right, seen(sample, 0), seen(sample, 100), other])
+    ref = select_for_review(sample.store, sample.ref, suspects, budget=2)
     selection = sample.store.get(ref, Selection)
     assert [one.frame for one in selection.chosen] == [sample.frames[0].id, sample.frames[1].id]
     assert "model detects car (score 90%) without a label" in selection.chosen[0].reasons
@@ -112,16 +112,16 @@ def labelset(sample: Sample, rows: list[AnswerRow], labels: list[Label]) -> Ref:
     )
 
 
-def test_effort_is_measured_of_people_only_and_says_what_a_budget_buys(sample: Sample) -> None:
+def test_effort_counts_people_only(sample: Sample) -> None:
     rows = [
         AnswerRow(frame=frame.id, annotator="ada", boxes=n, minutes=(10 + 5 * n) / 60)
         for n, frame in enumerate(sample.frames)
     ]
     robot = f"replay-1@{REPLAY_DOMAIN}"
     rows.append(AnswerRow(frame=sample.frames[0].id, annotator=robot, boxes=9))
-    found = labeling_effort(sample.store, [labelset(sample, rows, [drawn(sample, 0)])])
-    assert (found.seconds_per_frame, found.seconds_per_box) == (10.0, 5.0)
-    assert found.minutes == pytest.approx((7 * 10 + 5 * 21) / 60, abs=1e-3)
-    assert found.changed_per_minute == pytest.approx(1 / found.minutes, abs=1e-2)
+    suspects = labeling_effort(sample.store, [labelset(sample, rows, [drawn(sample, 0)])])
+    assert (suspects.seconds_per_frame, suspects.seconds_per_box) == (10.0, 5.0)
+    assert suspects.minutes == pytest.approx((7 * 10 + 5 * 21) / 60, abs=1e-3)
+    assert suspects.changed_per_minute == pytest.approx(1 / suspects.minutes, abs=1e-2)
     nothing = labeling_effort(sample.store, [])
     assert nothing.seconds_per_frame is None and nothing.changed_per_minute is None

@@ -1,4 +1,4 @@
-"""A new version of a schema adds, or says where everything goes; else it is refused."""
+"""Compatibility of schema versions, and migration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def changed(**fields: object) -> LabelSchema:
     return NEXT.model_copy(update=fields)
 
 
-def test_more_classes_shapes_and_questions_only_add() -> None:
+def test_added_classes_shapes_and_questions_are_compatible() -> None:
     more = changed(
         classes=("car", "pedestrian", "tram"),
         shapes=("box", "polygon"),
@@ -32,7 +32,7 @@ def test_more_classes_shapes_and_questions_only_add() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         (SCHEMA, changed(classes=("car",)), "class 'pedestrian' is removed"),
         (changed(shapes=("box", "turned")), NEXT, "turned shapes are removed"),
@@ -45,13 +45,13 @@ def test_more_classes_shapes_and_questions_only_add() -> None:
         ),
     ],
 )
-def test_what_is_taken_away_is_named(old: LabelSchema, new: LabelSchema, told: str) -> None:
+def test_removals_are_named(old: LabelSchema, new: LabelSchema, message: str) -> None:
     (why,) = incompatible_changes(old, new)
-    assert told in why
+    assert message in why
 
 
 @pytest.mark.parametrize(("target", "left"), [("vehicle", 6), ("ignore", 6), ("drop", 0)])
-def test_labels_go_where_the_mapping_sends_them(sample: Sample, target: str, left: int) -> None:
+def test_labels_follow_the_mapping(sample: Sample, target: str, left: int) -> None:
     new = changed(classes=("vehicle", "pedestrian"), mapping={"car": target})
     ref, moved = migrate(sample.store, sample.ref, new)
     migrated = dataset.load_dataset(sample.store, ref)
@@ -64,11 +64,11 @@ def test_labels_go_where_the_mapping_sends_them(sample: Sample, target: str, lef
     assert body["parents"] == (sample.ref,) and body["made_by"] == "migrate"
 
 
-def test_labels_without_a_place_are_counted_in_the_refusal(sample: Sample) -> None:
+def test_unmapped_labels_are_counted_in_the_error(sample: Sample) -> None:
     with pytest.raises(ParameterError, match=r"no target class for car \(6 labels\)"):
         migrate(sample.store, sample.ref, changed(classes=("pedestrian",)))
 
 
-def test_only_a_later_version_is_a_migration(sample: Sample) -> None:
+def test_a_migration_needs_a_newer_version(sample: Sample) -> None:
     with pytest.raises(ParameterError, match="is not newer than"):
         migrate(sample.store, sample.ref, SCHEMA)

@@ -1,4 +1,4 @@
-"""The ledger's lock: one command at a time, and the other says that it waits."""
+"""Index, lock, answer cache and exports of sent batches, without a server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from workbench.labeling import server, sync
 from workbench.labeling.answers import region_id
 from workbench.labeling.batches import BatchContents
 
+BATCH = f"batch/{'b' * 64}"
 
-def test_who_has_to_wait_is_told_at_once_and_then_goes_on(
+
+def test_a_second_command_logs_that_it_waits(
     sample: Sample, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = sample.batch()
@@ -35,17 +37,11 @@ def test_who_has_to_wait_is_told_at_once_and_then_goes_on(
         deadline = time.monotonic() + 5
         while not caplog.messages and time.monotonic() < deadline:
             time.sleep(0.01)
-        (told,) = caplog.messages
-        assert "is in use by another command; waiting" in told
+        (message,) = caplog.messages
+        assert "is in use by another command; waiting" in message
         assert not went_on.is_set()
     waiting.join(5)
     assert went_on.is_set()
-
-
-# ---- The cache of what a server holds, and the stream it is filled from, without a server.
-
-
-BATCH = f"batch/{'b' * 64}"
 
 
 def task(number: int, frame: str, *annotations: dict[str, Any]) -> dict[str, Any]:
@@ -53,31 +49,31 @@ def task(number: int, frame: str, *annotations: dict[str, Any]) -> dict[str, Any
     return {"id": number, "updated_at": "t", "data": data, "annotations": annotations, "drafts": []}
 
 
-def test_a_damaged_mirror_is_begun_anew(workspace: Workspace) -> None:
+def test_a_damaged_cache_is_replaced(workspace: Workspace) -> None:
     path = workspace.root / "labeling" / f"{'b' * 64}.sqlite"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database at all, but long enough to look like one" * 50)
-    with sync.open_cache(workspace, 1, BATCH) as kept:
-        assert list(kept.frames()) == [] and kept.collected is None
+    with sync.open_cache(workspace, 1, BATCH) as cache:
+        assert list(cache.frames()) == [] and cache.collected is None
 
 
-def test_answers_to_doubled_tasks_of_a_frame_are_all_kept(workspace: Workspace) -> None:
-    with sync.open_cache(workspace, 1, BATCH) as kept, kept._connection:
-        kept._store([task(2, "b", {"id": 5}), task(1, "a"), task(3, "b", {"id": 6})])
+def test_answers_to_duplicate_tasks_of_a_frame_are_joined(workspace: Workspace) -> None:
+    with sync.open_cache(workspace, 1, BATCH) as cache, cache._connection:
+        cache._store([task(2, "b", {"id": 5}), task(1, "a"), task(3, "b", {"id": 6})])
         other = task(4, "c")
         other["data"]["batch"] = "another"
-        kept._store([other])
-        held = list(kept.frames())
-    assert [(one.frame, one.task) for one in held] == [("a", 1), ("b", 2)]
-    assert [annotation["id"] for annotation in held[1].annotations] == [5, 6]
+        cache._store([other])
+        cached = list(cache.frames())
+    assert [(one.frame, one.task) for one in cached] == [("a", 1), ("b", 2)]
+    assert [annotation["id"] for annotation in cached[1].annotations] == [5, 6]
 
 
-def test_what_was_collected_is_forgotten_when_something_changes(workspace: Workspace) -> None:
-    with sync.open_cache(workspace, 1, BATCH) as kept:
-        kept.collected = f"label/{'c' * 64}"
-        assert kept.collected == f"label/{'c' * 64}"
-        kept._store([task(1, "a")])
-        assert kept.collected is None
+def test_a_change_invalidates_the_collected_label_set(workspace: Workspace) -> None:
+    with sync.open_cache(workspace, 1, BATCH) as cache:
+        cache.collected = f"label/{'c' * 64}"
+        assert cache.collected == f"label/{'c' * 64}"
+        cache._store([task(1, "a")])
+        assert cache.collected is None
 
 
 def test_an_export_is_read_task_by_task(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A new dataset version from labelers' answers."""
+"""New dataset versions from answers and withdrawals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_frames_with_a_role_keep_it(sample: Sample) -> None:
     assert result.frames[0].role is Role.SAFETY
 
 
-def test_of_two_answers_one_is_taken_whole(sample: Sample) -> None:
+def test_of_two_answers_one_is_used(sample: Sample) -> None:
     frame = sample.frames[0].id
     answers = tuple(AnswerRow(frame=frame, annotator=who, boxes=1) for who in ("ada", "bob"))
     result = merge_answers(sample.dataset, (label(frame, "ada"), label(frame, "bob")), answers)
@@ -58,7 +58,7 @@ def test_of_two_answers_one_is_taken_whole(sample: Sample) -> None:
     ]
 
 
-def test_who_skipped_is_not_asked_for_boxes(sample: Sample) -> None:
+def test_skips_do_not_count_as_answers(sample: Sample) -> None:
     frame = sample.frames[0].id
     answers = (
         AnswerRow(frame=frame, annotator="ada", boxes=0, skipped=True),
@@ -68,7 +68,7 @@ def test_who_skipped_is_not_asked_for_boxes(sample: Sample) -> None:
     assert [each.annotator for each in result.labels_by_frame[frame]] == ["bob"]
 
 
-def test_the_version_is_kept_with_its_parents(sample: Sample) -> None:
+def test_the_version_is_saved_with_its_parents(sample: Sample) -> None:
     frame = sample.frames[2].id
     labels = dataset.to_json_lines([label(frame, "ada")])
     answers = dataset.to_json_lines([AnswerRow(frame=frame, annotator="ada", boxes=1)])
@@ -85,12 +85,9 @@ def test_the_version_is_kept_with_its_parents(sample: Sample) -> None:
     assert again.ref == result.ref
 
 
-def test_strangers_are_refused(sample: Sample) -> None:
+def test_unknown_frames_are_errors(sample: Sample) -> None:
     with pytest.raises(ParameterError, match="not in the dataset"):
         merge_answers(sample.dataset, (), (AnswerRow(frame="f" * 64, annotator="ada", boxes=0),))
-
-
-# ---- What is withdrawn is gone from the next version, and whoever learned from it is named.
 
 
 REASON = "consent withdrawn"
@@ -143,7 +140,7 @@ def test_a_labelers_frames_go_back_to_the_pool_empty_answers_included(sample: Sa
     assert record.parents == (version.ref, done.withdrawal) and record.made_by == "withdraw"
 
 
-def test_a_frame_that_judges_models_is_left_out_instead(sample: Sample) -> None:
+def test_evaluation_frames_are_removed_instead(sample: Sample) -> None:
     version = merged(sample)
     frames = tuple(one.model_copy(update={"role": Role.SAFETY}) for one in version.frames)
     ref = datasets.save_dataset(
@@ -153,7 +150,7 @@ def test_a_frame_that_judges_models_is_left_out_instead(sample: Sample) -> None:
     assert done.frames_removed == 2 and done.frames_back_in_pool == 0
 
 
-def test_models_that_learned_are_named_with_what_was_made_of_them(sample: Sample) -> None:
+def test_affected_models_bundles_and_releases_are_named(sample: Sample) -> None:
     version = merged(sample)
     assert version.ref is not None
     clean = model(sample, sample.ref)
@@ -171,7 +168,7 @@ def test_models_that_learned_are_named_with_what_was_made_of_them(sample: Sample
     assert frame not in {one.id for one in datasets.load_dataset(sample.store, gone.dataset).frames}
 
 
-def test_what_is_not_there_cannot_be_withdrawn(sample: Sample) -> None:
+def test_nothing_to_withdraw_is_an_error(sample: Sample) -> None:
     with pytest.raises(ParameterError, match="contains none of these"):
         labeling.withdraw(sample.store, sample.ref, annotators=["nobody"], reason=REASON)
     with pytest.raises(ParameterError, match="reason is empty"):

@@ -95,7 +95,7 @@ def test_a_gate_decides_what_runs_below_it(project: Path, workspace: Workspace) 
         "  b: {when: {gates: gate.gates, verdict: [FAIL]}, after: [gate]}",
     )
     report, _ = run(project, workspace)
-    assert step_of(report, "a") == ("not-reached", "gate.gates is FAIL; it is run on PASS")
+    assert step_of(report, "a") == ("not-reached", "gate.gates is FAIL; the step runs only on PASS")
     assert step_of(report, "b")[0] == "ran"
     assert report.status == "refused"
 
@@ -130,7 +130,7 @@ def test_a_secret_that_is_printed_fails_the_step_and_is_taken_out(
     write_steps(project, "a: {}")
     report, _ = run(project, workspace)
     assert statuses(report) == ["failed"]
-    assert "the value of secret FLEET_KEY stood in" in report.reason
+    assert "the value of secret FLEET_KEY was in" in report.reason
     for path in (workspace.runs / report.run_id).rglob("*"):
         if path.is_file():
             assert b"k3-9f2c1d7e55aa" not in path.read_bytes(), path

@@ -133,7 +133,7 @@ def test_a_killed_runner_is_told_from_one_at_work(
     runner.kill()
     runner.wait()
     assert runs.find_run(workspace).state == "killed"
-    assert "goes on from here" in invoke("runs", "show", "latest")
+    assert "continues from here" in invoke("runs", "show", "latest")
     with pytest.raises(WorkbenchError, match="it is killed"):
         runs.cancel_run(workspace, runs.find_run(workspace))
 

@@ -35,7 +35,7 @@ def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="module")
 def ray_here(ray_home: Workspace) -> Iterator[RayExecutor]:
     """One Ray for all tests of this file: it takes 20 s to start."""
-    executor = RayExecutor(place=ray_home)
+    executor = RayExecutor(workspace=ray_home)
     executor._connected()
     yield executor
     executor.close()
@@ -212,7 +212,7 @@ def test_what_sets_a_worker_apart_is_named() -> None:
     theirs["environment"]["distributions"].append("extra==1#0")
     theirs["environment"]["machine"]["accelerator"] = "H100"
     told = " · ".join(ray_worker.environment_differences(ours, theirs))
-    for part in ("Python 3.11.0", "has besides extra==1", "accelerator H100", "own code"):
+    for part in ("Python 3.11.0", "also has extra==1", "accelerator H100", "own code"):
         assert part in told
 
 
@@ -237,5 +237,5 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
 @pytest.mark.slow  # Ray tries for a minute and more
 def test_a_cluster_that_is_not_there_is_said_so(workspace: Workspace) -> None:
     executor = RayExecutor("127.0.0.1:9", workspace)
-    with pytest.raises(ServiceError, match="could not be reached"):
+    with pytest.raises(ServiceError, match="cannot connect to Ray"):
         executor._connected()

@@ -137,7 +137,7 @@ def test_verify_says_what_it_checked(released: publishing.PublishedRelease) -> N
     assert set(body["files"]) == set(FILES)
     code, out, _ = run(released.ref[:16])
     assert code == 0
-    assert "nothing changed, missing or extra" in out
+    assert "no file changed, missing or extra" in out
 
 
 def test_verify_elsewhere_needs_only_the_public_key(

@@ -26,7 +26,7 @@ def test_every_failing_check_says_how_to_mend_it(
     checks = by_name(workspace)
     assert not checks["Label Studio installed"].ok
     assert not checks["Chromium"].ok
-    assert all(check.mend for check in checks.values() if not check.ok)
+    assert all(check.fix for check in checks.values() if not check.ok)
     assert not doctor.is_healthy(list(checks.values()))
     assert not checks["Chromium"].required
 
@@ -46,7 +46,7 @@ def test_exposed_secrets_are_found(workspace: Workspace) -> None:
     credentials.secret_path(workspace, "token").chmod(0o604)
     check = by_name(workspace)["secrets for their owner only"]
     assert not check.ok
-    assert "chmod" in check.mend
+    assert "chmod" in check.fix
 
 
 def test_packages_out_of_step_are_named(tmp_path: Path) -> None:

@@ -31,17 +31,17 @@ PARENT = f"""
 import subprocess, sys
 sys.exit(subprocess.call([sys.executable, "-c", {WEB!r}, sys.argv[1]]))
 """
-BROKEN = "print('the configuration is wrong'); raise SystemExit(3)"
+BROKEN = "print('reading settings'); print('the configuration is wrong'); raise SystemExit(3)"
 
 
 class Small(Server):
     name = "small"
-    patience = 20.0
+    start_timeout_s = 20.0
 
     def __init__(self, program: str = WEB) -> None:
         self.program = program
 
-    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+    def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
         return None
 
     def command(self, workspace: Workspace, port: int) -> list[str]:
@@ -51,7 +51,7 @@ class Small(Server):
         return f"http://127.0.0.1:{port}"
 
     def answers(self, port: int) -> bool:
-        return probes.http_ok(self.url(port), timeout=2.0)
+        return probes.http_ok(self.url(port), timeout_s=2.0)
 
 
 def quiet(_: str) -> None:
@@ -92,7 +92,9 @@ def test_a_start_keeps_its_port_and_gives_way_when_it_is_taken(workspace: Worksp
 
 
 def test_a_server_that_dies_at_once_is_an_error_with_its_last_words(workspace: Workspace) -> None:
-    with pytest.raises(ServiceError, match="the configuration is wrong") as caught:
+    with pytest.raises(
+        ServiceError, match="reading settings\nthe configuration is wrong"
+    ) as caught:
         lifecycle.start_server(Small(BROKEN), workspace, quiet)
     assert str(workspace.services / "small" / "server.log") in str(caught.value)
 
@@ -127,15 +129,15 @@ def test_a_frozen_server_is_broken_and_replaced(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Impatient(Small):
-        patience = 2.0
+        start_timeout_s = 2.0
 
         def answers(self, port: int) -> bool:
-            return probes.http_ok(self.url(port), timeout=0.3)
+            return probes.http_ok(self.url(port), timeout_s=0.3)
 
     first = lifecycle.start_server(Impatient(), workspace, quiet)
     psutil.Process(first.pid).suspend()
     assert lifecycle.observe_server(Impatient(), workspace).state == "broken"
-    monkeypatch.setattr(lifecycle, "_STOP_SECONDS", 1.0)
+    monkeypatch.setattr(lifecycle, "_STOP_TIMEOUT_S", 1.0)
     again = lifecycle.start_server(Impatient(), workspace, quiet)
     assert again.pid != first.pid
     assert again.state == "running"

@@ -33,7 +33,7 @@ def test_a_port_that_becomes_free_in_time_is_kept() -> None:
     port = server.getsockname()[1]
     closing = threading.Timer(0.2, server.close)
     closing.start()
-    assert probes.choose_port(port, patience=20.0) == port
+    assert probes.choose_port(port, timeout_s=20.0) == port
     closing.join()
 
 
@@ -92,5 +92,5 @@ def test_a_server_that_accepts_and_says_nothing_is_not_well() -> None:
         server.bind((probes.LOOPBACK, 0))
         server.listen()
         port = server.getsockname()[1]
-        assert not probes.mongod_ok(port, timeout=0.2)
-        assert not probes.http_ok(f"http://127.0.0.1:{port}/", timeout=0.2)
+        assert not probes.mongod_ok(port, timeout_s=0.2)
+        assert not probes.http_ok(f"http://127.0.0.1:{port}/", timeout_s=0.2)

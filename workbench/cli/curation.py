@@ -8,35 +8,47 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli.common import json_option, print_result, progress_bar, resolve_ref, short_ref
+from workbench.cli.common import (
+    first_rows,
+    json_option,
+    print_result,
+    progress_bar,
+    resolve_ref,
+    short_ref,
+    validation_message,
+)
 from workbench.cli.mining import load_encoder, resolve_checkpoint
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
+from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
 from workbench.records.store import Store
 
 if TYPE_CHECKING:
     from workbench.curation import Embeddings
+    from workbench.curation.hygiene import InspectionRules
+    from workbench.curation.hygiene.duplicates import DuplicateCluster
     from workbench.curation.hygiene.inspection import InspectionFindings
     from workbench.records.base import Ref
     from workbench.records.frames import Frame
 
-
 _EXAMPLES = 5
+_SKIPPED_LISTED = 3
 
 
 @click.command()
-@click.argument("ref")
-@click.option("--model", help="Checkpoint whose view of the frames counts; judges labels too.")
+@click.argument("ref", metavar="DATASET")
+@click.option("--model", help="Checkpoint used for embeddings and to find wrong labels.")
 @click.option(
     "--target",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="YAML with what conditions and classes should hold.",
+    help="YAML file with the wanted coverage of conditions and classes.",
 )
-@click.option("--gap", type=float, help="Seconds between roles within one recording.")
-@click.option("--radius", type=float, help="Metres between roles, where frames tell a position.")
-@click.option("--gate", is_flag=True, help="Exit with 1 unless no leak between roles was found.")
+@click.option("--gap", type=float, help="Minimum time (s) between roles within a recording.")
+@click.option("--radius", type=float, help="Minimum distance (m) between roles, where known.")
+@click.option("--gate", is_flag=True, help="Exit with 1 unless the check for leaks passes.")
 @click.option(
-    "--review", type=int, metavar="N", help="Keep the N worst labelled frames as a selection."
+    "--review", type=int, metavar="N", help="Store the N worst labeled frames as a selection."
 )
 @json_option
 def inspect(
@@ -49,156 +61,169 @@ def inspect(
     review: int | None,
     as_json: bool,
 ) -> None:
-    """Look for duplicates, leaks between roles, thin conditions and labels that look wrong.
+    """Find leaks between roles, duplicates, thin coverage and wrong labels in DATASET.
 
-    REF is a dataset version. Images and embeddings that were looked at before are not looked at
-    again. The record of what was found can be opened in notebooks/explore/leaking_splits.ipynb.
+    Fingerprints and embeddings are cached. The result can be opened in
+    notebooks/explore/leaking_splits.ipynb.
     """
     from workbench.curation import hygiene
     from workbench.records.base import Verdict
-    from workbench.records.store import Store
 
     workspace = find_workspace()
     store = Store(workspace)
     dataset = resolve_ref(workspace, ref, ("dataset",))
     checkpoint = resolve_ref(workspace, model, ("checkpoint",)) if model else None
     if review is not None and checkpoint is None:
-        raise ParameterError("--review needs --model, to know which labels look wrong")
+        raise ParameterError("--review needs --model to find wrong labels")
     rules = _inspection_rules(target, gap, radius)
     with progress_bar("inspect") as progress:
-        made = hygiene.inspect_dataset(store, dataset, checkpoint, rules, progress=progress)
-    found = hygiene.read_findings(store, made)
-    selection = _review_selection(store, found, review) if review is not None else None
-    result = _inspection_as_json(made, found, selection)
-    print_result(result, as_json=as_json, text="\n".join(_inspection_lines(made, found, selection)))
-    if gate and found.record.verdict is not Verdict.PASS:
+        inspection = hygiene.inspect_dataset(store, dataset, checkpoint, rules, progress=progress)
+    findings = hygiene.read_findings(store, inspection)
+    selection = _review_selection(store, findings, review) if review is not None else None
+    print_result(
+        _inspection_as_json(inspection, findings, selection),
+        as_json=as_json,
+        text="\n".join(_inspection_lines(inspection, findings, selection)),
+    )
+    if gate and findings.record.verdict is not Verdict.PASS:
         raise SystemExit(1)
 
 
-def _inspection_rules(target: Path | None, gap: float | None, radius: float | None) -> Any:
+def _inspection_rules(
+    target: Path | None, gap: float | None, radius: float | None
+) -> InspectionRules:
     from pydantic import ValidationError
 
     from workbench.curation import hygiene
 
-    given = {"gap_s": gap, "radius_m": radius}
+    options = {"gap_s": gap, "radius_m": radius}
     try:
         leakage = hygiene.LeakageRules.model_validate(
-            {name: value for name, value in given.items() if value is not None}
+            {name: value for name, value in options.items() if value is not None}
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ParameterError(f"{first['loc'][0]}: {first['msg']}", where=first["input"]) from error
-    wanted = hygiene.read_coverage_target(target) if target else hygiene.CoverageTarget()
-    return hygiene.InspectionRules(leakage=leakage, target=wanted)
+        field, message = validation_message(error)
+        raise ParameterError(f"{field}: {message}", where=options[field]) from error
+    coverage = hygiene.read_coverage_target(target) if target else hygiene.CoverageTarget()
+    return hygiene.InspectionRules(leakage=leakage, target=coverage)
 
 
-def _review_selection(store: Store, found: InspectionFindings, budget: int) -> Ref:
-    """What looks wrong, in the form in which labeling sends frames to be looked at again."""
+def _review_selection(store: Store, findings: InspectionFindings, budget: int) -> Ref:
+    """The frames whose labels look wrong, as a selection that can be sent to labelers."""
     from workbench import labeling
     from workbench.labeling.review import suspects_from_errors
 
-    suspects = suspects_from_errors(found.errors)
+    suspects = suspects_from_errors(findings.errors)
     return labeling.select_for_review(
-        store, found.record.dataset, suspects, budget, found.record.model
+        store, findings.record.dataset, suspects, budget, findings.record.model
     )
 
 
-def _inspection_as_json(
-    made: Ref, found: InspectionFindings, selection: Ref | None
-) -> dict[str, Any]:
+def _inspection_as_json(ref: Ref, findings: InspectionFindings, selection: Ref | None) -> Json:
     from workbench.curation import hygiene
 
-    record = found.record
+    record = findings.record
     return {
-        "inspection": made,
+        "inspection": ref,
         "dataset": record.dataset,
         "model": record.model,
         "simulated": record.simulated,
         "verdict": record.verdict,
-        "gates": [one.model_dump(mode="json") for one in record.gates],
-        "leaks": [one.model_dump(mode="json") for one in found.leaks],
-        "duplicates": [one.model_dump(mode="json") for one in found.clusters],
+        "gates": [gate.model_dump(mode="json") for gate in record.gates],
+        "leaks": [leak.model_dump(mode="json") for leak in findings.leaks],
+        "duplicates": [cluster.model_dump(mode="json") for cluster in findings.clusters],
         "thin": [
             {**cell.model_dump(mode="json"), "lacks": cell.lacks}
-            for cell in hygiene.thin_cells(found.cells)
+            for cell in hygiene.thin_cells(findings.cells)
         ],
         "label_errors": None
         if record.suspects is None
-        else [one.model_dump(mode="json") for one in found.errors],
+        else [error.model_dump(mode="json") for error in findings.errors],
         "unreadable": record.parameters["unreadable"],
         "selection": selection,
     }
 
 
-def _inspection_lines(made: Ref, found: InspectionFindings, selection: Ref | None) -> list[str]:
-    record = found.record
+def _inspection_lines(ref: Ref, findings: InspectionFindings, selection: Ref | None) -> list[str]:
+    record = findings.record
     simulated = "  SIMULATED" if record.simulated else ""
-    lines = [f"{short_ref(made)} of {short_ref(record.dataset)}{simulated}"]
-    lines.append(f"leaks between roles: {record.verdict}")
-    for one in record.gates:
-        count = "" if one.value is None else f"{one.value:.0f} found among "
-        aside = "" if one.required else " (shown, not required)"
-        name = one.name.removeprefix("leakage-")
-        lines.append(f"  {name:<10} {one.verdict}: {count}{one.n} {one.unit}{aside}; {one.method}")
-        lines += [f"             {one.why}"] if one.why else []
-        theirs = [leak for leak in found.leaks if leak.kind == name]
-        lines += _first_rows(
-            [f"{leak.first[:12]} {leak.second[:12]}  {leak.why}" for leak in theirs]
-        )
-    lines.append(f"duplicates: {record.exact} exact copies, {record.near} near ones")
-    lines.append(f"  near: {record.parameters['near']}")
-    lines += _first_rows([_cluster_line(cluster) for cluster in found.clusters])
-    lines += _coverage_lines(found)
-    lines += _label_lines(found)
+    lines = [
+        f"{short_ref(ref)} of {short_ref(record.dataset)}{simulated}",
+        *_leak_lines(findings),
+        f"duplicates: {counted(record.exact, 'exact copy', 'exact copies')},"
+        f" {counted(record.near, 'near duplicate')}",
+        f"  near: {record.parameters['near']}",
+        *_examples([_cluster_line(cluster) for cluster in findings.clusters]),
+        *_coverage_lines(findings),
+        *_label_lines(findings),
+    ]
     if record.parameters["unreadable"]:
-        lines.append(f"{len(record.parameters['unreadable'])} frames cannot be read")
+        lines.append(counted(len(record.parameters["unreadable"]), "unreadable frame"))
     if selection:
         lines.append(f"next: workbench label send {short_ref(selection)}")
-    elif found.errors:
-        again = f"--model {short_ref(record.model or '')} --review 50"
-        lines.append(f"next: workbench inspect {short_ref(record.dataset)} {again}")
+    elif findings.errors:
+        options = f"--model {short_ref(record.model or '')} --review 50"
+        lines.append(f"next: workbench inspect {short_ref(record.dataset)} {options}")
     return lines
 
 
-def _coverage_lines(found: InspectionFindings) -> list[str]:
+def _leak_lines(findings: InspectionFindings) -> list[str]:
+    lines = [f"leaks between roles: {findings.record.verdict}"]
+    for gate in findings.record.gates:
+        leaks = "" if gate.value is None else f"{counted(round(gate.value), 'leak')} in "
+        note = "" if gate.required else " (not required)"
+        name = gate.name.removeprefix("leakage-")
+        lines.append(
+            f"  {name:<10} {gate.verdict}: {leaks}{gate.n} {gate.unit}{note}; {gate.method}"
+        )
+        lines += [f"             {gate.why}"] if gate.why else []
+        lines += _examples(
+            [
+                f"{leak.first[:12]} {leak.second[:12]}  {leak.why}"
+                for leak in findings.leaks
+                if leak.kind == name
+            ]
+        )
+    return lines
+
+
+def _coverage_lines(findings: InspectionFindings) -> list[str]:
     from workbench.curation import hygiene
 
-    thin = hygiene.thin_cells(found.cells)
-    rows = [f"coverage: {len(thin)} of {len(found.cells)} conditions x classes are thin"]
-    return rows + _first_rows(
+    thin = hygiene.thin_cells(findings.cells)
+    cells = counted(len(findings.cells), "combination")
+    rows = [f"coverage: {len(thin)} of {cells} of condition and class below target"]
+    return rows + _examples(
         [
-            f"{cell.side} {cell.condition}, {cell.cls}: {cell.boxes} boxes of {cell.drives} drives,"
-            f" lacks {', '.join(f'{count} {name}' for name, count in cell.lacks.items())}"
+            f"{cell.side} {cell.condition}, {cell.cls}: {counted(cell.boxes, 'box', 'boxes')} of"
+            f" {counted(cell.drives, 'drive')},"
+            f" missing {', '.join(f'{count} {name}' for name, count in cell.lacks.items())}"
             for cell in thin
         ]
     )
 
 
-def _label_lines(found: InspectionFindings) -> list[str]:
-    if found.record.suspects is None:
-        return ["labels: not judged; say --model CHECKPOINT"]
-    frames = len({one.frame for one in found.errors})
-    rows = [f"labels: {len(found.errors)} look wrong on {frames} frames; a model errs too"]
-    return rows + _first_rows(
-        [f"{one.frame[:12]}  {one.weight:.2f}  {one.kind}: {one.why}" for one in found.errors]
+def _label_lines(findings: InspectionFindings) -> list[str]:
+    if findings.record.suspects is None:
+        return ["labels: not checked (give --model CHECKPOINT)"]
+    frames = counted(len({error.frame for error in findings.errors}), "frame")
+    rows = [f"labels: {len(findings.errors)} look wrong on {frames} (the model may be wrong, too)"]
+    return rows + _examples(
+        [
+            f"{error.frame[:12]}  {error.weight:.2f}  {error.kind}: {error.why}"
+            for error in findings.errors
+        ]
     )
 
 
-def _cluster_line(cluster: Any) -> str:
-    kind = "the same picture" if cluster.exact else "nearly the same"
-    drives = "one drive" if cluster.drives == 1 else f"{cluster.drives} drives"
-    return f"{len(cluster.frames)} frames of {drives} show {kind}, such as {cluster.frames[0][:12]}"
+def _cluster_line(cluster: DuplicateCluster) -> str:
+    kind = "identical" if cluster.exact else "nearly identical"
+    frames, drives = counted(len(cluster.frames), "frame"), counted(cluster.drives, "drive")
+    return f"{frames} of {drives} are {kind}, such as {cluster.frames[0][:12]}"
 
 
-def _first_rows(rows: list[str]) -> list[str]:
-    more = [f"    … and {len(rows) - _EXAMPLES} more"] if len(rows) > _EXAMPLES else []
-    return [f"    {row}" for row in rows[:_EXAMPLES]] + more
-
-
-# ---- ``workbench embed``: vectors of a dataset's frames, objects and tiles, ahead of mining.
-
-
-_LEFT_OUT_EXAMPLES = 3
+def _examples(rows: list[str]) -> list[str]:
+    return first_rows(rows, _EXAMPLES, "    ")
 
 
 @click.command()
@@ -206,53 +231,62 @@ _LEFT_OUT_EXAMPLES = 3
 @click.option(
     "--encoder",
     metavar="FOLDER|NAME|FILE.onnx",
-    help="Whose vectors: a model of Hugging Face or ONNX. Default: the detector's own.",
+    help="Vision model (Hugging Face or ONNX).  [default: the detector]",
 )
-@click.option("--model", help="The detector: a checkpoint, bundle or models:/NAME@ALIAS.")
+@click.option(
+    "--model",
+    help="Detector: checkpoint, bundle or models:/NAME@ALIAS."
+    "  [default: newest with the dataset's classes]",
+)
 @click.option("--role", "roles", multiple=True, help="Only frames of this role. Repeatable.")
 @click.option(
     "--ray",
     metavar="ADDRESS",
-    help="Share the work with a Ray cluster that sees this workspace; `local` starts one here.",
+    help="Ray cluster that shares this workspace's folder; `local` starts one here.",
 )
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Frames.")
+@click.option(
+    "--batch", default=16, show_default=True, type=click.IntRange(1), help="Frames per batch."
+)
 @json_option
-def embed(dataset: str, as_json: bool, roles: tuple[str, ...], **asked: Any) -> None:
-    """Look at every frame of DATASET once and keep what was seen.
+def embed(dataset: str, as_json: bool, roles: tuple[str, ...], **options: Any) -> None:
+    """Compute embeddings of DATASET's frames, objects and tiles, and store them for mining.
 
-    What is on disk already is not computed again: a killed pass goes on when it is started again,
-    and added frames cost only themselves. `workbench mine` uses what was kept, and computes what
-    is missing.
+    Only frames without stored embeddings are computed, so a killed command continues where it
+    stopped. `workbench mine` uses the stored embeddings and computes missing ones.
     """
     from workbench import curation
-    from workbench.curation.embedding import embeddings
+    from workbench.curation.embedding.embeddings import embeddings_folder
     from workbench.curation.embedding.encoders import DetectorEncoder
     from workbench.detection.predictor import load_checkpoint
-    from workbench.records import dataset as datasets
+    from workbench.records.dataset import load_dataset
 
     workspace = find_workspace()
     store = Store(workspace)
     ref = resolve_ref(workspace, dataset, ("dataset",))
-    version = datasets.load_dataset(store, ref)
+    version = load_dataset(store, ref)
     frames = _frames_of_roles(version.frames, roles)
-    model = resolve_checkpoint(workspace, store, asked["model"], version)
-    named = load_encoder(store, asked["encoder"], model)
-    encoder = named or DetectorEncoder(load_checkpoint(store, model))
+    model = resolve_checkpoint(workspace, store, options["model"], version)
+    encoder = load_encoder(store, options["encoder"], model) or DetectorEncoder(
+        load_checkpoint(store, model)
+    )
     with progress_bar("embed") as progress:
-        found = curation.embed(
-            workspace, encoder, frames, progress, batch=asked["batch"], ray=asked["ray"]
+        embeddings = curation.embed(
+            workspace, encoder, frames, progress, batch=options["batch"], ray=options["ray"]
         )
     result = {
         "dataset": ref,
-        "model": found.model,
-        "preprocessing": found.preprocessing,
-        "folder": str(embeddings.embeddings_folder(workspace, encoder)),
-        "frames": len(found.frames),
-        "objects": len(found.owner),
-        "tiles_per_frame": found.tiles.per_frame,
-        "widths": {"frame": found.vectors.shape[1], "object": found.object_vectors.shape[1]},
-        "faults": _quality_faults(found),
-        "left_out": [{"frame": frame, "reason": why} for frame, why in found.skipped],
+        "model": embeddings.model,
+        "preprocessing": embeddings.preprocessing,
+        "folder": str(embeddings_folder(workspace, encoder)),
+        "frames": len(embeddings.frames),
+        "objects": len(embeddings.owner),
+        "tiles_per_frame": embeddings.tiles.per_frame,
+        "widths": {
+            "frame": embeddings.vectors.shape[1],
+            "object": embeddings.object_vectors.shape[1],
+        },
+        "faults": _quality_faults(embeddings),
+        "left_out": [{"frame": frame, "reason": reason} for frame, reason in embeddings.skipped],
     }
     print_result(result, as_json=as_json, text=_embed_text(result))
 
@@ -261,39 +295,37 @@ def _frames_of_roles(frames: tuple[Frame, ...], roles: tuple[str, ...]) -> list[
     from workbench.records.frames import Role
 
     known = [role.value for role in Role]
-    strange = [role for role in roles if role not in known]
-    if strange:
+    unknown = [role for role in roles if role not in known]
+    if unknown:
         raise ParameterError(
-            "no such role", where=f"--role {strange[0]}", hint=f"Roles are {', '.join(known)}"
+            "unknown role", where=f"--role {unknown[0]}", hint=f"Roles are {', '.join(known)}"
         )
-    chosen = [frame for frame in frames if not roles or (frame.role and frame.role.value in roles)]
-    if not chosen:
-        raise ParameterError("the dataset has no such frames", where=f"--role {' '.join(roles)}")
-    return chosen
+    selected = [
+        frame for frame in frames if not roles or (frame.role and frame.role.value in roles)
+    ]
+    if not selected:
+        raise ParameterError("no frames with these roles", where=f"--role {' '.join(roles)}")
+    return selected
 
 
-def _quality_faults(found: Embeddings) -> dict[str, int]:
-    """What the quality gate would keep out, by fault."""
+def _quality_faults(embeddings: Embeddings) -> dict[str, int]:
+    """Number of frames that the quality gate would exclude, by fault."""
     from workbench.curation import QualityGate
 
     gate = QualityGate()
-    verdicts = Counter(gate.verdict(row) for row in found.quality)
-    return {fault: count for fault, count in sorted(verdicts.items()) if fault}
+    faults = Counter(gate.verdict(row) for row in embeddings.quality)
+    return {fault: count for fault, count in sorted(faults.items()) if fault}
 
 
-def _embed_text(result: dict[str, Any]) -> str:
+def _embed_text(result: Json) -> str:
     faults = ", ".join(f"{count} {fault}" for fault, count in result["faults"].items())
-    left = result["left_out"]
+    frames, objects = counted(result["frames"], "frame"), counted(result["objects"], "object")
     lines = [
-        f"{result['frames']} frames embedded, {result['objects']} objects, "
-        f"{result['tiles_per_frame']} tiles a frame",
+        f"{frames} embedded, {objects}, {counted(result['tiles_per_frame'], 'tile')} per frame",
         f"  in {result['folder']}",
-        f"  the quality gate would keep out: {faults or 'none'}",
+        f"  the quality gate would exclude: {faults or 'none'}",
     ]
-    if left:
-        lines.append(f"  left out: {len(left)}")
-        lines += [f"    {one['frame'][:12]}  {one['reason']}" for one in left[:_LEFT_OUT_EXAMPLES]]
-        lines += [f"    and {len(left) - _LEFT_OUT_EXAMPLES} more (--json lists them)"] * (
-            len(left) > _LEFT_OUT_EXAMPLES
-        )
+    if skipped := result["left_out"]:
+        rows = [f"{entry['frame'][:12]}  {entry['reason']}" for entry in skipped]
+        lines += [f"  skipped: {len(skipped)}", *first_rows(rows, _SKIPPED_LISTED, "    ")]
     return "\n".join([*lines, f"next: workbench mine {result['dataset'][:20]} --budget 100"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli.common import json_option, print_result, progress_bar
+from workbench.cli.common import first_rows, json_option, print_result, progress_bar, short_ref
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
+from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -25,24 +28,32 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--name", required=True, help="What the dataset is called from now on.")
+@click.option("--name", required=True, help="Name of the dataset.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["auto", "images", "coco", "yolo", "voc", "kitti"]),
     default="auto",
     show_default=True,
+    help="Format of the labels.",
 )
 @click.option(
     "--map",
     "mapped",
     multiple=True,
     metavar="SOURCE=CLASS",
-    help="Take a class name of the source for one of ours, `ignore` or `drop`. Repeatable.",
+    help="Map a class of the source to one of the schema, `ignore` or `drop`. Repeatable.",
 )
-@click.option("--frame-rate", default=30.0, show_default=True, help="Hz, where there is no clock.")
-@click.option("--workers", default=2, show_default=True, help="Processes that decode images.")
-@click.option("--roles/--no-roles", default=True, show_default=True, help="Give each frame a role.")
+@click.option(
+    "--frame-rate",
+    default=30.0,
+    show_default=True,
+    help="Frame rate (Hz) of drives without timestamps.",
+)
+@click.option("--workers", default=2, show_default=True, help="Number of decoding processes.")
+@click.option(
+    "--roles/--no-roles", default=True, show_default=True, help="Assign a role to each frame."
+)
 @json_option
 def ingest(
     source: Path,
@@ -56,8 +67,8 @@ def ingest(
 ) -> None:
     """Read a folder of drives into an immutable dataset version.
 
-    Every image is decoded and every box checked. What cannot be used is quarantined, with its
-    file and the reason, in the record; the rest becomes a dataset version.
+    Every image is decoded and every box checked. Invalid inputs are quarantined: the record lists
+    each with its file and the reason.
     """
     from workbench import data
     from workbench.records import references
@@ -90,7 +101,7 @@ def ingest(
     }
     text = [f"{version}  {ref}", *_dataset_lines(dataset), *_quarantine_lines(ingested.quarantine)]
     if hint:
-        text.append(f"next: these classes are unknown here; if you know them, ingest with {hint}")
+        text.append(f"next: to map the unknown classes, ingest with {hint}")
     text.append(f"next: workbench datasets show {version}")
     print_result(summary, as_json=as_json, text="\n".join(text))
 
@@ -127,33 +138,34 @@ def datasets(context: click.Context, as_json: bool) -> None:
 
 
 @datasets.command("show")
-@click.argument("ref")
+@click.argument("reference", metavar="DATASET")
 @json_option
-def show(ref: str, as_json: bool) -> None:
-    """What a dataset version holds, and what was left out of it."""
-    from workbench.records import dataset as stored
-    from workbench.records import references
+def show(reference: str, as_json: bool) -> None:
+    """Show the contents of a dataset version, and what was quarantined."""
+    from workbench.records.dataset import load_dataset, read_json_lines
+    from workbench.records.references import resolve_dataset
     from workbench.records.store import Store
     from workbench.records.types import DatasetVersion, Quarantined
 
     workspace = find_workspace()
     store = Store(workspace)
-    found = references.resolve_dataset(workspace, ref)
-    record = store.get(found, DatasetVersion)
-    dataset = stored.load_dataset(store, found)
-    left_out = stored.read_json_lines(store.payload(found, "quarantine.jsonl"), Quarantined)
+    ref = resolve_dataset(workspace, reference)
+    record = store.get(ref, DatasetVersion)
+    dataset = load_dataset(store, ref)
+    quarantine = read_json_lines(store.payload(ref, "quarantine.jsonl"), Quarantined)
     value = {
-        "ref": found,
+        "ref": ref,
         "name": record.name,
         "made_by": record.made_by,
         "parents": list(record.parents),
         **_dataset_summary(dataset),
         "split": record.split,
         "quarantined": record.quarantined,
-        "quarantine": [entry.model_dump() for entry in left_out],
+        "quarantine": [entry.model_dump() for entry in quarantine],
     }
-    text = [found, f"made by {record.made_by}" + _parents_text(record.parents)]
-    text += [*_dataset_lines(dataset), *_quarantine_lines(left_out)]
+    parents = ", ".join(short_ref(parent) for parent in record.parents)
+    origin = f"made by {record.made_by}" + (f", from {parents}" if parents else "")
+    text = [ref, origin, *_dataset_lines(dataset), *_quarantine_lines(quarantine)]
     print_result(value, as_json=as_json, text="\n".join(text))
 
 
@@ -162,18 +174,18 @@ def show(ref: str, as_json: bool) -> None:
 @click.argument("new")
 @json_option
 def diff(old: str, new: str, as_json: bool) -> None:
-    """Frames and labels added, removed and changed from OLD to NEW."""
-    from workbench.data.diff import diff_datasets as compare
-    from workbench.records import dataset as stored
-    from workbench.records import references
+    """Show frames and labels added, removed and changed from OLD to NEW."""
+    from workbench.data.diff import diff_datasets
+    from workbench.records.dataset import load_dataset
+    from workbench.records.references import resolve_dataset
     from workbench.records.store import Store
 
     workspace = find_workspace()
     store = Store(workspace)
-    refs = [references.resolve_dataset(workspace, text) for text in (old, new)]
-    found = compare(*(stored.load_dataset(store, ref) for ref in refs))
-    value = {"old": refs[0], "new": refs[1], **found.counts()}
-    print_result(value, as_json=as_json, text=_diff_text(found))
+    refs = [resolve_dataset(workspace, reference) for reference in (old, new)]
+    changes = diff_datasets(*(load_dataset(store, ref) for ref in refs))
+    value = {"old": refs[0], "new": refs[1], **changes.counts()}
+    print_result(value, as_json=as_json, text=_diff_text(changes))
 
 
 def _parse_class_map(texts: tuple[str, ...]) -> dict[str, str]:
@@ -181,25 +193,19 @@ def _parse_class_map(texts: tuple[str, ...]) -> dict[str, str]:
     for text, (source, sign, target) in zip(texts, pairs, strict=True):
         if not (source and sign and target):
             raise ParameterError(
-                "cannot read --map", where=text, hint="Write --map SOURCE=CLASS, as in van=car"
+                "invalid --map", where=text, hint="Write --map SOURCE=CLASS, such as van=car"
             )
     return {source: target.strip() for source, _, target in pairs}
 
 
 def _map_hint(ingested: IngestResult) -> str:
-    """The options that would let unknown classes in, with the class left to choose."""
-    found = (_UNKNOWN_CLASS.search(entry.detail) for entry in ingested.quarantine)
-    names = sorted({match[1] for match in found if match})
-    return " ".join(f"--map {_quote(name)}=CLASS" for name in names)
+    """The options that map the unknown classes, with the class left to choose."""
+    matches = (_UNKNOWN_CLASS.search(entry.detail) for entry in ingested.quarantine)
+    names = sorted({match[1] for match in matches if match})
+    return " ".join(f"--map {shlex.quote(name)}=CLASS" for name in names)
 
 
-def _quote(name: str) -> str:
-    import shlex
-
-    return shlex.quote(name)
-
-
-def _dataset_summary(dataset: Dataset) -> dict[str, Any]:
+def _dataset_summary(dataset: Dataset) -> Json:
     return {
         "frames": len(dataset.frames),
         "labels": len(dataset.labels),
@@ -219,53 +225,51 @@ def _dataset_summary(dataset: Dataset) -> dict[str, Any]:
 def _dataset_lines(dataset: Dataset) -> list[str]:
     summary = _dataset_summary(dataset)
     simulated = "  SIMULATED" if dataset.simulated else ""
-    head = "{frames} frames of {drives} drives, {labels} labels".format(**summary)
-    rows = [head + simulated]
+    frames, drives = counted(summary["frames"], "frame"), counted(summary["drives"], "drive")
+    rows = [f"{frames} of {drives}, {counted(summary['labels'], 'label')}{simulated}"]
     for name in ("roles", "light", "weather", "classes", "origins"):
-        counts = ", ".join(f"{key} {count}" for key, count in summary[name].items())
+        counts = ", ".join(f"{key} {count:,}" for key, count in summary[name].items())
         rows.append(f"  {name:<8} {counts or 'none'}")
     if summary["ignore_regions"]:
-        rows.append(f"  not scored: {summary['ignore_regions']} regions")
+        rows.append(f"  ignored   {counted(summary['ignore_regions'], 'region')}")
     if dataset.split:
-        rows.append(f"  split by {dataset.split.get('method', 'hand')}")
+        rows.append(f"  split by  {dataset.split.get('method', 'hand')}")
     whole = dataset.split.get("drives_too_short_to_cut")
     if whole:
-        rows.append(f"  {len(whole)} drives are too short to cut and have one role each")
+        rows.append(f"  {counted(len(whole), 'drive')} too short to split: one role each")
     return rows
 
 
 def _quarantine_lines(entries: tuple[Quarantined, ...]) -> list[str]:
-    """Counts by reason, each with a few of its inputs; the record has them all."""
+    """Counts by reason, each with a few examples."""
     if not entries:
-        return ["nothing was quarantined"]
-    rows = [f"{len(entries)} inputs quarantined"]
+        return ["nothing quarantined"]
+    lines = [f"{counted(len(entries), 'input')} quarantined"]
     for reason, count in Counter(entry.reason for entry in entries).most_common():
-        rows.append(f"  {count:>6}  {reason}")
-        few = [entry for entry in entries if entry.reason == reason][:_EXAMPLES_PER_REASON]
-        rows += [f"          {entry.file}: {entry.detail}" for entry in few]
-        if count > _EXAMPLES_PER_REASON:
-            rows.append(f"          … and {count - _EXAMPLES_PER_REASON} more")
-    return rows
+        examples = [f"{entry.file}: {entry.detail}" for entry in entries if entry.reason == reason]
+        lines.append(f"  {count:>6,}  {reason}")
+        lines += first_rows(examples, _EXAMPLES_PER_REASON, " " * 10)
+    return lines
 
 
-def _datasets_table(rows: list[dict[str, Any]]) -> str:
+def _datasets_table(rows: list[Json]) -> str:
     if not rows:
-        return "no datasets yet\nnext: workbench ingest SRC --name N"
+        return "no datasets yet\nnext: workbench ingest SOURCE --name NAME"
     width = max(len(row["version"]) for row in rows)
-    lines = [f"{'version':<{width}}  frames  labels  drives  left out  made by"]
+    lines = [f"{'version':<{width}}  frames  labels  drives  quarantined  made by"]
     for row in rows:
         marked = " (simulated)" if row["simulated"] else ""
         lines.append(
             f"{row['version']:<{width}}  {row['frames']:>6}  {row['labels']:>6}  "
-            f"{row['drives']:>6}  {row['quarantined']:>8}  {row['made_by']}{marked}"
+            f"{row['drives']:>6}  {row['quarantined']:>11}  {row['made_by']}{marked}"
         )
     return "\n".join(lines)
 
 
-def _diff_text(found: DatasetDiff) -> str:
-    if found.empty:
+def _diff_text(changes: DatasetDiff) -> str:
+    if changes.empty:
         return "no difference in frames or labels"
-    counts = found.counts()
+    counts = changes.counts()
     lines = []
     for kind, detail in (("frames", "changed_fields"), ("labels", "changed_kinds")):
         row = counts[kind]
@@ -276,10 +280,6 @@ def _diff_text(found: DatasetDiff) -> str:
         for name, row in counts[heading].items():
             lines.append(f"  {name:<18} +{row['added']}  -{row['removed']}  ~{row['changed']}")
     return "\n".join(lines)
-
-
-def _parents_text(parents: tuple[str, ...]) -> str:
-    return f", from {', '.join(parent[:20] for parent in parents)}" if parents else ""
 
 
 def _count_values(values: Any) -> dict[str, int]:

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli.common import Progress, info, json_option, print_result, progress_bar
+from workbench.cli.common import info, json_option, print_result, progress_bar, short_ref
 from workbench.core import digest
 from workbench.core.errors import ParameterError, VerificationError
+from workbench.core.text import counted
+from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -20,40 +22,47 @@ if TYPE_CHECKING:
 
 
 _SIGNATURE_FILE = "signature"
+_EXIT_DIFFERS = 3
+_EXIT_CANCELLED = 130
+
+_key_option = click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Public key (PEM) of the signer.  [default: the key of this workspace]",
+)
 
 
 @click.command()
 @click.argument("bundle")
 @click.argument("src")
 @click.option(
-    "--with", "others", multiple=True, metavar="BUNDLE", help="Fuse with this one; repeatable."
+    "--with",
+    "others",
+    multiple=True,
+    metavar="BUNDLE",
+    help="Fuse the boxes with those of this bundle. Repeatable.",
 )
 @click.option(
-    "--model",
-    default="int8.cpu.onnx",
-    show_default=True,
-    help="Which of the bundle's files answers.",
+    "--model", default="int8.cpu.onnx", show_default=True, help="Model file of the bundle to run."
 )
-@click.option("--budget-ms", type=float, help="Later than this is late, and the rule answers.")
-@click.option("--score", type=click.FloatRange(0, 1), help="Leave out boxes below.")
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--budget-ms", type=float, help="Time budget per frame (ms).")
+@click.option("--score", type=click.FloatRange(0, 1), help="Minimum score of a box.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=2, show_default=True, help="Number of CPU threads."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Answers as JSON lines; a session that died goes on where it stopped.",
+    help="Write answers as JSON lines; a session that was killed continues.",
 )
 @click.option(
     "--draw",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write every frame with its boxes into this folder.",
+    help="Write every frame with its boxes to this folder.",
 )
-@click.option(
-    "--key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Public key of whoever released it (PEM). Default: this workbench's own.",
-)
-@click.option("--signed", is_flag=True, help="Refuse a bundle that nobody signed.")
+@_key_option
+@click.option("--signed", is_flag=True, help="Refuse unsigned bundles.")
 @json_option
 def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     bundle: str,
@@ -69,13 +78,14 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     signed: bool,
     as_json: bool,
 ) -> None:
-    """Run a bundle on images, as a car would: checked first, an answer for every frame.
+    """Verify a bundle and run it on images; every frame gets an answer.
 
     BUNDLE is a bundle's folder, bundle/PREFIX, release/PREFIX or models:/NAME@ALIAS. SRC is an
     image, a folder of images, a dataset (NAME or NAME@N) or one drive of it (NAME@N:DRIVE).
 
-    Each answer is ok, late, fallback or unreadable; all but ok are given by a rule that holds the
-    last known boxes for a moment. See docs/how-to/export.md.
+    The status of an answer is ok, late (over the time budget), fallback (the model failed) or
+    unreadable (the image). Unless it is ok, the boxes are those of the last ok frame, for at most
+    eight frames and with decreasing scores.
     """
     from workbench.deployment import session
     from workbench.deployment.runtime import Runtime, load_bundle
@@ -90,7 +100,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
         summary = session.run_session(
             runtime, sources, output=output, draw=drawer, progress=progress
         )
-    result: dict[str, Any] = {
+    result: Json = {
         "bundles": [
             {"folder": str(each.folder), "digest": each.digest, "checked": how, "model": each.file}
             for each, (_, how) in zip(opened, checked, strict=True)
@@ -107,55 +117,54 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
 def _verify_bundle(
     workspace: Workspace, name: str, key: Path | None, *, signed: bool
 ) -> tuple[Path, str]:
-    """The folder of a bundle and what was checked about it before anything of it is loaded."""
+    """The folder of a bundle, and whether its signature or only its manifest was checked."""
+    from workbench.records.references import resolve_reference
     from workbench.records.store import Store
     from workbench.release import publishing, signing
 
     folder = Path(name)
     if not folder.is_dir():
-        from workbench.records import references
-
-        ref = references.resolve_reference(workspace, name)
+        ref = resolve_reference(workspace, name)
         if ref.startswith("release/"):
             return publishing.verify_release(workspace, ref, key).folder, "signature"
         if not ref.startswith("bundle/"):
-            raise ParameterError(f"{name} is no bundle", where=ref)
+            raise ParameterError(f"{name} is not a bundle", where=ref)
         folder = Store(workspace).folder(ref) / "payload"
     if (folder / _SIGNATURE_FILE).exists():
         signing.verify_folder(folder, key or signing.public_key(workspace))
         return folder, "signature"
     if signed:
         raise VerificationError(
-            "nobody signed this bundle", where=folder, hint="Release it, or leave out --signed"
+            "this bundle is not signed", where=folder, hint="Release it, or run without --signed"
         )
-    info(f"{folder}: not signed; its files are checked against its own manifest only")
+    info(f"{folder}: not signed; its files are only compared with its manifest")
     return folder, "manifest"
 
 
 def _open_sources(workspace: Workspace, src: str) -> list[InputFrame]:
     from workbench.deployment.session import frames_from_dataset, frames_from_path
+    from workbench.records.dataset import load_dataset
+    from workbench.records.references import resolve_dataset
+    from workbench.records.store import Store
 
     path = Path(src)
     if path.exists() or "/" in src or path.suffix:
         return frames_from_path(path)
-    from workbench.records import dataset as datasets
-    from workbench.records import references
-    from workbench.records.store import Store
-
     name, _, drive = src.partition(":")
-    dataset = datasets.load_dataset(Store(workspace), references.resolve_dataset(workspace, name))
+    dataset = load_dataset(Store(workspace), resolve_dataset(workspace, name))
     return frames_from_dataset(workspace, dataset, drive or None)
 
 
-def _predict_text(result: dict[str, Any]) -> str:
+def _predict_text(result: Json) -> str:
     statuses = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
-    lines = [f"{result['frames']} frames, {result['boxes']} boxes: {statuses}"]
+    frames, boxes = counted(result["frames"], "frame"), counted(result["boxes"], "box", "boxes")
+    lines = [f"{frames}, {boxes}: {statuses}"]
     if result["resumed"]:
-        lines.append(f"{result['resumed']} of them were answered before")
+        lines.append(f"{counted(result['resumed'], 'frame')} from the session before")
     times = result["latency_ms"]
     if times:
         lines.append(
-            f"median {times['median']:.1f} ms, p99 {times['p99']:.1f} ms, longest "
+            f"latency: median {times['median']:.1f} ms, p99 {times['p99']:.1f} ms, max "
             f"{times['max']:.1f} ms; {result['images_per_second']:.0f} images/s with decoding"
         )
     for entry in result["bundles"]:
@@ -167,74 +176,67 @@ def _predict_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# ---- ``workbench verify``: is this bundle, to the byte, what was released?
-
-
 @click.command()
 @click.argument("bundle")
-@click.option(
-    "--key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Public key of whoever released it (PEM). Default: this workbench's own.",
-)
+@_key_option
 @json_option
 def verify(bundle: str, key: Path | None, as_json: bool) -> None:
-    """Check a signed bundle, to the byte.
+    """Verify the signature and every file of a bundle.
 
-    BUNDLE is a released bundle's folder, or release/PREFIX for one that was released here. The
-    exit status is 0 only if every file is there, unchanged, with none beside them, and signed
-    with the key.
+    BUNDLE is the folder of a released bundle, or release/PREFIX for a release of this workspace.
+
+    Exit status: 0 only if every file is there and unchanged, no other file is there, and the
+    signature is valid.
     """
     from workbench.release import publishing, signing
 
     workspace = find_workspace()
     folder = Path(bundle)
     if folder.is_dir():
-        held = signing.verify_folder(folder, key or signing.public_key(workspace))
+        verified = signing.verify_folder(folder, key or signing.public_key(workspace))
     elif bundle.startswith("release/"):
-        held = publishing.verify_release(workspace, bundle, key)
+        verified = publishing.verify_release(workspace, bundle, key)
     else:
         raise VerificationError(
             "no such bundle folder",
             where=folder.absolute(),
-            hint=f"Released bundles lie below {workspace.root / 'releases'}",
+            hint=f"Released bundles are in {workspace.root / 'releases'}",
         )
     result = {
         "verified": True,
-        "bundle": str(held.folder),
-        "key": held.key,
-        "signature": held.signature,
-        "files": held.files,
+        "bundle": str(verified.folder),
+        "key": verified.key,
+        "signature": verified.signature,
+        "files": verified.files,
     }
     text = "\n".join(
         [
-            f"verified: {held.folder}",
-            *(f"  {digest.shorten(sha256)}  {name}" for name, sha256 in held.files.items()),
-            f"signed with the key {digest.shorten(held.key)}…; nothing changed, missing or extra",
+            f"verified: {verified.folder}",
+            *(f"  {digest.shorten(sha256)}  {name}" for name, sha256 in verified.files.items()),
+            f"signed with key {digest.shorten(verified.key)}…; no file changed, missing or extra",
         ]
     )
     print_result(result, as_json=as_json, text=text)
 
 
-# ---- ``lineage``: what anything came from, and what was made of it.
-
-
 @click.command()
 @click.argument("reference")
-@click.option("--forward", is_flag=True, help="What was made of it, instead of what it came from.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page here.")
+@click.option("--forward", is_flag=True, help="Show what was made from it instead.")
 @click.option(
-    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture here."
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML page here."
+)
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image here."
 )
 @json_option
 def lineage(
     reference: str, forward: bool, html: Path | None, svg: Path | None, as_json: bool
 ) -> None:
-    """Show what REFERENCE came from, down to drives and annotators.
+    """Show what REFERENCE was made from, down to drives and annotators.
 
-    REFERENCE is sha256:DIGEST, KIND/PREFIX, NAME or NAME@N of a dataset, models:/NAME/VERSION,
-    models:/NAME@ALIAS, frame/DIGEST, annotator/NAME, or a file of a record, such as the model of a
-    bundle: by its digest or as a path.
+    REFERENCE is sha256:DIGEST, KIND/PREFIX, a dataset (NAME or NAME@N), models:/NAME/VERSION,
+    models:/NAME@ALIAS, frame/DIGEST, annotator/NAME, or a file of a record (such as a bundle's
+    model), by digest or path.
     """
     from workbench.pipeline.lineage.graph import graph_text, trace_reference
     from workbench.pipeline.lineage.page import show
@@ -250,15 +252,8 @@ def lineage(
     print_result(graph.as_json(), as_json=as_json, text=graph_text(graph))
 
 
-# ---- ``reproduce``: rebuild a model from its lineage and compare, digest for digest.
-
-
-_EXIT_DIFFERS = 3
-_EXIT_CANCELLED = 130
-
-
 class _ReproduceProgress:
-    """A line a step on standard error, and a bar while one is at work."""
+    """A line for each step on standard error, and a progress bar while it runs."""
 
     def say(self, message: str) -> None:
         info(message)
@@ -276,36 +271,35 @@ class _ReproduceProgress:
     "-o",
     "output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Clean folder to rebuild in. Default: a fresh one below .workbench/reproduce.",
+    help="Empty folder to rebuild in.  [default: a new one in .workbench/reproduce]",
 )
 @json_option
 def reproduce(model: str, output: Path | None, as_json: bool) -> None:
-    """Rebuild MODEL from its lineage alone, in a clean folder, and compare digests.
+    """Rebuild MODEL from its lineage alone, in an empty folder, and compare digests.
 
-    MODEL is models:/NAME/VERSION, or any reference to a release, bundle, checkpoint, gate report
-    or dataset that a pipeline made. Raw frames, label sets and the champion compared with are
-    copied, never rebuilt; no server is started and nobody is asked. Stopped half-way, the same
-    command goes on where it was.
+    MODEL is models:/NAME/VERSION, or a reference to a release, bundle, checkpoint, gate report or
+    dataset that a pipeline made. Raw frames, label sets and the champion of comparisons are copied,
+    not rebuilt. No server is started. A stopped command continues when it is run again.
 
-    Exit status: 0 every digest is the same, 3 one differs, anything else a failure.
+    Exit status: 0 all digests are equal, 3 one differs, 130 cancelled, any other a failure.
     """
-    from workbench.pipeline.reproduction import ancestry as reproduction
     from workbench.pipeline.reproduction import rebuild, report
-    from workbench.records import references
+    from workbench.pipeline.reproduction.ancestry import trace_ancestry
+    from workbench.records.references import resolve_reference
     from workbench.records.store import Store
 
     workspace = find_workspace()
-    target = references.resolve_reference(workspace, model)
-    ancestry = reproduction.trace_ancestry(Store(workspace), target)
+    target = resolve_reference(workspace, model)
+    ancestry = trace_ancestry(Store(workspace), target)
     folder = rebuild.choose_folder(workspace, target, output)
-    info(f"{target[: target.index('/') + 13]}: {len(ancestry.steps)} steps, in {folder}")
+    info(f"{short_ref(target)}: {counted(len(ancestry.steps), 'step')}, in {folder}")
     try:
-        made = rebuild.reproduce(workspace, ancestry, folder, _ReproduceProgress())
+        result = rebuild.reproduce(workspace, ancestry, folder, _ReproduceProgress())
     except KeyboardInterrupt:
-        info("stopped; the same command goes on from here")
+        info("stopped; run the same command to continue")
         sys.exit(_EXIT_CANCELLED)
-    text = report.report_text(made)
-    print_result(made.model_dump(mode="json"), as_json=as_json, text=text)
+    text = report.report_text(result)
+    print_result(result.model_dump(mode="json"), as_json=as_json, text=text)
     if as_json:
         info(text)
-    sys.exit({"reproduced": 0, "differs": _EXIT_DIFFERS, "failed": 1}[made.status])
+    sys.exit({"reproduced": 0, "differs": _EXIT_DIFFERS, "failed": 1}[result.status])

@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from workbench.cli.common import info, json_option, print_result
 from workbench.core.errors import ParameterError
+from workbench.core.types import Json
 from workbench.core.workspace import find_workspace, write_atomic
 
 if TYPE_CHECKING:
@@ -21,20 +22,20 @@ if TYPE_CHECKING:
     from workbench.pipeline.graph import Pipeline
     from workbench.pipeline.plan import PlannedStep, StepSelection
 
+_SCHEDULERS = ("cron", "systemd", "dagster", "airflow", "k8s")
+_MAX_NEEDS_WIDTH = 40
 
 _pipeline_argument = click.argument("pipeline", type=click.Path(path_type=Path))
 _parameter_option = click.option(
-    "-p", "given", multiple=True, metavar="KEY=VALUE", help="A pipeline parameter; repeatable."
+    "-p", "parameters", multiple=True, metavar="KEY=VALUE", help="Pipeline parameter. Repeatable."
 )
 _only_option = click.option(
-    "--only", multiple=True, metavar="STEP", help="Run this step and no other; repeatable."
+    "--only", multiple=True, metavar="STEP", help="Run only this step. Repeatable."
 )
 _from_option = click.option(
-    "--from", "start", metavar="STEP", help="Run this step and all below it, changed or not."
+    "--from", "start", metavar="STEP", help="Run this step and all that depend on it."
 )
-_fresh_option = click.option(
-    "--fresh", is_flag=True, help="Run every step, even those with nothing changed."
-)
+_fresh_option = click.option("--fresh", is_flag=True, help="Run every step, ignoring the cache.")
 
 
 @click.command()
@@ -47,7 +48,7 @@ _fresh_option = click.option(
 @json_option
 def plan(
     pipeline: Path | None,
-    given: tuple[str, ...],
+    parameters: tuple[str, ...],
     only: tuple[str, ...],
     start: str | None,
     fresh: bool,
@@ -56,14 +57,14 @@ def plan(
 ) -> None:
     """Show what PIPELINE would run, and why. Starts nothing."""
     if schema:
-        from workbench.pipeline import pipeline_file
+        from workbench.pipeline.pipeline_file import pipeline_json_schema
 
-        click.echo(json.dumps(pipeline_file.pipeline_json_schema(), indent=1))
+        click.echo(json.dumps(pipeline_json_schema(), indent=1))
         return
     if pipeline is None:
         raise click.UsageError("Missing argument 'PIPELINE'.")
-    loaded = _load_pipeline(pipeline, given)
-    _show_plan(loaded, _choose_steps(loaded, only, start, fresh), as_json=as_json)
+    loaded = _load_pipeline(pipeline, _parse_parameters(parameters))
+    _print_plan(loaded, _select_steps(loaded, only, start, fresh), as_json=as_json)
 
 
 @click.command()
@@ -72,25 +73,27 @@ def plan(
 @_only_option
 @_from_option
 @_fresh_option
-@click.option("--dry-run", is_flag=True, help="Only show what would run, as `workbench plan` does.")
+@click.option("--dry-run", is_flag=True, help="Only show the plan, like `workbench plan`.")
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Where steps run: processes here, or Ray tasks.",
+    help="Run steps as local processes or as Ray tasks.",
 )
-@click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster; else Ray is started here.")
+@click.option(
+    "--ray-address", metavar="ADDRESS", help="Ray cluster.  [default: a local one is started]"
+)
 @click.option(
     "--artifacts",
     metavar="URL",
-    help="Where records travel by when Ray's workers do not see this workspace: file://, s3:// or "
-    "any other that fsspec knows. Also WORKBENCH_ARTIFACTS.",
+    help="Storage for records if Ray's workers do not share this workspace's folder: file://, s3://"
+    " or another fsspec URL.  [env: WORKBENCH_ARTIFACTS]",
 )
 @json_option
 def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     pipeline: Path,
-    given: tuple[str, ...],
+    parameters: tuple[str, ...],
     only: tuple[str, ...],
     start: str | None,
     fresh: bool,
@@ -100,32 +103,37 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     artifacts: str | None,
     as_json: bool,
 ) -> None:
-    """Run PIPELINE; a rerun goes on where the last one stopped.
+    """Run PIPELINE; steps with nothing changed are skipped, so a rerun continues the last run.
 
-    Exit status: 0 succeeded, 3 refused by a gate, 4 waiting for people, anything else a failure.
+    Ends with the gates, what was quarantined by reason, where to look and what to do next.
+
+    Exit status: 0 succeeded, 3 refused by a gate, 4 waiting for people, 130 cancelled, any other a
+    failure.
     """
-    from workbench.cli.runs import RunDisplay, run_summary
-    from workbench.pipeline import run as report
+    from workbench.cli.runs import TerminalDisplay, quarantined_inputs, run_summary
+    from workbench.pipeline.run import report_as_json, run_pipeline
 
-    loaded = _load_pipeline(pipeline, given)
-    choice = _choose_steps(loaded, only, start, fresh)
+    loaded = _load_pipeline(pipeline, _parse_parameters(parameters))
+    selection = _select_steps(loaded, only, start, fresh)
     if dry_run:
-        _show_plan(loaded, choice, as_json=as_json)
+        _print_plan(loaded, selection, as_json=as_json)
         return
-    workspace, where = find_workspace(), _executor(executor, ray_address, artifacts)
-    with RunDisplay(list(loaded.steps)) as display:
-        made = report.run_pipeline(workspace, loaded, display, choice=choice, executor=where)
-    text = run_summary(workspace, made)
-    print_result(report.report_as_json(made), as_json=as_json, text=text)
+    workspace, make_executor = find_workspace(), _executor(executor, ray_address, artifacts)
+    with TerminalDisplay(list(loaded.steps)) as display:
+        report = run_pipeline(workspace, loaded, display, choice=selection, executor=make_executor)
+    quarantined = quarantined_inputs(workspace, report)
+    text = run_summary(workspace, report, quarantined)
+    value = {**report_as_json(report), "quarantined": quarantined}
+    print_result(value, as_json=as_json, text=text)
     if as_json:
         info(text)
-    sys.exit(int(made.exit_status))
+    sys.exit(int(report.exit_status))
 
 
 @click.command("run-step", hidden=True)
 @click.argument("spec", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def run_step(spec: Path) -> None:
-    """Run the one step that SPEC describes; its result is written beside SPEC."""
+    """Run the step that SPEC describes; its result is written beside SPEC."""
     from workbench.core.processes import die_with_parent
     from workbench.pipeline import unit
 
@@ -135,58 +143,57 @@ def run_step(spec: Path) -> None:
 
 def _executor(name: str, ray_address: str | None, url: str | None) -> Callable[[], Executor]:
     if name == "ray":
-        from workbench.pipeline.executors import artifacts
+        from workbench.pipeline.executors.artifacts import ARTIFACTS_VARIABLE, ArtifactStore
         from workbench.pipeline.executors.ray_executor import RayExecutor
 
-        url = url or os.environ.get(artifacts.ARTIFACTS_VARIABLE)
-        kept = artifacts.ArtifactStore(url) if url else None
-        return lambda: RayExecutor(ray_address, artifacts=kept)
-    for option, given in (("--ray-address", ray_address), ("--artifacts", url)):
-        if given:
-            raise ParameterError(f"{option} is for --executor ray")
+        url = url or os.environ.get(ARTIFACTS_VARIABLE)
+        artifacts = ArtifactStore(url) if url else None
+        return lambda: RayExecutor(ray_address, artifacts=artifacts)
+    for option, value in (("--ray-address", ray_address), ("--artifacts", url)):
+        if value:
+            raise ParameterError(f"{option} requires --executor ray")
     from workbench.pipeline.executors.local import LocalExecutor
 
     return LocalExecutor
 
 
-def _load_pipeline(path: Path, given: tuple[str, ...]) -> Pipeline:
-    from workbench.pipeline import graph
+def _load_pipeline(path: Path, parameters: dict[str, str]) -> Pipeline:
+    from workbench.pipeline.graph import load_pipeline
 
-    return graph.load_pipeline(path, _parse_parameters(given), base=Path.cwd())
+    return load_pipeline(path, parameters, base=Path.cwd())
 
 
-def _parse_parameters(given: tuple[str, ...]) -> dict[str, str]:
-    """``-p KEY=VALUE`` options as a mapping."""
-    texts: dict[str, str] = {}
-    for pair in given:
-        name, sign, value = pair.partition("=")
+def _parse_parameters(options: tuple[str, ...]) -> dict[str, str]:
+    parameters: dict[str, str] = {}
+    for option in options:
+        name, sign, value = option.partition("=")
         if not sign:
-            raise ParameterError(f"-p {pair!r} is not of the form KEY=VALUE")
-        texts[name] = value
-    return texts
+            raise ParameterError("invalid -p", where=option, hint="Write -p KEY=VALUE")
+        parameters[name] = value
+    return parameters
 
 
-def _choose_steps(
+def _select_steps(
     pipeline: Pipeline, only: tuple[str, ...], start: str | None, fresh: bool
 ) -> StepSelection:
-    from workbench.pipeline import plan as planning
+    from workbench.pipeline.plan import select_steps
 
-    return planning.select_steps(pipeline, only=only, start=start, fresh=fresh)
+    return select_steps(pipeline, only=only, start=start, fresh=fresh)
 
 
-def _show_plan(pipeline: Pipeline, choice: StepSelection, *, as_json: bool) -> None:
-    from workbench.pipeline import plan as planning
+def _print_plan(pipeline: Pipeline, selection: StepSelection, *, as_json: bool) -> None:
+    from workbench.pipeline.plan import plan_pipeline
 
-    steps = planning.plan_pipeline(pipeline, find_workspace(), choice)
+    steps = plan_pipeline(pipeline, find_workspace(), selection)
     value = {
         "pipeline": pipeline.name,
         "parameters": pipeline.parameters,
         "steps": [_planned_step_as_json(step) for step in steps],
     }
-    print_result(value, as_json=as_json, text=_plan_text(pipeline, steps))
+    print_result(value, as_json=as_json, text=_plan_text(steps))
 
 
-def _planned_step_as_json(planned: PlannedStep) -> dict[str, Any]:
+def _planned_step_as_json(planned: PlannedStep) -> Json:
     return {
         "name": planned.name,
         "action": planned.action,
@@ -197,78 +204,77 @@ def _planned_step_as_json(planned: PlannedStep) -> dict[str, Any]:
     }
 
 
-def _plan_text(pipeline: Pipeline, steps: list[PlannedStep]) -> str:
-    """A line a step: what is done, its name, what it reads from, and why."""
-    width = max((len(step.name) for step in steps), default=0)
-    reads = [f"← {', '.join(step.step.needs)}" if step.step.needs else "" for step in steps]
-    room = min(max((len(text) for text in reads), default=0), 40)
+def _plan_text(steps: list[PlannedStep]) -> str:
+    """A line for each step: action, name, the steps it needs, and the reasons."""
+    name_width = max((len(step.name) for step in steps), default=0)
+    needs = [f"← {', '.join(step.step.needs)}" if step.step.needs else "" for step in steps]
+    needs_width = min(max(map(len, needs), default=0), _MAX_NEEDS_WIDTH)
     lines = [
-        f"{step.action:5} {step.name:{width}}  {above:{room}}  {'; '.join(step.reasons)}"
-        for step, above in zip(steps, reads, strict=True)
+        f"{step.action:5} {step.name:{name_width}}  {needed:{needs_width}}"
+        f"  {'; '.join(step.reasons)}"
+        for step, needed in zip(steps, needs, strict=True)
     ]
     counts = {action: sum(step.action == action for step in steps) for action in ("run", "skip")}
     return "\n".join([*lines, f"{counts['run']} to run, {counts['skip']} to skip"])
 
 
-# ---- ``schedule``: a pipeline in the form that somebody else's scheduler wants.
-
-
-_SCHEDULERS = ("cron", "systemd", "dagster", "airflow", "k8s")
-
-
 @click.command()
 @_pipeline_argument
-@click.option("--for", "system", type=click.Choice(_SCHEDULERS), required=True, help="Who runs it.")
+@click.option(
+    "--for", "system", type=click.Choice(_SCHEDULERS), required=True, help="Scheduler to write for."
+)
 @_parameter_option
 @click.option(
-    "--at", metavar="CRON", help="When: '30 2 * * mon-fri', or @daily; else as the file says."
-)
-@click.option("--timezone", metavar="ZONE", help="Of --at, such as Europe/Berlin; else UTC.")
-@click.option(
-    "--image", default="workbench:latest", show_default=True, help="For k8s: the image to run."
+    "--at",
+    metavar="CRON",
+    help="Time, such as '30 2 * * mon-fri' or @daily.  [default: the pipeline's schedule]",
 )
 @click.option(
-    "-o", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder to write into."
+    "--timezone", metavar="ZONE", help="Time zone of --at, such as Europe/Berlin.  [default: UTC]"
+)
+@click.option(
+    "--image", default="workbench:latest", show_default=True, help="Container image, for k8s."
+)
+@click.option(
+    "-o",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write into.  [default: print the files]",
 )
 @json_option
 def schedule(
     pipeline: Path,
     system: str,
-    given: tuple[str, ...],
+    parameters: tuple[str, ...],
     at: str | None,
     timezone: str | None,
     image: str,
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """Write what another scheduler needs to run PIPELINE; nothing is installed or started.
-
-    Without -o the files are printed.
-    """
-    from workbench.pipeline import graph
-    from workbench.pipeline.schedules import job
+    """Write the files with which another scheduler runs PIPELINE. Installs and starts nothing."""
     from workbench.pipeline.schedules.emitters import SCHEDULERS
+    from workbench.pipeline.schedules.job import make_job
 
-    texts = _parse_parameters(given)
-    loaded = graph.load_pipeline(pipeline, texts, base=Path.cwd())
-    made = job.make_job(
-        loaded,
+    values = _parse_parameters(parameters)
+    job = make_job(
+        _load_pipeline(pipeline, values),
         find_workspace(),
-        texts,
+        values,
         at=at,
         timezone=timezone,
         image=image,
         folder=Path.cwd(),
     )
-    files = SCHEDULERS[system].emit(made)
-    install = SCHEDULERS[system].install.format(folder=folder or ".", name=made.name)
+    files = SCHEDULERS[system].emit(job)
+    install = SCHEDULERS[system].install.format(folder=folder or ".", name=job.name)
     if folder is not None:
         _write_files(folder, files)
     value = {
-        "pipeline": made.name,
+        "pipeline": job.name,
         "for": system,
-        "cron": made.time.text,
-        "timezone": made.timezone,
+        "cron": job.time.text,
+        "timezone": job.timezone,
         "files": files if folder is None else {name: str(folder / name) for name in files},
         "install": install,
     }
@@ -278,13 +284,12 @@ def schedule(
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:
-
     try:
         for name, text in files.items():
             write_atomic(folder / name, text.encode())
     except OSError as error:
         raise ParameterError(
-            f"the folder of -o cannot be written: {error.strerror}", where=folder
+            f"cannot write to the folder of -o: {error.strerror}", where=folder
         ) from error
 
 

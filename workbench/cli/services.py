@@ -9,6 +9,7 @@ import click
 
 from workbench import services
 from workbench.cli.common import info, json_option, print_result
+from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
 from workbench.services import ServiceStatus
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @json_option
 def up(as_json: bool) -> None:
-    """Start the servers of this workbench, or find those already running."""
+    """Start the servers of this workspace (mongod, MLflow, Label Studio) that are not running."""
     states = services.up(find_workspace(), progress=info)
     print_result(
         _states_as_json(states), as_json=as_json, text=_states_table(states) + _sign_in_text(states)
@@ -29,38 +30,39 @@ def up(as_json: bool) -> None:
 @click.command()
 @json_option
 def down(as_json: bool) -> None:
-    """Stop the servers that were started here. Their data stays."""
+    """Stop the servers that were started here. Their data is kept."""
     stopped = services.down(find_workspace())
-    text = f"stopped {', '.join(stopped)}" if stopped else "nothing was running"
+    text = f"stopped {', '.join(stopped)}" if stopped else "no server was running"
     print_result({"stopped": stopped}, as_json=as_json, text=text)
 
 
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show each server's state, address and where its credentials lie."""
+    """Show state, address and credentials file of each server."""
     states = services.status(find_workspace())
     text = _states_table(states)
     if not all(state.usable for state in states.values()):
-        text += "\n`workbench up` starts what is not running"
+        text += "\n`workbench up` starts the servers that are not running"
     print_result(_states_as_json(states), as_json=as_json, text=text)
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what is missing on this machine and how to mend it.
+    """Check this machine; list what is missing and how to fix it.
 
-    Exits with 1 when something that is required is missing.
+    Exit status: 0 when everything required is there, 1 otherwise.
     """
-    from workbench.services import doctor as house_call
+    from workbench.services.doctor import is_healthy, run_checks
 
-    checks = house_call.run_checks(find_workspace())
-    ok = house_call.is_healthy(checks)
+    checks = run_checks(find_workspace())
+    ok = is_healthy(checks)
+    missing = sum(check.required and not check.ok for check in checks)
     lines = [_check_line(check) for check in checks]
-    lines.append("nothing required is missing" if ok else "something required is missing")
-    found: dict[str, object] = {"ok": ok, "checks": [check.to_json() for check in checks]}
-    print_result(found, as_json=as_json, text="\n".join(lines))
+    lines.append("nothing required is missing" if ok else f"required and missing: {missing}")
+    result: Json = {"ok": ok, "checks": [check.to_json() for check in checks]}
+    print_result(result, as_json=as_json, text="\n".join(lines))
     if not ok:
         sys.exit(1)
 
@@ -68,10 +70,10 @@ def doctor(as_json: bool) -> None:
 def _check_line(check: HealthCheck) -> str:
     word = "ok" if check.ok else "MISSING" if check.required else "missing (optional)"
     line = f"{word:<9} {check.name}: {check.detail}"
-    return line if check.ok else f"{line}\n          {check.mend}"
+    return line if check.ok else f"{line}\n          {check.fix}"
 
 
-def _states_as_json(states: dict[str, ServiceStatus]) -> dict[str, object]:
+def _states_as_json(states: dict[str, ServiceStatus]) -> Json:
     return {
         "workspace": str(find_workspace().root),
         "services": {name: state.to_json() for name, state in states.items()},
@@ -79,11 +81,11 @@ def _states_as_json(states: dict[str, ServiceStatus]) -> dict[str, object]:
 
 
 def _states_table(states: dict[str, ServiceStatus]) -> str:
-    rows = [f"{s.name:<14}{s.state:<10}{s.url or '-'}" for s in states.values()]
-    for row, state in enumerate(states.values()):
-        if not state.usable:
-            rows[row] += f"   ({state.detail})"
-    return "\n".join(rows)
+    return "\n".join(
+        f"{state.name:<14}{state.state:<10}{state.url or '-'}"
+        + ("" if state.usable else f"   ({state.detail})")
+        for state in states.values()
+    )
 
 
 def _sign_in_text(states: dict[str, ServiceStatus]) -> str:

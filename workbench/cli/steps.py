@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli.common import Progress, info, json_option, print_result, progress_bar
-from workbench.core.errors import ServiceError
+from workbench.cli.common import info, json_option, print_result, progress_bar
+from workbench.core.errors import ParameterError, ServiceError
+from workbench.core.text import counted
+from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
 
 if TYPE_CHECKING:
@@ -18,77 +20,75 @@ if TYPE_CHECKING:
     from workbench.pipeline.checking.findings import Finding
     from workbench.pipeline.promoted_steps import PromotedStep
 
+_by_option = click.option("--by", help="Who sets the alias.  [default: the git user]")
+
 
 @click.command()
 @click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("--fix", is_flag=True, help="Mend what is mechanical first, and say what was done.")
-@click.option("--static", "only_static", is_flag=True, help="Read the notebook, do not run it.")
-@click.option("--schema", is_flag=True, help="Print the JSON schema of its parameters, no more.")
+@click.option("--fix", is_flag=True, help="Fix mechanical findings first, and list the fixes.")
+@click.option("--static", "static_only", is_flag=True, help="Do not execute the notebook.")
+@click.option("--schema", is_flag=True, help="Only print the JSON schema of its parameters.")
 @json_option
-def check(notebook: Path, fix: bool, only_static: bool, schema: bool, as_json: bool) -> None:
-    """Say whether NOTEBOOK, an .ipynb or a marimo app, is fit for production, and what is missing.
+def check(notebook: Path, fix: bool, static_only: bool, schema: bool, as_json: bool) -> None:
+    """Check whether NOTEBOOK (.ipynb or a marimo app) is ready for production.
 
-    It is read, and when nothing is wrong run three times on the fixture that its contract
-    declares, while every file and address it touches is watched. A notebook that passes has a
-    signed receipt, which `workbench promote` asks for.
+    First it is analyzed without running. If there are no errors, it is executed three times on the
+    fixture of its contract, while its file and network access is observed. A notebook that passes
+    gets a signed receipt, which `workbench promote` requires.
 
-    Exit status: 0 no errors, 1 errors were found.
+    Exit status: 0 no errors, 1 errors found.
     """
-    from workbench.pipeline.checking import check as checks
+    from workbench.pipeline.checking.check import check_notebook
 
     if schema:
         click.echo(json.dumps(_parameter_schema(notebook), indent=1))
         return
-    fixed = _fix_notebook(notebook) if fix else []
+    fixes = _fix_notebook(notebook) if fix else []
     with progress_bar(f"check {notebook.stem}") as progress:
-        report = checks.check_notebook(
-            find_workspace(), notebook, _CheckProgress(progress), execute=not only_static
+        report = check_notebook(
+            find_workspace(), notebook, _CheckProgress(progress), execute=not static_only
         )
-    print_result(_report_as_json(report, fixed), as_json=as_json, text=_report_text(report, fixed))
+    print_result(_report_as_json(report, fixes), as_json=as_json, text=_report_text(report, fixes))
     sys.exit(0 if report.passed else 1)
 
 
 class _CheckProgress:
-    """What a check says on the way, on standard error."""
+    """Shows the progress of a check on standard error."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self.progress = progress
 
     def note(self, message: str) -> None:
         info(f"  {message}")
 
-    def progress(self, done: int, total: int) -> None:
-        self._progress(done, total)
-
 
 def _fix_notebook(notebook: Path) -> list[str]:
-    from workbench.core.errors import ParameterError
-    from workbench.pipeline.checking import fixes
-    from workbench.pipeline.checking import notebook as marimo_apps
+    from workbench.pipeline.checking.fixes import fix_notebook
+    from workbench.pipeline.checking.notebook import is_marimo_app
 
-    if marimo_apps.is_marimo_app(notebook):
+    if is_marimo_app(notebook):
         raise ParameterError(
-            "--fix mends .ipynb notebooks only",
+            "--fix supports .ipynb notebooks only",
             where=notebook,
-            hint="`marimo check --fix` mends marimo's own form",
+            hint="Use `marimo check --fix` for marimo apps",
         )
-    return fixes.fix_notebook(notebook)
+    return fix_notebook(notebook)
 
 
-def _parameter_schema(notebook: Path) -> dict[str, Any]:
-    from workbench.pipeline import contract, parameters
-    from workbench.pipeline.checking import notebook as marimo_apps
+def _parameter_schema(notebook: Path) -> Json:
+    from workbench.pipeline.checking.notebook import as_ipynb
+    from workbench.pipeline.contract import read_contract
+    from workbench.pipeline.parameters import parameters_json_schema
 
-    readable = marimo_apps.as_ipynb(find_workspace(), notebook)
-    return parameters.parameters_json_schema(contract.read_contract(readable).parameters)
+    return parameters_json_schema(read_contract(as_ipynb(find_workspace(), notebook)).parameters)
 
 
-def _report_as_json(report: CheckReport, fixed: list[str]) -> dict[str, Any]:
+def _report_as_json(report: CheckReport, fixes: list[str]) -> Json:
     return {
         "notebook": str(report.notebook),
         "passed": report.passed,
         "ran": report.ran,
-        "fixed": fixed,
+        "fixed": fixes,
         "findings": [finding.as_json() for finding in report.findings],
         "checks": dict(report.checks),
         "watch": report.watch,
@@ -100,26 +100,25 @@ def _report_as_json(report: CheckReport, fixed: list[str]) -> dict[str, Any]:
     }
 
 
-def _report_text(report: CheckReport, fixed: list[str]) -> str:
+def _report_text(report: CheckReport, fixes: list[str]) -> str:
     from workbench.pipeline.checking.findings import RULES
 
-    lines = [f"fixed: {line}" for line in fixed]
-    workspace: tuple[int | None, str | None] | None = None
-    said: set[str] = set()
+    lines = [f"fixed: {fix}" for fix in fixes]
+    heading = None
+    explained: set[str] = set()
     for finding in report.findings:
-        here = (finding.cell, finding.cell_id)
-        if here != workspace:
-            lines.append(click.style(_cell_heading(finding), bold=True))
-            workspace = here
-        colour = "red" if finding.is_error else "yellow"
+        if (cell := _cell_heading(finding)) != heading:
+            lines.append(click.style(cell, bold=True))
+            heading = cell
+        color = "red" if finding.is_error else "yellow"
         line = f"line {finding.line}: " if finding.line else ""
-        severity = click.style(f"{finding.severity:7}", fg=colour)
+        severity = click.style(f"{finding.severity:7}", fg=color)
         lines.append(f"  {severity} {line}{finding.message}  [{finding.rule}]")
-        if finding.rule not in said:  # why and how once a rule, or the page is all advice
+        if finding.rule not in explained:  # each rule is explained once
             rule = RULES[finding.rule]
             lines.append(click.style(f"          {rule.why}", dim=True))
             lines.append(click.style(f"          → {rule.remedy}", dim=True))
-            said.add(finding.rule)
+            explained.add(finding.rule)
     return "\n".join([*lines, *_summary_lines(report)])
 
 
@@ -130,68 +129,62 @@ def _cell_heading(finding: Finding) -> str:
 
 
 def _summary_lines(report: CheckReport) -> list[str]:
-    errors = sum(finding.is_error for finding in report.findings)
-    warnings = len(report.findings) - errors
-    counted = f"{errors} errors, {warnings} warnings"
-    fixable = sum(f.is_error and f.as_json()["fixable"] for f in report.findings)
+    name = report.notebook.name
+    errors = [finding for finding in report.findings if finding.is_error]
+    warnings = counted(len(report.findings) - len(errors), "warning")
+    counts = f"{counted(len(errors), 'error')}, {warnings}"
     if errors:
-        run = "" if report.ran else "; not run yet"
+        run = "" if report.ran else "; not executed"
+        fixable = sum(finding.as_json()["fixable"] for finding in errors)
         is_app = report.notebook.suffix == ".py"
-        mend = f". --fix may mend {fixable} of them" if fixable and not is_app else ""
-        return [f"{report.notebook.name}: {counted}{run}{mend}"]
+        hint = f". --fix may fix {fixable} of them" if fixable and not is_app else ""
+        return [f"{name}: {counts}{run}{hint}"]
     if not report.ran:
-        return [f"{report.notebook.name}: reads well ({counted}); not run"]
-    ended = ", ".join(f"{name}: {how}" for name, how in report.checks.items())
-    figures = f"{report.seconds:.1f} s, {report.peak_memory_mib:.0f} MiB, watch {report.watch}"
-    return [
-        ended,
-        f"{report.notebook.name}: passed ({counted}; {figures})",
-        f"receipt {report.receipt}",
-    ]
-
-
-# ---- ``promote`` and ``steps``: from a checked notebook to versions that pipelines name.
-
-
-_by_option = click.option("--by", help="Who moves it. Default: you, as git knows you.")
+        return [f"{name}: static checks passed ({counts}); not executed"]
+    results = ", ".join(f"{check}: {result}" for check, result in report.checks.items())
+    usage = f"{report.seconds:.1f} s, {report.peak_memory_mib:.0f} MiB, watch {report.watch}"
+    return [results, f"{name}: passed ({counts}; {usage})", f"receipt {report.receipt}"]
 
 
 @click.command()
 @click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("--owner", help="Who answers for the step. Default: the contract's owner.")
-@click.option("--reviewer", help="Who looked at it; somebody else than the owner.")
-@click.option("--alias", help="Let this alias, such as production, point to the version.")
+@click.option("--owner", help="Who maintains the step.  [default: the contract's owner]")
+@click.option("--reviewer", help="Who reviewed it; not the owner.")
+@click.option("--alias", help="Set this alias, such as production, to the version.")
 @json_option
 def promote(
     notebook: Path, owner: str | None, reviewer: str | None, alias: str | None, as_json: bool
 ) -> None:
-    """Make a checked NOTEBOOK an immutable version of its step.
+    """Publish a checked NOTEBOOK as an immutable version of its step.
 
-    It needs a fresh receipt from `workbench check`, everything that shapes it committed, the
-    locked environment, an owner and a reviewer. The same content again is the same version.
+    Requires a current receipt of `workbench check`, a commit with everything the notebook depends
+    on, the locked environment, an owner and a reviewer. Promoting the same content again gives the
+    same version.
     """
-    from workbench.pipeline import promote as conditions
-    from workbench.pipeline import promoted_steps
-    from workbench.pipeline.promote import promote_notebook as make
-    from workbench.pipeline.promoted_steps import find_project, move_alias
+    from workbench.pipeline.promote import current_user, promote_notebook
+    from workbench.pipeline.promoted_steps import check_alias, find_project, move_alias
 
     if alias is not None:
-        promoted_steps.check_alias(alias)
+        check_alias(alias)
     workspace = find_workspace()
-    made = make(workspace, notebook, owner=owner, reviewer=reviewer)
-    promoted, project = made.promoted, find_project(notebook)
+    result = promote_notebook(workspace, notebook, owner=owner, reviewer=reviewer)
+    promoted, project = result.promoted, find_project(notebook)
     name = f"{promoted.name}@{promoted.version}"
     if alias is not None:
-        move_alias(workspace, project, name, alias, by=conditions.current_user())
-    mirrored = _try_mirror(workspace, project, promoted.name)
-    value = {**_version_as_json(project, promoted), "new": made.new, "mirrored": mirrored}
-    value["test"] = str(made.test)
-    to_commit = (promoted.path.parents[1], made.test.parent)
+        move_alias(workspace, project, name, alias, by=current_user())
+    value = {
+        **_version_as_json(project, promoted),
+        "new": result.new,
+        "mirrored": _try_mirror(workspace, project, promoted.name),
+        "test": str(result.test),
+    }
+    to_commit = (promoted.path.parents[1], result.test.parent)
     lines = [
-        f"{name} {'promoted' if made.new else 'was promoted before, from the same content'}",
+        f"{name} {'promoted' if result.new else 'already promoted, from the same content'}",
         f"  notebook  {promoted.path}",
-        f"  test      {made.test}",
-        f"  reviewed by {promoted.record.reviewer}, owned by {promoted.record.owner}",
+        f"  test      {result.test}",
+        f"  owner     {promoted.record.owner}",
+        f"  reviewer  {promoted.record.reviewer}",
         "Next",
         f"  git add {' '.join(_relative_path(folder, project) for folder in to_commit)}",
         f"  in a pipeline file: `notebook: {promoted.name}@{alias or promoted.version}`",
@@ -205,7 +198,7 @@ def promote(
 @json_option
 @click.pass_context
 def steps(context: click.Context, as_json: bool) -> None:
-    """List promoted steps with their versions and aliases, and move aliases."""
+    """List promoted steps with versions and aliases; set and roll back aliases."""
     if context.invoked_subcommand is not None:
         return
     from workbench.pipeline import promoted_steps
@@ -213,27 +206,25 @@ def steps(context: click.Context, as_json: bool) -> None:
     project = _project_folder()
     rows = []
     for name in promoted_steps.list_steps(project):
-        found = [
-            promoted_steps.load_step(project, name, n)
-            for n in promoted_steps.list_versions(project, name)
-        ]
+        aliases = promoted_steps.current_aliases(project, name)
+        history = promoted_steps.alias_history(project, name)
         rows.append(
             {
                 "name": name,
-                "versions": [_version_as_json(project, version) for version in found],
-                "aliases": {
-                    alias: at.version
-                    for alias, at in promoted_steps.current_aliases(project, name).items()
-                },
+                "versions": [
+                    _version_as_json(project, promoted_steps.load_step(project, name, number))
+                    for number in promoted_steps.list_versions(project, name)
+                ],
+                "aliases": {alias: target.version for alias, target in aliases.items()},
                 "history": {
                     alias: [move.model_dump(mode="json") for move in moves]
-                    for alias, moves in promoted_steps.alias_history(project, name).items()
+                    for alias, moves in history.items()
                 },
             }
         )
     text = "\n".join(line for row in rows for line in _version_lines(row))
-    nothing = "no step was promoted yet: `workbench promote NOTEBOOK` makes one"
-    print_result({"steps": rows}, as_json=as_json, text=text or nothing)
+    empty = "no promoted steps; `workbench promote NOTEBOOK` makes one"
+    print_result({"steps": rows}, as_json=as_json, text=text or empty)
 
 
 @steps.command()
@@ -242,13 +233,13 @@ def steps(context: click.Context, as_json: bool) -> None:
 @_by_option
 @json_option
 def alias(version: str, name: str, by: str | None, as_json: bool) -> None:
-    """Let ALIAS point to STEP@VERSION, or where another alias of STEP points."""
-    from workbench.pipeline import promote as conditions
+    """Set ALIAS to STEP@VERSION, or to the version of another alias."""
+    from workbench.pipeline.promote import current_user
     from workbench.pipeline.promoted_steps import move_alias
 
     workspace, project = find_workspace(), _project_folder()
-    found = move_alias(workspace, project, version, name, by=by or conditions.current_user())
-    _print_alias(workspace, project, found, name, as_json=as_json)
+    step = move_alias(workspace, project, version, name, by=by or current_user())
+    _print_alias(workspace, project, step, name, as_json=as_json)
 
 
 @steps.command()
@@ -257,23 +248,24 @@ def alias(version: str, name: str, by: str | None, as_json: bool) -> None:
 @_by_option
 @json_option
 def rollback(step: str, name: str, by: str | None, as_json: bool) -> None:
-    """Let ALIAS of STEP point where it did before; again goes further back."""
-    from workbench.pipeline import promote as conditions
+    """Set ALIAS of STEP to its version before; repeat to go further back."""
+    from workbench.pipeline.promote import current_user
     from workbench.pipeline.promoted_steps import roll_back_alias
 
     workspace, project = find_workspace(), _project_folder()
-    found = roll_back_alias(workspace, project, step, name, by=by or conditions.current_user())
-    _print_alias(workspace, project, found, name, as_json=as_json)
+    previous = roll_back_alias(workspace, project, step, name, by=by or current_user())
+    _print_alias(workspace, project, previous, name, as_json=as_json)
 
 
 @steps.command()
 @json_option
 def mirror(as_json: bool) -> None:
-    """Write to MLflow what it lacks, after it was away or lost."""
-    from workbench.pipeline import promote as conditions
+    """Register in MLflow the versions that it does not have yet."""
+    from workbench.pipeline.promote import mirror_to_mlflow
 
-    new = conditions.mirror_to_mlflow(find_workspace(), _project_folder())
-    print_result({"registered": new}, as_json=as_json, text=f"{new} versions were new to MLflow")
+    new = mirror_to_mlflow(find_workspace(), _project_folder())
+    text = f"{counted(new, 'version')} registered in MLflow"
+    print_result({"registered": new}, as_json=as_json, text=text)
 
 
 def _project_folder() -> Path:
@@ -283,34 +275,34 @@ def _project_folder() -> Path:
 
 
 def _print_alias(
-    workspace: Workspace, project: Path, found: PromotedStep, name: str, *, as_json: bool
+    workspace: Workspace, project: Path, step: PromotedStep, name: str, *, as_json: bool
 ) -> None:
-    mirrored = _try_mirror(workspace, project, found.name)
-    value = {**_version_as_json(project, found), "alias": name, "mirrored": mirrored}
-    print_result(value, as_json=as_json, text=f"{found.name}@{name} is version {found.version}")
+    mirrored = _try_mirror(workspace, project, step.name)
+    value = {**_version_as_json(project, step), "alias": name, "mirrored": mirrored}
+    print_result(value, as_json=as_json, text=f"{step.name}@{name} is version {step.version}")
 
 
 def _try_mirror(workspace: Workspace, project: Path, name: str) -> bool:
-    """Whether MLflow could be told; the repository counts either way."""
-    from workbench.pipeline import promote as conditions
+    """Whether MLflow could be updated; only the repository counts."""
+    from workbench.pipeline.promote import mirror_to_mlflow
 
     try:
-        conditions.mirror_to_mlflow(workspace, project, [name])
+        mirror_to_mlflow(workspace, project, [name])
     except ServiceError as error:
-        info(f"MLflow was not told: {error}. `workbench steps mirror` makes up for it")
+        info(f"MLflow was not updated: {error}. Run `workbench steps mirror` later")
         return False
     return True
 
 
-def _version_as_json(project: Path, found: PromotedStep) -> dict[str, Any]:
+def _version_as_json(project: Path, step: PromotedStep) -> Json:
     return {
-        "name": found.name,
-        "version": found.version,
-        "ref": found.ref,
-        "notebook": _relative_path(found.path, project),
-        "owner": found.record.owner,
-        "reviewer": found.record.reviewer,
-        "commit": found.record.commit,
+        "name": step.name,
+        "version": step.version,
+        "ref": step.ref,
+        "notebook": _relative_path(step.path, project),
+        "owner": step.record.owner,
+        "reviewer": step.record.reviewer,
+        "commit": step.record.commit,
     }
 
 
@@ -318,13 +310,12 @@ def _relative_path(path: Path, project: Path) -> str:
     return str(path.resolve().relative_to(project.resolve()))
 
 
-def _version_lines(row: dict[str, Any]) -> list[str]:
+def _version_lines(row: Json) -> list[str]:
     lines = []
     for version in row["versions"]:
-        pointing = sorted(alias for alias, at in row["aliases"].items() if at == version["version"])
-        name = f"{version['name']}@{version['version']}"
+        number = version["version"]
+        aliases = ", ".join(sorted(name for name, at in row["aliases"].items() if at == number))
+        name = f"{version['name']}@{number}"
         people = f"owner {version['owner']}, reviewer {version['reviewer']}"
-        lines.append(
-            f"{name:24} {', '.join(pointing):16} {version['commit'][:10]}  {people}".rstrip()
-        )
+        lines.append(f"{name:24} {aliases:16} {version['commit'][:10]}  {people}".rstrip())
     return lines

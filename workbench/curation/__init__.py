@@ -1,4 +1,10 @@
-"""Curation: embed a pool, choose what to label next and why, check datasets, and show them in FiftyOne."""
+"""Curation: what to label next and why, dataset checks, and FiftyOne.
+
+from workbench import curation
+selection = curation.mine(store, dataset_ref, checkpoint_ref, budget=96)  # a Selection record
+curation.publish(workspace, dataset, predictions, store.get(selection, Selection), "pool")
+curation.tag_frames("pool", frames, "odd night scene", by="mia")
+"""
 
 from workbench.curation.embedding.compute import embed
 from workbench.curation.embedding.embeddings import Embeddings
@@ -10,11 +16,9 @@ from workbench.curation.fiftyone.tags import (
     tag_frames,
     tagged_frames,
 )
-from workbench.curation.selection.allocation import select_frames
-from workbench.curation.selection.candidates import Budget, Candidate, LabelingPace, SelectionRules
+from workbench.curation.selection.candidates import Budget, LabelingPace, SelectionRules
 from workbench.curation.selection.mining import (
     dataset_of_arm,
-    embed_pool,
     mine,
     newest_selection,
     read_scores,
@@ -33,7 +37,6 @@ from workbench.curation.signals.similarity import Exemplar
 
 __all__ = [
     "Budget",
-    "Candidate",
     "Embeddings",
     "Exemplar",
     "LabelingPace",
@@ -45,7 +48,6 @@ __all__ = [
     "SelectionRules",
     "dataset_of_arm",
     "embed",
-    "embed_pool",
     "is_published",
     "mine",
     "newest_selection",
@@ -57,7 +59,6 @@ __all__ = [
     "read_scores",
     "read_tag_log",
     "report_mining",
-    "select_frames",
     "select_manually",
     "selection_from_tag",
     "tag_frames",

@@ -1,4 +1,7 @@
-"""Decode an image and store it in the media folder. Runs in worker processes, so it imports little."""
+"""Decode images and store them in the media folder.
+
+Runs in worker processes, so it imports little.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,25 @@ from PIL import Image
 
 from workbench.core import digest
 
-# The suffix comes from the content: a PNG called .jpg is stored as what it is.
+__all__: list[str] = []
+
+# The suffix comes from the content: a PNG named .jpg is stored as .png.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}
 
 _ORIENTATION = 0x0112
 _GPS_IFD = 0x8825
-_LATITUDE, _LONGITUDE = (1, 2), (3, 4)  # each a hemisphere's letter, then degrees in three parts
+_LATITUDE, _LONGITUDE = (1, 2), (3, 4)  # tags of the hemisphere and of the degrees
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image that is in the media folder now: SHA-256 of its file, size in pixels, suffix.
+    """An image in the media folder.
 
-    ``position`` is the latitude and longitude of its EXIF, in degrees (WGS 84).
+    Attributes:
+        id: SHA-256 of the file.
+        width: Pixels.
+        height: Pixels.
+        position: Latitude and longitude from EXIF, in degrees (WGS 84).
     """
 
     id: str
@@ -39,21 +48,21 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class RejectedImage:
+    """An image that cannot be used; ``reason`` is one of `Quarantined`'s."""
+
     reason: str
     detail: str
 
 
 def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredImage | RejectedImage:
-    """Decode ``file`` whole and copy its bytes to ``media`` under their digest.
+    """Decode ``file`` completely and copy its bytes to ``media``, named by their digest.
 
-    Every pixel is decoded, because a truncated file has a perfect header. Damage that leaves
-    the compressed stream well-formed cannot be seen by any decoder.
-
-    An image whose EXIF says that it lies rotated is refused: browsers turn it and decoders do
-    not, so nobody could say which of the two its boxes are meant in.
+    All pixels are decoded, because a truncated file has a valid header. An image with an EXIF
+    rotation is rejected: browsers apply it and decoders do not, so boxes would be ambiguous.
 
     Args:
-        size: (width, height) that the annotation claims.
+        media: The media folder.
+        size: Width and height according to the annotation, in pixels.
     """
     try:
         data = Path(file).read_bytes()
@@ -67,11 +76,11 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
             with Image.open(io.BytesIO(data), formats=tuple(_SUFFIXES)) as image:
                 image.load()
                 width, height, kind = *image.size, str(image.format)
-                # Most frames carry no EXIF, and asking for it costs a parse all the same.
+                # Parsing EXIF costs time even if there is none.
                 tagged = "exif" in image.info or kind == "TIFF"
                 turned = image.getexif().get(_ORIENTATION, 1) if tagged else 1
                 position = _gps_position(image.getexif().get_ifd(_GPS_IFD)) if tagged else None
-    except Exception as error:  # decoders raise anything on hostile bytes; all mean the same here
+    except Exception as error:  # decoders raise any exception on damaged files
         return RejectedImage("unreadable", _decode_error_text(error, data))
     if turned not in (0, 1):
         hint = f"EXIF orientation {turned}: save it upright and without the tag"
@@ -87,24 +96,24 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
 def store_images(
     batch: list[tuple[str, tuple[int, int] | None]], media: str
 ) -> list[StoredImage | RejectedImage]:
-    """A chunk of work for one process."""
+    """Store several images; the task of a worker process."""
     return [store_image(file, media, size) for file, size in batch]
 
 
 def _gps_position(gps: dict[int, Any]) -> tuple[float, float] | None:
-    """Degrees from EXIF's degrees, minutes and seconds; None where they make no sense."""
-    found = []
-    for (letter, parts), furthest in ((_LATITUDE, 90), (_LONGITUDE, 180)):
+    """Latitude and longitude from EXIF; None if they are missing or invalid."""
+    position = []
+    for (letter, parts), limit in ((_LATITUDE, 90), (_LONGITUDE, 180)):
         try:
             degrees, minutes, seconds = (float(part) for part in gps[parts])
             hemisphere = str(gps[letter])
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             return None
         value = degrees + minutes / 60 + seconds / 3600
-        if not 0 <= value <= furthest or hemisphere not in "NSEW":
+        if not 0 <= value <= limit or hemisphere not in "NSEW":
             return None
-        found.append(round(-value if hemisphere in "SW" else value, 7))
-    return (found[0], found[1])
+        position.append(round(-value if hemisphere in "SW" else value, 7))
+    return (position[0], position[1])
 
 
 def _decode_error_text(error: Exception, data: bytes) -> str:
@@ -116,17 +125,17 @@ def _decode_error_text(error: Exception, data: bytes) -> str:
 
 
 def _write_once(data: bytes, target: Path) -> None:
-    """Write ``data`` unless it is there already.
+    """Write ``data`` unless the file exists.
 
-    No sync: bytes lost to a power cut show as a wrong size and are written again by the next
-    ingest, and every reader can check them against their name.
+    Not synced: a file that a power cut truncated has the wrong size, and the next ingest writes it
+    again.
     """
     with contextlib.suppress(FileNotFoundError):
         if target.stat().st_size == len(data):
             return
     if not target.parent.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".taking-")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-")
     try:
         with os.fdopen(handle, "wb") as stream:
             os.fchmod(handle, 0o644)

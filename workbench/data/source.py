@@ -1,11 +1,11 @@
-"""What a reader finds in a source, and what ``drives.json`` adds to it.
+"""The contents of a source folder as a reader finds them, before they are checked.
+
+A file ``drives.json`` beside a source of any format adds what annotations cannot say; its values
+override theirs. The fields of a drive are those of `Drive`:
 
     {"drives": [{"id": "DRIVE", "vehicle_type": "truck", "camera_height_m": 2.3, …}],
      "frames": {"images/a.jpg": {"drive": "DRIVE", "index": 4, "timestamp_us": 133333,
                                  "conditions": {"light": "night"}, "events": ["cut_in"]}}}
-
-``drives.json`` lies beside a source of any format; the fields of a drive are those of `Drive`.
-Its values override the annotations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
@@ -23,19 +22,30 @@ from workbench.records.base import FrozenModel
 from workbench.records.frames import UNKNOWN, Conditions, Drive
 from workbench.records.types import Quarantined
 
+__all__ = ["IMAGE_SUFFIXES", "Source", "SourceBox", "SourceFrame", "find_images", "parse_file_name"]
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
-# Fewer digits number photos, more of them are clocks. Only what lies between counts frames.
+# Numbers with fewer digits count photos, with more digits they are times.
 _FRAME_COUNTER = re.compile(r"^(?P<drive>.*?)[_\-.]?(?:frame|f)?(?<!\d)(?P<counter>\d{4,9})$")
 _LAST_NUMBER = re.compile(r"(\d{1,9})$")
+
+# Folders that say nothing about the drive.
+_LAYOUT_FOLDERS = frozenset(
+    {"images", "image", "img", "data", "train", "val", "test", "training", "testing", "JPEGImages"}
+)
+
+_DRIVES_FILE = "drives.json"
 
 
 @dataclass(frozen=True)
 class SourceBox:
-    """A box as the source tells it.
+    """A box of a source.
 
-    ``corners`` are (x0, y0, x1, y1), continuous, origin top left: pixels, or fractions of the
-    image when ``normalised``. ``detail`` says where in the source it stands.
+    Attributes:
+        corners: x0, y0, x1, y1; continuous, origin top left, in pixels, or in fractions of the
+            image if ``normalised``.
+        detail: Where in the source it was read.
     """
 
     name: str
@@ -50,10 +60,12 @@ class SourceBox:
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """An image as the source tells it; ``name`` is its path below the source, with slashes.
+    """An image of a source.
 
-    ``size`` is the (width, height) that the annotation claims. ``counter`` is the frame number
-    in the file name, where there is one.
+    Attributes:
+        name: Path below the source, with slashes.
+        counter: Frame number in the file name, if there is one.
+        size: Width and height according to the annotation, in pixels.
     """
 
     file: Path
@@ -70,19 +82,21 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class Source:
-    """All that a reader found. ``problems`` are inputs that it could not make sense of."""
+    """What a reader found; ``problems`` are inputs that it could not read."""
 
     format: str
     root: Path
     frames: tuple[SourceFrame, ...]
     drives: dict[str, Drive] = field(default_factory=dict)
     problems: tuple[Quarantined, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NameParts:
-    """What a file name says: its drive, its place in it, and whether that counts frames."""
+    """What a file name says.
+
+    ``counter`` is the frame number, and None where the number does not count frames.
+    """
 
     drive: str
     index: int
@@ -90,10 +104,10 @@ class NameParts:
 
 
 def parse_file_name(name: str) -> NameParts:
-    """Read ``Seq05VD_f04530.jpg`` as frame 4530 of drive ``Seq05VD``.
+    """Parse ``Seq05VD_f04530.jpg`` as frame 4530 of drive ``Seq05VD``.
 
-    Without a name before the counter, the folder is the drive, and without a folder that says
-    anything it is ``unknown``: never the name of the source itself, which may be moved.
+    Without a name before the number, the drive is the folder, and without a meaningful folder it is
+    ``unknown``. It is never the name of the source, which may be moved.
     """
     path = Path(name)
     folder = "/".join(part for part in path.parts[:-1] if not _is_layout_folder(part))
@@ -111,14 +125,28 @@ def _is_layout_folder(folder: str) -> bool:
     return folder in _LAYOUT_FOLDERS or re.fullmatch(r"image_\d", folder) is not None
 
 
-# Names that tell how a source is laid out, not what was driven.
-_LAYOUT_FOLDERS = frozenset(
-    {"images", "image", "img", "data", "train", "val", "test", "training", "testing", "JPEGImages"}
-)
+def frame_of_file(
+    file: Path,
+    root: Path,
+    boxes: tuple[SourceBox, ...] = (),
+    size: tuple[int, int] | None = None,
+) -> SourceFrame:
+    """The frame of an image of which only the file name says anything."""
+    name = relative_name(file, root)
+    parts = parse_file_name(name)
+    return SourceFrame(
+        file=file,
+        name=name,
+        drive=parts.drive,
+        index=parts.index,
+        counter=parts.counter,
+        size=size,
+        boxes=boxes,
+    )
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every file below ``folder`` with an image's suffix, hidden ones left out, in order."""
+    """All image files below ``folder`` except hidden ones, sorted."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -129,24 +157,11 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def relative_name(file: Path, root: Path) -> str:
-    """``file`` below ``root`` with slashes; the bare name when it lies elsewhere."""
+    """Path of ``file`` below ``root``, with slashes; its name if it is elsewhere."""
     try:
         return file.relative_to(root).as_posix()
     except ValueError:
         return file.name
-
-
-# ---- ``drives.json``: what the annotations cannot say about a drive and its frames.
-#
-# {"drives": [{"id": "DRIVE", "vehicle_type": "truck", "camera_height_m": 2.3, …}],
-#  "frames": {"images/a.jpg": {"drive": "DRIVE", "index": 4, "timestamp_us": 133333,
-#                              "conditions": {"light": "night"}, "events": ["cut_in"]}}}
-#
-# It lies beside a source of any format; the fields of a drive are those of `Drive`. What it says
-# wins over what the annotations say.
-
-
-DRIVES_FILE = "drives.json"
 
 
 class _FrameNotes(FrozenModel):
@@ -158,7 +173,7 @@ class _FrameNotes(FrozenModel):
 
 
 class _DrivesFile(FrozenModel):
-    # Later versions may say more; what is not understood here is no reason to refuse a drive.
+    # Later versions may have more fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     drives: tuple[Drive, ...] = ()
@@ -166,12 +181,12 @@ class _DrivesFile(FrozenModel):
 
 
 def apply_drives_file(source: Source) -> Source:
-    """``source`` with what its ``drives.json`` adds; unchanged when there is none.
+    """``source`` with the values of its ``drives.json``, if there is one.
 
     Raises:
-        DataError: The file is there but says something a drive or frame cannot have.
+        DataError: The file is invalid.
     """
-    path = source.root / DRIVES_FILE
+    path = source.root / _DRIVES_FILE
     if not path.exists():
         return source
     try:
@@ -179,7 +194,7 @@ def apply_drives_file(source: Source) -> Source:
     except (ValueError, ValidationError) as error:
         what = _first_validation_error(error) if isinstance(error, ValidationError) else str(error)
         raise DataError(
-            f"the file about the drives cannot be used: {what}",
+            f"invalid {_DRIVES_FILE}: {what}",
             where=path,
             hint="The fields of a drive are listed in workbench/records/frames.py",
         ) from error
@@ -191,8 +206,8 @@ def apply_drives_file(source: Source) -> Source:
 def _with_notes(frame: SourceFrame, notes: _FrameNotes | None) -> SourceFrame:
     if notes is None:
         return frame
-    said = {name: getattr(notes, name) for name in notes.model_fields_set}
-    return replace(frame, **{name: value for name, value in said.items() if value is not None})
+    values = {name: getattr(notes, name) for name in notes.model_fields_set}
+    return replace(frame, **{name: value for name, value in values.items() if value is not None})
 
 
 def _first_validation_error(error: ValidationError) -> str:

@@ -24,9 +24,9 @@ __all__: list[str] = []
 
 T = TypeVar("T")
 
-TIMEOUT_S = 60.0
 BULK_TIMEOUT_S = 600.0
 
+_TIMEOUT_S = 60.0
 _SIGN_UP_TIMEOUT_S = 30.0
 _RETRIES = 3
 _BUSY_RETRIES = 5
@@ -45,11 +45,11 @@ class ApiClient:
         sdk: The SDK's client. Its methods are called inside `read` or `write`.
     """
 
-    def __init__(self, url: str, token: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, token: str) -> None:
         from label_studio_sdk import LabelStudio as SdkClient
 
         self.url = url.rstrip("/")
-        self._http = httpx.Client(timeout=timeout_s, follow_redirects=True, mounts=_LOOPBACK)
+        self._http = httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True, mounts=_LOOPBACK)
         # Untyped: the SDK's generated types do not match the answers of the community edition.
         sdk_client: Any = SdkClient
         self.sdk: Any = None

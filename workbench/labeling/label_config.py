@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import colorsys
 import re
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from workbench.core.errors import DataError, ParameterError
@@ -47,39 +46,6 @@ _COLOURS = (
     *("#8bc34a", "#5856d6", "#a2845e", "#64d2ff"),
 )
 _SCHEMA_HEADER = re.compile(r"^Schema (?P<name>.+) version (?P<version>\d+)$")
-
-
-@dataclass(frozen=True)
-class LabelingConfig:
-    """A parsed labeling configuration.
-
-    Attributes:
-        colours: Hex colour of each class.
-        attributes: Names of all questions about an object, the built-in ones first.
-        schema: Name and version of the label schema, if the configuration names them.
-    """
-
-    classes: tuple[str, ...]
-    colours: tuple[str, ...]
-    attributes: tuple[str, ...]
-    schema: tuple[str, int] | None
-    shapes: tuple[Shape, ...] = ("box",)
-    box_questions: tuple[Question, ...] = ()
-    frame_questions: tuple[Question, ...] = ()
-    tracks: bool = False
-
-    def as_schema(self) -> LabelSchema:
-        """The label schema of the configuration, as far as it can be read back."""
-        name, version = self.schema or ("unknown", 0)
-        return LabelSchema(
-            name=name,
-            version=version,
-            classes=self.classes,
-            shapes=self.shapes,
-            box_questions=self.box_questions,
-            frame_questions=self.frame_questions,
-            tracks=self.tracks,
-        )
 
 
 def labeling_config(schema: LabelSchema) -> str:
@@ -121,8 +87,10 @@ def labeling_config(schema: LabelSchema) -> str:
     return ElementTree.tostring(view, encoding="unicode")
 
 
-def parse_labeling_config(text: str) -> LabelingConfig:
-    """Parse a labeling configuration, also one that Label Studio or a person has edited.
+def parse_labeling_config(text: str) -> LabelSchema:
+    """The label schema of a labeling configuration, also of an edited or foreign one.
+
+    Without the name of a schema in it, the result is ``unknown`` version 0.
 
     Raises:
         DataError: The text is not XML, declares entities, or has no rectangle labels.
@@ -142,20 +110,22 @@ def parse_labeling_config(text: str) -> LabelingConfig:
             "labeling configuration has no RectangleLabels",
             hint="Create the project with `workbench label send`",
         )
-    labels = [label for label in boxes.iter("Label") if label.get("value") != IGNORE_AREA]
-    choices = list(view.iter("Choices"))
-    per_object = [one for one in choices if one.get("perRegion") == "true"]
-    per_frame = [one for one in choices if one.get("perRegion") != "true"]
-    return LabelingConfig(
-        classes=tuple(label.get("value", "") for label in labels),
-        colours=tuple(label.get("background", "") for label in labels),
-        attributes=tuple(one.get("name", "") for one in per_object),
-        schema=_header_schema(view),
-        shapes=_parse_shapes(view, boxes),
-        box_questions=tuple(_parse_question(one) for one in per_object if _is_schema_question(one)),
-        frame_questions=tuple(
-            _parse_question(one) for one in per_frame if _is_schema_question(one)
-        ),
+    labels = [label.get("value", "") for label in boxes.iter("Label")]
+    choices = [one for one in view.iter("Choices") if one.get("name") not in _RESERVED_NAMES]
+    headers = (_SCHEMA_HEADER.match(one.get("value", "")) for one in view.iter("Header"))
+    header = next((match for match in headers if match), None)
+    shapes: list[Shape] = ["box"]
+    if boxes.get("canRotate") == "true":
+        shapes.append("turned")
+    if view.find(".//PolygonLabels") is not None:
+        shapes.append("polygon")
+    return LabelSchema(
+        name=header["name"] if header else "unknown",
+        version=int(header["version"]) if header else 0,
+        classes=tuple(name for name in labels if name != IGNORE_AREA),
+        shapes=tuple(shapes),
+        box_questions=tuple(_parse_question(one) for one in choices if _is_per_region(one)),
+        frame_questions=tuple(_parse_question(one) for one in choices if not _is_per_region(one)),
         tracks=any(area.get("name") == TRACK for area in view.iter("TextArea")),
     )
 
@@ -194,7 +164,7 @@ def _add_labels(
     shown = {**control, "toName": IMAGE, "showInline": "true"}
     labels = ElementTree.SubElement(view, tag, shown)
     for position, name in enumerate(classes):
-        ElementTree.SubElement(labels, "Label", value=name, background=_class_colour(position))
+        ElementTree.SubElement(labels, "Label", value=name, background=label_colour(position))
     ElementTree.SubElement(labels, "Label", value=IGNORE_AREA, background="#8e8e93")
 
 
@@ -227,8 +197,8 @@ def _add_text_area(
     ElementTree.SubElement(block, "TextArea", {**shown, "maxSubmissions": "1", **more})
 
 
-def _is_schema_question(choices: ElementTree.Element) -> bool:
-    return choices.get("name") not in _RESERVED_NAMES
+def _is_per_region(choices: ElementTree.Element) -> bool:
+    return choices.get("perRegion") == "true"
 
 
 def _parse_question(choices: ElementTree.Element) -> Question:
@@ -240,29 +210,13 @@ def _parse_question(choices: ElementTree.Element) -> Question:
     )
 
 
-def _parse_shapes(view: ElementTree.Element, boxes: ElementTree.Element) -> tuple[Shape, ...]:
-    shapes: list[Shape] = ["box"]
-    if boxes.get("canRotate") == "true":
-        shapes.append("turned")
-    if view.find(".//PolygonLabels") is not None:
-        shapes.append("polygon")
-    return tuple(shapes)
-
-
-def _class_colour(position: int) -> str:
+def label_colour(position: int) -> str:
+    """Hex colour of the class at a position of the schema."""
     if position < len(_COLOURS):
         return _COLOURS[position]
     # Steps of the golden angle keep hues apart.
     red, green, blue = colorsys.hsv_to_rgb(position * 0.61803398875 % 1.0, 0.75, 0.9)
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
-
-
-def _header_schema(view: ElementTree.Element) -> tuple[str, int] | None:
-    for header in view.iter("Header"):
-        match = _SCHEMA_HEADER.match(header.get("value", ""))
-        if match:
-            return match["name"], int(match["version"])
-    return None
 
 
 def incompatible_changes(old: LabelSchema, new: LabelSchema) -> list[str]:

@@ -118,7 +118,7 @@ def fit_schema(server: LabelStudio, project: Project, schema: LabelSchema) -> No
     Raises:
         ParameterError: The schema removes something that the project has.
     """
-    current = label_config.parse_labeling_config(project.config).as_schema()
+    current = label_config.parse_labeling_config(project.config)
     older = schema.version <= current.version and not label_config.incompatible_changes(
         schema, current
     )
@@ -248,12 +248,11 @@ def guide_page(schema: LabelSchema, crops: Mapping[str, Sequence[bytes]]) -> str
     Args:
         crops: JPEG examples by class.
     """
-    colours = label_config.parse_labeling_config(label_config.labeling_config(schema)).colours
     title = html.escape(f"Labeling guide: {schema.name} version {schema.version}")
     shapes = "".join(f"<li>{_SHAPE_RULES[shape]}</li>" for shape in schema.shapes)
     classes = "".join(
-        _class_section(name, colour, schema, crops.get(name, ()))
-        for name, colour in zip(schema.classes, colours, strict=True)
+        _class_section(name, label_config.label_colour(position), schema, crops.get(name, ()))
+        for position, name in enumerate(schema.classes)
     )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

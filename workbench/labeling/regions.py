@@ -256,31 +256,6 @@ def _check_shape(
     return None
 
 
-def frame_regions(choices: Mapping[str, str], comment: str | None = None) -> list[Region]:
-    """Answers about a whole frame as regions; the counterpart of `parse_result`."""
-    regions: list[Region] = [
-        {
-            "to_name": label_config.IMAGE,
-            "id": f"frame-{name}",
-            "from_name": name,
-            "type": "choices",
-            "value": {"choices": [answer]},
-        }
-        for name, answer in choices.items()
-    ]
-    if comment:
-        regions.append(
-            {
-                "to_name": label_config.IMAGE,
-                "id": "frame-comment",
-                "from_name": label_config.COMMENT,
-                "type": "textarea",
-                "value": {"text": [comment]},
-            }
-        )
-    return regions
-
-
 # Geometry: pixels to percent and back.
 
 

@@ -19,7 +19,6 @@ from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
 from workbench.labeling.client import (
     BULK_TIMEOUT_S,
-    TIMEOUT_S,
     ApiClient,
     http_status,
     personal_token,
@@ -104,8 +103,8 @@ class LabelStudio:
     Every method raises ServiceError when the server is not reachable or rejects the call.
     """
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._client = ApiClient(url, token, timeout_s)
+    def __init__(self, url: str, token: str) -> None:
+        self._client = ApiClient(url, token)
         self._sdk = self._client.sdk
         self.url = self._client.url
 

@@ -1,9 +1,9 @@
-"""What a notebook sees: ``step = workbench.step()``.
+"""Connect a notebook to its run: ``step = workbench.step()``.
 
-Run by the pipeline, a step reads its inputs from a spec file and leaves results as files in its
-run folder, from where the runner takes them while the notebook is still at work. Run by hand in
-JupyterLab, the same notebook takes the inputs of its newest run, or else the newest records of the
-right kinds, and leaves its results in a scratch folder.
+In a pipeline, a step reads its inputs from a spec file and writes results into its run folder,
+where the runner reads them while the notebook is running. By hand in JupyterLab, the same notebook
+uses the inputs of its newest run, or else the newest records of the right kinds, and writes to a
+scratch folder.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from workbench.core import workspace
 from workbench.core.errors import WorkbenchError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, project_root, write_atomic
 from workbench.pipeline.step import Step
+
+__all__ = ["step"]
 
 SPEC_VARIABLE = "WORKBENCH_STEP_SPEC"
 
@@ -56,11 +57,11 @@ def _step_from_spec(path: Path) -> Step:
 def _project_folder(spec: dict[str, Any]) -> Path:
     if spec.get("project"):
         return Path(spec["project"])
-    return workspace.project_root(Path(spec["notebook"]))
+    return project_root(Path(spec["notebook"]))
 
 
 def _report_failures(folder: Path) -> None:
-    """Leave expected errors as data, so that the runner need not read tracebacks."""
+    """Write expected errors as data, so that the runner does not have to parse tracebacks."""
     try:
         from IPython import get_ipython
     except ImportError:
@@ -76,7 +77,7 @@ def _report_failures(folder: Path) -> None:
             "where": error.where,
             "hint": error.hint,
         }
-        workspace.write_atomic(folder / "failure.json", json.dumps(failure).encode())
+        write_atomic(folder / "failure.json", json.dumps(failure).encode())
         trace = shell.InteractiveTB.structured_traceback(etype, error, tb, tb_offset=tb_offset)
         shell._showtraceback(etype, error, trace)
         return trace

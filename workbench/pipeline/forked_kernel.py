@@ -1,12 +1,12 @@
-"""Kernels as forks of a warm process, for steps that run in one.
+"""Kernels as forks of a preloaded process.
 
-A kernel of its own spends most of half a second on imports that all kernels share. Here a child is
-forked before anything else happens, waits until the client has written its connection file, and
-then becomes the kernel: the same program, arguments, environment and folder that
-``python -m ipykernel_launcher`` would get, in a session of its own.
+A new interpreter spends about half a second on imports that all kernels share. Here a child is
+forked first, waits until the client has written the connection file, and then becomes the kernel:
+the same program, arguments, environment and folder as ``python -m ipykernel_launcher``, in its own
+session.
 
-An interpreter reads some things only once. So `ready` asks that string hashes are the fixed ones,
-and that no library is loaded that sizes its threads when it is imported.
+Some settings are read only when an interpreter or a library starts. So `can_fork_kernel` requires
+fixed string hashes, and that no library is loaded which sizes its thread pools on import.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from workbench.core.processes import die_with_parent
 
+__all__: list[str] = []
+
 _PROGRAM = "ipykernel_launcher"
 _PROVISIONER_NAME = "workbench-fork"
 _SIZE_THREADS_AT_IMPORT = ("numpy", "torch", "cv2", "pyarrow", "faiss", "onnxruntime")
@@ -47,7 +49,7 @@ def preload_kernel() -> None:
 
 
 def can_fork_kernel() -> bool:
-    """Whether a fork of this process is as good as an interpreter of its own."""
+    """Whether a fork of this process is equivalent to a new interpreter."""
     return (
         "ipykernel.kernelapp" in sys.modules
         and not sys.flags.hash_randomization
@@ -57,7 +59,7 @@ def can_fork_kernel() -> bool:
 
 
 def prepare_fork() -> None:
-    """Fork the child that becomes the next kernel that this process starts."""
+    """Fork the child that becomes the next kernel of this process."""
     _ForkProvisioner.waiting = _WaitingChild()
     factory = KernelProvisionerFactory.instance()
     factory.provisioners[_PROVISIONER_NAME] = EntryPoint(
@@ -67,26 +69,26 @@ def prepare_fork() -> None:
 
 
 class _WaitingChild:
-    """A forked child, with the part of `subprocess.Popen` that provisioners use."""
+    """A forked child with the methods of `subprocess.Popen` that provisioners use."""
 
     stdin = stdout = stderr = None
 
     def __init__(self) -> None:
-        orders, self._orders = os.pipe()
+        request, self._request = os.pipe()
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            _run_as_kernel(orders)
-        os.close(orders)
+            _run_as_kernel(request)
+        os.close(request)
 
     def start(self, arguments: Sequence[str], environment: dict[str, str], folder: str) -> None:
-        with os.fdopen(self._orders, "w") as stream:
+        with os.fdopen(self._request, "w") as stream:
             json.dump([list(arguments), environment, folder], stream)
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
@@ -107,7 +109,7 @@ class _WaitingChild:
 
 
 class _ForkProvisioner(LocalProvisioner):
-    """Hands a kernel's orders to the waiting child instead of starting an interpreter."""
+    """Starts a kernel in the waiting child instead of a new interpreter."""
 
     waiting: _WaitingChild | None = None
 
@@ -118,34 +120,35 @@ class _ForkProvisioner(LocalProvisioner):
         _ForkProvisioner.waiting = None
         environment = {**(kwargs.get("env") or os.environ), "JPY_PARENT_PID": str(os.getpid())}
         folder = str(kwargs.get("cwd") or Path.cwd())
-        parent = f"--IPKernelApp.parent_handle={os.getpid()}"  # a class reads the variable, once
+        # ipykernel reads the variable only on import.
+        parent = f"--IPKernelApp.parent_handle={os.getpid()}"
         child.start([*cmd[cmd.index(_PROGRAM) + 1 :], parent], environment, folder)
-        self.process = child  # type: ignore[assignment]  # it has all that is used of a Popen
+        self.process = child  # type: ignore[assignment]  # has what is used of a Popen
         self.pid = self.pgid = child.pid
         self.cwd = Path(folder)
         return self.connection_info
 
 
-def _run_as_kernel(orders: int) -> NoReturn:
-    """Be the kernel that ``orders`` describe, once they come; ends with it."""
+def _run_as_kernel(request: int) -> NoReturn:
+    """Wait for a request on this pipe, run the kernel that it describes, and exit."""
     status = 1
     try:
         die_with_parent()
         os.setsid()
-        os.closerange(3, orders)
-        os.closerange(orders + 1, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, request)
+        os.closerange(request + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with os.fdopen(orders) as stream:
-            told = stream.read()
-        if not told:  # nobody wanted a kernel
+        with os.fdopen(request) as stream:
+            text = stream.read()
+        if not text:  # no kernel was started
             os._exit(0)
-        arguments, environment, folder = json.loads(told)
+        arguments, environment, folder = json.loads(text)
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        multiprocessing.process.ORIGINAL_DIR = folder  # type: ignore[attr-defined]  # its workers'
-        atexit._clear()  # what the warm process has to do at its end is not ours
+        multiprocessing.process.ORIGINAL_DIR = folder  # type: ignore[attr-defined]  # for its workers
+        atexit._clear()  # exit handlers of the preloaded process
         sys.argv = [_PROGRAM, *arguments]
         status = _run_kernel_app(arguments)
     except BaseException:
@@ -160,10 +163,10 @@ def _run_kernel_app(arguments: Sequence[str]) -> int:
     status = 0
     try:
         IPKernelApp.launch_instance(list(arguments))
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    # What an interpreter does at its end, in its order.
-    threading._shutdown()  # type: ignore[attr-defined]  # joins threads that are no daemons
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    # What an interpreter does at exit, in the same order.
+    threading._shutdown()  # type: ignore[attr-defined]  # joins non-daemon threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

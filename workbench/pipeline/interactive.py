@@ -9,32 +9,39 @@ import os
 from pathlib import Path
 
 from workbench import services
-from workbench.core import workspace
 from workbench.core.errors import ContractError
-from workbench.pipeline import contract
+from workbench.core.workspace import find_workspace
+from workbench.pipeline.contract import read_contract
 from workbench.pipeline.step import Step
 from workbench.records.base import Ref, kind_of
 from workbench.records.model_types import NotebookSource, StepRun
 from workbench.records.store import Store
 
-NOTEBOOK_VARIABLES = ("WORKBENCH_NOTEBOOK", "JPY_SESSION_NAME")
-"""Where the notebook's path is looked up; JupyterLab sets the second."""
+__all__: list[str] = []
+
+_NOTEBOOK_VARIABLES = ("WORKBENCH_NOTEBOOK", "JPY_SESSION_NAME")
+"""Variables with the notebook's path; JupyterLab sets the second."""
 
 
 def connect_interactive() -> Step:
-    """A step for the notebook that is open, whose servers are up when this returns."""
+    """The step of the open notebook, with its servers running.
+
+    Raises:
+        ContractError: The notebook is unknown, or its contract is invalid.
+        ServiceError: A server that it declares cannot be started.
+    """
     notebook = _this_notebook()
-    declaration = contract.read_contract(notebook).declaration
-    place = workspace.find_workspace(notebook.parent)
+    declaration = read_contract(notebook).declaration
+    workspace = find_workspace(notebook.parent)
     if declaration.services:
-        services.up(place, declaration.services)
-        os.environ.update(services.environment(place, declaration.services))
-    folder = place.scratch / notebook.stem
+        services.up(workspace, declaration.services)
+        os.environ.update(services.environment(workspace, declaration.services))
+    folder = workspace.scratch / notebook.stem
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     kinds = {name: declared.kind for name, declared in declaration.inputs.items()}
     return Step(
-        workspace=place,
+        workspace=workspace,
         project=notebook.resolve().parents[2],  # above notebooks/steps
         folder=folder,
         cache=folder / "cache",
@@ -42,20 +49,20 @@ def connect_interactive() -> Step:
         headless=False,
         declared_inputs={n: d.model_dump() for n, d in declaration.inputs.items()},
         declared_outputs={n: d.model_dump() for n, d in declaration.outputs.items()},
-        inputs=_newest_inputs(Store(place), notebook, kinds),
+        inputs=_newest_inputs(Store(workspace), notebook, kinds),
         secrets=declaration.secrets,
     )
 
 
 def _this_notebook() -> Path:
-    for variable in NOTEBOOK_VARIABLES:
+    for variable in _NOTEBOOK_VARIABLES:
         named = os.environ.get(variable)
         if named and Path(named).suffix == ".ipynb":
             path = Path(named)
             return path if path.is_file() else Path.cwd() / path.name
     raise ContractError(
-        "cannot tell which notebook this is",
-        hint=f"Open it in JupyterLab, or set {NOTEBOOK_VARIABLES[0]} to its path",
+        "unknown notebook path",
+        hint=f"Open it in JupyterLab, or set {_NOTEBOOK_VARIABLES[0]} to its path",
     )
 
 
@@ -66,19 +73,19 @@ def _as_list(ref: Ref | tuple[Ref, ...] | None) -> Ref | list[Ref] | None:
 def _newest_inputs(
     store: Store, notebook: Path, kinds: dict[str, str]
 ) -> dict[str, Ref | list[Ref] | None]:
-    """Inputs of the newest run of this notebook; where there is none, the newest of each kind.
+    """Inputs of the newest run of this notebook; without a run, the newest record of each kind.
 
-    What a step made goes before what was made by hand, so that a notebook which makes what it also
-    reads does not feed on itself.
+    Outputs of steps take precedence over records made by hand, so that a notebook that writes what
+    it also reads does not read its own output.
     """
     runs = [store.get(ref, StepRun) for ref in reversed(list(store.refs(StepRun.KIND)))]
     for run in runs:
         if store.get(run.notebook, NotebookSource).name == notebook.stem:
             return {name: _as_list(run.inputs.get(name)) for name in kinds}
-    made = [ref for run in runs for ref in run.outputs.values()]
-    found: dict[str, Ref | list[Ref] | None] = {}
+    outputs = [ref for run in runs for ref in run.outputs.values()]
+    inputs: dict[str, Ref | list[Ref] | None] = {}
     for name, kind in kinds.items():
-        by_steps = [ref for ref in made if kind_of(ref) == kind]
+        by_steps = [ref for ref in outputs if kind_of(ref) == kind]
         known = by_steps[:1] or list(store.refs(kind))[-1:]
-        found[name] = known[0] if known else None
-    return found
+        inputs[name] = known[0] if known else None
+    return inputs

@@ -1,4 +1,4 @@
-"""Reads notebook files and fills in what older writers leave out."""
+"""Read notebook files, with optional parts filled in."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from types import ModuleType
 from typing import Any
 
 from workbench.core.errors import ContractError
+from workbench.core.types import Json
 
-Json = dict[str, Any]
-
-_GRAMMAR = "rfc3987_syntax"
+__all__: list[str] = []
 
 
 def import_nbformat() -> ModuleType:
     """The module ``nbformat``, imported in a third of the time.
 
-    It imports jsonschema, which compiles a grammar of IRIs for a format that no schema of notebooks
-    has: a second in every process that reads a notebook. Without the grammar it does without.
+    Its dependency jsonschema spends a second on compiling a grammar of IRIs, which the schema of
+    notebooks does not use. The grammar is optional.
     """
-    with blocked_imports(*([] if "jsonschema" in sys.modules else [_GRAMMAR])):
+    with blocked_imports(*([] if "jsonschema" in sys.modules else ["rfc3987_syntax"])):
         import nbformat
     return nbformat
 
 
 @contextlib.contextmanager
 def blocked_imports(*modules: str) -> Iterator[None]:
-    """Refuse to import these optional modules meanwhile; what is loaded already stays."""
-    refused = [name for name in modules if name not in sys.modules]
-    for name in refused:
-        sys.modules[name] = None  # type: ignore[assignment]  # this is how an import is refused
+    """Within this context, importing these modules fails; modules already loaded stay."""
+    blocked = [name for name in modules if name not in sys.modules]
+    for name in blocked:
+        sys.modules[name] = None  # type: ignore[assignment]  # this blocks an import
     try:
         yield
     finally:
-        for name in refused:
+        for name in blocked:
             del sys.modules[name]
 
 
 def load_notebook(path: Path) -> Json:
-    """The notebook's JSON; parts that older writers leave out are filled in.
+    """The notebook's JSON, with optional parts filled in.
 
     Raises:
-        ContractError: There is no such file, or it is no notebook.
+        ContractError: No such file, or it is not a notebook.
     """
     try:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
@@ -54,30 +53,32 @@ def load_notebook(path: Path) -> Json:
         raise ContractError("no such notebook", where=path) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ContractError(
-            "this file is not a notebook",
+            "not a notebook",
             where=path,
-            hint="Give an .ipynb of format 4, or a marimo notebook",
+            hint="Pass an .ipynb file of format 4, or a marimo notebook",
         ) from error
     return content
 
 
 def cell_source(cell: Json) -> str:
+    """The cell's code or text."""
     source = cell["source"]
     return source if isinstance(source, str) else "".join(source)
 
 
 def cell_tags(cell: Json) -> list[str]:
+    """The cell's tags."""
     return list(cell["metadata"].get("tags", []))
 
 
 def cell_id(cell: Json) -> str | None:
-    """The cell's id, None where it has none that is a text."""
-    name = cell.get("id")
-    return name if isinstance(name, str) else None
+    """The cell's id; None if it has none."""
+    identifier = cell.get("id")
+    return identifier if isinstance(identifier, str) else None
 
 
 def _fill_missing_parts(content: Json) -> None:
-    """Fill in empty parts; raises `TypeError` or `KeyError` where a part is of another type."""
+    """Fill in optional parts; raises `TypeError` or `KeyError` for invalid content."""
     metadata = content.setdefault("metadata", {})
     for part in ("kernelspec", "language_info"):
         _require_type(metadata.get(part, {}), dict)

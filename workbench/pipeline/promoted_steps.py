@@ -1,4 +1,15 @@
-"""Promoted steps in the repository: find a version, and move its aliases."""
+"""Promoted steps in the repository: find a version, and move its aliases.
+
+    pipelines/promoted/STEP/VERSION/    immutable
+        STEP.ipynb       the notebook, without outputs
+        step.json        the `StepVersion` record, with its digest
+        receipt.json     the `CheckReceipt`, with its signature
+    pipelines/promoted/STEP/aliases.json    every move of every alias
+
+The step's record contains the digests of the other two files. All are verified whenever a version
+is loaded, so an edited version is rejected. Versions never change; aliases move, and each move
+records who made it and when.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +20,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import ContractError, WorkbenchError
-from workbench.core.workspace import Workspace
+from workbench.core.types import Json
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline.parameters import did_you_mean
 from workbench.records.base import FrozenModel, Ref, make_ref
 from workbench.records.model_types import StepVersion
 
-Json = dict[str, Any]
+__all__ = ["PromotedStep", "load_step", "move_alias", "resolve_step", "roll_back_alias"]
 
 PROMOTED_FOLDER = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"
 RECEIPT_FILE = "receipt.json"
-ALIASES_FILE = "aliases.json"
-
 STEP_NAME = re.compile(r"^[A-Za-z0-9_-]+$")
+
+_ALIASES_FILE = "aliases.json"
 _STEP_REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)$")
 _ALIAS_NAME = re.compile(r"^[a-z][a-z0-9_-]*$")
 _RESERVED_ALIAS = re.compile(r"^(latest|v\d+)$")
+_LOCK_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
 class PromotedStep:
-    """One immutable version of a step. ``path`` is its notebook, checked to the byte."""
+    """One immutable version of a step; its notebook at ``path`` has been verified."""
 
     path: Path
     version: int
@@ -48,20 +61,13 @@ class PromotedStep:
         return self.record.name
 
 
-def find_project(file: Path | str) -> Path:
-    """The nearest folder above ``file`` that holds ``pipelines``."""
-    for folder in Path(file).resolve().parents:
-        if (folder / "pipelines").is_dir():
-            return folder
-    raise ContractError(
-        "this file belongs to no project",
-        where=file,
-        hint="Keep it below a folder that has `pipelines` in it",
-    )
-
-
 class AliasMove(FrozenModel):
-    """An alias was pointed somewhere: ``by`` whom, ``at`` what time (ISO 8601, UTC)."""
+    """One move of an alias.
+
+    Attributes:
+        by: Who made it.
+        at: When, as ISO 8601 in UTC.
+    """
 
     action: Literal["set", "rollback"]
     version: int
@@ -71,22 +77,30 @@ class AliasMove(FrozenModel):
 
 
 class StepAliases(FrozenModel):
-    """The content of ``aliases.json``."""
+    """The content of ``aliases.json``: each alias's moves, oldest first."""
 
     schema_version: Literal[1] = 1
     aliases: dict[str, tuple[AliasMove, ...]]
 
 
-def is_step_reference(text: str) -> bool:
-    """Whether ``text`` names a promoted step, as ``train@production`` and ``train@3`` do."""
-    return _STEP_REFERENCE.match(text) is not None
+def find_project(file: Path | str) -> Path:
+    """The nearest folder above ``file`` that has a ``pipelines`` folder.
+
+    Raises:
+        ContractError: There is none.
+    """
+    for folder in Path(file).resolve().parents:
+        if (folder / "pipelines").is_dir():
+            return folder
+    raise ContractError(
+        "the file belongs to no project",
+        where=file,
+        hint="Move it below a folder that contains `pipelines`",
+    )
 
 
 def resolve_step(project: Path, reference: str) -> PromotedStep:
-    """The version that ``STEP@ALIAS`` or ``STEP@VERSION`` names.
-
-    Args:
-        project: The folder that holds ``pipelines``.
+    """The version that ``STEP@VERSION`` or ``STEP@ALIAS`` names.
 
     Raises:
         ContractError: There is no such step, version or alias, or the version was changed.
@@ -94,18 +108,12 @@ def resolve_step(project: Path, reference: str) -> PromotedStep:
     match = _STEP_REFERENCE.match(reference)
     if match is None:
         raise ContractError(
-            "not the name of a promoted step",
+            "invalid reference to a promoted step",
             where=reference,
             hint="Write STEP@VERSION or STEP@ALIAS, like train@3 or train@production",
         )
     name, which = match.groups()
-    known = list_steps(project)
-    if name not in known:
-        raise ContractError(
-            f"no step {name!r} was promoted{did_you_mean(name, known)}",
-            where=reference,
-            hint=f"Promoted are: {', '.join(known) or 'none'}",
-        )
+    _require_step(project, name)
     if which.isdigit():
         return load_step(project, name, int(which))
     aliases = current_aliases(project, name)
@@ -113,34 +121,33 @@ def resolve_step(project: Path, reference: str) -> PromotedStep:
         raise ContractError(
             f"step {name!r} has no alias {which!r}{did_you_mean(which, list(aliases))}",
             where=reference,
-            hint=f"It has: {', '.join(sorted(aliases)) or 'none'}; its versions are "
-            f"{', '.join(map(str, list_versions(project, name)))}",
+            hint=f"Aliases: {', '.join(sorted(aliases)) or 'none'}; "
+            f"versions: {', '.join(map(str, list_versions(project, name)))}",
         )
-    entry = aliases[which]
-    found = load_step(project, name, entry.version)
-    if found.ref != entry.ref:
-        raise _changed_error(
-            found.path.with_name(STEP_FILE), "is not the one that the alias was given"
-        )
-    return found
+    move = aliases[which]
+    step = load_step(project, name, move.version)
+    if step.ref != move.ref:
+        raise _changed_error(step.path.with_name(STEP_FILE), "differs from the alias's record")
+    return step
 
 
 def load_step(project: Path, name: str, version: int) -> PromotedStep:
-    """One version, checked to the byte; raises `ContractError` when it is not there or changed."""
+    """Load one version and verify all its files; raises `ContractError` if any was changed."""
     folder = project / PROMOTED_FOLDER / name / str(version)
     if not folder.is_dir():
-        listed = ", ".join(map(str, list_versions(project, name))) or "none"
+        versions = ", ".join(map(str, list_versions(project, name))) or "none"
         raise ContractError(
-            f"step {name!r} has no version {version}", where=folder, hint=f"It has: {listed}"
+            f"step {name!r} has no version {version}", where=folder, hint=f"Versions: {versions}"
         )
     ref, body = _read_record_file(folder / STEP_FILE)
     notebook = folder / f"{name}.ipynb"
-    expected = body["payload"][notebook.name]["sha256"]
-    if not notebook.is_file() or digest.of_file(notebook) != expected:
-        raise _changed_error(notebook, "is missing" if not notebook.is_file() else "was changed")
+    if not notebook.is_file():
+        raise _changed_error(notebook, "is missing")
+    if digest.of_file(notebook) != body["payload"][notebook.name]["sha256"]:
+        raise _changed_error(notebook, "was changed")
     record = _parse_step_version(body, folder / STEP_FILE)
     if (record.name, record.version) != (name, version):
-        raise _changed_error(folder / STEP_FILE, f"is that of {record.name}@{record.version}")
+        raise _changed_error(folder / STEP_FILE, f"belongs to {record.name}@{record.version}")
     if _read_record_file(folder / RECEIPT_FILE)[0] != record.receipt:
         raise _changed_error(folder / RECEIPT_FILE, "was changed")
     return PromotedStep(notebook, version, ref, record)
@@ -163,8 +170,12 @@ def list_versions(project: Path, name: str) -> list[int]:
 
 
 def alias_history(project: Path, name: str) -> dict[str, tuple[AliasMove, ...]]:
-    """Every move of every alias of a step, oldest first; raises when the file cannot be read."""
-    path = project / PROMOTED_FOLDER / name / ALIASES_FILE
+    """Every move of every alias of a step, oldest first.
+
+    Raises:
+        ContractError: The file is damaged.
+    """
+    path = project / PROMOTED_FOLDER / name / _ALIASES_FILE
     try:
         return StepAliases.model_validate_json(path.read_bytes()).aliases
     except FileNotFoundError:
@@ -176,16 +187,13 @@ def alias_history(project: Path, name: str) -> dict[str, tuple[AliasMove, ...]]:
 
 
 def current_aliases(project: Path, name: str) -> dict[str, AliasMove]:
-    """Alias to the move that says where it points now."""
-    return {
-        alias: active_moves(moves)[-1]
-        for alias, moves in alias_history(project, name).items()
-        if active_moves(moves)
-    }
+    """Each alias with the move that it stands at."""
+    active = {alias: _active_moves(moves) for alias, moves in alias_history(project, name).items()}
+    return {alias: moves[-1] for alias, moves in active.items() if moves}
 
 
-def active_moves(moves: Sequence[AliasMove]) -> list[AliasMove]:
-    """Moves that were not rolled back: the last one says where the alias points."""
+def _active_moves(moves: Sequence[AliasMove]) -> list[AliasMove]:
+    """Moves that were not rolled back; the alias stands at the last one."""
     stack: list[AliasMove] = []
     for move in moves:
         if move.action == "set":
@@ -196,108 +204,69 @@ def active_moves(moves: Sequence[AliasMove]) -> list[AliasMove]:
 
 
 def check_alias(alias: str) -> None:
-    """Refuse what cannot be an alias here or in MLflow; a number would be taken for a version."""
+    """Raise `ContractError` for a name that cannot be an alias here or in MLflow."""
     if not _ALIAS_NAME.match(alias) or _RESERVED_ALIAS.match(alias):
         raise ContractError(
-            "not an alias",
+            "invalid alias",
             where=alias,
             hint="Use lower-case letters, digits, - and _; not `latest`, nor v and a number",
         )
 
 
-def _read_record_file(path: Path) -> tuple[Ref, Json]:
-    try:
-        content = json.loads(path.read_bytes())
-        ref, body = content["ref"], content["record"]
-        sound = ref == make_ref(body["kind"], digest.of_json(body))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _changed_error(path, "cannot be read") from error
-    if not sound:
-        raise _changed_error(path, "was changed")
-    return ref, body
-
-
-def _parse_step_version(body: Json, path: Path) -> StepVersion:
-    fields = {name: value for name, value in body.items() if name not in ("kind", "payload")}
-    try:
-        return StepVersion.model_validate(fields)
-    except ValidationError as error:
-        raise ContractError(
-            "this step was promoted by another version of the workbench",
-            where=path,
-            hint="Update the workbench",
-        ) from error
-
-
-def _changed_error(path: Path, how: str) -> ContractError:
-    return ContractError(
-        f"{path.name} {how}; a promoted version never changes",
-        where=path,
-        hint="Restore it with git; to change a step, promote its notebook again",
-    )
-
-
-# ---- Aliases of promoted steps: they move, versions do not. Every move keeps who made it and when.
-
-
-_LOCK_TIMEOUT_S = 10
-
-
 def move_alias(
-    place: Workspace, project: Path, reference: str, alias: str, *, by: str
+    workspace: Workspace, project: Path, reference: str, alias: str, *, by: str
 ) -> PromotedStep:
-    """Let ``alias`` point to ``STEP@VERSION``; pointing where it points already changes nothing.
+    """Point ``alias`` to a version; nothing changes when it points there already.
+
+    Args:
+        reference: ``STEP@VERSION``, or ``STEP@ALIAS`` for where another alias points.
+        by: Who moves it.
 
     Raises:
-        ContractError: No such version, one that was changed, or no name for an alias.
+        ContractError: There is no such version, it was changed, or the alias is invalid.
     """
     check_alias(alias)
-    with promotion_lock(place, project):
-        found = resolve_step(project, reference)
-        now = current_aliases(project, found.name).get(alias)
-        if now is None or now.ref != found.ref:
-            _append_move(project, found, alias, by, "set")
-    return found
+    with promotion_lock(workspace, project):
+        step = resolve_step(project, reference)
+        now = current_aliases(project, step.name).get(alias)
+        if now is None or now.ref != step.ref:
+            _append_move(project, step, alias, by, "set")
+    return step
 
 
 def roll_back_alias(
-    place: Workspace, project: Path, name: str, alias: str, *, by: str
+    workspace: Workspace, project: Path, name: str, alias: str, *, by: str
 ) -> PromotedStep:
-    """Let ``alias`` point where it did before; done twice, it goes back twice.
+    """Point ``alias`` to where it pointed before; each call goes back one move further.
 
     Raises:
-        ContractError: It never pointed anywhere else, or that version was changed.
+        ContractError: The alias has never pointed elsewhere, or that version was changed.
     """
-    with promotion_lock(place, project):
-        known = list_steps(project)
-        if name not in known:
+    with promotion_lock(workspace, project):
+        _require_step(project, name)
+        history = alias_history(project, name)
+        if alias not in history:
             raise ContractError(
-                f"no step {name!r} was promoted{did_you_mean(name, known)}",
-                hint=f"Promoted are: {', '.join(known) or 'none'}",
+                f"step {name!r} has no alias {alias!r}{did_you_mean(alias, list(history))}",
+                hint=f"Aliases: {', '.join(sorted(history)) or 'none'}",
             )
-        moves = alias_history(project, name)
-        if alias not in moves:
+        moves = _active_moves(history[alias])
+        if len(moves) < 2:
             raise ContractError(
-                f"step {name!r} has no alias {alias!r}{did_you_mean(alias, list(moves))}",
-                hint=f"It has: {', '.join(sorted(moves)) or 'none'}",
-            )
-        stack = active_moves(moves[alias])
-        if len(stack) < 2:
-            raise ContractError(
-                f"{alias!r} of {name!r} points to its first version",
-                where=project / PROMOTED_FOLDER / name / ALIASES_FILE,
+                f"alias {alias!r} of {name!r} points to its first version",
+                where=project / PROMOTED_FOLDER / name / _ALIASES_FILE,
                 hint=f"`workbench steps alias {name}@VERSION {alias}` points it elsewhere",
             )
-        found = load_step(project, name, stack[-2].version)
-        _append_move(project, found, alias, by, "rollback")
-    return found
+        step = load_step(project, name, moves[-2].version)
+        _append_move(project, step, alias, by, "rollback")
+    return step
 
 
 @contextlib.contextmanager
-def promotion_lock(place: Workspace, project: Path) -> Iterator[None]:
-    """Let one process at a time change what is promoted in ``project``."""
+def promotion_lock(workspace: Workspace, project: Path) -> Iterator[None]:
+    """Let one process at a time change the promoted steps of ``project``."""
     name = digest.shorten(digest.of_bytes(str(project.resolve()).encode()))
-    path = place.root / "locks" / f"promoted-{name}.lock"
+    path = workspace.root / "locks" / f"promoted-{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=_LOCK_TIMEOUT_S):
@@ -309,12 +278,54 @@ def promotion_lock(place: Workspace, project: Path) -> Iterator[None]:
 
 
 def _append_move(
-    project: Path, found: PromotedStep, alias: str, by: str, action: Literal["set", "rollback"]
+    project: Path, step: PromotedStep, alias: str, by: str, action: Literal["set", "rollback"]
 ) -> None:
-    path = project / PROMOTED_FOLDER / found.name / ALIASES_FILE
-    moves = alias_history(project, found.name)
+    history = alias_history(project, step.name)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    move = AliasMove(action=action, version=found.version, ref=found.ref, by=by, at=now)
-    content = StepAliases(aliases={**moves, alias: (*moves.get(alias, ()), move)})
+    move = AliasMove(action=action, version=step.version, ref=step.ref, by=by, at=now)
+    content = StepAliases(aliases={**history, alias: (*history.get(alias, ()), move)})
     text = json.dumps(content.model_dump(mode="json"), indent=1, sort_keys=True)
-    workspace.write_atomic(path, f"{text}\n".encode())
+    path = project / PROMOTED_FOLDER / step.name / _ALIASES_FILE
+    write_atomic(path, f"{text}\n".encode())
+
+
+def _require_step(project: Path, name: str) -> None:
+    known = list_steps(project)
+    if name not in known:
+        raise ContractError(
+            f"no promoted step {name!r}{did_you_mean(name, known)}",
+            where=project / PROMOTED_FOLDER,
+            hint=f"Promoted steps: {', '.join(known) or 'none'}",
+        )
+
+
+def _read_record_file(path: Path) -> tuple[Ref, Json]:
+    try:
+        content = json.loads(path.read_bytes())
+        ref, body = content["ref"], content["record"]
+        is_intact = ref == make_ref(body["kind"], digest.of_json(body))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _changed_error(path, "cannot be read") from error
+    if not is_intact:
+        raise _changed_error(path, "was changed")
+    return ref, body
+
+
+def _parse_step_version(body: Json, path: Path) -> StepVersion:
+    fields = {name: value for name, value in body.items() if name not in ("kind", "payload")}
+    try:
+        return StepVersion.model_validate(fields)
+    except ValidationError as error:
+        raise ContractError(
+            "the step was promoted by another version of the workbench",
+            where=path,
+            hint="Update the workbench",
+        ) from error
+
+
+def _changed_error(path: Path, how: str) -> ContractError:
+    return ContractError(
+        f"{path.name} {how}; a promoted version never changes",
+        where=path,
+        hint="Restore it with git; to change a step, promote its notebook again",
+    )

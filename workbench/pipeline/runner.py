@@ -1,4 +1,4 @@
-"""Executes one notebook: the only place that knows papermill."""
+"""Execute one notebook. The only module that imports papermill."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from workbench.pipeline import forked_kernel, ipynb
 from workbench.pipeline.connect import SPEC_VARIABLE
 from workbench.pipeline.spec import ExitStatus, Failure, StepSpec
 
+__all__: list[str] = []
+
 EXECUTED_NOTEBOOK = "executed.ipynb"
 OUTPUT_FILE = "output.txt"
 
 _KERNEL_NAME = "python3"
 _KERNEL_CONFIG = {
-    "transport": "ipc",  # no port, nobody listens in
-    # All output is here by then: one that hangs gets a second instead of two and a half.
+    "transport": "ipc",  # no network port
+    # All output has arrived by then; a kernel that hangs gets 1 s instead of 2.5 s.
     "shutdown_wait_time": 2.0,
 }
 _KERNEL_ARGUMENTS = [
@@ -35,13 +37,13 @@ _STATUS_OF_KIND = {
 
 
 def preload() -> None:
-    """Import and compile what every step needs, so that children forked later find it done.
+    """Import and compile what every step needs, for children that are forked later.
 
-    papermill imports much of it at its first notebook only: the formatter of parameters, the JSON
-    schema of notebooks as code, the folders of kernels. No thread and no socket is opened here.
+    papermill loads some of it only with its first notebook: the formatter of parameters, the
+    compiled JSON schema of notebooks, the folders of kernels. Opens no thread and no socket.
     """
     ipynb.import_nbformat()
-    with ipynb.blocked_imports("pyarrow"):  # papermill looks for its Hadoop client
+    with ipynb.blocked_imports("pyarrow"):  # papermill tries it for Hadoop
         import papermill.execute  # noqa: F401
     from jupyter_client.kernelspec import KernelSpecManager
     from nbformat.v4 import new_notebook
@@ -54,7 +56,15 @@ def preload() -> None:
 
 
 def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None]:
-    """Run the notebook to its end and say how it ended. The executed notebook is always kept."""
+    """Run the notebook. The executed notebook is saved even if it fails.
+
+    Args:
+        spec: The step.
+        spec_file: Its file, which the kernel reads.
+
+    Returns:
+        How it ended, and why if it failed.
+    """
     os.environ.update(_kernel_environment(spec, spec_file))
     if forked_kernel.can_fork_kernel():
         forked_kernel.prepare_fork()
@@ -84,7 +94,7 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
     except PapermillExecutionError as error:
         return _cell_error(error, folder)
     except DeadKernelError:
-        hint = "Out of memory is the usual reason; the peak stands in the result"
+        hint = "Most often it ran out of memory"
         return ExitStatus.KERNEL_DIED, Failure(
             kind="kernel-died", message="the kernel died", where=spec.notebook, hint=hint
         )
@@ -94,7 +104,7 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
 
 
 class _CellAnnouncer:
-    """Writes which code cell comes next, counted as JupyterLab's prompts are."""
+    """Writes the number of the next code cell, as in JupyterLab's prompts."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
@@ -114,8 +124,8 @@ def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
         SPEC_VARIABLE: str(spec_file),
         "WORKBENCH_HOME": spec.home,
         "OMP_NUM_THREADS": threads,
-        # Threads that wait spin briefly, then sleep: endless spinning starves all other processes
-        # on few cores, and sleeping at once costs training a quarter of its speed.
+        # Waiting threads spin briefly, then sleep: on few cores endless spinning starves other
+        # processes, and sleeping at once makes training a quarter slower.
         "GOMP_SPINCOUNT": "10000",
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
@@ -126,12 +136,12 @@ def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
 
 
 def _cell_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
-    """The error a cell raised: as the data that our own errors leave, or from its traceback."""
+    """The error of a cell: from the file that our own errors write, or from its traceback."""
     cell = error.exec_count
     traceback = _ANSI_COLOUR.sub("", "\n".join(error.traceback))
-    told = folder / "failure.json"
-    if told.exists():
-        failure = Failure(**json.loads(told.read_bytes()), cell=cell, traceback=traceback)
+    file = folder / "failure.json"
+    if file.exists():
+        failure = Failure(**json.loads(file.read_bytes()), cell=cell, traceback=traceback)
         return _STATUS_OF_KIND.get(failure.kind, ExitStatus.USER_ERROR), failure
     message = f"{error.ename}: {error.evalue}"
     return ExitStatus.USER_ERROR, Failure(
@@ -139,5 +149,5 @@ def _cell_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
         message=message,
         cell=cell,
         traceback=traceback,
-        hint=f"The notebook as it stopped: {folder / EXECUTED_NOTEBOOK}",
+        hint=f"The executed notebook: {folder / EXECUTED_NOTEBOOK}",
     )

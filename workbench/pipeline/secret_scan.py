@@ -1,10 +1,9 @@
-"""Finds credentials in text and in a step's files, and redacts them.
+"""Find credentials in text and in a step's files, and redact them.
 
-`scan_text` runs over the sources of a notebook before it may be promoted and over what an executed
-notebook shows. A pattern is only a guess; a known value is searched for in each encoding in which it
-travels (as it is, inside JSON, in a URL, in base64). A secret reaches a step by name; its value,
-printed by a cell or part of an error, would stay in the executed notebook, so `redact_folder`
-searches a step's files before anything else reads them.
+Known values are searched in every encoding in which they appear (plain, inside JSON, in a URL, in
+base64); unknown credentials are guessed from their patterns. A step's files are searched before
+anything else reads them: a secret that a cell prints, or that is part of an error, would otherwise
+stay in the executed notebook.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from workbench.core import workspace
 from workbench.core.credentials import PUBLIC_KEY_SUFFIX
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
 
-REDACTED = "[redacted: {}]"
+__all__: list[str] = []
+
+_REDACTED = "[redacted: {}]"
+_SEARCHED_FILES = ("*.ipynb", "*.txt", "*.json", "*.jsonl")
 
 _MIN_SECRET_LENGTH = 4
-"""A shorter secret would be found everywhere, and is none."""
+"""A shorter value would match everywhere."""
 
 _SHAPES = (
     ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*KEY-----|\Z)"),
@@ -51,15 +52,19 @@ _ASSIGNMENT = re.compile(
 )
 _PLACEHOLDER = re.compile(r"(?i)^(env:|\$|\{|<|models:|sha256:)|^(your|example|change|placeholder)")
 _MIN_ENTROPY_BITS = 2.8
-"""Entropy of a character from which a quoted value looks drawn rather than written."""
+"""Bits per character from which a quoted value looks random."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Characters ``start`` to ``end`` of a text, on ``line`` (from 1), that should not be there.
+    """A credential in a text, without its value.
 
-    ``name`` is the secret's own name where its value is known, else the kind of credential;
-    ``known`` tells the two apart. The value itself is not kept.
+    Attributes:
+        name: The secret's name if its value is known, else the kind of credential.
+        start: First character.
+        end: First character after it.
+        line: Line number, from 1.
+        known: Whether the value is known.
     """
 
     name: str
@@ -73,16 +78,12 @@ def scan_text(text: str, known: Mapping[str, str]) -> list[Leak]:
     """Every credential in ``text``, in order and without overlaps.
 
     Args:
-        known: Secret values by name; empty and very short values are passed over.
+        text: The text to search.
+        known: Secret values by name; very short values are skipped.
     """
     return _without_overlaps(
         [*_find_known(text, known), *_find_shaped(text), *_find_assigned(text)]
     )
-
-
-def scan_known(text: str, known: Mapping[str, str]) -> list[Leak]:
-    """As `scan`, for known values alone: no step must fail by a guess at a shape."""
-    return _without_overlaps(list(_find_known(text, known)))
 
 
 def _without_overlaps(found: list[Leak]) -> list[Leak]:
@@ -91,16 +92,16 @@ def _without_overlaps(found: list[Leak]) -> list[Leak]:
     for leak in found:
         if not kept or leak.start >= kept[-1].end:
             kept.append(leak)
-        elif leak.end > kept[-1].end:  # half inside another one: both have to go
+        elif leak.end > kept[-1].end:  # overlaps the one before: redact both
             last = kept.pop()
             kept.append(Leak(last.name, last.start, leak.end, last.line, last.known))
     return kept
 
 
 def redact(text: str, leaks: Sequence[Leak]) -> str:
-    """``text`` with each leak replaced by a mark that names it."""
+    """``text`` with each leak replaced by a marker with its name."""
     for leak in sorted(leaks, key=lambda leak: leak.start, reverse=True):
-        text = text[: leak.start] + REDACTED.format(leak.name) + text[leak.end :]
+        text = text[: leak.start] + _REDACTED.format(leak.name) + text[leak.end :]
     return text
 
 
@@ -146,35 +147,39 @@ def _leak_at(name: str, text: str, span: tuple[int, int], *, known: bool = False
     return Leak(name, *span, line=text.count("\n", 0, span[0]) + 1, known=known)
 
 
-# ---- Keeps the values of secrets out of what a step leaves behind.
-#
-# A secret reaches a step by name. Its value, printed by a cell or standing in an error, would be kept
-# for years in the executed notebook; so that is searched before anything else reads it.
+def known_secrets(workspace: Workspace, names: Iterable[str]) -> dict[str, str]:
+    """Secret values by name: the step's own, and those in the workspace.
 
-
-_SEARCHED_FILES = ("*.ipynb", "*.txt", "*.json", "*.jsonl")
-
-
-def known_secrets(place: Workspace, names: Iterable[str]) -> dict[str, str]:
-    """Values that must not be shown, by name: the step's own, and those of our servers."""
+    Args:
+        workspace: Its ``secrets`` folder holds passwords of servers and the signing key.
+        names: Environment variables that the step may read.
+    """
     found = {name: os.environ[name] for name in names if os.environ.get(name)}
-    if place.secrets.is_dir():
-        for path in place.secrets.iterdir():
+    if workspace.secrets.is_dir():
+        for path in workspace.secrets.iterdir():
             if path.is_file() and not path.name.endswith(PUBLIC_KEY_SUFFIX):
                 found[path.name] = path.read_text(encoding="utf-8", errors="replace").strip()
     return found
 
 
 def redact_folder(folder: Path, known: Mapping[str, str]) -> dict[str, list[str]]:
-    """Redact known values in a step's files; returns the names of secrets by file."""
+    """Redact known values in a step's files.
+
+    Args:
+        folder: The step's folder; text files directly in it are searched.
+        known: Secret values by name.
+
+    Returns:
+        Names of the secrets that were found, by file.
+    """
     found: dict[str, list[str]] = {}
     if not known:
         return found
     for pattern in _SEARCHED_FILES:
         for path in sorted(folder.glob(pattern)):
             text = path.read_text(encoding="utf-8", errors="replace")
-            leaks = scan_known(text, known)
+            leaks = _without_overlaps(list(_find_known(text, known)))
             if leaks:
                 found[path.name] = sorted({leak.name for leak in leaks})
-                workspace.write_atomic(path, redact(text, leaks).encode())
+                write_atomic(path, redact(text, leaks).encode())
     return found

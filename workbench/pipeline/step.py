@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import workspace
 from workbench.core.errors import ContractError, ParameterError, RecordError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline.spec import MODULE_OF_KIND
 from workbench.records.base import Record, Ref, kind_of
 from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
+
+__all__ = ["Step"]
 
 _PROGRESS_INTERVAL_S = 0.2
 
@@ -27,10 +28,12 @@ class Step:
     """A notebook's connection to its run.
 
     Attributes:
-        folder: Where results of this run go.
-        cache: A folder that outlives a killed attempt of the very same work.
+        workspace: The workspace.
         project: Folder that relative path parameters start from.
-        headless: True in a pipeline, where nobody looks at the notebook while it runs.
+        folder: Where results of this run go.
+        cache: A folder that later attempts of the same work find again.
+        threads: Number of CPU threads to use.
+        headless: True in a pipeline, where nobody sees the notebook while it runs.
     """
 
     workspace: Workspace
@@ -48,31 +51,33 @@ class Step:
 
     @property
     def store(self) -> Store:
+        """The workspace's record store."""
         return Store(self.workspace)
 
     def input(self, name: str) -> Ref:
-        """The reference of a declared input."""
+        """The reference of a declared input; raises `ContractError` if it is missing."""
         ref = self.optional_input(name)
         if ref is None:
             raise ContractError(
-                f"there is no record for input {name!r}",
+                f"no record for input {name!r}",
                 where=self.folder.name,
-                hint="Run the step that makes it first, for example with `make run`",
+                hint="Run the step that writes it first, for example with `make run`",
             )
         return ref
 
     def optional_input(self, name: str) -> Ref | None:
-        ref = self._given(name)
+        """As `input`, or None."""
+        ref = self._declared_input(name)
         if isinstance(ref, list | tuple):
             raise ContractError(f"input {name!r} is a list", hint="Use step.input_list(name)")
         return ref
 
     def input_list(self, name: str) -> list[Ref]:
         """The references of an input declared with ``many``, in the order of the fan-out."""
-        given = self._given(name)
-        if given is None:
+        refs = self._declared_input(name)
+        if refs is None:
             return []
-        return [given] if isinstance(given, str) else list(given)
+        return [refs] if isinstance(refs, str) else list(refs)
 
     def load(self, name: str) -> Any:
         """A declared input, as the object to work with.
@@ -117,7 +122,12 @@ class Step:
         return self.store.get(ref, RECORD_TYPES[kind])
 
     def secret(self, name: str) -> str:
-        """The value of a secret that the contract declares; never print it or store it."""
+        """The value of a secret that the contract declares. Never print or store it.
+
+        Raises:
+            ContractError: The secret is not declared.
+            ParameterError: Its environment variable is not set.
+        """
         if name not in self.secrets:
             raise ContractError(
                 f"secret {name!r} is not declared",
@@ -130,7 +140,7 @@ class Step:
             )
         return value
 
-    def _given(self, name: str) -> Ref | list[Ref] | None:
+    def _declared_input(self, name: str) -> Ref | list[Ref] | None:
         if name not in self.declared_inputs:
             raise ContractError(
                 f"input {name!r} is not declared",
@@ -139,7 +149,12 @@ class Step:
         return self.inputs.get(name)
 
     def output(self, name: str, ref: Ref) -> None:
-        """Hand over a record as a declared output; it must be complete in the store."""
+        """Declare a record as an output of the step.
+
+        Args:
+            name: As in the contract.
+            ref: The record; it must be complete in the store.
+        """
         declared = self.declared_outputs.get(name)
         if declared is None:
             raise ContractError(
@@ -151,7 +166,7 @@ class Step:
         if not self.store.exists(ref):
             raise RecordError(f"output {name!r} is not in the store", where=ref)
         self.outputs[name] = ref
-        workspace.write_atomic(
+        write_atomic(
             self.folder / "outputs.json", json.dumps(self.outputs, sort_keys=True).encode()
         )
 
@@ -160,9 +175,16 @@ class Step:
         name: str,
         value: float,
         step: int | None = None,
-        slice: str | None = None,  # noqa: A002 - the word of the field
+        slice: str | None = None,  # noqa: A002 - the usual term
     ) -> None:
-        """Record a number; with ``step`` it becomes a point of a curve."""
+        """Log a number to MLflow.
+
+        Args:
+            name: Of the metric.
+            value: The number.
+            step: X value, for a curve.
+            slice: The slice of the data that it is measured on.
+        """
         key = f"{name}/{slice}" if slice else name
         line = {"name": key, "value": float(value), "step": step or 0, "at": time.time()}
         with (self.folder / "metrics.jsonl").open("a") as stream:
@@ -186,7 +208,12 @@ class Step:
             figure.save(path)
 
     def progress(self, done: int, total: int) -> None:
-        """Tell whoever watches how far the work is. Cheap enough to call for every frame."""
+        """Show progress. Cheap enough to call for every frame.
+
+        Args:
+            done: Number of items done.
+            total: Number of items in all.
+        """
         now = time.monotonic()
         if done < total and now - self._last_progress < _PROGRESS_INTERVAL_S:
             return
@@ -196,5 +223,5 @@ class Step:
         (self.folder / "progress.tmp").replace(self.folder / "progress.json")
 
     def path(self, value: str | Path) -> Path:
-        """A path parameter, relative ones below the project's root."""
+        """A path parameter as an absolute path; relative ones start from the project."""
         return (self.project / Path(value)).resolve()

@@ -1,11 +1,11 @@
-"""The kernel that steps run in: IPython's, but one that ends when it is asked to.
+"""The kernel that steps run in: IPython's kernel, with a shutdown that does not hang.
 
-After the answer to a shutdown, ipykernel 7 flushes output and says that it is idle, from a thread
-that races with the one that would send it. Where the sender has gone, two threads wait for each
-other until the process is killed: nearly every other kernel of short notebooks, a second each.
+After it has answered a shutdown request, ipykernel 7 flushes output and reports that it is idle,
+from a thread that races with the sending thread. If that one has already ended, both wait for each
+other until the process is killed, which costs a second in nearly half of all short notebooks.
 
-It also asks all its children to end, and waits. The one that watches multiprocessing's semaphores
-ignores the request, and ends by itself as soon as the kernel has: it is not asked.
+ipykernel also terminates its children and waits for them. multiprocessing's resource tracker
+ignores the signal and ends by itself after the kernel, so it is left out.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 
+__all__: list[str] = []
+
 
 class StepKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel's traits carry no types
-    """Says nothing more once it ends."""
+    """An IPython kernel that sends nothing during its shutdown."""
 
-    _ending = False
+    _shutting_down = False
 
     def do_shutdown(self, restart: bool) -> Any:
-        # Nothing is left to flush: a cell that has ended was flushed.
+        # Nothing is left to flush: output is flushed at the end of each cell.
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        self._ending = True
+        self._shutting_down = True
         return super().do_shutdown(restart)  # type: ignore[no-untyped-call]
 
     def _publish_status_and_flush(self, *args: Any, **options: Any) -> None:
-        if not self._ending:
+        if not self._shutting_down:
             super()._publish_status_and_flush(*args, **options)  # type: ignore[no-untyped-call]
 
     def _process_children(self) -> list[Any]:

@@ -1,4 +1,8 @@
-"""What a step uses of the machine's memory, and whether the system killed for lack of it."""
+"""The unit of execution: ``workbench run-step SPEC.json`` writes ``result.json`` beside the spec.
+
+The notebook runs in a forked child, so that this process can watch its time and memory and end all
+of it: the child dies with this process, the kernel dies with the child.
+"""
 
 from __future__ import annotations
 
@@ -8,97 +12,84 @@ import multiprocessing
 import resource
 import signal
 import time
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from workbench.core import workspace
 from workbench.core.processes import die_with_parent
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import secret_scan
 from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
 
-_MIB = 2**20
-_OOM_EVENTS = Path("/sys/fs/cgroup/memory.events")
-_OOM_EVENTS_V1 = Path("/sys/fs/cgroup/memory/memory.oom_control")
+__all__ = ["run_step"]
 
-
-def resident_mib(pid: int | None) -> float:
-    """Resident memory of a process and all below it; pages they share count in each."""
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss
-    return total / _MIB
-
-
-def oom_kills(*files: Path) -> int:
-    """Processes that the system has killed in this control group because memory ran out.
-
-    Always 0 where the system does not say; a difference of two calls is what tells something.
-    """
-    for path in files or (_OOM_EVENTS, _OOM_EVENTS_V1):
-        with contextlib.suppress(OSError, ValueError):
-            for line in path.read_text().splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill":
-                    return int(count)
-    return 0
-
-
-# ---- One unit of execution: ``workbench run-step SPEC.json`` → ``result.json`` beside it.
-#
-# The notebook runs in a forked child, so this process can watch its time and memory and end all of
-# it: the child dies with this process, the kernel dies with the child.
-
-
-SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
+
+_SPEC_FILE = "spec.json"
+_MIB = 2**20
 _POLL_S = 0.25
+_OOM_EVENTS = (
+    Path("/sys/fs/cgroup/memory.events"),
+    Path("/sys/fs/cgroup/memory/memory.oom_control"),  # version 1 of control groups
+)
 
 
 def write_spec(spec: StepSpec) -> Path:
-    """Write the spec into the step's folder, from which an older result goes; returns its file."""
+    """Write the spec into the step's folder, remove an older result, and return the spec's file."""
     folder = Path(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULT_FILE).unlink(missing_ok=True)
-    path = folder / SPEC_FILE
+    path = folder / _SPEC_FILE
     path.write_text(spec.model_dump_json(indent=1))
     return path
 
 
 def run_step(spec_file: Path) -> StepResult:
-    """Run the step of ``spec_file`` and write its result; expected failures never raise."""
+    """Run a step and write its result into its folder.
+
+    Args:
+        spec_file: A `StepSpec` as JSON.
+
+    Returns:
+        How the step ended. A failed step is a result, not an exception.
+    """
     spec = StepSpec.model_validate_json(spec_file.read_bytes())
     folder = Path(spec.folder)
-    for left in ("failure.json", "outputs.json", "progress.json", RESULT_FILE):
-        (folder / left).unlink(missing_ok=True)
+    for name in ("failure.json", "outputs.json", "progress.json", RESULT_FILE):
+        (folder / name).unlink(missing_ok=True)
     Path(spec.cache).mkdir(parents=True, exist_ok=True)
-    started, used = time.monotonic(), _cpu_seconds()
-    status, failure, peak = _run_watched(spec, spec_file)
+    started, cpu_before = time.monotonic(), _cpu_seconds()
+    status, failure, peak_mib = _run_watched(spec, spec_file)
     outputs = _read_outputs(folder)
-    if status is ExitStatus.OK:
-        status, failure = _check_outputs(spec, outputs)
-    told = secret_scan.redact_folder(
-        folder, secret_scan.known_secrets(Workspace(Path(spec.home)), spec.secrets)
-    )
-    if told:
-        status, failure = ExitStatus.CONTRACT, secrets_leaked(told)
+    missing = sorted(set(spec.declared_outputs) - set(outputs))
+    if status is ExitStatus.OK and missing:
+        hint = "Call step.output(name, ref) for each output that the contract declares"
+        message = f"the notebook did not write its output {', '.join(missing)}"
+        status, failure = ExitStatus.CONTRACT, _failure("contract", message, hint)
+    known = secret_scan.known_secrets(Workspace(Path(spec.home)), spec.secrets)
+    leaks = secret_scan.redact_folder(folder, known)
+    if leaks:
+        status, failure = ExitStatus.CONTRACT, secrets_leaked(leaks)
     result = StepResult(
         status=status,
         seconds=round(time.monotonic() - started, 3),
-        peak_memory_mib=round(peak, 1),
-        cpu_seconds=round(_cpu_seconds() - used, 3),
+        peak_memory_mib=round(peak_mib, 1),
+        cpu_seconds=round(_cpu_seconds() - cpu_before, 3),
         outputs=outputs if status is ExitStatus.OK else {},
         failure=failure,
     )
-    workspace.write_atomic(folder / RESULT_FILE, result.model_dump_json(indent=1).encode())
+    write_atomic(folder / RESULT_FILE, result.model_dump_json(indent=1).encode())
     return result
+
+
+def secrets_leaked(leaks: dict[str, list[str]]) -> Failure:
+    """The failure of a step whose files contained secrets, see `secret_scan.redact_folder`."""
+    file, names = next(iter(leaks.items()))
+    message = f"the value of secret {', '.join(names)} was in {file}; it was redacted"
+    return _failure("contract", message, "Do not print a secret, nor an object that contains it")
 
 
 def _run_watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None, float]:
@@ -110,8 +101,8 @@ def _run_watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure |
     sender.close()
     signal.signal(signal.SIGTERM, _on_sigterm)
     deadline = time.monotonic() + spec.timeout_s
-    killed_before = oom_kills()
-    peak, crashed = 0.0, f"the process that ran {Path(spec.notebook).name} was killed"
+    kills_before = _oom_kills()
+    peak = 0.0
     try:
         while True:
             ready = wait([receiver, child.sentinel], _POLL_S)
@@ -119,87 +110,90 @@ def _run_watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure |
                 with contextlib.suppress(EOFError):
                     status, failure = receiver.recv()
                     if status is ExitStatus.KERNEL_DIED:
-                        failure = _kernel_died_failure(failure, peak, oom_kills() - killed_before)
+                        failure = _kernel_died(failure, peak, _oom_kills() - kills_before)
                     return status, failure, peak
             if ready:
-                return ExitStatus.CRASHED, _failure("crashed", crashed), peak
-            peak = max(peak, resident_mib(child.pid))
+                message = f"the process that ran {Path(spec.notebook).name} was killed"
+                return ExitStatus.CRASHED, _failure("crashed", message), peak
+            peak = max(peak, _resident_mib(child.pid))
             if time.monotonic() > deadline:
-                return ExitStatus.TIMED_OUT, _timeout_failure(spec), peak
+                hint = "Raise timeout_s of the step in the pipeline file, or reduce its work"
+                failure = _failure("timed-out", f"not finished after {spec.timeout_s:g} s", hint)
+                return ExitStatus.TIMED_OUT, failure, peak
             if peak > spec.memory_gib * 1024:
-                return ExitStatus.KERNEL_DIED, _out_of_memory_failure(spec, peak), peak
+                hint = "Raise resources.memory_gib in the notebook's contract, or use less memory"
+                message = f"used {peak:.0f} MiB, more than its {spec.memory_gib:g} GiB"
+                return ExitStatus.KERNEL_DIED, _failure("out-of-memory", message, hint), peak
     except KeyboardInterrupt:
         return ExitStatus.CANCELLED, _failure("cancelled", "cancelled"), peak
     finally:
         _kill_tree(child)
 
 
-def _cpu_seconds() -> float:
-    """Processor time of ended children and theirs, as far as each was waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _run_child(spec: StepSpec, spec_file: Path, sender: Connection) -> None:
+    die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    from workbench.pipeline import runner
+
+    sender.send(runner.execute_notebook(spec, spec_file))
 
 
-def secrets_leaked(told: dict[str, list[str]]) -> Failure:
-    """The failure of a step whose files held secrets, see `leaks.take_out`."""
-    file, names = next(iter(told.items()))
-    message = f"the value of secret {', '.join(names)} stood in {file}; it was taken out"
-    return _failure("contract", message, "Do not print a secret, nor what contains it")
-
-
-def _timeout_failure(spec: StepSpec) -> Failure:
-    hint = "Raise timeout_s of the step in the pipeline file, or give it less work"
-    return _failure("timed-out", f"not done after {spec.timeout_s:g} s", hint)
-
-
-def _kernel_died_failure(failure: Failure, peak: float, oom_kills: int) -> Failure:
-    """What killed a kernel, as far as the machine says."""
-    used = f"its peak was {peak:.0f} MiB"
-    if oom_kills > 0:
+def _kernel_died(failure: Failure, peak: float, kills: int) -> Failure:
+    """Why a kernel died, as far as the system reports it."""
+    used = f"peak memory {peak:.0f} MiB"
+    if kills > 0:
         message = f"the system killed the kernel because memory ran out; {used}"
         return _failure("out-of-memory", message, "Use less memory, or a machine that has more")
     return failure.model_copy(update={"message": f"{failure.message}; {used}"})
 
 
-def _out_of_memory_failure(spec: StepSpec, peak: float) -> Failure:
-    hint = "Raise resources.memory_gib in the notebook's contract, or use less"
-    message = f"used {peak:.0f} MiB, more than its {spec.memory_gib:g} GiB"
-    return _failure("out-of-memory", message, hint)
+def _kill_tree(child: multiprocessing.process.BaseProcess) -> None:
+    """Kill the child and its descendants; kernels are in sessions of their own."""
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        descendants = psutil.Process(child.pid).children(recursive=True)
+    if child.is_alive():
+        child.kill()
+    child.join()
+    for process in descendants:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
-def _run_child(spec: StepSpec, spec_file: Path, sender: object) -> None:
-    die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    from workbench.pipeline import runner
+def _oom_kills() -> int:
+    """Processes of this control group that the system has killed because memory ran out.
 
-    sender.send(runner.execute_notebook(spec, spec_file))  # type: ignore[attr-defined]
+    Only a difference between two calls is informative. 0 where the system does not report it.
+    """
+    for path in _OOM_EVENTS:
+        with contextlib.suppress(OSError, ValueError):
+            for line in path.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0
 
 
-def _check_outputs(spec: StepSpec, outputs: dict[str, str]) -> tuple[ExitStatus, Failure | None]:
-    missing = sorted(set(spec.declared_outputs) - set(outputs))
-    if not missing:
-        return ExitStatus.OK, None
-    hint = "Call step.output(name, ref) for each output that the contract declares"
-    message = f"the notebook ended without its output {', '.join(missing)}"
-    return ExitStatus.CONTRACT, _failure("contract", message, hint)
+def _resident_mib(pid: int | None) -> float:
+    """Resident memory of a process and its descendants; shared pages count in each."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss
+    return total / _MIB
+
+
+def _cpu_seconds() -> float:
+    """CPU time of all descendants that have ended and were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _read_outputs(folder: Path) -> dict[str, str]:
     path = folder / "outputs.json"
     return dict(json.loads(path.read_bytes())) if path.exists() else {}
-
-
-def _kill_tree(child: multiprocessing.process.BaseProcess) -> None:
-    """End the child and everything below it; kernels start sessions of their own."""
-    below: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        below = psutil.Process(child.pid).children(recursive=True)
-    if child.is_alive():
-        child.kill()
-    child.join()
-    for process in below:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:

@@ -1,12 +1,12 @@
-"""The servers a workbench needs: mongod (for FiftyOne), MLflow and Label Studio.
+"""The servers of a workspace: mongod (for FiftyOne), MLflow and Label Studio.
 
     from workbench import services
-    services.up(workspace)             # start what is not running; found ones are left alone
-    services.environment(workspace)    # the variables that make notebooks use them
+    services.up(workspace)             # start what is not running
+    services.environment(workspace)    # variables that make a process use the servers
 
-By default they are started here, on loopback, with everything below ``.workbench/services``. With
-``FIFTYONE_DATABASE_URI``, ``MLFLOW_TRACKING_URI`` or ``LABEL_STUDIO_URL`` set, that server is used
-and none is started in its place.
+By default they run on this machine, on loopback, with all data below ``.workbench/services``. If
+``FIFTYONE_DATABASE_URI``, ``MLFLOW_TRACKING_URI`` or ``LABEL_STUDIO_URL`` is set, that server is
+used instead.
 """
 
 from workbench.services.lifecycle import ServiceStatus

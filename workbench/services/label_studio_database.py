@@ -1,6 +1,6 @@
-"""An empty, already migrated Label Studio database, made once at set-up and copied by workspaces.
+"""The template database of Label Studio: all tables, no users. Every workspace copies it.
 
-Set-up runs this file with Label Studio's own Python, so it uses the standard library only:
+`make setup` runs this file with Label Studio's own Python, so it needs the standard library only:
 
     .venv-label-studio/bin/python workbench/services/label_studio_database.py
 """
@@ -14,23 +14,25 @@ import sys
 import tempfile
 from pathlib import Path
 
+__all__: list[str] = []
+
 DATABASE = "label_studio.sqlite3"
 
 
 def installed_version(environment: Path) -> str:
-    """The installed version, read from the name of its metadata, without starting Python."""
-    found = environment.glob("lib/python*/site-packages/label_studio-*.dist-info")
-    names = [path.name.removesuffix(".dist-info").split("-")[1] for path in found]
-    return names[0] if names else "unknown"
+    """The version of Label Studio in a Python environment, read from a folder name."""
+    folders = environment.glob("lib/python*/site-packages/label_studio-*.dist-info")
+    versions = [path.name.removesuffix(".dist-info").split("-")[1] for path in folders]
+    return versions[0] if versions else "unknown"
 
 
 def template_path(environment: Path) -> Path:
-    """Where the database for the version in ``environment`` lies, whether or not it is made."""
+    """The template database for the version in ``environment``, whether or not it exists."""
     return environment / "prepared" / installed_version(environment) / DATABASE
 
 
 def private_settings(data: Path) -> dict[str, str]:
-    """Variables: where Label Studio keeps its data, and that it tells nobody about us."""
+    """Environment variables: Label Studio's data folder, and no telemetry."""
     return {
         "LABEL_STUDIO_BASE_DATA_DIR": str(data),
         "COLLECT_ANALYTICS": "false",
@@ -41,7 +43,7 @@ def private_settings(data: Path) -> dict[str, str]:
 
 
 def create_template(environment: Path) -> Path:
-    """Create all tables and no user; what exists already is kept. Takes about half a minute.
+    """Create the template database unless it exists. Takes about half a minute.
 
     Raises:
         SystemExit: Label Studio could not create its tables.

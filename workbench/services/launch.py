@@ -1,7 +1,6 @@
-"""Run a program that finds the servers: start them, then become the program, with their addresses
-in its environment.
+"""Start the servers, then replace this process by a program that finds them in its environment.
 
-    python -m workbench.services.launch jupyter lab
+python -m workbench.services.launch jupyter lab
 """
 
 from __future__ import annotations
@@ -14,20 +13,22 @@ from workbench import services
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import find_workspace
 
+__all__: list[str] = []
+
 
 def main(arguments: list[str]) -> int:
-    """Replace this process by ``arguments``; returns only when that failed."""
+    """Replace this process by the program ``arguments``; returns only if that fails."""
     if not arguments:
         print("usage: python -m workbench.services.launch PROGRAM [ARGUMENT…]", file=sys.stderr)
         return 2
     workspace = find_workspace()
     try:
-        services.up(workspace, progress=lambda line: print(line, file=sys.stderr))
+        services.up(workspace, progress=lambda message: print(message, file=sys.stderr))
         variables = {**os.environ, **services.environment(workspace)}
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    # Programs of this environment first, whether or not it was activated.
+    # Programs of this Python environment come first, even if it is not activated.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     try:
         os.execvpe(arguments[0], arguments, {**variables, "PATH": path})  # noqa: S606

@@ -1,12 +1,11 @@
 """Start, recognise, wait for and stop the servers of a workspace.
 
-A server counts as ours only when the kernel says so: the remembered process lives (pid *and* start
-time), that process or a child of it holds the port, and the port answers. A recycled pid, or
-another workspace's server on the same port, is therefore never mistaken for it.
+A server belongs to this workspace only if the operating system confirms it: the stored process is
+alive (same pid *and* start time), that process or a child of it holds the port, and the port
+answers. A reused pid, or another workspace's server on the same port, is never mistaken for it.
 
-Every process of a server carries ``WORKBENCH_SERVICE=<folder>`` in its environment. That finds
-what a ``kill -9`` left behind: a worker whose parent died, or a server whose start was never
-written down.
+Every process of a server has ``WORKBENCH_SERVICE=<folder>`` in its environment. This finds what a
+``kill -9`` left behind: a worker whose parent died, or a server whose start was never stored.
 """
 
 from __future__ import annotations
@@ -21,97 +20,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import psutil
 from filelock import FileLock, Timeout
 
 from workbench.core.errors import ServiceError
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.services import probes
 
-StateName = Literal["running", "stopped", "external", "broken"]
-
-
-@dataclass(frozen=True)
-class ServiceStatus:
-    """One server as it was found a moment ago.
-
-    Attributes:
-        state: ``running``: started here and answering. ``external``: named by an environment
-            variable, answering. ``stopped``: nothing is running. ``broken``: something is there
-            but does not answer, or an external server is away.
-        url: Where clients connect; None when nothing was ever started.
-        credentials: The file that holds the password or token, never the secret itself.
-        detail: One sentence for people.
-    """
-
-    name: str
-    state: StateName
-    url: str | None = None
-    pid: int | None = None
-    credentials: Path | None = None
-    log: Path | None = None
-    detail: str = ""
-
-    @property
-    def usable(self) -> bool:
-        return self.state in ("running", "external")
-
-    def to_json(self) -> dict[str, Any]:
-        body = asdict(self)
-        for name in ("credentials", "log"):
-            body[name] = None if body[name] is None else str(body[name])
-        return body
-
-
-@dataclass(frozen=True)
-class ProcessInfo:
-    """Facts of the last start. ``born`` tells the process from a later one with the same pid."""
-
-    pid: int
-    born: float
-    port: int
-
-
-def service_folder(workspace: Workspace, name: str) -> Path:
-    return workspace.services / name
-
-
-def read_process_info(workspace: Workspace, name: str) -> ProcessInfo | None:
-    """What the last start wrote; None when there was none or the file is damaged."""
-    try:
-        body = json.loads((service_folder(workspace, name) / "state.json").read_bytes())
-        return ProcessInfo(int(body["pid"]), float(body["born"]), int(body["port"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def write_process_info(workspace: Workspace, name: str, facts: ProcessInfo) -> None:
-    path = service_folder(workspace, name) / "state.json"
-    write_atomic(path, json.dumps(asdict(facts), indent=1).encode())
-
-
-# ---- Servers that this workbench starts itself: launch, recognise, wait for, stop.
-#
-# A server counts as ours only when the kernel says so: the remembered process lives (pid *and* birth
-# time), that process or a child of it holds the port, and the port answers. A recycled pid, or
-# another workbench's server on the same port, is therefore never mistaken for it.
-#
-# Every process of a server carries ``WORKBENCH_SERVICE=<folder>`` in its environment. That finds
-# what a ``kill -9`` left behind: a worker whose parent died, or a server whose start was never
-# written down.
-
+__all__ = ["ServiceStatus"]
 
 SERVICE_VARIABLE = "WORKBENCH_SERVICE"
 MessageCallback = Callable[[str], None]
+ServiceState = Literal["running", "stopped", "external", "broken"]
 
-_POLL_SECONDS = 0.1
-_STOP_SECONDS = 15.0
-_PORT_SECONDS = 3.0  # a killed process may hold its port for a moment yet
+_POLL_S = 0.1
+_STOP_TIMEOUT_S = 15.0
+_PORT_TIMEOUT_S = 3.0  # a killed process may hold its port for a moment
+_INTERRUPTED_START_S = 3.0
 _MAX_LOG_BYTES = 16 * 2**20
-# All that every server takes over from its caller. The rest (PYTHONPATH, DATABASE_NAME, where
-# another server is…) would change what it does from one terminal to the next.
+# Variables that every server inherits. Others (PYTHONPATH, DATABASE_NAME, addresses of other
+# servers, …) would make its behaviour depend on the terminal that it was started from.
 _INHERITED_VARIABLES = (
     "HOME",
     "LANG",
@@ -123,87 +54,139 @@ _INHERITED_VARIABLES = (
     "TZ",
     "USER",
 )
-# Held so that children are reaped when they end and no warning is printed when they do not.
+# Kept so that finished children are reaped, and no warning is printed about running ones.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
+@dataclass(frozen=True)
+class ServiceStatus:
+    """State of one server.
+
+    Attributes:
+        state: ``running``: started here and answering. ``external``: named by an environment
+            variable and answering. ``stopped``: not running. ``broken``: running without
+            answering, or an external server that cannot be reached.
+        url: Where clients connect; None if it was never started.
+        credentials: The file that holds the password or token.
+        detail: Explanation in one sentence.
+    """
+
+    name: str
+    state: ServiceState
+    url: str | None = None
+    pid: int | None = None
+    credentials: Path | None = None
+    log: Path | None = None
+    detail: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether clients can use the server."""
+        return self.state in ("running", "external")
+
+    def to_json(self) -> Json:
+        """The status as ``--json`` prints it."""
+        body = asdict(self)
+        for name in ("credentials", "log"):
+            body[name] = None if body[name] is None else str(body[name])
+        return body
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """What is stored of the last start. ``born`` is the start time of process ``pid``."""
+
+    pid: int
+    born: float
+    port: int
+
+
 class Server(ABC):
-    """How one kind of server is prepared, launched and asked whether it is well."""
+    """How one kind of server is prepared, launched and checked."""
 
     name: ClassVar[str]
-    patience: ClassVar[float]
-    """Seconds a start may take before it counts as failed."""
-    inherits: ClassVar[tuple[str, ...]] = ()
-    """Patterns of further variables that this server takes over from its caller."""
+    start_timeout_s: ClassVar[float]
+    inherited: ClassVar[tuple[str, ...]] = ()
+    """Patterns of further environment variables that the server inherits."""
 
     @abstractmethod
     def command(self, workspace: Workspace, port: int) -> list[str]: ...
 
-    @abstractmethod
-    def url(self, port: int) -> str: ...
+    def url(self, port: int) -> str:
+        """The address for clients."""
+        return f"http://{probes.LOOPBACK}:{port}"
 
     @abstractmethod
-    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
-        """Make what has to exist before the first start; called under the server's lock."""
+    def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
+        """Create what has to exist before the first start; called under the server's lock."""
 
     @abstractmethod
     def answers(self, port: int) -> bool:
-        """Whether a server of this kind gives a real answer on ``port``."""
+        """Whether a server of this kind answers correctly on ``port``."""
 
     def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
-        """Environment variables added for the server's process."""
+        """Environment variables of the server's process, beside the inherited ones."""
         return {}
 
     def credentials(self, workspace: Workspace) -> Path | None:
+        """The file that holds the password or token, if there is one."""
         return None
 
 
 def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
-    """Look, without changing anything. Takes tens of milliseconds."""
-    facts = read_process_info(workspace, server.name)
+    """The state of a server; changes nothing and takes tens of milliseconds."""
+    info = read_process_info(workspace, server.name)
     log = _log_path(workspace, server.name)
-    if facts is None:
+    if info is None:
         return ServiceStatus(server.name, "stopped", detail="never started here")
-    url, credentials = server.url(facts.port), server.credentials(workspace)
-    process = _living_process(facts)
+    url, credentials = server.url(info.port), server.credentials(workspace)
+    process = _living_process(info)
     if process is None:
         return ServiceStatus(server.name, "stopped", url, None, credentials, log, "not running")
-    if not server.answers(facts.port):
-        detail = "the process lives but does not answer; `workbench up` restarts it"
-        return ServiceStatus(server.name, "broken", url, facts.pid, credentials, log, detail)
-    if not _holds_port(process, facts.port):
-        detail = f"port {facts.port} is answered by a server that is not ours"
-        return ServiceStatus(server.name, "broken", url, facts.pid, credentials, log, detail)
-    detail = "started by this workbench"
-    return ServiceStatus(server.name, "running", url, facts.pid, credentials, log, detail)
+    state: ServiceState
+    if not server.answers(info.port):
+        state, detail = "broken", "running but not answering; `workbench up` restarts it"
+    elif not _holds_port(process, info.port):
+        state, detail = "broken", f"port {info.port} is used by another server"
+    else:
+        state, detail = "running", "started by this workbench"
+    return ServiceStatus(server.name, state, url, info.pid, credentials, log, detail)
 
 
-def start_server(server: Server, workspace: Workspace, say: MessageCallback) -> ServiceStatus:
-    """Bring the server up, or find it up. Two callers at once start one server.
+def start_server(server: Server, workspace: Workspace, progress: MessageCallback) -> ServiceStatus:
+    """Start the server unless it is running. Two concurrent calls start one server.
 
     Raises:
-        ServiceError: It did not come up; the end of its log is in the message.
+        ServiceError: It did not start; the message contains the end of its log.
     """
-    state = observe_server(server, workspace)
-    if state.state == "running":
-        return state
+    status = observe_server(server, workspace)
+    if status.state == "running":
+        return status
     with _server_lock(server, workspace):
-        state = observe_server(server, workspace)
-        if state.state == "broken":
-            state = _wait_for_interrupted_start(server, workspace)
-        if state.state == "running":
-            return state
+        status = observe_server(server, workspace)
+        if status.state == "broken":
+            # A command that was killed while it waited leaves a server that is still starting.
+            info = read_process_info(workspace, server.name)
+            age = time.time() - info.born if info else server.start_timeout_s
+            remaining = max(_INTERRUPTED_START_S, server.start_timeout_s - age)
+            status = _wait_until_running(server, workspace, remaining)
+        if status.state == "running":
+            return status
         _terminate(find_service_processes(workspace, server.name))
         began = time.monotonic()
-        server.prepare(workspace, say)
-        say(f"{server.name}: starting")
-        state = _launch_with_retries(server, workspace)
-        say(f"{server.name}: up at {state.url} after {time.monotonic() - began:.1f} s")
-        return state
+        server.prepare(workspace, progress)
+        progress(f"{server.name}: starting")
+        status = _launch_with_retries(server, workspace)
+        progress(f"{server.name}: up at {status.url} after {time.monotonic() - began:.1f} s")
+        return status
 
 
 def stop_server(server: Server, workspace: Workspace) -> bool:
-    """Stop all of the server's processes; whether there were any."""
+    """Stop all processes of the server.
+
+    Returns:
+        Whether there were any.
+    """
     if not service_folder(workspace, server.name).is_dir():
         return False
     with _server_lock(server, workspace):
@@ -213,17 +196,34 @@ def stop_server(server: Server, workspace: Workspace) -> bool:
 
 
 def find_service_processes(workspace: Workspace, name: str) -> list[psutil.Process]:
-    """Every living process that was started for this folder, whoever started it."""
-    mark = str(service_folder(workspace, name))
+    """Every living process of the server ``name`` of this workspace, found by its environment."""
+    folder = str(service_folder(workspace, name))
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if (
-                process.environ().get(SERVICE_VARIABLE) == mark
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
+            if process.environ().get(SERVICE_VARIABLE) == folder and not _is_zombie(process):
                 found.append(process)
     return found
+
+
+def service_folder(workspace: Workspace, name: str) -> Path:
+    """Where the server ``name`` keeps its data, log and state."""
+    return workspace.services / name
+
+
+def read_process_info(workspace: Workspace, name: str) -> ProcessInfo | None:
+    """What the last start stored; None without one, or if the file is damaged."""
+    try:
+        body = json.loads((service_folder(workspace, name) / "state.json").read_bytes())
+        return ProcessInfo(int(body["pid"]), float(body["born"]), int(body["port"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_process_info(workspace: Workspace, name: str, info: ProcessInfo) -> None:
+    """Store a start."""
+    path = service_folder(workspace, name) / "state.json"
+    write_atomic(path, json.dumps(asdict(info), indent=1).encode())
 
 
 @contextlib.contextmanager
@@ -231,72 +231,34 @@ def _server_lock(server: Server, workspace: Workspace) -> Iterator[None]:
     folder = service_folder(workspace, server.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=server.patience + _STOP_SECONDS):
+        with FileLock(folder / "lock", timeout=server.start_timeout_s + _STOP_TIMEOUT_S):
             yield
     except Timeout as error:
         raise ServiceError(
-            f"Another command has been starting or stopping {server.name} for too long",
+            f"another command has been starting or stopping {server.name} for too long",
             where=folder / "lock",
-            hint="See which `workbench` commands are running, end them, and try again",
+            hint="End the other `workbench` commands and try again",
         ) from error
 
 
-def _living_process(facts: ProcessInfo) -> psutil.Process | None:
-    child = _children.get(facts.pid)
-    if child is not None:
-        child.poll()
-    try:
-        process = psutil.Process(facts.pid)
-        same = abs(process.create_time() - facts.born) < 1.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
-        return None
-
-
-def _holds_port(process: psutil.Process, port: int) -> bool:
-    def listens(candidate: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.Error):
-            return any(
-                link.status == psutil.CONN_LISTEN and link.laddr.port == port
-                for link in candidate.net_connections(kind="tcp")
-            )
-        return False
-
-    with contextlib.suppress(psutil.Error):
-        return listens(process) or any(listens(c) for c in process.children(recursive=True))
-    return False
-
-
-def _wait_for_interrupted_start(server: Server, workspace: Workspace) -> ServiceStatus:
-    """A command killed while it waited leaves a server that may only need more time."""
-    facts = read_process_info(workspace, server.name)
-    age = time.time() - facts.born if facts else server.patience
-    deadline = time.monotonic() + max(3.0, server.patience - age)
-    state = observe_server(server, workspace)
-    while state.state == "broken" and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        state = observe_server(server, workspace)
-    return state
-
-
 def _launch_with_retries(server: Server, workspace: Workspace) -> ServiceStatus:
-    """Launch; when somebody else takes the port in between, launch again on another one."""
-    facts = read_process_info(workspace, server.name)
-    port = probes.choose_port(facts.port if facts else None, patience=_PORT_SECONDS)
+    """Launch on the previous port; if another program takes the port, launch on another one."""
+    info = read_process_info(workspace, server.name)
+    port = probes.choose_port(info.port if info else None, timeout_s=_PORT_TIMEOUT_S)
     for _ in range(3):
         _launch(server, workspace, port)
-        state = _wait_until_running(server, workspace)
-        if state.state == "running":
-            return state
+        status = _wait_until_running(server, workspace, server.start_timeout_s)
+        if status.state == "running":
+            return status
         _terminate(find_service_processes(workspace, server.name))
         if probes.is_port_free(port):
-            break  # the port was not the reason, so another one would not help
+            break  # the port was not the reason
         port = probes.choose_port()
     log = _log_path(workspace, server.name)
     raise ServiceError(
-        f"{server.name} did not come up ({state.detail}). It said last:\n{_log_tail(log)}",
+        f"{server.name} did not start ({status.detail}). The end of its log:\n{_log_tail(log)}",
         where=log,
-        hint="Run `workbench doctor`; its log says more",
+        hint="Run `workbench doctor`, or read the whole log",
     )
 
 
@@ -305,9 +267,13 @@ def _launch(server: Server, workspace: Workspace, port: int) -> None:
     log = _log_path(workspace, server.name)
     if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    wanted = (*_INHERITED_VARIABLES, *server.inherits)
-    inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, one) for one in wanted)}
-    variables = {**inherited, **server.variables(workspace, port), SERVICE_VARIABLE: str(folder)}
+    patterns = (*_INHERITED_VARIABLES, *server.inherited)
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    own = {**server.variables(workspace, port), SERVICE_VARIABLE: str(folder)}
     with log.open("ab") as out:
         child = subprocess.Popen(
             server.command(workspace, port),
@@ -315,8 +281,8 @@ def _launch(server: Server, workspace: Workspace, port: int) -> None:
             stdout=out,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=variables,
-            # Its own session: Ctrl-C in the terminal is meant for the command, not for servers.
+            env={**inherited, **own},
+            # A session of its own: Ctrl-C in the terminal must not stop the servers.
             start_new_session=True,
         )
     _children[child.pid] = child
@@ -324,43 +290,77 @@ def _launch(server: Server, workspace: Workspace, port: int) -> None:
     write_process_info(workspace, server.name, ProcessInfo(child.pid, born, port))
 
 
-def _wait_until_running(server: Server, workspace: Workspace) -> ServiceStatus:
-    deadline = time.monotonic() + server.patience
-    state = observe_server(server, workspace)
-    while state.state == "broken" and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
-        state = observe_server(server, workspace)
-    return state
+def _wait_until_running(server: Server, workspace: Workspace, timeout_s: float) -> ServiceStatus:
+    deadline = time.monotonic() + timeout_s
+    status = observe_server(server, workspace)
+    while status.state == "broken" and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        status = observe_server(server, workspace)
+    return status
+
+
+def _living_process(info: ProcessInfo) -> psutil.Process | None:
+    _reap(info.pid)
+    try:
+        process = psutil.Process(info.pid)
+        same = abs(process.create_time() - info.born) < 1.0
+        return process if same and not _is_zombie(process) else None
+    except psutil.Error:
+        return None
+
+
+def _holds_port(process: psutil.Process, port: int) -> bool:
+    def listens(candidate: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+                for connection in candidate.net_connections(kind="tcp")
+            )
+        return False
+
+    with contextlib.suppress(psutil.Error):
+        return listens(process) or any(listens(c) for c in process.children(recursive=True))
+    return False
 
 
 def _terminate(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    for process in _wait_for_exit(processes, _STOP_SECONDS):
+    for process in _wait_for_exit(processes):
         with contextlib.suppress(psutil.Error):
             process.kill()
-    _wait_for_exit(processes, _STOP_SECONDS)
+    _wait_for_exit(processes)
 
 
-def _wait_for_exit(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to end and return those that did not. A zombie has ended: its parent may
-    be a long-lived notebook that never reaps it."""
+def _wait_for_exit(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Wait for processes to end and return those that did not.
+
+    A zombie has ended: its parent may be a notebook that never reaps it.
+    """
 
     def lives(process: psutil.Process) -> bool:
-        child = _children.get(process.pid)
-        if child is not None:
-            child.poll()
+        _reap(process.pid)
         with contextlib.suppress(psutil.Error):
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+            return process.is_running() and not _is_zombie(process)
         return False
 
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
     remaining = [process for process in processes if lives(process)]
     while remaining and time.monotonic() < deadline:
         time.sleep(0.05)
         remaining = [process for process in remaining if lives(process)]
     return remaining
+
+
+def _reap(pid: int) -> None:
+    child = _children.get(pid)
+    if child is not None:
+        child.poll()
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    return bool(process.status() == psutil.STATUS_ZOMBIE)
 
 
 def _log_path(workspace: Workspace, name: str) -> Path:
@@ -374,4 +374,4 @@ def _log_tail(log: Path, lines: int = 6) -> str:
             text = stream.read().decode(errors="replace")
     except OSError:
         return "(no log)"
-    return "\n".join(line for line in text.splitlines() if line.strip()).rsplit("\n", lines)[-1]
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])

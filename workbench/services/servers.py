@@ -21,12 +21,29 @@ from workbench.core.workspace import Workspace, atomic_replace
 from workbench.services import label_studio_database, probes
 from workbench.services.lifecycle import MessageCallback, Server, service_folder
 
+__all__ = ["ADMIN_EMAIL", "LabelStudioAdmin"]
+
+ADMIN_EMAIL = "admin@workbench.local"
+ADMIN_PASSWORD = "label-studio-password"  # names of secrets, see workbench.core.credentials
+ADMIN_TOKEN = "label-studio-token"
+LABEL_STUDIO_ENVIRONMENT = ".venv-label-studio"
+LABEL_STUDIO_ENVIRONMENT_VARIABLE = "WORKBENCH_LABEL_STUDIO_ENVIRONMENT"
+_TOKEN_BYTES = 30  # 40 characters, the most that Label Studio's database holds
+_HASH_ROUNDS = 1_000_000  # the default of Django 5.2
+_UPLOAD_LIMIT = 100_000
+_FILE_VARIABLES = ("AWS_CA_BUNDLE", "GOOGLE_APPLICATION_CREDENTIALS", "REQUESTS_CA_BUNDLE")
+
 
 class MongodServer(Server):
-    name = "mongod"
-    patience = 60.0  # recovery from the journal after a kill included
+    """The database of FiftyOne.
 
-    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+    FiftyOne itself would join any mongod of the same user; this one has its own data and port.
+    """
+
+    name = "mongod"
+    start_timeout_s = 60.0  # includes recovery from the journal after a kill
+
+    def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
         (service_folder(workspace, self.name) / "data").mkdir(parents=True, exist_ok=True)
 
     def command(self, workspace: Workspace, port: int) -> list[str]:
@@ -46,12 +63,12 @@ class MongodServer(Server):
 
 
 def mongod_path() -> Path:
-    """The mongod that came with FiftyOne's database package, else the one on the search path.
+    """The mongod of FiftyOne's database package, else the one in ``PATH``.
 
     Raises:
-        ServiceError: There is none.
+        ServiceError: Neither exists.
     """
-    # Found without running `fiftyone`, whose import takes seconds.
+    # Found without importing `fiftyone`, which takes seconds.
     package = importlib.util.find_spec("fiftyone")
     for folder in (package.submodule_search_locations or []) if package else []:
         candidate = Path(folder) / "db" / "bin" / "mongod"
@@ -60,22 +77,22 @@ def mongod_path() -> Path:
     found = shutil.which("mongod")
     if found is None:
         raise ServiceError(
-            "There is no mongod on this machine",
+            "mongod is not installed",
             where="fiftyone/db/bin/mongod",
-            hint="Run `make setup`; where no wheel fits, install MongoDB 6 or later",
+            hint="Run `make setup`, or install MongoDB 6 or later",
         )
     return Path(found)
 
 
 def mongod_version() -> str:
-    """What ``mongod --version`` says first, which proves that it can run here.
+    """First line of ``mongod --version``, which proves that it can run on this machine.
 
     Raises:
-        ServiceError: It is missing or does not run.
+        ServiceError: It is not installed or does not run.
     """
     program = mongod_path()
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             [str(program), "--version"], capture_output=True, check=True, text=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
@@ -83,25 +100,23 @@ def mongod_version() -> str:
         raise ServiceError(
             f"mongod does not run on this machine: {reason.strip()}",
             where=program,
-            hint="Its wheel needs libssl 3 and x86-64 Linux; elsewhere install MongoDB 6 or later",
+            hint="It needs libssl 3 and x86-64 Linux; otherwise install MongoDB 6 or later",
         ) from error
-    return said.stdout.splitlines()[0]
-
-
-# ---- MLflow's tracking server on SQLite, artifacts served from its own folder.
+    return done.stdout.splitlines()[0]
 
 
 class MLflowServer(Server):
-    name = "mlflow"
-    patience = 180.0  # imports and the first creation of its tables
+    """MLflow's tracking server on SQLite; it also serves the artifacts."""
 
-    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+    name = "mlflow"
+    start_timeout_s = 180.0  # includes imports and the first creation of its tables
+
+    def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
         (service_folder(workspace, self.name) / "artifacts").mkdir(parents=True, exist_ok=True)
 
     def command(self, workspace: Workspace, port: int) -> list[str]:
         folder = service_folder(workspace, self.name)
-        # One process creates the tables, before any worker starts: several at once on an empty
-        # SQLite file fail. Everybody else goes through HTTP.
+        # One worker: several that create the tables of an empty SQLite file at once fail.
         return [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
             *("--host", probes.LOOPBACK, "--port", str(port)),
@@ -112,38 +127,20 @@ class MLflowServer(Server):
     def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
         return {
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # Its background jobs (a queue of its own and more processes) are not used here.
+            # Background jobs are not used here and need more processes.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-
-    def url(self, port: int) -> str:
-        return f"http://{probes.LOOPBACK}:{port}"
 
     def answers(self, port: int) -> bool:
         return probes.http_ok(f"{self.url(port)}/health")
 
 
-# ---- Label Studio, in the environment of its own that set-up makes: its Django-era pins fit no other.
-#
-# Set-up leaves an empty, already migrated database beside it, and every workspace begins with a copy:
-# migrating takes half a minute or more, copying nothing. Users, organisation and tokens are made at
-# a workspace's first start, so no two workspaces share a secret.
-
-
-LABEL_STUDIO_ENVIRONMENT = ".venv-label-studio"
-LABEL_STUDIO_ENVIRONMENT_VARIABLE = "WORKBENCH_LABEL_STUDIO_ENVIRONMENT"
-ADMIN_EMAIL = "admin@workbench.local"
-ADMIN_PASSWORD = "label-studio-password"
-ADMIN_TOKEN = "label-studio-token"
-_TOKEN_BYTES = 30  # 40 characters, the most that its token column holds
-_HASH_ROUNDS = 1_000_000  # as Django 5.2 does by itself
-_UPLOAD_LIMIT = 100_000
-_FILE_VARIABLES = ("AWS_CA_BUNDLE", "GOOGLE_APPLICATION_CREDENTIALS", "REQUESTS_CA_BUNDLE")
-
-
 @dataclass(frozen=True)
 class LabelStudioAdmin:
-    """How to reach Label Studio as its administrator. ``password`` only for a server of ours."""
+    """Address and credentials of Label Studio's administrator.
+
+    ``email`` and ``password_file`` are None for an external server.
+    """
 
     url: str
     email: str | None
@@ -153,20 +150,25 @@ class LabelStudioAdmin:
 
     def __repr__(self) -> str:
         # A traceback or a notebook cell must not print the token.
-        return f"Credentials(url={self.url!r}, email={self.email!r}, token=<hidden>)"
+        return f"LabelStudioAdmin(url={self.url!r}, email={self.email!r}, token=<hidden>)"
 
 
 class LabelStudioServer(Server):
+    """Label Studio, in a Python environment of its own because its dependencies conflict with ours.
+
+    Setup creates a template database with all tables and no users (migrations take half a minute),
+    which every workspace copies. Users and tokens are created at a workspace's first start.
+    """
+
     name = "label-studio"
-    patience = 300.0  # without the migrated copy it creates 80 s worth of tables
-    # What it signs the addresses of frames in a bucket with, by the names that it reads.
-    inherits = (
+    start_timeout_s = 300.0  # creating its tables takes 80 s without the template database
+    # Credentials with which it signs addresses of frames in a bucket.
+    inherited = (
         "AWS_*",
         "GOOGLE_APPLICATION_CREDENTIALS",
         "AZURE_BLOB_ACCOUNT_NAME",
         "AZURE_BLOB_ACCOUNT_KEY",
-        # How it reaches the bucket from a company's network. Not HTTP_PROXY: its webhooks go to
-        # this machine.
+        # Proxies to reach the bucket. Not HTTP_PROXY: its webhooks go to this machine.
         "HTTPS_PROXY",
         "https_proxy",
         "NO_PROXY",
@@ -174,7 +176,7 @@ class LabelStudioServer(Server):
         "REQUESTS_CA_BUNDLE",
     )
 
-    def prepare(self, workspace: Workspace, say: MessageCallback) -> None:
+    def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
         folder = service_folder(workspace, self.name)
         database = folder / "data" / label_studio_database.DATABASE
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +189,7 @@ class LabelStudioServer(Server):
         password = credentials.ensure_secret(workspace, ADMIN_PASSWORD)
         token = credentials.ensure_secret(workspace, ADMIN_TOKEN, random_bytes=_TOKEN_BYTES)
         if lost and not fresh:
-            say("label-studio: its secrets were lost; the administrator gets new ones")
+            progress("label-studio: secrets are missing; the administrator gets new ones")
             replace_admin_secrets(database, password, token)
         if fresh:
             template = label_studio_database.template_path(label_studio_environment())
@@ -195,7 +197,7 @@ class LabelStudioServer(Server):
                 with atomic_replace(database, mode=0o600) as temporary:
                     shutil.copyfile(template, temporary)
             else:
-                say("label-studio: no prepared database, so its first start takes a minute or more")
+                progress("label-studio: creating its database, which takes a minute or more")
 
     def command(self, workspace: Workspace, port: int) -> list[str]:
         program = label_studio_environment() / "bin" / "label-studio"
@@ -206,8 +208,8 @@ class LabelStudioServer(Server):
         ]
 
     def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
-        """Secrets go in here and not into the arguments, which every user of a machine can list."""
-        # Files named from the caller's folder: the server runs in another.
+        """Secrets are passed here: every user of the machine can list arguments."""
+        # Made absolute, because the server runs in another folder.
         named = {name: os.environ[name] for name in _FILE_VARIABLES if os.environ.get(name)}
         return {
             **{name: str(Path(file).expanduser().absolute()) for name, file in named.items()},
@@ -220,59 +222,56 @@ class LabelStudioServer(Server):
             ),
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
             "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
-            # Else a webhook to this machine, which is where everything runs, is refused.
+            # Otherwise webhooks to this machine are refused.
             "SSRF_PROTECTION_ENABLED": "false",
             "DATA_UPLOAD_MAX_NUMBER_FILES": str(_UPLOAD_LIMIT),
-            # A storage has to lie below this folder: nothing but media does, least of all secrets.
+            # Files outside this folder are never served, secrets in particular.
             "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
             "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(workspace.served.resolve()),
             "LOG_LEVEL": "WARNING",
         }
 
-    def url(self, port: int) -> str:
-        return f"http://{probes.LOOPBACK}:{port}"
-
     def answers(self, port: int) -> bool:
-        return probes.http_ok(f"{self.url(port)}/health", timeout=5.0)
+        return probes.http_ok(f"{self.url(port)}/health", timeout_s=5.0)
 
     def credentials(self, workspace: Workspace) -> Path | None:
         return credentials.secret_path(workspace, ADMIN_PASSWORD)
 
 
 def label_studio_environment() -> Path:
-    """Where Label Studio is installed: beside the package, or beside the running environment.
+    """The environment of Label Studio: beside the package, or beside the running environment.
 
     Raises:
-        ServiceError: It is nowhere.
+        ServiceError: Label Studio is not installed.
     """
-    named = os.environ.get(LABEL_STUDIO_ENVIRONMENT_VARIABLE)
-    checkout = Path(__file__).resolve().parents[2]
-    beside = (
-        checkout / LABEL_STUDIO_ENVIRONMENT,
-        Path(sys.prefix).parent / LABEL_STUDIO_ENVIRONMENT,
-    )
-    places = (Path(named),) if named else beside
-    for folder in places:
+    configured = os.environ.get(LABEL_STUDIO_ENVIRONMENT_VARIABLE)
+    parents = (Path(__file__).resolve().parents[2], Path(sys.prefix).parent)
+    folders = [parent / LABEL_STUDIO_ENVIRONMENT for parent in parents]
+    if configured:
+        folders = [Path(configured)]
+    for folder in folders:
         if (folder / "bin" / "label-studio").is_file():
             return folder
     raise ServiceError(
         "Label Studio is not installed",
-        where=places[0],
+        where=folders[0],
         hint="Run `make setup`, or set LABEL_STUDIO_URL and LABEL_STUDIO_TOKEN to use another one",
     )
 
 
 def replace_admin_secrets(database: Path, password: str, token: str) -> None:
-    """Give the administrator a new password and token, while the server is stopped.
+    """Set the administrator's password and token in the database of a stopped server.
 
-    Label Studio applies both only when it creates the user, so lost files would lock us out.
+    Label Studio itself sets them only when it creates the user.
     """
     salt = secrets.token_urlsafe(16)
     derived = hashlib.pbkdf2_hmac("sha256", password.encode(), salt.encode(), _HASH_ROUNDS)
     encoded = f"pbkdf2_sha256${_HASH_ROUNDS}${salt}${base64.b64encode(derived).decode()}"
-    with contextlib.closing(sqlite3.connect(database)) as link, link:
-        link.execute("UPDATE htx_user SET password = ? WHERE email = ?", (encoded, ADMIN_EMAIL))
-        link.execute(
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(
+            "UPDATE htx_user SET password = ? WHERE email = ?", (encoded, ADMIN_EMAIL)
+        )
+        connection.execute(
             "UPDATE authtoken_token SET key = ?"
             " WHERE user_id = (SELECT id FROM htx_user WHERE email = ?)",
             (token, ADMIN_EMAIL),

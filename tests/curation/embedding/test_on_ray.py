@@ -69,5 +69,5 @@ def test_without_missing_frames_ray_is_not_used(
 def test_an_unreachable_cluster_is_an_error(
     workspace: Workspace, store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    with pytest.raises(ServiceError, match="could not be reached"):
+    with pytest.raises(ServiceError, match="cannot connect to Ray"):
         embed(workspace, load_checkpoint(store, model), dataset.frames, ray="127.0.0.1:1")

@@ -117,7 +117,7 @@ def test_the_worst_labels_become_a_selection_to_send(
         assert len(selection.chosen) <= 2
         assert selection.method == "label-quality"
     else:
-        assert told["error"]["message"] == "nothing looks wrong here"
+        assert told["error"]["message"] == "no suspicious labels found"
 
 
 @pytest.mark.parametrize(

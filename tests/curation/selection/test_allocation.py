@@ -37,6 +37,8 @@ def pool(drives: int = 10, per_drive: int = 60, **changed: Any) -> Candidates:
         "score": rng.random(n),
         "faults": [""] * n,
         "boxes": rng.integers(0, 12, n),
+        "reasons": lambda row: (),
+        "signals": lambda row: {},
     }
     return Candidates(**{**columns, **changed})
 
@@ -53,44 +55,46 @@ def shuffled(candidates: Candidates, seed: int) -> Candidates:
         score=candidates.score[rows],
         faults=[candidates.faults[row] for row in rows],
         boxes=candidates.boxes[rows],
+        reasons=lambda row: candidates.reasons(rows[row]),
+        signals=lambda row: candidates.signals(rows[row]),
         vectors=None if vectors is None else vectors[rows],
     )
 
 
-def test_the_control_arm_is_drawn_before_anything_is_ranked() -> None:
+def test_the_control_arm_is_independent_of_scores() -> None:
     candidates = pool()
     rules = SelectionRules(control=True)
-    got = allocate(candidates, Budget(frames=30), 1, rules)
-    assert Counter(choice.arm for choice in got.chosen) == {"mined": 30, "control": 30}
-    upside_down = pool(score=1 - candidates.score)
-    again = allocate(upside_down, Budget(frames=30), 1, rules)
-    assert {c.frame for c in got.of("control")} == {c.frame for c in again.of("control")}
-    assert not {c.frame for c in got.of("control")} & {c.frame for c in got.of("mined")}
-    assert {choice.probability for choice in got.of("control")} == {30 / 600}
-    assert {choice.probability for choice in got.of("mined")} == {None}
+    result = allocate(candidates, Budget(frames=30), 1, rules)
+    assert Counter(choice.arm for choice in result.chosen) == {"mined": 30, "control": 30}
+    reversed_scores = pool(score=1 - candidates.score)
+    again = allocate(reversed_scores, Budget(frames=30), 1, rules)
+    assert {c.frame for c in result.of("control")} == {c.frame for c in again.of("control")}
+    assert not {c.frame for c in result.of("control")} & {c.frame for c in result.of("mined")}
+    assert {choice.probability for choice in result.of("control")} == {30 / 600}
+    assert {choice.probability for choice in result.of("mined")} == {None}
 
 
 def test_every_usable_frame_is_as_likely_to_be_in_the_control_arm() -> None:
     candidates = pool(drives=2, per_drive=20, faults=["dark"] * 4 + [""] * 36)
     counts: Counter[str] = Counter()
     for seed in range(400):
-        got = allocate(candidates, Budget(frames=9), seed, SelectionRules(control=True))
-        counts.update(choice.frame for choice in got.of("control"))
+        result = allocate(candidates, Budget(frames=9), seed, SelectionRules(control=True))
+        counts.update(choice.frame for choice in result.of("control"))
     assert len(counts) == 36
     # 400 draws with probability 9/36: a standard deviation of 8.7 frames, 36 frames looked at.
     assert all(abs(count - 100) < 4 * 8.7 for count in counts.values())
 
 
 def test_two_arms_share_a_pool_that_is_too_small() -> None:
-    got = allocate(pool(2, 20), Budget(frames=30), 0, SelectionRules(control=True))
-    assert Counter(choice.arm for choice in got.chosen) == {"mined": 20, "control": 20}
-    assert "each arm has 20" in got.notes[0]
+    result = allocate(pool(2, 20), Budget(frames=30), 0, SelectionRules(control=True))
+    assert Counter(choice.arm for choice in result.chosen) == {"mined": 20, "control": 20}
+    assert "each arm has 20" in result.notes[0]
 
 
 def test_a_budget_above_the_pool_is_all_of_it_with_a_note() -> None:
-    got = allocate(pool(2, 20), Budget(frames=41), 0)
-    assert len(got.chosen) == 40
-    assert got.notes == ("the budget pays for more than the 40 usable frames: all are chosen",)
+    result = allocate(pool(2, 20), Budget(frames=41), 0)
+    assert len(result.chosen) == 40
+    assert result.notes == ("the budget pays for more than the 40 usable frames; all were chosen",)
     assert allocate(pool(2, 20), Budget(frames=40), 0).notes == ()
 
 
@@ -100,22 +104,25 @@ def test_an_event_gives_its_best_frame_only() -> None:
     score[107] = 0.99
     score[300:304] = 0.7
     rules = SelectionRules(**PLAIN, gap_s=1.0)
-    got = allocate(pool(score=score), Budget(frames=2), 0, rules)
-    assert [choice.frame for choice in got.chosen] == [name(107), min(map(name, range(300, 304)))]
+    result = allocate(pool(score=score), Budget(frames=2), 0, rules)
+    assert [choice.frame for choice in result.chosen] == [
+        name(107),
+        min(map(name, range(300, 304))),
+    ]
 
 
-def test_an_event_that_goes_on_is_several_and_a_change_of_scene_ends_one() -> None:
+def test_long_events_are_split_and_a_scene_change_ends_an_event() -> None:
     score = np.full(600, 0.1)
     score[0:50] = 0.9  # 25 seconds
     rules = SelectionRules(**PLAIN, event_s=10.0, gap_s=1.0)
-    got = allocate(pool(score=score), Budget(frames=4), 0, rules)
-    assert sum(choice.score == 0.9 for choice in got.chosen) == 3
+    result = allocate(pool(score=score), Budget(frames=4), 0, rules)
+    assert sum(choice.score == 0.9 for choice in result.chosen) == 3
     score = np.full(600, 0.1)
     score[0:6] = 0.9
     vectors = np.tile(np.eye(2, 4), (300, 1))  # neighbours look in two directions...
     vectors[0:3], vectors[3:6] = np.eye(4)[2], np.eye(4)[3]  # ...and the scene changes once
-    got = allocate(pool(score=score, vectors=vectors), Budget(frames=3), 0, rules)
-    assert sum(choice.score == 0.9 for choice in got.chosen) == 2
+    result = allocate(pool(score=score, vectors=vectors), Budget(frames=3), 0, rules)
+    assert sum(choice.score == 0.9 for choice in result.chosen) == 2
 
 
 def test_drives_without_times_keep_their_distance_in_frames() -> None:
@@ -125,10 +132,10 @@ def test_drives_without_times_keep_their_distance_in_frames() -> None:
         f: (d, i)
         for f, d, i in zip(candidates.frames, candidates.drives, candidates.index, strict=True)
     }
-    places = sorted(at[choice.frame] for choice in chosen)
-    same = [b[1] - a[1] for a, b in pairwise(places) if a[0] == b[0]]
+    positions = sorted(at[choice.frame] for choice in chosen)
+    same = [b[1] - a[1] for a, b in pairwise(positions) if a[0] == b[0]]
     assert min(same) >= 5
-    assert "frames from the next chosen one" in chosen[0].reasons[-1]
+    assert "frames from the nearest chosen frame" in chosen[0].reasons[-1]
 
 
 def test_quotas_bring_conditions_that_rank_low() -> None:
@@ -142,24 +149,24 @@ def test_quotas_bring_conditions_that_rank_low() -> None:
     without = allocate(candidates, Budget(frames=20), 0, SelectionRules(**PLAIN))
     assert not {choice.frame for choice in without.chosen} & night
     rules = SelectionRules(**PLAIN, quotas={"night": 7})
-    got = allocate(candidates, Budget(frames=20), 0, rules)
-    assert len({choice.frame for choice in got.chosen} & night) == 7
-    assert len(got.chosen) == 20
+    result = allocate(candidates, Budget(frames=20), 0, rules)
+    assert len({choice.frame for choice in result.chosen} & night) == 7
+    assert len(result.chosen) == 20
 
 
-def test_quotas_that_cannot_be_are_told() -> None:
-    with pytest.raises(ParameterError, match="no frame of the pool is 'nigth'"):
+def test_impossible_quotas_are_reported() -> None:
+    with pytest.raises(ParameterError, match="no frame of the pool has condition 'nigth'"):
         allocate(pool(), Budget(frames=20), 0, SelectionRules(quotas={"nigth": 5}))
-    with pytest.raises(ParameterError, match="the quotas ask for 25 frames"):
+    with pytest.raises(ParameterError, match="quotas ask for 25 frames"):
         rules = SelectionRules(random_share=0, quotas={"night": 15, "day": 10})
         allocate(pool(), Budget(frames=20), 0, rules)
     few = pool(conditions=["fog"] * 3 + ["day"] * 597)
-    got = allocate(few, Budget(frames=20), 0, SelectionRules(random_share=0, quotas={"fog": 9}))
-    assert got.notes == ("the quota fog=9 got 1 frames: the pool has no more",)
+    result = allocate(few, Budget(frames=20), 0, SelectionRules(random_share=0, quotas={"fog": 9}))
+    assert result.notes == ("quota fog=9: only 1 frame, the pool has no more",)
 
 
 def test_diversity_prefers_what_is_not_chosen_yet() -> None:
-    # The best 30 frames look alike, the next 30 each like nothing else; all far apart in time.
+    # The best 30 frames look similar, the next 30 each like nothing else; all far apart in time.
     rng = np.random.default_rng(1)
     n = 400
     vectors = rng.normal(size=(n, 32))
@@ -167,12 +174,12 @@ def test_diversity_prefers_what_is_not_chosen_yet() -> None:
     candidates = pool(
         drives=n, per_drive=1, score=np.linspace(1, 0, n), vectors=vectors.astype(np.float16)
     )
-    alike = {name(i) for i in range(30)}
+    similar = {name(i) for i in range(30)}
     counts = []
     for weight in (0.0, 0.6):
         rules = SelectionRules(random_share=0, diversity=weight)
         chosen = allocate(candidates, Budget(frames=30), 0, rules).chosen
-        counts.append(len({choice.frame for choice in chosen} & alike))
+        counts.append(len({choice.frame for choice in chosen} & similar))
     assert counts[0] == 30
     assert counts[1] < 10
 
@@ -181,10 +188,10 @@ def test_minutes_are_spent_and_not_more() -> None:
     pace = LabelingPace(seconds_per_frame=20, seconds_per_box=5)
     candidates = pool()
     boxes = dict(zip(candidates.frames, candidates.boxes.tolist(), strict=True))
-    got = allocate(candidates, Budget(minutes=30, pace=pace), 0)
-    minutes = sum(20 + 5 * boxes[choice.frame] for choice in got.chosen) / 60
+    result = allocate(candidates, Budget(minutes=30, pace=pace), 0)
+    minutes = sum(20 + 5 * boxes[choice.frame] for choice in result.chosen) / 60
     assert 29.5 < minutes <= 30
-    assert got.cost == pytest.approx(minutes)
+    assert result.cost == pytest.approx(minutes)
     both = allocate(candidates, Budget(minutes=30, pace=pace), 0, SelectionRules(control=True))
     arms = {
         arm: sum(20 + 5 * boxes[choice.frame] for choice in both.of(arm)) / 60
@@ -194,19 +201,19 @@ def test_minutes_are_spent_and_not_more() -> None:
     assert arms["control"] == pytest.approx(30, abs=1.4)
 
 
-def test_minutes_without_a_pace_are_refused() -> None:
-    with pytest.raises(ParameterError, match="nobody measured"):
+def test_minutes_without_a_pace_are_rejected() -> None:
+    with pytest.raises(ParameterError, match="not measured yet"):
         allocate(pool(), Budget(minutes=30), 0)
     with pytest.raises(ParameterError, match="takes no time"):
         allocate(pool(), Budget(minutes=30, pace=LabelingPace(seconds_per_frame=0)), 0)
-    with pytest.raises(ParameterError, match="one of both"):
+    with pytest.raises(ParameterError, match="either frames or minutes"):
         allocate(pool(), Budget(), 0)
-    with pytest.raises(ParameterError, match="some minutes"):
+    with pytest.raises(ParameterError, match="must be > 0 minutes"):
         allocate(pool(), Budget(minutes=0, pace=LabelingPace(seconds_per_frame=1)), 0)
 
 
-def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="not a number"):
+def test_a_score_with_nan_is_rejected() -> None:
+    with pytest.raises(DataError, match="not finite"):
         pool(score=np.full(600, np.nan))
 
 
@@ -223,19 +230,19 @@ def test_identical_frames_are_spread_like_any_others() -> None:
     share=st.floats(0, 1),
     order=st.integers(0, 3),
 )
-def test_whatever_is_asked_the_budget_holds(
+def test_the_budget_is_never_exceeded(
     frames: int, seed: int, control: bool, share: float, order: int
 ) -> None:
     rng = np.random.default_rng(5)
     candidates = pool(4, 30, vectors=rng.normal(size=(120, 6)))
     rules = SelectionRules(control=control, random_share=share)
-    got = allocate(shuffled(candidates, order), Budget(frames=frames), seed, rules)
-    assert got == allocate(candidates, Budget(frames=frames), seed, rules)
-    names = [choice.frame for choice in got.chosen]
+    result = allocate(shuffled(candidates, order), Budget(frames=frames), seed, rules)
+    assert result == allocate(candidates, Budget(frames=frames), seed, rules)
+    names = [choice.frame for choice in result.chosen]
     assert len(names) == len(set(names))
     expected = min(frames, 60) * 2 if control else min(frames, 120)
     assert len(names) == expected
-    assert [choice.rank for choice in got.chosen] == list(range(1, len(names) + 1))
+    assert [choice.rank for choice in result.chosen] == list(range(1, len(names) + 1))
 
 
 def test_two_hundred_thousand_frames_take_seconds() -> None:

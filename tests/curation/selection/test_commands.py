@@ -21,17 +21,17 @@ from workbench.records.types import LabelBatch, LabelSet, MiningReport, Selectio
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(list(arguments))
-    said = capsys.readouterr()
-    assert (ended.value.code or 0) == status, said.err
-    return said.out, said.err
+    output = capsys.readouterr()
+    assert (exit_info.value.code or 0) == status, output.err
+    return output.out, output.err
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as ended:
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(list(arguments))
-    assert ended.value.code
+    assert exit_info.value.code
     return capsys.readouterr().err
 
 
@@ -83,75 +83,75 @@ def test_from_a_dataset_to_a_selection_with_reasons(
     assert "next: workbench label send selection/" in out
     assert "not in FiftyOne: mongod is stopped" in out
     assert "the newest with the classes of drawn" in err
-    said = json.loads(run(capsys, "mine", "drawn", "--budget", "8", "--control", "--json")[0])
-    assert said["arms"] == {"mined": 8, "control": 8}
-    assert Counter(choice["arm"] for choice in said["chosen"]) == said["arms"]
-    assert said["model"] == model
-    assert said["chosen"][0]["name"].startswith("drive-")
-    assert store.get(said["selection"], Selection).seed == 0
+    output = json.loads(run(capsys, "mine", "drawn", "--budget", "8", "--control", "--json")[0])
+    assert output["arms"] == {"mined": 8, "control": 8}
+    assert Counter(choice["arm"] for choice in output["chosen"]) == output["arms"]
+    assert output["model"] == model
+    assert output["chosen"][0]["name"].startswith("drive-")
+    assert store.get(output["selection"], Selection).seed == 0
 
 
-def test_a_budget_above_the_pool_is_told(
+def test_a_budget_above_the_pool_is_reported(
     dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = run(capsys, "mine", "drawn", "--budget", "500")
-    assert "note: the budget pays for more than the 32 usable frames: all are chosen" in out
+    assert "note: the budget pays for more than the 32 usable frames; all were chosen" in out
 
 
 def test_minutes_need_a_pace(
     store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "mine", "drawn", "--minutes", "5")
-    assert "nobody measured yet how long a frame takes" in said
-    assert "--seconds-per-frame" in said
-    assert "embed" not in said, "nobody should wait for a refusal"
-    given = ("--seconds-per-frame", "30", "--seconds-per-box", "6")
-    out, _ = run(capsys, "mine", "drawn", "--minutes", "5", *given)
+    output = error_of(capsys, "mine", "drawn", "--minutes", "5")
+    assert "labeling time was not measured yet" in output
+    assert "--seconds-per-frame" in output
+    assert "embed" not in output, "arguments are checked before the pool is embedded"
+    pace = ("--seconds-per-frame", "30", "--seconds-per-box", "6")
+    out, _ = run(capsys, "mine", "drawn", "--minutes", "5", *pace)
     assert "expected labeling time: 5 min, at 30.0 s a frame and 6.0 s a box, given" in out
     labels = labelled(store, _control(capsys), minutes=0.5)
     assert labels
     # One box on every frame: what a frame and what a box takes cannot be told apart.
-    assert "nobody measured yet" in refused(capsys, "mine", "drawn", "--minutes", "5")
+    assert "was not measured yet" in error_of(capsys, "mine", "drawn", "--minutes", "5")
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("arguments", "message"),
     [
         ((), "a selection needs a budget"),
         (("--budget", "3", "--minutes", "4"), "a selection needs a budget"),
-        (("--budget", "0"), "at least one frame"),
-        (("--budget", "3", "--like", "drive-1@99"), "Nearest names: drive-1@7"),
-        (("--budget", "3", "--like", "drive-1@2:0,0,999,9"), "leaves the picture"),
+        (("--budget", "0"), "must be ≥ 1 frame"),
+        (("--budget", "3", "--like", "drive-1@99"), "Closest: drive-1@7"),
+        (("--budget", "3", "--like", "drive-1@2:0,0,999,9"), "exceeds the image"),
         (("--budget", "3", "--quota", "night"), "Write CONDITION=FRAMES"),
-        (("--budget", "3", "--quota", "snow=1"), "Its conditions are:"),
+        (("--budget", "3", "--quota", "snow=1"), "Conditions: "),
         (("--budget", "3", "--random-share", "1.5"), "--random-share"),
-        (("--budget", "3", "--text", "a deer"), "the encoder has no words"),
+        (("--budget", "3", "--text", "a deer"), "no text tower"),
         (("--budget", "3", "--model", "dataset/"), "expected a checkpoint"),
     ],
 )
-def test_rubbish_is_told_what_was_wrong(
+def test_invalid_arguments_are_reported(
     dataset: Dataset,
     model: Ref,
     capsys: pytest.CaptureFixture[str],
-    asked: tuple[str, ...],
-    said: str,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
-    assert said in refused(capsys, "mine", "drawn", *asked)
+    assert message in error_of(capsys, "mine", "drawn", *arguments)
 
 
-def test_words_are_searched_with_a_model_that_knows_them(
+def test_a_text_search_with_a_text_encoder(
     dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     clip = save_model("clip", tmp_path / "clip")
     asked = ("mine", "drawn", "--budget", "5", "--encoder", str(clip), "--json")
-    said = json.loads(run(capsys, *asked, "--text", "a deer on the road")[0])
-    assert said["arms"] == {"mined": 5}
-    assert "like “a deer on the road” (" in said["chosen"][0]["reasons"][1]
+    output = json.loads(run(capsys, *asked, "--text", "a deer on the road")[0])
+    assert output["arms"] == {"mined": 5}
+    assert "similar to “a deer on the road” (" in output["chosen"][0]["reasons"][1]
     other = json.loads(run(capsys, *asked, "--text", "night")[0])
-    assert other["selection"] != said["selection"]
+    assert other["selection"] != output["selection"]
     dino = save_model("dino", tmp_path / "dino")
     asked = ("mine", "drawn", "--budget", "5", "--encoder", str(dino))
-    assert "reads no text" in refused(capsys, *asked, "--text", "a deer")
+    assert "has no text tower" in error_of(capsys, *asked, "--text", "a deer")
     out, _ = run(capsys, *asked, "--like", "drive-1@2")
     assert "5 mined of 32 frames" in out
 
@@ -159,17 +159,17 @@ def test_words_are_searched_with_a_model_that_knows_them(
 def test_without_a_pool_or_a_model_it_says_what_to_do(
     store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no checkpoint matches this dataset's classes" in refused(
+    assert "no checkpoint matches this dataset's classes" in error_of(
         capsys, "mine", "drawn", "--budget", "3"
     )
 
 
-def test_a_pool_that_is_all_labelled_is_told(
+def test_a_fully_labelled_pool_is_reported(
     store: Store, dataset: Dataset, model: Ref, capsys: pytest.CaptureFixture[str]
 ) -> None:
     none = datasets.save_dataset(store, dataset.role(Role.SEED), made_by="test")
-    said = refused(capsys, "mine", none, "--budget", "3", "--model", model)
-    assert "no frames of role pool" in said
+    output = error_of(capsys, "mine", none, "--budget", "3", "--model", model)
+    assert "no frames of role pool" in output
 
 
 def _control(capsys: pytest.CaptureFixture[str]) -> Ref:
@@ -185,17 +185,17 @@ def test_the_report_of_people_and_of_a_replay(
     picture = tmp_path / "arms.png"
     asked = ("mine", "report", selection, "--rare", "class=cyclist")
     out, _ = run(capsys, *asked, "--labels", people, "-o", str(picture))
-    assert out.startswith("Nothing is shown yet. rare frames per labeler hour: INSUFFICIENT")
-    assert "the control arm found none" in out
+    assert out.startswith("Insufficient evidence. rare frames per labeler hour: INSUFFICIENT")
+    assert "the control arm found nothing" in out
     assert "mined    8 frames in 0.07 h: 4 rare frames" in out
     assert picture.stat().st_size > 5000
     replayed = labelled(store, selection, minutes=None)
-    said = json.loads(run(capsys, *asked, "--labels", replayed, "--json")[0])
-    assert said["headline"].startswith("SIMULATED")
-    assert said["per"] == "per 100 frames"
-    assert store.get(said["report"], MiningReport).simulated
+    output = json.loads(run(capsys, *asked, "--labels", replayed, "--json")[0])
+    assert output["headline"].startswith("SIMULATED")
+    assert output["per"] == "per 100 frames"
+    assert store.get(output["report"], MiningReport).simulated
     seen = labelled(store, selection, minutes=0.5, blind=False)
-    assert run(capsys, *asked, "--labels", seen)[0].startswith("NOT BLIND, labelers could tell")
+    assert run(capsys, *asked, "--labels", seen)[0].startswith("NOT BLIND: labelers could tell")
 
 
 def test_a_report_without_control_or_labels_says_so(
@@ -205,9 +205,9 @@ def test_a_report_without_control_or_labels_says_so(
     plain = json.loads(out)["selection"]
     labels = labelled(store, plain, minutes=0.5)
     asked = ("mine", "report", plain, "--labels", labels, "--rare", "class=cyclist")
-    assert "no control arm" in refused(capsys, *asked)
+    assert "no control arm" in error_of(capsys, *asked)
     version = str(dataset.ref)
-    said = refused(capsys, "mine", "report", plain, "--labels", version)
-    assert "no label set was merged into this dataset version" in said
+    output = error_of(capsys, "mine", "report", plain, "--labels", version)
+    assert "no label set was merged into this dataset version" in output
     one = ("--mined-model", model)
-    assert "needs two models" in refused(capsys, *asked[:2], _control(capsys), *asked[3:], *one)
+    assert "needs two models" in error_of(capsys, *asked[:2], _control(capsys), *asked[3:], *one)

@@ -60,18 +60,18 @@ def test_a_broken_frame_is_recorded_not_chosen(store: Store, dataset: Dataset, m
     assert [entry["frame"] for entry in selection.parameters["unreadable"]] == [broken.id]
 
 
-def test_without_a_pool_or_a_budget_it_says_so(store: Store, dataset: Dataset, model: Ref) -> None:
+def test_a_missing_pool_or_budget_is_an_error(store: Store, dataset: Dataset, model: Ref) -> None:
     none = datasets.save_dataset(store, dataset.role(Role.SEED), made_by="test")
     with pytest.raises(DataError, match="no frames of role pool"):
         mine(store, none, model, 5)
-    with pytest.raises(ParameterError, match="at least one frame"):
+    with pytest.raises(ParameterError, match="must be ≥ 1 frame"):
         mine(store, dataset.ref or "", model, 0)
 
 
 def test_a_choice_by_hand_is_a_selection_but_not_a_mined_one(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
-    with pytest.raises(DataError, match="nothing was mined yet"):
+    with pytest.raises(DataError, match="no mined selection"):
         newest_selection(store)
     mined = mine(store, dataset.ref or "", model, 5)
     frames = [dataset.frames[4].id, dataset.frames[2].id, dataset.frames[4].id]
@@ -79,13 +79,13 @@ def test_a_choice_by_hand_is_a_selection_but_not_a_mined_one(
     assert [choice.frame for choice in by_hand.chosen] == frames[:2]
     assert by_hand.chosen[0].reasons == ("odd light",)
     assert newest_selection(store) == mined
-    with pytest.raises(DataError, match="1 frames are not in the dataset"):
+    with pytest.raises(DataError, match="1 frame not in the dataset"):
         select_manually(store, dataset.ref or "", ["f" * 64], "typo")
-    with pytest.raises(DataError, match="no frames were given"):
+    with pytest.raises(DataError, match="no frames given"):
         select_manually(store, dataset.ref or "", [], "nothing")
 
 
-def test_pictures_show_what_was_chosen(store: Store, dataset: Dataset, model: Ref) -> None:
+def test_plots_show_the_selection(store: Store, dataset: Dataset, model: Ref) -> None:
     import matplotlib.pyplot as plt
 
     selection = store.get(mine(store, dataset.ref or "", model, 10), Selection)

@@ -1,4 +1,4 @@
-"""Mining for more like this, in minutes, with a control arm; and exemplars as people write them."""
+"""Mining by example, in minutes, with a control arm; and parsing of exemplars."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from workbench.records.types import Selection
 RARITY = SelectionRules(typical_below=0)
 
 
-def mined(store: Store, dataset: Dataset, model: Ref, **asked: object) -> Selection:
-    budget = asked.pop("budget", 6)
-    ref = mine(store, dataset.ref or "", model, budget, **asked)  # type: ignore[arg-type]
+def mined(store: Store, dataset: Dataset, model: Ref, **options: object) -> Selection:
+    budget = options.pop("budget", 6)
+    ref = mine(store, dataset.ref or "", model, budget, **options)  # type: ignore[arg-type]
     return store.get(ref, Selection)
 
 
-def test_more_like_a_frame_of_the_pool_begins_with_itself(
+def test_a_search_by_a_frame_of_the_pool_starts_with_it(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
     frame = dataset.role(Role.POOL).frames[3]
@@ -45,30 +45,28 @@ def test_more_like_a_frame_of_the_pool_begins_with_itself(
     first, second = selection.chosen[:2]
     assert first.frame == frame.id
     assert first.reasons[:2] == (
-        "among the 2 % of the pool most like what was asked for",
+        "among the 2 % of the pool most similar to the query",
         "the exemplar itself",
     )
-    assert "a scene like exemplar" in second.reasons[1]
+    assert "a scene similar to exemplar" in second.reasons[1]
     assert selection.parameters["query"] == {"like": [{"frame": frame.id}]}
     assert selection.parameters["rules"]["diversity"] == 0
     assert second.signals.keys() == {"likeness"}
 
 
-def test_a_labelled_exemplar_is_looked_for_but_not_chosen(
-    store: Store, dataset: Dataset, model: Ref
-) -> None:
+def test_a_labelled_exemplar_is_not_chosen(store: Store, dataset: Dataset, model: Ref) -> None:
     known = dataset.role(Role.SEED).frames[0]
     box = dataset.labels_by_frame[known.id][0].box
     one = Exemplar(known.id, (box.x, box.y, box.w, box.h))
     selection = mined(store, dataset, model, query=MiningQuery(like=(one,)))
     assert known.id not in {choice.frame for choice in selection.chosen}
-    assert any("like exemplar" in choice.reasons[1] for choice in selection.chosen[:1])
-    told = selection.parameters["query"]["like"][0]
-    assert told == {"frame": known.id, "box": list(one.box or ())}
+    assert any("similar to exemplar" in choice.reasons[1] for choice in selection.chosen[:1])
+    query = selection.parameters["query"]["like"][0]
+    assert query == {"frame": known.id, "box": list(one.box or ())}
 
 
-def test_words_need_an_encoder_that_knows_them(store: Store, dataset: Dataset, model: Ref) -> None:
-    with pytest.raises(ParameterError, match="no words"):
+def test_a_text_query_needs_a_text_tower(store: Store, dataset: Dataset, model: Ref) -> None:
+    with pytest.raises(ParameterError, match="no text tower"):
         mined(store, dataset, model, query=MiningQuery(text="a deer"))
 
 
@@ -82,7 +80,7 @@ def test_another_model_that_disagrees_is_a_signal(
     assert "disagreement" in selection.chosen[0].signals
 
 
-def test_while_almost_nothing_is_labelled_the_typical_is_chosen(
+def test_typical_frames_are_chosen_while_almost_nothing_is_labelled(
     store: Store, dataset: Dataset, model: Ref
 ) -> None:
     early = mined(store, dataset, model)  # eight frames are labelled
@@ -104,9 +102,7 @@ def test_minutes_are_turned_into_frames_by_the_boxes_expected(
     assert selection.parameters["pace"]["source"] == "measured over 12 answers"
 
 
-def test_with_a_control_arm_everything_about_it_is_on_record(
-    store: Store, dataset: Dataset, model: Ref
-) -> None:
+def test_a_control_arm_is_recorded(store: Store, dataset: Dataset, model: Ref) -> None:
     rules = SelectionRules(control=True, typical_below=0)
     selection = mined(store, dataset, model, rules=rules, seed=4)
     assert [choice.arm for choice in selection.chosen] == ["mined"] * 6 + ["control"] * 6
@@ -138,39 +134,39 @@ def test_each_arm_alone_is_a_version_in_which_the_other_is_not_labelled(
     both = datasets.save_dataset(store, labelled, made_by="collect")
     for arm in ("mined", "control"):
         alone = datasets.load_dataset(store, dataset_of_arm(store, both, chosen, arm))  # type: ignore[arg-type]
-        learned = {frame.id for frame in alone.role(Role.TRAIN).frames}
-        assert learned == {frame for frame, its in arms.items() if its == arm}
-        assert {one.frame for one in alone.labels} & set(arms) == learned
+        trained_on = {frame.id for frame in alone.role(Role.TRAIN).frames}
+        assert trained_on == {frame for frame, own in arms.items() if own == arm}
+        assert {one.frame for one in alone.labels} & set(arms) == trained_on
         assert alone.name == f"drawn-{arm}"
     with pytest.raises(ParameterError, match="no frame of the mined arm is labelled"):
         dataset_of_arm(store, dataset.ref or "", chosen, "mined")
 
 
-def test_exemplars_as_people_write_them(dataset: Dataset) -> None:
+def test_parse_exemplar(dataset: Dataset) -> None:
     frame = dataset.frames[10]
     assert parse_exemplar(dataset.frames, frame.id) == Exemplar(frame.id)
     assert parse_exemplar(dataset.frames, frame.id[:10].upper()) == Exemplar(frame.id)
-    by_place = parse_exemplar(dataset.frames, f"{frame.drive}@{frame.index}:3,4,20,10.5")
-    assert by_place == Exemplar(frame.id, (3, 4, 20, 10.5))
+    by_position = parse_exemplar(dataset.frames, f"{frame.drive}@{frame.index}:3,4,20,10.5")
+    assert by_position == Exemplar(frame.id, (3, 4, 20, 10.5))
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("text", "message"),
     [
-        ("zzzz", "frames is the exemplar"),
-        ("", "frames is the exemplar"),
-        ("drive-1@99", "frames is the exemplar"),
-        ("drive-1@2:0,0,500,5", "leaves the picture"),
-        ("drive-1@2:5,5,0,5", "leaves the picture"),
-        ("drive-1@2:a,b,c,d", "not a box"),
+        ("zzzz", "unknown frame"),
+        ("", "unknown frame"),
+        ("drive-1@99", "unknown frame"),
+        ("drive-1@2:0,0,500,5", "exceeds the image"),
+        ("drive-1@2:5,5,0,5", "exceeds the image"),
+        ("drive-1@2:a,b,c,d", "invalid box"),
     ],
 )
-def test_an_exemplar_that_is_none_is_refused(dataset: Dataset, written: str, said: str) -> None:
-    with pytest.raises(ParameterError, match=said):
-        parse_exemplar(dataset.frames, written)
+def test_an_invalid_exemplar_is_rejected(dataset: Dataset, text: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        parse_exemplar(dataset.frames, text)
 
 
-def test_near_names_are_told_and_doubtful_ones_refused(dataset: Dataset) -> None:
+def test_similar_names_are_suggested_and_ambiguous_ones_rejected(dataset: Dataset) -> None:
     frame = dataset.frames[0]
     wrong = frame.id[:6] + ("0" if frame.id[6] != "0" else "1") + "z"
     with pytest.raises(ParameterError) as caught:
@@ -180,12 +176,19 @@ def test_near_names_are_told_and_doubtful_ones_refused(dataset: Dataset) -> None
         parse_exemplar(dataset.frames, "drive-1@99")
     assert "drive-1@7" in str(caught.value.hint)
     twins = [frame, frame.model_copy(update={"id": frame.id[:8] + "f" * 56})]
-    with pytest.raises(ParameterError, match="2 frames begin like this"):
+    with pytest.raises(ParameterError, match="2 matches"):
         parse_exemplar(twins, frame.id[:5])
 
 
-def test_what_shaped_it_is_plain_json(store: Store, dataset: Dataset, model: Ref) -> None:
+def test_parameters_are_json(store: Store, dataset: Dataset, model: Ref) -> None:
     selection = mined(store, dataset, model, rules=RARITY)
-    said = json.loads(json.dumps(selection.parameters))
-    assert said.keys() >= {"rules", "quality_gate", "signals", "embedding", "pool", "labelled"}
-    assert sum(said["signals"].values()) == pytest.approx(1)
+    parameters = json.loads(json.dumps(selection.parameters))
+    assert parameters.keys() >= {
+        "rules",
+        "quality_gate",
+        "signals",
+        "embedding",
+        "pool",
+        "labelled",
+    }
+    assert sum(parameters["signals"].values()) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""By how much a mined arm beat chance: right on planted arms, silent where there is no evidence."""
+"""Mining reports: correct on synthetic arms, inconclusive without evidence."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def world(
     return store.put(selection), datasets.load_dataset(store, ref)
 
 
-def made(store: Store, selection: Ref, dataset: Dataset, **changed: Any) -> MiningReport:
+def make_report(store: Store, selection: Ref, dataset: Dataset, **changed: Any) -> MiningReport:
     minutes = changed.pop("minutes", dict.fromkeys((f.id for f in dataset.frames), 0.5))
     simulated = changed.pop("simulated", False)
     rare = [curation.parse_rare(one, SCHEMA) for one in changed.pop("rare", ("class=cyclist",))]
-    answered = LabelledSelection(dataset, minutes, (f"label/{'1' * 64}",), simulated)
-    ref = curation.report_mining(store, selection, answered, rare, **changed)
+    labelled = LabelledSelection(dataset, minutes, (f"label/{'1' * 64}",), simulated)
+    ref = curation.report_mining(store, selection, labelled, rare, **changed)
     rows = store.payload(ref, "frames.jsonl").read_text().splitlines()
     assert {json.loads(row)["arm"] for row in rows} == {"mined", "control"}
     return store.get(ref, MiningReport)
@@ -92,7 +92,7 @@ def made(store: Store, selection: Ref, dataset: Dataset, **changed: Any) -> Mini
 
 def test_a_mined_arm_that_finds_more_beats_chance(store: Store) -> None:
     selection, dataset = world(store, mined=(3, 2) * 10, control=(1, 0) * 10)
-    record = made(store, selection, dataset)
+    record = make_report(store, selection, dataset)
     frames, events, objects = record.beaten
     assert (frames.mined, frames.control) == (50 / (50 / 60), 10 / (50 / 60))
     assert frames.value == pytest.approx(5.0)
@@ -105,7 +105,9 @@ def test_a_mined_arm_that_finds_more_beats_chance(store: Store) -> None:
     ]
     assert events.value == pytest.approx(5.0)
     assert objects.value == pytest.approx(5.0)
-    assert record.headline.startswith("Mining beat chance. rare frames per labeler hour: mined 60")
+    assert record.headline.startswith(
+        "Mining beat random selection. rare frames per labeler hour: mined 60"
+    )
     assert record.prevalence == 0.1
     assert record.prevalence_interval is not None
     assert record.prevalence_interval[0] < 0.1 < record.prevalence_interval[1]
@@ -116,19 +118,19 @@ def test_a_mined_arm_that_finds_more_beats_chance(store: Store) -> None:
 
 def test_arms_that_find_the_same_show_nothing(store: Store) -> None:
     selection, dataset = world(store, mined=(1, 0, 2, 0) * 5, control=(0, 2, 0, 1) * 5)
-    first = made(store, selection, dataset).beaten[0]
+    first = make_report(store, selection, dataset).beaten[0]
     assert first.verdict is Verdict.INSUFFICIENT
     assert first.low is not None
     assert first.high is not None
     assert first.low < 1 < first.high
-    assert "may as well be chance" in describe_comparison(first)
+    assert "the interval includes 1" in describe_comparison(first)
 
 
 def test_a_worse_arm_fails(store: Store) -> None:
     selection, dataset = world(store, mined=(1, 0) * 10, control=(4, 3) * 10)
-    record = made(store, selection, dataset)
+    record = make_report(store, selection, dataset)
     assert record.beaten[0].verdict is Verdict.FAIL
-    assert record.headline.startswith("Mining did worse than chance.")
+    assert record.headline.startswith("Mining did worse than random selection.")
 
 
 @pytest.mark.parametrize(
@@ -139,35 +141,35 @@ def test_an_arm_that_found_none_decides_nothing(
     store: Store, mined: tuple[int, ...], control: tuple[int, ...], which: str
 ) -> None:
     selection, dataset = world(store, mined=mined, control=control)
-    record = made(store, selection, dataset)
+    record = make_report(store, selection, dataset)
     first = record.beaten[0]
     assert (first.verdict, first.value) == (Verdict.INSUFFICIENT, None)
-    assert f"the {which} arm found none" in record.headline
-    assert record.headline.startswith("Nothing is shown yet.")
+    assert f"the {which} arm found nothing" in record.headline
+    assert record.headline.startswith("Insufficient evidence.")
 
 
 def test_finds_in_a_handful_of_drives_are_no_evidence(store: Store) -> None:
     selection, dataset = world(store, mined=(5, 5, 5, 5), control=(0, 0, 0, 0, 1))
-    first = made(store, selection, dataset).beaten[0]
+    first = make_report(store, selection, dataset).beaten[0]
     assert first.verdict is Verdict.INSUFFICIENT
-    assert first.why == "found in 5 drives only; below 6 chance cannot be ruled out"
+    assert first.why == "finds in 5 drives only; at least 6 are needed"
     assert first.value == pytest.approx(20.0)
 
 
 def test_one_control_frame_in_one_drive_leaves_no_upper_end(store: Store) -> None:
     selection, dataset = world(store, mined=(4,) * 20, control=(1,))
-    first = made(store, selection, dataset).beaten[0]
+    first = make_report(store, selection, dataset).beaten[0]
     assert first.high is None
     assert first.low is not None
     assert first.verdict is Verdict.PASS
-    assert "no upper end" in describe_comparison(first)
+    assert "no upper bound" in describe_comparison(first)
 
 
 def test_few_drives_describe_only_themselves(store: Store) -> None:
     selection, dataset = world(store, drives=6, mined=(4,) * 6, control=(1,) * 6)
-    first = made(store, selection, dataset).beaten[0]
+    first = make_report(store, selection, dataset).beaten[0]
     assert first.verdict is Verdict.INSUFFICIENT
-    assert first.why == "6 drives are too few to speak of others"
+    assert first.why == "6 drives are too few to generalise"
     assert first.unit == "60 blocks of 10 s of 6 drives"
     assert first.value == pytest.approx(4.0)
 
@@ -175,13 +177,13 @@ def test_few_drives_describe_only_themselves(store: Store) -> None:
 def test_replayed_labels_say_so_first_and_count_frames_or_a_stated_pace(store: Store) -> None:
     selection, dataset = world(store, mined=(3,) * 20, control=(1,) * 20, origin=REPLAYED)
     nobody: dict[str, float | None] = {frame.id: None for frame in dataset.frames}
-    record = made(store, selection, dataset, minutes=nobody, simulated=True)
-    assert record.headline.startswith("SIMULATED, labels are replayed")
+    record = make_report(store, selection, dataset, minutes=nobody, simulated=True)
+    assert record.headline.startswith("SIMULATED: labels were replayed")
     assert record.per == "per 100 frames"
     assert record.beaten[0].mined == pytest.approx(60.0)
     assert record.arms[0].hours is None
     pace = LabelingPace(seconds_per_frame=10, seconds_per_box=8)
-    record = made(store, selection, dataset, minutes=nobody, simulated=True, pace=pace)
+    record = make_report(store, selection, dataset, minutes=nobody, simulated=True, pace=pace)
     assert record.per == "per labeler hour"
     assert "not measured" in record.time_from
     assert record.arms[0].hours == pytest.approx(100 * 18 / 3600)
@@ -190,10 +192,10 @@ def test_replayed_labels_say_so_first_and_count_frames_or_a_stated_pace(store: S
 def test_frames_that_nobody_labelled_are_left_out_and_counted(store: Store) -> None:
     selection, dataset = world(store, mined=(3,) * 20, control=(1,) * 20)
     some = {frame.id: 0.5 for frame in dataset.frames if frame.index != 4}
-    record = made(store, selection, dataset, minutes=some)
+    record = make_report(store, selection, dataset, minutes=some)
     assert [(arm.frames, arm.unlabelled) for arm in record.arms] == [(80, 20), (100, 0)]
-    with pytest.raises(ParameterError, match="nothing of the control arm"):
-        made(store, selection, dataset, minutes={name(0): 1.0})
+    with pytest.raises(ParameterError, match="no frame of the control arm"):
+        make_report(store, selection, dataset, minutes={name(0): 1.0})
 
 
 def test_without_a_control_arm_nothing_can_be_said(store: Store) -> None:
@@ -202,14 +204,14 @@ def test_without_a_control_arm_nothing_can_be_said(store: Store) -> None:
     chosen = tuple(one for one in plain.chosen if one.arm == "mined")
     ref = store.put(plain.model_copy(update={"chosen": chosen}))
     with pytest.raises(ParameterError, match="no control arm"):
-        made(store, ref, dataset)
+        make_report(store, ref, dataset)
 
 
 def test_what_is_rare_can_be_said_in_conditions(store: Store) -> None:
     selection, dataset = world(store, mined=(2,) * 20, control=(2,) * 20)
-    both = made(store, selection, dataset, rare=("class=cyclist+light=night",))
+    both = make_report(store, selection, dataset, rare=("class=cyclist+light=night",))
     assert [arm.rare_frames for arm in both.arms] == [20, 20]
-    frames = made(store, selection, dataset, rare=("light=night",))
+    frames = make_report(store, selection, dataset, rare=("light=night",))
     assert [arm.rare_frames for arm in frames.arms] == [50, 50]
     for wrong, said in (
         ("class=cyclst", "Did you mean 'cyclist'"),
@@ -222,9 +224,9 @@ def test_what_is_rare_can_be_said_in_conditions(store: Store) -> None:
 
 def test_rare_classes_are_read_from_what_was_labelled_before(store: Store) -> None:
     _, dataset = world(store, mined=(1,))
-    assert [one.written for one in curation.rare_classes(dataset)] == ["class=cyclist"]
+    assert [one.text for one in curation.rare_classes(dataset)] == ["class=cyclist"]
     _, common = world(store, mined=(3,) * 20)
-    with pytest.raises(ParameterError, match="no class is on fewer than 5%"):
+    with pytest.raises(ParameterError, match="no rare class: each is on at least 5%"):
         curation.rare_classes(common)
 
 
@@ -248,7 +250,7 @@ def test_the_picture_shows_every_figure_with_its_interval(store: Store, tmp_path
     import matplotlib.pyplot as plt
 
     selection, dataset = world(store, mined=(3, 2) * 10, control=(1,) * 8)
-    figure = plots.arm_comparison(made(store, selection, dataset, simulated=True))
+    figure = plots.arm_comparison(make_report(store, selection, dataset, simulated=True))
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert sum("PASS\n20 drives" in text for text in texts) == 3
     assert texts[0].startswith("6.25 [")

@@ -13,7 +13,9 @@ from workbench.curation.signals import disagreement, rarity, single_model
 A, B = (0.0, 0.0, 40.0, 40.0), (100.0, 0.0, 140.0, 40.0)
 
 
-def _seen(rows: list[tuple[int, tuple[float, ...], float, int]], frames: int = 4) -> Embeddings:
+def _embeddings(
+    rows: list[tuple[int, tuple[float, ...], float, int]], frames: int = 4
+) -> Embeddings:
     """Boxes as (frame, xyxy, score, class)."""
     return embeddings(
         np.ones((frames, 2)),
@@ -23,42 +25,42 @@ def _seen(rows: list[tuple[int, tuple[float, ...], float, int]], frames: int = 4
     )
 
 
-def test_models_that_see_the_same_agree() -> None:
-    same = _seen([(0, A, 0.9, 0), (2, B, 0.5, 1)])
-    found = disagreement.disagreement(same, [same, same])
-    assert found.value.tolist() == [0.0] * 4 and found.alone.tolist() == [0] * 4
+def test_equal_boxes_agree() -> None:
+    same = _embeddings([(0, A, 0.9, 0), (2, B, 0.5, 1)])
+    result = disagreement.disagreement(same, [same, same])
+    assert result.value.tolist() == [0.0] * 4 and result.unmatched.tolist() == [0] * 4
 
 
-def test_boxes_that_one_model_lacks_count_by_their_score() -> None:
-    production = _seen([(0, A, 0.9, 0), (1, A, 0.8, 0), (2, A, 0.8, 0), (3, A, 0.1, 0)])
-    near = (3.0, 0.0, 43.0, 40.0)
-    candidate = _seen([(0, near, 0.6, 0), (2, A, 0.7, 1)])
-    found = disagreement.disagreement(production, [candidate])
-    np.testing.assert_allclose(found.value, [0.3, 0.8, 1.5, 0.1], atol=1e-6)
-    assert found.alone.tolist() == [0, 1, 2, 0], "a box hardly believed is worth no word"
+def test_unmatched_boxes_count_by_their_score() -> None:
+    production = _embeddings([(0, A, 0.9, 0), (1, A, 0.8, 0), (2, A, 0.8, 0), (3, A, 0.1, 0)])
+    shifted = (3.0, 0.0, 43.0, 40.0)
+    candidate = _embeddings([(0, shifted, 0.6, 0), (2, A, 0.7, 1)])
+    result = disagreement.disagreement(production, [candidate])
+    np.testing.assert_allclose(result.value, [0.3, 0.8, 1.5, 0.1], atol=1e-6)
+    assert result.unmatched.tolist() == [0, 1, 2, 0], "boxes with a low score do not count"
     back = disagreement.disagreement(candidate, [production])
-    np.testing.assert_allclose(back.value, found.value)
+    np.testing.assert_allclose(back.value, result.value)
 
 
 def test_a_third_model_counts_every_pair() -> None:
-    one, none = _seen([(1, A, 0.9, 0)]), _seen([])
+    one, none = _embeddings([(1, A, 0.9, 0)]), _embeddings([])
     np.testing.assert_allclose(disagreement.disagreement(one, [none, none]).value[1], 2 * 0.9 / 3)
 
 
 def test_other_models_join_the_score() -> None:
-    pool = _seen([(2, A, 0.9, 0)])
-    scores = rarity.score_rarity(pool, None, ["all"] * 4, other_models=[_seen([])])
+    pool = _embeddings([(2, A, 0.9, 0)])
+    scores = rarity.score_rarity(pool, None, ["all"] * 4, other_models=[_embeddings([])])
     assert scores.names[-1] == "disagreement"
-    assert np.argmax(scores.ranks[:, -1]) == 2 and scores.alone.tolist() == [0, 0, 1, 0]
+    assert np.argmax(scores.ranks[:, -1]) == 2 and scores.unmatched.tolist() == [0, 0, 1, 0]
 
 
-def test_models_of_other_frames_or_classes_are_refused() -> None:
-    pool = _seen([])
-    with pytest.raises(DataError, match="same frames"):
-        disagreement.disagreement(pool, [_seen([], frames=3)])
+def test_models_with_other_frames_or_classes_are_rejected() -> None:
+    pool = _embeddings([])
+    with pytest.raises(DataError, match="different frames"):
+        disagreement.disagreement(pool, [_embeddings([], frames=3)])
     import dataclasses
 
-    with pytest.raises(DataError, match="same classes"):
+    with pytest.raises(DataError, match="different classes"):
         disagreement.disagreement(pool, [dataclasses.replace(pool, class_names=("bus",))])
 
 

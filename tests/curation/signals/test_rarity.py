@@ -153,7 +153,7 @@ def test_bad_input_is_said() -> None:
         rarity.score_rarity(pool, pool, ["all"] * 4, known_conditions=["all"])
     broken = np.ones((4, 2))
     broken[2, 0] = np.nan
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="NaN or infinity"):
         rarity.score_rarity(embeddings(broken), pool, ["all"] * 4, signals=["frame"])
 
 

@@ -1,6 +1,8 @@
-"""More like this: by frame, by box, by words."""
+"""Search by example and by text."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -32,39 +34,41 @@ def _pool() -> Embeddings:
 
 def test_a_box_finds_the_thing_as_object_and_as_tile() -> None:
     pool = _pool()
-    found = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
-    assert set(found.order[:2].tolist()) == {30, 9}
-    assert 5 not in found.order and len(found.order) == COUNT - 1
-    assert (found.kind[30], found.row[30]) == ("object", 30)
-    assert (found.kind[9], found.row[9]) == ("tile", 18)
-    assert "an object like exemplar" in found.why(30) and "part of the picture" in found.why(9)
+    result = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
+    assert set(result.order[:2].tolist()) == {30, 9}
+    assert 5 not in result.order and len(result.order) == COUNT - 1
+    assert (result.kind[30], result.row[30]) == ("object", 30)
+    assert (result.kind[9], result.row[9]) == ("tile", 18)
+    assert "an object similar to exemplar" in result.reason(
+        30
+    ) and "part of the image" in result.reason(9)
 
 
-def test_a_box_where_no_object_was_found_takes_its_tile() -> None:
+def test_a_box_where_no_object_was_result_takes_its_tile() -> None:
     pool = _pool()
-    found = similarity.search_by_example(pool, [Exemplar(pool.frames[9], LEFT)])
-    assert set(found.order[:2].tolist()) == {5, 30}
+    result = similarity.search_by_example(pool, [Exemplar(pool.frames[9], LEFT)])
+    assert set(result.order[:2].tolist()) == {5, 30}
 
 
 def test_a_given_vector_needs_no_frame_of_the_pool() -> None:
     pool = _pool()
     deer = 4.0 * np.eye(WIDTH)[3]
-    found = similarity.search_by_example(pool, [Exemplar("f" * 64, RIGHT, deer)])
-    assert set(found.order[:3].tolist()) == {5, 30, 9}
+    result = similarity.search_by_example(pool, [Exemplar("f" * 64, RIGHT, deer)])
+    assert set(result.order[:3].tolist()) == {5, 30, 9}
 
 
 def test_a_frame_finds_its_scene() -> None:
     pool = _pool()
-    found = similarity.search_by_example(pool, [Exemplar(pool.frames[5])])
-    assert found.order[0] == 44 and found.kind[44] == "frame"
+    result = similarity.search_by_example(pool, [Exemplar(pool.frames[5])])
+    assert result.order[0] == 44 and result.kind[44] == "frame"
 
 
 def test_several_exemplars_and_what_it_should_not_be() -> None:
     pool = _pool()
     both = [Exemplar(pool.frames[5], RIGHT), Exemplar(pool.frames[20], RIGHT)]
-    found = similarity.search_by_example(pool, both)
-    assert found.exemplar[30] == 0 and found.exemplar[20] == 1
-    assert "exemplar 1" in found.why(30)
+    result = similarity.search_by_example(pool, both)
+    assert result.exemplar[30] == 0 and result.exemplar[20] == 1
+    assert "exemplar 1" in result.reason(30)
     without = similarity.search_by_example(
         pool, [both[0]], negatives=[Exemplar(pool.frames[30], RIGHT)]
     )
@@ -80,7 +84,7 @@ def test_the_same_answer_whatever_the_size_of_a_block(monkeypatch: pytest.Monkey
     assert parts.order.tolist() == whole.order.tolist() and parts.kind == whole.kind
 
 
-def test_what_cannot_be_looked_for_is_said() -> None:
+def test_invalid_searches_are_reported() -> None:
     pool = _pool()
     frame = pool.frames[5]
     with pytest.raises(ParameterError, match="no exemplar"):
@@ -88,13 +92,13 @@ def test_what_cannot_be_looked_for_is_said() -> None:
     with pytest.raises(ParameterError, match="not in the pool") as raised:
         similarity.search_by_example(pool, [Exemplar("a" * 64, LEFT)])
     assert raised.value.where == "a" * 64
-    with pytest.raises(ParameterError, match="nothing of the pool lies under"):
+    with pytest.raises(ParameterError, match="no object or tile lies under"):
         similarity.search_by_example(pool, [Exemplar(frame, (500.0, 500.0, 10.0, 10.0))])
-    with pytest.raises(ParameterError, match="box is none"):
+    with pytest.raises(ParameterError, match="invalid exemplar box"):
         similarity.search_by_example(pool, [Exemplar(frame, (0.0, 0.0, -3.0, 10.0))])
     with pytest.raises(ParameterError, match="at once"):
         similarity.search_by_example(pool, [Exemplar(frame), Exemplar(frame, LEFT)])
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="NaN or infinity"):
         similarity.search_by_example(pool, [Exemplar(frame, LEFT, np.full(WIDTH, np.nan))])
     with pytest.raises(DataError, match="width 8"):
         similarity.search_by_example(pool, [Exemplar(frame, LEFT, np.ones(5))])
@@ -103,36 +107,38 @@ def test_what_cannot_be_looked_for_is_said() -> None:
         Regions(bare, whole=False)
 
 
-def test_identical_frames_are_equally_alike() -> None:
+def test_identical_frames_are_equally_similar() -> None:
     pool = embeddings(np.ones((30, 4)), tiles=np.ones((30, 2, 4)))
-    found = similarity.search_by_example(pool, [Exemplar(pool.frames[3], LEFT)])
-    assert np.unique(found.score).tolist() == [0.0]
-    assert found.order.tolist() == [row for row in range(30) if row != 3]
+    result = similarity.search_by_example(pool, [Exemplar(pool.frames[3], LEFT)])
+    assert np.unique(result.score).tolist() == [0.0]
+    assert result.order.tolist() == [row for row in range(30) if row != 3]
 
 
-class _Words:
-    """Words for the directions of a small space."""
+class _TextEncoder:
+    """Texts for the directions of a small space."""
 
     model = "0" * 64
 
-    def encode_text(self, text: str) -> np.ndarray:
-        direction: np.ndarray = np.eye(WIDTH, dtype=np.float32)[{"a deer": 3}[text]]
-        return direction
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        directions: np.ndarray = np.eye(WIDTH, dtype=np.float32)[
+            [{"a deer": 3}[one] for one in texts]
+        ]
+        return directions
 
 
-def test_words_find_frames_objects_and_tiles() -> None:
+def test_a_text_finds_frames_objects_and_tiles() -> None:
     pool = _pool()
-    found = similarity.search_by_text(pool, _Words(), "a deer")
-    assert set(found.order[:3].tolist()) == {5, 30, 9}
-    assert found.kind[9] == "tile"
+    result = similarity.search_by_text(pool, _TextEncoder(), "a deer")
+    assert set(result.order[:3].tolist()) == {5, 30, 9}
+    assert result.kind[9] == "tile"
 
 
-def test_words_need_an_encoder_of_words() -> None:
+def test_a_text_search_needs_a_text_encoder() -> None:
     pool = _pool()
-    with pytest.raises(ParameterError, match="has no words"):
-        similarity.search_by_text(pool, object(), "a deer")  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="no words to look for"):
-        similarity.search_by_text(pool, _Words(), "  ")
+    with pytest.raises(ParameterError, match="no text tower"):
+        similarity.search_by_text(pool, object(), "a deer")
+    with pytest.raises(ParameterError, match="empty search text"):
+        similarity.search_by_text(pool, _TextEncoder(), "  ")
     other = embeddings(np.ones((4, WIDTH)), model="1" * 64)
     with pytest.raises(ParameterError, match="another model"):
-        similarity.search_by_text(other, _Words(), "a deer")
+        similarity.search_by_text(other, _TextEncoder(), "a deer")

@@ -48,11 +48,11 @@ def test_the_generated_text_fits_every_contract(tmp_path: Path) -> None:
     many = {f"a_rather_long_output_name_{n}": {"kind": "selection"} for n in range(6)}
     needy = {**CONTRACT, "inputs": {"upstream": {"kind": "selection"}}, "outputs": many}
     notebook = write_notebook(tmp_path / "needs-input.ipynb", "x = 1", contract=needy)
-    text = promote.render_test("needs-input", contract.read_contract(notebook))
+    text = promote._render_test("needs-input", contract.read_contract(notebook))
     assert "fixture" not in text and "def test_needs_input_is_unchanged" in text
     assert max(map(len, text.splitlines())) <= 100
     compile(text, "generated", "exec")
     write_notebook(notebook, "x = 1", parameters="word: str = ''", contract={"outputs": {}})
-    assert 'step.validate({"word": -1})' in promote.render_test(
+    assert 'step.validate({"word": -1})' in promote._render_test(
         "x", contract.read_contract(notebook)
     )

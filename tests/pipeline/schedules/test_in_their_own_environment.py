@@ -139,7 +139,8 @@ def test_dagster_leaves_out_what_is_below_a_step_that_waits(
 ) -> None:
     write_notebook(
         project / "notebooks/steps/a.ipynb",
-        "from workbench.core.errors import Waiting\nraise Waiting('0 of 3', hint='label them')",
+        "from workbench.core.errors import Waiting\n"
+        "raise Waiting('0 of 3 done', hint='label them')",
     )
     told = in_project(dagster, make_job(), "dagster", RUN_DAGSTER)
     assert told["ok"]

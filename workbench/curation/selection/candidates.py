@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,16 @@ from pydantic import Field
 from workbench.core.errors import DataError, ParameterError
 from workbench.records.base import FrozenModel
 
+__all__ = ["Budget", "LabelingPace", "SelectionRules"]
+
 
 class LabelingPace(FrozenModel):
-    """How long labelers take: a frame with n boxes takes the sum of both, in seconds.
+    """Labeling time of a frame: seconds per frame plus seconds per box.
 
-    ``source`` says where the numbers come from, such as ``measured over 120 answers``; a pace that
-    was given and not measured says ``given``.
+    Attributes:
+        seconds_per_frame: Fixed time of a frame.
+        seconds_per_box: Time of each box.
+        source: Where the numbers come from, such as ``measured over 120 answers``, or ``given``.
     """
 
     seconds_per_frame: float = Field(ge=0)
@@ -34,84 +38,82 @@ class LabelingPace(FrozenModel):
 
 
 class Budget(FrozenModel):
-    """``frames``, or ``minutes`` of labelers' time at a ``pace``; never both."""
+    """A labeling budget: either a number of frames, or minutes of labelers' time.
+
+    Attributes:
+        frames: Number of frames.
+        minutes: Minutes of labeling time; needs ``pace``.
+        pace: Converts boxes to time.
+    """
 
     frames: int | None = None
     minutes: float | None = None
     pace: LabelingPace | None = None
 
     def costs(self, boxes: NDArray[np.integer]) -> NDArray[np.float64]:
-        """What each frame takes of the budget, float64 ``[n]``: one, or minutes.
+        """Cost of each frame in units of the budget, float64 ``[n]``: one, or minutes.
 
         Args:
-            boxes: ``[n]`` boxes that a labeler will probably meet on each frame.
+            boxes: ``[n]`` expected boxes per frame.
 
         Raises:
-            ParameterError: Neither or both kinds are given, none of it is left to spend, or
-                minutes come without a pace.
+            ParameterError: Not exactly one kind is given, or minutes have no usable pace.
         """
         if (self.frames is None) == (self.minutes is None):
-            raise ParameterError("a budget is so many frames or so many minutes, one of both")
+            raise ParameterError("invalid budget: give either frames or minutes")
         if self.minutes is None:
             return np.ones(len(boxes))
         if self.pace is None:
             raise ParameterError(
-                "nobody measured yet how long a frame takes: minutes cannot become frames",
+                "labeling time was not measured yet, so minutes cannot be converted to frames",
                 where=f"minutes={self.minutes:g}",
                 hint="Give --seconds-per-frame (and --seconds-per-box), or a budget in frames;"
-                " `workbench label effort` shows what was measured",
+                " `workbench label effort` shows measured times",
             )
-        taken = self.pace.seconds(boxes) / 60
-        if not (taken > 0).all():
-            raise ParameterError("at this pace a frame takes no time at all", where=str(self.pace))
-        return taken
+        minutes = self.pace.seconds(boxes) / 60
+        if not (minutes > 0).all():
+            raise ParameterError("invalid pace: a frame takes no time", where=str(self.pace))
+        return minutes
 
     def check(self) -> None:
-        """Raise what `costs` and `amount` would, before anybody has worked for it."""
+        """Raise what `costs` and `amount` would, before any work is done."""
         self.costs(np.zeros(1, np.int64))
         _ = self.amount
 
     @property
     def amount(self) -> float:
-        """How much there is to spend, in the unit of `costs`; raises `ParameterError` on none."""
+        """Size of the budget, in the unit of `costs`; raises `ParameterError` when not positive."""
         if self.frames is not None and self.frames < 1:
-            raise ParameterError(
-                "a budget must be at least one frame", where=f"budget={self.frames}"
-            )
+            raise ParameterError("budget must be ≥ 1 frame", where=f"budget={self.frames}")
         if self.minutes is not None and not self.minutes > 0:
-            raise ParameterError(
-                "a budget must be some minutes of time", where=f"minutes={self.minutes:g}"
-            )
+            raise ParameterError("budget must be > 0 minutes", where=f"minutes={self.minutes:g}")
         return float(self.frames if self.minutes is None else self.minutes)  # type: ignore[arg-type]
-
-
-# ---- How a budget is spent: the few numbers that a team may want to change, each with its reason.
 
 
 class SelectionRules(FrozenModel):
     """How a budget is spent.
 
     Attributes:
-        random_share: Of the budget, drawn at random.
-        drive_share: Of the mined part, at most from one drive; at least two frames, and an
-            equal share where drives are few.
-        gap_s: Seconds between mined frames of one drive. High-scoring frames of a drive that
-            follow each other more closely are one event.
-        gap_frames: The same, for drives without time.
-        event_s: Longest event in seconds; what goes on for longer is several.
-        event_frames: The same, for drives without time.
-        event_likeness: Cosine likeness of neighbouring frames below which the scene has changed
-            and another event begins. Measured with a detector's vectors: 95 % of neighbours are
-            above 0.5 in simulated drives (0.5 s apart) and 0.28 in CamVid (1 s apart); frames of
-            different drives have a median below 0.
-        diversity: Weight in [0, 1] of being unlike what is chosen already, against rank, among
+        random_share: Share of the budget drawn at random.
+        drive_share: Largest share of the mined frames from one drive; at least two frames, and an
+            equal share where there are few drives.
+        gap_s: Seconds between mined frames of one drive; high-scoring frames that follow each other
+            more closely are one event.
+        gap_frames: The same in frames, for drives without timestamps.
+        event_s: Longest event, seconds; longer ones are split.
+        event_frames: The same in frames, for drives without timestamps.
+        event_likeness: Cosine similarity of neighbouring frames below which a new event begins.
+            Measured with a detector's vectors: 95 % of neighbours are above 0.5 in simulated drives
+            (0.5 s apart) and above 0.28 in CamVid (1 s apart); the median of frames from different
+            drives is below 0.
+        diversity: Weight in [0, 1] of being unlike the frames chosen so far, against rank, among
             the best four times as many frames as the budget pays for.
-        quotas: At least so many mined frames of a condition, such as ``{"night": 20}``. A
-            condition is named whole, as ``night, rain``, or by a part of it.
-        control: Draw a random arm of the same size first, to compare the mined one with. The
-            random share is then left out, for the control arm counts rare frames as well.
-        typical_below: With fewer labelled frames than this, nothing can be told rare: typical
-            frames of the pool are chosen instead.
+        quotas: Minimum number of mined frames by condition, such as ``{"night": 20}``. A condition
+            is named in full, as ``night, rain``, or by one part.
+        control: Draw a random control arm of the same size first, to compare the mined arm with. It
+            replaces the random share.
+        typical_below: With fewer labelled frames than this, typical frames are chosen instead of
+            rare ones.
     """
 
     random_share: float = Field(default=0.15, ge=0, le=1)
@@ -127,52 +129,27 @@ class SelectionRules(FrozenModel):
     typical_below: int = Field(default=10, ge=0)
 
 
-# ---- Candidates: the frames a budget may be spent on, as columns, so that a million of them fit.
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A frame that may be chosen: ``score`` is its rarity in [0, 1], ``why`` the words for it.
-
-    ``fault`` is the quality gate's verdict; with one, the frame is never chosen.
-    """
-
-    frame: str
-    drive: str
-    index: int
-    time_s: float | None
-    condition: str
-    score: float
-    why: tuple[str, ...] = ()
-    fault: str = ""
-
-
-def _no_reasons(_: int) -> tuple[str, ...]:
-    return ()
-
-
-def _no_signals(_: int) -> Mapping[str, float]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Candidates:
-    """``n`` frames that may be chosen.
+    """``n`` frames to choose from, in columns, so that a million of them fit in memory.
 
     Attributes:
         frames: Digests.
-        drives: The drive of each.
-        index: Int64 ``[n]``, place in its drive.
-        time_s: Float64 ``[n]``, NaN where a drive has no times.
-        conditions: Light, weather and so on of each, in words.
-        score: Float64 ``[n]`` in [0, 1], 1 first.
-        faults: The quality gate's verdict, empty where a frame is usable.
-        boxes: Int64 ``[n]`` boxes that a labeler will probably meet.
-        lead: The first reason, with places for ``percent`` and ``condition``.
-        groups: What each was ranked among, for the reason; by default its condition.
-        vectors: ``[n, d]`` of any float, or None where choices cannot be held apart by content.
-        why: Row to the words that speak for the frame; asked of chosen rows only.
-        signals: Row to the frame's ranks by signal; asked of chosen rows only.
+        drives: Drive of each frame.
+        index: Int64 ``[n]``: index of each frame in its drive.
+        time_s: Float64 ``[n]``, NaN without timestamps.
+        conditions: Condition of each frame, in words.
+        score: Float64 ``[n]`` in [0, 1], 1 is best.
+        faults: Verdict of the quality gate, empty for usable frames.
+        boxes: Int64 ``[n]``: expected boxes per frame.
+        reasons: Reasons for the frame in a row; called for chosen rows only.
+        signals: Ranks by signal of the frame in a row; called for chosen rows only.
+        lead: First reason, a template with ``percent`` and ``condition``.
+        groups: Group that each frame was ranked in; by default its condition.
+        vectors: ``[n, d]``, any float; None disables diversity by content.
+
+    Raises:
+        DataError: A score is not finite.
     """
 
     frames: Sequence[str]
@@ -183,50 +160,34 @@ class Candidates:
     score: NDArray[np.float64]
     faults: Sequence[str]
     boxes: NDArray[np.int64]
+    reasons: Callable[[int], tuple[str, ...]]
+    signals: Callable[[int], Mapping[str, float]]
     lead: str = "rarest {percent} % among {condition} frames"
     groups: Sequence[str] = ()
     vectors: NDArray[np.floating] | None = None
-    why: Callable[[int], tuple[str, ...]] = field(default=_no_reasons)
-    signals: Callable[[int], Mapping[str, float]] = field(default=_no_signals)
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.score).all():
             bad = int(np.flatnonzero(~np.isfinite(self.score))[0])
-            raise DataError("a score is not a number", where=self.frames[bad])
+            raise DataError("score is not finite", where=self.frames[bad])
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    @classmethod
-    def of(cls, rows: Sequence[Candidate]) -> Candidates:
-        """The same frames given one by one."""
-        nan = float("nan")
-        return cls(
-            frames=[one.frame for one in rows],
-            drives=[one.drive for one in rows],
-            index=np.array([one.index for one in rows], np.int64),
-            time_s=np.array([nan if one.time_s is None else one.time_s for one in rows], float),
-            conditions=[one.condition for one in rows],
-            score=np.array([one.score for one in rows], float),
-            faults=[one.fault for one in rows],
-            boxes=np.zeros(len(rows), np.int64),
-            why=lambda row: rows[row].why,
-        )
-
-    def usable(self) -> NDArray[np.int64]:
-        """Rows without a fault, in order of their frames' digests: the order given says nothing.
+    def usable_rows(self) -> NDArray[np.int64]:
+        """Rows without a fault, ordered by digest, so that the given order has no influence.
 
         Raises:
             DataError: There are none.
         """
-        fit = np.flatnonzero(np.array([not fault for fault in self.faults], bool))
-        if not len(fit):
+        usable = np.flatnonzero(np.array([not fault for fault in self.faults], bool))
+        if not len(usable):
             faults = sorted(set(self.faults))
             raise DataError(
-                f"none of {len(self.frames)} frames can be chosen",
+                f"none of {len(self.frames)} frames is usable",
                 where=f"quality gate: {', '.join(faults)}" if faults else "the pool",
                 hint="Ingest drives whose frames get the role pool, or widen the quality gate",
             )
-        names = np.array([self.frames[row].encode() for row in fit.tolist()])
-        ordered: NDArray[np.int64] = fit[np.argsort(names, kind="stable")]
+        names = np.array([self.frames[row].encode() for row in usable.tolist()])
+        ordered: NDArray[np.int64] = usable[np.argsort(names, kind="stable")]
         return ordered

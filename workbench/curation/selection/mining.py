@@ -4,145 +4,53 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import counted
+from workbench.core.types import Json, Progress
 from workbench.curation.embedding.compute import embed
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.embedding.encoders import Encoder
 from workbench.curation.embedding.quality import QualityGate
-from workbench.curation.selection import ranking
 from workbench.curation.selection.allocation import Allocation, allocate
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
-from workbench.curation.selection.ranking import MiningQuery, Ranking, SingleTextEncoder
-from workbench.curation.signals import similarity
+from workbench.curation.selection.ranking import (
+    MiningQuery,
+    Ranking,
+    rank_by_rarity,
+    rank_by_similarity,
+)
+from workbench.curation.signals.similarity import search_by_example, search_by_text
 from workbench.data.slices import describe_conditions
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
-from workbench.records import dataset
-from workbench.records import dataset as datasets
 from workbench.records.base import Ref
-from workbench.records.dataset import Dataset
+from workbench.records.dataset import Dataset, load_dataset, save_dataset
 from workbench.records.frames import Frame, Role
 from workbench.records.store import Store
 from workbench.records.types import Arm, SelectedFrame, Selection
 
+__all__ = [
+    "MANUAL_METHOD",
+    "condition_of",
+    "dataset_of_arm",
+    "is_mined",
+    "mine",
+    "newest_selection",
+    "read_scores",
+    "select_manually",
+]
+
 MANUAL_METHOD = "chosen by hand"
 SCORES_FILE = "scores.jsonl"
-"""Payload of a mined Selection: the scores of every frame of the pool, a line each."""
+"""Payload of a mined Selection: one line with the scores of each frame of the pool."""
 
 
-def select_manually(
-    store: Store, dataset_ref: Ref, frames: Iterable[str], why: str, model_ref: Ref | None = None
-) -> Ref:
-    """Keep a person's choice, such as the frames of a tag, as a Selection like any other.
-
-    Args:
-        frames: Digests, most important first.
-        why: In words; labelers read it beside every frame.
-
-    Raises:
-        DataError: No frames, or some that the dataset does not hold.
-    """
-    wanted = list(dict.fromkeys(frames))
-    known = {frame.id for frame in dataset.load_dataset(store, dataset_ref).frames}
-    strange = [frame for frame in wanted if frame not in known]
-    if not wanted or strange:
-        what = f"{len(strange)} frames are not in the dataset" if wanted else "no frames were given"
-        raise DataError(
-            what,
-            where=strange[0] if strange else dataset_ref,
-            hint="Name one frame at least, by its whole digest, of this version of the dataset",
-        )
-    chosen = tuple(
-        SelectedFrame(frame=frame, rank=rank, score=1.0, reasons=(why,))
-        for rank, frame in enumerate(wanted, start=1)
-    )
-    record = Selection(
-        dataset=dataset_ref,
-        model=model_ref,
-        budget=len(chosen),
-        seed=0,
-        method=MANUAL_METHOD,
-        chosen=chosen,
-    )
-    return store.put(record)
-
-
-def is_mined(selection: Selection) -> bool:
-    """Whether a pool was ranked for it; choices by hand and reviews of labels ranked none."""
-    return "pool" in selection.parameters
-
-
-def newest_selection(store: Store) -> Ref:
-    """The last selection that `mine` made; raises `DataError` with what to run first."""
-    for ref in reversed(list(store.refs(Selection.KIND))):
-        if is_mined(store.get(ref, Selection)):
-            return ref
-    raise DataError(
-        "nothing was mined yet",
-        where=store.root,
-        hint="Say `make run` first (or `workbench run pipelines/data_engine.yaml`), then come back",
-    )
-
-
-def read_scores(store: Store, selection_ref: Ref) -> dict[str, dict[str, Any]]:
-    """Frame to its scores, as `mine` wrote them; empty for a selection made otherwise."""
-    if SCORES_FILE not in store.payload_names(selection_ref):
-        return {}
-    lines = store.payload(selection_ref, SCORES_FILE).read_text().splitlines()
-    return {row["frame"]: row for row in map(json.loads, lines)}
-
-
-# ---- Arms: what would be known if only one arm of a selection had been labelled.
-
-
-def dataset_of_arm(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm) -> Ref:
-    """A version in which the other arms' frames are back in the pool, without their labels.
-
-    Trained on such versions, two models differ in nothing but the arm whose labels they saw. The
-    version has a name of its own, so that nobody takes it for the newest of the dataset.
-
-    Raises:
-        ParameterError: The selection has no such arm, or none of it was labelled.
-    """
-    selection = store.get(selection_ref, Selection)
-    dataset = datasets.load_dataset(store, dataset_ref)
-    arms = {choice.frame: choice.arm for choice in selection.chosen}
-    others = {frame for frame, its in arms.items() if its != arm}
-    learned = {frame.id for frame in dataset.role(Role.TRAIN).frames}
-    if not any(arms.get(frame) == arm for frame in learned):
-        raise ParameterError(
-            f"no frame of the {arm} arm is labelled in this dataset",
-            where=dataset_ref,
-            hint=f"The selection's arms are: {', '.join(sorted(set(arms.values())))};"
-            " collect and merge their labels first",
-        )
-    back = others & learned
-    made = replace(
-        dataset,
-        name=f"{dataset.name}-{arm}",
-        frames=tuple(
-            frame.model_copy(update={"role": Role.POOL}) if frame.id in back else frame
-            for frame in dataset.frames
-        ),
-        labels=tuple(label for label in dataset.labels if label.frame not in back),
-        ref=None,
-    )
-    return datasets.save_dataset(store, made, made_by="arm", parents=[dataset_ref, selection_ref])
-
-
-# ---- Mine: from a dataset version and a model to a Selection record. The stage's recipe.
-
-
-Progress = Callable[[int, int], None]
-
-
-def mine(  # noqa: PLR0913 - what from, whose view, how much, how
+def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     store: Store,
     dataset_ref: Ref,
     model_ref: Ref,
@@ -154,61 +62,64 @@ def mine(  # noqa: PLR0913 - what from, whose view, how much, how
     query: MiningQuery | None = None,
     progress: Progress | None = None,
 ) -> Ref:
-    """Choose the pool's frames that labeling should start with, and keep the choice as a record.
+    """Choose the pool's frames to label first, and keep the choice as a Selection record.
 
-    Frames of role ``pool`` are candidates; those of role ``seed`` and ``train`` are what is
-    labelled already. What a search finds, by exemplar or words, is held apart by events and time
-    alone: it may well all be in one drive, and is meant to be alike.
+    Frames of role ``pool`` are candidates; those of role ``seed`` and ``train`` are labelled
+    already. Results of a search are spaced by events and time only, without diversity or a drive's
+    cap: they are meant to be similar and may all be in one drive.
 
     Args:
-        model_ref: The checkpoint whose view of the frames counts.
-        budget: Frames, or see `Budget`.
+        store: Holds the records.
+        dataset_ref: The dataset version.
+        model_ref: The checkpoint used for embeddings and boxes.
+        budget: Number of frames, or a `Budget`.
+        seed: Of the random arm.
+        rules: How to spend the budget.
+        gate: Quality limits of candidates.
+        query: Exemplars, a text or signals; by default rarity.
+        progress: Called with the number of embedded frames and their total.
+
+    Returns:
+        The reference of the Selection.
 
     Raises:
-        DataError: The dataset has no frames of role ``pool``, or none can be used.
-        ParameterError: The budget is nothing; an exemplar is not in the dataset.
+        DataError: The dataset has no frames of role ``pool``, or none is usable.
+        ParameterError: The budget is not positive, or an exemplar is not in the dataset.
     """
     rules, gate, query = rules or SelectionRules(), gate or QualityGate(), query or MiningQuery()
     budget = Budget(frames=budget) if isinstance(budget, int) else budget
     budget.check()
     if query.is_search:
         rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
-    dataset = datasets.load_dataset(store, dataset_ref)
+    dataset = load_dataset(store, dataset_ref)
     source: Encoder | TorchPredictor = query.encoder or load_checkpoint(store, model_ref)
     pool, labelled = _embed_pool_and_labelled(store, dataset, source, progress)
     frames = {frame.id: frame for frame in dataset.frames}
-    ranked = _rank_pool(store, source, pool, labelled, frames, query, rules)
-    candidates = _make_candidates(pool, ranked, frames, gate)
-    allotted = allocate(candidates, budget, seed, rules)
+    ranking = _rank_pool(store, source, pool, labelled, frames, query, rules)
+    candidates = _make_candidates(pool, ranking, frames, gate)
+    allocation = allocate(candidates, budget, seed, rules)
     record = Selection(
         dataset=dataset_ref,
         model=model_ref,
-        budget=budget.frames or len(allotted.of("mined")) + len(allotted.of("random")),
+        budget=budget.frames or len(allocation.of("mined")) + len(allocation.of("random")),
         seed=seed,
-        method=ranked.method,
+        method=ranking.method,
         parameters={
             "rules": rules.model_dump(mode="json"),
             "quality_gate": gate.model_dump(mode="json"),
             "pool": len(pool.frames),
             "labelled": 0 if labelled is None else len(labelled.frames),
             "kept_out": dict(sorted(Counter(one for one in candidates.faults if one).items())),
-            "unreadable": [{"frame": frame, "reason": why} for frame, why in pool.left_out],
+            "unreadable": [{"frame": frame, "reason": why} for frame, why in pool.skipped],
             "embedding": {"model": pool.model, "preprocessing": pool.preprocessing},
-            **ranked.shaped,
-            **_request_parameters(query, budget, allotted),
+            **ranking.parameters,
+            **_request_parameters(query, budget, allocation),
         },
-        chosen=allotted.chosen,
+        chosen=allocation.chosen,
         minutes=budget.minutes,
-        notes=allotted.notes,
+        notes=allocation.notes,
     )
-    return store.put(record, {SCORES_FILE: _score_lines(pool, ranked, candidates)})
-
-
-def embed_pool(
-    store: Store, dataset: Dataset, model_ref: Ref, progress: Progress | None = None
-) -> tuple[Embeddings, Embeddings | None]:
-    """Embeddings of the pool and of what is labelled (None when nothing is)."""
-    return _embed_pool_and_labelled(store, dataset, load_checkpoint(store, model_ref), progress)
+    return store.put(record, {SCORES_FILE: _score_lines(pool, ranking, candidates)})
 
 
 def _embed_pool_and_labelled(
@@ -217,32 +128,26 @@ def _embed_pool_and_labelled(
     encoder: Encoder | TorchPredictor,
     progress: Progress | None = None,
 ) -> tuple[Embeddings, Embeddings | None]:
-    waiting = dataset.role(Role.POOL).frames
+    unlabelled = dataset.role(Role.POOL).frames
     known = dataset.role(Role.SEED, Role.TRAIN).frames
-    if not waiting:
+    if not unlabelled:
         raise DataError(
             "the dataset has no frames of role pool",
             where=dataset.ref or dataset.name,
-            hint="All of it is labelled or held out; ingest more drives",
+            hint="All frames are labelled or held out; ingest more drives",
         )
-    total = len(waiting) + len(known)
 
-    def rest(done: int, _: int) -> None:
-        if progress:
-            progress(len(waiting) + done, total)
+    def report_from(start: int) -> Progress:
+        def report(done: int, _: int) -> None:
+            if progress:
+                progress(start + done, len(unlabelled) + len(known))
 
-    def first(done: int, _: int) -> None:
-        if progress:
-            progress(done, total)
+        return report
 
-    pool = embed(store.workspace, encoder, waiting, first)
-    labelled = embed(store.workspace, encoder, known, rest) if known else None
-    return pool, labelled
-
-
-def condition_of(frame: Frame) -> str:
-    """Light, weather and road works in words; ``all`` where the source tells nothing."""
-    return describe_conditions(frame, unknown="all")
+    pool = embed(store.workspace, encoder, unlabelled, report_from(0))
+    if not known:
+        return pool, None
+    return pool, embed(store.workspace, encoder, known, report_from(len(unlabelled)))
 
 
 def _rank_pool(
@@ -259,16 +164,17 @@ def _rank_pool(
     if query.is_search:
         return _search_pool(store, encoder, pool, frames, query, conditions)
     known = labelled.frames if labelled else ()
-    waiting = [frames[name] for name in pool.frames]
+    pool_frames = [frames[name] for name in pool.frames]
     others = [
-        embed(store.workspace, load_checkpoint(store, ref), waiting) for ref in query.other_models
+        embed(store.workspace, load_checkpoint(store, ref), pool_frames)
+        for ref in query.other_models
     ]
-    return ranking.rank_by_rarity(
+    return rank_by_rarity(
         pool,
         labelled,
         conditions,
         [condition_of(frames[name]) for name in known],
-        drives=[frame.drive for frame in waiting],
+        drives=[frame.drive for frame in pool_frames],
         typical=len(known) < rules.typical_below,
         signals=query.signals,
         other_models=others,
@@ -284,70 +190,187 @@ def _search_pool(
     conditions: Sequence[str],
 ) -> Ranking:
     if query.text is not None:
-        found = similarity.search_by_text(pool, SingleTextEncoder.of(encoder), query.text)
-        none = [False] * len(pool.frames)
+        similarity = search_by_text(pool, encoder, query.text)
         rows = range(len(pool.frames))
-        return ranking.rank_by_similarity(found, rows, conditions, none, query.text)
-    there = set(pool.frames)
-    names = (*pool.frames, *(name for name in query.frames if name not in there))
-    # Exemplars may be labelled already: what is looked for is then known well.
+        no_exemplars = [False] * len(pool.frames)
+        return rank_by_similarity(similarity, rows, conditions, no_exemplars, query.text)
+    # Exemplars may lie outside the pool, among labelled frames for example.
+    outside = set(query.frames) - set(pool.frames)
+    names = (*pool.frames, *(name for name in query.frames if name in outside))
     both = embed(store.workspace, encoder, [frames[name] for name in names])
-    found = similarity.search_by_example(both, query.like, query.unlike)
-    place = {name: row for row, name in enumerate(both.frames)}
-    own = {one.frame for one in query.like}
-    return ranking.rank_by_similarity(
-        found,
-        [place[name] for name in pool.frames],
+    row_of = {name: row for row, name in enumerate(both.frames)}
+    own = {exemplar.frame for exemplar in query.like}
+    return rank_by_similarity(
+        search_by_example(both, query.like, query.unlike),
+        [row_of[name] for name in pool.frames],
         conditions,
         [name in own for name in pool.frames],
     )
 
 
+def condition_of(frame: Frame) -> str:
+    """Light, weather and road works in words; ``all`` when unknown."""
+    return describe_conditions(frame, unknown="all")
+
+
 def _make_candidates(
-    pool: Embeddings, ranked: Ranking, frames: dict[str, Frame], gate: QualityGate
+    pool: Embeddings, ranking: Ranking, frames: dict[str, Frame], gate: QualityGate
 ) -> Candidates:
-    known = [frames[name] for name in pool.frames]
+    pool_frames = [frames[name] for name in pool.frames]
     nan = float("nan")
-    times = (frame.timestamp_us for frame in known)
-    believed = pool.owner[pool.scores >= CONFIDENCE_THRESHOLD]
+    times = (frame.timestamp_us for frame in pool_frames)
+    confident = pool.owner[pool.scores >= CONFIDENCE_THRESHOLD]
     return Candidates(
         frames=pool.frames,
-        drives=[frame.drive for frame in known],
-        index=np.array([frame.index for frame in known], np.int64),
+        drives=[frame.drive for frame in pool_frames],
+        index=np.array([frame.index for frame in pool_frames], np.int64),
         time_s=np.array([nan if time is None else time / 1e6 for time in times]),
-        conditions=[condition_of(frame) for frame in known],
-        score=ranked.score,
+        conditions=[condition_of(frame) for frame in pool_frames],
+        score=ranking.score,
         faults=[gate.verdict(row) for row in pool.quality],
-        boxes=np.bincount(believed, minlength=len(known)),
-        lead=ranked.lead,
-        groups=ranked.condition,
+        boxes=np.bincount(confident, minlength=len(pool_frames)),
+        lead=ranking.lead,
+        groups=ranking.condition,
         vectors=pool.vectors,
-        why=ranked.why,
-        signals=ranked.signals,
+        reasons=ranking.reasons,
+        signals=ranking.signals,
     )
 
 
-def _request_parameters(query: MiningQuery, budget: Budget, allotted: Allocation) -> dict[str, Any]:
-    """What of the question is no field of the record."""
-    said: dict[str, Any] = {"query": query.as_json()} if query.as_json() else {}
+def _request_parameters(query: MiningQuery, budget: Budget, allocation: Allocation) -> Json:
+    """The parts of the request that have no field of their own in the record."""
+    parameters: Json = {"query": query.as_json()} if query.as_json() else {}
     if budget.minutes is not None and budget.pace is not None:
-        said["pace"] = budget.pace.model_dump(mode="json")
-        said["expected_minutes"] = round(allotted.cost, 3)
-    if control := allotted.of("control"):
-        said["control"] = {"frames": len(control), "probability": control[0].probability}
-    return said
+        parameters["pace"] = budget.pace.model_dump(mode="json")
+        parameters["expected_minutes"] = round(allocation.cost, 3)
+    if control := allocation.of("control"):
+        parameters["control"] = {"frames": len(control), "probability": control[0].probability}
+    return parameters
 
 
-def _score_lines(pool: Embeddings, ranked: Ranking, candidates: Candidates) -> bytes:
+def _score_lines(pool: Embeddings, ranking: Ranking, candidates: Candidates) -> bytes:
     lines = []
     for row, frame in enumerate(candidates.frames):
         line = {
             "frame": frame,
             "rarity": round(float(candidates.score[row]), 6),
-            "ranks": ranked.signals(row),
-            "condition": ranked.condition[row],
+            "ranks": ranking.signals(row),
+            "condition": ranking.condition[row],
             "quality": [round(float(value), 5) for value in pool.quality[row]],
             "fault": candidates.faults[row],
         }
         lines.append(json.dumps(line, sort_keys=True))
     return ("\n".join(lines) + "\n").encode()
+
+
+def select_manually(
+    store: Store, dataset_ref: Ref, frames: Iterable[str], reason: str, model_ref: Ref | None = None
+) -> Ref:
+    """Keep a person's choice, such as the frames of a tag, as a Selection record.
+
+    Args:
+        store: Holds the records.
+        dataset_ref: The dataset version that has the frames.
+        frames: Digests, most important first.
+        reason: Shown to labelers beside every frame.
+        model_ref: The checkpoint used to find the frames, if any.
+
+    Raises:
+        DataError: No frames, or frames outside the dataset.
+    """
+    selected = list(dict.fromkeys(frames))
+    known = {frame.id for frame in load_dataset(store, dataset_ref).frames}
+    unknown = [frame for frame in selected if frame not in known]
+    if not selected or unknown:
+        what = "no frames given"
+        if selected:
+            what = f"{counted(len(unknown), 'frame')} not in the dataset"
+        raise DataError(
+            what,
+            where=unknown[0] if unknown else dataset_ref,
+            hint="Give at least one frame of this dataset version, by its full digest",
+        )
+    chosen = tuple(
+        SelectedFrame(frame=frame, rank=rank, score=1.0, reasons=(reason,))
+        for rank, frame in enumerate(selected, start=1)
+    )
+    record = Selection(
+        dataset=dataset_ref,
+        model=model_ref,
+        budget=len(chosen),
+        seed=0,
+        method=MANUAL_METHOD,
+        chosen=chosen,
+    )
+    return store.put(record)
+
+
+def is_mined(selection: Selection) -> bool:
+    """Whether the selection ranked a pool; manual choices and label reviews did not."""
+    return "pool" in selection.parameters
+
+
+def newest_selection(store: Store) -> Ref:
+    """The newest selection made by `mine`.
+
+    Raises:
+        DataError: There is none.
+    """
+    for ref in reversed(list(store.refs(Selection.KIND))):
+        if is_mined(store.get(ref, Selection)):
+            return ref
+    raise DataError(
+        "no mined selection",
+        where=store.root,
+        hint="Run `make run` first, or `workbench run pipelines/data_engine.yaml`",
+    )
+
+
+def read_scores(store: Store, selection_ref: Ref) -> dict[str, Json]:
+    """Scores by frame, as `mine` wrote them; empty for other selections."""
+    if SCORES_FILE not in store.payload_names(selection_ref):
+        return {}
+    lines = store.payload(selection_ref, SCORES_FILE).read_text().splitlines()
+    return {row["frame"]: row for row in map(json.loads, lines)}
+
+
+def dataset_of_arm(store: Store, dataset_ref: Ref, selection_ref: Ref, arm: Arm) -> Ref:
+    """Save a dataset version in which only one arm of a selection is labelled.
+
+    Frames of the other arms return to the pool, without their labels, so that models trained on two
+    such versions differ in nothing but the arm. The version gets a name of its own, so that it
+    never is the newest version of the dataset.
+
+    Args:
+        store: Holds the records.
+        dataset_ref: A version with the labels of all arms.
+        selection_ref: The selection.
+        arm: The arm to keep.
+
+    Raises:
+        ParameterError: The selection has no such arm, or none of it is labelled.
+    """
+    selection = store.get(selection_ref, Selection)
+    dataset = load_dataset(store, dataset_ref)
+    arms = {choice.frame: choice.arm for choice in selection.chosen}
+    others = {frame for frame, own in arms.items() if own != arm}
+    trained_on = {frame.id for frame in dataset.role(Role.TRAIN).frames}
+    if not any(arms.get(frame) == arm for frame in trained_on):
+        raise ParameterError(
+            f"no frame of the {arm} arm is labelled in this dataset",
+            where=dataset_ref,
+            hint=f"Arms of the selection: {', '.join(sorted(set(arms.values())))};"
+            " collect and merge their labels first",
+        )
+    returned = others & trained_on
+    reduced = replace(
+        dataset,
+        name=f"{dataset.name}-{arm}",
+        frames=tuple(
+            frame.model_copy(update={"role": Role.POOL}) if frame.id in returned else frame
+            for frame in dataset.frames
+        ),
+        labels=tuple(label for label in dataset.labels if label.frame not in returned),
+        ref=None,
+    )
+    return save_dataset(store, reduced, made_by="arm", parents=[dataset_ref, selection_ref])

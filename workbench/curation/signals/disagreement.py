@@ -1,4 +1,9 @@
-"""Disagreement between models, frame by frame."""
+"""Disagreement between models, frame by frame.
+
+Models may be checkpoints of one training (an ensemble: Lakshminarayanan et al. 2017), or a
+candidate in shadow mode beside production. Only boxes are compared, so models may differ in
+everything else.
+"""
 
 from __future__ import annotations
 
@@ -13,51 +18,51 @@ from workbench.curation.embedding.embeddings import Embeddings
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
 
 MATCH_IOU = 0.4
-"""Overlap (IoU) from which two models' boxes of one class mean the same thing."""
+"""IoU from which two models' boxes of one class match."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What ``n`` frames' models differ in.
+    """Differences between models on ``n`` frames.
 
     Attributes:
-        value: Float64 ``[n]``: scores of boxes that only one model of a pair has, plus the gaps
-            between the scores of boxes that both have, the mean over all pairs.
-        alone: Int64 ``[n]``: boxes believed (score 0.3 or more) by one model of a pair only.
+        value: Float64 ``[n]``: scores of unmatched boxes, plus score differences of matched ones;
+            the mean over all pairs of models.
+        unmatched: Int64 ``[n]``: confident boxes (score 0.3 or more) of one model of a pair only.
     """
 
     value: NDArray[np.float64]
-    alone: NDArray[np.int64]
+    unmatched: NDArray[np.int64]
 
 
 def disagreement(pool: Embeddings, others: Sequence[Embeddings]) -> Disagreement:
     """Compare every pair of models on every frame.
 
     Args:
-        pool: What one model saw, such as production.
-        others: The same frames through other models of the same classes.
+        pool: Embeddings by one model, such as production.
+        others: The same frames by other models with the same classes.
 
     Raises:
-        DataError: Other frames, or other classes.
+        DataError: Frames or classes differ.
     """
     models = [pool, *others]
     for other in others:
         _check_comparable(pool, other)
-    value, alone = np.zeros(len(pool.frames)), np.zeros(len(pool.frames), np.int64)
+    value, unmatched = np.zeros(len(pool.frames)), np.zeros(len(pool.frames), np.int64)
     pairs = [(a, b) for a in range(len(models)) for b in range(a + 1, len(models))]
     bounds = [np.searchsorted(m.owner, np.arange(len(m.frames) + 1)) for m in models]
     for a, b in pairs:
         for frame in range(len(pool.frames)):
             one = slice(bounds[a][frame], bounds[a][frame + 1])
             two = slice(bounds[b][frame], bounds[b][frame + 1])
-            gap, lone = _frame_disagreement(models[a], one, models[b], two)
+            gap, count = _frame_disagreement(models[a], one, models[b], two)
             value[frame] += gap / len(pairs)
-            alone[frame] += lone
-    return Disagreement(value, alone)
+            unmatched[frame] += count
+    return Disagreement(value, unmatched)
 
 
 def _frame_disagreement(one: Embeddings, a: slice, two: Embeddings, b: slice) -> tuple[float, int]:
-    """Summed gaps of one frame, and how many believed boxes stand alone."""
+    """Summed differences of one frame, and its number of confident unmatched boxes."""
     first, second = one.scores[a].copy(), two.scores[b].copy()
     if len(first) and len(second):
         overlap = iou_matrix(one.boxes[a], two.boxes[b])
@@ -68,12 +73,12 @@ def _frame_disagreement(one: Embeddings, a: slice, two: Embeddings, b: slice) ->
     for row, column in _greedy_matches(overlap):
         gap += abs(float(first[row]) - float(second[column]))
         first[row] = second[column] = 0.0
-    lone = int((first >= CONFIDENCE_THRESHOLD).sum() + (second >= CONFIDENCE_THRESHOLD).sum())
-    return gap + float(first.sum()) + float(second.sum()), lone
+    unmatched = int((first >= CONFIDENCE_THRESHOLD).sum() + (second >= CONFIDENCE_THRESHOLD).sum())
+    return gap + float(first.sum()) + float(second.sum()), unmatched
 
 
 def _greedy_matches(overlap: NDArray[np.floating]) -> list[tuple[int, int]]:
-    """Pairs of rows and columns, each used once, best overlap first (greedy, as in scoring)."""
+    """Pairs of rows and columns, each used once, best IoU first, as in COCO matching."""
     rows, columns = np.nonzero(overlap >= MATCH_IOU)
     order = np.argsort(-overlap[rows, columns], kind="stable")
     pairs: list[tuple[int, int]] = []
@@ -92,13 +97,13 @@ def _check_comparable(pool: Embeddings, other: Embeddings) -> None:
     if other.frames != pool.frames:
         missing = len(set(pool.frames) - set(other.frames))
         raise DataError(
-            "the models did not see the same frames",
+            "the models were run on different frames",
             where=f"{missing} of {len(pool.frames)} frames are missing, or in another order",
-            hint="Embed the same list of frames with every model; leave out what one left out",
+            hint="Embed the same frames with every model, without those that one of them skipped",
         )
     if other.class_names != pool.class_names:
         raise DataError(
-            "the models do not know the same classes",
-            where=f"{', '.join(other.class_names)} against {', '.join(pool.class_names)}",
-            hint="Compare models that were trained on the same label schema",
+            "the models have different classes",
+            where=f"{', '.join(other.class_names)} and {', '.join(pool.class_names)}",
+            hint="Compare models trained on the same label schema",
         )

@@ -1,4 +1,19 @@
-"""Rarity: several signals, ranked within condition and fused into one score."""
+"""Rarity: several signals, ranked within condition and fused into one score.
+
+Density over a whole pool finds nothing: it ranks night above day and rain above sun, because the
+condition moves a vector more than any object does. So frames are ranked within condition, and
+objects within class and size. Each signal becomes a rank in (0, 1) within its condition, the ranks
+are fused, and the result is ranked within condition again:
+
+    novelty       how unlike any labelled object, and any of other drives, its objects are
+    doubt         how low the score of a large, uncropped box is
+    entropy       uncertainty of the detector, summed over its boxes
+    objects       distance of its oddest object to labelled ones of its class and size
+    frame         distance of the whole frame to labelled frames
+    tiles         distance of its oddest tile to labelled tiles at the same position
+    disagreement  how much other models' boxes differ, where there are other models
+    typicality    closeness to the centre of its cluster, for when almost nothing is labelled
+"""
 
 from __future__ import annotations
 
@@ -10,29 +25,25 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.signals import single_model
 from workbench.curation.signals.disagreement import disagreement
 from workbench.curation.signals.single_model import (
     Fusion,
     count_uncertain,
     doubt,
+    frame_distance,
     fuse_ranks,
     merge_small_groups,
     novelty,
+    object_outliers,
     rank_within,
+    tile_outliers,
     typicality,
 )
 
-__all__ = [
-    "DEFAULT_SIGNALS",
-    "SIGNAL_WEIGHTS",
-    "RarityScores",
-    "rank_within",
-    "score_rarity",
-]
+__all__ = ["DEFAULT_SIGNALS", "SIGNAL_WEIGHTS", "RarityScores", "score_rarity"]
 
 DEFAULT_SIGNALS = ("novelty", "doubt")
-"""Asked by default; ``disagreement`` joins them when other models are given."""
+"""Used by default, with ``disagreement`` when there are other models."""
 
 SIGNAL_WEIGHTS: Mapping[str, float] = {
     "novelty": 3.0,
@@ -44,6 +55,7 @@ SIGNAL_WEIGHTS: Mapping[str, float] = {
     "disagreement": 1.0,
     "typicality": 1.0,
 }
+"""All signals, and their default weights."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +63,29 @@ class RarityScores:
     """Scores of ``n`` frames, in the order of the embeddings; ranks in [0, 1], 1 is rarest.
 
     Attributes:
-        fused: Float64 ``[n]``: the signals' ranks as one, ranked again in its condition.
+        fused: Float64 ``[n]``: the fused ranks, ranked again within condition.
         ranks: Float64 ``[n, s]``, columns as in ``names``.
-        condition: The group that a frame was compared with.
-        oddest: Index into the embeddings' objects, -1 where a frame has none.
-        unsure: Int64 ``[n]``: boxes with a score that is neither here nor there.
+        condition: Group that a frame was compared with.
+        oddest: Index into the embeddings' objects, -1 for none.
+        uncertain: Int64 ``[n]``: boxes with an uncertain score.
         names: The signals.
-        weights: What each of them counts, summing to one.
-        oddest_tile: Index into the embeddings' tiles, -1 where they were not asked.
-        alone: Int64 ``[n]``: boxes that one model believes in and another does not have.
+        weights: Weight of each signal, summing to one.
+        oddest_tile: Index into the embeddings' tiles, -1 for none; empty without the signal.
+        unmatched: Int64 ``[n]``: confident boxes that only one of the models has.
     """
 
     fused: NDArray[np.float64]
     ranks: NDArray[np.float64]
     condition: tuple[str, ...]
     oddest: NDArray[np.int64]
-    unsure: NDArray[np.int64]
+    uncertain: NDArray[np.int64]
     names: tuple[str, ...] = DEFAULT_SIGNALS
     weights: tuple[float, ...] = ()
     oddest_tile: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    alone: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    unmatched: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def score_rarity(  # noqa: PLR0913 - what is compared with what, and how
+def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compare
     pool: Embeddings,
     labelled: Embeddings | None,
     conditions: Sequence[str],
@@ -90,25 +102,24 @@ def score_rarity(  # noqa: PLR0913 - what is compared with what, and how
 
     Args:
         pool: The candidates.
-        labelled: What is labelled already; None or empty makes everything equally far from it.
+        labelled: What is labelled already; with None or nothing, all distances are equal.
         conditions: Light, weather and so on of each frame, such as ``night, rain``. Groups of
-            fewer than 20 frames are compared together.
-        known_conditions: The same of each labelled frame; things are then compared with labelled
-            ones of their own condition, where there are enough.
-        signals: Some of the module's list; by default `SIGNALS`, and ``disagreement`` when there
-            are ``other_models``.
-        weights: Of some signals, the others keep theirs of `WEIGHTS`.
+            fewer than 20 frames are ranked together.
+        known_conditions: The same of each labelled frame; frames and objects are then compared
+            with labelled ones of their own condition, where there are enough.
+        signals: Names in `SIGNAL_WEIGHTS`; by default `DEFAULT_SIGNALS`, and ``disagreement``
+            when there are ``other_models``.
+        weights: Override some of `SIGNAL_WEIGHTS`.
         fusion: See `workbench.curation.signals.single_model.fuse_ranks`.
-        other_models: The pool through other models, see `disagreement`.
-        drives: The drive of each frame of the pool; what is common in other drives is then no
-            longer new, labelled or not.
-        neighbours: Labelled things that a distance is the mean to.
+        other_models: The pool embedded by other models, see `disagreement`.
+        drives: Drive of each frame of the pool; what is common in other drives is then not novel.
+        neighbours: Labelled neighbours that a distance is averaged over.
 
     Raises:
-        DataError: Not one condition a frame; a vector that is not finite; vectors of another model.
-        ParameterError: An unknown signal, or weights that are none.
+        DataError: Lengths differ, a vector is not finite, or models differ.
+        ParameterError: An unknown signal, or invalid weights.
     """
-    asked = _requested_signals(signals, other_models)
+    names = _requested_signals(signals, other_models)
     _check_inputs(pool, labelled, conditions, known_conditions)
     if drives is not None and len(drives) != len(pool.frames):
         raise DataError(f"{len(drives)} drives for {len(pool.frames)} frames", where="drives")
@@ -116,64 +127,70 @@ def score_rarity(  # noqa: PLR0913 - what is compared with what, and how
         labelled = None
     groups = merge_small_groups(conditions)
     known = _known_groups(labelled, groups, known_conditions)
-    look = _SignalRun(pool, labelled, groups, known, tuple(other_models), neighbours)
-    look.drives = drives
-    ranks = np.stack([rank_within(*look.at(name)) for name in asked], axis=1)
-    shares = [{**SIGNAL_WEIGHTS, **(weights or {})}[name] for name in asked]
+    run = _SignalRun(pool, labelled, groups, known, other_models, drives, neighbours)
+    ranks = np.stack([rank_within(run.values(name), groups) for name in names], axis=1)
+    shares = [{**SIGNAL_WEIGHTS, **(weights or {})}[name] for name in names]
     return RarityScores(
         fused=rank_within(fuse_ranks(ranks, shares, fusion), groups),
         ranks=ranks,
         condition=tuple(groups),
-        oddest=look.oddest,
-        unsure=count_uncertain(pool),
-        names=asked,
+        oddest=run.oddest,
+        uncertain=count_uncertain(pool),
+        names=names,
         weights=tuple(share / sum(shares) for share in shares),
-        oddest_tile=look.oddest_tile,
-        alone=look.alone,
+        oddest_tile=run.oddest_tile,
+        unmatched=run.unmatched,
     )
 
 
 class _SignalRun:
-    """One pool looked at by several signals, and which object and tile stood out."""
+    """Computes signals of one pool, and keeps which object and tile of a frame stood out.
+
+    To add a signal, write its function in `single_model`, then add it here and to
+    `SIGNAL_WEIGHTS`.
+    """
 
     def __init__(
         self,
         pool: Embeddings,
         labelled: Embeddings | None,
         groups: list[str],
-        known: list[str],
-        others: tuple[Embeddings, ...],
+        known_groups: list[str],
+        other_models: Sequence[Embeddings],
+        drives: Sequence[str] | None,
         neighbours: int,
     ) -> None:
-        self.pool, self.labelled, self.others = pool, labelled, others
-        self.groups, self.known, self.neighbours = groups, known, neighbours
-        self.drives: Sequence[str] | None = None
+        self.pool, self.labelled, self.groups = pool, labelled, groups
+        self.other_models, self.drives, self.neighbours = other_models, drives, neighbours
+        self._compared = (pool, labelled, groups, known_groups, neighbours)
         self.oddest = np.full(len(pool.frames), -1, np.int64)
         self.oddest_tile = self.oddest.copy()
-        self.alone = np.zeros(len(pool.frames), np.int64)
+        self.unmatched = np.zeros(len(pool.frames), np.int64)
 
-    def at(self, name: str) -> tuple[NDArray[np.floating], list[str]]:
-        """A signal's value of each frame, and the groups to rank it in."""
-        compared = (self.pool, self.labelled, self.groups, self.known, self.neighbours)
+    def values(self, name: str) -> NDArray[np.floating]:
+        """A signal's value of each frame ``[n]``."""
         values: NDArray[np.floating]
-        if name == "entropy":
-            return self.pool.entropy, self.groups
-        if name == "frame":
-            return single_model.frame_distance(*compared), self.groups
-        if name == "doubt":
-            return doubt(self.pool), self.groups
-        if name == "novelty":
-            values, self.oddest = novelty(self.pool, self.labelled, self.drives, self.neighbours)
-        elif name == "objects":
-            values, self.oddest = single_model.object_outliers(*compared)
-        elif name == "tiles":
-            values, self.oddest_tile = single_model.tile_outliers(*compared)
-        elif name == "disagreement":
-            found = disagreement(self.pool, self.others)
-            values, self.alone = found.value, found.alone
-        else:
-            values = typicality(self.pool, self.groups)
-        return values, self.groups
+        match name:
+            case "novelty":
+                values, self.oddest = novelty(
+                    self.pool, self.labelled, self.drives, self.neighbours
+                )
+            case "doubt":
+                values = doubt(self.pool)
+            case "entropy":
+                values = self.pool.entropy
+            case "objects":
+                values, self.oddest = object_outliers(*self._compared)
+            case "frame":
+                values = frame_distance(*self._compared)
+            case "tiles":
+                values, self.oddest_tile = tile_outliers(*self._compared)
+            case "disagreement":
+                result = disagreement(self.pool, self.other_models)
+                values, self.unmatched = result.value, result.unmatched
+            case _:
+                values = typicality(self.pool, self.groups)
+        return values
 
 
 def _requested_signals(
@@ -181,21 +198,21 @@ def _requested_signals(
 ) -> tuple[str, ...]:
     if signals is None:
         return (*DEFAULT_SIGNALS, "disagreement") if others else DEFAULT_SIGNALS
-    asked = tuple(dict.fromkeys(signals))
-    strange = [name for name in asked if name not in SIGNAL_WEIGHTS]
-    if strange or not asked:
+    names = tuple(dict.fromkeys(signals))
+    unknown = [name for name in names if name not in SIGNAL_WEIGHTS]
+    if unknown or not names:
         raise ParameterError(
-            f"unknown signal {strange[0]}" if strange else "no signal was asked for",
+            f"unknown signal {unknown[0]}" if unknown else "no signal was names for",
             where="signals",
-            hint=f"Known are {', '.join(SIGNAL_WEIGHTS)}",
+            hint=f"Signals: {', '.join(SIGNAL_WEIGHTS)}",
         )
-    if "disagreement" in asked and not others:
+    if "disagreement" in names and not others:
         raise ParameterError(
-            "disagreement needs another model",
+            "the signal disagreement needs another model",
             where="signals",
-            hint="Embed the same frames with a second checkpoint and give it as other_models",
+            hint="Embed the same frames with a second checkpoint and pass it as other_models",
         )
-    return asked
+    return names
 
 
 def _check_inputs(
@@ -218,15 +235,15 @@ def _check_inputs(
     if (pool.model, pool.preprocessing) != (labelled.model, labelled.preprocessing):
         raise DataError(
             "pool and labelled frames were embedded by different models",
-            where=f"{pool.model[:12]} against {labelled.model[:12]}",
-            hint="Embed both with the same one",
+            where=f"{pool.model[:12]} and {labelled.model[:12]}",
+            hint="Embed both with the same model",
         )
 
 
 def _known_groups(
     labelled: Embeddings | None, groups: list[str], conditions: Sequence[str] | None
 ) -> list[str]:
-    """Groups of the labelled frames, by the pool's names; unknown ones are alike to nobody."""
+    """Groups of the labelled frames, by the pool's names; empty for a condition unknown there."""
     if labelled is None:
         return []
     if conditions is None:

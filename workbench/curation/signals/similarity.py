@@ -1,10 +1,16 @@
-"""Search a pool by example or by text."""
+"""Search a pool by example or by text.
+
+A box is searched for among the pool's objects and tiles, so an object is found whether the detector
+has a box for it or not. A whole frame is compared with whole frames, which finds scenes, not
+objects. Vectors are centred and whitened by the spread of the pool's own, so that directions in
+which everything varies (brightness, distance to the horizon) do not hide what tells objects apart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +19,231 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.detection.boxes import box_area, intersection_matrix, iou_matrix
 
+__all__ = ["Exemplar", "SimilarityScores", "search_by_example", "search_by_text"]
+
 MatchKind = Literal["object", "tile", "frame"]
 _FloatVectors = NDArray[np.floating]
-
 _BLOCK = 65_536
 _SAMPLE = 20_000
 _SHRINK = 0.1
-"""Share of the mean variance that is added to every direction before whitening."""
+"""Share of the mean variance added to every direction before whitening."""
+
+_MIN_BOX_IOU = 0.5
+"""IoU from which a detected box counts as the box that a person drew."""
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """What to search for: a frame, or the content of a box on it.
+
+    Attributes:
+        frame: Digest of a frame of the pool.
+        box: ``x, y, w, h``, pixels of the frame; None for the whole frame.
+        vector: Float ``[c]`` of the box's content, from the pool's encoder; None takes the vector
+            of the pool's object or tile that fits the box best.
+    """
+
+    frame: str
+    box: tuple[float, float, float, float] | None = None
+    vector: NDArray[np.floating] | None = None
+
+
+@dataclass(frozen=True)
+class SimilarityScores:
+    """Similarity of ``n`` frames to the exemplars, in the order of the embeddings.
+
+    Attributes:
+        score: Float64 ``[n]``, cosine in [-1, 1]; the best of a frame's regions.
+        kind: What matched best: an object, a tile, or the whole frame.
+        row: Int64 ``[n]``: its row among the embeddings' objects or tiles, or the frame's row.
+        exemplar: Int64 ``[n]``: index of the exemplar it is similar to.
+        exemplar_rows: Rows of the exemplars' own frames; `order` leaves them out.
+    """
+
+    score: NDArray[np.float64]
+    kind: tuple[MatchKind, ...]
+    row: NDArray[np.int64]
+    exemplar: NDArray[np.int64]
+    exemplar_rows: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Rows of frames, most similar first, without the exemplars' own; ties by row."""
+        ranked = np.lexsort((np.arange(len(self.score)), -self.score))
+        kept: NDArray[np.int64] = ranked[~np.isin(ranked, np.array(self.exemplar_rows, np.int64))]
+        return kept
+
+    def reason(self, row: int) -> str:
+        """What matched, as shown to labelers."""
+        kinds = {"object": "an object", "tile": "a part of the image", "frame": "a scene"}
+        number = f" {int(self.exemplar[row]) + 1}" if self.exemplar.max(initial=0) > 0 else ""
+        return f"{kinds[self.kind[row]]} similar to exemplar{number} ({self.score[row]:.2f})"
+
+
+def search_by_example(
+    pool: Embeddings, exemplars: Sequence[Exemplar], negatives: Sequence[Exemplar] = ()
+) -> SimilarityScores:
+    """Rank a pool by similarity to the nearest of several exemplars.
+
+    Args:
+        pool: The frames to search.
+        exemplars: Frames, or boxes on frames, to find more of; not both kinds at once.
+        negatives: What results should not be like: half of the similarity to the nearest of them is
+            subtracted (Rocchio 1971, with the nearest instead of the mean).
+
+    Raises:
+        ParameterError: No exemplar, a frame outside the pool, a box outside its frame, or frames
+            and boxes at once.
+        DataError: An exemplar's vector is not finite, or has another width.
+    """
+    if not exemplars:
+        raise ParameterError("no exemplar given", hint="Give a frame, or a frame and a box")
+    whole = {
+        exemplar.box is None and exemplar.vector is None for exemplar in (*exemplars, *negatives)
+    }
+    if len(whole) > 1:
+        raise ParameterError(
+            "cannot search for frames and boxes at once",
+            where=", ".join(exemplar.frame[:12] for exemplar in exemplars),
+            hint="Search twice, or give every exemplar a box",
+        )
+    rows = {frame: row for row, frame in enumerate(pool.frames)}
+    for exemplar in (*exemplars, *negatives):
+        if exemplar.frame not in rows and exemplar.vector is None:
+            raise ParameterError(
+                "exemplar is not in the pool",
+                where=exemplar.frame,
+                hint="Give a frame of the pool, or the vector of the box's content",
+            )
+    regions = Regions(pool, whole=whole.pop())
+    score, region, exemplar_index = regions.nearest(
+        [_exemplar_vector(pool, rows, exemplar) for exemplar in exemplars]
+    )
+    if negatives:
+        unlike = regions.at(
+            region, [_exemplar_vector(pool, rows, exemplar) for exemplar in negatives]
+        )
+        score = score - 0.5 * np.maximum(unlike, 0.0)
+    exemplar_rows = tuple(
+        sorted({rows[exemplar.frame] for exemplar in exemplars if exemplar.frame in rows})
+    )
+    kinds, region_rows = regions.kinds_and_rows(region)
+    return SimilarityScores(score, kinds, region_rows, exemplar_index, exemplar_rows)
+
+
+def search_by_text(pool: Embeddings, encoder: object, text: str) -> SimilarityScores:
+    """Rank a pool by similarity to a text: whole frames, and their objects and tiles if any.
+
+    Args:
+        pool: The frames to search.
+        encoder: The pool's encoder; it must have ``encode_text``, as `HuggingFaceEncoder` has.
+        text: What the frames should show.
+
+    Raises:
+        ParameterError: The text is empty, or the encoder has no text tower or is not the pool's.
+    """
+    if not text.strip():
+        raise ParameterError("empty search text", where="text")
+    encode = getattr(encoder, "encode_text", None)
+    if encode is None:
+        raise ParameterError(
+            "the encoder has no text tower",
+            where=type(encoder).__name__,
+            hint="Use an encoder with a text tower, such as a folder with CLIP or SigLIP",
+        )
+    model = str(getattr(encoder, "model", ""))
+    if model != pool.model:
+        raise ParameterError(
+            "the pool was embedded by another model",
+            where=f"{pool.model[:12]} and {model[:12]}",
+            hint="Embed the pool with the encoder of the text",
+        )
+    vector = np.asarray(encode([text])[0], np.float32)
+    sets = [Regions(pool, whole=True)]
+    if len(pool.scores) or pool.tiles.per_frame:
+        sets.append(Regions(pool, whole=False))
+    return _best_per_frame([_text_similarity(regions, vector) for regions in sets])
+
+
+def _text_similarity(regions: Regions, text_vector: NDArray[np.float32]) -> SimilarityScores:
+    score, region, query_index = regions.nearest_to_text(text_vector)
+    kinds, rows = regions.kinds_and_rows(region)
+    return SimilarityScores(score, kinds, rows, query_index)
+
+
+def _best_per_frame(results: Sequence[SimilarityScores]) -> SimilarityScores:
+    """The best of several results, frame by frame."""
+    first, *others = results
+    for other in others:
+        better = other.score > first.score
+        first = SimilarityScores(
+            np.where(better, other.score, first.score),
+            tuple(
+                b if use else a
+                for a, b, use in zip(first.kind, other.kind, better.tolist(), strict=True)
+            ),
+            np.where(better, other.row, first.row),
+            np.where(better, other.exemplar, first.exemplar),
+        )
+    return first
+
+
+def _exemplar_vector(
+    pool: Embeddings, rows: dict[str, int], exemplar: Exemplar
+) -> NDArray[np.float32]:
+    """The given vector, the frame's, or that of the object or tile that fits the box best."""
+    if exemplar.vector is not None:
+        return np.asarray(exemplar.vector, np.float32)
+    row = rows[exemplar.frame]
+    if exemplar.box is None:
+        return np.asarray(pool.vectors[row], np.float32)
+    x, y, w, h = exemplar.box
+    if not (np.isfinite(exemplar.box).all() and w > 0 and h > 0):
+        raise ParameterError(
+            "invalid exemplar box", where=f"{exemplar.frame[:12]}:{x:g},{y:g},{w:g},{h:g}"
+        )
+    box = np.array([[x, y, x + w, y + h]], np.float32)
+    objects = np.flatnonzero(pool.owner == row)
+    overlap = iou_matrix(box, pool.boxes[objects])[0]
+    fitting = objects[int(overlap.argmax())] if len(objects) and overlap.max() > 0 else None
+    tile = _best_tile(pool, row, box)
+    if fitting is not None and (tile is None or overlap.max() >= _MIN_BOX_IOU):
+        return np.asarray(pool.object_vectors[fitting], np.float32)
+    if tile is not None:
+        return np.asarray(pool.tiles.vectors[tile], np.float32)
+    raise ParameterError(
+        "no object or tile lies under the exemplar's box",
+        where=f"{exemplar.frame[:12]}:{x:g},{y:g},{w:g},{h:g}",
+        hint="Boxes are x, y, width, height in pixels of the frame, inside the image",
+    )
+
+
+def _best_tile(pool: Embeddings, row: int, box: NDArray[np.float32]) -> int | None:
+    """The tile that shares most with a box; None where none does."""
+    count = pool.tiles.per_frame
+    if not _comparable_tiles(pool):
+        return None
+    tiles = pool.tiles.boxes[row * count : (row + 1) * count]
+    shared = intersection_matrix(box, tiles)[0]
+    # Of two tiles with the same overlap, prefer the smaller one.
+    fit = shared / np.sqrt(box_area(tiles))
+    return row * count + int(fit.argmax()) if fit.max() > 0 else None
 
 
 class Regions:
-    """The places of one pool; place numbers count objects first, then tiles."""
+    """All regions of a pool that can be compared with an exemplar: objects and tiles, or whole
+    frames.
+
+    Regions are numbered, objects first, then tiles. Vectors are read in blocks, so memory does not
+    grow with the pool.
+
+    Args:
+        pool: The embeddings.
+        whole: Compare whole frames instead of objects and tiles.
+
+    Raises:
+        DataError: The pool has neither objects nor tiles.
+    """
 
     def __init__(self, pool: Embeddings, *, whole: bool) -> None:
         self.frames = len(pool.frames)
@@ -39,65 +259,69 @@ class Regions:
         if not self.starts[-1]:
             raise DataError(
                 "the pool has neither objects nor tiles to compare a box with",
-                hint="Embed it with an encoder that looks at tiles, or search by whole frame",
+                hint="Embed it with an encoder that has tiles, or search by whole frame",
             )
         self.mean, self.scale = whitening(self.parts[-1][1])
 
     def unit(self, vectors: _FloatVectors) -> NDArray[np.float32]:
-        """Float32 unit vectors ``[k, c]``; what does not differ from the mean is zero."""
+        """Whitened unit vectors, float32 ``[k, c]``; zero for the mean itself."""
         return _normalize((np.asarray(vectors, np.float32) - self.mean) @ self.scale)
 
     def nearest(
         self, queries: Sequence[_FloatVectors]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Best likeness of each frame, the place it is found at, and the query it is like.
+        """Best similarity of each frame, the region that has it, and the query it is similar to.
 
-        A frame without any place has likeness -1 and place -1.
+        Similarity and region are -1 for a frame without regions.
         """
         return self._search(self.unit(self._stacked(queries)), self.unit)
 
-    def nearest_words(
-        self, words: _FloatVectors
+    def nearest_to_text(
+        self, text_vector: _FloatVectors
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """As `nearest`, for words: not whitened, since words lie where no image does."""
-        return self._search(_normalize(self._stacked([words])), _normalize)
+        """As `nearest`, without whitening: text vectors lie apart from image vectors."""
+        return self._search(_normalize(self._stacked([text_vector])), _normalize)
 
     def _search(
-        self, wanted: NDArray[np.float32], unit: Callable[[_FloatVectors], NDArray[np.float32]]
+        self, queries: NDArray[np.float32], unit: Callable[[_FloatVectors], NDArray[np.float32]]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         best = np.full(self.frames, -1.0)
-        place, which = np.full(self.frames, -1, np.int64), np.zeros(self.frames, np.int64)
+        region, query_index = np.full(self.frames, -1, np.int64), np.zeros(self.frames, np.int64)
         for first, vectors, owner in self._blocks():
-            alike = unit(vectors) @ wanted.T
-            query = alike.argmax(axis=1)
-            value = alike[np.arange(len(query)), query].astype(np.float64)
+            cosine = unit(vectors) @ queries.T
+            query = cosine.argmax(axis=1)
+            value = cosine[np.arange(len(query)), query].astype(np.float64)
             order = np.lexsort((-np.arange(len(value)), value))
             top = np.full(self.frames, -1, np.int64)
-            top[owner[order]] = order  # the last one written is the largest of its frame
+            top[owner[order]] = order  # the last write per frame is its largest value
             rows = np.flatnonzero(top >= 0)
             rows = rows[value[top[rows]] > best[rows]]
-            best[rows], place[rows] = value[top[rows]], first + top[rows]
-            which[rows] = query[top[rows]]
-        return best, place, which
+            best[rows], region[rows] = value[top[rows]], first + top[rows]
+            query_index[rows] = query[top[rows]]
+        return best, region, query_index
 
-    def at(self, place: NDArray[np.int64], queries: Sequence[_FloatVectors]) -> NDArray[np.float64]:
-        """Largest likeness of what is at each place to any of the queries; -1 for no place."""
-        wanted = self.unit(self._stacked(queries))
-        best = np.full(len(place), -1.0)
+    def at(
+        self, region: NDArray[np.int64], queries: Sequence[_FloatVectors]
+    ) -> NDArray[np.float64]:
+        """Highest similarity of each region to any of the queries; -1 for region -1."""
+        unit_queries = self.unit(self._stacked(queries))
+        best = np.full(len(region), -1.0)
         for number, (_, vectors, _) in enumerate(self.parts):
             rows = np.flatnonzero(
-                (place >= self.starts[number]) & (place < self.starts[number + 1])
+                (region >= self.starts[number]) & (region < self.starts[number + 1])
             )
             if len(rows):
-                found = self.unit(vectors[place[rows] - self.starts[number]])
-                best[rows] = (found @ wanted.T).max(axis=1)
+                units = self.unit(vectors[region[rows] - self.starts[number]])
+                best[rows] = (units @ unit_queries.T).max(axis=1)
         return best
 
-    def names(self, place: NDArray[np.int64]) -> tuple[tuple[MatchKind, ...], NDArray[np.int64]]:
-        """What kind of thing is at each place, and its row among its kind."""
-        part = np.clip(np.searchsorted(self.starts, place, side="right") - 1, 0, None)
+    def kinds_and_rows(
+        self, region: NDArray[np.int64]
+    ) -> tuple[tuple[MatchKind, ...], NDArray[np.int64]]:
+        """Kind of each region, and its row among its kind."""
+        part = np.clip(np.searchsorted(self.starts, region, side="right") - 1, 0, None)
         kinds = tuple(self.parts[number][0] for number in part.tolist())
-        return kinds, np.where(place < 0, -1, place - self.starts[part])
+        return kinds, np.where(region < 0, -1, region - self.starts[part])
 
     def _blocks(self) -> Iterator[tuple[int, _FloatVectors, NDArray[np.int64]]]:
         for start, (_, vectors, owner) in zip(self.starts.tolist(), self.parts, strict=False):
@@ -110,18 +334,19 @@ class Regions:
         for query in queries:
             if np.shape(query) != (width,):
                 raise DataError(
-                    f"a vector of shape {np.shape(query)} cannot be looked for among vectors of "
-                    f"width {width}",
-                    hint="Embed the exemplar with the encoder of the pool",
+                    f"exemplar has shape {np.shape(query)}, the pool's vectors have width {width}",
+                    hint="Embed the exemplar with the pool's encoder",
                 )
         values = np.stack([np.asarray(query, np.float32) for query in queries])
         if not np.isfinite(values).all():
-            raise DataError("an exemplar's vector is not finite", hint="Choose another exemplar")
+            raise DataError(
+                "an exemplar's vector contains NaN or infinity", hint="Choose another exemplar"
+            )
         return values
 
 
 def _comparable_tiles(pool: Embeddings) -> bool:
-    """Whether there are tiles, in one space with the objects."""
+    """Whether there are tiles, in the same space as the objects."""
     if not pool.tiles.per_frame:
         return False
     width = pool.tiles.vectors.shape[1]
@@ -140,218 +365,21 @@ def _normalize(vectors: _FloatVectors) -> NDArray[np.float32]:
 def whitening(
     vectors: _FloatVectors, shrink: float = _SHRINK
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean ``[c]`` and symmetric whitening ``[c, c]`` of an even sample of rows.
+    """Mean ``[c]`` and symmetric whitening matrix ``[c, c]`` of an even sample of rows.
 
-    ``shrink`` is the share of the mean variance that is added to every direction before.
+    Args:
+        vectors: ``[n, c]``.
+        shrink: Share of the mean variance added to every direction before inversion.
+
+    Raises:
+        DataError: A sampled number is NaN or infinite.
     """
     sample = np.asarray(vectors[:: max(1, len(vectors) // _SAMPLE)], np.float64)
     if not np.isfinite(sample).all():
-        raise DataError("some vectors of the pool are not finite", hint="Embed them again")
+        raise DataError("vectors of the pool contain NaN or infinity", hint="Embed them again")
     mean = sample.mean(0)
     spread = np.cov(sample - mean, rowvar=False).reshape(len(mean), len(mean))
     level = max(float(np.trace(spread)) / len(mean), 1e-12)
     values, directions = np.linalg.eigh(spread)
     scale = (directions / np.sqrt(np.clip(values, 0, None) + shrink * level)) @ directions.T
     return mean.astype(np.float32), scale.astype(np.float32)
-
-
-# ---- More like this: a pool in order of likeness to a frame, to a box on one, or to words.
-#
-# A box is looked for among the pool's objects and among its tiles, so that a thing is found whether
-# the detector has a box for it or not. A whole frame is compared with whole frames, which finds
-# scenes, not things: to find a thing, draw a box around it.
-
-
-_MIN_BOX_IOU = 0.5
-"""Overlap (IoU) from which a box of the detector is what a person drew."""
-
-
-@dataclass(frozen=True)
-class Exemplar:
-    """What to look for: a frame, or what a box on it holds.
-
-    Attributes:
-        frame: Digest; a frame of the pool.
-        box: ``x, y, w, h`` in the frame's pixels, or None for the frame as a whole.
-        vector: Float ``[c]`` of what is in the box, from the encoder that embedded the pool; None
-            takes that of the pool's object or tile that fits the box best.
-    """
-
-    frame: str
-    box: tuple[float, float, float, float] | None = None
-    vector: NDArray[np.floating] | None = None
-
-
-@dataclass(frozen=True)
-class SimilarityScores:
-    """How like the exemplars ``n`` frames are, in the order of the embeddings.
-
-    Attributes:
-        score: Float64 ``[n]``, a cosine in [-1, 1]; the best of what a frame holds.
-        kind: What matched best: an object, a tile, or the frame as a whole.
-        row: Int64 ``[n]``: its row among the embeddings' objects or tiles; the frame's own row.
-        exemplar: Int64 ``[n]``: which of the exemplars it is like.
-        given: Rows of the exemplars' own frames; `order` leaves them out.
-    """
-
-    score: NDArray[np.float64]
-    kind: tuple[MatchKind, ...]
-    row: NDArray[np.int64]
-    exemplar: NDArray[np.int64]
-    given: tuple[int, ...] = ()
-
-    @property
-    def order(self) -> NDArray[np.int64]:
-        """Rows of frames, most alike first, without the exemplars' own; ties by row."""
-        ranked = np.lexsort((np.arange(len(self.score)), -self.score))
-        kept: NDArray[np.int64] = ranked[~np.isin(ranked, np.array(self.given, np.int64))]
-        return kept
-
-    def why(self, row: int) -> str:
-        """In words, for whoever looks at the frame."""
-        thing = {"object": "an object", "tile": "a part of the picture", "frame": "a scene"}
-        which = f" {int(self.exemplar[row]) + 1}" if self.exemplar.max(initial=0) > 0 else ""
-        return f"{thing[self.kind[row]]} like exemplar{which} ({self.score[row]:.2f})"
-
-
-class TextEncoder(Protocol):
-    """An encoder of images and words into one space, such as CLIP."""
-
-    @property
-    def model(self) -> str: ...
-
-    def encode_text(self, text: str) -> NDArray[np.float32]:
-        """Float32 ``[d]``."""
-        ...
-
-
-def search_by_example(
-    pool: Embeddings, exemplars: Sequence[Exemplar], negatives: Sequence[Exemplar] = ()
-) -> SimilarityScores:
-    """Rank a pool by likeness to the nearest of several exemplars.
-
-    Args:
-        negatives: What it should not be like: half of the likeness to the nearest of them is
-            taken off (Rocchio 1971, with the nearest instead of the mean).
-
-    Raises:
-        ParameterError: No exemplar, one whose frame is not in the pool, one whose box lies outside,
-            or frames and boxes at once.
-        DataError: An exemplar's vector is not finite, or is of another width.
-    """
-    if not exemplars:
-        raise ParameterError("no exemplar was given", hint="Name a frame, or a frame and a box")
-    whole = {one.box is None and one.vector is None for one in (*exemplars, *negatives)}
-    if len(whole) > 1:
-        raise ParameterError(
-            "frames and boxes cannot be looked for at once",
-            where=", ".join(one.frame[:12] for one in exemplars),
-            hint="Search twice, or give every exemplar a box",
-        )
-    rows = {frame: row for row, frame in enumerate(pool.frames)}
-    for one in (*exemplars, *negatives):
-        if one.frame not in rows and one.vector is None:
-            raise ParameterError(
-                "the exemplar is not in the pool",
-                where=one.frame,
-                hint="Name a frame of the pool, or embed what the box holds and give its vector",
-            )
-    places = Regions(pool, whole=whole.pop())
-    score, place, which = places.nearest([_exemplar_vector(pool, rows, one) for one in exemplars])
-    if negatives:
-        unlike = places.at(place, [_exemplar_vector(pool, rows, one) for one in negatives])
-        score = score - 0.5 * np.maximum(unlike, 0.0)
-    given = tuple(sorted({rows[one.frame] for one in exemplars if one.frame in rows}))
-    kinds, found = places.names(place)
-    return SimilarityScores(score, kinds, found, which, given)
-
-
-def search_by_text(pool: Embeddings, encoder: TextEncoder, query: str) -> SimilarityScores:
-    """Rank a pool by likeness to words: whole frames, and their objects and tiles if it has any.
-
-    Raises:
-        ParameterError: No words; an encoder without words, or another than the pool's.
-    """
-    if not query.strip():
-        raise ParameterError("there are no words to look for", where="text")
-    encode = getattr(encoder, "encode_text", None)
-    if encode is None:
-        raise ParameterError(
-            "the encoder has no words",
-            where=type(encoder).__name__,
-            hint="Embed the pool with a model that has a text tower, such as CLIP or SigLIP",
-        )
-    if encoder.model != pool.model:
-        raise ParameterError(
-            "the pool was embedded by another model",
-            where=f"{pool.model[:12]} against {encoder.model[:12]}",
-            hint="Embed the pool with the encoder of the words",
-        )
-    words = np.asarray(encode(query), np.float32)
-    found = [Regions(pool, whole=True)]
-    if len(pool.scores) or pool.tiles.per_frame:
-        found.append(Regions(pool, whole=False))
-    return _best_per_frame([_text_similarity(places, words) for places in found])
-
-
-def _text_similarity(places: Regions, words: NDArray[np.float32]) -> SimilarityScores:
-    score, place, which = places.nearest_words(words)
-    kinds, rows = places.names(place)
-    return SimilarityScores(score, kinds, rows, which)
-
-
-def _best_per_frame(found: Sequence[SimilarityScores]) -> SimilarityScores:
-    """The better of two likenesses, frame by frame."""
-    first, *others = found
-    for other in others:
-        better = other.score > first.score
-        first = SimilarityScores(
-            np.where(better, other.score, first.score),
-            tuple(
-                b if use else a
-                for a, b, use in zip(first.kind, other.kind, better.tolist(), strict=True)
-            ),
-            np.where(better, other.row, first.row),
-            np.where(better, other.exemplar, first.exemplar),
-        )
-    return first
-
-
-def _exemplar_vector(pool: Embeddings, rows: dict[str, int], one: Exemplar) -> NDArray[np.float32]:
-    """The exemplar's vector: given, the frame's, or that of the object or tile which fits best."""
-    if one.vector is not None:
-        return np.asarray(one.vector, np.float32)
-    row = rows[one.frame]
-    if one.box is None:
-        return np.asarray(pool.vectors[row], np.float32)
-    x, y, w, h = one.box
-    if not (np.isfinite(one.box).all() and w > 0 and h > 0):
-        raise ParameterError(
-            "the exemplar's box is none", where=f"{one.frame[:12]}:{x:g},{y:g},{w:g},{h:g}"
-        )
-    box = np.array([[x, y, x + w, y + h]], np.float32)
-    objects = np.flatnonzero(pool.owner == row)
-    overlap = iou_matrix(box, pool.boxes[objects])[0]
-    fitting = objects[int(overlap.argmax())] if len(objects) and overlap.max() > 0 else None
-    tile = _best_tile(pool, row, box)
-    if fitting is not None and (tile is None or overlap.max() >= _MIN_BOX_IOU):
-        return np.asarray(pool.object_vectors[fitting], np.float32)
-    if tile is not None:
-        return np.asarray(pool.tiles.vectors[tile], np.float32)
-    raise ParameterError(
-        "nothing of the pool lies under the exemplar's box",
-        where=f"{one.frame[:12]}:{x:g},{y:g},{w:g},{h:g}",
-        hint="Boxes are x, y, width, height in the frame's pixels; is it inside the picture?",
-    )
-
-
-def _best_tile(pool: Embeddings, row: int, box: NDArray[np.float32]) -> int | None:
-    """The tile that shares most with a box; None where none does."""
-    count = pool.tiles.per_frame
-    if not _comparable_tiles(pool):
-        return None
-    tiles = pool.tiles.boxes[row * count : (row + 1) * count]
-    shared = intersection_matrix(box, tiles)[0]
-    # Of two tiles that hold as much of the box, the smaller one holds less beside it.
-    fit = shared / np.sqrt(box_area(tiles))
-    return row * count + int(fit.argmax()) if fit.max() > 0 else None

@@ -1,4 +1,9 @@
-"""Signals of one model's embeddings: one number a frame, larger for what is rarer."""
+"""Signals of one model's embeddings: one number per frame, larger for what is rarer.
+
+Nothing is compared across a whole pool: light and weather move a vector more than any object does,
+so the outliers of a pool would be its night frames. `workbench.curation.signals.rarity` combines
+signals into one score.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +21,49 @@ from workbench.curation.vectors import unit_vectors
 from workbench.detection.boxes import box_area
 
 Fusion = Literal["mean", "tail", "reciprocal"]
-
 MIN_GROUP_SIZE = 20
-"""A group of fewer is not ranked alone: first of five says little."""
+"""Smaller groups are ranked together: first of five says little."""
 
 RECIPROCAL_K = 60.0
+_QUERY_BLOCK = 2048
+_KNOWN_BLOCK = 32_768
+OBJECT_SIZES = (("small", 24.0), ("medium", 72.0), ("large", float("inf")))
+"""Object sizes by the square root of the box's area, pixels, up to the limit (exclusive)."""
+
+UNCERTAIN_SCORES = (0.2, 0.6)
+"""Range of scores in which the detector is uncertain."""
+
+_MIN_LABELLED = 30
+"""With fewer labelled ones of its condition, a frame or object is compared with all."""
+
+FramePeaks = tuple[NDArray[np.float64], NDArray[np.int64]]
+"""A value per frame, and the row of the object or tile it comes from, -1 for none."""
+
+MIN_OBJECT_PX = 20.0
+"""Square root of the area from which an object has enough pixels to be told apart."""
+
+EXPECTED_SCORE = 0.7
+"""Typical score of a large, uncropped object of a learned class."""
+
+_MIN_SCORE = 0.1
+_EDGE_PX = 3.0
+_MAX_REFERENCE_OBJECTS = 20_000
+_NOVELTY_POWER = 4
+_WHITENING_SHRINK = 0.5
+_DENSITY_NEIGHBOURS = 20
+_DENSITY_SAMPLE = 20_000
 
 
 def rank_within(values: NDArray[np.floating], groups: Sequence[str]) -> NDArray[np.float64]:
-    """Mid-rank of each value in its group, scaled into (0, 1); ties share one rank."""
+    """Mid-rank of each value within its group, scaled to (0, 1); ties share a rank.
+
+    Args:
+        values: ``[n]``.
+        groups: Group of each value.
+
+    Returns:
+        Float64 ``[n]``.
+    """
     ranks = np.empty(len(values))
     _, numbers = np.unique(np.asarray(groups), return_inverse=True)
     for number in range(int(numbers.max(initial=-1)) + 1):
@@ -36,33 +75,39 @@ def rank_within(values: NDArray[np.floating], groups: Sequence[str]) -> NDArray[
 
 
 def merge_small_groups(conditions: Sequence[str]) -> list[str]:
-    """Conditions as groups: those too small to rank within are compared with each other."""
+    """Replace conditions of fewer than `MIN_GROUP_SIZE` frames by one common group."""
     counts: dict[str, int] = {}
     for condition in conditions:
         counts[condition] = counts.get(condition, 0) + 1
-    rest = "other" if max(counts.values(), default=0) >= MIN_GROUP_SIZE else "all"
-    return [c if counts[c] >= MIN_GROUP_SIZE else rest for c in conditions]
+    merged = "other" if max(counts.values(), default=0) >= MIN_GROUP_SIZE else "all"
+    return [c if counts[c] >= MIN_GROUP_SIZE else merged for c in conditions]
 
 
 def fuse_ranks(
     ranks: NDArray[np.float64], weights: Sequence[float], how: Fusion = "tail"
 ) -> NDArray[np.float64]:
-    """One value a row out of ranks ``[n, s]`` in (0, 1); larger is rarer.
+    """Combine ranks of several signals into one value per row; larger is rarer.
 
-    ``mean`` is the weighted mean of ranks. ``tail`` is the weighted sum of ``-log(1 - rank)``
-    (Fisher's combination of p-values): being among the first thousandth in one signal counts more
-    than being a little above the middle in all of them. ``reciprocal`` is the weighted sum of
-    ``1 / (60 + place)`` (Cormack, Clarke and Buettcher 2009), which looks at the first places only.
+    Args:
+        ranks: Float64 ``[n, s]`` in (0, 1).
+        weights: One per signal, not negative, at least one positive.
+        how: ``mean``, the weighted mean; ``tail``, the weighted sum of ``-log(1 - rank)`` (Fisher's
+            combination of p-values), where the top thousandth in one signal counts more than above
+            average in all; ``reciprocal``, the weighted sum of ``1 / (60 + place)`` (Cormack,
+            Clarke and Buettcher 2009), which considers the first places only.
+
+    Returns:
+        Float64 ``[n]``.
 
     Raises:
-        ParameterError: Not one weight a signal, a negative one, or none above zero.
+        ParameterError: The weights do not fit.
     """
     shares = np.asarray(weights, np.float64)
     if shares.shape != ranks.shape[1:] or not (shares >= 0).all() or not shares.sum() > 0:
         raise ParameterError(
-            f"{list(weights)} are no weights for {ranks.shape[1]} signals",
+            f"invalid weights {list(weights)} for {ranks.shape[1]} signals",
             where="weights",
-            hint="Give one number a signal, none negative, one above zero",
+            hint="Give one number per signal, none negative, at least one positive",
         )
     shares = shares / shares.sum()
     if how == "mean":
@@ -75,82 +120,60 @@ def fuse_ranks(
     return fused
 
 
-# ---- How far things lie from labelled ones, in lengths rather than in angles.
-#
-# An angle about the mean says nothing where all are close to the mean: there every direction is as
-# far as any other. A thing that is odd lies far out, and only a length tells.
-
-
-_QUERY_BLOCK = 2048
-_KNOWN_BLOCK = 32_768
-
-
 def nearest_euclidean(
     queries: NDArray[np.floating], known: NDArray[np.floating], neighbours: int = 3
 ) -> NDArray[np.float32]:
     """Mean Euclidean distance of each query to its nearest ``neighbours`` of ``known``.
 
+    Unlike an angle about the mean, a length also tells outliers apart where most vectors are close
+    to the mean.
+
     Args:
         queries: Float ``[n, d]``.
-        known: Float ``[m, d]``, at least one.
+        known: Float ``[m, d]``, at least one row.
+        neighbours: Number of neighbours to average.
 
     Returns:
         Float32 ``[n]``.
 
     Raises:
-        DataError: Vectors that are not finite, or of different widths.
+        DataError: Vectors contain NaN or infinity, or differ in width.
     """
-    mine, others = np.asarray(queries, np.float32), np.asarray(known, np.float32)
-    if mine.shape[1:] != others.shape[1:]:
+    centred, references = np.asarray(queries, np.float32), np.asarray(known, np.float32)
+    if centred.shape[1:] != references.shape[1:]:
         raise DataError(
-            f"vectors of width {mine.shape[1]} cannot be compared with width {others.shape[1]}",
-            hint="They come from different models; embed both with the same one",
+            f"cannot compare vectors of width {centred.shape[1]} and {references.shape[1]}",
+            hint="Embed both with the same model",
         )
-    for name, values in (("", mine), ("labelled ", others)):
+    for name, values in (("", centred), ("labelled ", references)):
         bad = int((~np.isfinite(values)).any(axis=1).sum())
         if bad:
             raise DataError(
-                f"{bad} of {len(values)} {name}vectors are not finite", hint="Embed them again"
+                f"{bad} of {len(values)} {name}vectors contain NaN or infinity",
+                hint="Embed them again",
             )
-    centre = others.mean(0)
-    mine, others = mine - centre, others - centre  # short vectors lose fewer digits when squared
-    count = min(neighbours, len(others))
-    squares = (others**2).sum(1)
-    result = np.empty(len(mine), np.float32)
-    for start in range(0, len(mine), _QUERY_BLOCK):
-        block = mine[start : start + _QUERY_BLOCK]
+    centre = references.mean(0)
+    centred, references = (
+        centred - centre,
+        references - centre,
+    )  # squares of short vectors lose fewer digits
+    count = min(neighbours, len(references))
+    squares = (references**2).sum(1)
+    result = np.empty(len(centred), np.float32)
+    for start in range(0, len(centred), _QUERY_BLOCK):
+        block = centred[start : start + _QUERY_BLOCK]
         best = np.full((len(block), count), np.inf, np.float32)
-        for first in range(0, len(others), _KNOWN_BLOCK):
+        for first in range(0, len(references), _KNOWN_BLOCK):
             part = slice(first, first + _KNOWN_BLOCK)
-            both = np.concatenate([best, squares[part] - 2 * block @ others[part].T], axis=1)
+            both = np.concatenate([best, squares[part] - 2 * block @ references[part].T], axis=1)
             best = np.partition(both, count - 1, axis=1)[:, :count]
         lengths = np.sqrt(np.clip(best + (block**2).sum(1, keepdims=True), 0, None))
         result[start : start + _QUERY_BLOCK] = lengths.mean(axis=1)
     return result
 
 
-# ---- Signals: each looks at a pool in one way and gives a number a frame, larger for what is rarer.
-#
-# Nothing is compared across a whole pool: light and weather move a vector more than any object does,
-# so a pool's outliers are its nights. How signals become one score:
-# `workbench.curation.signals.rarity`.
-
-
-OBJECT_SIZES = (("small", 24.0), ("medium", 72.0), ("large", float("inf")))
-"""Object sizes by the square root of the box's area in pixels: up to and without the limit."""
-
-UNCERTAIN_SCORES = (0.2, 0.6)
-"""Scores that are neither here nor there."""
-
-_MIN_LABELLED = 30
-"""With fewer labelled ones of its condition, a thing is compared with those of any condition."""
-
-Peaks = tuple[NDArray[np.float64], NDArray[np.int64]]
-"""A value of each frame, and the row of the object or tile that it comes from, -1 for none."""
-
-
 def object_size(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number into `SIZES` of each box ``[m, 4]`` xyxy pixels."""
+    """Index into `OBJECT_SIZES` of each box ``[m, 4]`` xyxy, pixels."""
     sides = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1))
     limits = np.array([limit for _, limit in OBJECT_SIZES[:-1]])
     number: NDArray[np.int64] = np.searchsorted(limits, sides, side="right").astype(np.int64)
@@ -158,7 +181,7 @@ def object_size(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def count_uncertain(pool: Embeddings) -> NDArray[np.int64]:
-    """Int64 ``[n]``: boxes of a frame with a score that is neither here nor there."""
+    """Int64 ``[n]``: boxes per frame with a score in `UNCERTAIN_SCORES`."""
     low, high = UNCERTAIN_SCORES
     rows = pool.owner[(pool.scores >= low) & (pool.scores <= high)]
     return np.bincount(rows, minlength=len(pool.frames))
@@ -176,9 +199,9 @@ def frame_distance(
     if labelled is None:
         return distance
     centre = np.asarray(pool.vectors, np.float32).mean(0)
-    mine, others = unit_vectors(pool.vectors, centre), unit_vectors(labelled.vectors, centre)
-    for rows, known in _rows_by_condition(np.asarray(groups), np.asarray(known_groups)):
-        distance[rows] = nearest_distance(mine[rows], others[known], neighbours)
+    units, known_units = unit_vectors(pool.vectors, centre), unit_vectors(labelled.vectors, centre)
+    for rows, known_rows in _rows_by_condition(np.asarray(groups), np.asarray(known_groups)):
+        distance[rows] = nearest_distance(units[rows], known_units[known_rows], neighbours)
     return distance
 
 
@@ -188,28 +211,35 @@ def object_outliers(
     groups: Sequence[str],
     known_groups: Sequence[str],
     neighbours: int = 3,
-) -> Peaks:
-    """The rank of each frame's oddest object among those of its condition, class and size.
+) -> FramePeaks:
+    """Rank of each frame's oddest object among those of its condition, class and size.
 
-    An object's oddness is its mean distance to the nearest labelled objects of the same kind. A box
-    that is hardly believed may be nothing at all, so its rank counts by the root of its score.
+    An object's distance is the mean to the nearest labelled objects of the same kind. A box with a
+    low score may be nothing, so its rank is weighted by the root of its score.
     """
     if labelled is None or not len(pool.scores) or not len(labelled.scores):
         return _no_peaks(len(pool.frames))
     kinds = pool.classes * len(OBJECT_SIZES) + object_size(pool.boxes)
     known_kinds = labelled.classes * len(OBJECT_SIZES) + object_size(labelled.boxes)
-    light, known_light = np.asarray(groups)[pool.owner], np.asarray(known_groups)[labelled.owner]
+    condition, known_condition = (
+        np.asarray(groups)[pool.owner],
+        np.asarray(known_groups)[labelled.owner],
+    )
     distance = np.zeros(len(pool.scores), np.float32)
     for kind in np.unique(kinds):
-        mine, known = np.flatnonzero(kinds == kind), np.flatnonzero(known_kinds == kind)
-        if not len(known):  # none of its kind is labelled: how far is it from anything?
-            known = np.arange(len(known_kinds))
-        for rows, others in _rows_by_condition(light[mine], known_light[known]):
-            distance[mine[rows]] = nearest_euclidean(
-                pool.object_vectors[mine[rows]], labelled.object_vectors[known[others]], neighbours
+        own, reference = np.flatnonzero(kinds == kind), np.flatnonzero(known_kinds == kind)
+        if not len(reference):  # none of its kind is labelled: compare with all
+            reference = np.arange(len(known_kinds))
+        for rows, others in _rows_by_condition(condition[own], known_condition[reference]):
+            distance[own[rows]] = nearest_euclidean(
+                pool.object_vectors[own[rows]],
+                labelled.object_vectors[reference[others]],
+                neighbours,
             )
-    within = [f"{kind} {name}" for kind, name in zip(kinds.tolist(), light.tolist(), strict=True)]
-    ranks = rank_within(distance, within) * np.sqrt(pool.scores)
+    rank_groups = [
+        f"{kind} {name}" for kind, name in zip(kinds.tolist(), condition.tolist(), strict=True)
+    ]
+    ranks = rank_within(distance, rank_groups) * np.sqrt(pool.scores)
     return _peaks(ranks, pool.owner, len(pool.frames))
 
 
@@ -219,27 +249,29 @@ def tile_outliers(
     groups: Sequence[str],
     known_groups: Sequence[str],
     neighbours: int = 3,
-) -> Peaks:
-    """How far each frame's oddest tile lies from labelled tiles at the same place of the picture.
+) -> FramePeaks:
+    """Distance of each frame's oddest tile to labelled tiles at the same position.
 
-    A tile needs no box, so this sees what the detector does not. Its distance is divided by the
-    median of its place and condition: the side of the road is always more varied than its middle.
-    The frame's value is its largest ratio.
+    A tile needs no box, so this covers what the detector misses. The distance is divided by the
+    median of its position and condition, because the roadside always varies more than the middle of
+    the image. A frame's value is its largest ratio.
     """
     count = pool.tiles.per_frame
     if labelled is None or not count or labelled.tiles.grid != pool.tiles.grid:
         return _no_peaks(len(pool.frames))
     width = pool.tiles.vectors.shape[1]
-    mine = pool.tiles.vectors.reshape(len(pool.frames), count, width)
-    known = labelled.tiles.vectors.reshape(len(labelled.frames), count, width)
+    tiles = pool.tiles.vectors.reshape(len(pool.frames), count, width)
+    known_tiles = labelled.tiles.vectors.reshape(len(labelled.frames), count, width)
     ratio = np.zeros((len(pool.frames), count))
-    for rows, others in _rows_by_condition(np.asarray(groups), np.asarray(known_groups)):
-        for place in range(count):
-            distance = nearest_euclidean(mine[rows, place], known[others, place], neighbours)
-            ratio[rows, place] = distance / max(float(np.median(distance)), 1e-6)
-    place = ratio.argmax(axis=1)
+    for rows, known_rows in _rows_by_condition(np.asarray(groups), np.asarray(known_groups)):
+        for position in range(count):
+            distance = nearest_euclidean(
+                tiles[rows, position], known_tiles[known_rows, position], neighbours
+            )
+            ratio[rows, position] = distance / max(float(np.median(distance)), 1e-6)
+    position = ratio.argmax(axis=1)
     rows = np.arange(len(pool.frames))
-    return ratio[rows, place], rows * count + place
+    return ratio[rows, position], rows * count + position
 
 
 def _rows_by_condition(
@@ -254,43 +286,21 @@ def _rows_by_condition(
         )
 
 
-def _no_peaks(frames: int) -> Peaks:
+def _no_peaks(frames: int) -> FramePeaks:
     return np.zeros(frames), np.full(frames, -1, np.int64)
 
 
-def _peaks(values: NDArray[np.float64], owner: NDArray[np.int64], frames: int) -> Peaks:
-    """The largest value of each frame's rows, the first of them among equals."""
+def _peaks(values: NDArray[np.float64], owner: NDArray[np.int64], frames: int) -> FramePeaks:
+    """The largest value of each frame's rows, the first of them on ties."""
     peak, row = _no_peaks(frames)
-    order = np.lexsort((-np.arange(len(values)), values))  # ascending; ties: the first row last
+    order = np.lexsort(
+        (-np.arange(len(values)), values)
+    )  # ascending; on ties the first row is written last
     row[owner[order]] = order
-    found = row >= 0
-    peak[found] = values[row[found]]
-    row[found & (peak <= 0)] = -1
+    present = row >= 0
+    peak[present] = values[row[present]]
+    row[present & (peak <= 0)] = -1
     return peak, row
-
-
-# ---- Novelty: objects unlike any labelled one, and unlike what other drives of the pool show.
-#
-# Vectors are whitened by the spread of labelled objects, so that directions in which ordinary objects
-# differ (how bright, how far) count little, and compared by angle with objects of any class: what a
-# detector never learned gets any class it knows. What is new but common in the pool is not rare, so
-# a sample of the pool's own objects is compared with too, those of other drives only: frames of one
-# drive are near-duplicates.
-#
-# Doubt is what one sees in a detector's scores alone: a large, whole box with a low score. Far and
-# cut-off things have low scores everywhere; near and whole ones do where the detector meets something
-# that it has not learned.
-
-
-MIN_OBJECT_PX = 20.0
-"""Square root of the area from which an object has enough pixels to be told from another."""
-EXPECTED_SCORE = 0.7
-"""Score that a large and whole object of a learned class has as a rule."""
-_MIN_SCORE = 0.1
-_EDGE_PX = 3.0
-_MAX_REFERENCE_OBJECTS = 20_000
-_NOVELTY_POWER = 4
-_WHITENING_SHRINK = 0.5
 
 
 def novelty(
@@ -299,52 +309,59 @@ def novelty(
     drives: Sequence[str] | None = None,
     neighbours: int = 3,
     seed: int = 0,
-) -> Peaks:
-    """How new each frame's objects are, summed, and the row of the newest (-1 for none).
+) -> FramePeaks:
+    """Novelty of each frame's objects, summed, and the row of the most novel one (-1 for none).
 
-    An object's distance is one minus the mean cosine to its nearest labelled objects, or to the
-    nearest objects of other drives where those are nearer. Its fourth power is summed over the
-    frame's whole boxes of 20 px and more: one very new object counts more than many that are
-    a little so.
+    Vectors are whitened by the spread of labelled objects, so that directions in which ordinary
+    objects differ (brightness, distance) count little, and compared with objects of any class: an
+    object that the detector never learned gets some class it knows. An object's distance is one
+    minus the mean cosine to its nearest labelled objects, or to the nearest objects of other drives
+    where those are nearer: what is common in the pool is not rare. Frames of one drive are
+    near-duplicates, so other drives only. The fourth power of the distance is summed over the
+    frame's uncropped boxes of 20 px and more: one very novel object counts more than many that are
+    slightly so.
 
     Args:
-        drives: Drive of each frame of the pool; without them the pool is compared with what is
-            labelled only.
-        seed: Of the samples of 20,000 objects at most that are compared with.
+        pool: The candidates.
+        labelled: What is labelled already, or None.
+        drives: Drive of each frame of the pool; None compares with labelled objects only.
+        neighbours: Number of neighbours to average.
+        seed: Of the samples of at most 20,000 objects to compare with.
     """
-    value, newest = np.zeros(len(pool.frames)), np.full(len(pool.frames), -1, np.int64)
-    mine = np.flatnonzero(_uncropped(pool) & (_box_sides(pool) > MIN_OBJECT_PX))
-    source = labelled if labelled is not None and len(labelled.scores) else None
-    if not len(mine) or (source is None and drives is None):
-        return value, newest
+    value, most_novel = np.zeros(len(pool.frames)), np.full(len(pool.frames), -1, np.int64)
+    own = np.flatnonzero(_uncropped(pool) & (_box_sides(pool) > MIN_OBJECT_PX))
+    reference = labelled if labelled is not None and len(labelled.scores) else None
+    if not len(own) or (reference is None and drives is None):
+        return value, most_novel
     rng = np.random.default_rng(seed)
-    shape = source or pool
-    mean, scale = whitening(shape.object_vectors, _WHITENING_SHRINK)
-    distance = np.full(len(mine), 2.0, np.float32)
-    vectors = _whitened_units(pool.object_vectors[mine], mean, scale)
-    if source is not None:
-        rows = _sample_rows(rng, np.arange(len(source.scores)))
-        known = _whitened_units(source.object_vectors[rows], mean, scale)
-        distance = nearest_distance(vectors, known, neighbours)
+    basis = reference or pool
+    mean, scale = whitening(basis.object_vectors, _WHITENING_SHRINK)
+    distance = np.full(len(own), 2.0, np.float32)
+    vectors = _whitened_units(pool.object_vectors[own], mean, scale)
+    if reference is not None:
+        rows = _sample_rows(rng, np.arange(len(reference.scores)))
+        reference_units = _whitened_units(reference.object_vectors[rows], mean, scale)
+        distance = nearest_distance(vectors, reference_units, neighbours)
     if drives is not None:
         others = _distance_to_other_drives(
-            pool, mine, vectors, np.asarray(drives), (mean, scale), neighbours, rng
+            pool, own, vectors, np.asarray(drives), (mean, scale), neighbours, rng
         )
         distance = np.minimum(distance, others)
-    owner = pool.owner[mine]
+    owner = pool.owner[own]
     np.add.at(value, owner, distance.astype(float) ** _NOVELTY_POWER)
     order = np.lexsort((-np.arange(len(distance)), distance))
-    newest[owner[order]] = mine[order]  # the last one written is the newest of its frame
-    return value, newest
+    most_novel[owner[order]] = own[order]  # the last one written is the most_novel of its frame
+    return value, most_novel
 
 
 def doubt(pool: Embeddings) -> NDArray[np.float64]:
-    """Float64 ``[n]``: largest ``(0.7 - score) * sqrt(side)`` of a frame's whole boxes.
+    """Float64 ``[n]``: largest ``(0.7 - score) * sqrt(side)`` of a frame's uncropped boxes.
 
-    Boxes below 0.1 are left out: they are noise.
+    Distant and cropped objects have low scores everywhere; near and uncropped ones only where the
+    detector meets something it has not learned. Boxes below 0.1 are ignored as noise.
     """
-    short = np.clip(EXPECTED_SCORE - pool.scores.astype(float), 0.0, None)
-    values = short * np.sqrt(_box_sides(pool)) * (pool.scores > _MIN_SCORE) * _uncropped(pool)
+    gap = np.clip(EXPECTED_SCORE - pool.scores.astype(float), 0.0, None)
+    values = gap * np.sqrt(_box_sides(pool)) * (pool.scores > _MIN_SCORE) * _uncropped(pool)
     largest = np.zeros(len(pool.frames))
     np.maximum.at(largest, pool.owner, values)
     return largest
@@ -404,29 +421,22 @@ def _whitened_units(
     return unit
 
 
-# ---- Typicality: what to label first, while almost nothing is labelled.
-#
-# With no labels, rare is only strange, and a model learns little from strange frames alone (Hacohen,
-# Dekel and Weinshall 2022, "Active learning on a budget: opposite strategies suit high and low
-# budgets"). So the pool is cut into clusters, those without labels come first, and in each the frame
-# in the densest place comes first.
-
-
-_DENSITY_NEIGHBOURS = 20
-_DENSITY_SAMPLE = 20_000
-
-
 def typicality(
     pool: Embeddings, groups: Sequence[str], clusters: int = 50, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Float64 ``[n]`` in (0, 1): 1 is the middle of its cluster.
+    """Float64 ``[n]`` in (0, 1): 1 is the centre of a cluster; what to label first when almost
+    nothing is.
 
-    A frame's density is one over its mean distance to its 20 nearest frames of the same condition
-    and cluster, ranked within the cluster, so that no cluster has all the high places.
+    With few labels, models learn more from typical frames than from rare ones (Hacohen, Dekel and
+    Weinshall 2022, "Active learning on a budget: opposite strategies suit high and low budgets"). A
+    frame's density is one over its mean distance to its 20 nearest frames of the same condition and
+    cluster, ranked within the cluster, so that no cluster takes all the first places.
 
     Args:
-        groups: Condition of each frame; clusters never reach across conditions.
-        clusters: In all; each condition gets its share of them, by its number of frames.
+        pool: The candidates.
+        groups: Condition of each frame; clusters never span conditions.
+        clusters: In total; each condition gets its share, by its number of frames.
+        seed: Of the clustering.
     """
     numbers = cluster_within(pool.vectors, groups, clusters, seed)
     density = np.zeros(len(numbers))
@@ -441,10 +451,9 @@ def typicality(
 def cluster_within(
     vectors: NDArray[np.floating], groups: Sequence[str], clusters: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Int64 ``[n]``: a cluster's number for each frame, k-means within each condition.
+    """Int64 ``[n]``: cluster number of each frame, by k-means within each condition.
 
-    The same seed gives the same clusters; a condition of few or equal frames gets no more clusters
-    than it has different ones.
+    Equal seeds give equal clusters; a condition gets no more clusters than it has distinct frames.
     """
     import faiss
 
@@ -454,15 +463,15 @@ def cluster_within(
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
         unit = unit_vectors(vectors[rows])
-        wanted = max(1, round(clusters * len(rows) / len(names)))
-        wanted = min(wanted, len(np.unique(unit.round(4), axis=0)))
-        if wanted > 1:
-            means = faiss.Kmeans(
-                unit.shape[1], wanted, niter=15, seed=seed + 1, min_points_per_centroid=1
+        count = max(1, round(clusters * len(rows) / len(names)))
+        count = min(count, len(np.unique(unit.round(4), axis=0)))
+        if count > 1:
+            kmeans = faiss.Kmeans(
+                unit.shape[1], count, niter=15, seed=seed + 1, min_points_per_centroid=1
             )
-            means.train(unit)
-            numbers[rows] = first + means.index.search(unit, 1)[1][:, 0]
+            kmeans.train(unit)
+            numbers[rows] = first + kmeans.index.search(unit, 1)[1][:, 0]
         else:
             numbers[rows] = first
-        first += wanted
+        first += count
     return numbers

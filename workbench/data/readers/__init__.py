@@ -1,7 +1,8 @@
-"""Readers: a folder in one of several formats, to what its annotations claim.
+"""Readers of source folders in several formats.
 
-A reader opens annotations, never images, and believes nothing: what it cannot make sense of
-becomes a problem with its file and reason. `workbench.data.ingest` checks the rest.
+A reader opens annotations, never images. What it cannot read becomes a problem with its file and
+reason; `workbench.data.ingest` checks the rest. To add a format, write the two functions that
+`READERS` and `_DETECTORS` list.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
-from workbench.data import source as provenance
 from workbench.data.readers import coco, per_image
-from workbench.data.source import Source
+from workbench.data.source import Source, apply_drives_file
+
+__all__ = ["READERS", "read_source"]
 
 READERS: dict[str, Callable[[Path], Source]] = {
     "coco": coco.read_coco,
@@ -22,7 +24,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "images": per_image.read_images,
 }
 
-# In this order: what is most telling first, and any folder is a folder of images.
+# Most specific first: any folder can be a folder of images.
 _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "coco": coco.is_coco,
     "kitti": per_image.is_kitti,
@@ -32,12 +34,15 @@ _DETECTORS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def read_source(source: Path, format: str = "auto") -> Source:  # noqa: A002 - the word users know
-    """Read ``source`` and what its ``drives.json`` adds.
+def read_source(source: Path, format: str = "auto") -> Source:  # noqa: A002 - as on the command line
+    """Read a source folder, including its ``drives.json``.
+
+    Args:
+        format: A key of `READERS`, or ``auto`` to detect it.
 
     Raises:
-        ParameterError: No such format, or no such folder.
-        DataError: Nothing in there can be read in this format.
+        ParameterError: The format or the folder does not exist.
+        DataError: The folder has no frames in this format.
     """
     source = source.expanduser()
     if format != "auto" and format not in READERS:
@@ -45,27 +50,22 @@ def read_source(source: Path, format: str = "auto") -> Source:  # noqa: A002 - t
             "unknown source format", where=format, hint=f"Use auto, {', '.join(READERS)}"
         )
     if not source.exists():
-        raise ParameterError("there is no such source", where=source)
-    chosen = detect_format(source) if format == "auto" else format
-    found = provenance.apply_drives_file(READERS[chosen](source))
-    if not found.frames:
+        raise ParameterError("no such source", where=source)
+    chosen = _detect_format(source) if format == "auto" else format
+    contents = apply_drives_file(READERS[chosen](source))
+    if not contents.frames:
         raise DataError(
             f"no frames found in the {chosen} format",
             where=source,
-            hint="Name the folder that holds the images and annotations, or another --format",
+            hint="Name the folder with the images and annotations, or try another --format",
         )
-    return found
+    return contents
 
 
-def detect_format(source: Path) -> str:
-    """The format that ``source`` is in, judged by its files.
-
-    Raises:
-        DataError: It is in none.
-    """
-    for name, looks_right in _DETECTORS.items():
-        if looks_right(source):
+def _detect_format(source: Path) -> str:
+    for name, matches in _DETECTORS.items():
+        if matches(source):
             return name
     raise DataError(
-        "cannot tell what this source is", where=source, hint=f"Formats: {', '.join(READERS)}"
+        "unknown format", where=source, hint=f"Choose a --format from {', '.join(READERS)}"
     )

@@ -2,7 +2,7 @@
 
 Beyond COCO, an image may carry ``drive`` (or ``sequence``), ``index``, ``timestamp_us``,
 ``light`` (or ``lighting``), ``weather``, ``construction`` and ``events``, and an annotation
-``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks what is not scored.
+``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks an ignore region.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from workbench.core.errors import DataError
+from workbench.core.types import Json
 from workbench.data.source import (
     Source,
     SourceBox,
@@ -26,8 +27,6 @@ from workbench.data.source import (
 from workbench.records.frames import Conditions, Light, Weather
 from workbench.records.types import Quarantined
 
-Json = dict[str, Any]
-
 _COMMON_FILE_NAMES = (
     "labels.coco.json",
     "_annotations.coco.json",
@@ -37,14 +36,15 @@ _COMMON_FILE_NAMES = (
 
 
 def is_coco(source: Path) -> bool:
+    """Whether ``source`` is or contains a COCO file."""
     return bool(_candidates(source))
 
 
 def read_coco(source: Path) -> Source:
-    """Read the one COCO file in ``source``, which may also be named itself.
+    """Read the COCO file in ``source``, or the file ``source``.
 
     Raises:
-        DataError: There is none, several, or it is not COCO.
+        DataError: There is no COCO file, or several.
     """
     path = _coco_file(source)
     root = source if source.is_dir() else source.parent
@@ -72,24 +72,23 @@ def read_coco(source: Path) -> Source:
         root=root,
         frames=tuple(frames),
         problems=tuple(problems),
-        about=body.get("info") or {},
     )
 
 
 def _coco_file(source: Path) -> Path:
-    found = _candidates(source)
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(path.name for path in found[:5])
+    files = _candidates(source)
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(path.name for path in files[:5])
     raise DataError(
-        f"several COCO files: {names}" if found else "no COCO file here",
+        f"several COCO files: {names}" if files else "no COCO file",
         where=source,
-        hint="Name one of them instead of the folder" if found else "Try another --format",
+        hint="Name one of them instead of the folder" if files else "Try another --format",
     )
 
 
 def _candidates(source: Path) -> list[Path]:
-    """COCO files in ``source``; a usual name beats the others."""
+    """COCO files in ``source``; one with a common name takes precedence."""
     if source.is_file():
         return [source] if source.suffix == ".json" else []
     for name in _COMMON_FILE_NAMES:
@@ -114,7 +113,9 @@ def _load(path: Path) -> Json:
         raise DataError(f"cannot read the COCO file: {error}", where=path) from error
     parts = ("images", "annotations", "categories")
     if not isinstance(body, dict) or not all(isinstance(body.get(part), list) for part in parts):
-        raise DataError("not a COCO detection file", where=path, hint=f"It needs {parts}")
+        raise DataError(
+            "not a COCO detection file", where=path, hint=f"It needs {', '.join(parts)}"
+        )
     return body
 
 
@@ -146,7 +147,7 @@ def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, lis
 
 
 def _fraction_or_none(value: Any) -> float | None:
-    # Some exporters write flags here; true is no fraction, and what it hides is not known.
+    # Some exporters write flags: false is 0, and true does not say how much.
     if value is None or isinstance(value, bool):
         return None if value is not False else 0.0
     number = float(value)
@@ -195,7 +196,7 @@ def _size(image: Json) -> tuple[int, int] | None:
 
 
 def _conditions(image: Json) -> Conditions:
-    """Conditions in words we know; another source's own words stay ``unknown``."""
+    """Conditions of an image; values that are not ours are ``unknown``."""
     light = str(image.get("light") or image.get("lighting") or "").lower()
     weather = str(image.get("weather") or "").lower()
     return Conditions(
@@ -206,7 +207,7 @@ def _conditions(image: Json) -> Conditions:
 
 
 class _ImageFinder:
-    """Finds images where COCO files usually keep them, and never outside the source."""
+    """Finds images where COCO files usually have them, and never outside the source."""
 
     def __init__(self, root: Path, beside: Path) -> None:
         self.root = root
@@ -224,8 +225,8 @@ class _ImageFinder:
             self._by_name = {}
             for path in find_images(self.root):
                 self._by_name.setdefault(path.name, []).append(path)
-        found = self._by_name.get(pure.name, [])
-        return found[0] if len(found) == 1 else None
+        files = self._by_name.get(pure.name, [])
+        return files[0] if len(files) == 1 else None
 
 
 def _mislabelled(file: str, detail: str) -> Quarantined:

@@ -1,8 +1,11 @@
-"""Readers of formats with one annotation file per image: KITTI, Pascal VOC, YOLO; and plain folders."""
+"""Readers for one annotation file per image (KITTI, Pascal VOC, YOLO) and for plain folders."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,7 +19,7 @@ from workbench.data.source import (
     SourceBox,
     SourceFrame,
     find_images,
-    parse_file_name,
+    frame_of_file,
     relative_name,
 )
 from workbench.records.frames import UNKNOWN, Calibration, Drive
@@ -24,50 +27,42 @@ from workbench.records.types import Quarantined
 
 
 def is_image_folder(source: Path) -> bool:
+    """Whether there are images below ``source``."""
     return source.is_dir() and bool(find_images(source))
 
 
 def read_images(source: Path) -> Source:
-    """Every image below ``source``, in order of name."""
-    frames = tuple(_unlabeled_frame(file, source) for file in find_images(source))
+    """All images below ``source``, without labels."""
+    frames = tuple(frame_of_file(file, source) for file in find_images(source))
     return Source(format="images", root=source, frames=frames)
 
 
-def _unlabeled_frame(file: Path, root: Path) -> SourceFrame:
-    name = relative_name(file, root)
-    parts = parse_file_name(name)
-    return SourceFrame(
-        file=file, name=name, drive=parts.drive, index=parts.index, counter=parts.counter
-    )
-
-
-# ---- KITTI object layout: ``image_2``, ``label_2`` and ``calib`` side by side.
-#
-# Boxes are left, top, right, bottom in pixels counted from 0, taken as continuous. The benchmark
-# shuffled its frames, so file numbers say nothing of time; frames that share a calibration were
-# recorded in the same session and are kept together as a drive. Geiger et al., CVPR 2012.
-
+# KITTI object layout: ``image_2``, ``label_2`` and ``calib`` side by side. Boxes are left, top,
+# right, bottom in pixels counted from 0, taken as continuous. The benchmark shuffled its frames,
+# so file numbers are not times; frames with the same calibration were recorded in the same
+# session, and form a drive. Geiger et al., "Are we ready for autonomous driving?", CVPR 2012.
 
 _KITTI_CAMERA = re.compile(r"^image_(\d)$")
 
-# KITTI tells levels: fully visible, partly and largely occluded, unknown. These are nominal
-# fractions for the levels, chosen here; level 3 stays unknown.
+# KITTI has levels: fully visible, partly occluded, largely occluded, unknown. The fractions are
+# nominal values chosen here; level 3 (unknown) has none.
 _KITTI_OCCLUSION = {0: 0.0, 1: 0.4, 2: 0.8}
 
 
 def is_kitti(source: Path) -> bool:
+    """Whether there is an ``image_N`` folder in or below ``source``."""
     return _kitti_image_folder(source) is not None
 
 
 def read_kitti(source: Path) -> Source:
-    """Frames of the left colour camera (``image_2``), else of the first camera there is.
+    """Frames of the left colour camera (``image_2``), else of the first camera.
 
     Raises:
-        DataError: No ``image_N`` folder anywhere below.
+        DataError: There is no ``image_N`` folder.
     """
     images = _kitti_image_folder(source)
     if images is None:
-        raise DataError("no image_2 folder below", where=source, hint="Try another --format")
+        raise DataError("no folder image_2", where=source, hint="Try another --format")
     base, camera = images.parent, images.name.removeprefix("image_")
     labels, calibs = base / f"label_{camera}", base / "calib"
     problems: list[Quarantined] = []
@@ -77,13 +72,17 @@ def read_kitti(source: Path) -> Source:
     for file in files:
         drive = _kitti_drive(calibs / f"{file.stem}.txt", camera, source, problems)
         drives[drive.id] = drive
-        boxes = _parse_kitti(labels / f"{file.stem}.txt", source, problems)
-        frames.append(_kitti_frame(file, source, drive.id, boxes))
+        label_file = labels / f"{file.stem}.txt"
+        boxes: tuple[SourceBox, ...] = ()
+        if label_file.is_file():
+            boxes = _parse_lines(label_file, source, _kitti_box, problems)
+        # File numbers count neither time nor frames of a drive.
+        frame = frame_of_file(file, source, boxes)
+        frames.append(replace(frame, drive=drive.id, counter=None))
     stems = {file.stem for file in files}
     for path in sorted(labels.glob("*.txt")):
         if path.stem not in stems:
-            name = relative_name(path, source)
-            problems.append(Quarantined(file=name, reason="missing", detail="its image is away"))
+            problems.append(_image_missing(path, source))
     return Source(
         format="kitti",
         root=source,
@@ -97,8 +96,8 @@ def _kitti_image_folder(source: Path) -> Path | None:
     if not source.is_dir():
         return None
     folders = [source, *source.rglob("image_*")]
-    found = [path for path in folders if _KITTI_CAMERA.match(path.name) and path.is_dir()]
-    return min(found, key=lambda path: (path.name != "image_2", str(path)), default=None)
+    cameras = [path for path in folders if _KITTI_CAMERA.match(path.name) and path.is_dir()]
+    return min(cameras, key=lambda path: (path.name != "image_2", str(path)), default=None)
 
 
 def _kitti_drive(path: Path, camera: str, root: Path, problems: list[Quarantined]) -> Drive:
@@ -119,22 +118,6 @@ def _kitti_drive(path: Path, camera: str, root: Path, problems: list[Quarantined
     return Drive(id=name, calibration=calibration, sensor=f"image_{camera}")
 
 
-def _parse_kitti(path: Path, root: Path, problems: list[Quarantined]) -> tuple[SourceBox, ...]:
-    if not path.is_file():
-        return ()
-    boxes = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            boxes.append(_kitti_box(line.split(), f"line {number}"))
-        except ValueError as error:
-            detail = f"line {number}: {error}"
-            entry = Quarantined(file=relative_name(path, root), reason="mislabelled", detail=detail)
-            problems.append(entry)
-    return tuple(boxes)
-
-
 def _kitti_box(words: list[str], detail: str) -> SourceBox:
     if len(words) == 16:
         raise ValueError("sixteen columns: a model's output with its score is no label")
@@ -150,24 +133,15 @@ def _kitti_box(words: list[str], detail: str) -> SourceBox:
     )
 
 
-def _kitti_frame(file: Path, root: Path, drive: str, boxes: tuple[SourceBox, ...]) -> SourceFrame:
-    name = relative_name(file, root)
-    return SourceFrame(
-        file=file, name=name, drive=drive, index=parse_file_name(name).index, boxes=boxes
-    )
-
-
-# ---- Pascal VOC: an XML file an image; pixel indices count from 1 and both corners are inside.
-#
-# Pixel k covers [k-1, k) in continuous coordinates, so a box is (xmin-1, ymin-1, xmax, ymax).
-# ``difficult`` objects are not scored, as in VOC's own evaluation. ``truncated`` is a flag: 0 means
-# nothing is cut off; how much is, with 1, VOC does not say.
-
+# Pascal VOC: one XML file per image. Pixel indices count from 1 and both corners are inside: pixel
+# k covers [k-1, k), so a box is (xmin-1, ymin-1, xmax, ymax). ``difficult`` objects are ignored,
+# as in VOC's own evaluation. ``truncated`` is a flag: 1 does not say how much is cut off.
 
 _MAX_VOC_BYTES = 8_000_000
 
 
 def is_voc(source: Path) -> bool:
+    """Whether the first XML file below ``source`` is a VOC annotation."""
     if not source.is_dir():
         return False
     first = next(iter(sorted(_voc_documents(source))), None)
@@ -175,34 +149,34 @@ def is_voc(source: Path) -> bool:
 
 
 def read_voc(source: Path) -> Source:
-    """Images with the XML file of the same name beside them or under ``Annotations``."""
+    """Images with the XML files of the same names, beside them or in ``Annotations``."""
     files = find_images(source)
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         by_stem.setdefault(file.stem, []).append(file)
     problems: list[Quarantined] = []
     boxes: dict[Path, tuple[tuple[int, int] | None, tuple[SourceBox, ...]]] = {}
-    refused: set[Path] = set()
+    rejected: set[Path] = set()
     for document in sorted(_voc_documents(source)):
         image = _voc_image(document, by_stem)
         name = relative_name(document, source)
         if image is None:
-            problems.append(Quarantined(file=name, reason="missing", detail="its image is away"))
+            problems.append(_image_missing(document, source))
             continue
         try:
             if image in boxes:
                 raise ValueError("a second annotation of the same image")
             boxes[image] = _parse_voc(document, name, problems)
         except (ElementTree.ParseError, ValueError) as error:
-            refused.add(image)
+            rejected.add(image)
             problems.append(Quarantined(file=name, reason="mislabelled", detail=str(error)))
-    # An image whose annotation is broken is no image without objects: it stays out as well.
-    frames = tuple(
-        _voc_frame(file, source, *boxes.get(file, (None, ())))
-        for file in files
-        if file not in refused
-    )
-    return Source(format="voc", root=source, frames=frames, problems=tuple(problems))
+    # An image with an invalid annotation is not an image without objects: it is left out, too.
+    frames = []
+    for file in files:
+        if file not in rejected:
+            size, labels = boxes.get(file, (None, ()))
+            frames.append(frame_of_file(file, source, labels, size))
+    return Source(format="voc", root=source, frames=tuple(frames), problems=tuple(problems))
 
 
 def _voc_documents(source: Path) -> list[Path]:
@@ -210,12 +184,12 @@ def _voc_documents(source: Path) -> list[Path]:
 
 
 def _voc_image(document: Path, by_stem: dict[str, list[Path]]) -> Path | None:
-    found = by_stem.get(document.stem, [])
-    beside = [file for file in found if file.parent == document.parent]
+    images = by_stem.get(document.stem, [])
+    beside = [file for file in images if file.parent == document.parent]
+    beside += [file for file in images if file.parent.parent == document.parent.parent]
     if beside:
         return beside[0]
-    near = [file for file in found if file.parent.parent == document.parent.parent]
-    return near[0] if near else (found[0] if len(found) == 1 else None)
+    return images[0] if len(images) == 1 else None
 
 
 def _parse_voc(
@@ -223,22 +197,22 @@ def _parse_voc(
 ) -> tuple[tuple[int, int] | None, tuple[SourceBox, ...]]:
     content = document.read_bytes()
     if len(content) > _MAX_VOC_BYTES or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        # Entities can grow without bound and VOC has no use for them.
+        # Entities can expand without bound, and VOC does not use them.
         raise ValueError("not a VOC annotation: too large, or it defines entities")
-    root = ElementTree.fromstring(content)  # noqa: S314 - entities are refused above
+    root = ElementTree.fromstring(content)  # noqa: S314 - no entities, see above
     if root.tag != "annotation":
         raise ValueError(f"not a VOC annotation but <{root.tag}>")
-    found = []
+    boxes = []
     for number, entry in enumerate(root.iter("object"), start=1):
         try:
-            found.append(_voc_box(entry, f"object {number}"))
+            boxes.append(_voc_box(entry, f"object {number}"))
         except ValueError as error:
             detail = f"object {number}: {error}"
             problems.append(Quarantined(file=name, reason="mislabelled", detail=detail))
     width, height = root.findtext("size/width"), root.findtext("size/height")
-    # Some tools write 0 x 0 for what they did not look up.
+    # Some tools write 0 x 0 for an unknown size.
     size = (int(width), int(height)) if width and height and int(width) > 0 else None
-    return size, tuple(found)
+    return size, tuple(boxes)
 
 
 def _voc_box(entry: ElementTree.Element, detail: str) -> SourceBox:
@@ -257,48 +231,31 @@ def _voc_box(entry: ElementTree.Element, detail: str) -> SourceBox:
     )
 
 
-def _voc_frame(
-    file: Path, root: Path, size: tuple[int, int] | None, boxes: tuple[SourceBox, ...]
-) -> SourceFrame:
-    name = relative_name(file, root)
-    parts = parse_file_name(name)
-    return SourceFrame(
-        file=file,
-        name=name,
-        drive=parts.drive,
-        index=parts.index,
-        counter=parts.counter,
-        size=size,
-        boxes=boxes,
-    )
-
-
-# ---- YOLO text files: ``class cx cy w h`` a line, fractions of the image, or a polygon's corners.
-#
-# Class names come from ``data.yaml`` (any YAML with ``names``), ``classes.txt`` or ``obj.names``. A
-# polygon becomes the box around it. A line of six numbers carries a confidence: that is what a
-# model said, not a label, and it is quarantined.
-
+# YOLO: ``class cx cy w h`` per line, in fractions of the image, or the corners of a polygon, of
+# which the bounding box is taken. Class names come from ``data.yaml`` (any YAML with ``names``),
+# ``classes.txt`` or ``obj.names``. A line of six numbers has a confidence: it is a prediction, not
+# a label, and is quarantined.
 
 _YOLO_NAME_FILES = ("classes.txt", "obj.names")
 _YOLO_OTHER_FILES = frozenset({"classes.txt", "train.txt", "val.txt", "test.txt", "notes.txt"})
 
 
 def is_yolo(source: Path) -> bool:
+    """Whether there are class names and label files below ``source``."""
     if not source.is_dir():
         return False
     named = (
         any((source / name).is_file() for name in _YOLO_NAME_FILES)
         or _yolo_yaml_names(source) is not None
     )
-    return named and any(True for _ in _yolo_label_files(source))
+    return named and bool(_yolo_label_files(source))
 
 
 def read_yolo(source: Path) -> Source:
-    """Images with the text file of the same name beside them, or in ``labels`` for ``images``.
+    """Images with the text files of the same names, beside them or in ``labels`` for ``images``.
 
     Raises:
-        DataError: No list of class names.
+        DataError: There are no class names.
     """
     names = _yolo_class_names(source)
     files = find_images(source)
@@ -310,11 +267,10 @@ def read_yolo(source: Path) -> Source:
         boxes: tuple[SourceBox, ...] = ()
         if labels is not None:
             used.add(labels)
-            boxes = _parse_yolo(labels, relative_name(labels, source), names, problems)
-        frames.append(_yolo_frame(file, source, boxes))
+            boxes = _parse_lines(labels, source, partial(_yolo_box, names=names), problems)
+        frames.append(frame_of_file(file, source, boxes))
     for path in sorted(set(_yolo_label_files(source)) - used):
-        name = relative_name(path, source)
-        problems.append(Quarantined(file=name, reason="missing", detail="its image is away"))
+        problems.append(_image_missing(path, source))
     return Source(format="yolo", root=source, frames=tuple(frames), problems=tuple(problems))
 
 
@@ -349,7 +305,7 @@ def _yolo_class_names(source: Path) -> dict[int, str]:
     raise DataError(
         "no class names for YOLO labels",
         where=source,
-        hint="Put data.yaml with `names`, or classes.txt with a name a line, beside the images",
+        hint="Add data.yaml with `names`, or classes.txt with one name per line",
     )
 
 
@@ -363,26 +319,11 @@ def _yolo_yaml_names(source: Path) -> dict[int, str] | None:
             if isinstance(names, dict):
                 return {int(number): str(name) for number, name in names.items()}
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError("cannot read the YOLO description", where=path) from error
+            raise DataError("cannot read the class names of YOLO labels", where=path) from error
     return None
 
 
-def _parse_yolo(
-    path: Path, name: str, names: dict[int, str], problems: list[Quarantined]
-) -> tuple[SourceBox, ...]:
-    boxes = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            boxes.append(_yolo_box(line.split(), names, f"line {number}"))
-        except ValueError as error:
-            detail = f"line {number}: {error}"
-            problems.append(Quarantined(file=name, reason="mislabelled", detail=detail))
-    return tuple(boxes)
-
-
-def _yolo_box(words: list[str], names: dict[int, str], detail: str) -> SourceBox:
+def _yolo_box(words: list[str], detail: str, names: dict[int, str]) -> SourceBox:
     if len(words) == 6:
         raise ValueError("six numbers: a model's output with its confidence is no label")
     if len(words) < 5 or len(words) % 2 == 0:
@@ -399,14 +340,30 @@ def _yolo_box(words: list[str], names: dict[int, str], detail: str) -> SourceBox
     return SourceBox(name=name, corners=corners, detail=detail, normalised=True)
 
 
-def _yolo_frame(file: Path, root: Path, boxes: tuple[SourceBox, ...]) -> SourceFrame:
-    name = relative_name(file, root)
-    parts = parse_file_name(name)
-    return SourceFrame(
-        file=file,
-        name=name,
-        drive=parts.drive,
-        index=parts.index,
-        counter=parts.counter,
-        boxes=boxes,
-    )
+def _parse_lines(
+    path: Path,
+    root: Path,
+    parse: Callable[[list[str], str], SourceBox],
+    problems: list[Quarantined],
+) -> tuple[SourceBox, ...]:
+    """Boxes of a text file with one box per line; invalid lines become problems."""
+    boxes = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            boxes.append(parse(line.split(), f"line {number}"))
+        except ValueError as error:
+            problems.append(
+                Quarantined(
+                    file=relative_name(path, root),
+                    reason="mislabelled",
+                    detail=f"line {number}: {error}",
+                )
+            )
+    return tuple(boxes)
+
+
+def _image_missing(annotation: Path, root: Path) -> Quarantined:
+    name = relative_name(annotation, root)
+    return Quarantined(file=name, reason="missing", detail="its image is away")

@@ -1,4 +1,4 @@
-"""Where steps run. Every executor starts the same unit, ``workbench run-step SPEC.json``."""
+"""Executors: where steps run. Each starts the same unit, ``workbench run-step SPEC.json``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Protocol
 
 from workbench.pipeline.spec import StepResult, StepSpec
 
+__all__ = ["Executor"]
+
 
 class Executor(Protocol):
     """Runs single steps; the pipeline decides which, and when.
 
-    ``threads`` and ``memory_gib`` are what it can hand out at once.
+    ``threads`` and ``memory_gib`` are available to all running steps together.
     """
 
     @property
@@ -23,14 +25,15 @@ class Executor(Protocol):
     def execute(
         self, spec: StepSpec, watch: Callable[[], None], stop: threading.Event
     ) -> StepResult:
-        """Run one step to its end. Called from one thread a step, several at once.
+        """Run one step and wait for it. Called from several threads, one per step.
 
         Args:
+            spec: The step.
             watch: Called a few times a second while the step runs, and once after.
-            stop: When set, the step is ended and its result says ``CANCELLED``.
+            stop: When set, the step is ended with status ``CANCELLED``.
         """
         ...
 
     def close(self) -> None:
-        """Let go of what was started for running steps."""
+        """End what was started to run steps."""
         ...

@@ -1,8 +1,9 @@
-"""The warm process that local steps are forked from.
+"""The preloaded process that local steps are forked from.
 
-Reads spec files, a line each, from standard input; writes ``{"spec", "pid"}`` when a step's child
-has started and ``{"spec", "status"}`` when it ended. Stays single-threaded, because a fork takes
-only the thread that calls it. Ends with its input; its children die with it.
+Reads paths of spec files from standard input, one per line; writes ``{"spec", "pid"}`` when a
+step's child has started and ``{"spec", "status"}`` when it has ended. Stays single-threaded,
+because a fork keeps only the calling thread. Ends when its input is closed; its children die with
+it.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from workbench.core.processes import die_with_parent
 from workbench.pipeline import runner
 from workbench.pipeline.unit import LOG_FILE, run_step
 
+__all__: list[str] = []
+
 
 def main() -> None:
+    """Fork a child for each spec until the input is closed."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the run, which tells each step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the run, which stops each step
     runner.preload()
 
     children: dict[int, str] = {}
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
+    wakeup, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
+    signal.set_wakeup_fd(wakeup_write)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     buffered = b""
     while True:
-        ready, _, _ = select.select([0, woken], [], [])
-        if woken in ready:
-            os.read(woken, 4096)
+        ready, _, _ = select.select([0, wakeup], [], [])
+        if wakeup in ready:
+            os.read(wakeup, 4096)
         _collect_ended(children)
         if 0 not in ready:
             continue
@@ -49,7 +53,7 @@ def main() -> None:
 
 
 def _fork_step(spec: str) -> int:
-    """Fork a child that runs the step of ``spec`` with its output in the step's log."""
+    """Fork a child that runs a step, with its output in the step's log."""
     pid = os.fork()
     if pid:
         return pid
@@ -72,10 +76,10 @@ def _fork_step(spec: str) -> int:
 
 def _collect_ended(children: dict[int, str]) -> None:
     for pid in list(children):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
+        ended_pid, status = os.waitpid(pid, os.WNOHANG)
+        if ended_pid:
             _send_message({"spec": children.pop(pid), "status": os.waitstatus_to_exitcode(status)})
 
 
-def _send_message(what: dict[str, object]) -> None:
-    os.write(1, (json.dumps(what) + "\n").encode())
+def _send_message(message: dict[str, object]) -> None:
+    os.write(1, (json.dumps(message) + "\n").encode())
