@@ -1,4 +1,4 @@
-"""Data: sources to checked, immutable, versioned frames and labels.
+"""Datasets: read sources, check them, assign roles, compare versions.
 
 ingested = data.ingest(workspace, folder, name="camvid")
 dataset = data.assign_roles(ingested.dataset)

@@ -1,24 +1,26 @@
-"""What changed between two dataset versions, in the words of labelling.
+"""Compare two dataset versions.
 
-Frames are the same when their bytes are. Within a frame, an old and a new label are the same
-object when their boxes overlap by half or more; so a box that moved, got another class or changed
-hands is one change, not one removed and one added. Pairs are made best first: equal class before
-another class, then by overlap (greedy matching by intersection over union).
+Frames with the same bytes are the same frame. Within a frame, two labels are the same object if
+their boxes have an IoU of 0.5 or more: a box that was moved or got another class is one change, not
+a removal and an addition. Matching is greedy: identical labels first, then labels of equal class,
+then by IoU.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
+from workbench.core.types import Json
 from workbench.data.slices import frame_conditions
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label
 
+__all__ = ["DatasetDiff", "diff_datasets"]
+
 _SAME_OBJECT_IOU = 0.5
-_POSITION_TOLERANCE_PX = 1e-6  # pixels: what a round trip through percentages may move
+_POSITION_TOLERANCE_PX = 1e-6  # rounding of a conversion to percentages and back
 
 _PROVENANCE = ("origin", "annotator", "source", "labeled_at", "score", "edit")
 _ATTRIBUTES = ("occluded", "truncated", "ignore", "track", "attributes")
@@ -26,7 +28,7 @@ _ATTRIBUTES = ("occluded", "truncated", "ignore", "track", "attributes")
 
 @dataclass(frozen=True)
 class LabelChange:
-    """``kinds``: any of moved, class, attributes, provenance."""
+    """A label that changed; ``kinds`` are any of moved, class, attributes, provenance."""
 
     old: Label
     new: Label
@@ -35,7 +37,7 @@ class LabelChange:
 
 @dataclass(frozen=True)
 class FrameChange:
-    """``fields`` of the frame that differ: role, conditions, drive and so on."""
+    """A frame that changed; ``fields`` are the names of the fields that differ."""
 
     old: Frame
     new: Frame
@@ -44,6 +46,8 @@ class FrameChange:
 
 @dataclass(frozen=True)
 class DatasetDiff:
+    """Differences between two versions; ``by_class`` and ``by_slice`` count changed labels."""
+
     frames_added: tuple[Frame, ...]
     frames_removed: tuple[Frame, ...]
     frames_changed: tuple[FrameChange, ...]
@@ -55,6 +59,7 @@ class DatasetDiff:
 
     @property
     def empty(self) -> bool:
+        """Whether the versions are equal."""
         return not (
             self.frames_added
             or self.frames_removed
@@ -64,8 +69,8 @@ class DatasetDiff:
             or self.labels_changed
         )
 
-    def counts(self) -> dict[str, Any]:
-        """Plain numbers, for screens and JSON."""
+    def counts(self) -> Json:
+        """Numbers of changes, as ``--json`` prints them."""
         kinds = Counter(kind for change in self.labels_changed for kind in change.kinds)
         fields = Counter(name for change in self.frames_changed for name in change.fields)
         return {
@@ -87,7 +92,7 @@ class DatasetDiff:
 
 
 def diff_datasets(old: Dataset, new: Dataset) -> DatasetDiff:
-    """Compare two versions; neither has to come from the other."""
+    """Compare two dataset versions, related or not."""
     before = {frame.id: frame for frame in old.frames}
     after = {frame.id: frame for frame in new.frames}
     added, removed, changed = [], [], []
@@ -121,14 +126,14 @@ def _match_labels(
         return [], [], []
     left = dict(enumerate(old))
     right = dict(enumerate(new))
-    offers = []
+    candidates = []
     for i, before in left.items():
         for j, after in right.items():
             overlap = _box_iou(before.box, after.box)
             if overlap >= _SAME_OBJECT_IOU:
-                offers.append((before != after, before.cls != after.cls, -overlap, i, j))
+                candidates.append((before != after, before.cls != after.cls, -overlap, i, j))
     changed = []
-    for *_, i, j in sorted(offers):
+    for *_, i, j in sorted(candidates):
         if i in left and j in right:
             before, after = left.pop(i), right.pop(j)
             kinds = _change_kinds(before, after)
@@ -165,7 +170,7 @@ def _count_changes(
     changed: list[LabelChange],
     frames: dict[Digest, Frame],
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """Counts by class and by condition; a change counts under what the label is now."""
+    """Counts by class and by condition; of a change, the new label counts."""
     by_class: dict[str, Counter[str]] = {}
     by_slice: dict[str, Counter[str]] = {}
     events = [("added", label) for label in added]
@@ -178,9 +183,9 @@ def _count_changes(
     return _as_plain_counts(by_class), _as_plain_counts(by_slice)
 
 
-def _as_plain_counts(tallies: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+def _as_plain_counts(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
     events = ("added", "removed", "changed")
-    return {name: {event: tallies[name][event] for event in events} for name in sorted(tallies)}
+    return {name: {event: counts[name][event] for event in events} for name in sorted(counts)}
 
 
 def _box_iou(first: Box, second: Box) -> float:

@@ -14,14 +14,21 @@ from workbench.data.drawing import draw_boxes, image_grid
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Quarantined
 
+__all__ = ["plot_contact_sheet", "plot_coverage", "quarantine_table"]
+
 
 def plot_contact_sheet(
     workspace: Workspace, dataset: Dataset, *, count: int = 12, seed: int = 0
 ) -> Any:
-    """Frames picked at random over all drives, with their labels; ignore regions dotted."""
-    chosen = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
-    figure, grid = image_grid(len(chosen), columns=4, cell=(3.4, 2.3))
-    for axis, index in zip(grid, chosen, strict=False):
+    """Random frames with their labels, as a matplotlib figure; ignore regions are dotted.
+
+    Args:
+        count: Number of frames.
+        seed: Of the random choice.
+    """
+    indices = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
+    figure, grid = image_grid(len(indices), columns=4, cell=(3.4, 2.3))
+    for axis, index in zip(grid, indices, strict=False):
         frame = dataset.frames[index]
         with Image.open(media_path(workspace, frame)) as image:
             axis.imshow(image.convert("RGB"))
@@ -37,7 +44,7 @@ def plot_contact_sheet(
 
 
 def plot_coverage(dataset: Dataset) -> Any:
-    """Labels by class and light, as a heat map with the counts written in."""
+    """Number of labels by class and light, as a heat map (a matplotlib figure)."""
     import matplotlib.pyplot as plt
 
     light_of = {frame.id: frame.conditions.light.value for frame in dataset.frames}
@@ -60,13 +67,17 @@ def plot_coverage(dataset: Dataset) -> Any:
     return figure
 
 
-def quarantine_table(left_out: Sequence[Quarantined], *, examples: int = 3) -> Any:
-    """What was left out, by reason, with some files: a table for a notebook."""
+def quarantine_table(quarantine: Sequence[Quarantined], *, examples: int = 3) -> Any:
+    """Quarantined inputs by reason, with some files, as a DataFrame.
+
+    Args:
+        examples: Number of files listed per reason.
+    """
     import pandas as pd
 
     rows = []
-    for reason, count in Counter(entry.reason for entry in left_out).most_common():
-        some = [entry for entry in left_out if entry.reason == reason][:examples]
-        shown = "; ".join(f"{entry.file}: {entry.detail}" for entry in some)
+    for reason, count in Counter(entry.reason for entry in quarantine).most_common():
+        listed = [entry for entry in quarantine if entry.reason == reason][:examples]
+        shown = "; ".join(f"{entry.file}: {entry.detail}" for entry in listed)
         rows.append({"reason": reason, "count": count, "for example": shown})
     return pd.DataFrame(rows, columns=["reason", "count", "for example"])

@@ -1,11 +1,10 @@
-"""Drawing drives again: the unit in which evidence about frames comes.
+"""Resample drives: the cluster bootstrap behind all intervals.
 
-Frames of one drive resemble each other, so they are not independent evidence: the drive is drawn
-again, with replacement (cluster bootstrap; Davison and Hinkley, "Bootstrap Methods and their
-Application", 1997, 3.8). With few clusters the plain percentile interval is too narrow; its
-percentiles are widened as Hesterberg advises ("What Teachers Should Know About the Bootstrap",
-2015, "expanded percentile interval"). Below `ENOUGH_DRIVES` drives, blocks of time are drawn
-instead, and what comes of it only describes these drives.
+Frames of a drive resemble each other and are not independent, so drives are drawn with replacement
+(Davison and Hinkley, "Bootstrap Methods and their Application", 1997, 3.8). With few clusters the
+percentile interval is too narrow; its percentiles are widened as in Hesterberg, "What Teachers
+Should Know About the Bootstrap", 2015 ("expanded percentile interval"). With fewer than
+`MIN_DRIVES` drives, blocks of time are drawn instead, and the result describes these drives only.
 """
 
 from __future__ import annotations
@@ -21,16 +20,29 @@ from workbench.records.frames import Frame
 
 Floats = NDArray[np.float64]
 
+__all__ = [
+    "MIN_DRIVES",
+    "ResamplingUnits",
+    "draw_resamples",
+    "expanded_tail",
+    "resampling_units",
+    "time_blocks",
+]
+
 MIN_DRIVES = 10
-BLOCK_S = 10.0
+_BLOCK_S = 10.0
 _BLOCKS_WITHOUT_TIME = 10
 
 
 @dataclass(frozen=True)
 class ResamplingUnits:
-    """What is drawn again: ``of`` gives each frame its unit's number; ``name`` says what they are.
+    """What is resampled: drives, or blocks of time.
 
-    ``speaks_for_others`` tells whether an interval says something of drives not seen.
+    Attributes:
+        of: Number of each frame's unit, int64 ``[frames]``.
+        count: Number of units.
+        drives: Number of drives.
+        name: Description, such as ``12 drives``.
     """
 
     of: NDArray[np.int64]
@@ -40,11 +52,12 @@ class ResamplingUnits:
 
     @property
     def speaks_for_others(self) -> bool:
+        """Whether an interval also holds for other drives."""
         return self.drives >= MIN_DRIVES
 
 
 def resampling_units(frames: Sequence[Frame]) -> ResamplingUnits:
-    """Drives of the frames, or blocks of time where there are too few drives."""
+    """The drives of the frames, or blocks of 10 s if there are too few drives."""
     names = [frame.drive for frame in frames]
     drives = len(set(names))
     if drives >= MIN_DRIVES:
@@ -52,16 +65,16 @@ def resampling_units(frames: Sequence[Frame]) -> ResamplingUnits:
     else:
         keys = list(zip(names, time_blocks(frames), strict=True))
     number = {key: position for position, key in enumerate(sorted(set(keys)))}
-    what = f"{drives} drives"
+    name = f"{drives} drives"
     if drives < MIN_DRIVES:
-        what = f"{len(number)} blocks of {BLOCK_S:.0f} s of {drives} drives"
+        name = f"{len(number)} blocks of {_BLOCK_S:.0f} s of {drives} drives"
     return ResamplingUnits(
-        np.array([number[key] for key in keys], np.int64), len(number), drives, what
+        np.array([number[key] for key in keys], np.int64), len(number), drives, name
     )
 
 
 def time_blocks(frames: Sequence[Frame]) -> list[int]:
-    """Block of each frame within its drive; without times, tenths of the drive by index."""
+    """Each frame's block of 10 s within its drive; tenths of the drive without timestamps."""
     by_drive: dict[str, list[Frame]] = {}
     for frame in frames:
         by_drive.setdefault(frame.drive, []).append(frame)
@@ -71,7 +84,7 @@ def time_blocks(frames: Sequence[Frame]) -> list[int]:
         if len(times) == len(members):
             start = min(times)
             block |= {
-                frame.id: int((time - start) / (BLOCK_S * 1e6))
+                frame.id: int((time - start) / (_BLOCK_S * 1e6))
                 for frame, time in zip(members, times, strict=True)
             }
         else:
@@ -84,9 +97,15 @@ def time_blocks(frames: Sequence[Frame]) -> list[int]:
 
 
 def draw_resamples(count: int, resamples: int, seed: int) -> Floats:
-    """[1 + resamples, count] how often each unit is drawn; row 0 is the sample itself.
+    """How often each unit is drawn in each resample.
 
-    The same count and seed give the same draws, so two things are paired row by row.
+    The same count and seed give the same draws, so two quantities can be compared row by row.
+
+    Args:
+        count: Number of units.
+
+    Returns:
+        float64 ``[1 + resamples, count]``; row 0 is the sample itself. Only row 0 for one unit.
     """
     first = np.ones((1, count))
     if count < 2:
@@ -98,7 +117,12 @@ def draw_resamples(count: int, resamples: int, seed: int) -> Floats:
 
 @lru_cache
 def expanded_tail(drawn: int, confidence: float) -> float:
-    """Share of resamples to leave out at each end of an interval, of ``drawn`` units each."""
+    """Fraction of the resamples below (and above) an interval.
+
+    Args:
+        drawn: Number of units per resample.
+        confidence: Of the interval, such as 0.95.
+    """
     from scipy import stats
 
     t = stats.t.ppf((1 - confidence) / 2, drawn - 1)

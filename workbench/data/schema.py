@@ -1,4 +1,4 @@
-"""The label schema of front cameras, and how the names that sources use map onto it."""
+"""Label schemas: the default for front cameras, and schemas from YAML files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pydantic import ValidationError
 from workbench.core.errors import DataError, ParameterError
 from workbench.records.frames import LabelSchema
 
+__all__ = ["DROP", "FRONT_CAMERA", "IGNORE", "load_schema", "with_mapping"]
+
 IGNORE = "ignore"
-"""A source name mapped to this becomes a region that is not scored."""
+"""Source names that map to this become ignore regions."""
 
 DROP = "drop"
-"""A source name mapped to this is left out on purpose, so it is not quarantined either."""
+"""Source names that map to this are left out without being quarantined."""
 
 _FRONT_CAMERA_MAPPING = {
-    # COCO, BDD100K, nuScenes, Cityscapes and CamVid say these differently and mean the same.
+    # The names of COCO, BDD100K, nuScenes, Cityscapes and CamVid.
     "person": "pedestrian",
     "people": "pedestrian",
     "person_sitting": "pedestrian",
@@ -52,8 +54,8 @@ _FRONT_CAMERA_MAPPING = {
     "trafficcone": "construction",
     "traffic_barrier": "construction",
     "barrier": "construction",
-    # Regions whose content nobody vouches for, and things near a class without being of it: a
-    # parked bicycle is no cyclist, but a model that finds one there is not wrong either.
+    # Regions of unknown content, and objects that resemble a class: a parked bicycle is not a
+    # cyclist, but a model that detects one there is not wrong either.
     "dontcare": IGNORE,
     "dont_care": IGNORE,
     "ignored": IGNORE,
@@ -82,22 +84,25 @@ FRONT_CAMERA = LabelSchema(
         "traffic_sign",
         "construction",
     ),
-    # Powered two-wheelers count: Euro NCAP tests them among vulnerable road users.
+    # As in Euro NCAP's tests, motorcycles are among the vulnerable road users.
     vulnerable=("pedestrian", "cyclist", "motorcycle"),
     mapping=_FRONT_CAMERA_MAPPING,
 )
 
 
 def with_mapping(schema: LabelSchema, extra: Mapping[str, str]) -> LabelSchema:
-    """``schema`` with further source names; each goes to a class, ``ignore`` or ``drop``.
+    """Add source names to the mapping of a schema.
+
+    Args:
+        extra: A class, ``ignore`` or ``drop`` by source name.
 
     Raises:
-        ParameterError: A target that is none of these.
+        ParameterError: A target is neither a class nor ``ignore`` nor ``drop``.
     """
     for source, target in extra.items():
         if target not in (*schema.classes, IGNORE, DROP):
             raise ParameterError(
-                f"cannot map {source!r} to {target!r}: there is no such class",
+                f"cannot map {source!r} to {target!r}: no such class",
                 where=f"schema {schema.name}",
                 hint=f"Use one of {', '.join((*schema.classes, IGNORE, DROP))}",
             )
@@ -106,24 +111,24 @@ def with_mapping(schema: LabelSchema, extra: Mapping[str, str]) -> LabelSchema:
 
 
 def load_schema(path: Path) -> LabelSchema:
-    """Read a schema from YAML with the fields of `LabelSchema`.
+    """Read a schema from a YAML file with the fields of `LabelSchema`.
 
     Raises:
-        DataError: The file is away, is not YAML, or does not describe a schema.
+        DataError: The file cannot be read, or is not a valid schema.
     """
-    hint = "It needs name, version and classes; vulnerable and mapping are optional"
+    hint = "Required: name, version, classes; optional: vulnerable, mapping"
     try:
         body = yaml.safe_load(path.read_text())
         schema = LabelSchema.model_validate(body)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise DataError("cannot read a label schema", where=path, hint=hint) from error
     if len(set(schema.classes)) != len(schema.classes) or not schema.classes:
-        raise DataError("a schema needs classes, each once", where=path, hint=hint)
-    strangers = set(schema.vulnerable) - set(schema.classes)
-    if strangers:
         raise DataError(
-            f"vulnerable names what is no class: {', '.join(sorted(strangers))}", where=path
+            "a schema needs at least one class, and no class twice", where=path, hint=hint
         )
+    unknown = sorted(set(schema.vulnerable) - set(schema.classes))
+    if unknown:
+        raise DataError(f"unknown classes in vulnerable: {', '.join(unknown)}", where=path)
     return with_mapping(schema.model_copy(update={"mapping": {}}), schema.mapping)
 
 

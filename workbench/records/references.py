@@ -87,7 +87,7 @@ def resolve_dataset(workspace: Workspace, text: str) -> Ref:
     names = _read_index(workspace)
     refs = names.get(match["name"])
     if refs is None:
-        hint = did_you_mean(text, names) if names else "Run `workbench ingest SRC --name NAME`"
+        hint = did_you_mean(text, names) if names else "Run `workbench ingest SOURCE --name NAME`"
         raise RecordError("unknown dataset name", where=text, hint=hint)
     number = int(match["number"]) if match["number"] else len(refs)
     if not 1 <= number <= len(refs):
