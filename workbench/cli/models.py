@@ -255,11 +255,11 @@ def lineage(
 class _ReproduceProgress:
     """A line for each step on standard error, and a progress bar while it runs."""
 
-    def say(self, message: str) -> None:
+    def note(self, message: str) -> None:
         info(message)
 
     @contextmanager
-    def following(self, step: str) -> Iterator[Progress]:
+    def step_progress(self, step: str) -> Iterator[Progress]:
         info(f"  → {step}")
         with progress_bar(f"    {step}") as progress:
             yield progress

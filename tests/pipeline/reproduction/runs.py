@@ -58,7 +58,7 @@ def record(
             source, {"notebook.ipynb": contracts.notebook_without_outputs(notebook)}
         ),
         environment=store.put(environment.current_environment()),
-        modules=environment.modules_digest(contract.sources),
+        modules=environment.modules_digest(contract.import_sources),
         parameters=spec.parameters,
         inputs=dict(inputs),
         outputs=result.outputs,

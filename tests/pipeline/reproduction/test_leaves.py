@@ -62,14 +62,15 @@ def test_what_a_server_or_people_gave_is_copied(project: Path, workspace: Worksp
     assert "label-studio" in report["leaves"][0]["why"]
     clean = Store(Workspace(Path(report["folder"]) / ".workbench"))
     assert clean.load(report["leaves"][0]["ref"])
-    with pytest.raises(RecordError, match="works with label-studio"):
+    with pytest.raises(RecordError, match="needs label-studio"):
         trace_ancestry(Store(workspace), report["leaves"][0]["ref"])
 
 
 MERGE = """
 from workbench.labeling import merge
 from workbench.records import dataset as datasets
-merged = merge(step.store, datasets.load(step.store, step.input('dataset')), step.input('labels'))
+dataset = datasets.load_dataset(step.store, step.input('dataset'))
+merged = merge(step.store, dataset, step.input('labels'))
 step.output('dataset', merged.ref)
 """
 
@@ -164,9 +165,12 @@ def test_a_champion_is_not_rebuilt(store: Store) -> None:
         {"notebook.ipynb": json.dumps(bare_notebook()).encode()},
     )
     common: dict[str, Any] = {
-        "key": none, "notebook": notebook, "environment": store.put(environment.current_environment()),
-        "modules": none, "parameters": {},
-    }  # fmt: skip
+        "key": none,
+        "notebook": notebook,
+        "environment": store.put(environment.current_environment()),
+        "modules": none,
+        "parameters": {},
+    }
     store.put(StepRun(step="export", inputs={}, outputs={"bundle": old}, **common))
     store.put(StepRun(step="export", inputs={}, outputs={"bundle": new}, **common))
     given = {"bundle": new, "champion": old}

@@ -78,7 +78,7 @@ def test_what_differs_around_the_steps_is_said_first(
     assert report["environment"][0].endswith("here 0.1#abc")
     assert not report["steps"][0]["code_same"]
     assert said.index("numpy") < said.index("→ a")
-    assert "not those recorded" in said
+    assert "differ from the recorded" in said
 
 
 def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
@@ -130,7 +130,7 @@ def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
     (full / "letter.txt").write_text("dear reader")
     with pytest.raises(ParameterError, match="other files"):
         rebuild.choose_folder(workspace, target, full)
-    (full / rebuild.STATE_FILE).write_text("{half")
+    (full / rebuild._STATE_FILE).write_text("{half")
     with pytest.raises(ParameterError):
         rebuild.choose_folder(workspace, target, full)
 

@@ -1,4 +1,8 @@
-"""Rebuild recorded steps in a clean workspace and compare each output's digest."""
+"""Rebuild recorded steps in a clean workspace and compare each output's digest.
+
+A rebuilt step leaves a mark, written last, that names everything it depended on. A stopped
+reproduction therefore continues where it stopped, and repeats steps whose code has changed since.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,33 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from filelock import FileLock, Timeout
 
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import ParameterError, WorkbenchError
-from workbench.core.workspace import WORKSPACE_FOLDER, Workspace
+from workbench.core.types import Json, Progress
+from workbench.core.workspace import WORKSPACE_FOLDER, Workspace, write_atomic
 from workbench.pipeline import environment
 from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.reproduction import ancestry as leaves
-from workbench.pipeline.reproduction import report as compare
-from workbench.pipeline.reproduction.ancestry import NOTEBOOK_FILE, Ancestry, RecordedStep
+from workbench.pipeline.reproduction.ancestry import (
+    NOTEBOOK_FILE,
+    Ancestry,
+    RecordedStep,
+    copy_leaves,
+    rebuild_parameters,
+)
 from workbench.pipeline.reproduction.report import (
     FirstDifference,
     OutputComparison,
     ReproductionReport,
     StepOutcome,
+    compare_environments,
+    compare_notebooks,
+    compare_records,
 )
 from workbench.pipeline.runner import EXECUTED_NOTEBOOK
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
@@ -38,27 +49,43 @@ from workbench.records.store import Store
 from workbench.records.types import Agreement, DatasetVersion, LabelSet
 from workbench.services.manager import EXTERNAL_VARIABLES
 
-STATE_FILE = "reproduction.json"
+__all__ = ["RebuildDisplay", "choose_folder", "reproduce"]
+
+_STATE_FILE = "reproduction.json"
 _LOCK_FILE = ".lock"
+_DONE_FILE = "done.json"
+_UNSAFE_CHARACTERS = re.compile(r"[^\w.-]+")
+_TIME_FACTOR, _MEMORY_FACTOR = 10, 2
+"""Limits relative to the recorded use; the pipeline may have allowed more than the contract."""
 
 
-def choose_folder(place: Workspace, target: Ref, given: Path | None) -> Path:
-    """Where to rebuild ``target``: an unfinished reproduction of it is gone on with.
+class RebuildDisplay(Protocol):
+    """Shows the progress of a reproduction."""
+
+    def note(self, message: str) -> None: ...
+    def step_progress(self, step: str) -> AbstractContextManager[Progress]: ...
+
+
+def choose_folder(workspace: Workspace, target: Ref, given: Path | None) -> Path:
+    """Where to rebuild ``target``; an unfinished reproduction of it is continued.
+
+    Args:
+        given: The folder to use; None takes one below the workspace.
 
     Raises:
-        ParameterError: ``given`` holds something else, or a reproduction that has ended.
+        ParameterError: ``given`` contains other files, or a finished reproduction.
     """
     if given is not None:
         folder = given.expanduser().resolve()
         if _is_unfinished(folder, target) or not _has_content(folder):
             return folder
-        what = "a finished reproduction" if (folder / STATE_FILE).exists() else "other files"
+        content = "a finished reproduction" if (folder / _STATE_FILE).exists() else "other files"
         raise ParameterError(
-            f"the folder holds {what}; a model is rebuilt in a clean one",
+            f"the folder contains {content}",
             where=folder,
-            hint="Name a folder that does not exist yet",
+            hint="Name an empty folder, or one that does not exist yet",
         )
-    base = place.root / "reproduce" / f"{kind_of(target)}-{digest.shorten(digest_of(target))}"
+    base = workspace.root / "reproduce" / f"{kind_of(target)}-{digest.shorten(digest_of(target))}"
     number = 1
     while True:
         folder = base.with_name(f"{base.name}-{number}")
@@ -73,71 +100,54 @@ def _has_content(folder: Path) -> bool:
 
 def _is_unfinished(folder: Path, target: Ref) -> bool:
     try:
-        state = json.loads((folder / STATE_FILE).read_bytes())
+        state = json.loads((folder / _STATE_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return state.get("target") == target and not state.get("finished")
 
 
-def write_state(folder: Path, target: Ref, *, finished: bool) -> None:
-    """Say whose reproduction ``folder`` holds, and whether it has ended."""
+def _write_state(folder: Path, target: Ref, *, finished: bool) -> None:
     state = {"schema_version": 1, "target": target, "finished": finished}
-    workspace.write_atomic(folder / STATE_FILE, json.dumps(state).encode())
-
-
-# ---- Runs recorded steps again in a clean workspace, and compares each output's digest.
-#
-# A step that was rebuilt leaves a mark, written last, that names all it depended on. So a killed
-# reproduction goes on where it stopped, and one whose code changed meanwhile does not.
-
-
-Json = dict[str, Any]
-StepProgress = Callable[[int, int], None]
-
-_DONE_FILE = "done.json"
-_UNSAFE_CHARACTERS = re.compile(r"[^\w.-]+")
-# What a step may need beyond what it took; its pipeline may have allowed more than its contract.
-_TIME_FACTOR, _MEMORY_FACTOR = 10, 2
-
-
-class RebuildDisplay(Protocol):
-    """Whoever watches."""
-
-    def say(self, message: str) -> None: ...
-    def following(self, step: str) -> AbstractContextManager[StepProgress]: ...
+    write_atomic(folder / _STATE_FILE, json.dumps(state).encode())
 
 
 def reproduce(
-    place: Workspace, ancestry: Ancestry, folder: Path, display: RebuildDisplay
+    workspace: Workspace, ancestry: Ancestry, folder: Path, display: RebuildDisplay
 ) -> ReproductionReport:
-    """Rebuild every step of ``ancestry`` below ``folder``; it ends at the first difference.
+    """Rebuild every step of ``ancestry`` below ``folder``, up to the first difference.
 
-    No server is started or asked: steps see none, and what came from one is a leaf.
+    No server is started: steps see none, and what came from one is a leaf.
+
+    Args:
+        workspace: Where the recorded steps are.
+        folder: Where the steps are rebuilt, see `choose_folder`.
 
     Raises:
-        WorkbenchError: Another process rebuilds in ``folder``, or a leaf is not whole.
+        WorkbenchError: Another process rebuilds in ``folder``, or a leaf is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / _LOCK_FILE, timeout=0)
         with lock, contextlib.closing(LocalExecutor()) as executor:
-            return _Reproduction(place, ancestry, folder, display, executor).go()
+            return _Reproduction(workspace, ancestry, folder, display, executor).run()
     except Timeout as error:
         raise WorkbenchError(
-            "another process is rebuilding here", where=folder, hint="Wait for it, or stop it"
+            "another process is rebuilding in this folder",
+            where=folder,
+            hint="Wait for it, or stop it",
         ) from error
 
 
 class _Reproduction:
     def __init__(
         self,
-        place: Workspace,
+        workspace: Workspace,
         ancestry: Ancestry,
         folder: Path,
         display: RebuildDisplay,
         executor: LocalExecutor,
     ) -> None:
-        self.source = Store(place)
+        self.source = Store(workspace)
         self.target = Store(Workspace(folder / WORKSPACE_FOLDER))
         self.ancestry = ancestry
         self.folder = folder
@@ -146,14 +156,17 @@ class _Reproduction:
         self.notes = list(ancestry.notes)
         self.difference: FirstDifference | None = None
 
-    def go(self) -> ReproductionReport:
-        changes = self._say_what_differs()
-        write_state(self.folder, self.ancestry.target, finished=False)
-        leaves.copy_leaves(self.source, self.target, self.ancestry.leaves)
+    def run(self) -> ReproductionReport:
+        changes = self._report_changes()
+        _write_state(self.folder, self.ancestry.target, finished=False)
+        copy_leaves(self.source, self.target, self.ancestry.leaves)
         outcomes: list[StepOutcome] = []
         for number, step in enumerate(self.ancestry.steps, start=1):
-            stopped = bool(outcomes) and outcomes[-1].status != "same"
-            outcomes.append(self._not_reached(step) if stopped else self._rebuild(number, step))
+            if outcomes and outcomes[-1].status != "same":
+                pairs = _unbuilt_outputs(step)
+                outcomes.append(self._outcome(step, "not-reached", pairs))
+            else:
+                outcomes.append(self._rebuild(number, step))
         report = ReproductionReport(
             target=self.ancestry.target,
             folder=str(self.folder),
@@ -164,116 +177,112 @@ class _Reproduction:
             difference=self.difference,
             notes=tuple(self.notes),
         )
-        workspace.write_atomic(
-            self.folder / "report.json", report.model_dump_json(indent=1).encode()
-        )
-        write_state(self.folder, report.target, finished=report.status != "failed")
+        write_atomic(self.folder / "report.json", report.model_dump_json(indent=1).encode())
+        _write_state(self.folder, report.target, finished=report.status != "failed")
         return report
 
-    def _say_what_differs(self) -> list[str]:
-        """Tell before anything runs what may make a difference."""
+    def _report_changes(self) -> list[str]:
+        """Show, before anything runs, what differs from the recorded environment and code."""
         now = environment.current_environment()
         changes: dict[str, None] = {}
         for ref in dict.fromkeys(step.record.environment for step in self.ancestry.steps):
-            changes |= dict.fromkeys(
-                compare.compare_environments(self.source.get(ref, Environment), now)
-            )
+            changes |= dict.fromkeys(compare_environments(self.source.get(ref, Environment), now))
         if changes:
-            self.display.say("  ! the environment is not the recorded one:")
+            self.display.note("  ! the environment differs from the recorded one:")
             for change in changes:
-                self.display.say(f"      {change}")
+                self.display.note(f"      {change}")
         changed = [step.name for step in self.ancestry.steps if not _has_same_code(step)]
         if changed:
-            self.display.say(
-                f"  ! workbench modules that {', '.join(changed)} imports are not those recorded;"
-                " check out the commit that made the model to rebuild it with its own code"
+            self.display.note(
+                f"  ! workbench modules imported by {', '.join(changed)} differ from the recorded"
+                " ones; check out the commit that made the model to use its own code"
             )
         return list(changes)
 
     def _rebuild(self, number: int, step: RecordedStep) -> StepOutcome:
-        where = self.folder / "steps" / f"{number:02}-{_UNSAFE_CHARACTERS.sub('-', step.name)}"
-        outputs, seconds = self._finished(step, where), None
+        folder = self.folder / "steps" / f"{number:02}-{_UNSAFE_CHARACTERS.sub('-', step.name)}"
+        outputs, seconds = self._finished_outputs(step, folder), None
         if outputs is None:
-            with self.display.following(step.name) as progress:
+            with self.display.step_progress(step.name) as progress:
                 started = time.monotonic()
                 if step.how == "merged":
                     outputs = self._merge(step)
                 else:
-                    result = self._execute(step, where, progress)
+                    result = self._execute(step, folder, progress)
                     if result.status is not ExitStatus.OK:
                         return self._failed(step, result)
                     outputs = result.outputs
                 seconds = round(time.monotonic() - started, 1)
-            done = {"work": self._work(step), "outputs": outputs}
-            workspace.write_atomic(where / _DONE_FILE, json.dumps(done).encode())
-        return self._compared(step, outputs, seconds, where)
+            done = {"work": self._work_digest(step), "outputs": outputs}
+            write_atomic(folder / _DONE_FILE, json.dumps(done).encode())
+        return self._compare(step, outputs, seconds, folder)
 
-    def _work(self, step: RecordedStep) -> str:
-        """Names all that rebuilding ``step`` depends on."""
+    def _work_digest(self, step: RecordedStep) -> str:
+        """Identifies everything that rebuilding ``step`` depends on."""
         now = environment.current_environment().model_dump(mode="json")
-        return digest.of_json([step.run, environment.modules_digest(step.contract.import_sources), now])
+        modules = environment.modules_digest(step.contract.import_sources)
+        return digest.of_json([step.run, modules, now])
 
-    def _finished(self, step: RecordedStep, where: Path) -> dict[str, Ref] | None:
-        """Outputs of an earlier attempt in this folder, if nothing changed and all are whole."""
+    def _finished_outputs(self, step: RecordedStep, folder: Path) -> dict[str, Ref] | None:
+        """Outputs of an earlier attempt, if nothing has changed and all are complete."""
         try:
-            done = json.loads((where / _DONE_FILE).read_bytes())
+            done = json.loads((folder / _DONE_FILE).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         outputs: dict[str, Ref] = done["outputs"]
-        whole = all(self.target.exists(ref) for ref in outputs.values())
-        return outputs if whole and done["work"] == self._work(step) else None
+        complete = all(self.target.exists(ref) for ref in outputs.values())
+        return outputs if complete and done["work"] == self._work_digest(step) else None
 
     def _merge(self, step: RecordedStep) -> dict[str, Ref]:
-        """Let recorded labels join the rebuilt dataset, as the step did with the server's."""
+        """Merge the recorded labels into the rebuilt dataset, as the step did."""
         from workbench.labeling import merge
 
         name, ref = _merged_output(step)
         dataset, labels, *more = self.source.get(ref, DatasetVersion).parents
-        named = {Agreement.KIND: "agreement", LabelSet.KIND: "adjudication"}
-        given = {named[kind_of(parent)]: parent for parent in more}
-        merged = merge(self.target, datasets.load_dataset(self.target, dataset), labels, **given)
-        assert merged.ref is not None  # noqa: S101 - for mypy: merge has just kept it
+        arguments = {Agreement.KIND: "agreement", LabelSet.KIND: "adjudication"}
+        optional = {arguments[kind_of(parent)]: parent for parent in more}
+        merged = merge(self.target, datasets.load_dataset(self.target, dataset), labels, **optional)
+        assert merged.ref is not None  # noqa: S101 - for mypy: merge has stored it
         return {name: merged.ref}
 
-    def _execute(self, step: RecordedStep, where: Path, progress: StepProgress) -> StepResult:
-        where.mkdir(parents=True, exist_ok=True)
-        parameters, note = leaves.rebuild_parameters(self.source, step, where)
+    def _execute(self, step: RecordedStep, folder: Path, progress: Progress) -> StepResult:
+        folder.mkdir(parents=True, exist_ok=True)
+        parameters, note = rebuild_parameters(self.source, step, folder)
         if note:
             self.notes.append(note)
-        files = StepFiles(where)
+        files = StepFiles(folder)
 
         def watch() -> None:
-            told = files.progress()
-            if told:
-                progress(*told)
+            latest = files.progress()
+            if latest:
+                progress(*latest)
 
-        spec = self._spec(step, where, parameters)
+        spec = self._spec(step, folder, parameters)
         return self.executor.execute(spec, watch, threading.Event())
 
-    def _spec(self, step: RecordedStep, where: Path, parameters: Json) -> StepSpec:
+    def _spec(self, step: RecordedStep, folder: Path, parameters: Json) -> StepSpec:
         declared = step.contract.declaration
-        notebook = where / step.contract.notebook.name
-        workspace.write_atomic(
-            notebook, self.source.payload(step.record.notebook, NOTEBOOK_FILE).read_bytes()
-        )
+        notebook = folder / step.contract.notebook.name
+        content = self.source.payload(step.record.notebook, NOTEBOOK_FILE).read_bytes()
+        write_atomic(notebook, content)
         cost = self.source.side(step.run, "cost") or {}
-        needed_gib = _MEMORY_FACTOR * cost.get("peak_memory_mib", 0.0) / 1024
+        memory_gib = _MEMORY_FACTOR * cost.get("peak_memory_mib", 0.0) / 1024
         return step.contract.spec(
             self.target.workspace,
-            where,
-            self.target.workspace.scratch / "steps" / self._work(step)[:16],
+            folder,
+            self.target.workspace.scratch / "steps" / self._work_digest(step)[:16],
             parameters=parameters,
             inputs=step.record.inputs,
             step=step.name,
             notebook=str(notebook),
             threads=step.record.threads or declared.resources.threads,
             timeout_s=max(declared.resources.timeout_s, _TIME_FACTOR * cost.get("seconds", 0.0)),
-            memory_gib=max(declared.resources.memory_gib, needed_gib),
+            memory_gib=max(declared.resources.memory_gib, memory_gib),
             environment=dict.fromkeys(EXTERNAL_VARIABLES.values(), ""),
         )
 
-    def _compared(
-        self, step: RecordedStep, outputs: dict[str, Ref], seconds: float | None, where: Path
+    def _compare(
+        self, step: RecordedStep, outputs: dict[str, Ref], seconds: float | None, folder: Path
     ) -> StepOutcome:
         pairs = {
             name: OutputComparison(recorded=ref, rebuilt=outputs.get(name))
@@ -281,34 +290,32 @@ class _Reproduction:
         }
         differing = [name for name, pair in pairs.items() if not pair.same]
         if differing:
-            self.difference = self._explain(step, differing[0], pairs[differing[0]], where)
+            self.difference = self._explain(step, differing[0], pairs[differing[0]], folder)
         words = f"DIFFERS: {', '.join(differing)}" if differing else f"{len(pairs)} same"
         took = "" if seconds is None else f"  {seconds:.1f} s"
-        self.display.say(f"  {'✗' if differing else '✓'} {step.name}  {words}{took}")
+        self.display.note(f"  {'✗' if differing else '✓'} {step.name}  {words}{took}")
         return self._outcome(step, "differs" if differing else "same", pairs, seconds=seconds)
 
     def _explain(
-        self, step: RecordedStep, output: str, pair: OutputComparison, where: Path
+        self, step: RecordedStep, output: str, pair: OutputComparison, folder: Path
     ) -> FirstDifference:
         assert pair.rebuilt is not None  # noqa: S101 - for mypy: every declared output was made
         recorded_at = (self.source.side(step.run, "place") or {}).get("folder", "")
-        places = {
-            str(where): "<run>",
+        paths = {
+            str(folder): "<run>",
             str(self.target.workspace.root): "<workspace>",
             str(self.source.workspace.root): "<workspace>",
             **({recorded_at: "<run>"} if recorded_at else {}),
         }
-        cells, note = compare.compare_notebooks(
-            Path(recorded_at) / EXECUTED_NOTEBOOK, where / EXECUTED_NOTEBOOK, places
+        cells, note = compare_notebooks(
+            Path(recorded_at) / EXECUTED_NOTEBOOK, folder / EXECUTED_NOTEBOOK, paths
         )
         return FirstDifference(
             step=step.name,
             output=output,
             recorded=pair.recorded,
             rebuilt=pair.rebuilt,
-            fields=compare.compare_records(
-                (self.source, pair.recorded), (self.target, pair.rebuilt)
-            ),
+            fields=compare_records((self.source, pair.recorded), (self.target, pair.rebuilt)),
             cells=cells,
             note=note,
         )
@@ -317,17 +324,9 @@ class _Reproduction:
         if result.status is ExitStatus.CANCELLED:
             raise KeyboardInterrupt
         reason = str(result.failure) if result.failure else result.status.name.lower()
-        self.display.say(f"  ✗ {step.name}  failed: {reason}")
-        pairs = {
-            name: OutputComparison(recorded=ref) for name, ref in _expected_outputs(step).items()
-        }
+        self.display.note(f"  ✗ {step.name}  failed: {reason}")
+        pairs = _unbuilt_outputs(step)
         return self._outcome(step, "failed", pairs, reason=reason, seconds=result.seconds)
-
-    def _not_reached(self, step: RecordedStep) -> StepOutcome:
-        pairs = {
-            name: OutputComparison(recorded=ref) for name, ref in _expected_outputs(step).items()
-        }
-        return self._outcome(step, "not-reached", pairs)
 
     def _outcome(
         self, step: RecordedStep, status: Any, pairs: dict[str, OutputComparison], **more: Any
@@ -344,10 +343,10 @@ class _Reproduction:
 
 
 def _overall_status(outcomes: list[StepOutcome]) -> Literal["reproduced", "differs", "failed"]:
-    ended = {outcome.status for outcome in outcomes}
-    if "failed" in ended:
+    statuses = {outcome.status for outcome in outcomes}
+    if "failed" in statuses:
         return "failed"
-    return "differs" if "differs" in ended else "reproduced"
+    return "differs" if "differs" in statuses else "reproduced"
 
 
 def _has_same_code(step: RecordedStep) -> bool:
@@ -360,5 +359,9 @@ def _merged_output(step: RecordedStep) -> tuple[str, Ref]:
 
 
 def _expected_outputs(step: RecordedStep) -> dict[str, Ref]:
-    """The outputs to make again; labels that a merged step also handed on are a leaf."""
+    """The outputs to rebuild; labels among the outputs of a merged step are a leaf."""
     return dict([_merged_output(step)]) if step.how == "merged" else dict(step.record.outputs)
+
+
+def _unbuilt_outputs(step: RecordedStep) -> dict[str, OutputComparison]:
+    return {name: OutputComparison(recorded=ref) for name, ref in _expected_outputs(step).items()}

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.core import digest
-from workbench.core.digest import shorten
-from workbench.records.base import Digest, FrozenModel, Ref, digest_of, kind_of
+from workbench.core.types import Json
+from workbench.records.base import FrozenModel, Ref, digest_of, kind_of
 from workbench.records.model_types import Environment
 from workbench.records.store import Store
 
+__all__ = ["ReproductionReport", "report_text"]
+
 RebuildMethod = Literal["rebuilt", "merged"]
-Json = dict[str, Any]
+
+_MEMORY_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
+_MAX_LINE_LENGTH = 160
 
 
 class OutputComparison(FrozenModel):
-    """One output of a step: ``rebuilt`` is None when it was not made again."""
+    """One output of a step; ``rebuilt`` is None when it was not rebuilt."""
 
     recorded: Ref
     rebuilt: Ref | None = None
@@ -29,7 +33,12 @@ class OutputComparison(FrozenModel):
 
 
 class StepOutcome(FrozenModel):
-    """One step. ``code_same`` is False when the workbench's modules are not those recorded."""
+    """The result of one step.
+
+    Attributes:
+        code_same: Whether the imported workbench modules are the recorded ones.
+        seconds: Run time, None for a step that an earlier attempt finished.
+    """
 
     name: str
     run: Ref
@@ -42,14 +51,14 @@ class StepOutcome(FrozenModel):
 
 
 class LeafCopy(FrozenModel):
-    """A record that was taken as it is, and why."""
+    """A record that was copied instead of rebuilt, and why."""
 
     ref: Ref
     why: str
 
 
 class CellDifference(FrozenModel):
-    """A cell whose output is not the recorded one; ``number`` counts code cells from 1."""
+    """A cell whose output differs from the recorded one; ``number`` counts code cells from 1."""
 
     number: int
     source: str
@@ -58,13 +67,13 @@ class CellDifference(FrozenModel):
 
 
 class FirstDifference(FrozenModel):
-    """The first thing that is not as it was recorded.
+    """The first output that differs from the recorded one.
 
     Attributes:
-        output: The first differing output, by name.
-        fields: What of the record differs, payload files as ``payload NAME``.
-        cells: Cells whose outputs differ, in order. A cell that prints a time is among them too.
-        note: Why there are no cells to show, where that is so.
+        output: Name of the output.
+        fields: Fields of the record that differ, payload files as ``payload NAME``.
+        cells: Cells whose outputs differ, in order; also cells that print a time.
+        note: Why no cells are listed, if so.
     """
 
     step: str
@@ -77,11 +86,11 @@ class FirstDifference(FrozenModel):
 
 
 class ReproductionReport(FrozenModel):
-    """How a reproduction ended.
+    """The result of a reproduction.
 
     Attributes:
-        environment: How this environment differs from the recorded ones, in words.
-        notes: What a reader has to know about how it was done.
+        environment: How this environment differs from the recorded ones, a line each.
+        notes: What a reader has to know about how the records were rebuilt.
     """
 
     schema_version: Literal[1] = 1
@@ -94,121 +103,80 @@ class ReproductionReport(FrozenModel):
     difference: FirstDifference | None = None
     notes: tuple[str, ...] = ()
 
-    @property
-    def key(self) -> Digest:
-        return digest_of(self.target)
-
 
 def report_text(report: ReproductionReport) -> str:
-    """The end of it in a few lines; steps were told while they ran."""
+    """The report in a few lines, without the steps, which were printed while they ran."""
     compared = [output for step in report.steps for output in step.outputs.values()]
     same = sum(output.same for output in compared)
-    name = f"{kind_of(report.target)} {shorten(report.key)}"
+    name = f"{kind_of(report.target)} {digest.shorten(digest_of(report.target))}"
     lines = ["", f"{name}: {report.status.upper()}"]
     lines.append(f"  {same} of {len(compared)} outputs of {len(report.steps)} steps are the same")
     if report.leaves:
-        lines.append("  taken as they are, not rebuilt:")
+        lines.append("  copied, not rebuilt:")
     for leaf in report.leaves:
-        lines.append(f"    {kind_of(leaf.ref)} {shorten(digest_of(leaf.ref))}  {leaf.why}")
+        lines.append(f"    {kind_of(leaf.ref)} {digest.shorten(digest_of(leaf.ref))}  {leaf.why}")
     lines += [f"  note: {note}" for note in report.notes]
     if report.difference is not None:
         lines += _difference_lines(report.difference)
     failed = [step for step in report.steps if step.status == "failed"]
     lines += [f"  {step.name} failed: {step.reason}" for step in failed]
     if report.status == "differs" and report.environment:
-        lines.append("  The environment is not the recorded one; that may be all there is to it.")
-    lines.append(f"  It lies in {report.folder}")
+        lines.append("  The environment differs from the recorded one, which may be the reason.")
+    lines.append(f"  folder: {report.folder}")
     return "\n".join(lines)
 
 
-def _difference_lines(found: FirstDifference) -> list[str]:
+def _difference_lines(difference: FirstDifference) -> list[str]:
     lines = [
-        f"  first difference: step {found.step}, output {found.output}",
-        f"    recorded {found.recorded}",
-        f"    rebuilt  {found.rebuilt}",
+        f"  first difference: step {difference.step}, output {difference.output}",
+        f"    recorded {difference.recorded}",
+        f"    rebuilt  {difference.rebuilt}",
     ]
-    if found.fields:
-        lines.append(f"    in {', '.join(found.fields)}")
-    if found.cells:
-        first = found.cells[0]
+    if difference.fields:
+        lines.append(f"    in {', '.join(difference.fields)}")
+    if difference.cells:
+        first = difference.cells[0]
         lines.append(f"    first cell whose output differs: {first.number}")
         lines += [f"      | {line}" for line in first.source.splitlines()[:6]]
         lines.append(f"      recorded: {first.recorded}")
         lines.append(f"      rebuilt:  {first.rebuilt}")
-    if len(found.cells) > 1:
-        others = ", ".join(str(cell.number) for cell in found.cells[1:])
-        lines.append(f"    others that differ: {others}")
-    if found.note:
-        lines.append(f"    {found.note}")
+    if len(difference.cells) > 1:
+        others = ", ".join(str(cell.number) for cell in difference.cells[1:])
+        lines.append(f"    other cells that differ: {others}")
+    if difference.note:
+        lines.append(f"    {difference.note}")
     return lines
 
 
-# ---- How two environments, two records or two executed notebooks differ, in words.
-
-
-_MEMORY_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
-_MAX_SHOWN_CHARACTERS = 160
-
-
 def compare_environments(recorded: Environment, now: Environment) -> list[str]:
-    """What is installed or built in otherwise than recorded; empty when nothing is."""
-    found = []
+    """How the installed packages and the machine differ from the recorded ones, a line each."""
+    lines = []
     if recorded.python != now.python:
-        found.append(f"Python {recorded.python}, here {now.python}")
+        lines.append(f"Python {recorded.python}, here {now.python}")
     before, here = _distribution_versions(recorded), _distribution_versions(now)
     for name in sorted({*before, *here}):
         if before.get(name) != here.get(name):
-            found.append(
-                f"{name} {before.get(name, 'not installed')}, here {here.get(name, 'none')}"
+            lines.append(
+                f"{name} {before.get(name, 'not installed')}, "
+                f"here {here.get(name, 'not installed')}"
             )
     for key in sorted({*recorded.machine, *now.machine}):
         if recorded.machine.get(key) != now.machine.get(key):
-            found.append(f"machine {key} {recorded.machine.get(key)}, here {now.machine.get(key)}")
-    return found
+            lines.append(f"machine {key} {recorded.machine.get(key)}, here {now.machine.get(key)}")
+    return lines
+
+
+def _distribution_versions(environment: Environment) -> dict[str, str]:
+    entries = (entry.partition("==") for entry in environment.distributions)
+    return {name: version for name, _, version in entries}
 
 
 def compare_records(recorded: tuple[Store, Ref], rebuilt: tuple[Store, Ref]) -> tuple[str, ...]:
     """Names of the fields and payload files in which two records of one kind differ."""
-    one, other = _record_body(*recorded), _record_body(*rebuilt)
-    payload, made = one.pop("payload", {}), other.pop("payload", {})
-    fields = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
-    files = [name for name in sorted({*payload, *made}) if payload.get(name) != made.get(name)]
-    return (*fields, *(f"payload {name}" for name in files))
-
-
-def compare_notebooks(
-    recorded: Path, rebuilt: Path, places: dict[str, str]
-) -> tuple[tuple[CellDifference, ...], str]:
-    """Cells whose outputs differ, or why that cannot be told.
-
-    Args:
-        recorded: The executed notebook of the recorded run.
-        rebuilt: The one just executed.
-        places: Text that names a place in either, to what it stands for: where a step ran is not
-            what it did.
-    """
-    if not rebuilt.exists():
-        return (), "no notebook was run to make it, so no cell can be named"
-    if not recorded.exists():
-        return (), "the recorded run's executed notebook is gone, so no cell can be named"
-    pairs = zip(_code_cells(recorded), _code_cells(rebuilt), strict=False)
-    found = []
-    for number, (one, other) in enumerate(pairs, start=1):
-        before, now = _cell_output(one, places), _cell_output(other, places)
-        if before != now:
-            source = one["source"] if isinstance(one["source"], str) else "".join(one["source"])
-            where = _first_difference(before, now)
-            found.append(
-                CellDifference(number=number, source=source, recorded=where[0], rebuilt=where[1])
-            )
-    return tuple(found), "" if found else "what the cells print and draw is the same in both runs"
-
-
-def _distribution_versions(environment: Environment) -> dict[str, str]:
-    return {
-        name: version
-        for name, _, version in (entry.partition("==") for entry in environment.distributions)
-    }
+    before, now = _record_body(*recorded), _record_body(*rebuilt)
+    files_before, files_now = before.pop("payload", {}), now.pop("payload", {})
+    fields = _differing_keys(before, now)
+    return (*fields, *(f"payload {name}" for name in _differing_keys(files_before, files_now)))
 
 
 def _record_body(store: Store, ref: Ref) -> Json:
@@ -216,55 +184,88 @@ def _record_body(store: Store, ref: Ref) -> Json:
     return body
 
 
+def _differing_keys(before: Json, now: Json) -> list[str]:
+    return [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+
+
+def compare_notebooks(
+    recorded: Path, rebuilt: Path, paths: dict[str, str]
+) -> tuple[tuple[CellDifference, ...], str]:
+    """Cells whose outputs differ, or a note why none is listed.
+
+    Args:
+        recorded: The executed notebook of the recorded run.
+        rebuilt: The executed notebook of the rebuilt step.
+        paths: Paths of both runs to their replacement: where a step ran is no difference.
+    """
+    if not rebuilt.exists():
+        return (), "the output was made without a notebook"
+    if not recorded.exists():
+        return (), "the executed notebook of the recorded run is gone"
+    pairs = zip(_code_cells(recorded), _code_cells(rebuilt), strict=False)
+    differences = []
+    for number, (one, other) in enumerate(pairs, start=1):
+        before, now = _cell_output(one, paths), _cell_output(other, paths)
+        if before != now:
+            lines = _first_difference(before, now)
+            differences.append(
+                CellDifference(
+                    number=number,
+                    source=_as_text(one["source"]),
+                    recorded=lines[0],
+                    rebuilt=lines[1],
+                )
+            )
+    note = "" if differences else "the outputs of all cells are the same"
+    return tuple(differences), note
+
+
 def _code_cells(notebook: Path) -> list[Json]:
-    """Code cells but the one with the run's parameters, so that numbers are the author's."""
-    content = json.loads(notebook.read_bytes())
+    """Code cells without the one that papermill inserts, so that numbers are the author's."""
     return [
         cell
-        for cell in content["cells"]
+        for cell in json.loads(notebook.read_bytes())["cells"]
         if cell["cell_type"] == "code"
         and "injected-parameters" not in cell["metadata"].get("tags", [])
     ]
 
 
-def _cell_output(cell: Json, places: dict[str, str]) -> list[str]:
-    """What a cell showed, without what every run shows otherwise.
-
-    What it writes to standard error is left out: warnings and bars depend on who watches.
-    """
-    printed: list[str] = []
+def _cell_output(cell: Json, paths: dict[str, str]) -> list[str]:
+    """Lines and values that a cell displayed, without standard error, paths and addresses."""
+    lines: list[str] = []
     for output in cell.get("outputs", []):
         if output["output_type"] == "stream":
             if output["name"] == "stdout":
-                printed += _output_text(output["text"]).splitlines()
+                lines += _as_text(output["text"]).splitlines()
         elif output["output_type"] == "error":
-            printed.append(f"{output['ename']}: {output['evalue']}")
+            lines.append(f"{output['ename']}: {output['evalue']}")
         else:
             for kind, value in sorted(output.get("data", {}).items()):
-                text = _output_text(value)
-                picture = kind.startswith("image/")
-                printed.append(f"{kind} {digest.of_bytes(text.encode())[:12]}" if picture else text)
-    return [_without_paths(line, places) for line in printed]
+                text = _as_text(value)
+                if kind.startswith("image/"):
+                    text = f"{kind} {digest.of_bytes(text.encode())[:12]}"
+                lines.append(text)
+    return [_without_paths(line, paths) for line in lines]
 
 
-def _output_text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "".join(value) if isinstance(value, list) else json.dumps(value, sort_keys=True)
 
 
-def _without_paths(line: str, places: dict[str, str]) -> str:
-    for place in sorted(places, key=len, reverse=True):
-        line = line.replace(place, places[place])
+def _without_paths(line: str, paths: dict[str, str]) -> str:
+    for path in sorted(paths, key=len, reverse=True):
+        line = line.replace(path, paths[path])
     return _MEMORY_ADDRESS.sub("at 0x…", line)
 
 
 def _first_difference(before: list[str], now: list[str]) -> tuple[str, str]:
     for one, other in zip(before, now, strict=False):
         if one != other:
-            return one[:_MAX_SHOWN_CHARACTERS], other[:_MAX_SHOWN_CHARACTERS]
+            return one[:_MAX_LINE_LENGTH], other[:_MAX_LINE_LENGTH]
     at = min(len(before), len(now))
     return (
-        before[at][:_MAX_SHOWN_CHARACTERS] if at < len(before) else "nothing",
-        now[at][:_MAX_SHOWN_CHARACTERS] if at < len(now) else "nothing",
+        before[at][:_MAX_LINE_LENGTH] if at < len(before) else "nothing",
+        now[at][:_MAX_LINE_LENGTH] if at < len(now) else "nothing",
     )
