@@ -1,7 +1,7 @@
-"""Runs and models in MLflow: the only place that imports it.
+"""Runs and models in MLflow: the only module that imports it.
 
-MLflow is an index that people browse. What it says can be rebuilt from the records, and nothing
-is trusted because it stands there.
+MLflow is an index for people to browse. It can be rebuilt from the records, and nothing is trusted
+because it is in MLflow.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 
 from workbench.core.errors import ServiceError
 
+__all__ = ["MetricPoint", "Tracker", "record_tags"]
+
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _MAX_PARAMETER_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
 _TAGS_PER_CALL, _METRICS_PER_CALL = 100, 500
-_DIGEST_CHARACTERS = 36  # MLflow keeps no more of a dataset's digest
+_MAX_DIGEST_LENGTH = 36  # of a dataset in MLflow
 
 
 @dataclass(frozen=True)
 class MetricPoint:
-    """One value of a metric, ``at`` in seconds since the epoch."""
+    """One value of a metric; ``at`` is in seconds since the Unix epoch."""
 
     name: str
     value: float
@@ -36,7 +38,15 @@ class MetricPoint:
 
 
 class Tracker:
-    """Writes runs of one experiment. Making one imports MLflow, which takes seconds."""
+    """Writes runs of one experiment to MLflow.
+
+    The constructor imports MLflow, which takes seconds. All methods raise `ServiceError` if MLflow
+    cannot be reached or answers with an error.
+
+    Args:
+        uri: Address of the tracking server.
+        experiment: Name of the experiment, created if it does not exist.
+    """
 
     def __init__(self, uri: str, experiment: str) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -47,10 +57,10 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        with self._translated():
-            found = self._client.get_experiment_by_name(experiment)
+        with self._errors_translated():
+            existing = self._client.get_experiment_by_name(experiment)
             self.experiment = (
-                found.experiment_id if found else self._client.create_experiment(experiment)
+                existing.experiment_id if existing else self._client.create_experiment(experiment)
             )
 
     def start(
@@ -61,22 +71,31 @@ class Tracker:
         parameters: Mapping[str, Any],
         parent: str | None = None,
     ) -> str:
-        """Begin a run, below ``parent`` when given, and return its id."""
+        """Start a run.
+
+        Args:
+            parent: Id of the parent run.
+
+        Returns:
+            The id of the run.
+        """
         from mlflow.entities import Param
 
         tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
-        with self._translated():
+        with self._errors_translated():
             run = self._client.create_run(self.experiment, run_name=name, tags=tags)
-            given = [Param(key, _parameter_text(value)) for key, value in parameters.items()]
-            if given:
-                self._client.log_batch(run.info.run_id, params=given)
+            params = [Param(key, _parameter_text(value)) for key, value in parameters.items()]
+            if params:
+                self._client.log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
 
     def log_points(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Log values of metrics."""
         self._log(run_id, points=points)
 
     def log_files(self, run_id: str, files: Sequence[Path], folder: str | None = None) -> None:
-        with self._translated():
+        """Log files and folders as artifacts, below the artifact folder ``folder``."""
+        with self._errors_translated():
             for path in files:
                 if path.is_dir():
                     self._client.log_artifacts(run_id, str(path), folder)
@@ -91,13 +110,12 @@ class Tracker:
         context: str,
         made_by: Mapping[str, str] | None = None,
     ) -> None:
-        """Show records as the run's datasets, ``context`` telling inputs from outputs.
-
-        `record_tags` tells the same as tags, by which runs can be searched.
+        """Log records as datasets of the run; `record_tags` has the same as tags to search by.
 
         Args:
             records: References by name.
-            made_by: References to the ids of the runs that made them, where those are known.
+            context: ``input`` or ``output``.
+            made_by: Id of the run that produced a record, by reference, if it is known.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -107,14 +125,15 @@ class Tracker:
             upstream = (made_by or {}).get(ref)
             source = {"ref": ref, **({"run_id": upstream} if upstream else {})}
             entity = Dataset(
-                f"{name} ({kind})", digest[:_DIGEST_CHARACTERS], "workbench", json.dumps(source)
+                f"{name} ({kind})", digest[:_MAX_DIGEST_LENGTH], "workbench", json.dumps(source)
             )
             datasets.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
         if datasets:
-            with self._translated():
+            with self._errors_translated():
                 self._client.log_inputs(run_id, datasets)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
         self._log(run_id, tags=tags)
 
     def _log(
@@ -124,18 +143,18 @@ class Tracker:
         points: Sequence[MetricPoint] = (),
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Figures and tags in as few calls as MLflow's limits let: a call costs the server most."""
-        metrics, given = _mlflow_metrics(points), _mlflow_tags(tags or {})
-        calls = max(-(-len(metrics) // _METRICS_PER_CALL), -(-len(given) // _TAGS_PER_CALL))
-        with self._translated():
+        """Log metrics and tags in as few calls as MLflow's limits allow: calls are slow."""
+        metrics, entries = _mlflow_metrics(points), _mlflow_tags(tags or {})
+        calls = max(-(-len(metrics) // _METRICS_PER_CALL), -(-len(entries) // _TAGS_PER_CALL))
+        with self._errors_translated():
             for call in range(calls):
                 some = slice(call * _METRICS_PER_CALL, (call + 1) * _METRICS_PER_CALL)
                 named = slice(call * _TAGS_PER_CALL, (call + 1) * _TAGS_PER_CALL)
-                self._client.log_batch(run_id, metrics=metrics[some], tags=given[named])
+                self._client.log_batch(run_id, metrics=metrics[some], tags=entries[named])
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
-        """Keep a text as the artifact ``file``, a path inside the run's artifacts."""
-        with self._translated():
+        """Log a text as the artifact ``file``, a relative path."""
+        with self._errors_translated():
             self._client.log_text(run_id, text, file)
 
     def end(
@@ -145,28 +164,38 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         points: Sequence[MetricPoint] = (),
     ) -> None:
-        """End a run as ``FINISHED``, ``FAILED`` or ``KILLED``, with its last tags and figures."""
+        """End a run.
+
+        Args:
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            tags: Last tags of the run.
+            points: Last values of metrics.
+        """
         self._log(run_id, points=points, tags=tags)
-        with self._translated():
+        with self._errors_translated():
             self._client.set_terminated(run_id, status)
 
     def end_abandoned(self, tags: Mapping[str, str], alive: Container[str] = ()) -> int:
-        """End runs with these tags that a killed runner left running; returns how many.
+        """End runs that a killed runner left in the state RUNNING.
 
         Args:
-            alive: Values of ``workbench.run`` whose runner is still at work.
+            tags: Tags of the runs.
+            alive: Values of the tag ``workbench.run`` whose runner is still working.
+
+        Returns:
+            The number of runs that were ended.
         """
         clauses = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
         query = " and ".join(["attributes.status = 'RUNNING'", *clauses])
-        with self._translated():
-            found = self._client.search_runs([self.experiment], filter_string=query)
-            runs = [run for run in found if run.data.tags.get("workbench.run") not in alive]
+        with self._errors_translated():
+            running = self._client.search_runs([self.experiment], filter_string=query)
+            runs = [run for run in running if run.data.tags.get("workbench.run") not in alive]
             for run in runs:
                 self._client.set_terminated(run.info.run_id, "KILLED")
         return len(runs)
 
     def run_url(self, run_id: str) -> str:
-        """A run's page, without the password that an external address may carry."""
+        """Address of the page of a run, without a password."""
         scheme, mark, rest = self.uri.partition("://")
         address = f"{scheme}{mark}{rest.rpartition('@')[2]}"
         return f"{address}/#/experiments/{self.experiment}/runs/{run_id}"
@@ -181,50 +210,55 @@ class Tracker:
         aliases: Sequence[str],
         known_by: str = "workbench.release",
     ) -> int:
-        """Register a version under ``aliases``; the same one twice is the same version.
+        """Register a model version, unless it is registered, and point aliases to it.
 
         Args:
-            source: Artifact folder of the run that holds the bundle.
-            tags: Must hold ``known_by``, the tag by which a version is found again.
+            model: Name of the registered model.
+            source: Artifact folder of the run with the bundle.
+            tags: Tags of the version.
+            known_by: The tag that identifies the version.
+
+        Returns:
+            The version number.
         """
         from mlflow.exceptions import MlflowException
 
         version = self.version_of(model, known_by, tags[known_by])
-        with self._translated():
+        with self._errors_translated():
             if version is None:
-                with contextlib.suppress(MlflowException):  # it is there already
+                with contextlib.suppress(MlflowException):  # it exists
                     self._client.create_registered_model(model)
                 artifact = f"runs:/{run_id}/{source}"
-                made = self._client.create_model_version(
+                created = self._client.create_model_version(
                     model, source=artifact, run_id=run_id, tags=dict(tags)
                 )
-                version = int(made.version)
+                version = int(created.version)
             for alias in aliases:
                 self._client.set_registered_model_alias(model, alias, str(version))
         return version
 
     def version_of(self, model: str, tag: str, value: str) -> int | None:
-        """The registered version that carries a tag, if there is one."""
-        with self._translated():
-            known = self._client.search_model_versions(
+        """The registered version with a tag; None if there is none."""
+        with self._errors_translated():
+            versions = self._client.search_model_versions(
                 f"name = '{model}' and tags.`{tag}` = '{value}'"
             )
-        return int(known[0].version) if known else None
+        return int(versions[0].version) if versions else None
 
     def point(self, model: str, aliases: Mapping[str, int]) -> None:
-        """Let each alias of a registered model point to a version."""
-        with self._translated():
+        """Point aliases of a registered model to versions."""
+        with self._errors_translated():
             for alias, version in aliases.items():
                 self._client.set_registered_model_alias(model, alias, str(version))
 
     def release_of(self, model: str, *, alias: str) -> str:
-        """The release record behind a model's alias."""
-        with self._translated():
-            found = self._client.get_model_version_by_alias(model, alias)
-        return str(found.tags["workbench.release"])
+        """Reference of the release that an alias of a registered model points to."""
+        with self._errors_translated():
+            version = self._client.get_model_version_by_alias(model, alias)
+        return str(version.tags["workbench.release"])
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _errors_translated(self) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -233,14 +267,20 @@ class Tracker:
             raise ServiceError(
                 f"MLflow answered with an error: {error}",
                 where=self.uri,
-                hint="`workbench status` shows whether it runs; `workbench up` starts it again",
+                hint="`workbench status` shows whether it is running; `workbench up` starts it",
             ) from error
 
 
 def record_tags(
     records: Mapping[str, str], *, context: str, made_by: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Tags that name a run's records, and the runs that made them where those are known."""
+    """Tags with the records of a run, by which runs can be searched.
+
+    Args:
+        records: References by name.
+        context: ``input`` or ``output``.
+        made_by: Id of the run that produced a record, by reference, if it is known.
+    """
     tags = {}
     for name, ref in records.items():
         tags[f"workbench.{context}.{_mlflow_name(name)}"] = ref
@@ -262,7 +302,7 @@ def _mlflow_tags(tags: Mapping[str, str]) -> list[Any]:
 
 
 def _mlflow_name(name: str) -> str:
-    """A name in the characters that MLflow takes: ``a=b`` becomes ``a:b``, ``a[0]`` ``a.0``."""
+    """Replace characters that MLflow does not allow: ``a=b`` becomes ``a:b``, ``a[0]`` ``a.0``."""
     return _NOT_IN_NAMES.sub("_", name.replace("=", ":").replace("[", ".").replace("]", ""))
 
 
