@@ -47,18 +47,18 @@ def test_the_last_entry_that_fits_counts(dataset: Dataset, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("wanted: [{condition: night}]", "wanted.0.least: Field required"),
         ("wanted: [{least: {boxes: -1}}]", "greater than or equal to 0"),
         ("wanted: [{side: left, least: {}}]", "wanted.0.side"),
-        ("wanted: [", "is no YAML"),
+        ("wanted: [", "is not valid YAML"),
         ("- 3", "valid dictionary"),
     ],
 )
-def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_an_invalid_table_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     table = tmp_path / "target.yaml"
     table.write_text(text)
-    with pytest.raises(ParameterError) as refused:
+    with pytest.raises(ParameterError) as caught:
         hygiene.read_coverage_target(table)
-    assert told in str(refused.value)
+    assert message in str(caught.value)

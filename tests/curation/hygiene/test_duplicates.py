@@ -57,12 +57,12 @@ def test_a_copy_saved_worse_and_smaller_is_a_near_duplicate(workspace: Workspace
     assert original.id in together.frames
 
 
-def test_a_clean_pool_has_no_twins_across_drives(workspace: Workspace) -> None:
+def test_a_clean_pool_has_no_result_across_drives(workspace: Workspace) -> None:
     found = find(workspace, planted.clean(workspace))
     assert not found.exact
     assert all(cluster.drives == 1 for cluster in found.near)
-    assert found.yardstick.pairs >= MIN_PAIRS
-    assert found.yardstick.bits <= MAX_NEAR_BITS
+    assert found.threshold.pairs >= MIN_PAIRS
+    assert found.threshold.bits <= MAX_NEAR_BITS
 
 
 def test_a_pool_of_one_picture_is_one_cluster(workspace: Workspace) -> None:
@@ -73,10 +73,10 @@ def test_a_pool_of_one_picture_is_one_cluster(workspace: Workspace) -> None:
         for number, (kind, suffix) in enumerate(kinds)
     ]
     found = hygiene.compute_fingerprints(workspace, frames)
-    twins = duplicates.find_duplicates(FrameFeatures(tuple(frames), found.hashes), found.pixels)
-    assert twins.surplus == 2
-    assert [len(cluster.frames) for cluster in twins.exact] == [3]
-    assert "too few" in twins.yardstick.told
+    result = duplicates.find_duplicates(FrameFeatures(tuple(frames), found.hashes), found.pixels)
+    assert [len(cluster.frames) for cluster in result.clusters] == [3]
+    assert [len(cluster.frames) for cluster in result.exact] == [3]
+    assert "too few" in result.threshold.description
 
 
 def test_fingerprints_are_read_the_second_time(
@@ -99,13 +99,13 @@ def test_a_torn_fingerprint_file_is_made_again(workspace: Workspace) -> None:
     assert hygiene.compute_fingerprints(workspace, dataset.frames).pixels == first.pixels
 
 
-def test_a_frame_that_cannot_be_read_is_left_out_with_its_reason(workspace: Workspace) -> None:
+def test_an_unreadable_frame_is_skipped_with_its_reason(workspace: Workspace) -> None:
     dataset = planted.clean(workspace, drives=2)
     torn = dataset.frames[3]
     media_path(workspace, torn).write_bytes(b"no image")
     found = hygiene.compute_fingerprints(workspace, dataset.frames)
     assert torn.id not in found.frames
-    ((frame, why),) = found.left_out
+    ((frame, why),) = found.skipped
     assert frame == torn.id
     assert "cannot be read" in why
 
@@ -117,12 +117,12 @@ def test_a_full_disk_says_so_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("workbench.core.workspace.os.fsync", full)
-    with pytest.raises(WorkbenchError, match="fingerprints cannot be written: No space left"):
+    with pytest.raises(WorkbenchError, match="cannot write fingerprints: No space left"):
         hygiene.compute_fingerprints(workspace, planted.clean(workspace, drives=1).frames)
     assert not list((workspace.root / "fingerprints").rglob("*.npy"))
 
 
-def test_one_long_wait_is_not_the_yardstick(workspace: Workspace) -> None:
+def test_one_long_stop_does_not_set_the_threshold(workspace: Workspace) -> None:
     """A drive that stands for 60 frames counts with no more pairs than the others."""
     dataset = planted.clean(workspace)
     standing = [

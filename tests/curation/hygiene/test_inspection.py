@@ -44,15 +44,15 @@ def run(*arguments: str) -> int:
 
 def test_what_is_found_is_a_record_that_reads_back(workspace: Workspace, store: Store) -> None:
     ref = saved(store, leaking(workspace))
-    made = hygiene.inspect_dataset(store, ref)
-    found = hygiene.read_findings(store, made)
+    ref_ = hygiene.inspect_dataset(store, ref)
+    found = hygiene.read_findings(store, ref_)
     assert found.record.verdict is Verdict.FAIL
     assert found.record.dataset == ref
     assert {leak.kind for leak in found.leaks} == {"embedding"}
     assert found.record.near >= 1
     assert found.record.suspects is None
     assert "of 256 hash bits" in found.record.parameters["leak"]
-    assert hygiene.inspect_dataset(store, ref) == made
+    assert hygiene.inspect_dataset(store, ref) == ref_
 
 
 def test_with_a_model_vectors_and_labels_are_judged_too(
@@ -66,9 +66,7 @@ def test_with_a_model_vectors_and_labels_are_judged_too(
     assert found.record.verdict is Verdict.PASS
 
 
-def test_an_unreadable_frame_is_told_and_the_rest_goes_on(
-    workspace: Workspace, store: Store
-) -> None:
+def test_an_unreadable_frame_is_reported_and_skipped(workspace: Workspace, store: Store) -> None:
     dataset = planted.clean(workspace)
     ref = saved(store, dataset)
     media_path(workspace, dataset.frames[5]).write_bytes(b"torn")
@@ -78,13 +76,13 @@ def test_an_unreadable_frame_is_told_and_the_rest_goes_on(
         media_path(workspace, frame).write_bytes(b"torn")
     for kept in (workspace.root / "fingerprints").rglob("*.npy"):
         kept.unlink()
-    with pytest.raises(DataError, match="not one frame can be read"):
+    with pytest.raises(DataError, match="no usable frames"):
         hygiene.inspect_dataset(store, ref)
 
 
 def test_a_dataset_without_frames_is_refused(workspace: Workspace, store: Store) -> None:
     ref = saved(store, replace(planted.clean(workspace, drives=1), frames=(), drives=()))
-    with pytest.raises(DataError, match="no frames to inspect"):
+    with pytest.raises(DataError, match="the dataset has no frames"):
         hygiene.inspect_dataset(store, ref)
 
 
@@ -97,11 +95,11 @@ def test_the_command_is_a_gate(
     assert run("inspect", "planted") == 0
     capsys.readouterr()
     assert run("inspect", "planted", "--gate", "--json") == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["verdict"] == "FAIL"
-    assert told["label_errors"] is None
-    assert told["leaks"][0]["kind"] == "embedding"
-    assert {"side", "condition", "cls", "lacks"} <= told["thin"][0].keys()
+    output = json.loads(capsys.readouterr().out)
+    assert output["verdict"] == "FAIL"
+    assert output["label_errors"] is None
+    assert output["leaks"][0]["kind"] == "embedding"
+    assert {"side", "condition", "cls", "lacks"} <= output["thin"][0].keys()
 
 
 def test_the_worst_labels_become_a_selection_to_send(
@@ -110,23 +108,23 @@ def test_the_worst_labels_become_a_selection_to_send(
     assert dataset.ref
     # An untrained model sees nothing in these large boxes, so some labels look wrong.
     status = run("inspect", dataset.ref, "--model", model, "--review", "2", "--json")
-    told = json.loads(capsys.readouterr().out)
-    if told.get("label_errors"):
+    output = json.loads(capsys.readouterr().out)
+    if output.get("label_errors"):
         assert status == 0
-        selection = store.get(told["selection"], Selection)
+        selection = store.get(output["selection"], Selection)
         assert len(selection.chosen) <= 2
         assert selection.method == "label-quality"
     else:
-        assert told["error"]["message"] == "no suspicious labels found"
+        assert output["error"]["message"] == "no suspicious labels found"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "output"),
     [
-        (["inspect", "nowhere"], "no dataset"),
+        (["inspect", "nowhere"], "unknown dataset name"),
         (["inspect", "planted", "--review", "3"], "--review needs --model"),
         (["inspect", "planted", "--gap", "-1"], "gap_s: Input should be greater"),
-        (["inspect", "planted", "--target", "nowhere.yaml"], "target table cannot be read"),
+        (["inspect", "planted", "--target", "nowhere.yaml"], "cannot read the target table"),
     ],
 )
 def test_what_cannot_be_meant_says_why(
@@ -134,8 +132,8 @@ def test_what_cannot_be_meant_says_why(
     store: Store,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    told: str,
+    output: str,
 ) -> None:
     saved(store, planted.clean(workspace, drives=2))
     assert run(*arguments) in (1, 2)
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err

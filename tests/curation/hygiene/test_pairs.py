@@ -44,15 +44,15 @@ def unit_vectors(seed: int, count: int) -> NDArray[np.float32]:
     return units
 
 
-def by_hand(
-    like: FrameFeatures, yardstick: SimilarityThreshold, other: FrameFeatures | None = None
+def brute_force(
+    like: FrameFeatures, threshold: SimilarityThreshold, other: FrameFeatures | None = None
 ) -> Pairs:
     theirs = other or like
     bits = hamming_distance(like.hashes[:, None], theirs.hashes[None])
-    near = bits <= yardstick.bits
+    near = bits <= threshold.bits
     if like.directions is not None and theirs.directions is not None:
         apart = 1 - like.directions @ theirs.directions.T
-        limit = np.inf if yardstick.distance is None else yardstick.distance
+        limit = np.inf if threshold.distance is None else threshold.distance
         near &= (apart <= limit) | (bits <= MAX_COPY_BITS)
     if other is None:
         near = np.triu(near, 1)
@@ -60,18 +60,18 @@ def by_hand(
 
 
 def found_in(
-    like: FrameFeatures, yardstick: SimilarityThreshold, other: FrameFeatures | None = None
+    like: FrameFeatures, threshold: SimilarityThreshold, other: FrameFeatures | None = None
 ) -> Pairs:
     got = [
         pair
-        for one in similar_pairs(like, yardstick, other)
+        for one in similar_pairs(like, threshold, other)
         for pair in zip(one.first.tolist(), one.second.tolist(), strict=True)
     ]
     assert len(got) == len(set(got)), "a pair came twice"
     return set(got)
 
 
-def groups_by_hand(count: int, pairs: Pairs) -> list[list[int]]:
+def groups_brute_force(count: int, pairs: Pairs) -> list[list[int]]:
     near: list[set[int]] = [{row} for row in range(count)]
     for one, other in pairs:
         if near[one] is not near[other]:
@@ -96,25 +96,31 @@ def test_pairs_and_groups_are_what_all_with_all_gives(
     hashes = drives(seed, count, flips)
     units = unit_vectors(seed, count) if vectors else None
     like = FrameFeatures((), hashes, units)
-    yardstick = SimilarityThreshold(distance, bits, 99, 0.5)
-    wanted = by_hand(like, yardstick)
-    assert found_in(like, yardstick) == wanted
-    assert connected_groups(like, yardstick) == groups_by_hand(count, wanted)
+    threshold = SimilarityThreshold(distance, bits, 99, 0.5)
+    wanted = brute_force(like, threshold)
+    assert found_in(like, threshold) == wanted
+    assert connected_groups(like, threshold) == groups_brute_force(count, wanted)
     half = count // 2
     mine = FrameFeatures((), hashes[:half], units[:half] if units is not None else None)
     theirs = FrameFeatures((), hashes[half:], units[half:] if units is not None else None)
-    assert found_in(mine, yardstick, theirs) == by_hand(mine, yardstick, theirs)
+    assert found_in(mine, threshold, theirs) == brute_force(mine, threshold, theirs)
 
 
 def test_blocks_and_slices_lose_nothing_at_their_edges(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_ROWS": 7, "_COLUMNS": 11, "_MOST": 3, "_HEAD": 2, "SLICE": 5}.items():
+    for name, value in {
+        "_ROWS": 7,
+        "_COLUMNS": 11,
+        "_MAX_BALL_SIZE": 3,
+        "_BALL_PAIRS_AHEAD": 2,
+        "PAIRS_PER_SLICE": 5,
+    }.items():
         monkeypatch.setattr(fingerprints, name, value)
     like = FrameFeatures((), drives(5, 150, 9))
-    yardstick = SimilarityThreshold(None, 30, 99, 0.5)
-    wanted = by_hand(like, yardstick)
+    threshold = SimilarityThreshold(None, 30, 99, 0.5)
+    wanted = brute_force(like, threshold)
     assert len(wanted) > 500
-    assert found_in(like, yardstick) == wanted
-    assert connected_groups(like, yardstick) == groups_by_hand(150, wanted)
+    assert found_in(like, threshold) == wanted
+    assert connected_groups(like, threshold) == groups_brute_force(150, wanted)
 
 
 def test_a_row_that_is_settled_is_not_asked_again() -> None:

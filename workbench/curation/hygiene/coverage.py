@@ -1,4 +1,8 @@
-"""Coverage: frames, boxes and drives by condition and class, against a target."""
+"""Coverage: frames, boxes and drives by condition and class, against a target.
+
+Counts of boxes alone mislead, as two hundred pedestrians of one drive are one street. So frames,
+boxes and drives are counted, separately for what is learned from and what is judged by.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,20 @@ from workbench.records.base import FrozenModel
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame
 
-ANY = "all"
+__all__ = [
+    "CoverageCell",
+    "CoverageTarget",
+    "dataset_coverage",
+    "read_coverage_target",
+    "thin_cells",
+]
 
+ANY = "all"
 CoverageSide = Literal["learned", "judged"]
 
 
 class MinimumCounts(FrozenModel):
-    """What a cell should at least hold; 0 asks for nothing."""
+    """Minimum counts of a cell; 0 requires nothing."""
 
     frames: int = Field(default=0, ge=0)
     boxes: int = Field(default=0, ge=0)
@@ -30,7 +41,7 @@ class MinimumCounts(FrozenModel):
 
 
 class TargetEntry(FrozenModel):
-    """What is asked of the cells of a condition and a class; ``all`` stands for any."""
+    """Minimum counts for the cells of a condition, class and side; ``all`` matches any."""
 
     condition: str = ANY
     cls: str = ANY
@@ -39,10 +50,10 @@ class TargetEntry(FrozenModel):
 
 
 class CoverageTarget(FrozenModel):
-    """A target table: of the entries that fit a cell the last one counts.
+    """A target table; the last matching entry applies to a cell.
 
-    The default asks for ten drives where frames are judged, below which no gate decides anything,
-    and for a hundred boxes everywhere. It comes from no standard: set your own.
+    The default requires ten drives where frames are judged by, below which no gate decides, and a
+    hundred boxes everywhere. It comes from no standard: set your own.
     """
 
     wanted: tuple[TargetEntry, ...] = (
@@ -51,22 +62,23 @@ class CoverageTarget(FrozenModel):
     )
 
     def least(self, condition: str, cls: str, side: CoverageSide) -> MinimumCounts:
-        found = MinimumCounts()
+        """Minimum counts of one cell."""
+        minimum = MinimumCounts()
         for entry in self.wanted:
             if all(
-                asked in (ANY, given)
-                for asked, given in (
+                wanted in (ANY, value)
+                for wanted, value in (
                     (entry.condition, condition),
                     (entry.cls, cls),
                     (entry.side, side),
                 )
             ):
-                found = entry.least
-        return found
+                minimum = entry.least
+        return minimum
 
 
 class CoverageCell(FrozenModel):
-    """One condition and class on one side: what is there, what is asked for, what it lacks."""
+    """Counts of one condition and class on one side, with the minimum."""
 
     side: CoverageSide
     condition: str
@@ -78,14 +90,14 @@ class CoverageCell(FrozenModel):
 
     @property
     def lacks(self) -> dict[str, int]:
-        """How many frames, boxes and drives are missing; empty when it has enough."""
+        """Missing frames, boxes and drives; empty when there are enough."""
         have = {"frames": self.frames, "boxes": self.boxes, "drives": self.drives}
         short = {name: getattr(self.least, name) - count for name, count in have.items()}
         return {name: count for name, count in short.items() if count > 0}
 
     @property
     def filled(self) -> float:
-        """The smallest share of what is asked for that is there, at most 1."""
+        """The smallest ratio of actual to required counts, at most 1."""
         shares = [
             have / asked
             for have, asked in (
@@ -101,21 +113,24 @@ class CoverageCell(FrozenModel):
 def dataset_coverage(
     dataset: Dataset, target: CoverageTarget | None = None
 ) -> tuple[CoverageCell, ...]:
-    """Every condition that occurs against every class, learned from and judged by.
+    """Count every condition that occurs by every class, for frames learned from and judged by.
 
-    Ignore regions and a model's own boxes do not count. A condition is in words, as
-    `describe_conditions` gives it.
+    Ignored regions and model labels do not count.
+
+    Args:
+        dataset: The dataset version.
+        target: Required counts.
 
     Returns:
-        Cells by side, condition and class, thinnest first within a side.
+        Cells by side, emptiest first.
     """
     target = target or CoverageTarget()
     sides: tuple[CoverageSide, ...] = ("learned", "judged")
     cells = []
     for side in sides:
-        theirs = [frame for frame in dataset.frames if _is_counted(frame, side)]
+        frames_of_side = [frame for frame in dataset.frames if _is_counted(frame, side)]
         by_condition: dict[str, list[Frame]] = {}
-        for frame in theirs:
+        for frame in frames_of_side:
             by_condition.setdefault(describe_conditions(frame), []).append(frame)
         for condition, frames in by_condition.items():
             for cls in dataset.label_schema.classes:
@@ -125,37 +140,39 @@ def dataset_coverage(
 
 
 def thin_cells(cells: Iterable[CoverageCell]) -> tuple[CoverageCell, ...]:
-    """Cells that hold less than is asked for."""
+    """Cells with less than required."""
     return tuple(cell for cell in cells if cell.lacks)
 
 
 def read_coverage_target(path: Path) -> CoverageTarget:
-    """A target table from YAML, with entries as in `Wanted`.
+    """Read a target table from YAML, with entries as in `TargetEntry`.
 
     Raises:
-        ParameterError: It cannot be read, or an entry says something unknown.
+        ParameterError: The file cannot be read or is invalid.
     """
     try:
         content = yaml.safe_load(path.read_text())
         return CoverageTarget.model_validate(content)
     except OSError as error:
         raise ParameterError(
-            f"the target table cannot be read: {error.strerror}", where=path
+            f"cannot read the target table: {error.strerror}", where=path
         ) from error
     except yaml.YAMLError as error:
-        raise ParameterError("the target table is no YAML", where=f"{path}: {error}") from error
+        raise ParameterError(
+            "the target table is not valid YAML", where=f"{path}: {error}"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the table"
+        location = ".".join(str(part) for part in first["loc"]) or "the table"
         raise ParameterError(
-            f"{place}: {first['msg']}",
+            f"{location}: {first['msg']}",
             where=path,
             hint="Write wanted: [{condition: night, cls: pedestrian, least: {boxes: 200}}]",
         ) from error
 
 
 def _is_counted(frame: Frame, side: CoverageSide) -> bool:
-    # A pool is learned from one day, but nobody has labelled it yet.
+    # The pool may be learned from later, but is not labelled yet.
     return split_side(frame) == side and frame.role != "pool"
 
 

@@ -1,4 +1,8 @@
-"""Duplicates: exact and near copies, by a threshold measured on consecutive frames."""
+"""Duplicates: exact and near copies, by a threshold measured on consecutive frames.
+
+Consecutive frames of a drive show one scene a moment later. The distance of their vectors and
+hashes is the threshold for all other pairs, so it follows the model, the camera and the frame rate.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +18,131 @@ from workbench.curation.hygiene.fingerprints import BallPairs, Balls, RowNumbers
 from workbench.records.base import Digest, FrozenModel
 from workbench.records.frames import Frame
 
+__all__ = [
+    "DuplicateCluster",
+    "Duplicates",
+    "FrameFeatures",
+    "SimilarityThreshold",
+    "find_duplicates",
+    "measure_threshold",
+]
+
 MIN_PAIRS = 20
-"""Consecutive pairs below which nothing is measured."""
+"""With fewer consecutive pairs, no threshold is measured."""
 
 MAX_CONSECUTIVE_S = 1.5
-"""Frames further apart are no longer the same moment; a drive without a clock counts as closer."""
+"""Frames further apart are not consecutive; without timestamps all neighbours are."""
 
 MAX_NEAR_BITS = 40
-"""However unlike consecutive frames are: above this, hashes speak of two pictures.
+"""Upper limit of the threshold: hashes further apart show two scenes.
 
-Of 300,000 pairs from different drives none is as near, neither of CamVid's drives (the nearest: 86
-bits) nor of the built-in ones (52). See docs/how-to/hygiene.md.
+Of 300,000 pairs from different drives none is as near, neither in CamVid (nearest: 86 bits) nor in
+the built-in drives (52). See docs/how-to/hygiene.md.
 """
 
 MAX_COPY_BITS = 12
-"""However alike consecutive frames are: up to this, two frames are copies of one picture.
+"""Up to this distance, two frames are copies of one image, whatever their vectors.
 
-Scaled to 0.7, lit 10 % more and saved as JPEG of quality 60, none of 120 frames of either differs
-in more. So few bits speak for themselves, whatever the vectors say.
+Scaled to 0.7, lit 10 % more and saved as JPEG of quality 60, none of 120 frames of either set
+differs in more bits.
 """
+
+_VECTOR_ROWS = 1024
+_BALL_PAIRS_BEFORE_MERGE = (
+    1024  # pairs of balls that are opened without asking what the last ones have joined
+)
+NEAR_DUPLICATE_SHARE = 0.1
+"""Near duplicates are as similar as the closest tenth of consecutive frames (a parked car)."""
+
+
+class DuplicateCluster(FrozenModel):
+    """Frames that duplicate each other, the one to keep first: the first of its drive.
+
+    Attributes:
+        frames: Digests.
+        exact: Whether all have equal pixels.
+        drives: Number of drives they are from.
+    """
+
+    frames: tuple[Digest, ...]
+    exact: bool
+    drives: int
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Clusters of duplicates, largest first, and the threshold.
+
+    Attributes:
+        exact: Clusters of equal pixels.
+        near: Clusters of similar frames.
+        threshold: What counted as near.
+    """
+
+    exact: tuple[DuplicateCluster, ...]
+    near: tuple[DuplicateCluster, ...]
+    threshold: SimilarityThreshold
+
+    @property
+    def clusters(self) -> tuple[DuplicateCluster, ...]:
+        """All clusters, exact ones first."""
+        return (*self.exact, *self.near)
+
+
+def find_duplicates(
+    features: FrameFeatures, pixels: Sequence[str], threshold: SimilarityThreshold | None = None
+) -> Duplicates:
+    """Find exact and near duplicates among ``n`` frames.
+
+    One frame of each group of equal pixels takes part in the search for near duplicates.
+
+    Args:
+        features: The frames.
+        pixels: Digests of decoded pixels, ``n``.
+        threshold: What counts as near; by default measured on the frames. One that could not be
+            measured finds copies only.
+    """
+    threshold = threshold or measure_threshold(features, NEAR_DUPLICATE_SHARE)
+    groups: dict[str, list[int]] = {}
+    for row in sorted(range(len(features.frames)), key=lambda row: _frame_order(features, row)):
+        groups.setdefault(pixels[row], []).append(row)
+    exact = [_make_cluster(features, rows, exact=True) for rows in groups.values() if len(rows) > 1]
+    representatives = features.rows(rows[0] for rows in groups.values())
+    near = [
+        _make_cluster(representatives, rows, exact=False)
+        for rows in connected_groups(representatives, threshold)
+        if len(rows) > 1
+    ]
+    return Duplicates(_largest_first(exact), _largest_first(near), threshold)
+
+
+def _frame_order(features: FrameFeatures, row: int) -> tuple[str, int, str]:
+    frame = features.frames[row]
+    return (frame.drive, frame.index, frame.id)
+
+
+def _make_cluster(features: FrameFeatures, rows: Sequence[int], *, exact: bool) -> DuplicateCluster:
+    ordered = sorted(rows, key=lambda row: _frame_order(features, row))
+    return DuplicateCluster(
+        frames=tuple(features.frames[row].id for row in ordered),
+        exact=exact,
+        drives=len({features.frames[row].drive for row in ordered}),
+    )
+
+
+def _largest_first(clusters: Iterable[DuplicateCluster]) -> tuple[DuplicateCluster, ...]:
+    return tuple(sorted(clusters, key=lambda one: (-len(one.frames), one.frames)))
 
 
 @dataclass(frozen=True)
 class SimilarityThreshold:
-    """How far consecutive frames lie apart.
+    """Distance within which two frames count as similar.
 
     Attributes:
-        distance: Cosine distance of centred vectors, None without vectors.
-        bits: Differing bits of their hashes.
-        pairs: How many consecutive pairs it was measured on.
-        share: Which share of them is at least as alike; 0.5 is the median.
+        distance: Cosine distance of centred vectors; None without vectors.
+        bits: Hamming distance of hashes.
+        pairs: Number of consecutive pairs it was measured on.
+        share: Share of those pairs that are at least as similar; 0.5 is the median.
     """
 
     distance: float | None
@@ -53,32 +152,32 @@ class SimilarityThreshold:
 
     @property
     def measured(self) -> bool:
+        """Whether there were enough consecutive pairs."""
         return self.pairs >= MIN_PAIRS
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The threshold and its source, in words."""
         if not self.measured:
             return (
-                f"{self.pairs} consecutive pairs are too few to measure on ({MIN_PAIRS}),"
-                f" so copies alone (<= {MAX_COPY_BITS} of 256 hash bits)"
+                f"{self.pairs} consecutive pairs are too few to measure (minimum {MIN_PAIRS}),"
+                f" so copies only (<= {MAX_COPY_BITS} of 256 hash bits)"
             )
-        near = "" if self.distance is None else f"cosine distance <= {self.distance:.4f} and "
+        vectors = "" if self.distance is None else f"cosine distance <= {self.distance:.4f} and "
         return (
-            f"{near}<= {self.bits} of 256 hash bits: the closest {self.share:.0%} of {self.pairs}"
-            f" consecutive pairs, within {MAX_COPY_BITS} to {MAX_NEAR_BITS} bits"
+            f"{vectors}<= {self.bits} of 256 hash bits: the closest {self.share:.0%} of"
+            f" {self.pairs} consecutive pairs, within {MAX_COPY_BITS} to {MAX_NEAR_BITS} bits"
         )
 
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """What frames are compared by; rows of all three belong together.
+    """Features to compare ``n`` frames by, row by row.
 
     Attributes:
-        frames: ``n`` frames.
+        frames: The frames.
         hashes: Uint64 ``[n, 4]``.
-        directions: Float32 ``[n, d]`` unit vectors, see `neighbours.directions`; None without a
-            model.
+        directions: Float32 ``[n, d]`` unit vectors, see `unit_vectors`; None without a model.
     """
 
     frames: tuple[Frame, ...]
@@ -86,6 +185,7 @@ class FrameFeatures:
     directions: NDArray[np.float32] | None = None
 
     def rows(self, keep: Iterable[int]) -> FrameFeatures:
+        """The features of some rows."""
         wanted = np.fromiter(keep, np.int64)
         return FrameFeatures(
             tuple(self.frames[row] for row in wanted.tolist()),
@@ -94,8 +194,32 @@ class FrameFeatures:
         )
 
 
+def measure_threshold(features: FrameFeatures, share: float) -> SimilarityThreshold:
+    """The similarity that ``share`` of all consecutive pairs reach, in vectors and in hashes.
+
+    A drive contributes at most the median number of pairs, so that one long stop does not dominate.
+
+    Args:
+        features: The frames to measure on.
+        share: Share of consecutive pairs.
+    """
+    pairs = _balance_by_drive(features, consecutive_pairs(features.frames))
+    if not pairs:
+        return SimilarityThreshold(None, MAX_COPY_BITS, 0, share)
+    first, second = np.array(pairs).T
+    bits = hamming_distance(features.hashes[first], features.hashes[second])
+    limit = int(np.clip(np.quantile(bits, share, method="lower"), MAX_COPY_BITS, MAX_NEAR_BITS))
+    if len(pairs) < MIN_PAIRS:
+        return SimilarityThreshold(None, MAX_COPY_BITS, len(pairs), share)
+    distance = None
+    if features.directions is not None:
+        apart = 1 - (features.directions[first] * features.directions[second]).sum(axis=1)
+        distance = float(np.quantile(apart, share, method="lower"))
+    return SimilarityThreshold(distance, limit, len(pairs), share)
+
+
 def consecutive_pairs(frames: Sequence[Frame]) -> list[tuple[int, int]]:
-    """Rows of frames that follow each other in one drive, and soon."""
+    """Rows of frames that follow each other closely in one drive."""
     by_drive: dict[str, list[int]] = {}
     for row, frame in enumerate(frames):
         by_drive.setdefault(frame.drive, []).append(row)
@@ -110,59 +234,31 @@ def consecutive_pairs(frames: Sequence[Frame]) -> list[tuple[int, int]]:
     return pairs
 
 
-def measure_threshold(like: FrameFeatures, share: float) -> SimilarityThreshold:
-    """The likeness that ``share`` of all consecutive pairs reach, in either sense.
-
-    A drive counts with at most as many pairs as the middle one has, so that one long wait at a
-    red light does not become the yardstick.
-    """
-    pairs = _balance_by_drive(like, consecutive_pairs(like.frames))
-    if not pairs:
-        return SimilarityThreshold(None, MAX_COPY_BITS, 0, share)
-    first, second = np.array(pairs).T
-    bits = hamming_distance(like.hashes[first], like.hashes[second])
-    limit = int(np.clip(np.quantile(bits, share, method="lower"), MAX_COPY_BITS, MAX_NEAR_BITS))
-    if len(pairs) < MIN_PAIRS:
-        return SimilarityThreshold(None, MAX_COPY_BITS, len(pairs), share)
-    distance = None
-    if like.directions is not None:
-        apart = 1 - (like.directions[first] * like.directions[second]).sum(axis=1)
-        distance = float(np.quantile(apart, share, method="lower"))
-    return SimilarityThreshold(distance, limit, len(pairs), share)
-
-
-def _balance_by_drive(like: FrameFeatures, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    by_drive: dict[str, list[tuple[int, int]]] = {}
-    for pair in pairs:
-        by_drive.setdefault(like.frames[pair[0]].drive, []).append(pair)
-    if not by_drive:
-        return []
-    most = max(1, int(np.median([len(theirs) for theirs in by_drive.values()])))
-    kept = []
-    for theirs in by_drive.values():
-        steps = np.linspace(0, len(theirs) - 1, min(most, len(theirs))).astype(int)
-        kept += [theirs[step] for step in steps.tolist()]
-    return kept
-
-
 def _is_consecutive(first: Frame, second: Frame) -> bool:
     if first.timestamp_us is None or second.timestamp_us is None:
         return True
     return abs(second.timestamp_us - first.timestamp_us) <= MAX_CONSECUTIVE_S * 1e6
 
 
-# ---- Pairs of frames that are alike, and the groups that such pairs link.
-
-
-_VECTOR_ROWS = 1024
-_BALL_PAIRS_BEFORE_MERGE = (
-    1024  # pairs of balls that are opened without asking what the last ones have joined
-)
+def _balance_by_drive(
+    features: FrameFeatures, pairs: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    by_drive: dict[str, list[tuple[int, int]]] = {}
+    for pair in pairs:
+        by_drive.setdefault(features.frames[pair[0]].drive, []).append(pair)
+    if not by_drive:
+        return []
+    limit = max(1, int(np.median([len(drive_pairs) for drive_pairs in by_drive.values()])))
+    balanced = []
+    for drive_pairs in by_drive.values():
+        steps = np.linspace(0, len(drive_pairs) - 1, min(limit, len(drive_pairs))).astype(int)
+        balanced += [drive_pairs[step] for step in steps.tolist()]
+    return balanced
 
 
 @dataclass(frozen=True)
 class FramePairs:
-    """Pairs of rows: int64 ``[k]`` both, cosine distances float32 ``[k]`` or None, bits ``[k]``."""
+    """Pairs of rows: int64 ``[k]`` both, cosine distance float32 ``[k]`` or None, bits ``[k]``."""
 
     first: RowNumbers
     second: RowNumbers
@@ -171,75 +267,82 @@ class FramePairs:
 
 
 def similar_pairs(
-    like: FrameFeatures,
-    yardstick: SimilarityThreshold,
+    features: FrameFeatures,
+    threshold: SimilarityThreshold,
     other: FrameFeatures | None = None,
     settled: NDArray[np.bool_] | None = None,
 ) -> Iterator[FramePairs]:
-    """Every pair of frames that is as alike as the yardstick asks, some at a time.
+    """All pairs of frames within the threshold, a slice at a time.
 
-    Hashes are compared first (`nearby`); vectors are only asked about the pairs that pass. Memory
-    is that of one slice of pairs, however many there are.
+    Hashes are compared first, vectors only for pairs that pass. Memory is bounded by one slice.
 
     Args:
-        other: Compared with these instead of with each other; ``second`` is then a row of theirs.
-        settled: Bool ``[n]``: rows of ``like`` that need no further partner. Whoever takes the
-            pairs may set more as they come.
+        features: The frames.
+        threshold: Limits of hash and vector distance.
+        other: Frames to compare with instead of each other; ``second`` is then a row of these.
+        settled: Bool ``[n]``: rows of ``features`` that need no further partner; the caller may set
+            more while iterating.
     """
-    mine = fingerprints.make_balls(like.hashes, MAX_COPY_BITS)
-    theirs = fingerprints.make_balls(other.hashes, MAX_COPY_BITS) if other else None
+    balls = fingerprints.make_balls(features.hashes, MAX_COPY_BITS)
+    other_balls = fingerprints.make_balls(other.hashes, MAX_COPY_BITS) if other else None
 
     def all_settled(rows: slice, _: slice) -> bool:
-        return settled is not None and not len(_unsettled_balls(mine, settled, rows))
+        return settled is not None and not len(_unsettled_balls(balls, settled, rows))
 
-    for block in fingerprints.near_ball_pairs(mine, theirs, yardstick.bits, all_settled):
-        left = _unsettled(mine, settled, block)
+    for block in fingerprints.near_ball_pairs(balls, other_balls, threshold.bits, all_settled):
+        open_pairs = _unsettled(balls, settled, block)
         if settled is not None:  # every row meets a few before any row meets all
-            left = left.keep(np.argsort(left.second, kind="stable"))
-        while len(left):
+            open_pairs = open_pairs.keep(np.argsort(open_pairs.second, kind="stable"))
+        while len(open_pairs):
             first, second, bits, opened = fingerprints.near_row_pairs(
-                mine, theirs, left, yardstick.bits
+                balls, other_balls, open_pairs, threshold.bits
             )
             if len(first):
                 yield _near_by_vector(
-                    like, other or like, yardstick, FramePairs(first, second, None, bits)
+                    features, other or features, threshold, FramePairs(first, second, None, bits)
                 )
-            left = _unsettled(mine, settled, left.keep(slice(opened, None)))
+            open_pairs = _unsettled(balls, settled, open_pairs.keep(slice(opened, None)))
 
 
-def connected_groups(like: FrameFeatures, yardstick: SimilarityThreshold) -> list[list[int]]:
-    """Rows connected by pairs as alike as the yardstick asks: each group ascending, all by first.
+def connected_groups(features: FrameFeatures, threshold: SimilarityThreshold) -> list[list[int]]:
+    """Rows connected by pairs within the threshold: each group ascending, groups by first row.
 
-    Not every such pair is looked at. The frames of a ball are copies of its centre, so one group
-    from the start, and two balls are opened only while they are not of one group. A million near
-    copies are one group soon.
+    Not all such pairs are compared. Frames of a ball are copies of its centre, so one group from
+    the start, and two balls are opened only while they are in different groups.
     """
-    groups = _ConnectedRows(len(like.hashes))
-    mine = fingerprints.make_balls(like.hashes, min(MAX_COPY_BITS, yardstick.bits))
-    groups.link(np.repeat(mine.centres, mine.sizes), mine.order)
+    groups = _ConnectedRows(len(features.hashes))
+    balls = fingerprints.make_balls(features.hashes, min(MAX_COPY_BITS, threshold.bits))
+    groups.link(np.repeat(balls.centres, balls.sizes), balls.order)
     groups.merge()
 
     def one_group(rows: slice, columns: slice) -> bool:
-        labels = groups.labels[np.concatenate([mine.centres[rows], mine.centres[columns]])]
+        labels = groups.labels[np.concatenate([balls.centres[rows], balls.centres[columns]])]
         return bool((labels == labels[0]).all())
 
-    for block in fingerprints.near_ball_pairs(mine, None, yardstick.bits, one_group):
-        left = _in_different_groups(mine, groups, block)
+    for block in fingerprints.near_ball_pairs(balls, None, threshold.bits, one_group):
+        open_pairs = _in_different_groups(balls, groups, block)
         groups.link(
-            *_similar_among(like, yardstick, mine.centres[left.first], mine.centres[left.second])
+            *_similar_among(
+                features,
+                threshold,
+                balls.centres[open_pairs.first],
+                balls.centres[open_pairs.second],
+            )
         )
-        while len(left):
-            if len(left) > _BALL_PAIRS_BEFORE_MERGE:
+        while len(open_pairs):
+            if len(open_pairs) > _BALL_PAIRS_BEFORE_MERGE:
                 groups.merge()
-            left = _in_different_groups(mine, groups, left)
-            first, second, _, opened = fingerprints.near_row_pairs(mine, None, left, yardstick.bits)
-            groups.link(*_similar_among(like, yardstick, first, second))
-            left = left.keep(slice(opened, None))
+            open_pairs = _in_different_groups(balls, groups, open_pairs)
+            first, second, _, opened = fingerprints.near_row_pairs(
+                balls, None, open_pairs, threshold.bits
+            )
+            groups.link(*_similar_among(features, threshold, first, second))
+            open_pairs = open_pairs.keep(slice(opened, None))
     return groups.rows()
 
 
 class _ConnectedRows:
-    """Connected rows. Links are merged by the million, for a merge looks at every row."""
+    """Union of connected rows; links are merged by the million, as a merge visits every row."""
 
     def __init__(self, count: int) -> None:
         self.labels = np.arange(count)
@@ -272,136 +375,57 @@ class _ConnectedRows:
         return sorted(groups)
 
 
-def _unsettled(mine: Balls, settled: NDArray[np.bool_] | None, pairs: BallPairs) -> BallPairs:
-    """Pairs whose first ball has a row that still wants a partner."""
+def _unsettled(balls: Balls, settled: NDArray[np.bool_] | None, pairs: BallPairs) -> BallPairs:
+    """Pairs whose first ball has a row that still needs a partner."""
     if settled is None or not len(pairs):
         return pairs
     block = slice(int(pairs.first.min()), int(pairs.first.max()) + 1)  # of few balls
-    return pairs.keep(np.isin(pairs.first, _unsettled_balls(mine, settled, block)))
+    return pairs.keep(np.isin(pairs.first, _unsettled_balls(balls, settled, block)))
 
 
-def _unsettled_balls(mine: Balls, settled: NDArray[np.bool_], block: slice) -> RowNumbers:
-    starts = mine.starts[block.start : block.stop + 1]
-    rows = mine.order[starts[0] : starts[-1]]
-    done = np.logical_and.reduceat(settled[rows], starts[:-1] - starts[0])
-    left: RowNumbers = np.flatnonzero(~done) + block.start
-    return left
+def _unsettled_balls(balls: Balls, settled: NDArray[np.bool_], block: slice) -> RowNumbers:
+    starts = balls.starts[block.start : block.stop + 1]
+    rows = balls.order[starts[0] : starts[-1]]
+    settled_balls = np.logical_and.reduceat(settled[rows], starts[:-1] - starts[0])
+    open_balls: RowNumbers = np.flatnonzero(~settled_balls) + block.start
+    return open_balls
 
 
-def _in_different_groups(mine: Balls, groups: _ConnectedRows, pairs: BallPairs) -> BallPairs:
-    """Pairs of balls that are not known to be of one group."""
-    first, second = mine.centres[pairs.first], mine.centres[pairs.second]
+def _in_different_groups(balls: Balls, groups: _ConnectedRows, pairs: BallPairs) -> BallPairs:
+    """Pairs of balls that are not yet in one group."""
+    first, second = balls.centres[pairs.first], balls.centres[pairs.second]
     return pairs.keep(groups.labels[first] != groups.labels[second])
 
 
 def _similar_among(
-    like: FrameFeatures, yardstick: SimilarityThreshold, first: RowNumbers, second: RowNumbers
+    features: FrameFeatures, threshold: SimilarityThreshold, first: RowNumbers, second: RowNumbers
 ) -> tuple[RowNumbers, RowNumbers]:
-    """Those of these pairs that are as alike as the yardstick asks."""
-    bits = hamming_distance(like.hashes[first], like.hashes[second])
-    near = bits <= yardstick.bits
-    close = _near_by_vector(
-        like, like, yardstick, FramePairs(first[near], second[near], None, bits[near])
+    """Those of these pairs that are within the threshold."""
+    bits = hamming_distance(features.hashes[first], features.hashes[second])
+    keep = bits <= threshold.bits
+    pairs = _near_by_vector(
+        features, features, threshold, FramePairs(first[keep], second[keep], None, bits[keep])
     )
-    return close.first, close.second
+    return pairs.first, pairs.second
 
 
 def _near_by_vector(
-    like: FrameFeatures, theirs: FrameFeatures, yardstick: SimilarityThreshold, found: FramePairs
+    features: FrameFeatures,
+    other: FrameFeatures,
+    threshold: SimilarityThreshold,
+    pairs: FramePairs,
 ) -> FramePairs:
-    """Copies, and those of the other pairs whose vectors are near too, with the distances."""
-    if like.directions is None or theirs.directions is None:
-        return found
-    apart = np.empty(len(found.first), np.float32)
-    for start in range(0, len(apart), _VECTOR_ROWS):
+    """Copies, and other pairs whose vectors are near, too, with the distances."""
+    if features.directions is None or other.directions is None:
+        return pairs
+    distance = np.empty(len(pairs.first), np.float32)
+    for start in range(0, len(distance), _VECTOR_ROWS):
         part = slice(start, start + _VECTOR_ROWS)
-        mine, others = like.directions[found.first[part]], theirs.directions[found.second[part]]
-        apart[part] = 1 - (mine * others).sum(axis=1)
-    limit = np.inf if yardstick.distance is None else yardstick.distance
-    near = (apart <= limit) | (found.bits <= MAX_COPY_BITS)
-    return FramePairs(found.first[near], found.second[near], apart[near], found.bits[near])
-
-
-# ---- Duplicates: frames that show the same picture, and frames that show nearly the same.
-#
-# A copy takes a place in the budget and teaches nothing; a copy on both sides of a split flatters
-# every figure.
-
-
-NEAR_DUPLICATE_SHARE = 0.1
-"""Near duplicates are as alike as the closest tenth of consecutive frames: a car that stands."""
-
-
-class DuplicateCluster(FrozenModel):
-    """Frames linked by likeness, the one to keep first: the first of its drive.
-
-    ``exact`` where all show the same pixels; ``drives`` counts the drives they are from.
-    """
-
-    frames: tuple[Digest, ...]
-    exact: bool
-    drives: int
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Clusters, largest first, and what counted as near."""
-
-    exact: tuple[DuplicateCluster, ...]
-    near: tuple[DuplicateCluster, ...]
-    yardstick: SimilarityThreshold
-
-    @property
-    def clusters(self) -> tuple[DuplicateCluster, ...]:
-        """All of them, the exact ones first."""
-        return (*self.exact, *self.near)
-
-    @property
-    def surplus(self) -> int:
-        """Frames that could go without losing a picture."""
-        return sum(len(cluster.frames) - 1 for cluster in self.clusters)
-
-
-def find_duplicates(
-    like: FrameFeatures, pixels: Sequence[str], yardstick: SimilarityThreshold | None = None
-) -> Duplicates:
-    """Exact and near duplicates among ``n`` frames.
-
-    Of each group of equal pictures one takes part in the search for near ones, so a pool of one
-    picture costs one comparison.
-
-    Args:
-        pixels: Digests of decoded pixels, ``n``.
-        yardstick: How alike is near; measured on the frames themselves by default. One that
-            could not be measured finds copies only.
-    """
-    yardstick = yardstick or measure_threshold(like, NEAR_DUPLICATE_SHARE)
-    groups: dict[str, list[int]] = {}
-    for row in sorted(range(len(like.frames)), key=lambda row: _frame_order(like, row)):
-        groups.setdefault(pixels[row], []).append(row)
-    exact = [_make_cluster(like, rows, exact=True) for rows in groups.values() if len(rows) > 1]
-    different = like.rows(rows[0] for rows in groups.values())
-    near = [
-        _make_cluster(different, rows, exact=False)
-        for rows in connected_groups(different, yardstick)
-        if len(rows) > 1
-    ]
-    return Duplicates(_largest_first(exact), _largest_first(near), yardstick)
-
-
-def _frame_order(like: FrameFeatures, row: int) -> tuple[str, int, str]:
-    frame = like.frames[row]
-    return (frame.drive, frame.index, frame.id)
-
-
-def _make_cluster(like: FrameFeatures, rows: Sequence[int], *, exact: bool) -> DuplicateCluster:
-    ordered = sorted(rows, key=lambda row: _frame_order(like, row))
-    return DuplicateCluster(
-        frames=tuple(like.frames[row].id for row in ordered),
-        exact=exact,
-        drives=len({like.frames[row].drive for row in ordered}),
-    )
-
-
-def _largest_first(clusters: Iterable[DuplicateCluster]) -> tuple[DuplicateCluster, ...]:
-    return tuple(sorted(clusters, key=lambda one: (-len(one.frames), one.frames)))
+        own, other_units = (
+            features.directions[pairs.first[part]],
+            other.directions[pairs.second[part]],
+        )
+        distance[part] = 1 - (own * other_units).sum(axis=1)
+    limit = np.inf if threshold.distance is None else threshold.distance
+    keep = (distance <= limit) | (pairs.bits <= MAX_COPY_BITS)
+    return FramePairs(pairs.first[keep], pairs.second[keep], distance[keep], pairs.bits[keep])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from workbench.core.errors import DataError
+from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding.compute import embed
 from workbench.curation.hygiene import coverage, duplicates, leakage
@@ -26,14 +27,27 @@ from workbench.records.frames import Frame
 from workbench.records.store import Store
 from workbench.records.types import Inspection, Prediction
 
-Progress = Callable[[int, int], None]
+__all__ = [
+    "InspectionFindings",
+    "InspectionRules",
+    "frame_features",
+    "inspect_dataset",
+    "read_findings",
+    "similar_across_cuts",
+]
 
 _LEAKS, _DUPLICATES = "leaks.jsonl", "duplicates.jsonl"
 _COVERAGE, _ERRORS = "coverage.jsonl", "label_errors.jsonl"
 
 
 class InspectionRules(FrozenModel):
-    """What is asked of a dataset version."""
+    """What to check a dataset version against.
+
+    Attributes:
+        leakage: Distances between the sides of a split.
+        near_share: Share of consecutive pairs that are at least as similar as near duplicates.
+        target: Required coverage.
+    """
 
     leakage: LeakageRules = LeakageRules()
     near_share: float = duplicates.NEAR_DUPLICATE_SHARE
@@ -42,7 +56,15 @@ class InspectionRules(FrozenModel):
 
 @dataclass(frozen=True)
 class InspectionFindings:
-    """What an inspection found, each worst first."""
+    """Findings of an inspection, worst first.
+
+    Attributes:
+        record: The record.
+        leaks: Pairs of frames on both sides of the split.
+        clusters: Duplicates.
+        cells: Coverage by condition and class.
+        errors: Suspected label errors.
+    """
 
     record: Inspection
     leaks: tuple[Leak, ...]
@@ -60,65 +82,79 @@ def inspect_dataset(
     labels: bool = True,
     progress: Progress | None = None,
 ) -> Ref:
-    """Look for duplicates, leaks between roles, thin conditions and labels that look wrong.
+    """Check a dataset version, and keep the findings as an Inspection record.
 
-    Fingerprints and embeddings that are on disk are not computed again, so a killed inspection
-    goes on and a second one is quick.
+    Looks for duplicates, leaks between roles, thin conditions and suspected label errors.
+    Fingerprints and embeddings on disk are not computed again.
 
     Args:
-        model_ref: Whose view of the frames counts. Without one, likeness is judged by fingerprint
-            alone and labels are not judged.
-        labels: Whether labels are held against what the model predicts, the dearest part.
+        store: Holds the records.
+        dataset_ref: The dataset version.
+        model_ref: Checkpoint for embeddings and label errors; without one, similarity is judged by
+            fingerprint only and labels are not checked.
+        rules: Thresholds.
+        labels: Whether to compare labels with predictions, the slowest part.
+        progress: Called with the number of frames done and their total.
+
+    Returns:
+        The reference of the Inspection.
 
     Raises:
-        DataError: The dataset has no frames, or not one can be read.
+        DataError: The dataset has no readable frame.
     """
     rules = rules or InspectionRules()
     dataset = datasets.load_dataset(store, dataset_ref)
     if not dataset.frames:
-        raise DataError("there are no frames to inspect", where=dataset_ref)
-    prints = compute_fingerprints(store.workspace, dataset.frames, progress)
+        raise DataError("the dataset has no frames", where=dataset_ref)
+    fingerprints = compute_fingerprints(store.workspace, dataset.frames, progress)
     model = load_checkpoint(store, model_ref) if model_ref else None
-    like, pixels = frame_features(store, dataset.frames, prints, model, progress)
-    leaks = leakage.check_leakage(dataset, like, rules.leakage)
-    twins = duplicates.find_duplicates(like, pixels, measure_threshold(like, rules.near_share))
+    features, pixels = frame_features(store, dataset.frames, fingerprints, model, progress)
+    leaks = leakage.check_leakage(dataset, features, rules.leakage)
+    found_duplicates = duplicates.find_duplicates(
+        features, pixels, measure_threshold(features, rules.near_share)
+    )
     cells = coverage.dataset_coverage(dataset, rules.target)
     errors = _find_label_errors(store, dataset, model) if model and labels else None
-    told = {
+    parameters = {
         "rules": rules.model_dump(mode="json"),
-        "near": twins.yardstick.told,
-        "leak": leaks.yardstick.told,
-        "unreadable": [{"frame": frame, "reason": why} for frame, why in prints.left_out],
+        "near": found_duplicates.threshold.description,
+        "leak": leaks.threshold.description,
+        "unreadable": [
+            {"frame": frame, "reason": reason} for frame, reason in fingerprints.skipped
+        ],
     }
     record = Inspection(
         dataset=dataset_ref,
         model=model_ref,
         verdict=leaks.verdict,
         gates=leaks.gates,
-        exact=_redundant_count(twins.exact),
-        near=_redundant_count(twins.near),
+        exact=_redundant_count(found_duplicates.exact),
+        near=_redundant_count(found_duplicates.near),
         thin=len(coverage.thin_cells(cells)),
         suspects=None if errors is None else len(errors),
-        parameters=told,
+        parameters=parameters,
         simulated=dataset.simulated,
     )
     return _save_findings(
-        store, InspectionFindings(record, leaks.leaks, twins.clusters, cells, tuple(errors or ()))
+        store,
+        InspectionFindings(
+            record, leaks.leaks, found_duplicates.clusters, cells, tuple(errors or ())
+        ),
     )
 
 
-def _save_findings(store: Store, found: InspectionFindings) -> Ref:
+def _save_findings(store: Store, findings: InspectionFindings) -> Ref:
     payload = {
-        _LEAKS: datasets.to_json_lines(found.leaks),
-        _DUPLICATES: datasets.to_json_lines(found.clusters),
-        _COVERAGE: datasets.to_json_lines(found.cells),
-        _ERRORS: datasets.to_json_lines(found.errors),
+        _LEAKS: datasets.to_json_lines(findings.leaks),
+        _DUPLICATES: datasets.to_json_lines(findings.clusters),
+        _COVERAGE: datasets.to_json_lines(findings.cells),
+        _ERRORS: datasets.to_json_lines(findings.errors),
     }
-    return store.put(found.record, payload)
+    return store.put(findings.record, payload)
 
 
 def read_findings(store: Store, ref: Ref) -> InspectionFindings:
-    """An inspection with all that it found."""
+    """Read an inspection with all its findings."""
     record = store.get(ref, Inspection)
     return InspectionFindings(
         record,
@@ -132,50 +168,66 @@ def read_findings(store: Store, ref: Ref) -> InspectionFindings:
 def frame_features(
     store: Store,
     frames: Iterable[Frame],
-    prints: Fingerprints,
+    fingerprints: Fingerprints,
     model: TorchPredictor | None,
     progress: Progress | None = None,
 ) -> tuple[FrameFeatures, tuple[str, ...]]:
-    """What frames are compared by, and the digests of their pixels; unreadable frames are out.
+    """Features to compare frames by, and the digests of their pixels; unreadable frames are
+    skipped.
+
+    Args:
+        store: Holds images and embeddings.
+        frames: The frames.
+        fingerprints: Their fingerprints.
+        model: Checkpoint for embeddings; None compares hashes only.
+        progress: Called with the number of frames embedded and their total.
 
     Raises:
-        DataError: Not one frame can be read.
+        DataError: No frame is readable.
     """
-    if not prints.frames:
+    if not fingerprints.frames:
         raise DataError(
-            "not one frame can be read",
-            where=prints.left_out[0][0] if prints.left_out else None,
-            hint="Ingest the source again: unreadable images are quarantined there",
+            f"no usable frames: all {len(fingerprints.skipped)} are unreadable",
+            where=fingerprints.skipped[0][0] if fingerprints.skipped else None,
+            hint="Ingest the source again, which quarantines unreadable images",
         )
     by_id = {frame.id: frame for frame in frames}
-    wanted = [by_id[name] for name in prints.frames]
-    rows = {name: row for row, name in enumerate(prints.frames)}
+    readable = [by_id[name] for name in fingerprints.frames]
+    rows = {name: row for row, name in enumerate(fingerprints.frames)}
     if model is None:
-        return FrameFeatures(tuple(wanted), prints.hashes), prints.pixels
-    seen = embed(store.workspace, model, wanted, progress)
-    kept = np.array([rows[name] for name in seen.frames])
-    like = FrameFeatures(
-        tuple(by_id[name] for name in seen.frames), prints.hashes[kept], unit_vectors(seen.vectors)
+        return FrameFeatures(tuple(readable), fingerprints.hashes), fingerprints.pixels
+    embeddings = embed(store.workspace, model, readable, progress)
+    kept_rows = np.array([rows[name] for name in embeddings.frames])
+    features = FrameFeatures(
+        tuple(by_id[name] for name in embeddings.frames),
+        fingerprints.hashes[kept_rows],
+        unit_vectors(embeddings.vectors),
     )
-    return like, tuple(prints.pixels[row] for row in kept.tolist())
+    return features, tuple(fingerprints.pixels[row] for row in kept_rows.tolist())
 
 
 def similar_across_cuts(
-    place: Workspace, dataset: Dataset, progress: Progress | None = None
+    workspace: Workspace, dataset: Dataset, progress: Progress | None = None
 ) -> tuple[Digest, ...]:
-    """Tuned and judged frames that look like one of their own drive on another side of its cut.
+    """Tuned and judged frames similar to one of their own drive on another side of a split by time.
 
-    A car that waits longer than the split's gap sees one view on both sides of it: these frames
-    belong to the gap. Where whole drives have one role, nothing was cut and likeness is an alarm,
-    not a gap, so there are none.
+    A car that waits longer than the split's gap sees one scene on both sides, so these frames
+    belong to the gap. Empty where whole drives have one role.
+
+    Args:
+        workspace: Holds the images.
+        dataset: The dataset version.
+        progress: Called with the number of frames done and their total.
     """
     if dataset.split.get("method") != "time blocks":
         return ()
-    prints = compute_fingerprints(place, dataset.frames, progress)
+    fingerprints = compute_fingerprints(workspace, dataset.frames, progress)
     by_id = {frame.id: frame for frame in dataset.frames}
-    like = FrameFeatures(tuple(by_id[name] for name in prints.frames), prints.hashes)
+    features = FrameFeatures(
+        tuple(by_id[name] for name in fingerprints.frames), fingerprints.hashes
+    )
     drive = {frame.id: frame.drive for frame in dataset.frames}
-    leaks = leakage.check_leakage(dataset, like).leaks
+    leaks = leakage.check_leakage(dataset, features).leaks
     return tuple(
         leak.first
         for leak in leaks
