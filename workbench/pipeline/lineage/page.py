@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
 from workbench.pipeline.lineage.graph import LineageGraph, node_text, without_shortcuts
+
+if TYPE_CHECKING:
+    import networkx as nx  # type: ignore[import-untyped]
 
 __all__ = ["LineagePage", "show"]
 
@@ -276,8 +279,9 @@ class GraphLayout:
 def lay_out(widths: Mapping[str, float], edges: Iterable[_Edge]) -> GraphLayout:
     """Place nodes of these widths in pixels; edges to unknown nodes are left out."""
     known = [(a, b) for a, b in dict.fromkeys(edges) if a in widths and b in widths and a != b]
-    acyclic = _without_cycles(list(widths), known)
-    layer = _assign_layers(list(widths), acyclic)
+    graph = _acyclic_graph(widths, known)
+    layer = _assign_layers(graph)
+    acyclic = list(graph.edges)
     lanes = _edge_lanes(acyclic, layer)
     wide = {
         **dict.fromkeys((one for lane in lanes.values() for one in lane), _LANE_WIDTH),
@@ -301,53 +305,29 @@ def lay_out(widths: Mapping[str, float], edges: Iterable[_Edge]) -> GraphLayout:
     )
 
 
-def _without_cycles(nodes: Sequence[str], edges: Sequence[_Edge]) -> list[_Edge]:
-    """The edges without those that close a cycle: a run may make again what it was given."""
-    after: dict[str, list[str]] = defaultdict(list)
-    for start, end in edges:
-        after[start].append(end)
-    done: set[str] = set()
-    open_nodes: set[str] = set()
-    back: set[_Edge] = set()
-    for root in nodes:
-        stack = [(root, iter(after[root]))] if root not in done else []
-        open_nodes.update(one for one, _ in stack)
-        while stack:
-            name, rest = stack[-1]
-            following = next(rest, None)
-            if following is None:
-                stack.pop()
-                open_nodes.discard(name)
-                done.add(name)
-            elif following in open_nodes:
-                back.add((name, following))
-            elif following not in done:
-                open_nodes.add(following)
-                stack.append((following, iter(after[following])))
-    return [edge for edge in edges if edge not in back]
+def _acyclic_graph(nodes: Iterable[str], edges: Iterable[_Edge]) -> nx.DiGraph:
+    """The graph without the edges that close a cycle: a run may make again what it was given."""
+    import networkx as nx  # type: ignore[import-untyped]
+
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from(edges)
+    while not nx.is_directed_acyclic_graph(graph):
+        cycle = nx.find_cycle(graph)
+        graph.remove_edge(*cycle[-1])
+    return graph
 
 
-def _assign_layers(nodes: Sequence[str], edges: Sequence[_Edge]) -> dict[str, int]:
+def _assign_layers(graph: nx.DiGraph) -> dict[str, int]:
     """Longest path from a source; sources are placed right before the first node made from them."""
-    after: dict[str, list[str]] = defaultdict(list)
-    before = dict.fromkeys(nodes, 0)
-    for start, end in edges:
-        after[start].append(end)
-        before[end] += 1
-    sources = [name for name in nodes if not before[name]]
-    layer = dict.fromkeys(nodes, 0)
-    ready = list(sources)
-    while ready:
-        name = ready.pop()
-        for end in after[name]:
-            layer[end] = max(layer[end], layer[name] + 1)
-            before[end] -= 1
-            if not before[end]:
-                ready.append(end)
-    for name in sources:
-        if after[name]:
-            layer[name] = min(layer[end] for end in after[name]) - 1
-    return layer
+    import networkx as nx  # type: ignore[import-untyped]
+
+    generations = list(nx.topological_generations(graph))
+    layer = {name: at for at, names in enumerate(generations) for name in names}
+    for name in generations[0] if generations else ():
+        if graph.succ[name]:
+            layer[name] = min(layer[end] for end in graph.succ[name]) - 1
+    return {name: layer[name] for name in graph}
 
 
 def _edge_lanes(edges: Sequence[_Edge], layer: Mapping[str, int]) -> dict[_Edge, tuple[str, ...]]:

@@ -2,8 +2,7 @@
 
 A leaf is what people or a server gave, a dataset of raw frames, the champion that a candidate was
 compared with, and what no recorded step made. Only records are read. Copies are verified against
-their digests, and linked where the file system allows it: every file here is written once and only
-replaced as a whole.
+their digests; images are linked where the file system allows it.
 """
 
 from __future__ import annotations
@@ -286,14 +285,9 @@ def _copy_images(source: Store, target: Store, ref: Ref) -> None:
 
 
 def _copy_record(source: Store, target: Store, ref: Ref) -> None:
-    source.load(ref)  # verifies the record's digest
-    files = ["record.json"]
-    for name in source.payload_names(ref):
-        source.payload(ref, name)  # verifies the file's digest
-        files.append(f"payload/{name}")
-    for file in files:
-        _link_or_copy(source.folder(ref) / file, target.folder(ref) / file)
-    (target.folder(ref) / "COMPLETE").touch()
+    content = (source.folder(ref) / "record.json").read_bytes()
+    payload = {name: source.payload(ref, name) for name in source.payload_names(ref)}
+    target.restore(ref, content, payload, side={})
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
