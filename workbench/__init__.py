@@ -18,11 +18,9 @@ __version__ = "0.1.0"
 PUBLIC_NAMES = {
     "open": "workbench.api",
     "mine": "workbench.api",
+    "train": "workbench.api",
     "evaluate": "workbench.evaluation.metrics",
     "compare": "workbench.evaluation.comparison",
-    "train": "workbench.training",
-    "export": "workbench.export.exporter",
-    "release": "workbench.release.release",
     "step": "workbench.pipeline.connect",
 }
 """Name to the module it is imported from on first use: `import workbench` alone is instant.
@@ -31,6 +29,11 @@ The key of a pipeline's step follows this table too, so a notebook depends on th
 """
 
 if TYPE_CHECKING:
+    from workbench.api import mine as mine
+    from workbench.api import open as open  # noqa: A004
+    from workbench.api import train as train
+    from workbench.evaluation.comparison import compare as compare
+    from workbench.evaluation.metrics import evaluate as evaluate
     from workbench.pipeline.connect import step as step
 
 __all__ = list(PUBLIC_NAMES)
