@@ -1,9 +1,9 @@
-"""What sending and collecting cost beside the bare SDK: ``python -m benchmarks.labeling``.
+"""Sending and collecting compared with the bare SDK: ``python -m benchmarks.labeling``.
 
-A Label Studio of its own is started in a temporary workspace. The peers are one bulk call of the
-SDK with the very same tasks, and the SDK's own export, without a ledger, without looking what is
-there, and FiftyOne's own Label Studio integration. Ours and the peer's take turns, and the best
-of each counts.
+A separate Label Studio is started in a temporary workspace. The peers are one bulk import of the
+SDK with the same tasks, the SDK's own export, both without checking what the server has already,
+and FiftyOne's own Label Studio integration. Both sides run alternately, and the best time of each
+counts.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _EXPORT = "raw SDK export"
 def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` is a small size, each thing once."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Workspace(Path(folder) / ".workbench")
-        services.up(place, ("label-studio", "mongod"))
+        workspace = Workspace(Path(folder) / ".workbench")
+        services.up(workspace, ("label-studio", "mongod"))
         try:
-            admin = services.label_studio_admin(place)
-            bench = Bench(place, labeling.connect(admin.url, admin.token), admin.token)
+            admin = services.label_studio_admin(workspace)
+            bench = Bench(workspace, labeling.connect(admin.url, admin.token), admin.token)
             # Label Studio's first import also warms it up, for either.
-            labeling.send(place, bench.server, make_batch(place, "warm-up", 20))
+            labeling.send(workspace, bench.server, make_batch(workspace, "warm-up", 20))
             rows = []
             for count in (200,) if quick else (2000, 5000):
                 rows += bench.sending(count, rounds=1 if quick else 2)
@@ -61,16 +61,16 @@ def measure(quick: bool) -> list[Row]:
             rows.append(bench.memory(*((2000, 6000) if quick else (5000, 20_000))))
             return rows
         finally:
-            services.down(place)
+            services.down(workspace)
 
 
 class Bench:
     """One server and the SDK's own client beside ours."""
 
-    def __init__(self, place: Workspace, server: LabelStudio, token: str) -> None:
+    def __init__(self, workspace: Workspace, server: LabelStudio, token: str) -> None:
         from label_studio_sdk import LabelStudio as Client
 
-        self.place = place
+        self.workspace = workspace
         self.server = server
         self.token = token
         client: Any = Client
@@ -80,15 +80,15 @@ class Bench:
         what = f"{count} tasks with {BOXES} predicted boxes"
         ours, raw = [], []
         for number in range(rounds):
-            batch = make_batch(self.place, f"send-{count}-{number}", count)
-            tasks = list(_tasks(self.place, batch))
+            batch = make_batch(self.workspace, f"send-{count}-{number}", count)
+            tasks = list(_tasks(self.workspace, batch))
             peer = self.sdk.projects.create(title="raw", label_config=labeling_config(_SCHEMA))
-            ours.append(once(lambda: labeling.send(self.place, self.server, batch)))  # noqa: B023
+            ours.append(once(lambda: labeling.send(self.workspace, self.server, batch)))  # noqa: B023
             raw.append(once(lambda: self.sdk.projects.import_tasks(peer.id, request=tasks)))  # noqa: B023
             self.sdk.projects.delete(peer.id)
-        before = self._held(batch)
-        again = seconds(lambda: labeling.send(self.place, self.server, batch))
-        untouched = self._held(batch) == before
+        before = self._totals(batch)
+        again = seconds(lambda: labeling.send(self.workspace, self.server, batch))
+        untouched = self._totals(batch) == before
         return [
             _speed(f"send {what}", count, min(ours), min(raw), _IMPORT),
             row(
@@ -104,12 +104,14 @@ class Bench:
 
     def beside_fiftyone(self, count: int) -> Row:
         """It uploads images; over a hundred at once only where the server's limit was raised."""
-        batch = make_batch(self.place, f"fiftyone-{count}", count)
-        contents = BatchContents(Store(self.place), batch)
+        batch = make_batch(self.workspace, f"fiftyone-{count}", count)
+        contents = BatchContents(Store(self.workspace), batch)
         frames = contents.batch.frames
         order = labeling_fiftyone.Order(
             url=self.server.url,
-            images=tuple(str(datasets.media_path(self.place, contents.frame(f))) for f in frames),
+            images=tuple(
+                str(datasets.media_path(self.workspace, contents.frame(f))) for f in frames
+            ),
             boxes=tuple(
                 tuple(_share(one.box) for one in contents.predictions(f).values()) for f in frames
             ),
@@ -117,10 +119,10 @@ class Bench:
             height=_HEIGHT,
             classes=_SCHEMA.classes,
         )
-        lead = services.environment(self.place, ("mongod",))
-        peer = labeling_fiftyone.send(order, self.token, lead, self.place.root)
-        ours = once(lambda: labeling.send(self.place, self.server, batch))
-        assert (peer.tasks, self._held(batch)[0]) == (count, count)
+        lead = services.environment(self.workspace, ("mongod",))
+        peer = labeling_fiftyone.send(order, self.token, lead, self.workspace.root)
+        ours = once(lambda: labeling.send(self.workspace, self.server, batch))
+        assert (peer.tasks, self._totals(batch)[0]) == (count, count)
         return _speed(
             f"send {count} tasks with {BOXES} predicted boxes beside FiftyOne",
             count,
@@ -131,18 +133,18 @@ class Bench:
 
     def round_trip(self, count: int) -> list[Row]:
         """Annotations come by bulk import: people would take months."""
-        batch = make_batch(self.place, f"trip-{count}", count)
-        drawn = self._answered(batch)
-        project = sync.read_entry(self.place, batch)
+        batch = make_batch(self.workspace, f"trip-{count}", count)
+        drawn = self._import_answers(batch)
+        project = sync.read_entry(self.workspace, batch)
         assert project
         raw = once(lambda: self.sdk.projects.exports.as_json(project.project))
-        ours = once(lambda: labeling.collect(self.place, self.server, batch))
-        labels = labeling.collect(self.place, self.server, batch)
-        lost, doubled, moved = _compare(Store(self.place), labels, drawn)
-        before = self._held(batch)
+        ours = once(lambda: labeling.collect(self.workspace, self.server, batch))
+        labels = labeling.collect(self.workspace, self.server, batch)
+        lost, doubled, moved = _compare(Store(self.workspace), labels, drawn)
+        before = self._totals(batch)
         time.sleep(11)  # nobody answers thousands of frames in the seconds before a look
-        again = once(lambda: labeling.collect(self.place, self.server, batch, refresh=True))
-        untouched = self._held(batch) == before
+        again = once(lambda: labeling.collect(self.workspace, self.server, batch, refresh=True))
+        untouched = self._totals(batch) == before
         what = f"{count * BOXES} boxes on {count} frames"
         return [
             _speed(f"collect {what}", count, ours, raw, _EXPORT),
@@ -171,9 +173,9 @@ class Bench:
         """
         peaks = []
         for count in (small, large):
-            batch = make_batch(self.place, f"memory-{count}", count)
+            batch = make_batch(self.workspace, f"memory-{count}", count)
             tracemalloc.start()
-            for some in task_chunks(_tasks(self.place, batch), TASKS_PER_CALL):
+            for some in task_chunks(_tasks(self.workspace, batch), TASKS_PER_CALL):
                 assert some
             peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
             tracemalloc.stop()
@@ -187,19 +189,19 @@ class Bench:
             met=peaks[1] <= 1.2 * peaks[0],
         )
 
-    def _held(self, batch: Ref) -> tuple[int, int]:
-        entry = sync.read_entry(self.place, batch)
+    def _totals(self, batch: Ref) -> tuple[int, int]:
+        entry = sync.read_entry(self.workspace, batch)
         assert entry
         totals = self.server.totals(entry.project, digest_of(batch))
         return totals.tasks, totals.annotations
 
-    def _answered(self, batch: Ref) -> dict[str, list[Box]]:
+    def _import_answers(self, batch: Ref) -> dict[str, list[Box]]:
         """Put a batch on the server with an answer to every frame; the boxes by frame."""
-        title = projects.project_title(self.place, batch, None)
-        contents = BatchContents(Store(self.place), batch)
+        title = projects.project_title(self.workspace, batch, None)
+        contents = BatchContents(Store(self.workspace), batch)
         project = projects.create_project(self.server, title, contents.batch)
         drawn: dict[str, list[Box]] = {}
-        for some in task_chunks(_tasks(self.place, batch), 1000):
+        for some in task_chunks(_tasks(self.workspace, batch), 1000):
             for task in some:
                 frame = task["data"]["frame"]
                 drawn[frame] = [one.box for one in contents.predictions(frame).values()]
@@ -213,14 +215,15 @@ class Bench:
                 task["annotations"] = [{"result": result, "lead_time": 20.0}]
             self.server.import_tasks(project.id, some)
         sync.write_entry(
-            self.place, sync.IndexEntry(batch=batch, project=project.id, title=title, complete=True)
+            self.workspace,
+            sync.IndexEntry(batch=batch, project=project.id, title=title, complete=True),
         )
         return drawn
 
 
-def make_batch(place: Workspace, name: str, count: int) -> Ref:
+def make_batch(workspace: Workspace, name: str, count: int) -> Ref:
     """A batch of frames with five predicted boxes each; the server never opens the files."""
-    store = Store(place)
+    store = Store(workspace)
     random = np.random.default_rng(0)
     frames = []
     for index in range(count):
@@ -234,7 +237,7 @@ def make_batch(place: Workspace, name: str, count: int) -> Ref:
             suffix=".jpg",
             role=Role.POOL,
         )
-        image = datasets.media_path(place, frame)
+        image = datasets.media_path(workspace, frame)
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(content)
         frames.append(frame)
@@ -254,8 +257,8 @@ def make_batch(place: Workspace, name: str, count: int) -> Ref:
     return labeling.make_batch(store, ref, selection, _MODEL, predictions)
 
 
-def _tasks(place: Workspace, batch: Ref) -> Iterator[dict[str, Any]]:
-    contents = BatchContents(Store(place), batch)
+def _tasks(workspace: Workspace, batch: Ref) -> Iterator[dict[str, Any]]:
+    contents = BatchContents(Store(workspace), batch)
     return make_tasks(contents, priority_order(contents.batch))
 
 

@@ -42,7 +42,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``seconds`` of the call that sent, and what the server held afterwards."""
+    """Duration of the call in seconds, and tasks and predictions on the server afterwards."""
 
     seconds: float
     tasks: int
@@ -50,14 +50,17 @@ class Outcome:
 
 
 def send(order: Order, token: str, variables: dict[str, str], folder: Path) -> Outcome:
-    """Let a process of its own send; ``variables`` lead FiftyOne to its database.
+    """Send in a separate process.
+
+    Args:
+        variables: Environment with the address of FiftyOne's database.
 
     Raises:
-        ServiceError: It failed; its last words are in the message.
+        ServiceError: The process failed; the message has its last line of standard error.
     """
     written = folder / "order.json"
     written.write_text(json.dumps(asdict(order)))
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.labeling_fiftyone", str(written)],
         env={**os.environ, **variables, "FIFTYONE_LABELSTUDIO_API_KEY": token},
         capture_output=True,
@@ -65,10 +68,10 @@ def send(order: Order, token: str, variables: dict[str, str], folder: Path) -> O
         timeout=_PATIENCE_S,
         check=False,
     )
-    if said.returncode:
-        last = [line for line in said.stderr.splitlines() if line.strip()][-1:]
+    if process.returncode:
+        last = [line for line in process.stderr.splitlines() if line.strip()][-1:]
         raise ServiceError(f"FiftyOne's integration failed: {''.join(last)}", where=order.url)
-    return Outcome(**json.loads(said.stdout.splitlines()[-1]))
+    return Outcome(**json.loads(process.stdout.splitlines()[-1]))
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -93,8 +96,8 @@ def _main(arguments: Sequence[str]) -> None:
     took = time.perf_counter() - start
     sdk: Any = LabelStudio(base_url=order.url, api_key=token)
     project = next(one for one in sdk.projects.list(title=title) if one.title == title)
-    held = sdk.projects.get(project.id)
-    outcome = Outcome(took, held.task_number, held.total_predictions_number)
+    created = sdk.projects.get(project.id)
+    outcome = Outcome(took, created.task_number, created.total_predictions_number)
     sdk.projects.delete(project.id)
     dataset.delete()
     print(json.dumps(asdict(outcome)))
@@ -104,7 +107,7 @@ def _dataset(fo: Any, order: Order) -> Any:
     dataset = fo.Dataset()
     samples = []
     for image, boxes in zip(order.images, order.boxes, strict=True):
-        found = [
+        detections = [
             fo.Detection(label=order.classes[0], bounding_box=list(box), confidence=0.5)
             for box in boxes
         ]
@@ -114,7 +117,7 @@ def _dataset(fo: Any, order: Order) -> Any:
                 width=order.width, height=order.height, mime_type="image/jpeg"
             ),
         )
-        sample[_FIELD] = fo.Detections(detections=found)
+        sample[_FIELD] = fo.Detections(detections=detections)
         samples.append(sample)
     dataset.add_samples(samples, progress=False)
     return dataset

@@ -466,7 +466,7 @@ def _collect_answers(
         label_sets = [resolve_labels(workspace, text) for text in references]
         after = _selection_dataset(store, selection)
         for ref in label_sets:
-            after = labeling.preview_merge(after, store, ref)
+            after = labeling.preview_merge(store, after, ref)
     minutes: dict[str, float | None] = {}
     for ref in label_sets:
         minutes |= labeling.minutes_by_frame(store, ref)

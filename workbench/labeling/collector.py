@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.core.errors import ParameterError, Waiting
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.labeling import label_config, projects, sync
 from workbench.labeling.agreement import measure_agreement
@@ -350,7 +351,7 @@ class _LabelSetFiles:
         self._start: Literal["model", "people"] = "model" if view.contents.batch.model else "people"
         self.labels = 0
         self.several: dict[Digest, dict[str, tuple[Label, ...]]] = {}
-        self.notes: dict[int, dict[str, object]] = {}
+        self.notes: dict[int, Json] = {}
 
     def __enter__(self) -> _LabelSetFiles:
         self._open = {name: path.open("wb") for name, path in self.paths.items()}

@@ -280,7 +280,7 @@ def listen(
 
 
 class WebhookEvents:
-    """Batches with news, as reported by the server's webhooks. Create it with `listen`."""
+    """Batches that changed, as reported by the server's webhooks. Create it with `listen`."""
 
     def __init__(self, projects: Mapping[int, Ref]) -> None:
         self.secret = secrets.token_urlsafe(24)

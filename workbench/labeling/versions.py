@@ -85,7 +85,7 @@ def merge(
     return replace(result, ref=ref)
 
 
-def preview_merge(dataset: Dataset, store: Store, labelset: Ref) -> Dataset:
+def preview_merge(store: Store, dataset: Dataset, labelset: Ref) -> Dataset:
     """The dataset as `merge` would leave it, without saving anything."""
     gold = store.get(store.get(labelset, LabelSet).batch, LabelBatch).gold
     return merge_answers(dataset, *_read_label_set(store, labelset), gold=gold)
