@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workbench.core.errors import DataError, ParameterError
-from workbench.data.slices import slices_named
+from workbench.data.slices import ALL_FRAMES
 from workbench.detection.model import Predictions
 from workbench.evaluation.metrics import EvaluationSettings, evaluate, paired_difference
 from workbench.records.frames import ANY_CLASS, Origin
@@ -184,13 +184,10 @@ def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
             evaluate(Predictions(data, predictions), settings=quick)
 
 
-def test_slices_are_found_by_name_and_a_wrong_name_gets_the_nearest(build, quick):
-    assert [part.name for part in slices_named(["vru", "all"])] == ["vru", "all"]
-    with pytest.raises(ParameterError, match="Did you mean 'light=night'"):
-        slices_named(["lights=night"])
+def test_a_slice_that_was_not_evaluated_is_an_error(build, quick):
     made = build.random(0, drives=2)
     metrics = evaluate(
-        Predictions(made.dataset, made.predictions), slices_named(["all"]), settings=quick
+        Predictions(made.dataset, made.predictions), (ALL_FRAMES,), settings=quick
     ).metrics
     with pytest.raises(ParameterError, match="not evaluated"):
         metrics.at("vru")

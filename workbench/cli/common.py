@@ -120,12 +120,6 @@ def resolve_ref(workspace: Workspace, reference: str, kinds: tuple[str, ...]) ->
     return ref
 
 
-def short_ref(ref: Ref) -> str:
-    """KIND/PREFIX: a reference short enough to type."""
-    kind, _, digest = ref.partition("/")
-    return f"{kind}/{digest[:12]}"
-
-
 def first_rows(rows: list[str], limit: int, indent: str) -> list[str]:
     """At most ``limit`` rows, indented, and a line that counts the others."""
     more = [f"{indent}… and {len(rows) - limit} more"] if len(rows) > limit else []

@@ -14,7 +14,6 @@ from workbench.cli.common import (
     print_result,
     progress_bar,
     resolve_ref,
-    short_ref,
     validation_message,
 )
 from workbench.cli.mining import load_encoder, resolve_checkpoint
@@ -22,6 +21,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
+from workbench.records.base import short_ref
 from workbench.records.store import Store
 
 if TYPE_CHECKING:

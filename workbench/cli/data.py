@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli.common import first_rows, json_option, print_result, progress_bar, short_ref
+from workbench.cli.common import first_rows, json_option, print_result, progress_bar
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
+from workbench.records.base import short_ref
 
 if TYPE_CHECKING:
     from workbench.data.diff import DatasetDiff

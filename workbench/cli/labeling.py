@@ -17,13 +17,12 @@ from workbench.cli.common import (
     print_result,
     progress_bar,
     resolve_ref,
-    short_ref,
 )
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, find_workspace, write_atomic
-from workbench.records.base import Ref, kind_of
+from workbench.records.base import Ref, kind_of, short_ref
 from workbench.records.store import Store
 
 if TYPE_CHECKING:

@@ -18,13 +18,12 @@ from workbench.cli.common import (
     print_result,
     progress_bar,
     resolve_ref,
-    short_ref,
     validation_message,
 )
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, find_workspace
-from workbench.records.base import Ref, digest_of, kind_of
+from workbench.records.base import Ref, digest_of, kind_of, short_ref
 from workbench.records.store import Store
 
 if TYPE_CHECKING:

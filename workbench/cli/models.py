@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli.common import info, json_option, print_result, progress_bar, short_ref
+from workbench.cli.common import info, json_option, print_result, progress_bar
 from workbench.core import digest
 from workbench.core.errors import ParameterError, VerificationError
 from workbench.core.text import counted
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
+from workbench.records.base import short_ref
 
 if TYPE_CHECKING:
     from workbench.deployment.session import InputFrame

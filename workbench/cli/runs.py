@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli.common import info, json_option, print_result, short_ref
+from workbench.cli.common import info, json_option, print_result
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, find_workspace
-from workbench.records.base import GateReport, Ref, Verdict, kind_of
+from workbench.records.base import GateReport, Ref, Verdict, kind_of, short_ref
 from workbench.records.store import Store
 
 if TYPE_CHECKING:

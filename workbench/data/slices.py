@@ -14,7 +14,7 @@ of classes). In a slice of labels, read recall first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from workbench.core.errors import ParameterError
@@ -40,7 +40,6 @@ __all__ = [
     "frame_slices",
     "light_and_weather",
     "parse_conditions",
-    "slices_named",
 ]
 
 ALL_AREAS = (0.0, 1e5**2)
@@ -178,24 +177,6 @@ class Slice:
     def class_names(self, schema: LabelSchema) -> tuple[str, ...]:
         """The classes of ``schema`` that count."""
         return schema.classes if self.classes is None else self.classes(schema)
-
-
-def slices_named(names: Sequence[str], known: Sequence[Slice] | None = None) -> tuple[Slice, ...]:
-    """The slices of these names, in the order given.
-
-    Args:
-        known: Slices to choose from; `STANDARD_SLICES` by default.
-
-    Raises:
-        ParameterError: There is no slice of such a name.
-    """
-    by_name = {part.name: part for part in (STANDARD_SLICES if known is None else known)}
-    for name in names:
-        if name not in by_name:
-            raise ParameterError(
-                f"unknown slice {name!r}", where="slices", hint=did_you_mean(name, by_name)
-            )
-    return tuple(by_name[name] for name in names)
 
 
 def _meets(condition: str) -> Callable[[Frame], bool]:

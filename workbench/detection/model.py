@@ -18,7 +18,7 @@ from workbench.detection.predictor import (
     load_checkpoint,
     predict_frames,
 )
-from workbench.records.base import Digest, Ref, kind_of
+from workbench.records.base import Digest, Ref, kind_of, short_ref
 from workbench.records.dataset import Dataset
 from workbench.records.model_types import Checkpoint, ExportBundle, Release
 from workbench.records.store import Store
@@ -202,8 +202,8 @@ class Model:
     def _repr_html_(self) -> str:
         spec = self.predictor.preprocessing
         facts = {
-            "record": self.ref[: self.ref.index("/") + 13],
-            "weights": self.checkpoint[: self.checkpoint.index("/") + 13],
+            "record": short_ref(self.ref),
+            "weights": short_ref(self.checkpoint),
             "classes": ", ".join(self.classes),
             "input": f"{spec.width} x {spec.height} px",
         }

@@ -22,6 +22,7 @@ __all__ = [
     "kind_of",
     "make_ref",
     "refs_in",
+    "short_ref",
 ]
 
 _REF_PATTERN = re.compile(r"^([a-z]+)/([0-9a-f]{64})$")
@@ -64,6 +65,12 @@ def kind_of(ref: Ref) -> str:
 def digest_of(ref: Ref) -> str:
     """The digest in ``ref``; raises `RecordError` for an invalid reference."""
     return _split_ref(ref)[1]
+
+
+def short_ref(ref: Ref) -> str:
+    """``KIND/PREFIX`` with 12 digits, for messages; `resolve_reference` accepts it."""
+    kind, _, digest = ref.partition("/")
+    return f"{kind}/{digest[:12]}"
 
 
 def refs_in(value: Any) -> list[Ref]:

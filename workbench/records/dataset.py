@@ -13,7 +13,7 @@ from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted, html_table
 from workbench.core.workspace import Workspace
-from workbench.records.base import Digest, FrozenModel, Ref
+from workbench.records.base import Digest, FrozenModel, Ref, short_ref
 from workbench.records.frames import (
     CONDITION_VALUES,
     Drive,
@@ -152,7 +152,7 @@ class Dataset:
         roles = Counter(str(frame.role or "none") for frame in self.frames)
         classes = Counter(label.cls for label in self.labels)
         facts = {
-            "version": self.ref[: self.ref.index("/") + 13] if self.ref else "part of a version",
+            "version": short_ref(self.ref) if self.ref else "part of a version",
             "origin": "simulated drives" if self.simulated else "recorded drives",
             "frames": f"{len(self.frames):,} of {counted(len(self.drives), 'drive')}",
             "roles": ", ".join(f"{name} {count:,}" for name, count in sorted(roles.items())),

@@ -18,7 +18,7 @@ from pathlib import Path
 from workbench.core.errors import RecordError
 from workbench.core.text import counted, did_you_mean
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.records.base import Ref, digest_of
+from workbench.records.base import Ref, digest_of, short_ref
 from workbench.records.model_types import Release
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
@@ -146,7 +146,7 @@ def _record_by_digest(workspace: Workspace, kinds: Collection[str], prefix: str,
     if not matches:
         noun = "dataset" if list(kinds) == [DatasetVersion.KIND] else "record"
         raise RecordError(f"no {noun} has this digest", where=text, hint=_SYNTAX)
-    listed = ", ".join(ref[: ref.index("/") + 13] for ref in matches[:5])
+    listed = ", ".join(short_ref(ref) for ref in matches[:5])
     raise RecordError(
         f"ambiguous digest: {len(matches)} records match", where=text, hint=f"Choose from {listed}"
     )

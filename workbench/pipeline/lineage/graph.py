@@ -19,7 +19,7 @@ from workbench.core.errors import RecordError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline.lineage.edges import EdgeIndex
-from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
+from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref, short_ref
 from workbench.records.model_types import StepRun
 from workbench.records.references import resolve_reference
 from workbench.records.store import Store
@@ -288,7 +288,7 @@ def _find_file_holder(store: Store, prefix: str, text: str) -> Ref:
             where=text,
             hint="`workbench datasets` and `workbench runs` list the records of this workspace",
         )
-    several = ", ".join(ref[: ref.index("/") + 13] for ref in refs[:5])
+    several = ", ".join(short_ref(ref) for ref in refs[:5])
     raise RecordError(f"{len(refs)} records contain this file", where=text, hint=f"Ask: {several}")
 
 
