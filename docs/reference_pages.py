@@ -18,6 +18,14 @@ from workbench.cli import cli
 from workbench.cli.common import GroupWithDefault
 
 _PACKAGE = Path(__file__).resolve().parents[1] / "workbench"
+_PACKAGE_PAGE = """\
+# {name}
+
+::: {name}
+    options:
+      show_root_heading: false
+      show_root_toc_entry: false
+"""
 _CLI_INTRODUCTION = """\
 # Command line
 
@@ -42,7 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"reference/cli.md": _CLI_INTRODUCTION + "\n".join(_command_lines())}
     packages = sorted(_packages())
     for name in packages:
-        pages[f"reference/packages/{name}.md"] = f"# {name}\n\n::: workbench.{name}\n"
+        pages[f"reference/packages/{name}.md"] = _PACKAGE_PAGE.format(name=f"workbench.{name}")
     pages["reference/packages/index.md"] = _package_index(packages)
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))

@@ -11,6 +11,8 @@ import click
 from workbench import __version__
 from workbench.core.errors import WorkbenchError
 
+__all__ = ["cli", "main"]
+
 _COMMANDS = {
     "up": ("services", "Start the servers of this workspace: mongod, MLflow, Label Studio."),
     "down": ("services", "Stop the servers that were started here."),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from workbench.records.base import Ref
     from workbench.records.frames import Frame
 
+__all__: list[str] = []  # for `workbench.cli` only
+
 _EXAMPLES = 5
 _SKIPPED_LISTED = 3
 

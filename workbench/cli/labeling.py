@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from workbench.labeling import BatchStatus, SentBatch
     from workbench.records.types import AgreementRate, Annotator, Prediction, Selection
 
+__all__: list[str] = []  # for `workbench.cli` only
+
 _SUSPECTS_LISTED = 10
 
 _labels_argument = click.argument("reference", metavar="LABELS|BATCH")

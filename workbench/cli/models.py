@@ -21,6 +21,8 @@ from workbench.records.base import short_ref
 if TYPE_CHECKING:
     from workbench.deployment.session import InputFrame
 
+__all__: list[str] = []  # for `workbench.cli` only
+
 
 _SIGNATURE_FILE = "signature"
 _EXIT_DIFFERS = 3

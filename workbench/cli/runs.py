@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from workbench.pipeline.run import GateSummary, RunReport, StepReport
     from workbench.pipeline.runs import RunState
 
+__all__: list[str] = []  # for `workbench.cli` only
+
 _MARKS = {
     "succeeded": "✓",
     "ran": "✓",

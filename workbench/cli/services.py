@@ -16,6 +16,8 @@ from workbench.services import ServiceStatus
 if TYPE_CHECKING:
     from workbench.services.doctor import HealthCheck
 
+__all__: list[str] = []  # for `workbench.cli` only
+
 
 @click.command()
 @json_option

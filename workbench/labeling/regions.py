@@ -85,7 +85,8 @@ def to_regions(
     """Regions of an object and its attributes; all have the same ``id``.
 
     Args:
-        width, height: Size of the frame in pixels.
+        width: Width of the frame in pixels.
+        height: Its height in pixels.
         score: Confidence of a prediction.
     """
     control, kind = label_config.BOXES, "rectanglelabels"
@@ -143,7 +144,8 @@ def parse_result(
 
     Args:
         result: Regions as exported: shapes, and answers with the ``id`` of their shape.
-        width, height: Size of the frame in pixels; regions must refer to this size.
+        width: Width of the frame in pixels; regions must refer to this size.
+        height: Its height in pixels.
         schema: Label schema that the batch was sent with.
     """
     questions = {question.name for question in schema.frame_questions}
