@@ -126,7 +126,7 @@ def test_minutes_need_a_pace(
         (("--budget", "3", "--quota", "snow=1"), "Conditions: "),
         (("--budget", "3", "--random-share", "1.5"), "--random-share"),
         (("--budget", "3", "--text", "a deer"), "no text tower"),
-        (("--budget", "3", "--model", "dataset/"), "no dataset has this digest"),
+        (("--budget", "3", "--model", "drawn"), "expected a checkpoint"),
     ],
 )
 def test_invalid_arguments_are_reported(
