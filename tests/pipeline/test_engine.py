@@ -147,8 +147,8 @@ def test_two_runs_at_once_do_the_same_work_once(project: Path, workspace: Worksp
     first = command(project, workspace)
     started(mark)
     report, watcher = run(project, workspace)
-    assert step_of(report, "a") == ("skipped", "another run made it meanwhile")
-    assert any("waiting for it" in note for note in watcher.notes)
+    assert step_of(report, "a") == ("skipped", "another run did it meanwhile")
+    assert any("waiting for another run" in note for note in watcher.notes)
     told = json.loads(first.communicate(timeout=60)[0])
     assert (told["status"], told["outputs"]) == ("succeeded", report.outputs)
     assert count.read_text() == "x"

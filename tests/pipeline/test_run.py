@@ -17,7 +17,8 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import external, graph
 from workbench.pipeline import run as running
-from workbench.pipeline.run import RunReport, StepReport
+from workbench.pipeline.execution import StepReport
+from workbench.pipeline.run import RunReport
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 

@@ -115,7 +115,7 @@ def test_a_run_that_cannot_start_says_why(workspace: Workspace, tmp_path: Path) 
 
 
 def test_there_is_no_run_yet(workspace: Workspace) -> None:
-    with pytest.raises(RecordError, match="no run yet"):
+    with pytest.raises(RecordError, match="no runs yet"):
         RunProgress(place=workspace)
 
 
@@ -135,7 +135,7 @@ def test_in_jupyterlab_a_click_stops_the_run(workspace: Workspace, tmp_path: Pat
     content = new_notebook(cells=[new_code_cell(code)], metadata={"kernelspec": kernel})
     nbformat.write(content, notebook)
     try:
-        until((workspace.runs / RUN / runs.RUN_FILE).exists)
+        until((workspace.runs / RUN / "run.json").exists)
         with (
             screenshots.lab(workspace, notebook, servers=()) as address,
             screenshots.browser() as page,

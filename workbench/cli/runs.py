@@ -19,7 +19,8 @@ from workbench.records.base import GateReport, Ref, Verdict, kind_of, short_ref
 from workbench.records.store import Store
 
 if TYPE_CHECKING:
-    from workbench.pipeline.run import GateSummary, RunReport, StepReport
+    from workbench.pipeline.execution import StepReport
+    from workbench.pipeline.run import GateSummary, RunReport
     from workbench.pipeline.runs import RunState
 
 __all__: list[str] = []  # for `workbench.cli` only

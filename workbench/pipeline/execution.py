@@ -1,4 +1,4 @@
-"""One step of a run, from its lock to its record. Each runs in a thread of its own."""
+"""One step of a run, from its lock to its record."""
 
 from __future__ import annotations
 
@@ -7,46 +7,64 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
 
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
-from workbench.pipeline import cache, environment, step_output
-from workbench.pipeline import contract as contracts
+from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, StepKey
+from workbench.pipeline.contract import notebook_without_outputs
 from workbench.pipeline.executors import Executor
+from workbench.pipeline.external import ExternalServices
 from workbench.pipeline.plan import PlannedStep
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
-from workbench.pipeline.step_output import StepFiles
+from workbench.pipeline.step_output import StepFiles, last_metric_values
 from workbench.records.base import Ref, kind_of
 from workbench.records.model_types import NotebookSource, StepRun
+from workbench.records.references import register_dataset
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
-from workbench.tracking import MetricPoint
 
-_METRICS_INTERVAL_S = 3.0  # MLflow needs the cores that the step is working on
+__all__ = ["RunDisplay", "StepReport"]
+
+_METRICS_INTERVAL_S = 3.0  # logging takes CPU time from the step
 _LOCK_POLL_S = 0.25
-_FINAL_STATUSES = (ExitStatus.OK, ExitStatus.WAITING, ExitStatus.CANCELLED)
+_NOT_RETRIED = (ExitStatus.OK, ExitStatus.WAITING, ExitStatus.CANCELLED)
 
 
-class StepObserver(Protocol):
-    """Whoever is told while a step runs, from the step's thread."""
+class StepReport(BaseModel):
+    """How a step of a run ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    status: Literal["ran", "skipped", "waiting", "failed", "not-reached"]
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class RunDisplay(Protocol):
+    """Shows a run to the user. ``note`` and ``step_progress`` are called from several threads."""
 
     def note(self, message: str) -> None: ...
+    def step_started(self, name: str, reasons: tuple[str, ...]) -> None: ...
     def step_progress(self, name: str, done: int, total: int) -> None: ...
-    def points(self, step: str, points: list[MetricPoint]) -> None: ...
+    def step_ended(self, step: StepReport) -> None: ...
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """How a step came out: its run record when it ended well.
+    """How a step ended.
 
-    ``elsewhere`` means that another run made it while this one waited for the step's lock.
+    Attributes:
+        result: The result of its last attempt.
+        run: Its run record, if it succeeded.
+        elsewhere: Another run did the work while this one waited for the step's lock.
     """
 
     result: StepResult
@@ -55,62 +73,70 @@ class StepOutcome:
 
 
 class StepExecution:
-    """Runs planned steps of one run. Methods may be called from several threads at once."""
+    """Executes the planned steps of one run. Thread-safe; `stop` ends all of them."""
 
     def __init__(
         self,
-        place: Workspace,
+        workspace: Workspace,
         pipeline: str,
         executor: Executor,
-        watcher: StepObserver,
-        servers: Callable[[tuple[str, ...]], dict[str, str]],
+        display: RunDisplay,
+        external: ExternalServices,
     ) -> None:
-        self.place = place
+        self.workspace = workspace
         self.stop = threading.Event()
         self._pipeline = pipeline
         self._executor = executor
-        self._watcher = watcher
-        self._servers = servers
-        self._index = KeyIndex(place)
+        self._display = display
+        self._external = external
+        self._index = KeyIndex(workspace)
 
-    def do(self, planned: PlannedStep, folder: Path, *, anew: bool) -> StepOutcome:
-        """Run one step unless another run has just made it; retry as the pipeline says."""
-        key = _planned_key(planned)
-        with self._sole(planned.name, key):
+    def run(self, planned: PlannedStep, folder: Path, *, force: bool) -> StepOutcome:
+        """Run one step, with retries, unless another run has just done the work.
+
+        Args:
+            planned: The step, with its key.
+            folder: Where its files go.
+            force: Run it even if another run has done the work.
+        """
+        assert planned.key is not None  # noqa: S101 - for mypy: its inputs are known by now
+        key = planned.key
+        with self._lock(planned.name, key):
             if self.stop.is_set():
-                return StepOutcome(_cancelled_result())
-            cached = None if anew else self._index.find(key)
+                cancelled = StepResult.failed(ExitStatus.CANCELLED, "cancelled", "cancelled")
+                return StepOutcome(cancelled)
+            cached = None if force else self._index.find(key)
             if cached is not None:
                 result = StepResult(
                     status=ExitStatus.OK, seconds=0, peak_memory_mib=0, outputs=cached.outputs
                 )
                 return StepOutcome(result, self._index.run_ref(key), elsewhere=True)
-            result = self._attempts(planned, folder)
+            result = self._run_with_retries(planned, key, folder)
             if result.status is not ExitStatus.OK:
                 return StepOutcome(result)
-            return StepOutcome(result, self._keep(planned, key, result, folder))
+            return StepOutcome(result, self._write_record(planned, key, result, folder))
 
-    def _attempts(self, planned: PlannedStep, folder: Path) -> StepResult:
+    def _run_with_retries(self, planned: PlannedStep, key: StepKey, folder: Path) -> StepResult:
         definition = planned.step.definition
-        used: Counter[str] = Counter()
+        retries: Counter[str] = Counter()
         while True:
-            result = self._once(planned, folder)
+            result = self._run_once(planned, key, folder)
             kind = result.failure.kind if result.failure else "crashed"
             allowed = definition.retries.get(kind, 1 if kind == "service" else 0)  # type: ignore[call-overload]
-            if result.status in _FINAL_STATUSES or used[kind] >= allowed or self.stop.is_set():
+            if result.status in _NOT_RETRIED or retries[kind] >= allowed or self.stop.is_set():
                 return result
-            pause = definition.backoff_s * 2 ** used.total()
-            used[kind] += 1
-            self._watcher.note(
-                f"{planned.name}: {result.failure}; again in {pause:g} s "
-                f"(retry {used[kind]} of {allowed} after {kind})"
+            pause_s = definition.backoff_s * 2 ** retries.total()
+            retries[kind] += 1
+            self._display.note(
+                f"{planned.name}: {result.failure}; again in {pause_s:g} s "
+                f"(retry {retries[kind]} of {allowed} after {kind})"
             )
-            _keep_failed_attempt(folder, used.total())
-            self.stop.wait(pause)
+            _keep_failed_attempt(folder, retries.total())
+            self.stop.wait(pause_s)
 
-    def _once(self, planned: PlannedStep, folder: Path) -> StepResult:
+    def _run_once(self, planned: PlannedStep, key: StepKey, folder: Path) -> StepResult:
         try:
-            spec = self._spec(planned, folder)
+            spec = self._spec(planned, key, folder)
         except WorkbenchError as error:  # a server that the step needs cannot be started
             return StepResult.from_error(ExitStatus.SERVICE, error)
         files = StepFiles(folder)
@@ -118,37 +144,39 @@ class StepExecution:
 
         def watch() -> None:
             nonlocal due
-            told = files.progress()
-            if told:
-                self._watcher.step_progress(planned.name, *told)
+            progress = files.progress()
+            if progress:
+                self._display.step_progress(planned.name, *progress)
             if time.monotonic() >= due:
-                self._watcher.points(planned.name, files.points())
+                self._external.log_points(planned.name, files.points())
                 due = time.monotonic() + _METRICS_INTERVAL_S
 
         result = self._executor.execute(spec, watch, self.stop)
-        self._watcher.points(planned.name, files.points())
+        self._external.log_points(planned.name, files.points())
         return result
 
-    def _spec(self, planned: PlannedStep, folder: Path) -> StepSpec:
+    def _spec(self, planned: PlannedStep, key: StepKey, folder: Path) -> StepSpec:
         step = planned.step
         return step.contract.spec(
-            self.place,
+            self.workspace,
             folder,
-            self.place.scratch / "steps" / _planned_key(planned).digest[:16],
+            self.workspace.scratch / "steps" / key.digest[:16],
             parameters=step.parameters,
             inputs=planned.inputs,
             step=step.name,
-            environment=self._servers(step.contract.declaration.services),
+            environment=self._external.environment(step.contract.declaration.services),
             **step.resources.model_dump(),
         )
 
-    def _keep(self, planned: PlannedStep, key: StepKey, result: StepResult, folder: Path) -> Ref:
-        """Write the run's record, and only then tell the index that this key is answered."""
-        store, contract = Store(self.place), planned.step.contract
+    def _write_record(
+        self, planned: PlannedStep, key: StepKey, result: StepResult, folder: Path
+    ) -> Ref:
+        """Write the run's record, and after it the entry in the index."""
+        store, contract = Store(self.workspace), planned.step.contract
         self._index.about_to_add(key)
         notebook = store.put(
             NotebookSource(name=contract.name, code=contract.code),
-            {"notebook.ipynb": contracts.notebook_without_outputs(contract.notebook)},
+            {"notebook.ipynb": notebook_without_outputs(contract.notebook)},
         )
         ref = store.put(
             StepRun(
@@ -160,7 +188,7 @@ class StepExecution:
                 parameters=planned.step.parameters,
                 inputs={name: ref for name, ref in planned.inputs.items() if ref},
                 outputs=result.outputs,
-                metrics=step_output.last_metric_values(folder),
+                metrics=last_metric_values(folder),
                 threads=planned.step.resources.threads,
             ),
             cache.collect_small_files(planned.step.parameters, key.parts["sources"]),
@@ -168,45 +196,34 @@ class StepExecution:
         )
         for output in result.outputs.values():
             if kind_of(output) == DatasetVersion.KIND:
-                from workbench.records import references
-
-                references.register_dataset(self.place, output)
+                register_dataset(self.workspace, output)
         self._index.add(key, ref)
         self._index.set_latest(self._pipeline, planned.name, key, ref)
         return ref
 
     @contextlib.contextmanager
-    def _sole(self, name: str, key: StepKey) -> Iterator[None]:
+    def _lock(self, name: str, key: StepKey) -> Iterator[None]:
         """Hold the lock of a step's key, so that two runs never do the same work at once."""
-        path = self.place.root / "locks" / f"step-{key.digest[:32]}.lock"
+        path = self.workspace.root / "locks" / f"step-{key.digest[:32]}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock, told = FileLock(path), False
+        lock, noted = FileLock(path), False
         while not self.stop.is_set():
             try:
                 lock.acquire(timeout=_LOCK_POLL_S)
                 break
             except Timeout:
-                if not told:
-                    self._watcher.note(f"{name}: another run is at this very step; waiting for it")
-                    told = True
+                if not noted:
+                    self._display.note(f"{name}: waiting for another run of the same step")
+                    noted = True
         try:
             yield
         finally:
             lock.release()
 
 
-def _planned_key(planned: PlannedStep) -> StepKey:
-    assert planned.key is not None  # noqa: S101 - for mypy: its inputs are known by now
-    return planned.key
-
-
 def _keep_failed_attempt(folder: Path, attempt: int) -> None:
-    """Keep a failed attempt's files beside the step's folder."""
+    """Rename the folder of a failed attempt."""
     target = folder.with_name(f"{folder.name}.attempt{attempt}")
     shutil.rmtree(target, ignore_errors=True)
     if folder.exists():
         folder.rename(target)
-
-
-def _cancelled_result() -> StepResult:
-    return StepResult.failed(ExitStatus.CANCELLED, "cancelled", "cancelled")

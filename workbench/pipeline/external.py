@@ -18,40 +18,42 @@ from workbench.pipeline.cache import KeyIndex, StepKey
 from workbench.pipeline.graph import Pipeline
 from workbench.pipeline.plan import PlannedStep
 from workbench.pipeline.recorder import TRACKED_MARK, RunRecorder, StepStart
-from workbench.pipeline.spec import StepResult
 from workbench.records.base import Ref, digest_of, kind_of
 from workbench.records.model_types import Release
 from workbench.records.store import Store
 from workbench.tracking import MetricPoint, Tracker
 
+__all__: list[str] = []
+
 EXPERIMENT = "workbench"
+"""MLflow experiment of all runs."""
 
 
 class ExternalServices:
-    """A run's servers and its record in MLflow. Safe to use from several threads once begun."""
+    """A run's servers and its MLflow run. Thread-safe once `start` was called."""
 
-    def __init__(self, place: Workspace, pipeline: Pipeline, run_id: str) -> None:
-        self.place = place
+    def __init__(self, workspace: Workspace, pipeline: Pipeline, run_id: str) -> None:
+        self.workspace = workspace
         self.pipeline = pipeline
         self.run_id = run_id
-        self._store = Store(place)
+        self._store = Store(workspace)
         self._recorder: RunRecorder | None = None
         self._starter = ThreadPoolExecutor(max_workers=1)
         self._servers: Future[Any] | None = None
         self._lock = threading.Lock()
 
-    def begin(self) -> RunRecorder:
-        """The first step that has to run starts servers and MLflow in the background."""
+    def start(self) -> RunRecorder:
+        """Start servers and MLflow in the background, unless that has been done."""
         if self._recorder is None:
             needed = {"mlflow"}
             for step in self.pipeline.steps.values():
                 needed.update(step.contract.declaration.services)
             names = tuple(name for name in services.SERVICE_NAMES if name in needed)
-            self._servers = self._starter.submit(services.up, self.place, names)
+            self._servers = self._starter.submit(services.up, self.workspace, names)
             tags = {
                 "workbench.pipeline": self.pipeline.name,
                 "workbench.run": self.run_id,
-                "workbench.workspace": digest.of_bytes(str(self.place.root).encode())[:16],
+                "workbench.workspace": digest.of_bytes(str(self.workspace.root).encode())[:16],
             }
             self._recorder = RunRecorder(
                 self._connect,
@@ -64,20 +66,22 @@ class ExternalServices:
         return self._recorder
 
     def environment(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Variables that lead a step to these servers, which run when this returns."""
+        """Environment variables with the addresses of these servers, which are then running."""
         if not names:
             return {}
         if self._servers is not None:
             self._servers.result()
         with self._lock:
-            services.up(self.place, names)  # one may have died since
-            return services.environment(self.place, names)
+            services.up(self.workspace, names)  # one may have died since
+            return services.environment(self.workspace, names)
 
-    def step_begun(self, planned: PlannedStep, folder: Path) -> None:
-        self.begin().step_started(step_started_info(planned, folder))
+    def step_started(self, planned: PlannedStep, folder: Path) -> None:
+        """Start the step's MLflow run."""
+        self.start().step_started(_step_start(planned, folder))
 
-    def points(self, step: str, points: list[MetricPoint]) -> None:
-        self.begin().log_points(step, points)
+    def log_points(self, step: str, points: list[MetricPoint]) -> None:
+        """Log metrics of a running step."""
+        self.start().log_points(step, points)
 
     def step_ended(
         self,
@@ -87,29 +91,38 @@ class ExternalServices:
         tags: Mapping[str, str],
         run: Ref | None,
     ) -> None:
-        self.begin().step_ended(step_started_info(planned, folder), status, tags, run)
+        """End the step's MLflow run.
 
-    def write_missing(self, planned: PlannedStep, key: StepKey, made: Mapping[str, Ref]) -> None:
-        """Tell MLflow about a skipped step if it has never heard of it."""
-        ref = KeyIndex(self.place).run_ref(key)
-        releases = [out for out in made.values() if kind_of(out) == Release.KIND]
-        unwritten = [out for out in releases if self._store.side(out, "registry") is None]
-        if ref and (unwritten or self._store.side(ref, TRACKED_MARK) is None):
+        Args:
+            planned: The step.
+            folder: Its files.
+            status: MLflow's: FINISHED, FAILED or KILLED.
+            tags: Tags to set.
+            run: Its run record, if it succeeded.
+        """
+        self.start().step_ended(_step_start(planned, folder), status, tags, run)
+
+    def write_missing(self, planned: PlannedStep, key: StepKey, outputs: Mapping[str, Ref]) -> None:
+        """Write a skipped step to MLflow if an earlier run could not."""
+        ref = KeyIndex(self.workspace).run_ref(key)
+        releases = [out for out in outputs.values() if kind_of(out) == Release.KIND]
+        unregistered = [out for out in releases if self._store.side(out, "registry") is None]
+        if ref and (unregistered or self._store.side(ref, TRACKED_MARK) is None):
             folder = Path((self._store.side(ref, "place") or {}).get("folder", ""))
-            self.begin().write_missing(step_started_info(planned, folder), ref)
-            self.register(planned.name, made)
+            self.start().write_missing(_step_start(planned, folder), ref)
+            self.register(planned.name, outputs)
 
-    def register(self, step: str, made: Mapping[str, Ref]) -> None:
+    def register(self, step: str, outputs: Mapping[str, Ref]) -> None:
         """Register the releases among a step's outputs."""
-        for ref in made.values():
+        for ref in outputs.values():
             if kind_of(ref) == Release.KIND:
                 release = self._store.get(ref, Release)
                 bundle = digest_of(release.bundle)
-                folder = self.place.release_folder(release.model, bundle)
-                self.begin().register(step, ref, folder, {"workbench.digest": bundle})
+                folder = self.workspace.release_folder(release.model, bundle)
+                self.start().register(step, ref, folder, {"workbench.digest": bundle})
 
     def close(self, status: str, tags: Mapping[str, str]) -> Exception | None:
-        """End the run in MLflow; returns what kept it from being written, if anything did."""
+        """End the MLflow run; returns the error if it could not be written."""
         self._starter.shutdown(wait=False)
         if self._recorder is None:
             return None
@@ -117,7 +130,7 @@ class ExternalServices:
         return self._recorder.close()
 
     def _secrets(self) -> dict[str, str]:
-        """Values of the secrets that steps may ask for, which must not leave with the record."""
+        """Values of the steps' secrets, which must not be written to MLflow."""
         steps = self.pipeline.steps.values()
         names = {name for step in steps for name in step.contract.declaration.secrets}
         return {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -127,24 +140,20 @@ class ExternalServices:
             with contextlib.suppress(WorkbenchError):
                 self._servers.result()  # a server that MLflow does not need may have failed
         with self._lock:
-            services.up(self.place, ("mlflow",))
-            uri = services.environment(self.place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+            services.up(self.workspace, ("mlflow",))
+            uri = services.environment(self.workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
         return Tracker(uri, EXPERIMENT)
 
 
-def step_started_info(planned: PlannedStep, folder: Path) -> StepStart:
-    """What is known when a step starts, as the recorder wants it."""
+def _step_start(planned: PlannedStep, folder: Path) -> StepStart:
     assert planned.key is not None  # noqa: S101 - for mypy: its inputs are known by now
-    contract = planned.step.contract
     return StepStart(
         step=planned.name,
         parameters=planned.step.parameters,
         inputs={name: given for name, given in planned.inputs.items() if given},
-        tags={"workbench.key": planned.key.digest, "workbench.notebook": contract.name},
+        tags={
+            "workbench.key": planned.key.digest,
+            "workbench.notebook": planned.step.contract.name,
+        },
         folder=folder,
     )
-
-
-def cost_tags(result: StepResult) -> dict[str, str]:
-    """What a step cost, as tags."""
-    return {f"workbench.{name}": str(value) for name, value in result.cost.items()}

@@ -23,9 +23,8 @@ from workbench.core.workspace import write_atomic
 from workbench.pipeline import ipynb, runs
 from workbench.pipeline.git_state import read_git_state
 from workbench.pipeline.lineage.edges import EdgeIndex
-from workbench.pipeline.runner import EXECUTED_NOTEBOOK
+from workbench.pipeline.spec import EXECUTED_NOTEBOOK, RESULT_FILE
 from workbench.pipeline.step_output import StepFiles, resources
-from workbench.pipeline.unit import RESULT_FILE
 from workbench.records.base import Ref
 from workbench.records.model_types import Release, StepRun
 from workbench.records.store import Store

@@ -1,6 +1,6 @@
 """Run a pipeline: skip what is done, run what is not, and report how it ended.
 
-All decisions are taken in the thread that calls `RunSession.go`; steps run in threads of their own
+All decisions are made in the thread that calls `run_pipeline`; steps run in threads of their own
 and only wait for their processes.
 """
 
@@ -15,27 +15,37 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from enum import IntEnum
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from workbench.core.errors import ContractError
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace
-from workbench.pipeline import environment, plan, runs
-from workbench.pipeline.execution import StepExecution, StepOutcome
+from workbench.pipeline.environment import cached_module_digests
+from workbench.pipeline.execution import RunDisplay, StepExecution, StepOutcome, StepReport
 from workbench.pipeline.executors import Executor
 from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.external import ExternalServices, cost_tags
+from workbench.pipeline.external import ExternalServices
 from workbench.pipeline.graph import Pipeline, PipelineStep
-from workbench.pipeline.plan import ALL_STEPS, PlannedStep, StepSelection
-from workbench.pipeline.runs import RunJournal
-from workbench.pipeline.spec import ExitStatus
+from workbench.pipeline.plan import (
+    ALL_STEPS,
+    PlannedStep,
+    StepSelection,
+    plan_pipeline,
+    plan_step,
+)
+from workbench.pipeline.runs import CANCEL_FILE, RunJournal
+from workbench.pipeline.spec import ExitStatus, StepResult
 from workbench.records.base import GateReport, Ref, Verdict, digest_of, kind_of
 from workbench.records.model_types import Release
 from workbench.records.store import Store
-from workbench.tracking import MetricPoint
+
+__all__ = ["RunReport", "run_pipeline"]
 
 RunStatus = Literal["succeeded", "refused", "waiting", "failed", "cancelled"]
+
+_WAIT_TIMEOUT_S = 1.0
 
 
 class RunExit(IntEnum):
@@ -52,20 +62,17 @@ class _ReportPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class StepReport(_ReportPart):
-    name: str
-    status: Literal["ran", "skipped", "waiting", "failed", "not-reached"]
-    seconds: float = 0.0
-    reason: str = ""
-
-
 class ModelReport(_ReportPart):
+    """The release that a run registered."""
+
     name: str
     version: int | None
     digest: str
 
 
 class GateSummary(_ReportPart):
+    """One gate of a run's last gate report."""
+
     name: str
     verdict: Verdict
     n: int
@@ -74,7 +81,13 @@ class GateSummary(_ReportPart):
 
 
 class RunReport(_ReportPart):
-    """``outputs`` maps ``step.output`` to a reference; ``bundle`` is the signed folder."""
+    """How a run ended, as ``workbench run --json`` prints it.
+
+    Attributes:
+        outputs: ``step.output`` to a reference.
+        bundle: The signed folder of the released model.
+        gates: Of the last gate report.
+    """
 
     pipeline: str
     run_id: str
@@ -87,6 +100,7 @@ class RunReport(_ReportPart):
 
     @property
     def exit_status(self) -> RunExit:
+        """Exit status of ``workbench run``."""
         return RunExit[self.status.upper()]
 
     @property
@@ -96,302 +110,36 @@ class RunReport(_ReportPart):
         return f"{stopped[0].name}: {stopped[0].reason}" if stopped else ""
 
 
-def make_report(
-    place: Workspace,
-    pipeline: str,
-    run_id: str,
-    steps: list[StepReport],
-    outputs: dict[str, Ref],
-    *,
-    cancelled: bool = False,
-) -> RunReport:
-    """Read from the records what a run came to; a skipped run reads the same as the first."""
-    store = Store(place)
-    gates = _last_record(store, outputs, GateReport)
-    release_ref = _last_ref(outputs, Release.KIND)
-    release = store.get(release_ref, Release) if release_ref else None
-    model, bundle = None, None
-    if release and release_ref:
-        registry = store.side(release_ref, "registry") or {}
-        version = registry.get("version")
-        model = ModelReport(name=release.model, version=version, digest=digest_of(release.bundle))
-        bundle = str(place.release_folder(release.model, digest_of(release.bundle)))
-    return RunReport(
-        pipeline=pipeline,
-        run_id=run_id,
-        status=_run_status(steps, gates, cancelled=cancelled),
-        steps=tuple(steps),
-        outputs=outputs,
-        model=model,
-        bundle=bundle,
-        gates=_gate_summaries(gates),
-    )
-
-
-def _run_status(steps: list[StepReport], gates: GateReport | None, *, cancelled: bool) -> RunStatus:
-    if cancelled:
-        return "cancelled"
-    for status in ("failed", "waiting"):
-        if any(step.status == status for step in steps):
-            return status  # type: ignore[return-value]
-    refused = gates is not None and gates.verdict is not Verdict.PASS
-    return "refused" if refused else "succeeded"
-
-
-def _gate_summaries(gates: GateReport | None) -> tuple[GateSummary, ...]:
-    if gates is None:
-        return ()
-    return tuple(
-        GateSummary(name=g.name, verdict=g.verdict, n=g.n, value=g.value, bound=g.bound)
-        for g in gates.gates
-    )
-
-
-def _last_record(
-    store: Store, outputs: dict[str, Ref], kind: type[GateReport]
-) -> GateReport | None:
-    ref = _last_ref(outputs, kind.KIND)
-    return store.get(ref, kind) if ref else None
-
-
-def _last_ref(outputs: dict[str, Ref], kind: str) -> Ref | None:
-    found = [ref for ref in outputs.values() if kind_of(ref) == kind]
-    return found[-1] if found else None
-
-
-def report_as_json(report: RunReport) -> dict[str, Any]:
+def report_as_json(report: RunReport) -> Json:
+    """The report as a JSON object."""
     return report.model_dump(mode="json")
 
 
-# ---- One run of a pipeline: which step is next, what may run beside it, what is told to whom.
-#
-# All decisions are taken in the thread that calls `Session.go`; steps run in threads of their own
-# and only wait for their processes.
-
-
-_WAIT_TIMEOUT_S = 1.0
-
-
-class RunDisplay(Protocol):
-    """Whoever watches a run. ``note`` and ``step_progress`` are called from several threads."""
-
-    def note(self, message: str) -> None: ...
-    def step_started(self, name: str, reasons: tuple[str, ...]) -> None: ...
-    def step_progress(self, name: str, done: int, total: int) -> None: ...
-    def step_ended(self, step: StepReport) -> None: ...
-
-
-class RunSession:
-    """State of one run. ``steps`` and ``outputs`` tell how far it came."""
-
-    def __init__(
-        self,
-        place: Workspace,
-        pipeline: Pipeline,
-        display: RunDisplay,
-        executor: Callable[[], Executor],
-        choice: StepSelection,
-    ) -> None:
-        self.place = place
-        self.pipeline = pipeline
-        self.display = display
-        self.choice = choice
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        self.run_id = f"{stamp}-{secrets.token_hex(2)}"
-        self.folder = place.runs / self.run_id
-        self.outputs: dict[str, Ref] = {}
-        self.journal = RunJournal(place, self.run_id, pipeline)
-        self.outside = ExternalServices(place, pipeline, self.run_id)
-        self._reports: dict[str, StepReport] = {}
-        self._made: dict[str, dict[str, Ref]] = {}
-        self._open = dict(pipeline.steps)
-        self._ready: dict[str, PlannedStep] = {}
-        self._running: dict[Future[StepOutcome], PlannedStep] = {}
-        self._make_executor = executor
-        self._executor: Executor | None = None
-        self._worker: StepExecution | None = None
-        self._pool = ThreadPoolExecutor(max_workers=max(4, len(pipeline.steps)))
-
-    @property
-    def steps(self) -> list[StepReport]:
-        """A report for each step, in the order of the pipeline."""
-        never = "the run ended before it"
-        return [
-            self._reports.get(name) or StepReport(name=name, status="not-reached", reason=never)
-            for name in self.pipeline.steps
-        ]
-
-    def go(self) -> bool:
-        """Run all that can be run; returns whether a person cancelled."""
-        try:
-            while True:
-                if not self._failed():
-                    self._start_ready()
-                if not self._running:
-                    return False
-                done, _ = wait(self._running, timeout=_WAIT_TIMEOUT_S, return_when=FIRST_COMPLETED)
-                if (self.folder / runs.CANCEL_FILE).exists():
-                    raise KeyboardInterrupt  # asked from another machine, where no signal reaches
-                for future in done:
-                    if self._finish(self._running.pop(future), future.result()):
-                        raise KeyboardInterrupt  # someone ended the step's process as a cancel
-        except KeyboardInterrupt:
-            self._cancel()
-            return True
-
-    def close(self) -> None:
-        """End the run in MLflow and say so if it could not be written there."""
-        if self._worker is not None:
-            self._worker.stop.set()
-        if self._executor is not None:
-            self._executor.close()
-        statuses = {step.status for step in self.steps}
-        status = "FAILED" if "failed" in statuses else "FINISHED"
-        error = self.outside.close(status, {"workbench.waiting": str("waiting" in statuses)})
-        if error is not None:
-            self.display.note(
-                f"MLflow could not be written: {error}. The records are whole; "
-                "the next run writes what is missing there"
-            )
-        self._pool.shutdown(wait=False)
-
-    def _failed(self) -> bool:
-        return any(report.status == "failed" for report in self._reports.values())
-
-    def _start_ready(self) -> None:
-        """Decide on every step whose needs are decided; start those that fit the machine."""
-        with environment.cached_module_digests():
-            for step in list(self._open.values()):
-                if all(name in self._reports for name in step.needs):
-                    self._consider(step)
-        for planned in list(self._ready.values()):
-            if self._fits(planned.step):
-                del self._ready[planned.name]
-                self._start(planned)
-
-    def _consider(self, step: PipelineStep) -> None:
-        above = [self._reports[name] for name in step.needs]
-        blocked = [one for one in above if one.status in ("waiting", "failed")]
-        if blocked:
-            self._decide(step, "not-reached", f"{blocked[0].name} is {blocked[0].status}")
-            return
-        omitted = frozenset(n for n, r in self._reports.items() if r.status == "not-reached")
-        planned = plan.plan_step(self.pipeline, step, self._made, omitted, self.place, self.choice)
-        if planned.action == "omit":
-            self._decide(step, "not-reached", "; ".join(planned.reasons))
-        elif planned.action == "skip":
-            self._skip(planned)
-        else:
-            self._ready[step.name] = planned
-            del self._open[step.name]
-
-    def _fits(self, step: PipelineStep) -> bool:
-        """Whether cores and memory are free; a step larger than the machine runs alone."""
-        if not self._running or self._executor is None:
-            return True
-        busy = [planned.step.resources for planned in self._running.values()]
-        threads = sum(one.threads for one in busy) + step.resources.threads
-        memory = sum(one.memory_gib for one in busy) + step.resources.memory_gib
-        return threads <= self._executor.threads and memory <= self._executor.memory_gib
-
-    def _start(self, planned: PlannedStep) -> None:
-        if self._worker is None:
-            self._executor = self._make_executor()
-            self._worker = StepExecution(
-                self.place, self.pipeline.name, self._executor, self, self.outside.environment
-            )
-        folder = self.folder / planned.name
-        self.display.step_started(planned.name, planned.reasons)
-        self.journal.step(planned.name, "running", folder=str(folder))
-        self.outside.step_begun(planned, folder)
-        anew = planned.name in self.choice.fresh or planned.step.definition.cache == "never"
-        self._running[self._pool.submit(self._worker.do, planned, folder, anew=anew)] = planned
-
-    def _finish(self, planned: PlannedStep, done: StepOutcome) -> bool:
-        """Take in a step that ended; returns whether it was cancelled."""
-        result, folder = done.result, self.folder / planned.name
-        if result.status is ExitStatus.OK:
-            self.outside.step_ended(planned, folder, "FINISHED", cost_tags(result), done.run)
-            self._take(planned, result.outputs)
-            self.outside.register(planned.name, result.outputs)
-            status, reason = "ran", "; ".join(planned.reasons)
-            if done.elsewhere:
-                status, reason = "skipped", "another run made it meanwhile"
-            self._decide(planned.step, status, reason, result.seconds)
-            return False
-        reason = str(result.failure) if result.failure else result.status.name.lower()
-        waiting = result.status is ExitStatus.WAITING
-        tags = {**cost_tags(result), "workbench.failure": reason[:500]}
-        ended = "FINISHED" if waiting else "FAILED"
-        self.outside.step_ended(planned, folder, ended, tags, None)
-        self._decide(planned.step, "waiting" if waiting else "failed", reason, result.seconds)
-        return result.status is ExitStatus.CANCELLED
-
-    def _skip(self, planned: PlannedStep) -> None:
-        assert planned.cached is not None and planned.key is not None  # noqa: S101 - for mypy
-        self._take(planned, planned.cached.outputs)
-        self.outside.write_missing(planned, planned.key, planned.cached.outputs)
-        self._decide(planned.step, "skipped", "; ".join(planned.reasons))
-
-    def _cancel(self) -> None:
-        if self._worker is not None:
-            self._worker.stop.set()
-        for future, planned in self._running.items():
-            done = future.result()
-            if done.result.status is ExitStatus.OK:
-                self._finish(planned, done)  # it was quicker than the cancel
-                continue
-            folder = self.folder / planned.name
-            self.outside.step_ended(planned, folder, "KILLED", cost_tags(done.result), None)
-            self._decide(planned.step, "failed", "cancelled", done.result.seconds)
-        self._running.clear()
-
-    def _decide(self, step: PipelineStep, status: Any, reason: str, seconds: float = 0.0) -> None:
-        report = StepReport(name=step.name, status=status, seconds=seconds, reason=reason)
-        self._reports[step.name] = report
-        self._open.pop(step.name, None)
-        self.journal.step(step.name, status, seconds=seconds, reason=reason)
-        self.display.step_ended(report)
-
-    def _take(self, planned: PlannedStep, made: dict[str, Ref]) -> None:
-        self._made[planned.name] = made
-        self.outputs.update({f"{planned.name}.{name}": ref for name, ref in made.items()})
-
-    def note(self, message: str) -> None:
-        self.display.note(message)
-
-    def step_progress(self, name: str, done: int, total: int) -> None:
-        self.display.step_progress(name, done, total)
-
-    def points(self, step: str, points: list[MetricPoint]) -> None:
-        self.outside.points(step, points)
-
-
-# ---- Run a pipeline: skip what is done, run what is not, stop cleanly where it cannot go on.
-
-
 def run_pipeline(
-    place: Workspace,
+    workspace: Workspace,
     pipeline: Pipeline,
     display: RunDisplay,
     *,
     choice: StepSelection = ALL_STEPS,
     executor: Callable[[], Executor] = LocalExecutor,
 ) -> RunReport:
-    """Run ``pipeline`` to its end or to where it has to stop.
+    """Run ``pipeline`` until it ends or cannot continue.
 
-    Several runs may be under way at once, also of one pipeline: the lock of a step's key keeps them
+    Several runs may be active at once, also of one pipeline: the lock of a step's key prevents them
     from doing the same work twice.
 
     Args:
-        choice: Which steps to run, and which of them although nothing changed.
-        executor: Makes the executor, once a step really has to run.
+        workspace: Where records are read and written.
+        pipeline: A checked pipeline.
+        display: Is told what happens.
+        choice: Which steps to run, and which of them even if nothing changed.
+        executor: Creates the executor, called only if a step has to run.
 
     Raises:
-        ContractError: A chosen step reads what has not been made.
+        ContractError: A selected step reads an output that does not exist.
     """
-    _check_selection(place, pipeline, choice)
-    session = RunSession(place, pipeline, display, executor, choice)
+    _check_selection(workspace, pipeline, choice)
+    session = _RunSession(workspace, pipeline, display, executor, choice)
     with _terminated_is_cancelled():
         try:
             cancelled = session.go()
@@ -400,38 +148,263 @@ def run_pipeline(
             raise
         finally:
             session.close()
-    made = make_report(
-        place, pipeline.name, session.run_id, session.steps, session.outputs, cancelled=cancelled
+    report = _make_report(workspace, pipeline.name, session, cancelled=cancelled)
+    session.journal.end(report.status)
+    (session.folder / "report.json").write_text(report.model_dump_json(indent=1))
+    return report
+
+
+class _RunSession:
+    """State of one run. ``steps`` and ``outputs`` tell how far it has come."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        pipeline: Pipeline,
+        display: RunDisplay,
+        executor: Callable[[], Executor],
+        choice: StepSelection,
+    ) -> None:
+        self.workspace = workspace
+        self.pipeline = pipeline
+        self.display = display
+        self.choice = choice
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        self.run_id = f"{stamp}-{secrets.token_hex(2)}"
+        self.folder = workspace.runs / self.run_id
+        self.outputs: dict[str, Ref] = {}
+        self.journal = RunJournal(workspace, self.run_id, pipeline)
+        self.external = ExternalServices(workspace, pipeline, self.run_id)
+        self._reports: dict[str, StepReport] = {}
+        self._outputs_of: dict[str, dict[str, Ref]] = {}
+        self._undecided = dict(pipeline.steps)
+        self._ready: dict[str, PlannedStep] = {}
+        self._running: dict[Future[StepOutcome], PlannedStep] = {}
+        self._make_executor = executor
+        self._executor: Executor | None = None
+        self._execution: StepExecution | None = None
+        self._pool = ThreadPoolExecutor(max_workers=max(4, len(pipeline.steps)))
+
+    @property
+    def steps(self) -> list[StepReport]:
+        """A report for each step, in the order of the pipeline."""
+        reason = "the run ended before it"
+        return [
+            self._reports.get(name) or StepReport(name=name, status="not-reached", reason=reason)
+            for name in self.pipeline.steps
+        ]
+
+    def go(self) -> bool:
+        """Run all that can be run; returns whether the run was cancelled."""
+        try:
+            while True:
+                if not any(report.status == "failed" for report in self._reports.values()):
+                    self._start_ready()
+                if not self._running:
+                    return False
+                done, _ = wait(self._running, timeout=_WAIT_TIMEOUT_S, return_when=FIRST_COMPLETED)
+                if (self.folder / CANCEL_FILE).exists():
+                    raise KeyboardInterrupt  # requested from another machine
+                for future in done:
+                    if self._finish(self._running.pop(future), future.result()):
+                        raise KeyboardInterrupt  # the step's process was asked to stop
+        except KeyboardInterrupt:
+            self._cancel()
+            return True
+
+    def close(self) -> None:
+        """End the executor and the MLflow run."""
+        if self._execution is not None:
+            self._execution.stop.set()
+        if self._executor is not None:
+            self._executor.close()
+        statuses = {step.status for step in self.steps}
+        status = "FAILED" if "failed" in statuses else "FINISHED"
+        error = self.external.close(status, {"workbench.waiting": str("waiting" in statuses)})
+        if error is not None:
+            self.display.note(
+                f"MLflow could not be written: {error}. The records are complete; "
+                "the next run writes what is missing there"
+            )
+        self._pool.shutdown(wait=False)
+
+    def _start_ready(self) -> None:
+        """Plan every step whose needs are decided; start those that fit the machine."""
+        with cached_module_digests():
+            for step in list(self._undecided.values()):
+                if all(name in self._reports for name in step.needs):
+                    self._plan(step)
+        for planned in list(self._ready.values()):
+            if self._fits(planned.step):
+                del self._ready[planned.name]
+                self._start(planned)
+
+    def _plan(self, step: PipelineStep) -> None:
+        upstream = [self._reports[name] for name in step.needs]
+        blocked = [report for report in upstream if report.status in ("waiting", "failed")]
+        if blocked:
+            self._decide(step, "not-reached", f"{blocked[0].name} is {blocked[0].status}")
+            return
+        omitted = frozenset(n for n, r in self._reports.items() if r.status == "not-reached")
+        planned = plan_step(
+            self.pipeline, step, self._outputs_of, omitted, self.workspace, self.choice
+        )
+        if planned.action == "omit":
+            self._decide(step, "not-reached", "; ".join(planned.reasons))
+        elif planned.action == "skip":
+            self._skip(planned)
+        else:
+            self._ready[step.name] = planned
+            del self._undecided[step.name]
+
+    def _fits(self, step: PipelineStep) -> bool:
+        """Whether CPU threads and memory are free; a step larger than the machine runs alone."""
+        if not self._running or self._executor is None:
+            return True
+        used = [planned.step.resources for planned in self._running.values()]
+        threads = sum(resources.threads for resources in used) + step.resources.threads
+        memory = sum(resources.memory_gib for resources in used) + step.resources.memory_gib
+        return threads <= self._executor.threads and memory <= self._executor.memory_gib
+
+    def _start(self, planned: PlannedStep) -> None:
+        if self._execution is None:
+            self._executor = self._make_executor()
+            self._execution = StepExecution(
+                self.workspace, self.pipeline.name, self._executor, self.display, self.external
+            )
+        folder = self.folder / planned.name
+        self.display.step_started(planned.name, planned.reasons)
+        self.journal.step(planned.name, "running", folder=str(folder))
+        self.external.step_started(planned, folder)
+        force = planned.name in self.choice.fresh or planned.step.definition.cache == "never"
+        self._running[self._pool.submit(self._execution.run, planned, folder, force=force)] = (
+            planned
+        )
+
+    def _finish(self, planned: PlannedStep, outcome: StepOutcome) -> bool:
+        """Record how a step ended; returns whether it was cancelled."""
+        result, folder = outcome.result, self.folder / planned.name
+        if result.status is ExitStatus.OK:
+            self.external.step_ended(planned, folder, "FINISHED", _cost_tags(result), outcome.run)
+            self._add_outputs(planned, result.outputs)
+            self.external.register(planned.name, result.outputs)
+            status, reason = "ran", "; ".join(planned.reasons)
+            if outcome.elsewhere:
+                status, reason = "skipped", "another run did it meanwhile"
+            self._decide(planned.step, status, reason, result.seconds)
+            return False
+        reason = str(result.failure) if result.failure else result.status.name.lower()
+        waiting = result.status is ExitStatus.WAITING
+        tags = {**_cost_tags(result), "workbench.failure": reason[:500]}
+        mlflow_status = "FINISHED" if waiting else "FAILED"
+        self.external.step_ended(planned, folder, mlflow_status, tags, None)
+        self._decide(planned.step, "waiting" if waiting else "failed", reason, result.seconds)
+        return result.status is ExitStatus.CANCELLED
+
+    def _skip(self, planned: PlannedStep) -> None:
+        assert planned.cached is not None and planned.key is not None  # noqa: S101 - for mypy
+        self._add_outputs(planned, planned.cached.outputs)
+        self.external.write_missing(planned, planned.key, planned.cached.outputs)
+        self._decide(planned.step, "skipped", "; ".join(planned.reasons))
+
+    def _cancel(self) -> None:
+        if self._execution is not None:
+            self._execution.stop.set()
+        for future, planned in self._running.items():
+            outcome = future.result()
+            if outcome.result.status is ExitStatus.OK:
+                self._finish(planned, outcome)  # it ended before the cancel
+                continue
+            folder, tags = self.folder / planned.name, _cost_tags(outcome.result)
+            self.external.step_ended(planned, folder, "KILLED", tags, None)
+            self._decide(planned.step, "failed", "cancelled", outcome.result.seconds)
+        self._running.clear()
+
+    def _decide(self, step: PipelineStep, status: Any, reason: str, seconds: float = 0.0) -> None:
+        report = StepReport(name=step.name, status=status, seconds=seconds, reason=reason)
+        self._reports[step.name] = report
+        self._undecided.pop(step.name, None)
+        self.journal.step(step.name, status, seconds=seconds, reason=reason)
+        self.display.step_ended(report)
+
+    def _add_outputs(self, planned: PlannedStep, outputs: dict[str, Ref]) -> None:
+        self._outputs_of[planned.name] = outputs
+        self.outputs.update({f"{planned.name}.{name}": ref for name, ref in outputs.items()})
+
+
+def _make_report(
+    workspace: Workspace, pipeline: str, session: _RunSession, *, cancelled: bool
+) -> RunReport:
+    """Read the results from the records, so that a skipped run reports the same as the first."""
+    store, outputs = Store(workspace), session.outputs
+    gates_ref, release_ref = _last_ref(outputs, GateReport.KIND), _last_ref(outputs, Release.KIND)
+    gates = store.get(gates_ref, GateReport) if gates_ref else None
+    model, bundle = None, None
+    if release_ref:
+        release = store.get(release_ref, Release)
+        registry = store.side(release_ref, "registry") or {}
+        version, digest = registry.get("version"), digest_of(release.bundle)
+        model = ModelReport(name=release.model, version=version, digest=digest)
+        bundle = str(workspace.release_folder(release.model, digest))
+    return RunReport(
+        pipeline=pipeline,
+        run_id=session.run_id,
+        status=_run_status(session.steps, gates, cancelled=cancelled),
+        steps=tuple(session.steps),
+        outputs=outputs,
+        model=model,
+        bundle=bundle,
+        gates=tuple(
+            GateSummary(name=g.name, verdict=g.verdict, n=g.n, value=g.value, bound=g.bound)
+            for g in (gates.gates if gates else ())
+        ),
     )
-    session.journal.end(made.status)
-    (session.folder / "report.json").write_text(made.model_dump_json(indent=1))
-    return made
 
 
-def _check_selection(place: Workspace, pipeline: Pipeline, choice: StepSelection) -> None:
-    """A step asked for by name must be able to run."""
+def _run_status(steps: list[StepReport], gates: GateReport | None, *, cancelled: bool) -> RunStatus:
+    statuses = {step.status for step in steps}
+    if cancelled:
+        return "cancelled"
+    if "failed" in statuses:
+        return "failed"
+    if "waiting" in statuses:
+        return "waiting"
+    return "refused" if gates and gates.verdict is not Verdict.PASS else "succeeded"
+
+
+def _last_ref(outputs: dict[str, Ref], kind: str) -> Ref | None:
+    return next((ref for ref in reversed(outputs.values()) if kind_of(ref) == kind), None)
+
+
+def _cost_tags(result: StepResult) -> dict[str, str]:
+    """What a step cost, as tags of MLflow."""
+    return {f"workbench.{name}": str(value) for name, value in result.cost.items()}
+
+
+def _check_selection(workspace: Workspace, pipeline: Pipeline, choice: StepSelection) -> None:
+    """Raise `ContractError` if a step selected by name cannot run."""
     if choice.only is None:
         return
-    steps = {planned.name: planned for planned in plan.plan_pipeline(pipeline, place, choice)}
+    steps = {planned.name: planned for planned in plan_pipeline(pipeline, workspace, choice)}
     for name in sorted(choice.only):
         for need in pipeline.steps[name].needs:
             if steps[need].action == "omit" and need not in choice.only:
                 raise ContractError(
-                    f"step {name!r} reads what {need!r} makes, which is not made as it is now",
+                    f"step {name!r} needs the outputs of {need!r}, which are missing or outdated",
                     where=pipeline.file.name,
-                    hint=f"Run it too (--only {need} --only {name}), or leave --only away",
+                    hint=f"Run it too (--only {need} --only {name}), or omit --only",
                 )
 
 
 @contextlib.contextmanager
 def _terminated_is_cancelled() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that `workbench cancel` and schedulers end a run in order."""
+    """Treat SIGTERM as Ctrl-C, so that `workbench cancel` and schedulers end a run cleanly."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def cancel(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the ending
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the end
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, cancel)

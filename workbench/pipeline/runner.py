@@ -10,12 +10,15 @@ from typing import Any, TextIO
 
 from workbench.pipeline import forked_kernel, ipynb
 from workbench.pipeline.connect import SPEC_VARIABLE
-from workbench.pipeline.spec import ExitStatus, Failure, StepSpec
+from workbench.pipeline.spec import (
+    EXECUTED_NOTEBOOK,
+    OUTPUT_FILE,
+    ExitStatus,
+    Failure,
+    StepSpec,
+)
 
 __all__: list[str] = []
-
-EXECUTED_NOTEBOOK = "executed.ipynb"
-OUTPUT_FILE = "output.txt"
 
 _KERNEL_NAME = "python3"
 _KERNEL_CONFIG = {

@@ -1,7 +1,7 @@
-"""The runs of this workspace: ``runs/<id>/run.json``, written as the run goes and read by people.
+"""The runs of a workspace: ``runs/<id>/run.json``, written by the runner and read by everyone else.
 
-A runner that is killed cannot write how it ended, so a run is called ``killed`` when its file says
-``running`` and its process is gone.
+A runner that is killed cannot write how it ended. So a run is reported as ``killed`` if its file
+says ``running`` and its process is gone.
 """
 
 from __future__ import annotations
@@ -15,37 +15,47 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbench.core import workspace
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
-from workbench.core.workspace import Workspace
-from workbench.pipeline.graph import Pipeline
+from workbench.core.types import Json
+from workbench.core.workspace import Workspace, write_atomic
 
-RUN_FILE = "run.json"
+if TYPE_CHECKING:
+    from workbench.pipeline.graph import Pipeline
+
+__all__ = ["RunState", "StepState", "cancel_run", "find_run", "list_runs"]
+
 CANCEL_FILE = "cancel"
 """A file of this name in a run's folder asks a runner on another machine to stop."""
 
 LATEST_RUN = "latest"
+
+_RUN_FILE = "run.json"
 _MLFLOW_FILE = "mlflow.json"
-_START_TOLERANCE_S = 2.0  # a process's start is told in clock ticks, and the clock may be corrected
+_CANCEL_SENT_FILE = "cancel-sent"
+_START_TOLERANCE_S = 2.0  # start times have the resolution of clock ticks; clocks are adjusted
 _POLL_S = 0.2
-_CANCEL_SENT_FILE, _SIGNAL_INTERVAL_S = "cancel-sent", 60.0
+_SIGNAL_INTERVAL_S = 60.0
+_WRITE_INTERVAL_S = 0.2  # a thousand skipped steps finish within a second
 
 
 class _LenientModel(BaseModel):
-    """Read leniently: a newer runner may say more."""
+    """Ignores unknown fields, which a newer runner may write."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class StepState(_LenientModel):
-    """``status`` is pending, running, ran, skipped, waiting, failed or not-reached.
+    """A step of a run.
 
-    ``seconds`` is None until it is known; ``folder`` holds the step's files once it started.
+    Attributes:
+        status: pending, running, ran, skipped, waiting, failed or not-reached.
+        seconds: None until known.
+        folder: Where the step's files are, once it has started.
     """
 
     name: str
@@ -56,13 +66,13 @@ class StepState(_LenientModel):
 
 
 class RunState(_LenientModel):
-    """``run.json``: ``pid`` and ``pid_started`` (seconds since the epoch) name the runner."""
+    """``run.json``: ``pid`` and ``pid_started`` (seconds since the epoch) identify the runner."""
 
     schema_version: int = 1
     run_id: str
     pipeline: str
     pipeline_file: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: Json = {}
     pid: int | None = None
     pid_started: float | None = None
     host: str = ""
@@ -73,185 +83,37 @@ class RunState(_LenientModel):
 
     @property
     def state(self) -> str:
-        """``status``, or ``killed`` where the process that would have changed it is gone."""
+        """``status``, or ``killed`` if the runner's process is gone."""
         return "killed" if self.status == "running" and not self.alive else self.status
 
     @property
     def alive(self) -> bool:
-        """Whether the runner still runs; on another host that cannot be seen and is believed."""
+        """Whether the runner is running; assumed for another host, whose processes are unknown."""
         if self.status != "running" or self.pid is None:
             return False
         return self.elsewhere or _runner_process(self) is not None
 
     @property
     def elsewhere(self) -> bool:
+        """Whether the run is on another host."""
         return bool(self.host) and self.host != socket.gethostname()
 
     @property
     def seconds(self) -> float | None:
-        """From start to end, or to now; None where the start is not known or the end was lost."""
+        """Duration until the end, or until now; None if the start or the end is unknown."""
         if not self.started_at or self.state == "killed":
             return None
         end = datetime.fromisoformat(self.ended_at) if self.ended_at else datetime.now(UTC)
         return (end - datetime.fromisoformat(self.started_at)).total_seconds()
 
 
-def run_as_json(run: RunState) -> dict[str, Any]:
-    """What ``--json`` prints of a run: its file, with ``killed`` and the seconds told."""
-    return {**run.model_dump(mode="json"), "status": run.state, "seconds": run.seconds}
-
-
-def save_run(place: Workspace, run: RunState) -> None:
-    """Write a run's file in one step."""
-    data = run.model_dump_json(indent=1).encode()
-    workspace.write_atomic(place.runs / run.run_id / RUN_FILE, data)
-
-
-def list_runs(
-    place: Workspace, pipeline: str | None = None, *, prefix: str = ""
-) -> Iterator[RunState]:
-    """Runs, newest first, whose id begins with ``prefix``; unreadable ones are passed over."""
-    if not place.runs.is_dir():
-        return
-    for folder in sorted(place.runs.iterdir(), key=lambda path: path.name, reverse=True):
-        run = _read_run(folder) if folder.name.startswith(prefix) else None
-        if run is not None and pipeline in (None, run.pipeline):
-            yield run
-
-
-def find_run(place: Workspace, text: str = LATEST_RUN) -> RunState:
-    """The run whose id is or begins with ``text``; ``latest`` is the newest.
-
-    Raises:
-        ParameterError: Several runs begin so.
-        RecordError: There is no such run.
-    """
-    if text == LATEST_RUN:
-        newest = next(list_runs(place), None)
-        if newest is None:
-            hint = "`workbench run PIPELINE` makes one; WORKBENCH_HOME names another workspace"
-            raise RecordError("there is no run yet", where=place.runs, hint=hint)
-        return newest
-    found = list(list_runs(place, prefix=text)) if text else []
-    exact = [run for run in found if run.run_id == text]
-    if len(found) == 1 or exact:
-        return (exact or found)[0]
-    if not found:
-        hint = "`workbench runs` lists them; `latest` is the newest"
-        raise RecordError("no run has this id", where=text or place.runs, hint=hint)
-    several = ", ".join(run.run_id for run in found[:5])
-    raise ParameterError(f"{len(found)} runs begin so: {several}", where=text, hint="Give more")
-
-
-def step_folder(place: Workspace, run: RunState, step: StepState) -> Path:
-    """Where a step's files lie, or would."""
-    return Path(step.folder) if step.folder else place.runs / run.run_id / step.name
-
-
-def save_mlflow_url(place: Workspace, run_id: str, url: str) -> None:
-    """Keep where a run can be looked at, beside its file."""
-    data = json.dumps({"url": url}).encode()
-    workspace.write_atomic(place.runs / run_id / _MLFLOW_FILE, data)
-
-
-def mlflow_url(place: Workspace, run: RunState) -> str | None:
-    """The address of a run in MLflow; None while it has not been written there."""
-    try:
-        url: str = json.loads((place.runs / run.run_id / _MLFLOW_FILE).read_bytes())["url"]
-        return url
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def find_step(run: RunState, name: str) -> StepState:
-    """A step by name; raises `ParameterError` with the names there are."""
-    for step in run.steps:
-        if step.name == name:
-            return step
-    known = ", ".join(step.name for step in run.steps) or "none"
-    raise ParameterError(f"run {run.run_id} has no step {name!r}", hint=f"Its steps: {known}")
-
-
-def cancel_run(place: Workspace, run: RunState, *, wait_s: float = 20.0) -> RunState:
-    """Ask a run to stop and wait for it; returns the run as it then is.
-
-    Raises:
-        WorkbenchError: The run has ended already, so there is nothing to stop.
-    """
-    if not run.alive:
-        raise WorkbenchError(
-            f"run {run.run_id} is not running: it is {run.state}",
-            hint="`workbench runs` shows which are",
-        )
-    _ask_to_stop(place.runs / run.run_id, _runner_process(run))
-    deadline = time.monotonic() + wait_s
-    while run.alive and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-        run = _read_run(place.runs / run.run_id) or run
-    return run
-
-
-def _ask_to_stop(folder: Path, process: psutil.Process | None) -> None:
-    """By a signal to a process here, by a file elsewhere. A second signal soon after the first
-    would interrupt the runner while it ends its steps in order, so it is not sent.
-    """
-    if process is None:
-        told = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
-        workspace.write_atomic(folder / CANCEL_FILE, json.dumps(told).encode())
-        return
-    sent = folder / _CANCEL_SENT_FILE
-    if sent.exists() and time.time() - sent.stat().st_mtime < _SIGNAL_INTERVAL_S:
-        return
-    sent.touch()
-    process.send_signal(signal.SIGTERM)  # psutil checks once more that it is the same process
-
-
-def process_start_time(pid: int | None = None) -> float:
-    """When a process (by default this one) began, in seconds since the epoch."""
-    return psutil.Process(pid).create_time()
-
-
-def _runner_process(run: RunState) -> psutil.Process | None:
-    """The runner's process, or None when it is gone and its number free or taken by another."""
-    if run.elsewhere or run.pid is None:
-        return None
-    try:
-        process = psutil.Process(run.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        same = run.pid_started is None or (
-            abs(process.create_time() - run.pid_started) < _START_TOLERANCE_S
-        )
-        return process if same else None
-    except psutil.Error:
-        return None
-
-
-def _read_run(folder: Path) -> RunState | None:
-    """A run from its file, or from the report that runs before there was such a file have left."""
-    try:
-        if (folder / RUN_FILE).exists():
-            return RunState.model_validate_json((folder / RUN_FILE).read_bytes())
-        return RunState.model_validate_json((folder / "report.json").read_bytes())
-    except (OSError, ValidationError):
-        return None
-
-
-# ---- Writes ``run.json``: what a run is doing, for whoever looks from outside.
-#
-# Rewritten whole, a few times a second at most, so a reader never sees half of it.
-
-
-_WRITE_INTERVAL_S = 0.2  # a thousand steps that are skipped end within a second
-
-
 class RunJournal:
-    """The state of one run on disk."""
+    """Writes the state of one run to its file, a few times a second at most."""
 
-    def __init__(self, place: Workspace, run_id: str, pipeline: Pipeline) -> None:
-        self._place = place
+    def __init__(self, workspace: Workspace, run_id: str, pipeline: Pipeline) -> None:
+        self._workspace = workspace
         self._lock = threading.Lock()
-        self._written = 0.0
+        self._written_at = 0.0
         self._steps = {
             name: StepState(name=name, status="pending", seconds=0.0) for name in pipeline.steps
         }
@@ -268,14 +130,15 @@ class RunJournal:
         )
         self._write()
 
-    def step(self, name: str, status: str, **more: Any) -> None:
+    def step(self, name: str, status: str, **changes: Any) -> None:
+        """Set a step's status and other fields of its `StepState`."""
         with self._lock:
-            changes = {"status": status, **more}
-            self._steps[name] = self._steps[name].model_copy(update=changes)
-            if status == "running" or time.monotonic() - self._written > _WRITE_INTERVAL_S:
+            self._steps[name] = self._steps[name].model_copy(update={"status": status, **changes})
+            if status == "running" or time.monotonic() - self._written_at > _WRITE_INTERVAL_S:
                 self._write()
 
     def end(self, status: str) -> None:
+        """Set the run's final status; steps that were not finished are ``not-reached``."""
         with self._lock:
             for name, step in self._steps.items():
                 if step.status in ("pending", "running"):
@@ -284,9 +147,170 @@ class RunJournal:
             self._write()
 
     def _write(self) -> None:
-        self._written = time.monotonic()
+        self._written_at = time.monotonic()
         steps = tuple(self._steps.values())
-        save_run(self._place, self._run.model_copy(update={"steps": steps}))
+        save_run(self._workspace, self._run.model_copy(update={"steps": steps}))
+
+
+def run_as_json(run: RunState) -> Json:
+    """What ``--json`` prints of a run: its file, with ``killed`` and the duration filled in."""
+    return {**run.model_dump(mode="json"), "status": run.state, "seconds": run.seconds}
+
+
+def save_run(workspace: Workspace, run: RunState) -> None:
+    """Write a run's file."""
+    data = run.model_dump_json(indent=1).encode()
+    write_atomic(workspace.runs / run.run_id / _RUN_FILE, data)
+
+
+def list_runs(
+    workspace: Workspace, pipeline: str | None = None, *, prefix: str = ""
+) -> Iterator[RunState]:
+    """Runs, newest first; unreadable ones are skipped.
+
+    Args:
+        workspace: The workspace.
+        pipeline: Only runs of this pipeline.
+        prefix: Only runs whose id starts with it.
+    """
+    if not workspace.runs.is_dir():
+        return
+    for folder in sorted(workspace.runs.iterdir(), key=lambda path: path.name, reverse=True):
+        run = _read_run(folder) if folder.name.startswith(prefix) else None
+        if run is not None and pipeline in (None, run.pipeline):
+            yield run
+
+
+def find_run(workspace: Workspace, text: str = LATEST_RUN) -> RunState:
+    """One run.
+
+    Args:
+        workspace: The workspace.
+        text: An id, its first characters, or ``latest`` for the newest run.
+
+    Raises:
+        ParameterError: Several ids start with ``text``.
+        RecordError: No such run.
+    """
+    if text == LATEST_RUN:
+        newest = next(list_runs(workspace), None)
+        if newest is None:
+            hint = "Start one with `workbench run PIPELINE`, or set WORKBENCH_HOME"
+            raise RecordError("no runs yet", where=workspace.runs, hint=hint)
+        return newest
+    matches = list(list_runs(workspace, prefix=text)) if text else []
+    exact = [run for run in matches if run.run_id == text]
+    if len(matches) == 1 or exact:
+        return (exact or matches)[0]
+    if not matches:
+        hint = "List the runs with `workbench runs`; `latest` is the newest"
+        raise RecordError("unknown run id", where=text or workspace.runs, hint=hint)
+    ids = ", ".join(run.run_id for run in matches[:5])
+    raise ParameterError(
+        f"ambiguous run id: {len(matches)} matches ({ids})",
+        where=text,
+        hint="Pass more characters of the id",
+    )
+
+
+def find_step(run: RunState, name: str) -> StepState:
+    """A step by name; raises `ParameterError` with the names of all steps."""
+    for step in run.steps:
+        if step.name == name:
+            return step
+    known = ", ".join(step.name for step in run.steps) or "none"
+    raise ParameterError(f"run {run.run_id} has no step {name!r}", hint=f"Steps: {known}")
+
+
+def step_folder(workspace: Workspace, run: RunState, step: StepState) -> Path:
+    """Where a step's files are, or would be."""
+    return Path(step.folder) if step.folder else workspace.runs / run.run_id / step.name
+
+
+def save_mlflow_url(workspace: Workspace, run_id: str, url: str) -> None:
+    """Write a run's address in MLflow beside its file."""
+    data = json.dumps({"url": url}).encode()
+    write_atomic(workspace.runs / run_id / _MLFLOW_FILE, data)
+
+
+def mlflow_url(workspace: Workspace, run: RunState) -> str | None:
+    """The address of a run in MLflow; None until it has been written there."""
+    try:
+        url: str = json.loads((workspace.runs / run.run_id / _MLFLOW_FILE).read_bytes())["url"]
+        return url
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def cancel_run(workspace: Workspace, run: RunState, *, wait_s: float = 20.0) -> RunState:
+    """Ask a run to stop and wait until it has.
+
+    Args:
+        workspace: The workspace.
+        run: A running run.
+        wait_s: Maximum time to wait, in seconds.
+
+    Returns:
+        The run's state afterwards.
+
+    Raises:
+        WorkbenchError: The run has already ended.
+    """
+    if not run.alive:
+        raise WorkbenchError(
+            f"run {run.run_id} is not running, its status is {run.state}",
+            hint="List the runs with `workbench runs`",
+        )
+    _request_stop(workspace.runs / run.run_id, _runner_process(run))
+    deadline = time.monotonic() + wait_s
+    while run.alive and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        run = _read_run(workspace.runs / run.run_id) or run
+    return run
+
+
+def process_start_time(pid: int | None = None) -> float:
+    """When a process (default: this one) started, in seconds since the epoch."""
+    return psutil.Process(pid).create_time()
+
+
+def _request_stop(folder: Path, process: psutil.Process | None) -> None:
+    """Send a signal to a process of this host, or write a file for one of another host.
+
+    A second signal would interrupt the runner while it stops its steps, so it is not sent.
+    """
+    if process is None:
+        request = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
+        write_atomic(folder / CANCEL_FILE, json.dumps(request).encode())
+        return
+    sent = folder / _CANCEL_SENT_FILE
+    if sent.exists() and time.time() - sent.stat().st_mtime < _SIGNAL_INTERVAL_S:
+        return
+    sent.touch()
+    process.send_signal(signal.SIGTERM)  # psutil verifies that the process is the same
+
+
+def _runner_process(run: RunState) -> psutil.Process | None:
+    """The runner's process; None if it is gone, or if its number was reused."""
+    if run.elsewhere or run.pid is None:
+        return None
+    try:
+        process = psutil.Process(run.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        same = run.pid_started is None or (
+            abs(process.create_time() - run.pid_started) < _START_TOLERANCE_S
+        )
+        return process if same else None
+    except psutil.Error:
+        return None
+
+
+def _read_run(folder: Path) -> RunState | None:
+    try:
+        return RunState.model_validate_json((folder / _RUN_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _now() -> str:

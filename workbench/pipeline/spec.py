@@ -1,4 +1,4 @@
-"""The two files around one step's execution: the spec that goes in, the result that comes out."""
+"""The files around one execution of a step: the spec that goes in, the result that comes out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from workbench.core.types import Json
 from workbench.records.base import Ref
 
 __all__ = ["ExitStatus", "StepResult", "StepSpec"]
+
+RESULT_FILE = "result.json"
+LOG_FILE = "log.txt"
+OUTPUT_FILE = "output.txt"
+EXECUTED_NOTEBOOK = "executed.ipynb"
 
 MODULE_OF_KIND = {
     "dataset": "workbench.records.dataset",

@@ -1,8 +1,8 @@
-"""What a step writes while it runs: progress, metrics and logs, read at once or followed.
+"""What a step writes while it runs: progress, metrics and logs, read once or followed.
 
-A step's folder holds ``progress.json``, ``metrics.jsonl``, ``output.txt`` (what its cells print, each
-under ``--- cell N``), ``log.txt`` (what its process prints) and, once it ended, ``result.json`` with
-the traceback of a failure.
+A step's folder contains ``progress.json``, ``metrics.jsonl``, ``output.txt`` (what its cells print,
+each under ``--- cell N``), ``log.txt`` (what its process prints) and, once it has ended,
+``result.json`` with the traceback of a failure.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from workbench.core.workspace import Workspace
-from workbench.pipeline import runs
-from workbench.pipeline.runner import EXECUTED_NOTEBOOK, OUTPUT_FILE
-from workbench.pipeline.runs import RunState, StepState
-from workbench.pipeline.unit import LOG_FILE, RESULT_FILE
+from workbench.pipeline.runs import RunState, StepState, find_run, step_folder
+from workbench.pipeline.spec import LOG_FILE, OUTPUT_FILE, RESULT_FILE
 from workbench.tracking import MetricPoint
 
-Progress = Callable[[int, int], None]
+__all__ = ["StepFiles", "StepLog", "follow_logs", "read_log"]
+
+_POLL_S = 0.3
 
 
 class StepFiles:
-    """Follows one step's folder. ``poll`` is cheap and never raises on half-written lines."""
+    """Progress and metrics of a running step. Each call returns what is new since the last one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,7 +34,7 @@ class StepFiles:
         self._progress = b""
 
     def progress(self) -> tuple[int, int] | None:
-        """Pieces done and in all, if they changed since the last call."""
+        """Number of items done and in all; None if they have not changed."""
         try:
             content = (self.folder / "progress.json").read_bytes()
         except FileNotFoundError:
@@ -43,20 +42,20 @@ class StepFiles:
         if content == self._progress:
             return None
         self._progress = content
-        told = json.loads(content)
-        return told["done"], told["total"]
+        progress = json.loads(content)
+        return progress["done"], progress["total"]
 
     def points(self) -> list[MetricPoint]:
-        """Metric values written since the last call."""
+        """New metric values; a half-written line is left for the next call."""
         try:
             with (self.folder / "metrics.jsonl").open("rb") as stream:
                 stream.seek(self._offset)
                 content = stream.read()
         except FileNotFoundError:
             return []
-        whole, newline, _ = content.rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return [MetricPoint(**json.loads(line)) for line in whole.splitlines()]
+        complete, newline, _ = content.rpartition(b"\n")
+        self._offset += len(complete) + len(newline)
+        return [MetricPoint(**json.loads(line)) for line in complete.splitlines()]
 
 
 def last_metric_values(folder: Path) -> dict[str, float]:
@@ -65,34 +64,21 @@ def last_metric_values(folder: Path) -> dict[str, float]:
 
 
 def resources(result: Path) -> list[MetricPoint]:
-    """What a step used, each number of its ``result.json``: seconds, memory, processor time."""
+    """The cost of a step as metrics: each number of its ``result.json`` (seconds, MiB)."""
     try:
-        told = json.loads(result.read_bytes())
+        content = json.loads(result.read_bytes())
     except (OSError, ValueError):
         return []
     return [
         MetricPoint(f"resources.{name}", float(value), 0, time.time())
-        for name, value in told.items()
+        for name, value in content.items()
         if isinstance(value, int | float) and name not in ("status", "schema_version")
     ]
 
 
-# ---- What a run's steps have said, from the files they leave: at once, or followed as it comes.
-#
-# A step's folder holds ``output.txt`` (what its cells print, each under ``--- cell N``), ``log.txt``
-# (what its process says) and, once it ended, ``result.json`` with the traceback of a failure.
-
-
-_POLL_S = 0.3
-
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
-
-WriteLine = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class StepLog:
-    """All that is left of one step's talk; each empty where there is none."""
+    """The output of one step; parts that do not exist are empty."""
 
     name: str
     status: str
@@ -101,110 +87,113 @@ class StepLog:
     failure: str
 
     def as_json(self) -> dict[str, str]:
+        """For ``--json``."""
         return dict(vars(self))
 
     def as_text(self) -> str:
+        """All parts, in the order in which they were written."""
         parts = [self.output, self.log, self.failure]
         return "\n".join(part.rstrip("\n") for part in parts if part.strip())
 
 
-def read_log(place: Workspace, run: RunState, step: StepState) -> StepLog:
-    """A step's talk so far."""
-    folder = runs.step_folder(place, run, step)
-    output = _read_text(folder / OUTPUT_FILE) or _notebook_output(folder / EXECUTED_NOTEBOOK)
-    return StepLog(
-        step.name, step.status, output, _read_text(folder / LOG_FILE), failure_text(folder)
-    )
-
-
-def failure_text(folder: Path) -> str:
-    """What ended a step, traceback and all, or nothing."""
-    try:
-        told = json.loads((folder / RESULT_FILE).read_bytes())["failure"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    if not told:
-        return ""
-    where = f"\n   in: {told['where']}" if told.get("where") else ""
-    cell = f"\n cell: {told['cell']}" if told.get("cell") else ""
-    hint = f"\n next: {told['hint']}" if told.get("hint") else ""
-    traceback = f"{told['traceback'].rstrip()}\n" if told.get("traceback") else ""
-    return f"{traceback}{told['kind']}: {told['message']}{where}{cell}{hint}"
+def read_log(workspace: Workspace, run: RunState, step: StepState) -> StepLog:
+    """The output of a step so far."""
+    folder = step_folder(workspace, run, step)
+    output, log = _read_text(folder / OUTPUT_FILE), _read_text(folder / LOG_FILE)
+    return StepLog(step.name, step.status, output, log, _failure_text(folder))
 
 
 def follow_logs(
-    place: Workspace, run_id: str, write: WriteLine, step: str | None = None
+    workspace: Workspace, run_id: str, write: Callable[[str], None], step: str | None = None
 ) -> RunState:
-    """Write lines as the steps say them until the run has ended; returns how it ended.
+    """Write lines as the steps print them, until the run has ended.
 
-    Lines are marked with their step, because steps may run side by side. Files that are not
-    there yet, or are begun anew by another try, are taken as they come.
+    Files that do not exist yet, or that another attempt starts anew, are handled.
+
+    Args:
+        workspace: The workspace.
+        run_id: As for `find_run`.
+        write: Called with each line. Lines of several steps start with the step's name.
+        step: Only this step.
+
+    Returns:
+        How the run ended.
     """
     tails: dict[Path, FileTail] = {}
-    ended: set[str] = set()
+    finished: set[str] = set()
     while True:
-        run = runs.find_run(place, run_id)
-        over = not run.alive  # asked before reading, so that the last lines are not missed
+        run = find_run(workspace, run_id)
+        over = not run.alive  # read before the files, so that no last line is missed
         for one in run.steps:
             if step not in (None, one.name) or one.status in ("pending", "skipped", "not-reached"):
                 continue
-            mark = "" if step else f"{one.name} | "
-            folder = runs.step_folder(place, run, one)
+            prefix = "" if step else f"{one.name} | "
+            folder = step_folder(workspace, run, one)
             for name in (OUTPUT_FILE, LOG_FILE):
                 tail = tails.setdefault(folder / name, FileTail(folder / name))
                 for line in tail.lines(last=over):
-                    write(f"{mark}{line}")
-            if one.name not in ended and one.status not in ("running",):
-                ended.add(one.name)
-                for line in _ending_lines(folder, one):
-                    write(f"{mark}{line}")
+                    write(f"{prefix}{line}")
+            if one.name not in finished and one.status != "running":
+                finished.add(one.name)
+                for line in _last_lines(folder, one):
+                    write(f"{prefix}{line}")
         if over:
             return run
         time.sleep(_POLL_S)
 
 
-def _ending_lines(folder: Path, step: StepState) -> Iterator[str]:
-    if not (folder / OUTPUT_FILE).exists():
-        yield from _notebook_output(folder / EXECUTED_NOTEBOOK).splitlines()
-    if step.status != "ran":
-        yield from failure_text(folder).splitlines()
-    seconds = f" in {step.seconds:.1f} s" if step.seconds is not None else ""
-    yield f"--- {step.status}{seconds}"
-
-
 class FileTail:
-    """The lines added to a file since the last look; a file begun anew is read from its start."""
+    """Lines appended to a file since the last call; a replaced file is read from its start."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: tuple[int, int] | None = None
         self._offset = 0
         self._rest = ""
-        self._decoder = _Utf8Decoder("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def lines(self, *, last: bool = False) -> list[str]:
-        """Whole lines that are new; with ``last`` also one that has no end yet."""
+        """New complete lines; with ``last`` also one without a line break."""
         try:
             with self.path.open("rb") as stream:
-                told = os.fstat(stream.fileno())
-                if (told.st_dev, told.st_ino) != self._file or told.st_size < self._offset:
-                    self._begin()
-                    self._file = (told.st_dev, told.st_ino)
+                status = os.fstat(stream.fileno())
+                file = (status.st_dev, status.st_ino)
+                if file != self._file or status.st_size < self._offset:
+                    self._file, self._offset, self._rest = file, 0, ""
+                    self._decoder.reset()
                 stream.seek(self._offset)
                 content = stream.read()
                 self._offset += len(content)
         except OSError:
             content = b""
         text = self._rest + self._decoder.decode(content, final=last)
-        whole, _, self._rest = text.rpartition("\n")
-        found = whole.split("\n") if whole or text.startswith("\n") else []
+        complete, _, self._rest = text.rpartition("\n")
+        lines = complete.split("\n") if complete or text.startswith("\n") else []
         if last and self._rest:
-            found, self._rest = [*found, self._rest], ""
-        return [line.rstrip("\r").rpartition("\r")[2] for line in found]  # a bar's last drawing
+            lines, self._rest = [*lines, self._rest], ""
+        return [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # last state of a bar
 
-    def _begin(self) -> None:
-        self._offset, self._rest = 0, ""
-        self._decoder.reset()
+
+def _last_lines(folder: Path, step: StepState) -> Iterator[str]:
+    if step.status != "ran":
+        yield from _failure_text(folder).splitlines()
+    seconds = f" in {step.seconds:.1f} s" if step.seconds is not None else ""
+    yield f"--- {step.status}{seconds}"
+
+
+def _failure_text(folder: Path) -> str:
+    """A step's failure with its traceback; empty if it has not failed."""
+    try:
+        failure = json.loads((folder / RESULT_FILE).read_bytes())["failure"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    if not failure:
+        return ""
+    where = f"\n   in: {failure['where']}" if failure.get("where") else ""
+    cell = f"\n cell: {failure['cell']}" if failure.get("cell") else ""
+    hint = f"\n next: {failure['hint']}" if failure.get("hint") else ""
+    traceback = f"{failure['traceback'].rstrip()}\n" if failure.get("traceback") else ""
+    return f"{traceback}{failure['kind']}: {failure['message']}{where}{cell}{hint}"
 
 
 def _read_text(path: Path) -> str:
@@ -212,25 +201,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _notebook_output(path: Path) -> str:
-    """What cells printed, from an executed notebook of before there was an ``output.txt``."""
-    try:
-        cells = json.loads(path.read_bytes())["cells"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    code = [cell for cell in cells if cell.get("cell_type") == "code"]
-    lines: list[str] = []
-    for number, cell in enumerate(code, 1):
-        said = "".join(_stream_texts(cell))
-        if said.strip():
-            lines += [f"--- cell {number}", said.rstrip("\n")]
-    return "\n".join(lines)
-
-
-def _stream_texts(cell: dict[str, Any]) -> Iterator[str]:
-    for output in cell.get("outputs", []):
-        if output.get("output_type") == "stream":
-            text = output.get("text", "")
-            yield text if isinstance(text, str) else "".join(text)

@@ -21,12 +21,9 @@ import psutil
 from workbench.core.processes import die_with_parent
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import secret_scan
-from workbench.pipeline.spec import ExitStatus, Failure, StepResult, StepSpec
+from workbench.pipeline.spec import RESULT_FILE, ExitStatus, Failure, StepResult, StepSpec
 
 __all__ = ["run_step"]
-
-RESULT_FILE = "result.json"
-LOG_FILE = "log.txt"
 
 _SPEC_FILE = "spec.json"
 _MIB = 2**20

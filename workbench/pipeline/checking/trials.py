@@ -38,11 +38,10 @@ from workbench.pipeline.checking.watch import (
     software_paths,
 )
 from workbench.pipeline.contract import StepContract
+from workbench.pipeline.execution import StepReport
 from workbench.pipeline.executors import Executor, local
 from workbench.pipeline.graph import Pipeline
-from workbench.pipeline.run import StepReport
-from workbench.pipeline.runner import EXECUTED_NOTEBOOK
-from workbench.pipeline.spec import StepResult, StepSpec
+from workbench.pipeline.spec import EXECUTED_NOTEBOOK, StepResult, StepSpec
 from workbench.pipeline.step_output import StepFiles
 from workbench.records.base import Ref, refs_in
 from workbench.records.store import Store

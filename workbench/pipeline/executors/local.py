@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
-from workbench.pipeline.unit import LOG_FILE, RESULT_FILE, write_spec
+from workbench.pipeline.spec import LOG_FILE, RESULT_FILE, ExitStatus, StepResult, StepSpec
+from workbench.pipeline.unit import write_spec
 
 __all__ = ["LocalExecutor"]
 

@@ -32,7 +32,7 @@ from workbench.pipeline import environment, secret_scan, unit
 from workbench.pipeline.contract import read_contract
 from workbench.pipeline.executors import local
 from workbench.pipeline.executors.artifacts import ArtifactStore, pack_folder, unpack_folder
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.pipeline.spec import RESULT_FILE, ExitStatus, StepResult, StepSpec
 from workbench.records.base import refs_in
 from workbench.records.model_types import Release
 from workbench.records.store import Store
@@ -219,7 +219,7 @@ def receive_outputs(artifacts: ArtifactStore, spec: StepSpec, answer: str) -> St
             update={"status": ExitStatus.CONTRACT, "outputs": {}, "failure": failure}
         )
     artifacts.pull(Store(workspace), result.outputs.values())
-    write_atomic(folder / unit.RESULT_FILE, result.model_dump_json(indent=1).encode())
+    write_atomic(folder / RESULT_FILE, result.model_dump_json(indent=1).encode())
     return result
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from workbench.core.processes import die_with_parent
 from workbench.pipeline import runner
-from workbench.pipeline.unit import LOG_FILE, run_step
+from workbench.pipeline.spec import LOG_FILE
+from workbench.pipeline.unit import run_step
 
 __all__: list[str] = []
 

@@ -39,8 +39,7 @@ from workbench.pipeline.reproduction.report import (
     compare_notebooks,
     compare_records,
 )
-from workbench.pipeline.runner import EXECUTED_NOTEBOOK
-from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
+from workbench.pipeline.spec import EXECUTED_NOTEBOOK, ExitStatus, StepResult, StepSpec
 from workbench.pipeline.step_output import StepFiles
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, digest_of, kind_of
