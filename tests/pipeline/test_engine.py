@@ -198,7 +198,7 @@ def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
 
 def test_one_step_alone_needs_what_it_reads(project: Path, workspace: Workspace) -> None:
     pipeline = load_pipeline(project / "pipelines/trial.yaml", {}, base=project)
-    with pytest.raises(ContractError, match="reads what 'a' makes"):
+    with pytest.raises(ContractError, match="needs the outputs of 'a'"):
         running.run_pipeline(
             workspace, pipeline, _Silent(), choice=plan.select_steps(pipeline, only=("b",))
         )

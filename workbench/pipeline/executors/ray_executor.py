@@ -186,9 +186,9 @@ class RayExecutor:
             raise error.as_instanceof_cause() from error
         except errors.RayError as error:
             log = Path(spec.folder) / "log.txt"
-            hint = None if self.artifacts else f"Its output until then: {log}"
+            log_hint = None if self.artifacts else f"Its output until then: {log}"
             message = f"the worker was lost: {ray_cluster.first_line(error)}"
-            return StepResult.failed(ExitStatus.CRASHED, "crashed", message, hint)
+            return StepResult.failed(ExitStatus.CRASHED, "crashed", message, log_hint)
         if self.artifacts is None:
             return StepResult.model_validate_json(answer)
         try:
