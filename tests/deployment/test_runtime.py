@@ -208,7 +208,10 @@ def test_a_contract_that_differs_between_bundle_and_model_is_refused(bundle: Pat
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [((0.5, 0.5, 0.5), "different preprocessing contracts"), (None, "golden values in the model file belong")],
+    [
+        ((0.5, 0.5, 0.5), "different preprocessing contracts"),
+        (None, "golden values in the model file belong"),
+    ],
     ids=["mean in the model", "check in the model"],
 )
 def test_changed_metadata_is_found_even_when_the_digests_are_made_anew(

@@ -22,6 +22,8 @@ from workbench.detection.boxes import iou_matrix
 from workbench.detection.families import Detections
 from workbench.records.base import FrozenModel
 
+__all__ = ["Answer", "AnswerStatus"]
+
 
 class AnswerStatus(StrEnum):
     """Where the boxes of an answer come from, see the module."""

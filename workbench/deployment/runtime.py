@@ -24,6 +24,8 @@ from workbench.detection.families import Detections, decode
 from workbench.detection.predictor import OnnxPredictor, detections_to_image
 from workbench.detection.preprocessing import Pixels, preprocess_batch, require_input
 
+__all__ = ["Runtime", "load_bundle"]
+
 
 @dataclass(frozen=True)
 class LoadedBundle:

@@ -29,6 +29,8 @@ from workbench.deployment.runtime import Runtime
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
 
+__all__ = ["InputFrame", "frames_from_dataset", "frames_from_path", "run_session"]
+
 _READ_AHEAD = 3
 """Decoded images per decoding thread in the queue."""
 

@@ -16,6 +16,8 @@ from workbench.core.types import Json
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Preprocessing
 
+__all__ = ["read_manifest"]
+
 FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE = "fp32.onnx", "int8.cpu.onnx", "int8.target.onnx"
 PROGRAM_FILE = "fp32.pt2"
 MANIFEST_FILE, CALIBRATION_FILE, PARITY_FILE = "manifest.json", "calibration.json", "parity.json"

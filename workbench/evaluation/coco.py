@@ -28,6 +28,8 @@ from workbench.evaluation.matching import (
     counted_truth,
 )
 
+__all__: list[str] = []
+
 _IGNORED_AREA = 1e12
 """An area outside every range: COCO ignores such truth without treating it as a crowd."""
 

@@ -16,6 +16,8 @@ from workbench.evaluation.misses import FrameMisses, worst_frames
 from workbench.records.base import GateResult, Verdict
 from workbench.records.dataset import media_path
 
+__all__ = ["gate_intervals", "metrics_by_slice", "pr_curves", "worst_misses"]
+
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 _MODEL_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, ":"), (_GREY, "-."))
 _MAX_NAMED_BOXES = 4

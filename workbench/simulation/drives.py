@@ -1,21 +1,28 @@
-"""Rendered drives on disk, as a folder that the COCO reader ingests."""
+"""Rendered drives on disk, as a folder that the COCO reader ingests.
+
+    images/DRIVE_0007.jpg    JPEG frames
+    labels.coco.json         COCO, with drive, time and conditions of each image, and occlusion,
+                             truncation and track of each box (``iscrowd`` 1: ignored)
+    drives.json              vehicle, camera and calibration of each drive, ``"simulated": true``
+
+The bytes depend only on seed, profile and the installed OpenCV and numpy.
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from workbench.core import processes, workspace
 from workbench.core.errors import ParameterError
+from workbench.core.types import Json, Progress
 from workbench.simulation import traffic
 from workbench.simulation.scenario import CLASSES, Scenario
 
-Progress = Callable[[int, int], None]
-Json = dict[str, Any]
+__all__ = ["write_drives"]
 
 _JPEG_QUALITY = 90
 _FIRMWARE = "renderer-1"
@@ -34,19 +41,18 @@ def write_drives(
     """Render a fleet of drives into ``folder``.
 
     Args:
-        folder: Made if need be. The label files are written last, so a folder that has them is
-            whole; files of an earlier call with the same arguments are replaced by equal bytes.
-        profile: ``tiny``, ``standard`` or a profile of one's own.
-        seed: Another seed, other drives.
-        workers: Processes; 1 renders in this one.
-        progress: Called after each drive, with frames done and in all.
+        folder: Created if missing. Label files are written last, so a folder with them is complete.
+            A repeated call with the same arguments writes equal bytes.
+        profile: ``tiny``, ``standard``, ``long-tail`` or a `FleetProfile`.
+        seed: The same profile and seed give the same drives.
+        workers: Number of processes; 1 renders in this process.
+        progress: Called after each drive with the number of frames done and in all.
 
     Returns:
         ``folder``.
 
     Raises:
-        ParameterError: An unknown profile, or one that cannot be rendered; a folder that holds
-            other images.
+        ParameterError: The profile is unknown or invalid, or the folder has other images.
     """
     chosen = _resolve_profile(profile)
     if workers < 1:
@@ -57,9 +63,9 @@ def write_drives(
     annotations: list[Json] = []
     for rows, boxes in _render_all(scenarios, folder, workers):
         first = len(images) + 1
-        for offset, (row, found) in enumerate(zip(rows, boxes, strict=True)):
+        for offset, (row, row_boxes) in enumerate(zip(rows, boxes, strict=True)):
             images.append({"id": first + offset, **row})
-            for box in found:
+            for box in row_boxes:
                 annotations.append({"id": len(annotations) + 1, "image_id": first + offset, **box})
         if progress is not None:
             progress(len(images), chosen.frames)
@@ -81,19 +87,19 @@ def write_drives(
 
 
 def _prepare_folder(folder: Path, scenarios: tuple[Scenario, ...]) -> None:
-    """Make the folder, or check that it holds nothing but an earlier rendering of the same."""
+    """Create the folder, or check that it has no other images."""
     if folder.exists() and not folder.is_dir():
-        raise ParameterError("drives need a folder to be written to", where=folder)
+        raise ParameterError("not a folder", where=folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     expected = {_image_name(scenario, i) for scenario in scenarios for i in range(scenario.frames)}
-    strange = [p.name for p in (folder / "images").iterdir() if f"images/{p.name}" not in expected]
-    if strange:
+    other = [p.name for p in (folder / "images").iterdir() if f"images/{p.name}" not in expected]
+    if other:
         raise ParameterError(
-            f"the folder already holds other images, such as {min(strange)}",
+            f"folder has other images, such as {min(other)}",
             where=folder,
-            hint="Choose an empty folder, or remove this one first",
+            hint="Choose an empty folder, or delete this one",
         )
-    # Without labels the folder is unfinished, whatever becomes of this process.
+    # Without labels the folder counts as incomplete, even if this process is killed.
     (folder / LABELS_FILE).unlink(missing_ok=True)
 
 
@@ -106,9 +112,8 @@ def _resolve_profile(profile: str | traffic.FleetProfile) -> traffic.FleetProfil
         return profile
     if profile not in traffic.PROFILES:
         raise ParameterError(
-            "unknown profile of built-in drives",
-            where=profile,
-            hint=f"Use one of {', '.join(traffic.PROFILES)}",
+            f"unknown profile {profile!r}",
+            hint=f"Profiles: {', '.join(traffic.PROFILES)}",
         )
     return traffic.PROFILES[profile]
 
@@ -120,12 +125,12 @@ def _write_json(path: Path, value: Json) -> None:
 def _render_all(
     scenarios: tuple[Scenario, ...], folder: Path, workers: int
 ) -> Iterator[tuple[list[Json], list[list[Json]]]]:
-    """Rows and boxes drive by drive, in order, from this process or from a few others."""
+    """COCO rows and boxes of each drive, in order."""
     if workers == 1 or len(scenarios) == 1:
         for scenario in scenarios:
             yield write_drive(scenario, folder)
         return
-    # A forked child of a threaded parent (a notebook kernel) may hang; a fresh server cannot.
+    # A forked child of a threaded parent (a notebook kernel) may hang; a fork server cannot.
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(
         min(workers, len(scenarios)), context, initializer=processes.die_with_pool_owner
@@ -134,21 +139,21 @@ def _render_all(
 
 
 def write_drive(scenario: Scenario, folder: Path) -> tuple[list[Json], list[list[Json]]]:
-    """Render one drive's images into ``folder``; its COCO rows, without ids."""
+    """Render one drive into ``folder``; its COCO image rows, and the boxes of each, without ids."""
     import cv2
 
     from workbench.simulation.rendering import render_frame
 
-    cv2.setNumThreads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)  # frames are rendered in parallel processes
     rows, boxes = [], []
     for index in range(scenario.frames):
         frame = render_frame(scenario, index)
         name = _image_name(scenario, index)
-        done, data = cv2.imencode(
+        encoded, data = cv2.imencode(
             ".jpg", frame.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
         )
-        if not done:
-            raise ParameterError("OpenCV could not encode a frame", where=name)
+        if not encoded:
+            raise ParameterError("OpenCV cannot encode the frame", where=name)
         (folder / name).write_bytes(data.tobytes())
         rows.append(
             {

@@ -1,4 +1,7 @@
-"""Rare events that a search for interesting frames should find."""
+"""Rare events that a search for interesting frames should find.
+
+Each is in view for `EVENT_SECONDS`, so a few frames of one drive show it.
+"""
 
 from __future__ import annotations
 
@@ -8,48 +11,109 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workbench.core.errors import ParameterError
-from workbench.simulation.scenario import OBSTACLE, Actor, Event, Scenario, Waypoint
+from workbench.core.text import did_you_mean
+from workbench.simulation.scenario import OBSTACLE, Actor, Event, Path, Scenario, Waypoint
 
-EventActors = Callable[[Scenario, np.random.Generator, float, float], tuple[Actor, ...]]
+__all__ = ["LONG_TAIL_EVENTS"]
+
+EVENT_SECONDS = 1.5
 
 
-def _track_name(scenario: Scenario, event: str, number: int = 0) -> str:
-    return f"{scenario.drive}/{event}-{number}"
+@dataclass(frozen=True)
+class EventSetting:
+    """What an event needs around it; None leaves the drive unchanged."""
+
+    road_type: str | None = None
+    light: str | None = None
+    weather: str | None = None
+    parking: bool = False
 
 
-def _random_look(rng: np.random.Generator) -> int:
-    return int(rng.integers(1 << 30))
+def event_setting(event: str | None) -> EventSetting:
+    """The setting of an event, or an empty one for None.
+
+    Raises:
+        ParameterError: The event is unknown.
+    """
+    if event is None:
+        return EventSetting()
+    if event not in _EVENTS:
+        raise ParameterError(
+            f"unknown rare event {event!r}", hint=did_you_mean(event, LONG_TAIL_EVENTS)
+        )
+    return _EVENTS[event][1]
+
+
+def add_event(event: str, scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """``scenario`` with the event at a random time; actors in its way are removed."""
+    latest = max(scenario.duration_s - EVENT_SECONDS, 0.0)
+    frame = round(float(rng.uniform(0.15, 0.85)) * latest * scenario.frame_rate)
+    start = frame / scenario.frame_rate
+    end = start + EVENT_SECONDS - 0.5 / scenario.frame_rate
+    actors = _EVENTS[event][0](scenario, rng, start, end)
+    return replace(
+        scenario,
+        actors=(*_unobstructing(scenario, event, end), *actors),
+        events=(*scenario.events, Event(event, start, end, actors[0].track)),
+        construction=event == "construction",
+    )
+
+
+def _unobstructing(scenario: Scenario, event: str, end: float) -> tuple[Actor, ...]:
+    """The actors that are not in the way of the event."""
+    kept = []
+    for actor in scenario.actors:
+        first = actor.path[0]
+        standing = len(actor.path) == 1
+        in_lane = abs(first.d_m - scenario.ego_d_m) < scenario.road.lane_width_m / 2
+        beside = event == "cut-in" and (
+            abs(first.d_m - scenario.ego_d_m - scenario.road.lane_width_m) < 1.6
+        )
+        if not standing and (in_lane or beside):
+            continue
+        near = abs(first.s_m - scenario.ego_speed_mps * end - 10.0) < 14.0
+        right = first.d_m < scenario.ego_d_m - 1.0
+        if standing and near and right and event == "occluded-pedestrian" and actor.cls == "car":
+            continue
+        kept.append(actor)
+    return tuple(kept)
+
+
+def _actor(
+    scenario: Scenario,
+    name: str,
+    cls: str,
+    shape: str,
+    path: Path,
+    rng: np.random.Generator,
+    *,
+    heading_deg: float | None = None,
+    number: int = 0,
+) -> Actor:
+    track = f"{scenario.drive}/{name}-{number}"
+    return Actor(track, cls, shape, path, heading_deg, int(rng.integers(1 << 30)))
 
 
 def _debris(
     scenario: Scenario, rng: np.random.Generator, start: float, end: float
 ) -> tuple[Actor, ...]:
-    """Crates that fell off a lorry lie in the ego lane; no class of the schema is theirs."""
+    """Crates that fell off a truck lie in the ego lane; no class of the schema fits."""
     s = scenario.ego_speed_mps * end + float(rng.uniform(9, 14))
     d = scenario.ego_d_m + float(rng.uniform(-0.9, 0.9))
     path = (Waypoint(start, s, d), Waypoint(end, s, d))
-    name = _track_name(scenario, "debris")
-    return (Actor(name, OBSTACLE, "load", path, float(rng.uniform(-40, 40)), _random_look(rng)),)
+    heading = float(rng.uniform(-40, 40))
+    return (_actor(scenario, "debris", OBSTACLE, "load", path, rng, heading_deg=heading),)
 
 
 def _truck_across(
     scenario: Scenario, rng: np.random.Generator, start: float, end: float
 ) -> tuple[Actor, ...]:
-    """A lorry has jackknifed and stands across the road."""
+    """A jackknifed truck stands across the road."""
     s = scenario.ego_speed_mps * end + float(rng.uniform(13, 20))
     d = scenario.ego_d_m + float(rng.uniform(-0.8, 1.6))
     path = (Waypoint(start, s, d), Waypoint(end, s, d))
     heading = (90.0 if rng.random() < 0.5 else -90.0) + float(rng.uniform(-18, 18))
-    return (
-        Actor(
-            _track_name(scenario, "truck-across"),
-            "truck",
-            "box-truck",
-            path,
-            heading,
-            _random_look(rng),
-        ),
-    )
+    return (_actor(scenario, "truck-across", "truck", "box-truck", path, rng, heading_deg=heading),)
 
 
 def _wrong_way(
@@ -61,19 +125,18 @@ def _wrong_way(
     d = scenario.ego_d_m + float(rng.uniform(-0.5, 0.5))
     path = (Waypoint(start, s + speed * (end - start), d), Waypoint(end, s, d))
     shape = str(rng.choice(["sedan", "hatchback", "suv"]))
-    return (Actor(_track_name(scenario, "wrong-way"), "car", shape, path, None, _random_look(rng)),)
+    return (_actor(scenario, "wrong-way", "car", shape, path, rng),)
 
 
 def _filtering_motorcycle(
     scenario: Scenario, rng: np.random.Generator, start: float, end: float
 ) -> tuple[Actor, ...]:
-    """A motorcycle rides past at night, between the ego lane and the one to its left."""
+    """A motorcycle passes at night, between the ego lane and the lane to its left."""
     ahead = scenario.ego_speed_mps * start + float(rng.uniform(5.5, 7.0))
     speed = scenario.ego_speed_mps + float(rng.uniform(2.5, 4.5))
     d = scenario.ego_d_m + 0.47 * scenario.road.lane_width_m
     path = (Waypoint(start, ahead, d), Waypoint(end, ahead + speed * (end - start), d))
-    name = _track_name(scenario, "filtering-motorcycle")
-    return (Actor(name, "motorcycle", "motorcycle", path, None, _random_look(rng)),)
+    return (_actor(scenario, "filtering-motorcycle", "motorcycle", "motorcycle", path, rng),)
 
 
 def _cyclist_in_fog(
@@ -84,8 +147,7 @@ def _cyclist_in_fog(
     speed = float(rng.uniform(4, 6))
     d = scenario.ego_d_m - float(rng.uniform(0.2, 1.0))
     path = (Waypoint(start, s - speed * (end - start), d), Waypoint(end, s, d))
-    name = _track_name(scenario, "cyclist-in-fog")
-    return (Actor(name, "cyclist", "bicycle", path, None, _random_look(rng)),)
+    return (_actor(scenario, "cyclist-in-fog", "cyclist", "bicycle", path, rng),)
 
 
 def _ball(
@@ -99,106 +161,14 @@ def _ball(
     first = last + side * speed * (end - start)
     child = (Waypoint(start, s, first), Waypoint(end, s + 0.4, last))
     ahead = -side * float(rng.uniform(1.1, 1.7))
-    rolling = (Waypoint(start, s - 0.3, first + ahead), Waypoint(end, s - 0.3, last + ahead))
+    ball = (Waypoint(start, s - 0.3, first + ahead), Waypoint(end, s - 0.3, last + ahead))
     return (
-        Actor(
-            _track_name(scenario, "ball-child"),
-            "pedestrian",
-            "child",
-            child,
-            None,
-            _random_look(rng),
-        ),
-        Actor(
-            _track_name(scenario, "ball-child", 1),
-            OBSTACLE,
-            "ball",
-            rolling,
-            None,
-            _random_look(rng),
-        ),
+        _actor(scenario, "ball-child", "pedestrian", "child", child, rng),
+        _actor(scenario, "ball-child", OBSTACLE, "ball", ball, rng, number=1),
     )
 
 
-_HAZARD_ACTORS: dict[str, EventActors] = {
-    "debris": _debris,
-    "truck-across": _truck_across,
-    "wrong-way": _wrong_way,
-    "filtering-motorcycle": _filtering_motorcycle,
-    "cyclist-in-fog": _cyclist_in_fog,
-    "ball-child": _ball,
-}
-
-
-# ---- Rare events: what an active search should find in a pool of ordinary driving.
-#
-# Each lasts ``EVENT_SECONDS`` in view, so that a handful of frames of one drive show it.
-
-
-EVENT_SECONDS = 1.5
-EVENTS = ("animal", "cut-in", "occluded-pedestrian", "construction")
-"""Those of the built-in profiles."""
-LONG_TAIL_EVENTS = (*EVENTS, "animal-at-night", *_HAZARD_ACTORS)
-"""All there are."""
-
-
-@dataclass(frozen=True)
-class EventSetting:
-    """What an event needs around it; None leaves the drive as it is."""
-
-    place: str | None = None
-    light: str | None = None
-    weather: str | None = None
-    parking: bool = False
-
-
-_EVENT_SETTINGS = {
-    "animal": EventSetting("country"),
-    "cut-in": EventSetting("avenue", "night", "clear"),
-    "occluded-pedestrian": EventSetting("town", "day", parking=True),
-    "construction": EventSetting("avenue"),
-    "animal-at-night": EventSetting("country", "night"),
-    "debris": EventSetting("avenue"),
-    "truck-across": EventSetting("country"),
-    "wrong-way": EventSetting("avenue"),
-    "filtering-motorcycle": EventSetting("avenue", "night", "clear"),
-    "cyclist-in-fog": EventSetting("country", "dusk", "fog"),
-    "ball-child": EventSetting("town", "day"),
-}
-
-
-def event_setting(event: str | None) -> EventSetting:
-    if event is None:
-        return EventSetting()
-    if event not in _EVENT_SETTINGS:
-        raise ParameterError(
-            "unknown rare event", where=event, hint=f"Known are {', '.join(LONG_TAIL_EVENTS)}"
-        )
-    return _EVENT_SETTINGS[event]
-
-
-def add_event(event: str, scenario: Scenario, rng: np.random.Generator) -> Scenario:
-    """``scenario`` with the event at a random moment of it."""
-    latest = max(scenario.duration_s - EVENT_SECONDS, 0.0)
-    frame = round(float(rng.uniform(0.15, 0.85)) * latest * scenario.frame_rate)
-    start = frame / scenario.frame_rate
-    end = start + EVENT_SECONDS - 0.5 / scenario.frame_rate
-    actors = _EVENT_ACTORS[event](scenario, rng, start, end)
-    marked = Event(event, start, end, actors[0].track)
-    kept = _cleared_actors(scenario, event, start, end)
-    return replace(
-        scenario,
-        actors=(*kept, *actors),
-        events=(*scenario.events, marked),
-        construction=event == "construction",
-    )
-
-
-def _event_track(scenario: Scenario, event: str, number: int = 0) -> str:
-    return f"{scenario.drive}/{event}-{number}"
-
-
-def _animal_crossing(
+def _animal(
     scenario: Scenario, rng: np.random.Generator, start: float, end: float
 ) -> tuple[Actor, ...]:
     """A deer runs onto the road from a side, ahead of the ego vehicle."""
@@ -211,14 +181,13 @@ def _animal_crossing(
         Waypoint(start, s, middle + side * reach * 0.75),
         Waypoint(end, s + 1.0, middle - side * reach * 0.25),
     )
-    look = int(rng.integers(1 << 30))
-    return (Actor(_event_track(scenario, "animal"), "animal", "deer", path, None, look),)
+    return (_actor(scenario, "animal", "animal", "deer", path, rng),)
 
 
 def _cut_in(
     scenario: Scenario, rng: np.random.Generator, start: float, end: float
 ) -> tuple[Actor, ...]:
-    """A car comes over from the lane to the left, close ahead."""
+    """A car changes from the lane to the left into the ego lane, close ahead."""
     speed = scenario.ego_speed_mps + 1.0
     ahead = scenario.ego_speed_mps * start + float(rng.uniform(9, 13))
     left = scenario.ego_d_m + scenario.road.lane_width_m
@@ -230,8 +199,7 @@ def _cut_in(
         Waypoint(end, reach, scenario.ego_d_m),
         Waypoint(later, reach + (later - end) * (speed + 3.0), scenario.ego_d_m),
     )
-    look = int(rng.integers(1 << 30))
-    return (Actor(_event_track(scenario, "cut-in"), "car", "hatchback", path, None, look),)
+    return (_actor(scenario, "cut-in", "car", "hatchback", path, rng),)
 
 
 def _occluded_pedestrian(
@@ -241,12 +209,10 @@ def _occluded_pedestrian(
     s = scenario.ego_speed_mps * end + float(rng.uniform(9, 14))
     kerb = -(scenario.road.edge_m - 1.2)
     path = (Waypoint(start, s, kerb + 0.95), Waypoint(end, s, kerb + 2.5))
-    look = int(rng.integers(1 << 30))
-    child = Actor(
-        _event_track(scenario, "occluded-pedestrian"), "pedestrian", "child", path, None, look
-    )
+    child = _actor(scenario, "occluded-pedestrian", "pedestrian", "child", path, rng)
     spot = (Waypoint(0.0, s - 3.4, kerb),)
-    return child, Actor(_event_track(scenario, "occluder"), "car", "van", spot, 0.0, look + 1)
+    van = Actor(f"{scenario.drive}/occluder-0", "car", "van", spot, 0.0, child.look + 1)
+    return child, van
 
 
 def _construction(
@@ -255,46 +221,39 @@ def _construction(
     """Cones that taper towards a barrier on the right of the ego lane."""
     s = scenario.ego_speed_mps * end + float(rng.uniform(14, 18))
     d = scenario.ego_d_m - scenario.road.lane_width_m / 2
-    placed = [("barrier", s + 9.0, d + 0.9)]
-    placed += [("cone", s + 2.2 * k, d - 1.2 + 0.42 * k) for k in range(4)]
+    positions = [("barrier", s + 9.0, d + 0.9)]
+    positions += [("cone", s + 2.2 * k, d - 1.2 + 0.42 * k) for k in range(4)]
     return tuple(
-        Actor(
-            _event_track(scenario, "works", number),
+        _actor(
+            scenario,
+            "works",
             "construction",
             shape,
             (Waypoint(start, along, across), Waypoint(end, along, across)),
-            0.0,
-            int(rng.integers(1 << 30)),
+            rng,
+            heading_deg=0.0,
+            number=number,
         )
-        for number, (shape, along, across) in enumerate(placed)
+        for number, (shape, along, across) in enumerate(positions)
     )
 
 
-_EVENT_ACTORS: dict[str, EventActors] = {
-    **_HAZARD_ACTORS,
-    "animal-at-night": _animal_crossing,
-    "animal": _animal_crossing,
-    "cut-in": _cut_in,
-    "occluded-pedestrian": _occluded_pedestrian,
-    "construction": _construction,
+_EventActors = Callable[[Scenario, np.random.Generator, float, float], tuple[Actor, ...]]
+
+_EVENTS: dict[str, tuple[_EventActors, EventSetting]] = {
+    "animal": (_animal, EventSetting("country")),
+    "cut-in": (_cut_in, EventSetting("avenue", "night", "clear")),
+    "occluded-pedestrian": (_occluded_pedestrian, EventSetting("town", "day", parking=True)),
+    "construction": (_construction, EventSetting("avenue")),
+    "animal-at-night": (_animal, EventSetting("country", "night")),
+    "debris": (_debris, EventSetting("avenue")),
+    "truck-across": (_truck_across, EventSetting("country")),
+    "wrong-way": (_wrong_way, EventSetting("avenue")),
+    "filtering-motorcycle": (_filtering_motorcycle, EventSetting("avenue", "night", "clear")),
+    "cyclist-in-fog": (_cyclist_in_fog, EventSetting("country", "dusk", "fog")),
+    "ball-child": (_ball, EventSetting("town", "day")),
 }
-
-
-def _cleared_actors(scenario: Scenario, event: str, start: float, end: float) -> tuple[Actor, ...]:
-    """Everybody who is not in the way of the event."""
-    kept = []
-    for actor in scenario.actors:
-        path = actor.path
-        standing = len(path) == 1
-        in_lane = abs(path[0].d_m - scenario.ego_d_m) < scenario.road.lane_width_m / 2
-        beside = event == "cut-in" and (
-            abs(path[0].d_m - scenario.ego_d_m - scenario.road.lane_width_m) < 1.6
-        )
-        if not standing and (in_lane or beside):
-            continue
-        near = abs(path[0].s_m - scenario.ego_speed_mps * end - 10.0) < 14.0
-        right = path[0].d_m < scenario.ego_d_m - 1.0
-        if standing and near and right and event == "occluded-pedestrian" and actor.cls == "car":
-            continue
-        kept.append(actor)
-    return tuple(kept)
+LONG_TAIL_EVENTS = tuple(_EVENTS)
+"""All events."""
+EVENTS = LONG_TAIL_EVENTS[:4]
+"""Events of the built-in profiles."""

@@ -1,4 +1,9 @@
-"""Camera projection, and meshes projected to polygons in the image."""
+"""Camera projection, and meshes projected to polygons in the image.
+
+A mesh consists of flat faces and round limbs, drawn back to front: its groups (a face with details
+painted on it) and limbs are sorted by depth. Meshes this simple need no depth buffer, and the union
+of the polygons is the exact silhouette for boxes and occlusion.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +17,34 @@ from numpy.typing import NDArray
 
 from workbench.simulation.scenario import Camera, Pose, Road
 
+__all__: list[str] = []
+
 Points = NDArray[np.float64]
 
 NEAR_M = 0.5
-"""Nothing closer than this to the image plane is drawn."""
+"""Distance of the near clipping plane."""
 
 
 @dataclass(frozen=True, eq=False)
 class BodyTransform:
-    """A body's place in the ego frame: rotation about the vertical, then translation."""
+    """Position of a body in the ego frame: rotation about the vertical, then translation."""
 
     rotation: Points
     translation: Points
 
-    def points(self, own: Points) -> Points:
-        """Ego-frame metres of points ``(n, 3)`` in the body's own frame."""
-        return own @ self.rotation.T + self.translation
+    def points(self, points: Points) -> Points:
+        """Points ``(n, 3)`` from the body's frame to the ego frame, in metres."""
+        return points @ self.rotation.T + self.translation
 
-    def directions(self, own: Points) -> Points:
-        return own @ self.rotation.T
+    def directions(self, vectors: Points) -> Points:
+        """Vectors ``(n, 3)`` from the body's frame to the ego frame."""
+        return vectors @ self.rotation.T
 
 
 def body_transform(road: Road, ego: Pose, base: Pose) -> BodyTransform:
-    """Where a body whose origin is at ``base`` stands, seen from the ego vehicle.
+    """Transform of a body with its origin at ``base`` to the ego frame.
 
-    The road's curvature bends everything along an arc around the ego position; the ego vehicle
-    looks along the road.
+    The road's curvature bends everything along an arc around the ego position.
     """
     x, y, turn = _on_arc(road.curvature, base.s_m - ego.s_m, base.d_m)
     heading = base.heading_rad + turn
@@ -55,9 +62,9 @@ def _on_arc(curvature: float, along: float, left: float) -> tuple[float, float, 
 
 
 def project(camera: Camera, points: Points) -> tuple[Points, NDArray[np.float64]]:
-    """Pixels ``(n, 2)`` and depths ``(n,)`` of ego-frame points ``(n, 3)`` in front of the camera.
+    """Pixels ``(n, 2)`` and depths ``(n,)`` in metres of ego-frame points ``(n, 3)``.
 
-    Depth is along the optical axis in metres; the caller clips at ``NEAR_M`` first.
+    Depth is along the optical axis; the caller clips at `NEAR_M` first.
     """
     x, y, depth = _to_camera(camera, points)
     pixels = np.stack((camera.fx * x / depth + camera.cx, camera.fy * y / depth + camera.cy), 1)
@@ -65,6 +72,7 @@ def project(camera: Camera, points: Points) -> tuple[Points, NDArray[np.float64]
 
 
 def depths(camera: Camera, points: Points) -> NDArray[np.float64]:
+    """Depths ``(n,)`` in metres of ego-frame points ``(n, 3)``."""
     return _to_camera(camera, points)[2]
 
 
@@ -82,7 +90,7 @@ def _to_camera(
 
 
 def clip_near(camera: Camera, polygon: Points) -> Points:
-    """The part of a planar polygon beyond ``NEAR_M`` (Sutherland and Hodgman, one plane)."""
+    """The part of a planar polygon beyond `NEAR_M` (Sutherland-Hodgman, one plane)."""
     depth = depths(camera, polygon)
     if depth.min() >= NEAR_M:
         return polygon
@@ -104,11 +112,11 @@ def horizon_row(camera: Camera) -> float:
 
 @lru_cache(maxsize=8)
 def ground_map(camera: Camera, curvature: float, ego_d_m: float) -> tuple[NDArray[np.float32], ...]:
-    """For every pixel that sees the ground: where on the road it looks.
+    """Road position of every pixel below the horizon.
 
     Returns:
-        ``(first row, distance along, lateral d, depth)``: the first row below the horizon as a
-        0-d array, then three ``(rows, width)`` float32 arrays in metres.
+        First row below the horizon as a 0-d array, then distance along the road, lateral position
+        and depth, each float32 ``(rows, width)`` in metres.
     """
     first = int(np.clip(np.ceil(horizon_row(camera) + 0.2), 0, camera.height))
     v = (np.arange(first, camera.height) + 0.5 - camera.cy) / camera.fy
@@ -128,21 +136,14 @@ def ground_map(camera: Camera, curvature: float, ego_d_m: float) -> tuple[NDArra
     return tuple(np.asarray(a, np.float32) for a in (first, along, left, depth))
 
 
-# ---- Bodies made of flat faces and round limbs, and how a posed body becomes polygons in the image.
-#
-# A body is drawn back to front: its groups (a face with the details painted on it) and limbs sorted
-# by depth. No depth buffer is needed for bodies as simple as these, and the union of the polygons is
-# the exact silhouette that boxes and occlusion are measured on.
-
-
 Colour = tuple[float, float, float]
-"""Linear-ish RGB reflectance in [0, 1]."""
+"""RGB reflectance in [0, 1]."""
 
 FIXED_POINT_BITS = 4
-"""Bits behind the binary point in the coordinates given to OpenCV."""
+"""Fractional bits of the coordinates given to OpenCV."""
 
 DETAIL_PX = 7.0
-"""Details are left out on bodies lower than this."""
+"""Bodies with a lower height in the image are drawn without details."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class FaceSpec:
 
 @dataclass(frozen=True, eq=False)
 class PaintedFace:
-    """A detail to put on a face, see ``Builder.face``."""
+    """A detail on a face, see `MeshBuilder.face`."""
 
     points: Sequence[Sequence[float]]
     colour: Colour
@@ -168,7 +169,7 @@ class PaintedFace:
 class FaceGroup:
     """Faces ``first`` to ``last`` (exclusive) in one plane, the first one below the others.
 
-    They are drawn when their front is seen. ``under``: before the rest, wherever it is.
+    Drawn when the front is visible; with ``under`` before all others, at any depth.
     """
 
     first: int
@@ -179,7 +180,7 @@ class FaceGroup:
 
 @dataclass(frozen=True)
 class Lamp:
-    """A light source at a point, seen from ahead (``facing`` 1), behind (-1) or anywhere (0)."""
+    """A light source, visible from ahead (``facing`` 1), behind (-1) or everywhere (0)."""
 
     at: int
     colour: Colour
@@ -189,13 +190,17 @@ class Lamp:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """A body at rest. Faces are numbered first, then limbs; looks are kept by that number.
+    """A body in its own frame. Parts are numbered: faces first, then limbs.
 
-    ``points`` ``(n, 3)`` metres: x forward, y left, z up, origin on the ground below.
-    ``normals`` ``(faces + limbs, 3)``, zero for limbs; ``colours`` likewise; ``glow`` one each: the
-    share of its colour that a thing gives off itself, whatever the light around.
-    ``limbs`` ``(m, 2)`` point numbers and ``radii`` ``(m, 2)`` metres: round bars.
-    ``footprint`` is length and width of the shadow in metres.
+    Attributes:
+        points: ``(n, 3)`` metres: x forward, y left, z up, origin on the ground.
+        limbs: ``(m, 2)`` point indices of round bars.
+        radii: ``(m, 2)`` metres, at both ends.
+        colours: ``(parts, 3)``.
+        glow: ``(parts,)`` share of the colour that is emitted, regardless of the light.
+        normals: ``(parts, 3)``, zero for limbs.
+        centres: ``(groups + limbs, 3)``.
+        footprint: Length and width of the shadow in metres.
     """
 
     points: Points
@@ -213,10 +218,13 @@ class Mesh:
 
 @dataclass(frozen=True, eq=False)
 class Stroke:
-    """A polygon in continuous pixels (several if ``corners``) and the number of its look.
+    """A polygon in the image.
 
-    ``fixed`` is the same in OpenCV's fixed point of ``SHIFT`` bits, whose integers are pixel
-    centres. A ``detail`` lies on an earlier stroke or close to it.
+    Attributes:
+        polygon: Continuous pixels; several polygons if ``corners``.
+        fixed: The same in OpenCV's fixed-point format, whose integers are pixel centres.
+        number: Of the part of the mesh.
+        detail: Whether it lies on an earlier stroke.
     """
 
     polygon: NDArray[np.float64]
@@ -227,7 +235,7 @@ class Stroke:
 
 
 class MeshBuilder:
-    """Collects points, faces and limbs."""
+    """Builds a `Mesh` from faces, boxes and limbs."""
 
     def __init__(self) -> None:
         self._points: list[Sequence[float]] = []
@@ -246,7 +254,7 @@ class MeshBuilder:
         under: bool = False,
         glow: float = 0.0,
     ) -> None:
-        """A polygon, counter-clockwise seen from outside, with details painted on it."""
+        """Add a polygon, counter-clockwise seen from outside, with details painted on it."""
         outline = list(points)
         normal = _normal(*outline[:3])
         first = len(self._faces)
@@ -266,7 +274,7 @@ class MeshBuilder:
         *,
         under: bool = False,
     ) -> None:
-        """An axis-aligned cuboid without its bottom."""
+        """Add an axis-aligned cuboid without its bottom."""
         (x0, x1), (y0, y1), (z0, z1) = x, y, z
         self.face([(x0, y1, z0), (x0, y0, z0), (x0, y0, z1), (x0, y1, z1)], colour, under=under)
         self.face([(x1, y0, z0), (x1, y1, z0), (x1, y1, z1), (x1, y0, z1)], colour, under=under)
@@ -282,17 +290,18 @@ class MeshBuilder:
         colour: Colour,
         glow: float = 0.0,
     ) -> None:
-        """A round bar with one radius or one at each end; of no length it is a ball."""
+        """Add a round bar with one radius or one for each end; a ball where both ends are equal."""
         ends = radius if isinstance(radius, tuple) else (radius, radius)
         self._limbs.append((len(self._points), ends, colour, glow))
         self._points += [a, b]
 
     def lamp(self, at: Sequence[float], colour: Colour, power: float, facing: int = 0) -> None:
+        """Add a light source, see `Lamp`."""
         self._points.append(at)
         self._lamps.append(Lamp(len(self._points) - 1, colour, power, facing))
 
     def build(self, footprint: tuple[float, float] = (0.0, 0.0)) -> Mesh:
-        """The finished body; ``footprint`` is length and width of its shadow in metres."""
+        """The mesh; ``footprint`` is length and width of its shadow in metres."""
         points = np.array(self._points, dtype=np.float64).reshape(-1, 3)
         faces = tuple(row[0] for row in self._faces)
         firsts = [faces[group.first] for group in self._groups]
@@ -316,7 +325,7 @@ class MeshBuilder:
 
 
 def _normal(a: Sequence[float], b: Sequence[float], c: Sequence[float]) -> Colour:
-    """Unit normal of a triangle; in plain Python, since numpy is slow on three numbers."""
+    """Unit normal of a triangle; in plain Python, which is faster for three numbers."""
     ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     vx, vy, vz = c[0] - b[0], c[1] - b[1], c[2] - b[2]
     x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
@@ -327,14 +336,14 @@ def _normal(a: Sequence[float], b: Sequence[float], c: Sequence[float]) -> Colou
 def mesh_strokes(
     mesh: Mesh, points: Points, normals: Points, centres: Points, camera: Camera
 ) -> list[Stroke]:
-    """Visible polygons of a posed body, farthest first.
+    """Visible polygons of a body, farthest first.
 
     Args:
         mesh: The body.
         points: Its points in the ego frame.
         normals: Its normals in the ego frame.
-        centres: Its groups' and limbs' centres in the ego frame.
-        camera: Where it is seen from.
+        centres: Its centres in the ego frame.
+        camera: The camera.
     """
     depth = depths(camera, points)
     away = depths(camera, centres)
@@ -374,12 +383,12 @@ def mesh_strokes(
 
 
 def to_fixed_point(pixels: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Continuous pixels as OpenCV's drawing functions take them."""
+    """Continuous pixels in the fixed-point format of OpenCV's drawing functions."""
     return np.rint(pixels * (1 << FIXED_POINT_BITS) - (1 << FIXED_POINT_BITS - 1)).astype(np.int32)
 
 
 def _clipped_corners(camera: Camera, points: Points, corners: int) -> tuple[Points, int]:
-    """A face's pixels where it reaches behind the camera; of several polygons the whole ones."""
+    """Pixels of a face that reaches behind the camera; of several polygons only whole ones."""
     if corners == 0:
         clipped = clip_near(camera, points)
         return (project(camera, clipped)[0], 0) if len(clipped) else (np.empty((0, 2)), 0)
@@ -394,7 +403,7 @@ _HALF_TURN = np.linspace(-math.pi / 2, math.pi / 2, 6)
 def _limb_strokes(
     mesh: Mesh, pixels: NDArray[np.float64], depth: NDArray[np.float64], camera: Camera
 ) -> list[tuple[int, Stroke]]:
-    """Limbs as two half circles joined: how a round bar looks, give or take perspective in it."""
+    """Limbs as two joined half circles: a round bar without perspective along it."""
     ends = depth[mesh.limbs]
     kept = np.flatnonzero(ends.min(1) >= NEAR_M)
     if len(kept) == 0:

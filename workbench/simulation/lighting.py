@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from workbench.simulation.geometry import Colour
 from workbench.simulation.scenario import Scenario
 
+__all__: list[str] = []
+
 Rgb = tuple[float, float, float]
 Floats = NDArray[np.float32]
 
@@ -25,7 +27,7 @@ LAMP_SPACING_M = 32.0
 
 @dataclass(frozen=True)
 class SceneLight:
-    """Everything the renderer asks about light. ``sun_way`` points to the sun, ego frame."""
+    """Light and air of a scene. ``sun_way`` points to the sun, in the ego frame."""
 
     sky_top: Rgb
     sky_low: Rgb
@@ -43,7 +45,10 @@ class SceneLight:
     wet: float = 0.0
 
     def shade(self, normals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sky and sun on surfaces that look along ``(n, 3)`` ego-frame normals; zero is round.
+        """Light of sky and sun on surfaces.
+
+        Args:
+            normals: ``(n, 3)`` in the ego frame; zero for round surfaces.
 
         Returns:
             ``(n, 3)`` factors for their colours.
@@ -98,7 +103,7 @@ _BASE_LIGHTS = {"day": _DAYLIGHT, "dusk": _DUSK_LIGHT, "night": _NIGHT_LIGHT}
 
 @lru_cache(maxsize=64)
 def scene_light(scenario: Scenario) -> SceneLight:
-    """The light of a drive; the sun's place is drawn from the drive's seed."""
+    """Light of a drive; the position of the sun depends on its seed."""
     rng = np.random.default_rng([scenario.seed, 11])
     base = _BASE_LIGHTS[scenario.light]
     azimuth = float(rng.uniform(0, 2 * np.pi))
@@ -170,10 +175,16 @@ def _foggy(light: SceneLight, per_m: float) -> SceneLight:
 
 
 def headlights_and_lamps(light: SceneLight, x: Floats, y: Floats, along: Floats) -> Floats:
-    """Headlights and street lamps on the ground or a body at ego ``x, y`` and road ``along``.
+    """Light of headlights and street lamps, to be added to sky and sun.
+
+    Args:
+        light: Of the scene.
+        x: Position in the ego frame in metres.
+        y: Position in the ego frame in metres.
+        along: Position along the road in metres.
 
     Returns:
-        The shape of the inputs, times three colours, to be added to sky and sun.
+        Shape of the inputs and three colours.
     """
     if light.headlights == 0 and light.street_lamps == 0:
         return np.zeros((*x.shape, 3), np.float32)
@@ -191,11 +202,8 @@ def headlights_and_lamps(light: SceneLight, x: Floats, y: Floats, along: Floats)
 
 
 def attenuate(light: SceneLight, depth: float, glow: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the air's colour at a distance; what glows is seen farther."""
+    """Share of the air's colour at a distance in metres; lower for glowing parts."""
     return 1.0 - np.exp(-light.air_per_m * depth * (1.0 - 0.55 * glow))
-
-
-# ---- From the drawn scene to what a camera would have stored: glare, wet roads, rain, blur, noise.
 
 
 Image = NDArray[np.uint8]
@@ -205,7 +213,7 @@ _BANK_MARGIN = 64
 
 @dataclass(frozen=True)
 class Flare:
-    """A visible lamp: pixel, colour, radius in pixels, strength, row where it meets the road."""
+    """Glare of a visible lamp, in pixels; ``ground_v`` is the row of the road below it."""
 
     u: float
     v: float
@@ -218,7 +226,15 @@ class Flare:
 def apply_camera_effects(
     image: Image, flares: Sequence[Flare], light: SceneLight, rng: np.random.Generator, scale: float
 ) -> Image:
-    """The stored image. ``scale`` is the image's width over 480; effects keep their share of it."""
+    """Glare, reflections, rain, blur and noise.
+
+    Args:
+        image: Uint8 RGB; may be changed in place.
+        flares: Visible lamps.
+        light: Of the scene.
+        rng: Of this frame.
+        scale: Image width / 480, for the size of effects.
+    """
     for flare in flares:
         if light.wet:
             _add_reflection(image, flare)
@@ -231,7 +247,7 @@ def apply_camera_effects(
 
 @lru_cache(maxsize=1)
 def _glare_spot() -> NDArray[np.float32]:
-    """Light around a lamp: a bright core in a wide faint halo, 64 x 64."""
+    """Glare of a lamp: a bright core in a wide faint halo, 64 x 64 pixels."""
     at = np.linspace(-1, 1, 64, dtype=np.float32)
     far = np.sqrt(at[:, None] ** 2 + at[None] ** 2)
     core, halo = np.exp(-((far / 0.16) ** 2)), 0.35 * np.clip(1 - far, 0, 1) ** 2.2
@@ -243,7 +259,7 @@ def _add_glow(image: Image, flare: Flare) -> None:
 
 
 def _add_reflection(image: Image, flare: Flare) -> None:
-    """The lamp's image on a wet road: below it, drawn out towards the viewer."""
+    """Reflection of a lamp on a wet road, stretched towards the viewer."""
     deep = flare.ground_v - flare.v
     if deep < 2 or flare.ground_v > image.shape[0]:
         return
@@ -270,7 +286,7 @@ def _add_spot(
 
 
 def _add_rain(image: Image, light: SceneLight, rng: np.random.Generator, scale: float) -> Image:
-    """Slanted streaks, and the contrast that wet air takes away."""
+    """Slanted streaks and reduced contrast."""
     height, width = image.shape[:2]
     veil = np.zeros((height, width), np.uint8)
     count = int(190 * scale)
@@ -288,7 +304,7 @@ def _add_rain(image: Image, light: SceneLight, rng: np.random.Generator, scale: 
 
 @lru_cache(maxsize=4)
 def _noise_bank(height: int, width: int) -> NDArray[np.int8]:
-    """Noise to cut a window from: drawing new normal noise for every frame would take longer."""
+    """Noise from which each frame takes a window, which is faster than new noise."""
     rng = np.random.default_rng([23])
     size = (height + _BANK_MARGIN, width + _BANK_MARGIN, 3)
     grey = rng.normal(0, 24.0, (*size[:2], 1))

@@ -9,6 +9,8 @@ import numpy as np
 
 from workbench.simulation.geometry import Colour, Mesh, MeshBuilder
 
+__all__: list[str] = []
+
 Point = tuple[float, float, float]
 
 _SKINS: tuple[Colour, ...] = ((0.87, 0.68, 0.55), (0.72, 0.52, 0.38), (0.48, 0.33, 0.24))
@@ -43,7 +45,7 @@ def _scaled_point(point: Point, size: float) -> Point:
 
 @lru_cache(maxsize=4096)
 def walker_mesh(shape: str, look: int, phase: float, moving: bool) -> Mesh:
-    """An adult or a child; a meter is scaled from an adult of 1.75 m."""
+    """An adult or a child, scaled from an adult of 1.75 m."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.62, 0.74) if shape == "child" else rng.uniform(0.92, 1.07))
     skin, hair = _pick_colour(rng, _SKINS), _pick_colour(rng, _HAIRS)

@@ -1,4 +1,11 @@
-"""Rendering of one frame: background, bodies, and the exact box of each body."""
+"""Rendering of one frame: background, bodies, and the exact box of each body.
+
+Everything is drawn back to front. A second canvas stores for every pixel the last body drawn there;
+what is left of each silhouette is its visible part. Boxes are the bounds of the silhouette (the
+union of the drawn polygons, without glow or shadow) in continuous pixels, clipped to the image;
+pixel ``i`` covers ``[i, i + 1)``. ``occluded`` is the covered share of the silhouette inside the
+image, ``truncated`` the share outside.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +25,11 @@ from workbench.simulation.lighting import SceneLight
 from workbench.simulation.scenario import Actor, Scenario
 from workbench.simulation.scene import VisibleBody
 
+__all__ = ["render_frame"]
+
 Floats = NDArray[np.float32]
 
-DASH_M, DASH_PERIOD_M = 4.0, 10.0
+_DASH_M, _DASH_PERIOD_M = 4.0, 10.0
 _ASPHALT = (0.40, 0.40, 0.41)
 _PAVEMENT = (0.60, 0.58, 0.55)
 _KERB = (0.66, 0.65, 0.63)
@@ -31,10 +40,11 @@ _PAVEMENT_M = 3.4
 
 @dataclass(frozen=True, eq=False)
 class _StaticBackground:
-    """A drive's still parts. Arrays cover the rows from ``first``, the first that sees ground.
+    """The parts of the background that do not change during a drive.
 
-    A pixel's colour is ``(steady + warm * lamps) * texture + air``, or with ``painted`` in place of
-    ``steady`` where a marking covers it; all of them are after light and air.
+    Arrays cover the rows from ``first``, the first row with ground. A pixel's colour is ``(steady +
+    warm * lamps) * texture + air``, with ``painted`` instead of ``steady`` where a marking covers
+    it; all after light and air.
     """
 
     sky: NDArray[np.uint8]
@@ -53,25 +63,27 @@ class _StaticBackground:
 
 
 def draw_background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
-    """The empty scene as uint8 RGB."""
-    kept, light = _static_background(scenario), lighting.scene_light(scenario)
-    along = kept.along + np.float32(scenario.ego(time_s).s_m)
+    """The scene without bodies, uint8 RGB."""
+    static, light = _static_background(scenario), lighting.scene_light(scenario)
+    along = static.along + np.float32(scenario.ego(time_s).s_m)
     rows = (along * 17.0).astype(np.int32) & 255
-    bright = 1.0 + kept.grain * _noise_texture(scenario.seed % 7).ravel()[rows * 256 + kept.columns]
-    ground = kept.steady.copy()
+    bright = (
+        1.0 + static.grain * _noise_texture(scenario.seed % 7).ravel()[rows * 256 + static.columns]
+    )
+    ground = static.steady.copy()
     if light.street_lamps:
         wave = np.cos((2 * np.pi / lighting.LAMP_SPACING_M) * along)
-        ground += kept.warm * cv2.merge((wave, wave, wave))
-    flat, painted = ground.reshape(-1, 3), kept.painted.reshape(-1, 3)
-    cover = kept.dashes * _dash_coverage(along.ravel()[kept.dashed], kept.step)
-    flat[kept.dashed] += (painted[kept.dashed] - flat[kept.dashed]) * cover[:, None]
-    for marked in _draw_crossings(scenario, along.ravel(), kept.left.ravel()):
+        ground += static.warm * cv2.merge((wave, wave, wave))
+    flat, painted = ground.reshape(-1, 3), static.painted.reshape(-1, 3)
+    cover = static.dashes * _dash_coverage(along.ravel()[static.dashed], static.step)
+    flat[static.dashed] += (painted[static.dashed] - flat[static.dashed]) * cover[:, None]
+    for marked in _draw_crossings(scenario, along.ravel(), static.left.ravel()):
         flat[marked] += (painted[marked] - flat[marked]) * 0.88
     ground *= cv2.merge((bright, bright, bright))
-    ground += kept.air
+    ground += static.air
     image = np.empty((scenario.camera.height, scenario.camera.width, 3), np.uint8)
-    image[: kept.first] = kept.sky
-    image[kept.first :] = cv2.convertScaleAbs(ground, alpha=255.0)
+    image[: static.first] = static.sky
+    image[static.first :] = cv2.convertScaleAbs(ground, alpha=255.0)
     return image
 
 
@@ -86,7 +98,7 @@ def _static_background(scenario: Scenario) -> _StaticBackground:
         light, depth, left - scenario.ego_d_m, np.full_like(along, lighting.LAMP_SPACING_M / 4)
     )
     if light.wet:
-        # A wet road is darker, and mirrors the sky the more the flatter it is looked at.
+        # A wet road is darker, and reflects more sky at a smaller angle.
         road_only = (np.abs(left) < road.edge_m).astype(np.float32)[..., None]
         albedo *= 1.0 - 0.35 * road_only
         mirror = np.clip(depth / 45.0, 0.0, 1.0)[..., None] * 0.55 * road_only
@@ -118,7 +130,7 @@ def _to_rgb(colour: Sequence[float] | NDArray[np.float64]) -> Floats:
 
 
 def _road_surface(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floats, Floats, Floats]:
-    """Colours across the road, how much of a pixel dashed lines may cover, texture strength."""
+    """Colour, share that dashed lines may cover, and texture strength of every pixel."""
     road = scenario.road
     town = road.surroundings in ("town", "avenue")
     pixel = depth / scenario.camera.fx
@@ -162,14 +174,14 @@ def _road_surface(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floa
 
 
 def _dash_coverage(along: Floats, step: Floats) -> Floats:
-    """Share of a pixel that the dashes cover along the road, softly where they run together."""
-    middle = np.abs(np.mod(along, DASH_PERIOD_M) - DASH_PERIOD_M / 2)
-    sharp = np.clip((DASH_M / 2 - middle) / np.maximum(step, 0.02) + 0.5, 0.0, 1.0)
-    return np.asarray(np.where(step > 5.0, DASH_M / DASH_PERIOD_M, sharp), np.float32)
+    """Share of a pixel covered by dashes along the road, their mean where they are too small."""
+    middle = np.abs(np.mod(along, _DASH_PERIOD_M) - _DASH_PERIOD_M / 2)
+    sharp = np.clip((_DASH_M / 2 - middle) / np.maximum(step, 0.02) + 0.5, 0.0, 1.0)
+    return np.asarray(np.where(step > 5.0, _DASH_M / _DASH_PERIOD_M, sharp), np.float32)
 
 
 def _draw_crossings(scenario: Scenario, along: Floats, left: Floats) -> Iterator[NDArray[np.int64]]:
-    """Pixels of zebra stripes at the road's crossings, and of a line to stop at before each."""
+    """Pixels of zebra stripes and stop lines at the road's crossings."""
     road = scenario.road
     ego = float(along.min())
     for s in road.crossings_m:
@@ -182,7 +194,7 @@ def _draw_crossings(scenario: Scenario, along: Floats, left: Floats) -> Iterator
 
 
 def _draw_sky(scenario: Scenario, rows: int) -> NDArray[np.uint8]:
-    """Gradient, clouds, stars, and a skyline where it meets the ground."""
+    """Gradient, clouds, stars and a skyline."""
     camera, light = scenario.camera, lighting.scene_light(scenario)
     rng = np.random.default_rng([scenario.seed, 13])
     height = np.clip(1.0 - np.arange(rows) / max(rows - 1, 1), 0, 1)[:, None, None] ** 0.75
@@ -205,7 +217,7 @@ def _draw_sky(scenario: Scenario, rows: int) -> NDArray[np.uint8]:
 
 
 def _draw_skyline(image: NDArray[np.uint8], scenario: Scenario, rng: np.random.Generator) -> None:
-    """Far hills, or blocks of a city, faded into the air."""
+    """Distant hills or buildings."""
     light, (rows, width) = lighting.scene_light(scenario), image.shape[:2]
     scale = scenario.camera.fy / 400.0
     city = scenario.road.surroundings in ("town", "avenue")
@@ -230,7 +242,7 @@ def _draw_skyline(image: NDArray[np.uint8], scenario: Scenario, rng: np.random.G
 
 @lru_cache(maxsize=8)
 def _noise_texture(number: int) -> Floats:
-    """A tile of road texture, 256 x 256, zero mean, that repeats without a seam."""
+    """A seamless tile of road texture, 256 x 256, zero mean."""
     rng = np.random.default_rng([number, 17])
     fine = rng.normal(0, 1, (256, 256)).astype(np.float32)
     tiled = np.tile(rng.normal(0, 1, (32, 32)).astype(np.float32), (3, 3))
@@ -238,32 +250,22 @@ def _noise_texture(number: int) -> Floats:
     return np.asarray(np.clip(0.6 * fine + 0.7 * coarse, -2.5, 2.5), np.float32)
 
 
-# ---- A frame of a scenario: its picture and the exact box of everything in it.
-#
-# Everything is drawn back to front. A second canvas keeps, for every pixel, who was drawn there last;
-# what is left of each silhouette in it is the visible part.
-#
-# Boxes are the bounds of the silhouette (the union of the drawn polygons, without glow or shadow) in
-# continuous pixels, clipped at the image: ``x, y, width, height`` with pixel ``i`` covering
-# ``[i, i + 1)``. ``occluded`` is the share of the silhouette inside the image that others cover,
-# ``truncated`` the share that lies outside.
-
-
 Image = NDArray[np.uint8]
 
-MIN_VISIBLE = 0.25
-"""A box is to be ignored when less of what the image holds of its silhouette can be seen, ..."""
-MAX_TRUNCATED = 0.85
-"""... when more of the silhouette lies outside the image, ..."""
-MAX_VEILED = 0.88
-"""... when fog leaves less contrast than the rest to one, ..."""
-MIN_HEIGHT = 14.0 / 288.0
-"""... or when it is lower than this share of the image's height: an adult some 50 m away."""
+# Boxes beyond one of these limits are marked as ignored.
+_MIN_VISIBLE = 0.25
+"""Visible share of the silhouette inside the image."""
+_MAX_TRUNCATED = 0.85
+"""Share of the silhouette outside the image."""
+_MAX_FOG = 0.88
+"""Share of contrast lost in fog."""
+_MIN_HEIGHT = 14.0 / 288.0
+"""Height as a share of the image height: an adult about 50 m away."""
 
 
 @dataclass(frozen=True)
 class RenderedBox:
-    """``x, y, w, h`` continuous pixels; ``ignore``: too little of it can be seen to be scored."""
+    """Box in continuous pixels; ``ignore`` where too little is visible to be evaluated."""
 
     cls: str
     x: float
@@ -278,7 +280,13 @@ class RenderedBox:
 
 @dataclass(frozen=True, eq=False)
 class RenderedFrame:
-    """``image`` is uint8 RGB, height x width x 3."""
+    """One frame.
+
+    Attributes:
+        image: Uint8 RGB ``[height, width, 3]``.
+        events: Names of the rare events in view.
+        construction: Whether road works are in view.
+    """
 
     image: Image
     boxes: tuple[RenderedBox, ...]
@@ -287,16 +295,20 @@ class RenderedFrame:
 
 
 def render_frame(scenario: Scenario, frame_index: int) -> RenderedFrame:
-    """Draw one frame; the same scenario and index always give the same pixels and boxes.
+    """Render one frame; the same scenario and index always give the same pixels and boxes.
+
+    Args:
+        scenario: The drive.
+        frame_index: From 0.
 
     Raises:
-        ParameterError: The drive has no such frame.
+        ParameterError: The index is out of range.
     """
     if not 0 <= frame_index < scenario.frames:
         raise ParameterError(
-            f"frame {frame_index} is not part of the drive",
+            f"frame index {frame_index} is out of range",
             where=scenario.drive,
-            hint=f"It has frames 0 to {scenario.frames - 1}",
+            hint=f"Frames: 0 to {scenario.frames - 1}",
         )
     time_s = scenario.time_s(frame_index)
     light = lighting.scene_light(scenario)
@@ -304,16 +316,16 @@ def render_frame(scenario: Scenario, frame_index: int) -> RenderedFrame:
     owners = np.zeros(image.shape[:2], np.uint8)
     bodies = scene.visible_bodies(scenario, time_s, light)
     scene.cast_shadows(image, bodies, scenario, light)
-    measures = [_draw_body(body, image, owners) for body in bodies]
+    silhouettes = [_draw_body(body, image, owners) for body in bodies]
     visible = np.bincount(owners.ravel(), minlength=256)
     boxes = tuple(
         box
-        for body, measure in zip(bodies, measures, strict=True)
+        for body, silhouette in zip(bodies, silhouettes, strict=True)
         if body.actor is not None
-        and measure is not None
+        and silhouette is not None
         and (
             box := _rendered_box(
-                body, body.actor, measure, int(visible[body.number]), scenario, light
+                body, body.actor, silhouette, int(visible[body.number]), scenario, light
             )
         )
     )
@@ -328,15 +340,15 @@ def render_frame(scenario: Scenario, frame_index: int) -> RenderedFrame:
     return RenderedFrame(image, boxes, tuple(sorted(events)), works)
 
 
-def _draw_body(body: VisibleBody, image: Image, owners: Image) -> _Measure | None:
-    """Paint a body and note who owns its pixels; None for what has no box."""
-    measure = _measure_body(body, owners) if body.actor is not None else None
+def _draw_body(body: VisibleBody, image: Image, owners: Image) -> _Silhouette | None:
+    """Draw a body and mark its pixels in ``owners``; None for a body without a box."""
+    silhouette = _mark_silhouette(body, owners) if body.actor is not None else None
     for stroke in body.strokes:
         polygons = _split_stroke(stroke, stroke.fixed)
         cv2.fillPoly(image, polygons, body.colours[stroke.number], cv2.LINE_AA, FIXED_POINT_BITS)
         if body.actor is None and not stroke.detail:
             cv2.fillPoly(owners, polygons, 0, cv2.LINE_8, FIXED_POINT_BITS)
-    return measure
+    return silhouette
 
 
 def _split_stroke(stroke: Stroke, fixed: NDArray[np.int32]) -> list[NDArray[np.int32]]:
@@ -344,20 +356,20 @@ def _split_stroke(stroke: Stroke, fixed: NDArray[np.int32]) -> list[NDArray[np.i
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """Bounds ``x0, y0, x1, y1`` inside the image, pixels of the silhouette there, share outside."""
+class _Silhouette:
+    """Bounds ``x0, y0, x1, y1`` inside the image, number of pixels there, share outside."""
 
     bounds: tuple[float, float, float, float]
     inside: int
     truncated: float
 
 
-def _measure_body(body: VisibleBody, owners: Image) -> _Measure | None:
-    """Mark the silhouette in ``owners`` and measure it; None when the image holds none of it."""
+def _mark_silhouette(body: VisibleBody, owners: Image) -> _Silhouette | None:
+    """Mark the silhouette in ``owners`` and measure it; None if it is outside the image."""
     corners = np.concatenate([stroke.polygon for stroke in body.strokes])
     (low_x, low_y), (high_x, high_y) = corners.min(0).tolist(), corners.max(0).tolist()
     height, width = owners.shape
-    # Bodies beside the camera reach far out of the image; a few images' worth is enough.
+    # Bodies beside the camera extend far outside the image: limit the size of the mask.
     x0, y0 = max(math.floor(low_x) - 1, -2 * width), max(math.floor(low_y) - 1, -2 * height)
     x1, y1 = min(math.ceil(high_x) + 1, 3 * width), min(math.ceil(high_y) + 1, 3 * height)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
@@ -375,34 +387,34 @@ def _measure_body(body: VisibleBody, owners: Image) -> _Measure | None:
     if inside == 0:
         return None
     if low_x < 0 or low_y < 0 or high_x > width or high_y > height:
-        # What is cut off may have held the extremes of the rest too: look at what is left.
+        # The extremes may be outside the image: measure the part inside.
         x, y, w, h = cv2.boundingRect(np.ascontiguousarray(inner))
         low_x, low_y = max(low_x, left + x), max(low_y, top + y)
         high_x, high_y = min(high_x, left + x + w), min(high_y, top + y + h)
-    return _Measure((low_x, low_y, high_x, high_y), inside, 1.0 - inside / whole)
+    return _Silhouette((low_x, low_y, high_x, high_y), inside, 1.0 - inside / whole)
 
 
 def _rendered_box(
     body: VisibleBody,
     actor: Actor,
-    measure: _Measure,
+    silhouette: _Silhouette,
     visible: int,
     scenario: Scenario,
     light: SceneLight,
 ) -> RenderedBox | None:
-    """None when nothing of it can be seen."""
-    x0, y0, x1, y1 = measure.bounds
+    """The box of a body, or None if it is not visible."""
+    x0, y0, x1, y1 = silhouette.bounds
     if visible == 0 or x1 - x0 < 1.0 or y1 - y0 < 1.0:
         return None
-    occluded = 1.0 - visible / measure.inside
-    veiled = 1.0 - math.exp(-light.air_per_m * body.depth)
+    occluded = 1.0 - visible / silhouette.inside
+    fog = 1.0 - math.exp(-light.air_per_m * body.depth)
     ignore = (
-        1.0 - occluded < MIN_VISIBLE
-        or measure.truncated > MAX_TRUNCATED
-        or veiled > MAX_VEILED
-        or y1 - y0 < MIN_HEIGHT * scenario.camera.height
+        1.0 - occluded < _MIN_VISIBLE
+        or silhouette.truncated > _MAX_TRUNCATED
+        or fog > _MAX_FOG
+        or y1 - y0 < _MIN_HEIGHT * scenario.camera.height
     )
-    truncated = round(measure.truncated, 3)
+    truncated = round(silhouette.truncated, 3)
     return RenderedBox(
         actor.cls, x0, y0, x1 - x0, y1 - y0, round(occluded, 3), truncated, actor.track, ignore
     )

@@ -1,4 +1,8 @@
-"""Meshes beside and on the road, and their layout along a drive."""
+"""Meshes beside and on the road, and their layout along a drive.
+
+Scenery is laid out in cells along the road. The content of a cell depends only on the drive's seed
+and the cell, so any frame can be rendered on its own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,11 @@ from numpy.typing import NDArray
 from workbench.simulation.geometry import Colour, Mesh, MeshBuilder, PaintedFace
 from workbench.simulation.lighting import LAMP_SPACING_M
 from workbench.simulation.scenario import Pose, Scenario
+
+__all__: list[str] = []
+
+Point = tuple[float, float, float]
+Floats = NDArray[np.float64]
 
 _WOOD: tuple[Colour, ...] = ((0.62, 0.47, 0.29), (0.52, 0.38, 0.24), (0.70, 0.56, 0.36))
 _WRAPS: tuple[Colour, ...] = ((0.20, 0.42, 0.62), (0.82, 0.82, 0.78), (0.24, 0.44, 0.26))
@@ -48,12 +57,6 @@ def ball_mesh(look: int) -> Mesh:
     return builder.build((0.3, 0.3))
 
 
-# ---- What stands by the road: traffic lights, signs, cones, barriers, houses, trees, lamp posts.
-
-
-Point = tuple[float, float, float]
-Floats = NDArray[np.float64]
-
 _POLE: Colour = (0.42, 0.43, 0.45)
 _DARK: Colour = (0.08, 0.08, 0.09)
 _WHITE: Colour = (0.93, 0.93, 0.92)
@@ -64,7 +67,7 @@ _YELLOW: Colour = (0.95, 0.76, 0.12)
 _ORANGE: Colour = (0.95, 0.36, 0.08)
 
 _SIGN_GLOW = 0.3
-"""Signs throw headlights back to the driver; this stands for it."""
+"""Stands for the retroreflection of headlights by signs."""
 
 _LAMPS: tuple[tuple[Colour, Colour], ...] = (
     ((1.0, 0.12, 0.08), (0.24, 0.05, 0.05)),
@@ -74,7 +77,7 @@ _LAMPS: tuple[tuple[Colour, Colour], ...] = (
 
 
 def _round(radius: float, z: float, x: float, corners: int = 16, turn: float = 0.0) -> list[Point]:
-    """A regular polygon that faces backwards, towards oncoming drivers."""
+    """A regular polygon that faces approaching drivers."""
     turns = [turn + 2 * math.pi * k / corners for k in range(corners)]
     return [(x, -radius * math.cos(t), z + radius * math.sin(t)) for t in turns]
 
@@ -144,13 +147,14 @@ def sign_mesh(shape: str, look: int) -> Mesh:
         ]
         board = _plate((-0.8 * size, 0.8 * size), (z - 0.42 * size, z + 0.42 * size), x)
         builder.face(board, colour, details=lines, glow=glow)
-    # The back, for drivers coming the other way.
+    # The back of the sign.
     builder.face([(0.0, -p[1], p[2]) for p in _round(0.36 * size, z, 0.0, 10)], _POLE)
     return builder.build()
 
 
 @lru_cache(maxsize=4)
 def post_mesh(height_m: float) -> Mesh:
+    """The post of a sign or a traffic light."""
     builder = MeshBuilder()
     builder.limb((0.0, 0.0, 0.0), (0.0, 0.0, height_m), 0.05, _POLE)
     return builder.build()
@@ -158,6 +162,7 @@ def post_mesh(height_m: float) -> Mesh:
 
 @lru_cache(maxsize=8)
 def cone_mesh(large: bool) -> Mesh:
+    """A traffic cone."""
     size = 1.25 if large else 1.0
     builder = MeshBuilder()
     builder.box((-0.2, 0.2), (-0.2, 0.2), (0.0, 0.05), _DARK)
@@ -215,7 +220,7 @@ _WALLS: tuple[Colour, ...] = (
 
 @lru_cache(maxsize=512)
 def house_mesh(look: int, lit: bool, side: int) -> Mesh:
-    """A house whose front looks at the road from ``side`` (1 left of it, -1 right of it)."""
+    """A house that faces the road from its left (``side`` 1) or right (-1)."""
     rng = np.random.default_rng(look)
     wall = _WALLS[int(rng.integers(len(_WALLS)))]
     wide = float(rng.uniform(9, 15))
@@ -230,12 +235,12 @@ def house_mesh(look: int, lit: bool, side: int) -> Mesh:
 
     def panes(cells: Floats, wall_of: Callable[[float, float], Point]) -> list[PaintedFace]:
         on = rng.random(len(cells)) < (0.3 if lit else 0.0)
-        found = []
+        faces = []
         for chosen, colour, glow in ((~on, pane, 0.0), (on, warm, 0.85)):
             if chosen.any():
                 points = [wall_of(a, z) for cell in cells[chosen] for a, z in cell]
-                found.append(PaintedFace(points, colour, glow, 4))
-        return found
+                faces.append(PaintedFace(points, colour, glow, 4))
+        return faces
 
     outline = [(-half, 0.0, 0.0), (half, 0.0, 0.0), (half, 0.0, height), (-half, 0.0, height)]
     details = panes(front, lambda a, z: (a, 0.0, z))
@@ -315,6 +320,7 @@ def lamp_post_mesh(side: int, lit: bool) -> Mesh:
 
 @lru_cache(maxsize=4)
 def guard_rail_mesh(length_m: float) -> Mesh:
+    """A guard rail along the road."""
     builder = MeshBuilder()
     for y in (-0.04, 0.04):
         rail = [(0, y, 0.5), (length_m, y, 0.5), (length_m, y, 0.8), (0, y, 0.8)]
@@ -322,11 +328,6 @@ def guard_rail_mesh(length_m: float) -> Mesh:
     for k in range(3):
         builder.limb((k * length_m / 3, 0, 0), (k * length_m / 3, 0, 0.6), 0.05, _POLE)
     return builder.build()
-
-
-# ---- What lines the road, laid out from the drive's seed in cells along it: houses, trees, lamps.
-#
-# A cell's content depends on the seed and the cell only, so any frame can be drawn alone.
 
 
 _HOUSE_M = 15.5
@@ -337,7 +338,7 @@ _AHEAD_M = 95.0
 
 @dataclass(frozen=True, eq=False)
 class RoadsideProp:
-    """A body that has no box. ``behind``: it stands behind everybody else beside the road."""
+    """Scenery without a box; with ``behind`` it is drawn before all other bodies."""
 
     mesh: Mesh
     pose: Pose
@@ -345,7 +346,7 @@ class RoadsideProp:
 
 
 def roadside_props(scenario: Scenario, ego_s_m: float, lit: bool) -> Iterator[RoadsideProp]:
-    """Everything along the road that can be seen from ``ego_s_m``."""
+    """All scenery in view of the ego vehicle at ``ego_s_m``."""
     kind = scenario.road.surroundings
     if kind in ("town", "avenue"):
         yield from _props_in_cells(scenario, ego_s_m, _HOUSE_M, 0, lit)
@@ -409,7 +410,7 @@ _TREE_CHANCES = {
     "country": (0.85, 2.5, 16.0),
     "motorway": (0.6, 6.0, 22.0),
 }
-"""Chance of a tree in a cell, and how far from the kerb it may stand."""
+"""Probability of a tree in a cell, and its distance from the kerb in metres."""
 
 
 def _tree_prop(

@@ -1,10 +1,16 @@
-"""Scenario of a simulated drive as frozen values: enough to render any frame."""
+"""Scenario of a simulated drive as frozen values: enough to render any frame.
+
+Road coordinates are metres along the road (``s_m``) and to the left of its reference line
+(``d_m``); the ego vehicle starts at ``s_m`` 0. The reference line lies between the two directions.
+"""
 
 from __future__ import annotations
 
 import bisect
 import math
 from dataclasses import dataclass, field
+
+__all__ = ["CLASSES", "Scenario"]
 
 CLASSES = (
     "car",
@@ -18,18 +24,19 @@ CLASSES = (
     "traffic_sign",
     "construction",
 )
-"""Names that rendered boxes carry; the same ones as the front-camera label schema."""
+"""Class names of rendered boxes, as in the front-camera label schema."""
 OBSTACLE = "obstacle"
-"""What lies on the road and has no class in the schema: it is drawn and hides others, and the
-labels say nothing of it."""
+"""Class of objects outside the schema: drawn, can occlude others, but not labelled."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera looking along the ego vehicle's heading.
+    """A pinhole camera that looks along the ego vehicle's heading.
 
-    ``height_m`` is above the road, ``pitch_deg`` positive when looking down, the intrinsics in
-    pixels of the rendered image, whose pixel ``i`` covers the interval ``[i, i + 1)``.
+    Attributes:
+        height_m: Above the road.
+        pitch_deg: Positive when looking down.
+        fx: Intrinsics, also ``fy, cx, cy``: pixels of the image; pixel ``i`` covers ``[i, i + 1)``.
     """
 
     height_m: float = 1.3
@@ -63,14 +70,19 @@ class Road:
 
 @dataclass(frozen=True)
 class Waypoint:
+    """A position in road coordinates at a time."""
+
     time_s: float
     s_m: float
     d_m: float
 
 
+Path = tuple[Waypoint, ...]
+
+
 @dataclass(frozen=True)
 class Pose:
-    """Where somebody is: road coordinates, heading against the road's, speed."""
+    """Position in road coordinates, heading relative to the road, and speed."""
 
     s_m: float
     d_m: float
@@ -81,22 +93,25 @@ class Pose:
 
 @dataclass(frozen=True)
 class Actor:
-    """Something with a box. ``shape`` chooses the body, ``look`` seeds its colours and size.
+    """An object with a box.
 
-    One waypoint: it stands there throughout. More: it exists from the first to the last of them
-    and moves at constant speed between neighbours. ``heading_deg`` is against the road's direction
-    (positive to the left); None follows the motion.
+    Attributes:
+        shape: Name of its body, see `workbench.simulation.scene.SHAPES`.
+        path: With one waypoint the actor stands there for the whole drive; with more it exists from
+            the first to the last and moves at constant speed between neighbours.
+        heading_deg: Relative to the road, positive to the left; None follows the motion.
+        look: Seed of its colours and size.
     """
 
     track: str
     cls: str
     shape: str
-    path: tuple[Waypoint, ...]
+    path: Path
     heading_deg: float | None = None
     look: int = 0
 
     def pose(self, time_s: float) -> Pose | None:
-        """Pose at ``time_s``, or None while the actor is not there."""
+        """Pose at ``time_s``, or None where the actor does not exist."""
         if len(self.path) == 1:
             only = self.path[0]
             return Pose(only.s_m, only.d_m, math.radians(self.heading_deg or 0.0), 0.0)
@@ -123,7 +138,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Event:
-    """A rare thing: frames within the interval that show ``track`` are marked with ``name``."""
+    """A rare event: frames in the interval in which ``track`` is visible carry its name."""
 
     name: str
     start_s: float
@@ -133,7 +148,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One drive. ``light`` is day, dusk or night; ``weather`` clear, rain or fog."""
+    """One drive.
+
+    Attributes:
+        seed: Of everything random in its images.
+        light: ``day``, ``dusk`` or ``night``.
+        weather: ``clear``, ``rain`` or ``fog``.
+        ego_d_m: Lateral position of the ego vehicle.
+    """
 
     drive: str
     seed: int
@@ -152,17 +174,19 @@ class Scenario:
     events: tuple[Event, ...] = ()
 
     def __hash__(self) -> int:
-        # Caches look scenarios up; hashing hundreds of waypoints each time would cost more.
+        # A key of caches: hashing hundreds of waypoints on every look-up would be slow.
         return hash((self.drive, self.seed))
 
     @property
     def frames(self) -> int:
-        """Number of frames: one at time zero, then ``frame_rate`` a second."""
+        """Number of frames: one at time zero, then ``frame_rate`` per second."""
         return max(1, round(self.duration_s * self.frame_rate))
 
     def time_s(self, index: int) -> float:
+        """Time of a frame in seconds."""
         return index / self.frame_rate
 
     def ego(self, time_s: float) -> Pose:
+        """Pose of the ego vehicle."""
         travelled = self.ego_speed_mps * time_s
         return Pose(travelled, self.ego_d_m, 0.0, self.ego_speed_mps, travelled)

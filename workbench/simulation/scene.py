@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import did_you_mean
 from workbench.simulation import geometry, lighting, people, roadside, vehicles
 from workbench.simulation.geometry import (
     FIXED_POINT_BITS,
@@ -23,29 +24,29 @@ from workbench.simulation.geometry import (
 from workbench.simulation.lighting import Flare, SceneLight
 from workbench.simulation.scenario import Actor, Pose, Scenario
 
+__all__: list[str] = []
+
 _PHASES = 12
 _STRIDE_M = {"adult": 1.5, "child": 1.0, "bicycle": 5.0, "deer": 1.6}
 _SIGNAL_S = (14.0, 2.0, 12.0)
 
 
 def body_mesh(actor: Actor, pose: Pose, *, time_s: float, lit: bool) -> Mesh:
-    """The mesh of an actor as it looks at this moment; equal looks share one mesh.
+    """Mesh of an actor at a moment; equal looks share one mesh.
 
     Args:
-        actor: Who.
-        pose: Where; how far it has come decides where its legs are.
-        time_s: Decides which lamp of a traffic light is on.
+        actor: The actor.
+        pose: Its pose; the distance travelled gives the phase of its stride.
+        time_s: Gives the state of a traffic light.
         lit: Whether lamps are on.
 
     Raises:
-        ParameterError: Nobody has this shape.
+        ParameterError: The actor's shape is unknown.
     """
     shape = actor.shape
     if shape not in _BODIES:
         raise ParameterError(
-            "nobody has this shape",
-            where=f"{actor.track}: {shape}",
-            hint=f"Known: {', '.join(SHAPES)}",
+            f"unknown shape {shape!r}", where=actor.track, hint=did_you_mean(shape, SHAPES)
         )
     return _BODIES[shape](actor, pose, time_s, lit)
 
@@ -95,7 +96,7 @@ SHAPES = tuple(_BODIES)
 
 
 def support_mesh(actor: Actor) -> Mesh | None:
-    """The post below a sign or a traffic light: seen, but no part of its box."""
+    """The post below a sign or a traffic light: visible, but not part of its box."""
     if actor.cls == "traffic_light":
         return roadside.post_mesh(2.5)
     if actor.cls == "traffic_sign":
@@ -115,18 +116,18 @@ def _signal_state(look: int, time_s: float) -> int:
     return 2 if moment < _SIGNAL_S[0] + _SIGNAL_S[2] else 1
 
 
-# ---- Who is in view at a moment, in the order of drawing, with shadows and lamps.
-
-
 _FAR_M = 95.0
 _GLARE = np.array([0.9])
 
 
 @dataclass(eq=False)
 class VisibleBody:
-    """A posed body in view. ``number`` names its pixels; ``actor`` is None for scenery.
+    """A body in view.
 
-    ``colours`` are those of its strokes by number, 0 to 255, after light and air.
+    Attributes:
+        actor: None for scenery.
+        colours: Of its strokes by number, 0 to 255, after light and air.
+        number: Of its pixels in the canvas of owners.
     """
 
     actor: Actor | None
@@ -162,16 +163,16 @@ def _colours(
 
 
 def visible_bodies(scenario: Scenario, time_s: float, light: SceneLight) -> list[VisibleBody]:
-    """Everything in view, in the order of drawing: what is behind comes first."""
+    """Everything in view in drawing order, farthest first."""
     ego = scenario.ego(time_s)
-    found = []
+    bodies = []
     for actor, mesh, pose, behind in _all_bodies(scenario, time_s, ego, light):
         if not -15.0 < pose.s_m - ego.s_m < _FAR_M:
             continue
         body = _posed(scenario, light, ego, actor, mesh, pose, behind)
         if body is not None:
-            found.append(body)
-    ordered = _by_depth(found)
+            bodies.append(body)
+    ordered = _by_depth(bodies)
     boxed = [body for body in ordered if body.actor is not None]
     for number, body in enumerate(boxed[-255:], start=1):
         body.number = number
@@ -202,14 +203,14 @@ def _posed(
     pose: Pose,
     behind: bool,
 ) -> VisibleBody | None:
-    placement = geometry.body_transform(scenario.road, ego, pose)
-    points = placement.points(mesh.points)
+    transform = geometry.body_transform(scenario.road, ego, pose)
+    points = transform.points(mesh.points)
     depth = geometry.depths(scenario.camera, points)
     near, far = float(depth.min()), float(depth.max())
     if far < NEAR_M or (behind and far < 3.0) or not _in_view(scenario, points, depth):
         return None
-    normals = placement.directions(mesh.normals)
-    centres = placement.points(mesh.centres)
+    normals = transform.directions(mesh.normals)
+    centres = transform.points(mesh.centres)
     drawn = mesh_strokes(mesh, points, normals, centres, scenario.camera)
     if not drawn:
         return None
@@ -224,7 +225,7 @@ def _posed(
 
 
 def _in_view(scenario: Scenario, points: NDArray[np.float64], depth: NDArray[np.float64]) -> bool:
-    """Whether any of it may be inside the image, with a margin of a body's width."""
+    """Whether a part may be inside the image, with a margin of a body's width."""
     camera = scenario.camera
     reach = np.maximum(depth, NEAR_M) * (0.55 * camera.width / camera.fx) + 2.0
     return bool((np.abs(points[:, 1]) < reach).any()) or bool(
@@ -232,9 +233,9 @@ def _in_view(scenario: Scenario, points: NDArray[np.float64], depth: NDArray[np.
     )
 
 
-def _by_depth(found: Sequence[VisibleBody]) -> list[VisibleBody]:
-    """Far to near; of two at overlapping distances, the one farther aside is behind."""
-    ordered = sorted(found, key=lambda body: (not body.behind, -body.depth))
+def _by_depth(bodies: Sequence[VisibleBody]) -> list[VisibleBody]:
+    """Far to near; of two bodies at overlapping distances the one farther aside is behind."""
+    ordered = sorted(bodies, key=lambda body: (not body.behind, -body.depth))
     for _ in range(3):
         for k in range(len(ordered) - 1):
             first, second = ordered[k], ordered[k + 1]
@@ -247,13 +248,13 @@ def _by_depth(found: Sequence[VisibleBody]) -> list[VisibleBody]:
 def cast_shadows(
     image: NDArray[np.uint8], drawn: Sequence[VisibleBody], scenario: Scenario, light: SceneLight
 ) -> None:
-    """Darken the ground below bodies, and where the sun's light is kept from it."""
+    """Darken the ground below bodies and in their shadow."""
     mask = np.zeros(image.shape[:2], np.uint8)
     for body in drawn:
         length, width = body.mesh.footprint
         if length == 0 or body.far > 70 or body.behind:
             continue
-        polygon = _draw_shadow(body, scenario, light, (length, width))
+        polygon = _shadow_outline(body, scenario, light, (length, width))
         if polygon is not None:
             cv2.fillConvexPoly(mask, polygon, 255, cv2.LINE_8, FIXED_POINT_BITS)
     top = int(geometry.horizon_row(scenario.camera)) + 1
@@ -264,10 +265,10 @@ def cast_shadows(
     image[top:] = cv2.multiply(image[top:], cv2.merge((keep, keep, keep)), scale=1 / 255)
 
 
-def _draw_shadow(
+def _shadow_outline(
     body: VisibleBody, scenario: Scenario, light: SceneLight, size: tuple[float, float]
 ) -> NDArray[np.int32] | None:
-    """Outline on the ground, in OpenCV's fixed point."""
+    """Outline of a shadow on the ground, in OpenCV's fixed-point format."""
     on_ground = body.points[:, :2]
     middle = (on_ground.min(0) + on_ground.max(0)) / 2
     spread = (on_ground.max(0) - on_ground.min(0)) / 2
@@ -290,10 +291,10 @@ def _draw_shadow(
 def lamp_flares(
     drawn: Sequence[VisibleBody], owners: NDArray[np.uint8], scenario: Scenario, light: SceneLight
 ) -> list[Flare]:
-    """The lamps that nobody stands before, as spots of glare."""
+    """Glare of the lamps that are not occluded."""
     if not light.lit:
         return []
-    camera, found = scenario.camera, []
+    camera, result = scenario.camera, []
     height, width = owners.shape
     dark = 1.0 if light.headlights > 0.5 else 0.55 if light.headlights else 0.3
     for body in drawn:
@@ -311,12 +312,12 @@ def lamp_flares(
             radius = camera.fx * lamp.power * (0.5 + 0.017 * depth) / depth
             radius = min(max(radius, 2.5 * lamp.power + 1.0), 0.09 * width)
             strength = min(1.0, dark * lamp.power) * haze
-            found.append(Flare(u, v, lamp.colour, radius, strength, float(foot[1])))
-    return found
+            result.append(Flare(u, v, lamp.colour, radius, strength, float(foot[1])))
+    return result
 
 
 def _lamp_faces_camera(body: VisibleBody, lamp: Lamp) -> bool:
-    """Whether a lamp's side is the one that is seen."""
+    """Whether the side of a body with the lamp is visible."""
     if lamp.facing == 0:
         return True
     reach = body.points[:, 0]

@@ -9,17 +9,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workbench.core.errors import ParameterError
-from workbench.simulation import events as rare
-from workbench.simulation.events import EVENTS
-from workbench.simulation.scenario import Actor, Camera, Road, Scenario, Waypoint
+from workbench.simulation.events import (
+    EVENT_SECONDS,
+    EVENTS,
+    LONG_TAIL_EVENTS,
+    add_event,
+    event_setting,
+)
+from workbench.simulation.scenario import Actor, Camera, Path, Road, Scenario, Waypoint
+
+__all__ = ["LONG_TAIL_PROFILE", "FleetProfile", "random_drive", "random_fleet"]
 
 _VIEW_M = 80.0
-"""Nobody is placed farther ahead than this at any time of a drive."""
+"""Visible distance: actors farther ahead than this are not created."""
 
 
 @dataclass(frozen=True)
 class RoadType:
-    """A kind of road: its cross-section and how busy it is (people and signs per 100 m)."""
+    """Cross-section and traffic of a kind of road; people, cyclists and signs per 100 m."""
 
     lanes: tuple[int, ...]
     speed_mps: tuple[float, float]
@@ -40,16 +47,17 @@ ROAD_TYPES = {
 
 
 def ordinary_traffic(
-    rng: np.random.Generator, scenario: Scenario, place: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
 ) -> Iterator[Actor]:
-    counter = iter(range(1, 100_000))
-    for actor in (
-        *_moving_vehicles(rng, scenario, place),
+    """Vehicles, people, signs and traffic lights of a drive."""
+    actors = (
+        *_moving_vehicles(rng, scenario, road_type),
         *_parked_vehicles(rng, scenario),
-        *_people_beside_road(rng, scenario, place),
-        *_signs_and_lights(rng, scenario, place),
-    ):
-        yield replace(actor, track=f"{scenario.drive}/{next(counter)}")
+        *_people_beside_road(rng, scenario, road_type),
+        *_signs_and_lights(rng, scenario, road_type),
+    )
+    for number, actor in enumerate(actors, start=1):
+        yield replace(actor, track=f"{scenario.drive}/{number}")
 
 
 _VEHICLE_KINDS = (
@@ -60,7 +68,7 @@ _VEHICLE_KINDS = (
 )
 
 
-def _random_vehicle(rng: np.random.Generator, path: tuple[Waypoint, ...], *, parked: bool) -> Actor:
+def _random_vehicle(rng: np.random.Generator, path: Path, *, parked: bool) -> Actor:
     weights = np.array([v[0] for v in _VEHICLE_KINDS]) * (
         [1, 0.12, 0, 0] if parked else [1, 1, 1, 1]
     )
@@ -70,36 +78,34 @@ def _random_vehicle(rng: np.random.Generator, path: tuple[Waypoint, ...], *, par
     return Actor("", cls, str(rng.choice(bodies)), path, heading, look)
 
 
-def _constant_speed_path(
-    scenario: Scenario, s_m: float, d_m: float, speed: float
-) -> tuple[Waypoint, ...]:
+def _constant_speed_path(scenario: Scenario, s_m: float, d_m: float, speed: float) -> Path:
     end = scenario.duration_s
     return (Waypoint(0.0, s_m, d_m), Waypoint(end, s_m + speed * end, d_m))
 
 
 def _moving_vehicles(
-    rng: np.random.Generator, scenario: Scenario, place: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
 ) -> Iterator[Actor]:
-    """Lanes of vehicles; all in one lane keep one speed, so nobody runs into the next."""
+    """Vehicles in all lanes; those of one lane have equal speed, so they never collide."""
     road, ego, time = scenario.road, scenario.ego_speed_mps, scenario.duration_s
     own = round(-scenario.ego_d_m / road.lane_width_m - 0.5)
     for lane in range(road.lanes):
         d = -(lane + 0.5) * road.lane_width_m
         speed = max(ego + float(rng.normal(0, 0.6) if lane == own else rng.uniform(-2, 4)), 3.0)
         behind, ahead = max(0.0, (speed - ego) * time), max(0.0, (ego - speed) * time)
-        s = (14.0 + ahead if lane == own else 6.0 - behind) + rng.exponential(place.gap_m)
+        s = (14.0 + ahead if lane == own else 6.0 - behind) + rng.exponential(road_type.gap_m)
         while s < _VIEW_M + ahead:
             path = _constant_speed_path(scenario, s, d + float(rng.normal(0, 0.12)), speed)
             yield _random_vehicle(rng, path, parked=False)
-            s += 17.0 + rng.exponential(place.gap_m)
+            s += 17.0 + rng.exponential(road_type.gap_m)
     for lane in range(road.lanes):
         d = (lane + 0.5) * road.lane_width_m
         speed = ego * float(rng.uniform(0.8, 1.15))
-        s = 4.0 + rng.exponential(place.gap_m)
+        s = 4.0 + rng.exponential(road_type.gap_m)
         while s < _VIEW_M + (ego + speed) * time:
             path = _constant_speed_path(scenario, s, d + float(rng.normal(0, 0.12)), -speed)
             yield _random_vehicle(rng, path, parked=False)
-            s += 18.0 + rng.exponential(1.3 * place.gap_m)
+            s += 18.0 + rng.exponential(1.3 * road_type.gap_m)
 
 
 def _parked_vehicles(rng: np.random.Generator, scenario: Scenario) -> Iterator[Actor]:
@@ -121,7 +127,7 @@ def _parked_vehicles(rng: np.random.Generator, scenario: Scenario) -> Iterator[A
 def _spread_positions(
     rng: np.random.Generator, way_m: float, per_100_m: float, start_m: float, apart_m: float = 2.0
 ) -> Iterator[float]:
-    """Places at a mean density along a drive of ``way_m`` and what is seen beyond its end."""
+    """Positions at a mean density along a drive of ``way_m`` and the distance visible beyond."""
     if per_100_m <= 0:
         return
     s = start_m + rng.exponential(100.0 / per_100_m)
@@ -131,12 +137,12 @@ def _spread_positions(
 
 
 def _people_beside_road(
-    rng: np.random.Generator, scenario: Scenario, place: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
 ) -> Iterator[Actor]:
-    """People on both pavements, some crossing well ahead, and cyclists at the edge of the road."""
+    """People on both pavements, some crossing far ahead, and cyclists at the edge of the road."""
     road, time = scenario.road, scenario.duration_s
     way = scenario.ego_speed_mps * time
-    for s in _spread_positions(rng, way, place.people, 4.0):
+    for s in _spread_positions(rng, way, road_type.people, 4.0):
         look = int(rng.integers(1 << 30))
         shape = "child" if rng.random() < 0.12 else "adult"
         if rng.random() < 0.16:
@@ -148,12 +154,12 @@ def _people_beside_road(
         d = side * (road.edge_m + float(rng.uniform(0.6, 2.6)))
         speed = float(rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.6))
         if rng.random() < 0.2:
-            path: tuple[Waypoint, ...] = (Waypoint(0.0, s, d),)
+            path: Path = (Waypoint(0.0, s, d),)
             yield Actor("", "pedestrian", shape, path, float(rng.uniform(0, 360)), look)
         else:
             path = _constant_speed_path(scenario, s, d, speed)
             yield Actor("", "pedestrian", shape, path, None, look)
-    for s in _spread_positions(rng, way, place.cyclists, 12.0):
+    for s in _spread_positions(rng, way, road_type.cyclists, 12.0):
         ahead = rng.random() < 0.7
         d = (-1.0 if ahead else 1.0) * (road.lanes * road.lane_width_m + 0.1)
         speed = float(rng.uniform(3.5, 6.0)) * (1.0 if ahead else -1.0)
@@ -161,8 +167,8 @@ def _people_beside_road(
         yield Actor("", "cyclist", "bicycle", path, None, int(rng.integers(1 << 30)))
 
 
-def _crossing_path(rng: np.random.Generator, scenario: Scenario, s: float) -> tuple[Waypoint, ...]:
-    """Across the whole road, done before the ego vehicle is there."""
+def _crossing_path(rng: np.random.Generator, scenario: Scenario, s: float) -> Path:
+    """Path across the whole road that ends before the ego vehicle arrives."""
     edge = scenario.road.edge_m + 1.5
     side = 1.0 if rng.random() < 0.5 else -1.0
     walk_s = 2 * edge / float(rng.uniform(1.2, 1.8))
@@ -177,12 +183,12 @@ def _crossing_path(rng: np.random.Generator, scenario: Scenario, s: float) -> tu
 
 
 def _signs_and_lights(
-    rng: np.random.Generator, scenario: Scenario, place: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
 ) -> Iterator[Actor]:
-    """Signs on the right (a few on the left) and traffic lights on both sides at crossings."""
+    """Signs, most on the right, and traffic lights on both sides of crossings."""
     road = scenario.road
     way = scenario.ego_speed_mps * scenario.duration_s
-    for s in _spread_positions(rng, way, place.signs, 8.0):
+    for s in _spread_positions(rng, way, road_type.signs, 8.0):
         side = 1.0 if rng.random() < 0.15 else -1.0
         spot = (Waypoint(0.0, s, side * (road.edge_m + float(rng.uniform(0.4, 1.0)))),)
         shape = str(rng.choice(["limit", "warning", "stop", "direction", "parking"]))
@@ -195,18 +201,21 @@ def _signs_and_lights(
             yield Actor("", "traffic_light", "signal", spot, float(rng.normal(0, 2)), look)
 
 
-# ---- Scenarios drawn from a seed: one drive, or a fleet of them with mixed conditions.
-
-
 _RARE_SHARE = 0.005
-"""Share of a fleet's frames that each kind of rare event aims at."""
+"""Target share of a fleet's frames for each kind of rare event."""
 
 
 @dataclass(frozen=True)
 class FleetProfile:
-    """How much to render. ``rare`` False leaves the rare events out.
+    """Size and content of a fleet of drives.
 
-    ``rare_share`` is the share of all frames that each of ``events`` aims at.
+    Attributes:
+        frame_rate: Frames per second.
+        width: Of the images, in pixels.
+        height: Of the images, in pixels.
+        rare: Whether there are rare events.
+        events: Kinds of rare events.
+        rare_share: Target share of all frames for each kind.
     """
 
     name: str
@@ -221,13 +230,14 @@ class FleetProfile:
 
     @property
     def frames(self) -> int:
+        """Number of frames of all drives."""
         return self.drives * self.frames_per_drive
 
 
 STANDARD_PROFILE = FleetProfile("standard", drives=60, frames_per_drive=15)
 TINY_PROFILE = FleetProfile("tiny", drives=12, frames_per_drive=6)
 LONG_TAIL_PROFILE = FleetProfile(
-    "long-tail", drives=200, frames_per_drive=30, events=rare.LONG_TAIL_EVENTS, rare_share=0.0015
+    "long-tail", drives=200, frames_per_drive=30, events=LONG_TAIL_EVENTS, rare_share=0.0015
 )
 PROFILES = {
     profile.name: profile for profile in (STANDARD_PROFILE, TINY_PROFILE, LONG_TAIL_PROFILE)
@@ -238,13 +248,17 @@ _ROAD_TYPE_WEIGHTS = (0.42, 0.3, 0.16, 0.12)
 
 
 def random_fleet(profile: FleetProfile, seed: int = 0) -> tuple[Scenario, ...]:
-    """The drives of a profile: mixed light, weather, roads and vehicles, rare events sprinkled in.
+    """Drives with mixed light, weather, roads and vehicles, some with a rare event.
 
-    Each kind of rare event takes about ``rare_share`` of all frames, at least one drive each where
-    there are drives enough; a profile of few frames therefore has relatively more of them.
+    Each kind of rare event has at least one drive if there are enough drives, so a profile with few
+    frames exceeds its ``rare_share``.
+
+    Args:
+        profile: Size and content.
+        seed: The same profile and seed give the same drives.
 
     Raises:
-        ParameterError: Fewer than one drive or frame, or an image too small to draw in.
+        ParameterError: The profile has no drives or frames, or its images are too small.
     """
     _check_profile(profile)
     rng = np.random.default_rng([seed, 1])
@@ -276,20 +290,27 @@ def random_drive(
     event: str | None = None,
     profile: FleetProfile = STANDARD_PROFILE,
 ) -> Scenario:
-    """One drive with ordinary traffic, and a rare event in it if one is named.
+    """One drive with ordinary traffic, and a rare event if one is named.
 
-    A rare event may change the road or the light to those it happens in.
+    Args:
+        seed: Of everything random in the drive.
+        drive: Id of the drive.
+        light: ``day``, ``dusk`` or ``night``; a rare event may override it.
+        weather: ``clear``, ``rain`` or ``fog``; a rare event may override it.
+        vehicle_type: ``car`` or ``truck``: height and pitch of the camera.
+        event: One of `workbench.simulation.events.LONG_TAIL_EVENTS`, or None.
+        profile: Length of the drive and size of the images.
 
     Raises:
-        ParameterError: An unknown event.
+        ParameterError: The event is unknown.
     """
     rng = np.random.default_rng([seed, 3])
-    setting = rare.event_setting(event)
-    kind = setting.place or str(rng.choice(list(ROAD_TYPES), p=_ROAD_TYPE_WEIGHTS))
-    place = ROAD_TYPES[kind]
-    parking = setting.parking or rng.random() < place.parking
-    lanes = int(rng.choice(place.lanes))
-    speed = float(rng.uniform(*place.speed_mps))
+    setting = event_setting(event)
+    kind = setting.road_type or str(rng.choice(list(ROAD_TYPES), p=_ROAD_TYPE_WEIGHTS))
+    road_type = ROAD_TYPES[kind]
+    parking = setting.parking or rng.random() < road_type.parking
+    lanes = int(rng.choice(road_type.lanes))
+    speed = float(rng.uniform(*road_type.speed_mps))
     way = speed * profile.frames_per_drive / profile.frame_rate
     curvature = 0.0 if rng.random() < 0.5 else float(rng.normal(0, 0.0012))
     road = Road(
@@ -298,7 +319,7 @@ def random_drive(
         parking=parking,
         surroundings=kind,
         curvature=0.0 if abs(curvature) < 2e-4 else float(np.clip(curvature, -0.003, 0.003)),
-        crossings_m=tuple(_spread_positions(rng, way, place.lights, 20.0, apart_m=45.0)),
+        crossings_m=tuple(_spread_positions(rng, way, road_type.lights, 20.0, apart_m=45.0)),
     )
     lane = lanes - 1
     scenario = Scenario(
@@ -315,28 +336,28 @@ def random_drive(
         duration_s=profile.frames_per_drive / profile.frame_rate,
         frame_rate=profile.frame_rate,
     )
-    ordinary = tuple(ordinary_traffic(rng, scenario, place))
+    ordinary = tuple(ordinary_traffic(rng, scenario, road_type))
     scenario = replace(scenario, actors=ordinary)
-    return scenario if event is None else rare.add_event(event, scenario, rng)
+    return scenario if event is None else add_event(event, scenario, rng)
 
 
 def _check_profile(profile: FleetProfile) -> None:
     if profile.drives < 1 or profile.frames_per_drive < 1:
         raise ParameterError(
-            "a profile needs at least one drive of one frame",
+            "profile must have at least one drive with one frame",
             where=f"drives={profile.drives} frames_per_drive={profile.frames_per_drive}",
-            hint="Use 'tiny' or 'standard' to start from",
+            hint="Start from the profile 'tiny' or 'standard'",
         )
     if profile.width < 64 or profile.height < 48:
         raise ParameterError(
-            "the image is too small to draw a road in",
+            "image size is too small",
             where=f"{profile.width}x{profile.height}",
-            hint="Render at least 64x48; 480x288 is the standard",
+            hint="Use at least 64x48 pixels; the default is 480x288",
         )
 
 
 def _deal_shares(rng: np.random.Generator, count: int, shares: dict[str, float]) -> list[str]:
-    """``count`` names in the given shares, shuffled: quotas, so that small fleets are mixed too."""
+    """``count`` names in exactly the given shares, shuffled, so that small fleets are mixed too."""
     bounds = np.cumsum(list(shares.values())) / sum(shares.values())
     names = list(shares)
     dealt = [names[int(np.searchsorted(bounds, (i + 0.5) / count))] for i in range(count)]
@@ -344,18 +365,18 @@ def _deal_shares(rng: np.random.Generator, count: int, shares: dict[str, float])
 
 
 def _assign_events(rng: np.random.Generator, profile: FleetProfile) -> dict[int, str]:
-    """Which drives get which rare event."""
+    """Rare event of each drive that has one."""
     if not profile.rare:
         return {}
-    event_frames = rare.EVENT_SECONDS * profile.frame_rate
+    event_frames = EVENT_SECONDS * profile.frame_rate
     each = max(1, round(profile.rare_share * profile.frames / event_frames))
-    wanted = [name for name in profile.events for _ in range(each)]
-    drives = rng.permutation(profile.drives)[: len(wanted)]
-    return {int(drive): name for drive, name in zip(drives, wanted, strict=False)}
+    names = [name for name in profile.events for _ in range(each)]
+    drives = rng.permutation(profile.drives)[: len(names)]
+    return {int(drive): name for drive, name in zip(drives, names, strict=False)}
 
 
 def _random_camera(rng: np.random.Generator, vehicle_type: str, profile: FleetProfile) -> Camera:
-    """A car's camera sits behind the mirror, a truck's above its windscreen, looking down more."""
+    """A camera behind the mirror of a car, or higher and with more pitch in a truck."""
     truck = vehicle_type == "truck"
     scale = profile.width / 480.0
     focal = float(rng.choice([395.0, 410.0, 425.0])) * scale

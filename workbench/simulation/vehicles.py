@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from workbench.simulation.geometry import Colour, Mesh, MeshBuilder, PaintedFace
 
+__all__: list[str] = []
+
 SideProfile = Sequence[tuple[float, float]]
 
 _GLASS: Colour = (0.16, 0.20, 0.24)
@@ -101,7 +103,7 @@ CAR_SHAPES = _car_profiles()
 
 @lru_cache(maxsize=2048)
 def car_mesh(shape: str, look: int, lit: bool) -> Mesh:
-    """A sedan, hatchback, suv or van of the colour and size that ``look`` gives it."""
+    """A sedan, hatchback, suv or van; ``look`` is the seed of its colour and size."""
     rng = np.random.default_rng(look)
     paint = _PAINTS[int(rng.choice(len(_PAINTS), p=_PAINT_WEIGHTS))]
     size = float(rng.uniform(0.95, 1.06))
@@ -138,7 +140,7 @@ def _shell(
     windows: bool = False,
     blind_rear: bool = False,
 ) -> None:
-    """Give a side outline width: ``low`` at its bottom, ``high`` at its top (half widths)."""
+    """Extrude a side profile to half width ``low`` at the bottom and ``high`` at the top."""
     bottom, top = min(z for _, z in profile), max(z for _, z in profile)
 
     def half(z: float) -> float:
@@ -168,7 +170,7 @@ def _shell(
 def _inset(
     quad: Sequence[tuple[float, float, float]], share: float, z_from: float = 0.0
 ) -> PaintedFace:
-    """A pane of glass inside a face."""
+    """A window inside a face."""
     corners = np.array(quad)
     middle = corners.mean(0)
     pane = middle + (corners - middle) * (1 - share)
@@ -206,7 +208,7 @@ def _side_windows(
 
 
 def _upper(pane: NDArray[np.float64], share: float) -> list[tuple[float, float]]:
-    """The part of a convex outline above ``share`` of its height: where the sky is mirrored."""
+    """The part of a convex outline above ``share`` of its height: it reflects the sky."""
     level = float(pane[:, 1].min() + share * np.ptp(pane[:, 1]))
     kept: list[tuple[float, float]] = []
     for (x0, z0), (x1, z1) in zip(pane, np.roll(pane, -1, 0), strict=True):
@@ -252,7 +254,7 @@ def _face_lamps(
     rear: bool,
     plate: bool = True,
 ) -> None:
-    """A pair of lamps, a bumper line and a number plate on the rear or the front of a body."""
+    """A pair of lamps, a bumper and a number plate on the rear or front of a body."""
     z, tall = height
     colour = _REAR_LAMP if rear else _FRONT_LAMP
     glow = (0.9 if rear else 1.0) if lit else 0.25
@@ -276,9 +278,6 @@ def _face_lamps(
         for y in (-1.0, 1.0):
             at = (x, y * half * 0.82, z)
             builder.lamp(at, (1.0, 0.12, 0.08) if rear else _FRONT_LAMP, power, -1 if rear else 1)
-
-
-# ---- Bodies of trucks and buses.
 
 
 _CHROME: Colour = (0.75, 0.76, 0.78)
