@@ -105,7 +105,12 @@ def load_answers(store: Store, labelset: Ref) -> LabelsByFrame:
 
 
 def group_answers(labels: Iterable[Label], answers: Iterable[AnswerRow]) -> LabelsByFrame:
-    """Labels by frame and labeler; labels without a row in ``answers`` are left out."""
+    """Group labels by frame and labeler.
+
+    Args:
+        labels: Labels without a row in ``answers`` are left out.
+        answers: Rows without labels become empty lists; skips are left out.
+    """
     by_frame: LabelsByFrame = defaultdict(dict)
     for answer in answers:
         if not answer.skipped:
@@ -249,7 +254,12 @@ class AnswerComparison:
 def compare_answers(
     frame: Digest, who: str, ours: Iterable[Label], other: str, theirs: Iterable[Label]
 ) -> AnswerComparison:
-    """Match two answers to one frame."""
+    """Match two answers to one frame.
+
+    Args:
+        who, other: Names of the two sides.
+        ours, theirs: Their labels.
+    """
     left = [label for label in ours if not label.ignore]
     right = [label for label in theirs if not label.ignore]
     first = boxes.boxes_to_array(label.box for label in left)
@@ -351,9 +361,14 @@ def agreement_rate(
 ) -> AgreementRate:
     """Agreement metrics with 95 % bootstrap intervals over frames.
 
-    ``missed`` is the share of boxes without a match; for one labeler, the share of the other side's
-    boxes that they missed. ``kappa`` is Cohen's kappa of the classes of matched boxes; for a class,
-    of that class against all others.
+    Args:
+        comparisons: Comparisons that belong to the subject.
+        name: Class, slice or labeler; ``all`` for all.
+
+    Returns:
+        Mean IoU of matched boxes. ``missed``: share of boxes without a match; for one labeler, the
+        share of the other side's boxes that they missed. ``kappa``: Cohen's kappa of the classes of
+        matched boxes; for a class, of that class against all others.
     """
     one_sided = subject == "labeler" or against == "gold"
     frames = sorted({one.frame for one in comparisons})

@@ -221,7 +221,7 @@ def _minutes_of(annotation: Json, annotator: str) -> float | None:
 
 
 class AnnotatorTally:
-    """Number of frames, boxes and minutes of each annotator."""
+    """Counts frames, boxes and minutes of each annotator."""
 
     def __init__(self) -> None:
         self._work: dict[str, tuple[int, int, float | None]] = {}

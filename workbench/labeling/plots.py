@@ -24,7 +24,12 @@ _MODEL_COLOUR, _LABEL_COLOUR = "#E69F00", "#009E73"
 def first_frames(
     workspace: Workspace, frames: Sequence[Frame], predictions: Iterable[Prediction], count: int = 6
 ) -> Any:
-    """The first frames of a batch with the boxes that labelers start from (orange)."""
+    """The first frames of a batch with the boxes that labelers start from (orange).
+
+    Args:
+        frames: The batch's frames in order; the first ``count`` are shown.
+        predictions: Boxes in pixels, also of other frames.
+    """
     layers = [(_MODEL_COLOUR, _prediction_boxes(predictions))]
     title = "Predictions that labelers start from"
     return _frame_grid(workspace, frames[:count], layers, title)
@@ -33,7 +38,12 @@ def first_frames(
 def before_and_after(
     workspace: Workspace, store: Store, batch: Ref, labeled: Dataset, count: int = 6
 ) -> Any:
-    """Labeled frames with the predictions that were sent (orange) and the labels (green)."""
+    """Labeled frames with the predictions that were sent (orange) and the labels (green).
+
+    Args:
+        batch: Whose predictions are shown.
+        labeled: Frames and collected labels; the first ``count`` frames are shown.
+    """
     sent = {
         frame: [one.box for one in predictions]
         for frame, predictions in sent_predictions(store, batch).items()
@@ -50,7 +60,13 @@ def labels_and_model(
     frames: Sequence[Frame],
     predictions: Iterable[Prediction],
 ) -> Any:
-    """Frames with their labels (green) and the model's predictions (orange)."""
+    """Frames with their labels (green) and the model's predictions (orange).
+
+    Args:
+        labeled: Dataset with the labels.
+        frames: Frames to show.
+        predictions: Boxes in pixels, also of other frames.
+    """
     layers = [
         (_MODEL_COLOUR, _prediction_boxes(predictions)),
         (_LABEL_COLOUR, _label_boxes(labeled)),

@@ -271,10 +271,13 @@ def guide_page(schema: LabelSchema, crops: Mapping[str, Sequence[bytes]]) -> str
 
 
 def example_crops(store: Store, dataset: Ref, count: int = 3) -> dict[str, list[bytes]]:
-    """Up to ``count`` clear examples of each class with ground-truth labels, as JPEG crops.
+    """Examples of each class for the guide, cropped from frames with ground-truth labels.
 
-    Examples come from different frames; large and unoccluded objects first. There are none for
-    classes whose images cannot be read here.
+    Args:
+        count: Most examples of a class; each from another frame, large objects first.
+
+    Returns:
+        JPEG crops by class; empty for classes whose images cannot be read here.
     """
     if remote_media_url():
         return {}

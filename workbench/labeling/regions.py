@@ -71,7 +71,12 @@ class InvalidRegion:
 
 @dataclass(frozen=True)
 class ParsedResult:
-    """Content of one annotation: objects, invalid regions, answers about the frame, a comment."""
+    """Content of one annotation.
+
+    Attributes:
+        choices: Answers to the schema's questions about the frame.
+        comment: The labeler's comment about the frame.
+    """
 
     objects: tuple[DrawnObject, ...]
     invalid: tuple[InvalidRegion, ...]

@@ -41,10 +41,13 @@ __all__ = ["ReplayNoise", "ReplayResult", "replay"]
 class ReplayNoise:
     """Normally distributed error of every edge of a box.
 
-    The standard deviation is ``px`` pixels plus ``relative`` times the box's side in that
-    direction. Boxes stay inside the image and at least one pixel wide and high. Of a rotated box
-    the edges move, of a polygon the corners. If that leaves the image or the polygon crosses
-    itself, the exact shape is used; if that does too, the upright box.
+    Boxes stay inside the image and at least one pixel wide and high. Of a rotated box the edges
+    move, of a polygon the corners. If that leaves the image or the polygon crosses itself, the
+    exact shape is used; if that does too, the upright box.
+
+    Attributes:
+        px: Constant part of the standard deviation, in pixels.
+        relative: Part proportional to the box's side in that direction.
     """
 
     px: float = 0.5

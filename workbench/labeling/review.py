@@ -52,7 +52,13 @@ _DISPUTED_WEIGHT, _POOR_LABELER_WEIGHT = 0.75, 0.5
 
 @dataclass(frozen=True)
 class Suspect:
-    """A reason to review a frame; frames are ranked by their total ``weight``."""
+    """A reason to review a frame.
+
+    Attributes:
+        kind: Kind of label error, or ``disputed`` or ``poor`` (labeler).
+        weight: Between 0 and 1; frames are ranked by the sum of their weights.
+        why: The reason for the labeler.
+    """
 
     frame: Digest
     kind: str
@@ -93,7 +99,11 @@ def suspects_from_errors(errors: Iterable[LabelError]) -> list[Suspect]:
 
 
 def suspects_from_agreement(store: Store, agreement: Ref) -> list[Suspect]:
-    """Disputed frames, and frames of labelers who miss too many boxes of gold frames."""
+    """Disputed frames, and frames of labelers who miss more than 20 % of the boxes of gold frames.
+
+    Args:
+        agreement: Agreement record, see `agreement.assess_agreement`.
+    """
     record = store.get(agreement, Agreement)
     rows = datasets.read_json_lines(store.payload(agreement, "disagreements.jsonl"), Disagreement)
     suspects = [
@@ -244,7 +254,11 @@ def _candidates(frame: Digest, by_labeler: Mapping[str, list[Label]]) -> list[Pr
 
 
 def labeling_effort(store: Store, labelsets: Iterable[Ref]) -> LabelingEffort:
-    """Working time of people in these label sets."""
+    """Working time of people in these label sets.
+
+    Args:
+        labelsets: Label sets of any batches and datasets.
+    """
     rows: list[AnswerRow] = []
     changed = 0
     for ref in labelsets:
@@ -271,9 +285,10 @@ def labeling_effort(store: Store, labelsets: Iterable[Ref]) -> LabelingEffort:
 
 
 def minutes_by_frame(store: Store, labelset: Ref) -> dict[Digest, float | None]:
-    """Working time of all labelers on each answered or skipped frame, in minutes.
+    """Working time of all labelers on each answered or skipped frame.
 
-    None where the time was not measured, as in a replay.
+    Returns:
+        Minutes by frame; None where the time was not measured, as in a replay.
     """
     answers = datasets.read_json_lines(store.payload(labelset, "answers.jsonl"), AnswerRow)
     totals: dict[Digest, float | None] = {}

@@ -97,6 +97,7 @@ def read_entry(workspace: Workspace, batch: Ref) -> IndexEntry | None:
 
 
 def write_entry(workspace: Workspace, entry: IndexEntry) -> None:
+    """Save the index entry of a batch."""
     content = digest.canonical_json(entry.model_dump(mode="json"))
     write_atomic(_path(workspace, entry.batch, ".json"), content)
 

@@ -86,7 +86,11 @@ def merge(
 
 
 def preview_merge(store: Store, dataset: Dataset, labelset: Ref) -> Dataset:
-    """The dataset as `merge` would leave it, without saving anything."""
+    """The dataset as `merge` would leave it, without saving anything.
+
+    Raises:
+        ParameterError: Labeled frames are missing in the dataset.
+    """
     gold = store.get(store.get(labelset, LabelSet).batch, LabelBatch).gold
     return merge_answers(dataset, *_read_label_set(store, labelset), gold=gold)
 
