@@ -1,4 +1,4 @@
-"""Shared by all tests: an empty workspace, its store, and the real drives where at hand."""
+"""Fixtures of all tests: an empty workspace, its store, and real drives where available."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def store(workspace: Workspace) -> Store:
 def shared_data() -> Path:
     """Real recordings that are never part of the repository."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"the real drives are not at hand (looked in {SHARED_DATA})")
+        pytest.skip(f"no real drives in {SHARED_DATA}")
     return SHARED_DATA

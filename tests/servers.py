@@ -1,4 +1,4 @@
-"""Real servers for the contract tests: one set a session, in a workspace of its own."""
+"""Real servers for the contract tests: one set per session, in a workspace of their own."""
 
 from __future__ import annotations
 

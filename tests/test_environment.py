@@ -1,4 +1,4 @@
-"""The lock, `environment.yml`, pyproject and what is installed say the same."""
+"""The lock, environment.yml, pyproject.toml and the installed packages agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole loop once a test session: tiny built-in drives, real servers, the real command."""
+"""The whole loop once per session: small rendered drives, real servers, the real command."""
 
 from __future__ import annotations
 

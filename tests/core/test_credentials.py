@@ -1,4 +1,4 @@
-"""Secrets: made once, private, and named when they are not."""
+"""Generated secrets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from workbench.core.errors import ServiceError
 from workbench.core.workspace import Workspace
 
 
-def test_a_secret_is_made_once_and_kept(workspace: Workspace) -> None:
+def test_a_secret_is_generated_once(workspace: Workspace) -> None:
     first = credentials.ensure_secret(workspace, "token")
     assert len(first) > 40
     assert credentials.ensure_secret(workspace, "token") == first
     assert credentials.ensure_secret(workspace, "other") != first
 
 
-def test_files_and_folder_are_for_their_owner_only(workspace: Workspace) -> None:
+def test_files_and_folder_are_private(workspace: Workspace) -> None:
     credentials.ensure_secret(workspace, "token")
     path = credentials.secret_path(workspace, "token")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -28,7 +28,7 @@ def test_files_and_folder_are_for_their_owner_only(workspace: Workspace) -> None
     assert credentials.exposed_secrets(workspace) == [path]
 
 
-def test_a_line_end_left_by_an_editor_does_not_count(workspace: Workspace) -> None:
+def test_whitespace_around_a_secret_is_ignored(workspace: Workspace) -> None:
     credentials.ensure_secret(workspace, "token")
     path = credentials.secret_path(workspace, "token")
     path.write_text("by-hand\n")
@@ -36,9 +36,7 @@ def test_a_line_end_left_by_an_editor_does_not_count(workspace: Workspace) -> No
 
 
 @pytest.mark.parametrize("content", [None, "", "\n"])
-def test_no_secret_is_an_error_that_names_the_file(
-    workspace: Workspace, content: str | None
-) -> None:
+def test_a_missing_or_empty_secret_is_an_error(workspace: Workspace, content: str | None) -> None:
     path = workspace.root / "token"
     if content is not None:
         path.parent.mkdir(parents=True)

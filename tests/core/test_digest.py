@@ -1,4 +1,4 @@
-"""Canonical JSON is RFC 8785's, by whichever way it is written."""
+"""Canonical JSON equals RFC 8785, whichever encoder is used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Light(StrEnum):
 
 @settings(max_examples=500)
 @given(VALUES)
-def test_it_is_spelled_as_the_standard_says(value: Any) -> None:
+def test_equal_to_the_reference_implementation(value: Any) -> None:
     assert digest.canonical_json(value) == rfc8785.dumps(value)
 
 
@@ -47,11 +47,11 @@ def test_it_is_spelled_as_the_standard_says(value: Any) -> None:
         {Light.NIGHT: [Light.NIGHT]},
     ],
 )  # fmt: skip
-def test_odd_values_too(value: Any) -> None:
+def test_unusual_values(value: Any) -> None:
     assert digest.canonical_json(value) == rfc8785.dumps(value)
 
 
 @pytest.mark.parametrize("value", [2**53, -(2**53), float("nan"), float("inf"), "\ud800", {1: 2}])
-def test_what_json_cannot_carry_is_refused(value: Any) -> None:
+def test_values_that_json_cannot_hold_are_errors(value: Any) -> None:
     with pytest.raises(DataError, match="canonical JSON"):
         digest.canonical_json([value])

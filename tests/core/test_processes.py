@@ -1,4 +1,4 @@
-"""Nothing outlives whoever needed it."""
+"""Child processes end with their parents, and process settings are restored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_of_a_fork_server_end_with_a_killed_starter(tmp_path: Path) -> None:
+def test_workers_of_a_fork_server_end_with_a_killed_owner(tmp_path: Path) -> None:
     script = tmp_path / "starter.py"
     script.write_text(STARTER)
     starter = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
@@ -47,11 +47,11 @@ def test_workers_of_a_fork_server_end_with_a_killed_starter(tmp_path: Path) -> N
     starter.wait()
     deadline = time.monotonic() + 10
     while any(psutil.pid_exists(pid) for pid in pids):
-        assert time.monotonic() < deadline, "something was left behind"
+        assert time.monotonic() < deadline, "a process was left behind"
         time.sleep(0.05)
 
 
-# ---- What a busy loop does to the process it runs in, and that it is undone.
+# Memory and threads
 
 
 BLOCK = 64 << 20
@@ -59,23 +59,23 @@ BLOCK = 64 << 20
 glibc_only = pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
 
 
-def faults_of_a_turn() -> int:
+def page_faults_of_an_allocation() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(BLOCK, np.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 @glibc_only
-def test_a_freed_block_is_had_again_without_the_system() -> None:
+def test_freed_memory_is_reused() -> None:
     with processes.keep_freed_memory():
-        faults_of_a_turn()
-        kept = [faults_of_a_turn() for _ in range(3)]
+        page_faults_of_an_allocation()
+        kept = [page_faults_of_an_allocation() for _ in range(3)]
     # Huge pages of 2 MiB are the fewest that the system could hand out anew.
-    assert max(kept) < BLOCK / (4 << 20) < faults_of_a_turn()
+    assert max(kept) < BLOCK / (4 << 20) < page_faults_of_an_allocation()
 
 
 @glibc_only
-def test_memory_goes_back_at_the_end() -> None:
+def test_memory_is_returned_at_the_end() -> None:
     process = psutil.Process()
     with processes.keep_freed_memory():
         np.ones(8 * BLOCK, np.uint8)
@@ -83,7 +83,7 @@ def test_memory_goes_back_at_the_end() -> None:
     assert process.memory_info().rss < kept - 4 * BLOCK
 
 
-def test_opencv_gets_its_threads_back() -> None:
+def test_opencv_threads_are_restored() -> None:
     before = cv2.getNumThreads()
     with pytest.raises(KeyError), processes.single_threaded_opencv():
         assert cv2.getNumThreads() == 1

@@ -1,4 +1,4 @@
-"""Small sources in every format, drawn here so that each test knows exactly what is in them."""
+"""Small sources in every format with known content."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(_run(capsys, *arguments, "--json")[0])
 
 
-def test_from_a_folder_to_a_version_and_its_difference(
+def test_ingest_show_and_compare(
     workspace: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, bar = _run(capsys, "ingest", str(source), "--name", "d")
@@ -62,14 +62,14 @@ def test_roles_can_be_left_out(
     assert value["roles"] == {"none": 3}
 
 
-def test_an_empty_workspace_says_what_to_do(
+def test_an_empty_workspace_prints_the_next_command(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "workbench ingest SOURCE" in _run(capsys, "datasets")[0]
     assert _json(capsys, "datasets") == {"datasets": []}
 
 
-def test_errors_say_what_to_do_and_write_nothing(
+def test_errors_have_a_hint_and_write_nothing(
     workspace: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, status, hint in (

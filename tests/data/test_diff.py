@@ -40,13 +40,13 @@ def test_a_moved_reclassified_or_edited_box_is_one_change() -> None:
     assert found.by_slice["light=night"] == {"added": 0, "removed": 0, "changed": 3}
 
 
-def test_a_box_elsewhere_is_another_object() -> None:
+def test_a_box_without_overlap_is_another_object() -> None:
     old = fleet(1, 1)
     found = diff_datasets(old, _edited(old, 0, box=Box(x=40, y=30, w=5, h=5)))
     assert (len(found.labels_added), len(found.labels_removed), found.labels_changed) == (1, 1, ())
 
 
-def test_overlapping_objects_keep_their_own_partner() -> None:
+def test_overlapping_objects_are_matched_one_to_one() -> None:
     old = fleet(1, 1)
     frame = old.frames[0].id
     cyclist = Label(

@@ -24,7 +24,7 @@ def _reasons(ingested: data.IngestResult) -> dict[str, str]:
     return {entry.file: entry.reason for entry in ingested.quarantine}
 
 
-def test_frames_are_named_by_their_bytes_and_lie_in_the_media_folder(
+def test_frames_are_named_by_digest_and_stored_in_the_media_folder(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     ingested = data.ingest(workspace, coco_source(tmp_path / "s"), name="d")
@@ -37,7 +37,7 @@ def test_frames_are_named_by_their_bytes_and_lie_in_the_media_folder(
     assert {label.annotator for label in ingested.dataset.labels} == {"import:coco"}
 
 
-def test_digest_depends_on_neither_path_nor_order_nor_workers(
+def test_the_digest_is_independent_of_path_order_and_workers(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     first = coco_source(tmp_path / "first", frames=70)
@@ -57,9 +57,7 @@ def test_digest_depends_on_neither_path_nor_order_nor_workers(
     )
 
 
-def test_bad_images_are_quarantined_each_for_its_reason(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_invalid_images_are_quarantined_with_a_reason(workspace: Workspace, tmp_path: Path) -> None:
     source = tmp_path / "s"
     good = write_picture(source / "images" / "a_0001.jpg", 1)
     images = source / "images"
@@ -88,7 +86,7 @@ def test_bad_images_are_quarantined_each_for_its_reason(
     }
 
 
-def test_a_bad_label_is_quarantined_and_its_frame_stays(
+def test_an_invalid_label_is_quarantined_without_its_frame(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     source = tmp_path / "s"
@@ -125,7 +123,9 @@ def test_a_bad_label_is_quarantined_and_its_frame_stays(
     assert (person.ignore, person.occluded, person.track) == (True, 0.25, "3")
 
 
-def test_what_is_dropped_or_ignored_is_no_fault(workspace: Workspace, tmp_path: Path) -> None:
+def test_dropped_and_ignored_classes_are_not_quarantined(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     source = tmp_path / "s"
     write_picture(source / "a_0001.jpg", 1)
     boxes = [coco_box(1, 0, [4, 5, 9, 9], category=3), coco_box(2, 0, [30, 5, 9, 9], category=2)]
@@ -136,7 +136,7 @@ def test_what_is_dropped_or_ignored_is_no_fault(workspace: Workspace, tmp_path: 
     assert [(label.cls, label.ignore) for label in ingested.dataset.labels] == [(ANY_CLASS, True)]
 
 
-def test_unusual_pixels_are_taken_as_they_are(workspace: Workspace, tmp_path: Path) -> None:
+def test_unusual_pixel_formats_are_accepted(workspace: Workspace, tmp_path: Path) -> None:
     for number, (mode, suffix) in enumerate([("L", "png"), ("RGBA", "png"), ("CMYK", "jpg")]):
         path = tmp_path / "s" / f"a_{number:04d}.{suffix}"
         path.parent.mkdir(exist_ok=True)
@@ -154,7 +154,9 @@ def test_unusual_pixels_are_taken_as_they_are(workspace: Workspace, tmp_path: Pa
     ]
 
 
-def test_times_from_frame_numbers_say_so(workspace: Workspace, tmp_path: Path) -> None:
+def test_timestamps_from_frame_numbers_are_marked_as_assumed(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     for number in (30, 60):
         write_picture(tmp_path / "s" / f"drive_f{number:05d}.jpg", number)
     dataset = data.ingest(workspace, tmp_path / "s", name="d", frame_rate=15).dataset
@@ -163,7 +165,7 @@ def test_times_from_frame_numbers_say_so(workspace: Workspace, tmp_path: Path) -
     assert dataset.drives[0].time_source == "frame number at 15 Hz (assumed)"
 
 
-def test_what_drives_json_says_wins_and_rendered_labels_say_so(
+def test_drives_json_overrides_annotations_and_marks_rendered_labels(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     source = coco_source(tmp_path / "s", frames=2)
@@ -189,7 +191,7 @@ def test_what_drives_json_says_wins_and_rendered_labels_say_so(
     assert origins == {first.id: Origin.RENDERED, second.id: Origin.IMPORTED}
 
 
-def test_a_wrong_drives_json_is_refused_with_the_field(
+def test_an_invalid_drives_json_is_an_error_with_the_field(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     source = coco_source(tmp_path / "s")
@@ -198,7 +200,7 @@ def test_a_wrong_drives_json_is_refused_with_the_field(
         data.ingest(workspace, source, name="d")
 
 
-def test_image_names_cannot_leave_the_source(workspace: Workspace, tmp_path: Path) -> None:
+def test_image_names_outside_the_source_are_not_read(workspace: Workspace, tmp_path: Path) -> None:
     source = coco_source(tmp_path / "s", frames=1)
     write_picture(tmp_path / "secret.jpg", 9)
     body = json.loads((source / "labels.coco.json").read_text())
@@ -218,7 +220,7 @@ def test_parameters_are_checked_before_anything_is_read(
         data.ingest(workspace, tmp_path / "away", name="a")
 
 
-def test_nothing_usable_is_an_error_that_says_why(workspace: Workspace, tmp_path: Path) -> None:
+def test_no_usable_frames_is_an_error_with_the_reason(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.jpg").write_bytes(b"no")
     with pytest.raises(DataError, match=r"no usable frames \(unreadable\)"):
@@ -233,7 +235,7 @@ def test_damaged_media_is_written_again(workspace: Workspace, tmp_path: Path) ->
     assert digest.of_file(stored.media_path(workspace, frame)) == frame.id
 
 
-def test_it_works_below_threads_and_without_a_main_guard(tmp_path: Path) -> None:
+def test_ingest_works_with_threads_and_without_a_main_guard(tmp_path: Path) -> None:
     # As in a notebook kernel: no file to import, and other threads alive.
     source = coco_source(tmp_path / "s", frames=70)
     code = f"""

@@ -31,14 +31,14 @@ def _problems(source: Source) -> dict[str, str]:
         ("street.png", "unknown", 0, None),
     ],
 )
-def test_names_tell_drive_and_counter(
+def test_file_names_give_drive_and_frame_number(
     name: str, drive: str, index: int, counter: int | None
 ) -> None:
     parts = parse_file_name(name)
     assert (parts.drive, parts.index, parts.counter) == (drive, index, counter)
 
 
-def test_voc_counts_from_one_and_includes_both_corners(tmp_path: Path) -> None:
+def test_voc_pixels_count_from_one_and_include_both_corners(tmp_path: Path) -> None:
     write_picture(tmp_path / "JPEGImages" / "a.jpg", 1)
     annotations = tmp_path / "Annotations"
     annotations.mkdir()
@@ -67,7 +67,7 @@ def test_voc_counts_from_one_and_includes_both_corners(tmp_path: Path) -> None:
     }
 
 
-def test_voc_with_a_broken_or_hostile_annotation_leaves_the_image_out(tmp_path: Path) -> None:
+def test_voc_images_with_invalid_annotations_are_left_out(tmp_path: Path) -> None:
     for name in ("good", "torn", "bomb"):
         write_picture(tmp_path / f"{name}.jpg", len(name) + ord(name[0]))
     (tmp_path / "good.xml").write_text("<annotation></annotation>")
@@ -80,7 +80,7 @@ def test_voc_with_a_broken_or_hostile_annotation_leaves_the_image_out(tmp_path: 
     assert _problems(found) == {"torn.xml": "mislabelled", "bomb.xml": "mislabelled"}
 
 
-def test_yolo_boxes_polygons_and_lines_that_are_neither(tmp_path: Path) -> None:
+def test_yolo_boxes_polygons_and_invalid_lines(tmp_path: Path) -> None:
     write_picture(tmp_path / "images" / "train" / "a.jpg", 1)
     write_picture(tmp_path / "images" / "train" / "b.jpg", 2)
     labels = tmp_path / "labels" / "train"
@@ -135,7 +135,7 @@ def test_kitti_levels_ignore_regions_and_calibration(tmp_path: Path) -> None:
     assert len(details) == 2 and "score" in details[0] and "3 columns" in details[1]
 
 
-def test_coco_carries_what_the_renderer_knows(tmp_path: Path) -> None:
+def test_coco_fields_of_rendered_drives_are_read(tmp_path: Path) -> None:
     image = coco_image(
         0,
         "x.jpg",
@@ -162,7 +162,7 @@ def test_coco_carries_what_the_renderer_knows(tmp_path: Path) -> None:
     assert frame.boxes[0].corners == (1, 2, 4, 6)
 
 
-def test_several_coco_files_have_to_be_told_apart(tmp_path: Path) -> None:
+def test_several_coco_files_are_an_error(tmp_path: Path) -> None:
     source = coco_source(tmp_path)
     text = (source / "labels.coco.json").read_text()
     (source / "labels.coco.json").rename(source / "a.json")
@@ -171,7 +171,7 @@ def test_several_coco_files_have_to_be_told_apart(tmp_path: Path) -> None:
         readers.read_source(source, "coco")
 
 
-def test_anything_in_a_coco_file_is_survived(tmp_path: Path) -> None:
+def test_any_content_of_a_coco_file_is_handled(tmp_path: Path) -> None:
     source = coco_source(tmp_path, frames=1)
     body = json.loads((source / "labels.coco.json").read_text())
     body["images"] += [7, {}, {"id": 5}, {**body["images"][0], "id": 8, "width": "wide"}]
@@ -202,7 +202,7 @@ def test_formats_and_sources_are_checked(tmp_path: Path) -> None:
     w=st.integers(1, WIDTH),
     h=st.integers(1, HEIGHT),
 )
-def test_one_box_means_the_same_in_every_format(x: int, y: int, w: int, h: int) -> None:
+def test_a_box_is_the_same_in_every_format(x: int, y: int, w: int, h: int) -> None:
     import xml.etree.ElementTree as ET
 
     from workbench.data.readers import per_image
@@ -231,7 +231,7 @@ def test_one_box_means_the_same_in_every_format(x: int, y: int, w: int, h: int) 
         ("mmdet3d_samples/demo/data/nuscenes", ("images", 6, 0)),
     ],
 )
-def test_real_sources_are_recognised(
+def test_formats_of_real_sources_are_detected(
     shared_data: Path, folder: str, expected: tuple[str, int, int]
 ) -> None:
     found = readers.read_source(shared_data / folder)

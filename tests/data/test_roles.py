@@ -42,7 +42,7 @@ def fleet(drives: int, frames: int, *, step_s: float | None = 1.0) -> Dataset:
 
 
 @given(st.integers(10, 40), st.integers(0, 1000))
-def test_many_drives_are_never_cut_and_every_role_gets_some(drives: int, seed: int) -> None:
+def test_many_drives_are_not_cut_and_every_role_gets_frames(drives: int, seed: int) -> None:
     dataset = data.assign_roles(fleet(drives, 3), data.RolePolicy(seed=seed))
     by_drive: dict[str, set[Role | None]] = {}
     for frame in dataset.frames:
@@ -57,7 +57,7 @@ def test_many_drives_are_never_cut_and_every_role_gets_some(drives: int, seed: i
     assert dataset.split["method"] == "drive"
 
 
-def test_shares_are_kept_to_within_a_drive() -> None:
+def test_shares_are_met_to_within_a_drive() -> None:
     dataset = data.assign_roles(fleet(40, 5))
     counts = dataset.split["frames"]
     for role, share in {"seed": 0.15, "pool": 0.5, "val": 0.1, "safety": 0.25}.items():
@@ -65,7 +65,7 @@ def test_shares_are_kept_to_within_a_drive() -> None:
 
 
 @given(st.integers(1, 9), st.integers(80, 160), st.integers(0, 1000))
-def test_stretches_of_one_drive_keep_their_distance(drives: int, frames: int, seed: int) -> None:
+def test_blocks_of_a_drive_have_gaps(drives: int, frames: int, seed: int) -> None:
     dataset = data.assign_roles(fleet(drives, frames), data.RolePolicy(seed=seed))
     assert dataset.split["method"] == "time blocks"
     for drive in dataset.drives:
@@ -77,14 +77,14 @@ def test_stretches_of_one_drive_keep_their_distance(drives: int, frames: int, se
             assert (after.timestamp_us or 0) - (before.timestamp_us or 0) >= 10_000_000
 
 
-def test_a_drive_too_short_to_cut_stays_whole_and_is_named() -> None:
+def test_a_drive_too_short_to_cut_is_recorded() -> None:
     dataset = data.assign_roles(fleet(2, 30))
     for drive in ("d00", "d01"):
         assert len({frame.role for frame in dataset.frames if frame.drive == drive}) == 1
     assert dataset.split["drives_too_short_to_cut"] == ["d00", "d01"]
 
 
-def test_without_a_clock_the_gap_counts_frames() -> None:
+def test_without_timestamps_the_gap_counts_frames() -> None:
     dataset = data.assign_roles(fleet(1, 100, step_s=None))
     roles = [frame.role for frame in dataset.frames]
     assert roles.count(None) == 27 or roles.count(None) == 30
@@ -98,7 +98,7 @@ def test_roles_repeat_and_follow_the_seed() -> None:
     assert first.frames != other.frames
 
 
-def test_withheld_labels_are_in_the_answers_and_nowhere_else() -> None:
+def test_withheld_labels_are_only_in_the_answers() -> None:
     dataset = data.assign_roles(fleet(12, 3))
     kept, answers = data.withhold_labels(dataset)
     pool = {frame.id for frame in dataset.frames if frame.role is Role.POOL}
@@ -110,7 +110,7 @@ def test_withheld_labels_are_in_the_answers_and_nowhere_else() -> None:
     assert kept.split["withheld"] == {"role": "pool", "labels": len(answers.labels)}
 
 
-def test_senseless_policies_are_refused() -> None:
+def test_invalid_policies_are_errors() -> None:
     for policy in (
         data.RolePolicy(shares={Role.POOL: -1.0, Role.VAL: 2.0}),
         data.RolePolicy(shares={}),

@@ -27,7 +27,7 @@ def test_source_names(name: str, cls: str | None) -> None:
     assert data.FRONT_CAMERA.class_of(name) == cls
 
 
-def test_the_mapping_leads_to_classes_and_the_renderer_speaks_the_same() -> None:
+def test_mapping_targets_are_classes_and_cover_the_renderer() -> None:
     schema = data.FRONT_CAMERA
     assert set(schema.mapping.values()) <= {*schema.classes, IGNORE, DROP}
     assert not set(schema.mapping) & set(schema.classes)
@@ -35,7 +35,7 @@ def test_the_mapping_leads_to_classes_and_the_renderer_speaks_the_same() -> None
     assert set(schema.vulnerable) <= set(schema.classes)
 
 
-def test_more_names_can_be_mapped_but_not_to_anything() -> None:
+def test_names_can_be_mapped_to_classes_only() -> None:
     schema = data.with_mapping(data.FRONT_CAMERA, {"Big Vehicle": "truck"})
     assert schema.class_of("big vehicle") == "truck"
     assert data.FRONT_CAMERA.class_of("big vehicle") is None

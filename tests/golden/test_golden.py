@@ -1,4 +1,4 @@
-"""Records that were written by earlier code are read by today's, and mean the same."""
+"""Records that were written by earlier code can still be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_kind_has_a_golden_record() -> None:
 
 
 @pytest.mark.parametrize("kind", KNOWN)
-def test_it_is_read_whole(golden: Store, kind: str) -> None:
+def test_records_are_read(golden: Store, kind: str) -> None:
     ref = KNOWN[kind]
     record = golden.load(ref)
     assert type(record) is RECORD_TYPES[kind]
@@ -45,7 +45,7 @@ def test_it_is_read_whole(golden: Store, kind: str) -> None:
     assert {name: read[name] for name in written} == written
 
 
-def test_the_golden_dataset_means_what_it_meant(golden: Store) -> None:
+def test_the_golden_dataset_has_its_old_content(golden: Store) -> None:
     ref = KNOWN["dataset"]
     dataset = stored.load_dataset(golden, ref)
     frame, drive, label = dataset.frames[0], dataset.drives[0], dataset.labels[0]
@@ -56,7 +56,7 @@ def test_the_golden_dataset_means_what_it_meant(golden: Store) -> None:
     assert [entry.reason for entry in entries] == ["unreadable"]
 
 
-def test_the_generator_never_touches_what_is_there(
+def test_the_generator_does_not_change_existing_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "golden"

@@ -15,15 +15,15 @@ from workbench.records.base import Ref, digest_of
 from workbench.records.store import Store
 
 
-def _kept(store: Store, frames: int, name: str = "fleet") -> Ref:
+def _saved(store: Store, frames: int, name: str = "fleet") -> Ref:
     ref = dataset.save_dataset(store, replace(fleet(1, frames), name=name), made_by="test")
     mark = store.folder(ref) / "COMPLETE"
     os.utime(mark, (frames, frames))  # a definite order
     return ref
 
 
-def test_names_numbers_and_digests_lead_to_the_record(workspace: Workspace, store: Store) -> None:
-    first, second = _kept(store, 1), _kept(store, 2)
+def test_names_numbers_and_digests_are_resolved(workspace: Workspace, store: Store) -> None:
+    first, second = _saved(store, 1), _saved(store, 2)
     assert str(references.register_dataset(workspace, first)) == "fleet@1"
     assert str(references.register_dataset(workspace, second)) == "fleet@2"
     assert str(references.register_dataset(workspace, first)) == "fleet@1", "a number never changes"
@@ -58,7 +58,7 @@ def test_invalid_references_name_the_remedy(
     workspace: Workspace, store: Store, text: str, message: str
 ) -> None:
     for frames in (1, 2):
-        references.register_dataset(workspace, _kept(store, frames))
+        references.register_dataset(workspace, _saved(store, frames))
     with pytest.raises(RecordError, match=message):
         references.resolve_dataset(workspace, text)
 
@@ -66,7 +66,7 @@ def test_invalid_references_name_the_remedy(
 def test_a_missing_or_damaged_index_is_rebuilt_from_the_records(
     workspace: Workspace, store: Store
 ) -> None:
-    refs = [_kept(store, frames) for frames in (1, 2, 3)]
+    refs = [_saved(store, frames) for frames in (1, 2, 3)]
     for ref in refs:
         references.register_dataset(workspace, ref)
     before = references.list_dataset_versions(workspace)
@@ -81,8 +81,8 @@ def _register(root: Path, ref: Ref) -> int:
     return references.register_dataset(Workspace(root), ref).number
 
 
-def test_concurrent_registrations_lose_nothing(workspace: Workspace, store: Store) -> None:
-    refs = [_kept(store, frames) for frames in range(1, 7)]
+def test_concurrent_registrations_are_all_stored(workspace: Workspace, store: Store) -> None:
+    refs = [_saved(store, frames) for frames in range(1, 7)]
     (workspace.index / "datasets").mkdir(parents=True)
     (workspace.index / "datasets" / "versions.json").write_text("{}")
     with multiprocessing.get_context("fork").Pool(3) as pool:

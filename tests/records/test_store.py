@@ -1,4 +1,4 @@
-"""What the store promises: whole records or none, unchanged or refused, written once."""
+"""Records are complete or absent, verified when read, and written once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_record_is_named_by_its_content_and_payload(store: Store) -> None:
     assert store.payload(first, "a.txt").read_bytes() == b"one"
 
 
-def test_order_of_payload_and_side_files_do_not_shape_the_digest(
+def test_payload_order_and_side_files_do_not_change_the_digest(
     store: Store, tmp_path: Path
 ) -> None:
     file = tmp_path / "b"
@@ -58,13 +58,13 @@ def test_order_of_payload_and_side_files_do_not_shape_the_digest(
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a/../x"])
-def test_payload_names_cannot_leave_the_record(store: Store, name: str) -> None:
+def test_payload_names_outside_the_record_are_errors(store: Store, name: str) -> None:
     with pytest.raises(RecordError, match="outside the record"):
         store.put(_record(), {name: b""})
     assert not list(store.root.rglob("*")), "nothing was written"
 
 
-def test_a_changed_record_is_refused(store: Store) -> None:
+def test_a_changed_record_is_an_error(store: Store) -> None:
     ref = store.put(_record())
     path = store.folder(ref) / "record.json"
     path.write_bytes(path.read_bytes().replace(b'"frames":1', b'"frames":2'))
@@ -72,7 +72,7 @@ def test_a_changed_record_is_refused(store: Store) -> None:
         store.load(ref)
 
 
-def test_a_changed_or_missing_payload_is_refused(store: Store) -> None:
+def test_a_changed_or_missing_payload_is_an_error(store: Store) -> None:
     ref = store.put(_record(), {"a": b"one", "b": b"two"})
     (store.folder(ref) / "payload" / "a").write_bytes(b"One")
     (store.folder(ref) / "payload" / "b").unlink()
@@ -83,7 +83,7 @@ def test_a_changed_or_missing_payload_is_refused(store: Store) -> None:
         store.payload(ref, "c")
 
 
-def test_a_record_without_its_mark_is_not_there(store: Store) -> None:
+def test_a_record_without_its_marker_does_not_exist(store: Store) -> None:
     ref = store.put(_record(), {"a": b"one"})
     (store.folder(ref) / "COMPLETE").unlink()
     assert not store.exists(ref)
@@ -94,9 +94,7 @@ def test_a_record_without_its_mark_is_not_there(store: Store) -> None:
     assert store.payload(ref, "a").read_bytes() == b"one"
 
 
-def test_killed_between_writing_and_the_mark_leaves_nothing_to_read(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_write_killed_before_the_marker_leaves_no_record(store: Store, tmp_path: Path) -> None:
     code = f"""
 import os, signal
 from workbench.records import store as module
@@ -122,7 +120,7 @@ def _put(root: Path, size: int) -> str:
     return Store(Workspace(root)).put(record, {"big": b"x" * size})
 
 
-def test_many_writers_of_one_record_agree(workspace: Workspace) -> None:
+def test_concurrent_writers_of_one_record(workspace: Workspace) -> None:
     with multiprocessing.get_context("fork").Pool(4) as pool:
         refs = pool.starmap(_put, [(workspace.root, 300_000)] * 6)
     assert len(set(refs)) == 1
@@ -132,7 +130,7 @@ def test_many_writers_of_one_record_agree(workspace: Workspace) -> None:
     assert not list(store.root.glob("environment/.writing-*"))
 
 
-def test_a_kind_or_form_from_elsewhere_is_refused_in_plain_words(store: Store) -> None:
+def test_unknown_kinds_and_formats_are_errors(store: Store) -> None:
     ref = store.put(_record())
     with pytest.raises(RecordError, match="expected a notebook record"):
         store.get(ref, NotebookSource)
@@ -149,7 +147,7 @@ def test_a_kind_or_form_from_elsewhere_is_refused_in_plain_words(store: Store) -
         store.load("dataset/short")
 
 
-def test_refs_come_oldest_first(store: Store) -> None:
+def test_refs_are_sorted_by_age(store: Store) -> None:
     refs = [store.put(_record(name)) for name in "abc"]
     for age, ref in enumerate(reversed(refs)):
         os.utime(store.folder(ref) / "COMPLETE", (age, age))
@@ -171,7 +169,7 @@ _labels = st.builds(
 
 
 @given(_labels)
-def test_labels_survive_canonical_json_to_the_bit(label: Label) -> None:
+def test_labels_round_trip_through_canonical_json(label: Label) -> None:
     content = digest.canonical_json(label.model_dump(mode="json"))
     read = Label.model_validate_json(content)
     assert read == label
@@ -189,13 +187,15 @@ _json = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
 @given(
     machine=st.dictionaries(st.text(max_size=5), _json, max_size=4),
     distributions=st.lists(st.text(max_size=8), max_size=3),
     payload=st.dictionaries(st.from_regex(r"[a-z]{1,8}\.bin", fullmatch=True), st.binary()),
 )
-def test_any_record_survives_the_store(
+def test_records_round_trip_through_the_store(
     store: Store, machine: dict[str, object], distributions: list[str], payload: dict[str, bytes]
 ) -> None:
     record = Environment(python="3.11", distributions=tuple(distributions), machine=machine)
@@ -206,7 +206,7 @@ def test_any_record_survives_the_store(
     assert {name: store.payload(ref, name).read_bytes() for name in payload} == payload
 
 
-def test_references_are_found_wherever_they_stand() -> None:
+def test_references_are_found_at_any_depth() -> None:
     one, two = base.make_ref("dataset", "0" * 64), base.make_ref("bundle", "1" * 64)
     body = {"a": [one, {"b": two}], "c": one, "d": "dataset/short", "e": 5}
     assert base.refs_in(body) == [one, two]

@@ -1,4 +1,4 @@
-"""The doctor finds what was broken on purpose, and says how to mend it."""
+"""Checks of the machine, with problems made on purpose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def by_name(workspace: Workspace) -> dict[str, doctor.HealthCheck]:
     return {check.name: check for check in doctor.run_checks(workspace)}
 
 
-def test_every_failing_check_says_how_to_mend_it(
+def test_every_failed_check_has_a_fix(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -31,7 +31,7 @@ def test_every_failing_check_says_how_to_mend_it(
     assert not checks["Chromium"].required
 
 
-def test_an_external_label_studio_makes_ours_optional(
+def test_a_local_label_studio_is_optional_beside_an_external_one(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_LABEL_STUDIO_ENVIRONMENT", str(tmp_path))
@@ -49,7 +49,7 @@ def test_exposed_secrets_are_found(workspace: Workspace) -> None:
     assert "chmod" in check.fix
 
 
-def test_packages_out_of_step_are_named(tmp_path: Path) -> None:
+def test_mismatched_packages_are_listed(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text(
         "# made by hand\n"
@@ -63,7 +63,7 @@ def test_packages_out_of_step_are_named(tmp_path: Path) -> None:
     assert wrong[1] == "no-such-package==1.0 is missing"
 
 
-def test_the_command_exits_with_its_verdict(workspace: Workspace) -> None:
+def test_the_exit_status_follows_the_checks(workspace: Workspace) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "workbench", "doctor", "--json"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Starting and stopping, with a server small enough to misbehave on demand."""
+"""Start and stop servers, with a small server that fails on demand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ sys.exit(subprocess.call([sys.executable, "-c", {WEB!r}, sys.argv[1]]))
 BROKEN = "print('reading settings'); print('the configuration is wrong'); raise SystemExit(3)"
 
 
-class Small(Server):
+class SmallServer(Server):
     name = "small"
     start_timeout_s = 20.0
 
@@ -54,129 +54,129 @@ class Small(Server):
         return probes.http_ok(self.url(port), timeout_s=2.0)
 
 
-def quiet(_: str) -> None:
+def ignore(_: str) -> None:
     return None
 
 
 @pytest.fixture
 def workspace(workspace: Workspace) -> Iterator[Workspace]:
     yield workspace
-    lifecycle.stop_server(Small(), workspace)
+    lifecycle.stop_server(SmallServer(), workspace)
 
 
-def test_started_found_stopped(workspace: Workspace) -> None:
-    assert lifecycle.observe_server(Small(), workspace).state == "stopped"
-    said: list[str] = []
-    first = lifecycle.start_server(Small(), workspace, said.append)
+def test_start_observe_stop(workspace: Workspace) -> None:
+    assert lifecycle.observe_server(SmallServer(), workspace).state == "stopped"
+    messages: list[str] = []
+    first = lifecycle.start_server(SmallServer(), workspace, messages.append)
     assert first.state == "running"
-    assert len(said) == 2
-    assert lifecycle.start_server(Small(), workspace, said.append) == first
-    assert len(said) == 2
-    assert lifecycle.stop_server(Small(), workspace)
-    after = lifecycle.observe_server(Small(), workspace)
+    assert len(messages) == 2
+    assert lifecycle.start_server(SmallServer(), workspace, messages.append) == first
+    assert len(messages) == 2
+    assert lifecycle.stop_server(SmallServer(), workspace)
+    after = lifecycle.observe_server(SmallServer(), workspace)
     assert (after.state, after.url, after.pid) == ("stopped", first.url, None)
-    assert not lifecycle.stop_server(Small(), workspace)
+    assert not lifecycle.stop_server(SmallServer(), workspace)
 
 
-def test_a_start_keeps_its_port_and_gives_way_when_it_is_taken(workspace: Workspace) -> None:
-    first = lifecycle.start_server(Small(), workspace, quiet)
-    lifecycle.stop_server(Small(), workspace)
-    again = lifecycle.start_server(Small(), workspace, quiet)
+def test_a_server_keeps_its_port_unless_it_is_taken(workspace: Workspace) -> None:
+    first = lifecycle.start_server(SmallServer(), workspace, ignore)
+    lifecycle.stop_server(SmallServer(), workspace)
+    again = lifecycle.start_server(SmallServer(), workspace, ignore)
     assert again.url == first.url
-    lifecycle.stop_server(Small(), workspace)
+    lifecycle.stop_server(SmallServer(), workspace)
     facts = read_process_info(workspace, "small")
     assert facts is not None
     with socket.create_server(("127.0.0.1", facts.port)):
-        elsewhere = lifecycle.start_server(Small(), workspace, quiet)
+        elsewhere = lifecycle.start_server(SmallServer(), workspace, ignore)
     assert elsewhere.url != first.url
 
 
-def test_a_server_that_dies_at_once_is_an_error_with_its_last_words(workspace: Workspace) -> None:
+def test_a_failed_start_is_an_error_with_the_end_of_the_log(workspace: Workspace) -> None:
     with pytest.raises(
         ServiceError, match="reading settings\nthe configuration is wrong"
     ) as caught:
-        lifecycle.start_server(Small(BROKEN), workspace, quiet)
+        lifecycle.start_server(SmallServer(BROKEN), workspace, ignore)
     assert str(workspace.services / "small" / "server.log") in str(caught.value)
 
 
-def test_an_orphaned_worker_is_ended_before_the_next_start(workspace: Workspace) -> None:
-    first = lifecycle.start_server(Small(PARENT), workspace, quiet)
+def test_an_orphaned_worker_is_terminated_before_the_next_start(workspace: Workspace) -> None:
+    first = lifecycle.start_server(SmallServer(PARENT), workspace, ignore)
     (worker,) = psutil.Process(first.pid).children()
     psutil.Process(first.pid).kill()
-    again = lifecycle.start_server(Small(PARENT), workspace, quiet)
+    again = lifecycle.start_server(SmallServer(PARENT), workspace, ignore)
     assert again.url == first.url
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_server_whose_start_was_never_written_down_is_found(workspace: Workspace) -> None:
-    first = lifecycle.start_server(Small(), workspace, quiet)
+def test_a_server_whose_start_was_not_stored_is_found(workspace: Workspace) -> None:
+    first = lifecycle.start_server(SmallServer(), workspace, ignore)
     assert first.pid is not None
     (workspace.services / "small" / "state.json").unlink()
     assert [p.pid for p in lifecycle.find_service_processes(workspace, "small")] == [first.pid]
-    again = lifecycle.start_server(Small(), workspace, quiet)
+    again = lifecycle.start_server(SmallServer(), workspace, ignore)
     assert again.pid != first.pid
     assert [p.pid for p in lifecycle.find_service_processes(workspace, "small")] == [again.pid]
 
 
-def test_a_damaged_state_file_is_as_good_as_none(workspace: Workspace) -> None:
-    lifecycle.start_server(Small(), workspace, quiet)
+def test_a_damaged_state_file_counts_as_missing(workspace: Workspace) -> None:
+    lifecycle.start_server(SmallServer(), workspace, ignore)
     (workspace.services / "small" / "state.json").write_text('{"pid": 12')
-    assert lifecycle.observe_server(Small(), workspace).state == "stopped"
-    assert lifecycle.start_server(Small(), workspace, quiet).state == "running"
+    assert lifecycle.observe_server(SmallServer(), workspace).state == "stopped"
+    assert lifecycle.start_server(SmallServer(), workspace, ignore).state == "running"
 
 
 def test_a_frozen_server_is_broken_and_replaced(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Impatient(Small):
+    class Impatient(SmallServer):
         start_timeout_s = 2.0
 
         def answers(self, port: int) -> bool:
             return probes.http_ok(self.url(port), timeout_s=0.3)
 
-    first = lifecycle.start_server(Impatient(), workspace, quiet)
+    first = lifecycle.start_server(Impatient(), workspace, ignore)
     psutil.Process(first.pid).suspend()
     assert lifecycle.observe_server(Impatient(), workspace).state == "broken"
     monkeypatch.setattr(lifecycle, "_STOP_TIMEOUT_S", 1.0)
-    again = lifecycle.start_server(Impatient(), workspace, quiet)
+    again = lifecycle.start_server(Impatient(), workspace, ignore)
     assert again.pid != first.pid
     assert again.state == "running"
 
 
-def test_a_recycled_pid_is_not_ours(workspace: Workspace) -> None:
+def test_a_reused_pid_is_not_our_server(workspace: Workspace) -> None:
     me = psutil.Process()
     write_process_info(
         workspace, "small", ProcessInfo(os.getpid(), me.create_time() - 1000, probes.choose_port())
     )
-    assert lifecycle.observe_server(Small(), workspace).state == "stopped"
+    assert lifecycle.observe_server(SmallServer(), workspace).state == "stopped"
 
 
-def test_a_server_outlives_ctrl_c_and_sees_no_stray_settings(
+def test_a_server_has_its_own_session_and_a_clean_environment(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_NAME", "somebody-elses")
-    state = lifecycle.start_server(Small(), workspace, quiet)
+    state = lifecycle.start_server(SmallServer(), workspace, ignore)
     assert state.pid is not None
     assert os.getsid(state.pid) == state.pid
     assert "DATABASE_NAME" not in psutil.Process(state.pid).environ()
 
 
-def test_a_large_log_is_put_aside(workspace: Workspace) -> None:
+def test_a_large_log_is_rotated(workspace: Workspace) -> None:
     log = workspace.services / "small" / "server.log"
     log.parent.mkdir(parents=True)
     with log.open("wb") as stream:
         stream.truncate(17 * 2**20)
-    lifecycle.start_server(Small(), workspace, quiet)
+    lifecycle.start_server(SmallServer(), workspace, ignore)
     assert log.stat().st_size < 2**20
     assert Path(f"{log}.1").stat().st_size == 17 * 2**20
 
 
-def test_a_start_whose_command_was_killed_is_waited_for(workspace: Workspace) -> None:
-    slow = Small("import time; time.sleep(1.0)\n" + WEB)
+def test_a_start_whose_command_was_killed_is_awaited(workspace: Workspace) -> None:
+    slow = SmallServer("import time; time.sleep(1.0)\n" + WEB)
     folder = workspace.services / "small"
     folder.mkdir(parents=True)
     lifecycle._launch(slow, workspace, probes.choose_port())  # and the command dies here
     begun = read_process_info(workspace, "small")
     assert begun is not None
     assert lifecycle.observe_server(slow, workspace).state == "broken"
-    assert lifecycle.start_server(slow, workspace, quiet).pid == begun.pid
+    assert lifecycle.start_server(slow, workspace, ignore).pid == begun.pid

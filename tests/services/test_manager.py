@@ -1,4 +1,4 @@
-"""What is ours, what is external, and what may be shown of it; no server is started here."""
+"""Local and external servers; no server is started here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workbench.services.lifecycle import ProcessInfo, write_process_info
 
 
 @pytest.fixture(autouse=True)
-def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_external_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*manager.EXTERNAL_VARIABLES.values(), "LABEL_STUDIO_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("LABEL_STUDIO_TOKEN", "LABEL_STUDIO_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_an_empty_workspace_has_nothing_running_and_stays_empty(workspace: Workspace) -> None:
+def test_status_of_an_empty_workspace_creates_nothing(workspace: Workspace) -> None:
     states = services.status(workspace)
     assert tuple(states) == services.SERVICE_NAMES
     assert {state.state for state in states.values()} == {"stopped"}
@@ -27,17 +27,17 @@ def test_an_empty_workspace_has_nothing_running_and_stays_empty(workspace: Works
     assert not workspace.root.exists()
 
 
-def test_unknown_names_are_refused_with_the_known_ones(workspace: Workspace) -> None:
+def test_an_unknown_service_is_an_error_with_the_known_names(workspace: Workspace) -> None:
     with pytest.raises(ParameterError, match="label-studio"):
         services.status(workspace, ["labelstudio"])
 
 
-def test_no_environment_without_servers(workspace: Workspace) -> None:
+def test_environment_needs_running_servers(workspace: Workspace) -> None:
     with pytest.raises(ServiceError, match="workbench up"):
         services.environment(workspace, ["mlflow"])
 
 
-def test_tracking_without_a_server_is_taken_as_named(
+def test_a_tracking_uri_without_a_server_is_used_as_it_is(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
@@ -45,7 +45,7 @@ def test_tracking_without_a_server_is_taken_as_named(
     assert services.environment(workspace, ["mlflow"])["MLFLOW_TRACKING_URI"] == "databricks"
 
 
-def test_a_password_in_an_address_is_not_shown(
+def test_a_password_in_an_address_is_masked(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://ann:very-secret@127.0.0.1:9/x?ssl=false")
@@ -56,7 +56,7 @@ def test_a_password_in_an_address_is_not_shown(
     assert "very-secret" in handed_on
 
 
-def test_our_own_address_in_the_environment_is_not_external(
+def test_a_local_address_in_the_environment_is_not_external(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_process_info(workspace, "mlflow", ProcessInfo(pid=1, born=0.0, port=23456))
@@ -82,6 +82,6 @@ def test_an_external_label_studio_needs_a_token(
     assert services.label_studio_admin(workspace).token == "from-a-variable"
 
 
-def test_no_administrator_before_the_first_start(workspace: Workspace) -> None:
+def test_admin_credentials_need_a_first_start(workspace: Workspace) -> None:
     with pytest.raises(ServiceError, match="workbench up"):
         services.label_studio_admin(workspace)

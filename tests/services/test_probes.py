@@ -1,4 +1,4 @@
-"""Ports stay, and give way to whoever is there."""
+"""Free ports and health checks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def listener() -> socket.socket:
     return socket.create_server((probes.LOOPBACK, 0))
 
 
-def test_a_taken_port_is_not_free_and_another_is_chosen() -> None:
+def test_a_used_port_is_not_chosen() -> None:
     with listener() as server:
         taken = server.getsockname()[1]
         assert not probes.is_port_free(taken)
         assert probes.choose_port(taken) != taken
 
 
-def test_the_remembered_port_is_kept() -> None:
+def test_the_preferred_port_is_chosen() -> None:
     port = probes.choose_port()
     assert probes.choose_port(port) == port
 
 
-def test_a_port_that_becomes_free_in_time_is_kept() -> None:
+def test_a_port_that_becomes_free_in_time_is_chosen() -> None:
     server = listener()
     port = server.getsockname()[1]
     closing = threading.Timer(0.2, server.close)
@@ -46,7 +46,7 @@ def test_a_closed_connection_does_not_block_the_port() -> None:
     assert probes.is_port_free(port)
 
 
-# ---- Health questions: only a real answer of the right kind counts.
+# Health checks
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -66,28 +66,28 @@ def web() -> Iterator[int]:
         server.shutdown()
 
 
-def test_http_counts_only_success(web: int) -> None:
+def test_only_status_2xx_is_ok(web: int) -> None:
     assert probes.http_ok(f"http://127.0.0.1:{web}/health")
     assert not probes.http_ok(f"http://127.0.0.1:{web}/elsewhere")
     assert probes.http_status(f"http://127.0.0.1:{web}/elsewhere") == 503
 
 
-def test_nobody_there() -> None:
+def test_no_server() -> None:
     port = probes.choose_port()
     assert probes.http_status(f"http://127.0.0.1:{port}/health") == 0
     assert not probes.mongod_ok(port)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:notaport/", "http://", "nonsense"])
-def test_an_address_that_is_none(url: str) -> None:
+def test_invalid_addresses(url: str) -> None:
     assert probes.http_status(url) == 0
 
 
-def test_a_web_server_is_no_mongod(web: int) -> None:
+def test_a_web_server_is_not_a_mongod(web: int) -> None:
     assert not probes.mongod_ok(web)
 
 
-def test_a_server_that_accepts_and_says_nothing_is_not_well() -> None:
+def test_a_server_that_never_answers_is_not_ok() -> None:
     with socket.socket() as server:
         server.bind((probes.LOOPBACK, 0))
         server.listen()

@@ -1,4 +1,4 @@
-"""What a person does with a dataset in a notebook: count, filter, look."""
+"""Datasets as used in a notebook: count, filter, show."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_unknown_condition_or_value_names_the_known_ones(dataset: Dataset) ->
         dataset.where(cls="tram")
 
 
-def test_a_dataset_is_shown_in_a_few_words(dataset: Dataset) -> None:
+def test_repr_html_and_table(dataset: Dataset) -> None:
     assert repr(dataset) == "Dataset('three': 3 frames, 3 labels, 3 drives)"
     assert "pedestrian 1" in dataset._repr_html_()
     table = dataset.to_pandas()
