@@ -166,9 +166,9 @@ def test_replay_without_known_boxes_is_a_parameter_error(tiny_run: TinyRun, tmp_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labelers": "nobody"}, "It can be: people, replay"),
+        ({"labelers": "nobody"}, "Known: people, replay"),
         ({"data": "no/such/folder"}, "no such file or folder"),
-        ({"bugdet": "3"}, "did you mean 'budget'"),
+        ({"bugdet": "3"}, "Did you mean 'budget'"),
     ],
 )
 def test_a_wrong_parameter_starts_nothing(

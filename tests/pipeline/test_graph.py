@@ -131,7 +131,7 @@ def test_only_and_from_say_what_they_leave_out(fanned: Path, workspace: Workspac
     assert only[-1].reasons == ("not selected",)
     below = plan.select_steps(pipeline, start="b[2]").fresh
     assert below == {"b[2]", "c"}
-    with pytest.raises(ContractError, match="did you mean 'b'"):
+    with pytest.raises(ContractError, match="Did you mean 'b'"):
         plan.select_steps(pipeline, start="bb")
 
 

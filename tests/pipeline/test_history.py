@@ -181,7 +181,7 @@ def test_logs_hold_output_log_and_traceback(workspace: Workspace) -> None:
     told = json.loads(invoke("logs", "latest", "a", "--json"))["steps"]
     assert [step["name"] for step in told] == ["a"]
     assert told[0]["failure"].startswith("Traceback …")
-    with pytest.raises(ParameterError, match="Steps: a, b"):
+    with pytest.raises(ParameterError, match="Known: a, b"):
         CliRunner().invoke(cli, ["logs", "latest", "c"], catch_exceptions=False)
 
 

@@ -35,7 +35,7 @@ def test_defaults_and_given_values_come_back_as_json() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"stpes": 3}, "did you mean 'steps'"),
+        ({"stpes": 3}, "Did you mean 'steps'"),
         ({"steps": "many"}, "'steps'"),
         ({"roles": ["blind"]}, "'roles.0'"),
         ({"limit": 0}, "must be ≥ 1"),

@@ -107,10 +107,10 @@ def test_a_folder_that_changed_is_named(project: Path, workspace: Workspace) -> 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"nn": "3"}, "did you mean 'n'"),
+        ({"nn": "3"}, "Did you mean 'n'"),
         ({"n": "three"}, "must be a valid integer"),
         ({"n": "10"}, "must be ≤ 9, got 10"),
-        ({"word": "laud"}, "did you mean 'loud'"),
+        ({"word": "laud"}, "Did you mean 'loud'"),
     ],
 )
 def test_pipeline_parameters_are_checked(project: Path, given: dict[str, str], words: str) -> None:
@@ -122,8 +122,8 @@ def test_pipeline_parameters_are_checked(project: Path, given: dict[str, str], w
     ("steps", "words"),
     [
         ("b: {inputs: {upstream: a.selection}}", "no earlier step 'a'"),
-        ("a: {}\n  b: {inputs: {upstreem: a.selection}}", "did you mean 'upstream'"),
-        ("a: {}\n  b: {inputs: {upstream: a.selektion}}", "did you mean 'selection'"),
+        ("a: {}\n  b: {inputs: {upstreem: a.selection}}", "Did you mean 'upstream'"),
+        ("a: {}\n  b: {inputs: {upstream: a.selektion}}", "Did you mean 'selection'"),
         ("a: {notebook: missing}", "no such notebook"),
         ("a: {paramters: {}}", "paramters"),
     ],

@@ -16,9 +16,9 @@ from typing import Any
 
 from workbench.core import digest
 from workbench.core.errors import ContractError
+from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.pipeline.contract import Input, Resources, StepContract, read_contract
-from workbench.pipeline.parameters import did_you_mean
 from workbench.pipeline.pipeline_file import (
     Condition,
     PipelineDefinition,
@@ -96,9 +96,7 @@ class Pipeline:
         if not names:
             known = [*self.definition.steps, *self.steps]
             raise ContractError(
-                f"no step {name!r}{did_you_mean(name, known)}",
-                where=self.file.name,
-                hint=f"Steps: {', '.join(self.definition.steps)}",
+                f"no step {name!r}", where=self.file.name, hint=did_you_mean(name, known)
             )
         return names
 
@@ -231,9 +229,9 @@ class _GraphBuilder:
         for given in inputs:
             if given not in declared:
                 raise ContractError(
-                    f"step {step!r} has no input {given!r}{did_you_mean(given, declared)}",
+                    f"step {step!r} has no input {given!r}",
                     where=contract.notebook.name,
-                    hint=f"Inputs: {', '.join(declared) or 'none'}",
+                    hint=did_you_mean(given, declared),
                 )
         sources = {}
         for name, declaration in declared.items():
@@ -254,7 +252,8 @@ class _GraphBuilder:
         outputs = steps[0].contract.declaration.outputs
         if output not in outputs:
             raise ContractError(
-                f"{context}: {upstream!r} has no output {output!r}{did_you_mean(output, outputs)}"
+                f"{context}: {upstream!r} has no output {output!r}",
+                hint=did_you_mean(output, outputs),
             )
         kind = outputs[output].kind
         if kind != declaration.kind:
@@ -290,9 +289,8 @@ class _GraphBuilder:
         known = self._expanded
         if other not in known:
             raise ContractError(
-                f"{context or f'step {name!r}'}: no earlier step {other!r}"
-                f"{did_you_mean(other, known)}",
-                hint=f"Earlier steps: {', '.join(known) or 'none'}",
+                f"{context or f'step {name!r}'}: no earlier step {other!r}",
+                hint=did_you_mean(other, known),
             )
         return known[other]
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 
 __all__ = ["parameters_json_schema", "parameters_model"]
@@ -174,10 +174,12 @@ def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> J
     try:
         return model.model_validate(given).model_dump(mode="json")
     except ValidationError as error:
-        known = list(model.model_fields)
-        problems = [_describe_problem(problem, known) for problem in error.errors()]
+        problems = error.errors()
+        unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
         raise ParameterError(
-            "; ".join(problems), where=where, hint=f"Valid parameters: {', '.join(known) or 'none'}"
+            "; ".join(_describe_problem(problem) for problem in problems),
+            where=where,
+            hint=did_you_mean(unknown[0] if unknown else "", model.model_fields),
         ) from error
 
 
@@ -190,12 +192,6 @@ def describe_value_error(problem: Any) -> str:
     else:
         message = problem["msg"].replace("Input should be", "must be")
     return f"{message}, got {problem['input']!r}"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean …?)`` if a known name is spelled much like ``name``, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def imports_of_cells(sources: Iterable[str]) -> dict[str, str]:
@@ -332,8 +328,8 @@ def _parse_cell(source: str, where: str) -> list[ast.stmt]:
         ) from error
 
 
-def _describe_problem(problem: Any, known: list[str]) -> str:
+def _describe_problem(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown parameter {name!r}{did_you_mean(name, known)}"
+        return f"unknown parameter {name!r}"
     return f"parameter {name!r} {describe_value_error(problem)}"

@@ -28,8 +28,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.text import did_you_mean
 from workbench.core.types import Json
-from workbench.pipeline.parameters import describe_value_error, did_you_mean
+from workbench.pipeline.parameters import describe_value_error
 
 __all__ = ["pipeline_json_schema"]
 
@@ -159,9 +160,9 @@ def resolve_parameters(definition: PipelineDefinition, given: Mapping[str, Any])
     for name in given:
         if name not in known:
             raise ParameterError(
-                f"unknown parameter {name!r}{did_you_mean(name, known)}",
+                f"unknown parameter {name!r}",
                 where=definition.name,
-                hint=f"Valid parameters: {', '.join(known) or 'none'}",
+                hint=did_you_mean(name, known),
             )
     values: Json = {}
     for name, declared in definition.parameters.items():
@@ -217,7 +218,9 @@ def _resolve(match: re.Match[str], known: Mapping[str, Any]) -> Any:
             f"{match.group(0)} is not defined for this step",
             hint="Give the step `for_each` with this key",
         )
-    raise ContractError(f"{match.group(0)} is not a pipeline parameter{did_you_mean(name, known)}")
+    raise ContractError(
+        f"{match.group(0)} is not a pipeline parameter", hint=did_you_mean(name, known)
+    )
 
 
 def _environment_variable(name: str, fallback: str | None, where: str) -> str:
@@ -264,8 +267,7 @@ def _check_allowed(name: str, value: Any, declared: PipelineParameter) -> None:
     if declared.choices and value not in declared.choices:
         choices = [str(choice) for choice in declared.choices]
         raise ParameterError(
-            f"parameter {name!r} cannot be {value!r}{did_you_mean(str(value), choices)}",
-            hint=f"Valid values: {', '.join(choices)}",
+            f"parameter {name!r} cannot be {value!r}", hint=did_you_mean(str(value), choices)
         )
     low, high = declared.minimum, declared.maximum
     if low is not None and value < low:

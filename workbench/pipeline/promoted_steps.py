@@ -27,9 +27,9 @@ from pydantic import ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.pipeline.parameters import did_you_mean
 from workbench.records.base import FrozenModel, Ref, make_ref
 from workbench.records.model_types import StepVersion
 
@@ -119,10 +119,9 @@ def resolve_step(project: Path, reference: str) -> PromotedStep:
     aliases = current_aliases(project, name)
     if which not in aliases:
         raise ContractError(
-            f"step {name!r} has no alias {which!r}{did_you_mean(which, list(aliases))}",
+            f"step {name!r} has no alias {which!r}",
             where=reference,
-            hint=f"Aliases: {', '.join(sorted(aliases)) or 'none'}; "
-            f"versions: {', '.join(map(str, list_versions(project, name)))}",
+            hint=did_you_mean(which, [*sorted(aliases), *map(str, list_versions(project, name))]),
         )
     move = aliases[which]
     step = load_step(project, name, move.version)
@@ -247,8 +246,7 @@ def roll_back_alias(
         history = alias_history(project, name)
         if alias not in history:
             raise ContractError(
-                f"step {name!r} has no alias {alias!r}{did_you_mean(alias, list(history))}",
-                hint=f"Aliases: {', '.join(sorted(history)) or 'none'}",
+                f"step {name!r} has no alias {alias!r}", hint=did_you_mean(alias, sorted(history))
             )
         moves = _active_moves(history[alias])
         if len(moves) < 2:
@@ -293,9 +291,9 @@ def _require_step(project: Path, name: str) -> None:
     known = list_steps(project)
     if name not in known:
         raise ContractError(
-            f"no promoted step {name!r}{did_you_mean(name, known)}",
+            f"no promoted step {name!r}",
             where=project / PROMOTED_FOLDER,
-            hint=f"Promoted steps: {', '.join(known) or 'none'}",
+            hint=did_you_mean(name, known),
         )
 
 

@@ -21,6 +21,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
+from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 
@@ -214,12 +215,12 @@ def find_run(workspace: Workspace, text: str = LATEST_RUN) -> RunState:
 
 
 def find_step(run: RunState, name: str) -> StepState:
-    """A step by name; raises `ParameterError` with the names of all steps."""
+    """A step by name; raises `ParameterError` for an unknown name."""
     for step in run.steps:
         if step.name == name:
             return step
-    known = ", ".join(step.name for step in run.steps) or "none"
-    raise ParameterError(f"run {run.run_id} has no step {name!r}", hint=f"Steps: {known}")
+    hint = did_you_mean(name, [step.name for step in run.steps])
+    raise ParameterError(f"run {run.run_id} has no step {name!r}", hint=hint)
 
 
 def step_folder(workspace: Workspace, run: RunState, step: StepState) -> Path:

@@ -40,7 +40,7 @@ def test_aliases_move_and_roll_back_and_remember(repository: Path, workspace: Wo
     )
     with pytest.raises(ContractError, match="first version"):
         promoted_steps.roll_back_alias(workspace, repository, "a", "production", by="bob")
-    with pytest.raises(ContractError, match="did you mean 'production'"):
+    with pytest.raises(ContractError, match="Did you mean 'production'"):
         promoted_steps.roll_back_alias(workspace, repository, "a", "produktion", by="bob")
     with pytest.raises(ContractError, match="no promoted step 'z'"):
         promoted_steps.roll_back_alias(workspace, repository, "z", "production", by="bob")
@@ -63,8 +63,8 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
     promoted(workspace, repository, "n + 1", step="train")
     promoted_steps.move_alias(workspace, repository, "train@1", "production", by="ann")
     for wrong, message in {
-        "trian@1": "did you mean 'train'",
-        "train@prodution": "did you mean 'production'",
+        "trian@1": "Did you mean 'train'",
+        "train@prodution": "Did you mean 'production'",
         "train@9": "has no version 9",
         "train": "invalid reference to a promoted step",
         "../train@1": "invalid reference to a promoted step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import sys
@@ -19,7 +20,6 @@ from croniter import (  # type: ignore[import-untyped]
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.pipeline.graph import Pipeline
-from workbench.pipeline.parameters import did_you_mean
 
 __all__ = ["ScheduledJob", "make_job"]
 
@@ -206,9 +206,10 @@ def make_job(
     zone = timezone or (declared.timezone if declared else "UTC")
     known = zoneinfo.available_timezones()
     if known and zone not in known:
+        near = difflib.get_close_matches(zone, known, n=1)
         raise ParameterError(
-            f"unknown time zone {zone!r}{did_you_mean(zone, sorted(known))}",
-            hint="Use a name such as UTC or Europe/Berlin",
+            f"unknown time zone {zone!r}",
+            hint=f"Did you mean {near[0]!r}?" if near else "Use a name such as Europe/Berlin",
         )
     pairs = tuple(f"{name}={value}" for name, value in given.items())
     if any(not pair.isprintable() for pair in pairs):
