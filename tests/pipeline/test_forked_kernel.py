@@ -47,7 +47,7 @@ atexit.register(told.with_suffix(".ended").write_text, "yes")
 """
 
 
-def test_a_forked_kernel_is_as_fresh_as_an_interpreter(
+def test_a_forked_kernel_is_equivalent_to_a_new_interpreter(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     forked, again, own = (
@@ -66,7 +66,7 @@ def test_a_forked_kernel_is_as_fresh_as_an_interpreter(
     assert not set(forked[1]["drawn"]) & set(again[1]["drawn"])
 
 
-def test_a_forked_kernel_holds_no_pipe_of_the_processes_it_came_from(
+def test_a_forked_kernel_inherits_no_pipes(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With this variable a kernel does not capture its output through pipes, and has none to count.
@@ -85,7 +85,7 @@ def test_a_forked_kernel_holds_no_pipe_of_the_processes_it_came_from(
     assert counts[0] == counts[1] > 0
 
 
-def test_a_kernel_that_kills_itself_is_told(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_kernel_that_kills_itself_is_reported(workspace: Workspace, tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     notebook = write_notebook(tmp_path / "a.ipynb", "import os, signal\nos.kill(os.getpid(), 9)")
     result = run_once(spec_of(workspace, notebook))

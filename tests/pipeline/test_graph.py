@@ -60,7 +60,7 @@ def test_a_fan_out_is_a_step_for_each_value(fanned: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["3,4", "[3, 4]", " 3 , 4 "])
-def test_a_list_is_given_as_text(fanned: Path, text: str) -> None:
+def test_a_list_is_parsed_from_text(fanned: Path, text: str) -> None:
     assert list(load(fanned, numbers=text).steps)[:2] == ["a[3]", "a[4]"]
 
 
@@ -78,7 +78,7 @@ def test_items_of_a_list_are_checked(fanned: Path, text: str, words: str) -> Non
         load(fanned, numbers=text)
 
 
-def test_several_keys_are_every_combination_and_names_stay_apart(project: Path) -> None:
+def test_several_keys_give_every_combination_with_unique_names(project: Path) -> None:
     over = '{n: [1, 2], w: ["x/y", "x y"]}'
     write_steps(project, f'a: {{for_each: {over}, parameters: {{n: "${{each.n}}"}}}}')
     names = list(load(project).steps)
@@ -108,7 +108,7 @@ def test_errors_are_found_before_anything_starts(project: Path, steps: str, word
         load(project)
 
 
-def test_environment_variables_stand_in_values_but_secrets_do_not(
+def test_environment_variables_are_substituted_except_secrets(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = '{n: {type: int, default: "${env:N_HERE|7}"}}'
@@ -124,7 +124,7 @@ def test_environment_variables_stand_in_values_but_secrets_do_not(
         load(project)
 
 
-def test_only_and_from_say_what_they_leave_out(fanned: Path, workspace: Workspace) -> None:
+def test_only_and_from_report_what_they_skip(fanned: Path, workspace: Workspace) -> None:
     pipeline = load(fanned)
     only = plan.plan_pipeline(pipeline, workspace, plan.select_steps(pipeline, only=("a",)))
     assert [step.action for step in only] == ["run", "run", "omit", "omit", "omit"]
@@ -135,7 +135,7 @@ def test_only_and_from_say_what_they_leave_out(fanned: Path, workspace: Workspac
         plan.select_steps(pipeline, start="bb")
 
 
-def test_resources_of_the_pipeline_go_before_those_of_the_contract(project: Path) -> None:
+def test_resources_of_the_pipeline_override_the_contract(project: Path) -> None:
     write_steps(project, "a: {resources: {threads: 3, timeout_s: 5}}")
     step = load(project).steps["a"]
     assert (step.resources.threads, step.resources.timeout_s) == (3, 5)

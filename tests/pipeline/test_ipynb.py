@@ -20,7 +20,7 @@ import rfc3987_syntax
 """
 
 
-def test_nbformat_comes_without_a_grammar_it_never_asks() -> None:
+def test_nbformat_is_imported_without_the_unused_grammar() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SAYS], capture_output=True, text=True, check=True, timeout=60
     )

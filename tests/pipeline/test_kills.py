@@ -66,7 +66,7 @@ def left_behind(home: Path) -> list[psutil.Process]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("mlflow_uri")
-def test_a_run_killed_anywhere_is_resumed(project: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_point_is_resumed(project: Path, tmp_path: Path) -> None:
     steps = project / "notebooks/steps"
     joined = "n = n + len(step.input_list('upstream'))"
     write_notebook(steps / "b.ipynb", joined, contract=MANY)

@@ -15,8 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.pipeline.test_history import keep
 from tests.pipeline.test_recorder import TAGS, begun, made
+from tests.pipeline.test_runs import save
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.pipeline.openlineage import API_KEY_VARIABLE, LineageEvents
@@ -161,8 +161,8 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(
 ) -> None:
     path = tmp_path / "events.jsonl"
     steps = ({"name": "a", "status": "ran"}, {"name": "b", "status": "running"})
-    keep(workspace, "r1", status="running", pid=2**22 + 1, steps=steps)
-    keep(workspace, "r2", status="succeeded")
+    save(workspace, "r1", status="running", pid=2**22 + 1, steps=steps)
+    save(workspace, "r2", status="succeeded")
     for _ in range(2):
         events = LineageEvents(str(path), pipeline="trial", run_id="r3", workspace="w")
         events.end_abandoned(workspace)

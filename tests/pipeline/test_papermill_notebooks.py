@@ -84,7 +84,7 @@ def shown(executed: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(("name", "given"), CASES)
-def test_it_ends_as_with_papermill(
+def test_the_result_is_that_of_papermill(
     name: str, given: dict[str, Any], workspace: Workspace, tmp_path: Path
 ) -> None:
     notebook = tmp_path / f"{name}.ipynb"
@@ -113,7 +113,7 @@ def test_it_ends_as_with_papermill(
     assert texts[0].replace(str(theirs), "") == texts[1].replace(str(folder), "")
 
 
-def test_unknown_parameters_and_other_languages_are_refused() -> None:
+def test_unknown_parameters_and_other_languages_are_rejected() -> None:
     with pytest.raises(ParameterError, match="unknown parameter 'mgs'.*Did you mean 'msg'"):
         contracts.read_contract(SHIPPED / "simple_execute.ipynb").validate({"mgs": "hello"})
     with pytest.raises(ContractError, match="written in R; steps are Python"):

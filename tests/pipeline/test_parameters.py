@@ -19,7 +19,7 @@ where: Path = "somewhere"
 '''
 
 
-def test_defaults_and_given_values_come_back_as_json() -> None:
+def test_defaults_and_given_values_are_json() -> None:
     model = parameters.parameters_model(CELL, where="x")
     values = parameters.validate_parameters(model, {"steps": "12", "note": "hi"}, where="x")
     assert values == {
@@ -71,7 +71,7 @@ def test_only_annotated_literals_are_accepted(cell: str, words: str) -> None:
         parameters.parameters_model(cell, where="x")
 
 
-def test_a_default_of_the_wrong_type_is_refused() -> None:
+def test_a_default_of_the_wrong_type_is_rejected() -> None:
     with pytest.raises(ParameterError, match="'n'"):
         parameters.parameters_model("n: int = 'three'", where="x")
 
@@ -103,7 +103,7 @@ def modern() -> type[BaseModel]:
     )
 
 
-def test_rich_types_go_through_json_and_back() -> None:
+def test_rich_types_survive_a_json_round_trip() -> None:
     model = modern()
     values = parameters.validate_parameters(model, {"pair": [5, 6], "limit": 2}, where="x")
     assert values["when"] == "2026-01-31T06:00:00"

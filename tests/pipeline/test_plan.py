@@ -45,7 +45,7 @@ def finish(workspace: Workspace, pipeline: graph.Pipeline, step: plan.PlannedSte
     return made
 
 
-def test_a_new_pipeline_runs_everything_and_says_why(project: Path, workspace: Workspace) -> None:
+def test_a_new_pipeline_runs_everything_with_reasons(project: Path, workspace: Workspace) -> None:
     a, b = plan.plan_pipeline(load(project), workspace)
     assert (a.action, a.reasons) == ("run", ("never run before",))
     assert (b.action, b.reasons) == ("run", ("after a",))
@@ -67,7 +67,7 @@ def test_a_finished_step_is_skipped_until_something_changes(
     )
 
 
-def test_a_lost_output_runs_the_step_again(project: Path, workspace: Workspace) -> None:
+def test_a_missing_output_reruns_the_step(project: Path, workspace: Workspace) -> None:
     pipeline = load(project)
     made = finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
     (Store(workspace).folder(made) / "COMPLETE").unlink()
@@ -134,7 +134,7 @@ def test_inputs_are_checked(project: Path, steps: str, words: str) -> None:
         load(project)
 
 
-def test_a_joint_of_the_wrong_kind_is_refused(project: Path) -> None:
+def test_an_input_of_the_wrong_kind_is_rejected(project: Path) -> None:
     contract = {"inputs": {"upstream": {"kind": "dataset"}}, "outputs": {}}
     write_notebook(project / "notebooks/steps/b.ipynb", "", contract=contract)
     write_pipeline(
@@ -144,7 +144,7 @@ def test_a_joint_of_the_wrong_kind_is_refused(project: Path) -> None:
         load(project)
 
 
-def test_a_notebook_without_parameters_cell_is_refused(project: Path) -> None:
+def test_a_notebook_without_parameters_cell_is_rejected(project: Path) -> None:
     path = project / "notebooks/steps/a.ipynb"
     content = json.loads(path.read_text())
     content["cells"] = content["cells"][1:]

@@ -67,9 +67,7 @@ def statuses(report: RunReport) -> list[str]:
 
 
 @pytest.mark.usefixtures("mlflow_uri")
-def test_a_rerun_skips_and_a_change_runs_only_what_it_reaches(
-    project: Path, workspace: Workspace
-) -> None:
+def test_a_rerun_skips_unchanged_steps(project: Path, workspace: Workspace) -> None:
     first, watcher = run(project, workspace)
     assert (first.status, statuses(first)) == ("succeeded", ["ran", "ran"])
     assert ("b", 1, 1) in watcher.progress
@@ -82,7 +80,7 @@ def test_a_rerun_skips_and_a_change_runs_only_what_it_reaches(
 
 
 @pytest.mark.usefixtures("mlflow_uri")
-def test_a_record_whose_entry_was_never_written_counts(project: Path, workspace: Workspace) -> None:
+def test_a_record_without_index_entry_is_used(project: Path, workspace: Workspace) -> None:
     run(project, workspace)
     for entry in (workspace.index / "steps").glob("*.json"):  # as a kill between the two leaves it
         entry.rename(entry.with_suffix(".writing"))
@@ -92,9 +90,7 @@ def test_a_record_whose_entry_was_never_written_counts(project: Path, workspace:
 
 
 @pytest.mark.usefixtures("mlflow_uri")
-def test_a_failure_stops_the_run_and_mending_it_goes_on(
-    project: Path, workspace: Workspace
-) -> None:
+def test_a_failure_stops_the_run_and_a_fix_resumes_it(project: Path, workspace: Workspace) -> None:
     broken = "step.optional_input('upstream')\nraise KeyError('gone')"
     notebook = project / "notebooks/steps/b.ipynb"
     good = notebook.read_text()
@@ -123,7 +119,7 @@ def test_waiting_is_never_cached(project: Path, workspace: Workspace) -> None:
     assert (done.status, statuses(done)) == ("succeeded", ["ran", "ran"])
 
 
-def test_what_mlflow_missed_is_written_by_the_next_run(
+def test_the_next_run_writes_what_mlflow_missed(
     project: Path, workspace: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = external.ExternalServices._connect
@@ -146,7 +142,7 @@ def test_what_mlflow_missed_is_written_by_the_next_run(
     assert {client.get_run(mark["run"]).info.status for mark in marks} == {"FINISHED"}
 
 
-def test_a_killed_run_leaves_nothing_behind_and_the_next_goes_on(
+def test_a_killed_run_leaves_no_process_and_is_resumed(
     project: Path, workspace: Workspace, mlflow_uri: str
 ) -> None:
     started = project / "b-started"

@@ -48,14 +48,14 @@ def run(workspace: Workspace, tmp_path: Path, work: str, **changes: Any) -> Step
     return run_once(spec_of(workspace, notebook, **changes))
 
 
-def test_a_step_runs_in_a_kernel_that_ends_when_asked(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_step_runs_in_the_step_kernel(workspace: Workspace, tmp_path: Path) -> None:
     told = tmp_path / "kernel"
     work = f"import pathlib\npathlib.Path({str(told)!r}).write_text(repr(get_ipython().kernel))"
     assert run(workspace, tmp_path, work).status is ExitStatus.OK
     assert "StepKernel" in told.read_text()
 
 
-def test_a_good_step_hands_over_its_output(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_good_step_writes_its_output(workspace: Workspace, tmp_path: Path) -> None:
     result = run(workspace, tmp_path, "step.metric('loss', 0.5, step=2)\nstep.progress(1, 2)")
     assert result.status is ExitStatus.OK, result.failure
     assert result.outputs["selection"].startswith("selection/")
@@ -74,7 +74,7 @@ def test_a_good_step_hands_over_its_output(workspace: Workspace, tmp_path: Path)
         ("DataError", ExitStatus.USER_ERROR),
     ],
 )
-def test_our_own_errors_are_told_apart(
+def test_our_own_errors_have_their_own_status(
     workspace: Workspace, tmp_path: Path, error: str, status: ExitStatus
 ) -> None:
     result = run(workspace, tmp_path, RAISE.format(error))
@@ -94,12 +94,12 @@ def test_an_error_in_a_cell_names_the_cell(workspace: Workspace, tmp_path: Path)
     assert "1 / 0" in (result.failure.traceback or "")
 
 
-def test_a_dead_kernel_is_no_success(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_dead_kernel_is_a_failure(workspace: Workspace, tmp_path: Path) -> None:
     result = run(workspace, tmp_path, "import os\nos.kill(os.getpid(), 9)")
     assert result.status is ExitStatus.KERNEL_DIED
 
 
-def test_too_much_memory_is_ended_and_says_so(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_step_that_uses_too_much_memory_is_ended(workspace: Workspace, tmp_path: Path) -> None:
     work = "import time\nfilled = b'1' * (600 << 20)\ntime.sleep(30)"
     result = run(workspace, tmp_path, work, memory_gib=0.5)
     assert result.status is ExitStatus.KERNEL_DIED

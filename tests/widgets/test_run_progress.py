@@ -13,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from docs import screenshots
-from tests.pipeline.test_history import RUNNER, keep
+from tests.pipeline.test_runs import RUNNER, save
 from workbench import services, widgets
 from workbench.core.errors import RecordError
 from workbench.core.workspace import Workspace
@@ -52,7 +52,7 @@ def test_a_finished_run_is_shown_and_not_watched(workspace: Workspace) -> None:
         {"name": "b", "status": "failed", "seconds": 1.0, "reason": "KeyError: '<gone>'"},
         {"name": "c", "status": "not-reached"},
     )
-    keep(workspace, RUN, status="failed", steps=steps)
+    save(workspace, RUN, status="failed", steps=steps)
     shown = RunProgress(RUN[:8], place=workspace)
     rows = [row.children for row in shown.steps.children]
     assert [bar.value for _, bar, _ in rows] == [100, 100, 0]

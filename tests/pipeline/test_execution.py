@@ -57,7 +57,7 @@ def step_of(report: RunReport, name: str) -> tuple[str, str]:
     return found.status, found.reason
 
 
-def test_steps_run_side_by_side_and_are_joined(project: Path, workspace: Workspace) -> None:
+def test_steps_run_concurrently(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks/steps"
     meet = (
         "import pathlib, time\n"
@@ -100,7 +100,7 @@ def test_a_gate_decides_what_runs_below_it(project: Path, workspace: Workspace) 
     assert report.status == "refused"
 
 
-def test_a_kernel_that_died_is_tried_again_and_both_attempts_are_kept(
+def test_a_dead_kernel_is_retried_and_both_attempts_are_kept(
     project: Path, workspace: Workspace
 ) -> None:
     mark = project / "died-once"
@@ -119,7 +119,7 @@ def test_a_kernel_that_died_is_tried_again_and_both_attempts_are_kept(
     assert "--- cell 1" in (folder / "a" / "output.txt").read_text()
 
 
-def test_a_secret_that_is_printed_fails_the_step_and_is_taken_out(
+def test_a_printed_secret_fails_the_step_and_is_redacted(
     project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLEET_KEY", "k3-9f2c1d7e55aa")
@@ -136,7 +136,7 @@ def test_a_secret_that_is_printed_fails_the_step_and_is_taken_out(
             assert b"k3-9f2c1d7e55aa" not in path.read_bytes(), path
 
 
-def test_two_runs_at_once_do_the_same_work_once(project: Path, workspace: Workspace) -> None:
+def test_concurrent_runs_do_the_same_work_once(project: Path, workspace: Workspace) -> None:
     count, mark = project / "count", project / "started"
     write_notebook(
         project / "notebooks/steps/a.ipynb",
@@ -179,9 +179,7 @@ def test_a_run_is_cancelled_by_a_signal_and_leaves_no_process(
     assert not kernel.exists()
 
 
-def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
-    project: Path, workspace: Workspace
-) -> None:
+def test_a_run_is_cancelled_by_a_file(project: Path, workspace: Workspace) -> None:
     mark = project / "started"
     write_notebook(
         project / "notebooks/steps/a.ipynb",
@@ -196,7 +194,7 @@ def test_a_run_is_cancelled_by_a_file_where_no_signal_reaches(
     assert runs.find_run(workspace).state == "cancelled"
 
 
-def test_one_step_alone_needs_what_it_reads(project: Path, workspace: Workspace) -> None:
+def test_a_selected_step_needs_its_inputs(project: Path, workspace: Workspace) -> None:
     pipeline = load_pipeline(project / "pipelines/trial.yaml", {}, base=project)
     with pytest.raises(ContractError, match="needs the outputs of 'a'"):
         running.run_pipeline(

@@ -17,7 +17,7 @@ def test_imports_inside_functions_and_through_packages_count() -> None:
     assert "workbench.evaluation" not in reached
 
 
-def test_a_lazy_package_counts_what_it_hands_out() -> None:
+def test_lazy_exports_of_a_package_count() -> None:
     assert "workbench.training.trainer" in environment.reachable_modules(
         ["from workbench import training"]
     )
@@ -53,7 +53,7 @@ def test_magics_do_not_hide_imports() -> None:
     )
 
 
-def test_the_digest_follows_the_text_of_what_is_reached(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_digest_depends_on_the_source_of_reachable_modules(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     package = tmp_path / "workbench"
     (package / "stage").mkdir(parents=True)
     for name, text in {

@@ -75,7 +75,7 @@ def runner(
     process.wait()
 
 
-def keep(workspace: Workspace, run_id: str, **given: object) -> RunState:
+def save(workspace: Workspace, run_id: str, **given: object) -> RunState:
     run = RunState.model_validate(
         {"run_id": run_id, "pipeline": "trial", "status": "succeeded", **given}
     )
@@ -95,7 +95,7 @@ def test_runs_are_listed_newest_first_and_found_by_prefix(workspace: Workspace) 
         ("20260102-b1", "two"),
         ("20260102-b2", "two"),
     ):
-        keep(workspace, run_id, pipeline=pipeline)
+        save(workspace, run_id, pipeline=pipeline)
     (workspace.runs / "20260103-rubbish").mkdir()
     (workspace.runs / "20260103-rubbish" / "run.json").write_text('{"half": ')
     listed = json.loads(invoke("runs", "--json"))["runs"]
@@ -110,13 +110,13 @@ def test_runs_are_listed_newest_first_and_found_by_prefix(workspace: Workspace) 
         runs.find_run(workspace, "2027")
 
 
-def test_an_empty_workspace_says_what_makes_a_run(workspace: Workspace) -> None:
+def test_without_runs_the_error_says_how_to_start_one(workspace: Workspace) -> None:
     assert invoke("runs").startswith("no runs in ")
     with pytest.raises(RecordError, match="workbench run PIPELINE"):
         runs.find_run(workspace)
 
 
-def test_a_killed_runner_is_told_from_one_at_work(
+def test_a_killed_runner_is_distinguished_from_a_running_one(
     workspace: Workspace, runner: subprocess.Popen[bytes]
 ) -> None:
     assert runs.find_run(workspace).state == "running"
@@ -128,16 +128,16 @@ def test_a_killed_runner_is_told_from_one_at_work(
         runs.cancel_run(workspace, runs.find_run(workspace))
 
 
-def test_a_reused_process_number_is_not_taken_for_the_runner(workspace: Workspace) -> None:
+def test_a_reused_process_id_is_not_the_runner(workspace: Workspace) -> None:
     mine = {"status": "running", "pid": os.getpid(), "started_at": "2026-01-01T00:00:00+00:00"}
-    assert keep(workspace, "1", **mine, pid_started=runs.process_start_time()).state == "running"
+    assert save(workspace, "1", **mine, pid_started=runs.process_start_time()).state == "running"
     assert (
-        keep(workspace, "2", **mine, pid_started=runs.process_start_time() - 60).state == "killed"
+        save(workspace, "2", **mine, pid_started=runs.process_start_time() - 60).state == "killed"
     )
-    assert keep(workspace, "3", **mine, pid_started=1.0, host="another").state == "running"
+    assert save(workspace, "3", **mine, pid_started=1.0, host="another").state == "running"
 
 
-def test_cancel_ends_the_run_and_says_how_it_is(
+def test_cancel_ends_the_run_and_reports_its_status(
     workspace: Workspace, runner: subprocess.Popen[bytes]
 ) -> None:
     told = json.loads(invoke("cancel", "20260101", "--json"))
@@ -147,26 +147,26 @@ def test_cancel_ends_the_run_and_says_how_it_is(
 
 @pytest.mark.parametrize("runner", ["counting"], indirect=True)
 @pytest.mark.usefixtures("runner")
-def test_two_who_cancel_send_one_signal(workspace: Workspace) -> None:
+def test_two_cancels_send_one_signal(workspace: Workspace) -> None:
     for _ in range(2):
         runs.cancel_run(workspace, runs.find_run(workspace), wait_s=0.5)
     assert (workspace.runs / "20260101-000000-aaaa" / "signals").read_text() == "x"
 
 
-def test_a_run_on_another_machine_is_asked_by_a_file(workspace: Workspace) -> None:
-    run = keep(workspace, "1", status="running", pid=1, host="another")
+def test_a_run_on_another_machine_is_cancelled_by_a_file(workspace: Workspace) -> None:
+    run = save(workspace, "1", status="running", pid=1, host="another")
     assert runs.cancel_run(workspace, run, wait_s=0.1).state == "running"
     assert (workspace.runs / "1" / runs.CANCEL_FILE).exists()
 
 
 @pytest.mark.parametrize("runner", ["stubborn"], indirect=True)
 @pytest.mark.usefixtures("runner")
-def test_cancel_says_when_a_run_does_not_stop(workspace: Workspace) -> None:
+def test_cancel_reports_a_run_that_does_not_stop(workspace: Workspace) -> None:
     result = CliRunner().invoke(cli, ["cancel", "--wait", "0.5", "--json"])
     assert (result.exit_code, json.loads(result.stdout)["stopped"]) == (1, False)
 
 
-def test_logs_hold_output_log_and_traceback(workspace: Workspace) -> None:
+def test_logs_contain_output_log_and_traceback(workspace: Workspace) -> None:
     folder = workspace.runs / "1" / "a"
     folder.mkdir(parents=True)
     (folder / OUTPUT_FILE).write_text("--- cell 3\nloss 0.5\n")
@@ -174,7 +174,7 @@ def test_logs_hold_output_log_and_traceback(workspace: Workspace) -> None:
     failure = {"kind": "user-error", "message": "KeyError: 'gone'", "traceback": "Traceback …\n"}
     (folder / "result.json").write_text(json.dumps({"failure": {**failure, "cell": 3}}))
     steps = (StepState(name="a", status="failed"), StepState(name="b", status="not-reached"))
-    keep(workspace, "1", status="failed", steps=steps)
+    save(workspace, "1", status="failed", steps=steps)
     text = invoke("logs")
     for part in ("==> a: failed", "loss 0.5", "kernel started", "Traceback …", "cell: 3"):
         assert part in text
@@ -185,7 +185,7 @@ def test_logs_hold_output_log_and_traceback(workspace: Workspace) -> None:
         CliRunner().invoke(cli, ["logs", "latest", "c"], catch_exceptions=False)
 
 
-def test_a_tail_survives_absence_halves_and_a_new_file(tmp_path: Path) -> None:
+def test_a_tail_handles_missing_partial_and_replaced_files(tmp_path: Path) -> None:
     path = tmp_path / "output.txt"
     tail = step_output.FileTail(path)
     assert tail.lines() == []

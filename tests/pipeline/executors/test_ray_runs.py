@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.pipeline.conftest import write_notebook, write_pipeline
-from tests.pipeline.test_ray import SLOW_ONCE, gone, wait_for
+from tests.pipeline.executors.test_ray_executor import SLOW_ONCE, gone, wait_for
 from tests.servers import Servers
 from workbench.core.workspace import Workspace
 from workbench.records.store import Store
@@ -106,7 +106,7 @@ def slow_once(project: Path) -> Path:
     return mark
 
 
-def test_a_cluster_that_loses_a_worker_gives_what_one_machine_gives(
+def test_a_cluster_that_loses_a_worker_has_the_same_result(
     project: Path, tmp_path: Path, environment: dict[str, str], cluster: str
 ) -> None:
     mark = slow_once(project)
@@ -123,7 +123,7 @@ def test_a_cluster_that_loses_a_worker_gives_what_one_machine_gives(
     assert there["outputs"] == here["outputs"]
 
 
-def test_workers_that_do_not_see_the_workspace_get_records_by_url(
+def test_workers_without_the_workspace_get_records_by_url(
     project: Path, tmp_path: Path, environment: dict[str, str], far_home: Path, cluster: str
 ) -> None:
     work = "upstream = step.input('upstream')\nstep.metric('loss', 0.25)\nprint('seen from afar')"
@@ -148,7 +148,7 @@ def test_workers_that_do_not_see_the_workspace_get_records_by_url(
     assert not list((far_home / "scratch" / "ray").iterdir())
 
 
-def test_a_killed_run_takes_its_ray_along_and_the_next_goes_on(
+def test_a_killed_run_ends_its_ray_and_is_resumed(
     project: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     del environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN_PATH"]

@@ -62,7 +62,7 @@ def go(artifacts: ArtifactStore, spec: StepSpec) -> StepResult:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_step_and_all_it_leaves_come_back(
+def test_a_step_and_its_folder_are_sent_back(
     project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     work = (
@@ -82,7 +82,7 @@ def test_a_step_and_all_it_leaves_come_back(
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_failure_names_the_cell_and_files_that_the_driver_has(
+def test_a_failure_names_the_cell_and_the_files_of_the_driver(
     project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", "raise KeyError('gone')")
@@ -97,7 +97,7 @@ def test_a_failure_names_the_cell_and_files_that_the_driver_has(
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
+def test_a_path_missing_on_the_worker_is_reported_before_anything_runs(
     project: Path, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     notebook = write_notebook(
@@ -113,7 +113,7 @@ def test_a_path_that_the_worker_has_not_is_said_before_anything_runs(
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_file_that_a_parameter_names_travels(
+def test_a_file_that_a_parameter_names_is_sent(
     project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     rules = tmp_path / "rules.yaml"
@@ -135,7 +135,7 @@ def test_a_file_that_a_parameter_names_travels(
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_worker_unlike_the_driver_fetches_nothing(
+def test_a_worker_that_differs_fetches_nothing(
     project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
@@ -148,7 +148,7 @@ def test_a_worker_unlike_the_driver_fetches_nothing(
     assert not workspace.records.exists()
 
 
-def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
+def test_a_step_that_needs_servers_or_the_key_runs_on_the_driver(
     project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", "pass")
@@ -168,7 +168,7 @@ def test_what_needs_the_drivers_servers_or_key_runs_beside_it(
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_folder_changed_on_the_way_is_refused(
+def test_a_folder_modified_during_the_transfer_is_rejected(
     project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
@@ -184,7 +184,7 @@ def test_a_folder_changed_on_the_way_is_refused(
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_secret_of_the_driver_is_taken_out_of_what_comes_back(
+def test_a_secret_of_the_driver_is_redacted_in_returned_files(
     project: Path, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     secret = "a-key-that-only-the-driver-has-7781"
@@ -203,7 +203,7 @@ def test_a_secret_of_the_driver_is_taken_out_of_what_comes_back(
     )
 
 
-def test_a_folder_too_large_comes_without_its_largest_files(tmp_path: Path) -> None:
+def test_a_folder_too_large_is_packed_without_its_largest_files(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "figures").mkdir(parents=True)
     (folder / "figures" / "one.png").write_bytes(b"1" * 10)
@@ -217,7 +217,7 @@ def test_a_folder_too_large_comes_without_its_largest_files(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["../beside.txt", "link"])
-def test_an_archive_writes_nothing_beside_its_folder(tmp_path: Path, name: str) -> None:
+def test_an_archive_writes_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         member = tarfile.TarInfo(name)
         if name == "link":
@@ -229,7 +229,7 @@ def test_an_archive_writes_nothing_beside_its_folder(tmp_path: Path, name: str) 
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_option_is_refused_where_it_means_nothing(
+def test_options_that_do_not_apply_are_rejected(
     project: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = str(project / "pipelines/trial.yaml")

@@ -63,7 +63,7 @@ def chosen(store: Store, frames: tuple[Frame, ...]) -> tuple[Ref, Ref]:
     return ref, store.put(selection)
 
 
-def test_a_record_comes_with_all_it_names_images_included(
+def test_a_record_is_copied_with_everything_it_refers_to(
     store: Store, worker: Store, url: str
 ) -> None:
     frames = images(store.workspace)
@@ -79,7 +79,7 @@ def test_a_record_comes_with_all_it_names_images_included(
         assert worker.side(dataset, name) == store.side(dataset, name)
 
 
-def test_what_is_there_is_not_sent_again(
+def test_existing_records_are_not_sent_again(
     store: Store, worker: Store, url: str, there: Path
 ) -> None:
     _, selection = chosen(store, images(store.workspace))
@@ -94,7 +94,7 @@ def test_what_is_there_is_not_sent_again(
     assert not [path for path in after if path.name.endswith(".part")]
 
 
-def test_a_push_that_was_killed_is_not_read_and_the_next_goes_on(
+def test_a_killed_push_is_resumed_by_the_next(
     store: Store, worker: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, selection = chosen(store, images(store.workspace))
@@ -123,7 +123,7 @@ def test_a_push_that_was_killed_is_not_read_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize("what", ["record.json", "payload/frames.jsonl", "image"])
-def test_what_was_changed_there_is_refused(
+def test_a_modified_artifact_is_rejected(
     store: Store, worker: Store, url: str, there: Path, what: str
 ) -> None:
     dataset, selection = chosen(store, images(store.workspace))
@@ -138,7 +138,7 @@ def test_what_was_changed_there_is_refused(
     assert not worker.exists(selection)
 
 
-def test_a_changed_image_is_never_sent(store: Store, url: str) -> None:
+def test_a_modified_image_is_never_sent(store: Store, url: str) -> None:
     frames = images(store.workspace)
     dataset, _ = chosen(store, frames)
     datasets.media_path(store.workspace, frames[1]).write_bytes(b"other")
@@ -147,7 +147,7 @@ def test_a_changed_image_is_never_sent(store: Store, url: str) -> None:
     assert not ArtifactStore(url).holds(dataset)
 
 
-def test_many_send_and_fetch_at_once(store: Store, tmp_path: Path, url: str) -> None:
+def test_concurrent_pushes_and_pulls(store: Store, tmp_path: Path, url: str) -> None:
     _, selection = chosen(store, images(store.workspace, 20))
     worker, failed = Workspace(tmp_path / "worker"), []
 
@@ -169,9 +169,7 @@ def test_many_send_and_fetch_at_once(store: Store, tmp_path: Path, url: str) -> 
     ).frames
 
 
-def test_what_a_record_names_but_nobody_holds_is_no_obstacle(
-    store: Store, worker: Store, url: str
-) -> None:
+def test_missing_referenced_records_are_skipped(store: Store, worker: Store, url: str) -> None:
     gone = "dataset/" + "0" * 64
     ref = store.put(Selection(dataset=gone, budget=1, seed=0, method="trial", chosen=()))
     ArtifactStore(url).push(store, [ref])
@@ -181,7 +179,7 @@ def test_what_a_record_names_but_nobody_holds_is_no_obstacle(
         ArtifactStore(url).push(store, [gone])
 
 
-def test_a_long_ancestry_is_no_obstacle(store: Store, worker: Store, url: str) -> None:
+def test_a_long_chain_of_references_is_copied(store: Store, worker: Store, url: str) -> None:
     ref = "dataset/" + "0" * 64
     for budget in range(1, 60):
         ref = store.put(Selection(dataset=ref, budget=budget, seed=0, method="m", chosen=()))
@@ -190,7 +188,10 @@ def test_a_long_ancestry_is_no_obstacle(store: Store, worker: Store, url: str) -
 
 
 def test_an_invalid_url_is_rejected_at_once(tmp_path: Path) -> None:
-    for url, message in (("nosuch://x", "invalid artifacts URL"), ("memory://x", "cannot be in memory")):
+    for url, message in (
+        ("nosuch://x", "invalid artifacts URL"),
+        ("memory://x", "cannot be in memory"),
+    ):
         with pytest.raises(ParameterError, match=message):
             ArtifactStore(url)
     with pytest.raises(ParameterError) as raised:
@@ -199,7 +200,7 @@ def test_an_invalid_url_is_rejected_at_once(tmp_path: Path) -> None:
     assert ArtifactStore(f"{tmp_path}/plain").url == f"file://{tmp_path}/plain"
 
 
-def test_a_url_that_cannot_be_written_names_itself(store: Store, tmp_path: Path) -> None:
+def test_a_url_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     _, selection = chosen(store, images(store.workspace))
     artifacts = ArtifactStore(f"file://{tmp_path}/file/below")

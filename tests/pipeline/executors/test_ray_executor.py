@@ -102,7 +102,7 @@ if not mark.exists():
 
 
 @pytest.mark.slow
-def test_a_step_gives_what_it_gives_as_a_local_process(
+def test_a_step_has_the_same_result_as_in_a_local_process(
     ray_here: RayExecutor, project: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     work = "step.metric('loss', 0.5)\nstep.progress(1, 1)"
@@ -122,7 +122,7 @@ def test_a_step_gives_what_it_gives_as_a_local_process(
 
 
 @pytest.mark.slow
-def test_a_notebook_that_raises_fails_with_its_cell(
+def test_a_failing_notebook_names_its_cell(
     ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     failed = execute(ray_here, spec_of(project, workspace, "raise KeyError('gone')"))
@@ -132,7 +132,7 @@ def test_a_notebook_that_raises_fails_with_its_cell(
 
 
 @pytest.mark.slow
-def test_a_worker_killed_mid_step_crashes_the_step_and_a_second_try_succeeds(
+def test_a_killed_worker_crashes_the_step_and_a_retry_succeeds(
     ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     mark = project / "mark"
@@ -166,7 +166,7 @@ def test_a_cancelled_step_ends_with_all_its_processes(
 
 
 @pytest.mark.slow
-def test_two_steps_run_at_once_on_two_cores(
+def test_two_steps_run_concurrently_on_two_cores(
     ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     if ray_here.threads < 2:
@@ -187,7 +187,7 @@ def test_two_steps_run_at_once_on_two_cores(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_only_loopback_hears_a_local_ray() -> None:
+def test_a_local_ray_listens_on_loopback_only() -> None:
     import ray
 
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
@@ -203,7 +203,7 @@ def test_only_loopback_hears_a_local_ray() -> None:
     assert token.stat().st_mode & 0o777 == 0o600
 
 
-def test_what_sets_a_worker_apart_is_named() -> None:
+def test_differences_of_a_worker_are_named() -> None:
     ours = ray_worker.worker_environment()
     theirs = copy.deepcopy(ours)
     assert ray_worker.environment_differences(ours, theirs) == []
@@ -217,7 +217,7 @@ def test_what_sets_a_worker_apart_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_differs_is_refused_before_anything_runs(
+def test_a_worker_that_differs_is_rejected_before_anything_runs(
     ray_here: RayExecutor, project: Path, workspace: Workspace
 ) -> None:
     import ray
@@ -235,7 +235,7 @@ def test_a_worker_that_differs_is_refused_before_anything_runs(
 
 
 @pytest.mark.slow  # Ray tries for a minute and more
-def test_a_cluster_that_is_not_there_is_said_so(workspace: Workspace) -> None:
+def test_an_unreachable_cluster_is_reported(workspace: Workspace) -> None:
     executor = RayExecutor("127.0.0.1:9", workspace)
     with pytest.raises(ServiceError, match="cannot connect to Ray"):
         executor._connected()

@@ -34,7 +34,7 @@ def shown(name: str, value: str) -> str:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_each_shape_is_found_and_taken_out(name: str) -> None:
+def test_each_pattern_is_found_and_redacted(name: str) -> None:
     text = "line one\n" + shown(name, SHAPES[name])
     (leak,) = secret_scan.scan_text(text, {})
     assert (leak.name, leak.line, leak.known) == (name, 2, False)
@@ -44,7 +44,7 @@ def test_each_shape_is_found_and_taken_out(name: str) -> None:
     assert not secret_scan.scan_text(cleaned, {})
 
 
-def test_known_values_are_found_in_every_spelling() -> None:
+def test_known_values_are_found_in_every_encoding() -> None:
     value = 'p@ss "word"/1'
     encoded = base64.b64encode(value.encode()).decode()
     for text in (value, json.dumps({"a": value}), "p%40ss%20%22word%22%2F1", encoded):
@@ -61,7 +61,7 @@ def test_known_values_are_found_in_every_spelling() -> None:
         '{"access_token": "f00ba4b4z9x8c7v6"}',
     ],
 )
-def test_quoted_values_that_look_drawn_are_found(text: str) -> None:
+def test_quoted_values_that_look_random_are_found(text: str) -> None:
     (leak,) = secret_scan.scan_text(text, {})
     assert leak.name.startswith("value of ")
 
@@ -80,11 +80,11 @@ def test_quoted_values_that_look_drawn_are_found(text: str) -> None:
         'token_help = "paste the token of the first account"',
     ],
 )
-def test_ordinary_text_is_left_alone(text: str) -> None:
+def test_ordinary_text_is_not_a_credential(text: str) -> None:
     assert secret_scan.scan_text(text, {"EMPTY": "", "SHORT": "ab"}) == []
 
 
-def test_overlapping_leaks_go_together() -> None:
+def test_overlapping_leaks_are_merged() -> None:
     token = SHAPES["GitHub token"]
     text = f'token = "{token}"'
     leaks = secret_scan.scan_text(text, {"A": token[:20], "B": token[10:]})
