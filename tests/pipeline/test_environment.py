@@ -1,4 +1,4 @@
-"""Which modules count for a step: what it can import, and nothing else."""
+"""The modules of a step are those that it can import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine on real kernels: side by side, joined, gated, retried, cancelled, two at once."""
+"""Execution with real kernels: concurrency, gates, retries, cancellation, two runs at once."""
 
 from __future__ import annotations
 

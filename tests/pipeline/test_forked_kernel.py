@@ -1,4 +1,4 @@
-"""A notebook in a forked kernel sees what it would see in an interpreter of its own."""
+"""A notebook in a forked kernel sees the same as in a new interpreter."""
 
 from __future__ import annotations
 

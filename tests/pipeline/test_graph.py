@@ -1,4 +1,4 @@
-"""Reading a pipeline: fan-outs written out, joints, conditions, environment references."""
+"""Loading a pipeline: fan-outs, inputs, conditions, environment references."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading notebooks is quick, and reads what nbformat reads."""
+"""Notebooks are read quickly and completely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run: each time the next run ends right, doing nothing twice."""
+"""kill -9 at random moments of a run: the next run completes it and does nothing twice."""
 
 from __future__ import annotations
 

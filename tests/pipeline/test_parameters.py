@@ -1,4 +1,4 @@
-"""Typed parameters: read without running, refused before anything starts."""
+"""Typed parameters are read without running the notebook and checked before anything starts."""
 
 from __future__ import annotations
 

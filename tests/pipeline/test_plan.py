@@ -1,4 +1,4 @@
-"""Planning: everything checked first, every decision with its reason."""
+"""Planning: everything is checked first, every decision has a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of a small pipeline with real kernels and MLflow: skips, stops, kills, resumptions."""
+"""Runs of a small pipeline with real kernels and MLflow: skip, stop, kill, resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs as people see them: listed, found, followed, cancelled, and told apart when killed."""
+"""Runs are listed, found, followed and cancelled; killed runs are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials are found in every spelling, ordinary text is left alone, and redaction is whole."""
+"""Credentials are found in every encoding, ordinary text is not, and redaction is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One unit of execution on real kernels: every way to end is told apart; nothing survives."""
+"""The unit of execution with real kernels: every outcome has its status; no process survives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records at a URL: sent once, fetched whole, refused when changed or half there."""
+"""Records at a URL: sent once, fetched completely, rejected if modified or incomplete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps as Ray tasks: the same results, refused workers, killed workers, cancelled steps."""
+"""Steps as Ray tasks: same results, rejected workers, killed workers, cancelled steps."""
 
 from __future__ import annotations
 

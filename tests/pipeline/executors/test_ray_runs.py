@@ -1,4 +1,4 @@
-"""Whole runs on Ray, as the command makes them: a cluster, a lost worker, a killed run."""
+"""Whole runs on Ray through the command line: a cluster, a lost worker, a killed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step that goes to a worker by a URL, both sides in this process; Ray itself is not needed."""
+"""A step sent to a worker through a URL, both sides in this process, without Ray."""
 
 from __future__ import annotations
 
