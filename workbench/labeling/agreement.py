@@ -41,7 +41,6 @@ _MAJORITY_FROM = 3
 _RESAMPLES = 1000
 _SEED = 0
 _PERCENTILES = (2.5, 97.5)
-_GOLD: Literal["gold"] = "gold"
 
 _Floats = NDArray[np.float64]
 
@@ -67,7 +66,7 @@ def assess_agreement(store: Store, labelset_ref: Ref) -> Ref:
     truth = _gold_labels(store, batch) if gold else {}
     pairs = compare_labelers({frame: answers[frame] for frame in compared})
     gold_pairs = [
-        compare_answers(frame, labeler, labels, _GOLD, truth.get(frame, ()))
+        compare_answers(frame, labeler, labels, "gold", truth.get(frame, ()))
         for frame in compared
         if frame in gold
         for labeler, labels in sorted(answers[frame].items())
@@ -83,12 +82,15 @@ def assess_agreement(store: Store, labelset_ref: Ref) -> Ref:
         for frame in rows
         if frame.id in wanted
     }
+    gold_rates = _labeler_rates(gold_pairs, "gold")
+    if gold_pairs:
+        gold_rates.insert(0, agreement_rate(gold_pairs, "all", "all", "gold"))
     disagreements = find_disagreements(answers)
     agreement = Agreement(
         labels=labelset_ref,
         same_object_iou=SAME_OBJECT_IOU,
         rule=CONSENSUS_RULE,
-        rates=(*_rates(pairs, slices), *_gold_rates(gold_pairs)),
+        rates=(*_rates(pairs, slices), *gold_rates),
         frames=len(compared),
         disputed=len(disagreements),
         simulated=record.simulated,
@@ -318,38 +320,27 @@ def measure_agreement(answers: Mapping[Digest, Mapping[str, Sequence[Label]]]) -
 def _rates(
     pairs: list[AnswerComparison], slices: dict[Digest, tuple[str, ...]]
 ) -> list[AgreementRate]:
+    """Rates of labelers with each other: for all frames, by class, slice and labeler."""
     if not pairs:
         return []
     both = [*pairs, *(one.reversed() for one in pairs)]
     classes = {name for one in both for pair in one.matched for name in pair[:2]}
     classes |= {name for one in both for name in one.extra}
-    names = sorted({name for one in pairs for name in slices[one.frame]})
-    return [
-        agreement_rate(pairs, "all", "all"),
-        *(
-            agreement_rate([one.of_class(cls) for one in pairs], "class", cls)
-            for cls in sorted(classes)
-        ),
-        *(
-            agreement_rate([one for one in pairs if name in slices[one.frame]], "slice", name)
-            for name in names
-        ),
-        *(
-            agreement_rate([one for one in both if one.who == who], "labeler", who)
-            for who in sorted({one.who for one in both})
-        ),
-    ]
+    rates = [agreement_rate(pairs, "all", "all")]
+    for cls in sorted(classes):
+        rates.append(agreement_rate([one.of_class(cls) for one in pairs], "class", cls))
+    for name in sorted({name for one in pairs for name in slices[one.frame]}):
+        inside = [one for one in pairs if name in slices[one.frame]]
+        rates.append(agreement_rate(inside, "slice", name))
+    return [*rates, *_labeler_rates(both, "labelers")]
 
 
-def _gold_rates(pairs: list[AnswerComparison]) -> list[AgreementRate]:
-    if not pairs:
-        return []
+def _labeler_rates(
+    pairs: list[AnswerComparison], against: Literal["labelers", "gold"]
+) -> list[AgreementRate]:
     return [
-        agreement_rate(pairs, "all", "all", _GOLD),
-        *(
-            agreement_rate([one for one in pairs if one.who == who], "labeler", who, _GOLD)
-            for who in sorted({one.who for one in pairs})
-        ),
+        agreement_rate([one for one in pairs if one.who == who], "labeler", who, against)
+        for who in sorted({one.who for one in pairs})
     ]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from workbench.core.errors import ParameterError
 from workbench.labeling.agreement import (
-    LabelsByFrame,
     assess_agreement,
     consensus_labels,
     group_answers,
@@ -74,7 +73,8 @@ def merge(
     record = store.get(labelset, LabelSet)
     labels, answers = _read_label_set(store, labelset)
     gold: tuple[Digest, ...] = store.get(record.batch, LabelBatch).gold
-    if agreement is None and (gold or _has_several_answers(answers)):
+    several = any(len(by_labeler) > 1 for by_labeler in group_answers((), answers).values())
+    if agreement is None and (gold or several):
         agreement = assess_agreement(store, labelset)
     adjudicated = _adjudicated_labels(store, labelset, adjudication)
     result = merge_answers(dataset, labels, answers, adjudicated=adjudicated, gold=gold)
@@ -143,11 +143,6 @@ def _read_label_set(store: Store, labelset: Ref) -> tuple[tuple[Label, ...], tup
     )
 
 
-def _has_several_answers(answers: Iterable[AnswerRow]) -> bool:
-    counts = Counter(answer.frame for answer in answers if not answer.skipped)
-    return any(count > 1 for count in counts.values())
-
-
 def _adjudicated_labels(
     store: Store, labelset: Ref, adjudication: Ref | None
 ) -> dict[Digest, list[Label]] | None:
@@ -160,7 +155,7 @@ def _adjudicated_labels(
             where=adjudication,
             hint=f"It adjudicates {batch.adjudicates}; the label set to merge is {labelset}",
         )
-    by_frame: LabelsByFrame = group_answers(*_read_label_set(store, adjudication))
+    by_frame = group_answers(*_read_label_set(store, adjudication))
     return {frame: consensus_labels(frame, theirs) for frame, theirs in by_frame.items()}
 
 
