@@ -23,7 +23,8 @@ from workbench.detection.families import output_names
 from workbench.detection.model import Predictions
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor, predict_frames
 from workbench.detection.preprocessing import Pixels, preprocess_batch
-from workbench.evaluation.metrics import Evaluation, EvaluationSettings, evaluate, paired_difference
+from workbench.evaluation.metrics import Evaluation, evaluate, paired_difference
+from workbench.evaluation.results import EvaluationSettings
 from workbench.export import calibration, exporter, latency
 from workbench.export.formats import INPUT_NAME, export_fp32
 from workbench.export.gate import LossLimits

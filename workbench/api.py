@@ -122,7 +122,8 @@ class Predictions(detection_model.Predictions):
 
     def evaluate(self, threshold: float = CONFIDENCE_THRESHOLD) -> Evaluation:
         """Metrics by class and slice with intervals, at this confidence threshold."""
-        from workbench.evaluation.metrics import EvaluationSettings, evaluate
+        from workbench.evaluation.metrics import evaluate
+        from workbench.evaluation.results import EvaluationSettings
 
         return evaluate(self, settings=EvaluationSettings(threshold=threshold))
 
@@ -136,8 +137,9 @@ class Predictions(detection_model.Predictions):
             threshold: Boxes below this score count as missing.
         """
         from workbench.data.slices import ALL_FRAMES
-        from workbench.evaluation.metrics import EvaluationSettings, evaluate
+        from workbench.evaluation.metrics import evaluate
         from workbench.evaluation.misses import worst_frames
+        from workbench.evaluation.results import EvaluationSettings
 
         settings = EvaluationSettings(threshold=threshold, resamples=100)
         return worst_frames(evaluate(self, [ALL_FRAMES], settings=settings), count)
@@ -146,7 +148,8 @@ class Predictions(detection_model.Predictions):
         """The worst misses as pictures, with labels and boxes; a matplotlib figure."""
         from workbench.data.slices import ALL_FRAMES
         from workbench.evaluation import plots
-        from workbench.evaluation.metrics import EvaluationSettings, evaluate
+        from workbench.evaluation.metrics import evaluate
+        from workbench.evaluation.results import EvaluationSettings
 
         settings = EvaluationSettings(threshold=threshold, resamples=100)
         evaluation = evaluate(self, [ALL_FRAMES], settings=settings)

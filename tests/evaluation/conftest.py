@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from workbench.evaluation.metrics import EvaluationSettings
+from workbench.evaluation.results import EvaluationSettings
 from workbench.records.dataset import Dataset
 from workbench.records.frames import (
     Box,

@@ -7,7 +7,8 @@ import pytest
 from workbench.core.errors import DataError, ParameterError
 from workbench.data.slices import ALL_FRAMES
 from workbench.detection.model import Predictions
-from workbench.evaluation.metrics import EvaluationSettings, evaluate, paired_difference
+from workbench.evaluation.metrics import evaluate, paired_difference
+from workbench.evaluation.results import EvaluationSettings
 from workbench.records.frames import ANY_CLASS, Origin
 
 

@@ -27,17 +27,15 @@ from workbench.core.text import counted, did_you_mean
 from workbench.core.types import Json
 from workbench.data.resampling import MIN_DRIVES
 from workbench.data.slices import STANDARD_SLICES
-from workbench.evaluation.metrics import (
+from workbench.evaluation.metrics import Evaluation, MetricDifference, paired_difference
+from workbench.evaluation.results import (
     ALL_CLASSES,
     METRIC_NAMES,
     Estimate,
-    Evaluation,
     EvaluationMetrics,
     EvaluationSettings,
-    MetricDifference,
     MetricName,
     SliceMetrics,
-    paired_difference,
 )
 from workbench.records.base import Digest, GateReport, GateResult, Ref, Verdict
 from workbench.records.store import Store

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from workbench.evaluation.matching import EvaluationSet
-from workbench.evaluation.metrics import Evaluation
 from workbench.records.frames import Box, Frame, Label
+
+if TYPE_CHECKING:
+    from workbench.evaluation.metrics import Evaluation
 
 __all__ = ["FrameMisses", "worst_frames"]
 

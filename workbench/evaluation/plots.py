@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
 from workbench.detection.preprocessing import load_rgb
-from workbench.evaluation.gates import GateDecision
 from workbench.evaluation.matching import RECALL_THRESHOLDS
-from workbench.evaluation.metrics import ALL_CLASSES, Estimate, Evaluation, MetricName, SliceMetrics
 from workbench.evaluation.misses import FrameMisses, worst_frames
+from workbench.evaluation.results import ALL_CLASSES, Estimate, MetricName, SliceMetrics
 from workbench.records.base import GateResult, Verdict
 from workbench.records.dataset import media_path
+
+if TYPE_CHECKING:
+    from workbench.evaluation.gates import GateDecision
+    from workbench.evaluation.metrics import Evaluation
 
 __all__ = ["gate_intervals", "metrics_by_slice", "pr_curves", "worst_misses"]
 
