@@ -1,3 +1,5 @@
+"""`workbench ingest` and `workbench datasets`."""
+
 from __future__ import annotations
 
 import json
@@ -22,11 +24,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(list(arguments))
-    assert (ended.value.code or 0) == status
-    said = capsys.readouterr()
-    return said.out, said.err
+    assert (exit_info.value.code or 0) == status
+    printed = capsys.readouterr()
+    return printed.out, printed.err
 
 
 def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
