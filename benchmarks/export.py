@@ -54,7 +54,7 @@ def on(
     picked = calibration.pick_calibration_frames(dataset, 16 if quick else 128, safety_slices=())
     spec = predictor.preprocessing
     pixels = exporter.fit_images(calibration.calibration_images(place, dataset, picked), spec)
-    fresh = exporter.unseen_images(place, dataset, picked, 8 if quick else 32, spec)
+    fresh = exporter.held_out_images(dataset, picked, 8 if quick else 32, spec)
     fp32 = export_fp32(predictor)
     int8 = CalibratedModel(fp32, pixels).file()
     target = export_int8_target(predictor, pixels)

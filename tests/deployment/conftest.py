@@ -14,7 +14,7 @@ from tests.export.conftest import make_dataset, make_predictor
 from workbench.core.workspace import Workspace
 from workbench.detection.predictor import load_checkpoint
 from workbench.export import exporter
-from workbench.export.exporter import ExportConfig
+from workbench.export.exporter import ExportSettings
 from workbench.records.dataset import Dataset
 from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
@@ -43,8 +43,9 @@ def written(car: Workspace, drives: Dataset, folder: Path, seed: int) -> Path:
     weights = safetensors.torch.save(predictor.detector.state_dict())
     ref = Store(car).put(record, {"weights.safetensors": weights, "curves.json": b"{}"})
     trained = load_checkpoint(Store(car), ref)
-    config = ExportConfig(calibration_frames=8, parity_frames=4, target=False)
-    exporter.write_export(folder, trained, exporter.export_model(car, trained, drives, config))
+    settings = ExportSettings(calibration_frames=8, parity_frames=4, target=False, program=False)
+    quantized = exporter.quantize(trained, drives, settings)
+    exporter.write(folder, exporter.compare(quantized, drives, settings))
     return folder
 
 

@@ -15,8 +15,7 @@ from workbench.core.workspace import Workspace
 from workbench.detection.config import DetectorConfig
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
-from workbench.export import calibration
-from workbench.export.exporter import quantize_model
+from workbench.export.exporter import ExportSettings, Quantized, quantize
 from workbench.records.dataset import Dataset, load_dataset, media_path, save_dataset
 from workbench.records.frames import (
     Conditions,
@@ -124,12 +123,18 @@ def predictor(two_threads: None) -> TorchPredictor:
     return make_predictor()
 
 
+SETTINGS = ExportSettings(calibration_frames=16, parity_frames=8, program=False)
+
+
 @pytest.fixture(scope="session")
-def models(kept: Workspace, dataset: Dataset, predictor: TorchPredictor) -> dict[str, bytes]:
-    """The three files, by name."""
-    return quantize_model(
-        kept, predictor, dataset, calibration.pick_calibration_frames(dataset, 16)
-    )
+def quantized(dataset: Dataset, predictor: TorchPredictor) -> Quantized:
+    return quantize(predictor, dataset, SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def models(quantized: Quantized) -> dict[str, bytes]:
+    """The three ONNX files, by name."""
+    return quantized.files
 
 
 @pytest.fixture

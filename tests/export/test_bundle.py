@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
+from tests.export import conftest
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.detection import bundles
+from workbench.detection.model import Model
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor, load_checkpoint
 from workbench.detection.preprocessing import load_rgb
 from workbench.export import bundle, exporter, parity
-from workbench.export.exporter import ExportConfig, ExportResult
+from workbench.export.exporter import Comparison, Quantized
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Role
@@ -24,7 +26,7 @@ from workbench.records.model_types import CalibrationSet, Checkpoint, ExportBund
 from workbench.records.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ExportConfig(calibration_frames=16, parity_frames=8, target=False)
+SETTINGS = replace(conftest.SETTINGS, target=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +49,18 @@ def trained(kept: Workspace, checkpoint: Ref) -> TorchPredictor:
 
 
 @pytest.fixture(scope="module")
-def exported(kept: Workspace, dataset: Dataset, trained: TorchPredictor) -> ExportResult:
-    return exporter.export_model(kept, trained, dataset, CONFIG)
+def exported(dataset: Dataset, trained: TorchPredictor) -> Comparison:
+    return exporter.compare(exporter.quantize(trained, dataset, SETTINGS), dataset, SETTINGS)
 
 
 def test_a_bundle_is_kept_as_a_record(
-    kept: Workspace, folder: Path, trained: TorchPredictor, exported: ExportResult, checkpoint: Ref
+    kept: Workspace, folder: Path, exported: Comparison, checkpoint: Ref
 ) -> None:
     store = Store(kept)
-    manifest = exporter.write_export(folder, trained, exported)
-    ref = bundle.save_bundle(store, folder, latency=exported.latency)
+    manifest = exporter.write(folder, exported)
+    latency = exporter.measure(exported.quantized, SETTINGS)
+    ref = bundle.save_bundle(store, folder, latency=latency)
+    assert exporter.save(store, exported) == ref
     record = store.get(ref, ExportBundle)
     assert record.checkpoint == checkpoint
     assert record.parity["targets"][bundles.FP32_FILE]["agreement"] in (1, None)
@@ -71,18 +75,11 @@ def test_a_bundle_is_kept_as_a_record(
 
 
 def test_exporting_again_gives_the_same_record(
-    kept: Workspace,
-    tmp_path: Path,
-    dataset: Dataset,
-    trained: TorchPredictor,
-    exported: ExportResult,
+    kept: Workspace, dataset: Dataset, checkpoint: Ref, exported: Comparison
 ) -> None:
-    again = exporter.export_model(kept, trained, dataset, CONFIG)
-    refs = []
-    for name, made in (("first", exported), ("second", again)):
-        exporter.write_export(tmp_path / name, trained, made)
-        refs.append(bundle.save_bundle(Store(kept), tmp_path / name, latency=made.latency))
-    assert refs[0] == refs[1]
+    again = exporter.export(Model(kept, checkpoint), dataset, SETTINGS)
+    assert again.ref == exporter.save(Store(kept), exported)
+    assert again.checkpoint == checkpoint
 
 
 def test_the_8_bit_file_of_a_record_runs_on_its_own(
@@ -90,10 +87,9 @@ def test_the_8_bit_file_of_a_record_runs_on_its_own(
     folder: Path,
     dataset: Dataset,
     trained: TorchPredictor,
-    exported: ExportResult,
+    exported: Comparison,
 ) -> None:
-    exporter.write_export(folder, trained, exported)
-    ref = bundle.save_bundle(Store(kept), folder)
+    ref = exporter.save(Store(kept), exported)
     model = OnnxPredictor(Store(kept).payload(ref, bundles.INT8_CPU_FILE))
     assert model.classes == trained.classes
     frame = dataset.frames[0]
@@ -103,9 +99,9 @@ def test_the_8_bit_file_of_a_record_runs_on_its_own(
 
 
 def test_the_files_tell_the_same_story(
-    folder: Path, trained: TorchPredictor, exported: ExportResult
+    folder: Path, trained: TorchPredictor, exported: Comparison
 ) -> None:
-    manifest = exporter.write_export(folder, trained, exported)
+    manifest = exporter.write(folder, exported)
     assert bundles.read_manifest(folder) == manifest
     for name, entry in manifest["files"].items():
         assert entry["bytes"] == (folder / name).stat().st_size
@@ -117,9 +113,9 @@ def test_the_files_tell_the_same_story(
 
 @pytest.mark.parametrize("name", [bundles.FP32_FILE, bundles.PARITY_FILE])
 def test_a_changed_missing_or_added_file_is_no_bundle(
-    kept: Workspace, folder: Path, trained: TorchPredictor, exported: ExportResult, name: str
+    kept: Workspace, folder: Path, exported: Comparison, name: str
 ) -> None:
-    exporter.write_export(folder, trained, exported)
+    exporter.write(folder, exported)
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(RecordError, match="missing or was changed"):
@@ -136,39 +132,33 @@ def test_a_changed_missing_or_added_file_is_no_bundle(
         bundle.save_bundle(Store(kept), folder)
 
 
-def test_a_folder_with_something_in_it_is_refused(
-    folder: Path, trained: TorchPredictor, exported: ExportResult
-) -> None:
+def test_a_folder_with_something_in_it_is_refused(folder: Path, exported: Comparison) -> None:
     folder.mkdir()
     (folder / "old.onnx").touch()
     with pytest.raises(ParameterError, match="not empty"):
-        exporter.write_export(folder, trained, exported)
+        exporter.write(folder, exported)
 
 
 def test_a_model_without_a_record_is_not_bundled(
-    folder: Path, predictor: TorchPredictor, exported: ExportResult
+    folder: Path, quantized: Quantized, exported: Comparison
 ) -> None:
-    with pytest.raises(WorkbenchError, match="on record"):
-        exporter.write_export(folder, predictor, exported)
+    with pytest.raises(WorkbenchError, match="saved checkpoint"):
+        exporter.write(folder, replace(exported, quantized=quantized))
 
 
-def test_without_frames_to_compare_on_nothing_is_exported(
-    kept: Workspace, dataset: Dataset, trained: TorchPredictor
-) -> None:
+def test_evaluation_frames_are_required_and_never_trained_on(dataset: Dataset) -> None:
     learned = replace(dataset.role(Role.TRAIN), ref=dataset.ref)
     with pytest.raises(ParameterError, match="val or safety"):
-        exporter.frames_to_compare(learned)
-    compared = {frame.id for frame in exporter.frames_to_compare(dataset)}
+        exporter.evaluation_frames(learned, 100)
+    compared = {frame.id for frame in exporter.evaluation_frames(dataset, 100)}
     assert compared
     assert not compared & {frame.id for frame in learned.frames}
 
 
-def test_the_matrix_never_says_more_than_was_done(
-    models: dict[str, bytes], trained: TorchPredictor, kept: Workspace, dataset: Dataset
-) -> None:
+def test_the_matrix_never_says_more_than_was_done(quantized: Quantized, dataset: Dataset) -> None:
     planned = bundle.load_target_matrix(ROOT / bundle.DEFAULT_TARGETS)
-    pixels = [load_rgb(media_path(kept, frame)) for frame in dataset.frames[:2]]
-    rows = exporter.check_targets(models, trained, pixels, planned)
+    comparison = exporter.compare(quantized, dataset, conftest.SETTINGS)
+    rows = exporter.check_targets(comparison, planned)
     by_chip = {(row.chip, row.file): row for row in rows}
     orin = by_chip["NVIDIA Orin GPU", bundles.INT8_TARGET_FILE]
     assert orin.status == "linted"
@@ -182,8 +172,10 @@ def test_the_matrix_never_says_more_than_was_done(
         row.status for row in rows if row.machine == "onnxruntime" and "Arm" not in row.chip
     } == {"verified"}
     assert bundles.PROGRAM_FILE not in {row.file for row in rows}  # no such file in this bundle
+    models = quantized.files
     wrong = {**models, bundles.INT8_TARGET_FILE: models[bundles.INT8_CPU_FILE]}
-    refused = {row.chip: row for row in exporter.check_targets(wrong, trained, pixels, planned)}
+    confused = replace(comparison, quantized=replace(quantized, files=wrong))
+    refused = {row.chip: row for row in exporter.check_targets(confused, planned)}
     assert refused["NVIDIA Orin GPU"].status == "untested"
     assert "not int8" in refused["NVIDIA Orin GPU"].why
     elsewhere = bundle.assess_targets(
@@ -203,6 +195,6 @@ def test_a_matrix_with_a_strange_word_is_refused(tmp_path: Path) -> None:
         bundle.load_target_matrix(tmp_path / "none.yaml")
 
 
-def test_a_report_survives_json(exported: ExportResult) -> None:
-    assert json.loads(digest.canonical_json(exported.parity)) == exported.parity
-    assert parity.parity_table(exported.parity)[0]["frames"] == 8
+def test_a_report_survives_json(exported: Comparison) -> None:
+    assert json.loads(digest.canonical_json(exported.report)) == exported.report
+    assert parity.parity_table(exported.report)[0]["frames"] == 8

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from tests.export.conftest import make_predictor
+from tests.export.conftest import SETTINGS, make_predictor
 from workbench.core.errors import ContractError, ParameterError, VerificationError
 from workbench.core.workspace import Workspace
 from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
@@ -17,6 +17,7 @@ from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Pixels, load_rgb, preprocess_batch, require_input
 from workbench.export import calibration, exporter, formats, gate
 from workbench.export.bundle import lint_decoding
+from workbench.export.exporter import Quantized
 from workbench.export.formats import export_program, load_program
 from workbench.export.parity import ReferenceSample
 from workbench.export.quantization import CalibratedModel
@@ -41,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Found:
-    figure: Figure
+    estimate: Figure
     usable: bool = True
     method: str = "planted"
 
@@ -57,15 +58,12 @@ GROUNDS = (Ground("all", "all", 900), Ground("light=night", "all", 300), Ground(
 NOTHING = Found(Figure(0.0, -0.001, 0.001))
 
 
-def report(shift: float = 0.01) -> dict:
-    return {"targets": {INT8_CPU_FILE: {"score_shift_p95": shift}}}
-
-
-def judged(losses: dict, *, shift: float = 0.01, head_db: float | None = 40.0) -> gate.ParityGate:
-    def compare(metric: str, part: str, cls: str) -> Found:
+def judged(losses: dict, *, shift: float = 0.01, head_db: float = 40.0) -> gate.ParityGate:
+    def loss(metric: str, part: str, cls: str) -> Found:
         return losses.get((metric, part, cls), NOTHING)
 
-    return gate.judge_file(INT8_CPU_FILE, GROUNDS, compare, report(shift), head_db=head_db)
+    parity = {"score_shift_p95": shift, "sqnr_db": head_db}
+    return gate.judge_file(INT8_CPU_FILE, GROUNDS, loss, parity)
 
 
 def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
@@ -146,9 +144,8 @@ def test_squeezed_confidences_are_caught_though_ap_looks_fine() -> None:
     assert judged({("f1", "all", "all"): Found(Figure(0.05, 0.03, 0.07))}).verdict is Verdict.FAIL
 
 
-def test_decoding_that_was_quantised_with_the_network_is_caught(
-    models: Models, predictor: TorchPredictor, pixels: list[Pixels]
-) -> None:
+def test_quantized_decoding_is_caught(quantized: Quantized, dataset: Dataset) -> None:
+    models = quantized.files
     assert lint_decoding(models[INT8_CPU_FILE]) == []
     model = onnx.load_from_string(models[INT8_CPU_FILE])
     for output in model.graph.output:
@@ -159,10 +156,11 @@ def test_decoding_that_was_quantised_with_the_network_is_caught(
             model.graph.node.append(helper.make_node("Sigmoid", [inner], [output.name], "decode"))
     wrong = model.SerializeToString()
     assert len(lint_decoding(wrong)) == 3
-    with pytest.raises(ContractError, match="decoding is quantised"):
-        exporter.check_targets(
-            {FP32_FILE: models[FP32_FILE], INT8_CPU_FILE: wrong}, predictor, pixels, ()
-        )
+    comparison = exporter.compare(quantized, dataset, SETTINGS)
+    files = {FP32_FILE: models[FP32_FILE], INT8_CPU_FILE: wrong}
+    broken = replace(comparison, quantized=replace(quantized, files=files))
+    with pytest.raises(ContractError, match="decoding is quantized"):
+        exporter.check_targets(broken, ())
 
 
 def test_planes_in_another_order_of_memory_change_nothing(
@@ -182,7 +180,7 @@ def test_planes_in_another_order_of_memory_change_nothing(
     with pytest.raises(ContractError, match="channels first"):
         require_input(np.moveaxis(strided, 1, -1), predictor.preprocessing)
     assert content == export_program(make_predictor())
-    with pytest.raises(VerificationError, match="not the one"):
+    with pytest.raises(VerificationError, match="not the one in its manifest"):
         load_program(content, sha256="0" * 64)
 
 

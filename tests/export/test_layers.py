@@ -1,4 +1,4 @@
-"""The folded first layer, ways of making ranges, sensitivity, and training for eight bits."""
+"""The folded first layer, calibration methods, sensitivity, QAT and latency."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_folded_first_layer_computes_the_same(models: Models) -> None:
     assert fold_stem(other).SerializeToString() == other.SerializeToString()  # nothing left to fold
 
 
-def test_the_choice_of_a_method_is_explained(models: Models, pixels: list[Pixels]) -> None:
+def test_the_chosen_method_is_explained(models: Models, pixels: list[Pixels]) -> None:
     found = calibration.choose_method(
         models[FP32_FILE], pixels[:6], pixels[6:], methods=("minmax", "percentile")
     )
@@ -69,7 +69,7 @@ def planted(factor: float) -> TorchPredictor:
     return predictor
 
 
-def test_sensitivity_finds_the_layer_that_was_spoilt(pixels: list[Pixels]) -> None:
+def test_sensitivity_finds_the_planted_layer(pixels: list[Pixels]) -> None:
     predictor = planted(300.0)
     fp32 = export_fp32(predictor)
     found = sensitivity.measure_sensitivity(
@@ -102,23 +102,25 @@ def test_folding_batch_norms_changes_nothing(predictor: TorchPredictor) -> None:
     for same in (once, qat.equalize_channels(once)):
         for expected, actual in zip(predictor.raw(batch), same.raw(batch), strict=True):
             np.testing.assert_allclose(actual, expected, atol=1e-4)
-    with pytest.raises(ParameterError, match="nothing to learn"):
+    with pytest.raises(ParameterError, match="nothing to train on"):
         qat.distill(predictor, [], steps=3)
 
 
 @pytest.mark.slow
-def test_a_model_that_calibration_breaks_is_mended_by_training(pixels: list[Pixels]) -> None:
+def test_quantization_aware_training_repairs_what_calibration_breaks(pixels: list[Pixels]) -> None:
     predictor = planted(300.0)
     fp32 = export_fp32(predictor)
     sample = ReferenceSample(fp32, pixels[8:])
     broken = sample.compare(CalibratedModel(fp32, pixels[:8]).file())
-    taught = qat.distill(predictor, pixels[:8], steps=20)
-    mended = sample.compare(CalibratedModel(export_fp32(taught), pixels[:8]).file())
+    student = qat.distill(predictor, pixels[:8], steps=20)
+    repaired = sample.compare(CalibratedModel(export_fp32(student), pixels[:8]).file())
     assert broken.least_db < 20
-    assert mended.least_db > broken.least_db + 10
+    assert repaired.least_db > broken.least_db + 10
 
 
-def test_latency_tells_starts_memory_and_bad_pictures(models: Models, pixels: list[Pixels]) -> None:
+def test_cold_start_memory_and_degraded_images_are_measured(
+    models: Models, pixels: list[Pixels]
+) -> None:
     started = latency.measure_cold_start({INT8_CPU_FILE: models[INT8_CPU_FILE]}, threads=1)
     assert started[INT8_CPU_FILE]["cold_start_ms"] > 0
     found = latency.measure_degraded(
@@ -126,4 +128,4 @@ def test_latency_tells_starts_memory_and_bad_pictures(models: Models, pixels: li
     )
     assert set(found) == {"clean", "noise", "dark"}
     assert found["dark"]["int8"]["median_ms"] > 0
-    assert latency.degrade_image(pixels[0], "dark", 0).mean() < 0.3 * pixels[0].mean()
+    assert latency._degrade(pixels[0], "dark", 0).mean() < 0.3 * pixels[0].mean()

@@ -122,18 +122,16 @@ import sys, tempfile, torch
 from pathlib import Path
 from tests.export.conftest import make_dataset, make_predictor
 from workbench.core import digest
-from workbench.export import calibration
-from workbench.export.exporter import quantised
 from workbench.core.workspace import Workspace
+from workbench.export.exporter import ExportSettings, quantize
 
 torch.set_num_threads(2)
 with tempfile.TemporaryDirectory() as folder:
-    place = Workspace(Path(folder) / ".workbench")
-    data = make_dataset(place)
-    picked = calibration.pick(data, 16)
-    made = quantised(place, make_predictor(), data, picked, target={target})
-for name in sorted(made):
-    print(name, digest.of_bytes(made[name]))
+    dataset = make_dataset(Workspace(Path(folder) / ".workbench"))
+    settings = ExportSettings(calibration_frames=16, target={target}, program=False)
+    files = quantize(make_predictor(), dataset, settings).files
+for name in sorted(files):
+    print(name, digest.of_bytes(files[name]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

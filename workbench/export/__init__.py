@@ -1,1 +1,1 @@
-"""From float weights to what a car runs: ONNX, INT8, the proof that they agree, and the bundle."""
+"""Export: ONNX files, INT8 quantization, the proof that they agree, and the bundle."""

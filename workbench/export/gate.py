@@ -1,28 +1,39 @@
-"""The parity gate: how much an INT8 file may lose against the float network."""
+"""The parity gate: how much an INT8 file may lose against the float network.
+
+Each loss is float minus INT8 with a paired interval from resampling drives, so that what makes a
+drive easy or hard cancels out. The *upper* bound must stay below its limit. The metrics come from
+the caller's evaluation; this module only knows what is allowed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
 from workbench.core.errors import ContractError
+from workbench.core.types import Json
+from workbench.detection.bundles import FP32_FILE
 from workbench.records.base import FrozenModel, Verdict
 
-Json = dict[str, Any]
-MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
-ALL = "all"
+__all__ = ["LossLimits", "ParityGate", "judge_files", "require_gates"]
+
+_ALL = "all"
 _DIGITS = 5
 
 
 class LossLimits(FrozenModel):
-    """What a file may lose against the float network. AP and F1 are shares: 0.005 is half a point.
+    """What a file may lose against the float network.
 
-    ``ap`` and ``f1`` of all frames (F1 at the deployed threshold), ``ap_slice`` of every slice and
-    class of ``slice_boxes`` boxes or more; ``score_shift`` the 95th percentile of how far scores of
-    matched boxes move; ``float_maps`` the raw maps of the float file against torch; ``head_db`` the
-    noise of any raw output.
+    Attributes:
+        ap: AP of all frames, as a share: 0.005 is half a point.
+        f1: F1 of all frames at the deployed threshold, as a share.
+        ap_slice: AP of every slice and class of ``slice_boxes`` boxes or more.
+        slice_boxes: Boxes from which a slice decides.
+        score_shift: 95th percentile of the absolute score shifts of matched boxes.
+        float_maps: Raw outputs of the float file against torch.
+        head_db: Lowest SQNR of any raw output in dB.
     """
 
     ap: float = Field(default=0.005, ge=0)
@@ -35,7 +46,7 @@ class LossLimits(FrozenModel):
 
 
 class EvaluatedSlice(Protocol):
-    """What is evaluated: a slice and class, and how many true boxes it has."""
+    """A slice and class of an evaluation, with its number of true boxes."""
 
     @property
     def slice(self) -> str: ...
@@ -46,7 +57,7 @@ class EvaluatedSlice(Protocol):
 
 
 class LossInterval(Protocol):
-    """A loss with its two-sided interval, None where there is nothing to measure."""
+    """A loss with its two-sided interval; None where there is nothing to measure."""
 
     @property
     def value(self) -> float | None: ...
@@ -57,7 +68,7 @@ class LossInterval(Protocol):
 
 
 class MetricDifference(Protocol):
-    """As evaluation gives it; ``usable`` tells whether there were drives enough to decide."""
+    """A paired difference; ``usable`` tells whether there were enough drives to decide."""
 
     @property
     def estimate(self) -> LossInterval: ...
@@ -67,12 +78,13 @@ class MetricDifference(Protocol):
     def method(self) -> str: ...
 
 
-CompareFunction = Callable[[MetricName, str, str], MetricDifference]
-"""Metric, slice and class to float minus 8-bit."""
+MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
+PairedDifference = Callable[[Any, Any, MetricName, str, str], MetricDifference]
+"""Float evaluation, INT8 evaluation, metric, slice and class to float minus INT8."""
 
 
 class LimitResult(FrozenModel):
-    """One limit and what was found; ``required`` ones decide."""
+    """One limit and what was measured; ``required`` ones decide."""
 
     name: str
     verdict: Verdict
@@ -86,7 +98,7 @@ class LimitResult(FrozenModel):
 
 
 class ParityGate(FrozenModel):
-    """The verdict on one file: FAIL if any required limit is proven broken, PASS if all hold."""
+    """The verdict on one file: FAIL if a required limit is proven broken, PASS if all hold."""
 
     file: str
     verdict: Verdict
@@ -94,57 +106,83 @@ class ParityGate(FrozenModel):
     rows: tuple[LimitResult, ...]
 
     def table(self) -> list[Json]:
-        """A row for each limit, for a data frame or a picture."""
+        """A row for each limit, for a data frame or a plot."""
         keys = ("name", "verdict", "value", "low", "high", "limit", "boxes", "required")
         return [{key: getattr(row, key) for key in keys} for row in self.rows]
 
-    def as_json(self) -> Json:
-        return self.model_dump(mode="json")
+
+def judge_files(
+    evaluations: Mapping[str, Any],
+    difference: PairedDifference,
+    report: Json,
+    limits: LossLimits | None = None,
+) -> tuple[ParityGate, ...]:
+    """Hold every INT8 file to the limits.
+
+    Args:
+        evaluations: By file name, the float file's among them, on the same frames.
+        difference: Paired difference of two evaluations.
+        report: Of `parity.compare_models` on these frames.
+        limits: What may be lost.
+    """
+    reference = evaluations[FP32_FILE]
+
+    def judge(name: str, evaluation: Any) -> ParityGate:
+        return judge_file(
+            name,
+            reference.metrics.rows,
+            lambda metric, part, cls: difference(reference, evaluation, metric, part, cls),
+            report["targets"][name],
+            limits=limits,
+        )
+
+    return tuple(judge(name, one) for name, one in evaluations.items() if name != FP32_FILE)
 
 
 def judge_file(
     file: str,
-    grounds: Iterable[EvaluatedSlice],
-    compare: CompareFunction,
-    report: Json,
+    slices: Iterable[EvaluatedSlice],
+    loss: Callable[[MetricName, str, str], MetricDifference],
+    parity: Json,
     *,
     limits: LossLimits | None = None,
-    head_db: float | None = None,
 ) -> ParityGate:
-    """Hold one file to the limits.
+    """Hold one INT8 file to the limits.
 
     Args:
-        file: Its name in ``report``.
-        grounds: Every slice and class that was evaluated.
-        compare: What the file lost there.
-        report: Of `parity.compare` on the evaluation frames.
-        head_db: Least SQNR of its raw outputs where that was measured.
+        file: Its name.
+        slices: Every slice and class that was evaluated.
+        loss: Metric, slice and class to what the file lost there.
+        parity: The file's part of the parity report.
+        limits: What may be lost.
     """
-    allowed = limits or LossLimits()
+    limits = limits or LossLimits()
     rows = []
-    for ground in grounds:
-        overall = ground.slice == ground.cls == ALL
-        if overall:
-            rows.append(_loss_result("ap", ground, compare, allowed.ap, required=True))
-            rows.append(_loss_result("f1", ground, compare, allowed.f1, required=True))
-        elif ALL in (ground.slice, ground.cls) and ground.boxes:
-            counted = ground.boxes >= allowed.slice_boxes
-            rows.append(_loss_result("ap", ground, compare, allowed.ap_slice, required=counted))
-    found = report["targets"][file]
-    shift = found["score_shift_p95"]
+    for part in slices:
+        if part.slice == part.cls == _ALL:
+            rows.append(_loss_result("ap", part, loss, limits.ap, required=True))
+            rows.append(_loss_result("f1", part, loss, limits.f1, required=True))
+        elif _ALL in (part.slice, part.cls) and part.boxes:
+            required = part.boxes >= limits.slice_boxes
+            rows.append(_loss_result("ap", part, loss, limits.ap_slice, required=required))
+    shift, least_db = parity["score_shift_p95"], parity["sqnr_db"]
     if shift is not None:
-        rows.append(_measured_result("score shift, 95th percentile", shift, allowed.score_shift))
-    if head_db is not None:
+        holds = shift <= limits.score_shift
         rows.append(
-            _measured_result("least SQNR of a raw output, dB", head_db, allowed.head_db, least=True)
+            _measured_result("score shift, 95th percentile", shift, limits.score_shift, holds)
         )
-    return ParityGate(file=file, verdict=_overall_verdict(rows), limits=allowed, rows=tuple(rows))
+    holds = least_db >= limits.head_db
+    rows.append(_measured_result("least SQNR of a raw output, dB", least_db, limits.head_db, holds))
+    return ParityGate(file=file, verdict=_overall_verdict(rows), limits=limits, rows=tuple(rows))
 
 
 def require_gates(gates: Iterable[ParityGate]) -> None:
-    """Raise `ContractError` where a file is proven to lose more than it may.
+    """Refuse a file that is proven to lose more than it may.
 
-    Too few drives or boxes to tell is no failure here: the gates before a release ask for more.
+    Too few drives or boxes to decide is no failure here: the gates before a release ask for more.
+
+    Raises:
+        ContractError: A required limit is broken.
     """
     for gate in gates:
         broken = [row for row in gate.rows if row.required and row.verdict is Verdict.FAIL]
@@ -153,61 +191,57 @@ def require_gates(gates: Iterable[ParityGate]) -> None:
             raise ContractError(
                 f"{gate.file} loses too much: {row.name} {row.value:.4g}, {row.limit:g} allowed",
                 where=f"{len(broken)} of {len(gate.rows)} limits",
-                hint="Keep its most sensitive layers in float (keep_float), then try "
-                "quantisation-aware training (qat_steps)",
+                hint="Keep its most sensitive layers in float (thorough), then try "
+                "quantization-aware training (qat_steps)",
             )
 
 
 def _loss_result(
     metric: MetricName,
-    ground: EvaluatedSlice,
-    compare: CompareFunction,
+    part: EvaluatedSlice,
+    loss: Callable[[MetricName, str, str], MetricDifference],
     limit: float,
     *,
     required: bool,
 ) -> LimitResult:
-    difference = compare(metric, ground.slice, ground.cls)
-    figure = difference.estimate
+    difference = loss(metric, part.slice, part.cls)
+    interval = difference.estimate
+    where = part.cls if part.slice == _ALL else part.slice
     return LimitResult(
-        name=f"{metric} lost, {_slice_name(ground)}",
-        verdict=_verdict(figure, limit, usable=difference.usable),
-        value=_rounded(figure.value),
-        low=_rounded(figure.low),
-        high=_rounded(figure.high),
+        name=f"{metric} lost, {'all frames' if part.slice == part.cls == _ALL else where}",
+        verdict=_loss_verdict(interval, limit, usable=difference.usable),
+        value=_rounded(interval.value),
+        low=_rounded(interval.low),
+        high=_rounded(interval.high),
         limit=limit,
-        boxes=ground.boxes,
+        boxes=part.boxes,
         required=required,
         method=difference.method,
     )
 
 
-def _verdict(figure: LossInterval, limit: float, *, usable: bool) -> Verdict:
-    if figure.value is None or figure.low is None or figure.high is None:
+def _loss_verdict(interval: LossInterval, limit: float, *, usable: bool) -> Verdict:
+    if interval.value is None or interval.low is None or interval.high is None:
         return Verdict.INSUFFICIENT
-    if figure.low > limit:
+    if interval.low > limit:
         return Verdict.FAIL
-    return Verdict.PASS if usable and figure.high <= limit else Verdict.INSUFFICIENT
+    return Verdict.PASS if usable and interval.high <= limit else Verdict.INSUFFICIENT
 
 
-def _measured_result(name: str, value: float, limit: float, *, least: bool = False) -> LimitResult:
-    holds = value >= limit if least else value <= limit
+def _measured_result(name: str, value: float, limit: float, holds: bool) -> LimitResult:
     verdict = Verdict.PASS if holds else Verdict.FAIL
     return LimitResult(
         name=name, verdict=verdict, value=_rounded(value), limit=limit, method="measured"
     )
 
 
-def _overall_verdict(rows: Iterable[LimitResult]) -> Verdict:
-    said = {row.verdict for row in rows if row.required}
-    if Verdict.FAIL in said:
+def _overall_verdict(rows: Sequence[LimitResult]) -> Verdict:
+    verdicts = {row.verdict for row in rows if row.required}
+    if Verdict.FAIL in verdicts:
         return Verdict.FAIL
-    return Verdict.INSUFFICIENT if Verdict.INSUFFICIENT in said or not said else Verdict.PASS
-
-
-def _slice_name(ground: EvaluatedSlice) -> str:
-    if ground.slice == ground.cls == ALL:
-        return "all frames"
-    return ground.cls if ground.slice == ALL else ground.slice
+    if Verdict.INSUFFICIENT in verdicts or not verdicts:
+        return Verdict.INSUFFICIENT
+    return Verdict.PASS
 
 
 def _rounded(value: float | None) -> float | None:

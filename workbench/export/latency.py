@@ -1,4 +1,4 @@
-"""Latency and memory of exported files on this machine."""
+"""Latency and memory of exported files on this machine; never part of a digest."""
 
 from __future__ import annotations
 
@@ -8,43 +8,50 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.types import Json
 from workbench.detection.predictor import OnnxPredictor
 from workbench.detection.preprocessing import Pixels, input_range
 from workbench.export.parity import ReferenceSample
 
-DEGRADATIONS = ("clean", "noise", "dark")
+__all__ = ["measure_latency"]
+
+_DEGRADATIONS = ("clean", "noise", "dark")
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 _COLD_START_SCRIPT = """
 import sys, time, numpy, onnxruntime, psutil
-here = psutil.Process()
-before, began = here.memory_info().rss, time.perf_counter()
+process = psutil.Process()
+before, began = process.memory_info().rss, time.perf_counter()
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[2])
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 frame = session.get_inputs()[0]
 shape = [side if isinstance(side, int) else 1 for side in frame.shape]
 session.run(None, {frame.name: numpy.zeros(shape, numpy.float32)})
-spent = time.perf_counter() - began
-print(1000 * spent, (here.memory_info().rss - before) / 2**20)
+elapsed = time.perf_counter() - began
+print(1000 * elapsed, (process.memory_info().rss - before) / 2**20)
 """
 
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
+def measure_latency(models: Mapping[str, bytes], *, runs: int = 40, threads: int = 2) -> Json:
+    """Latency of the networks alone, one frame per call, in ONNX Runtime on this CPU.
 
-def measure_latency(
-    models: Mapping[str, bytes], *, runs: int = 40, threads: int = 2
-) -> dict[str, Any]:
-    """Latency of the network alone, one frame a call, in plain ONNX Runtime on this CPU.
+    The models take turns, so that a busy machine affects all of them alike. It still raises all
+    values: compare ratios, and only within one call.
 
-    The models take turns, so that a busy machine disturbs all of them alike; it still raises all
-    figures, so compare ratios, and only within one call.
+    Args:
+        models: ONNX files by name.
+        runs: Calls of each model.
+        threads: Of each session.
 
     Returns:
         ``{"cpu", "threads", "runs", "models": {name: {"median_ms", "p99_ms"}}}``.
+
+    Raises:
+        ParameterError: No models or no runs.
     """
     if not models or runs < 1:
         raise ParameterError("nothing to measure", hint="Give at least one model and one run")
@@ -56,42 +63,46 @@ def measure_latency(
     for predictor in predictors.values():
         for _ in range(5):
             predictor.raw(frame)
-    taken: dict[str, list[float]] = {name: [] for name in predictors}
+    times: dict[str, list[float]] = {name: [] for name in predictors}
     for _ in range(runs):
         for name, predictor in predictors.items():
-            taken[name].append(_elapsed_ms(lambda predictor=predictor: predictor.raw(frame)))  # type: ignore[misc]
+            times[name].append(_elapsed_ms(lambda predictor=predictor: predictor.raw(frame)))  # type: ignore[misc]
     return {
-        "cpu": cpu_info(),
+        "cpu": _cpu_info(),
         "threads": threads,
         "runs": runs,
-        "models": {name: _distribution(times) for name, times in taken.items()},
+        "models": {name: _distribution(values) for name, values in times.items()},
     }
 
 
 def measure_cold_start(
     models: Mapping[str, bytes], *, threads: int = 2
 ) -> dict[str, dict[str, float]]:
-    """What a model costs before its second frame, each in a process of its own.
+    """Cost of a model's first frame, each in a process of its own.
+
+    Args:
+        models: ONNX files by name.
+        threads: Of each session.
 
     Returns:
-        By name ``cold_start_ms``, from nothing loaded to the first frame's raw maps, ONNX Runtime
-        itself being imported already, and ``memory_mib``, what the process grew by.
+        By name ``cold_start_ms``, from the session's creation to the first raw outputs, and
+        ``memory_mib``, the growth of the process.
 
     Raises:
-        DataError: A process died.
+        DataError: A process failed.
     """
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
         for name, content in models.items():
-            path = Path(folder) / "model.onnx"
             path.write_bytes(content)
             command = [sys.executable, "-c", _COLD_START_SCRIPT, str(path), str(threads)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise DataError(f"model cannot be started: {done.stderr[-300:]}", where=name)
-            cold, grown = map(float, done.stdout.split())
-            found[name] = {"cold_start_ms": round(cold, 1), "memory_mib": round(grown, 1)}
-    return found
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode:
+                raise DataError(f"the model cannot be run: {process.stderr[-300:]}", where=name)
+            elapsed, growth = map(float, process.stdout.split())
+            results[name] = {"cold_start_ms": round(elapsed, 1), "memory_mib": round(growth, 1)}
+    return results
 
 
 def measure_degraded(
@@ -101,48 +112,56 @@ def measure_degraded(
     *,
     threads: int = 2,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Clean, noisy and dark frames: time from pixels to boxes of both files, and how they agree.
+) -> dict[str, Json]:
+    """Latency and agreement of both files on clean, noisy and dark frames.
 
-    A network takes as long for any picture, but suppression does not; and ranges that were made
-    on good pictures need not hold on bad ones.
+    A network takes the same time for any image, but suppression does not; and ranges that were made
+    on good images need not hold on bad ones.
+
+    Args:
+        fp32: The float file.
+        int8: The INT8 file.
+        images: RGB uint8 frames.
+        threads: Of each session.
+        seed: Of the noise.
 
     Returns:
-        By kind ``agreement`` of boxes in [0, 1] or None, ``sqnr_db`` of the worst output, and
-        ``fp32`` and ``int8`` with ``median_ms`` and ``p99_ms``.
+        By kind ``agreement`` of boxes in [0, 1] or None, ``sqnr_db`` of the worst output, and for
+        ``fp32`` and ``int8`` the time from pixels to boxes as ``median_ms`` and ``p99_ms``.
     """
     predictors = {
         "fp32": OnnxPredictor(fp32, threads=threads),
         "int8": OnnxPredictor(int8, threads=threads),
     }
-    found: dict[str, dict[str, Any]] = {}
-    for kind in DEGRADATIONS:
-        shown = [degrade_image(image, kind, seed + place) for place, image in enumerate(images)]
-        apart = ReferenceSample(fp32, shown, threads=threads).compare(int8)
-        row: dict[str, Any] = {"agreement": apart.agreement, "sqnr_db": apart.least_db}
+    results: dict[str, Json] = {}
+    for kind in _DEGRADATIONS:
+        degraded = [_degrade(image, kind, seed + number) for number, image in enumerate(images)]
+        fidelity = ReferenceSample(fp32, degraded, threads=threads).compare(int8)
+        row: Json = {"agreement": fidelity.agreement, "sqnr_db": fidelity.least_db}
         for name, predictor in predictors.items():
-            predictor.predict(shown[:1])
-            times = [_elapsed_ms(lambda image=image: predictor.predict([image])) for image in shown]  # type: ignore[misc] # noqa: B023
+            predictor.predict(degraded[:1])
+            times = [
+                _elapsed_ms(lambda image=image: predictor.predict([image]))  # type: ignore[misc] # noqa: B023
+                for image in degraded
+            ]
             row[name] = _distribution(times)
-        found[kind] = row
-    return found
+        results[kind] = row
+    return results
 
 
-def degrade_image(image: Pixels, kind: str, seed: int) -> Pixels:
+def _degrade(image: Pixels, kind: str, seed: int) -> Pixels:
     """``noise`` as of a hot sensor (sigma 20 of 255), ``dark`` at a quarter of the light."""
     if kind == "noise":
         noise = np.random.default_rng(seed).normal(0, 20, image.shape)
-        noisy: Pixels = np.clip(image + noise, 0, 255).astype(np.uint8)
-        return noisy
+        return np.asarray(np.clip(image + noise, 0, 255), np.uint8)
     if kind == "dark":
-        dark: Pixels = (image * np.float32(0.25)).astype(np.uint8)
-        return dark
+        return np.asarray(image * np.float32(0.25), np.uint8)
     return image
 
 
-def _elapsed_ms(work: Callable[[], object]) -> float:
+def _elapsed_ms(call: Callable[[], object]) -> float:
     before = time.perf_counter()
-    work()
+    call()
     return 1000 * (time.perf_counter() - before)
 
 
@@ -153,8 +172,8 @@ def _distribution(times: list[float]) -> dict[str, float]:
     }
 
 
-def cpu_info() -> dict[str, Any]:
-    """Name of the CPU and those of its features that decide how fast 8-bit numbers are."""
+def _cpu_info() -> Json:
+    """Name of the CPU, and its features that decide the speed of INT8."""
     facts: dict[str, str] = {}
     source = Path("/proc/cpuinfo")
     if source.exists():

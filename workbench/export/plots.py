@@ -1,22 +1,28 @@
-"""Plots of an export."""
+"""Plots of an export: parity, size and latency of the files, sensitivity of the layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.export.sensitivity import Sensitivity
+from workbench.core.types import Json
+from workbench.export.sensitivity import Layer, Sensitivity
+
+__all__ = ["plot_parity", "plot_sensitivity"]
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
-def plot_parity(report: dict[str, Any], latency: dict[str, Any], sizes: Mapping[str, int]) -> Any:
-    """Bars a file: box agreement with the network, size, and latency where it was measured.
+def plot_parity(report: Json, latency: Json, sizes: Mapping[str, int]) -> Any:
+    """Plot box agreement, size, and latency where it was measured, as bars for each file.
 
     Args:
-        report: Of `parity.compare`.
-        latency: Of `latency.measure`.
+        report: The parity report.
+        latency: Of `exporter.measure`.
         sizes: Bytes by file name.
+
+    Returns:
+        The matplotlib figure.
     """
     import matplotlib.pyplot as plt
 
@@ -39,31 +45,34 @@ def plot_parity(report: dict[str, Any], latency: dict[str, Any], sizes: Mapping[
     return figure
 
 
-def plot_sensitivity(found: Sensitivity, kept: Sequence[str] = ()) -> Any:
-    """A row for each layer in the order they run: its own noise, and what it alone does.
+def plot_sensitivity(sensitivity: Sensitivity, kept_float: Sequence[Layer] = ()) -> Any:
+    """Plot a row for each layer in the order they run: its own noise, and what it does alone.
 
     Args:
-        kept: Modules that stay in float, marked.
+        sensitivity: Of all layers.
+        kept_float: Layers that stay in float, marked.
+
+    Returns:
+        The matplotlib figure.
     """
     import matplotlib.pyplot as plt
 
-    rows = found.layers
-    names = [row.layer.module + (" (float)" if row.layer.module in kept else "") for row in rows]
-    places = range(len(rows))
+    rows = sensitivity.layers
+    names = [row.layer.module + (" (float)" if row.layer in kept_float else "") for row in rows]
     figure, axes = plt.subplots(1, 3, figsize=(11, 0.22 * len(rows) + 1.4), sharey=True)
     columns = (
         ("own output, all layers INT8", [row.own_db for row in rows], _BLUE),
         ("worst output, only this INT8", [row.alone_int8_db for row in rows], _BLUE),
-        ("won when this stays float", [row.gain_db for row in rows], _ORANGE),
+        ("gain when this stays float", [row.gain_db for row in rows], _ORANGE),
     )
-    for axis, (title, values, colour) in zip(axes, columns, strict=True):
-        axis.barh(places, values, color=colour, height=0.7)
+    for axis, (title, values, color) in zip(axes, columns, strict=True):
+        axis.barh(range(len(rows)), values, color=color, height=0.7)
         axis.set_title(f"{title}, dB", fontsize=9)
         axis.tick_params(labelsize=7)
-    axes[0].set_yticks(list(places), names)
+    axes[0].set_yticks(range(len(rows)), names)
     axes[0].invert_yaxis()
     figure.suptitle(
-        f"{found.frames} frames that were learned from; whole file {found.whole.least_db:.1f} dB",
+        f"{sensitivity.frames} training frames; whole file {sensitivity.whole.least_db:.1f} dB",
         fontsize=9,
     )
     figure.tight_layout()

@@ -1,14 +1,23 @@
-"""Quantization-aware training by distillation, without labels."""
+"""Quantization-aware training by distillation, without labels.
+
+For a model whose accuracy does not survive INT8 ranges (Jacob et al., "Quantization and Training of
+Neural Networks for Efficient Integer-Arithmetic-Only Inference", 2018). Rounding is inserted with
+torchao's `prepare_qat_pt2e`, and the weights are trained until the raw outputs are the float
+network's again (distillation, Hinton et al., 2015). Batch norms are folded first, so that nothing
+behaves differently in training, and channel ranges are equalized. A model that passes the gate
+after calibration gains nothing from it.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.types import Progress
 from workbench.detection.preprocessing import Pixels, preprocess_batch
 from workbench.export.formats import quiet_exporters
 from workbench.export.quantization import has_attention, symmetric_quantizer
@@ -18,10 +27,10 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-ProgressCallback = Callable[[int, int], None]
+__all__ = ["distill"]
+
 _BATCH_SIZE = 8
-_OBSERVING_SHARE = 0.2
-"""Share of the steps in which ranges are still followed; then they stand and weights settle."""
+_OBSERVING_SHARE = 0.2  # of the steps; then ranges are frozen and only weights change
 
 
 def distill(
@@ -31,49 +40,52 @@ def distill(
     steps: int,
     lr: float = 1e-3,
     seed: int = 0,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> TorchPredictor:
-    """A copy of the network, batch norms folded, whose weights live with 8-bit rounding.
+    """A copy of the network with folded batch norms, trained for INT8 rounding.
 
-    Equal bits for equal arguments, threads and CPU class.
+    Reproducible to the bit for equal arguments, threads and CPU class.
 
     Args:
-        predictor: The float network; stays as it is and is what is learned from.
-        pixels: Frames of the calibration set, RGB uint8.
-        lr: Of Adam, falling to nothing along a cosine, as a share of what weights are like.
+        predictor: The float network, which is the teacher and stays as it is.
+        pixels: Calibration frames, RGB uint8.
+        steps: Optimizer steps.
+        lr: Initial learning rate of Adam relative to the weights' size, with a cosine decay to 0.
+        seed: Of the batches.
+        progress: Called with the steps done and their total.
 
     Raises:
         ParameterError: No steps or no frames.
-        ContractError: The network cannot be learned through this way.
+        ContractError: The network cannot be trained for INT8.
     """
     import torch
 
     if steps < 1 or not pixels:
-        raise ParameterError("nothing to learn", hint="Give at least one step and one frame")
+        raise ParameterError("nothing to train on", hint="Give at least one step and one frame")
     if has_attention(predictor.detector):
         raise ContractError(
-            "a transformer is not trained for eight bits here",
+            "quantization-aware training does not support transformers",
             hint="Keep its sensitive layers in float (thorough), or ship fp32.onnx "
             "(on_loss=record, qat_steps=0)",
         )
     student = equalize_channels(fold_batch_norms(predictor))
     graph = _insert_fake_quantization(student, predictor, min(_BATCH_SIZE, len(pixels)))
     weights = _shared_weights(graph, student.detector)
-    optimiser = torch.optim.Adam([weights[name] for name in sorted(weights)], lr=lr)
+    optimizer = torch.optim.Adam([weights[name] for name in sorted(weights)], lr=lr)
     scales = {name: _weight_scales(value.detach()) for name, value in weights.items()}
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = np.random.default_rng(seed)
-    watching = max(1, int(steps * _OBSERVING_SHARE))
+    observing = max(1, int(steps * _OBSERVING_SHARE))
     for step in range(steps):
-        if step == watching:
+        if step == observing:
             _freeze_observers(graph)
         batch = _random_batch(predictor, pixels, rng)
         with torch.no_grad():
-            right = predictor.detector(batch)
-        loss = _normalized_error(graph(batch), right)
-        optimiser.zero_grad()
+            expected = predictor.detector(batch)
+        loss = _normalized_error(graph(batch), expected)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        _scaled_step(optimiser, weights, scales)
+        _scaled_step(optimizer, weights, scales)
         schedule.step()
         if progress:
             progress(step + 1, steps)
@@ -94,21 +106,21 @@ def fold_batch_norms(predictor: TorchPredictor) -> TorchPredictor:
     for module in list(detector.modules()):
         if not isinstance(module, nn.Sequential):
             continue
-        for place in range(len(module) - 1):
-            first, second = module[place], module[place + 1]
+        for index in range(len(module) - 1):
+            first, second = module[index], module[index + 1]
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                module[place] = fuse_conv_bn_eval(first, second)
-                module[place + 1] = nn.Identity()
+                module[index] = fuse_conv_bn_eval(first, second)
+                module[index + 1] = nn.Identity()
     return TorchPredictor(detector, predictor.preprocessing, ref=predictor.ref)
 
 
 def equalize_channels(predictor: TorchPredictor) -> TorchPredictor:
-    """A copy of a folded network whose channels have like ranges, computing what it did.
+    """A copy of a folded network with equalized channel ranges and the same outputs.
 
-    Cross-layer equalisation (Nagel et al., "Data-Free Quantization Through Weight Equalization and
-    Bias Correction", 2019): what a ReLU lets through can be divided before it and multiplied after
-    it, channel by channel. One range then fits all channels of a layer, which rounding alone never
-    learns within hundreds of steps.
+    Cross-layer equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and
+    Bias Correction", 2019): what passes a ReLU can be divided before it and multiplied after it,
+    channel by channel. One range then fits all channels of a layer, which training alone does not
+    reach within hundreds of steps.
     """
     import torch
 
@@ -127,12 +139,12 @@ def equalize_channels(predictor: TorchPredictor) -> TorchPredictor:
 
 
 def _equalizable_pairs(detector: Any) -> list[tuple[Any, Any]]:
-    """Convolutions with nothing but a ReLU between them, and no other reader of what is between."""
+    """Pairs of convolutions with only a ReLU between them, which nothing else reads."""
     import torch.fx
     from torch import nn
 
     modules = dict(detector.named_modules())
-    found = []
+    pairs = []
     for node in torch.fx.symbolic_trace(detector).graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.Conv2d):
             continue
@@ -142,12 +154,12 @@ def _equalizable_pairs(detector: Any) -> list[tuple[Any, Any]]:
             kind = modules.get(after.target) if after.op == "call_module" else None
             if isinstance(kind, nn.Conv2d):
                 if passed and kind.groups == 1 and modules[node.target].bias is not None:
-                    found.append((modules[node.target], kind))
+                    pairs.append((modules[node.target], kind))
                 break
             if not isinstance(kind, nn.ReLU | nn.Identity):
                 break
             passed = passed or isinstance(kind, nn.ReLU)
-    return found
+    return pairs
 
 
 def _insert_fake_quantization(
@@ -167,22 +179,22 @@ def _insert_fake_quantization(
 def _shared_weights(graph: Any, detector: nn.Module) -> dict[str, Any]:
     """The graph's trainable tensors by their names in the detector."""
     known = dict(detector.named_parameters())
-    found = {name: value for name, value in graph.named_parameters() if name in known}
-    if found.keys() != known.keys():
+    weights = {name: value for name, value in graph.named_parameters() if name in known}
+    if weights.keys() != known.keys():
         raise ContractError(
-            "the network's weights cannot be found again in its graph",
-            hint="Quantisation-aware training is for the compact detector",
+            "the exported graph does not keep the names of the network's weights",
+            hint="Quantization-aware training is for the compact detector",
         )
-    for value in found.values():
+    for value in weights.values():
         value.requires_grad_(True)
-    return found
+    return weights
 
 
 def _weight_scales(weight: Tensor) -> Tensor:
-    """How large the weights between each output and input channel are, for steps to be shares of.
+    """Typical size of the weights between each output and input channel, to scale steps by.
 
-    Adam's steps are equally long for all. Where ranges differ much between channels, which is just
-    where calibration fails, they would destroy the small weights before they moved the large.
+    Adam's steps have the same size for all weights. Where ranges differ much between channels,
+    which is where calibration fails, they would destroy small weights before large ones change.
     """
     if weight.ndim < 2:
         return weight.abs().mean().clamp_min(1e-6)
@@ -190,15 +202,15 @@ def _weight_scales(weight: Tensor) -> Tensor:
     outer = square.flatten(1).mean(1).sqrt()
     inner = square.transpose(0, 1).flatten(1).mean(1).sqrt()
     whole = square.mean().sqrt().clamp_min(1e-12)
-    both = outer[:, None] * inner[None, :] / whole
-    return both.reshape(*both.shape, *([1] * (weight.ndim - 2)))
+    scale = outer[:, None] * inner[None, :] / whole
+    return scale.reshape(*scale.shape, *([1] * (weight.ndim - 2)))
 
 
-def _scaled_step(optimiser: Any, weights: dict[str, Any], scales: dict[str, Tensor]) -> None:
+def _scaled_step(optimizer: Any, weights: dict[str, Any], scales: dict[str, Tensor]) -> None:
     import torch
 
     before = {name: value.detach().clone() for name, value in weights.items()}
-    optimiser.step()
+    optimizer.step()
     with torch.no_grad():
         for name, value in weights.items():
             value.copy_(before[name] + (value - before[name]) * scales[name])
@@ -217,13 +229,13 @@ def _random_batch(predictor: TorchPredictor, pixels: Sequence[Pixels], rng: Any)
 
     count = min(_BATCH_SIZE, len(pixels))
     chosen = rng.choice(len(pixels), count, replace=False)
-    shown = [pixels[index][:, :: 1 if rng.random() < 0.5 else -1] for index in chosen]
-    return torch.from_numpy(preprocess_batch(shown, predictor.preprocessing)[0])
+    images = [pixels[index][:, :: 1 if rng.random() < 0.5 else -1] for index in chosen]
+    return torch.from_numpy(preprocess_batch(images, predictor.preprocessing)[0])
 
 
-def _normalized_error(found: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Mean squared error of each raw output over its variance, summed: all outputs weigh alike."""
+def _normalized_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """Sum over the outputs of the mean squared error divided by the variance."""
     total: Any = 0.0
-    for one, other in zip(found, right, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         total = total + ((one - other) ** 2).mean() / (other.var() + 1e-6)
     return total  # type: ignore[no-any-return]

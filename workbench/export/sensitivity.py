@@ -1,9 +1,14 @@
-"""Per-layer quantization sensitivity."""
+"""Per-layer quantization sensitivity: each layer alone in INT8, alone in float, and its own noise.
+
+Ranges are calibrated once and every file is made from them, so a layer costs two passes over a
+small sample. A ranking of layers needs tens of frames; a verdict on the model needs the whole
+evaluation set and is the gate's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +16,7 @@ import onnx
 from onnx import helper
 
 from workbench.core.errors import ContractError
+from workbench.core.types import Json, Progress
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Pixels
 from workbench.export.formats import INPUT_NAME
@@ -22,9 +28,10 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-ProgressCallback = Callable[[int, int], None]
+__all__ = ["Sensitivity", "layers_to_keep_float", "measure_sensitivity"]
+
 MIN_HEAD_DB = 30.0
-"""Below this a raw output map is no longer the network's: the goal for every head."""
+"""Required SQNR of every raw output."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """Figures of one layer, ratios in dB: the least of any raw output.
+    """SQNR of one layer in dB; for the raw outputs, the worst one's.
 
-    ``own_db`` is the noise in the layer's own output with all layers in INT8; ``alone_int8_db`` the
-    outputs' with only this one in INT8, ``alone_float_db`` with all but this one.
-    ``gain_db`` is what keeping it in float would win.
+    Attributes:
+        layer: The layer.
+        own_db: Of the layer's own output with all layers in INT8.
+        alone_int8_db: Of the raw outputs with only this layer in INT8.
+        alone_float_db: Of the raw outputs with all layers but this one in INT8.
+        gain_db: Gain of the raw outputs when this layer stays in float.
     """
 
     layer: Layer
@@ -54,13 +64,20 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """All layers in the order they run, the whole file's fidelity, and the frames it rests on."""
+    """Sensitivity of all layers.
+
+    Attributes:
+        layers: In the order they run.
+        whole: Fidelity of the file with all layers in INT8.
+        frames: Frames measured on.
+    """
 
     layers: tuple[LayerSensitivity, ...]
     whole: Fidelity
     frames: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
+        """What ``sensitivity.json`` holds."""
         return {
             "schema_version": 1,
             "frames": self.frames,
@@ -68,32 +85,22 @@ class Sensitivity:
             "layers": self.table(),
         }
 
-    def table(self) -> list[dict[str, Any]]:
-        """A row for each layer, worst first: what to keep in float."""
-        rows = [
-            {
-                "module": found.layer.module,
-                "node": found.layer.node,
-                "weights": found.layer.weights,
-                "own_db": found.own_db,
-                "alone_int8_db": found.alone_int8_db,
-                "alone_float_db": found.alone_float_db,
-                "gain_db": found.gain_db,
-            }
-            for found in self.layers
-        ]
+    def table(self) -> list[Json]:
+        """A row for each layer, worst first: candidates to keep in float."""
+        rows = [asdict(row) for row in self.layers]
+        rows = [row.pop("layer") | row for row in rows]
         return sorted(rows, key=lambda row: (row["alone_int8_db"], -row["gain_db"]))
 
 
-def convolution_layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
+def _convolution_layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
     """The convolutions of the float file with their names in the detector.
 
-    Both run them in one order, which is checked by the size of their weights.
+    Both run them in the same order, which is checked by the size of their weights.
 
     Raises:
         ContractError: The file has other convolutions than the detector.
     """
-    ran = _convolutions_as_they_run(predictor)
+    ran = _run_convolutions(predictor)
     model = onnx.load_from_string(fp32)
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
@@ -103,8 +110,8 @@ def convolution_layers(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, .
     )
     if not same:
         raise ContractError(
-            "the float file has other convolutions than the detector",
-            hint="Layers can only be told apart in a file that was exported from this network",
+            "the float file's convolutions differ from the detector's",
+            hint="Use the float file that was exported from this network",
         )
     return tuple(
         Layer(name, node.name, module.weight.numel())
@@ -119,23 +126,27 @@ def measure_sensitivity(
     images: Sequence[Pixels],
     *,
     threads: int = 2,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
 ) -> Sensitivity:
-    """Figures of every layer on a sample of frames, which should not be evaluation frames.
+    """Measure every layer on a sample of frames, which should not be evaluation frames.
 
     Args:
-        calibrated: Of the same float file.
-        images: RGB uint8, of any size; 16 to 32 are enough for a ranking.
+        predictor: The trained network.
+        fp32: Its float file.
+        calibrated: Of this float file.
+        images: RGB uint8 frames of any size; 16 to 32 are enough for a ranking.
+        threads: Of each session.
+        progress: Called with the layers done and their total.
+
+    Raises:
+        ContractError: The float file is not of this network.
     """
-    found, sample = (
-        convolution_layers(predictor, fp32),
-        ReferenceSample(fp32, images, threads=threads),
-    )
-    content = calibrated.file()
-    whole = sample.compare(content)
-    own = _own_noise(fp32, calibrated, found, images)
+    layers = _convolution_layers(predictor, fp32)
+    sample = ReferenceSample(fp32, images, threads=threads)
+    whole = sample.compare(calibrated.file())
+    own = _own_noise(fp32, calibrated, layers, images)
     rows = []
-    for done, layer in enumerate(found, start=1):
+    for done, layer in enumerate(layers, start=1):
         alone = sample.compare(calibrated.file(only=[layer.node]))
         without = sample.compare(calibrated.file(keep_float=[layer.node]))
         rows.append(
@@ -148,34 +159,34 @@ def measure_sensitivity(
             )
         )
         if progress:
-            progress(done, len(found))
+            progress(done, len(layers))
     return Sensitivity(tuple(rows), whole, sample.frames)
 
 
 def layers_to_keep_float(
     sensitivity: Sensitivity, *, floor_db: float = MIN_HEAD_DB, most: int = 3
 ) -> tuple[Layer, ...]:
-    """The policy: as few layers as possible stay in float, and none if every head is good enough.
+    """The layers that should stay in float; none if every raw output reaches ``floor_db``.
 
-    When a raw output is below ``floor_db``, those layers stay that alone bring one down to it,
-    give or take 3 dB (as much noise again from all others), worst first and ``most`` at most. A
-    file with more of them is hardly faster any more: then training for eight bits is the way.
+    Otherwise those that alone bring an output down to ``floor_db`` + 3 dB (as much noise again
+    comes from all others), worst first. With more than ``most`` of them a file is hardly faster
+    than the float file: then use quantization-aware training.
     """
     if sensitivity.whole.least_db >= floor_db:
         return ()
-    rows = sorted(sensitivity.layers, key=lambda found: found.alone_int8_db)
-    guilty = [row.layer for row in rows if row.alone_int8_db < floor_db + 3]
-    return tuple(guilty[:most])
+    rows = sorted(sensitivity.layers, key=lambda row: row.alone_int8_db)
+    return tuple([row.layer for row in rows if row.alone_int8_db < floor_db + 3][:most])
 
 
-def _convolutions_as_they_run(predictor: TorchPredictor) -> list[tuple[str, nn.Conv2d]]:
+def _run_convolutions(predictor: TorchPredictor) -> list[tuple[str, nn.Conv2d]]:
+    """The detector's convolutions in the order they run."""
     import torch
     from torch import nn
 
-    ran: list[tuple[str, nn.Conv2d]] = []
+    calls: list[tuple[str, nn.Conv2d]] = []
     handles = [
         module.register_forward_hook(
-            lambda module, _inputs, _output, name=name: ran.append((name, module))
+            lambda module, _inputs, _output, name=name: calls.append((name, module))
         )
         for name, module in predictor.detector.named_modules()
         if isinstance(module, nn.Conv2d)
@@ -187,31 +198,28 @@ def _convolutions_as_they_run(predictor: TorchPredictor) -> list[tuple[str, nn.C
     finally:
         for handle in handles:
             handle.remove()
-    return ran
+    return calls
 
 
 def _own_noise(
-    fp32: bytes, calibrated: CalibratedModel, found: Sequence[Layer], images: Sequence[Pixels]
+    fp32: bytes, calibrated: CalibratedModel, layers: Sequence[Layer], images: Sequence[Pixels]
 ) -> dict[str, float]:
-    """SQNR of each convolution's own output, all of them quantised.
-
-    Compared is what comes before the activation, so values that it cuts off count too.
-    """
+    """SQNR of each convolution's own output before the activation, all of them quantized."""
     _, spec = from_onnx_metadata(calibrated.metadata, where="fp32.onnx")
-    names = [layer.node for layer in found]
+    names = [layer.node for layer in layers]
     first = _session_with_outputs(onnx.load_from_string(fp32), names)
     second = _session_with_outputs(calibrated.model([], []), names)
-    signal, noise = np.zeros(len(found)), np.zeros(len(found))
+    signal, noise = np.zeros(len(layers)), np.zeros(len(layers))
     for batch in network_inputs(images, spec):
         right, wrong = first.run(None, {INPUT_NAME: batch}), second.run(None, {INPUT_NAME: batch})
         for position, (one, other) in enumerate(zip(right, wrong, strict=True)):
             signal[position] += signal_energy(one)
             noise[position] += signal_energy(one - other)
-    return {layer.node: decibels(signal[i], noise[i]) for i, layer in enumerate(found)}
+    return {layer.node: decibels(signal[i], noise[i]) for i, layer in enumerate(layers)}
 
 
 def _session_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Any:
-    """A session whose outputs are those of the nodes named, nothing fused into them."""
+    """A session with the outputs of the named nodes, without fusion."""
     import onnxruntime
 
     outputs = {node.name: node.output[0] for node in model.graph.node}
