@@ -15,7 +15,7 @@ import rfc8785
 
 from workbench.core.errors import DataError
 
-__all__ = ["canonical_json", "of_bytes", "of_file", "of_json", "shorten"]
+__all__ = ["of_bytes", "of_file", "of_json"]
 
 _SHORT_LENGTH = 12
 _MAX_EXACT = 2**53  # integers of a JSON number are exact below
@@ -37,7 +37,14 @@ def of_file(path: Path) -> str:
 
 
 def of_json(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON."""
+    """SHA-256 of a value's canonical JSON.
+
+    Args:
+        value: Plain data: dicts with string keys, lists, strings, numbers, booleans, None.
+
+    Raises:
+        DataError: JSON cannot hold a number exactly.
+    """
     return of_bytes(canonical_json(value))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Workspace", "atomic_replace", "find_workspace", "project_root", "write_atomic"]
+__all__ = ["Workspace", "find_workspace"]
 
 WORKSPACE_FOLDER = ".workbench"
 HOME_VARIABLE = "WORKBENCH_HOME"
@@ -79,7 +79,10 @@ def find_workspace(start: Path | None = None) -> Workspace:
     """The workspace of a folder; it need not exist yet.
 
     Args:
-        start: The folder; the current one by default.
+        start: The folder; the current one by default. Ignored if ``WORKBENCH_HOME`` is set.
+
+    Returns:
+        The nearest workspace in or above the folder, else the one that would be created in it.
     """
     named = os.environ.get(HOME_VARIABLE)
     if named:

@@ -20,14 +20,7 @@ from workbench.records.frames import Frame
 
 Floats = NDArray[np.float64]
 
-__all__ = [
-    "MIN_DRIVES",
-    "ResamplingUnits",
-    "draw_resamples",
-    "expanded_tail",
-    "resampling_units",
-    "time_blocks",
-]
+__all__ = ["ResamplingUnits", "draw_resamples", "resampling_units"]
 
 MIN_DRIVES = 10
 _BLOCK_S = 10.0

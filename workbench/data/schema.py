@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from workbench.core.errors import DataError, ParameterError
 from workbench.records.frames import LabelSchema
 
-__all__ = ["DROP", "FRONT_CAMERA", "IGNORE", "load_schema", "with_mapping"]
+__all__ = ["FRONT_CAMERA", "load_schema", "with_mapping"]
 
 IGNORE = "ignore"
 """Source names that map to this become ignore regions."""

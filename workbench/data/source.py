@@ -22,7 +22,7 @@ from workbench.records.base import FrozenModel
 from workbench.records.frames import UNKNOWN, Conditions, Drive
 from workbench.records.types import Quarantined
 
-__all__ = ["IMAGE_SUFFIXES", "Source", "SourceBox", "SourceFrame", "find_images", "parse_file_name"]
+__all__ = ["Source", "SourceBox", "SourceFrame"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 

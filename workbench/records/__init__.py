@@ -1,1 +1,1 @@
-"""Record types and the store that keeps them: the only things that stages hand to each other."""
+"""Record types and the store: what stages exchange."""

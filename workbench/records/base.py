@@ -12,7 +12,6 @@ from workbench.core.errors import RecordError
 
 __all__ = [
     "Digest",
-    "FrozenModel",
     "GateReport",
     "GateResult",
     "Record",
@@ -20,9 +19,6 @@ __all__ = [
     "Verdict",
     "digest_of",
     "kind_of",
-    "make_ref",
-    "refs_in",
-    "short_ref",
 ]
 
 _REF_PATTERN = re.compile(r"^([a-z]+)/([0-9a-f]{64})$")
@@ -58,12 +54,20 @@ def make_ref(kind: str, digest: str) -> Ref:
 
 
 def kind_of(ref: Ref) -> str:
-    """The kind of record that ``ref`` names; raises `RecordError` for an invalid reference."""
+    """The kind of record that ``ref`` names.
+
+    Raises:
+        RecordError: The reference is invalid.
+    """
     return _split_ref(ref)[0]
 
 
 def digest_of(ref: Ref) -> str:
-    """The digest in ``ref``; raises `RecordError` for an invalid reference."""
+    """The digest in ``ref``.
+
+    Raises:
+        RecordError: The reference is invalid.
+    """
     return _split_ref(ref)[1]
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted, html_table
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.records.base import Digest, FrozenModel, Ref, short_ref
 from workbench.records.frames import (
@@ -54,7 +55,7 @@ class Dataset:
     labels: tuple[Label, ...]
     ref: Ref | None = None
     simulated: bool = False
-    split: dict[str, Any] = field(default_factory=dict)
+    split: Json = field(default_factory=dict)
     workspace: Workspace | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -265,7 +266,7 @@ def load_dataset(store: Store, ref: Ref) -> Dataset:
 
 
 def to_json_lines(rows: Iterable[FrozenModel]) -> bytes:
-    """One line of canonical JSON per row."""
+    """One line of canonical JSON per row, as bytes."""
     return b"".join(digest.canonical_json(row.model_dump(mode="json")) + b"\n" for row in rows)
 
 

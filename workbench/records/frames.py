@@ -12,22 +12,16 @@ from workbench.core import digest
 from workbench.records.base import Digest, FrozenModel
 
 __all__ = [
-    "ANY_CLASS",
-    "UNKNOWN",
     "Box",
-    "Calibration",
     "Conditions",
     "Drive",
     "Frame",
     "Label",
-    "LabelEdit",
     "LabelSchema",
     "Light",
     "Origin",
     "Question",
     "Role",
-    "RotatedBox",
-    "VehicleType",
     "Weather",
 ]
 

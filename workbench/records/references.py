@@ -97,7 +97,11 @@ def resolve_dataset(workspace: Workspace, text: str) -> Ref:
 
 
 def register_dataset(workspace: Workspace, ref: Ref) -> RegisteredVersion:
-    """Give a dataset version the next number of its name, unless it has a number."""
+    """Give a dataset version the next number of its name, unless it has a number.
+
+    Raises:
+        RecordError: The version does not exist.
+    """
     from filelock import FileLock
 
     record = Store(workspace).get(ref, DatasetVersion)

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
 from workbench.records.types import RECORD_TYPES
@@ -175,7 +176,7 @@ class Store:
         data = json.dumps(value, indent=1, sort_keys=True).encode()
         write_atomic(self.folder(ref) / "side" / f"{name}.json", data)
 
-    def _body(self, ref: Ref) -> dict[str, Any]:
+    def _body(self, ref: Ref) -> Json:
         path = self.folder(ref) / _RECORD
         if not self.exists(ref):
             raise RecordError(
@@ -184,7 +185,7 @@ class Store:
         content = path.read_bytes()
         if digest.of_bytes(content) != digest_of(ref):
             raise RecordError("record does not match its digest: it was changed", where=path)
-        body: dict[str, Any] = json.loads(content)
+        body: Json = json.loads(content)
         return body
 
     def _write(

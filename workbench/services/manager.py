@@ -24,7 +24,7 @@ from workbench.services.servers import (
     MongodServer,
 )
 
-__all__ = ["EXTERNAL_VARIABLES"]
+__all__ = ["down", "environment", "label_studio_admin", "status", "up"]
 
 T = TypeVar("T")
 
