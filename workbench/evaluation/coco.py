@@ -44,7 +44,6 @@ class CocoMetrics:
         ar: ``[k]``.
         overall: AP, AP50 and AR of all classes.
         precision: ``[t, 101, k]`` interpolated precision at COCO's recall thresholds.
-        scores: ``[t, 101, k]`` score at which each recall is reached.
     """
 
     ap: Floats
@@ -52,7 +51,6 @@ class CocoMetrics:
     ar: Floats
     overall: tuple[float, float, float]
     precision: Floats
-    scores: Floats
 
 
 def coco_metrics(data: EvaluationSet, part: Slice) -> CocoMetrics:
@@ -88,7 +86,6 @@ def coco_metrics(data: EvaluationSet, part: Slice) -> CocoMetrics:
             _mean_without_nan(recall),
         ),
         precision=precision,
-        scores=np.reshape(run.eval["scores"], size),
     )
 
 
@@ -139,7 +136,7 @@ def _empty_metrics(classes: int) -> CocoMetrics:
     empty = np.full(classes, np.nan)
     curve = np.full((10, 101, classes), np.nan)
     nan = float("nan")
-    return CocoMetrics(empty, empty, empty, (nan, nan, nan), curve, curve)
+    return CocoMetrics(empty, empty, empty, (nan, nan, nan), curve)
 
 
 _EPSILON = float(np.spacing(1.0))

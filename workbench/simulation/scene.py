@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,12 +26,20 @@ from workbench.simulation.scenario import Actor, Pose, Scenario
 
 __all__: list[str] = []
 
+_SIGNS = ("limit", "warning", "stop", "parking", "direction")
+SHAPES = (
+    *vehicles.CAR_SHAPES,
+    *("box-truck", "tractor", "bus", "motorcycle", "bicycle", "adult", "child", "deer"),
+    *("signal", *_SIGNS, "cone", "load", "ball", "barrier"),
+)
 _PHASES = 12
 _STRIDE_M = {"adult": 1.5, "child": 1.0, "bicycle": 5.0, "deer": 1.6}
 _SIGNAL_S = (14.0, 2.0, 12.0)
 
 
-def body_mesh(actor: Actor, pose: Pose, *, time_s: float, lit: bool) -> Mesh:
+def body_mesh(  # noqa: PLR0911, PLR0912 - one case per shape
+    actor: Actor, pose: Pose, *, time_s: float, lit: bool
+) -> Mesh:
     """Mesh of an actor at a moment; equal looks share one mesh.
 
     Args:
@@ -43,56 +51,38 @@ def body_mesh(actor: Actor, pose: Pose, *, time_s: float, lit: bool) -> Mesh:
     Raises:
         ParameterError: The actor's shape is unknown.
     """
-    shape = actor.shape
-    if shape not in _BODIES:
-        raise ParameterError(
-            f"unknown shape {shape!r}", where=actor.track, hint=did_you_mean(shape, SHAPES)
-        )
-    return _BODIES[shape](actor, pose, time_s, lit)
-
-
-def _car_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
-    return vehicles.car_mesh(actor.shape, actor.look, lit)
-
-
-def _truck_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
-    return vehicles.truck_mesh(actor.shape, actor.look, lit)
-
-
-def _person_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
-    return people.walker_mesh(
-        actor.shape, actor.look, _stride_phase(actor, pose), pose.speed_mps > 0.05
+    shape, look = actor.shape, actor.look
+    match shape:
+        case "box-truck" | "tractor":
+            return vehicles.truck_mesh(shape, look, lit)
+        case "bus":
+            return vehicles.bus_mesh(look, lit)
+        case "motorcycle":
+            return people.motorcycle_mesh(look, lit)
+        case "bicycle":
+            return people.cyclist_mesh(look, _stride_phase(actor, pose), lit)
+        case "adult" | "child":
+            moving = pose.speed_mps > 0.05
+            return people.walker_mesh(shape, look, _stride_phase(actor, pose), moving)
+        case "deer":
+            return people.deer_mesh(look, _stride_phase(actor, pose))
+        case "signal":
+            return roadside.traffic_light_mesh(_signal_state(look, time_s), look % 2 == 0)
+        case "cone":
+            return roadside.cone_mesh(look % 2 == 0)
+        case "load":
+            return roadside.lost_load_mesh(look)
+        case "ball":
+            return roadside.ball_mesh(look)
+        case "barrier":
+            return roadside.barrier_mesh(lit)
+    if shape in vehicles.CAR_SHAPES:
+        return vehicles.car_mesh(shape, look, lit)
+    if shape in _SIGNS:
+        return roadside.sign_mesh(shape, look)
+    raise ParameterError(
+        f"unknown shape {shape!r}", where=actor.track, hint=did_you_mean(shape, SHAPES)
     )
-
-
-def _sign_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
-    return roadside.sign_mesh(actor.shape, actor.look)
-
-
-def _signal_body(actor: Actor, pose: Pose, time_s: float, lit: bool) -> Mesh:
-    return roadside.traffic_light_mesh(_signal_state(actor.look, time_s), actor.look % 2 == 0)
-
-
-_BODIES: dict[str, Callable[[Actor, Pose, float, bool], Mesh]] = {
-    **dict.fromkeys(vehicles.CAR_SHAPES, _car_body),
-    **dict.fromkeys(("box-truck", "tractor"), _truck_body),
-    "bus": lambda actor, pose, time_s, lit: vehicles.bus_mesh(actor.look, lit),
-    "motorcycle": lambda actor, pose, time_s, lit: people.motorcycle_mesh(actor.look, lit),
-    "bicycle": lambda actor, pose, time_s, lit: people.cyclist_mesh(
-        actor.look, _stride_phase(actor, pose), lit
-    ),
-    **dict.fromkeys(("adult", "child"), _person_body),
-    "deer": lambda actor, pose, time_s, lit: people.deer_mesh(
-        actor.look, _stride_phase(actor, pose)
-    ),
-    "signal": _signal_body,
-    **dict.fromkeys(("limit", "warning", "stop", "parking", "direction"), _sign_body),
-    "cone": lambda actor, pose, time_s, lit: roadside.cone_mesh(actor.look % 2 == 0),
-    "load": lambda actor, pose, time_s, lit: roadside.lost_load_mesh(actor.look),
-    "ball": lambda actor, pose, time_s, lit: roadside.ball_mesh(actor.look),
-    "barrier": lambda actor, pose, time_s, lit: roadside.barrier_mesh(lit),
-}
-SHAPES = tuple(_BODIES)
 
 
 def support_mesh(actor: Actor) -> Mesh | None:

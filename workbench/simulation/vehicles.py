@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -39,66 +40,54 @@ _PAINTS: tuple[Colour, ...] = (
 _PAINT_WEIGHTS = np.array([20, 16, 14, 16, 9, 7, 7, 4, 4, 3]) / 100.0
 
 
-def _car_profiles() -> dict[str, tuple[SideProfile, SideProfile, float, float, float]]:
-    """Body and cabin outline ``(x, z)``, half width, wheel radius, half wheelbase."""
-    return {
-        "sedan": (
-            [
-                (-2.25, 0.3),
-                (2.25, 0.3),
-                (2.28, 0.62),
-                (2.1, 0.8),
-                (0.95, 0.96),
-                (-1.55, 1.0),
-                (-2.2, 0.96),
-                (-2.28, 0.66),
-            ],
-            [(0.95, 0.95), (0.2, 1.44), (-0.95, 1.45), (-1.75, 0.99)],
-            0.91,
-            0.32,
-            1.38,
-        ),
-        "hatchback": (
-            [
-                (-1.95, 0.3),
-                (1.98, 0.3),
-                (2.0, 0.66),
-                (1.85, 0.84),
-                (0.95, 1.0),
-                (-1.85, 1.02),
-                (-2.0, 0.7),
-            ],
-            [(0.95, 0.99), (0.3, 1.5), (-1.35, 1.52), (-1.88, 1.01)],
-            0.88,
-            0.31,
-            1.27,
-        ),
-        "suv": (
-            [
-                (-2.25, 0.36),
-                (2.25, 0.36),
-                (2.28, 0.8),
-                (2.1, 1.0),
-                (0.95, 1.1),
-                (-2.15, 1.14),
-                (-2.3, 0.8),
-            ],
-            [(0.95, 1.09), (0.35, 1.68), (-1.75, 1.72), (-2.2, 1.13)],
-            0.96,
-            0.37,
-            1.4,
-        ),
-        "van": (
-            [(-2.5, 0.32), (2.45, 0.32), (2.5, 0.75), (2.35, 1.0), (1.65, 1.16), (-2.5, 1.16)],
-            [(1.65, 1.15), (0.95, 1.98), (-2.42, 2.0), (-2.5, 1.15)],
-            0.98,
-            0.34,
-            1.55,
-        ),
-    }
+@dataclass(frozen=True)
+class _CarShape:
+    """Side outlines ``(x, z)`` of body and cabin, and sizes, all in metres."""
+
+    body: SideProfile
+    cabin: SideProfile
+    half_width: float
+    wheel_radius: float
+    half_wheelbase: float
 
 
-CAR_SHAPES = _car_profiles()
+def _outline(text: str) -> SideProfile:
+    points = (point.split() for point in text.split(","))
+    return [(float(x), float(z)) for x, z in points]
+
+
+CAR_SHAPES = {
+    "sedan": _CarShape(
+        _outline(
+            "-2.25 0.3, 2.25 0.3, 2.28 0.62, 2.1 0.8, 0.95 0.96, -1.55 1.0, -2.2 0.96, -2.28 0.66"
+        ),
+        _outline("0.95 0.95, 0.2 1.44, -0.95 1.45, -1.75 0.99"),
+        half_width=0.91,
+        wheel_radius=0.32,
+        half_wheelbase=1.38,
+    ),
+    "hatchback": _CarShape(
+        _outline("-1.95 0.3, 1.98 0.3, 2.0 0.66, 1.85 0.84, 0.95 1.0, -1.85 1.02, -2.0 0.7"),
+        _outline("0.95 0.99, 0.3 1.5, -1.35 1.52, -1.88 1.01"),
+        half_width=0.88,
+        wheel_radius=0.31,
+        half_wheelbase=1.27,
+    ),
+    "suv": _CarShape(
+        _outline("-2.25 0.36, 2.25 0.36, 2.28 0.8, 2.1 1.0, 0.95 1.1, -2.15 1.14, -2.3 0.8"),
+        _outline("0.95 1.09, 0.35 1.68, -1.75 1.72, -2.2 1.13"),
+        half_width=0.96,
+        wheel_radius=0.37,
+        half_wheelbase=1.4,
+    ),
+    "van": _CarShape(
+        _outline("-2.5 0.32, 2.45 0.32, 2.5 0.75, 2.35 1.0, 1.65 1.16, -2.5 1.16"),
+        _outline("1.65 1.15, 0.95 1.98, -2.42 2.0, -2.5 1.15"),
+        half_width=0.98,
+        wheel_radius=0.34,
+        half_wheelbase=1.55,
+    ),
+}
 
 
 @lru_cache(maxsize=2048)
@@ -107,9 +96,10 @@ def car_mesh(shape: str, look: int, lit: bool) -> Mesh:
     rng = np.random.default_rng(look)
     paint = _PAINTS[int(rng.choice(len(_PAINTS), p=_PAINT_WEIGHTS))]
     size = float(rng.uniform(0.95, 1.06))
-    body, cabin, half, radius, base = CAR_SHAPES[shape]
-    body = [(x * size, z) for x, z in body]
-    cabin = [(x * size, z) for x, z in cabin]
+    car = CAR_SHAPES[shape]
+    half, base = car.half_width, car.half_wheelbase * size
+    body = [(x * size, z) for x, z in car.body]
+    cabin = [(x * size, z) for x, z in car.cabin]
     builder = MeshBuilder()
     long = body[1][0]
     builder.box(
@@ -119,7 +109,7 @@ def car_mesh(shape: str, look: int, lit: bool) -> Mesh:
         _UNDERBODY,
         under=True,
     )
-    tyres = [paint for x in (-base * size, base * size) for paint in _wheel(x, half, radius)]
+    tyres = [paint for x in (-base, base) for paint in _wheel(x, half, car.wheel_radius)]
     _shell(builder, body, half, half, paint, sides=tyres)
     top = half - 0.18 - (0.0 if shape != "van" else -0.08)
     _shell(builder, cabin, half - 0.03, top, paint, windows=True, blind_rear=shape == "van")
