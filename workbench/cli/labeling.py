@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,13 +121,12 @@ def _send_batch(workspace: Workspace, batch: Ref, project: str | None) -> SentBa
         return labeling.send(workspace, server, batch, project, progress=progress)
 
 
-def _preannotations(workspace: Workspace, selection: Selection) -> tuple[Ref, list[Prediction]]:
+def _preannotations(workspace: Workspace, selection: Selection) -> tuple[Ref, Sequence[Prediction]]:
     """The model of a selection and its confident predictions on the selected frames."""
     from workbench.detection.boxes import CONFIDENCE_THRESHOLD
-    from workbench.detection.predictor import load_checkpoint, predict_frames
+    from workbench.detection.model import Model
     from workbench.records.dataset import load_dataset
 
-    store = Store(workspace)
     if selection.model is None:
         raise ParameterError(
             "this selection was made without a model, so there are no boxes to start from",
@@ -134,13 +134,11 @@ def _preannotations(workspace: Workspace, selection: Selection) -> tuple[Ref, li
             hint="Send it without --boxes",
         )
     selected = {choice.frame for choice in selection.chosen}
-    frames = [
-        frame for frame in load_dataset(store, selection.dataset).frames if frame.id in selected
-    ]
+    dataset = load_dataset(Store(workspace), selection.dataset)
+    frames = dataset.where(lambda frame: frame.id in selected)
     with progress_bar("predict") as progress:
-        model = load_checkpoint(store, selection.model)
-        predictions = predict_frames(workspace, model, frames, progress=progress)
-    return selection.model, [one for one in predictions if one.score >= CONFIDENCE_THRESHOLD]
+        predictions = Model(workspace, selection.model).predict(frames, progress=progress)
+    return selection.model, predictions.above(CONFIDENCE_THRESHOLD)
 
 
 @label.command()
@@ -400,7 +398,7 @@ def review(
 ) -> None:
     """Select labeled frames of DATASET whose labels look wrong, to be labeled again."""
     from workbench import labeling
-    from workbench.detection.predictor import load_checkpoint, predict_frames
+    from workbench.detection.model import Model
     from workbench.records.dataset import load_dataset
     from workbench.records.types import Selection
 
@@ -413,8 +411,8 @@ def review(
     checkpoint = resolve_ref(workspace, model, ("checkpoint",)) if model else None
     if checkpoint:
         version = load_dataset(store, ref)
-        labeled = [frame for frame in version.frames if frame.role != "pool"]
-        predictions = predict_frames(workspace, load_checkpoint(store, checkpoint), labeled)
+        labeled = version.where(lambda frame: frame.role != "pool")
+        predictions = Model(workspace, checkpoint).predict(labeled)
         suspects += labeling.suspects_from_model(version, predictions)
     if agreement_ref:
         resolved = resolve_ref(workspace, agreement_ref, ("agreement",))

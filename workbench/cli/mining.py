@@ -279,7 +279,7 @@ def _show_in_fiftyone(
     """Publish the pool and the selection to FiftyOne; says where they are, or why not."""
     from workbench import curation
     from workbench.detection.boxes import CONFIDENCE_THRESHOLD
-    from workbench.detection.predictor import load_checkpoint, predict_frames
+    from workbench.detection.model import Model
     from workbench.records.frames import Role
     from workbench.records.types import Selection
 
@@ -287,27 +287,25 @@ def _show_in_fiftyone(
     if not mongod.usable:
         return f"not in FiftyOne: mongod is {mongod.state}; run `workbench up` and repeat"
     pool = version.role(Role.POOL)
-    if len(pool.frames) > _MAX_FRAMES_IN_FIFTYONE:
+    if len(pool) > _MAX_FRAMES_IN_FIFTYONE:
         return (
-            f"not in FiftyOne: the pool has {len(pool.frames):,} frames,"
+            f"not in FiftyOne: the pool has {len(pool):,} frames,"
             f" the limit is {_MAX_FRAMES_IN_FIFTYONE:,}"
         )
     store = Store(workspace)
     selection = store.get(ref, Selection)
     ranked = [choice.frame for choice in selection.chosen]
     selected = set(ranked)
-    model = load_checkpoint(store, str(selection.model))
-    predictions = predict_frames(
-        workspace, model, [frame for frame in pool.frames if frame.id in selected]
-    )
+    model = Model(workspace, str(selection.model))
+    predictions = model.predict(pool.where(lambda frame: frame.id in selected))
     curation.publish(
         workspace,
         pool,
-        [prediction for prediction in predictions if prediction.score >= CONFIDENCE_THRESHOLD],
+        predictions.above(CONFIDENCE_THRESHOLD),
         selection,
         version.name,
         scores=curation.read_scores(store, ref),
-        seen=curation.embed(workspace, model, pool.frames) if embedded else None,
+        seen=curation.embed(workspace, model.torch_predictor, pool.frames) if embedded else None,
     )
     if tag:
         curation.tag_frames(version.name, ranked, tag, by="workbench mine", place=workspace)
