@@ -1,4 +1,4 @@
-# `make` alone lists what there is. Each target does its own set-up once; all state is in .workbench.
+# `make` alone lists the targets. Each target does its own set-up once; all state is in .workbench.
 
 PYTHON     ?= python3.11
 UV_VERSION := 0.13.8
@@ -8,7 +8,7 @@ WORKBENCH  := $(BIN)/workbench
 # A checkout inside another one must not find the outer one's state.
 export WORKBENCH_HOME ?= $(CURDIR)/.workbench
 
-# Set-up is done when the stamp of today's lock exists, so a changed lock installs and nothing else does.
+# Set-up is done when the stamp of the current lock exists: only a changed lock installs again.
 KEY        := $(shell cat requirements.lock pyproject.toml | cksum | tr -d ' ')
 LS_KEY     := $(shell cat requirements-label-studio.lock | cksum | tr -d ' ')
 STAMP      := .venv/.ready-$(UV_VERSION)-$(KEY)
@@ -30,53 +30,53 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Own drives:        make run DATA=FOLDER FORMAT=coco|yolo|voc|kitti|images"
 
-setup: ## Both environments, once (later targets do it by themselves)
+setup: ## Install both environments (other targets do it when needed)
 	@if [ ! -e $(STAMP) ] || [ ! -e $(LS_STAMP) ]; then \
 		echo "set-up: once, a few minutes" >&2; \
 		$(MAKE) --no-print-directory -j2 $(STAMP) $(LS_STAMP) >&2; \
 	fi
 
-label-studio: $(LS_STAMP) ## Only Label Studio's environment (for those who use conda for the rest)
+label-studio: $(LS_STAMP) ## Install only Label Studio's environment (with conda for the rest)
 
-run: setup ## The main job; built-in drives, or DATA=… FORMAT=…
+run: setup ## The whole pipeline, on built-in drives or DATA=… FORMAT=…
 	@$(WORKBENCH) up >&2
 	@$(WORKBENCH) run pipelines/data_engine.yaml -p labelers=replay \
 		$(if $(DATA),-p 'data=$(DATA)') $(if $(FORMAT),-p 'format=$(FORMAT)') $(ARGS); \
 	code=$$?; case $$code in 3|4) exit 0;; *) exit $$code;; esac # 3: refused by a gate, 4: waits for people
 
-test: setup ## All tests but the slow ones
+test: setup ## Tests, without the slow ones
 	@$(BIN)/pytest -m "not slow" $(ARGS)
 
-test-long: setup ## The slow tests
+test-long: setup ## Slow tests
 	@$(BIN)/pytest -m slow --timeout=1800 $(ARGS)
 
-check: setup ## Style, types, import contracts and the documentation
+check: setup ## Style, types, import contracts, documentation
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(MKDOCS) build --strict
 
-docs: setup ## The documentation, at the address it prints
+docs: setup ## Serve the documentation; open the URL that it prints
 	@$(MKDOCS) serve $(ARGS)
 
-services: setup ## Start mongod, MLflow and Label Studio, and say where they are
+services: setup ## Start mongod, MLflow and Label Studio; prints their addresses
 	@$(WORKBENCH) up
 
-lab: setup ## JupyterLab on the long tail; open the URL that it prints
+lab: setup ## JupyterLab with the mined frames; open the URL that it prints
 	@$(ATTACHED) jupyter lab --LabApp.default_url=/lab/tree/notebooks/explore/long_tail.ipynb \
 		--no-browser --ip=127.0.0.1 $(AS_ROOT) $(ARGS)
 
-apps: setup ## The marimo board of runs, gates and coverage
+apps: setup ## Board of runs, gates and coverage; open the URL that it prints
 	@$(ATTACHED) marimo run $(APP) --headless --host 127.0.0.1 --token $(ARGS)
 
-screenshots: setup ## The README's pictures, of the running servers after a make run
+screenshots: setup ## Take the screenshots of the README, after a make run
 	@$(BIN)/python -m docs.screenshots $(ARGS)
 
-bench: setup ## The figures that the README quotes
+bench: setup ## Run the benchmarks; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lock: $(STAMP) ## Resolve the two locks again
+lock: $(STAMP) ## Update both lock files
 	@# torch is resolved anew, so that a local CPU build is met first: PyPI's brings gigabytes of CUDA.
 	@sed '/^torch==/d' requirements.lock > requirements.lock.new
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --extra scale --extra openvino --python-version 3.11 --no-emit-index-url \
@@ -89,7 +89,7 @@ lock: $(STAMP) ## Resolve the two locks again
 		--no-emit-find-links $(UV_SOURCES) --custom-compile-command "make lock" -q \
 		-o requirements-label-studio.lock
 
-clean: ## Stop the servers; remove environments and caches, never .workbench
+clean: ## Stop the servers; remove environments and caches, not .workbench
 	@if [ -x $(WORKBENCH) ]; then $(WORKBENCH) down; fi
 	@rm -rf .venv $(LS_ENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find workbench tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

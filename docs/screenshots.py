@@ -1,7 +1,7 @@
-"""The README's pictures, of the real servers of this workbench: ``python -m docs.screenshots``.
+"""Screenshots of the real servers for README and docs: ``python -m docs.screenshots``.
 
 Takes ``docs/images/{fiftyone,label_studio,mlflow,lab,board}.png`` in a headless Chromium after a
-`make run`. A picture whose page has nothing to show yet is left out, and said so.
+`make run`. A page with nothing to show yet is skipped with a message.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from typing import Any
 import requests
 
 from workbench import curation, services
-from workbench.core import workspace
 from workbench.core.errors import ServiceError, WorkbenchError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import HOME_VARIABLE, Workspace, find_workspace
 from workbench.records import dataset
 from workbench.records.store import Store
 from workbench.records.types import Selection
@@ -81,7 +80,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(
     arguments: list[str],
-    place: Workspace,
+    workspace: Workspace,
     probe: str,
     folder: Path,
     servers: tuple[str, ...] = ("mongod",),
@@ -91,9 +90,9 @@ def serving(
     Args:
         servers: What it is told the addresses of; they must be running.
     """
-    variables = {**os.environ, workspace.HOME_VARIABLE: str(place.root)}
+    variables = {**os.environ, HOME_VARIABLE: str(workspace.root)}
     if servers:
-        variables |= services.environment(place, servers)
+        variables |= services.environment(workspace, servers)
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, *arguments],
@@ -124,13 +123,13 @@ def _wait(process: subprocess.Popen[bytes], probe: str, log: Any, seconds: float
                 return
         time.sleep(0.2)
     log.seek(0)
-    told = log.read().decode(errors="replace")[-1500:]
-    raise ServiceError(f"the server did not come up: {told}", where=probe)
+    output = log.read().decode(errors="replace")[-1500:]
+    raise ServiceError(f"the server did not start: {output}", where=probe)
 
 
 @contextlib.contextmanager
 def lab(
-    place: Workspace, notebook: Path = NOTEBOOK, servers: tuple[str, ...] = ("mongod",)
+    workspace: Workspace, notebook: Path = NOTEBOOK, servers: tuple[str, ...] = ("mongod",)
 ) -> Iterator[str]:
     """JupyterLab on a copy of the notebook, which it may write into; yields the page's address."""
     port, token = free_port(), secrets.token_urlsafe(16)
@@ -151,7 +150,7 @@ def lab(
             f"--LabApp.workspaces_dir={folder}/workspaces",
         ]
         base = f"http://127.0.0.1:{port}"
-        with serving(command, place, f"{base}/api", folder, servers):
+        with serving(command, workspace, f"{base}/api", folder, servers):
             yield f"{base}/lab/tree/{notebook.name}?token={token}"
 
 
@@ -169,7 +168,7 @@ def run_all_cells(page: Any, address: str, shown: str = "Tag in FiftyOne") -> No
 
 
 @contextlib.contextmanager
-def board(place: Workspace) -> Iterator[str]:
+def board(workspace: Workspace) -> Iterator[str]:
     """The marimo board; yields its address."""
     port, token = free_port(), secrets.token_urlsafe(16)
     command = [
@@ -177,20 +176,20 @@ def board(place: Workspace) -> Iterator[str]:
         *("--port", str(port), "--token", "--token-password", token),
     ]
     base = f"http://127.0.0.1:{port}"
-    with serving(command, place, f"{base}/health", PROJECT):
+    with serving(command, workspace, f"{base}/health", PROJECT):
         yield f"{base}/?access_token={token}"
 
 
-def _shoot_board(place: Workspace, target: Path) -> None:
-    with board(place) as address, browser(1280, 1100) as page:
+def _shoot_board(workspace: Workspace, target: Path) -> None:
+    with board(workspace) as address, browser(1280, 1100) as page:
         page.goto(address)
         page.get_by_role("heading", name="Runs").wait_for(timeout=_MINUTE_MS)
         page.wait_for_timeout(1500)
         page.screenshot(path=target)
 
 
-def _shoot_lab(place: Workspace, target: Path) -> None:
-    with lab(place) as address, browser(1440, 1000) as page:
+def _shoot_lab(workspace: Workspace, target: Path) -> None:
+    with lab(workspace) as address, browser(1440, 1000) as page:
         run_all_cells(page, address)
         page.evaluate("void window.jupyterapp.commands.execute('application:toggle-left-area')")
         page.wait_for_timeout(4000)
@@ -199,10 +198,10 @@ def _shoot_lab(place: Workspace, target: Path) -> None:
         page.screenshot(path=target)
 
 
-def _shoot_fiftyone(place: Workspace, target: Path) -> None:
+def _shoot_fiftyone(workspace: Workspace, target: Path) -> None:
     from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-    store = Store(place)
+    store = Store(workspace)
     selection = store.get(curation.newest_selection(store), Selection)
     name = dataset.load_dataset(store, selection.dataset).name
     port = free_port()
@@ -211,7 +210,7 @@ def _shoot_fiftyone(place: Workspace, target: Path) -> None:
         "curation.open_app(sys.argv[1], port=int(sys.argv[2])); time.sleep(3600)"
     )
     base = f"http://127.0.0.1:{port}"
-    with serving(["-c", code, name, str(port)], place, base, PROJECT), browser() as page:
+    with serving(["-c", code, name, str(port)], workspace, base, PROJECT), browser() as page:
         page.goto(f"{base}/datasets/{name}?view=mined")
         page.wait_for_selector("text=mined", timeout=_MINUTE_MS)
         with contextlib.suppress(PlaywrightTimeout):
@@ -220,10 +219,10 @@ def _shoot_fiftyone(place: Workspace, target: Path) -> None:
         page.screenshot(path=target)
 
 
-def _shoot_label_studio(place: Workspace, target: Path) -> None:
-    admin = services.label_studio_admin(place)
+def _shoot_label_studio(workspace: Workspace, target: Path) -> None:
+    admin = services.label_studio_admin(workspace)
     if admin.password_file is None:
-        raise ServiceError("the password of this Label Studio is not ours to know", where=admin.url)
+        raise ServiceError("the password of this external Label Studio is unknown", where=admin.url)
     with browser() as page:
         page.goto(f"{admin.url}/user/login/")
         page.fill("input[name=email]", ADMIN_EMAIL)
@@ -232,9 +231,7 @@ def _shoot_label_studio(place: Workspace, target: Path) -> None:
         page.wait_for_url(lambda url: "/user/login" not in url, timeout=_MINUTE_MS)
         answer = page.request.get(f"{admin.url}/api/projects?ordering=-id").json()
         if not answer["results"]:
-            raise ServiceError(
-                "there is no project in Label Studio yet", hint="Say `make run` first"
-            )
+            raise ServiceError("Label Studio has no project", hint="Run `make run` first")
         project = answer["results"][0]["id"]
         tasks = page.request.get(f"{admin.url}/api/tasks?project={project}&page_size=1").json()
         page.goto(f"{admin.url}/projects/{project}/data?task={tasks['tasks'][0]['id']}")
@@ -243,10 +240,10 @@ def _shoot_label_studio(place: Workspace, target: Path) -> None:
         page.screenshot(path=target)
 
 
-def _shoot_mlflow(place: Workspace, target: Path) -> None:
+def _shoot_mlflow(workspace: Workspace, target: Path) -> None:
     from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-    base = services.environment(place, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    base = services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
     search = f"{base}/api/2.0/mlflow/experiments/search"
     found = requests.post(search, json={"max_results": 50}, timeout=20).json()["experiments"]
     newest = max(found, key=lambda one: int(one.get("last_update_time", 0)))
@@ -271,27 +268,29 @@ SHOTS: dict[str, Callable[[Workspace, Path], None]] = {
 
 
 def main() -> int:
-    """Take all pictures, or those named; returns how many could not be taken."""
+    """Take all screenshots, or those named; returns the number that failed."""
     from playwright.sync_api import Error as PlaywrightError
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHOTS)}")
-    parser.add_argument("--to", type=Path, default=IMAGES, help="folder, by default docs/images")
-    asked = parser.parse_args()
-    unknown = set(asked.names) - set(SHOTS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(SHOTS)}")
+    parser.add_argument(
+        "--to", type=Path, default=IMAGES, help="folder to write to (default: docs/images)"
+    )
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(SHOTS)
     if unknown:
-        parser.error(f"no picture is called {', '.join(sorted(unknown))}: {', '.join(SHOTS)}")
-    place = workspace.find_workspace()
-    services.up(place)
-    asked.to.mkdir(parents=True, exist_ok=True)
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SHOTS)}")
+    workspace = find_workspace()
+    services.up(workspace)
+    arguments.to.mkdir(parents=True, exist_ok=True)
     missing = 0
-    for name in asked.names or SHOTS:
+    for name in arguments.names or SHOTS:
         try:
-            SHOTS[name](place, asked.to / f"{name}.png")
-            print(asked.to / f"{name}.png")
+            SHOTS[name](workspace, arguments.to / f"{name}.png")
+            print(arguments.to / f"{name}.png")
         except (WorkbenchError, PlaywrightError, requests.RequestException) as error:
             missing += 1
-            print(f"no picture of {name}: {error}", file=sys.stderr)
+            print(f"no screenshot of {name}: {error}", file=sys.stderr)
     return missing
 
 
