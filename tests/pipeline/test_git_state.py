@@ -1,4 +1,4 @@
-"""What a run can say about the repository it was started from."""
+"""The git state of the repository that a run was started from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_clean_commit(repository: Path) -> None:
     assert state.tags()["workbench.git.dirty"] == "false"
 
 
-def test_changes_are_told_and_can_be_applied_again(repository: Path) -> None:
+def test_changes_are_recorded_as_a_patch(repository: Path) -> None:
     (repository / "a.py").write_text("x = 2\n")
     (repository / "ünknown.py").write_text("")
     state = git_state.read_git_state(repository)
@@ -47,7 +47,7 @@ def test_changes_are_told_and_can_be_applied_again(repository: Path) -> None:
     assert (repository / "a.py").read_text() == "x = 2\n"
 
 
-def test_credentials_do_not_leave_with_the_diff(repository: Path) -> None:
+def test_credentials_are_redacted_in_the_diff(repository: Path) -> None:
     (repository / "a.py").write_text("x = 'fine'\ny = 'AKIAABCDEFGHIJKLMNOP'\nz = 'open sesame'\n")
     state = git_state.read_git_state(repository, {"DOOR": "open sesame"})
     assert state is not None
@@ -56,7 +56,7 @@ def test_credentials_do_not_leave_with_the_diff(repository: Path) -> None:
     assert "sesame" not in state.diff
 
 
-def test_looking_runs_no_program_of_the_repository(repository: Path) -> None:
+def test_reading_runs_no_program_of_the_repository(repository: Path) -> None:
     trap = repository / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {repository / 'sprung'}\n")
     trap.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Events as other systems get them: of the standard's form, whole, and never in a run's way."""
+"""OpenLineage events: valid by the standard, complete, and never blocking a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.pipeline.test_recorder import TAGS, begun, made
+from tests.pipeline.test_recorder import TAGS, record_step, step_start
 from tests.pipeline.test_runs import save
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
@@ -59,11 +59,11 @@ def checked(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return events
 
 
-def told(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[dict[str, Any]]:
     return checked([json.loads(line) for line in path.read_text().splitlines()])
 
 
-def talk(events: LineageEvents) -> None:
+def send_events(events: LineageEvents) -> None:
     events.run_started({"n": 1})
     events.step_started("a", {"n": 1}, ["dataset/" + "0" * 64], "a.ipynb")
     events.step_ended("a", "FAILED", reason="KeyError: 'gone'")
@@ -73,13 +73,13 @@ def talk(events: LineageEvents) -> None:
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """A server that takes events; yields its address and what it was sent."""
-    got: list[Any] = []
+    """A server that accepts events; yields its address and the requests."""
+    requests: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+            requests.append((self.path, self.headers.get("Authorization"), json.loads(body)))
             self.send_response(201)
             self.end_headers()
 
@@ -88,12 +88,12 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", got
+    yield f"http://127.0.0.1:{server.server_port}", requests
     server.shutdown()
     server.server_close()
 
 
-def test_the_recorder_tells_a_run_though_mlflow_is_away(
+def test_the_recorder_sends_events_without_mlflow(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "deep" / "events.jsonl"
@@ -103,8 +103,8 @@ def test_the_recorder_tells_a_run_though_mlflow_is_away(
         raise WorkbenchError("MLflow is away")
 
     recorder = RunRecorder(away, store, TAGS, project=tmp_path)
-    first, run = made(store, "a", {}, 1)
-    one, two = begun(tmp_path, "a"), begun(tmp_path, "b", {"all": (first, first)})
+    first, run = record_step(store, "a", {}, 1)
+    one, two = step_start(tmp_path, "a"), step_start(tmp_path, "b", {"all": (first, first)})
     recorder.start("trial r1", {"n": 1})
     recorder.step_started(one)
     recorder.step_ended(one, "FINISHED", {}, run)
@@ -112,7 +112,7 @@ def test_the_recorder_tells_a_run_though_mlflow_is_away(
     recorder.step_ended(two, "FINISHED", {"workbench.failure": "0 of 3 done"}, None)
     recorder.end("FINISHED", {"workbench.waiting": "True"})
     assert recorder.close() is not None
-    events = told(path)
+    events = read_events(path)
     assert [(one["job"]["name"], one["eventType"]) for one in events] == [
         ("trial", "START"),
         ("trial.a", "START"),
@@ -130,35 +130,33 @@ def test_the_recorder_tells_a_run_though_mlflow_is_away(
     assert events[4]["run"]["facets"]["workbench_waiting"]["reason"] == "0 of 3 done"
 
 
-def test_events_go_to_an_address(
+def test_events_are_posted_to_an_address(
     collector: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, got = collector
+    address, requests = collector
     monkeypatch.setenv(API_KEY_VARIABLE, "k1")
-    talk(LineageEvents(address, pipeline="trial", run_id="r1", workspace="w"))
-    talk(LineageEvents(f"{address}/own/path", pipeline="trial", run_id="r2", workspace="w"))
-    assert {(path, key) for path, key, _ in got[:4]} == {("/api/v1/lineage", "Bearer k1")}
-    assert {path for path, _, _ in got[4:]} == {"/own/path"}
-    events = checked([body for _, _, body in got])
+    send_events(LineageEvents(address, pipeline="trial", run_id="r1", workspace="w"))
+    send_events(LineageEvents(f"{address}/own/path", pipeline="trial", run_id="r2", workspace="w"))
+    assert {(path, key) for path, key, _ in requests[:4]} == {("/api/v1/lineage", "Bearer k1")}
+    assert {path for path, _, _ in requests[4:]} == {"/own/path"}
+    events = checked([body for _, _, body in requests])
     assert [one["eventType"] for one in events[:4]] == ["START", "START", "FAIL", "FAIL"]
     assert events[2]["run"]["facets"]["errorMessage"]["message"] == "KeyError: 'gone'"
     assert events[0]["run"]["runId"] != events[4]["run"]["runId"]
 
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:9", "/proc/nothing/here.jsonl"])
-def test_a_target_that_is_away_is_said_once_and_holds_nothing_up(
+def test_an_unreachable_target_is_one_warning_and_no_delay(
     target: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        talk(LineageEvents(target, pipeline="trial", run_id="r1", workspace="w"))
+        send_events(LineageEvents(target, pipeline="trial", run_id="r1", workspace="w"))
     assert time.monotonic() - started < 5
     assert len([one for one in caplog.records if "OpenLineage" in one.message]) == 1
 
 
-def test_a_killed_run_is_ended_by_the_next_and_only_once(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_killed_run_is_ended_once_by_the_next_run(workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     steps = ({"name": "a", "status": "ran"}, {"name": "b", "status": "running"})
     save(workspace, "r1", status="running", pid=2**22 + 1, steps=steps)
@@ -167,7 +165,7 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(
         events = LineageEvents(str(path), pipeline="trial", run_id="r3", workspace="w")
         events.end_abandoned(workspace)
         events.close()
-    ended = told(path)
+    ended = read_events(path)
     assert [(one["job"]["name"], one["eventType"]) for one in ended] == [
         ("trial.b", "ABORT"),
         ("trial", "ABORT"),
@@ -175,15 +173,15 @@ def test_a_killed_run_is_ended_by_the_next_and_only_once(
     before = LineageEvents(str(path), pipeline="trial", run_id="r1", workspace="w")
     before.run_started({})
     before.close()
-    assert told(path)[-1]["run"]["runId"] == ended[1]["run"]["runId"]
+    assert read_events(path)[-1]["run"]["runId"] == ended[1]["run"]["runId"]
 
 
-def test_lines_of_runs_side_by_side_do_not_mix(tmp_path: Path) -> None:
+def test_concurrent_runs_write_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     some = [LineageEvents(str(path), pipeline="p", run_id=str(n), workspace="w") for n in range(8)]
-    threads = [threading.Thread(target=talk, args=(one,)) for one in some]
+    threads = [threading.Thread(target=send_events, args=(one,)) for one in some]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told(path)) == 32
+    assert len(read_events(path)) == 32

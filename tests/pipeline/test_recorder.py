@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow, read back from a real server."""
+"""The record of a run in MLflow, read back from a real server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def made(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[Ref, Ref]:
+def record_step(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[Ref, Ref]:
     """A selection and the record of the step that made it."""
     chosen = store.put(
         Selection(dataset="dataset/" + "0" * 64, budget=budget, seed=0, method="m", chosen=())
@@ -68,8 +68,8 @@ def made(store: Store, step: str, inputs: dict[str, Any], budget: int) -> tuple[
     return chosen, store.put(run)
 
 
-def begun(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> StepStart:
-    """A step whose folder holds what a finished one leaves."""
+def step_start(folder: Path, step: str, inputs: dict[str, Any] | None = None) -> StepStart:
+    """A finished step with its folder."""
     step_folder = folder / step
     step_folder.mkdir()
     output = new_output("stream", name="stdout", text="said <this>")
@@ -95,19 +95,19 @@ def write(recorder: RunRecorder, steps: list[tuple[StepStart, Ref | None]]) -> N
     assert recorder.close() is None
 
 
-def test_a_run_says_where_all_of_it_came_from(
+def test_a_run_records_its_source_inputs_and_outputs(
     uri: str, store: Store, project: Path, tmp_path: Path
 ) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=uri)
     tracker = Tracker(uri, "lineage")
-    first, first_run = made(store, "a", {}, 1)
-    second, second_run = made(store, "b", {"one": first}, 2)
-    _, third_run = made(store, "c", {"all": (first, second)}, 3)
+    first, first_run = record_step(store, "a", {}, 1)
+    second, second_run = record_step(store, "b", {"one": first}, 2)
+    _, third_run = record_step(store, "c", {"all": (first, second)}, 3)
     steps: list[tuple[StepStart, Ref | None]] = [
-        (begun(tmp_path, "a"), first_run),
-        (begun(tmp_path, "b", {"one": first}), second_run),
+        (step_start(tmp_path, "a"), first_run),
+        (step_start(tmp_path, "b", {"one": first}), second_run),
     ]
     recorder = RunRecorder(
         lambda: tracker, store, TAGS, project=project, secrets={"DOOR": "open sesame"}
@@ -145,7 +145,7 @@ def test_a_run_says_where_all_of_it_came_from(
     assert [child.data.metrics[f"resources.{name}"] for name in resources] == [2.5, 90.5, 1.5]
 
     # A later run, which skipped the first two: the index of records says who made its inputs.
-    joined = begun(tmp_path, "c", {"all": (first, second)})
+    joined = step_start(tmp_path, "c", {"all": (first, second)})
     write(RunRecorder(lambda: tracker, store, TAGS, project=tmp_path), [(joined, third_run)])
     later = client.get_run(store.side(third_run, TRACKED_MARK)["run"])
     names = {one.dataset.name for one in later.inputs.dataset_inputs}
@@ -154,25 +154,25 @@ def test_a_run_says_where_all_of_it_came_from(
     assert "mlflow.source.git.commit" not in later.data.tags
 
 
-def test_a_notebook_that_cannot_be_drawn_fails_nothing(
+def test_a_notebook_that_cannot_be_rendered_does_not_fail_the_run(
     uri: str, store: Store, tmp_path: Path
 ) -> None:
     import mlflow
 
-    step = begun(tmp_path, "a")
+    step = step_start(tmp_path, "a")
     (step.folder / "executed.ipynb").write_text("rubbish")
-    _, run = made(store, "a", {}, 1)
+    _, run = record_step(store, "a", {}, 1)
     write(
         RunRecorder(lambda: Tracker(uri, "rubbish"), store, TAGS, project=tmp_path), [(step, run)]
     )
     client = mlflow.MlflowClient(tracking_uri=uri)
-    told = client.get_run(store.side(run, TRACKED_MARK)["run"])
-    assert told.info.status == "FINISHED"
-    assert told.data.tags["workbench.page"].startswith("could not be rendered")
-    assert artifacts(client, told.info.run_id) == {"executed.ipynb", "result.json"}
+    mlflow_run = client.get_run(store.side(run, TRACKED_MARK)["run"])
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.tags["workbench.page"].startswith("could not be rendered")
+    assert artifacts(client, mlflow_run.info.run_id) == {"executed.ipynb", "result.json"}
 
 
-def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
+def test_a_page_shows_all_outputs_and_runs_no_script(tmp_path: Path) -> None:
     stream = new_output("stream", name="stdout", text="a <b> & c")
     evil = new_output("display_data", data={"text/html": "<script>alert(1)</script><i>shown</i>"})
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "Slider()"}
@@ -196,7 +196,7 @@ def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
     assert "https://" not in text
 
 
-def test_what_was_printed_in_pieces_is_one_piece(tmp_path: Path) -> None:
+def test_consecutive_stream_outputs_are_joined(tmp_path: Path) -> None:
     names = ("stdout", "stdout", "stderr", "stdout")
     said = [new_output("stream", name=name, text=f"line {n}\n") for n, name in enumerate(names)]
     notebook, page = tmp_path / "executed.ipynb", tmp_path / "page.html"
@@ -206,7 +206,7 @@ def test_what_was_printed_in_pieces_is_one_piece(tmp_path: Path) -> None:
     assert "line 0\nline 1" in page.read_text()
 
 
-def test_rubbish_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
+def test_an_invalid_notebook_is_an_error_and_writes_no_page(tmp_path: Path) -> None:
     notebook = tmp_path / "executed.ipynb"
     notebook.write_text("rubbish")
     with pytest.raises(ValueError, match=r"(?i)json"):

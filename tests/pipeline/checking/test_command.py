@@ -1,4 +1,4 @@
-"""``workbench check`` as people and machines call it."""
+"""The `workbench check` command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.checking.books import PARAMETERS, STEP, book, good
+from tests.pipeline.checking.sample_notebooks import PARAMETERS, STEP, book, good
 from tests.tiny_run import workbench
 from workbench.core.workspace import Workspace
 
@@ -18,7 +18,7 @@ def check(workspace: Workspace, *arguments: object) -> subprocess.CompletedProce
 
 
 @pytest.fixture
-def faulty(tmp_path: Path) -> Path:
+def invalid(tmp_path: Path) -> Path:
     path = book(tmp_path / "a.ipynb", PARAMETERS, STEP, "x = input()\ny = never_defined")
     content = json.loads(path.read_text())
     content["cells"][2]["execution_count"] = 3
@@ -26,8 +26,8 @@ def faulty(tmp_path: Path) -> Path:
     return path
 
 
-def test_people_read_cell_line_reason_and_mend(workspace: Workspace, faulty: Path) -> None:
-    done = check(workspace, faulty)
+def test_the_text_names_cell_line_reason_and_remedy(workspace: Workspace, invalid: Path) -> None:
+    done = check(workspace, invalid)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert "cell 3 (c3)" in lines
@@ -40,32 +40,28 @@ def test_people_read_cell_line_reason_and_mend(workspace: Workspace, faulty: Pat
     assert "\x1b" not in done.stdout, "colours are for terminals"
 
 
-def test_machines_get_one_object_and_fix_says_what_it_did(
-    workspace: Workspace, faulty: Path
-) -> None:
-    done = check(workspace, faulty, "--fix", "--json")
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["passed"], told["ran"]) == (1, False, False)
-    assert told["fixed"] == ["cell 3: outputs and execution count cleared"]
-    assert {one["rule"] for one in told["findings"]} == {
+def test_json_is_one_object_and_lists_the_fixes(workspace: Workspace, invalid: Path) -> None:
+    done = check(workspace, invalid, "--fix", "--json")
+    output = json.loads(done.stdout)
+    assert (done.returncode, output["passed"], output["ran"]) == (1, False, False)
+    assert output["fixed"] == ["cell 3: outputs and execution count cleared"]
+    assert {one["rule"] for one in output["findings"]} == {
         "asks-a-person",
         "undefined-name",
         "missing-output",
         "parameter-unused",
     }
-    assert told["parameters"]["properties"]["n"]["type"] == "integer"
+    assert output["parameters"]["properties"]["n"]["type"] == "integer"
 
 
-def test_reading_alone_is_enough_for_an_editor(workspace: Workspace, tmp_path: Path) -> None:
+def test_static_checks_create_no_workspace(workspace: Workspace, tmp_path: Path) -> None:
     done = check(workspace, good(tmp_path / "a.ipynb"), "--static")
     assert done.returncode == 0
     assert "static checks passed" in done.stdout
     assert not workspace.root.exists()
 
 
-def test_a_file_that_is_no_notebook_is_said_to_be_none(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_file_that_is_not_a_notebook_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "x.ipynb").write_bytes(b"\x00\xff rubbish")
     done = check(workspace, tmp_path / "x.ipynb", "--json")
     assert done.returncode == 1

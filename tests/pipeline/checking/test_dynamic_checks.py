@@ -1,4 +1,4 @@
-"""Notebooks really run on their fixtures: each promise broken once, and found at its cell."""
+"""Checks that run notebooks on their fixtures: each violation is reported with its cell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book, good
+from tests.pipeline.checking.sample_notebooks import CONTRACT, OUT, PARAMETERS, STEP, book, good
 from workbench.core.errors import ContractError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import contract as contracts
@@ -19,8 +19,8 @@ TWICE = {**CONTRACT, "fixture": {}}
 """A contract without other parameters: two runs instead of three."""
 
 
-class Quiet:
-    """Somebody who watches a check and keeps what was said."""
+class RecordingDisplay:
+    """A display that keeps the notes of a check."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -38,7 +38,7 @@ def notebook(tmp_path: Path) -> Path:
 
 
 def run(workspace: Workspace, path: Path) -> CheckReport:
-    return check.check_notebook(workspace, path, Quiet())
+    return check.check_notebook(workspace, path, RecordingDisplay())
 
 
 def errors(report: CheckReport) -> list[Finding]:
@@ -49,7 +49,7 @@ def rules(report: CheckReport) -> list[tuple[str, int | None]]:
     return [(finding.rule, finding.cell) for finding in errors(report)]
 
 
-def test_a_good_notebook_gets_a_receipt_that_its_next_change_voids(
+def test_a_valid_notebook_gets_a_receipt_that_a_change_voids(
     workspace: Workspace, notebook: Path
 ) -> None:
     good(notebook, "import tempfile\nwith tempfile.NamedTemporaryFile('w') as s: s.write('x')")
@@ -64,10 +64,10 @@ def test_a_good_notebook_gets_a_receipt_that_its_next_change_voids(
         receipts.fresh_receipt(workspace, notebook)
 
 
-def test_reads_writes_and_connections_are_found_at_their_cells(
+def test_undeclared_accesses_are_reported_with_their_cells(
     workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """C++ readers included: that is what the kernel's own watch is for."""
+    """Accesses of native libraries and child processes are included."""
     monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))  # tests live in /tmp
     data = tmp_path / "data"
     data.mkdir()
@@ -91,10 +91,10 @@ def test_reads_writes_and_connections_are_found_at_their_cells(
     contract = {**TWICE, "access": {"reads": ["declared"]}}
     report = run(workspace, good(notebook, *cells, contract=contract))
     about = [one for one in errors(report) if str(data) in one.message or "127" in one.message]
-    found = {(one.cell, one.rule, Path(one.message.split()[-1]).name) for one in about}
+    findings = {(one.cell, one.rule, Path(one.message.split()[-1]).name) for one in about}
     if report.watch != "complete":
-        pytest.skip("no seccomp on this machine; the fallback has a test of its own")
-    assert {one for one in found if "-journal" not in one[2]} == {
+        pytest.skip("no seccomp on this machine")
+    assert {one for one in findings if "-journal" not in one[2]} == {
         (4, "undeclared-read", "x.parquet"),
         (5, "undeclared-read", "x.png"),
         (6, "undeclared-read", "x.npy"),
@@ -128,19 +128,19 @@ def _fill(data: Path) -> None:
         ("print('gh' + 'p_' + 'a1B2' * 9)", "secret-in-output", "GitHub"),
     ],
 )
-def test_a_broken_promise_is_found(
+def test_each_violation_is_reported(
     workspace: Workspace, notebook: Path, work: str, rule: str, words: str
 ) -> None:
     out = OUT.replace("seed=0", "seed=n_now % 10**9") if "n_now" in work else OUT
     report = run(workspace, book(notebook, PARAMETERS, STEP, work, out, contract=TWICE))
-    (found,) = errors(report)
-    assert found.rule == rule
-    assert words in found.message
-    assert found.cell == (3 if words not in ("seed", "kernel died") else None)
+    (finding,) = errors(report)
+    assert finding.rule == rule
+    assert words in finding.message
+    assert finding.cell == (3 if words not in ("seed", "kernel died") else None)
     assert report.receipt is None
 
 
-def test_an_empty_output_and_ignored_parameters_are_found(
+def test_an_empty_output_and_ignored_parameters_are_reported(
     workspace: Workspace, notebook: Path
 ) -> None:
     out = OUT.replace("budget=n", "budget=1").replace("chosen=chosen", "chosen=()")
@@ -149,40 +149,40 @@ def test_an_empty_output_and_ignored_parameters_are_found(
     assert set(report.checks) == {"static", "bad values", "runs", "reads and writes", "repeats"}
 
 
-def test_over_its_budget_it_is_ended(workspace: Workspace, notebook: Path) -> None:
+def test_a_run_over_its_budget_is_stopped(workspace: Workspace, notebook: Path) -> None:
     resources = {"threads": 1, "timeout_s": 4, "memory_gib": 2}
     contract = {**CONTRACT, "resources": resources}
     report = run(workspace, good(notebook, "import time\ntime.sleep(60)", contract=contract))
-    (found,) = errors(report)
-    assert found.rule == "over-budget"
-    assert "4 s" in found.message
+    (finding,) = errors(report)
+    assert finding.rule == "over-budget"
+    assert "4 s" in finding.message
 
 
-def test_records_it_was_not_given_are_not_there(workspace: Workspace, notebook: Path) -> None:
-    """The newest selection of the workspace is no input, so the check does not show it."""
+def test_other_records_of_the_workspace_are_hidden(workspace: Workspace, notebook: Path) -> None:
+    """Records that are not inputs are missing from the trial's workspace."""
     work = "newest = list(step.store.refs('selection'))\nassert newest, 'nothing mined'"
     report = run(workspace, good(notebook, work))
-    (found,) = errors(report)
-    assert (found.rule, found.cell) == ("failed", 3)
-    assert "nothing mined" in found.message
+    (finding,) = errors(report)
+    assert (finding.rule, finding.cell) == ("failed", 3)
+    assert "nothing mined" in finding.message
 
 
-def test_static_errors_stop_it_before_a_kernel_starts(workspace: Workspace, notebook: Path) -> None:
+def test_static_errors_prevent_the_runs(workspace: Workspace, notebook: Path) -> None:
     report = run(workspace, good(notebook, "x = undefined_thing"))
     assert (report.ran, report.receipt) == (False, None)
     assert not (workspace.root / "checks").exists()
 
 
-def test_a_parameter_of_any_type_is_said_to_take_anything(notebook: Path) -> None:
+def test_a_parameter_that_accepts_anything_is_reported(notebook: Path) -> None:
     cell = ("n: int = 1\nextra: Any = 3\nword: Literal['a'] = 'a'", ["parameters"])
     path = book(notebook, "from typing import Any, Literal", cell, STEP, "print(extra)", OUT)
-    found = list(dynamic_checks._check_bad_values(contracts.read_contract(path)))
-    assert [(one.rule, one.message) for one in found] == [
+    findings = list(dynamic_checks._check_bad_values(contracts.read_contract(path)))
+    assert [(one.rule, one.message) for one in findings] == [
         ("accepts-anything", "parameter `extra` accepts any value")
     ]
 
 
-def test_where_the_kernel_cannot_watch_python_does_and_says_so(
+def test_without_seccomp_the_audit_hooks_report_partial_coverage(
     workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seccomp, "can_watch", lambda: False)
@@ -191,14 +191,14 @@ def test_where_the_kernel_cannot_watch_python_does_and_says_so(
     secret.write_text("x")
     where = f"words = open('/'.join({str(secret).split('/')!r})).read()"
     report = run(workspace, good(notebook, where, contract=TWICE))
-    found = {(one.rule, one.cell) for one in report.findings}
-    assert {("undeclared-read", 3), ("watch-incomplete", None)} <= found
+    findings = {(one.rule, one.cell) for one in report.findings}
+    assert {("undeclared-read", 3), ("watch-incomplete", None)} <= findings
     assert report.watch == "partial"
-    assert "reads and writes" not in report.checks, "what found something has not passed"
+    assert "reads and writes" not in report.checks, "a check with findings has not passed"
 
 
 @pytest.mark.slow
-def test_inputs_are_made_by_the_pipeline_and_kept(workspace: Workspace, notebook: Path) -> None:
+def test_fixture_inputs_are_made_by_the_pipeline(workspace: Workspace, notebook: Path) -> None:
     upstream = {"outputs": CONTRACT["outputs"], "resources": CONTRACT["resources"]}
     book(notebook.parent / "up.ipynb", PARAMETERS, STEP, OUT, contract=upstream)
     contract: dict[str, Any] = {
@@ -222,30 +222,32 @@ def test_inputs_are_made_by_the_pipeline_and_kept(workspace: Workspace, notebook
     report = run(workspace, notebook)
     assert rules(report) == [("fixture-unready", None)]
     pipeline.write_text(pipeline.read_text().replace("  broken: {notebook: nowhere}\n", ""))
-    teller = Quiet()
-    assert check.check_notebook(workspace, notebook, teller).passed, report.findings
-    assert any("preparing found" in note for note in teller.notes)
+    display = RecordingDisplay()
+    assert check.check_notebook(workspace, notebook, display).passed, report.findings
+    assert any("preparing found" in note for note in display.notes)
     assert not list((workspace.root / "records").glob("selection/*")), (
-        "a check leaves no such record"
+        "a check leaves no record in the workspace"
     )
 
 
-def test_what_changes_while_it_is_checked_gets_no_receipt(
+def test_a_notebook_that_changes_during_the_check_gets_no_receipt(
     workspace: Workspace, notebook: Path
 ) -> None:
     good(notebook, contract=TWICE)
 
-    class Meddling(Quiet):
+    class ChangingDisplay(RecordingDisplay):
         def note(self, message: str) -> None:
             if message.startswith("run 2"):
                 good(notebook, "m = 1", contract=TWICE)
 
-    report = check.check_notebook(workspace, notebook, Meddling())
+    report = check.check_notebook(workspace, notebook, ChangingDisplay())
     assert rules(report) == [("changed-meanwhile", None)]
     assert report.receipt is None
 
 
-def test_two_checks_of_one_notebook_do_not_meet(workspace: Workspace, notebook: Path) -> None:
+def test_concurrent_checks_of_one_notebook_are_rejected(
+    workspace: Workspace, notebook: Path
+) -> None:
     good(notebook)
     with (
         check._exclusive(workspace, notebook),

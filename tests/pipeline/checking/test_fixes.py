@@ -1,22 +1,22 @@
-"""``--fix``: mechanical faults go, each is said, twice is once, and what works is untouched."""
+"""``--fix`` reports each fix, changes nothing the second time, and leaves valid notebooks alone."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from tests.pipeline.checking.books import OUT, PARAMETERS, STEP, book, good
+from tests.pipeline.checking.sample_notebooks import OUT, PARAMETERS, STEP, book, good
 from workbench.pipeline.checking import fixes, static_checks
 
 
-def test_a_good_notebook_is_not_touched(tmp_path: Path) -> None:
+def test_a_valid_notebook_is_unchanged(tmp_path: Path) -> None:
     path = good(tmp_path / "a.ipynb")
     before = path.read_bytes()
     assert fixes.fix_notebook(path) == []
     assert path.read_bytes() == before
 
 
-def test_everything_mechanical_is_mended_once(tmp_path: Path) -> None:
+def test_everything_mechanical_is_fixed_once(tmp_path: Path) -> None:
     project = tmp_path / "project"
     inside = str(project / "data" / "é.csv")
     path = project / "notebooks" / "steps" / "a.ipynb"
@@ -34,9 +34,9 @@ def test_everything_mechanical_is_mended_once(tmp_path: Path) -> None:
     assert len(done) == 8, done
     assert any("made relative" in line for line in done)
     assert [one.rule for one in static_checks.run_static_checks(path) if one.is_error] == []
-    mended = json.loads(path.read_text())
-    assert "".join(mended["cells"][2]["source"]) == "x = 'é'; y = open(step.path('data/é.csv'))"
-    assert mended["metadata"]["workbench"]["outputs"] == {"selection": {"kind": "selection"}}
+    fixed = json.loads(path.read_text())
+    assert "".join(fixed["cells"][2]["source"]) == "x = 'é'; y = open(step.path('data/é.csv'))"
+    assert fixed["metadata"]["workbench"]["outputs"] == {"selection": {"kind": "selection"}}
     assert path.stat().st_mode & 0o777 == 0o640
     before = path.read_bytes()
     assert fixes.fix_notebook(path) == []
@@ -56,7 +56,7 @@ def test_plain_parameters_are_annotated(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_unmistakable_is_left_to_people(tmp_path: Path) -> None:
+def test_ambiguous_cases_are_unchanged(tmp_path: Path) -> None:
     path = book(tmp_path / "a.ipynb", "n: int = 1", "m: int = 2", STEP, OUT)
     assert fixes.fix_notebook(path) == []
     outside = book(tmp_path / "b.ipynb", PARAMETERS, STEP, "open('/home/ana/x.csv')", OUT)

@@ -1,4 +1,4 @@
-"""Names across cells: what fails in a fresh kernel is found, what works is not."""
+"""Names across cells: reported exactly when they fail in a fresh kernel."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.checking.books import book
+from tests.pipeline.checking.sample_notebooks import book
 from workbench.pipeline.checking import names, notebook
 
 
-def check(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
+def check_cells(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
     read = notebook.read_notebook(book(tmp_path / "a.ipynb", *cells))
     return [(one.rule, one.cell, one.message) for one in names.check_names(read.cells)]
 
 
-def test_hidden_state_names_the_pair_of_cells(tmp_path: Path) -> None:
-    (finding,) = check(tmp_path, "y = x + 1", "z = 2", "x = 1")
+def test_out_of_order_names_both_cells(tmp_path: Path) -> None:
+    (finding,) = check_cells(tmp_path, "y = x + 1", "z = 2", "x = 1")
     assert finding == ("out-of-order", 1, "`x` is used before it is defined in cell 3")
 
 
-def test_a_function_needs_its_names_when_it_is_called(tmp_path: Path) -> None:
-    assert check(tmp_path, "def f():\n    return x", "x = 1", "f()") == []
-    (finding,) = check(tmp_path, "def f():\n    return x", "f()", "x = 1")
+def test_a_call_needs_the_names_in_the_function_body(tmp_path: Path) -> None:
+    assert check_cells(tmp_path, "def f():\n    return x", "x = 1", "f()") == []
+    (finding,) = check_cells(tmp_path, "def f():\n    return x", "f()", "x = 1")
     assert finding[:2] == ("out-of-order", 2)
     assert "calls a function of cell 1" in finding[2]
-    (deep,) = check(tmp_path, "def g():\n    return x", "def f():\n    return g()", "f()", "x = 1")
+    (deep,) = check_cells(
+        tmp_path, "def g():\n    return x", "def f():\n    return g()", "f()", "x = 1"
+    )
     assert deep[:2] == ("out-of-order", 3)
-    (never,) = check(tmp_path, "def f():\n    return missing")
+    (never,) = check_cells(tmp_path, "def f():\n    return missing")
     assert never == ("undefined-name", 1, "`missing` is not defined")
 
 
@@ -62,9 +64,9 @@ def test_a_function_needs_its_names_when_it_is_called(tmp_path: Path) -> None:
         "text = " + " + ".join(["'a'"] * 3000),
     ],
 )
-def test_python_s_scopes_are_understood(tmp_path: Path, cell: str) -> None:
-    found = [one for one in check(tmp_path, cell) if "`f`" not in one[2]]
-    assert found == []
+def test_valid_scopes_have_no_findings(tmp_path: Path, cell: str) -> None:
+    results = [one for one in check_cells(tmp_path, cell) if "`f`" not in one[2]]
+    assert results == []
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,13 @@ def test_python_s_scopes_are_understood(tmp_path: Path, cell: str) -> None:
         ("class R:\n    def go(self):\n        return s", "s"),
     ],
 )
-def test_what_must_fail_is_found(tmp_path: Path, cell: str, name: str) -> None:
-    (finding,) = check(tmp_path, cell)
+def test_missing_names_are_reported(tmp_path: Path, cell: str, name: str) -> None:
+    (finding,) = check_cells(tmp_path, cell)
     assert f"`{name}`" in finding[2]
 
 
-def test_where_anything_may_be_defined_nothing_is_said(tmp_path: Path) -> None:
-    assert [one[0] for one in check(tmp_path, "from os import *", "listdir()")] == ["star-import"]
-    assert check(tmp_path, "%run other.py", "something()") == []
+def test_star_imports_and_run_magics_hide_undefined_names(tmp_path: Path) -> None:
+    assert [one[0] for one in check_cells(tmp_path, "from os import *", "listdir()")] == [
+        "star-import"
+    ]
+    assert check_cells(tmp_path, "%run other.py", "something()") == []

@@ -1,4 +1,4 @@
-"""marimo notebooks: parameters reach them, contracts are read, and a check passes them."""
+"""marimo apps: parameters are applied, contracts are read, and checks pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.checking.test_dynamic_checks import Quiet
+from tests.pipeline.checking.test_dynamic_checks import RecordingDisplay
 from workbench.core.errors import ContractError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import contract
@@ -80,27 +80,27 @@ def test_the_parameters_cell_is_tagged_and_comes_first(workspace: Workspace, app
 
 
 @pytest.mark.slow
-def test_it_is_checked_and_its_parameters_are_really_read(workspace: Workspace, app: Path) -> None:
-    report = check.check_notebook(workspace, app, Quiet())
+def test_an_app_passes_the_check_and_uses_its_parameters(workspace: Workspace, app: Path) -> None:
+    report = check.check_notebook(workspace, app, RecordingDisplay())
     assert report.passed, report.findings
     assert report.checks["parameters"] == "passed"
     assert receipts.fresh_receipt(workspace, app)[0] == report.receipt
     trial = Workspace(workspace.root / "checks" / "trials" / "mine" / "third")
-    made = json.loads((trial.runs / "check" / "mine" / "outputs.json").read_text())
-    assert Store(trial).get(made["selection"], Selection).budget == 2
+    outputs = json.loads((trial.runs / "check" / "mine" / "outputs.json").read_text())
+    assert Store(trial).get(outputs["selection"], Selection).budget == 2
     app.write_text(APP.replace("float(n)", "float(n) + 1"))
     with pytest.raises(Exception, match="void"):
         receipts.fresh_receipt(workspace, app)
 
 
-def test_a_literal_declares_it_too(workspace: Workspace, app: Path) -> None:
+def test_a_contract_can_be_a_literal(workspace: Workspace, app: Path) -> None:
     literal = "__workbench__ = {'outputs': {'selection': {'kind': 'selection'}}}\n    step ="
     app.write_text("import marimo" + APP.partition("import marimo")[2].replace("step =", literal))
     path = notebook.as_ipynb(workspace, app)
     assert set(contract.read_contract(path).declaration.outputs) == {"selection"}
 
 
-def test_what_is_no_marimo_notebook_is_refused(workspace: Workspace, app: Path) -> None:
+def test_a_file_that_is_not_a_marimo_app_is_rejected(workspace: Workspace, app: Path) -> None:
     app.write_text("print(1\n")
     with pytest.raises(ContractError, match="cannot export"):
         notebook.as_ipynb(workspace, app)

@@ -1,4 +1,4 @@
-"""A receipt holds until code, parameters, contract, lock or packages change, and is signed."""
+"""A receipt is signed, and void when code, parameters, contract, lock or packages change."""
 
 from __future__ import annotations
 
@@ -27,22 +27,20 @@ def issue(workspace: Workspace, notebook: Path) -> str:
     )
 
 
-def test_a_fresh_receipt_is_found_and_verified(workspace: Workspace, notebook: Path) -> None:
+def test_a_fresh_receipt_is_returned_and_verified(workspace: Workspace, notebook: Path) -> None:
     ref = issue(workspace, notebook)
-    found, receipt = receipts.fresh_receipt(workspace, notebook)
-    assert found == ref
+    fresh, receipt = receipts.fresh_receipt(workspace, notebook)
+    assert fresh == ref
     assert receipt.checks == {"static": "passed"}
     assert receipts.verify_receipt(workspace, ref) == receipt
 
 
-def test_without_a_check_there_is_none(workspace: Workspace, notebook: Path) -> None:
+def test_a_notebook_without_a_check_has_no_receipt(workspace: Workspace, notebook: Path) -> None:
     with pytest.raises(VerificationError, match="no receipt"):
         receipts.fresh_receipt(workspace, notebook)
 
 
-def test_looking_again_or_writing_about_it_changes_nothing(
-    workspace: Workspace, notebook: Path
-) -> None:
+def test_markdown_and_execution_counts_do_not_void_it(workspace: Workspace, notebook: Path) -> None:
     ref = issue(workspace, notebook)
     content = json.loads(notebook.read_text())
     content["cells"].insert(0, {"cell_type": "markdown", "id": "m", "metadata": {}, "source": "x"})
@@ -51,7 +49,7 @@ def test_looking_again_or_writing_about_it_changes_nothing(
     assert receipts.fresh_receipt(workspace, notebook)[0] == ref
 
 
-def test_each_change_voids_it_and_is_named(workspace: Workspace, notebook: Path) -> None:
+def test_each_change_voids_it_and_is_listed(workspace: Workspace, notebook: Path) -> None:
     issue(workspace, notebook)
     write_notebook(notebook, "x = 2")
     with pytest.raises(VerificationError, match="void: cell 3 changed"):
@@ -68,7 +66,7 @@ def test_each_change_voids_it_and_is_named(workspace: Workspace, notebook: Path)
         receipts.fresh_receipt(workspace, notebook)
 
 
-def test_another_set_of_packages_voids_it(
+def test_changed_packages_void_it(
     workspace: Workspace, notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     issue(workspace, notebook)
@@ -79,7 +77,7 @@ def test_another_set_of_packages_voids_it(
         receipts.fresh_receipt(workspace, notebook)
 
 
-def test_a_forged_or_missing_signature_is_refused(workspace: Workspace, notebook: Path) -> None:
+def test_a_forged_or_missing_signature_is_rejected(workspace: Workspace, notebook: Path) -> None:
     ref = issue(workspace, notebook)
     store = Store(workspace)
     signature = store.side(ref, receipts.SIGNATURE)

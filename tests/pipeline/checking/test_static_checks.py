@@ -1,4 +1,4 @@
-"""Static rules: what each finds, where, and what it leaves alone."""
+"""Static checks: what each rule reports, where, and what it accepts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.pipeline.checking.books import CONTRACT, OUT, PARAMETERS, STEP, book, good
+from tests.pipeline.checking.sample_notebooks import CONTRACT, OUT, PARAMETERS, STEP, book, good
 from tests.tiny_run import ROOT
 from workbench.core.errors import ContractError
 from workbench.pipeline.checking import static_checks
@@ -18,12 +18,12 @@ from workbench.pipeline.checking.findings import RULES
 STEPS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
 
 
-def found(path: Path) -> set[tuple[str, int | None]]:
+def findings_of(path: Path) -> set[tuple[str, int | None]]:
     return {(finding.rule, finding.cell) for finding in static_checks.run_static_checks(path)}
 
 
 def work(tmp_path: Path, *cells: str) -> list[tuple[str, int | None, str]]:
-    """Rule, cell and message of everything found in a step with these cells after `step`."""
+    """Rule, cell and message of each finding in a step with these cells."""
     findings = static_checks.run_static_checks(good(tmp_path / "a.ipynb", *cells))
     return [(one.rule, one.cell, one.message) for one in findings]
 
@@ -37,7 +37,7 @@ def test_a_good_notebook_has_no_findings(tmp_path: Path) -> None:
     assert work(tmp_path, "m = n + 1\nprint(m)") == []
 
 
-def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_notebook_is_rejected(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", '{"cells": 3}', '{"cells": [1]}', "\x00"):
         (tmp_path / "x.ipynb").write_text(text)
         with pytest.raises(ContractError, match="not a notebook"):
@@ -85,7 +85,9 @@ def test_what_is_no_notebook_is_refused(tmp_path: Path) -> None:
         ("from workbench import services as s\ns.up(step.workspace)", "starts-servers", "up"),
     ],
 )
-def test_each_fault_is_found_in_its_cell(tmp_path: Path, cell: str, rule: str, words: str) -> None:
+def test_each_violation_is_reported_with_its_cell(
+    tmp_path: Path, cell: str, rule: str, words: str
+) -> None:
     findings = work(tmp_path, cell)
     assert [(name, at) for name, at, _ in findings] == [(rule, 3)], findings
     assert words in findings[0][2]
@@ -107,33 +109,33 @@ def test_each_fault_is_found_in_its_cell(tmp_path: Path, cell: str, rule: str, w
         "await_me = None\nasync def f():\n    return await_me\nawait f()",
     ],
 )
-def test_ordinary_cells_are_left_alone(tmp_path: Path, cell: str) -> None:
+def test_valid_cells_have_no_findings(tmp_path: Path, cell: str) -> None:
     assert work(tmp_path, cell) == []
 
 
-def test_the_line_is_told(tmp_path: Path) -> None:
+def test_a_finding_names_its_line(tmp_path: Path) -> None:
     path = good(tmp_path / "a.ipynb", "x = 1\n\ny = input()")
     (finding,) = static_checks.run_static_checks(path)
     assert (finding.cell, finding.cell_id, finding.line) == (3, "c3", 3)
 
 
-def test_parameters_are_one_cell_of_literals_that_are_read(tmp_path: Path) -> None:
+def test_parameters_must_be_one_cell_of_literals_that_are_used(tmp_path: Path) -> None:
     path = tmp_path / "a.ipynb"
-    assert ("parameters-cell", None) in found(book(path, "n: int = 1", STEP, OUT))
+    assert ("parameters-cell", None) in findings_of(book(path, "n: int = 1", STEP, OUT))
     twice = book(path, PARAMETERS, ("m: int = 2", ["parameters"]), STEP, OUT)
-    assert ("parameters-cell", None) in found(twice)
+    assert ("parameters-cell", None) in findings_of(twice)
     broken = book(path, ("n: int = 1\nm = 3", ["parameters"]), STEP, OUT)
     (finding,) = [
         one for one in static_checks.run_static_checks(broken) if one.rule == "parameters-cell"
     ]
     assert (finding.cell, finding.line) == (1, 2)
     wrong = book(path, ("n: int = 'x'", ["parameters"]), STEP, OUT)
-    assert ("parameters-cell", 1) in found(wrong)
+    assert ("parameters-cell", 1) in findings_of(wrong)
     unread = book(path, ("n: int = 1\nm: int = 2", ["parameters"]), STEP, OUT)
-    assert found(unread) == {("parameter-unused", 1)}
+    assert findings_of(unread) == {("parameter-unused", 1)}
 
 
-def test_contracts_and_fixtures_are_read(tmp_path: Path) -> None:
+def test_contracts_and_fixtures_are_checked(tmp_path: Path) -> None:
     def rules(**changes: Any) -> set[str]:
         path = good(tmp_path / "a.ipynb", contract={**CONTRACT, **changes})
         return {one.rule for one in static_checks.run_static_checks(path)}
@@ -148,7 +150,7 @@ def test_contracts_and_fixtures_are_read(tmp_path: Path) -> None:
     assert rules(nonsense=3) == {"contract"}
 
 
-def test_the_file_itself_is_looked_at(tmp_path: Path) -> None:
+def test_the_notebook_file_is_checked(tmp_path: Path) -> None:
     path = good(tmp_path / "a.ipynb")
     content = json.loads(path.read_text())
     content["nbformat_minor"] = 4
@@ -159,7 +161,7 @@ def test_the_file_itself_is_looked_at(tmp_path: Path) -> None:
     content["cells"][1]["execution_count"] = 2
     content["cells"][1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x"}]
     path.write_text(json.dumps(content))
-    assert found(path) == {
+    assert findings_of(path) == {
         ("notebook-form", None),
         ("kernelspec", None),
         ("cell-id", 2),
@@ -170,8 +172,8 @@ def test_the_file_itself_is_looked_at(tmp_path: Path) -> None:
     }
 
 
-def test_files_of_the_wrong_shape_are_refused_not_met_by_a_crash(tmp_path: Path) -> None:
-    """Parts of a real notebook replaced by what does not belong there, one after the other."""
+def test_malformed_notebooks_raise_contract_errors_only(tmp_path: Path) -> None:
+    """Each part of a real notebook is replaced by invalid values in turn."""
     sound = json.loads(STEPS[0].read_text())
     path = tmp_path / "a.ipynb"
     junk: list[Any] = [None, [], {}, "x", 7, [None], "%%bash\nls", "(((", "\x00", "\ud800"]

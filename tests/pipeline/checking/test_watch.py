@@ -1,4 +1,4 @@
-"""The kernel's own watch: every call that changes or opens, from threads and children too."""
+"""The seccomp watch records opens, changes and connections of threads and child processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from workbench.pipeline.checking.watch import (
     software_paths,
 )
 
-needs_seccomp = pytest.mark.skipif(
-    not seccomp.can_watch(), reason="the kernel lets no process be watched here"
-)
+needs_seccomp = pytest.mark.skipif(not seccomp.can_watch(), reason="seccomp is not available")
 
 
-def watched(folder: Path, *module: str) -> AccessLog:
+def run_watched(folder: Path, *module: str) -> AccessLog:
     with AccessWatch(folder) as watch:
         name, handle = watch.launch[:2]
         command = [sys.executable, "-m", name, handle, *module]
@@ -34,11 +32,11 @@ def watched(folder: Path, *module: str) -> AccessLog:
 
 
 @needs_seccomp
-def test_everything_is_seen(tmp_path: Path) -> None:
+def test_every_access_is_recorded(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("relative", "sub/inner", "old", "sub/gone", "cut", "thread", "child"):
         (tmp_path / f"{name}.txt").write_text("x")
-    log = watched(tmp_path, "tests.pipeline.checking.touching", str(tmp_path))
+    log = run_watched(tmp_path, "tests.pipeline.checking.file_accesses", str(tmp_path))
     assert log.coverage == "complete"
     root = f"{tmp_path}/"
     seen = {(kind, path.removeprefix(root)) for kind, path in log.accesses if root in path}
@@ -72,8 +70,8 @@ def test_everything_is_seen(tmp_path: Path) -> None:
 
 
 @needs_seccomp
-def test_it_lets_go_when_the_supervisor_is_away(tmp_path: Path) -> None:
-    """A watched process whose watcher is gone does not hang; its calls fail."""
+def test_calls_fail_when_the_listener_is_closed(tmp_path: Path) -> None:
+    """A watched process without a listener does not hang."""
     code = (
         "import os, sys\nfrom workbench.pipeline.checking import seccomp\n"
         "listener = seccomp.install_filter(seccomp.current_architecture())\nos.close(listener)\n"
@@ -83,7 +81,7 @@ def test_it_lets_go_when_the_supervisor_is_away(tmp_path: Path) -> None:
     assert done.returncode == 38  # ENOSYS
 
 
-def test_both_machines_have_numbers_for_what_is_watched() -> None:
+def test_both_architectures_define_the_same_calls() -> None:
     x86, arm = (seccomp._ARCHITECTURES[name] for name in ("x86_64", "aarch64"))
     modern = set(arm.calls.values())
     assert modern <= set(x86.calls.values())
@@ -92,7 +90,7 @@ def test_both_machines_have_numbers_for_what_is_watched() -> None:
         assert len(seccomp._filter_program(machine)) == len(machine.calls) - 1 + 4 + 7
 
 
-def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
+def test_the_policy_reports_undeclared_accesses_only(tmp_path: Path) -> None:
     log = AccessLog("complete")
     inside, outside = str(tmp_path / "in" / "x"), "/srv/elsewhere/y"
     for kind, target, at in (
@@ -112,8 +110,8 @@ def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
     windows = [CellWindow(1, 10, 19), CellWindow(2, 20, 30)]
     reads = (str(tmp_path / "in"), *software_paths())
     policy = AccessPolicy(reads, writes=("/dev",), hosts=("10.0.0.1", "10.0.0.2:80"))
-    found = [(seen.kind, seen.target, cell) for seen, cell in policy.undeclared(log, windows)]
-    assert found == [
+    undeclared = [(seen.kind, seen.target, cell) for seen, cell in policy.undeclared(log, windows)]
+    assert undeclared == [
         ("read", outside, 1),
         ("write", inside, 1),
         ("connect", "10.0.0.2:443", 2),
@@ -126,17 +124,17 @@ def test_what_is_declared_is_told_from_what_is_not(tmp_path: Path) -> None:
 
 
 @needs_seccomp
-def test_watching_costs_little(tmp_path: Path) -> None:
-    """Five thousand opens take 0.2 s on a quiet machine; far above that something is wrong."""
+def test_the_overhead_is_small(tmp_path: Path) -> None:
+    """Five thousand opens take 0.2 s on an idle machine."""
     code = "for _ in range(5000): os.close(os.open('/etc/hostname', os.O_RDONLY))"
     started = time.monotonic()
-    log = watched(tmp_path, "timeit", "-n1", "-r1", "-s", "import os", code)
+    log = run_watched(tmp_path, "timeit", "-n1", "-r1", "-s", "import os", code)
     assert time.monotonic() - started < 10
     assert ("read", "/etc/hostname") in log.accesses
 
 
 @needs_seccomp
-def test_onnx_runtime_tells_nobody_that_it_was_used(tmp_path: Path) -> None:
-    """Left alone it writes a device id below the home folder and looks for its makers' server."""
-    log = watched(tmp_path, "timeit", "-n1", "-r1", "import workbench, onnxruntime")
+def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
+    """By default it writes a device id below the home folder and contacts a server."""
+    log = run_watched(tmp_path, "timeit", "-n1", "-r1", "import workbench, onnxruntime")
     assert not [key for key in log.accesses if key[0] == "connect" or "Microsoft" in key[1]]

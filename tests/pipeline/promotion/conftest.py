@@ -20,14 +20,14 @@ CHECKS = {"static": "passed", "dynamic": "passed"}
 def git(project: Path, *arguments: str) -> str:
     name = {"GIT_AUTHOR_NAME": "Ann", "GIT_COMMITTER_NAME": "Ann"}
     mail = {"GIT_AUTHOR_EMAIL": "ann@example.com", "GIT_COMMITTER_EMAIL": "ann@example.com"}
-    told = subprocess.run(
+    done = subprocess.run(
         ["git", "-C", str(project), *arguments],
         check=True,
         capture_output=True,
         text=True,
         env={**os.environ, **name, **mail},
     )
-    return told.stdout.strip()
+    return done.stdout.strip()
 
 
 def commit(project: Path) -> str:

@@ -1,22 +1,25 @@
-"""From a checked notebook to a version that never changes."""
+"""Promotion: from a checked notebook to an immutable version, with a generated test."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import write_notebook
+from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.promotion.conftest import checked, commit, git, promoted
 from workbench.core.errors import ContractError, ParameterError, VerificationError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import contract as contracts
-from workbench.pipeline import promoted_steps
+from workbench.pipeline import promote, promoted_steps
 from workbench.pipeline.promote import promote_notebook
 from workbench.records.model_types import StepVersion
 from workbench.records.store import Store
 
+ROOT = Path(__file__).resolve().parents[3]
 APP = """import marimo
 
 app = marimo.App()
@@ -41,43 +44,41 @@ def work(n):
 """
 
 
-def test_a_version_holds_what_was_checked_and_who_answers(
+def test_a_version_contains_the_checked_notebook_and_its_owner(
     repository: Path, workspace: Workspace, store: Store
 ) -> None:
-    made = promoted(workspace, repository, "word = 'first'")
-    record = made.promoted.record
-    assert (made.new, record.version, record.owner, record.reviewer) == (True, 1, "ann", "bob")
+    promotion = promoted(workspace, repository, "word = 'first'")
+    record = promotion.promoted.record
+    assert (promotion.new, record.version, record.owner, record.reviewer) == (True, 1, "ann", "bob")
     assert record.commit == git(repository, "rev-parse", "HEAD")
-    assert store.get(made.promoted.ref, StepVersion) == record
-    receipt = json.loads(made.promoted.path.with_name("receipt.json").read_text())
+    assert store.get(promotion.promoted.ref, StepVersion) == record
+    receipt = json.loads(promotion.promoted.path.with_name("receipt.json").read_text())
     assert receipt["ref"] == record.receipt
     assert receipt["signature"]["signature"]
-    found = promoted_steps.resolve_step(repository, "a@1")
-    assert found.path == repository / "pipelines/promoted/a/1/a.ipynb"
-    contract = contracts.read_contract(found.path)
+    step = promoted_steps.resolve_step(repository, "a@1")
+    assert step.path == repository / "pipelines/promoted/a/1/a.ipynb"
+    contract = contracts.read_contract(step.path)
     source = contracts.read_contract(repository / "notebooks/steps/a.ipynb")
     assert (contract.code, contract.name) == (source.code, source.name)
 
 
-def test_the_same_content_is_the_same_version_and_a_change_the_next(
+def test_equal_content_is_the_same_version_and_a_change_a_new_one(
     repository: Path, workspace: Workspace
 ) -> None:
     first = promoted(workspace, repository, "word = 'first'")
-    killed = repository / "pipelines/promoted/a/.writing-x/2"
-    killed.mkdir(parents=True)
+    leftover = repository / "pipelines/promoted/a/.writing-x/2"
+    leftover.mkdir(parents=True)
     again = promoted(workspace, repository, "word = 'first'")
     assert (again.new, again.promoted.ref) == (False, first.promoted.ref)
     second = promoted(workspace, repository, "word = 'second'")
     assert (second.new, second.promoted.version) == (True, 2)
-    assert not killed.exists()
+    assert not leftover.exists()
     back = promoted(workspace, repository, "word = 'first'")
     assert (back.new, back.promoted.version) == (False, 1)
     assert promoted_steps.list_versions(repository, "a") == [1, 2]
 
 
-def test_every_missing_condition_refuses_and_says_what_to_do(
-    repository: Path, workspace: Workspace
-) -> None:
+def test_each_missing_condition_is_an_error(repository: Path, workspace: Workspace) -> None:
     notebook = repository / "notebooks/steps/a.ipynb"
     with pytest.raises(ParameterError, match="no owner"):
         promote_notebook(workspace, notebook, reviewer="bob")
@@ -99,7 +100,7 @@ def test_every_missing_condition_refuses_and_says_what_to_do(
     assert promoted_steps.list_steps(repository) == []
 
 
-def test_the_environment_has_to_be_the_locked_one(repository: Path, workspace: Workspace) -> None:
+def test_the_environment_must_match_the_lock(repository: Path, workspace: Workspace) -> None:
     (repository / "requirements.lock").write_text("click==0.0.1\n")
     commit(repository)
     with pytest.raises(ContractError, match=r"click==0\.0\.1 is "):
@@ -111,9 +112,7 @@ def test_the_environment_has_to_be_the_locked_one(repository: Path, workspace: W
         promote_notebook(workspace, notebook, reviewer="bob")
 
 
-def test_a_notebook_that_git_does_not_know_is_refused(
-    repository: Path, workspace: Workspace
-) -> None:
+def test_an_untracked_notebook_is_rejected(repository: Path, workspace: Workspace) -> None:
     (repository / ".gitignore").write_text("*.secret.ipynb\nhidden.ipynb\n")
     for name in ("fresh", "hidden"):
         notebook = write_notebook(repository / f"notebooks/steps/{name}.ipynb", "x = 1")
@@ -123,7 +122,7 @@ def test_a_notebook_that_git_does_not_know_is_refused(
 
 
 @pytest.mark.parametrize("name", ["a.ipynb", "step.json", "receipt.json"])
-def test_a_changed_version_is_refused(repository: Path, workspace: Workspace, name: str) -> None:
+def test_a_changed_version_is_rejected(repository: Path, workspace: Workspace, name: str) -> None:
     path = promoted(workspace, repository, "word = 'first'").promoted.path.with_name(name)
     assert path.stat().st_mode & 0o222 == 0
     path.chmod(0o644)
@@ -137,23 +136,69 @@ def test_a_changed_version_is_refused(repository: Path, workspace: Workspace, na
         promoted_steps.resolve_step(repository, "a@1")
 
 
-def test_a_version_under_another_name_is_refused(repository: Path, workspace: Workspace) -> None:
+def test_a_renamed_version_is_rejected(repository: Path, workspace: Workspace) -> None:
     folder = promoted(workspace, repository, "word = 'first'").promoted.path.parent
     folder.rename(folder.with_name("7"))
     with pytest.raises(ContractError, match="belongs to a@1"):
         promoted_steps.resolve_step(repository, "a@7")
 
 
-def test_a_marimo_app_is_promoted_as_the_notebook_that_was_checked(
+def test_a_marimo_app_is_promoted_as_its_checked_export(
     repository: Path, workspace: Workspace
 ) -> None:
     app = repository / "notebooks/steps/app.py"
     app.write_text(APP)
     commit(repository)
     checked(workspace, app)
-    found = promote_notebook(workspace, app, owner="ann", reviewer="bob").promoted
-    assert (found.path.name, found.version) == ("app.ipynb", 1)
-    assert contracts.read_contract(found.path).validate({}) == {"n": 1}
+    step = promote_notebook(workspace, app, owner="ann", reviewer="bob").promoted
+    assert (step.path.name, step.version) == ("app.ipynb", 1)
+    assert contracts.read_contract(step.path).validate({}) == {"n": 1}
     app.write_text(APP.replace("method", "way"))
     with pytest.raises(VerificationError, match="void"):
         promote_notebook(workspace, app, owner="ann", reviewer="bob")
+
+
+def test_the_generated_test_passes_and_catches_a_change(
+    repository: Path, workspace: Workspace
+) -> None:
+    (repository / "tests").mkdir()
+    promotion = promoted(workspace, repository, "n + 1")
+    assert promotion.test == repository / "tests/promoted/test_a.py"
+    source = promotion.test.read_text()
+    config = (f"--config={ROOT / 'pyproject.toml'}", f"--config=src=['{ROOT}']")
+    for arguments in (("check", "--ignore=S101"), ("format", "--check")):
+        ruff = [sys.executable, "-m", "ruff", *arguments, *config, str(promotion.test)]
+        subprocess.run(ruff, check=True)
+    assert "runs_on_its_fixture" in source
+    assert _pytest(repository).returncode == 0
+    promotion.promoted.path.chmod(0o644)
+    promotion.promoted.path.write_text(
+        promotion.promoted.path.read_text().replace("n + 1", "n + 2")
+    )
+    result = _pytest(repository)
+    assert result.returncode == 1
+    assert "never changes" in result.stdout
+
+
+def _pytest(project: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/promoted"],
+        check=False,
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_generated_test_fits_every_contract(tmp_path: Path) -> None:
+    many = {f"a_rather_long_output_name_{n}": {"kind": "selection"} for n in range(6)}
+    needy = {**CONTRACT, "inputs": {"upstream": {"kind": "selection"}}, "outputs": many}
+    notebook = write_notebook(tmp_path / "needs-input.ipynb", "x = 1", contract=needy)
+    text = promote._render_test("needs-input", contracts.read_contract(notebook))
+    assert "fixture" not in text and "def test_needs_input_is_unchanged" in text
+    assert max(map(len, text.splitlines())) <= 100
+    compile(text, "generated", "exec")
+    write_notebook(notebook, "x = 1", parameters="word: str = ''", contract={"outputs": {}})
+    assert 'step.validate({"word": -1})' in promote._render_test(
+        "x", contracts.read_contract(notebook)
+    )

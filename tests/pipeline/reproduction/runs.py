@@ -1,4 +1,4 @@
-"""Runs recorded for real, without servers, and the command that rebuilds them."""
+"""Recorded runs of real notebooks, without servers, and the command that rebuilds them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def record(
     paths: dict[str, str] | None = None,
     **inputs: Ref | tuple[Ref, ...],
 ) -> StepRun:
-    """Run a notebook for real and keep its run as the pipeline does, without any server."""
+    """Run a notebook and record it as the pipeline does, without servers."""
     store, contract = Store(workspace), contracts.read_contract(notebook)
     declared, folder = contract.declaration, workspace.runs / "one" / notebook.stem
     spec = StepSpec(
@@ -74,7 +74,7 @@ def record(
     return run
 
 
-def made(workspace: Workspace, project: Path) -> StepRun:
+def record_runs(workspace: Workspace, project: Path) -> StepRun:
     """The runs of ``a → b``; returns b's."""
     steps = project / "notebooks" / "steps"
     first = record(workspace, steps / "a.ipynb")

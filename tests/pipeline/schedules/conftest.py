@@ -1,4 +1,4 @@
-"""A job of the trial pipeline, and a stand-in for `workbench` that ends as it is told."""
+"""A job of the trial pipeline, and a stub of `workbench` with a chosen exit status."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def make_job(project: Path, workspace: Workspace) -> MakeJob:
 
 @pytest.fixture
 def ends_with(tmp_path: Path) -> Callable[[ScheduledJob, int], ScheduledJob]:
-    """The job with a program that says what it was told, and ends with a status."""
+    """The job with a stub that prints its arguments and exits with a status."""
 
-    def changed(made: ScheduledJob, status: int, waits_s: float = 0) -> ScheduledJob:
+    def changed(scheduled: ScheduledJob, status: int, waits_s: float = 0) -> ScheduledJob:
         program = tmp_path / "stand in" / "workbench"
         program.parent.mkdir(exist_ok=True)
         program.write_text(
@@ -49,6 +49,6 @@ def ends_with(tmp_path: Path) -> Callable[[ScheduledJob, int], ScheduledJob]:
             f"sleep {waits_s}\nexit {status}\n"
         )
         program.chmod(0o755)
-        return dataclasses.replace(made, program=program)
+        return dataclasses.replace(scheduled, program=program)
 
     return changed

@@ -1,4 +1,4 @@
-"""What is emitted, tried out as far as a machine without those schedulers can."""
+"""Generated schedules, tested as far as possible without the schedulers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 
 EndsWith = Callable[..., ScheduledJob]
-AWKWARD = '100% "it\'s" $HOME `id` $(id) ; \\ {{ x }} ü'
+SPECIAL = '100% "it\'s" $HOME `id` $(id) ; \\ {{ x }} ü'
 
 
 def with_word(project: Path) -> None:
-    """Let the pipeline take any word, to pass awkward ones."""
+    """Let the pipeline accept any word."""
     path = project / "pipelines/trial.yaml"
     write_pipeline(project, path.read_text().replace(", choices: [calm, loud]", ""))
 
@@ -60,7 +60,7 @@ def log_of(job: ScheduledJob) -> str:
 
 
 @pytest.mark.parametrize("system", sorted(SCHEDULERS))
-def test_same_input_same_bytes_and_every_file_says_how_it_was_made(
+def test_equal_jobs_give_equal_bytes_with_the_generating_command(
     make_job: MakeJob, system: str
 ) -> None:
     once, again = (SCHEDULERS[system].emit(make_job(n="4")) for _ in range(2))
@@ -72,13 +72,13 @@ def test_same_input_same_bytes_and_every_file_says_how_it_was_made(
         )
 
 
-def test_the_pipeline_file_can_say_when(make_job: MakeJob, project: Path) -> None:
+def test_the_pipeline_file_can_hold_the_schedule(make_job: MakeJob, project: Path) -> None:
     with pytest.raises(ParameterError, match="has no schedule"):
         make_job(at=None)
     text = (project / "pipelines/trial.yaml").read_text()
     write_pipeline(project, text + "schedule: {cron: '@weekly', timezone: Europe/Berlin}\n")
-    made = make_job(at=None)
-    assert (made.time.text, made.timezone) == ("0 0 * * 0", "Europe/Berlin")
+    scheduled = make_job(at=None)
+    assert (scheduled.time.text, scheduled.timezone) == ("0 0 * * 0", "Europe/Berlin")
     assert make_job(at="@daily", timezone="UTC").timezone == "UTC"
     with pytest.raises(ParameterError, match="unknown time zone 'Europe/Berlinn'"):
         make_job(timezone="Europe/Berlinn")
@@ -99,13 +99,13 @@ def test_a_cron_line_runs_the_pipeline(
     assert "SUCCEEDED" in log_of(job)
 
 
-def test_a_cron_line_hands_on_awkward_values(
+def test_a_cron_line_quotes_special_characters(
     make_job: MakeJob, ends_with: EndsWith, project: Path
 ) -> None:
     with_word(project)
-    job = ends_with(make_job(word=AWKWARD), 0)
+    job = ends_with(make_job(word=SPECIAL), 0)
     assert as_cron(job).returncode == 0
-    assert f"[word={AWKWARD}]\n" in log_of(job)
+    assert f"[word={SPECIAL}]\n" in log_of(job)
     assert f"home={job.home}\n" in log_of(job)
 
 
@@ -118,9 +118,7 @@ def test_cron_mails_failures_only(
     assert bool(done.stdout) == bool(expected)  # what is printed is mailed
 
 
-def test_a_second_run_by_cron_leaves_the_first_alone(
-    make_job: MakeJob, ends_with: EndsWith
-) -> None:
+def test_cron_skips_a_run_while_another_is_active(make_job: MakeJob, ends_with: EndsWith) -> None:
     job = ends_with(make_job(), 0, waits_s=5)
     first = subprocess.Popen(["/bin/sh", "-c", shell_of(job)])
     deadline = time.monotonic() + 10
@@ -134,11 +132,11 @@ def test_a_second_run_by_cron_leaves_the_first_alone(
     assert first.wait(30) == 0
 
 
-def test_systemd_takes_the_units(
+def test_systemd_accepts_the_units(
     make_job: MakeJob, ends_with: EndsWith, project: Path, tmp_path: Path
 ) -> None:
     with_word(project)
-    job = ends_with(make_job(at="0 4 1 * mon", timezone="Europe/Berlin", word=AWKWARD), 0)
+    job = ends_with(make_job(at="0 4 1 * mon", timezone="Europe/Berlin", word=SPECIAL), 0)
     units = SCHEDULERS["systemd"].emit(job)
     service, timer = units["workbench-trial.service"], units["workbench-trial.timer"]
     parser = configparser.ConfigParser(interpolation=None, strict=False)
@@ -152,13 +150,13 @@ def test_systemd_takes_the_units(
         pytest.skip("no systemd-analyze: the units were only parsed")
     for name, text in units.items():
         (tmp_path / name).write_text(text)
-    told = subprocess.run(
+    output = subprocess.run(
         ["systemd-analyze", "verify", str(tmp_path / "workbench-trial.timer")],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (told.returncode, told.stderr) == (0, "")
+    assert (output.returncode, output.stderr) == (0, "")
 
 
 ALLOWED = {
@@ -207,7 +205,7 @@ def test_kubernetes_gets_a_cron_job(make_job: MakeJob) -> None:
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (3, 0), (4, 0), (1, 1), (None, 143)])
-def test_the_pod_ends_well_unless_the_run_failed(
+def test_the_pod_succeeds_unless_the_run_failed(
     make_job: MakeJob, ends_with: EndsWith, status: int | None, expected: int
 ) -> None:
     """``None``: the pod is told to stop while the run is at work."""
@@ -235,7 +233,7 @@ def test_generated_python_holds_values_as_literals(
     make_job: MakeJob, project: Path, system: str
 ) -> None:
     with_word(project)
-    files = SCHEDULERS[system].emit(make_job(word=AWKWARD))
+    files = SCHEDULERS[system].emit(make_job(word=SPECIAL))
     for name, text in files.items():
         if not name.endswith(".py"):
             continue
@@ -244,11 +242,11 @@ def test_generated_python_holds_values_as_literals(
             for node in ast.parse(text).body
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "JOB"
         ]
-        assert f"word={AWKWARD}" in held["command"]
+        assert f"word={SPECIAL}" in held["command"]
         assert held["steps"]["b"]["needs"] == ["a"]
 
 
-def test_names_that_fall_together_are_refused(make_job: MakeJob) -> None:
+def test_colliding_names_are_rejected(make_job: MakeJob) -> None:
     job = make_job()
     first = dataclasses.replace(job.steps[0], name="a-b")
     second = dataclasses.replace(job.steps[1], name="a_b")
@@ -256,7 +254,7 @@ def test_names_that_fall_together_are_refused(make_job: MakeJob) -> None:
         SCHEDULERS["dagster"].emit(dataclasses.replace(job, steps=(first, second)))
 
 
-def test_the_command_writes_files_and_says_what_to_do_with_them(
+def test_the_command_writes_files_and_prints_the_next_step(
     project: Path, tmp_path: Path, workspace: Workspace
 ) -> None:
     def schedule(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -270,10 +268,10 @@ def test_the_command_writes_files_and_says_what_to_do_with_them(
 
     folder = tmp_path / "out"
     done = schedule("--for", "systemd", "--at", "@daily", "-o", str(folder), "--json")
-    told = json.loads(done.stdout)
-    assert {Path(path).name for path in told["files"].values()} == set(told["files"])
-    assert sorted(told["files"]) == sorted(path.name for path in folder.iterdir())
-    assert "systemctl --user enable" in told["install"]
+    output = json.loads(done.stdout)
+    assert {Path(path).name for path in output["files"].values()} == set(output["files"])
+    assert sorted(output["files"]) == sorted(path.name for path in folder.iterdir())
+    assert "systemctl --user enable" in output["install"]
     assert str(workspace.root) in (folder / "workbench-trial.service").read_text()
     wrong = schedule("--for", "cron", "--at", "61 * * * *")
     assert wrong.returncode == 2
@@ -283,4 +281,4 @@ def test_the_command_writes_files_and_says_what_to_do_with_them(
         "--for", "cron", "--at", "@daily", "-o", str(project / "pipelines/trial.yaml/x")
     )
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
-    assert "cannot be written" in nowhere.stderr
+    assert "cannot write" in nowhere.stderr

@@ -1,4 +1,4 @@
-"""Dagster and Airflow themselves take what is emitted, each in an environment of its own.
+"""Dagster and Airflow run the generated files, each in its own environment.
 
 Neither can live beside the workbench's packages, and neither has to: they only start its command.
 """
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow
 def environment_of(folder: Path, *packages: str) -> Path:
     """A fresh environment with ``packages``; uv's cache makes the second time quick."""
     uv = Path(sys.executable).parent / "uv"
-    made = subprocess.run([uv, "venv", "-q", "-p", sys.executable, folder], check=False)
+    job = subprocess.run([uv, "venv", "-q", "-p", sys.executable, folder], check=False)
     installed = subprocess.run(
         [uv, "pip", "install", "-q", "-p", folder, *packages],
         capture_output=True,
         text=True,
         check=False,
     )
-    if made.returncode or installed.returncode:
+    if job.returncode or installed.returncode:
         pytest.skip(f"{packages[0]} cannot be installed here: {installed.stderr[-300:]}")
     return folder / "bin" / "python"
 
@@ -58,7 +58,7 @@ def in_project(
 ) -> Iterator[Callable[[Path, ScheduledJob, str, str], dict[str, Any]]]:
     """Called with a Python, a job, its system and a program that prints one JSON object last."""
 
-    def told(python: Path, job: ScheduledJob, system: str, program: str) -> dict[str, Any]:
+    def output(python: Path, job: ScheduledJob, system: str, program: str) -> dict[str, Any]:
         folder = tmp_path / system
         folder.mkdir(exist_ok=True)
         for name, text in SCHEDULERS[system].emit(job).items():
@@ -86,7 +86,7 @@ def in_project(
         assert done.returncode == 0, done.stderr[-3000:]
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
-    yield told
+    yield output
 
 
 RUN_DAGSTER = """
@@ -124,17 +124,17 @@ def test_dagster_materialises_each_step_through_pipes(
     in_project: Callable[..., dict[str, Any]],
     workspace: Workspace,
 ) -> None:
-    told = in_project(dagster, make_job(n="4"), "dagster", RUN_DAGSTER)
-    assert told["ok"]
-    assert told["assets"] == sorted(told["made"]) == ["a", "b"]
-    assert told["made"]["b"]["status"] == "succeeded"
-    (made,) = told["made"]["a"]["outputs"].items()
-    assert made[0] == "a.selection"
-    assert Store(workspace).get(made[1], Selection).budget == 4
-    assert (told["free"], told["busy"]) == (1, "the run before is still at work")
+    output = in_project(dagster, make_job(n="4"), "dagster", RUN_DAGSTER)
+    assert output["ok"]
+    assert output["assets"] == sorted(output["made"]) == ["a", "b"]
+    assert output["made"]["b"]["status"] == "succeeded"
+    (job,) = output["made"]["a"]["outputs"].items()
+    assert job[0] == "a.selection"
+    assert Store(workspace).get(job[1], Selection).budget == 4
+    assert (output["free"], output["busy"]) == (1, "the run before is still at work")
 
 
-def test_dagster_leaves_out_what_is_below_a_step_that_waits(
+def test_dagster_skips_steps_downstream_of_a_waiting_step(
     dagster: Path, make_job: MakeJob, in_project: Callable[..., dict[str, Any]], project: Path
 ) -> None:
     write_notebook(
@@ -142,21 +142,21 @@ def test_dagster_leaves_out_what_is_below_a_step_that_waits(
         "from workbench.core.errors import Waiting\n"
         "raise Waiting('0 of 3 done', hint='label them')",
     )
-    told = in_project(dagster, make_job(), "dagster", RUN_DAGSTER)
-    assert told["ok"]
-    assert told["made"] == {}
-    assert told["skipped"] == ["b.run_b", "b.publish_b"]
-    assert told["seen"]["a"]["status"] == "waiting"
-    assert "0 of 3 done" in told["seen"]["a"]["reason"]
+    output = in_project(dagster, make_job(), "dagster", RUN_DAGSTER)
+    assert output["ok"]
+    assert output["made"] == {}
+    assert output["skipped"] == ["b.run_b", "b.publish_b"]
+    assert output["seen"]["a"]["status"] == "waiting"
+    assert "0 of 3 done" in output["seen"]["a"]["reason"]
 
 
 def test_dagster_fails_when_a_step_does(
     dagster: Path, make_job: MakeJob, in_project: Callable[..., dict[str, Any]], project: Path
 ) -> None:
     write_notebook(project / "notebooks/steps/a.ipynb", "raise KeyError('gone')")
-    told = in_project(dagster, make_job(), "dagster", RUN_DAGSTER)
-    assert not told["ok"]
-    assert told["made"] == {}
+    output = in_project(dagster, make_job(), "dagster", RUN_DAGSTER)
+    assert not output["ok"]
+    assert output["made"] == {}
 
 
 RUN_AIRFLOW = """
@@ -190,15 +190,15 @@ print(json.dumps({
 """
 
 
-def test_airflow_imports_the_dag_and_its_tasks_end_as_the_run_did(
+def test_airflow_tasks_have_the_status_of_the_run(
     airflow: Path, make_job: MakeJob, in_project: Callable[..., dict[str, Any]]
 ) -> None:
-    told = in_project(airflow, make_job(timezone="Europe/Berlin"), "airflow", RUN_AIRFLOW)
-    assert told["errors"] == {}
-    assert (told["dag"], told["tasks"]) == ("trial", {"a": ["b"], "b": []})
-    assert (told["runs"], told["catchup"], told["retries"]) == (1, False, [0, 0])
-    assert (told["cron"], told["zone"]) == ("30 2 * * *", "Europe/Berlin")
-    assert told["ended"] == {
+    output = in_project(airflow, make_job(timezone="Europe/Berlin"), "airflow", RUN_AIRFLOW)
+    assert output["errors"] == {}
+    assert (output["dag"], output["tasks"]) == ("trial", {"a": ["b"], "b": []})
+    assert (output["runs"], output["catchup"], output["retries"]) == (1, False, [0, 0])
+    assert (output["cron"], output["zone"]) == ("30 2 * * *", "Europe/Berlin")
+    assert output["ended"] == {
         "0": "well",
         "3": "well",
         "4": "skipped: a waits for people; the next run goes on there",

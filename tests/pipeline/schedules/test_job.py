@@ -1,4 +1,4 @@
-"""Cron expressions: what they mean, and what is refused with which words."""
+"""Cron expressions: their meaning, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.pipeline.schedules.emitters import systemd_calendar
 from workbench.pipeline.schedules.job import parse_cron
 
 
-def test_every_form_of_a_field_is_understood() -> None:
+def test_every_form_of_a_field_is_parsed() -> None:
     time = parse_cron(" */20 1-5/2,23  1,15 jan,jul mon-fri ")
     assert time.text == "*/20 1-5/2,23 1,15 jan,jul mon-fri"
     assert time.minutes == (0, 20, 40)
@@ -52,7 +52,7 @@ def test_sunday_is_0_and_7_and_a_whole_range_does_not_restrict() -> None:
         ("0 2 * * *; rm -rf /", "got 8"),
     ],
 )
-def test_what_cron_would_not_understand_is_refused(expression: str, message: str) -> None:
+def test_invalid_expressions_are_rejected(expression: str, message: str) -> None:
     with pytest.raises(ParameterError, match=re.escape(message)):
         parse_cron(expression)
 
@@ -69,7 +69,7 @@ def test_what_cron_would_not_understand_is_refused(expression: str, message: str
         ("0 0 */2 * 1", ["Mon *-*-" + ",".join(f"{d:02d}" for d in range(1, 32, 2))]),
     ],
 )
-def test_systemd_is_told_the_same_times(expression: str, expected: list[str]) -> None:
-    told = systemd_calendar(parse_cron(expression), "UTC")
-    assert len(told) == len(expected)
-    assert all(line.startswith(start) for line, start in zip(told, expected, strict=True))
+def test_systemd_gets_the_same_times(expression: str, expected: list[str]) -> None:
+    lines = systemd_calendar(parse_cron(expression), "UTC")
+    assert len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))

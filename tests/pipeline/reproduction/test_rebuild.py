@@ -1,4 +1,4 @@
-"""Rebuilding from lineage with real kernels: same, different, missing, failing, killed."""
+"""Rebuilding from lineage with real kernels: same, different, missing, failing and killed steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
-from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
+from tests.pipeline.reproduction.runs import bare_notebook, record, record_runs, reproduce
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.workspace import Workspace
@@ -28,13 +28,13 @@ from workbench.records.store import Store
 DICE = "import uuid\nprint('rolled')\nn = uuid.uuid4().int % 10**6\nprint('budget', n)"
 
 
-def test_every_step_is_rebuilt_in_a_clean_folder_and_is_the_same(
+def test_every_step_is_rebuilt_to_the_same_digest(
     project: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
-    run = made(workspace, project)
+    run = record_runs(workspace, project)
     (project / "notebooks/steps/a.ipynb").unlink()  # the lineage alone has to do
-    status, report, said = reproduce(run.outputs["selection"], "-o", str(tmp_path / "clean"))
-    assert (status, report["status"]) == (0, "reproduced"), said
+    status, report, text = reproduce(run.outputs["selection"], "-o", str(tmp_path / "clean"))
+    assert (status, report["status"]) == (0, "reproduced"), text
     assert [(step["name"], step["status"]) for step in report["steps"]] == [
         ("a", "same"),
         ("b", "same"),
@@ -46,24 +46,28 @@ def test_every_step_is_rebuilt_in_a_clean_folder_and_is_the_same(
         rebuild.choose_folder(workspace, run.outputs["selection"], tmp_path / "clean")
 
 
-def test_a_step_that_depends_on_chance_is_named_with_output_and_cell(
+def test_a_random_step_is_reported_with_output_and_cell(
     project: Path, workspace: Workspace
 ) -> None:
     steps = project / "notebooks" / "steps"
     write_notebook(steps / "a.ipynb", DICE)
-    run = made(workspace, project)
-    status, report, said = reproduce(run.outputs["selection"])
+    run = record_runs(workspace, project)
+    status, report, text = reproduce(run.outputs["selection"])
     assert (status, report["status"]) == (3, "differs")
-    found = report["difference"]
-    assert (found["step"], found["output"], found["fields"]) == ("a", "selection", ["budget"])
-    assert [cell["number"] for cell in found["cells"]] == [3]
-    assert found["cells"][0]["recorded"].startswith("budget ")
+    difference = report["difference"]
+    assert (difference["step"], difference["output"], difference["fields"]) == (
+        "a",
+        "selection",
+        ["budget"],
+    )
+    assert [cell["number"] for cell in difference["cells"]] == [3]
+    assert difference["cells"][0]["recorded"].startswith("budget ")
     assert [step["status"] for step in report["steps"]] == ["differs", "not-reached"]
-    assert "first difference: step a, output selection" in said
+    assert "first difference: step a, output selection" in text
     assert Path(report["folder"]).parent == workspace.root / "reproduce"
 
 
-def test_what_differs_around_the_steps_is_said_first(
+def test_changed_code_and_environment_are_reported_first(
     project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = record(workspace, project / "notebooks/steps/a.ipynb")
@@ -72,35 +76,35 @@ def test_what_differs_around_the_steps_is_said_first(
     changed = now.model_copy(update={"distributions": ("numpy==0.1#abc", *other)})
     monkeypatch.setattr(environment, "current_environment", lambda: changed)
     monkeypatch.setattr(environment, "modules_digest", lambda _: digest.of_bytes(b"other code"))
-    status, report, said = reproduce(run.outputs["selection"])
+    status, report, text = reproduce(run.outputs["selection"])
     assert status == 0
     assert len(report["environment"]) == 1
     assert report["environment"][0].endswith("here 0.1#abc")
     assert not report["steps"][0]["code_same"]
-    assert said.index("numpy") < said.index("→ a")
-    assert "differ from the recorded" in said
+    assert text.index("numpy") < text.index("→ a")
+    assert "differ from the recorded" in text
 
 
-def test_a_missing_notebook_or_maker_is_said_before_anything_runs(
+def test_a_missing_notebook_or_run_is_an_error_before_anything_runs(
     project: Path, workspace: Workspace, store: Store
 ) -> None:
     run = record(workspace, project / "notebooks/steps/a.ipynb")
     (store.folder(run.notebook) / "payload/notebook.ipynb").unlink()
-    with pytest.raises(RecordError, match="notebook of step 'a'") as told:
+    with pytest.raises(RecordError, match="notebook of step 'a'") as error:
         trace_ancestry(store, run.outputs["selection"])
-    assert "backup" in str(told.value)
+    assert "backup" in str(error.value)
     with pytest.raises(RecordError, match="nothing to rebuild"):
         trace_ancestry(store, run.environment)
     assert not (workspace.root / "reproduce").exists()
 
 
 @pytest.mark.slow
-def test_a_killed_reproduction_goes_on_where_it_was(project: Path, workspace: Workspace) -> None:
+def test_a_killed_reproduction_continues(project: Path, workspace: Workspace) -> None:
     flag = project / "go"
     flag.touch()
     wait = f"import pathlib, time\nwhile not pathlib.Path({str(flag)!r}).exists(): time.sleep(0.05)"
     write_notebook(project / "notebooks/steps/b.ipynb", wait)
-    target = made(workspace, project).outputs["selection"]
+    target = record_runs(workspace, project).outputs["selection"]
     flag.unlink()
     folder = rebuild.choose_folder(workspace, target, None)
     arguments = [sys.executable, "-m", "workbench", "reproduce", target]
@@ -121,9 +125,7 @@ def test_a_killed_reproduction_goes_on_where_it_was(project: Path, workspace: Wo
     assert rebuild.choose_folder(workspace, target, None) != folder  # this one has ended
 
 
-def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_folder_with_other_files_is_rejected(workspace: Workspace, tmp_path: Path) -> None:
     target = "selection/" + "0" * 64
     full = tmp_path / "full"
     full.mkdir()
@@ -135,7 +137,9 @@ def test_rubbish_in_the_folder_is_never_taken_for_a_reproduction(
         rebuild.choose_folder(workspace, target, full)
 
 
-def test_only_one_rebuilds_in_a_folder(project: Path, workspace: Workspace) -> None:
+def test_concurrent_reproductions_in_one_folder_are_rejected(
+    project: Path, workspace: Workspace
+) -> None:
     run = record(workspace, project / "notebooks/steps/a.ipynb")
     folder = rebuild.choose_folder(workspace, run.outputs["selection"], None)
     folder.mkdir(parents=True)
@@ -146,23 +150,25 @@ def test_only_one_rebuilds_in_a_folder(project: Path, workspace: Workspace) -> N
         reproduce(run.outputs["selection"], "-o", str(folder))
 
 
-def test_a_step_that_fails_is_told_and_mending_goes_on(project: Path, workspace: Workspace) -> None:
+def test_a_failed_step_is_reported_and_continues_after_the_fix(
+    project: Path, workspace: Workspace
+) -> None:
     beside = project / "beside.txt"
     beside.write_text("here")
     work = f"from pathlib import Path\nn = len(Path({str(beside)!r}).read_text())"
     notebook = write_notebook(project / "notebooks/steps/a.ipynb", work)
     run = record(workspace, notebook)
     beside.unlink()
-    status, report, said = reproduce(run.outputs["selection"])
+    status, report, text = reproduce(run.outputs["selection"])
     assert (status, report["status"]) == (1, "failed")
     assert "FileNotFoundError" in report["steps"][0]["reason"]
-    assert "a failed" in said
+    assert "a failed" in text
     beside.write_text("here")
     status, again, _ = reproduce(run.outputs["selection"])
     assert (status, again["folder"]) == (0, report["folder"])
 
 
-def test_a_join_gets_all_of_its_inputs_again(project: Path, workspace: Workspace) -> None:
+def test_a_join_gets_all_of_its_inputs(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks" / "steps"
     first = record(workspace, steps / "a.ipynb").outputs["selection"]
     second = record(workspace, steps / "b.ipynb", upstream=first).outputs["selection"]
@@ -176,7 +182,7 @@ def test_a_join_gets_all_of_its_inputs_again(project: Path, workspace: Workspace
     assert [step["name"] for step in report["steps"]] == ["a", "b", "c"]
 
 
-def test_addresses_places_and_warnings_are_no_difference(tmp_path: Path) -> None:
+def test_addresses_paths_and_warnings_are_no_difference(tmp_path: Path) -> None:
     def executed(name: str, *texts: tuple[str, str]) -> Path:
         content = bare_notebook()
         content["cells"][0]["outputs"] = [
@@ -188,16 +194,16 @@ def test_addresses_places_and_warnings_are_no_difference(tmp_path: Path) -> None
 
     one = executed("one", ("stdout", "<Thing at 0x7f01>\n/x/run\n"), ("stderr", "slow\n"))
     other = executed("other", ("stdout", "<Thing at 0x7fff>\n/y/run\n"))
-    places = {"/x/run": "<run>", "/y/run": "<run>"}
-    assert compare.compare_notebooks(one, other, places)[0] == ()
-    assert "is gone" in compare.compare_notebooks(tmp_path / "none", other, places)[1]
+    paths = {"/x/run": "<run>", "/y/run": "<run>"}
+    assert compare.compare_notebooks(one, other, paths)[0] == ()
+    assert "is gone" in compare.compare_notebooks(tmp_path / "none", other, paths)[1]
     longer = executed("longer", ("stdout", "<Thing at 0x1>\n/x/run\nmore\n"))
-    cells, _ = compare.compare_notebooks(one, longer, places)
+    cells, _ = compare.compare_notebooks(one, longer, paths)
     assert (cells[0].recorded, cells[0].rebuilt) == ("nothing", "more")
 
 
 @pytest.mark.slow
-def test_the_tiny_loop_is_rebuilt_digest_for_digest(tiny_run: Any, tmp_path: Path) -> None:
+def test_the_tiny_loop_is_rebuilt_to_the_same_digests(tiny_run: Any, tmp_path: Path) -> None:
     from tests.tiny_run import workbench
 
     release = tiny_run.output("release.release")

@@ -1,4 +1,4 @@
-"""Aliases move, roll back and remember; the commands tell; MLflow mirrors."""
+"""Aliases of promoted steps, the commands, and the mirror in MLflow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from workbench.core.workspace import Workspace
 from workbench.pipeline import promote, promoted_steps
 
 
-def test_aliases_move_and_roll_back_and_remember(repository: Path, workspace: Workspace) -> None:
+def test_aliases_move_roll_back_and_keep_their_history(
+    repository: Path, workspace: Workspace
+) -> None:
     for work in ("n + 1", "n + 2", "n + 3"):
-        made = promoted(workspace, repository, work)
-        name = f"a@{made.promoted.version}"
+        promotion = promoted(workspace, repository, work)
+        name = f"a@{promotion.promoted.version}"
         promoted_steps.move_alias(workspace, repository, name, "production", by="ann")
-        promoted_steps.move_alias(
-            workspace, repository, name, "production", by="ann"
-        )  # changes nothing
+        promoted_steps.move_alias(workspace, repository, name, "production", by="ann")  # no change
 
     def version() -> int:
         return promoted_steps.resolve_step(repository, "a@production").version
@@ -50,16 +50,14 @@ def test_aliases_move_and_roll_back_and_remember(repository: Path, workspace: Wo
         == 1
     )
     content = json.loads((repository / "pipelines/promoted/a/aliases.json").read_text())
-    kept = content["aliases"]["production"]
-    moves = [(move["action"], move["version"], move["by"]) for move in kept]
+    files = content["aliases"]["production"]
+    moves = [(move["action"], move["version"], move["by"]) for move in files]
     assert moves[:2] == [("set", 1, "ann"), ("set", 2, "ann")]
     assert moves[2:4] == [("set", 3, "ann"), ("rollback", 2, "bob")]
     assert len(moves) == 7
 
 
-def test_wrong_names_are_told_with_the_nearest_right_one(
-    repository: Path, workspace: Workspace
-) -> None:
+def test_unknown_names_suggest_the_nearest_one(repository: Path, workspace: Workspace) -> None:
     promoted(workspace, repository, "n + 1", step="train")
     promoted_steps.move_alias(workspace, repository, "train@1", "production", by="ann")
     for wrong, message in {
@@ -74,14 +72,14 @@ def test_wrong_names_are_told_with_the_nearest_right_one(
     for alias in ("3", "Latest", "latest", "v2", "a b", ""):
         with pytest.raises(ContractError, match="invalid alias"):
             promoted_steps.move_alias(workspace, repository, "train@1", alias, by="ann")
-    for rubbish in ("{half", "[]", '{"aliases": {"production": [{"action": "jump"}]}}'):
-        (repository / "pipelines/promoted/train/aliases.json").write_text(rubbish)
+    for damaged in ("{half", "[]", '{"aliases": {"production": [{"action": "jump"}]}}'):
+        (repository / "pipelines/promoted/train/aliases.json").write_text(damaged)
         with pytest.raises(ContractError, match="cannot be read"):
             promoted_steps.resolve_step(repository, "train@production")
     assert promoted_steps.resolve_step(repository, "train@1").version == 1
 
 
-def test_the_commands_say_what_they_did(repository: Path, workspace: Workspace) -> None:
+def test_the_commands_print_their_result(repository: Path, workspace: Workspace) -> None:
     contract = {**CONTRACT, "owner": "ann"}
     notebook = write_notebook(repository / "notebooks/steps/a.ipynb", "n + 7", contract=contract)
     commit(repository)
@@ -106,7 +104,7 @@ def test_the_commands_say_what_they_did(repository: Path, workspace: Workspace) 
     assert [version["version"] for version in row["versions"]] == [1, 2]
 
 
-def test_mlflow_mirrors_what_it_missed(
+def test_mlflow_mirrors_missing_versions(
     repository: Path, workspace: Workspace, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = f"mirrored-{workspace.root.parent.name[-6:].replace('_', '-')}"
@@ -125,9 +123,9 @@ def test_mlflow_mirrors_what_it_missed(
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    standing = client.get_model_version_by_alias(f"step.{step}", "production")
-    assert standing.tags["workbench.step"] == first.promoted.ref
-    assert standing.tags["workbench.version"] == "1"
-    assert standing.tags["workbench.reviewer"] == "bob"
-    kept = [entry.path for entry in client.list_artifacts(standing.run_id, "step")]
-    assert kept == [f"step/{step}.ipynb", "step/receipt.json", "step/step.json"]
+    mlflow_version = client.get_model_version_by_alias(f"step.{step}", "production")
+    assert mlflow_version.tags["workbench.step"] == first.promoted.ref
+    assert mlflow_version.tags["workbench.version"] == "1"
+    assert mlflow_version.tags["workbench.reviewer"] == "bob"
+    files = [entry.path for entry in client.list_artifacts(mlflow_version.run_id, "step")]
+    assert files == [f"step/{step}.ipynb", "step/receipt.json", "step/step.json"]

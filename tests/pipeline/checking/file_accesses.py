@@ -1,4 +1,4 @@
-"""Touches files and addresses in every way that the watch knows; run as a watched module."""
+"""Accesses files and addresses in every way that the watch records; runs as a watched module."""
 
 from __future__ import annotations
 

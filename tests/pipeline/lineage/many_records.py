@@ -1,4 +1,4 @@
-"""A store of thousands of small records, written as quickly as files can be."""
+"""A store of thousands of small records, written without syncing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOTHING = "0" * 64
 
 
 def put(store: Store, record: Record) -> Ref:
-    """As `Store.put`, without waiting for the disk."""
+    """Like `Store.put`, without syncing."""
     body = {**record.model_dump(mode="json"), "kind": record.KIND, "payload": {}}
     content = digest.canonical_json(body)
     ref = make_ref(record.KIND, digest.of_bytes(content))

@@ -1,4 +1,4 @@
-"""What is taken as it is: raw frames, what people gave, champions, files that were read."""
+"""Leaves, which are copied: raw frames, labels, champions and files that steps read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.pipeline.conftest import CONTRACT, write_notebook
-from tests.pipeline.reproduction.runs import bare_notebook, made, record, reproduce
+from tests.pipeline.reproduction.runs import bare_notebook, record, record_runs, reproduce
 from workbench.core import digest
 from workbench.core.errors import RecordError
 from workbench.core.workspace import Workspace
@@ -23,7 +23,7 @@ from workbench.records.store import Store
 from workbench.records.types import Annotator, LabelBatch, LabelSet
 
 
-def test_a_file_that_was_read_comes_back_from_the_lineage(
+def test_a_file_that_a_step_read_is_restored_from_the_lineage(
     project: Path, workspace: Workspace
 ) -> None:
     rules = project / "rules.txt"
@@ -40,7 +40,7 @@ def test_a_file_that_was_read_comes_back_from_the_lineage(
     assert (status, report["notes"]) == (0, [])
 
 
-def test_what_must_not_be_kept_is_not(tmp_path: Path) -> None:
+def test_large_files_and_secrets_are_not_recorded(tmp_path: Path) -> None:
     path = tmp_path / "file"
     key = digest.of_bytes(b"fine")
     for content, expected in {"fine": ["files/f"], "changed": [], "x" * 2**21: []}.items():
@@ -51,11 +51,11 @@ def test_what_must_not_be_kept_is_not(tmp_path: Path) -> None:
     assert cache.collect_small_files({"f": str(tmp_path)}, {"f": key}) == {}
 
 
-def test_what_a_server_or_people_gave_is_copied(project: Path, workspace: Workspace) -> None:
+def test_outputs_of_servers_and_labelers_are_copied(project: Path, workspace: Workspace) -> None:
     steps = project / "notebooks" / "steps"
     contract = {**CONTRACT, "services": ["label-studio"]}
     write_notebook(steps / "a.ipynb", "raise_if_run_again = 1", contract=contract)
-    run = made(workspace, project)
+    run = record_runs(workspace, project)
     status, report, _ = reproduce(run.outputs["selection"])
     assert status == 0
     assert [step["name"] for step in report["steps"]] == ["b"]
@@ -75,7 +75,7 @@ step.output('dataset', merged.ref)
 """
 
 
-def test_labels_join_a_dataset_again_without_the_server(
+def test_labels_are_merged_again_without_the_server(
     project: Path, workspace: Workspace, store: Store
 ) -> None:
     dataset, labels = _labeled(workspace, store)
@@ -102,7 +102,7 @@ def test_labels_join_a_dataset_again_without_the_server(
 
 
 def _labeled(workspace: Workspace, store: Store) -> tuple[Ref, Ref]:
-    """A dataset of one image, and labels that somebody gave it."""
+    """A dataset of one image, and a label set for it."""
     content = b"a picture"
     frame = frames.Frame(
         id=digest.of_bytes(content),
@@ -175,9 +175,9 @@ def test_a_champion_is_not_rebuilt(store: Store) -> None:
     store.put(StepRun(step="export", inputs={}, outputs={"bundle": new}, **common))
     given = {"bundle": new, "champion": old}
     store.put(StepRun(step="validate", inputs=given, outputs={"gates": gates}, **common))
-    found = trace_ancestry(store, gates)
-    assert [(step.name, list(step.record.outputs)) for step in found.steps] == [
+    ancestry = trace_ancestry(store, gates)
+    assert [(step.name, list(step.record.outputs)) for step in ancestry.steps] == [
         ("export", ["bundle"]),
         ("validate", ["gates"]),
     ]
-    assert [(leaf.ref, "compared with" in leaf.why) for leaf in found.leaves] == [(old, True)]
+    assert [(leaf.ref, "compared with" in leaf.why) for leaf in ancestry.leaves] == [(old, True)]

@@ -1,4 +1,4 @@
-"""A tiny loop as records: two frames, one of them sent to a labeler, a model, its release."""
+"""A small data engine loop as records: two frames, one of them labeled, a model and its release."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABELER = "ada <ada@example.org>"
 
 @dataclass(frozen=True)
 class World:
-    """References by what they are, and runs by their step."""
+    """References by name; runs by their step."""
 
     refs: dict[str, Ref]
 
@@ -36,24 +36,24 @@ class World:
 
 
 def make(store: Store) -> World:
-    made: dict[str, Ref] = {}
+    refs: dict[str, Ref] = {}
     environment = store.put(Environment(python="3.11", distributions=(), machine={}))
 
     def run(step: str, inputs: dict[str, Any], **outputs: Ref) -> None:
         notebook = store.put(NotebookSource(name=f"{step}.ipynb", code="1" * 64))
-        made[f"run {step}"] = store.put(
+        refs[f"run {step}"] = store.put(
             StepRun(
                 step=step,
                 key="2" * 64,
                 notebook=notebook,
                 environment=environment,
                 modules="3" * 64,
-                parameters={"n": len(made)},
+                parameters={"n": len(refs)},
                 inputs=inputs,
                 outputs=outputs,
             )
         )
-        made.update(outputs)
+        refs.update(outputs)
 
     def label(frame: str, origin: Origin, who: str) -> Label:
         box = Box(x=1, y=2, w=3, h=4)
@@ -72,49 +72,49 @@ def make(store: Store) -> World:
     )
     run("ingest", {}, first=dataset.save_dataset(store, first, made_by="ingest"))
     chosen = SelectedFrame(frame=POOL, rank=1, score=1.0)
-    selection = Selection(dataset=made["first"], budget=1, seed=0, method="m", chosen=(chosen,))
-    run("curate", {"dataset": made["first"]}, selection=store.put(selection))
+    selection = Selection(dataset=refs["first"], budget=1, seed=0, method="m", chosen=(chosen,))
+    run("curate", {"dataset": refs["first"]}, selection=store.put(selection))
     batch = LabelBatch(
-        dataset=made["first"],
-        selection=made["selection"],
+        dataset=refs["first"],
+        selection=refs["selection"],
         model=None,
         label_schema=SCHEMA,
         frames=(POOL,),
     )
-    run("send", {"selection": made["selection"]}, batch=store.put(batch))
+    run("send", {"selection": refs["selection"]}, batch=store.put(batch))
     who = (Annotator(id=LABELER, frames=1, boxes=1, minutes=2.0),)
-    labels = store.put(LabelSet(batch=made["batch"], annotators=who, labels=1))
+    labels = store.put(LabelSet(batch=refs["batch"], annotators=who, labels=1))
     more = (*first.labels, label(POOL, Origin.HUMAN, LABELER))
     both = Dataset(
         name="drawn", label_schema=SCHEMA, drives=first.drives, frames=frames, labels=more
     )
-    second = dataset.save_dataset(store, both, made_by="collect", parents=(made["first"], labels))
-    run("collect", {"batch": made["batch"]}, labels=labels, second=second)
+    second = dataset.save_dataset(store, both, made_by="collect", parents=(refs["first"], labels))
+    run("collect", {"batch": refs["batch"]}, labels=labels, second=second)
     checkpoint = Checkpoint(
         dataset=second, classes=("car",), architecture={}, training={}, preprocessing={}
     )
-    run("train", {"all": (made["first"], second)}, checkpoint=store.put(checkpoint))
+    run("train", {"all": (refs["first"], second)}, checkpoint=store.put(checkpoint))
     bundle = ExportBundle(
-        checkpoint=made["checkpoint"], calibration=second, classes=("car",), parity={}
+        checkpoint=refs["checkpoint"], calibration=second, classes=("car",), parity={}
     )
-    run("export", {"checkpoint": made["checkpoint"]}, bundle=store.put(bundle))
+    run("export", {"checkpoint": refs["checkpoint"]}, bundle=store.put(bundle))
     gates = GateReport(
-        candidate=made["bundle"],
+        candidate=refs["bundle"],
         reference=None,
         dataset=second,
         rules="4" * 64,
         verdict=Verdict.PASS,
         gates=(),
     )
-    run("validate", {"bundle": made["bundle"]}, gates=store.put(gates))
+    run("validate", {"bundle": refs["bundle"]}, gates=store.put(gates))
     release = Release(
         model="front",
-        bundle=made["bundle"],
-        gates=made["gates"],
+        bundle=refs["bundle"],
+        gates=refs["gates"],
         verdict=Verdict.PASS,
         promoted=True,
         key="5" * 64,
         signature="6" * 64,
     )
-    run("release", {"gates": made["gates"]}, release=store.put(release))
-    return World(made)
+    run("release", {"gates": refs["gates"]}, release=store.put(release))
+    return World(refs)

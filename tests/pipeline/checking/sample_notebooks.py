@@ -1,4 +1,4 @@
-"""Small notebooks with chosen faults."""
+"""Small notebooks with chosen violations."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def book(
 
 
 def good(path: Path, *work: str, contract: dict[str, Any] | None = None) -> Path:
-    """A step that passes, with more cells of work in its middle."""
+    """A valid step with additional cells."""
     return book(path, PARAMETERS, STEP, *work, OUT, contract=contract)

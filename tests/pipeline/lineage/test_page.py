@@ -1,4 +1,4 @@
-"""The picture of a graph: every node stands free, every arrow points down, nothing runs unasked."""
+"""The picture of a graph: nodes do not overlap, edges point down, and names cannot inject code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from docs import screenshots
-from tests.pipeline import lineage_world
-from tests.pipeline.lineage_world import World
+from tests.pipeline.lineage import world as lineage_world
+from tests.pipeline.lineage.world import World
 from workbench.cli import cli
 from workbench.pipeline.lineage import graph as graph_module
 from workbench.pipeline.lineage import page as lineage
@@ -27,7 +27,7 @@ def world(store: Store) -> World:
     return lineage_world.make(store)
 
 
-def test_nodes_stand_free_and_edges_point_down(store: Store, world: World) -> None:
+def test_nodes_do_not_overlap_and_edges_point_down(store: Store, world: World) -> None:
     page = lineage.show(graph_module.trace(store, world["release"]))
     widths = {name: 180.0 + len(node["kind"]) for name, node in page.nodes.items()}
     layout = lineage.lay_out(widths, page.edges)
@@ -51,28 +51,28 @@ def test_nodes_stand_free_and_edges_point_down(store: Store, world: World) -> No
     )
 
 
-def test_an_empty_graph_and_a_cycle_can_be_drawn() -> None:
+def test_an_empty_graph_and_a_cycle_have_a_picture() -> None:
     assert lineage.lay_out({}, []).height == NODE_HEIGHT
     nodes = {name: {"kind": "run", "step": name} for name in "abc"}
     graph = LineageGraph(nodes, (("a", "b"), ("b", "c"), ("c", "a")), "a")
     assert lineage.show(graph).svg.count("<path data-from") == 3
 
 
-def test_code_is_told_with_its_run_and_short_cuts_are_left_out(store: Store, world: World) -> None:
+def test_code_is_folded_into_runs_and_shortcuts_are_left_out(store: Store, world: World) -> None:
     page = lineage.show(graph_module.trace(store, world["release"]))
     kinds = {node["kind"] for node in page.nodes.values()}
     assert not kinds & {"notebook", "environment"}
-    told = {node["kind"] for node in page.nodes[world["run train"]]["with"]}
-    assert told == {"notebook", "environment"}
+    output = {node["kind"] for node in page.nodes[world["run train"]]["with"]}
+    assert output == {"notebook", "environment"}
     assert (world["bundle"], world["release"]) in page.graph.edges
     assert (world["gates"], world["release"]) not in page.edges  # over the run that released
-    asked = graph_module.trace(
+    downstream = graph_module.trace(
         store, *[ref for ref in page.graph.nodes if ref.startswith("notebook")], forward=True
     )
-    assert asked.root in lineage.show(asked).nodes
+    assert downstream.root in lineage.show(downstream).nodes
 
 
-def test_the_heading_names_what_was_asked_about(store: Store, world: World) -> None:
+def test_the_heading_names_the_root(store: Store, world: World) -> None:
     back = lineage.show(graph_module.trace(store, world["release"])).html
     assert "<small>Upstream of</small> release front</h1>" in back
     forth = lineage.show(graph_module.trace(store, world["checkpoint"], forward=True)).html
@@ -80,7 +80,7 @@ def test_the_heading_names_what_was_asked_about(store: Store, world: World) -> N
     assert f"<small>Downstream of</small> checkpoint {digest}</h1>" in forth
 
 
-def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+def test_names_cannot_inject_html(tmp_path: Path) -> None:
     node = {"kind": "dataset", "digest": "0" * 64, "name": EVIL, "frames": 1}
     page = lineage.show(LineageGraph({f"dataset/{EVIL}": node}, (), f"dataset/{EVIL}"))
     assert "<img" not in page.html
@@ -93,7 +93,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     assert EVIL not in page._repr_html_()
 
 
-def test_the_command_writes_page_and_picture(world: World, tmp_path: Path) -> None:
+def test_the_command_writes_html_and_svg(world: World, tmp_path: Path) -> None:
     html, svg = tmp_path / "deep" / "l.html", tmp_path / "l.svg"
     arguments = ["lineage", world["release"], "--html", str(html), "--svg", str(svg)]
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
@@ -109,7 +109,7 @@ def test_the_command_writes_page_and_picture(world: World, tmp_path: Path) -> No
 
 @pytest.mark.browser
 @pytest.mark.skipif(screenshots.chromium() is None, reason="needs Chromium")
-def test_a_click_tells_a_node_and_shows_its_ways(
+def test_a_click_shows_details_and_paths_of_a_node(
     store: Store, world: World, tmp_path: Path
 ) -> None:
     path = tmp_path / "l.html"
@@ -133,8 +133,11 @@ def test_a_click_tells_a_node_and_shows_its_ways(
         page.set_content(shown._repr_html_())  # as a notebook shows it
         box = page.frame_locator("iframe").locator(".node.root")
         page.frame_locator("iframe").locator("#details").wait_for(state="attached")
-        page.wait_for_timeout(300)
-        size = box.bounding_box()
-        assert size is not None
-        assert 100 < size["width"] < 300
+        width = 0.0
+        for _ in range(50):  # the script sets the scale once the frame has its size
+            width = (box.bounding_box() or {"width": 0.0})["width"]
+            if 100 < width < 300:
+                break
+            page.wait_for_timeout(100)
+        assert 100 < width < 300
         assert problems == []

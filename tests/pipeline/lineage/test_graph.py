@@ -1,4 +1,4 @@
-"""Lineage both ways: from a release to its drives, from a frame or a labeler to the models."""
+"""Lineage in both directions, from records, frames, annotators and files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.pipeline import lineage_world, many_records
-from tests.pipeline.lineage_world import LABELER, POOL, SAFETY, World
+from tests.pipeline.lineage import many_records
+from tests.pipeline.lineage import world as lineage_world
+from tests.pipeline.lineage.world import LABELER, POOL, SAFETY, World
 from workbench.cli import cli
 from workbench.core import digest
 from workbench.core.errors import RecordError
@@ -28,21 +29,21 @@ def world(store: Store) -> World:
     return lineage_world.make(store)
 
 
-def ask(*arguments: str) -> dict[str, object]:
+def run_lineage(*arguments: str) -> dict[str, object]:
     result = CliRunner().invoke(cli, ["lineage", *arguments, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    told: dict[str, object] = json.loads(result.stdout)
-    return told
+    output: dict[str, object] = json.loads(result.stdout)
+    return output
 
 
-def ids(told: dict[str, object]) -> set[str]:
-    return {node["id"] for node in told["nodes"]}  # type: ignore[attr-defined]
+def ids(output: dict[str, object]) -> set[str]:
+    return {node["id"] for node in output["nodes"]}  # type: ignore[attr-defined]
 
 
-def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> None:
+def test_upstream_reaches_drives_and_annotators(store: Store, world: World) -> None:
     graph = lineage.trace(store, world["release"])
-    made = set(world.refs.values())
-    assert made <= set(graph.nodes)
+    refs = set(world.refs.values())
+    assert refs <= set(graph.nodes)
     assert {node["kind"] for node in graph.nodes.values()} == set(lineage.NODE_KINDS)
     assert (world["release"], world["run ingest"]) not in graph.edges
     assert (world["run train"], world["checkpoint"]) in graph.edges
@@ -55,7 +56,7 @@ def test_backwards_reaches_drives_and_annotators(store: Store, world: World) -> 
     assert text.count("human") >= 1
 
 
-def test_forwards_is_backwards_the_other_way(store: Store, world: World) -> None:
+def test_downstream_is_the_inverse_of_upstream(store: Store, world: World) -> None:
     for name in ("first", "selection", "checkpoint", "run send"):
         graph = lineage.trace(store, world[name], forward=True)
         assert world["release"] in graph.nodes
@@ -65,47 +66,45 @@ def test_forwards_is_backwards_the_other_way(store: Store, world: World) -> None
     assert set(lineage.trace(store, world["release"], forward=True).nodes) == {world["release"]}
 
 
-def test_a_frame_leads_to_what_holds_it_and_what_became_of_that(world: World) -> None:
-    told = ask(f"frame/{POOL[:8]}", "--forward")
-    assert told["root"] == f"frame/{POOL}"
+def test_a_frame_leads_to_its_datasets_and_their_models(world: World) -> None:
+    output = run_lineage(f"frame/{POOL[:8]}", "--forward")
+    assert output["root"] == f"frame/{POOL}"
     assert {world[name] for name in ("first", "second", "selection", "batch", "release")} <= ids(
-        told
+        output
     )
-    direct = {edge["to"] for edge in told["edges"] if edge["from"] == told["root"]}  # type: ignore[attr-defined]
+    direct = {edge["to"] for edge in output["edges"] if edge["from"] == output["root"]}  # type: ignore[attr-defined]
     assert direct == {world[name] for name in ("first", "second", "selection", "batch")}
-    nodes = {node["id"]: node for node in told["nodes"]}  # type: ignore[attr-defined]
+    nodes = {node["id"]: node for node in output["nodes"]}  # type: ignore[attr-defined]
     assert nodes[world["first"]]["holds"] == {"role": "pool", "labels": 0}
     assert nodes[world["second"]]["holds"] == {"role": "pool", "labels": 1}
-    other = ask(f"sha256:{SAFETY}", "--forward")
+    other = run_lineage(f"sha256:{SAFETY}", "--forward")
     assert world["selection"] in ids(other)  # made from a dataset that contains
     direct = {edge["to"] for edge in other["edges"] if edge["from"] == other["root"]}  # type: ignore[attr-defined]
     assert direct == {world["first"], world["second"]}
 
 
-def test_a_frame_came_from_its_drive_and_its_labelers(world: World) -> None:
-    told = ask(f"frame/{POOL}")
-    assert ids(told) == {f"frame/{POOL}", "drive/north", f"label/human/{LABELER}"}
+def test_a_frame_has_its_drive_and_annotators_upstream(world: World) -> None:
+    output = run_lineage(f"frame/{POOL}")
+    assert ids(output) == {f"frame/{POOL}", "drive/north", f"label/human/{LABELER}"}
 
 
-def test_a_labeler_leads_to_the_models_trained_on_the_work(world: World) -> None:
-    told = ask(f"annotator/{LABELER}", "--forward")
-    direct = {edge["to"] for edge in told["edges"] if edge["from"] == told["root"]}  # type: ignore[attr-defined]
+def test_an_annotator_leads_to_models_trained_on_the_labels(world: World) -> None:
+    output = run_lineage(f"annotator/{LABELER}", "--forward")
+    direct = {edge["to"] for edge in output["edges"] if edge["from"] == output["root"]}  # type: ignore[attr-defined]
     assert direct == {world["labels"], world["second"]}
-    assert world["checkpoint"] in ids(told)
-    assert world["first"] not in ids(told)
+    assert world["checkpoint"] in ids(output)
+    assert world["first"] not in ids(output)
 
 
-def test_a_model_file_leads_back_to_what_it_was_made_from(
-    store: Store, world: World, tmp_path: Path
-) -> None:
+def test_a_model_file_leads_to_its_bundle(store: Store, world: World, tmp_path: Path) -> None:
     first = store.get(world["bundle"], ExportBundle)
     bundle = store.put(first, {"int8.onnx": b"weights"})
     copy = tmp_path / "model.onnx"
     copy.write_bytes(b"weights")
     for reference in (str(copy), f"sha256:{digest.of_file(copy)[:16]}"):
-        told = ask(reference)
-        assert told["root"] == bundle
-        assert world["checkpoint"] in ids(told)
+        output = run_lineage(reference)
+        assert output["root"] == bundle
+        assert world["checkpoint"] in ids(output)
     copy.write_bytes(b"others")
     with pytest.raises(RecordError, match="no record, frame or file"):
         CliRunner().invoke(cli, ["lineage", str(copy)], catch_exceptions=False)
@@ -123,12 +122,12 @@ def test_a_model_file_leads_back_to_what_it_was_made_from(
     ],
 )
 @pytest.mark.usefixtures("world")
-def test_what_is_not_there_is_said(reference: str, message: str) -> None:
+def test_unknown_references_are_errors(reference: str, message: str) -> None:
     with pytest.raises(RecordError, match=message):
         CliRunner().invoke(cli, ["lineage", reference], catch_exceptions=False)
 
 
-def test_missing_and_damaged_records_are_shown_not_raised(store: Store, world: World) -> None:
+def test_missing_and_damaged_records_are_marked(store: Store, world: World) -> None:
     damaged = store.folder(world["checkpoint"]) / "record.json"
     damaged.write_bytes(damaged.read_bytes().replace(b"car", b"bus"))
     (store.folder(world["first"]) / "COMPLETE").unlink()
@@ -140,11 +139,11 @@ def test_missing_and_damaged_records_are_shown_not_raised(store: Store, world: W
     assert "MISSING" in text
 
 
-def test_the_index_takes_in_what_is_new_and_heals(workspace: Workspace, world: World) -> None:
+def test_the_index_adds_new_records_and_repairs_itself(workspace: Workspace, world: World) -> None:
     store = Store(workspace)
     before = len(EdgeIndex(store))
     path = workspace.index / edges.EDGES_FILE
-    kept = path.read_bytes()
+    content = path.read_bytes()
     assert len(EdgeIndex(store)) == before
     run = StepRun.model_validate(
         {**store.get(world["run curate"], StepRun).model_dump(), "parameters": {"n": 99}}
@@ -154,16 +153,16 @@ def test_the_index_takes_in_what_is_new_and_heals(workspace: Workspace, world: W
     assert again in links
     assert links.run_of(world["selection"]) == world["run curate"]  # who made it first
     assert again in links.downstream(world["first"])
-    path.write_bytes(kept[: len(kept) // 2] + b"rubbish")
-    healed = EdgeIndex(store)
-    assert len(healed) == before + 1
-    assert healed.run_of(world["selection"]) == world["run curate"]
+    path.write_bytes(content[: len(content) // 2] + b"rubbish")
+    repaired = EdgeIndex(store)
+    assert len(repaired) == before + 1
+    assert repaired.run_of(world["selection"]) == world["run curate"]
     (store.folder(again) / "record.json").unlink()
     store.folder(again).rename(store.folder(again).with_name(".gone"))
     assert again not in EdgeIndex(store)
 
 
-def test_a_run_that_makes_what_it_was_given_is_no_endless_way(store: Store, world: World) -> None:
+def test_a_cycle_ends(store: Store, world: World) -> None:
     run = StepRun.model_validate(
         {
             **store.get(world["run ingest"], StepRun).model_dump(),
@@ -178,7 +177,7 @@ def test_a_run_that_makes_what_it_was_given_is_no_endless_way(store: Store, worl
     assert "<svg" in page.show(graph).svg
 
 
-def test_ten_thousand_records_stay_quick(store: Store) -> None:
+def test_ten_thousand_records_are_fast(store: Store) -> None:
     first, last = many_records.chains(store, 50, 100)
     EdgeIndex(store)  # each record is read once in its life
     started = time.monotonic()
