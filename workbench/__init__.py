@@ -10,23 +10,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from workbench.core.exports import PUBLIC_NAMES
+
 # ONNX Runtime otherwise keeps a device id and reports its use to its makers.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
-
-PUBLIC_NAMES = {
-    "open": "workbench.api",
-    "mine": "workbench.api",
-    "train": "workbench.api",
-    "evaluate": "workbench.evaluation.metrics",
-    "compare": "workbench.evaluation.comparison",
-    "step": "workbench.pipeline.connect",
-}
-"""Name to the module it is imported from on first use: `import workbench` alone is instant.
-
-The key of a pipeline's step follows this table too, so a notebook depends on the names it uses.
-"""
 
 if TYPE_CHECKING:
     from workbench.api import mine as mine

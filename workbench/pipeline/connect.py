@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import WorkbenchError
-from workbench.core.workspace import Workspace, project_root, write_atomic
+from workbench.core.workspace import write_atomic
 from workbench.pipeline.step import Step
 
 __all__ = ["step"]
@@ -26,7 +26,7 @@ def step() -> Step:
     """Connect the running notebook to its run, or to a scratch folder when run by hand."""
     spec_file = os.environ.get(SPEC_VARIABLE)
     if spec_file:
-        current = _step_from_spec(Path(spec_file))
+        current = Step.from_spec(json.loads(Path(spec_file).read_bytes()), headless=True)
         from workbench.core.processes import die_with_parent
 
         die_with_parent()
@@ -36,28 +36,6 @@ def step() -> Step:
         current = interactive.connect_interactive()
     _report_failures(current.folder)
     return current
-
-
-def _step_from_spec(path: Path) -> Step:
-    spec = json.loads(path.read_bytes())
-    return Step(
-        workspace=Workspace(Path(spec["home"])),
-        project=_project_folder(spec),
-        folder=Path(spec["folder"]),
-        cache=Path(spec["cache"]),
-        threads=spec["threads"],
-        headless=True,
-        declared_inputs=spec["declared_inputs"],
-        declared_outputs=spec["declared_outputs"],
-        inputs=spec["inputs"],
-        secrets=tuple(spec.get("secrets", ())),
-    )
-
-
-def _project_folder(spec: dict[str, Any]) -> Path:
-    if spec.get("project"):
-        return Path(spec["project"])
-    return project_root(Path(spec["notebook"]))
 
 
 def _report_failures(folder: Path) -> None:

@@ -17,8 +17,8 @@ from contextvars import ContextVar
 from functools import cache, lru_cache
 from pathlib import Path
 
-import workbench
 from workbench.core import digest
+from workbench.core.exports import PUBLIC_NAMES
 from workbench.records.model_types import Environment
 
 __all__: list[str] = []
@@ -207,7 +207,7 @@ def _public_names_used(source: str, aliases: frozenset[str]) -> tuple[str, ...]:
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in aliases
-        for name in _with_parents(workbench.PUBLIC_NAMES.get(node.attr, f"{_PACKAGE}.{node.attr}"))
+        for name in _with_parents(PUBLIC_NAMES.get(node.attr, f"{_PACKAGE}.{node.attr}"))
     )
 
 
@@ -240,8 +240,8 @@ def _imported_modules(tree: ast.AST, *, package: str) -> Iterator[str]:
             yield from _with_parents(base)
             for alias in node.names:
                 yield from _with_parents(f"{base}.{alias.name}")
-                if base == _PACKAGE and alias.name in workbench.PUBLIC_NAMES:
-                    yield from _with_parents(workbench.PUBLIC_NAMES[alias.name])
+                if base == _PACKAGE and alias.name in PUBLIC_NAMES:
+                    yield from _with_parents(PUBLIC_NAMES[alias.name])
 
 
 def _absolute_module(node: ast.ImportFrom, package: str) -> str:

@@ -42,9 +42,7 @@ def preload_kernel() -> None:
     """Import what every kernel imports. No thread and no socket is opened here."""
     import ipykernel.kernelapp  # noqa: F401
 
-    from workbench.pipeline import (
-        step_kernel,  # noqa: F401
-    )
+    from workbench.pipeline import step, step_kernel  # noqa: F401
     from workbench.records import types  # noqa: F401
 
 

@@ -31,7 +31,8 @@ def connect_interactive() -> Step:
         ServiceError: A server that it declares cannot be started.
     """
     notebook = _this_notebook()
-    declaration = read_contract(notebook).declaration
+    contract = read_contract(notebook)
+    declaration = contract.declaration
     workspace = find_workspace(notebook.parent)
     if declaration.services:
         services.up(workspace, declaration.services)
@@ -40,18 +41,9 @@ def connect_interactive() -> Step:
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     kinds = {name: declared.kind for name, declared in declaration.inputs.items()}
-    return Step(
-        workspace=workspace,
-        project=notebook.resolve().parents[2],  # above notebooks/steps
-        folder=folder,
-        cache=folder / "cache",
-        threads=declaration.resources.threads,
-        headless=False,
-        declared_inputs={n: d.model_dump() for n, d in declaration.inputs.items()},
-        declared_outputs={n: d.model_dump() for n, d in declaration.outputs.items()},
-        inputs=_newest_inputs(Store(workspace), notebook, kinds),
-        secrets=declaration.secrets,
-    )
+    inputs = _newest_inputs(Store(workspace), notebook, kinds)
+    spec = contract.spec(workspace, folder, folder / "cache", parameters={}, inputs=inputs)
+    return Step.from_spec(spec.model_dump(mode="json"), headless=False)
 
 
 def _this_notebook() -> Path:
@@ -66,13 +58,9 @@ def _this_notebook() -> Path:
     )
 
 
-def _as_list(ref: Ref | tuple[Ref, ...] | None) -> Ref | list[Ref] | None:
-    return list(ref) if isinstance(ref, tuple) else ref
-
-
 def _newest_inputs(
     store: Store, notebook: Path, kinds: dict[str, str]
-) -> dict[str, Ref | list[Ref] | None]:
+) -> dict[str, Ref | tuple[Ref, ...] | None]:
     """Inputs of the newest run of this notebook; without a run, the newest record of each kind.
 
     Outputs of steps take precedence over records made by hand, so that a notebook that writes what
@@ -81,9 +69,9 @@ def _newest_inputs(
     runs = [store.get(ref, StepRun) for ref in reversed(list(store.refs(StepRun.KIND)))]
     for run in runs:
         if store.get(run.notebook, NotebookSource).name == notebook.stem:
-            return {name: _as_list(run.inputs.get(name)) for name in kinds}
+            return {name: run.inputs.get(name) for name in kinds}
     outputs = [ref for run in runs for ref in run.outputs.values()]
-    inputs: dict[str, Ref | list[Ref] | None] = {}
+    inputs: dict[str, Ref | tuple[Ref, ...] | None] = {}
     for name, kind in kinds.items():
         by_steps = [ref for ref in outputs if kind_of(ref) == kind]
         known = by_steps[:1] or list(store.refs(kind))[-1:]

@@ -17,6 +17,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -41,7 +42,6 @@ from openlineage.client.facet_v2 import (
 )
 from openlineage.client.serde import Serde
 
-from workbench import __version__
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline import runs
@@ -60,7 +60,7 @@ _CLOSE_TIMEOUT_S = 10.0
 _MAX_FAILURES = 3
 _log = logging.getLogger(__name__)
 
-set_producer(f"urn:workbench:{__version__}")
+set_producer(f"urn:workbench:{version('workbench')}")
 
 
 class LineageEvents:

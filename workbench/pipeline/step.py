@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import ContractError, ParameterError, RecordError
-from workbench.core.workspace import Workspace, write_atomic
+from workbench.core.types import Json
+from workbench.core.workspace import Workspace, project_root, write_atomic
 from workbench.pipeline.spec import MODULE_OF_KIND
 from workbench.records.base import Record, Ref, kind_of
 from workbench.records.dataset import load_dataset
@@ -42,12 +43,29 @@ class Step:
     cache: Path
     threads: int
     headless: bool
-    declared_inputs: dict[str, dict[str, Any]]
-    declared_outputs: dict[str, dict[str, Any]]
+    declared_inputs: dict[str, Json]
+    declared_outputs: dict[str, Json]
     inputs: dict[str, Ref | list[Ref] | None]
     secrets: tuple[str, ...] = ()
     outputs: dict[str, Ref] = field(default_factory=dict)
     _last_progress: float = 0.0
+
+    @classmethod
+    def from_spec(cls, spec: Json, *, headless: bool) -> Step:
+        """The step that a `StepSpec` describes; the spec is not validated again in the kernel."""
+        project = spec.get("project")
+        return cls(
+            workspace=Workspace(Path(spec["home"])),
+            project=Path(project) if project else project_root(Path(spec["notebook"])),
+            folder=Path(spec["folder"]),
+            cache=Path(spec["cache"]),
+            threads=spec["threads"],
+            headless=headless,
+            declared_inputs=spec["declared_inputs"],
+            declared_outputs=spec["declared_outputs"],
+            inputs=spec["inputs"],
+            secrets=tuple(spec["secrets"]),
+        )
 
     @property
     def store(self) -> Store:
