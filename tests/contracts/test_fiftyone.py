@@ -84,7 +84,7 @@ def test_publishing_again_replaces_content_and_keeps_peoples_tags(
     curation.publish(attached, dataset, (), first, NAME)
     frame = first.chosen[0].frame
     before = dict(zip(*fo.load_dataset(NAME).values(["frame", "id"]), strict=True))
-    curation.tag_frames(NAME, [frame], "odd", by="mia", place=attached)
+    curation.tag_frames(NAME, [frame], "odd", by="mia", workspace=attached)
     fewer = dataset.where(lambda one: one.drive != "drive-3")
     second = selection_of(dataset, [1, 4])
     curation.publish(attached, fewer, (), second, NAME)
@@ -116,10 +116,10 @@ def test_tags_say_who_and_when(attached: Workspace, dataset: Dataset) -> None:
     name = f"{NAME}-tags"
     curation.publish(attached, dataset, (), None, name)
     frames = [frame.id for frame in dataset.frames[:3]]
-    assert curation.tag_frames(name, frames[:2], "odd", by="mia", place=attached) == 2
-    assert curation.tag_frames(name, frames, "odd", by="tom", place=attached) == 1
-    assert set(curation.tagged_frames(name, "odd", place=attached)) == set(frames)
-    log = curation.read_tag_log(name, place=attached)
+    assert curation.tag_frames(name, frames[:2], "odd", by="mia", workspace=attached) == 2
+    assert curation.tag_frames(name, frames, "odd", by="tom", workspace=attached) == 1
+    assert set(curation.tagged_frames(name, "odd", workspace=attached)) == set(frames)
+    log = curation.read_tag_log(name, workspace=attached)
     assert [(entry["by"], entry["frames"]) for entry in log] == [
         ("mia", frames[:2]),
         ("tom", frames[2:]),
@@ -130,13 +130,13 @@ def test_tags_say_who_and_when(attached: Workspace, dataset: Dataset) -> None:
 def test_what_cannot_be_tagged_says_why(attached: Workspace, dataset: Dataset) -> None:
     name = f"{NAME}-tags"
     curation.publish(attached, dataset, (), None, name)
-    with pytest.raises(DataError, match="1 frames are not in the FiftyOne dataset"):
-        curation.tag_frames(name, ["f" * 64], "odd", place=attached)
-    with pytest.raises(ParameterError, match="'mined' cannot be a tag of people"):
-        curation.tag_frames(name, [dataset.frames[0].id], "mined", place=attached)
+    with pytest.raises(DataError, match="1 frame not in the FiftyOne dataset"):
+        curation.tag_frames(name, ["f" * 64], "odd", workspace=attached)
+    with pytest.raises(ParameterError, match="reserved or empty tag 'mined'"):
+        curation.tag_frames(name, [dataset.frames[0].id], "mined", workspace=attached)
     with pytest.raises(DataError, match="FiftyOne has no dataset 'nowhere'"):
-        curation.tagged_frames("nowhere", "odd", place=attached)
-    with pytest.raises(DataError, match="no frames to show"):
+        curation.tagged_frames("nowhere", "odd", workspace=attached)
+    with pytest.raises(DataError, match="no frames to publish"):
         curation.publish(attached, dataset.where(lambda _: False), name=name)
 
 
@@ -145,7 +145,7 @@ def test_a_dataset_of_somebody_else_is_left_alone(attached: Workspace, dataset: 
 
     foreign = fo.Dataset(f"{NAME}-foreign", persistent=True)
     foreign.add_sample(fo.Sample(filepath="/nowhere.jpg"))
-    with pytest.raises(ParameterError, match="did not make"):
+    with pytest.raises(ParameterError, match="was not made by the workbench"):
         curation.publish(attached, dataset, name=foreign.name)
     assert len(foreign) == 1
 
@@ -162,7 +162,7 @@ def test_nothing_is_started_by_fiftyone_itself(workspace: Workspace) -> None:
     """In a workspace without servers it refuses before FiftyOne is even imported."""
     code = (
         "import sys; from workbench import curation; from workbench.core.errors import ServiceError\n"
-        "try: curation.tagged('x', 'y')\n"
+        "try: curation.tagged_frames('x', 'y')\n"
         "except ServiceError as error: print(error, 'fiftyone' in sys.modules)\n"
     )
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FIFTYONE")}

@@ -66,7 +66,7 @@ def surest(seen: Embeddings) -> list[Prediction]:
 @pytest.fixture(scope="module")
 def published(attached: Workspace, dataset: Dataset, seen: Embeddings) -> str:
     """Frames with two boxes each, map and similarity."""
-    return curation.publish(attached, dataset, surest(seen), None, NAME, seen=seen)
+    return curation.publish(attached, dataset, surest(seen), None, NAME, embeddings=seen)
 
 
 def exact(unit: np.ndarray, row: int) -> list[int]:
@@ -161,13 +161,13 @@ def test_what_cannot_be_asked_says_why(published: str, attached: Workspace) -> N
 
     shown = fo.load_dataset(published)
     index = shown.load_brain_results(publishing.FRAMES)
-    with pytest.raises(DataError, match="a vector of width 3 cannot be compared"):
+    with pytest.raises(DataError, match="cannot compare vectors of width 3"):
         index.sort_by_similarity(np.ones(3), k=2)
     with pytest.raises(DataError, match="1 of 1 queries have no vector"):
         index.sort_by_similarity(["0" * 24], k=2)
     from workbench.curation.fiftyone import similarity
 
-    with pytest.raises(DataError, match="are gone"):
+    with pytest.raises(DataError, match="are missing"):
         similarity.read_vectors(attached.root / "nowhere", "0" * 64)
 
 
@@ -217,7 +217,7 @@ def test_findings_have_views_and_leave_when_mended(
     leak = hygiene.Leak(kind="time", first=b, second=c, value=1.0, why="1.0 s apart")
     cluster = DuplicateCluster(frames=(a, c), exact=False, drives=1)
     found = hygiene.InspectionFindings(record, (leak,), (cluster,), (), (error,))
-    curation.publish(attached, dataset, (), None, NAME, found=found)
+    curation.publish(attached, dataset, (), None, NAME, findings=found)
     shown = fo.load_dataset(NAME)
     assert shown.load_saved_view("suspected label errors").values("frame") == [a]
     assert set(shown.load_saved_view("duplicates").values("frame")) == {a, c}
@@ -226,7 +226,7 @@ def test_findings_have_views_and_leave_when_mended(
     assert (box.label, box.why, box.confidence) == ("missed", "look", 0.8)
     assert set(shown.load_saved_view("condition: night, clear").values("light")) == {"night"}
     clean = hygiene.InspectionFindings(record, (), (), (), ())
-    curation.publish(attached, dataset, (), None, NAME, found=clean)
+    curation.publish(attached, dataset, (), None, NAME, findings=clean)
     left = fo.load_dataset(NAME).list_saved_views()
     assert not {"suspected label errors", "duplicates", "leaks between roles"} & set(left)
 
@@ -238,7 +238,7 @@ def test_a_tag_comes_back_as_a_selection_with_who_and_when(
 
     store = Store(attached)
     first, second = dataset.frames[4].id, dataset.frames[5].id
-    curation.tag_frames(NAME, [first], "odd", by="mia", place=attached)
+    curation.tag_frames(NAME, [first], "odd", by="mia", workspace=attached)
     shown = fo.load_dataset(NAME)
     shown.match(fo.ViewField("frame") == second).tag_samples("odd")  # what the App does
     ref = curation.selection_from_tag(store, NAME, "odd", "tom")
@@ -250,7 +250,7 @@ def test_a_tag_comes_back_as_a_selection_with_who_and_when(
     assert (who[second]["by"], who[second]["through"]) == ("tom", "app")
     assert who[second]["at"].startswith("20")
     assert any("tagged 'odd' by mia" in c.reasons[0] for c in selection.chosen)
-    with pytest.raises(DataError, match=r"no frame .* has the tag 'never'.*There are: odd"):
+    with pytest.raises(DataError, match=r"no frame .* has the tag 'never'.*Tags: odd"):
         curation.selection_from_tag(store, NAME, "never", "tom")
     with pytest.raises(ParameterError, match="'mined' was set by mining, not by people"):
         curation.selection_from_tag(store, NAME, "mined", "tom")
@@ -291,7 +291,7 @@ def test_what_was_tagged_in_the_app_keeps_its_time_when_a_pool_is_published_agai
     who = selection.parameters["tagged"][frame]
     assert (who["by"], who["through"]) == ("tom", "app")
     assert datetime.fromisoformat(who["at"]) == at.replace(microsecond=0, tzinfo=UTC)
-    assert curation.read_tag_log(name, place=attached) == []
+    assert curation.read_tag_log(name, workspace=attached) == []
 
 
 def test_boxes_that_were_replaced_are_no_longer_sorted_by_likeness(
@@ -300,7 +300,7 @@ def test_boxes_that_were_replaced_are_no_longer_sorted_by_likeness(
     import fiftyone as fo
 
     name = f"{NAME}-replaced"
-    curation.publish(attached, dataset, surest(seen), None, name, seen=seen)
+    curation.publish(attached, dataset, surest(seen), None, name, embeddings=seen)
     assert publishing.OBJECTS in fo.load_dataset(name).list_brain_runs()
     curation.publish(attached, dataset, surest(seen)[::2], None, name)
     runs = fo.load_dataset(name).list_brain_runs()
@@ -325,14 +325,14 @@ services.up(place, ("mongod",))
 dataset = make_dataset(place, drives=1, per_drive=4)
 curation.publish(place, dataset, name="one")
 frame = dataset.frames[0].id
-curation.tag("one", [frame], "before", place=place)
+curation.tag_frames("one", [frame], "before", workspace=place)
 services.down(place)
 for act in (lambda: curation.publish(place, dataset, name="one"),
-            lambda: curation.tag("one", [frame], "lost", place=place)):
+            lambda: curation.tag_frames("one", [frame], "lost", workspace=place)):
     try: act()
     except ServiceError as error: print("SAID", error.what)
 services.up(place, ("mongod",))
-curation.tag("one", [frame], "after", place=place)
+curation.tag_frames("one", [frame], "after", workspace=place)
 curation.publish(place, dataset, name="one")
 import fiftyone as fo
 shown = fo.load_dataset("one")
@@ -358,4 +358,4 @@ def test_without_a_server_the_map_says_what_to_run(
 ) -> None:
     monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://127.0.0.1:9")
     with pytest.raises(ServiceError, match=r"mongod does not answer.*workbench up"):
-        curation.publish(attached, dataset, name=NAME, seen=seen)
+        curation.publish(attached, dataset, name=NAME, embeddings=seen)

@@ -305,10 +305,10 @@ def _show_in_fiftyone(
         selection,
         version.name,
         scores=curation.read_scores(store, ref),
-        seen=curation.embed(workspace, model.torch_predictor, pool.frames) if embedded else None,
+        embeddings=curation.embed(workspace, model.torch_predictor, pool.frames) if embedded else None,
     )
     if tag:
-        curation.tag_frames(version.name, ranked, tag, by="workbench mine", place=workspace)
+        curation.tag_frames(version.name, ranked, tag, by="workbench mine", workspace=workspace)
     return f"in FiftyOne: dataset {version.name!r}, saved view 'mined'"
 
 

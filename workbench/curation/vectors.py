@@ -50,6 +50,22 @@ def unit_vectors(
     return unit
 
 
+def principal_components(units: NDArray[np.float32]) -> NDArray[np.float32]:
+    """First two principal components of unit vectors ``[n, d]``, float32 ``[n, 2]``; signs are
+    fixed.
+
+    All zero for fewer than three vectors.
+    """
+    points = np.zeros((len(units), 2), np.float32)
+    if len(units) >= 3:
+        # The d x d matrix is much smaller than n x n.
+        values, axes = np.linalg.eigh(units.T @ units)
+        first = axes[:, np.argsort(values)[::-1][:2]]
+        first = first * np.sign(first[np.abs(first).argmax(axis=0), np.arange(first.shape[1])])
+        points[:, : first.shape[1]] = units @ first
+    return points
+
+
 class UnitVectors:
     """``n`` unit vectors about one centre, computed on request; the vectors may be mapped files.
 

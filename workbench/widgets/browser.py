@@ -397,7 +397,7 @@ def tag_action(place: Workspace, dataset: str, tag: str) -> FrameAction:
     """Tag frames of FiftyOne's ``dataset``, with who did it and when."""
 
     def act(frames: Sequence[str]) -> str:
-        new = curation.tag_frames(dataset, frames, tag, by=getpass.getuser(), place=place)
+        new = curation.tag_frames(dataset, frames, tag, by=getpass.getuser(), workspace=place)
         return f"{new} frames tagged {tag!r} in FiftyOne ({len(frames) - new} had the tag)"
 
     return act

@@ -1,4 +1,5 @@
-"""Connect to FiftyOne's database: always this workspace's mongod."""
+"""Connect to FiftyOne's database: always this workspace's mongod, never one that FiftyOne
+starts."""
 
 from __future__ import annotations
 
@@ -7,21 +8,24 @@ import sys
 from typing import Any
 
 from workbench import services
-from workbench.core import workspace
 from workbench.core.errors import DataError, ServiceError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import Workspace, find_workspace
 
 _URI_VARIABLE = "FIFTYONE_DATABASE_URI"
 _START_HINT = "Run `workbench up`; `workbench status` shows what is running"
 
 
-def connect(place: Workspace) -> Any:
-    """FiftyOne attached to this workspace's mongod; its database is asked first."""
+def connect(workspace: Workspace) -> Any:
+    """FiftyOne, attached to the workspace's mongod.
+
+    Raises:
+        ServiceError: mongod does not answer, or FiftyOne is attached to another database.
+    """
     import pymongo
     from pymongo.errors import PyMongoError
 
     if _URI_VARIABLE not in os.environ:
-        os.environ.update(services.environment(place, ("mongod",)))
+        os.environ.update(services.environment(workspace, ("mongod",)))
     uri = os.environ[_URI_VARIABLE]
     try:
         client: pymongo.MongoClient[dict[str, Any]]
@@ -29,11 +33,11 @@ def connect(place: Workspace) -> Any:
             client.admin.command("ping")
     except PyMongoError as error:
         raise ServiceError("mongod does not answer", where=uri, hint=_START_HINT) from error
-    known = sys.modules.get("fiftyone")
-    if known is not None and getattr(known.config, "database_uri", uri) != uri:
+    loaded = sys.modules.get("fiftyone")
+    if loaded is not None and getattr(loaded.config, "database_uri", uri) != uri:
         raise ServiceError(
-            "this process has FiftyOne attached to another database",
-            where=known.config.database_uri,
+            "FiftyOne is attached to another database in this process",
+            where=loaded.config.database_uri,
             hint="Restart the notebook's kernel",
         )
     import fiftyone
@@ -41,14 +45,20 @@ def connect(place: Workspace) -> Any:
     return fiftyone
 
 
-def load_dataset(place: Workspace | None, name: str) -> Any:
-    fo = connect(place or workspace.find_workspace())
+def load_dataset(workspace: Workspace | None, name: str) -> Any:
+    """Load a dataset of FiftyOne by name.
+
+    Raises:
+        DataError: There is none of this name.
+        ServiceError: mongod does not answer.
+    """
+    fo = connect(workspace or find_workspace())
     if not fo.dataset_exists(name):
-        near = ", ".join(fo.list_datasets()) or "none"
+        names = ", ".join(fo.list_datasets()) or "none"
         raise DataError(
             f"FiftyOne has no dataset {name!r}",
-            hint=f"There are: {near}. `workbench.curation.publish` makes one",
+            hint=f"Datasets: {names}. `workbench.curation.publish` creates one",
         )
-    shown = fo.load_dataset(name)
-    shown.reload()
-    return shown
+    dataset = fo.load_dataset(name)
+    dataset.reload()
+    return dataset

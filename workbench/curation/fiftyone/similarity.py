@@ -1,4 +1,13 @@
-"""A similarity index for FiftyOne, backed by the workbench's own vectors."""
+"""A similarity index for FiftyOne, backed by the workbench's own vectors.
+
+FiftyOne keeps vectors in its database and answers from scikit-learn, whose index centres itself but
+not the first query. Here vectors are in a mapped file beside the database, the query is a row of
+the same matrix, and results are exact: one query against a million vectors is one pass over the
+file.
+
+FiftyOne loads these classes by name, in the App's server and in any process that opens the dataset;
+``IndexName``, ``IndexNameConfig`` and ``…Index`` follow its naming rule.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +21,9 @@ import numpy as np
 from fiftyone.brain.similarity import Similarity, SimilarityConfig, SimilarityIndex
 from numpy.typing import NDArray
 
-from workbench.core import digest, workspace
+from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.workspace import atomic_replace, write_atomic
 
 _REPUBLISH_HINT = "Publish the dataset again"
 _VECTORS, _OWNERS = "vectors.npy", "owners.json"
@@ -28,10 +38,10 @@ _AGGREGATIONS: dict[str, Callable[..., NDArray[np.float32]]] = {
 
 
 class WorkbenchSimilarityConfig(SimilarityConfig):  # type: ignore[misc]
-    """Where the vectors lie, and the digest that they must have.
+    """Location of the vectors, and their expected digest.
 
     Args:
-        folder: Holds the vectors and whose they are.
+        folder: Holds vectors and owners.
         content: SHA-256 of both files.
     """
 
@@ -58,20 +68,20 @@ class WorkbenchSimilarityConfig(SimilarityConfig):  # type: ignore[misc]
 
 
 class WorkbenchSimilarity(Similarity):  # type: ignore[misc]
-    """What FiftyOne asks for an index."""
+    """Creates the index for FiftyOne."""
 
     def initialize(self, samples: Any, brain_key: str) -> WorkbenchSimilarityIndex:
         return WorkbenchSimilarityIndex(samples, self.config, brain_key, backend=self)
 
     def cleanup(self, samples: Any, key: str) -> None:
-        """The vectors stay: they are named by content, and a later run may be of the same."""
+        """Keep the vectors: they are named by content, and a later run may use the same."""
 
 
 class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
     """Exact cosine similarity over unit vectors float32 ``[n, d]`` of samples or of labels.
 
     Raises:
-        DataError: The vectors are gone, or are not those that were published.
+        DataError: The vectors are missing, or are not those that were published.
     """
 
     def __init__(self, samples: Any, config: Any, brain_key: str, backend: Any = None) -> None:
@@ -106,7 +116,7 @@ class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         allow_missing: bool = True,
         warn_missing: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any] | None]:
-        del warn_missing  # what is missing is in the answer's length
+        del warn_missing  # FiftyOne infers missing ids from the length
         wanted = label_ids if label_ids is not None else sample_ids
         names = self._names if label_ids is not None else self._ids
         rows = np.arange(len(names))
@@ -118,13 +128,13 @@ class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         return np.asarray(self._unit[rows]), self._ids[rows], labels
 
     def add_to_index(self, *_: Any, **__: Any) -> None:
-        raise ParameterError("this index is written by publishing alone", hint=_REPUBLISH_HINT)
+        raise ParameterError("this index is written by publishing only", hint=_REPUBLISH_HINT)
 
     def remove_from_index(self, *_: Any, **__: Any) -> None:
-        raise ParameterError("this index is written by publishing alone", hint=_REPUBLISH_HINT)
+        raise ParameterError("this index is written by publishing only", hint=_REPUBLISH_HINT)
 
     def cleanup(self) -> None:
-        """Nothing lies elsewhere, see `WorkbenchSimilarity.cleanup`."""
+        """Nothing to remove, see `WorkbenchSimilarity.cleanup`."""
 
     def attributes(self) -> list[str]:
         return ["cls"]
@@ -146,28 +156,28 @@ class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
     ) -> Any:
         """The nearest of the current view; ties in the order of the index."""
         if query is None:
-            raise ParameterError("all neighbours at once are not asked of FiftyOne's index")
+            raise ParameterError("this index needs a query")
         vectors, single = self._vectors(query)
         inside = self._current_inds
         if inside is None:
             inside = np.arange(len(self._ids))
         if aggregation is None:
-            found = [self._nearest(one[None], inside, k, reverse, "mean") for one in vectors]
+            results = [self._nearest(one[None], inside, k, reverse, "mean") for one in vectors]
         else:
-            found = [self._nearest(vectors, inside, k, reverse, aggregation)]
+            results = [self._nearest(vectors, inside, k, reverse, aggregation)]
         parts = [
-            [self._ids[rows].tolist() for rows, _ in found],
-            [self._label_ids[rows].tolist() for rows, _ in found]
+            [self._ids[rows].tolist() for rows, _ in results],
+            [self._label_ids[rows].tolist() for rows, _ in results]
             if self._label_ids is not None
             else None,
-            [apart.tolist() for _, apart in found],
+            [distance.tolist() for _, distance in results],
         ]
         if aggregation is not None or single:
             parts = [None if part is None else part[0] for part in parts]
         return tuple(parts) if return_dists else tuple(parts[:2])
 
     def _vectors(self, query: Any) -> tuple[NDArray[np.float32], bool]:
-        """Query vectors ``[q, d]``, and whether one alone was asked about."""
+        """Query vectors ``[q, d]``, and whether there is only one."""
         if isinstance(query, str):
             query = [query]
         values = np.asarray(query)
@@ -176,20 +186,19 @@ class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
             values = np.atleast_2d(values).astype(np.float32)
             if values.shape[1] != self._unit.shape[1]:
                 raise DataError(
-                    f"a vector of width {values.shape[1]} cannot be compared with width"
-                    f" {self._unit.shape[1]}",
+                    f"cannot compare vectors of width {values.shape[1]} and {self._unit.shape[1]}",
                     hint="Embed the query with the model that was published",
                 )
             return values, single
-        where = {name: row for row, name in enumerate(self._names.tolist())}
-        strange = [name for name in values.tolist() if name not in where]
-        if strange:
+        row_of = {name: row for row, name in enumerate(self._names.tolist())}
+        unknown = [name for name in values.tolist() if name not in row_of]
+        if unknown:
             raise DataError(
-                f"{len(strange)} of {len(values)} queries have no vector here",
-                where=strange[0],
+                f"{len(unknown)} of {len(values)} queries have no vector in this index",
+                where=unknown[0],
                 hint=_REPUBLISH_HINT,
             )
-        rows = [where[name] for name in values.tolist()]
+        rows = [row_of[name] for name in values.tolist()]
         return np.asarray(self._unit[rows]), len(rows) == 1
 
     def _nearest(
@@ -200,32 +209,33 @@ class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         reverse: bool,
         aggregation: str,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows nearest first and their cosine distances."""
+        """Rows, nearest first, and their cosine distances."""
         if aggregation not in _AGGREGATIONS:
             raise ParameterError(
-                f"no aggregation {aggregation!r}", hint=f"There are {', '.join(_AGGREGATIONS)}"
+                f"unknown aggregation {aggregation!r}", hint=f"Known: {', '.join(_AGGREGATIONS)}"
             )
         if aggregation == "mean":
             vectors = vectors.mean(axis=0, keepdims=True)
         lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        unit = (vectors / lengths).astype(np.float32)
-        apart = np.empty((len(unit), len(inside)), np.float32)
+        units = (vectors / lengths).astype(np.float32)
+        distance = np.empty((len(units), len(inside)), np.float32)
         for start in range(0, len(inside), _ROWS):
             part = inside[start : start + _ROWS]
-            apart[:, start : start + _ROWS] = 1 - unit @ np.asarray(self._unit[part]).T
-        joined = _AGGREGATIONS[aggregation](apart, axis=0)
-        order = np.argsort(-joined if reverse else joined, kind="stable")[:k]
-        return inside[order], joined[order]
+            distance[:, start : start + _ROWS] = 1 - units @ np.asarray(self._unit[part]).T
+        combined = _AGGREGATIONS[aggregation](distance, axis=0)
+        order = np.argsort(-combined if reverse else combined, kind="stable")[:k]
+        return inside[order], combined[order]
 
 
 def write_vectors(
     folder: Path, unit: NDArray[np.float32], owners: Sequence[str | tuple[str, str]]
 ) -> tuple[Path, str]:
-    """Keep vectors and whose they are below ``folder``, under the name of their content.
+    """Write vectors and owners to a folder named by their content.
 
     Args:
-        unit: Float32 ``[n, d]``, see `neighbours.directions`.
-        owners: Digest of a frame each, or with it the id of a label.
+        folder: Parent folder.
+        unit: Float32 ``[n, d]`` unit vectors.
+        owners: The frame's digest of each vector, or with it the id of a label.
 
     Returns:
         The folder and the digest for a `WorkbenchSimilarityConfig`.
@@ -235,32 +245,36 @@ def write_vectors(
     target = folder / digest.shorten(content)
     if not (target / _OWNERS).exists():
         with (
-            workspace.atomic_replace(target / _VECTORS) as temporary,
+            atomic_replace(target / _VECTORS) as temporary,
             temporary.open("wb") as stream,
         ):
             np.save(stream, unit, allow_pickle=False)
-        # Written last: without it the folder is not whole.
-        workspace.write_atomic(target / _OWNERS, text)
+        # Written last: without it the folder is incomplete.
+        write_atomic(target / _OWNERS, text)
     return target, content
 
 
 def read_vectors(
     folder: Path, content: str
 ) -> tuple[NDArray[np.float32], list[str] | list[tuple[str, str]]]:
-    """Vectors and owners as `write` kept them; raises `DataError` when they are not those."""
+    """Read vectors and owners as `write_vectors` wrote them.
+
+    Raises:
+        DataError: They are missing or changed.
+    """
     try:
         text = (folder / _OWNERS).read_bytes()
         unit = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
         owners = json.loads(text)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"the vectors behind this similarity index are gone: {error}",
+            f"vectors of this similarity index are missing: {error}",
             where=folder,
             hint=_REPUBLISH_HINT,
         ) from error
     if _content_digest(unit, text) != content or len(owners) != len(unit):
         raise DataError(
-            "the vectors behind this similarity index are not those that were published",
+            "vectors of this similarity index are not those that were published",
             where=folder,
             hint=_REPUBLISH_HINT,
         )
@@ -278,10 +292,10 @@ def _content_digest(unit: NDArray[np.float32], owners: bytes) -> str:
 def _current_ids(
     samples: Any, config: Any, owners: Sequence[Any]
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Ids of the samples as FiftyOne has them now, by frame; empty where a frame has gone."""
+    """Current sample ids in FiftyOne, by frame; empty for a frame that was removed."""
     by_frame = dict(zip(*samples.values(["frame", "id"]), strict=True))
     if config.patches_field is None:
         return np.array([by_frame.get(frame, "") for frame in owners], dtype=str), None
-    known = set(samples.values(f"{config.patches_field}.detections.id", unwind=True))
-    here = [by_frame.get(frame, "") if label in known else "" for frame, label in owners]
-    return np.array(here, dtype=str), np.array([label for _, label in owners], dtype=str)
+    present = set(samples.values(f"{config.patches_field}.detections.id", unwind=True))
+    ids = [by_frame.get(frame, "") if label in present else "" for frame, label in owners]
+    return np.array(ids, dtype=str), np.array([label for _, label in owners], dtype=str)

@@ -1,4 +1,4 @@
-"""Tags set by people, here or in the App, and selections made from them."""
+"""Tags set by people, through the workbench or in the App, and selections made from them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.curation.fiftyone.connection import load_dataset
 from workbench.curation.selection.mining import MANUAL_METHOD
-from workbench.records import dataset
 from workbench.records.base import Ref
 from workbench.records.store import Store
 from workbench.records.types import SelectedFrame, Selection
 
+__all__ = ["ARM_TAGS", "read_tag_log", "selection_from_tag", "tag_frames", "tagged_frames"]
+
 ARM_TAGS = ("mined", "random", "control")
-"""Tags that the workbench owns; all others are people's."""
+"""Tags set by mining; all others are people's."""
 
 _TAG_LOG_FIELD = "workbench_tags"
 
@@ -27,110 +29,130 @@ def tag_frames(
     label: str,
     *,
     by: str = "unknown",
-    place: Workspace | None = None,
+    workspace: Workspace | None = None,
 ) -> int:
-    """Tag frames, noting who and when; returns how many did not have the tag before."""
+    """Tag frames, with author and time.
+
+    Args:
+        name: The dataset in FiftyOne.
+        frames: Digests.
+        label: The tag.
+        by: The author.
+        workspace: By default, that of the current folder.
+
+    Returns:
+        How many frames did not have the tag before.
+
+    Raises:
+        ParameterError: The tag is reserved or empty.
+        DataError: There is no such dataset, or a frame is not in it.
+    """
     if label in ARM_TAGS or not label.strip():
         raise ParameterError(
-            f"{label!r} cannot be a tag of people", hint=f"{', '.join(ARM_TAGS)} are set by mining"
+            f"reserved or empty tag {label!r}", hint=f"{', '.join(ARM_TAGS)} are set by mining"
         )
-    shown = load_dataset(place, name)
-    tags = dict(zip(*shown.values(["frame", "tags"]), strict=True))
+    dataset = load_dataset(workspace, name)
+    tags = dict(zip(*dataset.values(["frame", "tags"]), strict=True))
     wanted = list(dict.fromkeys(frames))
     unknown = [frame for frame in wanted if frame not in tags]
     if unknown:
         raise DataError(
-            f"{len(unknown)} frames are not in the FiftyOne dataset {name!r}",
+            f"{counted(len(unknown), 'frame')} not in the FiftyOne dataset {name!r}",
             where=unknown[0],
-            hint="Publish the dataset version that holds them",
+            hint="Publish the dataset version that has them",
         )
     new = [frame for frame in wanted if label not in tags[frame]]
     if new:
         values = {frame: [*tags[frame], label] for frame in new}
-        shown.set_values("tags", values, key_field="frame")
+        dataset.set_values("tags", values, key_field="frame")
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"tag": label, "by": by, "at": at, "frames": new}
-        shown.info[_TAG_LOG_FIELD] = [*shown.info.get(_TAG_LOG_FIELD, []), entry]
-        shown.save()
+        dataset.info[_TAG_LOG_FIELD] = [*dataset.info.get(_TAG_LOG_FIELD, []), entry]
+        dataset.save()
     return len(new)
 
 
-def tagged_frames(name: str, label: str, *, place: Workspace | None = None) -> tuple[str, ...]:
-    """Frames with a tag, whoever set it, here or in the App."""
-    return tuple(load_dataset(place, name).match_tags(label).values("frame"))
+def tagged_frames(name: str, label: str, *, workspace: Workspace | None = None) -> tuple[str, ...]:
+    """Frames with a tag, whoever set it, through the workbench or in the App."""
+    return tuple(load_dataset(workspace, name).match_tags(label).values("frame"))
 
 
-def read_tag_log(name: str, *, place: Workspace | None = None) -> list[dict[str, Any]]:
-    """Who tagged what and when, for tags that were set through `tag`."""
-    log = load_dataset(place, name).info.get(_TAG_LOG_FIELD, [])
+def read_tag_log(name: str, *, workspace: Workspace | None = None) -> list[dict[str, Any]]:
+    """Who tagged what and when, for tags set by `tag_frames`."""
+    log = load_dataset(workspace, name).info.get(_TAG_LOG_FIELD, [])
     return [dict(entry) for entry in log if entry["by"] is not None]
 
 
-def record_app_tags(shown: Any) -> None:
-    """Note when tags were set in the App, before publishing changes when a frame was last changed.
+def record_app_tags(dataset: Any) -> None:
+    """Record the time of tags set in the App, before publishing changes when a frame was last
+    modified.
 
-    Who set them is not known, so their ``by`` is None.
+    Their author is unknown, so ``by`` is None.
     """
-    log = shown.info.get(_TAG_LOG_FIELD, [])
-    noted = {(entry["tag"], frame) for entry in log for frame in entry["frames"]}
-    fresh: dict[tuple[str, str], list[str]] = {}
-    for frame, tags, at in zip(*shown.values(["frame", "tags", "last_modified_at"]), strict=True):
+    log = dataset.info.get(_TAG_LOG_FIELD, [])
+    recorded = {(entry["tag"], frame) for entry in log for frame in entry["frames"]}
+    new: dict[tuple[str, str], list[str]] = {}
+    for frame, tags, at in zip(*dataset.values(["frame", "tags", "last_modified_at"]), strict=True):
         for label in set(tags or ()) - set(ARM_TAGS):
-            if (label, frame) not in noted:
-                fresh.setdefault((label, _utc_text(at)), []).append(frame)
-    if fresh:
+            if (label, frame) not in recorded:
+                new.setdefault((label, _utc_text(at)), []).append(frame)
+    if new:
         entries = [
             {"tag": label, "by": None, "at": at, "frames": frames}
-            for (label, at), frames in sorted(fresh.items())
+            for (label, at), frames in sorted(new.items())
         ]
-        shown.info[_TAG_LOG_FIELD] = [*log, *entries]
-        shown.save()
+        dataset.info[_TAG_LOG_FIELD] = [*log, *entries]
+        dataset.save()
 
 
 def selection_from_tag(
     store: Store, name: str, label: str, by: str, *, model: Ref | None = None
 ) -> Ref:
-    """The frames that carry a tag, as a Selection that says who tagged each and when.
+    """Save the frames with a tag as a Selection that records who tagged each and when.
 
-    Tags set through `tag` have their own author and time. FiftyOne's App asks nobody for a name:
-    what was tagged there is said to be ``by`` whoever takes it over, at the time of the frame's
-    last change before it was published again, and marked ``app``.
+    Tags set by `tag_frames` have their own author and time. The App does not ask for a name: tags
+    set there are attributed to ``by``, at the time of the frame's last change before it was
+    published again, and marked ``app``.
 
     Args:
+        store: Holds the records.
         name: The dataset in FiftyOne; the Selection is of the dataset version published there.
+        label: The tag.
+        by: Who takes over the tags.
+        model: The checkpoint used to find the frames, if any.
 
     Raises:
         DataError: No frame has the tag, or the dataset was published without a version.
-        ParameterError: The tag is the workbench's own.
+        ParameterError: The tag is set by mining.
     """
     if label in ARM_TAGS:
         raise ParameterError(
-            f"{label!r} was set by mining, not by people",
+            f"tag {label!r} was set by mining, not by people",
             where=name,
-            hint="What was mined is a Selection already; `curation.newest_selection` names it",
+            hint="Mined frames are a Selection already, see `curation.newest_selection`",
         )
-    shown = load_dataset(store.workspace, name)
-    version = (shown.info.get("workbench") or {}).get("dataset")
-    rows = list(zip(*shown.match_tags(label).values(["frame", "last_modified_at"]), strict=True))
+    dataset = load_dataset(store.workspace, name)
+    version = (dataset.info.get("workbench") or {}).get("dataset")
+    rows = list(zip(*dataset.match_tags(label).values(["frame", "last_modified_at"]), strict=True))
     if not rows:
-        theirs = ", ".join(sorted(set(shown.distinct("tags")) - set(ARM_TAGS)))
+        tags = ", ".join(sorted(set(dataset.distinct("tags")) - set(ARM_TAGS)))
         raise DataError(
             f"no frame of {name!r} has the tag {label!r}",
             where="FiftyOne",
-            hint=f"There are: {theirs or 'no tags of people'}",
+            hint=f"Tags: {tags or 'none'}",
         )
     if version is None:
         raise DataError(
-            "what FiftyOne shows under this name is of no dataset version",
+            "the FiftyOne dataset was published without a dataset version",
             where=name,
-            hint="Publish it again: a saved dataset, or part of one with its selection",
+            hint="Publish a saved dataset, or part of one with its selection",
         )
-    known = {frame.id for frame in dataset.load_dataset(store, version).frames}
-    who = _tag_authors(shown.info.get(_TAG_LOG_FIELD, []), label, by)
+    frames_of_version = {frame.id for frame in dataset.load_dataset(store, version).frames}
+    authors = _tag_authors(dataset.info.get(_TAG_LOG_FIELD, []), label, by)
     tagged_by = {
-        frame: who.get(frame) or {"by": by, "at": _utc_text(at), "through": "app"}
+        frame: authors.get(frame) or {"by": by, "at": _utc_text(at), "through": "app"}
         for frame, at in rows
-        if frame in known
+        if frame in frames_of_version
     }
     return store.put(_make_selection(version, model, label, by, tagged_by))
 
@@ -159,20 +181,22 @@ def _make_selection(
 def _tag_authors(
     log: Iterable[dict[str, Any]], label: str, taker: str
 ) -> dict[str, dict[str, str]]:
-    """Who tagged a frame, and when, where that was noted; the first counts."""
-    found: dict[str, dict[str, str]] = {}
+    """Author and time of each tagged frame where recorded; the first entry counts."""
+    authors: dict[str, dict[str, str]] = {}
     for entry in log:
         if entry["tag"] == label:
             for frame in entry["frames"]:
-                who = (taker, "app") if entry["by"] is None else (entry["by"], "workbench")
-                found.setdefault(frame, {"by": who[0], "at": entry["at"], "through": who[1]})
-    return found
+                author = (taker, "app") if entry["by"] is None else (entry["by"], "workbench")
+                authors.setdefault(
+                    frame, {"by": author[0], "at": entry["at"], "through": author[1]}
+                )
+    return authors
 
 
 def _utc_text(at: datetime | None) -> str:
-    moment = at or datetime.now(UTC)
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).isoformat(timespec="seconds")
+    time = at or datetime.now(UTC)
+    time_utc = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time_utc.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _tag_reason(label: str, tagged_by: dict[str, str]) -> str:

@@ -348,8 +348,7 @@ def _leak_gate(
     required: bool = True,
 ) -> GateResult:
     named = [
-        f"{leak.first[:12]} and {leak.second[:12]}: {leak.why}"
-        for leak in leaks[:_MAX_NAMED_LEAKS]
+        f"{leak.first[:12]} and {leak.second[:12]}: {leak.why}" for leak in leaks[:_MAX_NAMED_LEAKS]
     ]
     return GateResult(
         name=f"leakage-{kind}",
