@@ -247,7 +247,7 @@ class Selection:
         from workbench import curation
 
         name = self._publish()
-        return curation.open_app(name, place=self.workspace, port=port)
+        return curation.open_app(name, workspace=self.workspace, port=port)
 
     def tag(self, label: str, *, by: str, frames: Iterable[str] | None = None) -> int:
         """Tag frames of the selection in FiftyOne.
@@ -264,7 +264,7 @@ class Selection:
 
         name = self._publish()
         chosen = self.frames if frames is None else tuple(frames)
-        return curation.tag_frames(name, chosen, label, by=by, place=self.workspace)
+        return curation.tag_frames(name, chosen, label, by=by, workspace=self.workspace)
 
     def send(
         self,

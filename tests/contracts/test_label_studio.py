@@ -248,7 +248,7 @@ def test_the_status_widget_at_a_real_server(fresh: Sample, server: LabelStudio) 
     widget = sent_batches(fresh.workspace)
     assert [state.batch for state in widget.states] == [batch]
     widget.collect_buttons[batch].click()
-    assert widget.told.value.startswith("collected: label/")
+    assert widget.message.value.startswith("collected: label/")
     assert widget.states[0].collected and widget.collect_buttons == {}
 
 

@@ -77,7 +77,7 @@ def test_more_like_this(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -
     """A frame is picked, a box is picked, and what is kept is a selection of both."""
     act = (
         "browser.pick(seen.frames[7])\n"
-        "whole = [one.frame for one in browser.found]\n"
+        "whole = [one.frame for one in browser.matches]\n"
         "browser.box.value = 0\n"
         "browser.keep_button.click()\n"
         "print(browser.frame.frame, *whole, '|', browser.status.value)"

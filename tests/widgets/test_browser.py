@@ -35,13 +35,13 @@ def frames(tmp_path: Path) -> list[ShownFrame]:
 
 def test_pages_of_the_grid(frames: list[ShownFrame]) -> None:
     browser = FrameBrowser(frames)
-    assert browser.count.value == "Frames 1 to 8 of 20 (20 in all)"
+    assert browser.count.value == "Frames 1 to 8 of 20 (20 in total)"
     browser.previous.click()
     assert "1 to 8" in browser.count.value
     browser.next.click()
     browser.next.click()
     browser.next.click()
-    assert browser.count.value == "Frames 17 to 20 of 20 (20 in all)"
+    assert browser.count.value == "Frames 17 to 20 of 20 (20 in total)"
     assert len(browser.stage.children[0].children) == 4
 
 
@@ -53,7 +53,7 @@ def test_filters_join(frames: list[ShownFrame]) -> None:
     assert [one.rank for one in browser.matching] == [2, 4]
     browser.filters["class"].value = "cyclist"
     assert browser.matching == []
-    assert browser.count.value == "No frame of 20 passes the filters."
+    assert browser.count.value == "None of 20 frames matches the filters."
     assert browser.tag_button.disabled
     browser.filters["weather"].value = "all"
     assert [one.rank for one in browser.matching] == [8]
@@ -116,4 +116,4 @@ def test_an_unreadable_image_is_a_card_not_an_error(frames: list[ShownFrame]) ->
 
 
 def test_no_frames_at_all() -> None:
-    assert FrameBrowser([]).count.value == "No frame of 0 passes the filters."
+    assert FrameBrowser([]).count.value == "None of 0 frames matches the filters."

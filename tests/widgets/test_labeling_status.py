@@ -32,10 +32,10 @@ def text(widget: LabelingStatus) -> str:
     )
 
 
-def test_it_shows_how_far_and_what_to_mend() -> None:
+def test_progress_and_invalid_answers_are_shown() -> None:
     widget = LabelingStatus(lambda: [OPEN])
     shown = text(widget)
-    assert "1 of 4 frames, 1 skipped, 2 drafts" in shown and "ada: 1 frames, 2 boxes" in shown
+    assert "1 of 4 frames, 1 skipped, 2 drafts" in shown and "ada: 1 frame, 2 boxes" in shown
     assert "&lt;b&gt;ada" in shown and "<b>ada" not in shown and "and 2 more" in shown
     assert widget.collect_buttons == {}
 
@@ -51,7 +51,7 @@ def test_what_is_complete_can_be_collected_once() -> None:
 
     widget = LabelingStatus(lambda: states, on_collect=collect)
     widget.collect_buttons[DONE.batch].click()
-    assert collected == [DONE.batch] and widget.told.value == "4 boxes"
+    assert collected == [DONE.batch] and widget.message.value == "4 boxes"
     assert widget.collect_buttons == {} and "collected" in text(widget)
 
 
@@ -65,5 +65,5 @@ def test_a_server_that_is_away_is_told_and_the_last_look_stays() -> None:
 
     widget = LabelingStatus(look)
     widget.refresh_button.click()
-    assert "does not answer" in widget.told.value and len(widget.rows.children) == 1
+    assert "does not answer" in widget.message.value and len(widget.rows.children) == 1
     assert "No batch" in LabelingStatus(lambda: []).rows.children[0].value

@@ -53,7 +53,7 @@ def test_a_finished_run_is_shown_and_not_watched(workspace: Workspace) -> None:
         {"name": "c", "status": "not-reached"},
     )
     save(workspace, RUN, status="failed", steps=steps)
-    shown = RunProgress(RUN[:8], place=workspace)
+    shown = RunProgress(RUN[:8], workspace=workspace)
     rows = [row.children for row in shown.steps.children]
     assert [bar.value for _, bar, _ in rows] == [100, 100, 0]
     assert [bar.bar_style for _, bar, _ in rows] == ["success", "danger", ""]
@@ -63,7 +63,7 @@ def test_a_finished_run_is_shown_and_not_watched(workspace: Workspace) -> None:
     assert "failed" in shown.heading.value
     assert shown.cancel_button.layout.display == "none"
     assert f"workbench logs {RUN}" in shown.closing.value
-    assert "goes on from here" in shown.closing.value
+    assert "resumes it" in shown.closing.value
     assert shown.wait(1) == runs.find_run(workspace, RUN)
 
 
@@ -80,7 +80,7 @@ def test_a_started_run_is_found_followed_and_cancelled(
     until(lambda: bar.value == 75)
     assert "3 of 4" in text.value
     assert "→" in name.value
-    again = RunProgress(place=workspace)  # as after a restart of the kernel
+    again = RunProgress(workspace=workspace)  # as after a restart of the kernel
     assert again.state is not None
     assert again.state.run_id == RUN
     again.cancel_button.click()
@@ -107,7 +107,7 @@ def test_a_killed_run_says_so(workspace: Workspace, started: _RunProcess) -> Non
 def test_a_run_that_cannot_start_says_why(workspace: Workspace, tmp_path: Path) -> None:
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text("name: 1\nsteps: []\n")
-    shown = widgets.run(pipeline, place=workspace, word="x")
+    shown = widgets.run(pipeline, workspace=workspace, word="x")
     assert shown.wait(60) is None
     assert "did not start" in shown.heading.value
     assert "p.yaml" in shown.closing.value
@@ -116,7 +116,7 @@ def test_a_run_that_cannot_start_says_why(workspace: Workspace, tmp_path: Path) 
 
 def test_there_is_no_run_yet(workspace: Workspace) -> None:
     with pytest.raises(RecordError, match="no runs yet"):
-        RunProgress(place=workspace)
+        RunProgress(workspace=workspace)
 
 
 def test_parameters_are_given_as_the_command_takes_them() -> None:

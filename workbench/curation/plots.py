@@ -276,7 +276,7 @@ def split_over_time(dataset: Dataset, leaks: Sequence[Leak] = ()) -> Any:
     axes.invert_yaxis()
     hidden = len(by_drive) - len(drives)
     axes.set_title(f"{len(drives)} drives" + (f" ({hidden} more not shown)" if hidden else ""))
-    axes.legend(loc="center hidden", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     figure.tight_layout()
     return figure
 

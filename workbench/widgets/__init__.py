@@ -1,4 +1,4 @@
-"""Jupyter widgets of the research notebooks."""
+"""Jupyter widgets of the research notebooks. Actions are passed in as callables."""
 
 from workbench.widgets.browser import FrameBrowser, MoreLikeThis, send_action, tag_action
 from workbench.widgets.frames import (

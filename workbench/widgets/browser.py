@@ -1,4 +1,7 @@
-"""Frame browser, similarity search, and the actions behind their buttons."""
+"""Frame browser, similarity search, and the actions behind their buttons.
+
+Everything works from code as well: ``browser.tag_button.click()``, ``widget.pick(frame, box=2)``.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,40 @@ import ipywidgets as widgets
 
 from workbench import curation, labeling, services
 from workbench.core.errors import ParameterError, WorkbenchError
+from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.records.store import Store
 from workbench.records.types import Prediction, Selection
 from workbench.widgets.frames import DrawnBox, ShownFrame, draw_frame
 
+__all__ = ["FrameBrowser", "MoreLikeThis", "send_action", "tag_action"]
+
 FrameAction = Callable[[tuple[str, ...]], object]
-"""Takes frame digests, does something, and returns what to tell the person."""
+"""Called with frame digests; returns a message to show."""
 
 ALL_VALUES = "all"
 _GRID_COLUMNS, _PAGE = 4, 8
 _THUMBNAIL, _LARGE_PX = 240, 880
+SimilaritySearch = Callable[[str, DrawnBox | None], Sequence[ShownFrame]]
+"""Called with a frame's digest and a box on it, or None; returns the most similar frames."""
+
+WHOLE_FRAME = "the whole frame"
+_MATCH_PX, _PICKED_PX, _MATCH_COLUMNS = 220, 520, 4
+_MAX_DRAWN_BOXES = 6
+"""Boxes drawn while the whole frame is selected; the menu lists all."""
 
 
 class FrameBrowser(widgets.VBox):  # type: ignore[misc]
-    """Frames to look at, filter, tag and send.
+    """Frames to look at, filter, tag and send: a grid of thumbnails, or one frame.
 
     Args:
         frames: In the order to show them.
         on_tag: Called with the frames in view by "Tag in FiftyOne"; without it, no button.
-        on_send: The same for "Send to Label Studio".
+        on_send: Called with the frames in view by "Send to Label Studio"; without it, no button.
 
     Attributes:
-        filters: One dropdown for each of light, weather, class, arm and drive.
-        matching: The frames that pass the filters.
+        filters: Dropdowns of light, weather, class, arm and drive.
+        matching: Frames that match the filters.
     """
 
     def __init__(
@@ -79,7 +92,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
 
     @property
     def in_view(self) -> tuple[str, ...]:
-        """What the buttons act on: the frame that is open, else all that pass the filters."""
+        """Frames that the buttons act on: the open frame, else all that match the filters."""
         if self._single:
             return tuple(one.frame for one in self.matching[self._at : self._at + 1])
         return tuple(one.frame for one in self.matching)
@@ -103,12 +116,12 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         }
         return {
             name: widgets.Dropdown(
-                options=[ALL_VALUES, *sorted(found)],
+                options=[ALL_VALUES, *sorted(options_)],
                 description=name,
                 layout=widgets.Layout(width="210px"),
                 style={"description_width": "60px"},
             )
-            for name, found in values.items()
+            for name, options_ in values.items()
         }
 
     def _connect(self, on_tag: FrameAction | None, on_send: FrameAction | None) -> None:
@@ -124,7 +137,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
 
     def _filter(self, _: object) -> None:
         wanted = {name: choice.value for name, choice in self.filters.items()}
-        self.matching = [one for one in self.frames if _matches(one, wanted)]
+        self.matching = [one for one in self.frames if _passes_filters(one, wanted)]
         self._at = 0
         self._show()
 
@@ -144,13 +157,13 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
     def _act(self, action: FrameAction) -> None:
         frames = self.in_view
         if not frames:
-            self.status.value = "No frame passes the filters."
+            self.status.value = "No frame matches the filters."
             return
-        self.status.value = f"{len(frames)} frames …"
+        self.status.value = f"{counted(len(frames), 'frame')} …"
         try:
-            told = action(frames)
-            # What an action returns may hold a link, so it is shown as it is.
-            self.status.value = f"<b>{told if told is not None else 'done'}</b>"
+            message = action(frames)
+            # The message may contain a link, so it is not escaped.
+            self.status.value = f"<b>{message if message is not None else 'done'}</b>"
         except WorkbenchError as error:
             hint = f"<br>{html.escape(error.hint)}" if error.hint else ""
             self.status.value = f"<b style='color:#b00020'>{html.escape(error.what)}</b>{hint}"
@@ -158,14 +171,14 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
     def _show(self) -> None:
         chosen, total = len(self.matching), len(self.frames)
         if not chosen:
-            self.count.value = f"No frame of {total} passes the filters."
+            self.count.value = f"None of {counted(total, 'frame')} matches the filters."
             self.stage.children = ()
         elif self._single:
-            self.count.value = f"Frame {self._at + 1} of {chosen} ({total} in all)"
+            self.count.value = f"Frame {self._at + 1} of {chosen} ({total} in total)"
             self.stage.children = (_large_view(self.matching[self._at]),)
         else:
             last = min(self._at + _PAGE, chosen)
-            self.count.value = f"Frames {self._at + 1} to {last} of {chosen} ({total} in all)"
+            self.count.value = f"Frames {self._at + 1} to {last} of {chosen} ({total} in total)"
             cells = [self._cell(one) for one in self.matching[self._at : last]]
             columns = f"repeat({_GRID_COLUMNS}, {_THUMBNAIL + 8}px)"
             layout = widgets.Layout(grid_template_columns=columns, grid_gap="6px")
@@ -174,83 +187,28 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
             button.disabled = not chosen
 
     def _cell(self, shown: ShownFrame) -> Any:
-        look = widgets.Button(
+        button = widgets.Button(
             description=f"{shown.rank}. {shown.drive}"[:30],
             tooltip="Open this frame",
             layout=widgets.Layout(width=f"{_THUMBNAIL}px"),
         )
-        look.on_click(lambda _: self.look_at(shown.frame))
-        return widgets.VBox([_image(shown, _THUMBNAIL), look, _caption(shown, 2)])
-
-
-def _matches(one: ShownFrame, wanted: dict[str, str]) -> bool:
-    has = {
-        "light": {one.light},
-        "weather": {one.weather},
-        "class": one.classes,
-        "arm": {one.arm},
-        "drive": {one.drive},
-    }
-    return all(value == ALL_VALUES or value in has[name] for name, value in wanted.items())
-
-
-def _large_view(shown: ShownFrame) -> Any:
-    facts = f"{shown.drive} · {shown.light} · {shown.weather} · {shown.arm} · {shown.frame[:12]}"
-    fact_line = widgets.HTML(html.escape(facts))
-    return widgets.VBox([_image(shown, _LARGE_PX), fact_line, _caption(shown, len(shown.reasons))])
-
-
-def _image(shown: ShownFrame, width: int) -> Any:
-    return widgets.Image(value=draw_frame(shown, width), format="png", layout=_width_layout(width))
-
-
-def _caption(shown: ShownFrame, count: int) -> Any:
-    lines = "<br>".join(html.escape(reason) for reason in shown.reasons[:count])
-    return widgets.HTML(f"<div style='line-height:1.25;font-size:11px'>{lines}</div>")
-
-
-def _button(text: str, icon: str, action: FrameAction | None) -> Any:
-    layout = widgets.Layout(width="190px", display="" if action else "none")
-    return widgets.Button(description=text, icon=icon, layout=layout)
-
-
-def _width_layout(width: int) -> Any:
-    return widgets.Layout(width=f"{width}px", max_width="100%")
-
-
-def _narrow_layout() -> Any:
-    return widgets.Layout(width="44px")
-
-
-def _wrapping_layout() -> Any:
-    return widgets.Layout(flex_flow="row wrap")
-
-
-# ---- More like this: pick a frame or a box on it, and see what a pool holds that is like it.
-#
-# How likeness is found and what "Keep" does are handed in, so that this file knows no model.
-# Everything works from code as well: ``widget.pick(frame, box=2)``, ``widget.keep_button.click()``.
-
-
-SimilaritySearch = Callable[[str, DrawnBox | None], Sequence[ShownFrame]]
-"""Takes a frame's digest and a box on it, or None for all of it; gives the nearest, best first."""
-
-WHOLE_FRAME = "the whole frame"
-_MATCH_PX, _PICKED_PX, _MATCH_COLUMNS = 220, 520, 4
-_MAX_DRAWN_BOXES = 6
-"""Boxes drawn on a frame of which all is looked for; the menu has the others."""
+        button.on_click(lambda _: self.look_at(shown.frame))
+        return widgets.VBox([_image(shown, _THUMBNAIL), button, _caption(shown.reasons[:2])])
 
 
 class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
-    """A frame to look at, what to look for in it, and what is like it.
+    """A frame to look at, what to search for in it, and the most similar frames.
 
     Args:
-        frames: To pick from, each with the boxes that can be looked for.
-        search: Finds what is like a frame or a box.
-        on_keep: Called with the frames found and the exemplar's own, by "Keep as a selection".
+        frames: To pick from, each with the boxes that can be searched for.
+        search: Finds frames similar to a frame or a box.
+        on_keep: Called with the exemplar's frame and the matches by "Keep as a selection".
 
     Attributes:
-        drive, index, box: The controls; ``found``: the frames shown now, best first.
+        drive: Dropdown of drives.
+        index: Slider of the drive's frames.
+        box: Dropdown of the frame's boxes.
+        matches: Frames shown now, most similar first.
     """
 
     def __init__(
@@ -261,17 +219,17 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         on_keep: FrameAction | None = None,
     ) -> None:
         self.frames = list(frames)
-        self.found: list[ShownFrame] = []
+        self.matches: list[ShownFrame] = []
         self._search, self._on_keep = search, on_keep
         drives = list(dict.fromkeys(one.drive for one in self.frames))
         self.drive = widgets.Dropdown(options=drives, description="drive")
         self.index = widgets.IntSlider(min=0, max=0, description="frame")
-        self.box = widgets.Dropdown(options=[(WHOLE_FRAME, -1)], description="look for")
+        self.box = widgets.Dropdown(options=[(WHOLE_FRAME, -1)], description="search for")
         self.keep_button = widgets.Button(
             description="Keep as a selection", icon="save", layout=widgets.Layout(width="200px")
         )
         self.status = widgets.HTML()
-        self.picture, self.grid = widgets.Box(), widgets.Box()
+        self.preview, self.grid = widgets.Box(), widgets.Box()
         self.drive.observe(lambda _: self._open_drive(), names="value")
         self.index.observe(lambda _: self._open_frame(), names="value")
         self.box.observe(lambda _: self._look(), names="value")
@@ -281,36 +239,40 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
             [self.drive, self.index, self.box, self.keep_button, self.status],
             layout=widgets.Layout(width="340px"),
         )
-        super().__init__([widgets.HBox([self.picture, controls]), self.grid])
+        super().__init__([widgets.HBox([self.preview, controls]), self.grid])
         if self.frames:
             self._open_drive()
         else:
-            self._tell("There is no frame to pick from.")
+            self._show_message("No frames to pick from.")
 
     @property
     def frame(self) -> ShownFrame:
-        """The frame that is open."""
+        """The open frame."""
         number: int = self.index.value
         return self._of_drive[number]
 
     def pick(self, frame: str, box: int | None = None) -> None:
-        """Open a frame by its digest and look for one of its boxes, or for all of it.
+        """Open a frame and search for it or for one of its boxes.
+
+        Args:
+            frame: Digest.
+            box: Index of a box; None searches for the whole frame.
 
         Raises:
-            ParameterError: It is none of the frames to pick from, or has no such box.
+            ParameterError: An unknown frame or box.
         """
         one = next((one for one in self.frames if one.frame == frame), None)
         if one is None:
             raise ParameterError(
-                f"this is none of the {len(self.frames)} frames to pick from",
+                "unknown frame id",
                 where=frame,
-                hint="Take a `frame` of the widget's `frames`",
+                hint="Use a `frame` from the widget's `frames`",
             )
         if box is not None and not 0 <= box < len(one.boxes):
             raise ParameterError(
-                f"the frame has {len(one.boxes)} boxes and none of this number",
+                f"unknown box: the frame has {counted(len(one.boxes), 'box', 'boxes')}",
                 where=f"{frame[:12]}, box {box}",
-                hint="Leave the box out to look for the whole frame",
+                hint="Omit the box to search for the whole frame",
             )
         self.drive.value = one.drive
         self.index.value = self._of_drive.index(one)
@@ -344,79 +306,121 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         shown = replace(
             self.frame, boxes=(chosen,) if chosen else self.frame.boxes[:_MAX_DRAWN_BOXES]
         )
-        self.picture.children = (_box_image(shown, _PICKED_PX),)
+        self.preview.children = (_image(shown, _PICKED_PX),)
         try:
-            self.found = list(self._search(self.frame.frame, chosen))
-            self._tell(f"the {len(self.found)} nearest to {_describe_target(chosen)}")
+            self.matches = list(self._search(self.frame.frame, chosen))
+            self._show_message(f"the {len(self.matches)} nearest to {_describe_target(chosen)}")
         except WorkbenchError as error:
-            self.found = []
-            self._tell(f"{error.what}. {error.hint or ''}")
+            self.matches = []
+            self._show_message(f"{error.what}. {error.hint or ''}")
         cells = [
-            widgets.VBox([_box_image(one, _MATCH_PX), _match_caption(one)]) for one in self.found
+            widgets.VBox([_image(one, _MATCH_PX), _caption((one.drive, *one.reasons[:2]))])
+            for one in self.matches
         ]
         layout = widgets.Layout(
             grid_template_columns=f"repeat({_MATCH_COLUMNS}, {_MATCH_PX + 8}px)", grid_gap="6px"
         )
         self.grid.children = (widgets.GridBox(cells, layout=layout),)
-        self.keep_button.disabled = not self.found
+        self.keep_button.disabled = not self.matches
 
     def _keep(self) -> None:
         if self._on_keep is None:
             return
         try:
-            said = self._on_keep((self.frame.frame, *(one.frame for one in self.found)))
-            self._tell(str(said))
+            message = self._on_keep((self.frame.frame, *(one.frame for one in self.matches)))
+            self._show_message(str(message))
         except WorkbenchError as error:
-            self._tell(f"{error.what}. {error.hint or ''}")
+            self._show_message(f"{error.what}. {error.hint or ''}")
 
-    def _tell(self, text: str) -> None:
+    def _show_message(self, text: str) -> None:
         self.status.value = html.escape(text)
 
 
-def _describe_target(box: DrawnBox | None) -> str:
-    return "this frame" if box is None else f"this {box.cls.replace('_', ' ')}"
+def tag_action(workspace: Workspace, dataset: str, tag: str) -> FrameAction:
+    """Action that tags frames in FiftyOne, with author and time.
 
-
-def _box_image(shown: ShownFrame, width: int) -> widgets.Image:
-    layout = widgets.Layout(width=f"{width}px", max_width="100%")
-    return widgets.Image(value=draw_frame(shown, width), format="png", layout=layout)
-
-
-def _match_caption(shown: ShownFrame) -> widgets.HTML:
-    lines = "<br>".join(html.escape(line) for line in (shown.drive, *shown.reasons[:2]))
-    return widgets.HTML(f"<div style='line-height:1.25;font-size:11px'>{lines}</div>")
-
-
-# ---- What the buttons of a frame browser do: tag in FiftyOne, send to Label Studio.
-#
-# Both take frame digests and return the words that the browser shows. They are for people at a
-# notebook, so they start the server they need; a step in production never does.
-
-
-def tag_action(place: Workspace, dataset: str, tag: str) -> FrameAction:
-    """Tag frames of FiftyOne's ``dataset``, with who did it and when."""
+    Args:
+        workspace: Its mongod.
+        dataset: Name of the dataset in FiftyOne.
+        tag: The tag.
+    """
 
     def act(frames: Sequence[str]) -> str:
-        new = curation.tag_frames(dataset, frames, tag, by=getpass.getuser(), workspace=place)
-        return f"{new} frames tagged {tag!r} in FiftyOne ({len(frames) - new} had the tag)"
+        new = curation.tag_frames(dataset, frames, tag, by=getpass.getuser(), workspace=workspace)
+        return (
+            f"{counted(new, 'frame')} tagged {tag!r} in FiftyOne ({len(frames) - new} had the tag)"
+        )
 
     return act
 
 
 def send_action(
-    place: Workspace, selection: Selection, predictions: Sequence[Prediction]
+    workspace: Workspace,
+    selection: Selection,
+    predictions: Sequence[Prediction],
+    reason: str = "picked in a notebook",
 ) -> FrameAction:
-    """Send frames of ``selection``'s dataset to labelers, with ``predictions`` to start from."""
+    """Action that sends frames to labelers; it starts Label Studio if necessary.
+
+    Args:
+        workspace: Its records and servers.
+        selection: Its dataset version has the frames.
+        predictions: Boxes that labelers start from.
+        reason: Shown to labelers beside every frame.
+    """
 
     def act(frames: Sequence[str]) -> str:
-        store, dataset, model = Store(place), selection.dataset, selection.model
-        why = "picked in the long-tail notebook"
-        chosen = curation.select_manually(store, dataset, frames, why, model)
+        store, dataset, model = Store(workspace), selection.dataset, selection.model
+        chosen = curation.select_manually(store, dataset, frames, reason, model)
         batch = labeling.make_batch(store, dataset, chosen, model, predictions)
-        services.up(place, ("label-studio",))
-        admin = services.label_studio_admin(place)
-        sent = labeling.send(place, labeling.connect(admin.url, admin.token), batch)
+        services.up(workspace, ("label-studio",))
+        admin = services.label_studio_admin(workspace)
+        sent = labeling.send(workspace, labeling.connect(admin.url, admin.token), batch)
         link = f'<a href="{sent.url}" target="_blank">{sent.title}</a>'
-        return f"{sent.sent} frames sent, {sent.already} there already: {link}"
+        return f"{counted(sent.sent, 'frame')} sent, {sent.already} already there: {link}"
 
     return act
+
+
+def _passes_filters(one: ShownFrame, filters: dict[str, str]) -> bool:
+    values = {
+        "light": {one.light},
+        "weather": {one.weather},
+        "class": one.classes,
+        "arm": {one.arm},
+        "drive": {one.drive},
+    }
+    return all(value == ALL_VALUES or value in values[name] for name, value in filters.items())
+
+
+def _large_view(shown: ShownFrame) -> Any:
+    facts = f"{shown.drive} · {shown.light} · {shown.weather} · {shown.arm} · {shown.frame[:12]}"
+    parts = [_image(shown, _LARGE_PX), widgets.HTML(html.escape(facts)), _caption(shown.reasons)]
+    return widgets.VBox(parts)
+
+
+def _image(shown: ShownFrame, width: int) -> Any:
+    layout = widgets.Layout(width=f"{width}px", max_width="100%")
+    return widgets.Image(value=draw_frame(shown, width), format="png", layout=layout)
+
+
+def _caption(lines: Sequence[str]) -> Any:
+    text = "<br>".join(html.escape(line) for line in lines)
+    return widgets.HTML(f"<div style='line-height:1.25;font-size:11px'>{text}</div>")
+
+
+def _button(text: str, icon: str, action: FrameAction | None) -> Any:
+    layout = widgets.Layout(width="190px", display="" if action else "none")
+    return widgets.Button(description=text, icon=icon, layout=layout)
+
+
+def _narrow_layout() -> Any:
+    return widgets.Layout(width="44px")
+
+
+def _wrapping_layout() -> Any:
+    return widgets.Layout(flex_flow="row wrap")
+
+
+def _describe_target(box: DrawnBox | None) -> str:
+    return "this frame" if box is None else f"this {box.cls.replace('_', ' ')}"

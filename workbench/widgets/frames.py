@@ -20,10 +20,25 @@ if TYPE_CHECKING:
     from workbench.curation import Embeddings
     from workbench.curation.signals.similarity import SimilarityScores
 
+__all__ = [
+    "DrawnBox",
+    "ShownFrame",
+    "contact_sheet",
+    "embedded_frames",
+    "selected_frames",
+    "similar_frames",
+]
+
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box in pixels of the frame; ``score`` is None for a label."""
+    """A box to draw.
+
+    Attributes:
+        cls: Class name.
+        xyxy: Corners, pixels of the frame.
+        score: None for a label.
+    """
 
     cls: str
     xyxy: tuple[float, float, float, float]
@@ -32,7 +47,19 @@ class DrawnBox:
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """One frame as shown: where its image lies, what it is, why it was chosen."""
+    """A frame to show.
+
+    Attributes:
+        frame: Digest.
+        image: Path of the image.
+        drive: Its drive.
+        light: Light condition.
+        weather: Weather condition.
+        arm: Arm of a selection, if any.
+        rank: Rank in a selection, from 1.
+        reasons: Why it was chosen.
+        boxes: Boxes to draw.
+    """
 
     frame: str
     image: Path
@@ -46,44 +73,158 @@ class ShownFrame:
 
     @property
     def classes(self) -> frozenset[str]:
+        """Classes of its boxes."""
         return frozenset(box.cls for box in self.boxes)
 
 
 def selected_frames(
-    place: Workspace,
+    workspace: Workspace,
     dataset: Dataset,
     selection: Selection,
     predictions: Sequence[Prediction] = (),
 ) -> list[ShownFrame]:
-    """The chosen frames in order of rank, with the model's boxes, or labels where it has none."""
+    """The frames of a selection by rank, with predicted boxes, or labels where there are none.
+
+    Args:
+        workspace: Holds the images.
+        dataset: The dataset version.
+        selection: The selection.
+        predictions: Boxes of a model.
+    """
     frames = {frame.id: frame for frame in dataset.frames}
-    found: dict[str, list[DrawnBox]] = {}
+    boxes_by_frame: dict[str, list[DrawnBox]] = {}
     for one in predictions:
-        found.setdefault(one.frame, []).append(DrawnBox(one.cls, one.box.xyxy, one.score))
-    shown = []
+        boxes_by_frame.setdefault(one.frame, []).append(DrawnBox(one.cls, one.box.xyxy, one.score))
+    result = []
     for choice in selection.chosen:
         if choice.frame not in frames:
             continue
         frame = frames[choice.frame]
         labels = [DrawnBox(one.cls, one.box.xyxy) for one in dataset.labels_by_frame[frame.id]]
-        shown.append(
+        result.append(
             ShownFrame(
                 frame=frame.id,
-                image=media_path(place, frame),
+                image=media_path(workspace, frame),
                 drive=frame.drive,
                 light=str(frame.conditions.light),
                 weather=str(frame.conditions.weather),
                 arm=choice.arm,
                 rank=choice.rank,
                 reasons=choice.reasons,
-                boxes=tuple(found.get(frame.id, labels)),
+                boxes=tuple(boxes_by_frame.get(frame.id, labels)),
             )
         )
-    return shown
+    return result
+
+
+def embedded_frames(
+    workspace: Workspace, dataset: Dataset, embeddings: Embeddings
+) -> list[ShownFrame]:
+    """All embedded frames with the boxes that have a vector, highest score first.
+
+    Args:
+        workspace: Holds the images.
+        dataset: The dataset version.
+        embeddings: Embeddings of its frames.
+    """
+    frames = {frame.id: frame for frame in dataset.frames}
+    boxes: list[list[DrawnBox]] = [[] for _ in embeddings.frames]
+    for owner, box, cls, score in zip(
+        embeddings.owner.tolist(),
+        embeddings.boxes.tolist(),
+        embeddings.classes.tolist(),
+        embeddings.scores.tolist(),
+        strict=True,
+    ):
+        boxes[owner].append(DrawnBox(embeddings.class_names[cls], tuple(box), score))
+    result = []
+    for name, own_boxes in zip(embeddings.frames, boxes, strict=True):
+        frame = frames[name]
+        result.append(
+            ShownFrame(
+                frame=name,
+                image=media_path(workspace, frame),
+                drive=frame.drive,
+                light=str(frame.conditions.light),
+                weather=str(frame.conditions.weather),
+                boxes=tuple(sorted(own_boxes, key=lambda box: -(box.score or 0))),
+            )
+        )
+    return result
+
+
+def similar_frames(
+    shown: Sequence[ShownFrame],
+    embeddings: Embeddings,
+    similarity: SimilarityScores,
+    count: int,
+    *,
+    per_drive: int = 2,
+) -> list[ShownFrame]:
+    """The ``count`` most similar frames, with the matched box and the reason.
+
+    Args:
+        shown: Result of `embedded_frames`, in the order of ``embeddings``.
+        embeddings: Embeddings of the frames.
+        similarity: Their similarity to an exemplar or a text.
+        count: Number of frames.
+        per_drive: Largest number of one drive, whose frames are similar anyway.
+    """
+    count_by_drive: Counter[str] = Counter()
+    result = []
+    for row in similarity.order.tolist():
+        frame = shown[row]
+        if count_by_drive[frame.drive] >= per_drive:
+            continue
+        count_by_drive[frame.drive] += 1
+        result.append(
+            replace(
+                frame,
+                boxes=_matched_box(embeddings, similarity, row),
+                reasons=(similarity.reason(row),),
+            )
+        )
+        if len(result) == count:
+            break
+    return result
+
+
+def _matched_box(
+    embeddings: Embeddings, similarity: SimilarityScores, row: int
+) -> tuple[DrawnBox, ...]:
+    """The object or tile that matched; none where the whole frame did."""
+    index = int(similarity.row[row])
+    if similarity.kind[row] == "object":
+        cls = embeddings.class_names[int(embeddings.classes[index])]
+        return (DrawnBox(cls, tuple(embeddings.boxes[index].tolist())),)
+    if similarity.kind[row] == "tile":
+        return (DrawnBox("here", tuple(embeddings.tiles.boxes[index].tolist())),)
+    return ()
+
+
+def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, matches: Sequence[ShownFrame]) -> Any:
+    """Plot an exemplar and the frames similar to it, four per row, the matched boxes in red.
+
+    Args:
+        exemplar: The exemplar's frame.
+        box: The exemplar's box; None for the whole frame.
+        matches: Similar frames, most similar first.
+    """
+    cards = [(replace(exemplar, boxes=(box,) if box else ()), "the exemplar")]
+    cards += [(one, one.reasons[0]) for one in matches]
+    figure, grid = image_grid(len(cards), columns=4, cell=(3.25, 2.5))
+    for number, (axes, (one, text)) in enumerate(zip(grid, cards, strict=False)):
+        with Image.open(one.image) as image:
+            axes.imshow(image.convert("RGB"))
+        draw_boxes(axes, (drawn.xyxy for drawn in one.boxes), "#ff3b30", width=1.6)
+        weight = "bold" if number == 0 else "normal"
+        axes.set_title(f"{one.drive}\n{text}", fontsize=8, loc="left", fontweight=weight)
+    figure.tight_layout()
+    return figure
 
 
 def draw_frame(shown: ShownFrame, width: int) -> bytes:
-    """PNG bytes, ``width`` pixels wide, boxes drawn; a grey card where the image is unreadable."""
+    """PNG of a frame with its boxes, ``width`` pixels wide; grey where the image is unreadable."""
     try:
         with Image.open(shown.image) as source:
             image = source.convert("RGB")
@@ -114,87 +255,3 @@ def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
-
-
-# ---- Frames of a pool with what a model sees in them, and where on them something was found.
-
-
-def embedded_frames(place: Workspace, dataset: Dataset, seen: Embeddings) -> list[ShownFrame]:
-    """Every embedded frame with the boxes that have a vector, surest first."""
-    frames = {frame.id: frame for frame in dataset.frames}
-    boxes: list[list[DrawnBox]] = [[] for _ in seen.frames]
-    for owner, box, cls, score in zip(
-        seen.owner.tolist(),
-        seen.boxes.tolist(),
-        seen.classes.tolist(),
-        seen.scores.tolist(),
-        strict=True,
-    ):
-        boxes[owner].append(DrawnBox(seen.class_names[cls], tuple(box), score))
-    shown = []
-    for name, found in zip(seen.frames, boxes, strict=True):
-        frame = frames[name]
-        shown.append(
-            ShownFrame(
-                frame=name,
-                image=media_path(place, frame),
-                drive=frame.drive,
-                light=str(frame.conditions.light),
-                weather=str(frame.conditions.weather),
-                boxes=tuple(sorted(found, key=lambda box: -(box.score or 0))),
-            )
-        )
-    return shown
-
-
-def similar_frames(
-    shown: Sequence[ShownFrame],
-    seen: Embeddings,
-    like: SimilarityScores,
-    count: int,
-    *,
-    per_drive: int = 2,
-) -> list[ShownFrame]:
-    """The ``count`` most alike, with what matched drawn in and why in words.
-
-    Args:
-        shown: Of `seen_frames`, in the order of ``seen``.
-        per_drive: At most so many of one drive, because its frames are like each other anyway.
-    """
-    taken: Counter[str] = Counter()
-    found = []
-    for row in like.order.tolist():
-        one = shown[row]
-        if taken[one.drive] >= per_drive:
-            continue
-        taken[one.drive] += 1
-        found.append(replace(one, boxes=_matched_box(seen, like, row), reasons=(like.why(row),)))
-        if len(found) == count:
-            break
-    return found
-
-
-def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, found: Sequence[ShownFrame]) -> Any:
-    """The exemplar and what is like it, four a row, what matched drawn in red."""
-    cards = [(replace(exemplar, boxes=(box,) if box else ()), "the exemplar")]
-    cards += [(one, one.reasons[0]) for one in found]
-    figure, grid = image_grid(len(cards), columns=4, cell=(3.25, 2.5))
-    for number, (axes, (one, told)) in enumerate(zip(grid, cards, strict=False)):
-        with Image.open(one.image) as image:
-            axes.imshow(image.convert("RGB"))
-        draw_boxes(axes, (drawn.xyxy for drawn in one.boxes), "#ff3b30", width=1.6)
-        weight = "bold" if number == 0 else "normal"
-        axes.set_title(f"{one.drive}\n{told}", fontsize=8, loc="left", fontweight=weight)
-    figure.tight_layout()
-    return figure
-
-
-def _matched_box(seen: Embeddings, like: SimilarityScores, row: int) -> tuple[DrawnBox, ...]:
-    """The object or tile of a frame that matched; nothing where it was the frame as a whole."""
-    place = int(like.row[row])
-    if like.kind[row] == "object":
-        cls = seen.class_names[int(seen.classes[place])]
-        return (DrawnBox(cls, tuple(seen.boxes[place].tolist())),)
-    if like.kind[row] == "tile":
-        return (DrawnBox("here", tuple(seen.tiles.boxes[place].tolist())),)
-    return ()

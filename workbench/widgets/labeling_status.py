@@ -1,4 +1,7 @@
-"""Labeling progress by batch."""
+"""Labeling progress by batch: a bar, the annotators, and invalid answers to fix.
+
+Everything works from code as well: ``widget.refresh_button.click()``.
+"""
 
 from __future__ import annotations
 
@@ -9,55 +12,58 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from workbench.core.errors import WorkbenchError
+from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 
 if TYPE_CHECKING:
     from workbench.labeling import BatchStatus
     from workbench.labeling.collector import InvalidAnswer
 
+__all__ = ["LabelingStatus", "sent_batches"]
+
 _MAX_SHOWN_FIXES = 5
 
 
 class LabelingStatus(widgets.VBox):  # type: ignore[misc]
-    """The batches that are out, as they are now.
+    """Progress of the sent batches.
 
     Args:
-        look: Gives the state of each batch; called at once and by "Refresh".
-        on_collect: Called with a complete batch by its "Collect" and returns what to tell the
-            person; without it, no button.
+        read: Returns the status of each batch; called at once and by "Refresh".
+        on_collect: Called with a complete batch by its "Collect" button, returns a message; without
+            it, no button.
 
     Attributes:
-        states: What was seen last.
-        collect_buttons: One a complete batch that was not collected yet, by batch.
+        states: The last status of each batch.
+        collect_buttons: Button of each complete batch that is not collected yet.
     """
 
     def __init__(
         self,
-        look: Callable[[], Sequence[BatchStatus]],
+        read: Callable[[], Sequence[BatchStatus]],
         *,
         on_collect: Callable[[str], object] | None = None,
     ) -> None:
         self.states: list[BatchStatus] = []
         self.collect_buttons: dict[str, widgets.Button] = {}
-        self._look, self._on_collect = look, on_collect
+        self._read, self._on_collect = read, on_collect
         self.refresh_button = widgets.Button(description="Refresh", icon="refresh")
         self.refresh_button.on_click(lambda _: self.refresh())
         self.rows = widgets.VBox()
-        self.told = widgets.HTML()
-        super().__init__([self.refresh_button, self.rows, self.told])
+        self.message = widgets.HTML()
+        super().__init__([self.refresh_button, self.rows, self.message])
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again."""
+        """Read the status again."""
         try:
-            self.states = list(self._look())
+            self.states = list(self._read())
         except WorkbenchError as error:
-            self._tell(str(error))
+            self._show_message(str(error))
             return
         self.collect_buttons = {}
         shown = [self._row(state) for state in self.states]
-        self.rows.children = shown or [widgets.HTML("No batch was sent from here.")]
-        self._tell("")
+        self.rows.children = shown or [widgets.HTML("No batches sent from this workspace.")]
+        self._show_message("")
 
     def _row(self, state: BatchStatus) -> widgets.VBox:
         kind, _, name = state.batch.partition("/")
@@ -79,43 +85,49 @@ class LabelingStatus(widgets.VBox):  # type: ignore[misc]
         if self._on_collect is None:
             return
         try:
-            said = str(self._on_collect(batch))
+            message = str(self._on_collect(batch))
         except WorkbenchError as error:
-            self._tell(str(error))
+            self._show_message(str(error))
             return
         self.refresh()
-        self._tell(said)
+        self._show_message(message)
 
-    def _tell(self, text: str) -> None:
-        self.told.value = html.escape(text)
+    def _show_message(self, text: str) -> None:
+        self.message.value = html.escape(text)
 
 
-def sent_batches(place: Workspace) -> LabelingStatus:
-    """The batches sent from a workspace, at its own server.
+def sent_batches(workspace: Workspace) -> LabelingStatus:
+    """Progress of all batches sent from a workspace, on its own server.
+
+    Args:
+        workspace: The workspace.
 
     Raises:
-        ServiceError: Label Studio was never started here, or is away.
+        ServiceError: Label Studio was never started here, or does not answer.
     """
     from workbench import labeling, services
     from workbench.labeling import sync
 
-    admin = services.label_studio_admin(place)
+    admin = services.label_studio_admin(workspace)
     server = labeling.connect(admin.url, admin.token)
 
-    def look() -> list[BatchStatus]:
-        return [labeling.batch_status(place, server, batch) for batch in sync.sent_batches(place)]
+    def read() -> list[BatchStatus]:
+        return [
+            labeling.batch_status(workspace, server, batch)
+            for batch in sync.sent_batches(workspace)
+        ]
 
     def collect(batch: str) -> str:
-        return f"collected: {labeling.collect(place, server, batch)}"
+        return f"collected: {labeling.collect(workspace, server, batch)}"
 
-    return LabelingStatus(look, on_collect=collect)
+    return LabelingStatus(read, on_collect=collect)
 
 
 def _summary(state: BatchStatus) -> str:
-    parts = [f"{state.done} of {state.total} frames"]
+    parts = [f"{state.done} of {counted(state.total, 'frame')}"]
     parts += [f"{state.skipped} skipped"] if state.skipped else []
-    parts += [f"{state.drafts} drafts"] if state.drafts else []
-    parts += [f"{len(state.deleted)} deleted there"] if state.deleted else []
+    parts += [counted(state.drafts, "draft")] if state.drafts else []
+    parts += [f"{len(state.deleted)} deleted in Label Studio"] if state.deleted else []
     parts += ["collected"] if state.collected else []
     url = html.escape(state.url, quote=True)
     return f'{", ".join(parts)} · <a href="{url}" target="_blank">open</a>'
@@ -125,16 +137,17 @@ def _details(state: BatchStatus) -> str:
     people = []
     for person in state.annotators:
         time = f", {person.minutes:.1f} min" if person.minutes is not None else ""
-        told = " (replayed)" if person.simulated else ""
+        suffix = " (replayed)" if person.simulated else ""
         name = html.escape(person.id)
-        people.append(f"{name}{told}: {person.frames} frames, {person.boxes} boxes{time}")
-    mends = [_fix_line(mend) for mend in state.invalid[:_MAX_SHOWN_FIXES]]
+        counts = f"{counted(person.frames, 'frame')}, {counted(person.boxes, 'box', 'boxes')}"
+        people.append(f"{name}{suffix}: {counts}{time}")
+    fixes = [_fix_line(answer) for answer in state.invalid[:_MAX_SHOWN_FIXES]]
     if len(state.invalid) > _MAX_SHOWN_FIXES:
-        mends.append(f"and {len(state.invalid) - _MAX_SHOWN_FIXES} more")
-    return "".join(f"<div>{line}</div>" for line in (*people, *mends))
+        fixes.append(f"and {len(state.invalid) - _MAX_SHOWN_FIXES} more")
+    return "".join(f"<div>{line}</div>" for line in (*people, *fixes))
 
 
-def _fix_line(mend: InvalidAnswer) -> str:
-    url = html.escape(mend.url, quote=True)
-    who, why = html.escape(mend.annotator), html.escape(mend.why)
-    return f'to mend, {who}: <a href="{url}" target="_blank">{why}</a>'
+def _fix_line(answer: InvalidAnswer) -> str:
+    url = html.escape(answer.url, quote=True)
+    who, reason = html.escape(answer.annotator), html.escape(answer.why)
+    return f'to fix, {who}: <a href="{url}" target="_blank">{reason}</a>'

@@ -1,4 +1,8 @@
-"""Progress of a pipeline run, with a button to cancel it."""
+"""Progress of a pipeline run, with a button to cancel it.
+
+The widget reads the files that a run writes, so it shows any run of the workspace, including one
+started in a terminal, and finds a run again after the kernel was restarted.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,17 @@ from typing import IO, Any
 
 import ipywidgets as widgets
 
-from workbench.core import workspace
 from workbench.core.errors import WorkbenchError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import HOME_VARIABLE, Workspace, find_workspace
 from workbench.pipeline import runs
 from workbench.pipeline.runs import RunState, StepState
 from workbench.pipeline.step_output import StepFiles
 
+__all__ = ["RunProgress", "run"]
+
 _POLL_S = 0.5
 _CANCEL_WAIT_S = 20.0
 _MAX_ERROR_CHARS = 1500
-
 _STATE_STYLES = {
     "ran": ("✓", "#2f855a", "success"),
     "succeeded": ("✓", "#2f855a", "success"),
@@ -44,44 +48,47 @@ _PENDING_COLOUR = "#cbd2dc"
 
 
 class RunProgress(widgets.VBox):  # type: ignore[misc]
-    """Watches a run until it has ended.
+    """Watches a run until it ends.
 
     Args:
-        run: Its id, the beginning of one, or ``latest``.
-        place: The workspace; by default that of the current folder.
+        run: Run id, its first characters, or ``latest``.
+        workspace: By default, that of the current folder.
 
     Attributes:
-        state: The run as it was last seen; None while one that was just started has not begun.
-        cancel_button: Stops the run, as ``cancel_button.click()`` does from code.
+        state: The run's last state; None while a run that was just started has no file.
+        cancel_button: Cancels the run; ``cancel_button.click()`` does so from code.
+
+    Raises:
+        ParameterError: There is no such run.
     """
 
-    def __init__(self, run: str = runs.LATEST_RUN, *, place: Workspace | None = None) -> None:
-        self.place = place or workspace.find_workspace()
-        self.state: RunState | None = runs.find_run(self.place, run)
+    def __init__(self, run: str = runs.LATEST_RUN, *, workspace: Workspace | None = None) -> None:
+        self.workspace = workspace or find_workspace()
+        self.state: RunState | None = runs.find_run(self.workspace, run)
         self._process: _RunProcess | None = None
         self._build()
 
     @classmethod
-    def of(cls, started: _RunProcess, place: Workspace) -> RunProgress:
+    def of(cls, process: _RunProcess, workspace: Workspace) -> RunProgress:
         """Watch a run that was just started and has no file yet."""
-        made = cls.__new__(cls)
-        made.place, made.state, made._process = place, None, started
-        made._build()
-        return made
+        widget = cls.__new__(cls)
+        widget.workspace, widget.state, widget._process = workspace, None, process
+        widget._build()
+        return widget
 
     def wait(self, timeout_s: float | None = None) -> RunState | None:
-        """Hold the cell until the run has ended, or so long; returns how it then is."""
+        """Block until the run has ended, or ``timeout_s`` seconds; returns the last state."""
         if self._watcher is not None:
             self._watcher.join(timeout_s)
         return self.state
 
     def refresh(self) -> bool:
-        """Look once; returns whether there is more to come."""
+        """Read the state once; returns whether the run goes on."""
         if self._process is not None:
-            self._process.process.poll()  # so that it does not stay a zombie
+            self._process.process.poll()  # reaps the process
         if self.state is None:
             return self._await_file()
-        self.state = runs.find_run(self.place, self.state.run_id)
+        self.state = runs.find_run(self.workspace, self.state.run_id)
         self._show(self.state)
         return self.state.alive
 
@@ -112,20 +119,20 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
                 return
 
     def _await_file(self) -> bool:
-        """Find the run that our process began; say why when it ended without one."""
+        """Find the run of our process; show the error when it exited without one."""
         assert self._process is not None  # noqa: S101 - for mypy: a run without a file has one
-        ended = self._process.process.poll() is not None
-        for run in runs.list_runs(self.place):
-            if run.pid == self._process.process.pid and self._process.began_before(run):
+        has_exited = self._process.process.poll() is not None
+        for run in runs.list_runs(self.workspace):
+            if run.pid == self._process.process.pid and self._process.may_be(run):
                 self.state = run
                 self._show(run)
                 return run.alive
         self.heading.value = "<b>starting …</b>"
-        if ended:
+        if has_exited:
             self.heading.value = "<b>the run did not start</b>"
-            self.closing.value = self._process.why()
+            self.closing.value = self._process.error_html()
             self.cancel_button.disabled = True
-        return not ended
+        return not has_exited
 
     def _cancel(self) -> None:
         self.cancel_button.disabled = True
@@ -135,7 +142,7 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
     def _stop(self) -> None:
         try:
             if self.state is not None:
-                runs.cancel_run(self.place, self.state, wait_s=_CANCEL_WAIT_S)
+                runs.cancel_run(self.workspace, self.state, wait_s=_CANCEL_WAIT_S)
             elif self._process is not None:
                 self._process.process.terminate()
         except WorkbenchError as error:
@@ -152,14 +159,35 @@ class RunProgress(widgets.VBox):  # type: ignore[misc]
             if step.name not in self._rows:
                 self._rows[step.name] = _StepRow(step.name)
                 self.steps.children = [row.box for row in self._rows.values()]
-            self._rows[step.name].show(step, runs.step_folder(self.place, run, step), run.state)
+            self._rows[step.name].show(step, runs.step_folder(self.workspace, run, step), run.state)
         if not run.alive:
             self.cancel_button.layout.display = "none"
-            self.closing.value = _closing_html(self.place, run)
+            self.closing.value = _closing_html(self.workspace, run)
+
+
+def run(
+    pipeline: str | Path, *, workspace: Workspace | None = None, **parameters: Any
+) -> RunProgress:
+    """Start ``workbench run PIPELINE`` and show its progress.
+
+    The run is a separate process: it continues when the kernel is restarted, and ``RunProgress()``
+    then finds it again.
+
+    Args:
+        pipeline: The pipeline's file, relative to the current folder or the project.
+        workspace: By default, that of the current folder.
+        parameters: Parameters of the pipeline.
+    """
+    workspace = workspace or find_workspace()
+    folder = Path.cwd() if Path(pipeline).exists() else workspace.root.parent
+    command = [sys.executable, "-m", "workbench", "run", str(pipeline), "--json"]
+    return RunProgress.of(
+        _RunProcess([*command, *_parameter_options(parameters)], folder, workspace), workspace
+    )
 
 
 class _StepRow:
-    """One step: its name, a bar, seconds, and the reason for what it does."""
+    """One step: its name, a bar, seconds, and the reason for its status."""
 
     def __init__(self, name: str) -> None:
         self.name = widgets.HTML(layout=widgets.Layout(flex="0 0 170px"))
@@ -167,7 +195,7 @@ class _StepRow:
         self.text = widgets.HTML(layout=widgets.Layout(flex="1 1 0"))
         self.box = widgets.HBox([self.name, self.bar, self.text])
         self._label = html.escape(name)
-        self._pieces: tuple[int, int] | None = None
+        self._items: tuple[int, int] | None = None
         self._files: StepFiles | None = None
 
     def show(self, step: StepState, folder: Path, run_state: str) -> None:
@@ -176,105 +204,87 @@ class _StepRow:
         self.name.value = f"<span style='color:{colour}'>{mark}</span> {self._label}"
         self.bar.bar_style = style
         self.bar.style.bar_color = None if style else _PENDING_COLOUR
-        words = [status]
+        parts = [status]
         if status == "running":
             self._files = self._files or StepFiles(folder)
-            self._pieces = self._files.progress() or self._pieces
-        if self._pieces and status in ("running", "ran"):
-            words.append(f"{self._pieces[0]} of {self._pieces[1]}")
+            self._items = self._files.progress() or self._items
+        if self._items and status in ("running", "ran"):
+            parts.append(f"{self._items[0]} of {self._items[1]}")
         if step.seconds:
-            words.append(f"{step.seconds:.1f} s")
+            parts.append(f"{step.seconds:.1f} s")
         if step.reason:
-            words.append(step.reason)
-        self.bar.value = _bar_percent(status, self._pieces)
+            parts.append(step.reason)
+        self.bar.value = _bar_percent(status, self._items)
         self.text.value = (
             "<div style='color:#667084;font-size:12px;line-height:1.3;padding:7px 0 0 6px'>"
-            f"{html.escape(' · '.join(words))}</div>"
+            f"{html.escape(' · '.join(parts))}</div>"
         )
 
 
 class _RunProcess:
-    """A ``workbench run`` in a process of its own, and what it has said so far."""
+    """A ``workbench run`` process, and its output so far."""
 
-    def __init__(self, command: list[str], folder: Path, place: Workspace) -> None:
-        # Open as long as the run is watched; the run writes on when nobody watches any more.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._told = tempfile.TemporaryFile()  # noqa: SIM115
-        self._at = time.time()
+    def __init__(self, command: list[str], folder: Path, workspace: Workspace) -> None:
+        # Open while the run is watched; the run keeps writing afterwards.
+        self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._started = time.time()
         self.process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, workspace.HOME_VARIABLE: str(place.root)},
+            env={**os.environ, HOME_VARIABLE: str(workspace.root)},
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._told,
-            start_new_session=True,  # interrupting or restarting the kernel leaves the run alone
+            stdout=self._stdout,
+            stderr=self._stderr,
+            start_new_session=True,  # the run survives an interrupt or restart of the kernel
         )
 
-    def began_before(self, run: RunState) -> bool:
-        """Whether ``run`` can be this process's: its number may have been another's earlier."""
-        return run.pid_started is None or run.pid_started > self._at - 5
+    def may_be(self, run: RunState) -> bool:
+        """Whether ``run`` can be this process's: process ids are reused."""
+        return run.pid_started is None or run.pid_started > self._started - 5
 
-    def why(self) -> str:
-        """What went wrong, from the object that ``--json`` prints, or its last words."""
+    def error_html(self) -> str:
+        """The error from the ``--json`` output, or the end of standard error."""
         try:
-            told = json.loads(_read_tail(self._said))["error"]
-            where = f" ({told['where']})" if told.get("where") else ""
-            return _error_html(f"{told['message']}{where}", told.get("hint"))
+            error = json.loads(_read_tail(self._stdout))["error"]
+            where = f" ({error['where']})" if error.get("where") else ""
+            return _error_html(f"{error['message']}{where}", error.get("hint"))
         except (ValueError, KeyError, TypeError):
-            return f"<pre>{html.escape(_read_tail(self._told))}</pre>"
-
-
-def run(pipeline: str | Path, *, place: Workspace | None = None, **parameters: Any) -> RunProgress:
-    """Start ``workbench run PIPELINE`` and show it.
-
-    The run is a process of its own: it goes on when the kernel is restarted, and ``RunProgress()``
-    then finds it again.
-
-    Args:
-        pipeline: The pipeline's file, from the current folder or from the project's.
-        parameters: Its parameters.
-    """
-    place = place or workspace.find_workspace()
-    folder = Path.cwd() if Path(pipeline).exists() else place.root.parent
-    command = [sys.executable, "-m", "workbench", "run", str(pipeline), "--json"]
-    return RunProgress.of(
-        _RunProcess([*command, *_parameter_options(parameters)], folder, place), place
-    )
+            return f"<pre>{html.escape(_read_tail(self._stderr))}</pre>"
 
 
 def _parameter_options(parameters: Mapping[str, Any]) -> list[str]:
-    """As ``-p`` takes them: texts and paths as they are, all else as JSON."""
-    words: list[str] = []
+    """Options ``-p NAME=VALUE``: texts and paths as they are, other values as JSON."""
+    options: list[str] = []
     for key, value in parameters.items():
         text = str(value) if isinstance(value, str | Path) else json.dumps(value)
-        words += ["-p", f"{key}={text}"]
-    return words
+        options += ["-p", f"{key}={text}"]
+    return options
 
 
-def _bar_percent(status: str, pieces: tuple[int, int] | None) -> int:
-    """How full a step's bar is, in percent."""
+def _bar_percent(status: str, items: tuple[int, int] | None) -> int:
+    """How full a step's bar is, percent."""
     if status in ("ran", "skipped", "failed", "waiting", "killed"):
         return 100 if status != "waiting" else 50
     if status == "running":
-        return 100 * pieces[0] // max(pieces[1], 1) if pieces else 8
+        return 100 * items[0] // max(items[1], 1) if items else 8
     return 0
 
 
-def _closing_html(place: Workspace, run: RunState) -> str:
-    """Where to look and what to do next."""
+def _closing_html(workspace: Workspace, run: RunState) -> str:
+    """Where to look, and what to do next."""
     from workbench import services
 
-    lines = [f"<code>workbench logs {run.run_id}</code> tells what the steps said"]
-    states = services.status(place, ("mlflow", "label-studio"))
+    lines = [f"<code>workbench logs {run.run_id}</code> shows the output of the steps"]
+    states = services.status(workspace, ("mlflow", "label-studio"))
     look = "target='_blank' rel='noopener' style='color:#2563eb'"
     for name, words in _LINKS.items():
         state = states.get(name)
         if state and state.usable and state.url and (name == "mlflow" or run.state == "waiting"):
-            url = (runs.mlflow_url(place, run) if name == "mlflow" else None) or state.url
+            url = (runs.mlflow_url(workspace, run) if name == "mlflow" else None) or state.url
             lines.append(f"<a href='{html.escape(url, quote=True)}' {look}>{words}</a>")
     if run.state in ("failed", "killed", "cancelled", "waiting"):
-        lines.append("the same run started again goes on from here")
+        lines.append("starting the same run again resumes it")
     return f"<div style='font-size:12px'>{' · '.join(lines)}</div>"
 
 

@@ -45,7 +45,7 @@ def connect(workspace: Workspace) -> Any:
     return fiftyone
 
 
-def load_dataset(workspace: Workspace | None, name: str) -> Any:
+def load_fo_dataset(workspace: Workspace | None, name: str) -> Any:
     """Load a dataset of FiftyOne by name.
 
     Raises:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace, find_workspace
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.fiftyone.connection import connect, load_dataset
+from workbench.curation.fiftyone.connection import connect, load_fo_dataset
 from workbench.curation.fiftyone.tags import ARM_TAGS, record_app_tags
 from workbench.curation.hygiene.inspection import InspectionFindings
 from workbench.curation.vectors import principal_components, unit_vectors
@@ -137,7 +137,7 @@ def open_app(name: str, *, workspace: Workspace | None = None, port: int = 5151)
         DataError: There is no such dataset.
         ServiceError: mongod does not answer, or the App does not start.
     """
-    fo_dataset = load_dataset(workspace, name)
+    fo_dataset = load_fo_dataset(workspace, name)
     view = fo_dataset.load_saved_view("mined") if "mined" in fo_dataset.list_saved_views() else None
     fo = connect(workspace or find_workspace())
     from fiftyone.core.service import ServiceListenTimeout

@@ -9,9 +9,10 @@ from typing import Any
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
-from workbench.curation.fiftyone.connection import load_dataset
+from workbench.curation.fiftyone.connection import load_fo_dataset
 from workbench.curation.selection.mining import MANUAL_METHOD
 from workbench.records.base import Ref
+from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import SelectedFrame, Selection
 
@@ -51,8 +52,8 @@ def tag_frames(
         raise ParameterError(
             f"reserved or empty tag {label!r}", hint=f"{', '.join(ARM_TAGS)} are set by mining"
         )
-    dataset = load_dataset(workspace, name)
-    tags = dict(zip(*dataset.values(["frame", "tags"]), strict=True))
+    fo_dataset = load_fo_dataset(workspace, name)
+    tags = dict(zip(*fo_dataset.values(["frame", "tags"]), strict=True))
     wanted = list(dict.fromkeys(frames))
     unknown = [frame for frame in wanted if frame not in tags]
     if unknown:
@@ -64,35 +65,37 @@ def tag_frames(
     new = [frame for frame in wanted if label not in tags[frame]]
     if new:
         values = {frame: [*tags[frame], label] for frame in new}
-        dataset.set_values("tags", values, key_field="frame")
+        fo_dataset.set_values("tags", values, key_field="frame")
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"tag": label, "by": by, "at": at, "frames": new}
-        dataset.info[_TAG_LOG_FIELD] = [*dataset.info.get(_TAG_LOG_FIELD, []), entry]
-        dataset.save()
+        fo_dataset.info[_TAG_LOG_FIELD] = [*fo_dataset.info.get(_TAG_LOG_FIELD, []), entry]
+        fo_dataset.save()
     return len(new)
 
 
 def tagged_frames(name: str, label: str, *, workspace: Workspace | None = None) -> tuple[str, ...]:
     """Frames with a tag, whoever set it, through the workbench or in the App."""
-    return tuple(load_dataset(workspace, name).match_tags(label).values("frame"))
+    return tuple(load_fo_dataset(workspace, name).match_tags(label).values("frame"))
 
 
 def read_tag_log(name: str, *, workspace: Workspace | None = None) -> list[dict[str, Any]]:
     """Who tagged what and when, for tags set by `tag_frames`."""
-    log = load_dataset(workspace, name).info.get(_TAG_LOG_FIELD, [])
+    log = load_fo_dataset(workspace, name).info.get(_TAG_LOG_FIELD, [])
     return [dict(entry) for entry in log if entry["by"] is not None]
 
 
-def record_app_tags(dataset: Any) -> None:
+def record_app_tags(fo_dataset: Any) -> None:
     """Record the time of tags set in the App, before publishing changes when a frame was last
     modified.
 
     Their author is unknown, so ``by`` is None.
     """
-    log = dataset.info.get(_TAG_LOG_FIELD, [])
+    log = fo_dataset.info.get(_TAG_LOG_FIELD, [])
     recorded = {(entry["tag"], frame) for entry in log for frame in entry["frames"]}
     new: dict[tuple[str, str], list[str]] = {}
-    for frame, tags, at in zip(*dataset.values(["frame", "tags", "last_modified_at"]), strict=True):
+    for frame, tags, at in zip(
+        *fo_dataset.values(["frame", "tags", "last_modified_at"]), strict=True
+    ):
         for label in set(tags or ()) - set(ARM_TAGS):
             if (label, frame) not in recorded:
                 new.setdefault((label, _utc_text(at)), []).append(frame)
@@ -101,8 +104,8 @@ def record_app_tags(dataset: Any) -> None:
             {"tag": label, "by": None, "at": at, "frames": frames}
             for (label, at), frames in sorted(new.items())
         ]
-        dataset.info[_TAG_LOG_FIELD] = [*log, *entries]
-        dataset.save()
+        fo_dataset.info[_TAG_LOG_FIELD] = [*log, *entries]
+        fo_dataset.save()
 
 
 def selection_from_tag(
@@ -116,7 +119,8 @@ def selection_from_tag(
 
     Args:
         store: Holds the records.
-        name: The dataset in FiftyOne; the Selection is of the dataset version published there.
+        name: The dataset in FiftyOne; the Selection is of the dataset version published
+            there.
         label: The tag.
         by: Who takes over the tags.
         model: The checkpoint used to find the frames, if any.
@@ -131,11 +135,13 @@ def selection_from_tag(
             where=name,
             hint="Mined frames are a Selection already, see `curation.newest_selection`",
         )
-    dataset = load_dataset(store.workspace, name)
-    version = (dataset.info.get("workbench") or {}).get("dataset")
-    rows = list(zip(*dataset.match_tags(label).values(["frame", "last_modified_at"]), strict=True))
+    fo_dataset = load_fo_dataset(store.workspace, name)
+    version = (fo_dataset.info.get("workbench") or {}).get("dataset")
+    rows = list(
+        zip(*fo_dataset.match_tags(label).values(["frame", "last_modified_at"]), strict=True)
+    )
     if not rows:
-        tags = ", ".join(sorted(set(dataset.distinct("tags")) - set(ARM_TAGS)))
+        tags = ", ".join(sorted(set(fo_dataset.distinct("tags")) - set(ARM_TAGS)))
         raise DataError(
             f"no frame of {name!r} has the tag {label!r}",
             where="FiftyOne",
@@ -147,8 +153,8 @@ def selection_from_tag(
             where=name,
             hint="Publish a saved dataset, or part of one with its selection",
         )
-    frames_of_version = {frame.id for frame in dataset.load_dataset(store, version).frames}
-    authors = _tag_authors(dataset.info.get(_TAG_LOG_FIELD, []), label, by)
+    frames_of_version = {frame.id for frame in load_dataset(store, version).frames}
+    authors = _tag_authors(fo_dataset.info.get(_TAG_LOG_FIELD, []), label, by)
     tagged_by = {
         frame: authors.get(frame) or {"by": by, "at": _utc_text(at), "through": "app"}
         for frame, at in rows

@@ -29,7 +29,7 @@ def frames(tmp_path: Path) -> list[ShownFrame]:
     ]
 
 
-def test_a_box_is_looked_for_and_what_is_found_is_kept(frames: list[ShownFrame]) -> None:
+def test_a_box_is_searched_for_and_the_matches_are_kept(frames: list[ShownFrame]) -> None:
     asked: list[tuple[str, DrawnBox | None]] = []
     kept: list[tuple[str, ...]] = []
 
@@ -56,7 +56,7 @@ def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[ShownFr
 
 def test_what_cannot_be_picked_says_why(frames: list[ShownFrame]) -> None:
     widget = MoreLikeThis(frames, lambda *_: [])
-    with pytest.raises(ParameterError, match="none of the 6 frames to pick from"):
+    with pytest.raises(ParameterError, match="unknown frame id"):
         widget.pick("f" * 64)
-    with pytest.raises(ParameterError, match=r"has 0 boxes.*Leave the box out"):
+    with pytest.raises(ParameterError, match=r"has 0 boxes.*Omit the box"):
         widget.pick(frames[5].frame, box=0)
