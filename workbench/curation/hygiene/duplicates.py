@@ -48,9 +48,7 @@ differs in more bits.
 """
 
 _VECTOR_ROWS = 1024
-_BALL_PAIRS_BEFORE_MERGE = (
-    1024  # pairs of balls that are opened without asking what the last ones have joined
-)
+_BALL_PAIRS_BEFORE_MERGE = 1024  # pairs of balls opened between two merges
 NEAR_DUPLICATE_SHARE = 0.1
 """Near duplicates are as similar as the closest tenth of consecutive frames (a parked car)."""
 

@@ -43,9 +43,9 @@ _ROW_DTYPE = np.dtype([("frame", "S64"), ("pixels", "S64"), ("hash", "<u8", (_WO
 PAIRS_PER_SLICE = 1 << 20
 """Pairs of frames compared at once."""
 
-_MAX_BALL_SIZE = 64  # frames of a ball, so that two of them are a few thousand pairs
+_MAX_BALL_SIZE = 64  # frames per ball, so that two balls are a few thousand pairs
 _ROWS, _COLUMNS = 512, 4096
-_BALL_PAIRS_AHEAD = 1 << 18  # pairs of balls that are counted to fill a slice
+_BALL_PAIRS_AHEAD = 1 << 18  # pairs of balls considered for one slice
 RowNumbers = NDArray[np.int64]
 _BitCounts = NDArray[np.uint16]
 _SkipBlock = Callable[[slice, slice], bool]

@@ -46,7 +46,7 @@ SIDE_OF_ROLE: dict[Role, str] = {
 
 EARTH_RADIUS_M = 6_371_000.0
 _UNIX_CLOCK_US = 10**15  # reached in 2001 by clocks that count from 1970
-_MAX_NAMED_LEAKS = 3  # leaks that a gate names; all are in the inspection
+_MAX_NAMED_LEAKS = 3  # leaks named by a gate; the inspection has all
 LeakKind = Literal["drive", "time", "place", "embedding"]
 
 
@@ -236,7 +236,7 @@ def _close_in_time(timed: Sequence[tuple[float, Frame]], gap: float) -> list[Lea
         )
         if later is not None and later[0] - time < gap:
             seconds = later[0] - time
-            reason = f"{seconds:.1f} s seconds in one recording, {describe_sides(frame, later[1])}"
+            reason = f"{seconds:.1f} s apart in one recording, {describe_sides(frame, later[1])}"
             leaks.append(_make_leak("time", frame, later[1], seconds, reason))
     return leaks
 
@@ -270,7 +270,7 @@ def _close_in_space(positioned: Sequence[Frame], radius: float) -> list[Leak]:
             if distance < radius:
                 one, other = positioned[row], positioned[int(others[near])]
                 one, other = sorted((one, other), key=lambda frame: frame.id)
-                reason = f"{distance:.0f} m distance, {describe_sides(one, other)}"
+                reason = f"{distance:.0f} m apart, {describe_sides(one, other)}"
                 leaks[one.id, other.id] = _make_leak("place", one, other, distance, reason)
     return list(leaks.values())
 
@@ -318,7 +318,7 @@ def _similar_across_sides(features: FrameFeatures, threshold: SimilarityThreshol
     for row, (value, other, bits) in sorted(best.items()):
         frame, partner = features.frames[row], features.frames[other]
         prefix = "" if features.directions is None else f"cosine distance {value:.4f} and "
-        reason = f"{prefix}{bits} hash bits distance, {describe_sides(frame, partner)}"
+        reason = f"{prefix}{bits} hash bits apart, {describe_sides(frame, partner)}"
         leaks.append(_make_leak("embedding", frame, partner, value, reason))
     return leaks
 

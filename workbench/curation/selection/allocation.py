@@ -36,9 +36,7 @@ _MAX_COMPARISONS = 40_000_000
 _EVENT_SHARE = 0.1
 """Best share of the pool in which neighbouring frames count as one event."""
 
-CONTROL_REASON = (
-    "random_rows at random before anything was ranked, to compare the ranked frames with"
-)
+CONTROL_REASON = "drawn at random before anything was ranked, to compare the ranked frames with"
 
 
 @dataclass(frozen=True)

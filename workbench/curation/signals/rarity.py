@@ -202,7 +202,7 @@ def _requested_signals(
     unknown = [name for name in names if name not in SIGNAL_WEIGHTS]
     if unknown or not names:
         raise ParameterError(
-            f"unknown signal {unknown[0]}" if unknown else "no signal was names for",
+            f"unknown signal {unknown[0]}" if unknown else "no signal given",
             where="signals",
             hint=f"Signals: {', '.join(SIGNAL_WEIGHTS)}",
         )

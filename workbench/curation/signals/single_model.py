@@ -350,7 +350,7 @@ def novelty(
     owner = pool.owner[own]
     np.add.at(value, owner, distance.astype(float) ** _NOVELTY_POWER)
     order = np.lexsort((-np.arange(len(distance)), distance))
-    most_novel[owner[order]] = own[order]  # the last one written is the most_novel of its frame
+    most_novel[owner[order]] = own[order]  # the last write per frame is its most novel object
     return value, most_novel
 
 
