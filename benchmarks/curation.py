@@ -41,32 +41,32 @@ _ENOUGH = 500
 def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` takes a smaller pool and fewer vectors."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        place = Workspace(Path(name) / ".workbench")
-        embedded, vectors = _embedding(place, 96 if quick else 512)
-        rows = [embedded, *_storing(place, quick)]
+        workspace = Workspace(Path(name) / ".workbench")
+        embedded, vectors = _embedding(workspace, 96 if quick else 512)
+        rows = [embedded, *_storing(workspace, quick)]
         # Last, as FiftyOne's threads would be timed with whatever comes after its import.
-        with curation_fields.database(place) as fiftyone:
+        with curation_fields.database(workspace) as fiftyone:
             if fiftyone is not None:
                 assert embedded.peer
-                rows.append(curation_fields.after_loop(place, fiftyone, vectors, embedded.peer))
+                rows.append(curation_fields.after_loop(workspace, fiftyone, vectors, embedded.peer))
                 drawn = _vectors(2_000 if quick else 20_000)
-                rows += curation_fields.beside_shards(place, fiftyone, drawn)
+                rows += curation_fields.beside_shards(workspace, fiftyone, drawn)
             return rows
 
 
-def _embedding(place: Workspace, count: int) -> tuple[Row, NDArray[np.float16]]:
-    frames = [_frame(place, number) for number in range(count)]
+def _embedding(workspace: Workspace, count: int) -> tuple[Row, NDArray[np.float16]]:
+    frames = [_frame(workspace, number) for number in range(count)]
     predictor = _detector()
-    _bare_loop(place, predictor, frames[:_BATCH])
+    _bare_loop(workspace, predictor, frames[:_BATCH])
     bare, ours = [], []
     for _ in range(2 if count < _ENOUGH else 8):  # CPU time, as the machine may have other work
         started = time.process_time()
-        _bare_loop(place, predictor, frames)
+        _bare_loop(workspace, predictor, frames)
         bare.append(count / (time.process_time() - started))
         started = time.process_time()
-        vectors = np.array(embed(place, predictor, frames).vectors)
+        vectors = np.array(embed(workspace, predictor, frames).vectors)
         ours.append(count / (time.process_time() - started))
-        shutil.rmtree(place.root / "embeddings", ignore_errors=True)
+        shutil.rmtree(workspace.root / "embeddings", ignore_errors=True)
     # Of turns that followed each other, as a machine that slows down slows both.
     share = median(own / other for own, other in zip(ours, bare, strict=True))
     found = row(
@@ -81,10 +81,10 @@ def _embedding(place: Workspace, count: int) -> tuple[Row, NDArray[np.float16]]:
     return found, vectors
 
 
-def _storing(place: Workspace, quick: bool) -> list[Row]:
+def _storing(workspace: Workspace, quick: bool) -> list[Row]:
     count = 20_000 if quick else 100_000
     vectors = _vectors(count)
-    folder = place.root / "embeddings" / "benchmark"
+    folder = workspace.root / "embeddings" / "benchmark"
     names = [f"{number:064x}" for number in range(count)]
     started = time.perf_counter()
     curation_fields.write(folder, names, vectors)
@@ -110,12 +110,12 @@ def _vectors(count: int) -> NDArray[np.float16]:
     return drawn.astype(np.float16)
 
 
-def _bare_loop(place: Workspace, predictor: TorchPredictor, frames: list[Frame]) -> None:
+def _bare_loop(workspace: Workspace, predictor: TorchPredictor, frames: list[Frame]) -> None:
     """The least that a pass can do: threads decode while the model runs and boxes are read."""
     import torch
 
     with ThreadPoolExecutor(2) as pool:
-        images = pool.map(lambda frame: load_rgb(media_path(place, frame)), frames)
+        images = pool.map(lambda frame: load_rgb(media_path(workspace, frame)), frames)
         for _ in range(0, len(frames), _BATCH):
             chunk = list(islice(images, _BATCH))
             batch, _ = preprocess_batch(chunk, predictor.preprocessing)
@@ -124,7 +124,7 @@ def _bare_loop(place: Workspace, predictor: TorchPredictor, frames: list[Frame])
             decode([output.numpy() for output in outputs], predictor.config)
 
 
-def _frame(place: Workspace, number: int) -> Frame:
+def _frame(workspace: Workspace, number: int) -> Frame:
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 255, (18, 30, 3)).astype(np.uint8)
     image = Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC)
@@ -139,7 +139,7 @@ def _frame(place: Workspace, number: int) -> Frame:
         height=_SIZE[1],
         suffix=".jpg",
     )
-    path = media_path(place, frame)
+    path = media_path(workspace, frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return frame

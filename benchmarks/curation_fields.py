@@ -40,25 +40,25 @@ class Cost:
 
 
 @contextmanager
-def database(place: Workspace) -> Iterator[Any]:
-    """FiftyOne on a mongod of ``place``, stopped at the end; None where there is none."""
+def database(workspace: Workspace) -> Iterator[Any]:
+    """FiftyOne on a mongod of ``workspace``, stopped at the end; None where there is none."""
     # One that the user works with must not get a benchmark's datasets.
     os.environ.pop("FIFTYONE_DATABASE_URI", None)
     try:
-        services.up(place, ("mongod",))
-        fiftyone = connection.connect(place)
+        services.up(workspace, ("mongod",))
+        fiftyone = connection.connect(workspace)
     except (WorkbenchError, ImportError) as error:
         note(f"FiftyOne's field write is left out: {error}")
         fiftyone = None
     try:
         yield fiftyone
     finally:
-        services.down(place, ("mongod",))
+        services.down(workspace, ("mongod",))
 
 
-def beside_shards(place: Workspace, fiftyone: Any, vectors: Vectors) -> list[Row]:
+def beside_shards(workspace: Workspace, fiftyone: Any, vectors: Vectors) -> list[Row]:
     """Write and read ``vectors`` ``[n, d]`` both ways; frames a second, and CPU seconds."""
-    folder = place.root / "embeddings" / "beside-fields"
+    folder = workspace.root / "embeddings" / "beside-fields"
     names = [f"{number:064x}" for number in range(len(vectors))]
     kept: dict[str, Vectors] = {}
 
@@ -66,7 +66,7 @@ def beside_shards(place: Workspace, fiftyone: Any, vectors: Vectors) -> list[Row
         kept["ours"] = read(folder)
 
     written, loaded = _cost(lambda: write(folder, names, vectors)), _cost(load)
-    put, got = in_field(place, fiftyone, vectors, kept)
+    put, got = in_field(workspace, fiftyone, vectors, kept)
     assert np.array_equal(kept["ours"], vectors)
     assert np.array_equal(kept["field"], vectors)
     rows = []
@@ -81,10 +81,10 @@ def beside_shards(place: Workspace, fiftyone: Any, vectors: Vectors) -> list[Row
     return rows
 
 
-def after_loop(place: Workspace, fiftyone: Any, vectors: Vectors, bare: float) -> Row:
+def after_loop(workspace: Workspace, fiftyone: Any, vectors: Vectors, bare: float) -> Row:
     """What a loop that does ``bare`` frames a CPU second comes to with a field written after it."""
-    in_field(place, fiftyone, vectors[:16])  # the first write of a process is slower
-    written, _ = in_field(place, fiftyone, vectors)
+    in_field(workspace, fiftyone, vectors[:16])  # the first write of a process is slower
+    written, _ = in_field(workspace, fiftyone, vectors)
     return row(
         "that loop, then its frame vectors into a FiftyOne field",
         1 / (1 / bare + written.cpu_s / len(vectors)),
@@ -95,10 +95,10 @@ def after_loop(place: Workspace, fiftyone: Any, vectors: Vectors, bare: float) -
 
 
 def in_field(
-    place: Workspace, fiftyone: Any, vectors: Vectors, kept: dict[str, Vectors] | None = None
+    workspace: Workspace, fiftyone: Any, vectors: Vectors, kept: dict[str, Vectors] | None = None
 ) -> tuple[Cost, Cost]:
     """What a field costs to write and to read back; what is read goes into ``kept``."""
-    mongod = services.status(place, ("mongod",))["mongod"].pid
+    mongod = services.status(workspace, ("mongod",))["mongod"].pid
     shown = fiftyone.Dataset()
     samples = [fiftyone.Sample(f"/{number}.jpg") for number in range(len(vectors))]
     shown.add_samples(samples, progress=False)

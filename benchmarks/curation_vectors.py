@@ -38,14 +38,14 @@ _AROUND = 16.0
 
 def real_features(*, quick: bool = False) -> NDArray[np.float16]:
     """Object features of drives, float16 ``[n, 256]``; kept in the benchmarks' scratch folder."""
-    place, dataset, predictor = trained.on_builtin(quick=quick)
-    kept = place.root / f"object-features-{DetectorEncoder(predictor).model[:12]}.npy"
+    workspace, dataset, predictor = trained.on_builtin(quick=quick)
+    kept = workspace.root / f"object-features-{DetectorEncoder(predictor).model[:12]}.npy"
     camvid = os.environ.get("CAMVID")
     if camvid:
         kept = kept.with_stem(f"{kept.stem}-camvid")
     if not kept.exists():
         note("object features of the drives; kept for the next run")
-        paths = [media_path(place, frame) for frame in dataset.frames]
+        paths = [media_path(workspace, frame) for frame in dataset.frames]
         if camvid:
             paths += sorted(Path(camvid).rglob("*.jpg"))
         np.save(kept, _features(predictor, paths))

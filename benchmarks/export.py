@@ -48,19 +48,19 @@ def measure(quick: bool) -> list[Row]:
 
 
 def on(
-    name: str, place: Workspace, dataset: Dataset, predictor: TorchPredictor, *, quick: bool
+    name: str, workspace: Workspace, dataset: Dataset, predictor: TorchPredictor, *, quick: bool
 ) -> list[Row]:
     """All figures of one model on its own drives."""
     picked = calibration.pick_calibration_frames(dataset, 16 if quick else 128, safety_slices=())
     spec = predictor.preprocessing
-    pixels = exporter.fit_images(calibration.calibration_images(place, dataset, picked), spec)
+    pixels = exporter.fit_images(calibration.calibration_images(workspace, dataset, picked), spec)
     fresh = exporter.held_out_images(dataset, picked, 8 if quick else 32, spec)
     fp32 = export_fp32(predictor)
     int8 = CalibratedModel(fp32, pixels).file()
     target = export_int8_target(predictor, pixels)
     rows = [
         *speed(fp32, int8, runs=30 if quick else 200),
-        *losses(place, dataset, {"fp32": fp32, "int8": int8}, resamples=200 if quick else 1000),
+        *losses(workspace, dataset, {"fp32": fp32, "int8": int8}, resamples=200 if quick else 1000),
         *numbers(predictor, fp32, int8, target, pixels, fresh),
         repeats(predictor, dataset, pixels, int8, fp32, times=2 if quick else 10),
     ]
@@ -106,14 +106,14 @@ def speed(fp32: bytes, int8: bytes, *, runs: int) -> list[Row]:
 
 
 def losses(
-    place: Workspace, dataset: Dataset, files: dict[str, bytes], *, resamples: int
+    workspace: Workspace, dataset: Dataset, files: dict[str, bytes], *, resamples: int
 ) -> list[Row]:
     """Points of AP lost: overall, and in the worst slice of enough boxes."""
     judged = dataset.role(Role.SAFETY)
     settings = EvaluationSettings(resamples=resamples)
     found = {
         name: evaluate(
-            Predictions(judged, predict_frames(place, OnnxPredictor(content), judged.frames)),
+            Predictions(judged, predict_frames(workspace, OnnxPredictor(content), judged.frames)),
             settings=settings,
         )
         for name, content in files.items()
@@ -188,9 +188,9 @@ def target_against_torch(
         found = session.run(names, {INPUT_NAME: frame[None]})
         with torch.inference_mode():
             right = [output.numpy() for output in graph(torch.from_numpy(frame[None]))]
-        for place, (one, other) in enumerate(zip(right, found, strict=True)):
-            signal[place] += signal_energy(one)
-            noise[place] += signal_energy(one - other)
+        for workspace, (one, other) in enumerate(zip(right, found, strict=True)):
+            signal[workspace] += signal_energy(one)
+            noise[workspace] += signal_energy(one - other)
     ratios = [decibels(one, other) for one, other in zip(signal, noise, strict=True)]
     return min(MAX_DB, *ratios)
 

@@ -44,17 +44,17 @@ def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` renders a third of the drives and hardly trains."""
     count, steps = (16, 150) if quick else (48, 700)
     with tempfile.TemporaryDirectory() as folder:
-        place = Workspace(Path(folder) / ".workbench")
+        workspace = Workspace(Path(folder) / ".workbench")
         profile = traffic.FleetProfile("hygiene", drives=count, frames_per_drive=12)
         source = write_drives(Path(folder) / "drives", profile, seed=11)
-        found = data.ingest(place, source, name="hygiene").dataset
+        found = data.ingest(workspace, source, name="hygiene").dataset
         shares = {Role.SEED: 0.7, Role.VAL: 0.1, Role.SAFETY: 0.2}
         dataset = data.assign_roles(found, data.RolePolicy(shares=shares))
         note(f"{len(dataset.frames)} frames of {len(dataset.drives)} simulated drives")
-        return [*_copies(place, dataset), *_labels(place, dataset, steps), *_cost(quick)]
+        return [*_copies(workspace, dataset), *_labels(workspace, dataset, steps), *_cost(quick)]
 
 
-def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
+def _copies(workspace: Workspace, dataset: Dataset) -> list[Row]:
     """Copies across the split: half with the same pixels, half saved worse and smaller."""
     rng = np.random.default_rng(1)
     judged = [frame for frame in dataset.frames if frame.role is Role.SAFETY]
@@ -63,11 +63,11 @@ def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
     added = []
     for number, row_ in enumerate(picked):
         original = judged[row_]
-        copy = _copy(place, original, number, exact=number < each)
+        copy = _copy(workspace, original, number, exact=number < each)
         added.append(copy)
     planted = replace(dataset, frames=(*dataset.frames, *added))
     start = time.process_time()
-    prints = hygiene.compute_fingerprints(place, planted.frames)
+    prints = hygiene.compute_fingerprints(workspace, planted.frames)
     spent = (time.process_time() - start) / len(planted.frames)
     like = FrameFeatures(planted.frames, prints.hashes)
     twins = duplicates.find_duplicates(like, prints.pixels)
@@ -91,7 +91,7 @@ def _copies(place: Workspace, dataset: Dataset) -> list[Row]:
     ]  # fmt: skip
 
 
-def _labels(place: Workspace, dataset: Dataset, steps: int) -> list[Row]:
+def _labels(workspace: Workspace, dataset: Dataset, steps: int) -> list[Row]:
     """Errors planted among labels that a model then learns from."""
     spoilt, planted = plant(dataset)
     lessons = spoilt.role(Role.SEED)
@@ -100,7 +100,7 @@ def _labels(place: Workspace, dataset: Dataset, steps: int) -> list[Row]:
     classes = dataset.label_schema.classes
     note(f"training {steps} steps on labels with {len(planted)} planted errors")
     model = train(lessons, config, classes=classes, preprocessing=size).predictor()
-    predictions = list(predict_frames(place, model, spoilt.frames))
+    predictions = list(predict_frames(workspace, model, spoilt.frames))
     start = time.process_time()
     found = label_errors.find_label_errors(spoilt, predictions)
     spent = time.process_time() - start
@@ -193,10 +193,10 @@ def _match(frame: str, box: Box, planted: Planted) -> tuple[str, str, int] | Non
     """The planted error that a finding is about: on the same frame, overlapping by 0.3."""
     from workbench.detection.boxes import boxes_to_array, iou_matrix
 
-    for key, place in planted.items():
+    for key, workspace in planted.items():
         if (
             key[0] == frame
-            and iou_matrix(boxes_to_array([box]), boxes_to_array([place]))[0, 0] >= 0.3
+            and iou_matrix(boxes_to_array([box]), boxes_to_array([workspace]))[0, 0] >= 0.3
         ):
             return key
     return None
@@ -264,8 +264,8 @@ def _driven(count: int) -> NDArray[np.uint64]:
     return np.packbits(bits, axis=1).view("<u8").astype(np.uint64)
 
 
-def _copy(place: Workspace, original: Frame, number: int, *, exact: bool) -> Frame:
-    with Image.open(media_path(place, original)) as opened:
+def _copy(workspace: Workspace, original: Frame, number: int, *, exact: bool) -> Frame:
+    with Image.open(media_path(workspace, original)) as opened:
         image = opened.convert("RGB")
     stream = io.BytesIO()
     if exact:
@@ -284,7 +284,7 @@ def _copy(place: Workspace, original: Frame, number: int, *, exact: bool) -> Fra
         suffix=".png" if exact else ".jpg",
         role=Role.SEED,
     )
-    path = media_path(place, copy)
+    path = media_path(workspace, copy)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return copy

@@ -99,10 +99,10 @@ def _ingested(source: Path, *, workers: int) -> float:
 
     def once() -> None:
         shutil.rmtree(homes, ignore_errors=True)
-        place = Workspace(homes)
-        ingested = data.ingest(place, source, name="bench", workers=workers)
+        workspace = Workspace(homes)
+        ingested = data.ingest(workspace, source, name="bench", workers=workers)
         assert not ingested.quarantine
-        ingested.save(Store(place), data.assign_roles(ingested.dataset))
+        ingested.save(Store(workspace), data.assign_roles(ingested.dataset))
 
     return len(read_source(source).frames) / seconds(once)
 

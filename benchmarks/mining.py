@@ -121,7 +121,7 @@ def measure(quick: bool) -> list[Row]:
 
 def prepared(pool: Pool, known: Pool, model: TorchPredictor) -> Ready:
     """Embed what is not embedded yet."""
-    home = mining_pools.place()
+    home = mining_pools.pool_workspace()
     seen, labelled = embed(home, model, pool.frames), embed(home, model, known.frames)
     return Ready(pool, known, seen, labelled)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import note
-from workbench.core import digest, processes, workspace
-from workbench.core.workspace import Workspace
+from workbench.core import digest, processes
+from workbench.core.workspace import Workspace, find_workspace, write_atomic
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
 from workbench.records.dataset import Dataset, media_path
@@ -73,9 +73,9 @@ class Pool:
         return [f"{f.conditions.light}, {f.conditions.weather}" for f in self.frames]
 
 
-def place() -> Workspace:
-    """A workspace of its own in the scratch folder, so that no pool meets real frames."""
-    return Workspace(workspace.find_workspace().scratch / "mining" / ".workbench")
+def pool_workspace() -> Workspace:
+    """A workspace in the scratch folder, so that rendered and real frames are never mixed."""
+    return Workspace(find_workspace().scratch / "mining" / ".workbench")
 
 
 def smaller(profile: traffic.FleetProfile, drives_: int) -> traffic.FleetProfile:
@@ -85,7 +85,7 @@ def smaller(profile: traffic.FleetProfile, drives_: int) -> traffic.FleetProfile
 
 def pool(profile: traffic.FleetProfile, seed: int, workers: int = 2) -> Pool:
     """The frames of a profile, rendering what is not there yet."""
-    home = place()
+    home = pool_workspace()
     folder = home.root / "drives" / f"{profile.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     scenarios = traffic.random_fleet(profile, seed)
@@ -142,7 +142,7 @@ def _render_drive(home: Workspace, folder: Path, scenario: Scenario) -> str:
         "labels": [label.model_dump(mode="json") for label in labels],
         "truth": [_truth(scenario, row) for row in rows],
     }
-    workspace.write_atomic(folder / f"{scenario.drive}.json", json.dumps(value).encode())
+    write_atomic(folder / f"{scenario.drive}.json", json.dumps(value).encode())
     return scenario.drive
 
 
@@ -185,7 +185,7 @@ def detector(known: Pool, steps: int = STEPS) -> TorchPredictor:
     model: TorchPredictor | None = None
     for cycle in range(CYCLES):
         config = TrainingConfig(steps=steps, seed=cycle, threads=1)
-        model = learned(place(), _dataset(known), config, model)
+        model = learned(pool_workspace(), _dataset(known), config, model)
     assert model is not None
     return model
 
@@ -213,7 +213,7 @@ def learned(
         trained = train(
             replace(known, workspace=home), config, start=start, checkpoint_dir=folder / "state"
         )
-        workspace.write_atomic(kept, safetensors.torch.save(trained.weights))
+        write_atomic(kept, safetensors.torch.save(trained.weights))
     model = Detector(DetectorConfig(classes=known.label_schema.classes))
     model.load_state_dict(safetensors.torch.load(kept.read_bytes()))
     return TorchPredictor(model, Preprocessing())

@@ -73,18 +73,20 @@ def measure(quick: bool) -> list[Row]:
         note(f"mining on real drives skipped: {DRIVES} names no folder of drives")
         return []
     steps, seeds = (30, SEEDS[:1]) if quick else (STEPS, SEEDS)
-    place, dataset = ingested(Path(folder))
+    workspace, dataset = ingested(Path(folder))
     found = splits(dataset)
     if quick:
         found = found[:1]
     if not found:
         note(f"no class and no light is rare enough in {Path(folder).name}, or it has one drive")
         return []
-    learn_all(place, dataset, [(split, seed) for seed in seeds for split in found], steps)
+    learn_all(workspace, dataset, [(split, seed) for seed in seeds for split in found], steps)
     rows = []
     for name, judged, thin in groups(found):
         note(f"judging {name}")
-        rows += judge(name, judged, lambda s, k: detector(place, dataset, s, k, steps), seeds, thin)
+        rows += judge(
+            name, judged, lambda s, k: detector(workspace, dataset, s, k, steps), seeds, thin
+        )
     drives = len(dataset.drives)
     note(f"{drives} drives show little: these figures describe just them")
     return [replace(one, unit=f"{one.unit}; descriptive, {drives} drives") for one in rows]
@@ -92,38 +94,38 @@ def measure(quick: bool) -> list[Row]:
 
 def ingested(source: Path) -> tuple[Workspace, Dataset]:
     """The drives, read anew each time: hundreds of frames take seconds, and media are kept."""
-    place = Workspace(trained.cache() / f"{source.name}-mining" / ".workbench")
-    return place, data.ingest(place, source, name=source.name).dataset
+    workspace = Workspace(trained.cache() / f"{source.name}-mining" / ".workbench")
+    return workspace, data.ingest(workspace, source, name=source.name).dataset
 
 
 def detector(
-    place: Workspace, dataset: Dataset, split: Split, seed: int, steps: int
+    workspace: Workspace, dataset: Dataset, split: Split, seed: int, steps: int
 ) -> tuple[Workspace, TorchPredictor]:
     """Learned from the split's known frames alone, on one thread; kept."""
     own = {frame.id for frame in split.known}
     lessons = dataset.where(lambda frame: frame.id in own)
     frames = tuple(frame.model_copy(update={"role": Role.SEED}) for frame in lessons.frames)
     config = TrainingConfig(steps=steps, seed=seed, threads=1)
-    return place, learned(place, replace(lessons, frames=frames), config)
+    return workspace, learned(workspace, replace(lessons, frames=frames), config)
 
 
 def learn_all(
-    place: Workspace, dataset: Dataset, wanted: Sequence[tuple[Split, int]], steps: int
+    workspace: Workspace, dataset: Dataset, wanted: Sequence[tuple[Split, int]], steps: int
 ) -> None:
     """Train and embed what is not kept yet, two at a time."""
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(2, context, initializer=processes.die_with_pool_owner) as running:
-        jobs = [running.submit(_learn, place, dataset, *one, steps) for one in wanted]
+        jobs = [running.submit(_learn, workspace, dataset, *one, steps) for one in wanted]
         for done, job in enumerate(jobs, start=1):
             job.result()
             note(f"  {done} of {len(jobs)} detectors")
 
 
-def _learn(place: Workspace, dataset: Dataset, split: Split, seed: int, steps: int) -> None:
+def _learn(workspace: Workspace, dataset: Dataset, split: Split, seed: int, steps: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    embed(*detector(place, dataset, split, seed, steps), (*split.known, *split.pool))
+    embed(*detector(workspace, dataset, split, seed, steps), (*split.known, *split.pool))
 
 
 def judge(
@@ -179,11 +181,11 @@ def average(inner: Tally, outer: Tally) -> None:
 
 
 def prepared(
-    split: Split, frames: tuple[Frame, ...], seed: int, place: Workspace, model: TorchPredictor
+    split: Split, frames: tuple[Frame, ...], seed: int, workspace: Workspace, model: TorchPredictor
 ) -> Ready:
     """What the arms look at."""
     pool, known = (_pool(split.rare, part, seed) for part in (frames, split.known))
-    seen, labelled = embed(place, model, pool.frames), embed(place, model, known.frames)
+    seen, labelled = embed(workspace, model, pool.frames), embed(workspace, model, known.frames)
     return Ready(pool, known, seen, labelled, APART_S)
 
 

@@ -82,11 +82,11 @@ def _planning(project: Path, steps: int) -> Row:
         lines.append(f"  s{number}: {{}}")
     file = project / "pipelines" / "many.yaml"
     file.write_text("\n".join(lines))
-    place = Workspace(project / ".workbench")
+    workspace = Workspace(project / ".workbench")
 
     def work() -> None:
         loaded = graph.load_pipeline(file, {}, base=project)
-        assert len(plan.plan_pipeline(loaded, place)) == steps
+        assert len(plan.plan_pipeline(loaded, workspace)) == steps
 
     took = seconds(work, 3)
     return row(f"planning {steps} steps", took, "s", goal="< 1 s", met=took < 1)

@@ -34,48 +34,54 @@ def on_builtin(*, quick: bool = False) -> tuple[Workspace, Dataset, TorchPredict
     from workbench.simulation.drives import write_drives
 
     profile, steps = ("tiny", 60) if quick else ("standard", 1200)
-    place = Workspace(cache() / f"builtin-{profile}-{steps}" / ".workbench")
-    source = place.root.parent / "source"
-    return _trained(place, lambda: write_drives(source, profile), "builtin", steps)
+    workspace = Workspace(cache() / f"builtin-{profile}-{steps}" / ".workbench")
+    source = workspace.root.parent / "source"
+    return _trained(workspace, lambda: write_drives(source, profile), "builtin", steps)
 
 
 def on_folder(source: Path, *, quick: bool = False) -> tuple[Workspace, Dataset, TorchPredictor]:
     """Real drives in a folder that `workbench.data` reads; the media stay in the scratch folder."""
     steps = 60 if quick else 900
-    place = Workspace(cache() / f"{source.name}-{steps}" / ".workbench")
-    return _trained(place, lambda: source, source.name, steps)
+    workspace = Workspace(cache() / f"{source.name}-{steps}" / ".workbench")
+    return _trained(workspace, lambda: source, source.name, steps)
 
 
 def _trained(
-    place: Workspace, source: object, name: str, steps: int
+    workspace: Workspace, source: object, name: str, steps: int
 ) -> tuple[Workspace, Dataset, TorchPredictor]:
-    store, known = Store(place), place.root / "trained.txt"
+    store, known = Store(workspace), workspace.root / "trained.txt"
     if known.exists():
         version, checkpoint = known.read_text().split()
         try:
-            return place, datasets.load_dataset(store, version), load_checkpoint(store, checkpoint)
+            return (
+                workspace,
+                datasets.load_dataset(store, version),
+                load_checkpoint(store, checkpoint),
+            )
         except RecordError:
-            note(f"what was kept in {place.root} is not whole: it is made again")
-    version = _ingested(place, source, name)
+            note(f"what was kept in {workspace.root} is not whole: it is made again")
+    version = _ingested(workspace, source, name)
     dataset = datasets.load_dataset(store, version)
-    checkpoint = _train(place, dataset, steps)
+    checkpoint = _train(workspace, dataset, steps)
     write_atomic(known, f"{version} {checkpoint}".encode())
-    return place, dataset, load_checkpoint(store, checkpoint)
+    return workspace, dataset, load_checkpoint(store, checkpoint)
 
 
-def _ingested(place: Workspace, source: object, name: str) -> str:
+def _ingested(workspace: Workspace, source: object, name: str) -> str:
     assert callable(source)
-    found = data.ingest(place, source(), name=name)
+    found = data.ingest(workspace, source(), name=name)
     shares = {Role.TRAIN: 0.5, Role.SAFETY: 0.5}
     assigned = data.assign_roles(found.dataset, data.RolePolicy(shares=shares))
-    return found.save(Store(place), replace(assigned, name=name))
+    return found.save(Store(workspace), replace(assigned, name=name))
 
 
-def _train(place: Workspace, dataset: Dataset, steps: int) -> str:
+def _train(workspace: Workspace, dataset: Dataset, steps: int) -> str:
     from workbench.training import TrainingConfig, save_checkpoint, train
 
-    note(f"training {steps} steps on {dataset.name}; kept for the next run in {place.root}")
+    note(f"training {steps} steps on {dataset.name}; kept for the next run in {workspace.root}")
     lessons = dataset.role(*LEARNED)
-    trained = train(lessons, TrainingConfig(steps=steps), checkpoint_dir=place.root / "training")
+    trained = train(
+        lessons, TrainingConfig(steps=steps), checkpoint_dir=workspace.root / "training"
+    )
     assert dataset.ref
-    return save_checkpoint(Store(place), trained, dataset.ref)
+    return save_checkpoint(Store(workspace), trained, dataset.ref)

@@ -50,22 +50,23 @@ def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` takes fewer and shorter turns."""
     turns, steps = (3, 8) if quick else (12, 24)
     with tempfile.TemporaryDirectory() as folder:
-        place = Workspace(Path(folder) / ".workbench")
-        dataset = frames(place, FRAMES)
+        workspace = Workspace(Path(folder) / ".workbench")
+        dataset = frames(workspace, FRAMES)
         config = TrainingConfig(steps=steps)
-        rows = speed(place, dataset, config, turns)
-        rows.append(repeats(place, 2 if quick else 10))
-        rows += on_a_gpu(place, dataset, quick)
+        rows = speed(workspace, dataset, config, turns)
+        rows.append(repeats(workspace, 2 if quick else 10))
+        rows += on_a_gpu(workspace, dataset, quick)
     return rows
 
 
-def speed(place: Workspace, dataset: Dataset, config: TrainingConfig, turns: int) -> list[Row]:
+def speed(workspace: Workspace, dataset: Dataset, config: TrainingConfig, turns: int) -> list[Row]:
     """Images a second of ours, the bare loop, the DataLoader's and the compiled one."""
     with ExitStack() as stack:
-        our = stack.enter_context(Side("our_turn", place, config))
-        limit = stack.enter_context(Side("bare_turn", place, config))
+        our = stack.enter_context(Side("our_turn", workspace, config))
+        limit = stack.enter_context(Side("bare_turn", workspace, config))
         loaders = [
-            stack.enter_context(Side(f"loader_turn_{count}", place, config)) for count in WORKERS
+            stack.enter_context(Side(f"loader_turn_{count}", workspace, config))
+            for count in WORKERS
         ]
         ours, bare, loaded = [], [], []
         for _ in range(turns):
@@ -123,21 +124,21 @@ from workbench.detection.preprocessing import Preprocessing
 from workbench.training import Augmentation, TrainingConfig, train
 from workbench.core.workspace import Workspace
 from safetensors.torch import save
-place = Workspace(Path(sys.argv[1]))
+workspace = Workspace(Path(sys.argv[1]))
 config = TrainingConfig(steps=6, augment=Augmentation.driving())
 spec = Preprocessing(width=160, height=96)
-trained = train(frames(place, 16), config, classes=CLASSES, preprocessing=spec)
+trained = train(frames(workspace, 16), config, classes=CLASSES, preprocessing=spec)
 print(json.dumps(digest.of_bytes(save(trained.weights))))
 """
 
 
-def repeats(place: Workspace, count: int) -> Row:
+def repeats(workspace: Workspace, count: int) -> Row:
     """How many of so many new processes give the weights of the first."""
-    frames(place, 16)
+    frames(workspace, 16)
     said = [
         json.loads(
             subprocess.run(
-                [sys.executable, "-c", REPEAT, str(place.root)],
+                [sys.executable, "-c", REPEAT, str(workspace.root)],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -156,7 +157,7 @@ def repeats(place: Workspace, count: int) -> Row:
     )
 
 
-def on_a_gpu(place: Workspace, dataset: Dataset, quick: bool) -> list[Row]:
+def on_a_gpu(workspace: Workspace, dataset: Dataset, quick: bool) -> list[Row]:
     """Throughput there against a bare loop, and bfloat16 against float32; none without CUDA."""
     if not torch.cuda.is_available():
         print("no CUDA device: rows of the GPU were not run", file=sys.stderr)

@@ -44,10 +44,10 @@ Turn = Callable[[Workspace, Dataset, TrainingConfig, Ready], dict[str, float]]
 class Side:
     """One of the loops in a process of its own: a line asks for a turn, a line answers."""
 
-    def __init__(self, name: str, place: Workspace, config: TrainingConfig) -> None:
+    def __init__(self, name: str, workspace: Workspace, config: TrainingConfig) -> None:
         program = f"from benchmarks import training_loops; training_loops.serve({name!r})"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, str(place.root), str(config.steps)],
+            [sys.executable, "-c", program, str(workspace.root), str(config.steps)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -72,17 +72,17 @@ class Side:
 
 def serve(name: str) -> None:
     """Take turns for as long as somebody asks."""
-    place, config = Workspace(Path(sys.argv[1])), TrainingConfig(steps=int(sys.argv[2]))
+    workspace, config = Workspace(Path(sys.argv[1])), TrainingConfig(steps=int(sys.argv[2]))
     loaders = {f"loader_turn_{count}": partial(loader_turn, count) for count in WORKERS}
     turns: dict[str, Turn] = {"our_turn": our_turn, "bare_turn": bare_turn, **loaders}
-    dataset = frames(place, FRAMES)
+    dataset = frames(workspace, FRAMES)
     ready = batches(dataset, config) if name == "bare_turn" else []
     for _ in sys.stdin:
-        print(json.dumps(turns[name](place, dataset, config, ready)), flush=True)
+        print(json.dumps(turns[name](workspace, dataset, config, ready)), flush=True)
 
 
 def our_turn(
-    place: Workspace, dataset: Dataset, config: TrainingConfig, _: Ready
+    workspace: Workspace, dataset: Dataset, config: TrainingConfig, _: Ready
 ) -> dict[str, float]:
     one = our_loop(dataset, config)
     return {"speed": one.images_per_second, "waited": one.waited, "peak": one.peak_mib}
@@ -93,9 +93,9 @@ def bare_turn(_: Workspace, __: Dataset, config: TrainingConfig, ready: Ready) -
 
 
 def loader_turn(
-    workers: int, place: Workspace, dataset: Dataset, config: TrainingConfig, _: Ready
+    workers: int, workspace: Workspace, dataset: Dataset, config: TrainingConfig, _: Ready
 ) -> dict[str, float]:
-    return {"speed": with_data_loader(place, dataset, config, workers)}
+    return {"speed": with_data_loader(workspace, dataset, config, workers)}
 
 
 def our_loop(dataset: Dataset, config: TrainingConfig) -> TrainingResult:
@@ -172,7 +172,7 @@ def collate(samples: list[Any]) -> tuple[torch.Tensor, GroundTruthBatch]:
 
 
 def with_data_loader(
-    place: Workspace, dataset: Dataset, config: TrainingConfig, workers: int
+    workspace: Workspace, dataset: Dataset, config: TrainingConfig, workers: int
 ) -> float:
     loader = DataLoader(dataset, config, TaskSpec(CLASSES, SPEC))
     source = torch.utils.data.DataLoader(
@@ -211,7 +211,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def frames(place: Workspace, count: int) -> Dataset:
+def frames(workspace: Workspace, count: int) -> Dataset:
     """Frames of noise with eight boxes each: what is in them changes no speed."""
     kept, labels = [], []
     rng = np.random.default_rng(0)
@@ -227,7 +227,7 @@ def frames(place: Workspace, count: int) -> Dataset:
             height=288,
             suffix=".jpg",
         )
-        path = media_path(place, frame)
+        path = media_path(workspace, frame)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(stream.getvalue())
         kept.append(frame)
@@ -242,5 +242,5 @@ def frames(place: Workspace, count: int) -> Dataset:
         frames=tuple(kept),
         labels=tuple(labels),
         simulated=True,
-        workspace=place,
+        workspace=workspace,
     )
