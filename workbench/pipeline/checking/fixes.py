@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import digest
+from workbench.core.text import counted
 from workbench.core.workspace import project_root, write_atomic
 from workbench.pipeline import ipynb
 from workbench.pipeline.checking.notebook import (
@@ -90,7 +91,7 @@ def _fix_cell_ids(notebook: Notebook) -> list[str]:
             raw["id"] = next(one for one in ids if one not in seen)
             changed += 1
         seen.add(raw["id"])
-    return [f"new ids for {changed} cell{'s' if changed > 1 else ''}"] if changed else []
+    return [f"new ids for {counted(changed, 'cell')}"] if changed else []
 
 
 def _fix_metadata(notebook: Notebook) -> list[str]:
@@ -151,7 +152,7 @@ def _annotate_parameters(notebook: Notebook) -> list[str]:
                     edits.append((node.targets[0], f"{node.targets[0].id}: {kind}"))
         if edits:
             _replace_expressions(cell, edits)
-            changes.append(f"cell {cell.number}: {len(edits)} parameters annotated")
+            changes.append(f"cell {cell.number}: {counted(len(edits), 'parameter')} annotated")
     return changes
 
 
@@ -185,7 +186,8 @@ def _fix_paths(notebook: Notebook) -> list[str]:
                 edits.append((literal, f"{step}.path({path!r})"))
         if edits:
             _replace_expressions(cell, edits)
-            changes.append(f"cell {cell.number}: {len(edits)} absolute paths made relative")
+            paths = counted(len(edits), "absolute path")
+            changes.append(f"cell {cell.number}: {paths} made relative")
         step_exists = step_exists or f"{step} = workbench.step()" in cell.source
     return changes
 

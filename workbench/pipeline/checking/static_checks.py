@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.pipeline import ipynb, parameters, secret_scan
 from workbench.pipeline.checking.findings import Finding, sort_findings
@@ -167,7 +168,7 @@ def _check_no_outputs(notebook: Notebook) -> Iterator[Finding]:
         outputs = cell.raw.get("outputs", [])
         extra = [name for name in EXECUTION_METADATA if name in cell.raw.get("metadata", {})]
         if outputs or count is not None or extra:
-            message = f"{len(outputs)} {'output' if len(outputs) == 1 else 'outputs'}"
+            message = counted(len(outputs), "output")
             if count is not None:
                 message += f", execution count {count}"
             yield Finding("outputs-committed", message, cell.number, cell.id)

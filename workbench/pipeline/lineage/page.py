@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
 from workbench.pipeline.lineage.graph import LineageGraph, node_text, without_shortcuts
@@ -194,7 +195,7 @@ def _node_title(node: Json) -> str:
     kind = node.get("kind", "")
     count = node.get("count", node.get("labels") if kind == "label" else None)
     if count is not None:
-        return _truncate(f"{count} {kind}{'' if count == 1 else 's'}")
+        return _truncate(counted(count, kind))
     for key in ("name", "step", "model", "verdict"):
         if node.get(key):
             return _truncate(str(node[key]))
