@@ -27,7 +27,7 @@ services.down(Workspace(Path(sys.argv[1])))
 
 @dataclass(frozen=True)
 class Servers:
-    """All three servers, up. ``environment`` is what a step's process would get."""
+    """All three servers, running; ``environment`` has the variables for a step's process."""
 
     workspace: Workspace
     environment: dict[str, str]

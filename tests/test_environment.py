@@ -46,7 +46,7 @@ def test_every_declared_dependency_is_locked_within_its_bounds() -> None:
         assert wanted.specifier.contains(version(pin), prereleases=True), f"{wanted} against {pin}"
 
 
-def test_label_studio_is_locked_as_asked() -> None:
+def test_label_studio_is_locked_within_its_bounds() -> None:
     asked = [
         Requirement(line)
         for line in (ROOT / "requirements-label-studio.in").read_text().splitlines()
@@ -59,7 +59,7 @@ def test_label_studio_is_locked_as_asked() -> None:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_fits_any_machine(name: str) -> None:
+def test_a_lock_has_no_machine_specific_entries(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(r"https?://|file:|--(extra-)?index-url|--find-links|^/|@ /", text, re.M)
     for pin in pins(name).values():
@@ -68,7 +68,7 @@ def test_a_lock_fits_any_machine(name: str) -> None:
 
 
 def test_the_lock_brings_no_accelerator_libraries() -> None:
-    """PyPI's torch pulls gigabytes of CUDA; whoever has a GPU installs that build themselves."""
+    """PyPI's torch needs gigabytes of CUDA libraries; install that build only with a GPU."""
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert not [line for line in lines if line.startswith(("nvidia-", "cuda-", "triton"))]
 
@@ -87,12 +87,12 @@ def test_conda_installs_the_lock() -> None:
     assert SpecifierSet(project["requires-python"]).contains(python.removeprefix("python="))
 
 
-def test_what_is_installed_is_what_is_locked() -> None:
+def test_installed_packages_match_the_lock() -> None:
     assert mismatched_packages(ROOT / "requirements.lock") == []
 
 
 def test_mlflow_then_fiftyone_import() -> None:
-    """With importlib-metadata 9 the second import dies with KeyError: 'author'."""
+    """With importlib-metadata 9 the second import fails with KeyError: 'author'."""
     code = "import mlflow, fiftyone; print(mlflow.__version__, fiftyone.__version__)"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -29,7 +29,7 @@ TINY = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one ``workbench run --json`` said."""
+    """Result of ``workbench run --json``."""
 
     status: int
     report: dict[str, Any]
@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A workspace in which the tiny loop has run, and how it ended."""
+    """A workspace in which the small loop has run, and its result."""
 
     workspace: Workspace
     outcome: Outcome
@@ -64,7 +64,7 @@ class TinyRun:
 def workbench(
     workspace: Workspace, *arguments: str, timeout: float = 500
 ) -> subprocess.CompletedProcess[str]:
-    """The command as people call it, in a process of its own."""
+    """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "workbench", *arguments],
         check=False,

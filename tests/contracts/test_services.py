@@ -1,4 +1,4 @@
-"""The promises of `workbench up`, kept by the real servers."""
+"""`workbench up` with the real servers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SECONDS = 10
 
 
 class Servers(Protocol):
-    """What the fixture of that name yields."""
+    """Value of the fixture ``servers``."""
 
     workspace: Workspace
     environment: dict[str, str]
 
 
 def kill(servers: Servers, name: str) -> int:
-    """SIGKILL the process that was started; children, if any, are left behind as they would be."""
+    """Kill the process that was started; its children keep running."""
     facts = read_process_info(servers.workspace, name)
     assert facts is not None
     process = psutil.Process(facts.pid)
@@ -64,13 +64,13 @@ def command(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_second_up_finds_the_first(servers: Servers) -> None:
+def test_a_second_up_starts_nothing(servers: Servers) -> None:
     before = services.status(servers.workspace)
     assert {state.state for state in before.values()} == {"running"}
     assert services.up(servers.workspace) == before
 
 
-def test_status_json_says_state_address_and_where_credentials_lie(servers: Servers) -> None:
+def test_status_json_has_state_address_and_credentials_file(servers: Servers) -> None:
     answer = command("status", "--json", home=servers.workspace.root)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)["services"]
@@ -85,7 +85,7 @@ def test_status_json_says_state_address_and_where_credentials_lie(servers: Serve
     assert password.read_text() not in answer.stdout
 
 
-def test_secrets_are_for_their_owner_only_and_in_no_argument_list(servers: Servers) -> None:
+def test_secrets_are_private_and_in_no_argument_list(servers: Servers) -> None:
     files = [path for path in servers.workspace.secrets.rglob("*") if path.is_file()]
     assert len(files) >= 2
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
@@ -125,7 +125,7 @@ def test_mongod_killed_keeps_its_documents(servers: Servers) -> None:
         assert client.proof.notes.count_documents({"text": "written before the kill"}) == 1
 
 
-def test_mlflow_killed_keeps_its_runs_though_its_worker_lived_on(servers: Servers) -> None:
+def test_mlflow_killed_without_its_worker_keeps_its_runs(servers: Servers) -> None:
     url = servers.environment["MLFLOW_TRACKING_URI"]
     api = f"{url}/api/2.0/mlflow/runs"
     made = requests.post(f"{api}/create", json={"experiment_id": "0"}, timeout=SECONDS).json()
@@ -158,7 +158,7 @@ def test_label_studio_serves_a_frame_from_the_media_folder(servers: Servers) -> 
     assert found.content == frame.read_bytes()
 
 
-def test_two_workbenches_do_not_meet(servers: Servers, tmp_path: Path) -> None:
+def test_two_workspaces_are_separate(servers: Servers, tmp_path: Path) -> None:
     other = Workspace(tmp_path / "other" / ".workbench")
     try:
         mine = services.status(servers.workspace)["mongod"]
@@ -173,8 +173,8 @@ def test_two_workbenches_do_not_meet(servers: Servers, tmp_path: Path) -> None:
     assert services.status(servers.workspace)["mongod"] == mine
 
 
-def test_a_neighbours_server_is_not_taken_for_ours(servers: Servers, tmp_path: Path) -> None:
-    """State copied from another workbench, or a recycled pid: alive and answering, yet not ours."""
+def test_a_server_of_another_workspace_is_not_ours(servers: Servers, tmp_path: Path) -> None:
+    """State copied from another workspace, or a reused pid: running and answering, but not ours."""
     facts = read_process_info(servers.workspace, "mongod")
     assert facts is not None
     other = Workspace(tmp_path / "copied" / ".workbench")
@@ -195,7 +195,7 @@ def test_a_neighbours_server_is_not_taken_for_ours(servers: Servers, tmp_path: P
         stranger.wait()
 
 
-def test_two_commands_at_once_start_one_set(tmp_path: Path) -> None:
+def test_concurrent_commands_start_one_set(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / ".workbench")
     pids: list[int | None] = []
     together = [
@@ -234,7 +234,7 @@ def test_external_servers_are_used_and_none_is_started(
     assert services.status(servers.workspace)["mlflow"].state == "running"
 
 
-def test_an_external_server_that_is_away_is_named(
+def test_an_unreachable_external_server_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
