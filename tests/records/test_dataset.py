@@ -35,6 +35,7 @@ def dataset() -> Dataset:
             conditions=Conditions(light=LIGHTS[n]),
             role=ROLES[n],
             attributes={"road": "city"} if n == 2 else {},
+            events=("cut_in", "overtaking") if n == 0 else (),
         )
         for n in range(3)
     )
@@ -58,6 +59,8 @@ def test_conditions_filter_frames_with_their_labels_and_drives(dataset: Dataset)
     assert len(dataset.where(light="night", cls="pedestrian")) == 1
     assert len(dataset.where(light=["day", "night"])) == 3
     assert len(dataset.where(road="city")) == 1
+    assert len(dataset.where(construction=False)) == 3
+    assert len(dataset.where(event=["cut_in", "overtaking"])) == 1
     assert len(dataset.where(lambda frame: frame.index == 0, light="night")) == 0
 
 
