@@ -208,6 +208,7 @@ class KeyIndex:
         return LatestKey(**entry) if entry and "run" in entry else None
 
     def set_latest(self, pipeline: str, step: str, key: StepKey, run: Ref) -> None:
+        """Enter the key with which a step has finished."""
         entry = {"parts": key.parts, "detail": key.detail, "run": run}
         _write_json(self._latest / f"{pipeline}.{step}.json", entry)
 

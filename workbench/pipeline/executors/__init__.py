@@ -12,15 +12,17 @@ __all__ = ["Executor"]
 
 
 class Executor(Protocol):
-    """Runs single steps; the pipeline decides which, and when.
-
-    ``threads`` and ``memory_gib`` are available to all running steps together.
-    """
+    """Runs single steps; the pipeline decides which, and when."""
 
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """CPU threads for all running steps together."""
+        ...
+
     @property
-    def memory_gib(self) -> float: ...
+    def memory_gib(self) -> float:
+        """Memory for all running steps together."""
+        ...
 
     def execute(
         self, spec: StepSpec, watch: Callable[[], None], stop: threading.Event

@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 
 from workbench.core.errors import ContractError, RecordError, ServiceError, WorkbenchError
-from workbench.core.types import Json
 from workbench.core.workspace import Workspace, find_workspace
 from workbench.pipeline.executors import ray_worker
 from workbench.pipeline.executors.artifacts import ArtifactStore
 from workbench.pipeline.executors.local import LocalExecutor
+from workbench.pipeline.executors.ray_worker import WorkerEnvironment
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.services import ray_cluster
 
@@ -197,7 +197,7 @@ class RayExecutor:
             return ray_worker.transfer_failed(error)
 
 
-def check_workers(ray: Any, mine: Json) -> None:
+def check_workers(ray: Any, mine: WorkerEnvironment) -> None:
     """Compare the environment of every node with this machine's, before any step runs.
 
     Args:

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
@@ -43,7 +44,15 @@ _MAX_NAMES = 4  # differing distributions that a message lists
 _STATUS_OF_KIND = {"parameter": ExitStatus.PARAMETER, "service": ExitStatus.SERVICE}
 
 
-def worker_environment() -> Json:
+class WorkerEnvironment(TypedDict):
+    """What a machine contributes to results. Plain JSON, which any version can read."""
+
+    host: str
+    code: str
+    environment: Json
+
+
+def worker_environment() -> WorkerEnvironment:
     """What this machine contributes to results: its environment and the workbench's own code."""
     return {
         "host": socket.gethostname(),
@@ -52,7 +61,7 @@ def worker_environment() -> Json:
     }
 
 
-def environment_differences(ours: Json, theirs: Json) -> list[str]:
+def environment_differences(ours: WorkerEnvironment, theirs: WorkerEnvironment) -> list[str]:
     """How a worker differs from the driver, in words; empty if results would be the same."""
     differences = []
     mine, other = ours["environment"], theirs["environment"]
@@ -70,7 +79,7 @@ def environment_differences(ours: Json, theirs: Json) -> list[str]:
     return differences
 
 
-def run_shared(spec_json: str, driver: Json | None) -> str:
+def run_shared(spec_json: str, driver: WorkerEnvironment | None) -> str:
     """Task: run a step of a shared workspace.
 
     Args:
@@ -92,7 +101,7 @@ def _execute_step(spec: StepSpec) -> StepResult:
     return local.run_in_new_process(spec, lambda: None)
 
 
-def _check_environment(driver: Json | None) -> StepResult | None:
+def _check_environment(driver: WorkerEnvironment | None) -> StepResult | None:
     """The failure of a worker that differs from the driver; None if it does not."""
     different = environment_differences(driver, worker_environment()) if driver else []
     if not different:
@@ -158,7 +167,11 @@ def send_inputs(artifacts: ArtifactStore, spec: StepSpec) -> dict[str, str]:
 
 
 def run_remote(
-    spec_json: str, driver: Json | None, url: str, notebook: str, files: Mapping[str, str]
+    spec_json: str,
+    driver: WorkerEnvironment | None,
+    url: str,
+    notebook: str,
+    files: Mapping[str, str],
 ) -> str:
     """Task: fetch the inputs, run the step in the worker's workspace, send its outputs.
 
