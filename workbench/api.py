@@ -32,6 +32,7 @@ from workbench.records.references import list_dataset_versions, resolve_referenc
 from workbench.records.store import Store
 
 if TYPE_CHECKING:
+    from workbench.curation import Embeddings
     from workbench.evaluation.metrics import Evaluation
     from workbench.evaluation.misses import FrameMisses
     from workbench.labeling import LabelingOptions
@@ -231,7 +232,7 @@ class Selection:
         from workbench.widgets import FrameBrowser, selected_frames, send_action, tag_action
 
         dataset = load_dataset(Store(self.workspace), self.record.dataset)
-        boxes = self._first_boxes(dataset)
+        boxes = self.predictions()
         return FrameBrowser(
             selected_frames(self.workspace, dataset, self.record, boxes),
             on_tag=tag_action(self.workspace, dataset.name, "look-again"),
@@ -246,7 +247,7 @@ class Selection:
         """
         from workbench import curation
 
-        name = self._publish()
+        name = self.publish()
         return curation.open_app(name, workspace=self.workspace, port=port)
 
     def tag(self, label: str, *, by: str, frames: Iterable[str] | None = None) -> int:
@@ -262,7 +263,7 @@ class Selection:
         """
         from workbench import curation
 
-        name = self._publish()
+        name = self.publish()
         chosen = self.frames if frames is None else tuple(frames)
         return curation.tag_frames(name, chosen, label, by=by, workspace=self.workspace)
 
@@ -289,14 +290,12 @@ class Selection:
         """
         from workbench import labeling, services
 
-        store = Store(self.workspace)
-        dataset = load_dataset(store, self.record.dataset)
         batch = labeling.make_batch(
-            store,
+            Store(self.workspace),
             self.record.dataset,
             self.ref,
             self.record.model,
-            self._first_boxes(dataset),
+            self.predictions(),
             overlap=overlap,
             options=options,
         )
@@ -306,24 +305,42 @@ class Selection:
         with _progress_bar("send", progress) as shown:
             return labeling.send(self.workspace, server, batch, project, progress=shown)
 
-    def _first_boxes(self, dataset: Dataset) -> Sequence[types.Prediction]:
+    def predictions(self, progress: Progress | None = None) -> Sequence[types.Prediction]:
+        """Confident boxes of the model used for mining, on the chosen frames; empty without one.
+
+        Args:
+            progress: Called with the number of frames predicted and their total.
+        """
         if self.record.model is None:
             return ()
-        chosen = set(self.frames)
-        frames = dataset.where(lambda frame: frame.id in chosen)
-        return Model(self.workspace, self.record.model).predict(frames).above(CONFIDENCE_THRESHOLD)
+        model = Model(self.workspace, self.record.model)
+        return model.predict(self.dataset, progress=progress).above(CONFIDENCE_THRESHOLD)
 
-    def _publish(self) -> str:
+    def publish(self, embeddings: Embeddings | None = None) -> str:
+        """Publish the pool with this selection to FiftyOne, unless it is there already.
+
+        Args:
+            embeddings: Of the pool, for FiftyOne's embedding map and similarity search; with them
+                it is published again.
+
+        Returns:
+            Name of the dataset in FiftyOne.
+        """
         from workbench import curation, services
 
         services.up(self.workspace, ("mongod",))
         store = Store(self.workspace)
         dataset = load_dataset(store, self.record.dataset)
-        if not curation.is_published(self.workspace, self.record, dataset.name):
-            scores = curation.read_scores(store, self.ref)
-            boxes = self._first_boxes(dataset)
-            pool = dataset.role("pool")
-            curation.publish(self.workspace, pool, boxes, self.record, scores=scores)
+        known = curation.is_published(self.workspace, self.record, dataset.name)
+        if embeddings is not None or not known:
+            curation.publish(
+                self.workspace,
+                dataset.role("pool"),
+                self.predictions(),
+                self.record,
+                scores=curation.read_scores(store, self.ref),
+                embeddings=embeddings,
+            )
         return dataset.name
 
     def __repr__(self) -> str:

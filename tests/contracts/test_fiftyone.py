@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.curation.conftest import make_dataset
-from workbench import curation
+from tests.curation.conftest import make_checkpoint, make_dataset
+from workbench import api, cli, curation
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace
-from workbench.records.dataset import Dataset
+from workbench.records.dataset import Dataset, load_dataset, save_dataset
 from workbench.records.frames import Box, Role
+from workbench.records.store import Store
 from workbench.records.types import Prediction, SelectedFrame, Selection
 
 NAME = "curation-contract"
@@ -171,3 +173,24 @@ def test_nothing_is_started_by_fiftyone_itself(workspace: Workspace) -> None:
     )
     assert "workbench up" in ran.stdout
     assert ran.stdout.rstrip().endswith("False")
+
+
+def test_mine_publishes_its_selection_and_tags_it(
+    attached: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(attached.root))
+    store = Store(attached)
+    ref = save_dataset(store, make_dataset(attached, drives=4, per_drive=4), made_by="test")
+    make_checkpoint(store, ref, tmp_path / "weights")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["mine", ref, "--budget", "3", "--tag", "odd", "--json"])
+    assert not exit_info.value.code
+    result = json.loads(capsys.readouterr().out)
+    name = load_dataset(store, ref).name
+    assert result["fiftyone"] == f"in FiftyOne: dataset {name!r}, saved view 'mined'"
+    selection = api.Selection(attached, result["selection"])
+    assert curation.is_published(attached, selection.record, name)
+    assert set(curation.tagged_frames(name, "odd", workspace=attached)) == set(selection.frames)

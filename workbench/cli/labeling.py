@@ -28,7 +28,7 @@ from workbench.records.store import Store
 
 if TYPE_CHECKING:
     from workbench.labeling import BatchStatus, SentBatch
-    from workbench.records.types import AgreementRate, Annotator, Prediction, Selection
+    from workbench.records.types import AgreementRate, Annotator, Prediction
 
 __all__: list[str] = []  # for `workbench.cli` only
 
@@ -79,20 +79,28 @@ def send(
     A batch, as pipelines make it, already has its options. Deleted tasks are sent again.
     """
     from workbench import labeling
-    from workbench.records.types import Selection
+    from workbench.api import Selection
 
     workspace = find_workspace()
-    store = Store(workspace)
     batch = resolve_ref(workspace, reference, ("selection", "batch"))
-    if kind_of(batch) == Selection.KIND:
-        selection = store.get(batch, Selection)
+    if kind_of(batch) == "selection":
+        selection = Selection(workspace, batch)
         rules = labeling.load_labeling_rules(rules_file) if rules_file else ()
-        model, predictions = _preannotations(workspace, selection) if boxes else (None, [])
+        predictions: Sequence[Prediction] = ()
+        if boxes:
+            if selection.record.model is None:
+                raise ParameterError(
+                    "this selection was made without a model, so there are no boxes to start from",
+                    where=selection.record.method,
+                    hint="Send it without --boxes",
+                )
+            with progress_bar("predict") as progress:
+                predictions = selection.predictions(progress)
         batch = labeling.make_batch(
-            store,
-            selection.dataset,
+            Store(workspace),
+            selection.record.dataset,
             batch,
-            model,
+            selection.record.model if boxes else None,
             predictions,
             overlap=overlap,
             options=labeling.LabelingOptions(rules, gold),
@@ -119,26 +127,6 @@ def _send_batch(workspace: Workspace, batch: Ref, project: str | None) -> SentBa
     server = connect_label_studio(workspace)
     with progress_bar("send") as progress:
         return labeling.send(workspace, server, batch, project, progress=progress)
-
-
-def _preannotations(workspace: Workspace, selection: Selection) -> tuple[Ref, Sequence[Prediction]]:
-    """The model of a selection and its confident predictions on the selected frames."""
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
-    from workbench.detection.model import Model
-    from workbench.records.dataset import load_dataset
-
-    if selection.model is None:
-        raise ParameterError(
-            "this selection was made without a model, so there are no boxes to start from",
-            where=selection.method,
-            hint="Send it without --boxes",
-        )
-    selected = {choice.frame for choice in selection.chosen}
-    dataset = load_dataset(Store(workspace), selection.dataset)
-    frames = dataset.where(lambda frame: frame.id in selected)
-    with progress_bar("predict") as progress:
-        predictions = Model(workspace, selection.model).predict(frames, progress=progress)
-    return selection.model, predictions.above(CONFIDENCE_THRESHOLD)
 
 
 @label.command()

@@ -277,39 +277,23 @@ def _show_in_fiftyone(
     workspace: Workspace, ref: Ref, version: Dataset, tag: str | None, *, embedded: bool
 ) -> str:
     """Publish the pool and the selection to FiftyOne; says where they are, or why not."""
-    from workbench import curation
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
-    from workbench.detection.model import Model
-    from workbench.records.frames import Role
-    from workbench.records.types import Selection
+    from workbench import api, curation
 
     mongod = services.status(workspace)["mongod"]
     if not mongod.usable:
         return f"not in FiftyOne: mongod is {mongod.state}; run `workbench up` and repeat"
-    pool = version.role(Role.POOL)
+    pool = version.role("pool")
     if len(pool) > _MAX_FRAMES_IN_FIFTYONE:
         return (
             f"not in FiftyOne: the pool has {len(pool):,} frames,"
             f" the limit is {_MAX_FRAMES_IN_FIFTYONE:,}"
         )
-    store = Store(workspace)
-    selection = store.get(ref, Selection)
-    ranked = [choice.frame for choice in selection.chosen]
-    selected = set(ranked)
-    model = Model(workspace, str(selection.model))
-    predictions = model.predict(pool.where(lambda frame: frame.id in selected))
-    curation.publish(
-        workspace,
-        pool,
-        predictions.above(CONFIDENCE_THRESHOLD),
-        selection,
-        version.name,
-        scores=curation.read_scores(store, ref),
-        embeddings=curation.embed(workspace, model.torch_predictor, pool.frames) if embedded else None,
-    )
+    selection = api.Selection(workspace, ref)
+    model = api.Model(workspace, str(selection.record.model)).torch_predictor
+    name = selection.publish(curation.embed(workspace, model, pool.frames) if embedded else None)
     if tag:
-        curation.tag_frames(version.name, ranked, tag, by="workbench mine", workspace=workspace)
-    return f"in FiftyOne: dataset {version.name!r}, saved view 'mined'"
+        selection.tag(tag, by="workbench mine")
+    return f"in FiftyOne: dataset {name!r}, saved view 'mined'"
 
 
 def _frames_by_arm(selection: Selection) -> dict[str, int]:
