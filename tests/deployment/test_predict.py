@@ -1,4 +1,4 @@
-"""``workbench predict``, as the one who types it sees it."""
+"""The command ``workbench predict``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def asked(*arguments: object) -> dict:
     return found
 
 
-def test_a_folder_is_answered_drawn_and_gone_on_with(
+def test_folder_is_answered_drawn_and_resumed(
     whole: Path, other: Path, images: Path, tmp_path: Path
 ) -> None:
     output, drawn = tmp_path / "out" / "answers.jsonl", tmp_path / "drawn"
@@ -55,7 +55,7 @@ def test_a_drive_of_a_dataset_is_answered(
     assert Store(car).exists(ref)
 
 
-def test_a_signature_is_held_to_and_one_can_be_asked_for(
+def test_signature_is_verified_and_can_be_required(
     bundle: Path, images: Path, car: Workspace
 ) -> None:
     with pytest.raises(VerificationError, match="is not signed"):
@@ -67,7 +67,7 @@ def test_a_signature_is_held_to_and_one_can_be_asked_for(
         asked(bundle, images)
 
 
-def test_what_is_wrong_is_said(whole: Path, images: Path, tmp_path: Path) -> None:
+def test_errors_name_the_problem(whole: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="no such image"):
         asked(whole, tmp_path / "nothing")
     with pytest.raises(RecordError):

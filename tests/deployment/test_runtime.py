@@ -1,4 +1,4 @@
-"""A car asks for boxes: always an answer, and the answer says what it rests on."""
+"""Every frame has an answer, and the answer names its source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workbench.detection.families import Detections
 from workbench.detection.preprocessing import CHECK_KEY, load_rgb
 
 
-def test_frames_of_a_folder_are_answered_in_order_of_their_numbers(
+def test_frames_of_a_folder_are_answered_in_natural_order(
     whole: Path, images: Path, tmp_path: Path
 ) -> None:
     sources = frames_from_path(images)
@@ -46,7 +46,7 @@ def test_frames_of_a_folder_are_answered_in_order_of_their_numbers(
     assert torn["boxes"][0]["score"] == pytest.approx(0.8 * before["boxes"][0]["score"], abs=1e-5)
 
 
-def test_the_answer_is_the_predictor_s(whole: Path, images: Path) -> None:
+def test_answer_equals_the_prediction(whole: Path, images: Path) -> None:
     opened = load_bundle(whole)
     pixels = load_rgb(images / "b" / "frame_1.png")
     answer = Runtime([opened]).answer(pixels, file="x", sequence="b")
@@ -58,7 +58,7 @@ def test_the_answer_is_the_predictor_s(whole: Path, images: Path) -> None:
     assert answer.ms is not None
 
 
-def test_late_is_an_answer_of_its_own_and_never_the_model_s(whole: Path, images: Path) -> None:
+def test_late_answer_comes_from_the_fallback_rule(whole: Path, images: Path) -> None:
     runtime = Runtime([load_bundle(whole)])
     pixels = load_rgb(images / "b" / "frame_1.png")
     good = runtime.answer(pixels, file="0", sequence="s")
@@ -71,7 +71,7 @@ def test_late_is_an_answer_of_its_own_and_never_the_model_s(whole: Path, images:
     assert (elsewhere.boxes, elsewhere.by) == ((), RULE_NO_BOXES)
 
 
-def test_old_boxes_fade_and_are_then_nothing() -> None:
+def test_repeated_boxes_lose_score_and_are_then_dropped() -> None:
     memory = FallbackMemory(FallbackRule(decay=0.5, max_frames=2, min_score=0.3))
     boxes = tuple(AnswerBox(cls="car", score=score, xyxy=(0, 0, 1, 1)) for score in (0.9, 0.5))
     assert memory.recall("s")[:2] == ((), RULE_NO_BOXES)
@@ -84,7 +84,7 @@ def test_old_boxes_fade_and_are_then_nothing() -> None:
         FallbackRule(decay=0)
 
 
-def test_a_model_that_gives_no_numbers_is_answered_for(
+def test_model_output_of_nan_gives_a_fallback_answer(
     whole: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = load_bundle(whole)
@@ -98,7 +98,7 @@ def test_a_model_that_gives_no_numbers_is_answered_for(
     assert "NaN or infinite" in answer.why
 
 
-def test_a_session_that_died_goes_on(whole: Path, images: Path, tmp_path: Path) -> None:
+def test_interrupted_session_is_resumed(whole: Path, images: Path, tmp_path: Path) -> None:
     sources, output = frames_from_path(images), tmp_path / "out.jsonl"
     session.run_session(Runtime([load_bundle(whole)]), sources, output=tmp_path / "whole.jsonl")
     session.run_session(Runtime([load_bundle(whole)]), sources[:3], output=output)
@@ -117,7 +117,7 @@ def test_a_session_that_died_goes_on(whole: Path, images: Path, tmp_path: Path) 
     assert third.resumed == third.frames == 5
 
 
-def test_another_bundle_s_answers_are_not_gone_on_with(
+def test_answers_of_another_bundle_are_not_continued(
     whole: Path, other: Path, images: Path, tmp_path: Path
 ) -> None:
     sources, output = frames_from_path(images), tmp_path / "out.jsonl"
@@ -131,7 +131,7 @@ def test_another_bundle_s_answers_are_not_gone_on_with(
         session.run_session(Runtime([load_bundle(whole)]), sources, output=output)
 
 
-def test_an_ensemble_fuses_and_falls_back_to_its_first(
+def test_ensemble_fuses_and_falls_back_to_the_first_bundle(
     whole: Path, other: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = load_bundle(whole), load_bundle(other)
@@ -161,7 +161,7 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
     return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
 
 
-def test_fused_boxes_are_weighted_means_and_what_one_model_saw_counts_less() -> None:
+def test_fused_boxes_are_weighted_means_and_single_detections_lose_score() -> None:
     one = found((0, 0, 10, 10, 0.9, 0), (50, 50, 60, 60, 0.6, 0))
     two = found((1, 0, 11, 10, 0.3, 0), (0, 0, 10, 10, 0.5, 1))
     fused = fuse_boxes([one, two])
@@ -175,13 +175,13 @@ def test_fused_boxes_are_weighted_means_and_what_one_model_saw_counts_less() -> 
     assert len(fuse_boxes([one, two], limit=2)) == 2
 
 
-def test_a_half_written_bundle_is_not_run(bundle: Path) -> None:
+def test_incomplete_bundle_is_rejected(bundle: Path) -> None:
     (bundle / "manifest.json").unlink()
     with pytest.raises(RecordError, match="no readable manifest"):
         load_bundle(bundle)
 
 
-def test_a_changed_file_is_not_run(bundle: Path) -> None:
+def test_changed_bundle_file_is_rejected(bundle: Path) -> None:
     path = bundle / "int8.cpu.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(RecordError, match="missing or was changed"):
@@ -198,7 +198,7 @@ def reseal(bundle: Path, name: str, content: bytes) -> None:
     (bundle / "manifest.json").write_bytes(digest.canonical_json(manifest))
 
 
-def test_a_contract_that_differs_between_bundle_and_model_is_refused(bundle: Path) -> None:
+def test_different_contracts_of_bundle_and_model_are_rejected(bundle: Path) -> None:
     spec = json.loads((bundle / "preprocessing.json").read_text())
     spec["mean"] = [0.485, 0.456, 0.406]
     reseal(bundle, "preprocessing.json", digest.canonical_json(spec))
@@ -214,7 +214,7 @@ def test_a_contract_that_differs_between_bundle_and_model_is_refused(bundle: Pat
     ],
     ids=["mean in the model", "check in the model"],
 )
-def test_changed_metadata_is_found_even_when_the_digests_are_made_anew(
+def test_changed_metadata_is_detected_even_with_recomputed_digests(
     bundle: Path, value: tuple[float, ...] | None, said: str
 ) -> None:
     model = onnx.load(bundle / "int8.cpu.onnx")
@@ -230,7 +230,7 @@ def test_changed_metadata_is_found_even_when_the_digests_are_made_anew(
         load_bundle(bundle)
 
 
-def test_there_is_nothing_to_answer(tmp_path: Path, whole: Path) -> None:
+def test_missing_or_empty_input_is_rejected(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(ParameterError, match="no such image"):
         frames_from_path(tmp_path / "missing")
     (tmp_path / "empty").mkdir()

@@ -35,7 +35,7 @@ def test_corners_lie_a_size_apart_and_overlap_is_symmetric(values: list[tuple[in
     assert np.diag(overlap)[boxes.box_area(corners) > 0] == pytest.approx(1)
 
 
-def test_clip_and_area_of_a_box_turned_inside_out() -> None:
+def test_clip_and_area_of_an_inverted_box() -> None:
     assert boxes.clip_boxes(array((-5, -5, 50, 50)), 20, 10).tolist() == [[0, 0, 20, 10]]
     assert boxes.box_area(array((5, 5, 2, 9))).tolist() == [0]
 
@@ -47,13 +47,13 @@ def test_suppression_is_within_a_class_and_breaks_ties_by_order() -> None:
     assert kept.tolist() == [1, 2, 3]
 
 
-def test_a_suppressed_box_suppresses_nobody() -> None:
+def test_suppressed_box_does_not_suppress_others() -> None:
     chain = array((0, 0, 10, 10), (4, 0, 14, 10), (8, 0, 18, 10))
     kept = boxes.non_maximum_suppression(chain, np.array([0.9, 0.8, 0.7]), np.zeros(3, int), 0.3)
     assert kept.tolist() == [0, 2]
 
 
-def test_suppression_of_nothing() -> None:
+def test_suppression_without_boxes() -> None:
     none = boxes.as_boxes([])
     assert boxes.non_maximum_suppression(none, np.zeros(0), np.zeros(0, int), 0.5).tolist() == []
 
@@ -77,7 +77,7 @@ def test_matching_keeps_to_classes_and_to_the_threshold() -> None:
     assert match_greedy(shifted, score, same, iou=0.4).tolist() == [UNMATCHED]
 
 
-def test_matching_with_nothing_on_a_side() -> None:
+def test_matching_with_an_empty_side() -> None:
     none, one = boxes.as_boxes([]), array((0, 0, 1, 1))
     assert match_greedy(none, np.zeros(0), one).tolist() == []
     assert match_greedy(one, np.ones(1), none).tolist() == [UNMATCHED]

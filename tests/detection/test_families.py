@@ -22,7 +22,7 @@ def silence() -> list[np.ndarray]:
     return maps
 
 
-def test_one_cell_gives_the_box_that_was_written_into_it() -> None:
+def test_one_cell_decodes_to_its_box() -> None:
     maps = silence()
     maps[2][0, 1, 0, 1] = 2.0  # stride 16, class cyclist, centre (24, 8)
     maps[3][0, :, 0, 1] = [1.0, -0.5, 0.0, 0.25]
@@ -39,7 +39,7 @@ def test_one_cell_gives_the_box_that_was_written_into_it() -> None:
     assert found.classes.tolist() == [1]
 
 
-def test_nothing_found_is_empty_and_typed() -> None:
+def test_no_detections_are_empty_typed_arrays() -> None:
     (found,) = decode(silence(), CONFIG)
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
@@ -72,7 +72,7 @@ def test_frames_of_a_batch_do_not_mix() -> None:
         assert len(found) == 1
 
 
-def test_boxes_are_cut_at_the_edges_of_the_input() -> None:
+def test_boxes_are_clipped_to_the_input() -> None:
     maps = silence()
     maps[4][0, 0, 0, 0] = 3.0
     maps[5][:] = 4.0
@@ -80,7 +80,7 @@ def test_boxes_are_cut_at_the_edges_of_the_input() -> None:
     assert found.boxes.tolist() == [[0, 0, WIDTH, HEIGHT]]
 
 
-def test_more_boxes_than_one_could_want_are_thinned_best_first() -> None:
+def test_candidates_are_limited_best_first() -> None:
     config = DetectorConfig(classes=tuple(f"c{number}" for number in range(40)))
     rng = np.random.default_rng(0)
     maps = [
@@ -112,7 +112,7 @@ def test_cell_centres_are_row_by_row() -> None:
     ]  # fmt: skip
 
 
-def test_the_contract_survives_a_model_file() -> None:
+def test_contract_round_trip_through_a_model_file() -> None:
     spec = Preprocessing(width=640, height=384, mean=(0.1, 0.2, 0.3))
     metadata = to_onnx_metadata(CONFIG, spec)
     assert from_onnx_metadata(metadata, where="test") == (CONFIG, spec)
@@ -120,7 +120,7 @@ def test_the_contract_survives_a_model_file() -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "not json", "unknown field"])
-def test_a_model_file_without_its_contract_is_refused(damage: str) -> None:
+def test_model_file_without_contract_is_rejected(damage: str) -> None:
     metadata = to_onnx_metadata(CONFIG, Preprocessing())
     key = "workbench.preprocessing"
     if damage == "missing":

@@ -1,4 +1,4 @@
-"""Label errors planted into known boxes come back, first and with the right reason."""
+"""Planted label errors are reported first, with the right kind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def world() -> tuple[list[Frame], list[Label], list[Prediction]]:
     return frames, labels, predictions
 
 
-def test_clean_labels_have_nothing_likely_against_them(
+def test_clean_labels_give_no_likely_errors(
     world: tuple[list[Frame], list[Label], list[Prediction]],
 ) -> None:
     frames, labels, predictions = world
@@ -102,7 +102,7 @@ def test_planted_errors_come_first_with_their_kind(
     assert "label says" in next(one.why for one in found if one.kind == "class")
 
 
-def test_a_class_that_the_model_gets_wrong_mostly_is_hardly_believed(
+def test_predictions_of_an_unreliable_class_have_low_weight(
     world: tuple[list[Frame], list[Label], list[Prediction]],
 ) -> None:
     """A score counts as much as it has proved right: sure ghosts of one class rank low."""
@@ -118,7 +118,7 @@ def test_a_class_that_the_model_gets_wrong_mostly_is_hardly_believed(
     assert not [one for one in found if one.box.x == 600]
 
 
-def test_pool_frames_and_ignore_regions_take_no_part() -> None:
+def test_pool_frames_and_ignore_regions_are_left_out() -> None:
     box = Box(x=100, y=100, w=80, h=60)
     pool, judged = frame(1, Role.POOL), frame(2)
     region = label(2, "car", Box(x=80, y=80, w=200, h=200), ignore=True)
@@ -126,7 +126,7 @@ def test_pool_frames_and_ignore_regions_take_no_part() -> None:
     assert label_errors.find_label_errors(dataset_of([pool, judged], [region]), sure) == []
 
 
-def test_a_models_own_boxes_are_no_labels() -> None:
+def test_labels_made_by_a_model_are_left_out() -> None:
     box = Box(x=100, y=100, w=80, h=60)
     frames = [frame(number) for number in range(40)]
     drawn = [label(number, "car", box) for number in range(39)]
@@ -136,7 +136,7 @@ def test_a_models_own_boxes_are_no_labels() -> None:
     assert (error.frame, error.kind) == (frames[39].id, "missed")
 
 
-def test_no_predictions_at_all_accuse_large_plain_labels_only() -> None:
+def test_without_predictions_only_large_visible_labels_are_reported() -> None:
     large = label(1, "truck", Box(x=10, y=10, w=400, h=300))
     hidden = label(2, "truck", Box(x=10, y=10, w=400, h=300), occluded=0.8)
     small = label(3, "pedestrian", Box(x=10, y=10, w=8, h=16))

@@ -89,7 +89,7 @@ def keep_frame(workspace: Workspace, seed: int) -> Frame:
     return frame
 
 
-def test_the_default_detector_is_small_and_made_of_what_quantises() -> None:
+def test_default_detector_is_small_and_uses_quantisable_layers_only() -> None:
     model = Detector(DetectorConfig(classes=tuple("abcdefghij")))
     assert 0.7e6 < sum(p.numel() for p in model.parameters()) < 1.0e6
     leaves = {type(module) for module in model.modules() if not list(module.children())}
@@ -105,7 +105,7 @@ def test_raw_maps_have_a_pair_for_each_stride(detector: Detector) -> None:
     assert pool_features(detector.features(torch.zeros(2, 3, 32, 64))).shape == (2, 2 * 16 * 3)
 
 
-def test_strides_that_are_not_built_are_refused() -> None:
+def test_unsupported_strides_are_rejected() -> None:
     with pytest.raises(ParameterError, match="strides"):
         Detector(DetectorConfig(classes=("car",), strides=(4, 8)))
 
@@ -133,7 +133,7 @@ def test_pooled_features_distinguish_images(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize("batch", ["any", "two"])
-def test_onnx_runtime_sees_what_torch_sees(
+def test_onnx_runtime_and_torch_give_equal_detections(
     detector: Detector, onnx_bytes: dict[str, bytes], batch: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -147,9 +147,7 @@ def test_onnx_runtime_sees_what_torch_sees(
         assert np.allclose(ours.scores, theirs.scores, atol=1e-4)
 
 
-def test_onnx_files_that_cannot_be_used_say_why(
-    onnx_bytes: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_unusable_onnx_files_give_a_reason(onnx_bytes: dict[str, bytes], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_bytes["any"])
     with pytest.raises(DataError, match=r"contract.*model\.onnx"):
@@ -159,7 +157,7 @@ def test_onnx_files_that_cannot_be_used_say_why(
         OnnxPredictor(path)
 
 
-def test_predictions_come_in_the_order_of_the_frames(
+def test_predictions_are_in_the_order_of_the_frames(
     workspace: Workspace, detector: Detector
 ) -> None:
     frames = [keep_frame(workspace, seed) for seed in range(5)]
@@ -182,14 +180,14 @@ def test_predictions_come_in_the_order_of_the_frames(
     assert predict_frames(workspace, predictor, []) == []
 
 
-def test_a_frame_whose_image_is_gone_is_named(workspace: Workspace) -> None:
+def test_missing_image_is_named(workspace: Workspace) -> None:
     frames = [keep_frame(workspace, seed) for seed in range(3)]
     media_path(workspace, frames[2]).unlink()
     with pytest.raises(DataError, match=frames[2].id):
         list(read_batches(workspace, frames, 2))
 
 
-def test_checkpoints_are_read_back_and_damage_is_found(store: Store, detector: Detector) -> None:
+def test_checkpoint_round_trip_and_damage_is_detected(store: Store, detector: Detector) -> None:
     from safetensors.torch import save
 
     record = Checkpoint(

@@ -39,7 +39,7 @@ def test_golden_tensor() -> None:
     assert digest.shorten(digest.of_bytes(tensor.tobytes())) == "36a9375e6d13"
 
 
-def test_letterbox_keeps_the_shape_of_things_and_pads_evenly() -> None:
+def test_letterbox_keeps_the_aspect_ratio_and_pads_evenly() -> None:
     spec = Preprocessing(width=64, height=64, pad=9)
     pixels, placement = letterbox(np.full((20, 40, 3), 200, np.uint8), spec)
     assert (placement.scale_x, placement.scale_y) == (1.6, 1.6)
@@ -52,7 +52,7 @@ def test_letterbox_keeps_the_shape_of_things_and_pads_evenly() -> None:
 @pytest.mark.parametrize(
     "size", [(480, 360), (480, 288), (1242, 375), (33, 517), (320, 192), (1, 1)]
 )
-def test_boxes_go_there_and_back(size: tuple[int, int]) -> None:
+def test_letterbox_transform_round_trip(size: tuple[int, int]) -> None:
     placement = letterbox_transform(*size, Preprocessing())
     whole = np.array([[0, 0, *size]], np.float32)
     inside = placement.to_network(whole)
@@ -61,7 +61,7 @@ def test_boxes_go_there_and_back(size: tuple[int, int]) -> None:
     assert placement.to_image(inside) == pytest.approx(whole, abs=1e-3)
 
 
-def test_a_thing_in_the_picture_lands_where_its_box_says() -> None:
+def test_pixels_and_boxes_are_transformed_alike() -> None:
     image = np.zeros((375, 1242, 3), np.uint8)
     image[100:160, 600:700] = 255
     spec = Preprocessing()
@@ -73,7 +73,7 @@ def test_a_thing_in_the_picture_lands_where_its_box_says() -> None:
     assert found == pytest.approx(expected, abs=1)
 
 
-def test_normalisation_is_the_formula_in_the_contract() -> None:
+def test_normalisation_follows_the_contract() -> None:
     spec = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     pixels = ramp(4, 5)
     expected = (pixels / 255 - np.array(spec.mean)) / np.array(spec.std)
@@ -82,7 +82,7 @@ def test_normalisation_is_the_formula_in_the_contract() -> None:
     assert found == pytest.approx(expected.transpose(2, 0, 1).astype(np.float32), abs=1e-6)
 
 
-def test_a_batch_is_its_images() -> None:
+def test_batch_equals_single_images() -> None:
     spec = Preprocessing(width=64, height=32)
     images = [ramp(30, 50), ramp(64, 64)]
     batch, placements = preprocess_batch(images, spec)
@@ -101,7 +101,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (pixels == 255).all()
 
 
-def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
+def test_sixteen_bit_grey_keeps_its_levels(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.array([[0, 0x80FF], [0x4000, 0xFFFF]], np.uint16)).save(path)
     assert load_rgb(path)[..., 0].tolist() == [[0, 0x80], [0x40, 0xFF]]
@@ -117,13 +117,13 @@ def test_damaged_and_missing_images_name_their_file(tmp_path: Path) -> None:
             load_rgb(path)
 
 
-def test_wrong_pixels_are_refused() -> None:
+def test_wrong_pixel_arrays_are_rejected() -> None:
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(DataError, match="uint8 pixels"):
             letterbox(wrong, Preprocessing())
 
 
-def test_a_contract_with_anything_else_in_it_is_refused() -> None:
+def test_contract_with_unknown_fields_is_rejected() -> None:
     with pytest.raises(ValidationError):
         Preprocessing.model_validate({"colour": "BGR"})
     with pytest.raises(ValidationError):
@@ -132,13 +132,13 @@ def test_a_contract_with_anything_else_in_it_is_refused() -> None:
         Preprocessing(std=(0.0, 1.0, 1.0))
 
 
-# ---- The golden picture: every classic mistake in feeding a model is found by it.
+# The golden image detects every common mistake in preprocessing.
 
 
 SPEC = Preprocessing()
 
 
-def test_the_picture_and_its_tensor_never_change() -> None:
+def test_golden_image_and_values_never_change() -> None:
     """Cars hold their own code to these: a change here is a change of every contract."""
     found = preprocessing.golden_values(SPEC)
     assert digest.shorten(found["picture"]["sha256"]) == "340ecaf58394"
@@ -195,14 +195,14 @@ MISTAKES = [
 @pytest.mark.parametrize(
     ("wrong", "said"), MISTAKES, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_a_wrong_way_to_feed_a_model_is_found_and_named(wrong, said: str) -> None:
+def test_preprocessing_mistakes_are_detected_and_named(wrong, said: str) -> None:
     expected = preprocessing.golden_values(SPEC)
     preprocessing.check_preprocessing(feed, SPEC, expected=expected)
     with pytest.raises(ContractError, match=said):
         preprocessing.check_preprocessing(wrong, SPEC, expected=expected)
 
 
-def test_another_resizer_that_rounds_otherwise_is_no_mistake() -> None:
+def test_rounding_differences_of_another_resizer_are_accepted() -> None:
     expected = preprocessing.golden_values(SPEC)
     off = 0.4 * SPEC.scale / min(SPEC.std)
     preprocessing.check_preprocessing(
@@ -210,7 +210,7 @@ def test_another_resizer_that_rounds_otherwise_is_no_mistake() -> None:
     )
 
 
-def test_a_vector_of_another_contract_is_refused() -> None:
+def test_golden_values_of_another_contract_are_rejected() -> None:
     other = preprocessing.golden_values(Preprocessing(pad=0))
     with pytest.raises(ContractError, match="another preprocessing contract"):
         preprocessing.check_preprocessing(feed, SPEC, expected=other)
@@ -219,7 +219,7 @@ def test_a_vector_of_another_contract_is_refused() -> None:
     preprocessing.check_metadata({}, SPEC)  # files from before it was written
 
 
-def test_a_batch_that_the_contract_cannot_give_is_refused() -> None:
+def test_input_outside_the_contract_is_rejected() -> None:
     batch = feed(preprocessing.golden_image())[None]
     assert preprocessing.require_input(batch, SPEC) is batch
     for wrong, said in (
@@ -232,7 +232,7 @@ def test_a_batch_that_the_contract_cannot_give_is_refused() -> None:
             preprocessing.require_input(wrong, SPEC)
 
 
-def test_planes_that_lie_otherwise_in_memory_are_laid_out_anew() -> None:
+def test_non_contiguous_input_is_copied() -> None:
     batch = feed(preprocessing.golden_image())[None]
     strided = np.moveaxis(np.ascontiguousarray(np.moveaxis(batch, 1, -1)), -1, 1)
     assert not strided.flags.c_contiguous

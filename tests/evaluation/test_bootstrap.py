@@ -1,4 +1,4 @@
-"""What is resampled, how wide the intervals are, and when there is none."""
+"""Units of resampling, width of intervals, and cases without an interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_ten_drives_are_resampled_as_drives_and_may_decide(build):
     assert [len(set(groups.of[3 * d : 3 * d + 3])) for d in range(10)] == [1] * 10
 
 
-def test_fewer_drives_are_resampled_as_time_blocks_and_only_describe(build):
+def test_few_drives_are_resampled_as_time_blocks_and_are_descriptive(build):
     frames = [build.frame(f"d{drive}", index) for drive in range(9) for index in range(50)]
     groups = bootstrap.cluster_frames(frames, np.arange(len(frames)))
     assert not groups.usable
@@ -26,7 +26,7 @@ def test_fewer_drives_are_resampled_as_time_blocks_and_only_describe(build):
     assert groups.method.startswith("descriptive")
 
 
-def test_without_times_a_drive_falls_into_tenths(build):
+def test_drive_without_timestamps_is_divided_into_tenths(build):
     frames = [build.frame("d", index, timestamp_us=None) for index in range(40)]
     groups = bootstrap.cluster_frames(frames, np.arange(40))
     assert np.bincount(groups.of).tolist() == [4] * 10
@@ -39,7 +39,7 @@ def test_frames_outside_the_slice_belong_to_no_cluster(build):
     assert groups.drives == 2
 
 
-def test_draws_repeat_and_keep_their_number():
+def test_resamples_are_reproducible_and_have_constant_size():
     first, second = (
         resampling.draw_resamples(7, 50, seed=3),
         resampling.draw_resamples(7, 50, seed=3),
@@ -77,7 +77,7 @@ def test_one_frame_gives_values_without_intervals(build, quick):
 
 
 @pytest.mark.slow
-def test_intervals_of_ten_drives_hold_the_true_recall_about_as_often_as_they_say():
+def test_intervals_of_ten_drives_have_about_nominal_coverage():
     random = np.random.default_rng(1)
     held = 0
     trials = 1000

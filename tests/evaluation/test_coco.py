@@ -1,4 +1,4 @@
-"""The figures are COCO's: the same digits as the reference, and resampling that adds up to it."""
+"""Metrics equal the reference implementation exactly, also for resampled drives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.evaluation.matching import IOU_THRESHOLDS, match_slice
 from workbench.evaluation.metrics import evaluate
 
 
-def test_figures_equal_a_plain_run_to_the_last_digit(build, quick, plain_coco):
+def test_metrics_equal_a_plain_coco_run_exactly(build, quick, plain_coco):
     made = build.random(1)
     metrics = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics
     theirs = plain_coco(made)
@@ -42,7 +42,7 @@ def test_frame_slices_equal_a_plain_run_on_those_frames(build, quick, plain_coco
     assert row.frames == len(night.frames)
 
 
-def test_more_than_a_hundred_predictions_are_cut_as_in_coco(build, quick, plain_coco):
+def test_predictions_are_limited_to_one_hundred_as_in_coco(build, quick, plain_coco):
     frame = build.frame()
     labels = [build.label(frame, "car", (20 * place, 0, 20, 20)) for place in range(10)]
     random = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_more_than_a_hundred_predictions_are_cut_as_in_coco(build, quick, plain_
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), part=st.sampled_from(STANDARD_SLICES))
-def test_match_tables_add_up_to_the_reference_even_with_ties(build, seed, part):
+def test_match_tables_equal_the_reference_even_with_ties(build, seed, part):
     made = build.random(seed, drives=6, each=3, coarse=True)
     whole = matching.build_evaluation_set(made.dataset, made.predictions)
     table = match_slice(whole, part)
@@ -74,7 +74,7 @@ def test_match_tables_add_up_to_the_reference_even_with_ties(build, seed, part):
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_a_resample_is_what_coco_says_of_the_drives_drawn(build, plain_coco, seed):
+def test_resampled_metrics_equal_coco_on_the_resampled_drives(build, plain_coco, seed):
     made = build.random(seed)
     whole = matching.build_evaluation_set(made.dataset, made.predictions)
     table = match_slice(whole, ALL_FRAMES)
@@ -92,7 +92,7 @@ def test_a_resample_is_what_coco_says_of_the_drives_drawn(build, plain_coco, see
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_the_order_given_changes_nothing(build, quick, seed):
+def test_results_do_not_depend_on_the_order_of_inputs(build, quick, seed):
     made = build.random(seed, coarse=True)
     other = build.shuffled(made, seed + 1)
     first = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
@@ -100,7 +100,7 @@ def test_the_order_given_changes_nothing(build, quick, seed):
     assert first.metrics == second.metrics
 
 
-def test_repeating_every_drive_keeps_the_figures_and_narrows_the_interval(build, quick):
+def test_repeating_every_drive_keeps_metrics_and_narrows_the_interval(build, quick):
     made = build.random(3)
     names = {frame.drive for frame in made.dataset.frames}
     fourfold = build.repeated(made, dict.fromkeys(sorted(names), 4))
@@ -115,7 +115,7 @@ def test_repeating_every_drive_keeps_the_figures_and_narrows_the_interval(build,
     assert more.recall.high - more.recall.low < once.recall.high - once.recall.low
 
 
-def test_recall_thresholds_are_the_multiples_that_pooling_takes_them_for():
+def test_recall_thresholds_are_multiples_of_one_step():
     from workbench.evaluation.matching import RECALL_THRESHOLDS
 
     assert (np.arange(101) * RECALL_THRESHOLDS[1] == RECALL_THRESHOLDS).all()

@@ -1,4 +1,4 @@
-"""A gates file says what it means, or is refused with the nearest word that would be right."""
+"""Gates file: values, defaults and errors; and the verdicts of gates."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_the_projects_own_gates_are_read_and_cover_every_kind():
     assert any(getattr(gate, "slice", "") == "vru" and gate.required for gate in rules.gates)
 
 
-def test_what_is_not_said_has_the_documented_default(tmp_path):
+def test_omitted_values_have_the_documented_default(tmp_path):
     (gate,) = load_rules(written(tmp_path, GATE)).gates
     assert isinstance(gate, FloorGate)
     assert (gate.slice, gate.cls, gate.min_drives, gate.required) == ("all", "all", 10, True)
 
 
-def test_the_digest_follows_the_meaning_and_not_the_spelling(tmp_path):
+def test_digest_depends_on_the_values_and_not_on_the_formatting(tmp_path):
     first = load_rules(written(tmp_path, GATE)).digest
     assert load_rules(written(tmp_path, {**GATE, "slice": "all"})).digest == first
     assert load_rules(written(tmp_path, {**GATE, "bound": 0.51})).digest != first
@@ -104,7 +104,7 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, message):
         load_rules(path)
 
 
-def test_two_gates_of_one_name_are_refused(tmp_path):
+def test_duplicate_gate_names_are_rejected(tmp_path):
     with pytest.raises(ParameterError, match="two gates are named 'ap50'"):
         load_rules(written(tmp_path, GATE, GATE))
 
@@ -116,7 +116,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_rules(tmp_path)
 
 
-# ---- Verdicts follow the interval, and only complete evidence lets a model through.
+# Verdicts follow the interval, and only complete evidence passes.
 
 
 EVIDENCE = {"min_boxes": 5}
@@ -170,7 +170,7 @@ def test_a_floor_is_decided_by_the_whole_interval(graded):
     }
 
 
-def test_a_result_says_in_words_what_it_rests_on(graded):
+def test_result_explains_its_evidence(graded):
     (gate,) = judge(rules_of(FLOOR), graded["some drives"]).gates
     assert gate.low < 0.5 <= gate.value < gate.high
     assert (gate.n, gate.unit, gate.bound) == (72, "boxes", 0.5)
@@ -188,7 +188,7 @@ def test_regression_is_judged_on_the_paired_difference(graded):
     assert worse.gates[0].value < worse.gates[0].bound == -0.02
 
 
-def test_without_a_model_to_compare_with_nothing_is_promoted(graded):
+def test_without_a_reference_model_the_verdict_is_insufficient(graded):
     for gate in (KEEP, INT8):
         judged = judge(rules_of(gate), graded["all"])
         assert judged.verdict is Verdict.INSUFFICIENT
@@ -204,7 +204,7 @@ def test_the_loss_of_int8_may_not_exceed_its_margin(graded):
     assert judge(rules, graded["all"], fp32=graded["half"]).verdict is Verdict.PASS
 
 
-def test_too_little_evidence_decides_nothing_however_good_the_value(build, graded):
+def test_too_little_evidence_is_insufficient_at_any_value(build, graded):
     few = judge(rules_of({**FLOOR, "min_boxes": 73}), graded["all"]).gates[0]
     assert (few.verdict, few.value) == (Verdict.INSUFFICIENT, 1.0)
     assert "72 boxes, the gate needs 73" in few.why
@@ -214,7 +214,7 @@ def test_too_little_evidence_decides_nothing_however_good_the_value(build, grade
     assert (empty.verdict, empty.n) == (Verdict.INSUFFICIENT, 0)
 
 
-def test_boxes_of_one_drive_are_no_evidence_for_others(build):
+def test_boxes_of_one_drive_are_insufficient_evidence(build):
     frames = [build.frame(f"d{drive:02d}", index) for drive in range(12) for index in range(6)]
     box = (10.0, 10.0, 60.0, 60.0)
     alone = [frame for frame in frames if frame.drive == "d03"]
@@ -226,7 +226,7 @@ def test_boxes_of_one_drive_are_no_evidence_for_others(build):
     assert "1 drive with such boxes" in gate.why
 
 
-def test_fewer_than_ten_drives_decide_nothing(build):
+def test_fewer_than_ten_drives_are_insufficient(build):
     made = build.random(0, drives=9)
     rules = rules_of({**FLOOR, "bound": 0.0})
     (gate,) = judge(
@@ -236,7 +236,7 @@ def test_fewer_than_ten_drives_decide_nothing(build):
     assert gate.method.startswith("descriptive")
 
 
-def test_only_required_gates_refuse_but_all_are_shown(graded):
+def test_only_required_gates_decide_but_all_are_reported(graded):
     advice = {**FLOOR, "name": "advice", "bound": 1.0, "required": False}
     judged = judge(rules_of(FLOOR, advice), graded["most"])
     assert judged.verdict is Verdict.PASS
@@ -244,7 +244,7 @@ def test_only_required_gates_refuse_but_all_are_shown(graded):
     assert [gate.required for gate in judged.gates] == [True, False]
 
 
-def test_one_failure_outweighs_what_is_undecided():
+def test_one_failure_outweighs_insufficient_evidence():
     def result(verdict: Verdict) -> GateResult:
         return GateResult(
             name="x", verdict=verdict, n=1, unit="boxes", value=0.0, bound=0.0, method=""
@@ -256,7 +256,7 @@ def test_one_failure_outweighs_what_is_undecided():
     assert overall_verdict([unclear, failed, passed]) is Verdict.FAIL
 
 
-def test_figures_made_with_other_settings_are_not_judged(graded):
+def test_metrics_with_other_settings_are_rejected(graded):
     other = GateRules.model_validate(
         {"schema_version": 1, "evaluation": {"resamples": 200}, "gates": [FLOOR]}
     )
@@ -264,14 +264,14 @@ def test_figures_made_with_other_settings_are_not_judged(graded):
         judge(other, graded["all"])
 
 
-def test_a_gate_on_an_unknown_class_is_an_error_and_on_an_absent_one_is_undecided(graded):
+def test_gate_on_an_unknown_class_is_an_error_and_on_an_absent_one_is_insufficient(graded):
     with pytest.raises(ParameterError, match="Did you mean 'truck'"):
         judge(rules_of({**FLOOR, "class": "truk"}), graded["all"])
     absent = judge(rules_of({**FLOOR, "slice": "occluded", "class": "truck"}), graded["all"])
     assert absent.verdict is Verdict.INSUFFICIENT
 
 
-def test_the_report_is_kept_whole_and_repeats_to_the_digit(build, store):
+def test_report_has_all_metrics_and_is_reproducible(build, store):
     def report():
         frames = [build.frame(f"d{drive:02d}", index) for drive in range(10) for index in range(2)]
         box = (10.0, 10.0, 60.0, 60.0)
@@ -328,7 +328,7 @@ def inspected(verdict: Verdict, why: str = "") -> Inspection:
     )
 
 
-def test_a_leak_refuses_a_model_that_finds_every_box(graded):
+def test_leak_fails_a_model_with_perfect_recall(graded):
     rules = rules_of(FLOOR, NO_LEAKS)
     clean = judge(rules, graded["all"], inspection=inspected(Verdict.PASS))
     assert clean.verdict is Verdict.PASS
@@ -341,7 +341,7 @@ def test_a_leak_refuses_a_model_that_finds_every_box(graded):
     assert "leakage-drive" not in gate.why, "what is not required is not the reason"
 
 
-def test_a_split_that_nobody_looked_at_is_no_evidence(graded):
+def test_missing_inspection_is_insufficient_evidence(graded):
     judged = judge(rules_of(FLOOR, NO_LEAKS), graded["all"])
     assert judged.verdict is Verdict.INSUFFICIENT
     assert "not inspected" in judged.gates[1].why

@@ -1,4 +1,4 @@
-"""Cases whose right answer can be counted by hand, and inputs that are refused."""
+"""Cases with a result counted by hand, and invalid inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.evaluation.results import EvaluationSettings
 from workbench.records.frames import ANY_CLASS, Origin
 
 
-def test_nothing_found_is_no_recall_and_no_precision(build, quick):
+def test_no_predictions_give_zero_recall_and_undefined_precision(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
     row = evaluate(Predictions(dataset, []), settings=quick).metrics.at()
@@ -21,7 +21,7 @@ def test_nothing_found_is_no_recall_and_no_precision(build, quick):
     assert (row.tp, row.fp, row.fn) == (0, 0, 1)
 
 
-def test_a_class_without_truth_has_no_figures_but_its_alarms_count(build, quick):
+def test_class_without_ground_truth_has_no_metrics_but_false_positives_count(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
     found = [build.found(frame, "car", (0, 0, 50, 50)), build.found(frame, "truck", (0, 0, 9, 9))]
@@ -33,7 +33,7 @@ def test_a_class_without_truth_has_no_figures_but_its_alarms_count(build, quick)
     assert metrics.at().precision.value == 0.5
 
 
-def test_only_ignore_regions_leave_nothing_to_measure(build, quick):
+def test_only_ignore_regions_leave_metrics_undefined(build, quick):
     frame = build.frame()
     region = build.label(frame, "car", (0, 0, 200, 200), ignore=True)
     inside = [build.found(frame, "car", (10 * workspace, 10, 30, 30)) for workspace in range(3)]
@@ -44,7 +44,7 @@ def test_only_ignore_regions_leave_nothing_to_measure(build, quick):
     assert row.fp == 0
 
 
-def test_a_region_of_any_class_swallows_predictions_of_every_class(build, quick):
+def test_ignore_region_of_any_class_ignores_predictions_of_every_class(build, quick):
     frame = build.frame()
     region = build.label(frame, ANY_CLASS, (0, 0, 200, 200), ignore=True)
     found = [build.found(frame, cls, (10, 10, 30, 30)) for cls in build.schema.classes]
@@ -56,7 +56,7 @@ def test_a_region_of_any_class_swallows_predictions_of_every_class(build, quick)
     assert evaluated.metrics.ignore_regions == 1
 
 
-def test_label_slices_ignore_the_rest_and_blame_what_matches_nothing(build, quick):
+def test_label_slices_ignore_other_labels_and_count_unmatched_predictions(build, quick):
     frame = build.frame()
     hidden = build.label(frame, "car", (0, 0, 60, 60), occluded=0.7)
     clear = build.label(frame, "car", (200, 0, 60, 60), occluded=0.0)
@@ -73,7 +73,7 @@ def test_label_slices_ignore_the_rest_and_blame_what_matches_nothing(build, quic
     assert row.ap.value == pytest.approx(1)
 
 
-def test_size_slices_leave_out_alarms_of_other_sizes(build, quick):
+def test_size_slices_leave_out_false_positives_of_other_sizes(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 20, 20))])
     found = [
@@ -98,7 +98,7 @@ def test_vulnerable_road_users_are_a_slice_of_classes(build, quick):
     assert (row.boxes, row.fp, row.fn) == (1, 0, 1)
 
 
-def test_the_threshold_decides_what_is_acted_on(build):
+def test_threshold_sets_the_operating_point(build):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
     found = [
@@ -128,14 +128,14 @@ def test_simulated_truth_is_marked(build, quick):
     ).metrics.simulated
 
 
-def test_a_model_compared_with_itself_differs_by_exactly_nothing(build, quick):
+def test_model_compared_with_itself_has_zero_difference(build, quick):
     made = build.random(4)
     evaluated = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
     figure = paired_difference(evaluated, evaluated, "ap").estimate
     assert (figure.value, figure.low, figure.high) == (0, 0, 0)
 
 
-def test_paired_intervals_are_narrower_than_what_each_model_varies(build):
+def test_paired_intervals_are_narrower_than_single_intervals(build):
     made = build.random(5, drives=20)
     settings = EvaluationSettings(resamples=300)
     best = evaluate(Predictions(made.dataset, made.predictions), settings=settings)
@@ -164,7 +164,7 @@ def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
         )
 
 
-def test_unusable_inputs_are_refused_with_what_is_wrong(build, quick):
+def test_invalid_inputs_are_rejected_with_the_reason(build, quick):
     frame, other = build.frame(), build.frame("elsewhere")
     truth = [build.label(frame, "car", (0, 0, 50, 50))]
     dataset = build.dataset([frame], truth)

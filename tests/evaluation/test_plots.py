@@ -1,4 +1,4 @@
-"""The pictures show what was measured, and what went worst comes first."""
+"""Plots show the metrics, and the worst frames come first."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _close_figures():
     pyplot.close("all")
 
 
-def test_missed_vulnerable_people_come_first_and_drives_take_turns(build, quick):
+def test_missed_vulnerable_people_come_first_and_drives_alternate(build, quick):
     frames = [build.frame(drive, index) for drive in "ab" for index in range(2)]
     labels = [
         build.label(frames[0], "car", BOX),
@@ -66,7 +66,7 @@ def test_missed_vulnerable_people_come_first_and_drives_take_turns(build, quick)
     assert len(worst_frames(evaluated, part="vru")) == 1
 
 
-def test_the_slice_figure_has_a_row_for_every_slice_with_truth(pair):
+def test_slice_plot_has_a_row_for_every_slice_with_ground_truth(pair):
     axis = plots.metrics_by_slice(*pair).axes[0]
     shown = [label.get_text() for label in axis.get_yticklabels()]
     there = [part for part in pair[0].tables if pair[0].metrics.at(part).boxes]

@@ -1,4 +1,4 @@
-"""On the labels of real drives: COCO's own digits, and too few drives to decide anything."""
+"""Labels of real drives: equal to COCO, and too few drives for a verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = ("car", "pedestrian", "cyclist", "truck")
 """Stand-ins, in the order of CamVid's four categories; names do not matter here."""
 
 
-def test_camvid_gives_coco_s_digits_and_undecided_gates(build, plain_coco, shared_data):
+def test_camvid_metrics_equal_coco_and_gates_are_undecided(build, plain_coco, shared_data):
     source = json.loads((shared_data / "camvid" / "labels.coco.json").read_text())
     random = np.random.default_rng(0)
     frames = {

@@ -1,4 +1,4 @@
-"""Only evidence promotes; every candidate is signed; what is signed is what was judged."""
+"""Only passed gates promote; every candidate is signed; the signed files are the judged ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_only_evidence_promotes(given: GateReport, expected: bool) -> None:
     assert publishing.may_promote(given) is expected
 
 
-def test_a_release_is_the_bundle_signed(store: Store, bundle: Ref, judge: Judge) -> None:
+def test_release_is_the_signed_bundle(store: Store, bundle: Ref, judge: Judge) -> None:
     made = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     record = store.get(made.ref, Release)
     assert made.promoted and record.promoted
@@ -66,7 +66,7 @@ def test_a_release_is_the_bundle_signed(store: Store, bundle: Ref, judge: Judge)
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.INSUFFICIENT])
-def test_a_refused_candidate_is_signed_but_not_promoted(
+def test_failed_candidate_is_signed_but_not_promoted(
     store: Store, bundle: Ref, judge: Judge, verdict: Verdict
 ) -> None:
     made = publishing.publish_release(store, bundle, judge(bundle, verdict), "front-camera")
@@ -75,29 +75,25 @@ def test_a_refused_candidate_is_signed_but_not_promoted(
     assert (made.folder / "signature").is_file()
 
 
-def test_publishing_twice_is_one_release(store: Store, bundle: Ref, judge: Judge) -> None:
+def test_publishing_twice_gives_one_release(store: Store, bundle: Ref, judge: Judge) -> None:
     first = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     second = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     assert first == second
 
 
-def test_gates_on_another_bundle_release_nothing(store: Store, bundle: Ref, judge: Judge) -> None:
+def test_gate_report_on_another_bundle_is_rejected(store: Store, bundle: Ref, judge: Judge) -> None:
     with pytest.raises(ParameterError, match="not about this bundle"):
         publishing.publish_release(store, bundle, judge(CHECKPOINT), "front-camera")
     assert not (store.workspace.root / "releases").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "Front Camera", ".hidden", "a/b", "x" * 65])
-def test_a_name_that_is_no_folder_name_is_refused(
-    store: Store, bundle: Ref, judge: Judge, name: str
-) -> None:
+def test_invalid_model_name_is_rejected(store: Store, bundle: Ref, judge: Judge, name: str) -> None:
     with pytest.raises(ParameterError, match="invalid model name"):
         publishing.publish_release(store, bundle, judge(bundle), name)
 
 
-def test_a_release_folder_that_was_changed_is_not_published_over(
-    store: Store, bundle: Ref, judge: Judge
-) -> None:
+def test_changed_release_folder_is_not_overwritten(store: Store, bundle: Ref, judge: Judge) -> None:
     made = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
     (made.folder / "int8.cpu.onnx").write_bytes(b"other")
     with pytest.raises(VerificationError, match=r"changed: int8\.cpu\.onnx"):
@@ -129,7 +125,7 @@ def released(store: Store, bundle: Ref, judge: Judge) -> publishing.PublishedRel
     return publishing.publish_release(store, bundle, judge(bundle), "front-camera")
 
 
-def test_verify_says_what_it_checked(released: publishing.PublishedRelease) -> None:
+def test_verify_reports_what_it_checked(released: publishing.PublishedRelease) -> None:
     code, out, err = run(str(released.folder), "--json")
     assert (code, err) == (0, "")
     body = json.loads(out)
@@ -181,7 +177,7 @@ def test_a_folder_signed_again_is_not_the_release(
     assert "signed again" in err
 
 
-def test_verify_of_nothing_is_an_error(released: publishing.PublishedRelease) -> None:
+def test_verify_of_an_unknown_release_is_an_error(released: publishing.PublishedRelease) -> None:
     for wrong, message in (
         ("no/such/folder", "no such bundle"),
         ("release/", "releases match"),

@@ -1,4 +1,4 @@
-"""Every way to tamper with a signed folder has to be refused, and the refusal has to name it."""
+"""Every kind of tampering with a signed folder is rejected and named."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def special(folder: Path) -> None:
     os.mkfifo(folder / "pipe")
 
 
-def test_an_untouched_bundle_holds_wherever_it_lies(bundle: Path, key: SigningKey) -> None:
+def test_unchanged_bundle_verifies_in_any_folder(bundle: Path, key: SigningKey) -> None:
     moved = bundle.parent / "elsewhere" / "renamed"
     shutil.copytree(bundle, moved)
     verified = signing.verify_folder(moved, key.public)
@@ -128,7 +128,7 @@ def test_no_byte_of_the_signature_file_may_change(bundle: Path, key: SigningKey)
             signing.verify_folder(bundle, key.public)
 
 
-def test_another_key_is_told_apart(bundle: Path, tmp_path: Path) -> None:
+def test_another_key_is_rejected(bundle: Path, tmp_path: Path) -> None:
     stranger = signing_key(Workspace(tmp_path / "other" / ".workbench"))
     with pytest.raises(VerificationError, match="signed with the key"):
         signing.verify_folder(bundle, stranger.public)
@@ -157,7 +157,7 @@ def test_a_statement_changed_to_match_the_files_is_refused(bundle: Path, key: Si
         signing.verify_folder(bundle, key.public)
 
 
-def test_our_own_signature_that_leaves_files_out_is_refused(bundle: Path, key: SigningKey) -> None:
+def test_own_signature_that_leaves_files_out_is_rejected(bundle: Path, key: SigningKey) -> None:
     from model_signing import hashing
     from model_signing import signing as openssf
 
@@ -178,7 +178,7 @@ def test_an_empty_folder_is_neither_signed_nor_verified(tmp_path: Path, key: Sig
         signing.verify_folder(tmp_path / "empty", key.public)
 
 
-def test_the_key_is_private_and_made_once(workspace: Workspace, key: SigningKey) -> None:
+def test_key_is_private_and_generated_once(workspace: Workspace, key: SigningKey) -> None:
     assert stat.S_IMODE(key.private.stat().st_mode) == 0o600
     assert stat.S_IMODE(workspace.secrets.stat().st_mode) == 0o700
     assert signing_key(workspace) == key
@@ -186,7 +186,7 @@ def test_the_key_is_private_and_made_once(workspace: Workspace, key: SigningKey)
     assert b"PRIVATE" not in key.public.read_bytes()
 
 
-def test_two_first_users_end_up_with_one_key(workspace: Workspace) -> None:
+def test_concurrent_first_uses_share_one_key(workspace: Workspace) -> None:
     code = (
         "from workbench.core.workspace import find_workspace\n"
         "from workbench.release.signing import signing_key\n"
@@ -207,14 +207,14 @@ def test_a_key_that_others_can_read_is_not_used(workspace: Workspace, key: Signi
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"\xff\xfe"])
-def test_what_is_no_public_key_is_refused(bundle: Path, tmp_path: Path, content: bytes) -> None:
+def test_invalid_public_key_is_rejected(bundle: Path, tmp_path: Path, content: bytes) -> None:
     wrong = tmp_path / "wrong.pem"
     wrong.write_bytes(content)
     with pytest.raises(VerificationError, match="public key cannot be read"):
         signing.verify_folder(bundle, wrong)
 
 
-def test_a_private_key_is_no_public_key(bundle: Path, key: SigningKey) -> None:
+def test_private_key_is_rejected_as_public_key(bundle: Path, key: SigningKey) -> None:
     with pytest.raises(VerificationError, match="public key cannot be read"):
         signing.verify_folder(bundle, key.private)
 

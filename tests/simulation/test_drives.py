@@ -1,4 +1,4 @@
-"""The folder that rendered drives are written to."""
+"""The folder of rendered drives."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_images_decode_at_their_size_and_carry_conditions(folder: Path) -> None:
         assert row["timestamp_us"] == row["index"] * 500_000
 
 
-def test_drives_say_that_they_are_simulated(folder: Path) -> None:
+def test_drives_are_marked_as_simulated(folder: Path) -> None:
     found = _json(folder / DRIVES_FILE)
     drives = [Drive.model_validate(row) for row in found["drives"]]
     assert found["schema_version"] == 1
@@ -87,7 +87,7 @@ def test_progress_counts_every_frame_once(tmp_path: Path) -> None:
     assert steps == [(1, 2), (2, 2)]
 
 
-def test_bad_calls_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_invalid_arguments_are_rejected_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="standard, tiny"):
         write_drives(tmp_path / "a", "huge")
     with pytest.raises(ParameterError, match="workers"):
@@ -95,7 +95,7 @@ def test_bad_calls_are_refused_before_anything_is_written(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_other_images_are_never_mixed_in_and_the_same_are_replaced(tmp_path: Path) -> None:
+def test_folder_with_other_images_is_rejected_and_equal_images_are_replaced(tmp_path: Path) -> None:
     profile = FleetProfile("one", drives=1, frames_per_drive=1, width=96, height=64)
     write_drives(tmp_path, profile, workers=1)
     before = digest.of_file(tmp_path / LABELS_FILE)
@@ -107,7 +107,7 @@ def test_other_images_are_never_mixed_in_and_the_same_are_replaced(tmp_path: Pat
         write_drives(tmp_path / LABELS_FILE, profile, workers=1)
 
 
-def test_the_coco_reader_takes_every_frame_and_box(folder: Path, tmp_path: Path) -> None:
+def test_coco_reader_reads_every_frame_and_box(folder: Path, tmp_path: Path) -> None:
     result = ingest(Workspace(tmp_path / ".workbench"), folder, name="rendered", workers=1)
     boxes = _json(folder / LABELS_FILE)["annotations"]
     assert not result.quarantine

@@ -1,4 +1,4 @@
-"""Where things land in the image, against formulas written down by hand."""
+"""Projection, compared with formulas written by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_cuboid_ahead_has_the_analytic_box() -> None:
     assert corners.max(0) == pytest.approx([240 + 0, 130 + 420 * 1.5 / near])
 
 
-def test_pitch_moves_the_horizon_and_what_lies_on_the_axis() -> None:
+def test_pitch_moves_the_horizon_and_the_optical_axis() -> None:
     pitched = Camera(height_m=1.5, pitch_deg=5.0, fx=400, fy=400, cx=240, cy=130)
     meets_road = 1.5 / np.tan(np.radians(5.0))
     pixels, depth = geometry.project(pitched, np.array([[meets_road, 0.0, 0.0]]))
@@ -53,7 +53,7 @@ def test_ground_map_and_projection_are_inverse(curvature: float) -> None:
     assert pixels[0] == pytest.approx([column + 0.5, float(first) + row + 0.5], abs=1e-2)
 
 
-def test_polygon_through_the_camera_is_cut_at_the_near_plane() -> None:
+def test_polygon_through_the_camera_is_clipped_at_the_near_plane() -> None:
     wall = np.array([[-5.0, 2, 0], [30, 2, 0], [30, 2, 4], [-5, 2, 4]])
     kept = geometry.clip_near(LEVEL, wall)
     assert geometry.depths(LEVEL, kept).min() == pytest.approx(geometry.NEAR_M)

@@ -1,4 +1,4 @@
-"""Pictures and boxes of scenes built by hand."""
+"""Images and boxes of scenes built by hand."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_box_bounds_the_pixels_that_the_body_changed(shape: str, cls: str) -> No
     assert abs(rows[rows > box.y - 8].min() - box.y) <= 2.5
 
 
-def test_a_sign_half_behind_another_is_half_occluded() -> None:
+def test_sign_half_behind_another_is_half_occluded() -> None:
     """Two equal squares, one twice as far, at the camera's height; the near one's edge on axis."""
     sign = _standing("parking", "traffic_sign", 0.0, 0.0, look=7)
     mesh = scene.body_mesh(sign, sign.pose(0.0), time_s=0.0, lit=False)
@@ -65,7 +65,7 @@ def test_a_sign_half_behind_another_is_half_occluded() -> None:
     assert boxes["near"].w == pytest.approx(2 * half * 400 / (6.0 - 0.06), rel=1e-3)
 
 
-def test_hidden_is_left_out_and_hardly_seen_is_ignored() -> None:
+def test_hidden_bodies_have_no_box_and_barely_visible_ones_are_ignored() -> None:
     truck = _standing("box-truck", "truck", 12.0, -1.75)
     boxes = _boxes(truck, _standing("adult", "pedestrian", 25.0, -1.75))
     assert list(boxes) == ["box-truck@12.0"]
@@ -74,7 +74,7 @@ def test_hidden_is_left_out_and_hardly_seen_is_ignored() -> None:
     assert peeking.ignore == (peeking.occluded > 0.75)
 
 
-def test_boxes_are_cut_at_the_image_and_say_how_much_is_lost() -> None:
+def test_boxes_are_clipped_to_the_image_with_their_truncation() -> None:
     box = _boxes(_standing("suv", "car", 7.0, -5.25))["suv@7.0"]
     assert 0.1 < box.truncated < 0.9
     assert box.x + box.w == pytest.approx(480, abs=1.0)
@@ -82,7 +82,7 @@ def test_boxes_are_cut_at_the_image_and_say_how_much_is_lost() -> None:
     assert whole.truncated == 0
 
 
-def test_what_is_small_or_lost_in_fog_is_ignored() -> None:
+def test_small_or_fog_covered_boxes_are_ignored() -> None:
     far = _standing("child", "pedestrian", 90.0, 1.0)
     assert all(box.ignore for box in _boxes(far).values())
     car = _standing("box-truck", "truck", 80.0, 0.5)
@@ -122,7 +122,7 @@ def test_every_condition_renders_the_same_twice(hour: str, weather: str) -> None
     assert first.image.dtype == np.uint8
 
 
-def test_light_and_weather_show_in_the_picture() -> None:
+def test_light_and_weather_change_the_image() -> None:
     def picture(hour: str, weather: str) -> np.ndarray:
         return render_frame(replace(EMPTY, light=hour, weather=weather), 0).image.astype(float)
 
@@ -131,7 +131,7 @@ def test_light_and_weather_show_in_the_picture() -> None:
     assert picture("day", "fog")[110:150].std() < 0.6 * picture("day", "clear")[110:150].std()
 
 
-def test_every_shape_has_a_body_and_others_are_refused() -> None:
+def test_every_shape_has_a_mesh_and_others_are_rejected() -> None:
     for shape in scene.SHAPES:
         actor = _standing(shape, "car", 15.0, -1.75)
         assert render_frame(replace(EMPTY, actors=(actor,)), 0).boxes, shape
@@ -139,6 +139,6 @@ def test_every_shape_has_a_body_and_others_are_refused() -> None:
         render_frame(replace(EMPTY, actors=(_standing("ufo", "car", 15.0, -1.75),)), 0)
 
 
-def test_a_frame_beyond_the_drive_is_refused() -> None:
+def test_frame_index_out_of_range_is_rejected() -> None:
     with pytest.raises(ParameterError, match="0 to 29"):
         render_frame(EMPTY, 30)

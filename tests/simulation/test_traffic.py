@@ -1,4 +1,4 @@
-"""Fleets: mixed conditions, rare things rare, nothing by chance."""
+"""Fleets: mixed conditions, rare events, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _event_frames(fleet: tuple[Scenario, ...]) -> Counter[str]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_rare_event_is_there_and_under_one_percent(seed: int) -> None:
+def test_every_rare_event_occurs_in_less_than_one_percent(seed: int) -> None:
     fleet = traffic.random_fleet(STANDARD_PROFILE, seed)
     frames = sum(scenario.frames for scenario in fleet)
     counts = _event_frames(fleet)
@@ -43,7 +43,7 @@ def test_every_rare_event_is_there_and_under_one_percent(seed: int) -> None:
     assert all(0 < count < 0.01 * frames for count in counts.values())
 
 
-def test_large_pools_keep_events_rare_and_can_do_without() -> None:
+def test_large_pools_keep_events_rare_or_have_none() -> None:
     pool = FleetProfile("pool", drives=200, frames_per_drive=30)
     counts = _event_frames(traffic.random_fleet(pool))
     assert all(0.003 < counts[name] / pool.frames < 0.008 for name in events.EVENTS)
@@ -64,7 +64,7 @@ def test_a_long_tail_has_eleven_slices_of_a_sixth_of_a_percent(seed: int) -> Non
         assert {actor.cls for actor in scenario.actors} <= known
 
 
-def test_built_in_fleets_know_nothing_of_the_longer_tail() -> None:
+def test_built_in_profiles_have_no_long_tail_events() -> None:
     """Their drives must stay what they were: reports and records were made from their bytes."""
     assert {e.name for s in traffic.random_fleet(STANDARD_PROFILE) for e in s.events} == set(
         events.EVENTS
@@ -96,7 +96,7 @@ def test_same_seed_same_fleet_other_seed_other_fleet() -> None:
     )
 
 
-def test_everybody_is_of_a_known_class_and_shape_and_has_one_name() -> None:
+def test_actors_have_known_class_and_shape_and_a_unique_track() -> None:
     for scenario in traffic.random_fleet(STANDARD_PROFILE):
         tracks = [actor.track for actor in scenario.actors]
         assert len(tracks) == len(set(tracks))
@@ -105,7 +105,7 @@ def test_everybody_is_of_a_known_class_and_shape_and_has_one_name() -> None:
 
 
 @pytest.mark.parametrize("event", events.LONG_TAIL_EVENTS)
-def test_an_event_can_be_seen_when_it_says_so(event: str) -> None:
+def test_event_is_visible_in_its_interval(event: str) -> None:
     """Over a few seeds; a truck ahead may well hide one of them."""
     seen = []
     for seed in range(4):
@@ -120,7 +120,7 @@ def test_an_event_can_be_seen_when_it_says_so(event: str) -> None:
     assert sum(seen) >= 0.5 * len(seen)
 
 
-def test_what_has_no_class_is_seen_and_has_no_label(tmp_path: Path) -> None:
+def test_obstacles_are_visible_but_not_labelled(tmp_path: Path) -> None:
     scenario = traffic.random_drive(3, event="debris")
     marked = scenario.events[0]
     index = next(i for i in range(scenario.frames) if scenario.time_s(i) >= marked.start_s)
@@ -134,7 +134,7 @@ def test_what_has_no_class_is_seen_and_has_no_label(tmp_path: Path) -> None:
     assert all(box["track"] != marked.track for found in boxes for box in found)
 
 
-def test_nobody_drives_through_the_ego_vehicle() -> None:
+def test_no_actor_collides_with_the_ego_vehicle() -> None:
     for scenario in traffic.random_fleet(STANDARD_PROFILE):
         for index in range(scenario.frames):
             time_s = scenario.time_s(index)
@@ -145,7 +145,7 @@ def test_nobody_drives_through_the_ego_vehicle() -> None:
                     assert not -1.0 < pose.s_m - ego.s_m < 4.0, (scenario.drive, actor.track, index)
 
 
-def test_unknown_event_and_empty_profile_are_refused() -> None:
+def test_unknown_event_and_empty_profile_are_rejected() -> None:
     with pytest.raises(ParameterError, match="animal"):
         traffic.random_drive(0, event="meteor")
     with pytest.raises(ParameterError, match="at least one drive"):
