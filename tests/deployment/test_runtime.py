@@ -156,14 +156,14 @@ def test_ensemble_fuses_and_falls_back_to_the_first_bundle(
         Runtime([one], budget_ms=0)
 
 
-def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
+def detections(*rows: tuple[float, float, float, float, float, int]) -> Detections:
     table = np.array(rows, np.float32).reshape(-1, 6)
     return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
 
 
 def test_fused_boxes_are_weighted_means_and_single_detections_lose_score() -> None:
-    one = found((0, 0, 10, 10, 0.9, 0), (50, 50, 60, 60, 0.6, 0))
-    two = found((1, 0, 11, 10, 0.3, 0), (0, 0, 10, 10, 0.5, 1))
+    one = detections((0, 0, 10, 10, 0.9, 0), (50, 50, 60, 60, 0.6, 0))
+    two = detections((1, 0, 11, 10, 0.3, 0), (0, 0, 10, 10, 0.5, 1))
     fused = fuse_boxes([one, two])
     assert fused.boxes[0] == pytest.approx([0.25, 0, 10.25, 10])
     assert fused.scores == pytest.approx([0.6, 0.3, 0.25])
@@ -171,7 +171,7 @@ def test_fused_boxes_are_weighted_means_and_single_detections_lose_score() -> No
     turned = fuse_boxes([two, one])
     assert (turned.boxes == fused.boxes).all()
     assert (turned.scores == fused.scores).all()
-    assert len(fuse_boxes([found(), found()])) == 0
+    assert len(fuse_boxes([detections(), detections()])) == 0
     assert len(fuse_boxes([one, two], limit=2)) == 2
 
 
@@ -207,7 +207,7 @@ def test_different_contracts_of_bundle_and_model_are_rejected(bundle: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ((0.5, 0.5, 0.5), "different preprocessing contracts"),
         (None, "golden values in the model file belong"),
@@ -215,7 +215,7 @@ def test_different_contracts_of_bundle_and_model_are_rejected(bundle: Path) -> N
     ids=["mean in the model", "check in the model"],
 )
 def test_changed_metadata_is_detected_even_with_recomputed_digests(
-    bundle: Path, value: tuple[float, ...] | None, said: str
+    bundle: Path, value: tuple[float, ...] | None, message: str
 ) -> None:
     model = onnx.load(bundle / "int8.cpu.onnx")
     for entry in model.metadata_props:
@@ -226,7 +226,7 @@ def test_changed_metadata_is_detected_even_with_recomputed_digests(
             content["mean"] = value
         entry.value = json.dumps(content)
     reseal(bundle, "int8.cpu.onnx", model.SerializeToString())
-    with pytest.raises((RecordError, ContractError), match=said):
+    with pytest.raises((RecordError, ContractError), match=message):
         load_bundle(bundle)
 
 

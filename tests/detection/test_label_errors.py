@@ -42,9 +42,9 @@ def world() -> tuple[list[Frame], list[Label], list[Prediction]]:
     frames = [frame(number) for number in range(100)]
     labels, predictions = [], []
     for number in range(100):
-        for place in range(3):
+        for position in range(3):
             cls = SCHEMA.classes[int(rng.integers(3))]
-            x, y = 20 + 200 * place + rng.uniform(0, 40), rng.uniform(20, 220)
+            x, y = 20 + 200 * position + rng.uniform(0, 40), rng.uniform(20, 220)
             w, h = rng.uniform(40, 120), rng.uniform(40, 120)
             labels.append(label(number, cls, Box(x=x, y=y, w=w, h=h)))
             jitter = rng.normal(0, 1, 4)

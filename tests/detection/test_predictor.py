@@ -55,11 +55,11 @@ def onnx_bytes(detector: Detector) -> dict[str, bytes]:
         verbose=False,
     )
     proto = program.model_proto
-    made = {"any": proto.SerializeToString()}
+    models = {"any": proto.SerializeToString()}
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
-    made["two"] = proto.SerializeToString()
-    return made
+    models["two"] = proto.SerializeToString()
+    return models
 
 
 def with_contract(model: bytes) -> bytes:

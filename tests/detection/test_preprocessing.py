@@ -193,12 +193,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), MISTAKES, ids=lambda value: getattr(value, "__name__", "")
+    ("wrong", "message"), MISTAKES, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_preprocessing_mistakes_are_detected_and_named(wrong, said: str) -> None:
+def test_preprocessing_mistakes_are_detected_and_named(wrong, message: str) -> None:
     expected = preprocessing.golden_values(SPEC)
     preprocessing.check_preprocessing(feed, SPEC, expected=expected)
-    with pytest.raises(ContractError, match=said):
+    with pytest.raises(ContractError, match=message):
         preprocessing.check_preprocessing(wrong, SPEC, expected=expected)
 
 
@@ -222,13 +222,13 @@ def test_golden_values_of_another_contract_are_rejected() -> None:
 def test_input_outside_the_contract_is_rejected() -> None:
     batch = feed(preprocessing.golden_image())[None]
     assert preprocessing.require_input(batch, SPEC) is batch
-    for wrong, said in (
+    for wrong, message in (
         (np.moveaxis(batch, 1, -1), r"\[1, 192, 320, 3\]"),
         (batch.astype(np.float64), "float64"),
         (raw_pixels(preprocessing.golden_image())[None], "scale, mean and std"),
         (batch * np.float32(np.nan), "scale, mean and std"),
     ):
-        with pytest.raises(ContractError, match=said):
+        with pytest.raises(ContractError, match=message):
             preprocessing.require_input(wrong, SPEC)
 
 

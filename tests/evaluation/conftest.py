@@ -34,12 +34,12 @@ QUICK = EvaluationSettings(resamples=100)
 
 
 @dataclass(frozen=True)
-class Made:
+class Case:
     dataset: Dataset
     predictions: tuple[Prediction, ...]
 
-    def with_predictions(self, predictions: Iterable[Prediction]) -> Made:
-        return Made(self.dataset, tuple(predictions))
+    def with_predictions(self, predictions: Iterable[Prediction]) -> Case:
+        return Case(self.dataset, tuple(predictions))
 
 
 class Build:
@@ -64,7 +64,7 @@ class Build:
         fields = {"frame": frame.id, "cls": cls, "box": self.box(box), "origin": Origin.HUMAN}
         return Label.model_validate(fields | more)
 
-    def found(
+    def prediction(
         self, frame: Frame, cls: str, box: tuple[float, ...], score: float = 0.9
     ) -> Prediction:
         return Prediction(frame=frame.id, cls=cls, box=self.box(box), score=score)
@@ -80,7 +80,7 @@ class Build:
 
     def random(
         self, seed: int = 0, *, drives: int = 12, each: int = 4, coarse: bool = False
-    ) -> Made:
+    ) -> Case:
         """Boxes, near misses and false alarms. ``coarse``: a coarse grid, so that all ties occur.
 
         Otherwise every score differs, and COCO's figures do not depend on the order of frames.
@@ -110,43 +110,43 @@ class Build:
                     )
                     for _ in range(random.integers(0, 3)):
                         seen = _shifted(random, box, coarse)
-                        found.append(self.found(frame, cls, seen, _score(random, coarse)))
+                        found.append(self.prediction(frame, cls, seen, _score(random, coarse)))
                 for _ in range(random.integers(0, 4)):
                     cls = SCHEMA.classes[random.integers(4)]
                     box = _random_box(random, coarse)
-                    found.append(self.found(frame, cls, box, _score(random, coarse)))
-        return Made(self.dataset(frames, labels), tuple(found))
+                    found.append(self.prediction(frame, cls, box, _score(random, coarse)))
+        return Case(self.dataset(frames, labels), tuple(found))
 
-    def repeated(self, made: Made, times: dict[str, int]) -> Made:
+    def repeated(self, case: Case, times: dict[str, int]) -> Case:
         """Each drive so many times, as drives of their own; a drive with 0 is left out."""
         frames, labels, found = [], [], []
         for drive, count in times.items():
             for copy in range(count):
-                for frame in (f for f in made.dataset.frames if f.drive == drive):
+                for frame in (f for f in case.dataset.frames if f.drive == drive):
                     name = f"{drive}#{copy}"
                     twin = self.frame(name, frame.index, conditions=frame.conditions)
                     frames.append(twin)
                     labels += [
                         label.model_copy(update={"frame": twin.id})
-                        for label in made.dataset.labels_by_frame[frame.id]
+                        for label in case.dataset.labels_by_frame[frame.id]
                     ]
                     found += [
                         each.model_copy(update={"frame": twin.id})
-                        for each in made.predictions
+                        for each in case.predictions
                         if each.frame == frame.id
                     ]
-        return Made(self.dataset(frames, labels), tuple(found))
+        return Case(self.dataset(frames, labels), tuple(found))
 
-    def shuffled(self, made: Made, seed: int) -> Made:
+    def shuffled(self, case: Case, seed: int) -> Case:
         random = np.random.default_rng(seed)
 
         def mixed(rows: tuple) -> tuple:  # type: ignore[type-arg]
-            return tuple(rows[place] for place in random.permutation(len(rows)))
+            return tuple(rows[position] for position in random.permutation(len(rows)))
 
         dataset = replace(
-            made.dataset, frames=mixed(made.dataset.frames), labels=mixed(made.dataset.labels)
+            case.dataset, frames=mixed(case.dataset.frames), labels=mixed(case.dataset.labels)
         )
-        return Made(dataset, mixed(made.predictions))
+        return Case(dataset, mixed(case.predictions))
 
 
 def _random_box(random: np.random.Generator, coarse: bool) -> tuple[float, ...]:
@@ -178,32 +178,34 @@ def quick() -> EvaluationSettings:
     return QUICK
 
 
-Plain = Callable[[Made], dict[str, float]]
+Plain = Callable[[Case], dict[str, float]]
 
 
 @pytest.fixture(scope="session")
 def plain_coco() -> Plain:
     """COCO's summary of a set by faster-coco-eval, used as its own documentation shows."""
 
-    def run(made: Made) -> dict[str, float]:
+    def run(case: Case) -> dict[str, float]:
         from faster_coco_eval import COCO, COCOeval_faster
 
-        number = {frame.id: place + 1 for place, frame in enumerate(made.dataset.frames)}
-        classes = {name: place + 1 for place, name in enumerate(SCHEMA.classes)}
+        number = {frame.id: position + 1 for position, frame in enumerate(case.dataset.frames)}
+        classes = {name: position + 1 for position, name in enumerate(SCHEMA.classes)}
         truth = COCO(
             {
-                "images": [{"id": place} for place in number.values()],
-                "categories": [{"id": place, "name": name} for name, place in classes.items()],
+                "images": [{"id": position} for position in number.values()],
+                "categories": [
+                    {"id": position, "name": name} for name, position in classes.items()
+                ],
                 "annotations": [
                     {
-                        "id": place + 1,
+                        "id": position + 1,
                         "image_id": number[label.frame],
                         "category_id": classes[label.cls],
                         "bbox": [label.box.x, label.box.y, label.box.w, label.box.h],
                         "area": label.box.w * label.box.h,
                         "iscrowd": int(label.ignore),
                     }
-                    for place, label in enumerate(made.dataset.labels)
+                    for position, label in enumerate(case.dataset.labels)
                 ],
             }
         )
@@ -215,7 +217,7 @@ def plain_coco() -> Plain:
                     "bbox": [each.box.x, each.box.y, each.box.w, each.box.h],
                     "score": each.score,
                 }
-                for each in made.predictions
+                for each in case.predictions
             ]
         )
         evaluation = COCOeval_faster(truth, found, iouType="bbox")

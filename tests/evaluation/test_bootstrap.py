@@ -70,7 +70,7 @@ def test_one_frame_gives_values_without_intervals(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
     row = evaluate(
-        Predictions(dataset, [build.found(frame, "car", (0, 0, 50, 50))]), settings=quick
+        Predictions(dataset, [build.prediction(frame, "car", (0, 0, 50, 50))]), settings=quick
     ).metrics.at()
     assert row.recall.value == 1
     assert (row.recall.low, row.recall.high, row.usable) == (None, None, False)

@@ -17,9 +17,9 @@ from workbench.evaluation.metrics import evaluate
 
 
 def test_metrics_equal_a_plain_coco_run_exactly(build, quick, plain_coco):
-    made = build.random(1)
-    metrics = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics
-    theirs = plain_coco(made)
+    case = build.random(1)
+    metrics = evaluate(Predictions(case.dataset, case.predictions), settings=quick).metrics
+    theirs = plain_coco(case)
     assert 0 < theirs["AP_all"] < 1
     row = metrics.at()
     assert row.ap.value == theirs["AP_all"]
@@ -31,11 +31,11 @@ def test_metrics_equal_a_plain_coco_run_exactly(build, quick, plain_coco):
 
 
 def test_frame_slices_equal_a_plain_run_on_those_frames(build, quick, plain_coco):
-    made = build.random(2)
-    night = made.dataset.where(lambda frame: frame.conditions.light == "night")
+    case = build.random(2)
+    night = case.dataset.where(lambda frame: frame.conditions.light == "night")
     kept = {frame.id for frame in night.frames}
-    alone = type(made)(night, tuple(each for each in made.predictions if each.frame in kept))
-    row = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics.at(
+    alone = type(case)(night, tuple(each for each in case.predictions if each.frame in kept))
+    row = evaluate(Predictions(case.dataset, case.predictions), settings=quick).metrics.at(
         "light=night"
     )
     assert row.ap.value == plain_coco(alone)["AP_all"]
@@ -44,24 +44,24 @@ def test_frame_slices_equal_a_plain_run_on_those_frames(build, quick, plain_coco
 
 def test_predictions_are_limited_to_one_hundred_as_in_coco(build, quick, plain_coco):
     frame = build.frame()
-    labels = [build.label(frame, "car", (20 * place, 0, 20, 20)) for place in range(10)]
+    labels = [build.label(frame, "car", (20 * position, 0, 20, 20)) for position in range(10)]
     random = np.random.default_rng(0)
     alarms = [
-        build.found(frame, "car", (20 * (place % 10), 12, 20, 20), 0.9 - place / 1000)
-        for place in range(140)
+        build.prediction(frame, "car", (20 * (position % 10), 12, 20, 20), 0.9 - position / 1000)
+        for position in range(140)
     ]
-    late = [build.found(frame, "car", (0, 0, 20, 20), 0.05), *alarms]
-    made = build.random().with_predictions(late[place] for place in random.permutation(141))
-    made = type(made)(build.dataset([frame], labels), made.predictions)
-    row = evaluate(Predictions(made.dataset, made.predictions), settings=quick).metrics.at()
-    assert row.ar.value == plain_coco(made)["AR_all"] == 0
+    late = [build.prediction(frame, "car", (0, 0, 20, 20), 0.05), *alarms]
+    case = build.random().with_predictions(late[position] for position in random.permutation(141))
+    case = type(case)(build.dataset([frame], labels), case.predictions)
+    row = evaluate(Predictions(case.dataset, case.predictions), settings=quick).metrics.at()
+    assert row.ar.value == plain_coco(case)["AR_all"] == 0
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), part=st.sampled_from(STANDARD_SLICES))
 def test_match_tables_equal_the_reference_even_with_ties(build, seed, part):
-    made = build.random(seed, drives=6, each=3, coarse=True)
-    whole = matching.build_evaluation_set(made.dataset, made.predictions)
+    case = build.random(seed, drives=6, each=3, coarse=True)
+    whole = matching.build_evaluation_set(case.dataset, case.predictions)
     table = match_slice(whole, part)
     groups = bootstrap.cluster_frames(whole.frames, table.frames)
     ours = pool_metrics(table, groups.of, np.ones((1, groups.count)), 0.3)
@@ -75,16 +75,16 @@ def test_match_tables_equal_the_reference_even_with_ties(build, seed, part):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_resampled_metrics_equal_coco_on_the_resampled_drives(build, plain_coco, seed):
-    made = build.random(seed)
-    whole = matching.build_evaluation_set(made.dataset, made.predictions)
+    case = build.random(seed)
+    whole = matching.build_evaluation_set(case.dataset, case.predictions)
     table = match_slice(whole, ALL_FRAMES)
     groups = bootstrap.cluster_frames(whole.frames, table.frames)
     weights = resampling.draw_resamples(groups.count, 5, seed)
     ours = pool_metrics(table, groups.of, weights, 0.3)
-    names = sorted({frame.drive for frame in made.dataset.frames})
+    names = sorted({frame.drive for frame in case.dataset.frames})
     for row in (1, 5):
         times = dict(zip(names, weights[row].astype(int), strict=True))
-        theirs = plain_coco(build.repeated(made, times))
+        theirs = plain_coco(build.repeated(case, times))
         assert np.nanmean(ours.ap[row]) == pytest.approx(theirs["AP_all"], abs=1e-12)
         assert np.nanmean(ours.ap50[row]) == pytest.approx(theirs["AP_50"], abs=1e-12)
         assert np.nanmean(ours.ar[row]) == pytest.approx(theirs["AR_all"], abs=1e-12)
@@ -93,19 +93,19 @@ def test_resampled_metrics_equal_coco_on_the_resampled_drives(build, plain_coco,
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_results_do_not_depend_on_the_order_of_inputs(build, quick, seed):
-    made = build.random(seed, coarse=True)
-    other = build.shuffled(made, seed + 1)
-    first = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
+    case = build.random(seed, coarse=True)
+    other = build.shuffled(case, seed + 1)
+    first = evaluate(Predictions(case.dataset, case.predictions), settings=quick)
     second = evaluate(Predictions(other.dataset, other.predictions), settings=quick)
     assert first.metrics == second.metrics
 
 
 def test_repeating_every_drive_keeps_metrics_and_narrows_the_interval(build, quick):
-    made = build.random(3)
-    names = {frame.drive for frame in made.dataset.frames}
-    fourfold = build.repeated(made, dict.fromkeys(sorted(names), 4))
+    case = build.random(3)
+    names = {frame.drive for frame in case.dataset.frames}
+    fourfold = build.repeated(case, dict.fromkeys(sorted(names), 4))
     once = evaluate(
-        Predictions(made.dataset, made.predictions), [ALL_FRAMES], settings=quick
+        Predictions(case.dataset, case.predictions), [ALL_FRAMES], settings=quick
     ).metrics.at()
     more = evaluate(
         Predictions(fourfold.dataset, fourfold.predictions), [ALL_FRAMES], settings=quick

@@ -141,7 +141,7 @@ def graded(build):
 
     def finding(keep):
         found = [
-            build.found(frame, "car", box, 0.9)
+            build.prediction(frame, "car", box, 0.9)
             for workspace, frame in enumerate(frames)
             if keep(workspace, frame)
         ]
@@ -219,7 +219,7 @@ def test_boxes_of_one_drive_are_insufficient_evidence(build):
     box = (10.0, 10.0, 60.0, 60.0)
     alone = [frame for frame in frames if frame.drive == "d03"]
     dataset = build.dataset(frames, [build.label(frame, "car", box) for frame in alone])
-    found = [build.found(frame, "car", box) for frame in alone]
+    found = [build.prediction(frame, "car", box) for frame in alone]
     rules = rules_of(FLOOR)
     (gate,) = judge(rules, evaluate(Predictions(dataset, found), settings=rules.evaluation)).gates
     assert gate.verdict is Verdict.INSUFFICIENT
@@ -227,10 +227,10 @@ def test_boxes_of_one_drive_are_insufficient_evidence(build):
 
 
 def test_fewer_than_ten_drives_are_insufficient(build):
-    made = build.random(0, drives=9)
+    case = build.random(0, drives=9)
     rules = rules_of({**FLOOR, "bound": 0.0})
     (gate,) = judge(
-        rules, evaluate(Predictions(made.dataset, made.predictions), settings=rules.evaluation)
+        rules, evaluate(Predictions(case.dataset, case.predictions), settings=rules.evaluation)
     ).gates
     assert gate.verdict is Verdict.INSUFFICIENT
     assert gate.method.startswith("descriptive")
@@ -278,7 +278,7 @@ def test_report_has_all_metrics_and_is_reproducible(build, store):
         labels = [build.label(frame, "car", box, origin=Origin.RENDERED) for frame in frames]
         rules = rules_of(FLOOR, INT8)
         dataset = build.dataset(frames, labels)
-        found = [build.found(frame, "car", box) for frame in frames[:-3]]
+        found = [build.prediction(frame, "car", box) for frame in frames[:-3]]
         model = evaluate(Predictions(dataset, found), settings=rules.evaluation)
         judged = judge(rules, model, fp32=model)
         return judged, save_report(
@@ -332,12 +332,12 @@ def test_leak_fails_a_model_with_perfect_recall(graded):
     rules = rules_of(FLOOR, NO_LEAKS)
     clean = judge(rules, graded["all"], inspection=inspected(Verdict.PASS))
     assert clean.verdict is Verdict.PASS
-    told = "ab12 and cd34: 3 hash bits apart, safety of one and seed of two"
-    leaking = judge(rules, graded["all"], inspection=inspected(Verdict.FAIL, told))
+    reason = "ab12 and cd34: 3 hash bits apart, safety of one and seed of two"
+    leaking = judge(rules, graded["all"], inspection=inspected(Verdict.FAIL, reason))
     assert leaking.verdict is Verdict.FAIL
     gate = leaking.gates[1]
     assert (gate.value, gate.n, gate.unit) == (2.0, 90, "frames")
-    assert told in gate.why
+    assert reason in gate.why
     assert "leakage-drive" not in gate.why, "what is not required is not the reason"
 
 

@@ -24,7 +24,10 @@ def test_no_predictions_give_zero_recall_and_undefined_precision(build, quick):
 def test_class_without_ground_truth_has_no_metrics_but_false_positives_count(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
-    found = [build.found(frame, "car", (0, 0, 50, 50)), build.found(frame, "truck", (0, 0, 9, 9))]
+    found = [
+        build.prediction(frame, "car", (0, 0, 50, 50)),
+        build.prediction(frame, "truck", (0, 0, 9, 9)),
+    ]
     metrics = evaluate(Predictions(dataset, found), settings=quick).metrics
     truck = metrics.at(cls="truck")
     assert (truck.ap.value, truck.recall.value, truck.f1.value) == (None, None, None)
@@ -36,7 +39,9 @@ def test_class_without_ground_truth_has_no_metrics_but_false_positives_count(bui
 def test_only_ignore_regions_leave_metrics_undefined(build, quick):
     frame = build.frame()
     region = build.label(frame, "car", (0, 0, 200, 200), ignore=True)
-    inside = [build.found(frame, "car", (10 * workspace, 10, 30, 30)) for workspace in range(3)]
+    inside = [
+        build.prediction(frame, "car", (10 * workspace, 10, 30, 30)) for workspace in range(3)
+    ]
     row = evaluate(
         Predictions(build.dataset([frame], [region]), inside), settings=quick
     ).metrics.at()
@@ -47,8 +52,8 @@ def test_only_ignore_regions_leave_metrics_undefined(build, quick):
 def test_ignore_region_of_any_class_ignores_predictions_of_every_class(build, quick):
     frame = build.frame()
     region = build.label(frame, ANY_CLASS, (0, 0, 200, 200), ignore=True)
-    found = [build.found(frame, cls, (10, 10, 30, 30)) for cls in build.schema.classes]
-    outside = build.found(frame, "car", (300, 10, 30, 30))
+    found = [build.prediction(frame, cls, (10, 10, 30, 30)) for cls in build.schema.classes]
+    outside = build.prediction(frame, "car", (300, 10, 30, 30))
     evaluated = evaluate(
         Predictions(build.dataset([frame], [region]), [*found, outside]), settings=quick
     )
@@ -62,10 +67,10 @@ def test_label_slices_ignore_other_labels_and_count_unmatched_predictions(build,
     clear = build.label(frame, "car", (200, 0, 60, 60), occluded=0.0)
     unknown = build.label(frame, "car", (300, 0, 60, 60))
     found = [
-        build.found(frame, "car", (0, 0, 60, 60), 0.9),
-        build.found(frame, "car", (200, 0, 60, 60), 0.8),
-        build.found(frame, "car", (300, 0, 60, 60), 0.8),
-        build.found(frame, "car", (100, 100, 60, 60), 0.7),
+        build.prediction(frame, "car", (0, 0, 60, 60), 0.9),
+        build.prediction(frame, "car", (200, 0, 60, 60), 0.8),
+        build.prediction(frame, "car", (300, 0, 60, 60), 0.8),
+        build.prediction(frame, "car", (100, 100, 60, 60), 0.7),
     ]
     dataset = build.dataset([frame], [hidden, clear, unknown])
     row = evaluate(Predictions(dataset, found), settings=quick).metrics.at("occluded")
@@ -77,8 +82,8 @@ def test_size_slices_leave_out_false_positives_of_other_sizes(build, quick):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 20, 20))])
     found = [
-        build.found(frame, "car", (0, 0, 20, 20)),
-        build.found(frame, "car", (0, 99, 120, 120)),
+        build.prediction(frame, "car", (0, 0, 20, 20)),
+        build.prediction(frame, "car", (0, 99, 120, 120)),
     ]
     metrics = evaluate(Predictions(dataset, found), settings=quick).metrics
     assert (metrics.at("size=small").tp, metrics.at("size=small").fp) == (1, 0)
@@ -91,7 +96,7 @@ def test_vulnerable_road_users_are_a_slice_of_classes(build, quick):
         build.label(frame, "car", (0, 0, 50, 50)),
         build.label(frame, "cyclist", (99, 0, 50, 50)),
     ]
-    found = [build.found(frame, "car", (200, 0, 50, 50))]
+    found = [build.prediction(frame, "car", (200, 0, 50, 50))]
     row = evaluate(Predictions(build.dataset([frame], labels), found), settings=quick).metrics.at(
         "vru"
     )
@@ -102,8 +107,8 @@ def test_threshold_sets_the_operating_point(build):
     frame = build.frame()
     dataset = build.dataset([frame], [build.label(frame, "car", (0, 0, 50, 50))])
     found = [
-        build.found(frame, "car", (0, 0, 50, 50), 0.3),
-        build.found(frame, "car", (99, 0, 9, 9), 0.29),
+        build.prediction(frame, "car", (0, 0, 50, 50), 0.3),
+        build.prediction(frame, "car", (99, 0, 9, 9), 0.29),
     ]
     at = {
         threshold: evaluate(
@@ -129,19 +134,19 @@ def test_simulated_truth_is_marked(build, quick):
 
 
 def test_model_compared_with_itself_has_zero_difference(build, quick):
-    made = build.random(4)
-    evaluated = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
+    case = build.random(4)
+    evaluated = evaluate(Predictions(case.dataset, case.predictions), settings=quick)
     figure = paired_difference(evaluated, evaluated, "ap").estimate
     assert (figure.value, figure.low, figure.high) == (0, 0, 0)
 
 
 def test_paired_intervals_are_narrower_than_single_intervals(build):
-    made = build.random(5, drives=20)
+    case = build.random(5, drives=20)
     settings = EvaluationSettings(resamples=300)
-    best = evaluate(Predictions(made.dataset, made.predictions), settings=settings)
-    fewer = [each for workspace, each in enumerate(made.predictions) if workspace % 10]
+    best = evaluate(Predictions(case.dataset, case.predictions), settings=settings)
+    fewer = [each for position, each in enumerate(case.predictions) if position % 10]
     worse = evaluate(
-        Predictions(made.dataset, fewer, model="worse"),
+        Predictions(case.dataset, fewer, model="worse"),
         settings=settings,
     )
     change = paired_difference(best, worse, "recall").estimate
@@ -151,8 +156,8 @@ def test_paired_intervals_are_narrower_than_single_intervals(build):
 
 
 def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
-    made, other = build.random(6), build.random(7)
-    first = evaluate(Predictions(made.dataset, made.predictions), settings=quick)
+    case, other = build.random(6), build.random(7)
+    first = evaluate(Predictions(case.dataset, case.predictions), settings=quick)
     with pytest.raises(ParameterError, match="different frames"):
         paired_difference(
             first, evaluate(Predictions(other.dataset, other.predictions), settings=quick), "ap"
@@ -160,7 +165,7 @@ def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
     strict = EvaluationSettings(resamples=100, threshold=0.5)
     with pytest.raises(ParameterError, match="settings"):
         paired_difference(
-            first, evaluate(Predictions(made.dataset, made.predictions), settings=strict), "ap"
+            first, evaluate(Predictions(case.dataset, case.predictions), settings=strict), "ap"
         )
 
 
@@ -170,9 +175,9 @@ def test_invalid_inputs_are_rejected_with_the_reason(build, quick):
     dataset = build.dataset([frame], truth)
     cases = [
         (build.dataset([]), [], "no frames"),
-        (dataset, [build.found(other, "car", (0, 0, 9, 9))], "outside the evaluation set"),
-        (dataset, [build.found(frame, "tram", (0, 0, 9, 9))], "'tram'"),
-        (dataset, [build.found(frame, "car", (float("nan"), 0, 9, 9))], "NaN or infinite"),
+        (dataset, [build.prediction(other, "car", (0, 0, 9, 9))], "outside the evaluation set"),
+        (dataset, [build.prediction(frame, "tram", (0, 0, 9, 9))], "'tram'"),
+        (dataset, [build.prediction(frame, "car", (float("nan"), 0, 9, 9))], "NaN or infinite"),
         (
             build.dataset([frame], [build.label(frame, "car", (0, 0, 9, 9), origin="model")]),
             [],
@@ -186,9 +191,9 @@ def test_invalid_inputs_are_rejected_with_the_reason(build, quick):
 
 
 def test_a_slice_that_was_not_evaluated_is_an_error(build, quick):
-    made = build.random(0, drives=2)
+    case = build.random(0, drives=2)
     metrics = evaluate(
-        Predictions(made.dataset, made.predictions), (ALL_FRAMES,), settings=quick
+        Predictions(case.dataset, case.predictions), (ALL_FRAMES,), settings=quick
     ).metrics
     with pytest.raises(ParameterError, match="not evaluated"):
         metrics.at("vru")

@@ -21,15 +21,15 @@ BOX = (10.0, 10.0, 60.0, 60.0)
 
 @pytest.fixture(scope="module")
 def pair(build, quick):
-    made = build.random(8)
-    worse = made.predictions[::2]
+    case = build.random(8)
+    worse = case.predictions[::2]
     return (
         evaluate(
-            Predictions(made.dataset, made.predictions, model="int8"),
+            Predictions(case.dataset, case.predictions, model="int8"),
             settings=quick,
         ),
         evaluate(
-            Predictions(made.dataset, worse, model="baseline"),
+            Predictions(case.dataset, worse, model="baseline"),
             settings=quick,
         ),
     )
@@ -53,9 +53,9 @@ def test_missed_vulnerable_people_come_first_and_drives_alternate(build, quick):
         build.label(frames[3], "pedestrian", BOX),
     ]
     found = [
-        build.found(frames[3], "pedestrian", BOX, 0.9),
-        build.found(frames[2], "pedestrian", BOX, 0.2),
-        build.found(frames[0], "truck", BOX, 0.8),
+        build.prediction(frames[3], "pedestrian", BOX, 0.9),
+        build.prediction(frames[2], "pedestrian", BOX, 0.2),
+        build.prediction(frames[0], "truck", BOX, 0.8),
     ]
     evaluated = evaluate(Predictions(build.dataset(frames, labels), found), settings=quick)
     worst = worst_frames(evaluated)
@@ -114,7 +114,7 @@ def test_missed_boxes_are_drawn_on_their_frames(build, quick, workspace):
     figure = plots.worst_misses(workspace, evaluate(Predictions(dataset, []), settings=quick))
     (patch,) = figure.axes[0].patches
     assert (patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) == BOX
-    found = evaluate(Predictions(dataset, [build.found(frame, "car", BOX)]), settings=quick)
+    found = evaluate(Predictions(dataset, [build.prediction(frame, "car", BOX)]), settings=quick)
     nothing = plots.worst_misses(workspace, found)
     assert nothing.get_suptitle().startswith("No misses")
 

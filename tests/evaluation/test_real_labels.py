@@ -31,16 +31,16 @@ def test_camvid_metrics_equal_coco_and_gates_are_undecided(build, plain_coco, sh
         labels.append(build.label(frame, cls, (x, y, w, h), ignore=bool(each["iscrowd"])))
         if random.uniform() < 0.7:
             moved = (x + random.normal(0, 0.1) * w, y, w * random.uniform(0.8, 1.2), h)
-            found.append(build.found(frame, cls, moved, float(random.uniform())))
+            found.append(build.prediction(frame, cls, moved, float(random.uniform())))
         if random.uniform() < 0.3:
             alarm = (*random.uniform(0, 300, 2), *random.uniform(5, 60, 2))
-            found.append(build.found(frame, cls, alarm, float(random.uniform())))
+            found.append(build.prediction(frame, cls, alarm, float(random.uniform())))
     dataset = build.dataset(frames.values(), labels)
     rules = load_rules(RULES)
     evaluated = evaluate(Predictions(dataset, found), settings=rules.evaluation)
 
-    made = build.random(0, drives=1)
-    theirs = plain_coco(type(made)(dataset, tuple(found)))
+    case = build.random(0, drives=1)
+    theirs = plain_coco(type(case)(dataset, tuple(found)))
     row = evaluated.metrics.at()
     assert 0.1 < theirs["AP_all"] < 0.9
     assert (row.ap.value, row.ar.value) == (theirs["AP_all"], theirs["AR_all"])

@@ -55,24 +55,24 @@ def test_only_evidence_promotes(given: GateReport, expected: bool) -> None:
 
 
 def test_release_is_the_signed_bundle(store: Store, bundle: Ref, judge: Judge) -> None:
-    made = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
-    record = store.get(made.ref, Release)
-    assert made.promoted and record.promoted
+    case = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
+    record = store.get(case.ref, Release)
+    assert case.promoted and record.promoted
     assert record.key == signing_key(store.workspace).fingerprint
-    assert record.signature == digest.of_file(made.folder / "signature")
-    assert {path.name for path in made.folder.iterdir()} == {*FILES, "signature"}
-    assert made.verified.files["fp32.onnx"] == digest.of_bytes(FILES["fp32.onnx"])
-    assert not list(made.folder.parent.glob(".*"))
+    assert record.signature == digest.of_file(case.folder / "signature")
+    assert {path.name for path in case.folder.iterdir()} == {*FILES, "signature"}
+    assert case.verified.files["fp32.onnx"] == digest.of_bytes(FILES["fp32.onnx"])
+    assert not list(case.folder.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.INSUFFICIENT])
 def test_failed_candidate_is_signed_but_not_promoted(
     store: Store, bundle: Ref, judge: Judge, verdict: Verdict
 ) -> None:
-    made = publishing.publish_release(store, bundle, judge(bundle, verdict), "front-camera")
-    assert not made.promoted
-    assert store.get(made.ref, Release).verdict is verdict
-    assert (made.folder / "signature").is_file()
+    case = publishing.publish_release(store, bundle, judge(bundle, verdict), "front-camera")
+    assert not case.promoted
+    assert store.get(case.ref, Release).verdict is verdict
+    assert (case.folder / "signature").is_file()
 
 
 def test_publishing_twice_gives_one_release(store: Store, bundle: Ref, judge: Judge) -> None:
@@ -94,8 +94,8 @@ def test_invalid_model_name_is_rejected(store: Store, bundle: Ref, judge: Judge,
 
 
 def test_changed_release_folder_is_not_overwritten(store: Store, bundle: Ref, judge: Judge) -> None:
-    made = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
-    (made.folder / "int8.cpu.onnx").write_bytes(b"other")
+    case = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
+    (case.folder / "int8.cpu.onnx").write_bytes(b"other")
     with pytest.raises(VerificationError, match=r"changed: int8\.cpu\.onnx"):
         publishing.publish_release(store, bundle, judge(bundle), "front-camera")
 
