@@ -85,7 +85,11 @@ def read_git_state(folder: Path, known_secrets: Mapping[str, str] | None = None)
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:
-    """The output of a git command in ``folder``, None when it fails."""
+    """Run a git command in ``folder``, without programs that the repository configures.
+
+    Returns:
+        Its standard output, None when it fails.
+    """
     try:
         done = subprocess.run(
             ["git", *_SAFE_OPTIONS, "-C", str(folder), *arguments],

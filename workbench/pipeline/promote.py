@@ -402,7 +402,11 @@ def _runs_alone(contract: StepContract) -> bool:
 
 
 def run_on_fixture(promoted: PromotedStep, folder: Path) -> StepResult:
-    """Run a version on its own fixture, in a new workspace below ``folder``."""
+    """Run a version on its own fixture.
+
+    Args:
+        folder: Where its workspace is created.
+    """
     from workbench.pipeline.executors.local import run_once
 
     contract = read_contract(promoted.path)

@@ -76,7 +76,7 @@ class AliasMove(FrozenModel):
     at: str
 
 
-class StepAliases(FrozenModel):
+class _StepAliases(FrozenModel):
     """The content of ``aliases.json``: each alias's moves, oldest first."""
 
     schema_version: Literal[1] = 1
@@ -131,7 +131,11 @@ def resolve_step(project: Path, reference: str) -> PromotedStep:
 
 
 def load_step(project: Path, name: str, version: int) -> PromotedStep:
-    """Load one version and verify all its files; raises `ContractError` if any was changed."""
+    """Load one version and verify all its files.
+
+    Raises:
+        ContractError: There is no such version, or one of its files was changed.
+    """
     folder = project / PROMOTED_FOLDER / name / str(version)
     if not folder.is_dir():
         versions = ", ".join(map(str, list_versions(project, name))) or "none"
@@ -176,7 +180,7 @@ def alias_history(project: Path, name: str) -> dict[str, tuple[AliasMove, ...]]:
     """
     path = project / PROMOTED_FOLDER / name / _ALIASES_FILE
     try:
-        return StepAliases.model_validate_json(path.read_bytes()).aliases
+        return _StepAliases.model_validate_json(path.read_bytes()).aliases
     except FileNotFoundError:
         return {}
     except ValueError as error:  # a ValidationError is one
@@ -203,7 +207,11 @@ def _active_moves(moves: Sequence[AliasMove]) -> list[AliasMove]:
 
 
 def check_alias(alias: str) -> None:
-    """Raise `ContractError` for a name that cannot be an alias here or in MLflow."""
+    """Check that a name can be an alias here and in MLflow.
+
+    Raises:
+        ContractError: It cannot.
+    """
     if not _ALIAS_NAME.match(alias) or _RESERVED_ALIAS.match(alias):
         raise ContractError(
             "invalid alias",
@@ -262,7 +270,11 @@ def roll_back_alias(
 
 @contextlib.contextmanager
 def promotion_lock(workspace: Workspace, project: Path) -> Iterator[None]:
-    """Let one process at a time change the promoted steps of ``project``."""
+    """Let one process at a time change the promoted steps of ``project``.
+
+    Raises:
+        WorkbenchError: Another process still holds the lock after ten seconds.
+    """
     name = digest.shorten(digest.of_bytes(str(project.resolve()).encode()))
     path = workspace.root / "locks" / f"promoted-{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +293,7 @@ def _append_move(
     history = alias_history(project, step.name)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     move = AliasMove(action=action, version=step.version, ref=step.ref, by=by, at=now)
-    content = StepAliases(aliases={**history, alias: (*history.get(alias, ()), move)})
+    content = _StepAliases(aliases={**history, alias: (*history.get(alias, ()), move)})
     text = json.dumps(content.model_dump(mode="json"), indent=1, sort_keys=True)
     path = project / PROMOTED_FOLDER / step.name / _ALIASES_FILE
     write_atomic(path, f"{text}\n".encode())

@@ -67,7 +67,11 @@ class Finding:
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings without duplicates, by cell and line; those on the whole notebook come first."""
+    """Remove duplicates and sort.
+
+    Returns:
+        Findings by cell and line; those on the whole notebook come first.
+    """
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda f: (f.cell or 0, f.line or 0, not f.is_error, f.rule))
 

@@ -42,7 +42,12 @@ _CONSTRUCTOR_METHODS = ("__new__", "__init__", "__post_init__")
 def check_names(cells: Sequence[Cell]) -> list[Finding]:
     """Names that are used before a cell defines them, or that no cell defines.
 
-    Cells after a magic such as ``%run`` are left out: it may define any name.
+    Args:
+        cells: In execution order; those after a magic such as ``%run``, which may define any name,
+            are not checked.
+
+    Raises:
+        WorkbenchError: ruff cannot be run.
     """
     checked = list(_cells_with_known_names(cells))
     bound: dict[str, tuple[Cell, int]] = {}

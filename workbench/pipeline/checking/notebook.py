@@ -95,12 +95,20 @@ class Notebook:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Read and parse an .ipynb; raises `ContractError` when the file is not a notebook."""
+    """Read and parse an .ipynb.
+
+    Raises:
+        ContractError: The file is not a notebook.
+    """
     return parse_notebook(path, ipynb.load_notebook(path))
 
 
 def parse_notebook(path: Path, content: Json) -> Notebook:
-    """The notebook with this JSON content; its cells share their ``raw`` parts with it."""
+    """Parse a notebook's JSON.
+
+    Args:
+        content: Format 4 JSON; the cells' ``raw`` parts are shared with it.
+    """
     code = [raw for raw in content["cells"] if raw["cell_type"] == "code"]
     return Notebook(path, content, tuple(_parse_cell(n, raw) for n, raw in enumerate(code, 1)))
 

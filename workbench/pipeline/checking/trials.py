@@ -71,7 +71,11 @@ def fixture_workspace(workspace: Workspace) -> Workspace:
 
 @contextlib.contextmanager
 def isolated_servers(workspace: Workspace) -> Iterator[None]:
-    """Hide shared servers meanwhile; the last of several checks stops the servers it started."""
+    """Hide the addresses of shared servers; on exit the last of several checks stops its own.
+
+    Args:
+        workspace: Where the checks' own servers run.
+    """
     hidden = (*EXTERNAL_VARIABLES.values(), "LABEL_STUDIO_TOKEN", "LABEL_STUDIO_API_KEY")
     before = {name: os.environ.pop(name) for name in hidden if name in os.environ}
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,14 @@ class TrialSetup:
 
 @dataclass(frozen=True)
 class Trial:
-    """How one run ended and what it accessed; ``executed`` is the executed notebook's JSON."""
+    """The result of one run.
+
+    Attributes:
+        workspace: The trial's own workspace.
+        log: Files and addresses that it accessed; empty for an unwatched run.
+        executed: The executed notebook's JSON, empty when there is none.
+        parameters: Values it ran with, paths made absolute.
+    """
 
     workspace: Workspace
     result: StepResult

@@ -128,7 +128,12 @@ class Access:
 
 @dataclass
 class AccessLog:
-    """Every access of one run; ``created`` holds the paths that the watched processes created."""
+    """Every access of one run.
+
+    Attributes:
+        coverage: How much was observed.
+        created: Paths that the watched processes created.
+    """
 
     coverage: Coverage = "none"
     accesses: dict[tuple[AccessKind, str], Access] = field(default_factory=dict)
@@ -172,6 +177,10 @@ class AccessWatch:
     """Watches one step: inside ``with``, execute it with ``launch`` and ``handles``.
 
     Without seccomp the step's spec also needs ``environment``.
+
+    Args:
+        folder: Where the audit hooks write, if they are needed.
+        use_seccomp: False for Python's audit hooks only.
     """
 
     def __init__(self, folder: Path, *, use_seccomp: bool = True) -> None:

@@ -151,7 +151,11 @@ def trace_reference(workspace: Workspace, text: str, *, forward: bool = False) -
 
 
 def without_shortcuts(graph: LineageGraph) -> set[tuple[str, str]]:
-    """The edges without those that a path over a run, from its inputs to its outputs, repeats."""
+    """The graph's edges, reduced for display.
+
+    Returns:
+        The edges without those from a run's inputs directly to its outputs.
+    """
     after: dict[str, set[str]] = defaultdict(set)
     for start, end in graph.edges:
         after[start].add(end)

@@ -278,7 +278,12 @@ class GraphLayout:
 
 
 def lay_out(widths: Mapping[str, float], edges: Iterable[_Edge]) -> GraphLayout:
-    """Place nodes of these widths in pixels; edges to unknown nodes are left out."""
+    """Compute positions of nodes and edges.
+
+    Args:
+        widths: Node to its width in pixels.
+        edges: From what was used to what was made; those of unknown nodes are left out.
+    """
     known = [(a, b) for a, b in dict.fromkeys(edges) if a in widths and b in widths and a != b]
     graph = _acyclic_graph(widths, known)
     layer = _assign_layers(graph)

@@ -149,7 +149,11 @@ def _difference_lines(difference: FirstDifference) -> list[str]:
 
 
 def compare_environments(recorded: Environment, now: Environment) -> list[str]:
-    """How the installed packages and the machine differ from the recorded ones, a line each."""
+    """Compare installed packages and the machine with the recorded ones.
+
+    Returns:
+        One line per difference.
+    """
     lines = []
     if recorded.python != now.python:
         lines.append(f"Python {recorded.python}, here {now.python}")
@@ -172,7 +176,11 @@ def _distribution_versions(environment: Environment) -> dict[str, str]:
 
 
 def compare_records(recorded: tuple[Store, Ref], rebuilt: tuple[Store, Ref]) -> tuple[str, ...]:
-    """Names of the fields and payload files in which two records of one kind differ."""
+    """Compare two records of one kind.
+
+    Returns:
+        Names of the fields that differ, and of payload files as ``payload NAME``.
+    """
     before, now = _record_body(*recorded), _record_body(*rebuilt)
     files_before, files_now = before.pop("payload", {}), now.pop("payload", {})
     fields = _differing_keys(before, now)

@@ -28,7 +28,7 @@ _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def emit_cron(job: ScheduledJob) -> dict[str, str]:
+def _emit_cron(job: ScheduledJob) -> dict[str, str]:
     """``NAME.cron``, to be added to a crontab."""
     lock = shlex.quote(str(job.home / "locks" / f"schedule-{job.name}.lock"))
     log = shlex.quote(str(job.home / "schedules" / f"{job.name}.log"))
@@ -57,7 +57,7 @@ def emit_cron(job: ScheduledJob) -> dict[str, str]:
     return {f"{job.name}.cron": "\n".join(lines) + "\n"}
 
 
-def emit_systemd(job: ScheduledJob) -> dict[str, str]:
+def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
     """``workbench-NAME.service`` and ``workbench-NAME.timer``.
 
     A timer never starts a service that is active, so two runs cannot overlap.
@@ -104,7 +104,11 @@ def emit_systemd(job: ScheduledJob) -> dict[str, str]:
 
 
 def systemd_calendar(time: CronSchedule, timezone: str) -> list[str]:
-    """OnCalendar expressions; two where cron means "this date or that weekday"."""
+    """OnCalendar expressions for a cron schedule.
+
+    Returns:
+        One expression; two where cron means "this date or that weekday".
+    """
     clock = f"{_calendar_list(time.hours)}:{_calendar_list(time.minutes)}:00 {timezone}"
     date = f"*-{_calendar_list(time.months)}-{_calendar_list(time.days)}"
     if time.weekdays is None:
@@ -170,7 +174,7 @@ def _python_identifier(name: str) -> str:
     return re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "_"
 
 
-def emit_airflow(job: ScheduledJob) -> dict[str, str]:
+def _emit_airflow(job: ScheduledJob) -> dict[str, str]:
     """``NAME_dag.py``, for the DAGs folder: a task for each step."""
     return {f"{job.name}_dag.py": _render_template("airflow_dag.py.in", job, "airflow")}
 
@@ -188,7 +192,7 @@ python_file = "definitions.py"
 """
 
 
-def emit_dagster(job: ScheduledJob) -> dict[str, str]:
+def _emit_dagster(job: ScheduledJob) -> dict[str, str]:
     """A project: ``definitions.py`` with an asset for each step, and the program it launches.
 
     Steps run in the workbench's own environment, through Dagster Pipes.
@@ -216,7 +220,7 @@ case $status in 3|4) exit 0 ;; *) exit "$status" ;; esac
 """
 
 
-def emit_kubernetes(job: ScheduledJob) -> dict[str, str]:
+def _emit_kubernetes(job: ScheduledJob) -> dict[str, str]:
     """``NAME.cronjob.yaml``: a CronJob, and a volume that keeps the workspace between runs."""
     name = _kubernetes_name(job.name)
     head = [
@@ -323,22 +327,27 @@ def _kubernetes_name(text: str) -> str:
 
 @dataclass(frozen=True)
 class Scheduler:
-    """One scheduler: a function that makes its files, and the command that installs them."""
+    """One scheduler.
+
+    Attributes:
+        emit: Makes the text of each file, by file name.
+        install: Command that installs the files, with ``{folder}`` and ``{name}`` to fill in.
+    """
 
     emit: Callable[[ScheduledJob], dict[str, str]]
     install: str
 
 
 SCHEDULERS: Mapping[str, Scheduler] = {
-    "cron": Scheduler(emit_cron, "(crontab -l 2>/dev/null; cat {folder}/{name}.cron) | crontab -"),
+    "cron": Scheduler(_emit_cron, "(crontab -l 2>/dev/null; cat {folder}/{name}.cron) | crontab -"),
     "systemd": Scheduler(
-        emit_systemd,
+        _emit_systemd,
         "cp {folder}/workbench-{name}.* ~/.config/systemd/user/ && systemctl --user daemon-reload "
         "&& systemctl --user enable --now workbench-{name}.timer",
     ),
     "dagster": Scheduler(
-        emit_dagster, "cd {folder} && pip install dagster dagster-webserver && dagster dev"
+        _emit_dagster, "cd {folder} && pip install dagster dagster-webserver && dagster dev"
     ),
-    "airflow": Scheduler(emit_airflow, "cp {folder}/{name}_dag.py $AIRFLOW_HOME/dags/"),
-    "k8s": Scheduler(emit_kubernetes, "kubectl apply -f {folder}/{name}.cronjob.yaml"),
+    "airflow": Scheduler(_emit_airflow, "cp {folder}/{name}_dag.py $AIRFLOW_HOME/dags/"),
+    "k8s": Scheduler(_emit_kubernetes, "kubectl apply -f {folder}/{name}.cronjob.yaml"),
 }
