@@ -96,11 +96,12 @@ def _command_page(
         command.commands[command.default] if isinstance(command, GroupWithDefault) else command
     )
     records = [one.get_help_record(context) for one in described.get_params(context)]
-    rows = [record for record in records if record and record[0].startswith("-")]
-    yield "| option | |\n| --- | --- |"
-    for option, text in rows:
-        yield f"| <code>{_cell(option)}</code> | {_cell(text)} |"
-    yield ""
+    rows = [row for row in records if row and row[0].startswith("-") and "--help" not in row[0]]
+    if rows:
+        yield "| option | |\n| --- | --- |"
+        for option, text in rows:
+            yield f"| <code>{_cell(option)}</code> | {_cell(text)} |"
+        yield ""
     if isinstance(command, click.Group):
         for child_name in command.list_commands(context):
             child = command.get_command(context, child_name)
