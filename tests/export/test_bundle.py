@@ -1,4 +1,4 @@
-"""From a checkpoint record to a bundle record, and what a damaged folder gives."""
+"""From a checkpoint record to a bundle record; damaged bundle folders; the target matrix."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def exported(dataset: Dataset, trained: TorchPredictor) -> Comparison:
     return exporter.compare(exporter.quantize(trained, dataset, SETTINGS), dataset, SETTINGS)
 
 
-def test_a_bundle_is_kept_as_a_record(
+def test_a_bundle_is_saved_as_a_record(
     kept: Workspace, folder: Path, exported: Comparison, checkpoint: Ref
 ) -> None:
     store = Store(kept)
@@ -82,7 +82,7 @@ def test_exporting_again_gives_the_same_record(
     assert again.checkpoint == checkpoint
 
 
-def test_the_8_bit_file_of_a_record_runs_on_its_own(
+def test_the_int8_file_of_a_record_runs_on_its_own(
     kept: Workspace,
     folder: Path,
     dataset: Dataset,
@@ -98,7 +98,7 @@ def test_the_8_bit_file_of_a_record_runs_on_its_own(
     assert found.boxes[:, 2].max() <= frame.width
 
 
-def test_the_files_tell_the_same_story(
+def test_the_files_are_consistent(
     folder: Path, trained: TorchPredictor, exported: Comparison
 ) -> None:
     manifest = exporter.write(folder, exported)
@@ -112,7 +112,7 @@ def test_the_files_tell_the_same_story(
 
 
 @pytest.mark.parametrize("name", [bundles.FP32_FILE, bundles.PARITY_FILE])
-def test_a_changed_missing_or_added_file_is_no_bundle(
+def test_a_changed_missing_or_added_file_is_refused(
     kept: Workspace, folder: Path, exported: Comparison, name: str
 ) -> None:
     exporter.write(folder, exported)
@@ -132,14 +132,14 @@ def test_a_changed_missing_or_added_file_is_no_bundle(
         bundle.save_bundle(Store(kept), folder)
 
 
-def test_a_folder_with_something_in_it_is_refused(folder: Path, exported: Comparison) -> None:
+def test_a_folder_that_is_not_empty_is_refused(folder: Path, exported: Comparison) -> None:
     folder.mkdir()
     (folder / "old.onnx").touch()
     with pytest.raises(ParameterError, match="not empty"):
         exporter.write(folder, exported)
 
 
-def test_a_model_without_a_record_is_not_bundled(
+def test_a_model_that_is_not_a_saved_checkpoint_is_refused(
     folder: Path, quantized: Quantized, exported: Comparison
 ) -> None:
     with pytest.raises(WorkbenchError, match="saved checkpoint"):
@@ -155,7 +155,9 @@ def test_evaluation_frames_are_required_and_never_trained_on(dataset: Dataset) -
     assert not compared & {frame.id for frame in learned.frames}
 
 
-def test_the_matrix_never_says_more_than_was_done(quantized: Quantized, dataset: Dataset) -> None:
+def test_the_target_matrix_claims_only_what_was_done(
+    quantized: Quantized, dataset: Dataset
+) -> None:
     planned = bundle.load_target_matrix(ROOT / bundle.DEFAULT_TARGETS)
     comparison = exporter.compare(quantized, dataset, conftest.SETTINGS)
     rows = exporter.check_targets(comparison, planned)
@@ -184,7 +186,7 @@ def test_the_matrix_never_says_more_than_was_done(quantized: Quantized, dataset:
     assert {row.status for row in elsewhere if row.file == bundles.FP32_FILE} == {"untested"}
 
 
-def test_a_matrix_with_a_strange_word_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_target_matrix_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "targets.yaml"
     path.write_text(
         (ROOT / bundle.DEFAULT_TARGETS).read_text().replace("proof: lint", "proof: hope", 1)
@@ -195,6 +197,6 @@ def test_a_matrix_with_a_strange_word_is_refused(tmp_path: Path) -> None:
         bundle.load_target_matrix(tmp_path / "none.yaml")
 
 
-def test_a_report_survives_json(exported: Comparison) -> None:
+def test_the_parity_report_is_plain_json(exported: Comparison) -> None:
     assert json.loads(digest.canonical_json(exported.report)) == exported.report
     assert parity.parity_table(exported.report)[0]["frames"] == 8

@@ -1,4 +1,4 @@
-"""The classic ways in which a compiled model goes wrong, each planted, each caught."""
+"""The classic faults of exported models, each planted and each detected."""
 
 from __future__ import annotations
 
@@ -34,36 +34,40 @@ def pixels(kept: Workspace, dataset: Dataset) -> list[Pixels]:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Interval:
     value: float | None
     low: float | None = None
     high: float | None = None
 
 
 @dataclass(frozen=True)
-class Found:
-    estimate: Figure
+class Difference:
+    estimate: Interval
     usable: bool = True
     method: str = "planted"
 
 
 @dataclass(frozen=True)
-class Ground:
+class EvaluatedSlice:
     slice: str
     cls: str
     boxes: int
 
 
-GROUNDS = (Ground("all", "all", 900), Ground("light=night", "all", 300), Ground("all", "bus", 20))
-NOTHING = Found(Figure(0.0, -0.001, 0.001))
+SLICES = (
+    EvaluatedSlice("all", "all", 900),
+    EvaluatedSlice("light=night", "all", 300),
+    EvaluatedSlice("all", "bus", 20),
+)
+NOTHING = Difference(Interval(0.0, -0.001, 0.001))
 
 
 def judged(losses: dict, *, shift: float = 0.01, head_db: float = 40.0) -> gate.ParityGate:
-    def loss(metric: str, part: str, cls: str) -> Found:
+    def loss(metric: str, part: str, cls: str) -> Difference:
         return losses.get((metric, part, cls), NOTHING)
 
     parity = {"score_shift_p95": shift, "sqnr_db": head_db}
-    return gate.judge_file(INT8_CPU_FILE, GROUNDS, loss, parity)
+    return gate.judge_file(INT8_CPU_FILE, SLICES, loss, parity)
 
 
 def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
@@ -86,8 +90,8 @@ def test_calibration_from_one_slice_is_refused(dataset: Dataset) -> None:
         calibration.pick_calibration_frames(
             replace(dataset, frames=tuple(night)), 12, safety_slices=["weather=fog"]
         )
-    told = calibration.pick_calibration_frames(by_day, 12, safety_slices=[])
-    assert told.uncovered == ("light=night",)
+    picked = calibration.pick_calibration_frames(by_day, 12, safety_slices=[])
+    assert picked.uncovered == ("light=night",)
     with pytest.raises(ParameterError, match="unknown slice"):
         calibration.pick_calibration_frames(dataset, 12, safety_slices=["light=nihgt"])
 
@@ -104,11 +108,11 @@ def test_evaluation_frames_in_the_calibration_are_refused(dataset: Dataset) -> N
     assert (picked.apart, picked.shared_drives, picked.evaluated) == ("frame", 1, 18)
 
 
-def test_random_calibration_is_caught(models: Models, pixels: list[Pixels]) -> None:
+def test_random_calibration_is_detected(models: Models, pixels: list[Pixels]) -> None:
     rng = np.random.default_rng(0)
-    grey = [rng.normal(114, 3, (90, 120, 3)).astype(np.uint8) for _ in range(8)]
+    gray = [rng.normal(114, 3, (90, 120, 3)).astype(np.uint8) for _ in range(8)]
     sample = ReferenceSample(models[FP32_FILE], pixels)
-    wrong = sample.compare(CalibratedModel(models[FP32_FILE], grey).file())
+    wrong = sample.compare(CalibratedModel(models[FP32_FILE], gray).file())
     right = sample.compare(models[INT8_CPU_FILE])
     assert wrong.least_db < 30 < right.least_db
     found = judged({}, head_db=wrong.least_db)
@@ -118,30 +122,33 @@ def test_random_calibration_is_caught(models: Models, pixels: list[Pixels]) -> N
     assert judged({}, head_db=right.least_db).verdict is Verdict.PASS
 
 
-def test_the_upper_bound_decides_and_a_proven_loss_does_not_leave() -> None:
-    lost = Found(Figure(0.03, 0.021, 0.04))
+def test_the_upper_bound_decides_and_a_proven_loss_is_refused() -> None:
+    lost = Difference(Interval(0.03, 0.021, 0.04))
     found = judged({("ap", "light=night", "all"): lost})
     assert found.verdict is Verdict.FAIL
     with pytest.raises(ContractError, match=r"ap lost, light=night 0\.03"):
         gate.require_gates([found])
-    unsure = judged({("ap", "all", "all"): Found(Figure(0.001, -0.002, 0.006))})
+    unsure = judged({("ap", "all", "all"): Difference(Interval(0.001, -0.002, 0.006))})
     assert unsure.verdict is Verdict.INSUFFICIENT
     gate.require_gates([unsure])
-    assert judged({("ap", "all", "all"): Found(Figure(0, 0, 0), usable=False)}).verdict is (
+    assert judged({("ap", "all", "all"): Difference(Interval(0, 0, 0), usable=False)}).verdict is (
         Verdict.INSUFFICIENT
     )
 
 
-def test_a_slice_with_few_boxes_is_shown_and_decides_nothing() -> None:
-    found = judged({("ap", "all", "bus"): Found(Figure(0.3, 0.2, 0.4))})
+def test_a_slice_with_few_boxes_is_reported_and_decides_nothing() -> None:
+    found = judged({("ap", "all", "bus"): Difference(Interval(0.3, 0.2, 0.4))})
     row = next(row for row in found.rows if row.name == "ap lost, bus")
     assert (row.verdict, row.required) == (Verdict.FAIL, False)
     assert found.verdict is Verdict.PASS
 
 
-def test_squeezed_confidences_are_caught_though_ap_looks_fine() -> None:
+def test_score_shifts_are_detected_even_if_ap_is_fine() -> None:
     assert judged({}, shift=0.2).verdict is Verdict.FAIL
-    assert judged({("f1", "all", "all"): Found(Figure(0.05, 0.03, 0.07))}).verdict is Verdict.FAIL
+    assert (
+        judged({("f1", "all", "all"): Difference(Interval(0.05, 0.03, 0.07))}).verdict
+        is Verdict.FAIL
+    )
 
 
 def test_quantized_decoding_is_caught(quantized: Quantized, dataset: Dataset) -> None:
@@ -163,7 +170,7 @@ def test_quantized_decoding_is_caught(quantized: Quantized, dataset: Dataset) ->
         exporter.check_targets(broken, ())
 
 
-def test_planes_in_another_order_of_memory_change_nothing(
+def test_another_memory_order_changes_nothing(
     predictor: TorchPredictor, pixels: list[Pixels]
 ) -> None:
     batch, _ = preprocess_batch(pixels[:2], predictor.preprocessing)
@@ -184,7 +191,7 @@ def test_planes_in_another_order_of_memory_change_nothing(
         load_program(content, sha256="0" * 64)
 
 
-def test_a_program_with_a_pickle_in_it_is_not_loaded(predictor: TorchPredictor) -> None:
+def test_a_program_with_a_pickle_is_refused(predictor: TorchPredictor) -> None:
     import io
     import pickle
     import zipfile
@@ -202,7 +209,7 @@ def test_a_program_with_a_pickle_in_it_is_not_loaded(predictor: TorchPredictor) 
 @pytest.mark.skipif(
     not formats.openvino_available(), reason="the extra `openvino` is not installed"
 )
-def test_openvino_runs_what_onnx_runtime_runs(
+def test_openvino_agrees_with_onnx_runtime(
     models: Models, predictor: TorchPredictor, pixels: list[Pixels]
 ) -> None:
     made = formats.convert_openvino(models[INT8_CPU_FILE])

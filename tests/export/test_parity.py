@@ -37,7 +37,7 @@ def test_the_float_file_agrees_fully(report: dict) -> None:
 
 
 @pytest.mark.parametrize("name", [INT8_CPU_FILE, INT8_TARGET_FILE])
-def test_an_8_bit_file_agrees_mostly_and_its_distance_is_told(report: dict, name: str) -> None:
+def test_an_int8_file_agrees_mostly_and_its_difference_is_reported(report: dict, name: str) -> None:
     found = report["targets"][name]
     assert found["max_abs_diff"] > report["targets"][FP32_FILE]["max_abs_diff"]
     assert 0.5 < found["agreement"] <= 1
@@ -72,7 +72,7 @@ class Shifted:
         return [output + np.float32(self.shift) for output in self.inner.raw(batch)]
 
 
-def test_a_broken_export_is_an_error(
+def test_a_broken_export_is_refused(
     kept: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     broken = {FP32_FILE: Shifted(predictor, 0.25)}
@@ -86,7 +86,7 @@ def test_a_broken_export_is_an_error(
         parity.require_float_parity(report)
 
 
-def test_maps_that_are_no_numbers_are_an_error(
+def test_outputs_that_are_not_finite_are_refused(
     kept: Workspace, dataset: Dataset, predictor: TorchPredictor
 ) -> None:
     broken = {FP32_FILE: Shifted(predictor, float("nan"))}

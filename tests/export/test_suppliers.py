@@ -49,10 +49,10 @@ def learned(
     data = dataset.load_dataset(
         store, dataset.save_dataset(store, replace(data, frames=frames), made_by="test")
     )
-    lessons = data.role(Role.TRAIN)
+    training_data = data.role(Role.TRAIN)
     model = huggingface.load_pretrained(suppliers.make(kind, folder / kind), CLASSES, SPEC)
     config = TINY.replace(steps=4)
-    trained = train(lessons, config, classes=CLASSES, preprocessing=SPEC, model=model)
+    trained = train(training_data, config, classes=CLASSES, preprocessing=SPEC, model=model)
     assert data.ref
     return load_checkpoint(store, save_checkpoint(store, trained, data.ref)), data
 
@@ -61,7 +61,7 @@ def learned(
     "kind",
     ["detr", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rt_detr_v2", "d_fine"))],
 )
-def test_a_suppliers_model_goes_the_whole_way(
+def test_a_pretrained_model_is_exported_and_run(
     kind: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     predictor, data = learned(workspace, kind, tmp_path)
@@ -82,7 +82,7 @@ def test_a_suppliers_model_goes_the_whole_way(
     judged = gate.judge_file(bundles.INT8_CPU_FILE, (), _nothing, found[bundles.INT8_CPU_FILE])
     if (
         found[bundles.INT8_CPU_FILE]["sqnr_db"] < gate.LossLimits().head_db
-    ):  # it lost too much, and is told so rather than shipped
+    ):  # it lost too much, and is refused rather than shipped
         assert judged.verdict is Verdict.FAIL
         with pytest.raises(ContractError, match="loses too much"):
             gate.require_gates([judged])
@@ -103,7 +103,7 @@ def test_a_suppliers_model_goes_the_whole_way(
 
 
 @pytest.mark.slow
-def test_a_file_for_accelerators_is_made_or_refused_with_the_reason(tmp_path: Path) -> None:
+def test_the_accelerator_file_is_made_or_refused_with_the_reason(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 255, (64, 96, 3)).astype(np.uint8) for _ in range(2)]
     made = {}
@@ -133,7 +133,7 @@ def _predicts(folder: Path, elsewhere: Path) -> None:
     command = [str(folder), str(pictures), "-o", str(answers), "--json"]
     done = CliRunner().invoke(predict, command)
     assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    assert said["statuses"]["ok"] == 3
-    assert said["boxes"] > 0
+    result = json.loads(done.stdout)
+    assert result["statuses"]["ok"] == 3
+    assert result["boxes"] > 0
     assert len(answers.read_text().splitlines()) == 4

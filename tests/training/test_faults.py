@@ -123,8 +123,8 @@ def test_a_label_without_area_is_left_out_and_counted(
     x, y, w, h = box
     flat = dataset.labels[0].model_copy(update={"box": Box(x=x, y=y, w=w, h=h)})
     trained = run(replace(dataset, labels=(*dataset.labels, flat)), TINY.replace(steps=2))
-    (said,) = trained.facts["findings"]
-    assert said.startswith("1 labels without area are left out")
+    (warning,) = trained.facts["findings"]
+    assert warning.startswith("1 labels without area are left out")
     assert equal(trained, run(dataset, TINY.replace(steps=2)))
 
 

@@ -105,11 +105,11 @@ def test_a_suppliers_model_without_a_licence_is_refused(tmp_path: Path) -> None:
     folder = suppliers.make("detr", tmp_path / "detr", licence=None)
     with pytest.raises(DataError, match="no licence"):
         huggingface.load_pretrained(folder, CLASSES, SPEC)
-    told = huggingface.load_pretrained(
+    model = huggingface.load_pretrained(
         folder, CLASSES, SPEC, licence="agreed in writing, contract 7"
     )
-    assert told.supplier is not None
-    assert told.supplier.licence == "agreed in writing, contract 7"
+    assert model.supplier is not None
+    assert model.supplier.licence == "agreed in writing, contract 7"
     (folder / "LICENSE").write_text("\nMIT License\n\nPermission …")
     assert find_licence(folder) == "LICENSE: MIT License"
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: acme-1\n---\n")
@@ -188,8 +188,8 @@ def test_the_compact_detector_has_three_sizes(
 
 
 def test_the_default_detectors_config_has_its_original_fields() -> None:
-    said = Detector(DetectorConfig(classes=CLASSES)).config.model_dump(mode="json")
-    assert set(said) == {
+    config = Detector(DetectorConfig(classes=CLASSES)).config.model_dump(mode="json")
+    assert set(config) == {
         "architecture", "classes", "width", "strides", "score_threshold", "nms_iou",
         "max_detections",
     }  # fmt: skip

@@ -53,7 +53,7 @@ def report(kept: Workspace, dataset: Dataset, other: Queries) -> dict:
     return parity.compare_models(kept, Queries(), {"fp32.onnx": other}, frames)
 
 
-def test_another_order_of_queries_is_the_same_answer(kept: Workspace, dataset: Dataset) -> None:
+def test_another_order_of_queries_is_equal(kept: Workspace, dataset: Dataset) -> None:
     batch = np.ones((2, 3, 64, 96), np.float32)
     apart = [
         np.abs(one - other).max()
@@ -67,7 +67,7 @@ def test_another_order_of_queries_is_the_same_answer(kept: Workspace, dataset: D
     parity.require_float_parity(found)
 
 
-def test_a_query_that_moved_shows_and_one_that_is_no_box_does_not(
+def test_a_moved_query_is_reported_and_a_background_query_is_not(
     kept: Workspace, dataset: Dataset
 ) -> None:
     moved = report(kept, dataset, Shuffled(moved=2))["targets"]["fp32.onnx"]
@@ -88,7 +88,7 @@ def test_a_frame_without_boxes_is_compared_by_its_best_query() -> None:
     assert families.query_scores(right[0], "sigmoid").max() == pytest.approx(1 / (1 + np.exp(5)))
 
 
-def test_a_query_found_twice_and_one_lost_still_show() -> None:
+def test_a_duplicated_and_a_lost_query_are_reported() -> None:
     logits, boxes = Queries().raw(np.ones((1, 3, 64, 96), np.float32))
     twice = np.array([0, 1, 1, 3, 4, 5])
     right, wrong = parity.match_outputs(
@@ -97,7 +97,7 @@ def test_a_query_found_twice_and_one_lost_still_show() -> None:
     assert max(np.abs(a - b).max() for a, b in zip(right, wrong, strict=True)) > 0.05
 
 
-def test_maps_of_cells_stay_as_they_are() -> None:
+def test_cell_maps_are_unchanged() -> None:
     config = DetectorConfig(classes=("car",))
     maps = [np.zeros((1, 1, 2, 2), np.float32)]
     assert parity.match_outputs(maps, maps, config) == (maps, maps)

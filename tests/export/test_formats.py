@@ -43,7 +43,7 @@ def test_the_float_file_computes_what_the_network_does(
 
 
 @pytest.mark.parametrize("name", [INT8_CPU_FILE, INT8_TARGET_FILE])
-def test_an_8_bit_file_stays_near_the_network_and_is_smaller(
+def test_an_int8_file_is_near_the_network_and_smaller(
     models: Models, predictor: TorchPredictor, batch: np.ndarray, name: str
 ) -> None:
     found = OnnxPredictor(models[name]).raw(batch)
@@ -67,7 +67,7 @@ def test_a_batch_gives_what_its_frames_give_alone(
 
 
 @pytest.mark.parametrize("name", [FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE])
-def test_plain_onnx_runtime_needs_nothing_of_ours(models: Models, name: str) -> None:
+def test_plain_onnx_runtime_runs_every_file(models: Models, name: str) -> None:
     session = onnxruntime.InferenceSession(models[name], providers=["CPUExecutionProvider"])
     frame = session.get_inputs()[0]
     assert (frame.name, frame.type, frame.shape[1:]) == ("images", "tensor(float)", [3, 64, 96])
@@ -76,7 +76,7 @@ def test_plain_onnx_runtime_needs_nothing_of_ours(models: Models, name: str) -> 
 
 
 @pytest.mark.parametrize("name", [FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE])
-def test_a_file_carries_its_contract_and_no_trace_of_where_it_was_made(
+def test_a_file_holds_its_contract_and_no_local_paths(
     models: Models, predictor: TorchPredictor, name: str
 ) -> None:
     model = onnx.load_from_string(models[name])
@@ -150,7 +150,7 @@ def test_other_calibration_frames_give_another_file(
     assert again != models[INT8_CPU_FILE]
 
 
-def test_nothing_to_calibrate_with_is_an_error(models: Models) -> None:
+def test_no_calibration_frames_are_refused(models: Models) -> None:
     with pytest.raises(ParameterError, match="no frames to calibrate"):
         CalibratedModel(models[FP32_FILE], [])
 
@@ -161,7 +161,9 @@ def test_the_target_file_keeps_the_rules_and_the_cpu_file_does_not(models: Model
     assert lint_symmetric(models[FP32_FILE]) == ["nothing is quantised"]
 
 
-def test_the_lint_sees_a_zero_point_a_bad_scale_and_a_strange_operator(models: Models) -> None:
+def test_the_lint_reports_a_zero_point_an_invalid_scale_and_an_unknown_operator(
+    models: Models,
+) -> None:
     model = onnx.load_from_string(models[INT8_TARGET_FILE])
     first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
     for tensor in model.graph.initializer:
