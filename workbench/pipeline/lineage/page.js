@@ -10,12 +10,11 @@
   const full = { x: 0, y: 0, width: whole.width, height: whole.height };
   let view = { ...full };
 
-  const look = () => svg.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
+  const applyView = () => svg.setAttribute("viewBox", `${view.x} ${view.y} ${view.width} ${view.height}`);
   const scale = () => Math.max(view.width / stage.clientWidth, view.height / stage.clientHeight);
 
-  // A big picture opens at a size that can be read, at what was asked about; a small one is not
-  // blown up.
-  const readable = () => {
+  // A large picture opens at a readable size, centred on the root; a small one is not enlarged.
+  const openAtReadableSize = () => {
     const by = scale();
     if (by >= 1 && by <= 1.25) return;
     const width = stage.clientWidth * (by < 1 ? 1 : 1.1);
@@ -24,19 +23,19 @@
     const clamp = (value, size, of) => of <= size ? (of - size) / 2 : Math.min(Math.max(value, 0), of - size);
     view = { width, height, x: clamp(at.e + 102 - width / 2, width, full.width),
              y: clamp(at.f + 23 - height / 2, height, full.height) };
-    look();
+    applyView();
   };
 
   const reach = (from, forward) => {
-    const found = new Set([from]), waiting = [from];
+    const reached = new Set([from]), waiting = [from];
     while (waiting.length) {
       const here = waiting.pop();
       for (const [start, end] of edges) {
         const [near, far] = forward ? [start, end] : [end, start];
-        if (near === here && !found.has(far)) { found.add(far); waiting.push(far); }
+        if (near === here && !reached.has(far)) { reached.add(far); waiting.push(far); }
       }
     }
-    return found;
+    return reached;
   };
 
   const focus = (name) => {
@@ -52,14 +51,14 @@
       if ((back.has(from) && back.has(to)) || (forth.has(from) && forth.has(to))) path.classList.add("on");
     }
     boxes.get(name).classList.add("chosen");
-    tell(name);
+    showDetails(name);
   };
 
   const element = (tag, text, name) => {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
-    if (name) made.className = name;
-    return made;
+    const node = document.createElement(tag);
+    if (text !== undefined) node.textContent = text;
+    if (name) node.className = name;
+    return node;
   };
 
   const plain = (value) => {
@@ -68,17 +67,17 @@
   };
 
   const list = (facts) => {
-    const made = element("dl");
+    const terms = element("dl");
     for (const [key, value] of Object.entries(facts)) {
       if (key === "with" || value === null) continue;
-      const told = element("dd");
-      told.append(plain(value));
-      made.append(element("dt", key.replaceAll("_", " ")), told);
+      const definition = element("dd");
+      definition.append(plain(value));
+      terms.append(element("dt", key.replaceAll("_", " ")), definition);
     }
-    return made;
+    return terms;
   };
 
-  const tell = (name) => {
+  const showDetails = (name) => {
     const node = nodes[name];
     const title = node.name ?? node.step ?? node.model ?? node.kind;
     details.replaceChildren(element("h2", String(title)), element("p", node.kind, "of"), list(node));
@@ -94,7 +93,7 @@
     const by = wide / view.width;
     view = { x: at.x - (at.x - view.x) * by, y: at.y - (at.y - view.y) * by,
              width: view.width * by, height: view.height * by };
-    look();
+    applyView();
   };
 
   stage.addEventListener("wheel", (event) => {
@@ -102,22 +101,22 @@
     zoom(event.deltaY > 0 ? 1.15 : 1 / 1.15, event.clientX, event.clientY);
   }, { passive: false });
 
-  let held = null;
-  stage.addEventListener("pointerdown", (event) => { held = { x: event.clientX, y: event.clientY, moved: false }; });
+  let drag = null;
+  stage.addEventListener("pointerdown", (event) => { drag = { x: event.clientX, y: event.clientY, moved: false }; });
   window.addEventListener("pointermove", (event) => {
-    if (!held) return;
-    const dx = event.clientX - held.x, dy = event.clientY - held.y;
-    if (!held.moved && Math.hypot(dx, dy) < 4) return;
+    if (!drag) return;
+    const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
+    if (!drag.moved && Math.hypot(dx, dy) < 4) return;
     const by = scale();
     view.x -= dx * by;
     view.y -= dy * by;
-    held = { x: event.clientX, y: event.clientY, moved: true };
-    look();
+    drag = { x: event.clientX, y: event.clientY, moved: true };
+    applyView();
   });
   window.addEventListener("pointerup", (event) => {
-    const moved = held?.moved;
-    const inside = held && stage.contains(event.target);
-    held = null;
+    const moved = drag?.moved;
+    const inside = drag && stage.contains(event.target);
+    drag = null;
     if (moved || !inside) return;
     const box = event.target.closest(".node");
     focus(box ? box.dataset.id : null);
@@ -128,7 +127,7 @@
     if (box) focus(box.dataset.id);
   });
 
-  document.getElementById("fit").addEventListener("click", () => { view = { ...full }; look(); });
+  document.getElementById("fit").addEventListener("click", () => { view = { ...full }; applyView(); });
   document.getElementById("search").addEventListener("input", (event) => {
     const wanted = event.target.value.trim().toLowerCase();
     for (const path of paths) path.classList.remove("on");
@@ -144,7 +143,7 @@
   const sized = new ResizeObserver(() => {
     if (!stage.clientWidth || !stage.clientHeight) return;
     sized.disconnect();
-    readable();
+    openAtReadableSize();
   });
   sized.observe(stage);
 })();

@@ -1,7 +1,7 @@
-"""Runs at the start of every Python process of a watched step; imports nothing heavy.
+"""Audit hooks of a watched step, installed at the start of each of its Python processes.
 
-One line of JSON for each open, change and connection that Python itself makes. Lines are written
-by one ``write`` to a file opened for appending, so those of several processes never mix.
+They write one JSON line for each open, change and connection that Python makes. Each line is
+one ``write`` to a file opened for appending, so lines of several processes do not mix.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def _watch(handle: int) -> None:
                 note("connect", f"{address[0]}:{address[1]}", True)
 
     def guarded(event: str, arguments: tuple[object, ...]) -> None:
-        with contextlib.suppress(Exception):  # the watched program must never notice
+        with contextlib.suppress(Exception):  # the watched program must not fail
             hook(event, arguments)
 
     sys.addaudithook(guarded)
