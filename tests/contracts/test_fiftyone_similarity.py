@@ -16,12 +16,14 @@ from tests.curation.conftest import CONFIG, SPEC, make_dataset
 from workbench import curation, services
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace
-from workbench.curation import hygiene
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.fiftyone import publishing
 from workbench.curation.hygiene.duplicates import DuplicateCluster
+from workbench.curation.hygiene.inspection import InspectionFindings
+from workbench.curation.hygiene.leakage import Leak
 from workbench.curation.vectors import unit_vectors
 from workbench.detection.detector import Detector
+from workbench.detection.label_errors import LabelError
 from workbench.detection.predictor import TorchPredictor
 from workbench.records import dataset as datasets
 from workbench.records.base import Verdict
@@ -208,15 +210,15 @@ def test_findings_have_views_and_leave_when_mended(
     import fiftyone as fo
 
     a, b, c = (frame.id for frame in dataset.frames[:3])
-    error = hygiene.LabelError(
+    error = LabelError(
         frame=a, kind="missed", box=Box(x=1, y=2, w=30, h=20), cls="car", weight=0.8, why="look"
     )
     record = Inspection(
         dataset=dataset.ref or "", verdict=Verdict.FAIL, gates=(), exact=0, near=1, thin=0
     )
-    leak = hygiene.Leak(kind="time", first=b, second=c, value=1.0, why="1.0 s apart")
+    leak = Leak(kind="time", first=b, second=c, value=1.0, why="1.0 s apart")
     cluster = DuplicateCluster(frames=(a, c), exact=False, drives=1)
-    found = hygiene.InspectionFindings(record, (leak,), (cluster,), (), (error,))
+    found = InspectionFindings(record, (leak,), (cluster,), (), (error,))
     curation.publish(attached, dataset, (), None, NAME, findings=found)
     shown = fo.load_dataset(NAME)
     assert shown.load_saved_view("suspected label errors").values("frame") == [a]
@@ -225,7 +227,7 @@ def test_findings_have_views_and_leave_when_mended(
     box = shown.load_saved_view("suspected label errors").first().label_errors.detections[0]
     assert (box.label, box.why, box.confidence) == ("missed", "look", 0.8)
     assert set(shown.load_saved_view("condition: night, clear").values("light")) == {"night"}
-    clean = hygiene.InspectionFindings(record, (), (), (), ())
+    clean = InspectionFindings(record, (), (), (), ())
     curation.publish(attached, dataset, (), None, NAME, findings=clean)
     left = fo.load_dataset(NAME).list_saved_views()
     assert not {"suspected label errors", "duplicates", "leaks between roles"} & set(left)

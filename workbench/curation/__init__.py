@@ -27,7 +27,6 @@ from workbench.curation.selection.mining import (
 from workbench.curation.selection.ranking import MiningQuery, parse_exemplar
 from workbench.curation.selection.report import (
     LabelledSelection,
-    RareCondition,
     RetrainedModels,
     parse_rare,
     rare_classes,
@@ -43,7 +42,6 @@ __all__ = [
     "LabelledSelection",
     "MiningQuery",
     "QualityGate",
-    "RareCondition",
     "RetrainedModels",
     "SelectionRules",
     "dataset_of_arm",

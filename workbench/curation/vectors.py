@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError
 
+__all__ = ["unit_vectors"]
+
 Vectors = NDArray[np.floating[Any]]
 _BLOCK = 16_384
 _MIN_LENGTH = 1e-6

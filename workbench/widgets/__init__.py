@@ -3,22 +3,19 @@
 from workbench.widgets.browser import FrameBrowser, MoreLikeThis, send_action, tag_action
 from workbench.widgets.frames import (
     DrawnBox,
-    ShownFrame,
     contact_sheet,
     embedded_frames,
     selected_frames,
     similar_frames,
 )
-from workbench.widgets.labeling_status import LabelingStatus, sent_batches
+from workbench.widgets.labeling_status import sent_batches
 from workbench.widgets.run_progress import RunProgress, run
 
 __all__ = [
     "DrawnBox",
     "FrameBrowser",
-    "LabelingStatus",
     "MoreLikeThis",
     "RunProgress",
-    "ShownFrame",
     "contact_sheet",
     "embedded_frames",
     "run",

@@ -20,14 +20,7 @@ if TYPE_CHECKING:
     from workbench.curation import Embeddings
     from workbench.curation.signals.similarity import SimilarityScores
 
-__all__ = [
-    "DrawnBox",
-    "ShownFrame",
-    "contact_sheet",
-    "embedded_frames",
-    "selected_frames",
-    "similar_frames",
-]
+__all__ = ["DrawnBox", "contact_sheet", "embedded_frames", "selected_frames", "similar_frames"]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tests.curation.conftest import make_dataset
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
+from workbench.curation.hygiene.coverage import CoverageCell, dataset_coverage
 from workbench.records.dataset import Dataset
 
 
@@ -18,12 +19,12 @@ def dataset(workspace: Workspace) -> Dataset:
     return make_dataset(workspace)
 
 
-def cell(cells: tuple[hygiene.CoverageCell, ...], *key: str) -> hygiene.CoverageCell:
+def cell(cells: tuple[CoverageCell, ...], *key: str) -> CoverageCell:
     return next(one for one in cells if (one.side, one.condition, one.cls) == key)
 
 
 def test_boxes_and_their_drives_are_counted_on_each_side(dataset: Dataset) -> None:
-    cells = hygiene.dataset_coverage(dataset)
+    cells = dataset_coverage(dataset)
     learned = cell(cells, "learned", "day, clear", "car")
     assert (learned.frames, learned.boxes, learned.drives) == (4, 4, 1)
     assert learned.lacks == {"boxes": 96}
@@ -41,7 +42,7 @@ def test_the_last_entry_that_fits_counts(dataset: Dataset, tmp_path: Path) -> No
         "  - {least: {boxes: 2}}\n"
         "  - {condition: 'day, clear', cls: cyclist, least: {boxes: 5, drives: 2}}\n"
     )
-    cells = hygiene.dataset_coverage(dataset, hygiene.read_coverage_target(table))
+    cells = dataset_coverage(dataset, hygiene.read_coverage_target(table))
     assert cell(cells, "learned", "day, clear", "cyclist").lacks == {"boxes": 1, "drives": 1}
     assert [one.cls for one in hygiene.thin_cells(cells)] == ["cyclist"]
 

@@ -12,6 +12,7 @@ from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
 from workbench.curation.hygiene import leakage
 from workbench.curation.hygiene.duplicates import FrameFeatures
+from workbench.curation.hygiene.leakage import LeakageResult
 from workbench.data import RolePolicy, assign_roles, widen_gaps
 from workbench.records.base import GateResult, Verdict
 from workbench.records.dataset import Dataset
@@ -20,12 +21,12 @@ from workbench.records.frames import Drive, Role
 
 def check(
     workspace: Workspace, dataset: Dataset, rules: hygiene.LeakageRules | None = None
-) -> hygiene.LeakageResult:
+) -> LeakageResult:
     found = hygiene.compute_fingerprints(workspace, dataset.frames)
     return leakage.check_leakage(dataset, FrameFeatures(dataset.frames, found.hashes), rules)
 
 
-def gate(found: hygiene.LeakageResult, kind: str) -> GateResult:
+def gate(found: LeakageResult, kind: str) -> GateResult:
     return next(one for one in found.gates if one.name == f"leakage-{kind}")
 
 

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as arrays
 from tests.curation.signals.synthetic import embeddings
 from workbench.core.errors import DataError, ParameterError
 from workbench.curation.signals import rarity, single_model
-from workbench.curation.signals.single_model import Fusion, fuse_ranks, nearest_euclidean
+from workbench.curation.signals.single_model import fuse_ranks, nearest_euclidean
 
 
 @given(
@@ -164,18 +164,16 @@ def test_no_objects_and_an_empty_labelled_set_rank_nobody_first() -> None:
     assert scores.oddest.tolist() == [-1] * 5
 
 
-@pytest.mark.parametrize("how", ["mean", "tail", "reciprocal"])
-def test_fusion_keeps_a_frame_that_is_first_everywhere_first(how: Fusion) -> None:
+def test_fusion_keeps_a_frame_that_is_first_everywhere_first() -> None:
     rng = np.random.default_rng(0)
     ranks = rng.uniform(0.01, 0.98, (50, 3))
     ranks[7] = 0.99
-    assert int(np.argmax(fuse_ranks(ranks, [1, 2, 1], how))) == 7
+    assert int(np.argmax(fuse_ranks(ranks, [1, 2, 1]))) == 7
 
 
 def test_the_tail_prefers_what_stands_out_in_one_signal() -> None:
     ranks = np.array([[0.999, 0.5], [0.8, 0.8]])
-    assert np.argmax(fuse_ranks(ranks, [1, 1], "tail")) == 0
-    assert np.argmax(fuse_ranks(ranks, [1, 1], "mean")) == 1
+    assert np.argmax(fuse_ranks(ranks, [1, 1])) == 0
 
 
 def test_lengths_are_those_of_brute_force() -> None:

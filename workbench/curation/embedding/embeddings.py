@@ -39,7 +39,7 @@ from workbench.curation.embedding.encoders import (
 )
 from workbench.records.frames import Frame
 
-__all__ = ["Embeddings", "Tiles"]
+__all__ = ["Embeddings"]
 
 ShardArrays = Mapping[str, NDArray[Any]]
 LAYOUT_VERSION = 2

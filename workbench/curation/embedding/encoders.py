@@ -22,7 +22,7 @@ from workbench.records.base import digest_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DetectorEncoder", "Encoder", "EncoderOutput"]
+__all__ = ["DetectorEncoder", "Encoder"]
 
 MAX_OBJECTS = 20
 """Boxes per frame that get a vector of their own: those with the highest scores."""

@@ -33,7 +33,7 @@ from workbench.detection.predictor import Predictor
 from workbench.detection.preprocessing import PerChannel, Pixels
 from workbench.records.base import FrozenModel
 
-__all__ = ["BoxSource", "HuggingFaceEncoder", "ImagePreprocessing", "OnnxEncoder"]
+__all__ = ["BoxSource", "HuggingFaceEncoder", "OnnxEncoder"]
 
 DEFAULT_TILES: TileGrid = ((2, 2), (4, 3))
 """Few tiles: each one is an image of its own to these encoders."""

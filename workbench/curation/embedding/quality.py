@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from workbench.detection.preprocessing import Pixels
 from workbench.records.base import FrozenModel
 
-__all__ = ["QUALITY_NAMES", "QualityGate", "measure_quality"]
+__all__ = ["QualityGate"]
 
 QUALITY_NAMES = ("brightness", "contrast", "sharpness", "noise", "blockage")
 """Columns of a quality array."""

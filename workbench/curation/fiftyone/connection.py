@@ -11,6 +11,8 @@ from workbench import services
 from workbench.core.errors import DataError, ServiceError
 from workbench.core.workspace import Workspace, find_workspace
 
+__all__ = ["connect"]
+
 _URI_VARIABLE = "FIFTYONE_DATABASE_URI"
 _START_HINT = "Run `workbench up`; `workbench status` shows what is running"
 

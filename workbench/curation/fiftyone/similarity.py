@@ -25,6 +25,8 @@ from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.workspace import atomic_replace, write_atomic
 
+__all__ = ["WorkbenchSimilarityConfig"]
+
 _REPUBLISH_HINT = "Publish the dataset again"
 _VECTORS, _OWNERS = "vectors.npy", "owners.json"
 _ROWS = 65_536

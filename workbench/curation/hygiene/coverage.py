@@ -20,13 +20,7 @@ from workbench.records.base import FrozenModel
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame
 
-__all__ = [
-    "CoverageCell",
-    "CoverageTarget",
-    "dataset_coverage",
-    "read_coverage_target",
-    "thin_cells",
-]
+__all__ = ["CoverageTarget", "read_coverage_target", "thin_cells"]
 
 ANY = "all"
 CoverageSide = Literal["learned", "judged"]

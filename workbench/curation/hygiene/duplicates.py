@@ -18,14 +18,7 @@ from workbench.curation.hygiene.fingerprints import BallPairs, Balls, RowNumbers
 from workbench.records.base import Digest, FrozenModel
 from workbench.records.frames import Frame
 
-__all__ = [
-    "DuplicateCluster",
-    "Duplicates",
-    "FrameFeatures",
-    "SimilarityThreshold",
-    "find_duplicates",
-    "measure_threshold",
-]
+__all__ = ["SimilarityThreshold", "measure_threshold"]
 
 MIN_PAIRS = 20
 """With fewer consecutive pairs, no threshold is measured."""

@@ -31,7 +31,7 @@ from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import media_path
 from workbench.records.frames import Frame
 
-__all__ = ["Fingerprints", "compute_fingerprints", "hamming_distance"]
+__all__ = ["compute_fingerprints"]
 
 _HashWords = tuple[int, ...]
 HASH_BITS = 256

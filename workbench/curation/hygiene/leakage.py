@@ -32,7 +32,7 @@ from workbench.records.base import Digest, FrozenModel, GateResult, Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import UNKNOWN, Drive, Frame, Role
 
-__all__ = ["Leak", "LeakageResult", "LeakageRules", "check_leakage", "split_side"]
+__all__ = ["LeakageRules"]
 
 SIDE_OF_ROLE: dict[Role, str] = {
     Role.SEED: "learned",

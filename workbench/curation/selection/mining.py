@@ -34,16 +34,7 @@ from workbench.records.frames import Frame, Role
 from workbench.records.store import Store
 from workbench.records.types import Arm, SelectedFrame, Selection
 
-__all__ = [
-    "MANUAL_METHOD",
-    "condition_of",
-    "dataset_of_arm",
-    "is_mined",
-    "mine",
-    "newest_selection",
-    "read_scores",
-    "select_manually",
-]
+__all__ = ["dataset_of_arm", "mine", "newest_selection", "read_scores", "select_manually"]
 
 MANUAL_METHOD = "chosen by hand"
 SCORES_FILE = "scores.jsonl"

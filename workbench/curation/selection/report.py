@@ -27,7 +27,6 @@ from workbench.records.types import Arm, ArmComparison, ArmOutcome, MiningReport
 
 __all__ = [
     "LabelledSelection",
-    "RareCondition",
     "RetrainedModels",
     "describe_comparison",
     "parse_rare",

@@ -27,7 +27,6 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.signals.disagreement import disagreement
 from workbench.curation.signals.single_model import (
-    Fusion,
     count_uncertain,
     doubt,
     frame_distance,
@@ -40,7 +39,7 @@ from workbench.curation.signals.single_model import (
     typicality,
 )
 
-__all__ = ["DEFAULT_SIGNALS", "SIGNAL_WEIGHTS", "RarityScores", "score_rarity"]
+__all__ = ["score_rarity"]
 
 DEFAULT_SIGNALS = ("novelty", "doubt")
 """Used by default, with ``disagreement`` when there are other models."""
@@ -93,7 +92,6 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
     known_conditions: Sequence[str] | None = None,
     signals: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
-    fusion: Fusion = "tail",
     other_models: Sequence[Embeddings] = (),
     drives: Sequence[str] | None = None,
     neighbours: int = 3,
@@ -110,7 +108,6 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
         signals: Names in `SIGNAL_WEIGHTS`; by default `DEFAULT_SIGNALS`, and ``disagreement``
             when there are ``other_models``.
         weights: Override some of `SIGNAL_WEIGHTS`.
-        fusion: See `workbench.curation.signals.single_model.fuse_ranks`.
         other_models: The pool embedded by other models, see `disagreement`.
         drives: Drive of each frame of the pool; what is common in other drives is then not novel.
         neighbours: Labelled neighbours that a distance is averaged over.
@@ -131,7 +128,7 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
     ranks = np.stack([rank_within(run.values(name), groups) for name in names], axis=1)
     shares = [{**SIGNAL_WEIGHTS, **(weights or {})}[name] for name in names]
     return RarityScores(
-        fused=rank_within(fuse_ranks(ranks, shares, fusion), groups),
+        fused=rank_within(fuse_ranks(ranks, shares), groups),
         ranks=ranks,
         condition=tuple(groups),
         oddest=run.oddest,

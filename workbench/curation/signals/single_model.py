@@ -8,7 +8,6 @@ signals into one score.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,11 @@ from workbench.curation.signals.similarity import whitening
 from workbench.curation.vectors import unit_vectors
 from workbench.detection.boxes import box_area
 
-Fusion = Literal["mean", "tail", "reciprocal"]
+__all__ = ["rank_within"]
+
 MIN_GROUP_SIZE = 20
 """Smaller groups are ranked together: first of five says little."""
 
-RECIPROCAL_K = 60.0
 _QUERY_BLOCK = 2048
 _KNOWN_BLOCK = 32_768
 OBJECT_SIZES = (("small", 24.0), ("medium", 72.0), ("large", float("inf")))
@@ -83,18 +82,15 @@ def merge_small_groups(conditions: Sequence[str]) -> list[str]:
     return [c if counts[c] >= MIN_GROUP_SIZE else merged for c in conditions]
 
 
-def fuse_ranks(
-    ranks: NDArray[np.float64], weights: Sequence[float], how: Fusion = "tail"
-) -> NDArray[np.float64]:
+def fuse_ranks(ranks: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
     """Combine ranks of several signals into one value per row; larger is rarer.
+
+    The weighted sum of ``-log(1 - rank)``, Fisher's combination of p-values: the top thousandth in
+    one signal counts more than above average in all.
 
     Args:
         ranks: Float64 ``[n, s]`` in (0, 1).
         weights: One per signal, not negative, at least one positive.
-        how: ``mean``, the weighted mean; ``tail``, the weighted sum of ``-log(1 - rank)`` (Fisher's
-            combination of p-values), where the top thousandth in one signal counts more than above
-            average in all; ``reciprocal``, the weighted sum of ``1 / (60 + place)`` (Cormack,
-            Clarke and Buettcher 2009), which considers the first places only.
 
     Returns:
         Float64 ``[n]``.
@@ -109,14 +105,9 @@ def fuse_ranks(
             where="weights",
             hint="Give one number per signal, none negative, at least one positive",
         )
-    shares = shares / shares.sum()
-    if how == "mean":
-        values = ranks
-    elif how == "tail":
-        values = -np.log1p(-np.clip(ranks, 0.0, 1.0 - 1e-9))
-    else:
-        values = 1.0 / (RECIPROCAL_K + (1.0 - ranks) * len(ranks))
-    fused: NDArray[np.float64] = values @ shares
+    fused: NDArray[np.float64] = -np.log1p(-np.clip(ranks, 0.0, 1.0 - 1e-9)) @ (
+        shares / shares.sum()
+    )
     return fused
 
 
@@ -153,10 +144,8 @@ def nearest_euclidean(
                 hint="Embed them again",
             )
     centre = references.mean(0)
-    centred, references = (
-        centred - centre,
-        references - centre,
-    )  # squares of short vectors lose fewer digits
+    # Squares of short vectors lose fewer digits.
+    centred, references = centred - centre, references - centre
     count = min(neighbours, len(references))
     squares = (references**2).sum(1)
     result = np.empty(len(centred), np.float32)
@@ -293,9 +282,8 @@ def _no_peaks(frames: int) -> FramePeaks:
 def _peaks(values: NDArray[np.float64], owner: NDArray[np.int64], frames: int) -> FramePeaks:
     """The largest value of each frame's rows, the first of them on ties."""
     peak, row = _no_peaks(frames)
-    order = np.lexsort(
-        (-np.arange(len(values)), values)
-    )  # ascending; on ties the first row is written last
+    # Ascending; on ties the first row is written last.
+    order = np.lexsort((-np.arange(len(values)), values))
     row[owner[order]] = order
     present = row >= 0
     peak[present] = values[row[present]]
