@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from workbench.core.errors import ServiceError
-from workbench.widgets import FrameBrowser, ShownFrame
-from workbench.widgets.frames import DrawnBox, draw_frame
+from workbench.widgets import FrameBrowser
+from workbench.widgets.frames import DrawnBox, ShownFrame, draw_frame
 
 
 @pytest.fixture

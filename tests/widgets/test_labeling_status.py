@@ -7,7 +7,7 @@ from dataclasses import replace
 from workbench.core.errors import ServiceError
 from workbench.labeling import BatchStatus, InvalidAnswer
 from workbench.records.types import Annotator
-from workbench.widgets import LabelingStatus
+from workbench.widgets.labeling_status import LabelingStatus
 
 MEND = InvalidAnswer("f" * 64, "<b>ada</b>", "http://here/?task=1", "box leaves the image")
 OPEN = BatchStatus(

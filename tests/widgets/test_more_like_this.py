@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from workbench.core.errors import ParameterError
-from workbench.widgets import MoreLikeThis, ShownFrame
-from workbench.widgets.frames import DrawnBox
+from workbench.widgets import MoreLikeThis
+from workbench.widgets.frames import DrawnBox, ShownFrame
 
 
 @pytest.fixture
