@@ -149,8 +149,8 @@ def test_concurrent_runs_do_the_same_work_once(project: Path, workspace: Workspa
     report, watcher = run(project, workspace)
     assert step_of(report, "a") == ("skipped", "another run did it meanwhile")
     assert any("waiting for another run" in note for note in watcher.notes)
-    told = json.loads(first.communicate(timeout=60)[0])
-    assert (told["status"], told["outputs"]) == ("succeeded", report.outputs)
+    first_report = json.loads(first.communicate(timeout=60)[0])
+    assert (first_report["status"], first_report["outputs"]) == ("succeeded", report.outputs)
     assert count.read_text() == "x"
 
 

@@ -16,10 +16,10 @@ from workbench.pipeline.executors import local
 from workbench.pipeline.executors.local import run_once
 from workbench.pipeline.spec import ExitStatus
 
-TELL = """
+PROBE = """
 import atexit, gc, json, multiprocessing.process, os, pathlib, random, signal, sys, threading
 from multiprocessing import get_context
-told = pathlib.Path({file!r})
+file = pathlib.Path({file!r})
 own = {{"JPY_PARENT_PID", "COLUMNS", "LINES"}}  # the last two: readline's, where it is loaded
 seen = {{
     "environment": {{k: v for k, v in os.environ.items() if k not in own}},
@@ -42,8 +42,8 @@ extra = {{
     "drawn": [random.random(), numpy.random.random()],
     "handles": sorted(os.readlink(f"/proc/self/fd/{{n}}") for n in (0, 1, 2)),
 }}
-told.write_text(json.dumps([seen, extra]))
-atexit.register(told.with_suffix(".ended").write_text, "yes")
+file.write_text(json.dumps([seen, extra]))
+atexit.register(file.with_suffix(".ended").write_text, "yes")
 """
 
 
@@ -51,7 +51,7 @@ def test_a_forked_kernel_is_equivalent_to_a_new_interpreter(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     forked, again, own = (
-        _told(workspace, tmp_path, name, run)
+        _run_probe(workspace, tmp_path, name, run)
         for name, run in (
             ("forked", run_once),
             ("again", run_once),
@@ -71,17 +71,17 @@ def test_a_forked_kernel_inherits_no_pipes(
 ) -> None:
     # With this variable a kernel does not capture its output through pipes, and has none to count.
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
-    told = tmp_path / "pipes"
+    file = tmp_path / "pipes"
     work = (
         "import os, pathlib\nfiles = pathlib.Path('/proc/self/fd')\n"
         "pipes = [n for n in os.listdir(files) if int(n) > 2 and files.joinpath(n).is_fifo()]\n"
-        f"pathlib.Path({str(told)!r}).write_text(str(len(pipes)))"
+        f"pathlib.Path({str(file)!r}).write_text(str(len(pipes)))"
     )
     notebook = write_notebook(tmp_path / "a.ipynb", work)
     counts = []
     for run in (run_once, lambda spec: local.run_in_new_process(spec, lambda: None)):
         assert run(spec_of(workspace, notebook)).status is ExitStatus.OK
-        counts.append(int(told.read_text()))
+        counts.append(int(file.read_text()))
     assert counts[0] == counts[1] > 0
 
 
@@ -93,11 +93,11 @@ def test_a_kernel_that_kills_itself_is_reported(workspace: Workspace, tmp_path: 
     assert not set(psutil.Process().children(recursive=True)) - before
 
 
-def _told(workspace: Workspace, tmp_path: Path, name: str, run: Any) -> list[dict[str, Any]]:
+def _run_probe(workspace: Workspace, tmp_path: Path, name: str, run: Any) -> list[dict[str, Any]]:
     file = tmp_path / f"{name}.json"
-    notebook = write_notebook(tmp_path / "a.ipynb", TELL.format(file=str(file)))
+    notebook = write_notebook(tmp_path / "a.ipynb", PROBE.format(file=str(file)))
     result = run(spec_of(workspace, notebook))
     assert result.status is ExitStatus.OK, result.failure
     assert file.with_suffix(".ended").read_text() == "yes"
-    told: list[dict[str, Any]] = json.loads(file.read_text())
-    return told
+    probed: list[dict[str, Any]] = json.loads(file.read_text())
+    return probed

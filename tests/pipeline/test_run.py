@@ -24,7 +24,7 @@ from workbench.records.store import Store
 
 
 class Watcher:
-    """Keeps what a display is told."""
+    """Records the calls of a display."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

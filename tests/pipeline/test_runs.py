@@ -21,7 +21,7 @@ from workbench.pipeline import runs, step_output
 from workbench.pipeline.runs import RunState, StepState
 from workbench.pipeline.spec import OUTPUT_FILE
 
-# A runner as the real one behaves: it keeps run.json and ends its run when it is told to stop.
+# A runner as the real one behaves: it writes run.json and ends its run on request.
 RUNNER = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -30,21 +30,21 @@ home, run_id = Path(sys.argv[1]), sys.argv[2]
 file = home / "runs" / run_id / "run.json"
 step = file.parent / "a"
 step.mkdir(parents=True)
-told = {"schema_version": 1, "run_id": run_id, "pipeline": "trial", "pipeline_file": "trial.yaml",
+state = {"schema_version": 1, "run_id": run_id, "pipeline": "trial", "pipeline_file": "trial.yaml",
         "parameters": {}, "pid": os.getpid(), "pid_started": psutil.Process().create_time(),
         "host": os.uname().nodename, "started_at": "2026-01-01T00:00:00+00:00", "ended_at": None,
         "status": "running", "new_key": 1,
         "steps": [{"name": "a", "status": "running", "seconds": None, "reason": "",
                    "folder": str(step)}]}
 def write():
-    file.with_suffix(".new").write_text(json.dumps(told))
+    file.with_suffix(".new").write_text(json.dumps(state))
     file.with_suffix(".new").rename(file)
 def stop(*_):
     with (file.parent / "signals").open("a") as signals:
         signals.write("x")
     if sys.argv[3] == "polite":
-        told.update(status="cancelled", ended_at="2026-01-01T00:00:09+00:00")
-        told["steps"][0].update(status="failed", reason="cancelled", seconds=9.0)
+        state.update(status="cancelled", ended_at="2026-01-01T00:00:09+00:00")
+        state["steps"][0].update(status="failed", reason="cancelled", seconds=9.0)
         write()
         sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
@@ -140,8 +140,8 @@ def test_a_reused_process_id_is_not_the_runner(workspace: Workspace) -> None:
 def test_cancel_ends_the_run_and_reports_its_status(
     workspace: Workspace, runner: subprocess.Popen[bytes]
 ) -> None:
-    told = json.loads(invoke("cancel", "20260101", "--json"))
-    assert (told["stopped"], told["status"]) == (True, "cancelled")
+    state = json.loads(invoke("cancel", "20260101", "--json"))
+    assert (state["stopped"], state["status"]) == (True, "cancelled")
     runner.wait(5)
 
 
@@ -178,9 +178,9 @@ def test_logs_contain_output_log_and_traceback(workspace: Workspace) -> None:
     text = invoke("logs")
     for part in ("==> a: failed", "loss 0.5", "kernel started", "Traceback …", "cell: 3"):
         assert part in text
-    told = json.loads(invoke("logs", "latest", "a", "--json"))["steps"]
-    assert [step["name"] for step in told] == ["a"]
-    assert told[0]["failure"].startswith("Traceback …")
+    state = json.loads(invoke("logs", "latest", "a", "--json"))["steps"]
+    assert [step["name"] for step in state] == ["a"]
+    assert state[0]["failure"].startswith("Traceback …")
     with pytest.raises(ParameterError, match="Known: a, b"):
         CliRunner().invoke(cli, ["logs", "latest", "c"], catch_exceptions=False)
 

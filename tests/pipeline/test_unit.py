@@ -49,10 +49,10 @@ def run(workspace: Workspace, tmp_path: Path, work: str, **changes: Any) -> Step
 
 
 def test_a_step_runs_in_the_step_kernel(workspace: Workspace, tmp_path: Path) -> None:
-    told = tmp_path / "kernel"
-    work = f"import pathlib\npathlib.Path({str(told)!r}).write_text(repr(get_ipython().kernel))"
+    file = tmp_path / "kernel"
+    work = f"import pathlib\npathlib.Path({str(file)!r}).write_text(repr(get_ipython().kernel))"
     assert run(workspace, tmp_path, work).status is ExitStatus.OK
-    assert "StepKernel" in told.read_text()
+    assert "StepKernel" in file.read_text()
 
 
 def test_a_good_step_writes_its_output(workspace: Workspace, tmp_path: Path) -> None:

@@ -204,6 +204,6 @@ def test_a_url_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> 
     (tmp_path / "file").write_text("in the way")
     _, selection = chosen(store, images(store.workspace))
     artifacts = ArtifactStore(f"file://{tmp_path}/file/below")
-    with pytest.raises(ServiceError, match="cannot be written") as told:
+    with pytest.raises(ServiceError, match="cannot be written") as raised:
         artifacts.push(store, [selection])
-    assert "file/below" in str(told.value)
+    assert "file/below" in str(raised.value)

@@ -211,9 +211,9 @@ def test_differences_of_a_worker_are_named() -> None:
     theirs["environment"]["python"] = "3.11.0"
     theirs["environment"]["distributions"].append("extra==1#0")
     theirs["environment"]["machine"]["accelerator"] = "H100"
-    told = " · ".join(ray_worker.environment_differences(ours, theirs))
+    text = " · ".join(ray_worker.environment_differences(ours, theirs))
     for part in ("Python 3.11.0", "also has extra==1", "accelerator H100", "own code"):
-        assert part in told
+        assert part in text
 
 
 @pytest.mark.slow

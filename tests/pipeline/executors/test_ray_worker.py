@@ -233,12 +233,12 @@ def test_options_that_do_not_apply_are_rejected(
     project: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = str(project / "pipelines/trial.yaml")
-    for options, told in (
+    for options, message in (
         (["--artifacts", "file:///x"], "--artifacts requires --executor ray"),
         (["--executor", "ray", "--artifacts", "nosuch://x"], "invalid artifacts URL"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["run", pipeline, *options])
         assert end.value.code == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not workspace.runs.exists()
