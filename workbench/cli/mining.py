@@ -469,7 +469,8 @@ def _compare_models(
     """Both models evaluated on the safety frames; None where no models are given."""
     from workbench.curation.selection.report import RetrainedModels
     from workbench.detection.model import Model
-    from workbench.evaluation.metrics import compare_arms, evaluate
+    from workbench.evaluation.comparison import compare_retrained
+    from workbench.evaluation.metrics import evaluate
     from workbench.records.frames import Role
 
     if references == (None, None):
@@ -485,7 +486,7 @@ def _compare_models(
         with progress_bar(f"evaluate {arm}") as progress:
             predictions = Model(workspace, models[arm], name=arm).predict(safety, progress=progress)
         evaluated.append(evaluate(predictions))
-    return RetrainedModels(models, compare_arms(evaluated[0], evaluated[1], classes))
+    return RetrainedModels(models, compare_retrained(evaluated[0], evaluated[1], classes))
 
 
 def _report_text(ref: Ref, record: MiningReport, output: Path | None) -> str:

@@ -11,6 +11,7 @@ from workbench.core.errors import DataError, ParameterError, RecordError
 from workbench.core.text import counted, html_table
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
+from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
 from workbench.detection.predictor import (
     OnnxPredictor,
     Predictor,
@@ -26,7 +27,7 @@ from workbench.records.types import Prediction
 
 __all__ = ["Model", "Predictions"]
 
-_FILES = {"int8": "int8.cpu.onnx", "fp32": "fp32.onnx"}
+_FILES = {"int8": INT8_CPU_FILE, "fp32": FP32_FILE}
 
 
 @dataclass(frozen=True, repr=False)

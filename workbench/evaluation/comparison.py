@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.core.text import html_table
+from workbench.core.text import counted, html_table
 from workbench.core.types import Progress
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.model import Model
@@ -19,17 +19,19 @@ from workbench.evaluation.metrics import (
     evaluate,
     paired_difference,
 )
+from workbench.records.base import Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Label
+from workbench.records.types import ArmComparison
 
-__all__ = ["Comparison", "FlippedFrame", "compare"]
+__all__ = ["Comparison", "FlippedFrame", "compare", "compare_retrained"]
 
 _SHOWN: tuple[MetricName, ...] = ("ap50", "precision", "recall")
 
 
 @dataclass(frozen=True)
 class FlippedFrame:
-    """A frame on which one model found labels that the other missed."""
+    """A frame with labels that only one of two models detected."""
 
     frame: Frame
     gained: tuple[Label, ...]
@@ -61,7 +63,7 @@ class Comparison:
             if not row.boxes:
                 continue
             for metric in _SHOWN:
-                found = self.difference(metric, row.slice, row.cls)
+                change = self.difference(metric, row.slice, row.cls)
                 other = self.second.metrics.at(row.slice, row.cls)
                 rows.append(
                     {
@@ -70,9 +72,9 @@ class Comparison:
                         "metric": metric,
                         "first": getattr(row, metric).value,
                         "second": getattr(other, metric).value,
-                        "difference": found.estimate.value,
-                        "low": found.estimate.low,
-                        "high": found.estimate.high,
+                        "difference": change.estimate.value,
+                        "low": change.estimate.low,
+                        "high": change.estimate.high,
                         "boxes": row.boxes,
                         "drives": row.drives_with_boxes,
                     }
@@ -80,7 +82,7 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def flipped(self, part: str = "all") -> tuple[FlippedFrame, ...]:
-        """Frames on which exactly one model found some label, most lost labels first."""
+        """Frames with labels that only one model detected, most lost labels first."""
         before, after = (set(_detected(one, part)) for one in (self.first, self.second))
         changes: dict[int, tuple[list[Label], list[Label]]] = {}
         labels = self.first.data.labels
@@ -149,7 +151,62 @@ def _detected(evaluation: Evaluation, part: str) -> Iterator[tuple[int, int]]:
     """Frame and label of every true positive at the operating point."""
     table = evaluation.tables[part]
     confident = table.score >= evaluation.metrics.settings.threshold
-    found = zip(table.truth_frame, table.truth_label, table.matched_by, strict=True)
-    for frame, label, row in found:
+    rows = zip(table.truth_frame, table.truth_label, table.matched_by, strict=True)
+    for frame, label, row in rows:
         if row >= 0 and confident[row]:
             yield int(frame), int(label)
+
+
+_OVERALL_METRICS: tuple[MetricName, ...] = ("ap", "ap50", "recall")
+
+
+def compare_retrained(
+    mined: Evaluation, control: Evaluation, classes: Sequence[str] = ()
+) -> tuple[ArmComparison, ...]:
+    """Compare models trained on frames chosen by mining and on control frames.
+
+    Args:
+        mined: Evaluation of the model trained with mined frames.
+        control: Evaluation of the model trained with control frames, on the same frames.
+        classes: Rare classes whose AP50 and recall are compared as well.
+
+    Raises:
+        ParameterError: They were evaluated on other frames, labels or settings.
+    """
+    wanted: list[tuple[MetricName, str]] = [(metric, ALL_CLASSES) for metric in _OVERALL_METRICS]
+    for cls in dict.fromkeys(classes):
+        wanted += [("ap50", cls), ("recall", cls)]
+    return tuple(_compare_retrained_metric(mined, control, metric, cls) for metric, cls in wanted)
+
+
+def _compare_retrained_metric(
+    mined: Evaluation, control: Evaluation, metric: MetricName, cls: str
+) -> ArmComparison:
+    change = paired_difference(mined, control, metric, cls=cls)
+    row = mined.metrics.at(cls=cls)
+    control_row = control.metrics.at(cls=cls)
+    estimate = change.estimate
+    verdict, why = Verdict.INSUFFICIENT, ""
+    if estimate.value is None:
+        why = "no predictions" if row.boxes else f"no such box in {counted(row.frames, 'frame')}"
+    elif not change.usable:
+        why = f"{counted(row.drives, 'drive')}, too few to generalise to other drives"
+    elif estimate.low is not None and estimate.low > 0:
+        verdict = Verdict.PASS
+    elif estimate.high is not None and estimate.high < 0:
+        verdict = Verdict.FAIL
+    else:
+        why = "the interval includes 0"
+    return ArmComparison(
+        figure=f"{metric} of {'all classes' if cls == ALL_CLASSES else cls}, retrained",
+        change="difference",
+        mined=getattr(row, metric).value,
+        control=getattr(control_row, metric).value,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        verdict=verdict,
+        drives=row.drives,
+        unit=f"{row.drives} drives" if change.usable else f"blocks of time of {row.drives} drives",
+        why=why,
+    )

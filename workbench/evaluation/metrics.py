@@ -37,8 +37,6 @@ from workbench.evaluation.results import (
     MetricName,
     SliceMetrics,
 )
-from workbench.records.base import Verdict
-from workbench.records.types import ArmComparison
 
 __all__ = [
     "ALL_CLASSES",
@@ -46,7 +44,6 @@ __all__ = [
     "Evaluation",
     "EvaluationSettings",
     "MetricName",
-    "compare_arms",
     "evaluate",
     "paired_difference",
 ]
@@ -337,58 +334,3 @@ def _check_against_reference(
                 where=f"slice {part.name}, {metric}",
                 hint="This is a bug in the workbench: please report it with the predictions",
             )
-
-
-_OVERALL_METRICS: tuple[MetricName, ...] = ("ap", "ap50", "recall")
-
-
-def compare_arms(
-    mined: Evaluation, control: Evaluation, classes: Sequence[str] = ()
-) -> tuple[ArmComparison, ...]:
-    """Compare models trained on frames chosen by mining and on control frames.
-
-    Args:
-        mined: Evaluation of the model trained with mined frames.
-        control: Evaluation of the model trained with control frames, on the same frames.
-        classes: Rare classes whose AP50 and recall are compared as well.
-
-    Raises:
-        ParameterError: They were evaluated on other frames, labels or settings.
-    """
-    wanted: list[tuple[MetricName, str]] = [(metric, ALL_CLASSES) for metric in _OVERALL_METRICS]
-    for cls in dict.fromkeys(classes):
-        wanted += [("ap50", cls), ("recall", cls)]
-    return tuple(_compare_metric(mined, control, metric, cls) for metric, cls in wanted)
-
-
-def _compare_metric(
-    mined: Evaluation, control: Evaluation, metric: MetricName, cls: str
-) -> ArmComparison:
-    change = paired_difference(mined, control, metric, cls=cls)
-    row = mined.metrics.at(cls=cls)
-    control_row = control.metrics.at(cls=cls)
-    estimate = change.estimate
-    verdict, why = Verdict.INSUFFICIENT, ""
-    if estimate.value is None:
-        why = "no predictions" if row.boxes else f"no such box in {counted(row.frames, 'frame')}"
-    elif not change.usable:
-        why = f"{counted(row.drives, 'drive')}, too few to generalise to other drives"
-    elif estimate.low is not None and estimate.low > 0:
-        verdict = Verdict.PASS
-    elif estimate.high is not None and estimate.high < 0:
-        verdict = Verdict.FAIL
-    else:
-        why = "the interval includes 0"
-    return ArmComparison(
-        figure=f"{metric} of {'all classes' if cls == ALL_CLASSES else cls}, retrained",
-        change="difference",
-        mined=getattr(row, metric).value,
-        control=getattr(control_row, metric).value,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        verdict=verdict,
-        drives=row.drives,
-        unit=f"{row.drives} drives" if change.usable else f"blocks of time of {row.drives} drives",
-        why=why,
-    )
