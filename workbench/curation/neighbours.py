@@ -85,10 +85,10 @@ def all_neighbours(
         index = NeighbourIndex(vectors, k=k, target=target)
         return Neighbours(*index.all(k), index.recall)
 
-    def ask(own: NDArray[np.int64], wide: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(own: NDArray[np.int64], wide: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         return exact_neighbours(known.take(groups.first[own]), known, groups.first, wide)
 
-    return Neighbours(*_neighbours_of_all(groups, ask, k))
+    return Neighbours(*_neighbours_of_all(groups, search, k))
 
 
 def nearest_distance(
@@ -113,10 +113,10 @@ def nearest_distance(
         return np.full(len(queries), 2, np.float32)
     origin = np.zeros(known.shape[1], np.float32)  # already centred
     k = min(k, len(known))
-    found = _search_units(
+    neighbours = _search_units(
         queries, UnitVectors(known, origin), known, k, target=0.97, limit=EXACT_LIMIT
     )
-    mean: NDArray[np.float32] = found.distances.mean(axis=1)
+    mean: NDArray[np.float32] = neighbours.distances.mean(axis=1)
     return mean
 
 
@@ -134,8 +134,8 @@ def _search_units(
         index = NeighbourIndex(vectors, k=k, target=target, centre=known.centre, queries=units)
         return Neighbours(*index.search(units, k), index.recall)
     groups = DuplicateGroups(known)
-    found, far = exact_neighbours(units, known, groups.first, k)
-    return Neighbours(*groups.spread(found, far, k))
+    nearest_groups, distances = exact_neighbours(units, known, groups.first, k)
+    return Neighbours(*groups.spread(nearest_groups, distances, k))
 
 
 def _check_k(k: int) -> None:
@@ -231,10 +231,10 @@ class NeighbourIndex:
     def all(self, k: int) -> _RowsAndDistances:
         """The ``k`` nearest others of each vector: int64 and float32 ``[n, k]``."""
 
-        def ask(groups: NDArray[np.int64], wide: int) -> _RowsAndDistances:
+        def search(groups: NDArray[np.int64], wide: int) -> _RowsAndDistances:
             return self._nearest(self.known.take(self.groups.first[groups]), wide)
 
-        return _neighbours_of_all(self.groups, ask, k)
+        return _neighbours_of_all(self.groups, search, k)
 
     def _nearest(
         self, queries: NDArray[np.float32], k: int, probes: int | None = None
@@ -272,14 +272,14 @@ class NeighbourIndex:
         half = max(1, len(chosen) // 2)
         probes = _PROBES[0]
         for probes in _PROBES:
-            found, _ = self._nearest(sample[:half], k, probes)
-            reached = _recall_per_query(found, exact[:half], exclude_self).mean() >= min(
+            reported, _ = self._nearest(sample[:half], k, probes)
+            reached = _recall_per_query(reported, exact[:half], exclude_self).mean() >= min(
                 1.0, self.target + _RECALL_MARGIN
             )
             if reached or probes >= self.lists.nlist:
                 break
-        found, _ = self._nearest(sample[-half:], k, probes)
-        shares = _recall_per_query(found, exact[-half:], exclude_self)
+        reported, _ = self._nearest(sample[-half:], k, probes)
+        shares = _recall_per_query(reported, exact[-half:], exclude_self)
         error = float(shares.std() / np.sqrt(len(shares)))
         return probes, Recall(self.k, len(shares), float(shares.mean()), error)
 
@@ -342,11 +342,12 @@ def _nearest_centre(sample: NDArray[np.float32], means: NDArray[np.float32]) -> 
     return owner
 
 
-def _neighbours_of_all(groups: DuplicateGroups, ask: Any, k: int) -> _RowsAndDistances:
+def _neighbours_of_all(groups: DuplicateGroups, search: Any, k: int) -> _RowsAndDistances:
     """The ``k`` nearest others of every row, from the nearest groups of each group.
 
     Args:
-        ask: Maps groups ``[q]`` and a count to their nearest groups and distances ``[q, count]``.
+        search: Maps groups ``[q]`` and a count to their nearest groups and distances ``[q,
+            count]``.
     """
     total = len(groups.of)
     k = min(k, total - 1)
@@ -354,14 +355,17 @@ def _neighbours_of_all(groups: DuplicateGroups, ask: Any, k: int) -> _RowsAndDis
     whole_far = np.full((len(groups), k + 1), np.inf, np.float32)
     for start in range(0, len(groups), _CHUNK):
         own = np.arange(start, min(start + _CHUNK, len(groups)))
-        found, far = ask(own, min(k + 1, len(groups)))
-        missing = ~(found == own[:, None]).any(axis=1)
-        found[missing, -1] = own[missing]
-        far[found == own[:, None]] = -1
-        order = np.argsort(far, axis=1, kind="stable")
-        found, far = np.take_along_axis(found, order, 1), np.take_along_axis(far, order, 1)
-        far[:, 0] = 0
-        rows, distances = groups.spread(found, far, k + 1)
+        nearest, nearest_distances = search(own, min(k + 1, len(groups)))
+        missing = ~(nearest == own[:, None]).any(axis=1)
+        nearest[missing, -1] = own[missing]
+        nearest_distances[nearest == own[:, None]] = -1
+        order = np.argsort(nearest_distances, axis=1, kind="stable")
+        nearest, nearest_distances = (
+            np.take_along_axis(nearest, order, 1),
+            np.take_along_axis(nearest_distances, order, 1),
+        )
+        nearest_distances[:, 0] = 0
+        rows, distances = groups.spread(nearest, nearest_distances, k + 1)
         whole[own, : rows.shape[1]], whole_far[own, : rows.shape[1]] = rows, distances
     return _without_self(groups, whole, whole_far, k)
 

@@ -276,25 +276,25 @@ def save_views(fo: Any, fo_dataset: Any) -> None:
     """
     field = fo.ViewField
     ranked = fo_dataset.has_sample_field("rank")
-    wanted = {}
+    views = {}
     for arm in ARM_TAGS:
         chosen = fo_dataset.match_tags(arm)
-        wanted[arm] = chosen.sort_by("rank") if ranked else chosen
+        views[arm] = chosen.sort_by("rank") if ranked else chosen
     for condition in fo_dataset.distinct("condition"):
-        wanted[f"{CONDITION_PREFIX}{condition}"] = fo_dataset.match(field("condition") == condition)
+        views[f"{CONDITION_PREFIX}{condition}"] = fo_dataset.match(field("condition") == condition)
     if fo_dataset.has_sample_field("suspicion"):
         suspects = fo_dataset.match(field("suspicion") != None)  # noqa: E711 - an expression
-        wanted[SUSPECTS] = suspects.sort_by("suspicion", reverse=True)
+        views[SUSPECTS] = suspects.sort_by("suspicion", reverse=True)
     if fo_dataset.has_sample_field("twins"):
-        wanted[TWINS] = fo_dataset.match(field("twins") != None).sort_by("twins")  # noqa: E711
+        views[TWINS] = fo_dataset.match(field("twins") != None).sort_by("twins")  # noqa: E711
     if fo_dataset.has_sample_field("leak"):
-        wanted[LEAKS] = fo_dataset.match(field("leak") != None)  # noqa: E711
-    empty = {name for name, view in wanted.items() if name not in ("mined", "random") and not view}
+        views[LEAKS] = fo_dataset.match(field("leak") != None)  # noqa: E711
+    empty = {name for name, view in views.items() if name not in ("mined", "random") and not view}
     for name in fo_dataset.list_saved_views():
         ours = name in (*ARM_TAGS, SUSPECTS, TWINS, LEAKS) or name.startswith(CONDITION_PREFIX)
-        if ours and (name not in wanted or name in empty):
+        if ours and (name not in views or name in empty):
             fo_dataset.delete_saved_view(name)
-    for name, view in wanted.items():
+    for name, view in views.items():
         if name not in empty:
             fo_dataset.save_view(name, view, overwrite=True)
 
@@ -325,10 +325,10 @@ def app_layout(fo: Any, fo_dataset: Any) -> Any:
 def _sync_samples(fo: Any, fo_dataset: Any, workspace: Workspace, frames: Sequence[Frame]) -> None:
     """Make the samples those of ``frames``; existing samples stay."""
     present = set(fo_dataset.values("frame")) if len(fo_dataset) else set()
-    wanted = {frame.id for frame in frames}
-    if present - wanted:
+    frame_ids = {frame.id for frame in frames}
+    if present - frame_ids:
         fo_dataset.delete_samples(
-            fo_dataset.match(fo.ViewField("frame").is_in(list(present - wanted)))
+            fo_dataset.match(fo.ViewField("frame").is_in(list(present - frame_ids)))
         )
     new = [
         fo.Sample(

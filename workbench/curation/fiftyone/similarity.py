@@ -119,13 +119,13 @@ class WorkbenchSimilarityIndex(SimilarityIndex):  # type: ignore[misc]
         warn_missing: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any] | None]:
         del warn_missing  # FiftyOne infers missing ids from the length
-        wanted = label_ids if label_ids is not None else sample_ids
+        ids = label_ids if label_ids is not None else sample_ids
         names = self._names if label_ids is not None else self._ids
         rows = np.arange(len(names))
-        if wanted is not None:
-            rows = np.flatnonzero(np.isin(names, np.asarray(wanted)))
-            if not allow_missing and len(rows) < len(set(wanted)):
-                raise ValueError(f"{len(set(wanted)) - len(rows)} of the ids are not in the index")
+        if ids is not None:
+            rows = np.flatnonzero(np.isin(names, np.asarray(ids)))
+            if not allow_missing and len(rows) < len(set(ids)):
+                raise ValueError(f"{len(set(ids)) - len(rows)} of the ids are not in the index")
         labels = None if self._label_ids is None else self._label_ids[rows]
         return np.asarray(self._unit[rows]), self._ids[rows], labels
 

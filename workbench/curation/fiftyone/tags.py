@@ -54,15 +54,15 @@ def tag_frames(
         )
     fo_dataset = load_fo_dataset(workspace, name)
     tags = dict(zip(*fo_dataset.values(["frame", "tags"]), strict=True))
-    wanted = list(dict.fromkeys(frames))
-    unknown = [frame for frame in wanted if frame not in tags]
+    unique = list(dict.fromkeys(frames))
+    unknown = [frame for frame in unique if frame not in tags]
     if unknown:
         raise DataError(
             f"{counted(len(unknown), 'frame')} not in the FiftyOne dataset {name!r}",
             where=unknown[0],
             hint="Publish the dataset version that has them",
         )
-    new = [frame for frame in wanted if label not in tags[frame]]
+    new = [frame for frame in unique if label not in tags[frame]]
     if new:
         values = {frame: [*tags[frame], label] for frame in new}
         fo_dataset.set_values("tags", values, key_field="frame")

@@ -93,13 +93,13 @@ class CoverageCell(FrozenModel):
     def filled(self) -> float:
         """The smallest ratio of actual to required counts, at most 1."""
         shares = [
-            have / asked
-            for have, asked in (
+            have / required
+            for have, required in (
                 (self.frames, self.least.frames),
                 (self.boxes, self.least.boxes),
                 (self.drives, self.least.drives),
             )
-            if asked
+            if required
         ]
         return min([1.0, *shares])
 

@@ -177,11 +177,11 @@ class FrameFeatures:
 
     def rows(self, keep: Iterable[int]) -> FrameFeatures:
         """The features of some rows."""
-        wanted = np.fromiter(keep, np.int64)
+        selected = np.fromiter(keep, np.int64)
         return FrameFeatures(
-            tuple(self.frames[row] for row in wanted.tolist()),
-            self.hashes[wanted],
-            None if self.directions is None else self.directions[wanted],
+            tuple(self.frames[row] for row in selected.tolist()),
+            self.hashes[selected],
+            None if self.directions is None else self.directions[selected],
         )
 
 

@@ -226,8 +226,8 @@ class BallPairs:
     def __len__(self) -> int:
         return len(self.first)
 
-    def keep(self, wanted: NDArray[np.bool_] | RowNumbers | slice) -> BallPairs:
-        return BallPairs(self.first[wanted], self.second[wanted])
+    def keep(self, selected: NDArray[np.bool_] | RowNumbers | slice) -> BallPairs:
+        return BallPairs(self.first[selected], self.second[selected])
 
 
 def make_balls(hashes: NDArray[np.uint64], reach: int) -> Balls:

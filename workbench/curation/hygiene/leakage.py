@@ -101,9 +101,9 @@ class LeakageResult:
     @property
     def verdict(self) -> Verdict:
         """FAIL when a required gate fails, INSUFFICIENT when one could not be judged."""
-        asked = [gate.verdict for gate in self.gates if gate.required]
+        required = [gate.verdict for gate in self.gates if gate.required]
         for verdict in (Verdict.FAIL, Verdict.INSUFFICIENT):
-            if verdict in asked:
+            if verdict in required:
                 return verdict
         return Verdict.PASS
 
