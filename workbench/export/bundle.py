@@ -37,14 +37,7 @@ from workbench.records.base import FrozenModel, Ref
 from workbench.records.model_types import CalibrationSet, ExportBundle, Supplier
 from workbench.records.store import Store
 
-__all__ = [
-    "PlannedTarget",
-    "Target",
-    "load_target_matrix",
-    "save_bundle",
-    "target_table",
-    "write_bundle",
-]
+__all__ = ["Target", "load_target_matrix", "target_table"]
 
 DEFAULT_TARGETS = "pipelines/targets.yaml"
 _MAX_FINDINGS = 5

@@ -36,7 +36,7 @@ from workbench.records.model_types import CalibrationSet, QuantizationResult
 if TYPE_CHECKING:
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["calibration_images", "choose_method", "pick_calibration_frames"]
+__all__ = ["pick_calibration_frames"]
 
 SAFETY_SLICES = ("light=night",)
 """Slices that must be calibrated with if the model is evaluated on them."""

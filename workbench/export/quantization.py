@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["CalibratedModel", "export_int8_target", "fake_quantize"]
+__all__ = ["CalibratedModel"]
 
 RangeMethod = Literal["minmax", "entropy", "percentile"]
 RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["Sensitivity", "layers_to_keep_float", "measure_sensitivity"]
+__all__ = ["Sensitivity"]
 
 MIN_HEAD_DB = 30.0
 """Required SQNR of every raw output."""

@@ -18,7 +18,7 @@ from workbench.detection.preprocessing import Pixels
 from workbench.training.config import Augmentation
 from workbench.training.targets import Targets, concatenate_targets
 
-__all__ = ["color_table", "corrupt", "mosaic", "random_geometry"]
+__all__ = ["corrupt", "mosaic"]
 
 DRAW_COUNT = 9
 """Random numbers that `random_geometry` and `color_table` share, whatever the settings."""
