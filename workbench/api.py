@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from workbench.curation import Embeddings
     from workbench.evaluation.metrics import Evaluation
     from workbench.evaluation.misses import FrameMisses
+    from workbench.export.exporter import ExportSettings
     from workbench.labeling import LabelingOptions
     from workbench.training import TrainingConfig
 
@@ -173,6 +174,32 @@ class Model(detection_model.Model):
         with _progress_bar(f"predict {self.name}", progress) as shown:
             found = super().predict(dataset, name=name, progress=shown)
         return Predictions(found.dataset, found.boxes, found.model)
+
+    def export(
+        self,
+        dataset: Dataset,
+        settings: ExportSettings | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Export this checkpoint to ONNX with INT8 files, and save the bundle.
+
+        The parity gate needs an evaluation and is part of ``notebooks/steps/export.ipynb``.
+
+        Args:
+            dataset: A whole version; calibrated on its seed and train frames, compared on its val
+                and safety frames.
+            settings: Of the export.
+            progress: Called with the frames compared and their total.
+
+        Returns:
+            The bundle.
+        """
+        from workbench.export import exporter
+
+        with _progress_bar("export", progress) as shown:
+            exported = exporter.export(self, dataset, settings, progress=shown)
+        return Model(self.workspace, exported.ref)
 
     def release(self, gates: Ref, name: str) -> Model:
         """Sign this bundle, which was judged, and register it under a name.
