@@ -132,7 +132,7 @@ def test_rich_types_are_enforced(given: dict[str, object], words: str) -> None:
 
 
 def test_the_schema_is_json_schema() -> None:
-    schema = parameters.parameters_json_schema(modern())
+    schema = modern().model_json_schema()
     assert schema["additionalProperties"] is False
     properties = schema["properties"]
     assert properties["when"]["format"] == "date-time"

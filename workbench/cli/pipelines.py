@@ -113,7 +113,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     failure.
     """
     from workbench.cli.runs import TerminalDisplay, quarantined_inputs, run_summary
-    from workbench.pipeline.run import report_as_json, run_pipeline
+    from workbench.pipeline.run import run_pipeline
 
     loaded = _load_pipeline(pipeline, _parse_parameters(parameters))
     selection = _select_steps(loaded, only, start, fresh)
@@ -125,7 +125,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
         report = run_pipeline(workspace, loaded, display, choice=selection, executor=make_executor)
     quarantined = quarantined_inputs(workspace, report)
     text = run_summary(workspace, report, quarantined)
-    value = {**report_as_json(report), "quarantined": quarantined}
+    value = {**report.model_dump(mode="json"), "quarantined": quarantined}
     print_result(value, as_json=as_json, text=text)
     if as_json:
         info(text)

@@ -80,9 +80,9 @@ def _fix_notebook(notebook: Path) -> list[str]:
 def _parameter_schema(notebook: Path) -> Json:
     from workbench.pipeline.checking.notebook import as_ipynb
     from workbench.pipeline.contract import read_contract
-    from workbench.pipeline.parameters import parameters_json_schema
 
-    return parameters_json_schema(read_contract(as_ipynb(find_workspace(), notebook)).parameters)
+    contract = read_contract(as_ipynb(find_workspace(), notebook))
+    return contract.parameters.model_json_schema()
 
 
 def _report_as_json(report: CheckReport, fixes: list[str]) -> Json:

@@ -20,7 +20,6 @@ from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.pipeline.contract import Input, Resources, StepContract, read_contract
 from workbench.pipeline.pipeline_file import (
-    Condition,
     PipelineDefinition,
     StepDefinition,
     read_pipeline_file,
@@ -71,10 +70,6 @@ class PipelineStep:
     needs: tuple[str, ...]
     when: tuple[tuple[str, str], ...]
     resources: Resources
-
-    @property
-    def condition(self) -> Condition | None:
-        return self.definition.when
 
 
 @dataclass(frozen=True)

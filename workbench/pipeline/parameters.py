@@ -30,7 +30,7 @@ from workbench.core.errors import ContractError, ParameterError
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 
-__all__ = ["parameters_json_schema", "parameters_model"]
+__all__: list[str] = []
 
 _BUILTIN_TYPES = ("bool", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
 _TYPING_TYPES = ("Annotated", "Any", "Dict", "List", "Literal", "Optional", "Set", "Tuple", "Union")
@@ -158,11 +158,6 @@ def untyped_parameters_model(source: str) -> type[BaseModel]:
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     model: type[BaseModel] = create_model("Parameters", __config__=config, **fields)
     return model
-
-
-def parameters_json_schema(model: type[BaseModel]) -> Json:
-    """The JSON schema of a notebook's parameters, for editors and forms."""
-    return model.model_json_schema()
 
 
 def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from workbench.core.workspace import Workspace
@@ -47,7 +47,6 @@ class PlannedStep:
         reasons: Why, in words.
         key: None below a step that has still to run.
         cached: The run whose outputs are used, for ``skip``.
-        pending: Steps that have to run first.
     """
 
     step: PipelineStep
@@ -56,7 +55,6 @@ class PlannedStep:
     reasons: tuple[str, ...]
     key: StepKey | None = None
     cached: StepRun | None = None
-    pending: tuple[str, ...] = field(default=())
 
     @property
     def name(self) -> str:
@@ -110,11 +108,11 @@ def plan_step(
     if missing:
         reason = f"{missing[0]} was not reached" if _selected(step, choice) else "not selected"
         return PlannedStep(step, {}, "omit", (reason,))
-    pending = tuple(name for name in step.needs if name not in outputs)
+    pending = [name for name in step.needs if name not in outputs]
     if pending:
         action: Action = "run" if _selected(step, choice) else "omit"
         reason = f"after {', '.join(pending)}" if action == "run" else "not selected"
-        return PlannedStep(step, {}, action, (reason,), pending=pending)
+        return PlannedStep(step, {}, action, (reason,))
     unmet = _unmet_condition(step, outputs, workspace)
     if unmet:
         return PlannedStep(step, {}, "omit", (unmet,))
@@ -184,9 +182,9 @@ def _run_reasons(key: StepKey, index: KeyIndex, latest: LatestKey | None) -> lis
 
 def _unmet_condition(step: PipelineStep, outputs: StepOutputs, workspace: Workspace) -> str | None:
     """Why the step's condition is not met, or None."""
-    if step.condition is None:
+    if step.definition.when is None:
         return None
-    store, wanted = Store(workspace), step.condition.verdict
+    store, wanted = Store(workspace), step.definition.when.verdict
     for name, output in step.when:
         verdict = store.get(outputs[name][output], GateReport).verdict.value
         if verdict not in wanted:

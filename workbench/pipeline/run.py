@@ -20,7 +20,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from workbench.core.errors import ContractError
-from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline.environment import cached_module_digests
 from workbench.pipeline.execution import RunDisplay, StepExecution, StepOutcome, StepReport
@@ -108,11 +107,6 @@ class RunReport(_ReportPart):
         """Why the run stopped where it did, in one line."""
         stopped = [s for s in self.steps if s.status in ("waiting", "failed")]
         return f"{stopped[0].name}: {stopped[0].reason}" if stopped else ""
-
-
-def report_as_json(report: RunReport) -> Json:
-    """The report as a JSON object."""
-    return report.model_dump(mode="json")
 
 
 def run_pipeline(

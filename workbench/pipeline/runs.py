@@ -270,9 +270,9 @@ def cancel_run(workspace: Workspace, run: RunState, *, wait_s: float = 20.0) -> 
     return run
 
 
-def process_start_time(pid: int | None = None) -> float:
-    """When a process (default: this one) started, in seconds since the epoch."""
-    return psutil.Process(pid).create_time()
+def process_start_time() -> float:
+    """When this process started, in seconds since the epoch."""
+    return psutil.Process().create_time()
 
 
 def _request_stop(folder: Path, process: psutil.Process | None) -> None:

@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from workbench.core.errors import ContractError, WorkbenchError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
-from workbench.pipeline import parameters
 from workbench.pipeline.checking import receipts, trials
 from workbench.pipeline.checking.dynamic_checks import run_dynamic_checks
 from workbench.pipeline.checking.findings import Finding, sort_findings
@@ -123,7 +122,7 @@ def _known_secrets(notebook: Path) -> dict[str, str]:
 
 def _parameter_schema(notebook: Path) -> Json | None:
     try:
-        return parameters.parameters_json_schema(read_contract(notebook).parameters)
+        return read_contract(notebook).parameters.model_json_schema()
     except WorkbenchError:
         return None
 
