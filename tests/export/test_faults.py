@@ -102,7 +102,7 @@ def test_evaluation_frames_in_the_calibration_are_refused(dataset: Dataset) -> N
     with pytest.raises(ParameterError, match="3 calibration frames are evaluated on too"):
         calibration.pick_calibration_frames(dataset, 1000, judged=[elsewhere])
     by_drive = replace(dataset, split={"method": "drive"})
-    with pytest.raises(ParameterError, match="both calibrated with and evaluated on"):
+    with pytest.raises(ParameterError, match="used both to calibrate and to evaluate"):
         calibration.pick_calibration_frames(by_drive, 12)
     picked = calibration.pick_calibration_frames(dataset, 12)
     assert (picked.apart, picked.shared_drives, picked.evaluated) == ("frame", 1, 18)

@@ -142,7 +142,7 @@ def test_unlabeled_answers_are_a_parameter_error(sample: Sample) -> None:
 def test_answers_must_cover_the_batch(sample: Sample) -> None:
     batch = sample.store.get(sample.batch(), LabelBatch)
     last = sample.frames[-1].id
-    with pytest.raises(ParameterError, match="1 frames"):
+    with pytest.raises(ParameterError, match="1 frame of the batch"):
         _known_labels(batch, sample.dataset.where(lambda frame: frame.id != last))
 
 

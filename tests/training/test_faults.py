@@ -124,7 +124,7 @@ def test_a_label_without_area_is_left_out_and_counted(
     flat = dataset.labels[0].model_copy(update={"box": Box(x=x, y=y, w=w, h=h)})
     trained = run(replace(dataset, labels=(*dataset.labels, flat)), TINY.replace(steps=2))
     (warning,) = trained.facts["findings"]
-    assert warning.startswith("1 labels without area are left out")
+    assert warning.startswith("1 label without area is left out")
     assert equal(trained, run(dataset, TINY.replace(steps=2)))
 
 

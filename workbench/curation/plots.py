@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.hygiene.coverage import CoverageCell
@@ -275,7 +276,9 @@ def split_over_time(dataset: Dataset, leaks: Sequence[Leak] = ()) -> Any:
     axes.set_xlabel("seconds into the drive" if timed else "frame number in the drive")
     axes.invert_yaxis()
     hidden = len(by_drive) - len(drives)
-    axes.set_title(f"{len(drives)} drives" + (f" ({hidden} more not shown)" if hidden else ""))
+    axes.set_title(
+        counted(len(drives), "drive") + (f" ({hidden} more not shown)" if hidden else "")
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     figure.tight_layout()
     return figure
@@ -356,7 +359,7 @@ def coverage_grid(cells: Sequence[CoverageCell]) -> Any:
             if cell.side == side:
                 row, column = conditions.index(cell.condition), classes.index(cell.cls)
                 filled[row, column] = cell.filled
-                text = f"{cell.boxes}\n{cell.drives} drives"
+                text = f"{cell.boxes}\n{counted(cell.drives, 'drive')}"
                 colour = "white" if cell.filled < 0.35 else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
         axes.imshow(filled, cmap="Reds_r", vmin=0, vmax=1, aspect="auto")

@@ -58,9 +58,9 @@ def resampling_units(frames: Sequence[Frame]) -> ResamplingUnits:
     else:
         keys = list(zip(names, time_blocks(frames), strict=True))
     number = {key: position for position, key in enumerate(sorted(set(keys)))}
-    name = f"{drives} drives"
+    name = f"{drives} drive{'s' * (drives != 1)}"
     if drives < MIN_DRIVES:
-        name = f"{len(number)} blocks of {_BLOCK_S:.0f} s of {drives} drives"
+        name = f"{len(number)} blocks of {_BLOCK_S:.0f} s of {name}"
     return ResamplingUnits(
         np.array([number[key] for key in keys], np.int64), len(number), drives, name
     )

@@ -55,10 +55,11 @@ def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
     units = resampling_units([frames[position] for position in chosen])
     of = np.full(len(frames), -1, np.int64)
     of[chosen] = units.of
-    method = f"cluster bootstrap over {units.drives} drives"
+    drives = f"{units.drives} drive{'s' * (units.drives != 1)}"
+    method = f"cluster bootstrap over {drives}"
     if units.drives < MIN_DRIVES:
         method = (
-            f"descriptive: bootstrap over {units.count} time blocks of {units.drives} drives, "
+            f"descriptive: bootstrap over {units.count} time blocks of {drives}, "
             f"fewer than the {MIN_DRIVES} that a gate needs"
         )
     return Clusters(of, units.count, units.drives, method)

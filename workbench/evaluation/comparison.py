@@ -197,6 +197,7 @@ def _compare_retrained_metric(
         verdict = Verdict.FAIL
     else:
         why = "the interval includes 0"
+    drives = f"{row.drives} drive{'s' * (row.drives != 1)}"
     return ArmComparison(
         figure=f"{metric} of {'all classes' if cls == ALL_CLASSES else cls}, retrained",
         change="difference",
@@ -207,6 +208,6 @@ def _compare_retrained_metric(
         high=estimate.high,
         verdict=verdict,
         drives=row.drives,
-        unit=f"{row.drives} drives" if change.usable else f"blocks of time of {row.drives} drives",
+        unit=drives if change.usable else f"blocks of time of {drives}",
         why=why,
     )

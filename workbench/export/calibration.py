@@ -17,6 +17,7 @@ import numpy as np
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.slices import check_slice_name, frame_conditions, light_and_weather
@@ -132,7 +133,7 @@ def calibration_images(
     if wrong:
         roles = sorted({str(frame.role or "no role") for frame in wrong})
         raise ParameterError(
-            f"{len(wrong)} frames with the roles {', '.join(roles)} cannot calibrate a model",
+            f"{counted(len(wrong), 'frame')} of role {', '.join(roles)} cannot calibrate a model",
             where=wrong[0].id,
             hint="Use seed and train frames only, else evaluation is no longer evidence",
         )
@@ -258,7 +259,7 @@ def _check_separate(dataset: Dataset, picked: Sequence[Frame], evaluated: Sequen
     drives = {frame.drive for frame in picked} & {frame.drive for frame in evaluated}
     if drives and dataset.split.get("method") == "drive":
         raise ParameterError(
-            f"{len(drives)} drives are both calibrated with and evaluated on",
+            f"{counted(len(drives), 'drive')} used both to calibrate and to evaluate",
             where=min(drives),
             hint="Frames of one drive resemble each other: give each drive one role",
         )

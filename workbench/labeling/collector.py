@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.core.errors import ParameterError, Waiting
+from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.labeling import label_config, projects, sync
@@ -87,7 +88,7 @@ class BatchStatus:
 
     def waiting(self) -> Waiting:
         """The exception for an incomplete batch, with what people have to do next."""
-        message = f"{self.done} of {self.total} frames labeled"
+        message = f"{self.done} of {counted(self.total, 'frame')} labeled"
         if self.deleted:
             return Waiting(
                 f"{message}; deleted from the project: {len(self.deleted)}",

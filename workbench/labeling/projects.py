@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError, ServiceError
+from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.data.drawing import draw_box_on_image
 from workbench.labeling import label_config, sync
@@ -94,8 +95,8 @@ def create_project(server: LabelStudio, title: str, batch: LabelBatch) -> Projec
     """Create the project for a batch and its label schema."""
     schema = batch.label_schema
     description = (
-        f"{len(batch.frames)} frames selected by the workbench, labeled with schema {schema.name}"
-        f" version {schema.version}. `workbench label collect` fetches submitted labels."
+        f"{counted(len(batch.frames), 'frame')} selected by the workbench, labeled with schema"
+        f" {schema.name} version {schema.version}. `workbench label collect` fetches submitted labels."
     )
     try:
         return server.create_project(

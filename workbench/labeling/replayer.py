@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from workbench.core import credentials, digest
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.labeling.answers import REPLAY_DOMAIN, labelers_needed
@@ -222,7 +223,7 @@ def _known_labels(batch: LabelBatch, answers: Dataset) -> Mapping[Digest, tuple[
     unknown = [frame for frame in batch.frames if frame not in known]
     if unknown:
         raise ParameterError(
-            f"{len(unknown)} frames of the batch are not in the dataset to replay",
+            f"{counted(len(unknown), 'frame')} of the batch not in the dataset to replay",
             where=answers.ref or answers.name,
             hint="Use the dataset that the batch was selected from, with its labels",
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
 from workbench.labeling.agreement import (
     assess_agreement,
     consensus_labels,
@@ -222,7 +223,7 @@ def migrate(store: Store, dataset_ref: Ref, schema: LabelSchema) -> tuple[Ref, d
     targets = {cls: schema.class_of(cls) for cls in counts}
     unmapped = sorted(cls for cls, target in targets.items() if target is None)
     if unmapped:
-        classes = ", ".join(f"{cls} ({counts[cls]} labels)" for cls in unmapped)
+        classes = ", ".join(f"{cls} ({counted(counts[cls], 'label')})" for cls in unmapped)
         raise ParameterError(
             f"schema {schema.name} version {schema.version} has no target class for {classes}",
             where=dataset_ref,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import DataError
+from workbench.core.text import counted
 from workbench.detection.boxes import Floats, as_boxes, box_area
 from workbench.detection.preprocessing import LetterboxTransform
 from workbench.records.base import Digest, Ref
@@ -192,7 +193,10 @@ def label_warnings(dataset: Dataset, classes: Sequence[str]) -> tuple[str, ...]:
         )
     if flat := [label for label in dataset.labels if not _has_area(label)]:
         frames = ", ".join(sorted({label.frame[:12] for label in flat})[:3])
-        warnings.append(f"{len(flat)} labels without area are left out, such as on {frames}")
+        verb = "is" if len(flat) == 1 else "are"
+        warnings.append(
+            f"{counted(len(flat), 'label')} without area {verb} left out, such as on {frames}"
+        )
     return tuple(warnings)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
 from workbench.curation.selection.candidates import LabelingPace
 from workbench.data import resampling
 from workbench.data.slices import CONDITION_SYNTAX, parse_conditions
@@ -274,11 +275,11 @@ def compare_arms(
     if without_finds:
         reason = f"the {' and the '.join(without_finds)} arm found nothing"
     elif not units.speaks_for_others:
-        reason = f"{units.drives} drives are too few to generalise"
+        verb = "is" if units.drives == 1 else "are"
+        reason = f"{counted(units.drives, 'drive')} {verb} too few to generalise"
     elif units_with_finds < MIN_UNITS_WITH_FINDS:
-        reason = (
-            f"finds in {units_with_finds} drives only; at least {MIN_UNITS_WITH_FINDS} are needed"
-        )
+        finds = counted(units_with_finds, "drive")
+        reason = f"finds in {finds} only; at least {MIN_UNITS_WITH_FINDS} are needed"
     else:
         reason = ""
     verdict = Verdict.INSUFFICIENT if reason else _interval_verdict(low, high, 1.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.core import digest
+from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.records.base import FrozenModel, Ref, digest_of, kind_of
 from workbench.records.model_types import Environment
@@ -110,7 +111,8 @@ def report_text(report: ReproductionReport) -> str:
     same = sum(output.same for output in compared)
     name = f"{kind_of(report.target)} {digest.shorten(digest_of(report.target))}"
     lines = ["", f"{name}: {report.status.upper()}"]
-    lines.append(f"  {same} of {len(compared)} outputs of {len(report.steps)} steps are the same")
+    outputs, steps = counted(len(compared), "output"), counted(len(report.steps), "step")
+    lines.append(f"  equal: {same} of {outputs} of {steps}")
     if report.leaves:
         lines.append("  copied, not rebuilt:")
     for leaf in report.leaves:
