@@ -40,6 +40,7 @@ def test_the_report_is_what_machines_were_promised(tiny_run: TinyRun) -> None:
         "model",
         "bundle",
         "gates",
+        "quarantined",
     }
     assert tuple(step["name"] for step in report["steps"]) == STEPS
     assert all(step["status"] == "ran" for step in report["steps"])
