@@ -96,7 +96,8 @@ def create_project(server: LabelStudio, title: str, batch: LabelBatch) -> Projec
     schema = batch.label_schema
     description = (
         f"{counted(len(batch.frames), 'frame')} selected by the workbench, labeled with schema"
-        f" {schema.name} version {schema.version}. `workbench label collect` fetches submitted labels."
+        f" {schema.name} version {schema.version}."
+        " `workbench label collect` fetches submitted labels."
     )
     try:
         return server.create_project(
