@@ -90,7 +90,7 @@ def test_buttons_act_on_what_is_in_view(frames: list[ShownFrame]) -> None:
     assert browser.status.value == "<b>2 tagged</b>"
 
 
-def test_an_error_is_shown_with_what_to_do(frames: list[ShownFrame]) -> None:
+def test_an_error_is_shown_with_its_hint(frames: list[ShownFrame]) -> None:
     def send(_: tuple[str, ...]) -> None:
         raise ServiceError("Label Studio is away", hint="Run `workbench up`")
 
@@ -110,7 +110,7 @@ def test_boxes_are_drawn_where_they_are(frames: list[ShownFrame]) -> None:
     assert drawn.getpixel((200, 140)) == background
 
 
-def test_an_unreadable_image_is_a_card_not_an_error(frames: list[ShownFrame]) -> None:
+def test_an_unreadable_image_is_a_placeholder(frames: list[ShownFrame]) -> None:
     frames[0].image.write_bytes(b"nothing")
     assert Image.open(io.BytesIO(draw_frame(frames[0], 160))).size == (160, 90)
 

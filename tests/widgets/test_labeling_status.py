@@ -40,7 +40,7 @@ def test_progress_and_invalid_answers_are_shown() -> None:
     assert widget.collect_buttons == {}
 
 
-def test_what_is_complete_can_be_collected_once() -> None:
+def test_a_complete_batch_can_be_collected_once() -> None:
     states = [OPEN, DONE]
     collected: list[str] = []
 
@@ -55,7 +55,7 @@ def test_what_is_complete_can_be_collected_once() -> None:
     assert widget.collect_buttons == {} and "collected" in text(widget)
 
 
-def test_a_server_that_is_away_is_told_and_the_last_look_stays() -> None:
+def test_an_unreachable_server_is_reported_and_the_last_status_stays() -> None:
     answers: list[list[BatchStatus]] = [[OPEN]]
 
     def look() -> list[BatchStatus]:

@@ -46,7 +46,7 @@ def test_a_box_is_searched_for_and_the_matches_are_kept(frames: list[ShownFrame]
     assert widget.status.value == "kept"
 
 
-def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[ShownFrame]) -> None:
+def test_a_frame_without_boxes_can_be_searched_for_as_a_whole(frames: list[ShownFrame]) -> None:
     widget = MoreLikeThis(frames, lambda *_: [])
     widget.pick(frames[5].frame)
     assert [value for _, value in widget.box.options] == [-1]
@@ -54,7 +54,7 @@ def test_a_frame_without_boxes_can_be_looked_for_as_a_whole(frames: list[ShownFr
     assert widget.status.value == "the 0 nearest to this frame"
 
 
-def test_what_cannot_be_picked_says_why(frames: list[ShownFrame]) -> None:
+def test_an_unknown_frame_or_box_is_reported(frames: list[ShownFrame]) -> None:
     widget = MoreLikeThis(frames, lambda *_: [])
     with pytest.raises(ParameterError, match="unknown frame id"):
         widget.pick("f" * 64)

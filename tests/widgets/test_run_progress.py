@@ -92,7 +92,7 @@ def test_a_started_run_is_found_followed_and_cancelled(
         assert "cancelled" in one.heading.value
 
 
-def test_a_killed_run_says_so(workspace: Workspace, started: _RunProcess) -> None:
+def test_a_killed_run_is_shown(workspace: Workspace, started: _RunProcess) -> None:
     shown = RunProgress.of(started, workspace)
     until(lambda: shown.steps.children)
     started.process.kill()
@@ -104,7 +104,9 @@ def test_a_killed_run_says_so(workspace: Workspace, started: _RunProcess) -> Non
     assert "killed" in text.value
 
 
-def test_a_run_that_cannot_start_says_why(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_error_of_a_run_that_cannot_start_is_shown(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text("name: 1\nsteps: []\n")
     shown = widgets.run(pipeline, workspace=workspace, word="x")
@@ -114,15 +116,15 @@ def test_a_run_that_cannot_start_says_why(workspace: Workspace, tmp_path: Path) 
     assert shown.cancel_button.disabled
 
 
-def test_there_is_no_run_yet(workspace: Workspace) -> None:
+def test_without_runs_there_is_an_error(workspace: Workspace) -> None:
     with pytest.raises(RecordError, match="no runs yet"):
         RunProgress(workspace=workspace)
 
 
-def test_parameters_are_given_as_the_command_takes_them() -> None:
+def test_parameters_become_command_line_options() -> None:
     given = {"n": 3, "fast": True, "word": "a b", "names": ["x"], "at": Path("/d"), "none": None}
-    told = ["n=3", "fast=true", "word=a b", 'names=["x"]', "at=/d", "none=null"]
-    assert _parameter_options(given) == [word for text in told for word in ("-p", text)]
+    output = ["n=3", "fast=true", "word=a b", 'names=["x"]', "at=/d", "none=null"]
+    assert _parameter_options(given) == [word for text in output for word in ("-p", text)]
 
 
 @pytest.mark.browser

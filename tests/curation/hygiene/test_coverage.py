@@ -35,7 +35,7 @@ def test_boxes_and_their_drives_are_counted_on_each_side(dataset: Dataset) -> No
     assert not [one for one in cells if (one.side, one.condition) == ("learned", "night, clear")]
 
 
-def test_the_last_entry_that_fits_counts(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_last_matching_entry_applies(dataset: Dataset, tmp_path: Path) -> None:
     table = tmp_path / "target.yaml"
     table.write_text(
         "wanted:\n"

@@ -1,4 +1,4 @@
-"""Twins that were planted are found, and only those."""
+"""Duplicates in synthetic drives are found, and only those."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.curation.hygiene import planted
+from tests.curation.hygiene import synthetic
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
@@ -28,13 +28,13 @@ def find(workspace: Workspace, dataset: Dataset) -> duplicates.Duplicates:
     return duplicates.find_duplicates(FrameFeatures(dataset.frames, found.hashes), found.pixels)
 
 
-def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(workspace: Workspace) -> None:
-    dataset = planted.clean(workspace)
-    image = planted.scene(2, step=6.0)
-    copy = planted.frame_of(
-        workspace, planted.encoded(image, "BMP"), "copies", 0, Role.POOL, ".bmp"
+def test_equal_pixels_in_other_bytes_are_an_exact_duplicate(workspace: Workspace) -> None:
+    dataset = synthetic.clean(workspace)
+    image = synthetic.scene(2, step=6.0)
+    copy = synthetic.frame_of(
+        workspace, synthetic.encoded(image, "BMP"), "copies", 0, Role.POOL, ".bmp"
     )
-    found = find(workspace, planted.with_frames(dataset, copy))
+    found = find(workspace, synthetic.with_frames(dataset, copy))
     (cluster,) = found.exact
     assert cluster.exact
     assert copy.id in cluster.frames
@@ -42,34 +42,36 @@ def test_the_same_picture_behind_other_bytes_is_an_exact_duplicate(workspace: Wo
     assert cluster.drives == 2
 
 
-def test_a_copy_saved_worse_and_smaller_is_a_near_duplicate(workspace: Workspace) -> None:
-    dataset = planted.clean(workspace)
-    image = planted.scene(4, step=9.0)
+def test_a_compressed_and_scaled_copy_is_a_near_duplicate(workspace: Workspace) -> None:
+    dataset = synthetic.clean(workspace)
+    image = synthetic.scene(4, step=9.0)
     brighter = (
         Image.fromarray(image).resize((112, 67), Image.Resampling.BOX).point(lambda v: v * 1.1)
     )
-    worse = planted.encoded(np.asarray(brighter), "JPEG", quality=60)
-    copy = planted.frame_of(workspace, worse, "copies", 0, Role.POOL, ".jpg")
-    found = find(workspace, planted.with_frames(dataset, copy))
+    worse = synthetic.encoded(np.asarray(brighter), "JPEG", quality=60)
+    copy = synthetic.frame_of(workspace, worse, "copies", 0, Role.POOL, ".jpg")
+    found = find(workspace, synthetic.with_frames(dataset, copy))
     assert not found.exact
     together = next(cluster for cluster in found.near if copy.id in cluster.frames)
     original = next(f for f in dataset.frames if f.drive == "drive-04" and f.index == 3)
     assert original.id in together.frames
 
 
-def test_a_clean_pool_has_no_result_across_drives(workspace: Workspace) -> None:
-    found = find(workspace, planted.clean(workspace))
+def test_a_clean_pool_has_no_duplicates_across_drives(workspace: Workspace) -> None:
+    found = find(workspace, synthetic.clean(workspace))
     assert not found.exact
     assert all(cluster.drives == 1 for cluster in found.near)
     assert found.threshold.pairs >= MIN_PAIRS
     assert found.threshold.bits <= MAX_NEAR_BITS
 
 
-def test_a_pool_of_one_picture_is_one_cluster(workspace: Workspace) -> None:
-    image = planted.scene(1)
+def test_a_pool_of_one_image_is_one_cluster(workspace: Workspace) -> None:
+    image = synthetic.scene(1)
     kinds = [("PNG", ".png"), ("BMP", ".bmp"), ("TIFF", ".tiff")]
     frames = [
-        planted.frame_of(workspace, planted.encoded(image, kind), "one", number, Role.POOL, suffix)
+        synthetic.frame_of(
+            workspace, synthetic.encoded(image, kind), "one", number, Role.POOL, suffix
+        )
         for number, (kind, suffix) in enumerate(kinds)
     ]
     found = hygiene.compute_fingerprints(workspace, frames)
@@ -82,7 +84,7 @@ def test_a_pool_of_one_picture_is_one_cluster(workspace: Workspace) -> None:
 def test_fingerprints_are_read_the_second_time(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = planted.clean(workspace, drives=2)
+    dataset = synthetic.clean(workspace, drives=2)
     first = hygiene.compute_fingerprints(workspace, dataset.frames)
     module = sys.modules["workbench.curation.hygiene.fingerprints"]
     monkeypatch.setattr(module, "load_rgb", lambda _: pytest.fail("read again"))
@@ -91,8 +93,8 @@ def test_fingerprints_are_read_the_second_time(
     assert (again.hashes == first.hashes).all()
 
 
-def test_a_torn_fingerprint_file_is_made_again(workspace: Workspace) -> None:
-    dataset = planted.clean(workspace, drives=2)
+def test_a_damaged_fingerprint_file_is_computed_again(workspace: Workspace) -> None:
+    dataset = synthetic.clean(workspace, drives=2)
     first = hygiene.compute_fingerprints(workspace, dataset.frames)
     (kept,) = (workspace.root / "fingerprints").rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:200])
@@ -100,7 +102,7 @@ def test_a_torn_fingerprint_file_is_made_again(workspace: Workspace) -> None:
 
 
 def test_an_unreadable_frame_is_skipped_with_its_reason(workspace: Workspace) -> None:
-    dataset = planted.clean(workspace, drives=2)
+    dataset = synthetic.clean(workspace, drives=2)
     torn = dataset.frames[3]
     media_path(workspace, torn).write_bytes(b"no image")
     found = hygiene.compute_fingerprints(workspace, dataset.frames)
@@ -110,7 +112,7 @@ def test_an_unreadable_frame_is_skipped_with_its_reason(workspace: Workspace) ->
     assert "cannot be read" in why
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(
+def test_a_full_disk_is_an_error_and_leaves_nothing(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -118,16 +120,20 @@ def test_a_full_disk_says_so_and_leaves_nothing(
 
     monkeypatch.setattr("workbench.core.workspace.os.fsync", full)
     with pytest.raises(WorkbenchError, match="cannot write fingerprints: No space left"):
-        hygiene.compute_fingerprints(workspace, planted.clean(workspace, drives=1).frames)
+        hygiene.compute_fingerprints(workspace, synthetic.clean(workspace, drives=1).frames)
     assert not list((workspace.root / "fingerprints").rglob("*.npy"))
 
 
 def test_one_long_stop_does_not_set_the_threshold(workspace: Workspace) -> None:
     """A drive that stands for 60 frames counts with no more pairs than the others."""
-    dataset = planted.clean(workspace)
+    dataset = synthetic.clean(workspace)
     standing = [
-        planted.frame_of(
-            workspace, planted.encoded(planted.scene(77) + np.uint8(n % 3)), "stands", n, Role.SEED
+        synthetic.frame_of(
+            workspace,
+            synthetic.encoded(synthetic.scene(77) + np.uint8(n % 3)),
+            "stands",
+            n,
+            Role.SEED,
         )
         for n in range(3)
     ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.curation.hygiene import planted
+from tests.curation.hygiene import synthetic
 from workbench import cli
 from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
@@ -28,10 +28,10 @@ def saved(store: Store, dataset: Dataset) -> Ref:
 
 
 def leaking(workspace: Workspace) -> Dataset:
-    dataset = planted.clean(workspace)
-    worse = planted.encoded(planted.scene(9, step=6.0), "JPEG", quality=60)
-    copy = planted.frame_of(workspace, worse, "copies", 0, Role.SEED, ".jpg")
-    return planted.with_frames(dataset, copy)
+    dataset = synthetic.clean(workspace)
+    worse = synthetic.encoded(synthetic.scene(9, step=6.0), "JPEG", quality=60)
+    copy = synthetic.frame_of(workspace, worse, "copies", 0, Role.SEED, ".jpg")
+    return synthetic.with_frames(dataset, copy)
 
 
 def run(*arguments: str) -> int:
@@ -42,7 +42,7 @@ def run(*arguments: str) -> int:
     return 0
 
 
-def test_what_is_found_is_a_record_that_reads_back(workspace: Workspace, store: Store) -> None:
+def test_findings_are_a_record_that_reads_back(workspace: Workspace, store: Store) -> None:
     ref = saved(store, leaking(workspace))
     ref_ = hygiene.inspect_dataset(store, ref)
     found = hygiene.read_findings(store, ref_)
@@ -55,9 +55,7 @@ def test_what_is_found_is_a_record_that_reads_back(workspace: Workspace, store: 
     assert hygiene.inspect_dataset(store, ref) == ref_
 
 
-def test_with_a_model_vectors_and_labels_are_judged_too(
-    store: Store, dataset: Dataset, model: Ref
-) -> None:
+def test_a_model_adds_vectors_and_label_errors(store: Store, dataset: Dataset, model: Ref) -> None:
     assert dataset.ref
     found = hygiene.read_findings(store, hygiene.inspect_dataset(store, dataset.ref, model))
     assert found.record.model == model
@@ -67,7 +65,7 @@ def test_with_a_model_vectors_and_labels_are_judged_too(
 
 
 def test_an_unreadable_frame_is_reported_and_skipped(workspace: Workspace, store: Store) -> None:
-    dataset = planted.clean(workspace)
+    dataset = synthetic.clean(workspace)
     ref = saved(store, dataset)
     media_path(workspace, dataset.frames[5]).write_bytes(b"torn")
     record = hygiene.read_findings(store, hygiene.inspect_dataset(store, ref)).record
@@ -80,8 +78,8 @@ def test_an_unreadable_frame_is_reported_and_skipped(workspace: Workspace, store
         hygiene.inspect_dataset(store, ref)
 
 
-def test_a_dataset_without_frames_is_refused(workspace: Workspace, store: Store) -> None:
-    ref = saved(store, replace(planted.clean(workspace, drives=1), frames=(), drives=()))
+def test_a_dataset_without_frames_is_rejected(workspace: Workspace, store: Store) -> None:
+    ref = saved(store, replace(synthetic.clean(workspace, drives=1), frames=(), drives=()))
     with pytest.raises(DataError, match="the dataset has no frames"):
         hygiene.inspect_dataset(store, ref)
 
@@ -89,7 +87,7 @@ def test_a_dataset_without_frames_is_refused(workspace: Workspace, store: Store)
 def test_the_command_is_a_gate(
     workspace: Workspace, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved(store, planted.clean(workspace))
+    saved(store, synthetic.clean(workspace))
     assert run("inspect", "planted", "--gate") == 0
     saved(store, leaking(workspace))
     assert run("inspect", "planted") == 0
@@ -127,13 +125,13 @@ def test_the_worst_labels_become_a_selection_to_send(
         (["inspect", "planted", "--target", "nowhere.yaml"], "cannot read the target table"),
     ],
 )
-def test_what_cannot_be_meant_says_why(
+def test_invalid_arguments_are_reported(
     workspace: Workspace,
     store: Store,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     output: str,
 ) -> None:
-    saved(store, planted.clean(workspace, drives=2))
+    saved(store, synthetic.clean(workspace, drives=2))
     assert run(*arguments) in (1, 2)
     assert output in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Leaks that were planted fail their own gate, and a clean split passes."""
+"""Leaks in synthetic drives fail their own gate, and a clean split passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.curation.hygiene import planted
+from tests.curation.hygiene import synthetic
 from workbench.core.workspace import Workspace
 from workbench.curation import hygiene
 from workbench.curation.hygiene import leakage
@@ -32,7 +32,7 @@ def gate(found: LeakageResult, kind: str) -> GateResult:
 
 @pytest.fixture
 def dataset(workspace: Workspace) -> Dataset:
-    return planted.clean(workspace)
+    return synthetic.clean(workspace)
 
 
 def test_a_clean_split_passes_with_its_evidence(workspace: Workspace, dataset: Dataset) -> None:
@@ -49,10 +49,10 @@ def test_a_clean_split_passes_with_its_evidence(workspace: Workspace, dataset: D
 
 
 def test_a_copy_across_the_split_is_found(workspace: Workspace, dataset: Dataset) -> None:
-    image = planted.scene(9, step=6.0)  # drive 9 is judged by
-    worse = planted.encoded(image, "JPEG", quality=60)
-    copy = planted.frame_of(workspace, worse, "copies", 0, Role.SEED, ".jpg")
-    found = check(workspace, planted.with_frames(dataset, copy))
+    image = synthetic.scene(9, step=6.0)  # drive 9 is judged by
+    worse = synthetic.encoded(image, "JPEG", quality=60)
+    copy = synthetic.frame_of(workspace, worse, "copies", 0, Role.SEED, ".jpg")
+    found = check(workspace, synthetic.with_frames(dataset, copy))
     assert found.verdict is Verdict.FAIL
     leaks = [leak for leak in found.leaks if leak.kind == "embedding"]
     assert copy.id in {leak.second for leak in leaks}
@@ -123,20 +123,22 @@ def test_one_place_driven_twice_is_found_by_position(
     assert gate(check(workspace, placed(30.0), wider), "place").verdict is Verdict.FAIL
 
 
-def test_a_pool_without_a_split_is_no_evidence(workspace: Workspace, dataset: Dataset) -> None:
+def test_a_pool_without_a_split_is_insufficient_evidence(
+    workspace: Workspace, dataset: Dataset
+) -> None:
     pool = [frame.model_copy(update={"role": Role.POOL}) for frame in dataset.frames]
     found = check(workspace, replace(dataset, frames=tuple(pool)))
     assert found.verdict is Verdict.INSUFFICIENT
     assert "the only role is pool" in found.gates[0].why
 
 
-def test_too_few_frames_to_measure_on_are_no_evidence(workspace: Workspace) -> None:
-    found = check(workspace, planted.clean(workspace, drives=4, per_drive=3))
+def test_too_few_frames_are_insufficient_evidence(workspace: Workspace) -> None:
+    found = check(workspace, synthetic.clean(workspace, drives=4, per_drive=3))
     assert found.verdict is Verdict.INSUFFICIENT
     assert "8 consecutive pairs are too few" in gate(found, "embedding").why
 
 
-def test_vectors_and_hashes_have_to_agree(workspace: Workspace, dataset: Dataset) -> None:
+def test_vectors_and_hashes_must_agree(workspace: Workspace, dataset: Dataset) -> None:
     """Likeness that the model sees through is no leak; a copy is one, whatever it sees."""
     hashes = hygiene.compute_fingerprints(workspace, dataset.frames).hashes.copy()
     unit = np.zeros((len(dataset.frames), 4), np.float32)
@@ -154,7 +156,7 @@ def test_vectors_and_hashes_have_to_agree(workspace: Workspace, dataset: Dataset
     assert (leak.kind, leak.first) == ("embedding", dataset.frames[judged].id)
 
 
-def test_a_drive_that_nobody_described_keeps_its_own_clock() -> None:
+def test_a_drive_of_an_unknown_vehicle_has_its_own_clock() -> None:
     from workbench.curation.hygiene.leakage import recording_time
     from workbench.records.frames import Frame
 
@@ -166,16 +168,18 @@ def test_a_drive_that_nobody_described_keeps_its_own_clock() -> None:
     assert recording_time(epoch, Drive(id="d", vehicle="v")) == ("vehicle v", 1.7e9)
 
 
-def test_a_wait_longer_than_the_gap_widens_it(workspace: Workspace, dataset: Dataset) -> None:
+def test_frames_of_a_stop_longer_than_the_gap_join_the_gap(
+    workspace: Workspace, dataset: Dataset
+) -> None:
     """Drive 0 soon stands: one view on both sides of its cut, however wide the gap."""
     moving = [frame for frame in dataset.frames if frame.drive in ("drive-01", "drive-02")]
     whole = []
     for number in range(24):
         step = 6.0 * min(number, 4)
-        image = planted.scene(40, step=step)
+        image = synthetic.scene(40, step=step)
         image[0, 0] = number  # other bytes, the same view
         whole.append(
-            planted.frame_of(workspace, planted.encoded(image), "drive-00", number, Role.SEED)
+            synthetic.frame_of(workspace, synthetic.encoded(image), "drive-00", number, Role.SEED)
         )
     few = replace(
         dataset,

@@ -90,7 +90,7 @@ def groups_brute_force(count: int, pairs: Pairs) -> list[list[int]]:
     distance=st.one_of(st.none(), st.floats(0, 2)),
     vectors=st.booleans(),
 )
-def test_pairs_and_groups_are_what_all_with_all_gives(
+def test_pairs_and_groups_equal_brute_force(
     seed: int, count: int, flips: int, bits: int, distance: float | None, vectors: bool
 ) -> None:
     hashes = drives(seed, count, flips)
@@ -106,7 +106,7 @@ def test_pairs_and_groups_are_what_all_with_all_gives(
     assert found_in(mine, threshold, theirs) == brute_force(mine, threshold, theirs)
 
 
-def test_blocks_and_slices_lose_nothing_at_their_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_and_slice_sizes_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "_ROWS": 7,
         "_COLUMNS": 11,
@@ -123,7 +123,7 @@ def test_blocks_and_slices_lose_nothing_at_their_edges(monkeypatch: pytest.Monke
     assert connected_groups(like, threshold) == groups_brute_force(150, wanted)
 
 
-def test_a_row_that_is_settled_is_not_asked_again() -> None:
+def test_settled_rows_are_skipped() -> None:
     hashes = drives(1, 1, 0).repeat(5000, axis=0)
     like = FrameFeatures((), hashes)
     settled = np.zeros(5000, bool)

@@ -175,9 +175,9 @@ def test_similar_names_are_suggested_and_ambiguous_ones_rejected(dataset: Datase
     with pytest.raises(ParameterError) as caught:
         parse_exemplar(dataset.frames, "drive-1@99")
     assert "drive-1@7" in str(caught.value.hint)
-    twins = [frame, frame.model_copy(update={"id": frame.id[:8] + "f" * 56})]
+    clusters = [frame, frame.model_copy(update={"id": frame.id[:8] + "f" * 56})]
     with pytest.raises(ParameterError, match="2 matches"):
-        parse_exemplar(twins, frame.id[:5])
+        parse_exemplar(clusters, frame.id[:5])
 
 
 def test_parameters_are_json(store: Store, dataset: Dataset, model: Ref) -> None:

@@ -90,7 +90,7 @@ def make_report(store: Store, selection: Ref, dataset: Dataset, **changed: Any) 
     return store.get(ref, MiningReport)
 
 
-def test_a_mined_arm_that_finds_more_beats_chance(store: Store) -> None:
+def test_a_mined_arm_that_finds_more_passes(store: Store) -> None:
     selection, dataset = world(store, mined=(3, 2) * 10, control=(1, 0) * 10)
     record = make_report(store, selection, dataset)
     frames, events, objects = record.beaten
@@ -116,7 +116,7 @@ def test_a_mined_arm_that_finds_more_beats_chance(store: Store) -> None:
     assert (control.rare_frames, control.rare_events, control.unlabelled) == (10, 10, 0)
 
 
-def test_arms_that_find_the_same_show_nothing(store: Store) -> None:
+def test_equal_arms_are_insufficient_evidence(store: Store) -> None:
     selection, dataset = world(store, mined=(1, 0, 2, 0) * 5, control=(0, 2, 0, 1) * 5)
     first = make_report(store, selection, dataset).beaten[0]
     assert first.verdict is Verdict.INSUFFICIENT
@@ -137,7 +137,7 @@ def test_a_worse_arm_fails(store: Store) -> None:
     ("mined", "control", "which"),
     [((3,) * 20, (), "control"), ((), (3,) * 20, "mined"), ((), (), "mined and the control")],
 )
-def test_an_arm_that_found_none_decides_nothing(
+def test_an_arm_without_finds_is_insufficient_evidence(
     store: Store, mined: tuple[int, ...], control: tuple[int, ...], which: str
 ) -> None:
     selection, dataset = world(store, mined=mined, control=control)
@@ -148,7 +148,7 @@ def test_an_arm_that_found_none_decides_nothing(
     assert record.headline.startswith("Insufficient evidence.")
 
 
-def test_finds_in_a_handful_of_drives_are_no_evidence(store: Store) -> None:
+def test_finds_in_few_drives_are_insufficient_evidence(store: Store) -> None:
     selection, dataset = world(store, mined=(5, 5, 5, 5), control=(0, 0, 0, 0, 1))
     first = make_report(store, selection, dataset).beaten[0]
     assert first.verdict is Verdict.INSUFFICIENT
@@ -156,7 +156,7 @@ def test_finds_in_a_handful_of_drives_are_no_evidence(store: Store) -> None:
     assert first.value == pytest.approx(20.0)
 
 
-def test_one_control_frame_in_one_drive_leaves_no_upper_end(store: Store) -> None:
+def test_one_control_frame_in_one_drive_gives_no_upper_bound(store: Store) -> None:
     selection, dataset = world(store, mined=(4,) * 20, control=(1,))
     first = make_report(store, selection, dataset).beaten[0]
     assert first.high is None
@@ -165,7 +165,7 @@ def test_one_control_frame_in_one_drive_leaves_no_upper_end(store: Store) -> Non
     assert "no upper bound" in describe_comparison(first)
 
 
-def test_few_drives_describe_only_themselves(store: Store) -> None:
+def test_few_drives_cannot_be_generalised(store: Store) -> None:
     selection, dataset = world(store, drives=6, mined=(4,) * 6, control=(1,) * 6)
     first = make_report(store, selection, dataset).beaten[0]
     assert first.verdict is Verdict.INSUFFICIENT
@@ -189,7 +189,7 @@ def test_replayed_labels_say_so_first_and_count_frames_or_a_stated_pace(store: S
     assert record.arms[0].hours == pytest.approx(100 * 18 / 3600)
 
 
-def test_frames_that_nobody_labelled_are_left_out_and_counted(store: Store) -> None:
+def test_unlabelled_frames_are_skipped_and_counted(store: Store) -> None:
     selection, dataset = world(store, mined=(3,) * 20, control=(1,) * 20)
     some = {frame.id: 0.5 for frame in dataset.frames if frame.index != 4}
     record = make_report(store, selection, dataset, minutes=some)
@@ -222,7 +222,7 @@ def test_what_is_rare_can_be_said_in_conditions(store: Store) -> None:
         assert said in str(caught.value.hint)
 
 
-def test_rare_classes_are_read_from_what_was_labelled_before(store: Store) -> None:
+def test_rare_classes_come_from_earlier_labels(store: Store) -> None:
     _, dataset = world(store, mined=(1,))
     assert [one.text for one in curation.rare_classes(dataset)] == ["class=cyclist"]
     _, common = world(store, mined=(3,) * 20)
@@ -231,7 +231,7 @@ def test_rare_classes_are_read_from_what_was_labelled_before(store: Store) -> No
 
 
 @pytest.mark.parametrize("richness", [0.15, 0.5, 2.0])
-def test_chance_is_hardly_ever_told_that_it_was_beaten(richness: float) -> None:
+def test_equal_arms_rarely_pass(richness: float) -> None:
     """Mining as good as chance, in drives of which a few hold most: some 6 to 80 finds an arm."""
     rng = np.random.default_rng(0)
     units = resampling.ResamplingUnits(np.arange(40), 40, 40, "40 drives")
@@ -246,7 +246,7 @@ def test_chance_is_hardly_ever_told_that_it_was_beaten(richness: float) -> None:
     assert losses <= 0.05 * 200
 
 
-def test_the_picture_shows_every_figure_with_its_interval(store: Store, tmp_path: Path) -> None:
+def test_the_plot_shows_every_metric_with_its_interval(store: Store, tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     selection, dataset = world(store, mined=(3, 2) * 10, control=(1,) * 8)

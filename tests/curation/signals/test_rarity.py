@@ -60,7 +60,7 @@ def test_the_odd_object_is_found_and_named() -> None:
     assert scores.oddest[3] == 3
 
 
-def test_a_box_that_is_hardly_believed_counts_less() -> None:
+def test_a_box_with_a_low_score_counts_less() -> None:
     odd = [0.0, 1.0]
     objects = [(0, odd, 0.9), (1, odd, 0.06), (2, [1.0, 0.0], 0.9)]
     known = embeddings(np.ones((1, 2)), objects=[(0, [1.0, 0.0], 0.9)])
@@ -82,7 +82,7 @@ def test_small_groups_are_compared_together() -> None:
     assert single_model.merge_small_groups(["fog"] * 2 + ["snow"]) == ["all"] * 3
 
 
-def test_a_tile_is_odd_for_its_place_though_nothing_has_a_box() -> None:
+def test_a_tile_is_an_outlier_for_its_position_without_any_box() -> None:
     """The left is always varied, the right never: a small change on the right stands out."""
     rng = np.random.default_rng(2)
 
@@ -104,7 +104,7 @@ def test_a_tile_is_odd_for_its_place_though_nothing_has_a_box() -> None:
     assert np.unique(nothing.fused).tolist() == [0.5]
 
 
-def test_things_are_compared_with_labelled_ones_of_their_condition() -> None:
+def test_frames_are_compared_with_labelled_ones_of_their_condition() -> None:
     """At night there is no labelled frame like this one, whatever the days hold."""
     rng = np.random.default_rng(3)
     axis = np.eye(6)
@@ -112,21 +112,21 @@ def test_things_are_compared_with_labelled_ones_of_their_condition() -> None:
     pool[5] = axis[2] + 0.05 * rng.normal(size=6)
     known = np.repeat(axis[[0, 2]], 40, axis=0) + 0.05 * rng.normal(size=(80, 6))
     light = ["night"] * 40 + ["day"] * 40
-    told = rarity.score_rarity(
+    scores = rarity.score_rarity(
         embeddings(pool),
         embeddings(known),
         ["night"] * 40,
         known_conditions=light,
         signals=["frame"],
     )
-    untold = rarity.score_rarity(
+    without_conditions = rarity.score_rarity(
         embeddings(pool), embeddings(known), ["night"] * 40, signals=["frame"]
     )
-    assert int(np.argmax(told.fused)) == 5
-    assert untold.fused[5] < told.fused[5]
+    assert int(np.argmax(scores.fused)) == 5
+    assert without_conditions.fused[5] < scores.fused[5]
 
 
-def test_signals_and_weights_are_what_was_asked_for() -> None:
+def test_signals_and_weights_can_be_chosen() -> None:
     pool = embeddings(np.ones((4, 2)), entropy=np.array([1.0, 3.0, 2.0, 0.0]))
     scores = rarity.score_rarity(pool, None, ["all"] * 4, signals=["entropy"])
     assert scores.names == ("entropy",) and scores.weights == (1.0,)
@@ -143,7 +143,7 @@ def test_signals_and_weights_are_what_was_asked_for() -> None:
         rarity.score_rarity(pool, None, ["all"] * 4, weights={"novelty": -1.0})
 
 
-def test_bad_input_is_said() -> None:
+def test_invalid_input_is_reported() -> None:
     pool = embeddings(np.ones((4, 2)))
     with pytest.raises(DataError, match="3 conditions for 4 frames"):
         rarity.score_rarity(pool, None, ["all"] * 3)
@@ -171,12 +171,12 @@ def test_fusion_keeps_a_frame_that_is_first_everywhere_first() -> None:
     assert int(np.argmax(fuse_ranks(ranks, [1, 2, 1]))) == 7
 
 
-def test_the_tail_prefers_what_stands_out_in_one_signal() -> None:
+def test_fusion_prefers_frames_that_stand_out_in_one_signal() -> None:
     ranks = np.array([[0.999, 0.5], [0.8, 0.8]])
     assert np.argmax(fuse_ranks(ranks, [1, 1])) == 0
 
 
-def test_lengths_are_those_of_brute_force() -> None:
+def test_euclidean_distances_equal_brute_force() -> None:
     rng = np.random.default_rng(0)
     queries, known = rng.normal(size=(30, 5)) + 50, rng.normal(size=(40_000, 5)) + 50
     gaps = np.sort(np.linalg.norm(queries[:, None] - known[None], axis=2), axis=1)

@@ -32,7 +32,7 @@ def _pool() -> Embeddings:
     return embeddings(frames, objects=objects, boxes=boxes, tiles=tiles)
 
 
-def test_a_box_finds_the_thing_as_object_and_as_tile() -> None:
+def test_a_box_finds_objects_and_tiles() -> None:
     pool = _pool()
     result = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
     assert set(result.order[:2].tolist()) == {30, 9}
@@ -44,7 +44,7 @@ def test_a_box_finds_the_thing_as_object_and_as_tile() -> None:
     ) and "part of the image" in result.reason(9)
 
 
-def test_a_box_where_no_object_was_result_takes_its_tile() -> None:
+def test_a_box_without_an_object_uses_its_tile() -> None:
     pool = _pool()
     result = similarity.search_by_example(pool, [Exemplar(pool.frames[9], LEFT)])
     assert set(result.order[:2].tolist()) == {5, 30}
@@ -63,7 +63,7 @@ def test_a_frame_finds_its_scene() -> None:
     assert result.order[0] == 44 and result.kind[44] == "frame"
 
 
-def test_several_exemplars_and_what_it_should_not_be() -> None:
+def test_several_exemplars_and_negatives() -> None:
     pool = _pool()
     both = [Exemplar(pool.frames[5], RIGHT), Exemplar(pool.frames[20], RIGHT)]
     result = similarity.search_by_example(pool, both)
@@ -75,7 +75,7 @@ def test_several_exemplars_and_what_it_should_not_be() -> None:
     assert without.score[30] < 0.7 < similarity.search_by_example(pool, [both[0]]).score[30]
 
 
-def test_the_same_answer_whatever_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = _pool()
     whole = similarity.search_by_example(pool, [Exemplar(pool.frames[5], RIGHT)])
     monkeypatch.setattr("workbench.curation.signals.similarity._BLOCK", 7)

@@ -33,7 +33,7 @@ def _embeddings(vectors: np.ndarray, boxes: np.ndarray | None = None) -> Embeddi
     )
 
 
-def test_an_object_unlike_all_labelled_ones_is_new() -> None:
+def test_an_object_unlike_all_labelled_ones_is_novel() -> None:
     shown = _objects(1)
     shown[13] = -4 * np.eye(WIDTH)[5]
     value, most_novel = novelty(_embeddings(shown), _embeddings(_objects(2)))
@@ -42,7 +42,7 @@ def test_an_object_unlike_all_labelled_ones_is_new() -> None:
     assert int(np.argmax(scores.fused)) == 13 and scores.oddest[13] == 13
 
 
-def test_what_is_common_in_other_drives_is_not_new() -> None:
+def test_objects_common_in_other_drives_are_not_novel() -> None:
     """A third kind, never labelled: on every drive but once; a fourth on one drive
     without_drives."""
     shown = _objects(1)

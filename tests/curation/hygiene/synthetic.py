@@ -1,4 +1,4 @@
-"""Drives whose pictures are known: soft scenes of their own, and what is planted among them."""
+"""Synthetic drives: soft scenes, with copies and leaks that a test adds."""
 
 from __future__ import annotations
 
