@@ -11,14 +11,12 @@ from workbench.core.types import Progress
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.model import Model
 from workbench.evaluation.metrics import (
-    ALL_CLASSES,
     Evaluation,
-    EvaluationSettings,
     MetricDifference,
-    MetricName,
     evaluate,
     paired_difference,
 )
+from workbench.evaluation.results import ALL_CLASSES, EvaluationSettings, MetricName
 from workbench.records.base import Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Label
