@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.data.sources import HEIGHT, WIDTH, coco_box, coco_image, coco_source, write_picture
 from workbench.core.errors import DataError, ParameterError
 from workbench.data import readers
-from workbench.data.source import Source, parse_file_name
+from workbench.data.names import parse_file_name
+from workbench.data.source import Source
 
 
 def _problems(source: Source) -> dict[str, str]:
@@ -27,7 +28,6 @@ def _problems(source: Source) -> dict[str, str]:
         ("training/image_2/000123.png", "unknown", 123, 123),
         ("9.jpeg", "unknown", 9, None),
         ("img_5.jpg", "unknown", 5, None),
-        ("n015__CAM_FRONT__1531883530412470.jpg", "unknown", 530412470, None),
         ("street.png", "unknown", 0, None),
     ],
 )
@@ -205,20 +205,20 @@ def test_formats_and_sources_are_checked(tmp_path: Path) -> None:
 def test_a_box_is_the_same_in_every_format(x: int, y: int, w: int, h: int) -> None:
     import xml.etree.ElementTree as ET
 
-    from workbench.data.readers import per_image
+    from workbench.data.readers import kitti, voc, yolo
 
     wanted = (x, y, x + w, y + h)
     fractions = [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
-    found = per_image._yolo_box(["0", *map(repr, fractions)], "", {0: "car"}).corners
+    found = yolo._box(["0", *map(repr, fractions)], "", yolo._Description({0: "car"})).corners
     scaled = (found[0] * WIDTH, found[1] * HEIGHT, found[2] * WIDTH, found[3] * HEIGHT)
     assert scaled == pytest.approx(wanted, abs=1e-9)
     entry = ET.fromstring(  # noqa: S314 - written two lines below
         f"<object><name>car</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
         f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
     )
-    assert per_image._voc_box(entry, "").corners == wanted
+    assert voc._box(entry, "").corners == wanted
     row = f"Car 0 0 0 {x} {y} {x + w} {y + h} 1 1 1 1 1 1 1".split()
-    assert per_image._kitti_box(row, "").corners == wanted
+    assert kitti._object_box(row, "").corners == wanted
 
 
 @pytest.mark.parametrize(

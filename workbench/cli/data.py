@@ -35,10 +35,16 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["auto", "images", "coco", "yolo", "voc", "kitti"]),
+    type=click.Choice(["auto", "images", "coco", "scalabel", "yolo", "voc", "kitti", "fiftyone"]),
     default="auto",
     show_default=True,
     help="Format of the labels.",
+)
+@click.option(
+    "--schema",
+    "schema_file",
+    type=click.Path(path_type=Path),
+    help="YAML file with the classes of the labels; default: the classes of a front camera.",
 )
 @click.option(
     "--map",
@@ -46,6 +52,14 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
     multiple=True,
     metavar="SOURCE=CLASS",
     help="Map a class of the source to one of the schema, `ignore` or `drop`. Repeatable.",
+)
+@click.option(
+    "--condition",
+    "condition_words",
+    multiple=True,
+    metavar="WORD=VALUE",
+    help="Map a word of the source for light or weather to day, dusk, night, clear, rain, fog or "
+    "snow. Repeatable.",
 )
 @click.option(
     "--frame-rate",
@@ -58,11 +72,13 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
     "--roles/--no-roles", default=True, show_default=True, help="Assign a role to each frame."
 )
 @json_option
-def ingest(
+def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
     source: Path,
     name: str,
     format_: str,
+    schema_file: Path | None,
     mapped: tuple[str, ...],
+    condition_words: tuple[str, ...],
     frame_rate: float,
     workers: int,
     roles: bool,
@@ -78,7 +94,9 @@ def ingest(
     from workbench.records.store import Store
 
     workspace = find_workspace()
-    schema = data.with_mapping(data.FRONT_CAMERA, _parse_class_map(mapped))
+    schema = data.FRONT_CAMERA if schema_file is None else data.load_schema(schema_file)
+    schema = data.with_mapping(schema, _parse_map("--map", "SOURCE=CLASS", mapped))
+    conditions = _parse_map("--condition", "WORD=VALUE", condition_words)
     with progress_bar("reading frames") as progress:
         ingested = data.ingest(
             workspace,
@@ -88,6 +106,7 @@ def ingest(
             schema=schema,
             frame_rate=frame_rate,
             workers=workers,
+            conditions=conditions,
             progress=progress,
         )
     dataset = data.assign_roles(ingested.dataset) if roles else ingested.dataset
@@ -191,13 +210,12 @@ def diff(old: str, new: str, as_json: bool) -> None:
     print_result(value, as_json=as_json, text=_diff_text(changes))
 
 
-def _parse_class_map(texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
+def _parse_map(option: str, form: str, texts: tuple[str, ...]) -> dict[str, str]:
+    # The last sign: a word of the source may have one.
+    pairs = [text.rpartition("=") for text in texts]
     for text, (source, sign, target) in zip(texts, pairs, strict=True):
         if not (source and sign and target):
-            raise ParameterError(
-                "invalid --map", where=text, hint="Write --map SOURCE=CLASS, such as van=car"
-            )
+            raise ParameterError(f"invalid {option}", where=text, hint=f"Write {option} {form}")
     return {source: target.strip() for source, _, target in pairs}
 
 

@@ -22,6 +22,9 @@ __all__: list[str] = []
 
 # The suffix comes from the content: a PNG named .jpg is stored as .png.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}
+_FORMATS = tuple(_SUFFIXES)
+# Pillow's name for a JPEG with further images behind it, as many cameras write it.
+_SUFFIXES["MPO"] = ".jpg"
 
 _ORIENTATION = 0x0112
 _GPS_IFD = 0x8825
@@ -72,12 +75,13 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
         return RejectedImage("unreadable", error.strerror or str(error))
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they do not name the file
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=tuple(_SUFFIXES)) as image:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 image.load()
-                width, height, kind = *image.size, str(image.format)
+                width, height, suffix = *image.size, _SUFFIXES[str(image.format)]
                 # Parsing EXIF costs time even if there is none.
-                tagged = "exif" in image.info or kind == "TIFF"
+                tagged = "exif" in image.info or suffix == ".tiff"
                 turned = image.getexif().get(_ORIENTATION, 1) if tagged else 1
                 position = _gps_position(image.getexif().get_ifd(_GPS_IFD)) if tagged else None
     except Exception as error:  # decoders raise any exception on damaged files
@@ -88,7 +92,7 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
     if size is not None and size != (width, height):
         claim = f"annotated as {size[0]}x{size[1]}, the image is {width}x{height}"
         return RejectedImage("mislabelled", claim)
-    picture = StoredImage(digest.of_bytes(data), width, height, _SUFFIXES[kind], position)
+    picture = StoredImage(digest.of_bytes(data), width, height, suffix, position)
     _write_once(data, Path(media) / picture.id[:2] / f"{picture.id}{picture.suffix}")
     return picture
 

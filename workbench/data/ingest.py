@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from workbench.core.workspace import Workspace
 from workbench.data import readers
 from workbench.data.images import RejectedImage, StoredImage, store_images
 from workbench.data.schema import DROP, FRONT_CAMERA, IGNORE
-from workbench.data.source import Source, SourceBox, SourceFrame
+from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset, save_dataset
 from workbench.records.frames import (
@@ -85,7 +85,7 @@ class IngestResult:
         )
 
 
-def ingest(
+def ingest(  # noqa: PLR0913 - the source, and how to read it
     workspace: Workspace,
     source: Path,
     *,
@@ -94,6 +94,7 @@ def ingest(
     schema: LabelSchema = FRONT_CAMERA,
     frame_rate: float = 30.0,
     workers: int = 2,
+    conditions: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
     """Read ``source``, check every image and label, and copy valid images into the workspace.
@@ -108,6 +109,8 @@ def ingest(
         frame_rate: Frames per second, for drives with frame numbers and no timestamps. It is
             recorded as an assumption.
         workers: Number of processes that decode images; 1 decodes in this process.
+        conditions: Light (``day``, ``dusk``, ``night``) or weather (``clear``, ``rain``, ``fog``,
+            ``snow``) by word of the source, beside the words that are known.
         progress: Called with the number of images done and their total.
 
     Raises:
@@ -124,7 +127,7 @@ def ingest(
         raise ParameterError(f"workers must be ≥ 1, not {workers}")
     if not frame_rate > 0:
         raise ParameterError(f"frame_rate must be > 0, not {frame_rate}")
-    contents = readers.read_source(source, format)
+    contents = readers.read_source(source, format, conditions)
     frames = sorted(contents.frames, key=lambda frame: (frame.drive, frame.index, frame.name))
     images = _store_all(workspace, frames, workers, progress)
     builder = _DatasetBuilder(contents, schema)
@@ -189,11 +192,12 @@ class _DatasetBuilder:
 
     def add(self, source: SourceFrame, image: _ImageResult) -> None:
         if isinstance(image, RejectedImage):
-            self._reject(source, image.reason, image.detail)
+            self._reject(source, image.reason, image.detail + left_out_text(source.boxes))
             return
         if image.id in self._frames:
             other = self._frames[image.id][1].name
-            self._reject(source, "duplicate", f"the same bytes as {other}")
+            detail = f"the same bytes as {other}{left_out_text(source.boxes)}"
+            self._reject(source, "duplicate", detail)
             return
         frame = Frame(
             id=image.id,
@@ -207,15 +211,32 @@ class _DatasetBuilder:
             events=source.events,
             position=image.position,
         )
+        labels, usable = self._labels_of(source, frame)
+        if not usable:
+            detail = "none of its boxes can be used; without them it would count as empty"
+            self._reject(source, "mislabelled", detail)
+            return
         self._frames[frame.id] = (frame, source)
+        self._labels.extend(labels)
+
+    def _labels_of(self, source: SourceFrame, frame: Frame) -> tuple[list[Label], bool]:
+        """The labels of a frame, and whether the source says what is in it.
+
+        It does not where every annotation is broken: such a frame is not one without objects.
+        """
         rendered = self._drive(source.drive).simulated
         seen: set[tuple[str, Box]] = set()
+        labels: list[Label] = []
+        broken, understood = source.failed, 0
         for box in source.boxes:
             try:
                 label = self._label(box, frame, rendered=rendered)
             except _InvalidBoxError as error:
+                broken += error.reason != "unknown-class"
+                understood += error.reason == "unknown-class"
                 self._reject(source, error.reason, f"{box.detail}: {error}")
                 continue
+            understood += 1
             if label is None:
                 continue
             if (label.cls, label.box) in seen:
@@ -223,7 +244,8 @@ class _DatasetBuilder:
                 self._reject(source, "duplicate", detail)
                 continue
             seen.add((label.cls, label.box))
-            self._labels.append(label)
+            labels.append(label)
+        return labels, not broken or bool(understood)
 
     def finish(self, name: str, frame_rate: float) -> IngestResult:
         if not self._frames:
@@ -318,6 +340,10 @@ def _with_timestamps(
 ) -> tuple[Drive, list[Frame]]:
     """Frames with timestamps from frame numbers, if the drive has these and no timestamps."""
     frames = [frame for frame, _ in pairs]
+    clocks = {source.clock for _, source in pairs}
+    if None not in clocks and drive.time_source == UNKNOWN:
+        units = ", ".join(sorted(filter(None, clocks)))
+        return drive.model_copy(update={"time_source": f"time in the file name ({units})"}), frames
     if any(frame.timestamp_us is not None for frame in frames):
         return drive, frames
     if any(source.counter is None for _, source in pairs) or drive.id == UNKNOWN:

@@ -10,30 +10,21 @@ override theirs. The fields of a drive are those of `Drive`:
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ConfigDict, ValidationError
 
 from workbench.core.errors import DataError
+from workbench.core.text import counted
+from workbench.data.files import read_json, relative_name
+from workbench.data.names import parse_file_name
 from workbench.records.base import FrozenModel
-from workbench.records.frames import UNKNOWN, Conditions, Drive
+from workbench.records.frames import Conditions, Drive
 from workbench.records.types import Quarantined
 
 __all__ = ["Source", "SourceBox", "SourceFrame"]
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
-# Numbers with fewer digits count photos, with more digits they are times.
-_FRAME_COUNTER = re.compile(r"^(?P<drive>.*?)[_\-.]?(?:frame|f)?(?<!\d)(?P<counter>\d{4,9})$")
-_LAST_NUMBER = re.compile(r"(\d{1,9})$")
-
-# Folders that say nothing about the drive.
-_LAYOUT_FOLDERS = frozenset(
-    {"images", "image", "img", "data", "train", "val", "test", "training", "testing", "JPEGImages"}
-)
 
 _DRIVES_FILE = "drives.json"
 
@@ -65,7 +56,10 @@ class SourceFrame:
     Attributes:
         name: Path below the source, with slashes.
         counter: Frame number in the file name, if there is one.
+        clock: Unit of the time in the file name (s, ms, µs, ns, date), if there is one.
+        condition_words: Kind (``light`` or ``weather``) and word of the source, untranslated.
         size: Width and height according to the annotation, in pixels.
+        failed: Number of its annotations that cannot be read.
     """
 
     file: Path
@@ -74,10 +68,13 @@ class SourceFrame:
     index: int
     counter: int | None = None
     timestamp_us: int | None = None
+    clock: str | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    condition_words: tuple[tuple[str, str], ...] = ()
     events: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     boxes: tuple[SourceBox, ...] = ()
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,45 +88,12 @@ class Source:
     problems: tuple[Quarantined, ...] = ()
 
 
-@dataclass(frozen=True)
-class NameParts:
-    """What a file name says.
-
-    ``counter`` is the frame number, and None where the number does not count frames.
-    """
-
-    drive: str
-    index: int
-    counter: int | None
-
-
-def parse_file_name(name: str) -> NameParts:
-    """Parse ``Seq05VD_f04530.jpg`` as frame 4530 of drive ``Seq05VD``.
-
-    Without a name before the number, the drive is the folder, and without a meaningful folder it is
-    ``unknown``. It is never the name of the source, which may be moved.
-    """
-    path = Path(name)
-    folder = "/".join(part for part in path.parts[:-1] if not _is_layout_folder(part))
-    counted = _FRAME_COUNTER.match(path.stem)
-    if counted:
-        number = int(counted["counter"])
-        prefix = counted["drive"]
-        drive = "/".join(part for part in (folder, prefix) if part)
-        return NameParts(drive or UNKNOWN, number, number)
-    numbered = _LAST_NUMBER.search(path.stem)
-    return NameParts(folder or UNKNOWN, int(numbered[1]) if numbered else 0, None)
-
-
-def _is_layout_folder(folder: str) -> bool:
-    return folder in _LAYOUT_FOLDERS or re.fullmatch(r"image_\d", folder) is not None
-
-
 def frame_of_file(
     file: Path,
     root: Path,
     boxes: tuple[SourceBox, ...] = (),
     size: tuple[int, int] | None = None,
+    failed: int = 0,
 ) -> SourceFrame:
     """The frame of an image of which only the file name says anything."""
     name = relative_name(file, root)
@@ -140,28 +104,41 @@ def frame_of_file(
         drive=parts.drive,
         index=parts.index,
         counter=parts.counter,
+        timestamp_us=parts.timestamp_us,
+        clock=parts.clock,
         size=size,
         boxes=boxes,
+        failed=failed,
     )
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All image files below ``folder`` except hidden ones, sorted."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+def left_out_text(boxes: Iterable[SourceBox]) -> str:
+    """A sentence that names boxes that are left out with their image; empty without boxes."""
+    named = [f"{box.detail} ({box.name})" for box in boxes]
+    if not named:
+        return ""
+    return f"; {counted(len(named), 'box', 'boxes')} left out with it: {', '.join(named)}"
+
+
+def mislabelled(file: str, detail: str) -> Quarantined:
+    """A line of the quarantine for an annotation that is wrong or cannot be read."""
+    return Quarantined(file=file, reason="mislabelled", detail=detail)
+
+
+def number_timed_frames(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, ...]:
+    """Frames whose names are times, with their position in the drive as index."""
+    positions: dict[str, int] = {}
+    numbered: dict[str, int] = {}
+    timed = [frame for frame in frames if frame.clock is not None]
+    for frame in sorted(timed, key=lambda frame: (frame.timestamp_us or 0, frame.name)):
+        numbered[frame.name] = positions.get(frame.drive, 0)
+        positions[frame.drive] = numbered[frame.name] + 1
+    if not timed:
+        return frames
+    return tuple(
+        frame if frame.clock is None else replace(frame, index=numbered[frame.name])
+        for frame in frames
     )
-
-
-def relative_name(file: Path, root: Path) -> str:
-    """Path of ``file`` below ``root``, with slashes; its name if it is elsewhere."""
-    try:
-        return file.relative_to(root).as_posix()
-    except ValueError:
-        return file.name
 
 
 class _FrameNotes(FrozenModel):
@@ -190,7 +167,7 @@ def apply_drives_file(source: Source) -> Source:
     if not path.exists():
         return source
     try:
-        notes = _DrivesFile.model_validate(json.loads(path.read_bytes()))
+        notes = _DrivesFile.model_validate(read_json(path))
     except (ValueError, ValidationError) as error:
         what = _first_validation_error(error) if isinstance(error, ValidationError) else str(error)
         raise DataError(

@@ -23,7 +23,7 @@ from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image
-from workbench.data.source import IMAGE_SUFFIXES
+from workbench.data.files import IMAGE_SUFFIXES
 from workbench.deployment.answers import Answer, AnswerStatus
 from workbench.deployment.runtime import Runtime
 from workbench.detection.preprocessing import Pixels, load_rgb

@@ -7,38 +7,54 @@ reason; `workbench.data.ingest` checks the rest. To add a format, write the two 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
-from workbench.data.readers import coco, per_image
-from workbench.data.source import Source, apply_drives_file
+from workbench.data.conditions import apply_conditions
+from workbench.data.files import files_of_other_kinds, kind_of_other_file
+from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, voc, yolo
+from workbench.data.readers.unread import find_annotations
+from workbench.data.source import Source, apply_drives_file, number_timed_frames
 
 __all__ = ["READERS", "read_source"]
 
 READERS: dict[str, Callable[[Path], Source]] = {
     "coco": coco.read_coco,
-    "kitti": per_image.read_kitti,
-    "voc": per_image.read_voc,
-    "yolo": per_image.read_yolo,
-    "images": per_image.read_images,
+    "scalabel": scalabel.read_scalabel,
+    "fiftyone": fiftyone.read_fiftyone,
+    "kitti": kitti.read_kitti,
+    "voc": voc.read_voc,
+    "yolo": yolo.read_yolo,
+    "images": lines.read_images,
 }
 
 # Most specific first: any folder can be a folder of images.
 _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "coco": coco.is_coco,
-    "kitti": per_image.is_kitti,
-    "voc": per_image.is_voc,
-    "yolo": per_image.is_yolo,
-    "images": per_image.is_image_folder,
+    "kitti": kitti.is_kitti,
+    "voc": voc.is_voc,
+    "yolo": yolo.is_yolo,
+    "scalabel": scalabel.is_scalabel,
+    "fiftyone": fiftyone.is_fiftyone,
+    "images": lines.is_image_folder,
 }
 
 
-def read_source(source: Path, format: str = "auto") -> Source:  # noqa: A002 - as on the command line
+_MAX_NAMED = 3  # problems in a message
+
+
+def read_source(
+    source: Path,
+    format: str = "auto",  # noqa: A002 - as on the command line
+    conditions: Mapping[str, str] | None = None,
+) -> Source:
     """Read a source folder, including its ``drives.json``.
 
     Args:
         format: A key of `READERS`, or ``auto`` to detect it.
+        conditions: Light or weather by word of the source, beside `CONDITION_WORDS`.
 
     Raises:
         ParameterError: The format or the folder does not exist.
@@ -51,20 +67,48 @@ def read_source(source: Path, format: str = "auto") -> Source:  # noqa: A002 - a
         )
     if not source.exists():
         raise ParameterError("no such source", where=source)
+    if source.is_file() and (kind := kind_of_other_file(source)) is not None:
+        hint = f"Unpack it first: unzip {source.name} -d FOLDER, then ingest FOLDER"
+        raise DataError(
+            f"the source is {kind}, not a folder",
+            where=source,
+            hint=hint if kind == "an archive" else "Name a folder of images",
+        )
     chosen = _detect_format(source) if format == "auto" else format
-    contents = apply_drives_file(READERS[chosen](source))
+    contents = READERS[chosen](source)
+    contents = replace(contents, frames=number_timed_frames(contents.frames))
+    contents = apply_drives_file(apply_conditions(contents, conditions or {}))
     if not contents.frames:
+        problems = [f"{entry.file}: {entry.detail}" for entry in contents.problems[:_MAX_NAMED]]
+        problem = f". First problems: {'; '.join(problems)}" if problems else ""
         raise DataError(
             f"no frames found in the {chosen} format",
             where=source,
-            hint="Name the folder with the images and annotations, or try another --format",
+            hint="Name the folder with the images and annotations, or try another --format"
+            + problem,
         )
+    if source.is_dir():
+        contents = _with_other_files(contents)
     return contents
+
+
+def _with_other_files(source: Source) -> Source:
+    """``source`` with a problem for each picture, video or archive that no reader reads."""
+    named = {frame.name for frame in source.frames} | {entry.file for entry in source.problems}
+    others = [entry for entry in files_of_other_kinds(source.root) if entry.file not in named]
+    return replace(source, problems=(*source.problems, *others))
 
 
 def _detect_format(source: Path) -> str:
     for name, matches in _DETECTORS.items():
         if matches(source):
+            if name == "images" and (annotations := find_annotations(source)):
+                raise DataError(
+                    "annotations in an unknown format beside the images: " + ", ".join(annotations),
+                    where=source,
+                    hint=f"Choose a --format from {', '.join(READERS)}; --format images reads the "
+                    "images without labels",
+                )
             return name
     raise DataError(
         "unknown format", where=source, hint=f"Choose a --format from {', '.join(READERS)}"

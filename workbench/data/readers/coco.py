@@ -2,29 +2,36 @@
 
 Beyond COCO, an image may carry ``drive`` (or ``sequence``), ``index``, ``timestamp_us``,
 ``light`` (or ``lighting``), ``weather``, ``construction`` and ``events``, and an annotation
-``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks an ignore region.
+``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks an ignore region. Without a
+``bbox``, the box round the polygons of ``segmentation`` is taken.
+
+A folder may have one file, Roboflow's ``_annotations.coco.json`` in each of its folders, or COCO
+2017's ``annotations/instances_*.json``; the last two are read together.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from workbench.core.errors import DataError
 from workbench.core.types import Json
-from workbench.data.source import (
-    Source,
-    SourceBox,
-    SourceFrame,
-    find_images,
-    parse_file_name,
+from workbench.data.files import (
+    find_files,
+    identity_of,
+    parse_flag,
+    parse_integer,
+    parse_number,
+    parse_size,
+    read_json,
     relative_name,
 )
-from workbench.records.frames import Conditions, Light, Weather
+from workbench.data.names import parse_file_name
+from workbench.data.readers.claims import Claim, ImageFinder, images_root, is_outside, settle_claims
+from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text, mislabelled
+from workbench.records.frames import Conditions
 from workbench.records.types import Quarantined
 
 _COMMON_FILE_NAMES = (
@@ -33,6 +40,7 @@ _COMMON_FILE_NAMES = (
     "annotations.json",
     "instances.json",
 )
+_ROBOFLOW_NAME = "_annotations.coco.json"
 
 
 def is_coco(source: Path) -> bool:
@@ -41,45 +49,25 @@ def is_coco(source: Path) -> bool:
 
 
 def read_coco(source: Path) -> Source:
-    """Read the COCO file in ``source``, or the file ``source``.
+    """Read the COCO file ``source``, or those in the folder ``source``.
 
     Raises:
-        DataError: There is no COCO file, or several.
+        DataError: There is no COCO file, or several that do not belong together.
     """
-    path = _coco_file(source)
-    root = source if source.is_dir() else source.parent
-    body = _load(path)
+    paths = _coco_files(source)
+    root = images_root(source)
+    finder = ImageFinder(root)
     problems: list[Quarantined] = []
-    boxes = _boxes(body, relative_name(path, root), problems)
-    finder = _ImageFinder(root, path.parent)
-    frames: list[SourceFrame] = []
-    seen: set[Any] = set()
-    for image in body["images"]:
-        frame = _frame(image, boxes, finder, problems, relative_name(path, root))
-        if frame is not None and image.get("id") in seen:
-            problems.append(_mislabelled(frame.name, f"image id {image['id']} is used twice"))
-        elif frame is not None:
-            seen.add(image["id"])
-            frames.append(frame)
-    known = {str(image.get("id")) for image in body["images"] if isinstance(image, dict)}
-    for image_id, orphans in boxes.items():
-        if str(image_id) not in known:
-            for box in orphans:
-                where = relative_name(path, root)
-                problems.append(_mislabelled(where, f"{box.detail}: no image has id {image_id}"))
-    return Source(
-        format="coco",
-        root=root,
-        frames=tuple(frames),
-        problems=tuple(problems),
-    )
+    claims = [claim for path in paths for claim in _read_file(path, finder, problems)]
+    frames, contradictions = settle_claims(claims)
+    return Source(format="coco", root=root, frames=frames, problems=(*problems, *contradictions))
 
 
-def _coco_file(source: Path) -> Path:
+def _coco_files(source: Path) -> list[Path]:
     files = _candidates(source)
-    if len(files) == 1:
-        return files[0]
-    names = ", ".join(path.name for path in files[:5])
+    if len(files) == 1 or _belong_together(files, source):
+        return files
+    names = ", ".join(relative_name(path, source) for path in files[:5])
     raise DataError(
         f"several COCO files: {names}" if files else "no COCO file",
         where=source,
@@ -87,15 +75,31 @@ def _coco_file(source: Path) -> Path:
     )
 
 
+def _belong_together(files: list[Path], source: Path) -> bool:
+    """Whether files describe the parts of one dataset (training, validation, test)."""
+    if all(path.name == _ROBOFLOW_NAME for path in files):
+        return bool(files)
+    return all(
+        path.parent == source / "annotations" and path.name.startswith("instances_")
+        for path in files
+    )
+
+
 def _candidates(source: Path) -> list[Path]:
     """COCO files in ``source``; one with a common name takes precedence."""
     if source.is_file():
-        return [source] if source.suffix == ".json" else []
+        return [source] if source.suffix.lower() == ".json" and _is_coco_file(source) else []
     for name in _COMMON_FILE_NAMES:
-        if (source / name).is_file():
+        if (source / name).is_file() and _is_coco_file(source / name):
             return [source / name]
     listed = [*sorted(source.glob("*.json")), *sorted(source.glob("annotations/*.json"))]
-    return [path for path in listed if _is_coco_file(path)]
+    found = [path for path in listed if not path.name.startswith(".") and _is_coco_file(path)]
+    instances = [path for path in found if path.name.startswith("instances_")]
+    if instances and all(path.parent.name == "annotations" for path in found):
+        return instances  # beside COCO's captions and key points of the same images
+    if found:
+        return found
+    return [path for path in find_files(source, {".json"}) if path.name == _ROBOFLOW_NAME]
 
 
 def _is_coco_file(path: Path) -> bool:
@@ -108,8 +112,8 @@ def _is_coco_file(path: Path) -> bool:
 
 def _load(path: Path) -> Json:
     try:
-        body = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        body = read_json(path)
+    except ValueError as error:
         raise DataError(f"cannot read the COCO file: {error}", where=path) from error
     parts = ("images", "annotations", "categories")
     if not isinstance(body, dict) or not all(isinstance(body.get(part), list) for part in parts):
@@ -119,115 +123,186 @@ def _load(path: Path) -> Json:
     return body
 
 
-def _boxes(body: Json, where: str, problems: list[Quarantined]) -> dict[Any, list[SourceBox]]:
-    rows = [row for row in body["categories"] if isinstance(row, dict)]
-    names = {str(row.get("id")): str(row.get("name")) for row in rows}
-    found: dict[Any, list[SourceBox]] = defaultdict(list)
+@dataclass
+class _Annotations:
+    """Boxes by image id, and how many annotations of each image cannot be read."""
+
+    boxes: dict[str, list[SourceBox]] = field(default_factory=lambda: defaultdict(list))
+    failed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+def _read_file(path: Path, finder: ImageFinder, problems: list[Quarantined]) -> list[Claim]:
+    body = _load(path)
+    where = relative_name(path, finder.root)
+    annotations = _annotations(body, where, problems)
+    shared = _shared_ids(body)
+    claims = []
+    seen: set[str] = set()
+    for image in body["images"]:
+        names = shared.get(identity_of(image.get("id"))) if isinstance(image, dict) else None
+        if names:
+            image_id = identity_of(image["id"])
+            detail = f"image id {image_id} is used for {' and '.join(names)}: all are left out"
+            boxes = left_out_text(annotations.boxes.get(image_id, ()))
+            problems.append(mislabelled(str(image.get("file_name")), detail + boxes))
+            continue
+        claim = _claim(image, annotations, finder, path, problems)
+        if claim is not None and identity_of(image["id"]) not in seen:  # else the entry again
+            seen.add(identity_of(image["id"]))
+            claims.append(claim)
+    known = {identity_of(image.get("id")) for image in body["images"] if isinstance(image, dict)}
+    for image_id, orphans in annotations.boxes.items():
+        if image_id not in known:
+            for box in orphans:
+                detail = f"{box.detail}: no image has id {image_id}"
+                problems.append(mislabelled(where, detail))
+    return claims
+
+
+def _shared_ids(body: Json) -> dict[str, list[str]]:
+    """The names of the images that share an id, which leaves open whose boxes are whose."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for image in body["images"]:
+        if isinstance(image, dict) and image.get("file_name"):
+            names[identity_of(image.get("id"))].append(str(image["file_name"]).replace("\\", "/"))
+    return {
+        image_id: list(dict.fromkeys(several))
+        for image_id, several in names.items()
+        if len(set(several)) > 1
+    }
+
+
+def _annotations(body: Json, where: str, problems: list[Quarantined]) -> _Annotations:
+    names = _category_names(body)
+    result = _Annotations()
     for annotation in body["annotations"]:
         if not isinstance(annotation, dict):
-            problems.append(_mislabelled(where, f"no annotation: {str(annotation)[:80]}"))
+            problems.append(mislabelled(where, f"no annotation: {str(annotation)[:80]}"))
             continue
         detail = f"annotation {annotation.get('id')}"
-        category = str(annotation.get("category_id"))
         try:
-            x, y, w, h = (float(value) for value in annotation["bbox"])
-            box = SourceBox(
-                name=names.get(category, f"category {category}"),
-                corners=(x, y, x + w, y + h),
-                detail=detail,
-                occluded=_fraction_or_none(annotation.get("occluded")),
-                truncated=_fraction_or_none(annotation.get("truncated")),
-                ignore=bool(annotation.get("iscrowd", 0)),
-                track=None if annotation.get("track") is None else str(annotation["track"]),
-            )
-            found[annotation["image_id"]].append(box)
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(_mislabelled(where, f"{detail}: cannot be read ({error!r})"))
-    return found
+            if "image_id" not in annotation:
+                raise ValueError("it has no image_id")
+            box = _box(annotation, names, detail)
+        except ValueError as error:
+            problems.append(mislabelled(where, f"{detail}: {error}"))
+            result.failed[identity_of(annotation.get("image_id"))] += 1
+        else:
+            result.boxes[identity_of(annotation["image_id"])].append(box)
+    return result
+
+
+def _category_names(body: Json) -> dict[str, set[str]]:
+    names: dict[str, set[str]] = defaultdict(set)
+    for row in body["categories"]:
+        if isinstance(row, dict) and row.get("name") is not None:
+            names[identity_of(row.get("id"))].add(str(row["name"]))
+    return names
+
+
+def _box(annotation: Json, names: dict[str, set[str]], detail: str) -> SourceBox:
+    category = identity_of(annotation.get("category_id"))
+    found = names.get(category, {f"category {category}"})
+    if len(found) > 1:
+        several = " and ".join(sorted(found))
+        raise ValueError(f"category {category} has several names: {several}")
+    return SourceBox(
+        name=next(iter(found)),
+        corners=_corners(annotation),
+        detail=detail,
+        occluded=_fraction_or_none(annotation.get("occluded")),
+        truncated=_fraction_or_none(annotation.get("truncated")),
+        ignore=parse_flag(annotation.get("iscrowd"), "iscrowd"),
+        track=None if annotation.get("track") is None else str(annotation["track"]),
+    )
+
+
+def _corners(annotation: Json) -> tuple[float, float, float, float]:
+    bbox, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+    if not bbox and segmentation:
+        return _corners_of_polygons(segmentation)
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise ValueError(f"its bbox is not [x, y, width, height] but {str(bbox)[:60]}")
+    x, y, w, h = (parse_number(value, "bbox value") for value in bbox)
+    return x, y, x + w, y + h
+
+
+def _corners_of_polygons(segmentation: Any) -> tuple[float, float, float, float]:
+    if not isinstance(segmentation, list):
+        raise ValueError("it has a segmentation mask and no bbox")
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    if not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in polygons):
+        raise ValueError("it has no bbox, and its segmentation is not of polygons")
+    values = [[parse_number(value, "coordinate") for value in polygon] for polygon in polygons]
+    xs = [x for polygon in values for x in polygon[0::2]]
+    ys = [y for polygon in values for y in polygon[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _fraction_or_none(value: Any) -> float | None:
     # Some exporters write flags: false is 0, and true does not say how much.
     if value is None or isinstance(value, bool):
         return None if value is not False else 0.0
-    number = float(value)
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no", ""):
+        return 0.0 if value.strip().lower() in ("false", "no") else None
+    number = parse_number(value, "fraction")
     return number if 0 <= number <= 1 else None
 
 
-def _frame(
+def _claim(
     image: Any,
-    boxes: dict[Any, list[SourceBox]],
-    finder: _ImageFinder,
+    annotations: _Annotations,
+    finder: ImageFinder,
+    path: Path,
     problems: list[Quarantined],
-    where: str,
-) -> SourceFrame | None:
-    if not isinstance(image, dict) or "id" not in image or "file_name" not in image:
-        problems.append(_mislabelled(where, f"an image without id or file_name: {str(image)[:80]}"))
+) -> Claim | None:
+    where = relative_name(path, finder.root)
+    if not isinstance(image, dict) or "id" not in image or not image.get("file_name"):
+        problems.append(mislabelled(where, f"an image without id or file_name: {str(image)[:80]}"))
         return None
-    name = str(image["file_name"])
-    file = finder.find(name)
+    name, image_id = str(image["file_name"]), identity_of(image["id"])
+    boxes = tuple(annotations.boxes.get(image_id, ()))
+    file, reason = finder.find(name, path.parent)
     if file is None:
-        problems.append(Quarantined(file=name, reason="missing", detail="named in " + where))
+        detail = f"named in {where}: {reason}{left_out_text(boxes)}"
+        problems.append(Quarantined(file=name, reason="missing", detail=detail))
         return None
-    parts = parse_file_name(name)
     try:
-        conditions = _conditions(image)
-        index, timestamp = image.get("index", parts.index), image.get("timestamp_us")
-        return SourceFrame(
-            file=file,
-            name=relative_name(file, finder.root),
-            drive=str(image.get("drive") or image.get("sequence") or parts.drive),
-            index=int(index),
-            counter=parts.counter,
-            timestamp_us=None if timestamp is None else int(timestamp),
-            conditions=conditions,
-            events=tuple(str(event) for event in image.get("events") or ()),
-            size=_size(image),
-            boxes=tuple(boxes.get(image["id"], ())),
-        )
-    except (TypeError, ValueError, ValidationError) as error:
-        problems.append(_mislabelled(name, f"its description cannot be read ({error!r})"))
+        frame = _frame(image, file, finder.root, boxes, annotations.failed.get(image_id, 0))
+    except (TypeError, ValueError) as error:
+        detail = f"its description cannot be read ({error}){left_out_text(boxes)}"
+        problems.append(mislabelled(name, detail))
         return None
+    return Claim(name, where, frame)
 
 
-def _size(image: Json) -> tuple[int, int] | None:
-    width, height = image.get("width"), image.get("height")
-    return None if width is None or height is None else (int(width), int(height))
-
-
-def _conditions(image: Json) -> Conditions:
-    """Conditions of an image; values that are not ours are ``unknown``."""
-    light = str(image.get("light") or image.get("lighting") or "").lower()
-    weather = str(image.get("weather") or "").lower()
-    return Conditions(
-        light=Light(light) if light in set(Light) else Light.UNKNOWN,
-        weather=Weather(weather) if weather in set(Weather) else Weather.UNKNOWN,
-        construction=bool(image.get("construction", False)),
+def _frame(
+    image: Json, file: Path, root: Path, boxes: tuple[SourceBox, ...], failed: int
+) -> SourceFrame:
+    name = str(image["file_name"])
+    # Folders of another machine say nothing about the drive.
+    parts = parse_file_name(relative_name(file, root) if is_outside(name) else name)
+    index, timestamp = image.get("index"), image.get("timestamp_us")
+    if timestamp is not None:
+        timestamp = parse_integer(timestamp, "timestamp_us")
+    own_clock = index is None and timestamp is None
+    events = image.get("events") or ()
+    words = (
+        ("light", image.get("light") or image.get("lighting")),
+        ("weather", image.get("weather")),
     )
-
-
-class _ImageFinder:
-    """Finds images where COCO files usually have them, and never outside the source."""
-
-    def __init__(self, root: Path, beside: Path) -> None:
-        self.root = root
-        self._folders = (beside, beside / "images", root, root / "images")
-        self._by_name: dict[str, list[Path]] | None = None
-
-    def find(self, name: str) -> Path | None:
-        pure = PurePosixPath(name.replace("\\", "/"))
-        if pure.is_absolute() or ".." in pure.parts:
-            return None
-        for folder in self._folders:
-            if (folder / pure).is_file():
-                return folder / pure
-        if self._by_name is None:
-            self._by_name = {}
-            for path in find_images(self.root):
-                self._by_name.setdefault(path.name, []).append(path)
-        files = self._by_name.get(pure.name, [])
-        return files[0] if len(files) == 1 else None
-
-
-def _mislabelled(file: str, detail: str) -> Quarantined:
-    return Quarantined(file=file, reason="mislabelled", detail=detail)
+    return SourceFrame(
+        file=file,
+        name=relative_name(file, root),
+        drive=str(image.get("drive") or image.get("sequence") or parts.drive),
+        index=parts.index if index is None else parse_integer(index, "index"),
+        counter=parts.counter,
+        timestamp_us=parts.timestamp_us if timestamp is None else timestamp,
+        clock=parts.clock if own_clock else None,
+        conditions=Conditions(construction=parse_flag(image.get("construction"), "construction")),
+        condition_words=tuple((kind, str(word)) for kind, word in words if word is not None),
+        events=tuple(str(event) for event in events),
+        size=parse_size(image.get("width"), image.get("height")),
+        boxes=boxes,
+        failed=failed,
+    )

@@ -1,0 +1,467 @@
+"""Sources as they are in the wild; each test is one kind of fault from public bug reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.data.sources import HEIGHT, WIDTH, coco_box, coco_image, write_coco, write_picture
+from workbench import data
+from workbench.core.errors import DataError
+from workbench.core.workspace import Workspace
+from workbench.data import readers
+from workbench.data.names import parse_file_name
+
+BOX = [4.0, 5.0, 20.0, 10.0]
+CORNERS = (4, 5, 24, 15)
+
+
+def _ingest(workspace: Workspace, source: Path, **more: Any) -> data.IngestResult:
+    return data.ingest(workspace, source, name="d", workers=1, **more)
+
+
+def _labels(result: data.IngestResult) -> list[tuple[str, str, tuple[float, ...]]]:
+    return sorted(
+        (result.sources[label.frame], label.cls, label.box.xyxy) for label in result.dataset.labels
+    )
+
+
+def _text(result: data.IngestResult) -> str:
+    return "\n".join(f"{entry.file}: {entry.detail}" for entry in result.quarantine)
+
+
+def _yolo(folder: Path, lines: dict[str, str], description: str = "names: [car, person]") -> Path:
+    for number, (name, text) in enumerate(lines.items()):
+        write_picture(folder / "images" / f"{name}.png", number)
+        labels = folder / "labels" / f"{name}.txt"
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_bytes(text.encode())
+    (folder / "data.yaml").write_text(description)
+    return folder
+
+
+def _voc(filename: str = "", name: str = "car") -> str:
+    return (
+        f"<annotation><filename>{filename}</filename><object><name>{name}</name><bndbox>"
+        "<xmin>5</xmin><ymin>6</ymin><xmax>24</xmax><ymax>15</ymax></bndbox></object></annotation>"
+    )
+
+
+def test_images_that_share_an_id_are_left_out_with_their_boxes(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("a/1.png", "b/1.png", "c.png")):
+        write_picture(tmp_path / name, number)
+    images = [coco_image(1, "a/1.png"), coco_image(1, "b/1.png"), coco_image(2, "c.png")]
+    # Also where one of the two is not there, nobody knows whose boxes they are.
+    images += [coco_image(3, "away.png"), {**coco_image(3, "b/1.png"), "id": "3"}]
+    boxes = [coco_box(1, 1, BOX), coco_box(2, 2, BOX), coco_box(3, 3, BOX)]
+    result = _ingest(workspace, write_coco(tmp_path, images, boxes))
+    assert _labels(result) == [("c.png", "car", CORNERS)]
+    text = _text(result)
+    assert "a/1.png: image id 1 is used for a/1.png and b/1.png" in text
+    assert "annotation 1 (car)" in text
+    assert "annotation 3 (car)" in text
+
+
+def test_an_image_of_the_same_name_in_another_folder_is_another_image(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_picture(tmp_path / "night" / "1.png", 1)
+    write_picture(tmp_path / "night" / "2.png", 2)
+    images = [coco_image(1, "day/1.png"), coco_image(2, "night/2.png")]
+    boxes = [coco_box(1, 1, BOX), coco_box(2, 2, BOX)]
+    result = _ingest(workspace, write_coco(tmp_path, images, boxes))
+    assert _labels(result) == [("night/2.png", "car", CORNERS)]
+    (entry,) = result.quarantine
+    assert (entry.file, entry.reason) == ("day/1.png", "missing")
+    assert "in another folder: night/1.png; 1 box left out with it: annotation 1" in entry.detail
+
+
+def test_the_one_image_of_a_name_is_found_wherever_the_exporter_had_it(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_picture(tmp_path / "images" / "x_0001.png", 1)
+    write_picture(tmp_path / "images" / "x_0002.png", 2)
+    images = [coco_image(0, "..\\..\\media\\4\\x_0001.png"), coco_image(1, "C:\\x_0002.png")]
+    result = _ingest(workspace, write_coco(tmp_path, images, [coco_box(1, 0, BOX)]))
+    assert _labels(result) == [("images/x_0001.png", "car", CORNERS)]
+    assert [drive.id for drive in result.dataset.drives] == ["x"]
+
+
+@pytest.mark.parametrize("format_", ["auto", "coco"])
+def test_the_parts_of_an_export_are_read_together(
+    workspace: Workspace, tmp_path: Path, format_: str
+) -> None:
+    for number, part in enumerate(("train", "valid", "test")):
+        write_picture(tmp_path / part / f"{part}.png", number)
+        write_coco(tmp_path / part, [coco_image(0, f"{part}.png")], [coco_box(0, 0, BOX)])
+        (tmp_path / part / "labels.coco.json").rename(tmp_path / part / "_annotations.coco.json")
+    result = _ingest(workspace, tmp_path, format=format_)
+    assert [name for name, *_ in _labels(result)] == [
+        "test/test.png",
+        "train/train.png",
+        "valid/valid.png",
+    ]
+    assert not result.quarantine
+
+
+def test_images_lie_beside_the_folder_of_annotations(workspace: Workspace, tmp_path: Path) -> None:
+    for number, part in enumerate(("train2017", "val2017")):
+        write_picture(tmp_path / part / f"00000000000{number}.png", number)
+        rows = [coco_image(number, f"00000000000{number}.png")], [coco_box(0, number, BOX)]
+        folder = write_coco(tmp_path / "annotations", *rows)
+        (folder / "labels.coco.json").rename(folder / f"instances_{part}.json")
+    one = _ingest(workspace, tmp_path / "annotations" / "instances_val2017.json")
+    assert [name for name, *_ in _labels(one)] == ["val2017/000000000001.png"]
+    assert len(_labels(_ingest(workspace, tmp_path))) == 2
+
+
+def test_odd_values_of_coco_files(workspace: Workspace, tmp_path: Path) -> None:
+    images, boxes = [], []
+    for number, size in enumerate((-1, 0, None, "", str(WIDTH), float(WIDTH))):
+        write_picture(tmp_path / f"{number}.png", number)
+        height = {str(WIDTH): str(HEIGHT), float(WIDTH): float(HEIGHT)}.get(size, size)  # type: ignore[arg-type]
+        images.append({**coco_image(number, f"{number}.png"), "width": size, "height": height})
+    polygon = [4, 5, 24, 5, 24, 15]
+    boxes = [
+        {**coco_box(0, 0, BOX, iscrowd="0"), "image_id": "0"},
+        {**coco_box(1, 1, BOX, iscrowd="false"), "image_id": 1.0},
+        coco_box(2, 2, [], segmentation=[polygon]),
+        coco_box(3, 3, [], segmentation=polygon),
+        coco_box(4, 4, BOX, iscrowd="true"),
+        coco_box(5, 5, [], segmentation={"counts": [0, 9], "size": [3, 3]}),
+        coco_box(6, 5, BOX, iscrowd="maybe"),
+        coco_box(7, 5, BOX),
+    ]
+    result = _ingest(workspace, write_coco(tmp_path, images, boxes))
+    assert _labels(result) == [(f"{number}.png", "car", CORNERS) for number in range(6)]
+    crowds = [result.sources[label.frame] for label in result.dataset.labels if label.ignore]
+    assert crowds == ["4.png"]
+    text = _text(result)
+    assert "annotation 5: it has a segmentation mask and no bbox" in text
+    assert "annotation 6: iscrowd 'maybe' is neither true nor false" in text
+
+
+def test_entries_about_one_image_are_joined_or_left_out(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_picture(tmp_path / "1.png", 1)
+    write_picture(tmp_path / "2.png", 2)
+    images = [coco_image(1, "1.png"), coco_image(2, "1.png"), coco_image(3, "2.png")]
+    images.append({**coco_image(4, "2.png"), "width": 7})
+    boxes = [coco_box(n, n, [n, 5, 20, 10]) for n in range(1, 5)]
+    result = _ingest(workspace, write_coco(tmp_path, images, boxes))
+    assert [name for name, *_ in _labels(result)] == ["1.png", "1.png"]
+    assert "annotation 3 (car)" in _text(result)
+    assert "annotation 4 (car)" in _text(result)
+
+
+def test_windows_names_give_the_same_drive(workspace: Workspace, tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_picture(tmp_path / "images" / f"north_000{number}.png", number)
+    images = [coco_image(1, "images\\north_0001.png"), coco_image(2, "images/north_0002.png")]
+    result = _ingest(workspace, write_coco(tmp_path, images, []))
+    assert [drive.id for drive in result.dataset.drives] == ["north"]
+
+
+def test_boxes_of_duplicate_images_are_named(workspace: Workspace, tmp_path: Path) -> None:
+    for name in ("1.png", "2.png"):
+        write_picture(tmp_path / name, 7)
+    images = [coco_image(1, "1.png"), coco_image(2, "2.png")]
+    result = _ingest(workspace, write_coco(tmp_path, images, [coco_box(9, 2, BOX)]))
+    assert "the same bytes as 1.png; 1 box left out with it: annotation 9" in _text(result)
+
+
+def test_class_numbers_may_have_a_decimal_point(workspace: Workspace, tmp_path: Path) -> None:
+    lines = {"a": "0.0 .5 .5 .2 .2\n1.000e+00 .5 .5 .4 .4", "b": "1.5 .5 .5 .2 .2", "c": ""}
+    result = _ingest(workspace, _yolo(tmp_path, lines))
+    assert [cls for _, cls, _ in _labels(result)] == ["car", "pedestrian"]
+    assert "labels/b.txt: line 1: class '1.5' is not a whole number" in _text(result)
+    # A frame whose lines all fail is not an empty one; a frame without lines is.
+    assert sorted(result.sources.values()) == ["images/a.png", "images/c.png"]
+
+
+@pytest.mark.parametrize(("shape", "tail"), [("[2, 2]", ".1 .1 .9 .9"), ("[2, 3]", "0 0 2 .9 1 2")])
+def test_key_points_are_no_polygon(
+    workspace: Workspace, tmp_path: Path, shape: str, tail: str
+) -> None:
+    description = f"names: [car]\nkpt_shape: {shape}"
+    lines = {"a": f"0 .5 .5 .25 .5 {tail}\n0 .5 .5 .5 .5\n0 1 2 3 4 5 6 7"}
+    result = _ingest(workspace, _yolo(tmp_path, lines, description))
+    assert [box for *_, box in _labels(result)] == [(16, 12, 48, 36), (24, 12, 40, 36)]
+    assert "8 numbers instead of the" in _text(result)
+
+
+def test_byte_order_marks_and_encodings(workspace: Workspace, tmp_path: Path) -> None:
+    folder = _yolo(tmp_path / "yolo", {"a": "\ufeff0 .5 .5 .2 .2\r\n1\t.5\t.5\t.4\t.4\r\n"})
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_bytes("\ufeffcar\nperson".encode())
+    assert len(_labels(_ingest(workspace, folder))) == 2
+    voc = tmp_path / "voc"
+    for number, encoding in enumerate(("unicode", "gb2312", "utf-16", "utf-8-sig")):
+        write_picture(voc / f"{number}.png", number)
+        text = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>\n{_voc()}'
+        written = "utf-8" if encoding == "unicode" else encoding
+        (voc / f"{number}.xml").write_bytes(text.encode(written))
+    result = _ingest(workspace, voc)
+    assert [name for name, *_ in _labels(result)] == ["1.png", "2.png", "3.png"]
+    assert "0.xml: unknown text encoding 'unicode'" in _text(result)
+
+
+def test_an_unreadable_description_is_told_with_line_and_reason(tmp_path: Path) -> None:
+    folder = _yolo(tmp_path, {"a": ""}, 'path: "D:\\data"\nnames: [car]')
+    with pytest.raises(DataError, match=r"line 1, column 11: found unknown escape character 'd'"):
+        readers.read_source(folder)
+
+
+def test_labels_that_fit_two_images_are_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    folder = _yolo(tmp_path, {"a": "0 .5 .5 .2 .2", "b": "0 .5 .5 .2 .2"})
+    write_picture(folder / "images" / "a.jpg", 9)
+    (folder / "labels" / "b.txt").rename(folder / "labels" / "b.png.txt")
+    result = _ingest(workspace, folder)
+    assert [name for name, *_ in _labels(result)] == ["images/b.png"]
+    assert "images/a.jpg and images/a.png" in _text(result)
+    assert "line 1 (car)" in _text(result)
+
+
+def test_hidden_and_system_files_are_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    folder = _yolo(tmp_path, {"a": "0 .5 .5 .2 .2"})
+    for name in ("._data.yaml", "__MACOSX/._data.yaml", "labels/._a.txt", "images/._a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    (folder / "__MACOSX" / "b.png").write_bytes(b"no image")
+    result = _ingest(workspace, folder)
+    assert len(_labels(result)) == 1
+    assert not result.quarantine
+
+
+def test_contradictory_voc_names_leave_both_images_out(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        write_picture(tmp_path / "JPEGImages" / f"{number}.png", number)
+    (tmp_path / "Annotations").mkdir()
+    for number, filename in ((1, "2.png"), (2, "1.png"), (3, "3_renamed.jpg")):
+        (tmp_path / "Annotations" / f"{number}.xml").write_text(_voc(filename))
+    result = _ingest(workspace, tmp_path)
+    assert [name for name, *_ in _labels(result)] == ["JPEGImages/3.png"]
+    assert "but <filename> says 2.png: both images are left out" in _text(result)
+    assert "object 1 (car)" in _text(result)
+
+
+def test_kitti_tracking_is_read(workspace: Workspace, tmp_path: Path) -> None:
+    base = tmp_path / "training"
+    for number in (0, 1):
+        write_picture(base / "image_02" / "0003" / f"00000{number}.png", number)
+    (base / "label_02").mkdir()
+    tail = "1 1 1 1 1 1 1"
+    (base / "label_02" / "0003.txt").write_text(
+        f"0 -1 DontCare -1 -1 -10 4 5 24 15 {tail}\n1 7 Car 1 0 0 4 5 24 15 {tail}\n"
+        f"1 8 Car 0 0 0 5 5 24 15 {tail} 0.9\n5 9 Car 0 0 0 5 5 24 15 {tail}\n"
+    )
+    result = _ingest(workspace, tmp_path)
+    assert [(cls, box) for _, cls, box in _labels(result)] == [("*", CORNERS), ("car", CORNERS)]
+    assert [label.track for label in result.dataset.labels] == [None, "7"]
+    assert [frame.timestamp_us for frame in result.dataset.frames] == [0, 100_000]
+    assert "its score is no label" in _text(result)
+    assert "no image of frame 5" in _text(result)
+
+
+def test_classes_of_several_words(workspace: Workspace, tmp_path: Path) -> None:
+    write_picture(tmp_path / "image_2" / "000000.png", 1)
+    (tmp_path / "label_2").mkdir()
+    row = "traffic light 0 0 0 4 5 24 15 1 1 1 1 1 1 1"
+    (tmp_path / "label_2" / "000000.txt").write_text(row)
+    assert _labels(_ingest(workspace, tmp_path)) == [
+        ("image_2/000000.png", "traffic_light", CORNERS)
+    ]
+
+
+def test_no_image_file_stops_an_ingest(workspace: Workspace, tmp_path: Path) -> None:
+    write_picture(tmp_path / "1.png", 1)
+    one, two = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    one.save(tmp_path / "2.jpg", "MPO", save_all=True, append_images=[two])
+    one.save(tmp_path / "3.jfif", "JPEG", quality=50)
+    for name in ("4.gif", "5.heic", "6.mp4", "7.zip"):
+        (tmp_path / name).write_bytes(b"some")
+    (tmp_path / "broken.png").symlink_to("away.png")
+    result = _ingest(workspace, tmp_path)
+    assert sorted(result.sources.values()) == ["1.png", "2.jpg", "3.jfif"]
+    assert {frame.suffix for frame in result.dataset.frames} == {".png", ".jpg"}
+    left_out = {entry.file: entry.reason for entry in result.quarantine}
+    assert left_out == {
+        **dict.fromkeys(("4.gif", "5.heic", "6.mp4", "7.zip"), "unreadable"),
+        "broken.png": "missing",
+    }
+
+
+def test_linked_folders_are_walked_once(workspace: Workspace, tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    write_picture(source / "drive_a" / "0001.png", 1)
+    write_picture(tmp_path / "disk2" / "drive_b" / "0001.png", 2)
+    write_picture(tmp_path / "disk2" / "drive_c" / "0001.png", 3)
+    (source / "drive_b").symlink_to("../disk2/drive_b")
+    (source / "drive_a" / "loop").symlink_to("..")
+    (source / "drive_c").write_text("../disk2/drive_c")  # as Git without links writes it
+    result = _ingest(workspace, source)
+    assert [drive.id for drive in result.dataset.drives] == ["drive_a", "drive_b"]
+    assert "drive_c: a link to ../disk2/drive_c that was saved as text" in _text(result)
+
+
+def test_an_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "export.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"an archive, not a folder.*Unpack it first"):
+        readers.read_source(tmp_path / "export.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "drive", "timestamp_us"),
+    [
+        ("cam/315966253549927218.jpg", "cam", 315_966_253_549_927),
+        ("n015__CAM_FRONT__1531883530412470.jpg", "n015__CAM_FRONT", 1_531_883_530_412_470),
+        ("run/1670577347002.png", "run", 1_670_577_347_002_000),
+        ("run/1670577347.png", "run", 1_670_577_347_000_000),
+        ("run/1670577347.002843.png", "run", 1_670_577_347_002_843),
+        ("run/1670577347-002843123.png", "run", 1_670_577_347_002_843),
+        ("front_20230115_123045.jpg", "front", 1_673_785_845_000_000),
+        ("2023-01-15T12:30:45.25.jpg", "unknown", 1_673_785_845_250_000),
+        ("run/2023-01-15_12-30-45-250.jpg", "run", 1_673_785_845_250_000),
+        ("000000000139.jpg", "unknown", None),
+        ("20230115_123045_0012.jpg", "20230115_123045", None),
+        ("run/20231315_123045.jpg", "run/20231315", None),
+        ("b1c66a42-6f7d68ca.jpg", "b1c66a42", None),
+    ],
+)
+def test_times_in_names(name: str, drive: str, timestamp_us: int | None) -> None:
+    parts = parse_file_name(name)
+    assert (parts.drive, parts.timestamp_us) == (drive, timestamp_us)
+
+
+def test_times_in_names_order_frames(workspace: Workspace, tmp_path: Path) -> None:
+    # The last nine digits of these run backwards.
+    times = [1_670_577_000_000_000_000 + step * 500_000_001 for step in range(8)]
+    for seed, time in enumerate(times):
+        write_picture(tmp_path / "run" / f"{time}.png", seed)
+    dataset = _ingest(workspace, tmp_path).dataset
+    assert [frame.timestamp_us for frame in dataset.frames] == [time // 1000 for time in times]
+    assert [frame.index for frame in dataset.frames] == list(range(8))
+    assert [drive.time_source for drive in dataset.drives] == ["time in the file name (ns)"]
+
+
+def _scalabel(folder: Path, rows: list[Any]) -> Path:
+    for seed, row in enumerate(rows):
+        write_picture(folder / "images" / row["name"], seed)
+    (folder / "labels.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_scalabel_is_read_with_conditions_in_its_words(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    label = {"id": "3", "category": "traffic light", "attributes": {"occluded": True}}
+    box = {"x1": 4, "y1": 5, "x2": 24, "y2": 15}
+    rows: list[Any] = [
+        {"name": "aaaa0000-11110000.jpg", "labels": [{**label, "box2d": box}]},
+        {"name": "aaaa0000-22220000.jpg", "labels": []},
+        {"name": "bbbb0000-22220000.jpg", "labels": None},
+        {"name": "cccc0000-22220000.jpg", "labels": [{**label, "box2d": {"x1": 4}}]},
+        {"name": "dddd0000-22220000.jpg"},
+    ]
+    words = (("rainy", "daytime"), ("overcast", "dawn/dusk"), *[("foggy", "night")] * 3)
+    for row, (weather, light) in zip(rows, words, strict=True):
+        row["attributes"] = {"weather": weather, "timeofday": light, "scene": "highway"}
+    result = _ingest(workspace, _scalabel(tmp_path, rows))
+    assert result.format == "scalabel"
+    assert _labels(result) == [("images/aaaa0000-11110000.jpg", "traffic_light", CORNERS)]
+    assert [drive.id for drive in result.dataset.drives] == ["aaaa0000"]
+    assert [tuple(dict(frame.conditions).values())[:2] for frame in result.dataset.frames] in (
+        [("day", "rain"), ("dusk", "clear")],
+        [("dusk", "clear"), ("day", "rain")],
+    )
+    left_out = {entry.file: entry.detail for entry in result.quarantine}
+    assert "nobody labeled it" in left_out["bbbb0000-22220000.jpg"]
+    assert "nobody labeled it" in left_out["dddd0000-22220000.jpg"]
+    assert "label 3 in labels.json: its box2d has no" in left_out["cccc0000-22220000.jpg"]
+
+
+def test_unknown_words_are_reported_and_can_be_mapped(workspace: Workspace, tmp_path: Path) -> None:
+    rows = [
+        {"name": "a_0001.jpg", "labels": [], "attributes": {"weather": "Sandstorm"}},
+        {"name": "a_0002.jpg", "labels": [], "attributes": {"weather": "undefined"}},
+    ]
+    folder = _scalabel(tmp_path, rows)
+    (entry,) = _ingest(workspace, folder).quarantine
+    assert "weather 'Sandstorm' (1 image) is not a known word" in entry.detail
+    mapped = _ingest(workspace, folder, conditions={"sandstorm": "fog"})
+    assert not mapped.quarantine
+    assert [frame.conditions.weather.value for frame in mapped.dataset.frames] == ["fog", "unknown"]
+
+
+def test_videos_of_scalabel_are_drives_with_times(workspace: Workspace, tmp_path: Path) -> None:
+    box = {"x1": 4, "y1": 5, "x2": 24, "y2": 15}
+    rows = [
+        {
+            "name": f"v1-000000{number}.jpg",
+            "videoName": "v1",
+            "frameIndex": number,
+            "timestamp": 200 * number,
+            "labels": [{"id": 5, "category": "car", "box2d": box}],
+        }
+        for number in (0, 1)
+    ]
+    dataset = _ingest(workspace, _scalabel(tmp_path, rows)).dataset
+    assert [(f.drive, f.index, f.timestamp_us) for f in dataset.frames] == [
+        ("v1", 0, 0),
+        ("v1", 1, 200_000),
+    ]
+    assert [label.track for label in dataset.labels] == ["5", "5"]
+
+
+def test_exports_of_fiftyone_are_read(workspace: Workspace, tmp_path: Path) -> None:
+    for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg")):
+        write_picture(tmp_path / "data" / name, seed)
+    box = {"label": "person", "bounding_box": [0.25, 0.25, 0.5, 0.5]}
+    samples: list[Any] = [
+        {"filepath": "data/a.jpg", "ground_truth": {"_cls": "Detections", "detections": [box]}},
+        {"filepath": "data/b.jpg", "ground_truth": {"_cls": "Detections", "detections": []}},
+        {"filepath": "data/c.jpg", "ground_truth": None},
+    ]
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": samples}))
+    result = _ingest(workspace, tmp_path)
+    assert result.format == "fiftyone"
+    assert _labels(result) == [("data/a.jpg", "pedestrian", (16, 12, 48, 36))]
+    assert sorted(result.sources.values()) == ["data/a.jpg", "data/b.jpg"]
+    (tmp_path / "samples.json").unlink()
+    numbered = {"a": [{"label": 1, "bounding_box": [0.25, 0.25, 0.5, 0.5]}], "b": [], "c": None}
+    (tmp_path / "labels.json").write_text(
+        json.dumps({"classes": ["car", "person"], "labels": numbered})
+    )
+    assert _labels(_ingest(workspace, tmp_path)) == _labels(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("via.json", '{"a.png1": {"filename": "a.png", "regions": []}}'),
+        ("a.json", '{"shapes": [], "imagePath": "a.png"}'),
+        ("cvat.xml", "<annotations><version>1.1</version></annotations>"),
+        ("labels.csv", "filename,xmin,ymin,xmax,ymax,class\na.png,1,2,3,4,car"),
+        ("a.txt", "0 0.5 0.5 0.2 0.2"),
+    ],
+)
+def test_annotations_of_an_unknown_format_are_not_lost_in_silence(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    write_picture(tmp_path / "a.png", 1)
+    (tmp_path / "notes.txt").write_text("Taken in Bern on a sunny day with two cameras.")
+    assert readers.read_source(tmp_path).format == "images"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="annotations in an unknown format") as error:
+        readers.read_source(tmp_path)
+    assert name in str(error.value)
+    assert readers.read_source(tmp_path, "images").format == "images"

@@ -1,0 +1,139 @@
+"""Annotation files that name their images: find each image, and settle who may claim it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from workbench.data.files import find_images, relative_name
+from workbench.data.names import meaningful_folders
+from workbench.data.source import SourceFrame, left_out_text, mislabelled
+from workbench.records.types import Quarantined
+
+_ANNOTATION_FOLDERS = frozenset(
+    {"annotations", "annotation", "labels", "label", "labels_coco", "json", "det_20"}
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An entry of an annotation file about an image.
+
+    Attributes:
+        name: The image as the entry names it.
+        where: The annotation file, relative to the source.
+    """
+
+    name: str
+    where: str
+    frame: SourceFrame
+
+
+def images_root(source: Path) -> Path:
+    """The folder with the images of a source, which may be an annotation file.
+
+    The images of ``annotations/instances.json`` lie beside ``annotations`` if it has none itself.
+    """
+    if source.is_dir():
+        return source
+    folder = source.absolute().parent
+    for _ in range(2):
+        if folder.name.lower() not in _ANNOTATION_FOLDERS or find_images(folder):
+            break
+        folder = folder.parent
+    return folder
+
+
+class ImageFinder:
+    """Finds images where annotation files usually have them, and never outside the source."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def find(self, name: str, beside: Path) -> tuple[Path | None, str]:
+        """The image of a name, or None and the reason.
+
+        Args:
+            beside: Folder of the annotation file.
+        """
+        pure = PurePosixPath(name.replace("\\", "/"))
+        outside = is_outside(name)
+        if not outside:
+            folders = (beside, beside / "images", self.root, self.root / "images")
+            for folder in dict.fromkeys(folders):
+                if (folder / pure).is_file():
+                    return folder / pure, ""
+        alike = self._named(pure)
+        if len(alike) == 1 and _agree(pure, alike[0].relative_to(self.root)):
+            return alike[0], ""
+        reason = "names above or outside the folder are not followed" if outside else "no such file"
+        if alike:
+            named = ", ".join(relative_name(path, self.root) for path in alike[:3])
+            reason += f"; of this name in another folder: {named}"
+        return None, reason
+
+    def _named(self, name: PurePosixPath) -> list[Path]:
+        if self._by_name is None:
+            self._by_name = {}
+            for path in find_images(self.root):
+                self._by_name.setdefault(path.name, []).append(path)
+                # Some sources name images without their suffix.
+                self._by_name.setdefault(path.stem, []).append(path)
+        return self._by_name.get(name.name, [])
+
+
+def is_outside(name: str) -> bool:
+    """Whether the name of an image leads out of the source, as an absolute one does."""
+    pure = PurePosixPath(name.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts or ":" in name.replace("\\", "/").split("/")[0]
+
+
+def _agree(named: PurePosixPath, actual: Path) -> bool:
+    """Whether two paths may be one image: one's folders end with the other's.
+
+    ``day/1.png`` is not ``night/1.png``, but may be ``1.png`` or ``images/1.png``.
+    """
+    one, other = meaningful_folders(named), meaningful_folders(PurePosixPath(actual.as_posix()))
+    short, long = sorted((one, other), key=len)
+    return not short or long[-len(short) :] == short
+
+
+def settle_claims(claims: list[Claim]) -> tuple[tuple[SourceFrame, ...], list[Quarantined]]:
+    """One frame per image, and the claims that contradict each other.
+
+    Entries that name one image alike and agree about it are joined with their boxes. Others are
+    left out together with their boxes: nobody knows which of them is right.
+    """
+    by_file: dict[Path, list[Claim]] = {}
+    for claim in claims:
+        by_file.setdefault(claim.frame.file, []).append(claim)
+    frames, problems = [], []
+    for rivals in by_file.values():
+        first = rivals[0]
+        if all(_same_image(first, other) for other in rivals[1:]):
+            boxes = tuple(box for claim in rivals for box in claim.frame.boxes)
+            failed = sum(claim.frame.failed for claim in rivals)
+            sizes = [claim.frame.size for claim in rivals if claim.frame.size is not None]
+            size = sizes[0] if sizes else None
+            frames.append(replace(first.frame, boxes=boxes, failed=failed, size=size))
+            continue
+        for claim in rivals:
+            detail = f"{len(rivals)} contradictory entries in {claim.where} claim this image"
+            named = left_out_text(claim.frame.boxes)
+            problems.append(mislabelled(claim.frame.name, f"{detail} (as {claim.name!r}){named}"))
+    return tuple(frames), problems
+
+
+def _same_image(one: Claim, other: Claim) -> bool:
+    def identity(claim: Claim) -> tuple[str, ...]:
+        path = PurePosixPath(claim.name.replace("\\", "/"))
+        return (*meaningful_folders(path), path.name)
+
+    sizes = {claim.frame.size for claim in (one, other) if claim.frame.size is not None}
+    return (
+        identity(one) == identity(other)
+        and len(sizes) <= 1
+        and one.frame.drive == other.frame.drive
+        and one.frame.timestamp_us == other.frame.timestamp_us
+    )

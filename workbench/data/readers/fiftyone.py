@@ -1,0 +1,167 @@
+"""FiftyOne's exports: FiftyOneDataset (``samples.json``) and FiftyOneImageDetectionDataset.
+
+``bounding_box`` is [x, y, width, height] in fractions of the image, origin top left. FiftyOne's
+exports in the formats of COCO, YOLO, VOC and KITTI are read by those readers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from workbench.core.errors import DataError
+from workbench.core.types import Json
+from workbench.data.files import parse_integer, parse_number, parse_size, read_json, relative_name
+from workbench.data.names import parse_file_name
+from workbench.data.readers.claims import Claim, ImageFinder, settle_claims
+from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text, mislabelled
+from workbench.records.types import Quarantined
+
+
+def is_fiftyone(source: Path) -> bool:
+    """Whether ``source`` is an export of FiftyOne with its labels as JSON."""
+    return _entries(source) is not None
+
+
+def read_fiftyone(source: Path) -> Source:
+    """Read the samples of an export.
+
+    Raises:
+        DataError: There is neither samples.json nor labels.json of FiftyOne.
+    """
+    entries = _entries(source)
+    if entries is None:
+        raise DataError("no FiftyOne export", where=source, hint="Try another --format")
+    path, rows = entries
+    finder = ImageFinder(source)
+    problems: list[Quarantined] = []
+    claims = []
+    for name, size, detections in rows:
+        boxes, failed = _boxes(name, detections, problems)
+        file, reason = finder.find(name, source / "data")
+        if file is None:
+            detail = f"named in {path.name}: {reason}{left_out_text(boxes)}"
+            problems.append(Quarantined(file=name, reason="missing", detail=detail))
+            continue
+        if detections is None:
+            detail = "nobody labeled it: it has no detections, which is not an empty list"
+            problems.append(Quarantined(file=name, reason="missing", detail=detail))
+            continue
+        parts = parse_file_name(relative_name(file, source))
+        frame = SourceFrame(
+            file=file,
+            name=relative_name(file, source),
+            drive=parts.drive,
+            index=parts.index,
+            counter=parts.counter,
+            timestamp_us=parts.timestamp_us,
+            clock=parts.clock,
+            size=size,
+            boxes=boxes,
+            failed=failed,
+        )
+        claims.append(Claim(name, path.name, frame))
+    frames, contradictions = settle_claims(claims)
+    return Source(
+        format="fiftyone", root=source, frames=frames, problems=(*problems, *contradictions)
+    )
+
+
+_Row = tuple[str, tuple[int, int] | None, list[Any] | None]
+
+
+def _entries(source: Path) -> tuple[Path, list[_Row]] | None:
+    """The JSON file, and the name, size and detections of each image."""
+    if not source.is_dir():
+        return None
+    for name, rows_of in (("samples.json", _from_samples), ("labels.json", _from_labels)):
+        path = source / name
+        if path.is_file():
+            try:
+                rows = rows_of(read_json(path), source)
+            except ValueError:
+                continue
+            if rows is not None:
+                return path, rows
+    return None
+
+
+def _from_samples(body: Any, source: Path) -> list[_Row] | None:
+    samples = body.get("samples") if isinstance(body, dict) else None
+    if not isinstance(samples, list):
+        return None
+    rows: list[_Row] = []
+    for sample in samples:
+        if not isinstance(sample, dict) or not sample.get("filepath"):
+            continue
+        meta = sample.get("metadata")
+        meta = meta if isinstance(meta, dict) else {}
+        size = parse_size(meta.get("width"), meta.get("height"))
+        fields = [value for value in sample.values() if _is_detections(value)]
+        # The first field of boxes: exports have `ground_truth`, and predictions beside it.
+        truth = sample.get("ground_truth")
+        chosen = truth if _is_detections(truth) else next(iter(fields), None)
+        detections = None if chosen is None else list(chosen.get("detections") or ())
+        rows.append((str(sample["filepath"]), size, detections))
+    if all(detections is None for _, _, detections in rows):
+        rows = [(name, size, []) for name, size, _ in rows]  # a source of images
+    return rows
+
+
+def _is_detections(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("_cls") == "Detections"
+
+
+def _from_labels(body: Any, source: Path) -> list[_Row] | None:
+    labels = body.get("labels") if isinstance(body, dict) else None
+    if not isinstance(labels, dict) or not isinstance(body.get("classes"), list):
+        return None
+    classes = body["classes"]
+    rows: list[_Row] = []
+    for name, detections in labels.items():
+        if isinstance(detections, list):
+            named = [_named(each, classes) for each in detections]
+            rows.append((f"data/{name}", None, named))
+        else:
+            rows.append((f"data/{name}", None, None))
+    return rows
+
+
+def _named(detection: Any, classes: list[Any]) -> Any:
+    """A detection with its class by name; the export writes numbers."""
+    if isinstance(detection, dict) and isinstance(detection.get("label"), int):
+        number = parse_integer(detection["label"])
+        if 0 <= number < len(classes):
+            return {**detection, "label": str(classes[number])}
+    return detection
+
+
+def _boxes(
+    name: str, detections: list[Any] | None, problems: list[Quarantined]
+) -> tuple[tuple[SourceBox, ...], int]:
+    boxes, failed = [], 0
+    for number, detection in enumerate(detections or (), start=1):
+        detail = f"detection {number}"
+        try:
+            boxes.append(_box(detection, detail))
+        except ValueError as error:
+            failed += 1
+            problems.append(mislabelled(name, f"{detail}: {error}"))
+    return tuple(boxes), failed
+
+
+def _box(detection: Json, detail: str) -> SourceBox:
+    box = detection.get("bounding_box") if isinstance(detection, dict) else None
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError("its bounding_box is not [x, y, width, height]")
+    if detection.get("confidence") is not None:
+        raise ValueError("a model's output with its confidence is no label")
+    x, y, w, h = (parse_number(value, "bounding_box value") for value in box)
+    track = detection.get("index")
+    return SourceBox(
+        name=str(detection.get("label")),
+        corners=(x, y, x + w, y + h),
+        detail=detail,
+        normalised=True,
+        track=None if track is None else str(track),
+    )

@@ -1,0 +1,278 @@
+"""KITTI's object and tracking benchmarks.
+
+Object layout: ``image_2``, ``label_2`` and ``calib`` side by side. Boxes are left, top, right,
+bottom in pixels counted from 0, taken as continuous. The benchmark shuffled its frames, so file
+numbers are not times; frames with the same calibration were recorded in the same session, and form
+a drive. Tracking layout: ``image_02/SEQUENCE/FRAME.png`` at 10 Hz and ``label_02/SEQUENCE.txt``,
+whose lines begin with the frame and the track. Geiger et al., "Are we ready for autonomous
+driving?", CVPR 2012.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.core import digest
+from workbench.core.errors import DataError
+from workbench.data.files import (
+    find_files,
+    find_images,
+    parse_integer,
+    parse_number,
+    read_text,
+    relative_name,
+)
+from workbench.data.readers.lines import image_missing, parse_lines
+from workbench.data.source import (
+    Source,
+    SourceBox,
+    SourceFrame,
+    frame_of_file,
+    left_out_text,
+    mislabelled,
+)
+from workbench.records.frames import UNKNOWN, Calibration, Drive
+from workbench.records.types import Quarantined
+
+_CAMERA = re.compile(r"^image_(\d)$")
+_TRACKING_CAMERA = re.compile(r"^image_(\d\d)$")
+
+# KITTI has levels: fully visible, partly occluded, largely occluded, unknown. The fractions are
+# nominal values chosen here; level 3 (unknown) has none.
+_OCCLUSION = {0: 0.0, 1: 0.4, 2: 0.8}
+
+_OBJECT_COLUMNS = 14  # behind the class
+_TRACKING_PERIOD_US = 100_000
+
+
+def is_kitti(source: Path) -> bool:
+    """Whether there is an ``image_N`` folder, or the tracking layout, in or below ``source``."""
+    return _image_folder(source) is not None or bool(_tracking_labels(source))
+
+
+def read_kitti(source: Path) -> Source:
+    """Frames of the left colour camera (``image_2``), else of the first camera.
+
+    Raises:
+        DataError: There is no ``image_N`` folder.
+    """
+    images = _image_folder(source)
+    if images is not None:
+        return _read_objects(source, images)
+    labels = _tracking_labels(source)
+    if labels:
+        return _read_tracking(source, labels)
+    raise DataError(
+        "no folder image_2, and no folders image_02 and label_02",
+        where=source,
+        hint="Try another --format",
+    )
+
+
+def _read_objects(source: Path, images: Path) -> Source:
+    base, camera = images.parent, images.name.removeprefix("image_")
+    labels, calibs = base / f"label_{camera}", base / "calib"
+    problems: list[Quarantined] = []
+    drives: dict[str, Drive] = {}
+    frames = []
+    files = find_images(images)
+    for file in files:
+        drive = _calibrated_drive(calibs / f"{file.stem}.txt", camera, source, problems)
+        drives[drive.id] = drive
+        label_file = labels / f"{file.stem}.txt"
+        boxes: tuple[SourceBox, ...] = ()
+        failed = 0
+        if label_file.is_file():
+            boxes, failed = parse_lines(label_file, source, _object_box, problems)
+        # File numbers count neither time nor frames of a drive.
+        frame = frame_of_file(file, source, boxes, failed=failed)
+        frames.append(replace(frame, drive=drive.id, counter=None))
+    stems = {file.stem for file in files}
+    for path in find_files(labels, {".txt"}) if labels.is_dir() else ():
+        if path.stem not in stems:
+            boxes, _ = parse_lines(path, source, _object_box, problems)
+            problems.append(image_missing(path, source, boxes))
+    return Source(
+        format="kitti",
+        root=source,
+        frames=tuple(frames),
+        drives=drives,
+        problems=tuple(problems),
+    )
+
+
+def _read_tracking(source: Path, label_files: list[Path]) -> Source:
+    problems: list[Quarantined] = []
+    drives: dict[str, Drive] = {}
+    frames: list[SourceFrame] = []
+    labelled = {(path.parent.parent, path.stem): path for path in label_files}
+    bases = dict.fromkeys(path.parent for path in label_files)
+    for labels in bases:
+        images = labels.parent / labels.name.replace("label_", "image_")
+        camera = images.name.removeprefix("image_0")
+        for folder in sorted(path for path in images.iterdir() if path.is_dir()):
+            path = labelled.pop((labels.parent, folder.name), None)
+            calib = labels.parent / "calib" / f"{folder.name}.txt"
+            found = _calibrated_drive(calib, camera, source, problems)
+            drives[folder.name] = _of_sequence(found, folder.name)
+            frames += _sequence(source, folder, path, problems)
+    for path in labelled.values():
+        problems.append(image_missing(path, source))
+    return Source(
+        format="kitti",
+        root=source,
+        frames=tuple(frames),
+        drives=drives,
+        problems=tuple(problems),
+    )
+
+
+def _of_sequence(drive: Drive, name: str) -> Drive:
+    """The drive of a tracking sequence, which has its own name and a fixed frame rate."""
+    return drive.model_copy(update={"id": name, "time_source": "frame number at 10 Hz (KITTI)"})
+
+
+def _sequence(
+    source: Path, folder: Path, labels: Path | None, problems: list[Quarantined]
+) -> list[SourceFrame]:
+    boxes: dict[int, list[SourceBox]] = defaultdict(list)
+    failed: dict[int, int] = defaultdict(int)
+
+    def add(words: list[str], detail: str) -> SourceBox:
+        number = parse_integer(words[0], "frame number")
+        try:
+            box = _tracking_box(words, detail)
+        except ValueError:
+            failed[number] += 1
+            raise
+        boxes[number].append(box)
+        return box
+
+    if labels is not None:
+        parse_lines(labels, source, add, problems)
+    frames = []
+    for file in find_images(folder):
+        if not file.stem.isdecimal():
+            problems.append(mislabelled(relative_name(file, source), "its name is no frame number"))
+            continue
+        number = int(file.stem)
+        frame = frame_of_file(
+            file, source, tuple(boxes.pop(number, ())), failed=failed.pop(number, 0)
+        )
+        time_us = number * _TRACKING_PERIOD_US
+        frames.append(
+            replace(
+                frame,
+                drive=folder.name,
+                index=number,
+                counter=None,
+                timestamp_us=time_us,
+                clock=None,
+            )
+        )
+    for number, left in sorted(boxes.items()):
+        detail = f"no image of frame {number} in {relative_name(folder, source)}"
+        name = relative_name(labels, source) if labels else folder.name
+        problems.append(
+            Quarantined(file=name, reason="missing", detail=detail + left_out_text(left))
+        )
+    return frames
+
+
+def _image_folder(source: Path) -> Path | None:
+    if not source.is_dir():
+        return None
+    folders = [source, *(path.parent for path in find_images(source))]
+    cameras = [path for path in dict.fromkeys(folders) if _CAMERA.match(path.name)]
+    return min(cameras, key=lambda path: (path.name != "image_2", str(path)), default=None)
+
+
+def _tracking_labels(source: Path) -> list[Path]:
+    """Label files of the tracking layout, of the first camera that has some."""
+    if not source.is_dir():
+        return []
+    files = [
+        path
+        for path in find_files(source, {".txt"})
+        if re.fullmatch(r"label_\d\d", path.parent.name)
+        and (path.parent.parent / path.parent.name.replace("label_", "image_")).is_dir()
+    ]
+    cameras = sorted(
+        {path.parent.name for path in files}, key=lambda name: (name != "label_02", name)
+    )
+    return [path for path in files if path.parent.name == cameras[0]]
+
+
+def _calibrated_drive(path: Path, camera: str, root: Path, problems: list[Quarantined]) -> Drive:
+    if not path.is_file():
+        return Drive(id=UNKNOWN)
+    try:
+        rows = dict(line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
+        matrix = [float(word) for word in rows[f"P{camera}"].split()]
+        fx, cx, fy, cy = matrix[0], matrix[2], matrix[5], matrix[6]
+    except (KeyError, ValueError, IndexError) as error:
+        detail = f"calibration cannot be read ({error!r}); the frame is kept without"
+        problems.append(mislabelled(relative_name(path, root), detail))
+        return Drive(id=UNKNOWN)
+    name = f"calib-{digest.shorten(digest.of_json(matrix))}"
+    calibration = Calibration(id=name, fx=fx, fy=fy, cx=cx, cy=cy)
+    return Drive(id=name, calibration=calibration, sensor=f"image_{camera}")
+
+
+def _object_box(words: list[str], detail: str) -> SourceBox:
+    name, numbers = _split_class(words)
+    if len(numbers) == _OBJECT_COLUMNS + 1:
+        raise ValueError("sixteen columns: a model's output with its score is no label")
+    if len(numbers) != _OBJECT_COLUMNS:
+        raise ValueError(f"{len(numbers) + 1} columns instead of KITTI's 15")
+    truncated = parse_number(numbers[0], "truncation")
+    occluded = parse_integer(numbers[1], "occlusion level")
+    return SourceBox(
+        name=name,
+        corners=_corners(numbers[3:7]),
+        detail=detail,
+        occluded=_OCCLUSION.get(occluded),
+        truncated=truncated if 0 <= truncated <= 1 else None,
+    )
+
+
+def _tracking_box(words: list[str], detail: str) -> SourceBox:
+    name, numbers = _split_class(words[2:])
+    if len(numbers) == _OBJECT_COLUMNS + 1:
+        raise ValueError("eighteen columns: a model's output with its score is no label")
+    if len(numbers) != _OBJECT_COLUMNS:
+        raise ValueError(f"{len(numbers) + 3} columns instead of the 17 of KITTI's tracking labels")
+    track = parse_integer(words[1], "track")
+    return SourceBox(
+        name=name,
+        corners=_corners(numbers[3:7]),
+        detail=detail,
+        occluded=_OCCLUSION.get(parse_integer(numbers[1], "occlusion level")),
+        # A level here: 1 and 2 do not say how much is outside the image.
+        truncated=0.0 if parse_number(numbers[0], "truncation") == 0 else None,
+        track=None if track < 0 else str(track),
+    )
+
+
+def _split_class(words: list[str]) -> tuple[str, list[str]]:
+    """The class, which may have several words ("traffic light"), and the columns behind it."""
+    for count, word in enumerate(words):
+        if count and _is_number(word):
+            return " ".join(words[:count]), words[count:]
+    return " ".join(words), []
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _corners(words: list[str]) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (parse_number(word, "coordinate") for word in words)
+    return left, top, right, bottom

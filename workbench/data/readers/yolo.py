@@ -1,0 +1,194 @@
+"""YOLO: ``class cx cy w h`` per line, in fractions of the image.
+
+Or the corners of a polygon, of which the bounding box is taken, or key points behind the box where
+the description has ``kpt_shape``. Class names come from ``data.yaml`` (any YAML with ``names``),
+``classes.txt`` or ``obj.names``. A line of six numbers has a confidence: it is a prediction, not a
+label, and is quarantined.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbench.core.errors import DataError
+from workbench.data.files import (
+    find_files,
+    find_images,
+    parse_integer,
+    parse_number,
+    read_text,
+    relative_name,
+)
+from workbench.data.readers.lines import image_missing, parse_lines
+from workbench.data.source import (
+    Source,
+    SourceBox,
+    SourceFrame,
+    frame_of_file,
+    left_out_text,
+    mislabelled,
+)
+from workbench.records.types import Quarantined
+
+_NAME_FILES = ("classes.txt", "obj.names")
+_OTHER_FILES = frozenset(
+    {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "notes.txt", "images.txt"}
+)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """Class names by number, and how many numbers of key points follow a box."""
+
+    names: dict[int, str]
+    keypoint_numbers: int = 0
+
+
+def is_yolo(source: Path) -> bool:
+    """Whether there are class names and label files below ``source``."""
+    if not source.is_dir():
+        return False
+    named = any((source / name).is_file() for name in _NAME_FILES) or _from_yaml(source) is not None
+    return named and bool(_label_files(source))
+
+
+def read_yolo(source: Path) -> Source:
+    """Images with the text files of the same names, beside them or in ``labels`` for ``images``.
+
+    Raises:
+        DataError: There are no class names.
+    """
+    parse = partial(_box, description=_describe(source))
+    files = find_images(source)
+    problems: list[Quarantined] = []
+    frames: list[SourceFrame] = []
+    users: dict[Path, list[Path]] = defaultdict(list)
+    labels_of = {file: _labels_path(file, source) for file in files}
+    for file, labels in labels_of.items():
+        if labels is not None:
+            users[labels].append(file)
+    for file, labels in labels_of.items():
+        if labels is None:
+            frames.append(frame_of_file(file, source))
+        elif len(users[labels]) == 1:
+            boxes, failed = parse_lines(labels, source, parse, problems)
+            frames.append(frame_of_file(file, source, boxes, failed=failed))
+        elif file == users[labels][0]:
+            boxes, _ = parse_lines(labels, source, parse, problems)
+            shared = " and ".join(relative_name(each, source) for each in users[labels])
+            detail = f"it may belong to any of {shared}: these images are left out"
+            problems.append(
+                mislabelled(relative_name(labels, source), detail + left_out_text(boxes))
+            )
+    for path in sorted(set(_label_files(source)) - set(users)):
+        boxes, _ = parse_lines(path, source, parse, problems)
+        problems.append(image_missing(path, source, boxes))
+    return Source(format="yolo", root=source, frames=tuple(frames), problems=tuple(problems))
+
+
+def _label_files(source: Path) -> list[Path]:
+    files = [path for path in find_files(source, {".txt"}) if path.name not in _OTHER_FILES]
+    below = [path for path in files if "labels" in path.relative_to(source).parts[:-1]]
+    # README.roboflow.txt and the like lie beside the folders, never beside labels.
+    return below or [path for path in files if not path.name.lower().startswith("readme")]
+
+
+def _labels_path(image: Path, root: Path) -> Path | None:
+    parts = list(image.relative_to(root).parts)
+    folders = [image.parent]
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[:-1][::-1].index("images")
+        folders.insert(0, root.joinpath(*parts[:last], "labels", *parts[last + 1 : -1]))
+    # Some exporters keep the image's suffix: a.png.txt is of a.png only.
+    names = (f"{image.name}.txt", f"{image.stem}.txt")
+    candidates = (folder / name for folder in folders for name in names)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _describe(source: Path) -> _Description:
+    listed = _from_yaml(source)
+    if listed is not None:
+        return listed
+    for name in _NAME_FILES:
+        if (source / name).is_file():
+            try:
+                rows = read_text(source / name).splitlines()
+            except ValueError as error:
+                raise DataError(f"cannot read class names: {error}", where=source / name) from error
+            return _Description({n: row.strip() for n, row in enumerate(rows) if row.strip()})
+    raise DataError(
+        "no class names for YOLO labels",
+        where=source,
+        hint="Add data.yaml with `names`, or classes.txt with one name per line",
+    )
+
+
+def _from_yaml(source: Path) -> _Description | None:
+    files = [*source.glob("*.yaml"), *source.glob("*.yml")]
+    for path in sorted(path for path in files if not path.name.startswith(".")):
+        try:
+            body: Any = yaml.safe_load(read_text(path))
+            names = body.get("names") if isinstance(body, dict) else None
+            if isinstance(names, list):
+                names = dict(enumerate(names))
+            if isinstance(names, dict):
+                return _Description(
+                    {parse_integer(number, "class"): str(name) for number, name in names.items()},
+                    _keypoint_numbers(body.get("kpt_shape")),
+                )
+        except yaml.YAMLError as error:
+            raise DataError(
+                f"cannot read the class names of YOLO labels: {_yaml_problem(error)}",
+                where=path,
+                hint="In double quotes a backslash begins an escape: write Windows paths in single "
+                "quotes or with slashes",
+            ) from error
+        except (OSError, ValueError) as error:
+            what = f"cannot read the class names of YOLO labels: {error}"
+            raise DataError(what, where=path) from error
+    return None
+
+
+def _keypoint_numbers(shape: Any) -> int:
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2:
+        raise ValueError(f"kpt_shape must be [points, numbers per point], not {shape!r}")
+    return parse_integer(shape[0], "kpt_shape") * parse_integer(shape[1], "kpt_shape")
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)
+
+
+def _box(words: list[str], detail: str, description: _Description) -> SourceBox:
+    if len(words) == 1 and "," in words[0]:
+        raise ValueError("its numbers are separated by commas; YOLO separates them by spaces")
+    keypoints = description.keypoint_numbers
+    if keypoints and len(words) == 5 + keypoints:
+        words = words[:5]
+    elif keypoints and len(words) != 5:
+        expected = 5 + keypoints
+        raise ValueError(f"{len(words)} numbers instead of the {expected} that kpt_shape implies")
+    if len(words) == 6:
+        raise ValueError("six numbers: a model's output with its confidence is no label")
+    if len(words) < 5 or len(words) % 2 == 0:
+        raise ValueError(f"{len(words)} numbers are neither a box nor a polygon")
+    number = parse_integer(words[0], "class")
+    values = [parse_number(word, "coordinate") for word in words[1:]]
+    if len(values) == 4:
+        cx, cy, w, h = values
+        corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    else:
+        xs, ys = values[0::2], values[1::2]
+        corners = (min(xs), min(ys), max(xs), max(ys))
+    name = description.names.get(number, f"class {number}")
+    return SourceBox(name=name, corners=corners, detail=detail, normalised=True)
