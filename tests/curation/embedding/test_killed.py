@@ -94,15 +94,15 @@ def test_the_command_reports_what_it_wrote(
         main(["embed", dataset.ref or "", "--role", "pool", "--model", model])
     output = capsys.readouterr()
     assert "31 frames embedded" in output.out
-    assert "left out: 1" in output.out
+    assert "skipped: 1" in output.out
     assert "next: workbench mine" in output.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--role", "pond"], "no such role"),
-        (["--role", "train"], "has no such frames"),
+        (["--role", "pond"], "unknown role"),
+        (["--role", "train"], "no frames with these roles"),
         (["--encoder", "/no/such/folder"], "no such folder"),
         (["--encoder", "/no/such.onnx"], "cannot load the model"),
     ],
