@@ -26,6 +26,10 @@ DETECTOR_KEY = "workbench.detector"
 
 COMPACT = "fpn-anchor-free-1"
 """Name of the model family of the compact detector."""
+LITE0 = "efficientnet-lite0-fpn-1"
+"""Name of the model family with EfficientNet-Lite0 under the compact detector's pyramid."""
+PYRAMID_FAMILIES = (COMPACT, LITE0)
+"""Families with the cell maps and the loss of the compact detector."""
 HUGGING_FACE = "huggingface-detection-1"
 """Name of the model family of the transformers library."""
 
@@ -36,7 +40,8 @@ class DetectorConfig(FrozenModel):
     Attributes:
         architecture: Name of the model family, see `workbench.detection.families`.
         classes: Class names in the order of the output channels.
-        width: Multiplies the number of channels; 1.0 is about 0.9 million parameters.
+        width: Multiplies the number of channels (of the pyramid only, on a pretrained backbone);
+            1.0 is about 0.9 million parameters of the compact detector.
         strides: Network pixels between neighbouring cells, one for each output level.
         score_threshold: Boxes with a lower score are dropped when decoding.
         nms_iou: IoU above which the weaker of two boxes of one class is dropped.

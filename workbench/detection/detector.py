@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn import functional
 from workbench.core.errors import ParameterError
 from workbench.detection.config import DetectorConfig
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "PyramidDetector"]
 
 _STAGE_CHANNELS, _NECK_CHANNELS = (32, 64, 96, 128), 64
 _FIRST_STRIDE = 8
@@ -63,15 +64,21 @@ class DetectionHead(nn.Module):
         return self.cls(self.cls_tower(x)), self.box(self.box_tower(x))
 
 
-class Detector(nn.Module):
-    """The compact detector: images to raw maps.
+class PyramidDetector(nn.Module):
+    """A feature pyramid and heads on a backbone: images to raw maps.
+
+    A subclass builds its backbone, then calls `_build_pyramid` and `_initialise`.
 
     Args:
-        config: Classes, width, depth and strides: (8, 16, 32), (8, 16) or (8,).
+        config: Classes and strides: (8, 16, 32), (8, 16) or (8,).
 
     Raises:
         ParameterError: Other strides.
     """
+
+    laterals: nn.ModuleList
+    smooth: nn.ModuleList
+    heads: nn.ModuleList
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -83,34 +90,50 @@ class Detector(nn.Module):
                 hint="Use (8, 16, 32), (8, 16) or (8,)",
             )
         self.config = config
-        neck = _scaled_channels(_NECK_CHANNELS, config.width)
-        sizes = [
-            _scaled_channels(channels, config.width) for channels in _STAGE_CHANNELS[: levels + 1]
-        ]
-        # One stride-4 convolution: full-resolution maps cost time and gain no accuracy.
-        self.stem = ConvUnit(3, sizes[0], size=7, stride=4)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                ConvUnit(before, after, stride=2),
-                *(
-                    ResidualBlock(after, after if stage < 2 else after // 2)
-                    for _ in range(config.depth)
-                ),
+        self._frozen: list[nn.Module] = []
+
+    def backbone_stages(self) -> list[nn.Module]:
+        """Stages of the backbone from the image on, the stem included."""
+        raise NotImplementedError
+
+    def freeze(self, stages: int, *, norm: bool = False) -> None:
+        """Keep parts of the backbone as they are while the rest is trained.
+
+        Args:
+            stages: The first so many stages are not trained at all.
+            norm: Every batch norm of the backbone keeps its statistics, scale and bias.
+
+        Raises:
+            ParameterError: The backbone has fewer stages.
+        """
+        parts = self.backbone_stages()
+        if stages > len(parts):
+            raise ParameterError(
+                f"{stages} stages cannot be frozen: the backbone has {len(parts)}",
+                where="TrainingConfig.freeze",
             )
-            for stage, (before, after) in enumerate(itertools.pairwise(sizes))
-        )
-        self.laterals = nn.ModuleList(ConvUnit(size, neck, 1) for size in sizes[1:])
-        self.smooth = nn.ModuleList(ConvUnit(neck, neck) for _ in range(levels - 1))
-        self.heads = nn.ModuleList(DetectionHead(neck, len(config.classes)) for _ in range(levels))
-        self._initialise()
+        frozen = parts[:stages]
+        if norm:
+            inner = (module for part in parts for module in part.modules())
+            frozen += [module for module in inner if isinstance(module, nn.BatchNorm2d)]
+        for module in frozen:
+            module.requires_grad_(False)
+        self._frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps ``[n, c, height/stride, width/stride]``, finest first."""
-        x = self.stem(x)
-        maps = []
-        for stage, lateral in zip(self.stages, self.laterals, strict=True):
-            x = stage(x)
-            maps.append(lateral(x))
+        maps = [
+            lateral(level)
+            for lateral, level in zip(self.laterals, self._backbone_maps(x), strict=True)
+        ]
         for level in range(len(maps) - 2, -1, -1):
             coarser = functional.interpolate(maps[level + 1], scale_factor=2.0, mode="nearest")
             maps[level] = self.smooth[level](maps[level] + coarser)
@@ -146,6 +169,18 @@ class Detector(nn.Module):
         for head in self._heads():
             _bias_of(head.cls).data.copy_(torch.log(shares / (1 - shares)))
 
+    def _backbone_maps(self, x: Tensor) -> list[Tensor]:
+        """Maps of the backbone, one for each stride, finest first."""
+        raise NotImplementedError
+
+    def _build_pyramid(self, channels: Sequence[int]) -> None:
+        """Pyramid and heads on backbone maps with these channels."""
+        neck = _scaled_channels(_NECK_CHANNELS, self.config.width)
+        self.laterals = nn.ModuleList(ConvUnit(size, neck, 1) for size in channels)
+        self.smooth = nn.ModuleList(ConvUnit(neck, neck) for _ in channels[1:])
+        classes = len(self.config.classes)
+        self.heads = nn.ModuleList(DetectionHead(neck, classes) for _ in channels)
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -160,6 +195,47 @@ class Detector(nn.Module):
         for head in self.heads:
             assert isinstance(head, DetectionHead)  # noqa: S101 - for the type checker
             yield head
+
+
+class Detector(PyramidDetector):
+    """The compact detector: a small residual backbone under pyramid and heads.
+
+    Args:
+        config: Classes, width, depth and strides.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__(config)
+        sizes = [
+            _scaled_channels(channels, config.width)
+            for channels in _STAGE_CHANNELS[: len(config.strides) + 1]
+        ]
+        # One stride-4 convolution: full-resolution maps cost time and gain no accuracy.
+        self.stem = ConvUnit(3, sizes[0], size=7, stride=4)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                ConvUnit(before, after, stride=2),
+                *(
+                    ResidualBlock(after, after if stage < 2 else after // 2)
+                    for _ in range(config.depth)
+                ),
+            )
+            for stage, (before, after) in enumerate(itertools.pairwise(sizes))
+        )
+        self._build_pyramid(sizes[1:])
+        self._initialise()
+
+    def backbone_stages(self) -> list[nn.Module]:
+        """The stem, then a stage for each stride."""
+        return [self.stem, *self.stages]
+
+    def _backbone_maps(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 def _bias_of(convolution: nn.Conv2d) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.detection.boxes import Floats, clip_boxes, non_maximum_suppression
-from workbench.detection.config import COMPACT, HUGGING_FACE, DetectorConfig
+from workbench.detection.config import COMPACT, HUGGING_FACE, LITE0, DetectorConfig
 
 __all__ = ["Detections", "ModelFamily", "decode", "find_family", "register_family"]
 
@@ -85,7 +85,10 @@ def register_family(family: ModelFamily) -> None:
     Raises:
         ParameterError: The name belongs to another family.
     """
-    if family.name in (COMPACT, HUGGING_FACE) or _REGISTERED.get(family.name, family) != family:
+    if (
+        family.name in (COMPACT, LITE0, HUGGING_FACE)
+        or _REGISTERED.get(family.name, family) != family
+    ):
         raise ParameterError(
             f"model family {family.name!r} already exists",
             where="register_family",
@@ -102,6 +105,8 @@ def find_family(name: str) -> ModelFamily:
     """
     if name == COMPACT:
         return ModelFamily(COMPACT, _build_compact, decode_cells, cell_output_names, 32)
+    if name == LITE0:
+        return ModelFamily(LITE0, _build_lite0, decode_cells, cell_output_names, 32)
     if name == HUGGING_FACE:
         return ModelFamily(
             HUGGING_FACE, _build_hugging_face, decode_queries, lambda config: QUERY_OUTPUTS, 32
@@ -119,6 +124,12 @@ def _build_compact(config: DetectorConfig) -> Any:
     from workbench.detection.detector import Detector
 
     return Detector(config)
+
+
+def _build_lite0(config: DetectorConfig) -> Any:
+    from workbench.detection.efficientnet import Lite0Detector
+
+    return Lite0Detector(config)
 
 
 def _build_hugging_face(config: DetectorConfig) -> Any:

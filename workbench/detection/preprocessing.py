@@ -76,6 +76,11 @@ class Preprocessing(FrozenModel):
     def digest(self) -> str:
         return digest.of_json(self.model_dump(mode="json"))
 
+    @classmethod
+    def imagenet_lite(cls, width: int, height: int) -> Preprocessing:
+        """``(pixel - 127) / 128``, as the weights of EfficientNet-Lite were trained."""
+        return cls(width=width, height=height, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
 
 @dataclass(frozen=True)
 class LetterboxTransform:

@@ -22,7 +22,7 @@ from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE, PROGRAM_FILE
-from workbench.detection.config import COMPACT
+from workbench.detection.config import PYRAMID_FAMILIES
 from workbench.detection.model import Model
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor
 from workbench.detection.preprocessing import (
@@ -350,7 +350,7 @@ def check_targets(comparison: Comparison, matrix: Sequence[PlannedTarget]) -> tu
         "on this CPU"
         for name in (FP32_FILE, INT8_CPU_FILE)
     }
-    if predictor.config.architecture == COMPACT:
+    if predictor.config.architecture in PYRAMID_FAMILIES:
         for name in (INT8_CPU_FILE, INT8_TARGET_FILE):
             if name in files and (findings := bundle.lint_decoding(files[name])):
                 raise ContractError(f"decoding is quantized: {findings[0]}", where=name)

@@ -19,7 +19,7 @@ from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import atomic_replace
 from workbench.detection import families
-from workbench.detection.config import COMPACT, DetectorConfig
+from workbench.detection.config import PYRAMID_FAMILIES, DetectorConfig
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
 from workbench.records.base import Ref
@@ -177,8 +177,8 @@ class TrainingState:
     ) -> None:
         # oneDNN's backward pass crashed on pretrained networks in channels-last order: torch 2.13,
         # DETR, 320 x 192.
-        compact = model.config.architecture == COMPACT
-        self._layout = torch.channels_last if compact else torch.contiguous_format
+        convolutional = model.config.architecture in PYRAMID_FAMILIES
+        self._layout = torch.channels_last if convolutional else torch.contiguous_format
         model = model.to(config.device, memory_format=self._layout).train()
         self.model = model
         self.model_with_loss = wrap_ddp(ModelWithLoss(model, preprocessing, config), config)
@@ -194,14 +194,7 @@ class TrainingState:
         self._averages = [self.average[name] for name in floats]
         self._counters = [(self.average[n], weights[n]) for n in weights.keys() - set(floats)]
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        # Weights decay; biases and the scales of batch norm do not.
-        groups = [
-            {
-                "params": [p for p in self._parameters if p.ndim > 1],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [p for p in self._parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = _parameter_groups(model, config)
         self._optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self._scaler = torch.amp.GradScaler(config.device, enabled=config.precision == "float16")
 
@@ -215,7 +208,7 @@ class TrainingState:
         torch.manual_seed((self._config.seed * _SEED_MULTIPLIER + step * 1009 + self.rank) % 2**63)
         learning_rate = self._config.learning_rate(step, self.total)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_share"]
         self._optimizer.zero_grad(set_to_none=True)
         values = (*self._backward(batch, step), learning_rate)
         if self._scaler.is_enabled():
@@ -327,6 +320,30 @@ class TrainingState:
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
         for averaged, current in self._counters:
             averaged.copy_(current)
+
+
+def _parameter_groups(model: Any, config: TrainingConfig) -> list[Json]:
+    """Parameters with their weight decay and share of the learning rate.
+
+    Weights decay; biases and the scales of batch norm do not. A backbone has its own rate.
+    """
+    backbone: set[int] = set()
+    if config.backbone_rate < 1:
+        stages = model.backbone_stages()
+        backbone = {id(p) for stage in stages for p in stage.parameters()}
+    groups: list[Json] = []
+    for inside in (False, True) if backbone else (False,):
+        trained = [
+            p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside
+        ]
+        share = config.backbone_rate if inside else 1.0
+        for decay, members in (
+            (config.weight_decay, [p for p in trained if p.ndim > 1]),
+            (0.0, [p for p in trained if p.ndim <= 1]),
+        ):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "lr_share": share})
+    return groups
 
 
 def _save_state(folder: Path, tensors: Mapping[str, Tensor], info: Json) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,9 @@ from pydantic import (
 
 from workbench.core.errors import ParameterError
 
+if TYPE_CHECKING:
+    from workbench.detection.preprocessing import Preprocessing
+
 __all__ = [
     "Augmentation",
     "EarlyStopping",
@@ -30,7 +33,21 @@ __all__ = [
 _Share = Annotated[float, Field(ge=0, le=1)]
 _OpenShare = Annotated[float, Field(ge=0, lt=1)]
 
-_MODEL_SIZES = {"nano": (0.5, 1), "small": (1.0, 1), "medium": (1.5, 2)}
+_MODEL_SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"steps": 900, "width": 0.5},
+    "small": {"steps": 900},
+    "medium": {"steps": 900, "width": 1.5, "depth": 2},
+    # Chosen by AP50 on real rides for equal CPU time, see docs/how-to/training.md.
+    "lite0": {
+        "backbone": "lite0",
+        "steps": 300,
+        "lr": 3e-3,
+        "freeze": 2,
+        "freeze_norm": True,
+        "backbone_rate": 0.2,
+    },
+}
+_INPUT_SIZES = {"compact": (320, 192), "lite0": (416, 256)}
 _FINAL_LR_SHARE = {"one-cycle": 0.002, "cosine": 0.01}
 _RUNTIME_ONLY = {"memory_mib", "limit_mib", "keep_minutes"}
 _ALWAYS_RECORDED = {
@@ -201,6 +218,12 @@ class TrainingOptions(_Settings):
     """Micro-batches that a step is split into, so that a large batch fits into little memory."""
     processes: Annotated[int, Field(gt=0)] = 1
     """Processes that share each step (DDP)."""
+    freeze: Annotated[int, Field(ge=0)] = 0
+    """Stages of the backbone, the stem first, that stay as they are."""
+    freeze_norm: bool = False
+    """Whether every batch norm of the backbone keeps its statistics, scale and bias."""
+    backbone_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of the backbone as a share of ``lr``."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device to train on."""
     memory_mib: Annotated[int, Field(gt=0)] = 1024
@@ -225,8 +248,10 @@ class TrainingConfig(TrainingOptions):
     """Frames per step over all processes."""
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Highest learning rate of the schedule."""
+    backbone: Literal["compact", "lite0"] = "compact"
+    """The compact detector's own backbone, or EfficientNet-Lite0 with its ImageNet weights."""
     width: Annotated[float, Field(gt=0)] = 1.0
-    """Width of the compact detector, see `DetectorConfig`."""
+    """Width of the detector, see `DetectorConfig`."""
     depth: Annotated[int, Field(gt=0)] = 1
     """Depth of the compact detector, see `DetectorConfig`."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -257,11 +282,11 @@ class TrainingConfig(TrainingOptions):
 
     @classmethod
     def sized(cls, size: str, **settings: Any) -> TrainingConfig:
-        """Configuration for the compact detector ``nano``, ``small`` or ``medium``.
+        """Configuration for a model size: ``nano``, ``small``, ``medium`` or ``lite0``.
 
         Args:
-            size: Name of the model size.
-            settings: Other fields.
+            size: Name of the model size; ``lite0`` has a pretrained backbone.
+            settings: Other fields; None keeps the default of the size.
 
         Raises:
             ParameterError: Unknown size, or a field's value is not allowed.
@@ -272,8 +297,23 @@ class TrainingConfig(TrainingOptions):
                 where="TrainingConfig",
                 hint=f"Sizes: {', '.join(_MODEL_SIZES)}",
             )
-        width, depth = _MODEL_SIZES[size]
-        return cls(width=width, depth=depth, **settings)
+        given = {name: value for name, value in settings.items() if value is not None}
+        return cls(**_MODEL_SIZES[size] | given)
+
+    def preprocessing(self, width: int = 0, height: int = 0) -> Preprocessing:
+        """The input contract of this detector.
+
+        Args:
+            width: Of the network input in pixels; 0 for the default of the detector.
+            height: Of the network input in pixels; 0 for the default of the detector.
+        """
+        from workbench.detection.preprocessing import Preprocessing
+
+        default = _INPUT_SIZES[self.backbone]
+        size = {"width": width or default[0], "height": height or default[1]}
+        if self.backbone == "lite0":
+            return Preprocessing.imagenet_lite(**size)
+        return Preprocessing(**size)
 
     def steps_for(self, frames: int) -> int:
         """Optimizer steps for a dataset of ``frames`` frames."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.detection.config import (
-    COMPACT,
+    PYRAMID_FAMILIES,
     ComputesLosses,
     DetectorConfig,
     GroundTruthBatch,
@@ -227,8 +227,8 @@ def wrap_ddp(model: ModelWithLoss, config: TrainingConfig) -> Any:
     if config.processes == 1:
         return model
     # Pretrained networks can have parameters without a gradient: heads that their loss leaves out.
-    compact = model.model.config.architecture == COMPACT
-    return DistributedDataParallel(model, find_unused_parameters=not compact)
+    known = model.model.config.architecture in PYRAMID_FAMILIES
+    return DistributedDataParallel(model, find_unused_parameters=not known)
 
 
 @contextlib.contextmanager

