@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,10 @@ class ConvNorm(nn.Module):
         if self._pad is not None:
             x = functional.pad(x, self._pad)
         if self.training and not self.norm.training:
-            return self.act(self._folded(x))
-        out: Tensor = self.act(self.norm(self.conv(x)))
+            x = self._folded(x)
+        else:
+            x = self.norm(self.conv(x))
+        out: Tensor = self.act(x)
         return out
 
     def _folded(self, x: Tensor) -> Tensor:
@@ -202,7 +205,8 @@ class Lite0Detector(PyramidDetector):
         self._initialise()
         self.supplier: Supplier | None = None
         # The depthwise convolutions are five times as fast in this memory format, ten in training.
-        self.to(memory_format=torch.channels_last)
+        module: Any = self  # torch's types leave this argument out
+        module.to(memory_format=torch.channels_last)
 
     def backbone_stages(self) -> list[nn.Module]:
         """The stem, then the seven stages of the network."""
