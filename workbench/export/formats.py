@@ -385,6 +385,7 @@ def verify_openvino(
             f"OpenVINO is {least:.1f} dB from ONNX Runtime, at least {_OPENVINO_MIN_DB:g} dB "
             "is required",
             where=OPENVINO_XML,
+            hint="On a CPU without VNNI, OpenVINO's 8-bit sums saturate: export on one with VNNI",
         )
     difference = "equal" if least >= MAX_DB else f"{least:.0f} dB apart at worst"
     return f"run on this CPU in OpenVINO, {difference} from ONNX Runtime on {len(batch)} frames"

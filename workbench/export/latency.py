@@ -68,7 +68,7 @@ def measure_latency(models: Mapping[str, bytes], *, runs: int = 40, threads: int
         for name, predictor in predictors.items():
             times[name].append(_elapsed_ms(lambda predictor=predictor: predictor.raw(frame)))  # type: ignore[misc]
     return {
-        "cpu": _cpu_info(),
+        "cpu": cpu_info(),
         "threads": threads,
         "runs": runs,
         "models": {name: _distribution(values) for name, values in times.items()},
@@ -172,7 +172,7 @@ def _distribution(times: list[float]) -> dict[str, float]:
     }
 
 
-def _cpu_info() -> Json:
+def cpu_info() -> Json:
     """Name of the CPU, and its features that decide the speed of INT8."""
     facts: dict[str, str] = {}
     source = Path("/proc/cpuinfo")
