@@ -119,9 +119,11 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
         "format": ingested.format,
         **_dataset_summary(dataset),
         "quarantined": dict(Counter(entry.reason for entry in ingested.quarantine)),
+        "notes": list(ingested.notes),
         "hint": hint,
     }
     text = [f"{version}  {ref}", *_dataset_lines(dataset), *_quarantine_lines(ingested.quarantine)]
+    text += [f"note: {note}" for note in ingested.notes]
     if hint:
         text.append(f"next: to map the unknown classes, ingest with {hint}")
     text.append(f"next: workbench datasets show {version}")

@@ -217,6 +217,7 @@ def collect(
     """
     from workbench import labeling
     from workbench.records.dataset import load_dataset
+    from workbench.records.references import register_dataset
     from workbench.records.types import LabelBatch, LabelSet
 
     workspace = find_workspace()
@@ -240,6 +241,7 @@ def collect(
             ).ref
         else:
             version = labeling.merge(store, parent, labels).ref
+    name = None if version is None else str(register_dataset(workspace, version))
     result = {
         "labels": labels,
         "batch": batch,
@@ -250,12 +252,13 @@ def collect(
         "agreement": record.agreement,
         "simulated": record.simulated,
         "dataset": version,
+        "version": name,
     }
     boxes, skipped = counted(record.labels, "box", "boxes"), counted(len(record.skipped), "frame")
     lines = [f"{labels}: {boxes}, {skipped} skipped"]
     lines += [f"  {_annotator_text(annotator)}" for annotator in record.annotators]
     if version:
-        lines.append(f"  new dataset version: {version}")
+        lines.append(f"  new dataset version: {name}  {version}")
     print_result(result, as_json=as_json, text="\n".join(lines))
 
 

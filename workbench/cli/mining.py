@@ -265,7 +265,7 @@ def _parse_quotas(texts: tuple[str, ...]) -> dict[str, int]:
     quotas = {}
     for text in texts:
         condition, _, count = text.rpartition("=")
-        if not condition or not count.isdigit():
+        if not condition or not count.isdecimal():
             raise ParameterError(
                 "invalid --quota", where=text, hint="Write CONDITION=FRAMES, such as night=20"
             )

@@ -12,7 +12,7 @@ import click
 
 from workbench.cli.common import info, json_option, print_result, progress_bar
 from workbench.core import digest
-from workbench.core.errors import ParameterError, VerificationError
+from workbench.core.errors import ParameterError, RecordError, VerificationError
 from workbench.core.text import counted
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
@@ -98,7 +98,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     checked = [_verify_bundle(workspace, name, key, signed=signed) for name in (bundle, *others)]
     opened = [load_bundle(folder, file=model, threads=threads) for folder, _ in checked]
     runtime = Runtime(opened, budget_ms=budget_ms, score=score)
-    drawer = session.AnswerDrawer(draw) if draw else None
+    names = [source.file for source in sources]
+    drawer = session.AnswerDrawer(draw, files=names) if draw else None
     with progress_bar("predict") as progress:
         summary = session.run_session(
             runtime, sources, output=output, draw=drawer, progress=progress
@@ -151,11 +152,18 @@ def _open_sources(workspace: Workspace, src: str) -> list[InputFrame]:
     from workbench.records.store import Store
 
     path = Path(src)
-    if path.exists() or "/" in src or path.suffix:
+    if path.exists():
         return frames_from_path(path)
-    name, _, drive = src.partition(":")
-    dataset = load_dataset(Store(workspace), resolve_dataset(workspace, name))
-    return frames_from_dataset(workspace, dataset, drive or None)
+    start = len("sha256:") if src.startswith("sha256:") else 0
+    name, _, drive = src[start:].partition(":")
+    try:
+        ref = resolve_dataset(workspace, src[:start] + name)
+    except RecordError:
+        # A path that does not exist, rather than a name that is not known.
+        if not drive and ("/" in src or path.suffix):
+            return frames_from_path(path)
+        raise
+    return frames_from_dataset(workspace, load_dataset(Store(workspace), ref), drive or None)
 
 
 def _predict_text(result: Json) -> str:
@@ -164,6 +172,11 @@ def _predict_text(result: Json) -> str:
     lines = [f"{frames}, {boxes}: {statuses}"]
     if result["resumed"]:
         lines.append(f"{counted(result['resumed'], 'frame')} from the session before")
+    if result["turned"]:
+        lines.append(
+            f"{counted(result['turned'], 'image')} with an EXIF orientation, which is not applied: "
+            "boxes are in the pixels as stored"
+        )
     times = result["latency_ms"]
     if times:
         lines.append(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from workbench.core import digest
 
-__all__: list[str] = []
+__all__ = ["open_rgb"]
 
 # The suffix comes from the content: a PNG named .jpg is stored as .png.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}
@@ -40,6 +40,7 @@ class StoredImage:
         width: Pixels.
         height: Pixels.
         position: Latitude and longitude from EXIF, in degrees (WGS 84).
+        brightest: Largest value of a 16-bit image.
     """
 
     id: str
@@ -47,6 +48,27 @@ class StoredImage:
     height: int
     suffix: str
     position: tuple[float, float] | None = None
+    brightest: int | None = None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB; of 16-bit grey values the high byte, where Pillow clips to white."""
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    import numpy as np
+
+    values = np.asarray(image).astype(np.int64)
+    return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Decode an image file as 8-bit RGB, see `to_rgb`.
+
+    Raises:
+        OSError: The file is missing or not a readable image.
+    """
+    with Image.open(path) as image:
+        return to_rgb(image)
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,8 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 image.load()
                 width, height, suffix = *image.size, _SUFFIXES[str(image.format)]
+                wide = image.mode.startswith("I;16")
+                brightest = int(str(image.getextrema()[1])) if wide else None
                 # Parsing EXIF costs time even if there is none.
                 tagged = "exif" in image.info or suffix == ".tiff"
                 turned = image.getexif().get(_ORIENTATION, 1) if tagged else 1
@@ -92,7 +116,7 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
     if size is not None and size != (width, height):
         claim = f"annotated as {size[0]}x{size[1]}, the image is {width}x{height}"
         return RejectedImage("mislabelled", claim)
-    picture = StoredImage(digest.of_bytes(data), width, height, suffix, position)
+    picture = StoredImage(digest.of_bytes(data), width, height, suffix, position, brightest)
     _write_once(data, Path(media) / picture.id[:2] / f"{picture.id}{picture.suffix}")
     return picture
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data import readers
@@ -47,6 +48,8 @@ image, scale or convention, and is quarantined.
 _MIN_SIDE_PX = 1.0
 """Boxes with a shorter side are quarantined."""
 
+_MAX_12_BIT = 4095
+
 _CHUNK_SIZE = 16
 _MIN_FRAMES_FOR_PROCESSES = 64
 _DATASET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -63,12 +66,14 @@ class IngestResult:
         quarantine: Inputs that were left out.
         sources: File name in the source, by frame id.
         format: Format of the source.
+        notes: What is unusual about inputs that were taken.
     """
 
     dataset: Dataset
     quarantine: tuple[Quarantined, ...]
     sources: dict[Digest, str]
     format: str = UNKNOWN
+    notes: tuple[str, ...] = ()
 
     def save(self, store: Store, dataset: Dataset | None = None) -> Ref:
         """Save a dataset version with the quarantine.
@@ -188,6 +193,7 @@ class _DatasetBuilder:
         self._schema = schema
         self._frames: dict[Digest, tuple[Frame, SourceFrame]] = {}
         self._labels: list[Label] = []
+        self._dark: list[str] = []  # 16-bit images that use few of their levels
         self._quarantine: list[Quarantined] = list(source.problems)
 
     def add(self, source: SourceFrame, image: _ImageResult) -> None:
@@ -199,6 +205,8 @@ class _DatasetBuilder:
             detail = f"the same bytes as {other}{left_out_text(source.boxes)}"
             self._reject(source, "duplicate", detail)
             return
+        if image.brightest is not None and image.brightest <= _MAX_12_BIT:
+            self._dark.append(source.name)
         frame = Frame(
             id=image.id,
             drive=source.drive,
@@ -274,7 +282,19 @@ class _DatasetBuilder:
             simulated=any(drive.simulated for drive in drives),
         )
         names = {frame.id: source.name for frame, source in self._frames.values()}
-        return IngestResult(dataset, tuple(self._quarantine), names, self._source.format)
+        return IngestResult(
+            dataset, tuple(self._quarantine), names, self._source.format, self._notes()
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        if not self._dark:
+            return ()
+        images = counted(len(self._dark), "16-bit image")
+        return (
+            f"{images} with no value above {_MAX_12_BIT}, such as {self._dark[0]}: nearly black, "
+            "because only the high byte of 16 bits is used; if they have 12 bits, multiply their "
+            "values by 16",
+        )
 
     def _drive(self, drive_id: str) -> Drive:
         return self._source.drives.get(drive_id) or Drive(id=drive_id)

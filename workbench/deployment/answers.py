@@ -49,7 +49,7 @@ class Answer(FrozenModel):
         by: Source of the boxes: bundles, or the fallback rule.
         age: Frames since a model last answered in time; 0 for its own answer.
         ms: Time of preprocessing, network and decoding; None where no model ran.
-        why: Reason for any status but ``ok``.
+        why: Reason for any status but ``ok``, or what to know about the image.
         frame: Digest of the frame, if it is in a dataset.
     """
 

@@ -23,13 +23,15 @@ from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image
-from workbench.data.files import IMAGE_SUFFIXES
+from workbench.data.files import IMAGE_SUFFIXES, find_images
 from workbench.deployment.answers import Answer, AnswerStatus
 from workbench.deployment.runtime import Runtime
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
 
 __all__ = ["InputFrame", "frames_from_dataset", "frames_from_path", "run_session"]
+
+_ORIENTATION_TAG = 0x0112
 
 _READ_AHEAD = 3
 """Decoded images per decoding thread in the queue."""
@@ -69,8 +71,7 @@ def frames_from_path(path: Path) -> list[InputFrame]:
         InputFrame(
             file, file.relative_to(path).as_posix(), file.relative_to(path).parent.as_posix()
         )
-        for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        for file in find_images(path)
     ]
     if not frames:
         raise ParameterError(
@@ -95,12 +96,14 @@ def frames_from_dataset(
         raise ParameterError(
             f"no drive {drive!r} in {dataset.name}", where=dataset.ref, hint=f"Drives: {known} …"
         )
-    return [
-        InputFrame(
-            media_path(workspace, frame), f"{frame.drive}/{frame.index:06d}", frame.drive, frame.id
-        )
-        for frame in sorted(frames, key=lambda frame: (frame.drive, frame.index))
-    ]
+    counts = Counter((frame.drive, frame.index) for frame in frames)
+    sources = []
+    for frame in sorted(frames, key=lambda frame: (frame.drive, frame.index, frame.id)):
+        name = f"{frame.drive}/{frame.index:06d}"
+        if counts[frame.drive, frame.index] > 1:  # frames without numbers
+            name += f"-{frame.id[:12]}"
+        sources.append(InputFrame(media_path(workspace, frame), name, frame.drive, frame.id))
+    return sources
 
 
 def decode_ahead(
@@ -129,7 +132,23 @@ def _image_or_error(path: Path) -> Pixels | DataError:
 def _natural_order(name: str) -> list[tuple[int, str]]:
     """``frame10`` after ``frame9``."""
     parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    # Not isdigit: "²" is a digit of which int() knows nothing.
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+_TURNED = "EXIF orientation "
+
+
+def _orientation_note(path: Path) -> str:
+    """A sentence about an image that viewers turn; empty for others."""
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    if orientation in (0, 1):
+        return ""
+    return f"{_TURNED}{orientation} is not applied: boxes are in the pixels as stored"
 
 
 DrawAnswer = Callable[[Pixels, Answer], None]
@@ -144,6 +163,7 @@ class SessionSummary:
         resumed: Answers that were in the output file already.
         statuses: Number of answers by status.
         boxes: Number of boxes.
+        turned: Images with an EXIF orientation, which is not applied.
         ms: Time of each frame in this process.
         seconds: Duration in this process.
     """
@@ -152,6 +172,7 @@ class SessionSummary:
     resumed: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     boxes: int = 0
+    turned: int = 0
     ms: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -160,6 +181,7 @@ class SessionSummary:
         self.frames += 1
         self.statuses[answer.status] += 1
         self.boxes += len(answer.boxes)
+        self.turned += answer.why.startswith(_TURNED)
         if answer.ms is not None:
             self.ms.append(answer.ms)
 
@@ -172,6 +194,7 @@ class SessionSummary:
             "resumed": self.resumed,
             "statuses": {status: self.statuses[status] for status in AnswerStatus},
             "boxes": self.boxes,
+            "turned": self.turned,
             "latency_ms": None
             if not len(times)
             else {
@@ -219,6 +242,9 @@ def run_session(
             answer = runtime.answer(
                 image, file=source.file, sequence=source.sequence, frame=source.frame
             )
+            if answer.status is AnswerStatus.OK and source.frame is None:
+                # Ingest refuses turned images; here the boxes are in the pixels as stored.
+                answer = answer.model_copy(update={"why": _orientation_note(source.path)})
             summary.add(answer)
             if stream:
                 stream.write(_json_line(answer.model_dump(mode="json")))
@@ -306,16 +332,27 @@ def _json_line(value: dict[str, Any]) -> bytes:
 _MIN_DRAWN_SCORE = 0.25
 
 
+def _without_suffix(file: str) -> str:
+    path = Path(file)
+    return str(path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path)
+
+
 class AnswerDrawer:
     """Writes ``FOLDER/FILE.jpg`` with the boxes of each answer; thin where a rule answered.
 
+    Where files differ in their suffixes only, the suffix is kept: ``a.png.jpg``.
+
     Args:
         folder: Where to write.
+        files: Names of all files that are answered.
         score: Boxes with a lower score are not drawn.
     """
 
-    def __init__(self, folder: Path, *, score: float = _MIN_DRAWN_SCORE) -> None:
+    def __init__(
+        self, folder: Path, *, files: Sequence[str] = (), score: float = _MIN_DRAWN_SCORE
+    ) -> None:
         self._folder, self._score = folder, score
+        self._same_stem = Counter(_without_suffix(file) for file in files)
 
     def __call__(self, image: Pixels, answer: Answer) -> None:
         drawn = Image.fromarray(np.ascontiguousarray(image))
@@ -331,6 +368,10 @@ class AnswerDrawer:
                 f"{answer.status}: {answer.by}, {counted(answer.age, 'frame')} old",
                 fill="red",
             )
-        path = self._folder / f"{Path(answer.file).with_suffix('')}.jpg"
+        stem = _without_suffix(answer.file)
+        name = answer.file if self._same_stem[stem] > 1 else stem
+        # A drive may have any name; nothing is written outside the folder.
+        inside = [part for part in Path(name).parts if part not in ("..", "/")]
+        path = self._folder.joinpath(*inside[:-1], f"{inside[-1]}.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.save(path, quality=90)

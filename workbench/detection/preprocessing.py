@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from workbench.core import digest
 from workbench.core.errors import ContractError, DataError
 from workbench.core.types import Json
+from workbench.data.images import open_rgb
 from workbench.detection.boxes import Floats
 from workbench.records.base import FrozenModel
 
@@ -118,11 +119,7 @@ def load_rgb(path: Path) -> Pixels:
         DataError: The file is missing or not a readable image.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):  # Pillow's own conversion clips to white
-                high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-                return np.repeat(high[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+        return np.asarray(open_rgb(path))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"image cannot be read: {error}",

@@ -16,7 +16,13 @@ import numpy as np
 from workbench.core import digest
 from workbench.core.types import Json
 from workbench.detection import boxes
-from workbench.labeling.regions import DrawnObject, InvalidRegion, parse_result, rotated_corners
+from workbench.labeling.regions import (
+    DrawnObject,
+    InvalidRegion,
+    parse_result,
+    rotated_corners,
+    without_copies,
+)
 from workbench.records.base import Digest, FrozenModel, Ref
 from workbench.records.frames import (
     Frame,
@@ -175,7 +181,7 @@ def _parse_answer(
     annotator = _annotator_of(annotation, users)
     skipped = bool(annotation.get("was_cancelled"))
     result = [] if skipped else annotation.get("result") or []
-    parsed = parse_result(result, frame.width, frame.height, schema)
+    parsed = without_copies(parse_result(result, frame.width, frame.height, schema))
     return Answer(
         frame=frame.id,
         annotator=annotator,

@@ -182,7 +182,7 @@ def _retry_after_s(error: BaseException | None) -> float | None:
     response = getattr(error, "response", None)
     headers = getattr(response, "headers", None) or getattr(error, "headers", None) or {}
     value = {str(key).lower(): value for key, value in headers.items()}.get("retry-after", "")
-    return min(float(value), _MAX_RETRY_AFTER_S) if str(value).isdigit() else None
+    return min(float(value), _MAX_RETRY_AFTER_S) if str(value).isdecimal() else None
 
 
 def _service_error(url: str, error: Exception) -> ServiceError:

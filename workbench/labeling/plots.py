@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
+from workbench.data.images import open_rgb
 from workbench.labeling.batches import sent_predictions
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
@@ -126,8 +125,7 @@ def _frame_grid(
 ) -> Any:
     figure, grid = image_grid(len(frames))
     for axis, frame in zip(grid, frames, strict=False):
-        with Image.open(media_path(workspace, frame)) as image:
-            axis.imshow(image.convert("RGB"))
+        axis.imshow(open_rgb(media_path(workspace, frame)))
         for colour, boxes in layers:
             draw_boxes(axis, (box.xyxy for box in boxes.get(frame.id, ())), colour)
         axis.set_title(f"{frame.drive} #{frame.index}", fontsize=8)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from pydantic import BaseModel
 
 from workbench.core import digest
@@ -21,6 +21,7 @@ from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.data.drawing import draw_box_on_image
+from workbench.data.images import open_rgb
 from workbench.labeling import label_config, sync
 from workbench.labeling.server import MAX_TITLE_LENGTH, LabelStudio, Project
 from workbench.records.base import Ref, digest_of
@@ -165,6 +166,9 @@ def _labeler_instruction(batch: LabelBatch) -> str:
 # its own credentials when a labeler opens the task, so no export contains a signature.
 
 
+_NOT_SHOWN_BY_BROWSERS = frozenset({".tif", ".tiff"})
+
+
 def remote_media_url() -> str | None:
     """Remote folder of the images (``s3://``, ``gs://`` or ``azure-blob://``), None if local.
 
@@ -192,6 +196,12 @@ def image_address(workspace: Workspace, frame: Frame) -> str:
         DataError: The image file is missing.
     """
     base = remote_media_url()
+    if base and frame.suffix in _NOT_SHOWN_BY_BROWSERS:
+        raise DataError(
+            f"browsers cannot show the {frame.suffix} image of a frame",
+            where=f"{frame.drive} #{frame.index}",
+            hint="Save the images as PNG and ingest again, or label with images on this machine",
+        )
     if base:
         return f"{base}/{frame.id[:2]}/{frame.id}{frame.suffix}"
     path = media_path(workspace, frame)
@@ -201,8 +211,23 @@ def image_address(workspace: Workspace, frame: Frame) -> str:
             where=path,
             hint="Ingest the drives again; frame ids stay the same",
         )
+    if frame.suffix in _NOT_SHOWN_BY_BROWSERS:
+        path = _png_of(path)
     # Relative to the server, so that the server may move to another address.
     return f"/data/local-files/?d={path.relative_to(workspace.served).as_posix()}"
+
+
+def _png_of(path: Path) -> Path:
+    """A PNG of the same pixels beside an image, written once."""
+    png = path.with_suffix(".view.png")
+    if not png.is_file():
+        try:
+            content = io.BytesIO()
+            open_rgb(path).save(content, "PNG")
+        except (OSError, ValueError) as error:
+            raise DataError(f"image cannot be read: {error}", where=path) from error
+        write_atomic(png, content.getvalue())
+    return png
 
 
 def attach_images(server: LabelStudio, project_id: int, workspace: Workspace) -> None:
@@ -321,8 +346,7 @@ def _crop_example(workspace: Workspace, frame: Frame, box: Box) -> bytes | None:
         min(frame.height, round(y2 + margin)),
     )
     try:
-        with Image.open(media_path(workspace, frame)) as image:
-            crop = image.convert("RGB").crop(view)
+        crop = open_rgb(media_path(workspace, frame)).crop(view)
     except (OSError, UnidentifiedImageError):
         return None
     outline = (x1 - view[0], y1 - view[1], x2 - view[0], y2 - view[1])

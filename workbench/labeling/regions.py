@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from workbench.core.types import Json
 from workbench.labeling import label_config
@@ -32,6 +32,9 @@ _UPRIGHT_TOLERANCE_PX = 0.01
 """Distance of a corner from the upright box up to which a rotation counts as a quarter turn."""
 
 _ANSWER_TYPES = ("choices", "textarea")
+
+_RELATION = "relation"
+"""A line between two regions, which has no shape of its own."""
 
 _Corners = tuple[Point, Point, Point, Point]
 _Shape = tuple[Box, RotatedBox | None, tuple[Point, ...] | None]
@@ -170,7 +173,7 @@ def parse_result(
     parsed = [
         _parse_shape(region, width, height, schema, answers.get(region.get("id", ""), {}))
         for region in result
-        if region.get("type") not in _ANSWER_TYPES
+        if region.get("type") not in (*_ANSWER_TYPES, _RELATION)
     ]
     return ParsedResult(
         tuple(one for one in parsed if isinstance(one, DrawnObject)),
@@ -178,6 +181,21 @@ def parse_result(
         choices,
         "\n".join(comments) or None,
     )
+
+
+def without_copies(parsed: ParsedResult) -> ParsedResult:
+    """One object where a copy lies on top of it; a copy with other answers is invalid."""
+    objects: list[DrawnObject] = []
+    invalid = list(parsed.invalid)
+    first: dict[Any, DrawnObject] = {}
+    for one in parsed.objects:
+        original = first.setdefault((one.cls, one.box, one.turned, one.polygon), one)
+        if original is one:
+            objects.append(one)
+        elif replace(one, region=original.region) != original:
+            detail = f"the same shape as region {original.region} with other answers"
+            invalid.append(InvalidRegion(one.region, "mislabelled", detail))
+    return replace(parsed, objects=tuple(objects), invalid=tuple(invalid))
 
 
 def _answer_text(region: Region) -> str | None:
@@ -235,7 +253,8 @@ def _format_problem(region: Region, width: int, height: int, schema: LabelSchema
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         return "position or size is not a number"
     size = (region.get("original_width"), region.get("original_height"))
-    if size != (width, height):
+    # Shapes are in percent: annotations written through the API without a size are complete.
+    if size not in ((width, height), (None, None)):
         return f"drawn on an image of {size[0]}x{size[1]}, the frame is {width}x{height}"
     if region.get("image_rotation"):
         return "the image was rotated while drawing; rotate it back and draw again"

@@ -17,6 +17,8 @@ from __future__ import annotations
 import ast
 import copy
 import importlib
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
@@ -32,6 +34,7 @@ from workbench.core.types import Json
 
 __all__: list[str] = []
 
+_MAX_EXACT_INTEGER = 2**53
 _BUILTIN_TYPES = ("bool", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
 _TYPING_TYPES = ("Annotated", "Any", "Dict", "List", "Literal", "Optional", "Set", "Tuple", "Union")
 _DATETIME_TYPES = ("date", "datetime", "time", "timedelta")
@@ -130,7 +133,7 @@ def parameters_model(
             raise _cell_error("a default must be a literal", statement, where) from error
         fields[name] = (annotation, default)
     try:
-        model: type[BaseModel] = create_model("Parameters", __config__=_MODEL_CONFIG, **fields)
+        model = _create_model(_MODEL_CONFIG, fields)
     except (TypeError, ValueError, NameError, AttributeError, PydanticUserError) as error:
         reason = str(error).splitlines()[0]
         raise ContractError(
@@ -152,11 +155,21 @@ def untyped_parameters_model(source: str) -> type[BaseModel]:
         statements = []
     for statement in statements:
         if isinstance(statement, ast.Assign):
-            fields.update({t.id: (Any, None) for t in statement.targets if isinstance(t, ast.Name)})
+            for target in statement.targets:  # of `left, right = 1, 2` as well
+                names = (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+                if isinstance(target, ast.Name | ast.Tuple | ast.List):
+                    fields.update(dict.fromkeys(names, (Any, None)))
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             fields[statement.target.id] = (Any, None)
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    model: type[BaseModel] = create_model("Parameters", __config__=config, **fields)
+    return _create_model(config, fields)
+
+
+def _create_model(config: ConfigDict, fields: dict[str, Any]) -> type[BaseModel]:
+    with warnings.catch_warnings():
+        # A parameter may be named like a method of pydantic's that nobody calls, such as `schema`.
+        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
+        model: type[BaseModel] = create_model("Parameters", __config__=config, **fields)
     return model
 
 
@@ -164,10 +177,13 @@ def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> J
     """All parameters as JSON values, defaults filled in.
 
     Raises:
-        ParameterError: Unknown names or invalid values; the message lists each of them.
+        ParameterError: Unknown names, invalid values, or numbers that a record cannot hold; the
+            message lists each of them.
     """
     try:
-        return model.model_validate(given).model_dump(mode="json")
+        checked = model.model_validate(given)
+        _check_recordable(checked.model_dump(), where)
+        return checked.model_dump(mode="json")
     except ValidationError as error:
         problems = error.errors()
         unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
@@ -176,6 +192,40 @@ def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> J
             where=where,
             hint=did_you_mean(unknown[0] if unknown else "", model.model_fields),
         ) from error
+
+
+def _check_recordable(values: Json, where: str) -> None:
+    """Reject numbers that JSON would change in silence: NaN becomes null, 2^53 + 1 another number.
+
+    Raises:
+        ParameterError: A value is or contains such a number.
+    """
+    problems = []
+    for name, value in values.items():
+        number = _unrecordable_number(value)
+        if number is not None:
+            limit = "an integer of 2^53 or more" if isinstance(number, int) else "not a number"
+            problems.append(f"parameter {name!r}: {number} is {limit} and cannot be recorded")
+    if problems:
+        raise ParameterError(
+            "; ".join(problems),
+            where=where,
+            hint="Pass it as text, such as '1e30' or 'nan', and convert it in the notebook",
+        )
+
+
+def _unrecordable_number(value: Any) -> float | int | None:
+    """The first number in ``value`` that JSON cannot hold exactly."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    if isinstance(value, int):
+        return value if abs(value) >= _MAX_EXACT_INTEGER else None
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        numbers = (_unrecordable_number(each) for each in value)
+        return next((number for number in numbers if number is not None), None)
+    return None
 
 
 def describe_value_error(problem: Any) -> str:

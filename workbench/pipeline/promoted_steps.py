@@ -114,7 +114,7 @@ def resolve_step(project: Path, reference: str) -> PromotedStep:
         )
     name, which = match.groups()
     _require_step(project, name)
-    if which.isdigit():
+    if which.isdecimal():
         return load_step(project, name, int(which))
     aliases = current_aliases(project, name)
     if which not in aliases:
@@ -169,7 +169,7 @@ def list_versions(project: Path, name: str) -> list[int]:
     folder = project / PROMOTED_FOLDER / name
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal())
 
 
 def alias_history(project: Path, name: str) -> dict[str, tuple[AliasMove, ...]]:

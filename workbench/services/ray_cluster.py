@@ -85,7 +85,7 @@ def _start_ray(ray: Any, options: Json) -> None:
 def _check_listening(address: str) -> None:
     """Fail at once if nothing listens at ``address``: Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
+    if colon and port.isdecimal():
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S):
             pass
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image, draw_boxes, image_grid
+from workbench.data.images import open_rgb
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Prediction, Selection
 
@@ -207,8 +208,7 @@ def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, matches: Sequence[
     cards += [(one, one.reasons[0]) for one in matches]
     figure, grid = image_grid(len(cards), columns=4, cell=(3.25, 2.5))
     for number, (axes, (one, text)) in enumerate(zip(grid, cards, strict=False)):
-        with Image.open(one.image) as image:
-            axes.imshow(image.convert("RGB"))
+        axes.imshow(open_rgb(one.image))
         draw_boxes(axes, (drawn.xyxy for drawn in one.boxes), "#ff3b30", width=1.6)
         weight = "bold" if number == 0 else "normal"
         axes.set_title(f"{one.drive}\n{text}", fontsize=8, loc="left", fontweight=weight)
@@ -219,8 +219,7 @@ def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, matches: Sequence[
 def draw_frame(shown: ShownFrame, width: int) -> bytes:
     """PNG of a frame with its boxes, ``width`` pixels wide; grey where the image is unreadable."""
     try:
-        with Image.open(shown.image) as source:
-            image = source.convert("RGB")
+        image = open_rgb(shown.image)
     except (OSError, UnidentifiedImageError):
         return _png(_placeholder(width))
     scale = width / image.width

@@ -252,7 +252,7 @@ def parse_exemplar(frames: Sequence[Frame], text: str) -> Exemplar:
 
 def _find_frame(frames: Sequence[Frame], name: str) -> Frame:
     drive, at, index = name.rpartition("@")
-    if at and index.isdigit():
+    if at and index.isdecimal():
         matches = [one for one in frames if one.drive == drive and one.index == int(index)]
         similar = [
             f"{one.drive}@{one.index}" for one in _closest_indices(frames, drive, int(index))

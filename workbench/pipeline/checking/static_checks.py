@@ -354,7 +354,7 @@ def _check_contract(notebook: Notebook, imports: Mapping[str, str]) -> Iterator[
 def _parameters_finding(cell: Cell, error: ContractError | ParameterError) -> Finding:
     """A finding at the line that the error names, if it names one."""
     _, marker, line = str(error.where or "").rpartition("line ")
-    at = int(line) if marker and line.isdigit() else None
+    at = int(line) if marker and line.isdecimal() else None
     return Finding("parameters-cell", error.what, cell.number, cell.id, at)
 
 

@@ -91,7 +91,7 @@ def _field_values(text: str, position: int) -> tuple[int, ...] | None:
         return list(croniter.expand(" ".join(fields))[0][position])
 
     def number(text: str) -> int:
-        return int(text) if text.isdigit() else int(expand(text)[0])
+        return int(text) if text.isdecimal() else int(expand(text)[0])
 
     name = list(_FIELDS)[position]
     try:

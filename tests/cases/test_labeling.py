@@ -1,0 +1,78 @@
+"""Annotations and images as labeling tools and cameras write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workbench import data
+from workbench.core.errors import DataError
+from workbench.core.workspace import Workspace
+from workbench.data.images import open_rgb
+from workbench.detection.preprocessing import load_rgb
+from workbench.labeling import projects
+from workbench.labeling.regions import DrawnObject, parse_result, to_regions, without_copies
+from workbench.records.frames import Box, LabelSchema
+
+SCHEMA = LabelSchema(name="s", version=1, classes=("car", "truck"))
+
+
+def _regions(name: str, cls: str = "car", occluded: float | None = None) -> list[dict[str, object]]:
+    box = Box(x=10, y=20, w=30, h=40)
+    return [dict(one) for one in to_regions(DrawnObject(name, cls, box, occluded), 317, 211)]
+
+
+def test_a_copy_on_top_of_a_box_is_one_object() -> None:
+    drawn = [*_regions("a"), *_regions("b"), *_regions("c", "truck")]
+    read = without_copies(parse_result(drawn, 317, 211, SCHEMA))
+    assert [one.region for one in read.objects] == ["a", "c"]
+    assert not read.invalid
+    drawn = [*_regions("a"), *_regions("b", occluded=0.75)]
+    other = without_copies(parse_result(drawn, 317, 211, SCHEMA))
+    assert [one.region for one in other.objects] == ["a"]
+    assert "the same shape as region a with other answers" in other.invalid[0].detail
+
+
+def test_annotations_without_size_and_relations_are_read() -> None:
+    (region,) = _regions("a")
+    unsized = {**region, "original_width": None, "original_height": None}
+    relation = {"from_id": "a", "to_id": "b", "type": "relation", "direction": "right"}
+    read = parse_result([unsized, relation], 317, 211, SCHEMA)
+    assert [one.box.xyxy for one in read.objects] == [pytest.approx((10, 20, 40, 60))]
+    assert not read.invalid
+
+
+def test_browsers_get_a_png_of_a_tiff(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "s" / "a_0001.tiff")
+    (frame,) = data.ingest(workspace, tmp_path / "s", name="d").dataset.frames
+    address = projects.image_address(workspace, frame)
+    assert address.endswith(".png")
+    png = workspace.served / address.partition("?d=")[2]
+    with Image.open(png) as image:
+        assert (image.format, image.getpixel((0, 0))) == ("PNG", (255, 0, 0))
+    monkeypatch.setenv("WORKBENCH_MEDIA_URL", "s3://bucket/media")
+    with pytest.raises(DataError, match=r"browsers cannot show the \.tiff image"):
+        projects.image_address(workspace, frame)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bit_images_are_scaled_everywhere(
+    workspace: Workspace, tmp_path: Path, suffix: str
+) -> None:
+    values = np.array([[0, 255, 256, 4095, 32768, 65535]], np.uint16)
+    path = tmp_path / "s" / f"a_0001.{suffix}"
+    path.parent.mkdir()
+    Image.fromarray(values).save(path)
+    wanted = [0, 0, 1, 15, 128, 255]
+    assert np.asarray(open_rgb(path))[0, :, 0].tolist() == wanted
+    assert load_rgb(path)[0, :, 2].tolist() == wanted
+    assert not data.ingest(workspace, tmp_path / "s", name="d").notes
+    Image.fromarray(np.minimum(values, 4095)).save(tmp_path / "s" / f"a_0002.{suffix}")
+    (note,) = data.ingest(workspace, tmp_path / "s", name="d").notes
+    assert f"1 16-bit image with no value above 4095, such as a_0002.{suffix}" in note
