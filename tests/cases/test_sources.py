@@ -353,6 +353,30 @@ def test_times_in_names_order_frames(workspace: Workspace, tmp_path: Path) -> No
     assert [drive.time_source for drive in dataset.drives] == ["time in the file name (ns)"]
 
 
+@pytest.mark.parametrize(
+    ("names", "drives"),
+    [
+        ([f"run/{1670577347 + n // 2}-{(n % 2) * 500 + 2:03d}.png" for n in range(6)], ["run"]),
+        (
+            [f"run/20230115_1230{n // 2:02d}_{(n % 2) * 500_000 + 9:06d}.png" for n in range(6)],
+            ["run"],
+        ),
+        # A recording, its start in the name, and frame numbers.
+        ([f"run/1670577347_{n:06d}.png" for n in range(6)], ["run/1670577347"]),
+        ([f"run/20230115_123000_{n:06d}.png" for n in range(6)], ["run/20230115_123000"]),
+    ],
+)
+def test_fractions_are_told_from_frame_numbers(
+    workspace: Workspace, tmp_path: Path, names: list[str], drives: list[str]
+) -> None:
+    for seed, name in enumerate(names):
+        write_picture(tmp_path / name, seed)
+    result = _ingest(workspace, tmp_path)
+    assert [drive.id for drive in result.dataset.drives] == drives
+    assert [result.sources[frame.id] for frame in result.dataset.frames] == names
+    assert [frame.index for frame in result.dataset.frames] == list(range(6))
+
+
 def _scalabel(folder: Path, rows: list[Any]) -> Path:
     for seed, row in enumerate(rows):
         write_picture(folder / "images" / row["name"], seed)

@@ -56,6 +56,24 @@ def test_ingest_show_and_compare(
     assert "no difference" in _run(capsys, "datasets", "diff", "d", "d@2")[0]
 
 
+def test_schema_and_words_of_the_source_are_options(
+    workspace: Workspace, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.yaml"
+    schema.write_text("{name: own, version: 1, classes: [vehicle], mapping: {car: vehicle}}")
+    body = json.loads((source / "labels.coco.json").read_text())
+    body["images"][0]["weather"] = "Sandstorm"
+    (source / "labels.coco.json").write_text(json.dumps(body))
+    options = ("ingest", str(source), "--name", "d", "--schema", str(schema))
+    told = _json(capsys, *options)
+    assert (told["classes"], told["quarantined"]["mislabelled"]) == ({"vehicle": 2}, 1)
+    value = _json(capsys, *options, "--map", "hovercraft=drop", "--condition", "sandstorm=fog")
+    assert value["weather"] == {"fog": 1, "unknown": 2}
+    assert value["quarantined"] == {"missing": 1}
+    _, message = _run(capsys, *options, "--condition", "sandstorm=storm", status=2)
+    assert "cannot map the condition 'sandstorm' to 'storm'" in message
+
+
 def test_roles_can_be_left_out(
     workspace: Workspace, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

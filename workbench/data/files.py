@@ -88,19 +88,17 @@ def list_folder(folder: Path) -> Listing:
             )
             continue
         for entry in entries:
-            path = current / entry.name
             if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                 continue
-            if entry.is_symlink() and path.is_dir():
-                linked.append(path)
-            elif entry.is_symlink() and not path.exists():
+            path = current / entry.name
+            if entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(path)
+            elif entry.is_file():
+                files.append(path)
+            elif entry.is_symlink():
                 detail = "a link to a file or folder that does not exist"
                 name = relative_name(path, folder)
                 problems.append(Quarantined(file=name, reason="missing", detail=detail))
-            elif path.is_dir():
-                waiting.append(path)
-            elif path.is_file():
-                files.append(path)
     return Listing(tuple(sorted(files)), tuple(problems))
 
 

@@ -8,8 +8,11 @@ overlap.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from workbench.records.frames import UNKNOWN
@@ -32,6 +35,9 @@ _DATE = re.compile(
 )
 # BDD100K names an image RIDE-VIDEO in hexadecimal digits.
 _RIDE_AND_VIDEO = re.compile(r"^(?=.*[a-f])([0-9a-f]{8})-[0-9a-f]{8}$")
+
+_SECONDS_AND_NUMBER = re.compile(r"^(?P<before>.*\d)[_\-](?P<number>\d{3}|\d{6})$")
+_MAX_GAP_US = 10_000_000  # between seconds that follow each other
 
 _EARLIEST_S, _LATEST_S = 300_000_000, 4_100_000_000
 _UNITS_PER_S = {"s": 1, "ms": 1_000, "µs": 1_000_000, "ns": 1_000_000_000}
@@ -84,6 +90,31 @@ def parse_file_name(name: str) -> NameParts:
         return NameParts(_join(folder, counted["drive"]), number, number)
     numbered = _LAST_NUMBER.search(path.stem)
     return NameParts(folder or UNKNOWN, int(numbered[1]) if numbered else 0, None)
+
+
+def parse_names_with_fraction(names: Iterable[str]) -> dict[str, NameParts]:
+    """The names that are seconds and a fraction, such as ``run/1670577347-002843.jpg``.
+
+    Such a number may also be a frame number behind the start of a recording. It is a fraction where
+    the seconds of a folder follow each other and the number fills its digits, as no counter does.
+    """
+    groups: dict[tuple[str, int], list[tuple[str, int, str]]] = defaultdict(list)
+    for name in names:
+        path = PurePosixPath(name)
+        match = _SECONDS_AND_NUMBER.match(path.stem)
+        before = _parse_time(match["before"]) if match else None
+        if match and before and before[2] in ("s", "date"):
+            drive = _join("/".join(meaningful_folders(path)), before[0])
+            groups[drive, len(match["number"])].append((name, before[1], match["number"]))
+    found: dict[str, NameParts] = {}
+    for (drive, _), rows in groups.items():
+        seconds = sorted({time_us for _, time_us, _ in rows})
+        gaps = sorted(later - earlier for earlier, later in pairwise(seconds))
+        if gaps and gaps[len(gaps) // 2] <= _MAX_GAP_US and any(n[0] != "0" for *_, n in rows):
+            for name, time_us, number in rows:
+                time = time_us + _microseconds(number)
+                found[name] = NameParts(drive, 0, None, time, "s")
+    return found
 
 
 def meaningful_folders(path: PurePosixPath) -> tuple[str, ...]:

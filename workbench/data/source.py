@@ -19,7 +19,7 @@ from pydantic import ConfigDict, ValidationError
 from workbench.core.errors import DataError
 from workbench.core.text import counted
 from workbench.data.files import read_json, relative_name
-from workbench.data.names import parse_file_name
+from workbench.data.names import parse_file_name, parse_names_with_fraction
 from workbench.records.base import FrozenModel
 from workbench.records.frames import Conditions, Drive
 from workbench.records.types import Quarantined
@@ -127,6 +127,7 @@ def mislabelled(file: str, detail: str) -> Quarantined:
 
 def number_timed_frames(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, ...]:
     """Frames whose names are times, with their position in the drive as index."""
+    frames = _with_fractions(frames)
     positions: dict[str, int] = {}
     numbered: dict[str, int] = {}
     timed = [frame for frame in frames if frame.clock is not None]
@@ -137,6 +138,27 @@ def number_timed_frames(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, .
         return frames
     return tuple(
         frame if frame.clock is None else replace(frame, index=numbered[frame.name])
+        for frame in frames
+    )
+
+
+def _with_fractions(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, ...]:
+    """Frames whose names turn out to be times once all are seen."""
+    untimed = (frame for frame in frames if frame.timestamp_us is None)
+    by_name = {frame.name for frame in untimed if frame.drive == parse_file_name(frame.name).drive}
+    found = parse_names_with_fraction(by_name)
+    if not found:
+        return frames
+    return tuple(
+        replace(
+            frame,
+            drive=parts.drive,
+            counter=None,
+            timestamp_us=parts.timestamp_us,
+            clock=parts.clock,
+        )
+        if (parts := found.get(frame.name)) is not None
+        else frame
         for frame in frames
     )
 
