@@ -18,7 +18,7 @@ from workbench.records.base import Ref, kind_of
 if TYPE_CHECKING:
     from workbench.labeling import LabelStudio
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from workbench.records.base import Ref
     from workbench.records.frames import Frame
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _EXAMPLES = 5
 _SKIPPED_LISTED = 3

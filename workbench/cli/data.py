@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from workbench.records.dataset import Dataset
     from workbench.records.types import Quarantined
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _EXAMPLES_PER_REASON = 5
 _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")

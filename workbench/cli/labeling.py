@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from workbench.labeling import BatchStatus, SentBatch
     from workbench.records.types import AgreementRate, Annotator, Prediction
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _SUSPECTS_LISTED = 10
 

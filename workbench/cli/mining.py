@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from workbench.records.dataset import Dataset
     from workbench.records.types import MiningReport, Selection
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _FRAMES_LISTED = 10
 _MAX_FRAMES_IN_FIFTYONE = 50_000

@@ -21,7 +21,7 @@ from workbench.records.base import short_ref
 if TYPE_CHECKING:
     from workbench.deployment.session import InputFrame
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 
 _SIGNATURE_FILE = "signature"

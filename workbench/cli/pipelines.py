@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from workbench.pipeline.graph import Pipeline
     from workbench.pipeline.plan import PlannedStep, StepSelection
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _SCHEDULERS = ("cron", "systemd", "dagster", "airflow", "k8s")
 _MAX_NEEDS_WIDTH = 40

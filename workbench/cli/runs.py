@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from workbench.pipeline.run import GateSummary, RunReport
     from workbench.pipeline.runs import RunState
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _MARKS = {
     "succeeded": "✓",

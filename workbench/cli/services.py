@@ -16,7 +16,7 @@ from workbench.services import ServiceStatus
 if TYPE_CHECKING:
     from workbench.services.doctor import HealthCheck
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 
 @click.command()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workbench.pipeline.checking.findings import Finding
     from workbench.pipeline.promoted_steps import PromotedStep
 
-__all__: list[str] = []  # for `workbench.cli` only
+__all__ = ()
 
 _by_option = click.option("--by", help="Who sets the alias.  [default: the git user]")
 

@@ -15,7 +15,7 @@ import rfc8785
 
 from workbench.core.errors import DataError
 
-__all__ = ["of_bytes", "of_file", "of_json"]
+__all__ = ["canonical_json", "of_bytes", "of_file", "of_json", "shorten"]
 
 _SHORT_LENGTH = 12
 _MAX_EXACT = 2**53  # integers of a JSON number are exact below

@@ -6,7 +6,7 @@ import difflib
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__: list[str] = []
+__all__ = ["counted", "did_you_mean", "html_table"]
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
 

@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Workspace", "find_workspace"]
+__all__ = [
+    "HOME_VARIABLE",
+    "WORKSPACE_FOLDER",
+    "Workspace",
+    "atomic_replace",
+    "find_workspace",
+    "project_root",
+    "write_atomic",
+]
 
 WORKSPACE_FOLDER = ".workbench"
 HOME_VARIABLE = "WORKBENCH_HOME"

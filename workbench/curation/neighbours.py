@@ -27,7 +27,7 @@ from workbench.curation.vectors import (
     rerank,
 )
 
-__all__ = ["NeighbourIndex", "all_neighbours"]
+__all__ = ()
 
 _KMEANS_ROUNDS = 8
 _RowsAndDistances = tuple[NDArray[np.int64], NDArray[np.float32]]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError
 
-__all__ = ["unit_vectors"]
+__all__ = ()
 
 Vectors = NDArray[np.floating[Any]]
 _BLOCK = 16_384

@@ -17,7 +17,7 @@ from workbench.data.source import Source, SourceFrame
 from workbench.records.frames import UNKNOWN, Conditions, Light, Weather
 from workbench.records.types import Quarantined
 
-__all__ = ["CONDITION_WORDS"]
+__all__ = ()
 
 _LIGHT: dict[str, Light] = {
     **{light.value: light for light in Light},

@@ -19,7 +19,7 @@ from typing import Any
 
 from workbench.records.types import Quarantined
 
-__all__ = ["IMAGE_SUFFIXES", "find_files", "find_images"]
+__all__ = ["IMAGE_SUFFIXES", "find_images"]
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff"}

@@ -35,7 +35,7 @@ from workbench.records.frames import (
 from workbench.records.store import Store
 from workbench.records.types import Quarantined
 
-__all__ = ["IngestResult", "ingest"]
+__all__ = ["IngestResult"]
 
 _EDGE_TOLERANCE_PX = 1.0
 _EDGE_TOLERANCE_SHARE = 0.005

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 
 from workbench.records.frames import UNKNOWN
 
-__all__ = ["NameParts", "parse_file_name"]
+__all__ = ()
 
 _FRAME_COUNTER = re.compile(r"^(?P<drive>.*?)[_\-.]?(?:frame|f)?(?<!\d)(?P<counter>\d{4,9})$")
 _LAST_NUMBER = re.compile(r"(\d{1,9})$")

@@ -20,7 +20,14 @@ from workbench.records.frames import Frame
 
 Floats = NDArray[np.float64]
 
-__all__ = ["ResamplingUnits", "draw_resamples", "resampling_units"]
+__all__ = [
+    "MIN_DRIVES",
+    "ResamplingUnits",
+    "draw_resamples",
+    "expanded_tail",
+    "resampling_units",
+    "time_blocks",
+]
 
 MIN_DRIVES = 10
 _BLOCK_S = 10.0

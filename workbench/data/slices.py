@@ -30,7 +30,18 @@ from workbench.records.frames import (
     condition_values,
 )
 
-__all__ = ["STANDARD_SLICES", "Slice", "frame_conditions", "frame_slices", "parse_conditions"]
+__all__ = [
+    "ALL_FRAMES",
+    "CONDITION_SYNTAX",
+    "STANDARD_SLICES",
+    "Slice",
+    "check_slice_name",
+    "describe_conditions",
+    "frame_conditions",
+    "frame_slices",
+    "light_and_weather",
+    "parse_conditions",
+]
 
 ALL_AREAS = (0.0, 1e5**2)
 """Square pixels; COCO's own "all" range."""

@@ -24,7 +24,7 @@ from workbench.records.base import FrozenModel
 from workbench.records.frames import Conditions, Drive
 from workbench.records.types import Quarantined
 
-__all__ = ["Source", "SourceBox", "SourceFrame"]
+__all__ = ()
 
 _DRIVES_FILE = "drives.json"
 

@@ -22,7 +22,7 @@ from workbench.detection.boxes import iou_matrix
 from workbench.detection.families import Detections
 from workbench.records.base import FrozenModel
 
-__all__ = ["Answer", "AnswerStatus"]
+__all__ = ()
 
 
 class AnswerStatus(StrEnum):

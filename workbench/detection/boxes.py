@@ -15,10 +15,15 @@ from workbench.records.frames import Box
 
 __all__ = [
     "CONFIDENCE_THRESHOLD",
+    "Floats",
+    "as_boxes",
+    "box_area",
+    "boxes_to_array",
+    "clip_boxes",
+    "intersection_matrix",
     "iou_matrix",
-    "match_greedy",
     "match_optimal",
-    "non_maximum_suppression",
+    "xywh_to_xyxy",
 ]
 
 Floats = NDArray[np.floating]

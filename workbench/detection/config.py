@@ -19,7 +19,18 @@ from workbench.records.frames import optional_field
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DetectionModel", "DetectorConfig", "GroundTruthBatch", "Losses"]
+__all__ = [
+    "COMPACT",
+    "LITE0",
+    "PYRAMID_FAMILIES",
+    "ComputesFeatures",
+    "ComputesLosses",
+    "DetectorConfig",
+    "GroundTruthBatch",
+    "Losses",
+    "from_onnx_metadata",
+    "to_onnx_metadata",
+]
 
 PREPROCESSING_KEY = "workbench.preprocessing"
 DETECTOR_KEY = "workbench.detector"

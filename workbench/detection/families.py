@@ -18,7 +18,15 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.detection.boxes import Floats, clip_boxes, non_maximum_suppression
 from workbench.detection.config import COMPACT, HUGGING_FACE, LITE0, DetectorConfig
 
-__all__ = ["Detections", "ModelFamily", "decode", "find_family", "register_family"]
+__all__ = [
+    "QUERY_OUTPUTS",
+    "Detections",
+    "cell_centres",
+    "decode",
+    "find_family",
+    "output_names",
+    "query_scores",
+]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruth
 from workbench.detection.preprocessing import Preprocessing
 from workbench.records.model_types import Supplier
 
-__all__ = ["HuggingFaceDetector", "load_pretrained", "pretrained_preprocessing"]
+__all__ = ["load_pretrained", "pretrained_preprocessing"]
 
 _HUB_FILES = ["*.json", "*.safetensors", "README.md", "LICENSE*"]
 _SOFTMAX_MODEL_TYPES = ("detr", "table-transformer", "yolos")

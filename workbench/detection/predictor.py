@@ -42,8 +42,10 @@ __all__ = [
     "OnnxPredictor",
     "Predictor",
     "TorchPredictor",
+    "detections_to_image",
     "load_checkpoint",
     "predict_frames",
+    "read_batches",
 ]
 
 

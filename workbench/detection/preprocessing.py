@@ -27,14 +27,20 @@ from workbench.detection.boxes import Floats
 from workbench.records.base import FrozenModel
 
 __all__ = [
+    "CHECK_KEY",
+    "LetterboxTransform",
+    "PerChannel",
     "Pixels",
     "Preprocessing",
     "check_preprocessing",
-    "golden_image",
-    "golden_values",
+    "input_range",
+    "letterbox",
+    "letterbox_transform",
     "load_rgb",
+    "normalise",
     "preprocess",
     "preprocess_batch",
+    "require_input",
 ]
 
 Pixels = NDArray[np.uint8]

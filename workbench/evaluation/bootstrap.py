@@ -17,7 +17,7 @@ from workbench.data.resampling import MIN_DRIVES, expanded_tail, resampling_unit
 from workbench.evaluation.matching import Floats, Ints
 from workbench.records.frames import Frame
 
-__all__: list[str] = []
+__all__ = ()
 
 MIN_DEFINED_SHARE = 0.5
 """Share of resamples in which a metric must be defined for an interval."""

@@ -28,7 +28,7 @@ from workbench.evaluation.matching import (
     counted_truth,
 )
 
-__all__: list[str] = []
+__all__ = ()
 
 _IGNORED_AREA = 1e12
 """An area outside every range: COCO ignores such truth without treating it as a crowd."""

@@ -22,7 +22,7 @@ from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Label
 from workbench.records.types import ArmComparison
 
-__all__ = ["Comparison", "FlippedFrame", "compare", "compare_retrained"]
+__all__ = ["compare", "compare_retrained"]
 
 _SHOWN: tuple[MetricName, ...] = ("ap50", "precision", "recall")
 

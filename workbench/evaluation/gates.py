@@ -41,7 +41,7 @@ from workbench.records.base import Digest, GateReport, GateResult, Ref, Verdict
 from workbench.records.store import Store
 from workbench.records.types import Inspection
 
-__all__ = ["GateDecision", "GateRules", "judge", "load_rules", "save_report"]
+__all__ = ["judge", "load_rules", "save_report"]
 
 _SLICE_NAMES = tuple(part.name for part in STANDARD_SLICES)
 

@@ -24,7 +24,7 @@ from workbench.records.dataset import Dataset
 from workbench.records.frames import ANY_CLASS, Frame, Label, LabelSchema
 from workbench.records.types import Prediction
 
-__all__: list[str] = []
+__all__ = ()
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -38,7 +38,7 @@ from workbench.evaluation.results import (
     SliceMetrics,
 )
 
-__all__ = ["Evaluation", "MetricDifference", "evaluate", "paired_difference"]
+__all__ = ["Evaluation", "evaluate", "paired_difference"]
 
 _REFERENCE_TOLERANCE = 1e-9
 

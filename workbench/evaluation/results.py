@@ -11,7 +11,7 @@ from workbench.core.text import did_you_mean
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.records.base import FrozenModel, Ref
 
-__all__ = ["EvaluationMetrics", "EvaluationSettings"]
+__all__ = ["EvaluationSettings"]
 
 MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)

@@ -37,7 +37,7 @@ from workbench.records.base import FrozenModel, Ref
 from workbench.records.model_types import CalibrationSet, ExportBundle, Supplier
 from workbench.records.store import Store
 
-__all__ = ["Target", "load_target_matrix", "target_table"]
+__all__ = ["load_target_matrix", "target_table"]
 
 DEFAULT_TARGETS = "pipelines/targets.yaml"
 _MAX_FINDINGS = 5

@@ -37,7 +37,7 @@ from workbench.records.model_types import CalibrationSet, QuantizationResult
 if TYPE_CHECKING:
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["pick_calibration_frames"]
+__all__ = ()
 
 SAFETY_SLICES = ("light=night",)
 """Slices that must be calibrated with if the model is evaluated on them."""

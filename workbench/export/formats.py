@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from workbench.detection.detector import Detector
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["export_fp32", "load_program"]
+__all__ = ()
 
 INPUT_NAME = "images"
 _OPSET = 18

@@ -17,7 +17,7 @@ from workbench.core.types import Json
 from workbench.detection.bundles import FP32_FILE
 from workbench.records.base import FrozenModel, Verdict
 
-__all__ = ["ParityGate", "judge_files", "require_gates"]
+__all__ = ["require_gates"]
 
 _ALL = "all"
 _DIGITS = 5

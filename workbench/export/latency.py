@@ -17,7 +17,7 @@ from workbench.detection.predictor import OnnxPredictor
 from workbench.detection.preprocessing import Pixels, input_range
 from workbench.export.parity import ReferenceSample
 
-__all__ = ["measure_latency"]
+__all__ = ()
 
 _DEGRADATIONS = ("clean", "noise", "dark")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")

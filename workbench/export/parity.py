@@ -26,7 +26,7 @@ from workbench.detection.predictor import OnnxPredictor, Predictor, read_batches
 from workbench.detection.preprocessing import Pixels, preprocess_batch, require_input
 from workbench.records.frames import Frame
 
-__all__ = ["ReferenceSample", "compare_models", "parity_table"]
+__all__ = ["parity_table"]
 
 MAX_DB = 150.0
 """SQNR of equal outputs: float32 holds no more."""

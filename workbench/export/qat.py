@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["distill"]
+__all__ = ()
 
 _BATCH_SIZE = 8
 _OBSERVING_SHARE = 0.2  # of the steps; then ranges are frozen and only weights change

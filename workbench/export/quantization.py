@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["CalibratedModel"]
+__all__ = ()
 
 RangeMethod = Literal["minmax", "entropy", "percentile"]
 RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)

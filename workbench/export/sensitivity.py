@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from workbench.detection.predictor import TorchPredictor
 
-__all__ = ["Sensitivity"]
+__all__ = ()
 
 MIN_HEAD_DB = 30.0
 """Required SQNR of every raw output."""

@@ -35,7 +35,7 @@ from workbench.records.frames import (
 )
 from workbench.records.types import Annotator, LabelBatch, Prediction
 
-__all__ = ["AnswerRow"]
+__all__ = ()
 
 REPLAY_DOMAIN = "replay.workbench.invalid"
 """E-mail domain of replay users. Domains below ``.invalid`` are never registered (RFC 2606)."""

@@ -33,7 +33,7 @@ from workbench.records.types import (
     Selection,
 )
 
-__all__ = ["LabelingOptions", "LabelingRule", "load_labeling_rules", "make_batch"]
+__all__ = ["LabelingOptions", "load_labeling_rules", "make_batch"]
 
 _RULES_HINT = (
     "Write a list such as [{slice: light=night, labelers: 2, priority: 1, min_seconds: 10}]"

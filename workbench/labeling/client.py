@@ -20,7 +20,7 @@ import tenacity
 
 from workbench.core.errors import ServiceError
 
-__all__: list[str] = []
+__all__ = ()
 
 T = TypeVar("T")
 

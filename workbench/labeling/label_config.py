@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from workbench.core.errors import DataError, ParameterError
 from workbench.records.frames import ANY_CLASS, LabelSchema, Question, Shape
 
-__all__: list[str] = []
+__all__ = ()
 
 # Names of the controls in the configuration, as regions refer to them.
 BOXES = "boxes"

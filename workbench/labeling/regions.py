@@ -17,7 +17,7 @@ from workbench.core.types import Json
 from workbench.labeling import label_config
 from workbench.records.frames import Box, LabelSchema, Point, RotatedBox
 
-__all__: list[str] = []
+__all__ = ()
 
 Region = Json
 """One entry of an annotation's or prediction's ``result``."""

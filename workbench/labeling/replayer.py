@@ -35,7 +35,7 @@ from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label, LabelSchema, Point, RotatedBox
 from workbench.records.types import LabelBatch
 
-__all__ = ["ReplayNoise", "ReplayResult", "replay"]
+__all__ = ["replay"]
 
 
 @dataclass(frozen=True)

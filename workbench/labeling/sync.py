@@ -31,7 +31,7 @@ from workbench.core.workspace import Workspace, write_atomic
 from workbench.labeling.server import BatchTotals, LabelStudio, Task
 from workbench.records.base import Digest, FrozenModel, Ref, digest_of, make_ref
 
-__all__ = ["listen", "sent_batches"]
+__all__ = ["listen", "read_entry", "sent_batches"]
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from workbench.records.model_types import Checkpoint, ExportBundle, Release
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelBatch, LabelSet, Withdrawal
 
-__all__ = ["WithdrawalResult", "merge", "migrate", "preview_merge", "withdraw"]
+__all__ = ["merge", "migrate", "preview_merge", "withdraw"]
 
 _CONDITION_TYPES: dict[str, type[Light] | type[Weather]] = {"light": Light, "weather": Weather}
 _TRAINING_ROLES = (Role.SEED, Role.TRAIN, Role.VAL)

@@ -17,7 +17,7 @@ from workbench.records.base import Ref
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 
-__all__: list[str] = []
+__all__ = ()
 
 FILES_FOLDER = "files"
 """Where the small files that a step read are stored in the payload of a run's record."""

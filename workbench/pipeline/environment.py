@@ -21,7 +21,7 @@ from workbench.core import digest
 from workbench.core.exports import PUBLIC_NAMES
 from workbench.records.model_types import Environment
 
-__all__: list[str] = []
+__all__ = ()
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 

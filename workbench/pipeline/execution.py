@@ -31,7 +31,7 @@ from workbench.records.references import register_dataset
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
 
-__all__ = ["RunDisplay", "StepReport"]
+__all__ = ["StepReport"]
 
 _METRICS_INTERVAL_S = 3.0  # logging takes CPU time from the step
 _LOCK_POLL_S = 0.25

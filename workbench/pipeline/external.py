@@ -23,7 +23,7 @@ from workbench.records.model_types import Release
 from workbench.records.store import Store
 from workbench.tracking import MetricPoint, Tracker
 
-__all__: list[str] = []
+__all__ = ()
 
 EXPERIMENT = "workbench"
 """MLflow experiment of all runs."""

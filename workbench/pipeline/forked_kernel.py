@@ -30,7 +30,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from workbench.core.processes import die_with_parent
 
-__all__: list[str] = []
+__all__ = ()
 
 _PROGRAM = "ipykernel_launcher"
 _PROVISIONER_NAME = "workbench-fork"

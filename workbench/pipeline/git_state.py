@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench.pipeline import secret_scan
 
-__all__: list[str] = []
+__all__ = ()
 
 _MAX_DIFF_CHARACTERS = 1_000_000
 _MAX_UNTRACKED = 200

@@ -17,7 +17,7 @@ from workbench.records.base import Ref, kind_of
 from workbench.records.model_types import NotebookSource, StepRun
 from workbench.records.store import Store
 
-__all__: list[str] = []
+__all__ = ()
 
 _NOTEBOOK_VARIABLES = ("WORKBENCH_NOTEBOOK", "JPY_SESSION_NAME")
 """Variables with the notebook's path; JupyterLab sets the second."""

@@ -13,7 +13,7 @@ from typing import Any
 from workbench.core.errors import ContractError
 from workbench.core.types import Json
 
-__all__: list[str] = []
+__all__ = ()
 
 
 def import_nbformat() -> ModuleType:

@@ -47,7 +47,7 @@ from workbench.core.workspace import Workspace
 from workbench.pipeline import runs
 from workbench.records.base import Ref, digest_of, kind_of
 
-__all__: list[str] = []
+__all__ = ()
 
 API_KEY_VARIABLE = "OPENLINEAGE_API_KEY"
 

@@ -32,7 +32,7 @@ from workbench.core.errors import ContractError, ParameterError
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 
-__all__: list[str] = []
+__all__ = ()
 
 _MAX_EXACT_INTEGER = 2**53
 _BUILTIN_TYPES = ("bool", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")

@@ -33,7 +33,18 @@ from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import FrozenModel, Ref, make_ref
 from workbench.records.model_types import StepVersion
 
-__all__ = ["PromotedStep", "load_step", "move_alias", "resolve_step", "roll_back_alias"]
+__all__ = [
+    "PromotedStep",
+    "alias_history",
+    "check_alias",
+    "current_aliases",
+    "find_project",
+    "list_steps",
+    "list_versions",
+    "load_step",
+    "move_alias",
+    "roll_back_alias",
+]
 
 PROMOTED_FOLDER = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"

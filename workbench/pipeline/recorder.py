@@ -33,7 +33,7 @@ from workbench.tracking import MetricPoint, Tracker, record_tags
 if TYPE_CHECKING:
     from workbench.pipeline.openlineage import LineageEvents
 
-__all__: list[str] = []
+__all__ = ()
 
 TRACKED_MARK = "mlflow"
 """Side file of a step's run record once MLflow has it."""

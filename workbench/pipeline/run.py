@@ -40,7 +40,7 @@ from workbench.records.base import GateReport, Ref, Verdict, digest_of, kind_of
 from workbench.records.model_types import Release
 from workbench.records.store import Store
 
-__all__ = ["RunReport", "run_pipeline"]
+__all__ = ["GateSummary", "RunReport", "run_pipeline"]
 
 RunStatus = Literal["succeeded", "refused", "waiting", "failed", "cancelled"]
 

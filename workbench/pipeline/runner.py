@@ -18,7 +18,7 @@ from workbench.pipeline.spec import (
     StepSpec,
 )
 
-__all__: list[str] = []
+__all__ = ()
 
 _KERNEL_NAME = "python3"
 _KERNEL_CONFIG = {

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from workbench.core.credentials import PUBLIC_KEY_SUFFIX
 from workbench.core.workspace import Workspace, write_atomic
 
-__all__: list[str] = []
+__all__ = ()
 
 _REDACTED = "[redacted: {}]"
 _SEARCHED_FILES = ("*.ipynb", "*.txt", "*.json", "*.jsonl")

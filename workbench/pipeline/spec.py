@@ -11,7 +11,7 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.types import Json
 from workbench.records.base import Ref
 
-__all__ = ["ExitStatus", "StepResult", "StepSpec"]
+__all__ = ()
 
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"

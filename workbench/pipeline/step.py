@@ -19,7 +19,7 @@ from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
 
-__all__ = ["Step"]
+__all__ = ()
 
 _PROGRESS_INTERVAL_S = 0.2
 

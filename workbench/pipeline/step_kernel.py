@@ -16,7 +16,7 @@ from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 
-__all__: list[str] = []
+__all__ = ()
 
 
 class StepKernel(IPythonKernel):  # type: ignore[misc]  # ipykernel's traits carry no types

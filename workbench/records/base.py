@@ -12,6 +12,7 @@ from workbench.core.errors import RecordError
 
 __all__ = [
     "Digest",
+    "FrozenModel",
     "GateReport",
     "GateResult",
     "Record",
@@ -19,6 +20,9 @@ __all__ = [
     "Verdict",
     "digest_of",
     "kind_of",
+    "make_ref",
+    "refs_in",
+    "short_ref",
 ]
 
 _REF_PATTERN = re.compile(r"^([a-z]+)/([0-9a-f]{64})$")

@@ -27,7 +27,14 @@ from workbench.records.frames import (
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, Quarantined
 
-__all__ = ["Dataset", "load_dataset", "media_path", "save_dataset"]
+__all__ = [
+    "Dataset",
+    "load_dataset",
+    "media_path",
+    "read_json_lines",
+    "save_dataset",
+    "to_json_lines",
+]
 
 T = TypeVar("T", bound=FrozenModel)
 

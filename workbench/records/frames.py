@@ -12,17 +12,27 @@ from workbench.core import digest
 from workbench.records.base import Digest, FrozenModel
 
 __all__ = [
+    "ANY_CLASS",
+    "CONDITION_VALUES",
+    "UNKNOWN",
     "Box",
+    "Calibration",
     "Conditions",
     "Drive",
     "Frame",
     "Label",
+    "LabelEdit",
     "LabelSchema",
     "Light",
     "Origin",
+    "Point",
     "Question",
     "Role",
+    "RotatedBox",
+    "Shape",
     "Weather",
+    "condition_values",
+    "optional_field",
 ]
 
 UNKNOWN = "unknown"

@@ -8,7 +8,22 @@ from workbench.core.types import Json
 from workbench.records.base import Digest, FrozenModel, Record, Ref, Verdict
 from workbench.records.frames import optional_field
 
-__all__ = ["CalibrationSet", "Checkpoint", "ExportBundle", "Release", "StepRun", "SweepReport"]
+__all__ = [
+    "CalibrationSet",
+    "CheckReceipt",
+    "Checkpoint",
+    "Environment",
+    "ExportBundle",
+    "NotebookSource",
+    "QuantizationResult",
+    "Release",
+    "StepRun",
+    "StepVersion",
+    "Supplier",
+    "SweepModel",
+    "SweepReport",
+    "SweepSetting",
+]
 
 
 class Supplier(FrozenModel):

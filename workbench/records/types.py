@@ -21,9 +21,16 @@ from workbench.records.model_types import (
 )
 
 __all__ = [
+    "RANDOM_SAMPLE_REASON",
     "RECORD_TYPES",
     "Agreement",
+    "AgreementRate",
+    "Annotator",
+    "Arm",
+    "ArmComparison",
+    "ArmOutcome",
     "DatasetVersion",
+    "FrameRequirement",
     "Inspection",
     "LabelBatch",
     "LabelSet",

@@ -16,7 +16,7 @@ from workbench.records.model_types import ExportBundle, Release
 from workbench.records.store import Store
 from workbench.release import signing
 
-__all__ = ["may_promote", "publish_release", "verify_release"]
+__all__ = ["publish_release", "verify_release"]
 
 _MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 

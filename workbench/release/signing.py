@@ -23,7 +23,7 @@ from workbench.core.errors import VerificationError
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 
-__all__ = ["public_key", "sign_folder", "signing_key", "verify_folder"]
+__all__ = ["public_key", "signing_key", "verify_folder"]
 
 _PRIVATE_KEY_FILE, _PUBLIC_KEY_FILE = "signing-key.pem", "signing-key.pub.pem"
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__: list[str] = []
+__all__ = ()
 
 DATABASE = "label_studio.sqlite3"
 

@@ -13,7 +13,7 @@ from workbench import services
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import find_workspace
 
-__all__: list[str] = []
+__all__ = ()
 
 
 def main(arguments: list[str]) -> int:

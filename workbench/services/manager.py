@@ -24,7 +24,15 @@ from workbench.services.servers import (
     MongodServer,
 )
 
-__all__ = ["down", "environment", "label_studio_admin", "status", "up"]
+__all__ = [
+    "EXTERNAL_VARIABLES",
+    "SERVICE_NAMES",
+    "down",
+    "environment",
+    "label_studio_admin",
+    "status",
+    "up",
+]
 
 T = TypeVar("T")
 

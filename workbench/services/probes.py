@@ -9,7 +9,7 @@ import struct
 import time
 from urllib.parse import urlsplit
 
-__all__: list[str] = []
+__all__ = ()
 
 LOOPBACK = "127.0.0.1"
 # Below the range that operating systems use for outgoing connections, so that the port of a

@@ -21,7 +21,7 @@ from workbench.core.workspace import Workspace, atomic_replace
 from workbench.services import label_studio_database, probes
 from workbench.services.lifecycle import MessageCallback, Server, service_folder
 
-__all__ = ["LabelStudioAdmin"]
+__all__ = ["ADMIN_EMAIL"]
 
 ADMIN_EMAIL = "admin@workbench.local"
 ADMIN_PASSWORD = "label-studio-password"  # names of secrets, see workbench.core.credentials

@@ -14,7 +14,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.text import did_you_mean
 from workbench.simulation.scenario import OBSTACLE, Actor, Event, Path, Scenario, Waypoint
 
-__all__ = ["LONG_TAIL_EVENTS"]
+__all__ = ()
 
 EVENT_SECONDS = 1.5
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from workbench.simulation.scenario import Camera, Pose, Road
 
-__all__: list[str] = []
+__all__ = ()
 
 Points = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from workbench.simulation.geometry import Colour
 from workbench.simulation.scenario import Scenario
 
-__all__: list[str] = []
+__all__ = ()
 
 Rgb = tuple[float, float, float]
 Floats = NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.simulation.geometry import Colour, Mesh, MeshBuilder
 
-__all__: list[str] = []
+__all__ = ()
 
 Point = tuple[float, float, float]
 

@@ -25,7 +25,7 @@ from workbench.simulation.lighting import SceneLight
 from workbench.simulation.scenario import Actor, Scenario
 from workbench.simulation.scene import VisibleBody
 
-__all__ = ["render_frame"]
+__all__ = ()
 
 Floats = NDArray[np.float32]
 

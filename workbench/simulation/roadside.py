@@ -19,7 +19,7 @@ from workbench.simulation.geometry import Colour, Mesh, MeshBuilder, PaintedFace
 from workbench.simulation.lighting import LAMP_SPACING_M
 from workbench.simulation.scenario import Pose, Scenario
 
-__all__: list[str] = []
+__all__ = ()
 
 Point = tuple[float, float, float]
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ import bisect
 import math
 from dataclasses import dataclass, field
 
-__all__ = ["CLASSES", "Scenario"]
+__all__ = ()
 
 CLASSES = (
     "car",

@@ -24,7 +24,7 @@ from workbench.simulation.geometry import (
 from workbench.simulation.lighting import Flare, SceneLight
 from workbench.simulation.scenario import Actor, Pose, Scenario
 
-__all__: list[str] = []
+__all__ = ()
 
 _SIGNS = ("limit", "warning", "stop", "parking", "direction")
 SHAPES = (

@@ -18,7 +18,7 @@ from workbench.simulation.events import (
 )
 from workbench.simulation.scenario import Actor, Camera, Path, Road, Scenario, Waypoint
 
-__all__ = ["LONG_TAIL_PROFILE", "FleetProfile", "random_drive", "random_fleet"]
+__all__ = ()
 
 _VIEW_M = 80.0
 """Visible distance: actors farther ahead than this are not created."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from workbench.simulation.geometry import Colour, Mesh, MeshBuilder, PaintedFace
 
-__all__: list[str] = []
+__all__ = ()
 
 SideProfile = Sequence[tuple[float, float]]
 

@@ -18,7 +18,7 @@ from workbench.detection.preprocessing import Pixels
 from workbench.training.config import Augmentation
 from workbench.training.targets import Targets, concatenate_targets
 
-__all__ = ["corrupt", "mosaic"]
+__all__ = ()
 
 DRAW_COUNT = 9
 """Random numbers that `random_geometry` and `color_table` share, whatever the settings."""

@@ -30,7 +30,7 @@ from workbench.training.early_stopping import ValidationHistory
 from workbench.training.loader import Batch
 from workbench.training.losses import ModelWithLoss, gradient_sync, pad_targets, wrap_ddp
 
-__all__ = ["TrainingResult", "save_checkpoint"]
+__all__ = ["save_checkpoint"]
 
 LogMetric = Callable[[str, float, int], None]
 """Called with a metric's name, its value and the step."""

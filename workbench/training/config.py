@@ -21,14 +21,7 @@ from workbench.core.errors import ParameterError
 if TYPE_CHECKING:
     from workbench.detection.preprocessing import Preprocessing
 
-__all__ = [
-    "Augmentation",
-    "EarlyStopping",
-    "LabelTrust",
-    "Sampling",
-    "TrainingConfig",
-    "TrainingOptions",
-]
+__all__ = ["TrainingConfig", "TrainingOptions"]
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _OpenShare = Annotated[float, Field(ge=0, lt=1)]

@@ -38,7 +38,7 @@ from workbench.training import augment
 from workbench.training.config import Sampling, TrainingConfig
 from workbench.training.targets import Targets, frame_targets, label_weighting
 
-__all__ = ["DataLoader"]
+__all__ = ()
 
 _MIB = 1 << 20
 _PREFETCH = 2  # batches

@@ -31,7 +31,7 @@ from workbench.detection.preprocessing import Preprocessing
 from workbench.training.config import TrainingConfig
 from workbench.training.targets import ALL_CLASSES, Targets
 
-__all__ = ["DetectionLoss"]
+__all__ = ()
 
 _TOP_K = 9
 _ALIGN_SCORE, _ALIGN_OVERLAP = 0.5, 4.0

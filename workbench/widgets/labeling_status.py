@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workbench.labeling import BatchStatus
     from workbench.labeling.collector import InvalidAnswer
 
-__all__ = ["sent_batches"]
+__all__ = ()
 
 _MAX_SHOWN_FIXES = 5
 

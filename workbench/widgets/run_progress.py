@@ -26,7 +26,7 @@ from workbench.pipeline import runs
 from workbench.pipeline.runs import RunState, StepState
 from workbench.pipeline.step_output import StepFiles
 
-__all__ = ["RunProgress", "run"]
+__all__ = ()
 
 _POLL_S = 0.5
 _CANCEL_WAIT_S = 20.0

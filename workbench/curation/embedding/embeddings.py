@@ -39,7 +39,7 @@ from workbench.curation.embedding.encoders import (
 )
 from workbench.records.frames import Frame
 
-__all__ = ["Embeddings"]
+__all__ = ["Embeddings", "embeddings_folder"]
 
 ShardArrays = Mapping[str, NDArray[Any]]
 LAYOUT_VERSION = 2

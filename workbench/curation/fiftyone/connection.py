@@ -11,7 +11,7 @@ from workbench import services
 from workbench.core.errors import DataError, ServiceError
 from workbench.core.workspace import Workspace, find_workspace
 
-__all__ = ["connect"]
+__all__ = ()
 
 _URI_VARIABLE = "FIFTYONE_DATABASE_URI"
 _START_HINT = "Run `workbench up`; `workbench status` shows what is running"

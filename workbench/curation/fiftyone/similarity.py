@@ -25,7 +25,7 @@ from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.workspace import atomic_replace, write_atomic
 
-__all__ = ["WorkbenchSimilarityConfig"]
+__all__ = ()
 
 _REPUBLISH_HINT = "Publish the dataset again"
 _VECTORS, _OWNERS = "vectors.npy", "owners.json"

@@ -16,7 +16,7 @@ from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import SelectedFrame, Selection
 
-__all__ = ["read_tag_log", "selection_from_tag", "tag_frames", "tagged_frames"]
+__all__ = ["tag_frames"]
 
 ARM_TAGS = ("mined", "random", "control")
 """Tags set by mining; all others are people's."""

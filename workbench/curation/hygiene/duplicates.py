@@ -18,7 +18,7 @@ from workbench.curation.hygiene.fingerprints import BallPairs, Balls, RowNumbers
 from workbench.records.base import Digest, FrozenModel
 from workbench.records.frames import Frame
 
-__all__ = ["SimilarityThreshold", "measure_threshold"]
+__all__ = ["DuplicateCluster", "measure_threshold"]
 
 MIN_PAIRS = 20
 """With fewer consecutive pairs, no threshold is measured."""

@@ -20,7 +20,7 @@ from workbench.core.text import counted
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
 from workbench.records.types import RANDOM_SAMPLE_REASON, Arm, SelectedFrame
 
-__all__ = ["allocate"]
+__all__ = ()
 
 _RowNumbers = NDArray[np.int64]
 _EPSILON = 1e-9

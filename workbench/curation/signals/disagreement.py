@@ -17,7 +17,7 @@ from workbench.core.errors import DataError
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
 
-__all__ = ["disagreement"]
+__all__ = ()
 
 MATCH_IOU = 0.4
 """IoU from which two models' boxes of one class match."""

@@ -39,7 +39,7 @@ from workbench.curation.signals.single_model import (
     typicality,
 )
 
-__all__ = ["score_rarity"]
+__all__ = ()
 
 DEFAULT_SIGNALS = ("novelty", "doubt")
 """Used by default, with ``disagreement`` when there are other models."""

@@ -19,7 +19,7 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.detection.boxes import box_area, intersection_matrix, iou_matrix
 
-__all__ = ["Exemplar", "search_by_example", "search_by_text"]
+__all__ = ["Exemplar", "SimilarityScores", "search_by_example"]
 
 MatchKind = Literal["object", "tile", "frame"]
 _FloatVectors = NDArray[np.floating]

@@ -19,7 +19,7 @@ from workbench.curation.signals.similarity import whitening
 from workbench.curation.vectors import unit_vectors
 from workbench.detection.boxes import box_area
 
-__all__ = ["rank_within"]
+__all__ = ()
 
 MIN_GROUP_SIZE = 20
 """Smaller groups are ranked together: first of five says little."""

@@ -10,6 +10,9 @@ from workbench.data.names import meaningful_folders
 from workbench.data.source import SourceFrame, left_out_text, mislabelled
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
+
 _ANNOTATION_FOLDERS = frozenset(
     {"annotations", "annotation", "labels", "label", "labels_coco", "json", "det_20"}
 )

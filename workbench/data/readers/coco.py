@@ -34,6 +34,9 @@ from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text,
 from workbench.records.frames import Conditions
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
+
 _COMMON_FILE_NAMES = (
     "labels.coco.json",
     "_annotations.coco.json",

@@ -17,6 +17,8 @@ from workbench.data.readers.claims import Claim, ImageFinder, settle_claims
 from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text, mislabelled
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
 
 def is_fiftyone(source: Path) -> bool:
     """Whether ``source`` is an export of FiftyOne with its labels as JSON."""

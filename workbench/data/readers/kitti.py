@@ -37,6 +37,9 @@ from workbench.data.source import (
 from workbench.records.frames import UNKNOWN, Calibration, Drive
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
+
 _CAMERA = re.compile(r"^image_(\d)$")
 _TRACKING_CAMERA = re.compile(r"^image_(\d\d)$")
 

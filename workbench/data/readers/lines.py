@@ -9,6 +9,8 @@ from workbench.data.files import find_images, read_text, relative_name
 from workbench.data.source import Source, SourceBox, frame_of_file, mislabelled
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
 
 def is_image_folder(source: Path) -> bool:
     """Whether there are images below ``source``."""

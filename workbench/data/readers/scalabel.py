@@ -29,6 +29,9 @@ from workbench.data.readers.claims import Claim, ImageFinder, images_root, settl
 from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text, mislabelled
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
+
 _MAX_PROBED = 20
 # Lanes and drivable areas are drawn as lines and surfaces; they are not objects.
 _NOT_OBJECTS = ("lane", "drivable area", "area")

@@ -8,6 +8,9 @@ from typing import Any
 
 from workbench.data.files import IMAGE_SUFFIXES, list_folder, read_json, read_text, relative_name
 
+__all__ = ()
+
+
 _MAX_PROBED = 20
 _MAX_NAMED = 3
 _MAX_BYTES = 50_000_000

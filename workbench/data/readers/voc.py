@@ -26,6 +26,9 @@ from workbench.data.readers.lines import image_missing
 from workbench.data.source import Source, SourceBox, frame_of_file, left_out_text, mislabelled
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
+
 _MAX_BYTES = 8_000_000
 _MAX_PROBED = 20
 _DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._:-]+)[\"'][^>]*\?>")

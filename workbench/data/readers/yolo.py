@@ -36,6 +36,9 @@ from workbench.data.source import (
 )
 from workbench.records.types import Quarantined
 
+__all__ = ()
+
+
 _NAME_FILES = ("classes.txt", "obj.names")
 _OTHER_FILES = frozenset(
     {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "notes.txt", "images.txt"}

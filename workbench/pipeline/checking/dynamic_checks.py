@@ -24,7 +24,7 @@ from workbench.pipeline.spec import ExitStatus
 from workbench.records.base import Ref, kind_of
 from workbench.records.store import Store
 
-__all__: list[str] = []
+__all__ = ()
 
 _INVALID_VALUES: tuple[Any, ...] = (
     {"no": {"such": []}},

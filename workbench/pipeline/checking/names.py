@@ -21,6 +21,9 @@ from workbench.core.types import Json
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.notebook import FUNCTION_NODES, Cell, assigned_names
 
+__all__ = ()
+
+
 _KERNEL_NAMES = ("In", "Out", "_", "__", "___", "_dh", "_i", "_ih", "_oh", "exit", "quit")
 _RUFF = (
     sys.executable,

@@ -21,7 +21,7 @@ from workbench.records.model_types import CheckReceipt, Environment, NotebookSou
 from workbench.records.store import Store
 from workbench.release import signing
 
-__all__ = ["fresh_receipt", "verify_receipt"]
+__all__ = ()
 
 CheckOutcome = Literal["passed", "partial", "not-applicable"]
 Coverage = Literal["complete", "partial", "none"]

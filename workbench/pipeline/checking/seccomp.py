@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from workbench.core.processes import die_with_parent
 
-__all__: list[str] = []
+__all__ = ()
 
 _SET_MODE_FILTER, _GET_NOTIF_SIZES = 1, 3
 _NEW_LISTENER = 1 << 3

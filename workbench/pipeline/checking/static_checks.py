@@ -24,6 +24,9 @@ from workbench.pipeline.checking.notebook import (
 )
 from workbench.pipeline.contract import Declaration, StepContract, read_contract
 
+__all__ = ()
+
+
 EXECUTION_METADATA = ("execution", "papermill", "ExecuteTime", "collapsed", "scrolled")
 """Entries that an execution leaves in a cell's metadata."""
 

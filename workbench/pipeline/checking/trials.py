@@ -47,7 +47,7 @@ from workbench.records.base import Ref, refs_in
 from workbench.records.store import Store
 from workbench.services.manager import EXTERNAL_VARIABLES
 
-__all__ = ["CheckDisplay"]
+__all__ = ()
 
 CHECKS_FOLDER = "checks"
 

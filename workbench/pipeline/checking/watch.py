@@ -34,7 +34,7 @@ from workbench.pipeline.checking.receipts import Coverage
 from workbench.pipeline.checking.seccomp import SystemCall
 from workbench.pipeline.environment import PACKAGE_ROOT
 
-__all__: list[str] = []
+__all__ = ()
 
 AccessKind = Literal["read", "write", "connect"]
 

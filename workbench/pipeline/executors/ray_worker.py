@@ -38,7 +38,7 @@ from workbench.records.base import refs_in
 from workbench.records.model_types import Release
 from workbench.records.store import Store
 
-__all__: list[str] = []
+__all__ = ()
 
 _MAX_NAMES = 4  # differing distributions that a message lists
 _STATUS_OF_KIND = {"parameter": ExitStatus.PARAMETER, "service": ExitStatus.SERVICE}

@@ -20,7 +20,7 @@ from workbench.pipeline import runner
 from workbench.pipeline.spec import LOG_FILE
 from workbench.pipeline.unit import run_step
 
-__all__: list[str] = []
+__all__ = ()
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES
 
-__all__ = ["EdgeIndex"]
+__all__ = ()
 
 EDGES_FILE = "edges.jsonl"
 

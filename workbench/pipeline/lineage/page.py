@@ -28,7 +28,7 @@ from workbench.pipeline.lineage.graph import LineageGraph, node_text, without_sh
 if TYPE_CHECKING:
     import networkx as nx  # type: ignore[import-untyped]
 
-__all__ = ["LineagePage", "show"]
+__all__ = ["show"]
 
 _Edge = tuple[str, str]
 _Point = tuple[float, float]

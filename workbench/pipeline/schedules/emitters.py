@@ -21,7 +21,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.types import Json
 from workbench.pipeline.schedules.job import CronSchedule, ScheduledJob
 
-__all__ = ["SCHEDULERS", "Scheduler"]
+__all__ = ["SCHEDULERS"]
 
 _LOCK_BUSY = 75  # EX_TEMPFAIL: flock's exit status when another process holds the lock
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")

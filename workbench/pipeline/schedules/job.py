@@ -21,7 +21,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.pipeline.graph import Pipeline
 
-__all__ = ["ScheduledJob", "make_job"]
+__all__ = ["make_job"]
 
 _NICKNAMES = {
     "@hourly": "0 * * * *",
