@@ -489,3 +489,34 @@ def test_annotations_of_an_unknown_format_are_not_lost_in_silence(
         readers.read_source(tmp_path)
     assert name in str(error.value)
     assert readers.read_source(tmp_path, "images").format == "images"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"labels": [{"category": "car", "poly2d": 7}]},
+        {"labels": [{"category": "car", "poly2d": [{"vertices": [1, [2]]}]}]},
+        {"labels": [{"category": "car", "box2d": {"x1": None, "y1": 1, "x2": 2, "y2": 3}}]},
+        {"labels": [5, None, {}]},
+        {"labels": 5},
+        {"attributes": [1]},
+        {"frameIndex": 10**30},
+    ],
+)
+def test_garbage_in_one_entry_does_not_stop_the_others(
+    workspace: Workspace, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    rows = [{"name": f"a_{n:04d}.jpg", "labels": [], "attributes": {}} for n in range(2)]
+    rows[1] |= changed
+    result = _ingest(workspace, _scalabel(tmp_path, rows))
+    assert list(result.sources.values()) == ["images/a_0000.jpg"]
+    assert result.quarantine
+
+
+def test_garbage_in_one_image_of_a_coco_file(workspace: Workspace, tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", 1)
+    images = [coco_image(1, "a.png"), {"file_name": "b.png"}, {"file_name": "c.png"}]
+    images.append({**coco_image(9, "a.png"), "index": 10**30})
+    result = _ingest(workspace, write_coco(tmp_path, images, []))
+    assert list(result.sources.values()) == ["a.png"]
+    assert len(result.quarantine) == 3

@@ -40,6 +40,7 @@ _REMEDY = {
     "an archive": "unpack it",
 }
 
+_MAX_EXACT_INTEGER = 2**53  # more than a record can hold
 _MAX_LINK_BYTES = 1024
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "System Volume Information", "$RECYCLE.BIN"})
 
@@ -224,9 +225,11 @@ def parse_integer(value: Any, what: str = "value") -> int:
         ValueError: It is not a whole number.
     """
     if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= _MAX_EXACT_INTEGER:
+            raise ValueError(f"{what} {_shown(value)} is too large")
         return value
     number = parse_number(value, what)
-    if not math.isfinite(number) or number != int(number):
+    if not math.isfinite(number) or number != int(number) or abs(number) >= _MAX_EXACT_INTEGER:
         raise ValueError(f"{what} {_shown(value)} is not a whole number")
     return int(number)
 

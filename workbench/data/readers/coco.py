@@ -142,7 +142,8 @@ def _read_file(path: Path, finder: ImageFinder, problems: list[Quarantined]) -> 
     claims = []
     seen: set[str] = set()
     for image in body["images"]:
-        names = shared.get(identity_of(image.get("id"))) if isinstance(image, dict) else None
+        has_id = isinstance(image, dict) and "id" in image
+        names = shared.get(identity_of(image["id"])) if has_id else None
         if names:
             image_id = identity_of(image["id"])
             detail = f"image id {image_id} is used for {' and '.join(names)}: all are left out"
@@ -166,7 +167,7 @@ def _shared_ids(body: Json) -> dict[str, list[str]]:
     """The names of the images that share an id, which leaves open whose boxes are whose."""
     names: dict[str, list[str]] = defaultdict(list)
     for image in body["images"]:
-        if isinstance(image, dict) and image.get("file_name"):
+        if isinstance(image, dict) and "id" in image and image.get("file_name"):
             names[identity_of(image.get("id"))].append(str(image["file_name"]).replace("\\", "/"))
     return {
         image_id: list(dict.fromkeys(several))

@@ -103,7 +103,8 @@ def _from_samples(body: Any, source: Path) -> list[_Row] | None:
         # The first field of boxes: exports have `ground_truth`, and predictions beside it.
         truth = sample.get("ground_truth")
         chosen = truth if _is_detections(truth) else next(iter(fields), None)
-        detections = None if chosen is None else list(chosen.get("detections") or ())
+        found = None if chosen is None else chosen.get("detections") or []
+        detections = found if isinstance(found, list) else None
         rows.append((str(sample["filepath"]), size, detections))
     if all(detections is None for _, _, detections in rows):
         rows = [(name, size, []) for name, size, _ in rows]  # a source of images

@@ -240,7 +240,10 @@ def _corners(label: Json) -> tuple[float, float, float, float]:
             raise ValueError(f"its box2d has no x1, y1, x2, y2: {str(box)[:60]}")
         x0, y0, x1, y1 = (parse_number(box[key], key) for key in ("x1", "y1", "x2", "y2"))
         return x0, y0, x1, y1
-    points = [point for shape in label.get("poly2d") or () for point in _vertices(shape)]
+    shapes = label.get("poly2d") or ()
+    if not isinstance(shapes, list | tuple):
+        raise ValueError(f"its poly2d is not a list but {str(shapes)[:60]}")
+    points = [point for shape in shapes for point in _vertices(shape)]
     if not points:
         raise ValueError("it has no box2d and no polygon")
     xs, ys = zip(*points, strict=True)
@@ -251,6 +254,11 @@ def _vertices(shape: Any) -> list[tuple[float, float]]:
     """The vertices of a polygon; none for a line."""
     if isinstance(shape, dict) and parse_flag(shape.get("closed", True), "closed"):
         rows = shape.get("vertices") or ()
+        pairs = isinstance(rows, list | tuple) and all(
+            isinstance(row, list) and len(row) >= 2 for row in rows
+        )
+        if not pairs:
+            raise ValueError(f"its vertices are not pairs: {str(rows)[:60]}")
         return [(parse_number(row[0], "x"), parse_number(row[1], "y")) for row in rows]
     return []
 
