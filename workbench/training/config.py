@@ -40,7 +40,7 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
         "backbone_rate": 0.2,
     },
 }
-_INPUT_SIZES = {"compact": (320, 192), "lite0": (416, 256)}
+_INPUT_SIZES = {"compact": (320, 192), "lite0": (384, 224)}
 _FINAL_LR_SHARE = {"one-cycle": 0.002, "cosine": 0.01}
 _RUNTIME_ONLY = {"memory_mib", "limit_mib", "keep_minutes"}
 _ALWAYS_RECORDED = {
