@@ -20,6 +20,7 @@ from workbench.detection.predictor import OnnxPredictor, TorchPredictor, load_ch
 from workbench.detection.preprocessing import load_rgb, preprocess_batch
 from workbench.export.formats import export_fp32
 from workbench.export.quantization import CalibratedModel
+from workbench.export.sensitivity import always_float
 from workbench.records.base import make_ref
 from workbench.records.dataset import media_path
 from workbench.records.model_types import Checkpoint
@@ -140,6 +141,8 @@ def test_exported_files_compute_what_the_network_does(
     kinds = {node.op_type for node in onnx.load_from_string(fp32).graph.node}
     assert {"Conv", "Clip"} <= kinds
     assert "BatchNormalization" not in kinds
-    int8 = CalibratedModel(fp32, images).file()
+    kept = [layer.node for layer in always_float(small, fp32)]
+    assert len(kept) == len(small.detector.float_layers)
+    int8 = CalibratedModel(fp32, images).file(keep_float=kept)
     for one, other in zip(expected, OnnxPredictor(int8, threads=1).raw(batch), strict=True):
         assert np.square(one - other).mean() < 0.01 * np.square(one).mean()  # 20 dB

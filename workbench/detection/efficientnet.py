@@ -193,7 +193,19 @@ class Lite0Detector(PyramidDetector):
 
     Args:
         config: Classes and strides; ``width`` multiplies the channels of the pyramid.
+
+    Attributes:
+        float_layers: Convolutions that stay in float in INT8 files: the noise of the first two
+            blocks reaches every output (30.7 dB with them in INT8, 34.7 without, on real rides).
     """
+
+    float_layers = (
+        "backbone.stages.0.0.depthwise.conv",
+        "backbone.stages.0.0.project.conv",
+        "backbone.stages.1.0.expand.conv",
+        "backbone.stages.1.0.depthwise.conv",
+        "backbone.stages.1.0.project.conv",
+    )
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__(config)

@@ -217,7 +217,7 @@ def quantize(
         threads=settings.threads,
     )
     layers, rows = None, choice.rows
-    kept_float: tuple[sensitivity.Layer, ...] = ()
+    kept_float = sensitivity.always_float(predictor, fp32)
     if settings.thorough:
         layers = sensitivity.measure_sensitivity(
             predictor,
@@ -227,7 +227,8 @@ def quantize(
             threads=settings.threads,
             progress=progress,
         )
-        kept_float = sensitivity.layers_to_keep_float(layers)
+        found = sensitivity.layers_to_keep_float(layers)
+        kept_float += tuple(layer for layer in found if layer not in kept_float)
         if settings.target:
             rows += calibration.compare_observers(
                 predictor, fp32, images, held_out, threads=settings.threads

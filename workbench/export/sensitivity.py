@@ -178,6 +178,14 @@ def layers_to_keep_float(
     return tuple([row.layer for row in rows if row.alone_int8_db < floor_db + 3][:most])
 
 
+def always_float(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
+    """The layers that a network names in ``float_layers`` because INT8 costs too much there."""
+    names = getattr(predictor.detector, "float_layers", ())
+    if not names:
+        return ()
+    return tuple(one for one in _convolution_layers(predictor, fp32) if one.module in names)
+
+
 def _run_convolutions(predictor: TorchPredictor) -> list[tuple[str, nn.Conv2d]]:
     """The detector's convolutions in the order they run."""
     import torch
