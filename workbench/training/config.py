@@ -35,7 +35,7 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
         "backbone": "lite0",
         "steps": 300,
         "lr": 3e-3,
-        "freeze": 2,
+        "freeze": 4,
         "freeze_norm": True,
         "backbone_rate": 0.2,
     },
