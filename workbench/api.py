@@ -86,7 +86,7 @@ class Workbench:
         if kind_of(ref) == Release.KIND:
             from workbench.release.publishing import verify_release
 
-            verify_release(self.workspace, reference)
+            verify_release(self.workspace, ref)
         return Model(self.workspace, ref, name=name or reference, threads=threads)
 
     def selection(self, reference: str = "") -> Selection:

@@ -137,7 +137,7 @@ def test_mlflow_shows_the_runs_and_the_model(tiny_run: TinyRun) -> None:
     client = mlflow.MlflowClient(tracking_uri=uri)
     version = client.get_model_version_by_alias("front-camera-builtin", "candidate")
     assert version.tags["workbench.release"] == tiny_run.output("release.release")
-    assert version.tags["workbench.core.digest"] == digest_of(tiny_run.output("export.bundle"))
+    assert version.tags["workbench.digest"] == digest_of(tiny_run.output("export.bundle"))
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     names = {file.path for file in client.list_artifacts(version.run_id)}
