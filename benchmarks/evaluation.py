@@ -87,7 +87,8 @@ def everything(dataset: Dataset, predictions: list[Prediction]) -> dict[str, Any
     """All slices, classes and metrics with intervals, against the bare point estimates."""
     whole = matching.build_evaluation_set(dataset, predictions)
     return row(
-        f"{len(STANDARD_SLICES)} slices with intervals, {len(dataset.frames)} frames, 1000 resamples",
+        f"{len(STANDARD_SLICES)} slices with intervals, {len(dataset.frames)} frames,"
+        " 1000 resamples",
         ours=seconds(lambda: evaluate(Predictions(dataset, predictions))),
         peer=seconds(lambda: [coco_metrics(whole, part) for part in STANDARD_SLICES]),
         peer_name="faster-coco-eval on every slice, no intervals",

@@ -163,7 +163,8 @@ def test_without_a_server_it_says_what_to_run(
 def test_nothing_is_started_by_fiftyone_itself(workspace: Workspace) -> None:
     """In a workspace without servers it refuses before FiftyOne is even imported."""
     code = (
-        "import sys; from workbench import curation; from workbench.core.errors import ServiceError\n"
+        "import sys; from workbench import curation\n"
+        "from workbench.core.errors import ServiceError\n"
         "try: curation.tagged_frames('x', 'y')\n"
         "except ServiceError as error: print(error, 'fiftyone' in sys.modules)\n"
     )

@@ -72,7 +72,9 @@ def test_a_click_in_the_notebook_tags_frames_in_fiftyone(explored: Workspace) ->
         page.get_by_text("10 frames tagged 'look-again' in FiftyOne").wait_for(timeout=60_000)
         assert page.locator(".jp-OutputArea img").count() >= 8
     # Asked in a process of its own: FiftyOne attaches to one database for good.
-    ask = "from workbench import curation; print(len(curation.tagged_frames('drawn', 'look-again')))"
+    ask = (
+        "from workbench import curation\nprint(len(curation.tagged_frames('drawn', 'look-again')))"
+    )
     variables = {**os.environ, **services.environment(explored, ("mongod",))}
     told = subprocess.run(
         [sys.executable, "-c", ask], env=variables, capture_output=True, text=True, check=True
