@@ -90,7 +90,7 @@ def send(
         if boxes:
             if selection.record.model is None:
                 raise ParameterError(
-                    "this selection was made without a model, so there are no boxes to start from",
+                    "no boxes to start from: the selection has no model",
                     where=selection.record.method,
                     hint="Send it without --boxes",
                 )
