@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.sources import HEIGHT, WIDTH, coco_box, coco_image, write_coco, write_picture
+from tests.data.sources import (
+    HEIGHT,
+    WIDTH,
+    coco_box,
+    coco_image,
+    picture,
+    write_coco,
+    write_picture,
+)
 from workbench import data
 from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
@@ -520,3 +530,115 @@ def test_garbage_in_one_image_of_a_coco_file(workspace: Workspace, tmp_path: Pat
     result = _ingest(workspace, write_coco(tmp_path, images, []))
     assert list(result.sources.values()) == ["a.png"]
     assert len(result.quarantine) == 3
+
+
+def test_names_are_found_in_other_spellings(workspace: Workspace, tmp_path: Path) -> None:
+    # macOS decomposes accents, Windows takes any case, some exporters write URLs.
+    decomposed = unicodedata.normalize("NFD", "é/straße_1.png")
+    for number, name in enumerate((decomposed, "images/IMG_2.PNG", "my car_3.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(number, "PNG"))
+    composed = unicodedata.normalize("NFC", decomposed)
+    images = [
+        coco_image(1, composed),
+        coco_image(2, "images/img_2.png"),
+        coco_image(3, "my%20car_3.png"),
+    ]
+    result = _ingest(
+        workspace, write_coco(tmp_path, images, [coco_box(n, n, BOX) for n in (1, 2, 3)])
+    )
+    assert [name for name, *_ in _labels(result)] == sorted(
+        (decomposed, "images/IMG_2.PNG", "my car_3.png")
+    )
+
+
+def test_names_that_differ_in_case_are_not_exchanged(workspace: Workspace, tmp_path: Path) -> None:
+    for number, name in enumerate(("a/F_1.png", "a/f_1.png")):
+        write_picture(tmp_path / name, number)
+    images = [coco_image(1, "F_1.png"), coco_image(2, "f_1.png")]
+    boxes = [coco_box(1, 1, BOX), coco_box(2, 2, [30, 5, 20, 10])]
+    result = _ingest(workspace, write_coco(tmp_path, images, boxes))
+    assert _labels(result) == [
+        ("a/F_1.png", "car", CORNERS),
+        ("a/f_1.png", "car", (30, 5, 50, 15)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("Images/a_1.png", "Labels/a_1.txt"),
+        ("images/a_1.png", "labels/A_1.TXT"),
+        ("JPEGImages/a_1.png", "labels/a_1.txt"),
+        ("a_1.png", "labels/a_1.txt"),
+        ("train/images/a_1.png", "train/labels/a_1.png.txt"),
+    ],
+)
+def test_yolo_labels_are_paired_in_every_layout(
+    workspace: Workspace, tmp_path: Path, images: str, labels: str
+) -> None:
+    write_picture(tmp_path / images, 1)
+    (tmp_path / labels).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / labels).write_text("0 .5 .5 .25 .25\n")
+    (tmp_path / "data.yaml").write_text("names: [car]")
+    result = _ingest(workspace, tmp_path)
+    assert _labels(result) == [(images, "car", (24, 18, 40, 30))]
+    assert not result.quarantine
+
+
+def test_class_names_beside_yolo_labels_are_read(workspace: Workspace, tmp_path: Path) -> None:
+    _yolo(tmp_path, {"a_1": "1 .5 .5 .25 .25\n"})
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "labels" / "classes.txt").write_text("car\nperson\n")
+    assert [cls for _, cls, _ in _labels(_ingest(workspace, tmp_path))] == ["pedestrian"]
+
+
+def test_contradictory_yolo_class_names_are_refused(workspace: Workspace, tmp_path: Path) -> None:
+    _yolo(tmp_path, {"a_1": "0 .5 .5 .25 .25\n"})
+    (tmp_path / "coco.yaml").write_text("names: [person, car]")
+    assert [cls for _, cls, _ in _labels(_ingest(workspace, tmp_path))] == ["car"]  # data.yaml's
+    (tmp_path / "data.yaml").rename(tmp_path / "own.yaml")
+    with pytest.raises(DataError, match=r"different class names: coco\.yaml, own\.yaml"):
+        _ingest(workspace, tmp_path)
+
+
+def test_a_voc_object_with_two_boxes_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    second = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    write_picture(tmp_path / "1.png", 1)
+    write_picture(tmp_path / "2.png", 2)
+    (tmp_path / "1.xml").write_text(_voc().replace("</object>", second))
+    space = '<annotation xmlns="http://example.org/voc">'
+    (tmp_path / "2.xml").write_text(_voc().replace("<annotation>", space, 1))
+    result = _ingest(workspace, tmp_path, format="voc")
+    assert [name for name, *_ in _labels(result)] == ["2.png"]
+    assert "1.xml: object 1: it has 2 bndbox elements" in _text(result)
+
+
+def test_coco_boxes_in_fractions_are_named(workspace: Workspace, tmp_path: Path) -> None:
+    write_picture(tmp_path / "1.png", 1)
+    boxes = [coco_box(1, 1, BOX), coco_box(2, 1, [0.25, 0.5, 0.25, 0.25])]
+    result = _ingest(workspace, write_coco(tmp_path, [coco_image(1, "1.png")], boxes))
+    assert "in fractions of the image" in _text(result)
+
+
+def test_images_that_would_lose_something_are_named(workspace: Workspace, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    first, second = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    first.save(tmp_path / "pages_1.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "moves_2.png", save_all=True, append_images=[second])
+    Image.fromarray(pixels[..., 0].astype(np.float32) / 255).save(tmp_path / "float_3.tif")
+    (tmp_path / "no_ending").write_bytes(picture(4, "PNG"))
+    result = _ingest(workspace, tmp_path)
+    assert sorted(result.sources.values()) == ["moves_2.png", "pages_1.tif"]
+    text = _text(result)
+    assert "pages_1.tif: it holds 2 images" in text
+    assert "moves_2.png: it holds 2 images" in text
+    assert "float_3.tif: its values need more than 16 bits" in text
+    assert "no_ending: a PNG image without an ending" in text
+
+
+def test_auto_refuses_labels_in_json_lines(workspace: Workspace, tmp_path: Path) -> None:
+    write_picture(tmp_path / "1.png", 1)
+    (tmp_path / "labels.jsonl").write_text('{"image": "1.png", "boxes": [[1, 2, 30, 40]]}\n')
+    with pytest.raises(DataError, match=r"unknown format beside the images: labels\.jsonl"):
+        _ingest(workspace, tmp_path)

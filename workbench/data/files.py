@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ _REMEDY = {
     "an image format that is not read": "convert it to PNG or JPEG",
     "a video": "extract its frames as images",
     "an archive": "unpack it",
+}
+
+_MAGIC = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG\r\n\x1a\n": "a PNG image",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
 }
 
 _MAX_EXACT_INTEGER = 2**53  # more than a record can hold
@@ -124,6 +132,10 @@ def files_of_other_kinds(folder: Path) -> list[Quarantined]:
             detail = f"{path.suffix.lower()} is {kind}: {_REMEDY[kind]}"
             name = relative_name(path, folder)
             problems.append(Quarantined(file=name, reason="unreadable", detail=detail))
+        elif not path.suffix and (kind := _kind_by_content(path)):
+            detail = f"{kind} without an ending: give its name one"
+            name = relative_name(path, folder)
+            problems.append(Quarantined(file=name, reason="unreadable", detail=detail))
         elif not path.suffix and (target := _link_saved_as_text(path)):
             detail = (
                 f"a link to {target} that was saved as text: make it a link, or copy the target"
@@ -131,6 +143,16 @@ def files_of_other_kinds(folder: Path) -> list[Quarantined]:
             name = relative_name(path, folder)
             problems.append(Quarantined(file=name, reason="missing", detail=detail))
     return problems
+
+
+def _kind_by_content(path: Path) -> str:
+    """The kind of an image by its first bytes; empty if it is none."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(12)
+    except OSError:
+        return ""
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
 
 
 def _link_saved_as_text(path: Path) -> str:
@@ -142,6 +164,14 @@ def _link_saved_as_text(path: Path) -> str:
         return target if "/" in target and (path.parent / target).exists() else ""
     except (OSError, ValueError):
         return ""
+
+
+def name_key(name: str) -> str:
+    """What two spellings of a file name have in common: composition of accents, and case.
+
+    macOS writes decomposed accents, and Windows finds names in any case.
+    """
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def kind_of_other_file(path: Path) -> str | None:

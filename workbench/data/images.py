@@ -41,6 +41,7 @@ class StoredImage:
         height: Pixels.
         position: Latitude and longitude from EXIF, in degrees (WGS 84).
         brightest: Largest value of a 16-bit image.
+        inside: Images in the file, as pages or an animation; decoders take the first.
     """
 
     id: str
@@ -49,6 +50,7 @@ class StoredImage:
     suffix: str
     position: tuple[float, float] | None = None
     brightest: int | None = None
+    inside: int = 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -101,6 +103,9 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 image.load()
+                inside = _images_inside(image)
+                if image.mode in ("F", "I;32", "I") and not _fits_16_bits(image):
+                    raise ValueError("its values need more than 16 bits: convert it to 8 or 16")
                 width, height, suffix = *image.size, _SUFFIXES[str(image.format)]
                 wide = image.mode.startswith("I;16")
                 brightest = int(str(image.getextrema()[1])) if wide else None
@@ -116,9 +121,18 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
     if size is not None and size != (width, height):
         claim = f"annotated as {size[0]}x{size[1]}, the image is {width}x{height}"
         return RejectedImage("mislabelled", claim)
-    picture = StoredImage(digest.of_bytes(data), width, height, suffix, position, brightest)
+    picture = StoredImage(digest.of_bytes(data), width, height, suffix, position, brightest, inside)
     _write_once(data, Path(media) / picture.id[:2] / f"{picture.id}{picture.suffix}")
     return picture
+
+
+def _images_inside(image: Image.Image) -> int:
+    """Frames of an animation or pages; the previews that cameras put into a JPEG do not count."""
+    return 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+
+
+def _fits_16_bits(image: Image.Image) -> bool:
+    return image.mode != "F" and float(str(image.getextrema()[1])) < 2**16
 
 
 def store_images(

@@ -207,6 +207,11 @@ class _DatasetBuilder:
             return
         if image.brightest is not None and image.brightest <= _MAX_12_BIT:
             self._dark.append(source.name)
+        if image.inside > 1:
+            detail = f"it holds {image.inside} images: the first is taken, save each as a file"
+            self._quarantine.append(
+                Quarantined(file=source.name, reason="unreadable", detail=detail)
+            )
         frame = Frame(
             id=image.id,
             drive=source.drive,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from workbench.data.files import find_images, relative_name
+from workbench.data.files import find_images, name_key, relative_name
 from workbench.data.names import meaningful_folders
 from workbench.data.source import SourceFrame, left_out_text, mislabelled
 from workbench.records.types import Quarantined
@@ -60,14 +61,20 @@ class ImageFinder:
         Args:
             beside: Folder of the annotation file.
         """
-        pure = PurePosixPath(name.replace("\\", "/"))
         outside = is_outside(name)
-        if not outside:
-            folders = (beside, beside / "images", self.root, self.root / "images")
-            for folder in dict.fromkeys(folders):
-                if (folder / pure).is_file():
-                    return folder / pure, ""
-        alike = self._named(pure)
+        # Some exporters write names as in a URL: "my%20car.jpg".
+        names = dict.fromkeys(each.replace("\\", "/") for each in (name, unquote(name)))
+        pure = PurePosixPath(name.replace("\\", "/"))
+        for pure in map(PurePosixPath, names):
+            if not outside and ".." not in pure.parts and not pure.is_absolute():
+                folders = (beside, beside / "images", self.root, self.root / "images")
+                for folder in dict.fromkeys(folders):
+                    if (folder / pure).is_file():
+                        return folder / pure, ""
+            alike = self._named(pure)
+            alike = [path for path in alike if path.name == pure.name] or alike
+            if alike:
+                break
         if len(alike) == 1 and _agree(pure, alike[0].relative_to(self.root)):
             return alike[0], ""
         reason = "names above or outside the folder are not followed" if outside else "no such file"
@@ -80,10 +87,10 @@ class ImageFinder:
         if self._by_name is None:
             self._by_name = {}
             for path in find_images(self.root):
-                self._by_name.setdefault(path.name, []).append(path)
+                self._by_name.setdefault(name_key(path.name), []).append(path)
                 # Some sources name images without their suffix.
-                self._by_name.setdefault(path.stem, []).append(path)
-        return self._by_name.get(name.name, [])
+                self._by_name.setdefault(name_key(path.stem), []).append(path)
+        return self._by_name.get(name_key(name.name), [])
 
 
 def is_outside(name: str) -> bool:
@@ -97,7 +104,10 @@ def _agree(named: PurePosixPath, actual: Path) -> bool:
 
     ``day/1.png`` is not ``night/1.png``, but may be ``1.png`` or ``images/1.png``.
     """
-    one, other = meaningful_folders(named), meaningful_folders(PurePosixPath(actual.as_posix()))
+    one, other = (
+        tuple(map(name_key, meaningful_folders(path)))
+        for path in (named, PurePosixPath(actual.as_posix()))
+    )
     short, long = sorted((one, other), key=len)
     return not short or long[-len(short) :] == short
 

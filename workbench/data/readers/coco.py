@@ -227,7 +227,9 @@ def _corners(annotation: Json) -> tuple[float, float, float, float]:
         return _corners_of_polygons(segmentation)
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise ValueError(f"its bbox is not [x, y, width, height] but {str(bbox)[:60]}")
-    x, y, w, h = (parse_number(value, "bbox value") for value in bbox)
+    x, y, w, h = values = [parse_number(value, "bbox value") for value in bbox]
+    if all(0 <= value <= 1 for value in values) and any(0 < value < 1 for value in values):
+        raise ValueError(f"its bbox {bbox} is in fractions of the image; COCO boxes are in pixels")
     return x, y, x + w, y + h
 
 

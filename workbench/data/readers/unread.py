@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ _KEYS = frozenset(
     {
         *("annotations", "annotation", "labels", "label", "objects", "shapes", "regions", "boxes"),
         *("bbox", "bboxes", "detections", "_via_img_metadata", "samples", "ground_truth", "items"),
-        *("openlabel", "frames", "assets", "box2d"),
+        *("openlabel", "frames", "assets", "box2d", "polygon", "polygons", "points", "result"),
+        *("category_token", "instance_token", "attribute_tokens", "object", "instances"),
     }
 )
 _CSV_COLUMNS = re.compile(
@@ -34,6 +36,8 @@ def find_annotations(source: Path) -> list[str]:
     found: list[str] = []
     for suffix, looks_annotated in (
         (".json", _is_annotated_json),
+        (".jsonl", _is_annotated_json_lines),
+        (".ndjson", _is_annotated_json_lines),
         (".xml", _is_annotated_xml),
         (".csv", _is_annotated_csv),
         (".txt", lambda path: _is_annotated_text(path, stems)),
@@ -51,8 +55,16 @@ def _probe(path: Path, looks_annotated: Any) -> bool:
         return False
 
 
+def _is_annotated_json_lines(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        return _is_annotated(json.loads(stream.readline()))
+
+
 def _is_annotated_json(path: Path) -> bool:
-    body = read_json(path)
+    return _is_annotated(read_json(path))
+
+
+def _is_annotated(body: Any) -> bool:
     if isinstance(body, list):
         body = body[0] if body else None
     if not isinstance(body, dict):

@@ -17,6 +17,7 @@ from workbench.data.files import (
     decode_text,
     find_files,
     find_images,
+    name_key,
     parse_flag,
     parse_number,
     parse_size,
@@ -64,7 +65,7 @@ def read_voc(source: Path) -> Source:
     files = find_images(source)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        by_stem[file.stem].append(file)
+        by_stem[name_key(file.stem)].append(file)
     problems: list[Quarantined] = []
     claims: dict[Path, list[_Document]] = defaultdict(list)
     rejected: set[Path] = set()
@@ -124,7 +125,7 @@ def read_voc(source: Path) -> Source:
 
 def _images_of(document: Path, stem: str, by_stem: dict[str, list[Path]]) -> list[Path]:
     """The image of a name for a document; several where the nearest folder has several."""
-    images = by_stem.get(stem, [])
+    images = by_stem.get(name_key(stem), [])
     for near in (
         [file for file in images if file.parent == document.parent],
         [file for file in images if file.parent.parent == document.parent.parent],
@@ -139,7 +140,7 @@ def _named_image(
 ) -> Path | None:
     """The existing image that ``<filename>`` names."""
     name = PurePosixPath(document.filename.replace("\\", "/"))
-    if not name.name or (own is not None and name.stem == own.stem):
+    if not name.name or (own is not None and name_key(name.stem) == name_key(own.stem)):
         return own
     images = _images_of(document.path, name.stem, by_stem)
     return images[0] if len(images) == 1 else None
@@ -165,6 +166,8 @@ def _parse(path: Path, name: str, problems: list[Quarantined]) -> _Document:
         # Entities can expand without bound, and VOC does not use them.
         raise ValueError("not a VOC annotation: too large, or it defines entities")
     root = ElementTree.fromstring(text.strip())  # noqa: S314 - no entities, see above
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # without its namespace
     if root.tag != "annotation":
         raise ValueError(f"not a VOC annotation but <{root.tag}>")
     boxes, failed = [], 0
@@ -182,6 +185,9 @@ def _parse(path: Path, name: str, problems: list[Quarantined]) -> _Document:
 
 def _box(entry: ElementTree.Element, detail: str) -> SourceBox:
     name = (entry.findtext("name") or "").strip()
+    count = len(entry.findall("bndbox"))
+    if count > 1:
+        raise ValueError(f"it has {count} bndbox elements: one object each")
     texts = [entry.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
     numbers = [parse_number(text, "coordinate") for text in texts if text and text.strip()]
     if not name or len(numbers) != 4:

@@ -20,6 +20,7 @@ from workbench.core.errors import DataError
 from workbench.data.files import (
     find_files,
     find_images,
+    name_key,
     parse_integer,
     parse_number,
     read_text,
@@ -40,6 +41,7 @@ __all__ = ()
 
 
 _NAME_FILES = ("classes.txt", "obj.names")
+_IMAGES, _LABELS = "images", "labels"
 _OTHER_FILES = frozenset(
     {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "notes.txt", "images.txt"}
 )
@@ -57,8 +59,7 @@ def is_yolo(source: Path) -> bool:
     """Whether there are class names and label files below ``source``."""
     if not source.is_dir():
         return False
-    named = any((source / name).is_file() for name in _NAME_FILES) or _from_yaml(source) is not None
-    return named and bool(_label_files(source))
+    return bool(_name_files(source) or _from_yaml(source)) and bool(_label_files(source))
 
 
 def read_yolo(source: Path) -> Source:
@@ -72,7 +73,8 @@ def read_yolo(source: Path) -> Source:
     problems: list[Quarantined] = []
     frames: list[SourceFrame] = []
     users: dict[Path, list[Path]] = defaultdict(list)
-    labels_of = {file: _labels_path(file, source) for file in files}
+    all_labels = _label_files(source)
+    labels_of = _pair(files, all_labels, source)
     for file, labels in labels_of.items():
         if labels is not None:
             users[labels].append(file)
@@ -89,7 +91,7 @@ def read_yolo(source: Path) -> Source:
             problems.append(
                 mislabelled(relative_name(labels, source), detail + left_out_text(boxes))
             )
-    for path in sorted(set(_label_files(source)) - set(users)):
+    for path in sorted(set(all_labels) - set(users)):
         boxes, _ = parse_lines(path, source, parse, problems)
         problems.append(image_missing(path, source, boxes))
     return Source(format="yolo", root=source, frames=tuple(frames), problems=tuple(problems))
@@ -97,34 +99,50 @@ def read_yolo(source: Path) -> Source:
 
 def _label_files(source: Path) -> list[Path]:
     files = [path for path in find_files(source, {".txt"}) if path.name not in _OTHER_FILES]
-    below = [path for path in files if "labels" in path.relative_to(source).parts[:-1]]
+    below = [path for path in files if _LABELS in _folders(path, source)]
     # README.roboflow.txt and the like lie beside the folders, never beside labels.
     return below or [path for path in files if not path.name.lower().startswith("readme")]
 
 
-def _labels_path(image: Path, root: Path) -> Path | None:
-    parts = list(image.relative_to(root).parts)
-    folders = [image.parent]
-    if "images" in parts[:-1]:
-        last = len(parts) - 2 - parts[:-1][::-1].index("images")
-        folders.insert(0, root.joinpath(*parts[:last], "labels", *parts[last + 1 : -1]))
-    # Some exporters keep the image's suffix: a.png.txt is of a.png only.
-    names = (f"{image.name}.txt", f"{image.stem}.txt")
-    candidates = (folder / name for folder in folders for name in names)
-    return next((path for path in candidates if path.is_file()), None)
+def _folders(path: Path, root: Path) -> tuple[str, ...]:
+    return tuple(map(name_key, path.relative_to(root).parts[:-1]))
+
+
+def _pair(images: list[Path], labels: list[Path], root: Path) -> dict[Path, Path | None]:
+    """The labels of each image, whatever the case of names and folders.
+
+    They lie in ``labels`` where the image lies in ``images``, beside the image, or in a folder
+    ``labels`` beside or below the image's.
+    """
+    by_name = {(_folders(path, root), name_key(path.stem)): path for path in labels}
+
+    def find(image: Path) -> Path | None:
+        own = _folders(image, root)
+        folders = [own, (*own[:-1], _LABELS), (*own, _LABELS)]
+        if _IMAGES in own:
+            last = len(own) - 1 - own[::-1].index(_IMAGES)
+            folders.insert(0, (*own[:last], _LABELS, *own[last + 1 :]))
+        # Some exporters keep the image's suffix: a.png.txt is of a.png only.
+        names = (name_key(image.name), name_key(image.stem))
+        keys = ((folder, name) for folder in folders for name in names)
+        return next((by_name[key] for key in keys if key in by_name), None)
+
+    return {image: find(image) for image in images}
 
 
 def _describe(source: Path) -> _Description:
     listed = _from_yaml(source)
     if listed is not None:
         return listed
-    for name in _NAME_FILES:
-        if (source / name).is_file():
-            try:
-                rows = read_text(source / name).splitlines()
-            except ValueError as error:
-                raise DataError(f"cannot read class names: {error}", where=source / name) from error
-            return _Description({n: row.strip() for n, row in enumerate(rows) if row.strip()})
+    named: dict[Path, _Description] = {}
+    for path in _name_files(source):
+        try:
+            rows = read_text(path).splitlines()
+        except ValueError as error:
+            raise DataError(f"cannot read class names: {error}", where=path) from error
+        named[path] = _Description({n: row.strip() for n, row in enumerate(rows) if row.strip()})
+    if named:
+        return _the_same(named, source)
     raise DataError(
         "no class names for YOLO labels",
         where=source,
@@ -132,8 +150,28 @@ def _describe(source: Path) -> _Description:
     )
 
 
+def _name_files(source: Path) -> list[Path]:
+    """Lists of class names at the top, else in the folders with labels, as LabelImg writes them."""
+    top = [source / name for name in _NAME_FILES if (source / name).is_file()]
+    beside = sorted({path.parent for path in _label_files(source)})
+    return top[:1] or [path for folder in beside if (path := folder / _NAME_FILES[0]).is_file()]
+
+
+def _the_same(descriptions: dict[Path, _Description], source: Path) -> _Description:
+    first, *others = descriptions.values()
+    if any(other != first for other in others):
+        names = ", ".join(relative_name(path, source) for path in descriptions)
+        raise DataError(
+            f"several files give different class names: {names}",
+            where=source,
+            hint="Keep the one that the labels were drawn with, as data.yaml",
+        )
+    return first
+
+
 def _from_yaml(source: Path) -> _Description | None:
     files = [*source.glob("*.yaml"), *source.glob("*.yml")]
+    found: dict[Path, _Description] = {}
     for path in sorted(path for path in files if not path.name.startswith(".")):
         try:
             body: Any = yaml.safe_load(read_text(path))
@@ -141,7 +179,7 @@ def _from_yaml(source: Path) -> _Description | None:
             if isinstance(names, list):
                 names = dict(enumerate(names))
             if isinstance(names, dict):
-                return _Description(
+                found[path] = _Description(
                     {parse_integer(number, "class"): str(name) for number, name in names.items()},
                     _keypoint_numbers(body.get("kpt_shape")),
                 )
@@ -150,12 +188,15 @@ def _from_yaml(source: Path) -> _Description | None:
                 f"cannot read the class names of YOLO labels: {_yaml_problem(error)}",
                 where=path,
                 hint="In double quotes a backslash begins an escape: write Windows paths in single "
-                "quotes or with slashes",
+                "quotes or with slashes"
+                if "escape" in str(error)
+                else "It needs `names`: a list, or names by number",
             ) from error
         except (OSError, ValueError) as error:
             what = f"cannot read the class names of YOLO labels: {error}"
             raise DataError(what, where=path) from error
-    return None
+    usual = [path for path in found if path.stem == "data"]
+    return _the_same({path: found[path] for path in usual or found}, source) if found else None
 
 
 def _keypoint_numbers(shape: Any) -> int:
