@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import pickle
+import re
+import zipfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,7 +24,7 @@ from workbench.detection.preprocessing import Pixels, load_rgb, preprocess_batch
 from workbench.export import calibration, exporter, formats, gate, latency
 from workbench.export.bundle import lint_decoding
 from workbench.export.exporter import Quantized
-from workbench.export.formats import export_program, load_program
+from workbench.export.formats import export_program, verify_program
 from workbench.export.parity import ReferenceSample
 from workbench.export.quantization import CalibratedModel
 from workbench.records.base import Verdict
@@ -176,34 +182,51 @@ def test_another_memory_order_changes_nothing(
     batch, _ = preprocess_batch(pixels[:2], predictor.preprocessing)
     strided = np.moveaxis(np.ascontiguousarray(np.moveaxis(batch, 1, -1)), -1, 1)
     content = export_program(predictor)
-    from workbench.core import digest
-
-    program = load_program(content, sha256=digest.of_bytes(content))
-    for expected, laid, other in zip(
-        predictor.raw(batch), program.raw(batch), program.raw(strided), strict=True
-    ):
+    outputs = [formats._run_program(content, images) for images in (batch, strided)]
+    for expected, laid, other in zip(predictor.raw(batch), *outputs, strict=True):
         np.testing.assert_allclose(laid, expected, atol=1e-5)
         np.testing.assert_array_equal(other, laid)
     with pytest.raises(ContractError, match="channels first"):
         require_input(np.moveaxis(strided, 1, -1), predictor.preprocessing)
     assert content == export_program(make_predictor())
-    with pytest.raises(VerificationError, match="not the one in its manifest"):
-        load_program(content, sha256="0" * 64)
+    assert "within" in verify_program(content, predictor, batch)
 
 
-def test_a_program_with_a_pickle_is_refused(predictor: TorchPredictor) -> None:
-    import io
-    import pickle
-    import zipfile
+class _Touch:
+    """Writes a file when it is unpickled."""
 
-    from workbench.core import digest
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    stream = io.BytesIO(export_program(predictor))
-    with zipfile.ZipFile(stream, "a") as archive:
-        archive.writestr("archive/data/sample_inputs/extra.pt", pickle.dumps({"a": 1}))
-    content = stream.getvalue()
-    with pytest.raises(VerificationError, match="pickle"):
-        load_program(content, sha256=digest.of_bytes(content))
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("spacing", ["", " "])
+def test_code_in_a_program_never_runs(
+    predictor: TorchPredictor, tmp_path: Path, protocol: int, spacing: str
+) -> None:
+    """The attack: an archive whose weights torch unpickles, in every spelling of the request."""
+    original = zipfile.ZipFile(io.BytesIO(export_program(predictor)))
+    stream, ran = io.BytesIO(), tmp_path / "ran"
+    with zipfile.ZipFile(stream, "w") as forged:
+        for name in original.namelist():
+            part = original.read(name)
+            if name.endswith("_config.json"):
+                part = re.sub(
+                    rb'"use_pickle":\s*false', b'"use_pickle":%strue' % spacing.encode(), part
+                )
+            elif "/weights/" in name:
+                part = pickle.dumps(_Touch(ran), protocol=protocol)
+            forged.writestr(name, part)
+    frames = np.zeros((1, 3, 64, 64), np.float32)
+    with pytest.raises(VerificationError, match="did not export"):
+        verify_program(stream.getvalue(), predictor, frames)
+    assert not ran.exists()
+    with contextlib.suppress(Exception):
+        formats._run_program(stream.getvalue(), frames)
+    assert ran.exists(), "torch runs this archive's code, so the attack is real"
 
 
 @pytest.mark.skipif(

@@ -10,7 +10,6 @@ import os
 import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,8 @@ _TRANSFORMERS_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 _SOURCE_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 """What torch's exporter records of source files: paths, which make equal models unequal."""
-_PICKLE_HEADERS = (b"\x80", b"PK\x03\x04")
+_exported_here: set[str] = set()
+"""Digests of the programs that this process exported, the only ones that it loads."""
 
 OPENVINO_XML, OPENVINO_BIN = "int8.openvino.xml", "int8.openvino.bin"
 _OPENVINO_MIN_DB = 30.0
@@ -254,77 +254,57 @@ def export_program(predictor: TorchPredictor) -> bytes:
         program._example_inputs = None  # would be written as a pickle
         stream = io.BytesIO()
         torch.export.save(program, stream)
-    return stream.getvalue()
-
-
-class LoadedProgram:
-    """A loaded `torch.export` program.
-
-    Args:
-        module: The program's module.
-        batch: Frames per call, None for any number.
-    """
-
-    def __init__(self, module: Any, batch: int | None = None) -> None:
-        self._module = module
-        self._batch = batch
-
-    def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Raw outputs for network input ``[n, 3, height, width]``."""
-        import torch
-
-        with torch.inference_mode():
-            # Compiled programs do not check strides: the batch must be contiguous.
-            images = torch.from_numpy(np.ascontiguousarray(batch))
-            parts = [self._module(part) for part in torch.split(images, self._batch or len(images))]
-            return [torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True)]
-
-
-def load_program(content: bytes, *, sha256: str) -> LoadedProgram:
-    """Load a program that a verified manifest names.
-
-    torch's own reader unpickles what an archive holds; an archive with a pickle is refused here.
-
-    Args:
-        content: The ``.pt2`` file.
-        sha256: Its digest from the manifest of a bundle whose signature was verified.
-
-    Raises:
-        VerificationError: Another digest, not an archive, or an archive with a pickle.
-    """
-    import torch
-
-    if digest.of_bytes(content) != sha256:
-        raise VerificationError("the program's digest is not the one in its manifest")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in archive.namelist():
-                part = archive.read(name)
-                pickled = "/weights/" not in name and part.startswith(_PICKLE_HEADERS)
-                if pickled or (name.endswith("_config.json") and b'"use_pickle": true' in part):
-                    raise VerificationError("the program holds or asks for a pickle", where=name)
-    except zipfile.BadZipFile as error:
-        raise VerificationError("the program is not an archive") from error
-    with quiet_exporters():
-        program = torch.export.load(io.BytesIO(content))
-        (images,) = program.graph_signature.user_inputs
-        node = next(node for node in program.graph.nodes if node.name == images)
-        size = node.meta["val"].shape[0]
-        return LoadedProgram(program.module(), size if isinstance(size, int) else None)
+    content = stream.getvalue()
+    _exported_here.add(digest.of_bytes(content))
+    return content
 
 
 def verify_program(content: bytes, predictor: TorchPredictor, batch: NDArray[np.float32]) -> str:
-    """Run a program and the network on the same input; returns the result for the target matrix.
+    """Run an exported program and the network on the same input.
+
+    torch's reader runs code that an archive holds: it unpickles, and evaluates expressions in the
+    JSON. So nothing is loaded that `export_program` did not write in this process.
+
+    Args:
+        content: What `export_program` returned.
+        predictor: The network.
+        batch: Network input, float32 ``[n, 3, height, width]``.
+
+    Returns:
+        The result for the target matrix.
 
     Raises:
+        VerificationError: This process did not export the program.
         ContractError: The outputs differ by more than rounding can explain.
     """
-    outputs = load_program(content, sha256=digest.of_bytes(content)).raw(batch)
+    if digest.of_bytes(content) not in _exported_here:
+        raise VerificationError(
+            "a program that this process did not export is not loaded: it could run code",
+            hint="Export the checkpoint again",
+        )
+    outputs = _run_program(content, batch)
     pairs = zip(*match_outputs(predictor.raw(batch), outputs, predictor.config), strict=True)
     difference = max(float(np.abs(one - other).max()) for one, other in pairs)
     if not difference <= FLOAT_TOLERANCE:
         raise ContractError(f"exported program differs from the network by up to {difference:g}")
     return f"run here in torch on {len(batch)} frames, within {FLOAT_TOLERANCE:g}"
+
+
+def _run_program(content: bytes, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Raw outputs of a trusted program for network input ``[n, 3, height, width]``."""
+    import torch
+
+    with quiet_exporters():
+        program = torch.export.load(io.BytesIO(content))
+        (images,) = program.graph_signature.user_inputs
+        node = next(node for node in program.graph.nodes if node.name == images)
+        size = node.meta["val"].shape[0]
+        module = program.module()
+    with torch.inference_mode():
+        # Compiled programs do not check strides: the batch must be contiguous.
+        frames = torch.from_numpy(np.ascontiguousarray(batch))
+        parts = torch.split(frames, size if isinstance(size, int) else len(frames))
+        return [torch.cat(outputs).numpy() for outputs in zip(*map(module, parts), strict=True)]
 
 
 def openvino_available() -> bool:
