@@ -181,11 +181,16 @@ class EfficientNetLite0(nn.Module):
 
         The classifier is linear, so their mean over the cells is the logits of the image.
         """
-        if self.head is None or self.classifier is None:
+        cells, classifier = self.region_features(x), self.classifier
+        assert classifier is not None  # noqa: S101 - `region_features` had raised
+        return functional.conv2d(cells, classifier.weight[:, :, None, None], classifier.bias)
+
+    def region_features(self, x: Tensor) -> Tensor:
+        """What the classifier sees of each cell of the last map, ``[n, 1280, h/32, w/32]``."""
+        if self.head is None:
             raise DataError("the network was built without its classifier")
-        cells = self.head(self.maps(x)[-1])
-        weight = self.classifier.weight[:, :, None, None]
-        return functional.conv2d(cells, weight, self.classifier.bias)
+        cells: Tensor = self.head(self.maps(x)[-1])
+        return cells
 
 
 class Lite0Detector(PyramidDetector):

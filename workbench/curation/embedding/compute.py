@@ -21,7 +21,6 @@ from workbench.core.errors import DataError, ServiceError, WorkbenchError
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding.embeddings import (
-    ARRAY_NAMES,
     Embeddings,
     add_to_quarantine,
     embeddings_folder,
@@ -206,7 +205,7 @@ class _ShardBuilder:
         self.skipped: list[tuple[str, str]] = []
         self._quarantined: dict[str, str] = {}
         self._frames: list[str] = []
-        self._arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAY_NAMES}
+        self._arrays: dict[str, list[NDArray[Any]]] = {}
 
     def add(
         self,
@@ -250,8 +249,11 @@ class _ShardBuilder:
             "scores": np.concatenate([one.scores for one in detections]),
             "classes": np.concatenate([one.classes for one in detections]),
         }
+        if output.words is not None:
+            values["word_scores"] = _to_float16(output.words.scores[selected])
+            values["word_tiles"] = output.words.tiles[selected]
         for name, value in values.items():
-            self._arrays[name].append(value)
+            self._arrays.setdefault(name, []).append(value)
 
     def write(self, folder: Path) -> None:
         """Write the quarantine, then the shard; a kill between the two loses neither."""

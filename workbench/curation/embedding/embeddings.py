@@ -45,6 +45,9 @@ ShardArrays = Mapping[str, NDArray[Any]]
 LAYOUT_VERSION = 2
 """Version of a shard's content; 2 added tiles, sizes, noise and blockage."""
 
+_WORDS_LAYOUT_VERSION = 3
+"""The same for encoders with words: 3 added their two arrays. Other shards stay as they are."""
+
 _RECOMPUTE_HINT = "Delete its folder; the next pass computes it again"
 _SHARD_FILE = "shard.json"
 _QUARANTINE_FILE = "quarantine.jsonl"
@@ -53,6 +56,8 @@ _STALE_S = 3600.0
 _FRAME_ARRAYS = ("vectors", "entropy", "quality", "sizes", "tiles", "counts")
 _OBJECT_ARRAYS = ("object_vectors", "boxes", "scores", "classes")
 ARRAY_NAMES = (*_FRAME_ARRAYS, *_OBJECT_ARRAYS)
+WORD_ARRAYS = ("word_scores", "word_tiles")
+"""Arrays that only shards of an encoder with words have."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,29 @@ class Tiles:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Scores of ``w`` classes of an image classifier on each of ``n`` frames, read on use.
+
+    Attributes:
+        vocabulary: Names the classes, such as ``imagenet-1k``; empty for an encoder without words.
+        read: Loads columns of an array: ``word_scores`` (float16) or ``word_tiles`` (uint16).
+    """
+
+    vocabulary: str = ""
+    read: Callable[[str, Sequence[int]], NDArray[Any]] | None = field(default=None, repr=False)
+
+    def scores(self, classes: Sequence[int]) -> NDArray[np.float32]:
+        """Float32 ``[n, k]``: the best tile's score for each of ``k`` classes."""
+        assert self.read is not None  # noqa: S101 - asked for only with a vocabulary
+        return self.read("word_scores", classes).astype(np.float32)
+
+    def tiles(self, classes: Sequence[int]) -> NDArray[np.int64]:
+        """Int64 ``[n, k]``: the tile of the frame with that score, see `Tiles`."""
+        assert self.read is not None  # noqa: S101
+        return self.read("word_tiles", classes).astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Vectors of frames, of the boxes detected on them and of their tiles.
 
@@ -114,6 +142,7 @@ class Embeddings:
         preprocessing: Digest of the encoder's preprocessing.
         skipped: Frames without an embedding, with the reason.
         tiles: Vectors of a fixed grid of tiles.
+        words: Scores of an image classifier's classes, from an encoder that has one.
     """
 
     frames: tuple[str, ...]
@@ -130,6 +159,7 @@ class Embeddings:
     preprocessing: str
     skipped: tuple[tuple[str, str], ...] = ()
     tiles: Tiles = field(default_factory=Tiles)
+    words: Words = field(default_factory=Words)
 
 
 def gather_embeddings(
@@ -173,7 +203,13 @@ def gather_embeddings(
         preprocessing=encoder.preprocessing,
         skipped=skipped,
         tiles=Tiles(encoder.grid, sizes, layout.tiles),
+        words=Words(vocabulary_of(encoder), layout.columns),
     )
+
+
+def vocabulary_of(encoder: Encoder) -> str:
+    """Names the classes that an encoder scores; empty for one that scores none."""
+    return str(getattr(encoder, "vocabulary", ""))
 
 
 class _ShardRows:
@@ -224,6 +260,17 @@ class _ShardRows:
         assert out is not None  # noqa: S101
         return out
 
+    def columns(self, name: str, columns: Sequence[int]) -> NDArray[Any]:
+        """Some columns of an array with a row per frame; a pool's whole array need not fit."""
+        out: NDArray[Any] | None = None
+        for shard, targets, rows in self.parts:
+            values = shard.array(name)[:, list(columns)][rows]
+            if out is None:
+                out = np.empty((len(self.names), len(columns)), values.dtype)
+            out[targets] = values
+        assert out is not None  # noqa: S101
+        return out
+
     def tiles(self) -> NDArray[np.float16]:
         vectors = self.per_frame("tiles")
         flat: NDArray[np.float16] = vectors.reshape(-1, vectors.shape[-1])
@@ -271,7 +318,7 @@ class Shard:
                 where=self.folder / f"{name}.npy",
                 hint=_RECOMPUTE_HINT,
             ) from error
-        if name in _FRAME_ARRAYS and len(values) != len(self.frames):
+        if name in (*_FRAME_ARRAYS, *WORD_ARRAYS) and len(values) != len(self.frames):
             raise DataError(
                 f"{len(values)} rows for {len(self.frames)} frames",
                 where=self.folder / f"{name}.npy",
@@ -287,9 +334,11 @@ def embeddings_folder(workspace: Workspace, encoder: Encoder) -> Path:
         workspace: The workspace.
         encoder: Its digests and grid name the folder.
     """
+    vocabulary = vocabulary_of(encoder)
     identity = digest.of_json(
         {
-            "layout": LAYOUT_VERSION,
+            "layout": _WORDS_LAYOUT_VERSION if vocabulary else LAYOUT_VERSION,
+            **({"vocabulary": vocabulary} if vocabulary else {}),
             "model": encoder.model,
             "preprocessing": encoder.preprocessing,
             "grid": [list(scale) for scale in encoder.grid],
@@ -329,7 +378,7 @@ def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Sha
     Args:
         folder: The encoder's folder.
         frames: Digests of the frames, in the order of the arrays.
-        arrays: One array for each of `ARRAY_NAMES`.
+        arrays: One array for each of `ARRAY_NAMES`, and of `WORD_ARRAYS` with words.
 
     Raises:
         DataError: Vectors differ in width from those of existing shards.
@@ -341,12 +390,13 @@ def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Sha
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=_TEMPORARY_PREFIX))
-        for name in ARRAY_NAMES:
+        for name in arrays:
             with (temporary / f"{name}.npy").open("wb") as stream:
                 np.save(stream, arrays[name], allow_pickle=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-        index = {"layout": LAYOUT_VERSION, "frames": list(frames)}
+        layout = _WORDS_LAYOUT_VERSION if WORD_ARRAYS[0] in arrays else LAYOUT_VERSION
+        index = {"layout": layout, "frames": list(frames)}
         (temporary / _SHARD_FILE).write_text(json.dumps(index))
         temporary.chmod(0o755)
         try:

@@ -35,6 +35,20 @@ _FINE_GRID = (10, 6)
 
 
 @dataclass(frozen=True)
+class WordOutput:
+    """How strongly each of ``n`` images shows each class of an image classifier.
+
+    Attributes:
+        scores: Float32 ``[n, w]``: the best tile's score; larger is stronger. Scores of different
+            classes cannot be compared.
+        tiles: Uint16 ``[n, w]``: the tile that has it, in the order of `tile_boxes`.
+    """
+
+    scores: NDArray[np.float32]
+    tiles: NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
 class EncoderOutput:
     """Vectors and boxes of a batch of ``n`` images.
 
@@ -44,6 +58,7 @@ class EncoderOutput:
         detections: Boxes in image pixels, at most `MAX_OBJECTS` per image.
         objects: Float32 ``[k, c]`` per image, one vector per box.
         tiles: Float32 ``[n, t, c]``, one vector per tile, in the order of `tile_boxes`.
+        words: Classes of an image classifier; None from an encoder without one.
     """
 
     frames: NDArray[np.float32]
@@ -51,6 +66,7 @@ class EncoderOutput:
     detections: list[Detections]
     objects: list[NDArray[np.float32]]
     tiles: NDArray[np.float32]
+    words: WordOutput | None = None
 
 
 class Encoder(Protocol):
@@ -181,7 +197,7 @@ class DetectorEncoder:
             decoded = decode(outputs, detector.config)
             top = [top_boxes(one, MAX_OBJECTS) for one in decoded]
             means = box_means(maps, [one.boxes for one in top], strides)
-            tiles = _tile_means(maps, _content_areas(images, transforms), strides)
+            tiles = tile_means(maps, content_areas(images, transforms), strides, _FINE_GRID)
         detections, objects = [], []
         for one, vector, transform, image in zip(top, means, transforms, images, strict=True):
             # Drop boxes that lie entirely in the padding.
@@ -238,7 +254,7 @@ def _cell_weights(
     return weights
 
 
-def _content_areas(
+def content_areas(
     images: Sequence[Pixels], transforms: Sequence[LetterboxTransform]
 ) -> dict[tuple[int, int, int, int], list[int]]:
     """Areas of the network input that images fill (xyxy pixels), and which images do."""
@@ -250,19 +266,26 @@ def _content_areas(
     return rows
 
 
-def _tile_means(
+def tile_means(
     maps: tuple[torch.Tensor, ...],
     areas: dict[tuple[int, int, int, int], list[int]],
     strides: tuple[int, ...],
+    grid: tuple[int, int],
 ) -> NDArray[np.float32]:
     """Float32 ``[n, tiles, channels * levels]``: the mean of each level under each tile.
 
     A fine tile takes the cells it touches; a coarse one is the mean of its four fine ones.
+
+    Args:
+        maps: Feature maps ``[n, channels, height/stride, width/stride]``, one per level.
+        areas: Result of `content_areas`.
+        strides: Stride of each level, network pixels.
+        grid: Columns and rows of the fine tiles, both even.
     """
     import torch
     from torch.nn import functional
 
-    columns, rows = _FINE_GRID
+    columns, rows = grid
     count, channels = len(maps[0]), sum(level.shape[1] for level in maps)
     fine = torch.empty((count, rows, columns, channels))
     for (left, top, right, bottom), numbers in areas.items():
