@@ -642,3 +642,34 @@ def test_auto_refuses_labels_in_json_lines(workspace: Workspace, tmp_path: Path)
     (tmp_path / "labels.jsonl").write_text('{"image": "1.png", "boxes": [[1, 2, 30, 40]]}\n')
     with pytest.raises(DataError, match=r"unknown format beside the images: labels\.jsonl"):
         _ingest(workspace, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aachen/aachen_000000_{:06d}_leftImg8bit.png",
+        "170908_0615{:02d}408_Camera_5.png",
+        "{}_left.png",
+        "shot ({}).png",
+        "frame_{}.5s.png",
+    ],
+)
+def test_names_that_end_alike_are_put_in_natural_order(
+    workspace: Workspace, tmp_path: Path, name: str
+) -> None:
+    names = [name.format(number) for number in (1, 2, 10, 20)]
+    for number, each in enumerate(names):
+        write_picture(tmp_path / each, number)
+    result = _ingest(workspace, tmp_path, format="images")
+    order = sorted(result.dataset.frames, key=lambda frame: frame.index)
+    assert [result.sources[frame.id] for frame in order] == names
+    assert [frame.index for frame in order] == [0, 1, 2, 3]
+
+
+def test_an_index_that_the_source_gives_stays(workspace: Workspace, tmp_path: Path) -> None:
+    images = []
+    for number, name in enumerate(("a.png", "b.png")):
+        write_picture(tmp_path / name, number)
+        images.append(coco_image(number, name, drive="d", index=7))
+    result = _ingest(workspace, write_coco(tmp_path, images, []))
+    assert [frame.index for frame in result.dataset.frames] == [7, 7]

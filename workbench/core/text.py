@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["counted", "did_you_mean", "html_table"]
+__all__ = ["counted", "did_you_mean", "html_table", "natural_key"]
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
 
@@ -40,3 +41,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = [name for name in names if name.partition("=")[2] == word]
     near += difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(names) or 'none'}"
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key by which ``2.png`` comes before ``10.png``."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]

@@ -10,6 +10,7 @@ override theirs. The fields of a drive are those of `Drive`:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from pydantic import ConfigDict, ValidationError
 
 from workbench.core.errors import DataError
-from workbench.core.text import counted
+from workbench.core.text import counted, natural_key
 from workbench.data.files import read_json, relative_name
 from workbench.data.names import parse_file_name, parse_names_with_fraction
 from workbench.records.base import FrozenModel
@@ -125,8 +126,12 @@ def mislabelled(file: str, detail: str) -> Quarantined:
     return Quarantined(file=file, reason="mislabelled", detail=detail)
 
 
-def number_timed_frames(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, ...]:
-    """Frames whose names are times, with their position in the drive as index."""
+def number_frames(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, ...]:
+    """Frames with their position in the drive as index, where their names do not count them.
+
+    These are names that are times, and the names of a drive of which several have one number, such
+    as ``000019_leftImg8bit.png``: they are put in natural order, 2 before 10.
+    """
     frames = _with_fractions(frames)
     positions: dict[str, int] = {}
     numbered: dict[str, int] = {}
@@ -134,12 +139,24 @@ def number_timed_frames(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, .
     for frame in sorted(timed, key=lambda frame: (frame.timestamp_us or 0, frame.name)):
         numbered[frame.name] = positions.get(frame.drive, 0)
         positions[frame.drive] = numbered[frame.name] + 1
-    if not timed:
-        return frames
+    by_drive: dict[str, list[SourceFrame]] = defaultdict(list)
+    for frame in frames:
+        if frame.clock is None:
+            by_drive[frame.drive].append(frame)
+    for drive in by_drive.values():
+        if len({frame.index for frame in drive}) < len(drive) and all(map(_named_only, drive)):
+            in_order = sorted(drive, key=lambda frame: natural_key(frame.name))
+            numbered |= {frame.name: position for position, frame in enumerate(in_order)}
     return tuple(
-        frame if frame.clock is None else replace(frame, index=numbered[frame.name])
+        replace(frame, index=numbered[frame.name]) if frame.name in numbered else frame
         for frame in frames
     )
+
+
+def _named_only(frame: SourceFrame) -> bool:
+    """Whether nothing but the frame's name gave its index, and that is no frame number."""
+    parts = parse_file_name(frame.name)
+    return frame.timestamp_us is None and frame.counter is None and parts.index == frame.index
 
 
 def _with_fractions(frames: tuple[SourceFrame, ...]) -> tuple[SourceFrame, ...]:

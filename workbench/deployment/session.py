@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError
-from workbench.core.text import counted
+from workbench.core.text import counted, natural_key
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image
@@ -79,7 +78,7 @@ def frames_from_path(path: Path) -> list[InputFrame]:
             where=path,
             hint=f"Formats: {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    return sorted(frames, key=lambda source: (source.sequence, _natural_order(source.file)))
+    return sorted(frames, key=lambda source: (source.sequence, natural_key(source.file)))
 
 
 def frames_from_dataset(
@@ -127,13 +126,6 @@ def _image_or_error(path: Path) -> Pixels | DataError:
         return load_rgb(path)
     except DataError as error:
         return error
-
-
-def _natural_order(name: str) -> list[tuple[int, str]]:
-    """``frame10`` after ``frame9``."""
-    parts = re.split(r"(\d+)", name)
-    # Not isdigit: "²" is a digit of which int() knows nothing.
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 _TURNED = "EXIF orientation "

@@ -16,7 +16,7 @@ from workbench.data.conditions import apply_conditions
 from workbench.data.files import files_of_other_kinds, kind_of_other_file
 from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, voc, yolo
 from workbench.data.readers.unread import find_annotations
-from workbench.data.source import Source, apply_drives_file, number_timed_frames
+from workbench.data.source import Source, apply_drives_file, number_frames
 
 __all__ = ["READERS", "read_source"]
 
@@ -76,7 +76,7 @@ def read_source(
         )
     chosen = _detect_format(source) if format == "auto" else format
     contents = READERS[chosen](source)
-    contents = replace(contents, frames=number_timed_frames(contents.frames))
+    contents = replace(contents, frames=number_frames(contents.frames))
     contents = apply_drives_file(apply_conditions(contents, conditions or {}))
     if not contents.frames:
         problems = [f"{entry.file}: {entry.detail}" for entry in contents.problems[:_MAX_NAMED]]
