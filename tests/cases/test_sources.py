@@ -673,3 +673,40 @@ def test_an_index_that_the_source_gives_stays(workspace: Workspace, tmp_path: Pa
         images.append(coco_image(number, name, drive="d", index=7))
     result = _ingest(workspace, write_coco(tmp_path, images, []))
     assert [frame.index for frame in result.dataset.frames] == [7, 7]
+
+
+def test_what_lies_beside_the_annotations_is_said(workspace: Workspace, tmp_path: Path) -> None:
+    for number, name in enumerate(("1.png", "2.png", "elsewhere/3.png")):
+        write_picture(tmp_path / name, number)
+    (tmp_path / "1.xml").write_text(_voc())
+    source = write_coco(tmp_path, [coco_image(1, "1.png")], [coco_box(1, 1, BOX)])
+    result = _ingest(workspace, source)
+    assert result.notes == (
+        "1 image without an entry in the annotations left out, such as 2.png",
+        "voc annotations beside it were not read: --format voc does",
+    )
+
+
+@pytest.mark.parametrize("kept", [300, 20])
+def test_auto_refuses_a_damaged_annotation_file(
+    workspace: Workspace, tmp_path: Path, kept: int
+) -> None:
+    write_picture(tmp_path / "1.png", 1)
+    source = write_coco(tmp_path, [coco_image(1, "1.png")], [coco_box(1, 1, BOX)])
+    path = source / "labels.coco.json"
+    path.write_text(path.read_text().replace('"images"', '"annotations"')[:kept])
+    with pytest.raises(DataError, match=r"beside the images: labels\.coco\.json"):
+        _ingest(workspace, source)
+
+
+def test_two_fields_of_boxes_without_a_ground_truth(workspace: Workspace, tmp_path: Path) -> None:
+    write_picture(tmp_path / "data" / "1.png", 1)
+    box = {"label": "car", "bounding_box": [0.25, 0.25, 0.5, 0.5]}
+    boxes = {"_cls": "Detections", "detections": [box]}
+    sample = {"filepath": "data/1.png", "mine": boxes, "yours": boxes}
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": [sample]}))
+    with pytest.raises(DataError, match="ground truth is not said: mine and yours"):
+        _ingest(workspace, tmp_path)
+    sample["ground_truth"] = {"_cls": "Detections", "detections": []}
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": [sample]}))
+    assert _labels(_ingest(workspace, tmp_path)) == []

@@ -293,9 +293,10 @@ class _DatasetBuilder:
 
     def _notes(self) -> tuple[str, ...]:
         if not self._dark:
-            return ()
+            return self._source.notes
         images = counted(len(self._dark), "16-bit image")
         return (
+            *self._source.notes,
             f"{images} with no value above {_MAX_12_BIT}, such as {self._dark[0]}: nearly black, "
             "because only the high byte of 16 bits is used; if they have 12 bits, multiply their "
             "values by 16",

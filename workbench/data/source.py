@@ -80,13 +80,19 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found; ``problems`` are inputs that it could not read."""
+    """What a reader found.
+
+    Attributes:
+        problems: Inputs that it could not read.
+        notes: What it did not look at, or had to assume.
+    """
 
     format: str
     root: Path
     frames: tuple[SourceFrame, ...]
     drives: dict[str, Drive] = field(default_factory=dict)
     problems: tuple[Quarantined, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def frame_of_file(

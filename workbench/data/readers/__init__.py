@@ -12,8 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import counted
 from workbench.data.conditions import apply_conditions
-from workbench.data.files import files_of_other_kinds, kind_of_other_file
+from workbench.data.files import (
+    files_of_other_kinds,
+    find_images,
+    kind_of_other_file,
+    relative_name,
+)
 from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, voc, yolo
 from workbench.data.readers.unread import find_annotations
 from workbench.data.source import Source, apply_drives_file, number_frames
@@ -89,6 +95,7 @@ def read_source(
         )
     if source.is_dir():
         contents = _with_other_files(contents)
+        contents = replace(contents, notes=(*contents.notes, *_notes(contents, source)))
     return contents
 
 
@@ -97,6 +104,39 @@ def _with_other_files(source: Source) -> Source:
     named = {frame.name for frame in source.frames} | {entry.file for entry in source.problems}
     others = [entry for entry in files_of_other_kinds(source.root) if entry.file not in named]
     return replace(source, problems=(*source.problems, *others))
+
+
+def _notes(contents: Source, source: Path) -> list[str]:
+    """What lies beside the frames and labels that were read."""
+    notes = []
+    named = {frame.file for frame in contents.frames}
+    known = {entry.file for entry in contents.problems}
+    folders = {file.parent for file in named}
+    beside = [
+        relative_name(path, contents.root)
+        for path in find_images(contents.root)
+        if path.parent in folders and path not in named
+    ]
+    unnamed = [name for name in beside if name not in known]
+    if unnamed:
+        what = counted(len(unnamed), "image")
+        notes.append(f"{what} without an entry in the annotations left out, such as {unnamed[0]}")
+    others = [
+        name
+        for name, matches in _DETECTORS.items()
+        if name not in (contents.format, "images") and _matches(matches, source)
+    ]
+    if contents.format != "images" and others:
+        formats = " and ".join(others)
+        notes.append(f"{formats} annotations beside it were not read: --format {others[0]} does")
+    return notes
+
+
+def _matches(matches: Callable[[Path], bool], source: Path) -> bool:
+    try:
+        return matches(source)
+    except DataError:  # it says what is wrong with annotations that are not read
+        return True
 
 
 def _detect_format(source: Path) -> str:

@@ -100,8 +100,15 @@ def _from_samples(body: Any, source: Path) -> list[_Row] | None:
         meta = meta if isinstance(meta, dict) else {}
         size = parse_size(meta.get("width"), meta.get("height"))
         fields = [value for value in sample.values() if _is_detections(value)]
-        # The first field of boxes: exports have `ground_truth`, and predictions beside it.
+        # Exports have `ground_truth`, and predictions beside it.
         truth = sample.get("ground_truth")
+        if not _is_detections(truth) and len(fields) > 1:
+            names = " and ".join(str(k) for k, value in sample.items() if _is_detections(value))
+            raise DataError(
+                f"which field is the ground truth is not said: {names}",
+                where=source / "samples.json",
+                hint="Export one field, or call it ground_truth",
+            )
         chosen = truth if _is_detections(truth) else next(iter(fields), None)
         found = None if chosen is None else chosen.get("detections") or []
         detections = found if isinstance(found, list) else None

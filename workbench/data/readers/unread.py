@@ -15,6 +15,7 @@ __all__ = ()
 _MAX_PROBED = 20
 _MAX_NAMED = 3
 _MAX_BYTES = 50_000_000
+_HEAD_BYTES = 1_000_000
 _KEYS = frozenset(
     {
         *("annotations", "annotation", "labels", "label", "objects", "shapes", "regions", "boxes"),
@@ -50,9 +51,23 @@ def find_annotations(source: Path) -> list[str]:
 
 def _probe(path: Path, looks_annotated: Any) -> bool:
     try:
-        return path.stat().st_size <= _MAX_BYTES and bool(looks_annotated(path))
-    except (OSError, ValueError):
+        if path.stat().st_size <= _MAX_BYTES:
+            return bool(looks_annotated(path))
+    except OSError:
         return False
+    except ValueError:
+        pass
+    # A file that is damaged, or too large to be read only for this, may have been annotations.
+    return path.suffix.lower() == ".json" and _mentions_boxes(path)
+
+
+def _mentions_boxes(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(f'"{key}"' in head for key in _KEYS)
 
 
 def _is_annotated_json_lines(path: Path) -> bool:
