@@ -55,6 +55,34 @@ def test_a_step_runs_in_the_step_kernel(workspace: Workspace, tmp_path: Path) ->
     assert "StepKernel" in file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("work", "command"),
+    [
+        ("!false", "false"),
+        ("!exit 3", "exit 3"),
+        ("lines = !ls no-such-file", "ls no-such-file"),
+        ("%%bash\nexit 3", "exit status 3"),
+        ("%sx false", "false"),
+    ],
+)
+def test_a_failing_shell_command_fails_its_cell(
+    workspace: Workspace, tmp_path: Path, work: str, command: str
+) -> None:
+    result = run(workspace, tmp_path, work)
+    assert result.status is ExitStatus.USER_ERROR
+    assert result.failure is not None
+    assert result.failure.cell == 4  # in the executed notebook, after the injected parameters
+    assert "CalledProcessError" in result.failure.message
+    assert command in result.failure.message
+    assert "|| true" in str(result.failure.hint)
+
+
+def test_an_expected_failure_of_a_shell_command_is_none(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    assert run(workspace, tmp_path, "!false || true\n!true").status is ExitStatus.OK
+
+
 def test_a_good_step_writes_its_output(workspace: Workspace, tmp_path: Path) -> None:
     result = run(workspace, tmp_path, "step.metric('loss', 0.5, step=2)\nstep.progress(1, 2)")
     assert result.status is ExitStatus.OK, result.failure

@@ -85,3 +85,28 @@ def test_an_external_label_studio_needs_a_token(
 def test_admin_credentials_need_a_first_start(workspace: Workspace) -> None:
     with pytest.raises(ServiceError, match="workbench up"):
         services.label_studio_admin(workspace)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("WiredTiger.turtle", b"damaged" * 99), ("WiredTiger.wt", b"cut"), ("_mdb_catalog.wt", b"cut")],
+)
+def test_damaged_data_of_mongod_has_a_reason_and_a_remedy(
+    workspace: Workspace, file: str, content: bytes
+) -> None:
+    services.up(workspace, ["mongod"])
+    services.down(workspace, ["mongod"])
+    data = workspace.services / "mongod" / "data"
+    (data / file).write_bytes(content)
+    try:
+        with pytest.raises(ServiceError) as caught:
+            services.up(workspace, ["mongod"])
+        message = str(caught.value)
+        assert f"its data is damaged ({'' if 'turtle' in file else '__desc_read'}" in message
+        assert file in message
+        assert f"--dbpath {data} --repair" in message
+        assert '"attr"' not in message  # no line of a JSON log
+        data.rename(f"{data}.damaged")  # as the message says
+        assert services.up(workspace, ["mongod"])["mongod"].usable
+    finally:
+        services.down(workspace, ["mongod"])

@@ -29,6 +29,8 @@ _KERNEL_CONFIG = {
 _KERNEL_ARGUMENTS = [
     "--HistoryManager.enabled=False",
     "--IPKernelApp.kernel_class=workbench.pipeline.step_kernel.StepKernel",
+    # `!command` and `x = !command` raise CalledProcessError, as `%%bash` does by default.
+    "--InteractiveShell.system_raise_on_error=True",
 ]
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATUS_OF_KIND = {
@@ -147,10 +149,9 @@ def _cell_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
         failure = Failure(**json.loads(file.read_bytes()), cell=cell, traceback=traceback)
         return _STATUS_OF_KIND.get(failure.kind, ExitStatus.USER_ERROR), failure
     message = f"{error.ename}: {error.evalue}"
+    hint = f"The executed notebook: {folder / EXECUTED_NOTEBOOK}"
+    if error.ename == "CalledProcessError":
+        hint = f"If that failure is expected, write `!command || true`. {hint}"
     return ExitStatus.USER_ERROR, Failure(
-        kind="user-error",
-        message=message,
-        cell=cell,
-        traceback=traceback,
-        hint=f"The executed notebook: {folder / EXECUTED_NOTEBOOK}",
+        kind="user-error", message=message, cell=cell, traceback=traceback, hint=hint
     )

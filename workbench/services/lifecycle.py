@@ -41,6 +41,8 @@ _STOP_TIMEOUT_S = 15.0
 _PORT_TIMEOUT_S = 3.0  # a killed process may hold its port for a moment
 _INTERRUPTED_START_S = 3.0
 _MAX_LOG_BYTES = 16 * 2**20
+_LOG_END_BYTES = 2**18  # holds a whole start of mongod with its backtrace
+_LOG_TAIL_LINES = 6
 # Variables that every server inherits. Others (PYTHONPATH, DATABASE_NAME, addresses of other
 # servers, …) would make its behaviour depend on the terminal that it was started from.
 _INHERITED_VARIABLES = (
@@ -130,6 +132,10 @@ class Server(ABC):
 
     def credentials(self, workspace: Workspace) -> Path | None:
         """The file that holds the password or token, if there is one."""
+        return None
+
+    def explain_failure(self, workspace: Workspace, log: str) -> tuple[str, str] | None:
+        """Why the last start failed and what to do, if the end of the log shows it."""
         return None
 
 
@@ -255,8 +261,14 @@ def _launch_with_retries(server: Server, workspace: Workspace) -> ServiceStatus:
             break  # the port was not the reason
         port = probes.choose_port()
     log = _log_path(workspace, server.name)
+    lines = _log_end(log)
+    explanation = server.explain_failure(workspace, "\n".join(lines))
+    if explanation is not None:
+        reason, hint = explanation
+        raise ServiceError(f"{server.name} did not start: {reason}", where=log, hint=hint)
+    tail = "\n".join(lines[-_LOG_TAIL_LINES:]) or "(no log)"
     raise ServiceError(
-        f"{server.name} did not start ({status.detail}). The end of its log:\n{_log_tail(log)}",
+        f"{server.name} did not start ({status.detail}). The end of its log:\n{tail}",
         where=log,
         hint="Run `workbench doctor`, or read the whole log",
     )
@@ -367,11 +379,12 @@ def _log_path(workspace: Workspace, name: str) -> Path:
     return service_folder(workspace, name) / "server.log"
 
 
-def _log_tail(log: Path, lines: int = 6) -> str:
+def _log_end(log: Path) -> list[str]:
+    """The last lines of a log that are not blank."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 8192))
+            stream.seek(max(0, log.stat().st_size - _LOG_END_BYTES))
             text = stream.read().decode(errors="replace")
     except OSError:
-        return "(no log)"
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+        return []
+    return [line for line in text.splitlines() if line.strip()]

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -31,6 +32,7 @@ LABEL_STUDIO_ENVIRONMENT_VARIABLE = "WORKBENCH_LABEL_STUDIO_ENVIRONMENT"
 _TOKEN_BYTES = 30  # 40 characters, the most that Label Studio's database holds
 _HASH_ROUNDS = 1_000_000  # the default of Django 5.2
 _UPLOAD_LIMIT = 100_000
+_DAMAGE_SIGNS = ("corrupt", "--repair", "wt_panic", "fatal turtle file", "wt_try_salvage")
 _FILE_VARIABLES = ("AWS_CA_BUNDLE", "GOOGLE_APPLICATION_CREDENTIALS", "REQUESTS_CA_BUNDLE")
 
 
@@ -60,6 +62,47 @@ class MongodServer(Server):
 
     def answers(self, port: int) -> bool:
         return probes.mongod_ok(port)
+
+    def explain_failure(self, workspace: Workspace, log: str) -> tuple[str, str] | None:
+        errors = _mongod_errors(log)
+        if not errors:
+            return None
+        reason = errors[0]
+        text = log.lower()
+        if "no space left on device" in text:
+            return reason, "Free disk space, then run `workbench up`"
+        if not any(sign in text for sign in _DAMAGE_SIGNS):
+            return reason, "Run `workbench doctor`, or read the whole log"
+        data = service_folder(workspace, self.name) / "data"
+        return (
+            f"its data is damaged ({reason})",
+            f"Try `{mongod_path()} --dbpath {data} --repair`. If that fails, move the folder away "
+            f"(`mv {data} {data}.damaged`) and run `workbench up`: records are stored elsewhere, "
+            "and the next `workbench mine` or run publishes to FiftyOne again. Only tags and views "
+            "that were made in FiftyOne since the last run are lost",
+        )
+
+
+def _mongod_errors(log: str) -> list[str]:
+    """The different error messages of the last start, in mongod's own words."""
+    found: dict[str, None] = {}
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut at the beginning of what was read
+        if not isinstance(entry, dict):
+            continue
+        if entry.get("msg") == "MongoDB starting":
+            found.clear()
+        if entry.get("s") in ("E", "F") and entry.get("c") in ("WT", "STORAGE", "CONTROL"):
+            attributes = entry.get("attr") or {}
+            inner = attributes.get("message") or attributes.get("error")
+            words = inner.get("msg", "") if isinstance(inner, dict) else str(inner or "")
+            message = " ".join((words or str(entry.get("msg"))).split())
+            if not message.startswith("Got signal"):
+                found.setdefault(message)
+    return list(found)
 
 
 def mongod_path() -> Path:

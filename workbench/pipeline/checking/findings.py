@@ -190,7 +190,8 @@ RULES: dict[str, Rule] = {
         "Add it to the project's dependencies and update the lock (`make lock`)",
     ),
     "shell-command": _warning(
-        "A failing shell command does not fail the notebook, and commands differ by machine.",
+        "Commands differ by machine, and by hand a failing one is easily missed; in a run it fails "
+        "the step.",
         "Call a function of the package, or subprocess.run(..., check=True)",
     ),
     "magic": _warning(
