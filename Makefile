@@ -28,7 +28,7 @@ ATTACHED   := $(BIN)/python -m workbench.services.launch
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Own drives:        make run DATA=FOLDER FORMAT=coco|scalabel|yolo|voc|kitti|images"
+	@echo "  Own drives:        make run DATA=FOLDER FORMAT=coco|scalabel|yolo|voc|kitti|fiftyone|via|images"
 
 setup: ## Install both environments (other targets do it when needed)
 	@if [ ! -e $(STAMP) ] || [ ! -e $(LS_STAMP) ]; then \

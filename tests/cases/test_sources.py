@@ -481,7 +481,7 @@ def test_exports_of_fiftyone_are_read(workspace: Workspace, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("via.json", '{"a.png1": {"filename": "a.png", "regions": []}}'),
+        ("via.json", '{"a.png1": {"regions": []}}'),
         ("a.json", '{"shapes": [], "imagePath": "a.png"}'),
         ("cvat.xml", "<annotations><version>1.1</version></annotations>"),
         ("labels.csv", "filename,xmin,ymin,xmax,ymax,class\na.png,1,2,3,4,car"),
@@ -710,3 +710,85 @@ def test_two_fields_of_boxes_without_a_ground_truth(workspace: Workspace, tmp_pa
     sample["ground_truth"] = {"_cls": "Detections", "detections": []}
     (tmp_path / "samples.json").write_text(json.dumps({"samples": [sample]}))
     assert _labels(_ingest(workspace, tmp_path)) == []
+
+
+def _via(folder: Path, regions: Any, **more: Any) -> Path:
+    write_picture(folder / "a_0001.png", 1)
+    write_picture(folder / "b_0002.png", 2)
+    images = {
+        "a_0001.png900": {"filename": "a_0001.png", "size": 900, "regions": regions, **more},
+        "b_0002.png900": {"filename": "b_0002.png", "size": 900, "regions": [], **more},
+    }
+    (folder / "via.json").write_text(json.dumps(images))
+    return folder
+
+
+def _region(shape: dict[str, Any], **attributes: Any) -> dict[str, Any]:
+    return {"shape_attributes": shape, "region_attributes": attributes}
+
+
+RECT = {"name": "rect", "x": 4, "y": 5, "width": 20, "height": 10}
+
+
+def test_annotations_of_via_are_read(workspace: Workspace, tmp_path: Path) -> None:
+    corners = {"all_points_x": [4, 24, 9], "all_points_y": [5, 9, 15]}
+    regions = [
+        _region(RECT, type="car"),
+        _region({"name": "polygon", **corners}, type="person", colour="red"),
+        _region({"name": "circle", "cx": 30, "cy": 20, "r": 4}, object="truck"),
+        _region({"name": "point", "cx": 30, "cy": 20}, type="car"),
+        _region(RECT, colour="red", size="big"),
+        _region(RECT, type={"car": True, "bus": True}),
+    ]
+    result = _ingest(workspace, _via(tmp_path, regions))
+    assert result.format == "via"
+    assert _labels(result) == [
+        ("a_0001.png", "car", CORNERS),
+        ("a_0001.png", "pedestrian", CORNERS),
+        ("a_0001.png", "truck", (26, 16, 34, 24)),
+    ]
+    for words in (
+        "region 4: a shape 'point' has no area",
+        "region 5: which attribute is the class? It has: colour, size",
+        "region 6: attribute 'type' has no single value",
+    ):
+        assert words in _text(result)
+    assert len(result.dataset.frames) == 2
+
+
+def test_projects_and_the_first_version_of_via_are_read(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    source = _via(tmp_path, {"0": _region(RECT, name="car")})  # regions by number
+    assert len(_labels(_ingest(workspace, source))) == 1
+    images = json.loads((source / "via.json").read_text())
+    (source / "via.json").write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": images}))
+    assert len(_labels(_ingest(workspace, source))) == 1
+    assert len(_labels(_ingest(workspace, source / "via.json"))) == 1
+
+
+def test_fiftyones_export_of_kitti_is_read(workspace: Workspace, tmp_path: Path) -> None:
+    line = "car 0 0 0.0 4 5 24 15 0 0 0 0 0 0 0"
+    for number, text in enumerate((line, f"{line}\ncar 0 0 0.0 30 5 44 15 0 0 0 0 0 0 0 0.9")):
+        write_picture(tmp_path / "data" / f"drive_{number:04d}.png", number)
+        labels = tmp_path / "labels" / f"drive_{number:04d}.txt"
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_text(text)
+    result = _ingest(workspace, tmp_path)
+    assert result.format == "kitti"
+    assert [label[1:] for label in _labels(result)] == [("car", CORNERS)] * 2
+    assert "its score is no label" in _text(result)
+    assert [(frame.drive, frame.index) for frame in result.dataset.frames] == [
+        ("drive", 0),
+        ("drive", 1),
+    ]
+
+
+def test_stills_of_a_ride_have_different_numbers(workspace: Workspace, tmp_path: Path) -> None:
+    names = ["b1f4491b-0c2a9d3e.jpg", "b1f4491b-9cf981b1.jpg", "0070bc56-8d8cfd82.jpg"]
+    for number, name in enumerate(names):
+        write_picture(tmp_path / name, number)
+    dataset = _ingest(workspace, tmp_path).dataset
+    places = [(frame.drive, frame.index) for frame in dataset.frames]
+    assert places == [("0070bc56", 0), ("b1f4491b", 0), ("b1f4491b", 1)]
+    assert {frame.timestamp_us for frame in dataset.frames} == {None}  # numbers are not times

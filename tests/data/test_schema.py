@@ -58,3 +58,57 @@ def test_schemas_from_yaml(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError):
             data.load_schema(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: s", "field 'version' is missing"),
+        ("name: s\nversion: 1\nclases: [a]", "unknown field 'clases'.*Did you mean 'classes'"),
+        ("name: s\nversion: 1\nclasses: [a]\nvulnerable: [z]", "unknown classes in vulnerable: z"),
+        ("name: s\nversion: 1\nclasses: [Big Car, big_car]", "differ only in case.*big_car"),
+        ("name: s\nversion: 1\nclasses: [ignore]", "no class can be named ignore"),
+        ("name: s\nversion: 1\nclasses: [a]\nmapping: {b: c}", "cannot map 'b' to 'c'"),
+        ("name: s\nversion: one\nclasses: [a]", "field 'version'"),
+        ("name: s\nversion: 1\nclasses: [a]\nshapes: [circle]", r"field 'shapes\.0'"),
+        ("name: s\n  version: 1", "line 2"),
+        (
+            "name: s\nversion: 1\nclasses: [a]\nbox_questions: [{name: x, answer: [b]}]",
+            r"'box_questions\.0\.answer",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_schema_is_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "schema.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words) as caught:
+        data.load_schema(path)
+    assert str(path) in str(caught.value)
+
+
+def test_classes_in_upper_case_are_met_by_names_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "schema.yaml"
+    path.write_text("name: s\nversion: 1\nclasses: [Heavy Truck, Van]\nmapping: {lorry: Van}\n")
+    schema = data.load_schema(path)
+    names = ["heavy_truck", "Heavy Truck", "VAN", "Lorry", "bus"]
+    assert [schema.class_of(name) for name in names] == [
+        *("Heavy Truck", "Heavy Truck", "Van", "Van"),
+        None,
+    ]
+
+
+def test_mappings_from_text_and_from_files(tmp_path: Path) -> None:
+    assert data.read_mapping("") == {}
+    pairs = {"tuk tuk": "car", "a=b": "drop"}
+    assert data.read_mapping("tuk tuk=car, a=b=drop") == pairs
+    (tmp_path / "map.yaml").write_text("tuk tuk: car\n'a=b': drop\n")
+    assert data.read_mapping("map.yaml", tmp_path) == pairs
+    (tmp_path / "map.yaml").write_text("mapping:\n  tuk tuk: car\n  'a=b': drop\n")
+    assert data.read_mapping("map.yaml", tmp_path) == pairs
+    (tmp_path / "map.yaml").write_text("1: car\n")
+    with pytest.raises(DataError, match="in quotes"):
+        data.read_mapping("map.yaml", tmp_path)
+    with pytest.raises(ParameterError, match="invalid class mapping"):
+        data.read_mapping("tram=", tmp_path)
+    with pytest.raises(DataError, match="No such file"):
+        data.read_mapping("tram", tmp_path)

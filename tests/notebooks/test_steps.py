@@ -12,9 +12,15 @@ from typing import Any
 
 import pytest
 
+from tests.data.sources import coco_box, coco_image, write_coco, write_picture
 from tests.tiny_run import ROOT, TinyRun
+from workbench.core.workspace import Workspace
 from workbench.pipeline import contract as contracts
+from workbench.records import references
 from workbench.records.base import kind_of
+from workbench.records.dataset import load_dataset
+from workbench.records.store import Store
+from workbench.records.types import DatasetVersion
 
 NOTEBOOKS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
 NAMES = [notebook.stem for notebook in NOTEBOOKS]
@@ -146,3 +152,35 @@ def test_by_hand_it_runs_on_the_newest_inputs(
     assert done.returncode == 0, done.stderr[-3000:]
     scratch = tiny_run.workspace.scratch / notebook.stem
     assert json.loads((scratch / "outputs.json").read_text())
+
+
+def test_a_run_takes_a_schema_and_a_mapping(tmp_path: Path) -> None:
+    source, boxes, images = tmp_path / "drives", [], []
+    for number in range(12):
+        file = f"drive{chr(97 + number)}_0001.jpg"
+        write_picture(source / file, number)
+        images.append(coco_image(number, file))
+        boxes.append(coco_box(2 * number, number, [4, 5, 20, 10], 2))
+        boxes.append(coco_box(2 * number + 1, number, [30, 5, 20, 10], 3))
+    write_coco(source, images, boxes)
+    schema = tmp_path / "schema.yaml"
+    schema.write_text("name: harbour\nversion: 1\nclasses: [Person, ship]\n")
+    arguments = (f"data={source}", f"schema={schema}", "map=hovercraft=ship", "name=harbour")
+    given = [word for pair in arguments for word in ("-p", pair)]
+    pipeline = str(ROOT / "pipelines" / "data_engine.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", "run", pipeline, "--only", "ingest", *given],
+        check=False,
+        env={**os.environ, "WORKBENCH_HOME": str(tmp_path / ".workbench")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    workspace = Workspace(tmp_path / ".workbench")
+    (version, *_) = references.list_dataset_versions(workspace)
+    dataset = load_dataset(Store(workspace), version.ref)
+    assert dataset.label_schema.classes == ("Person", "ship")
+    # The pool's labels are withheld.
+    assert {label.cls for label in dataset.labels} == {"Person", "ship"}
+    assert not Store(workspace).get(version.ref, DatasetVersion).quarantined

@@ -89,7 +89,11 @@ def test_admin_credentials_need_a_first_start(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("WiredTiger.turtle", b"damaged" * 99), ("WiredTiger.wt", b"cut"), ("_mdb_catalog.wt", b"cut")],
+    [
+        ("WiredTiger.turtle", b"damaged" * 99),
+        ("WiredTiger.wt", b"cut"),
+        ("_mdb_catalog.wt", b"cut"),
+    ],
 )
 def test_damaged_data_of_mongod_has_a_reason_and_a_remedy(
     workspace: Workspace, file: str, content: bytes

@@ -19,6 +19,7 @@ _COMMANDS = {
     "status": ("services", "Show state, address and credentials file of each server."),
     "doctor": ("services", "Check this machine; list what is missing and how to fix it."),
     "ingest": ("data", "Read a folder of drives into an immutable dataset version."),
+    "schema": ("schema", "Write, show and check label schemas."),
     "datasets": ("data", "List, show and compare dataset versions."),
     "inspect": ("curation", "Find leaks, duplicates and wrong labels in a dataset."),
     "embed": ("curation", "Compute embeddings of frames, objects and tiles."),

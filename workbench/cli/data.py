@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ()
 
+FORMATS = ["auto", "images", "coco", "scalabel", "yolo", "voc", "kitti", "fiftyone", "via"]
+"""Choices of ``--format``: those of `workbench.data.readers.READERS`, which is slow to import."""
+
 _EXAMPLES_PER_REASON = 5
 _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
 
@@ -35,7 +38,7 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["auto", "images", "coco", "scalabel", "yolo", "voc", "kitti", "fiftyone"]),
+    type=click.Choice(FORMATS),
     default="auto",
     show_default=True,
     help="Format of the labels.",
@@ -50,8 +53,9 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
     "--map",
     "mapped",
     multiple=True,
-    metavar="SOURCE=CLASS",
-    help="Map a class of the source to one of the schema, `ignore` or `drop`. Repeatable.",
+    metavar="SOURCE=CLASS|FILE",
+    help="Map a class of the source to one of the schema, `ignore` or `drop`; or a YAML file of "
+    "such pairs. Repeatable.",
 )
 @click.option(
     "--condition",
@@ -95,8 +99,9 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
 
     workspace = find_workspace()
     schema = data.FRONT_CAMERA if schema_file is None else data.load_schema(schema_file)
-    schema = data.with_mapping(schema, _parse_map("--map", "SOURCE=CLASS", mapped))
-    conditions = _parse_map("--condition", "WORD=VALUE", condition_words)
+    for pairs in mapped:
+        schema = data.with_mapping(schema, data.read_mapping(pairs))
+    conditions = _parse_conditions(condition_words)
     with progress_bar("reading frames") as progress:
         ingested = data.ingest(
             workspace,
@@ -212,12 +217,14 @@ def diff(old: str, new: str, as_json: bool) -> None:
     print_result(value, as_json=as_json, text=_diff_text(changes))
 
 
-def _parse_map(option: str, form: str, texts: tuple[str, ...]) -> dict[str, str]:
+def _parse_conditions(texts: tuple[str, ...]) -> dict[str, str]:
     # The last sign: a word of the source may have one.
     pairs = [text.rpartition("=") for text in texts]
     for text, (source, sign, target) in zip(texts, pairs, strict=True):
         if not (source and sign and target):
-            raise ParameterError(f"invalid {option}", where=text, hint=f"Write {option} {form}")
+            raise ParameterError(
+                "invalid --condition", where=text, hint="Write --condition WORD=VALUE"
+            )
     return {source: target.strip() for source, _, target in pairs}
 
 

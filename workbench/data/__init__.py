@@ -7,7 +7,7 @@ ref = ingested.save(store, dataset)
 
 from workbench.data.ingest import IngestResult, ingest
 from workbench.data.roles import RolePolicy, assign_roles, widen_gaps, withhold_labels
-from workbench.data.schema import FRONT_CAMERA, load_schema, with_mapping
+from workbench.data.schema import FRONT_CAMERA, load_schema, read_mapping, with_mapping
 
 __all__ = [
     "FRONT_CAMERA",
@@ -16,6 +16,7 @@ __all__ = [
     "assign_roles",
     "ingest",
     "load_schema",
+    "read_mapping",
     "widen_gaps",
     "with_mapping",
     "withhold_labels",

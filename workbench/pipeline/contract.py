@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,9 +46,16 @@ class Output(_DeclarationPart):
 
 
 class PathParameter(_DeclarationPart):
-    """A parameter that names a file or folder, unless its value is listed in ``unless``."""
+    """A parameter that names a file or folder, unless its value matches one of ``unless``.
+
+    ``unless`` are values, or patterns as in file names, such as ``*=*``.
+    """
 
     unless: tuple[str, ...] = ()
+
+    def excepts(self, value: str) -> bool:
+        """Whether ``value`` names no file or folder."""
+        return any(fnmatchcase(value, pattern) for pattern in self.unless)
 
 
 class Resources(_DeclarationPart):
@@ -153,7 +161,7 @@ class StepContract:
     def path_parameters(self, values: Json) -> list[str]:
         """Parameters whose values name a file or folder."""
         declared = self.declaration.paths
-        return [name for name, path in declared.items() if values[name] not in path.unless]
+        return [name for name, path in declared.items() if not path.excepts(values[name])]
 
     def absolute_path(self, name: str, value: str, base: Path) -> str:
         """The value of a path parameter, made absolute.
@@ -168,7 +176,8 @@ class StepContract:
         """
         path = (base / value).resolve()
         if not path.exists():
-            unless = self.declaration.paths[name].unless
+            patterns = self.declaration.paths[name].unless
+            unless = [pattern.replace("*", "…") for pattern in patterns if pattern]
             raise ParameterError(
                 f"parameter {name!r}: no such file or folder",
                 where=path,

@@ -338,8 +338,14 @@ class LabelSchema(FrozenModel):
     definitions: dict[str, str] = optional_field({})
 
     def class_of(self, source_name: str) -> str | None:
-        """The class, ``ignore`` or ``drop`` for a source's name; None if it is unknown."""
-        name = source_name.strip().lower().replace(" ", "_")
-        if name in self.classes:
-            return name
-        return self.mapping.get(name)
+        """The class, ``ignore`` or ``drop`` for a source's name; None if it is unknown.
+
+        Upper case, and spaces for underscores, make no difference.
+        """
+        name = _normalized(source_name)
+        classes = {_normalized(cls): cls for cls in self.classes}
+        return classes.get(name) or self.mapping.get(name)
+
+
+def _normalized(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")

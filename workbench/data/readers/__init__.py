@@ -20,7 +20,7 @@ from workbench.data.files import (
     kind_of_other_file,
     relative_name,
 )
-from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, voc, yolo
+from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, via, voc, yolo
 from workbench.data.readers.unread import find_annotations
 from workbench.data.source import Source, apply_drives_file, number_frames
 
@@ -31,6 +31,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "scalabel": scalabel.read_scalabel,
     "fiftyone": fiftyone.read_fiftyone,
     "kitti": kitti.read_kitti,
+    "via": via.read_via,
     "voc": voc.read_voc,
     "yolo": yolo.read_yolo,
     "images": lines.read_images,
@@ -44,6 +45,7 @@ _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "yolo": yolo.is_yolo,
     "scalabel": scalabel.is_scalabel,
     "fiftyone": fiftyone.is_fiftyone,
+    "via": via.is_via,
     "images": lines.is_image_folder,
 }
 

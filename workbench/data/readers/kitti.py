@@ -5,7 +5,7 @@ bottom in pixels counted from 0, taken as continuous. The benchmark shuffled its
 numbers are not times; frames with the same calibration were recorded in the same session, and form
 a drive. Tracking layout: ``image_02/SEQUENCE/FRAME.png`` at 10 Hz and ``label_02/SEQUENCE.txt``,
 whose lines begin with the frame and the track. Geiger et al., "Are we ready for autonomous
-driving?", CVPR 2012.
+driving?", CVPR 2012. FiftyOne's export of KITTI: the object layout in ``data`` and ``labels``.
 """
 
 from __future__ import annotations
@@ -52,47 +52,64 @@ _TRACKING_PERIOD_US = 100_000
 
 
 def is_kitti(source: Path) -> bool:
-    """Whether there is an ``image_N`` folder, or the tracking layout, in or below ``source``."""
-    return _image_folder(source) is not None or bool(_tracking_labels(source))
+    """Whether ``source`` has an ``image_N`` folder, the tracking layout, or FiftyOne's export."""
+    return (
+        _image_folder(source) is not None
+        or bool(_tracking_labels(source))
+        or _is_fiftyone_export(source)
+    )
 
 
 def read_kitti(source: Path) -> Source:
     """Frames of the left colour camera (``image_2``), else of the first camera.
 
     Raises:
-        DataError: There is no ``image_N`` folder.
+        DataError: None of the layouts is there.
     """
     images = _image_folder(source)
     if images is not None:
-        return _read_objects(source, images)
-    labels = _tracking_labels(source)
-    if labels:
-        return _read_tracking(source, labels)
+        camera = images.name.removeprefix("image_")
+        beside = images.parent
+        calibrated = (camera, beside / "calib")
+        return _read_objects(source, images, beside / f"label_{camera}", calibrated)
+    label_files = _tracking_labels(source)
+    if label_files:
+        return _read_tracking(source, label_files)
+    if _is_fiftyone_export(source):
+        return _read_objects(source, source / "data", source / "labels", None)
     raise DataError(
-        "no folder image_2, and no folders image_02 and label_02",
+        "no folder image_2, no folders image_02 and label_02, and no folders data and labels",
         where=source,
         hint="Try another --format",
     )
 
 
-def _read_objects(source: Path, images: Path) -> Source:
-    base, camera = images.parent, images.name.removeprefix("image_")
-    labels, calibs = base / f"label_{camera}", base / "calib"
+def _read_objects(
+    source: Path, images: Path, labels: Path, calibrated: tuple[str, Path] | None
+) -> Source:
+    """Images with the label files of the same names.
+
+    Args:
+        calibrated: Number of the camera and the folder of calibrations, which give the drives.
+    """
     problems: list[Quarantined] = []
     drives: dict[str, Drive] = {}
     frames = []
     files = find_images(images)
     for file in files:
-        drive = _calibrated_drive(calibs / f"{file.stem}.txt", camera, source, problems)
-        drives[drive.id] = drive
         label_file = labels / f"{file.stem}.txt"
         boxes: tuple[SourceBox, ...] = ()
         failed = 0
         if label_file.is_file():
             boxes, failed = parse_lines(label_file, source, _object_box, problems)
-        # File numbers count neither time nor frames of a drive.
         frame = frame_of_file(file, source, boxes, failed=failed)
-        frames.append(replace(frame, drive=drive.id, counter=None))
+        if calibrated is not None:
+            camera, calibs = calibrated
+            drive = _calibrated_drive(calibs / f"{file.stem}.txt", camera, source, problems)
+            drives[drive.id] = drive
+            # File numbers count neither time nor frames of a drive.
+            frame = replace(frame, drive=drive.id, counter=None)
+        frames.append(frame)
     stems = {file.stem for file in files}
     for path in find_files(labels, {".txt"}) if labels.is_dir() else ():
         if path.stem not in stems:
@@ -191,6 +208,20 @@ def _image_folder(source: Path) -> Path | None:
     folders = [source, *(path.parent for path in find_images(source))]
     cameras = [path for path in dict.fromkeys(folders) if _CAMERA.match(path.name)]
     return min(cameras, key=lambda path: (path.name != "image_2", str(path)), default=None)
+
+
+def _is_fiftyone_export(source: Path) -> bool:
+    """Whether ``data`` has images, and ``labels`` lines of KITTI's columns."""
+    if not (source / "data").is_dir() or not (source / "labels").is_dir():
+        return False
+    for path in find_files(source / "labels", {".txt"}):
+        line = next((line for line in read_text(path).splitlines() if line.strip()), "")
+        if line:
+            name, numbers = _split_class(line.split())
+            # With a sixteenth column they are predictions, which are refused line by line.
+            counts = (_OBJECT_COLUMNS, _OBJECT_COLUMNS + 1)
+            return not _is_number(name) and len(numbers) in counts
+    return False
 
 
 def _tracking_labels(source: Path) -> list[Path]:
