@@ -39,6 +39,7 @@ SECTIONS = {
         "hygiene",
     ),
     "Rendered drives (simulated, never a headline)": ("mining",),
+    "Rollout (simulated vehicles)": ("fleet",),
 }
 
 _HEAD = """# Benchmarks

@@ -1,0 +1,1 @@
+"""Releases to vehicles in stages: canary judge, update security, vehicles, director, rollout."""
