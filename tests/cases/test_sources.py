@@ -792,3 +792,25 @@ def test_stills_of_a_ride_have_different_numbers(workspace: Workspace, tmp_path:
     places = [(frame.drive, frame.index) for frame in dataset.frames]
     assert places == [("0070bc56", 0), ("b1f4491b", 0), ("b1f4491b", 1)]
     assert {frame.timestamp_us for frame in dataset.frames} == {None}  # numbers are not times
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo", "kitti"])
+def test_images_without_an_annotation_file_are_said(
+    workspace: Workspace, tmp_path: Path, kind: str
+) -> None:
+    folder = {"voc": ".", "yolo": "images", "kitti": "training/image_2"}[kind]
+    for number in (1, 2):
+        write_picture(tmp_path / folder / f"00000{number}.png", number)
+    if kind == "voc":
+        (tmp_path / "000001.xml").write_text(_voc())
+    elif kind == "yolo":
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "000001.txt").write_text("0 .5 .5 .25 .25")
+        (tmp_path / "data.yaml").write_text("names: [car]")
+    else:
+        (tmp_path / "training" / "label_2").mkdir()
+        line = "Car 0 0 0 4 5 24 15 1 1 1 1 1 9 0"
+        (tmp_path / "training" / "label_2" / "000001.txt").write_text(line)
+    result = _ingest(workspace, tmp_path)
+    name = f"{folder}/000002.png".removeprefix("./")
+    assert result.notes == (f"1 image without an annotation file, taken for empty, such as {name}",)

@@ -100,9 +100,16 @@ def list_folder(folder: Path) -> Listing:
             if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
                 continue
             path = current / entry.name
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError as error:  # a link to what may not be seen
+                text = f"it cannot be read: {error.strerror or error}"
+                name = relative_name(path, folder)
+                problems.append(Quarantined(file=name, reason="unreadable", detail=text))
+                continue
+            if is_folder:
                 (linked if entry.is_symlink() else waiting).append(path)
-            elif entry.is_file():
+            elif is_file:
                 files.append(path)
             elif entry.is_symlink():
                 detail = "a link to a file or folder that does not exist"

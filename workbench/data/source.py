@@ -60,6 +60,7 @@ class SourceFrame:
         clock: Unit of the time in the file name (s, ms, µs, ns, date), if there is one.
         condition_words: Kind (``light`` or ``weather``) and word of the source, untranslated.
         size: Width and height according to the annotation, in pixels.
+        annotated: Whether an annotation says what is in it, be it nothing.
         failed: Number of its annotations that cannot be read.
     """
 
@@ -75,6 +76,7 @@ class SourceFrame:
     events: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     boxes: tuple[SourceBox, ...] = ()
+    annotated: bool = True
     failed: int = 0
 
 
@@ -98,11 +100,11 @@ class Source:
 def frame_of_file(
     file: Path,
     root: Path,
-    boxes: tuple[SourceBox, ...] = (),
+    boxes: tuple[SourceBox, ...] | None = None,
     size: tuple[int, int] | None = None,
     failed: int = 0,
 ) -> SourceFrame:
-    """The frame of an image of which only the file name says anything."""
+    """The frame of an image by its file name; ``boxes`` is None where it has no annotation file."""
     name = relative_name(file, root)
     parts = parse_file_name(name)
     return SourceFrame(
@@ -114,7 +116,8 @@ def frame_of_file(
         timestamp_us=parts.timestamp_us,
         clock=parts.clock,
         size=size,
-        boxes=boxes,
+        boxes=boxes or (),
+        annotated=boxes is not None,
         failed=failed,
     )
 

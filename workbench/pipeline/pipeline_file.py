@@ -132,6 +132,12 @@ def read_pipeline_file(path: Path) -> PipelineDefinition:
         return PipelineDefinition.model_validate(content)
     except FileNotFoundError as error:
         raise ContractError("no such pipeline file", where=path) from error
+    except OSError as error:
+        raise ContractError(
+            f"cannot read the pipeline file: {error.strerror or error}",
+            where=path,
+            hint="Name a YAML file such as pipelines/data_engine.yaml",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ContractError(f"the file is not valid YAML: {error}", where=path) from error
     except ValidationError as error:

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+from pydantic import ValidationError
 
+from workbench.core.errors import ContractError
 from workbench.core.processes import die_with_parent
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import secret_scan
@@ -53,7 +55,14 @@ def run_step(spec_file: Path) -> StepResult:
     Returns:
         How the step ended. A failed step is a result, not an exception.
     """
-    spec = StepSpec.model_validate_json(spec_file.read_bytes())
+    try:
+        spec = StepSpec.model_validate_json(spec_file.read_bytes())
+    except ValidationError as error:
+        raise ContractError(
+            "not a step's specification",
+            where=spec_file,
+            hint="`workbench run` writes it; run the pipeline with --from STEP to repeat a step",
+        ) from error
     folder = Path(spec.folder)
     for name in ("failure.json", "outputs.json", "progress.json", RESULT_FILE):
         (folder / name).unlink(missing_ok=True)

@@ -123,6 +123,10 @@ def _notes(contents: Source, source: Path) -> list[str]:
     if unnamed:
         what = counted(len(unnamed), "image")
         notes.append(f"{what} without an entry in the annotations left out, such as {unnamed[0]}")
+    empty = [frame.name for frame in contents.frames if not frame.annotated]
+    if contents.format != "images" and empty:
+        what = counted(len(empty), "image")
+        notes.append(f"{what} without an annotation file, taken for empty, such as {empty[0]}")
     others = [
         name
         for name, matches in _DETECTORS.items()

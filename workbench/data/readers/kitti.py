@@ -98,7 +98,7 @@ def _read_objects(
     files = find_images(images)
     for file in files:
         label_file = labels / f"{file.stem}.txt"
-        boxes: tuple[SourceBox, ...] = ()
+        boxes: tuple[SourceBox, ...] | None = None
         failed = 0
         if label_file.is_file():
             boxes, failed = parse_lines(label_file, source, _object_box, problems)
@@ -179,9 +179,8 @@ def _sequence(
             problems.append(mislabelled(relative_name(file, source), "its name is no frame number"))
             continue
         number = int(file.stem)
-        frame = frame_of_file(
-            file, source, tuple(boxes.pop(number, ())), failed=failed.pop(number, 0)
-        )
+        own = None if labels is None else tuple(boxes.pop(number, ()))
+        frame = frame_of_file(file, source, own, failed=failed.pop(number, 0))
         time_us = number * _TRACKING_PERIOD_US
         frames.append(
             replace(
