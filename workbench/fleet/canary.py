@@ -232,7 +232,10 @@ def _score(
         _cut_off(values, present, share)
         for values, share in zip((rates, roots), _CUT_OFF, strict=True)
     )
-    return np.maximum.reduce([_contrast(values, present, draws) for values in capped])
+    larger: NDArray[np.float64] = np.maximum.reduce(
+        [_contrast(values, present, draws) for values in capped]
+    )
+    return larger
 
 
 def _cut_off(
