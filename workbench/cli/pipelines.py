@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -269,7 +270,9 @@ def schedule(
         folder=Path.cwd(),
     )
     files = SCHEDULERS[system].emit(job)
-    install = SCHEDULERS[system].install.format(folder=folder or ".", name=job.name)
+    install = SCHEDULERS[system].install.format(
+        folder=shlex.quote(str(folder or ".")), name=job.name
+    )
     if folder is not None:
         _write_files(folder, files)
     value = {

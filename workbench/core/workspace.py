@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.core.errors import ParameterError
+from workbench.core.names import invalid_on_a_line, shown
+
 __all__ = [
     "HOME_VARIABLE",
     "WORKSPACE_FOLDER",
@@ -26,12 +29,30 @@ __all__ = [
 WORKSPACE_FOLDER = ".workbench"
 HOME_VARIABLE = "WORKBENCH_HOME"
 
+_NOT_IN_PATHS = frozenset("?#%{}'\"\\`")
+"""Characters that mean something in an address, a template or a query of one of the servers."""
+
 
 @dataclass(frozen=True)
 class Workspace:
     """Paths below ``root``. A folder is created by the code that writes into it."""
 
     root: Path
+
+    def __post_init__(self) -> None:
+        """Refuse a path that the servers would misread.
+
+        Raises:
+            ParameterError: It has a character such as ``?``, a quote or a line break.
+        """
+        path = str(self.root)
+        found = next((c for c in path if c in _NOT_IN_PATHS or invalid_on_a_line(c)), None)
+        if found is not None:
+            raise ParameterError(
+                f"the workspace's path has the character {shown(found)}, which servers misread",
+                where=shown(path),
+                hint=f"Rename the folder, or set {HOME_VARIABLE} to another one",
+            )
 
     @property
     def records(self) -> Path:

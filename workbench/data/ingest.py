@@ -7,12 +7,12 @@ the path of the source, the order of its files, or the number of workers.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.names import check_name
 from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
@@ -52,7 +52,6 @@ _MAX_12_BIT = 4095
 
 _CHUNK_SIZE = 16
 _MIN_FRAMES_FOR_PROCESSES = 64
-_DATASET_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
 _ImageResult = StoredImage | RejectedImage
 
@@ -122,12 +121,7 @@ def ingest(  # noqa: PLR0913 - the source, and how to read it
         ParameterError: An argument is invalid.
         DataError: Nothing in the source can be used.
     """
-    if not _DATASET_NAME.match(name):
-        raise ParameterError(
-            "invalid dataset name",
-            where=name,
-            hint="Use up to 100 letters, digits, dots, dashes and underscores",
-        )
+    check_name(name, "dataset name")
     if workers < 1:
         raise ParameterError(f"workers must be ≥ 1, not {workers}")
     if not frame_rate > 0:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.names import check_text
 from workbench.core.text import did_you_mean
 from workbench.records.frames import LabelSchema, Question
 
@@ -166,6 +167,12 @@ def load_schema(path: Path) -> LabelSchema:
     if problem:
         raise DataError(problem, where=path, hint=_HINT)
     try:
+        check_text(schema.name, "schema name")
+        for cls in schema.classes:
+            check_text(cls, "class name")
+        for question in (*schema.box_questions, *schema.frame_questions):
+            for answer in question.answers:
+                check_text(answer, "answer to a question")
         return with_mapping(schema.model_copy(update={"mapping": {}}), schema.mapping)
     except ParameterError as error:
         raise DataError(error.what, where=path, hint=error.hint) from error

@@ -45,7 +45,7 @@ _COLOURS = (
     *("#1f77ff", "#ff3b30", "#ffcc00", "#34c759", "#af52de", "#ff9500", "#00c7be", "#ff2d92"),
     *("#8bc34a", "#5856d6", "#a2845e", "#64d2ff"),
 )
-_SCHEMA_HEADER = re.compile(r"^Schema (?P<name>.+) version (?P<version>\d+)$")
+_SCHEMA_HEADER = re.compile(r"^Schema (?P<name>.+) version (?P<version>\d+)\Z")
 
 
 def labeling_config(schema: LabelSchema) -> str:

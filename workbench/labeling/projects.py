@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from workbench.core import digest
 from workbench.core.errors import DataError, ParameterError, ServiceError
+from workbench.core.names import check_text
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.data.drawing import draw_box_on_image
@@ -80,10 +81,11 @@ def project_title(workspace: Workspace, batch_ref: Ref, requested: str | None) -
     """The requested title, by default one made from dataset and batch.
 
     Raises:
-        ParameterError: Label Studio does not accept titles of this length.
+        ParameterError: It is not one line of text, or Label Studio refuses its length.
     """
     if requested is None:
         return _default_title(workspace, batch_ref)
+    check_text(requested, "project title", max_bytes=4 * MAX_TITLE_LENGTH)
     if not 3 <= len(requested) <= MAX_TITLE_LENGTH:
         raise ParameterError(
             f"project title has {len(requested)} characters, must have 3 to {MAX_TITLE_LENGTH}",

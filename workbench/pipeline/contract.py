@@ -6,6 +6,7 @@ The parameters are in the notebook's ``parameters`` cell, everything else in its
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.names import check_name, check_text, shown
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline import ipynb, parameters
@@ -240,7 +242,7 @@ def read_contract(notebook: Path, *, name: str | None = None) -> StepContract:
     _require_python(content["metadata"], notebook)
     cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
     tagged = [cell for cell in cells if "parameters" in ipynb.cell_tags(cell)]
-    step = name or notebook.stem
+    step = _step_name(name or notebook.stem, notebook)
     if "workbench" not in content["metadata"]:
         model = parameters.untyped_parameters_model(ipynb.cell_source(tagged[0]) if tagged else "")
         return StepContract(step, notebook, Declaration(), model, _cell_sources(cells), plain=True)
@@ -260,6 +262,7 @@ def read_contract(notebook: Path, *, name: str | None = None) -> StepContract:
             where=f"{notebook}, metadata workbench.{location}",
             hint="docs/how-to/checking.md describes contracts",
         ) from error
+    _check_names(declaration, notebook)
     imports = parameters.imports_of_cells(ipynb.cell_source(cell) for cell in cells)
     source = ipynb.cell_source(tagged[0])
     model = parameters.parameters_model(source, where=notebook.name, imports=imports)
@@ -268,6 +271,24 @@ def read_contract(notebook: Path, *, name: str | None = None) -> StepContract:
             raise ContractError(f"path parameter {path!r} is not in the parameters", where=notebook)
     others = [cell for cell in cells if cell is not tagged[0]]
     return StepContract(step, notebook, declaration, model, _cell_sources(others))
+
+
+def _step_name(name: str, notebook: Path) -> str:
+    """The name of a step, in NFC: some file systems write accents as characters of their own."""
+    try:
+        return check_text(unicodedata.normalize("NFC", name), "name of a step")
+    except ParameterError as error:
+        raise ContractError(error.what, where=shown(str(notebook))) from error
+
+
+def _check_names(declaration: Declaration, notebook: Path) -> None:
+    try:
+        for name in (*declaration.inputs, *declaration.outputs):
+            check_name(name, "name of an input or output")
+        for name in declaration.secrets:
+            check_name(name, "name of a secret")
+    except ParameterError as error:
+        raise ContractError(error.what, where=notebook) from error
 
 
 def notebook_without_outputs(notebook: Path) -> bytes:

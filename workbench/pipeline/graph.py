@@ -32,6 +32,7 @@ __all__ = ["Pipeline", "load_pipeline"]
 _CHAMPION_PREFIX = "champion:"
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _MAX_NAME_LENGTH = 40
+_MAX_TEXT_BYTES = 120  # with the step's name, less than the 255 that a file name may have
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ class _GraphBuilder:
 
 
 def _step_names(name: str, elements: list[Json]) -> list[str]:
-    """``name`` for a step that runs once, else ``name[value]``; equal texts get a digest."""
+    """``name`` for a step that runs once, else ``name[value]``, cut and told apart by a digest."""
     if elements == [{}]:
         return [name]
     texts = [
@@ -312,7 +313,11 @@ def _step_names(name: str, elements: list[Json]) -> list[str]:
     ]
     return [
         f"{name}[{text}]"
-        if texts.count(text) == 1
-        else f"{name}[{text}-{digest.of_json(each)[:6]}]"
+        if texts.count(text) == 1 and len(text.encode()) <= _MAX_TEXT_BYTES
+        else f"{name}[{_cut(text)}-{digest.of_json(each)[:6]}]"
         for text, each in zip(texts, elements, strict=True)
     ]
+
+
+def _cut(text: str) -> str:
+    return text.encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")

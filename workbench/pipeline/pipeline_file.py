@@ -28,6 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.names import check_name, check_path
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.pipeline.parameters import describe_value_error
@@ -115,7 +116,7 @@ class PipelineDefinition(_FilePart):
     """A pipeline file. ``notebooks`` is a folder relative to the file."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str
     help: str = ""
     notebooks: str = "../notebooks/steps"
     parameters: dict[str, PipelineParameter] = {}
@@ -129,7 +130,11 @@ def read_pipeline_file(path: Path) -> PipelineDefinition:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - safe loaders
-        return PipelineDefinition.model_validate(content)
+        definition = PipelineDefinition.model_validate(content)
+        _check_names(definition)
+        return definition
+    except ParameterError as error:
+        raise ContractError(error.what, where=path) from error
     except FileNotFoundError as error:
         raise ContractError("no such pipeline file", where=path) from error
     except OSError as error:
@@ -144,6 +149,21 @@ def read_pipeline_file(path: Path) -> PipelineDefinition:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise ContractError(f"{key}: {problem['msg']}", where=path) from error
+
+
+def _check_names(definition: PipelineDefinition) -> None:
+    """Steps name folders of a run, and all names stand in files that schedulers read."""
+    check_name(definition.name, "pipeline name")
+    for name in definition.parameters:
+        check_name(name, "parameter name")
+    for name, step in definition.steps.items():
+        check_name(name, "step name")
+        if "." in name:  # STEP.OUTPUT would be ambiguous, and a step called run.json possible
+            raise ParameterError(f"invalid step name {name!r}: it has a dot")
+        parts = (step.notebook or name).split("/")
+        check_path("/".join(part for part in parts if part != ".."), "notebook of a step")
+        for key in step.for_each if isinstance(step.for_each, dict) else ():
+            check_name(key, "key of for_each")
 
 
 def pipeline_json_schema() -> Json:

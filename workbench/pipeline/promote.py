@@ -16,6 +16,7 @@ from typing import Any
 
 from workbench import services
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.names import check_person, same_person
 from workbench.core.workspace import WORKSPACE_FOLDER, Workspace, write_atomic
 from workbench.pipeline import environment, promoted_steps
 from workbench.pipeline.checking import receipts
@@ -77,7 +78,8 @@ def promote_notebook(
     Raises:
         VerificationError: It has no receipt, or what was checked has changed since.
         ContractError: It is not committed, not a step, or the environment is not the locked one.
-        ParameterError: The owner or the reviewer is missing, or both are the same person.
+        ParameterError: The owner or the reviewer is missing or no valid name, or both are the same
+            person.
     """
     notebook = notebook.resolve()
     readable = as_ipynb(workspace, notebook)
@@ -116,8 +118,8 @@ def promote_notebook(
 def _owner_and_reviewer(
     contract: StepContract, owner: str | None, reviewer: str | None
 ) -> tuple[str, str]:
-    owner = (owner or contract.declaration.owner or "").strip()
-    reviewer = (reviewer or "").strip()
+    owner = " ".join((owner or contract.declaration.owner or "").split())
+    reviewer = " ".join((reviewer or "").split())
     if not owner:
         raise ParameterError(
             "the step has no owner",
@@ -126,7 +128,8 @@ def _owner_and_reviewer(
         )
     if not reviewer:
         raise ParameterError("the step has no reviewer", hint="Pass --reviewer NAME")
-    if owner.casefold() == reviewer.casefold():
+    owner, reviewer = check_person(owner, "owner"), check_person(reviewer, "reviewer")
+    if same_person(owner, reviewer):
         raise ParameterError(
             f"owner and reviewer are the same person: {owner}", hint="Ask someone else to review"
         )

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.names import check_person, shown
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
@@ -49,12 +50,12 @@ __all__ = [
 PROMOTED_FOLDER = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"
 RECEIPT_FILE = "receipt.json"
-STEP_NAME = re.compile(r"^[A-Za-z0-9_-]+$")
+STEP_NAME = re.compile(r"^[A-Za-z0-9_-]{1,100}\Z")
 
 _ALIASES_FILE = "aliases.json"
-_STEP_REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)$")
-_ALIAS_NAME = re.compile(r"^[a-z][a-z0-9_-]*$")
-_RESERVED_ALIAS = re.compile(r"^(latest|v\d+)$")
+_STEP_REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)\Z")
+_ALIAS_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,99}\Z")
+_RESERVED_ALIAS = re.compile(r"^(latest|v\d+)\Z")
 _LOCK_TIMEOUT_S = 10
 
 
@@ -147,6 +148,8 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
     Raises:
         ContractError: There is no such version, or one of its files was changed.
     """
+    if not STEP_NAME.match(name):
+        raise ContractError("invalid step name", where=shown(name))
     folder = project / PROMOTED_FOLDER / name / str(version)
     if not folder.is_dir():
         versions = ", ".join(map(str, list_versions(project, name))) or "none"
@@ -303,6 +306,7 @@ def _append_move(
 ) -> None:
     history = alias_history(project, step.name)
     now = datetime.now(UTC).isoformat(timespec="seconds")
+    by = check_person(by, "name of who moves the alias")
     move = AliasMove(action=action, version=step.version, ref=step.ref, by=by, at=now)
     content = _StepAliases(aliases={**history, alias: (*history.get(alias, ()), move)})
     text = json.dumps(content.model_dump(mode="json"), indent=1, sort_keys=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import ContractError, ParameterError, RecordError
+from workbench.core.names import check_path, check_text
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, project_root, write_atomic
 from workbench.pipeline.spec import MODULE_OF_KIND
@@ -203,7 +204,7 @@ class Step:
             step: X value, for a curve.
             slice: The slice of the data that it is measured on.
         """
-        key = f"{name}/{slice}" if slice else name
+        key = check_path(f"{name}/{slice}" if slice else name, "name of a metric")
         line = {"name": key, "value": float(value), "step": step or 0, "at": time.time()}
         with (self.folder / "metrics.jsonl").open("a") as stream:
             stream.write(json.dumps(line) + "\n")
@@ -214,6 +215,7 @@ class Step:
         In a pipeline the figure is closed then: nobody looks at the notebook while it runs, and
         open figures use memory. By hand it is shown below the cell.
         """
+        check_text(name, "name of a figure")
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         if hasattr(figure, "savefig"):

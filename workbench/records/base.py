@@ -25,9 +25,9 @@ __all__ = [
     "short_ref",
 ]
 
-_REF_PATTERN = re.compile(r"^([a-z]+)/([0-9a-f]{64})$")
+_REF_PATTERN = re.compile(r"^([a-z]+)/([0-9a-f]{64})\Z")
 
-Ref = Annotated[str, StringConstraints(pattern=_REF_PATTERN.pattern)]
+Ref = Annotated[str, StringConstraints(pattern=r"^([a-z]+)/([0-9a-f]{64})$")]
 """``KIND/DIGEST`` with all 64 hex digits: how records refer to each other."""
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.core.names import check_name
 from workbench.core.text import counted, html_table
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -227,7 +228,11 @@ def save_dataset(
 
     Returns:
         The reference of the version.
+
+    Raises:
+        ParameterError: The dataset's name cannot be a name, see `check_name`.
     """
+    check_name(dataset.name, "dataset name")
     left_out = sorted(quarantine, key=lambda entry: (entry.file, entry.reason, entry.detail))
     record = DatasetVersion(
         name=dataset.name,

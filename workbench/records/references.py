@@ -30,8 +30,8 @@ __all__ = [
     "resolve_reference",
 ]
 
-_DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>\d+))?$")
-_MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/(\d+)|@(\w+))$")
+_DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>\d+))?\Z")
+_MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/(\d+)|@(\w+))\Z")
 _DATASET_SYNTAX = "Write NAME, NAME@N, dataset/PREFIX or sha256:DIGEST"
 _SYNTAX = (
     "Write sha256:DIGEST, KIND/PREFIX, NAME, NAME@N, models:/NAME/VERSION or models:/NAME@ALIAS"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import field_validator
+
 from workbench.core.types import Json
 from workbench.records.base import Digest, FrozenModel, GateReport, GateResult, Record, Ref, Verdict
 from workbench.records.frames import Box, LabelSchema, Point, RotatedBox, optional_field
@@ -69,7 +71,10 @@ class DatasetVersion(Record):
 
 
 class Quarantined(FrozenModel):
-    """An input that was left out: ``file`` relative to the source, ``detail`` says why."""
+    """An input that was left out: ``file`` relative to the source, ``detail`` says why.
+
+    Bytes of a file name that are not UTF-8 are written as escapes.
+    """
 
     file: str
     reason: Literal[
@@ -82,6 +87,13 @@ class Quarantined(FrozenModel):
         "degenerate",
     ]
     detail: str = ""
+
+    @field_validator("file", "detail", mode="before")
+    @classmethod
+    def _escape(cls, text: object) -> object:
+        if not isinstance(text, str):
+            return text
+        return text.encode(errors="backslashreplace").decode()
 
 
 class Inspection(Record):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, VerificationError
+from workbench.core.names import check_name
 from workbench.core.workspace import Workspace
 from workbench.records.base import GateReport, Ref, Verdict, digest_of, make_ref
 from workbench.records.model_types import ExportBundle, Release
@@ -18,7 +18,7 @@ from workbench.release import signing
 
 __all__ = ["publish_release", "verify_release"]
 
-_MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+_MAX_NAME_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
         ParameterError: The name is invalid, or the report is about another bundle.
         VerificationError: The folder of an earlier release of this bundle was changed.
     """
-    if not _MODEL_NAME.match(model):
-        raise ParameterError(
-            f"invalid model name {model!r}", hint="Use lower-case letters, digits and . _ -"
-        )
+    check_name(model, "model name", lower_case=True, max_bytes=_MAX_NAME_BYTES)
     store.get(bundle, ExportBundle)
     report = store.get(gates, GateReport)
     if report.candidate != bundle:

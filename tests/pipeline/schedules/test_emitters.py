@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -244,6 +246,52 @@ def test_generated_python_holds_values_as_literals(
         ]
         assert f"word={SPECIAL}" in held["command"]
         assert held["steps"]["b"]["needs"] == ["a"]
+
+
+@pytest.mark.parametrize("system", sorted(SCHEDULERS))
+@pytest.mark.parametrize("field", ["file", "folder", "program", "timezone"])
+@pytest.mark.parametrize(
+    "hostile",
+    ["x\n* * * * * rm -rf .", "x\r[Service]", "x\x85ExecStartPre=sh", "x\u2028y", "x\x00"],
+)
+def test_a_value_with_a_line_break_is_no_live_line(
+    make_job: MakeJob, system: str, field: str, hostile: str
+) -> None:
+    value = hostile if field == "timezone" else Path("/somewhere") / hostile
+    changes: dict[str, Any] = {field: value}
+    job = dataclasses.replace(make_job(), **changes)
+    plain = SCHEDULERS[system].emit(make_job())
+    try:
+        files = SCHEDULERS[system].emit(job)
+    except ParameterError as error:
+        assert "\n" not in error.what
+        return
+    # Where it is accepted, it is inside a literal: no file has more statements or documents.
+    for name, text in files.items():
+        if name.endswith(".py"):
+            assert len(ast.parse(text).body) == len(ast.parse(plain[name]).body)
+        elif name.endswith(".toml"):
+            assert tomllib.loads(text) == tomllib.loads(plain[name])
+        else:
+            assert list(map(type, yaml.safe_load_all(text))) == [dict, dict]
+
+
+@pytest.mark.parametrize("system", ["airflow", "dagster"])
+@pytest.mark.parametrize("word", ["@JOB@", "@ORIGIN@", "@JOB@ @JOB@"])
+def test_a_value_that_looks_like_a_placeholder_is_not_filled_in(
+    make_job: MakeJob, project: Path, system: str, word: str
+) -> None:
+    with_word(project)
+    plain, odd = (SCHEDULERS[system].emit(make_job(word=w)) for w in ("plain", word))
+    for name in plain:
+        assert len(odd[name].splitlines()) == len(plain[name].splitlines())
+        assert word in odd[name].splitlines()[0]
+
+
+def test_a_path_that_systemd_would_join_with_the_next_line_is_refused(make_job: MakeJob) -> None:
+    for folder in ("/somewhere/x\\", "/somewhere/x "):
+        with pytest.raises(ParameterError):
+            SCHEDULERS["systemd"].emit(dataclasses.replace(make_job(), folder=Path(folder)))
 
 
 def test_colliding_names_are_rejected(make_job: MakeJob) -> None:

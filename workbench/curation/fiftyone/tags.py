@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.names import check_person, check_text
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.curation.fiftyone.connection import load_fo_dataset
@@ -45,13 +46,15 @@ def tag_frames(
         How many frames did not have the tag before.
 
     Raises:
-        ParameterError: The tag is reserved or empty.
+        ParameterError: The tag is reserved or cannot be a tag, or the author's name is invalid.
         DataError: There is no such dataset, or a frame is not in it.
     """
-    if label in ARM_TAGS or not label.strip():
+    check_text(label, "tag")
+    if label in ARM_TAGS:
         raise ParameterError(
-            f"reserved or empty tag {label!r}", hint=f"{', '.join(ARM_TAGS)} are set by mining"
+            f"reserved tag {label!r}", hint=f"{', '.join(ARM_TAGS)} are set by mining"
         )
+    by = check_person(by, "author")
     fo_dataset = load_fo_dataset(workspace, name)
     tags = dict(zip(*fo_dataset.values(["frame", "tags"]), strict=True))
     unique = list(dict.fromkeys(frames))
@@ -129,6 +132,8 @@ def selection_from_tag(
         DataError: No frame has the tag, or the dataset was published without a version.
         ParameterError: The tag is set by mining.
     """
+    check_text(label, "tag")
+    by = check_person(by, "author")
     if label in ARM_TAGS:
         raise ParameterError(
             f"tag {label!r} was set by mining, not by people",

@@ -7,11 +7,13 @@ reason; `workbench.data.ingest` checks the rest. To add a format, write the two 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.names import check_path, invalid_on_a_line, shown
 from workbench.core.text import counted
 from workbench.data.conditions import apply_conditions
 from workbench.data.files import (
@@ -23,6 +25,7 @@ from workbench.data.files import (
 from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, via, voc, yolo
 from workbench.data.readers.unread import find_annotations
 from workbench.data.source import Source, apply_drives_file, number_frames
+from workbench.records.types import Quarantined
 
 __all__ = ["READERS", "read_source"]
 
@@ -86,6 +89,7 @@ def read_source(
     contents = READERS[chosen](source)
     contents = replace(contents, frames=number_frames(contents.frames))
     contents = apply_drives_file(apply_conditions(contents, conditions or {}))
+    contents = _with_usable_names(contents)
     if not contents.frames:
         problems = [f"{entry.file}: {entry.detail}" for entry in contents.problems[:_MAX_NAMED]]
         problem = f". First problems: {'; '.join(problems)}" if problems else ""
@@ -99,6 +103,26 @@ def read_source(
         contents = _with_other_files(contents)
         contents = replace(contents, notes=(*contents.notes, *_notes(contents, source)))
     return contents
+
+
+def _with_usable_names(source: Source) -> Source:
+    """``source`` without the frames whose file or drive has a name that cannot be written.
+
+    Names of drives are in NFC: some file systems write accents as characters of their own.
+    """
+    usable, problems = [], list(source.problems)
+    for frame in source.frames:
+        try:
+            if any(map(invalid_on_a_line, frame.name)):
+                raise ParameterError(f"invalid file name {shown(frame.name)}")
+            drive = check_path(unicodedata.normalize("NFC", frame.drive), "name of its drive")
+            usable.append(frame if drive == frame.drive else replace(frame, drive=drive))
+        except ParameterError as error:
+            detail = f"{error.what}; rename it"
+            problems.append(Quarantined(file=frame.name, reason="unreadable", detail=detail))
+    named = [(unicodedata.normalize("NFC", name), drive) for name, drive in source.drives.items()]
+    drives = {name: drive.model_copy(update={"id": name}) for name, drive in named}
+    return replace(source, frames=tuple(usable), problems=tuple(problems), drives=drives)
 
 
 def _with_other_files(source: Source) -> Source:

@@ -33,7 +33,7 @@ EXECUTION_METADATA = ("execution", "papermill", "ExecuteTime", "collapsed", "scr
 EDITOR_METADATA = ("papermill", "widgets", "vscode", "varInspector", "toc", "colab", "interpreter")
 """Entries of one editor or one run in a notebook's metadata."""
 
-_CELL_ID = re.compile(r"^[a-zA-Z0-9-_]{1,64}$")
+_CELL_ID = re.compile(r"^[a-zA-Z0-9-_]{1,64}\Z")
 _NEUTRAL_NAMES = ("Python 3", "Python 3 (ipykernel)")
 
 _MAX_DEFINITION_LINES = 20

@@ -63,8 +63,8 @@ _NODE_FIELDS: dict[str, tuple[str, ...]] = {
 }
 """Fields of a record that a node shows beside kind and digest."""
 
-_FRAME_REFERENCE = re.compile(r"^(?:frame/|sha256:)([0-9a-f]{4,64})$")
-_ANNOTATOR_REFERENCE = re.compile(r"^annotator/(.+)$")
+_FRAME_REFERENCE = re.compile(r"^(?:frame/|sha256:)([0-9a-f]{4,64})\Z")
+_ANNOTATOR_REFERENCE = re.compile(r"^annotator/(.+)\Z")
 
 
 @dataclass(frozen=True)

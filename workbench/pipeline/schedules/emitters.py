@@ -4,6 +4,9 @@ Each emitter takes a job and returns the text of each file; equal jobs give equa
 system a run is not started while the previous one is active, a missed run is made up for once where
 the system can, exit statuses 3 (refused by a gate) and 4 (waiting for people) are no failures, and
 the next run continues what a run waited for, because a rerun is a resume.
+
+Values reach a file through the writer of its format: `_write_lines`, where a line stays one line,
+Python literals, and YAML. None is pasted into text that is read again.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from workbench.core.errors import ParameterError
+from workbench.core.names import invalid_on_a_line, shown
 from workbench.core.types import Json
 from workbench.pipeline.schedules.job import CronSchedule, ScheduledJob
 
@@ -26,6 +30,22 @@ __all__ = ["SCHEDULERS"]
 _LOCK_BUSY = 75  # EX_TEMPFAIL: flock's exit status when another process holds the lock
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 _TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _write_lines(lines: Sequence[str]) -> str:
+    """A file of lines, for formats in which a line break starts another entry.
+
+    Raises:
+        ParameterError: A line has a line break or another control character, or ends with a
+            backslash, which would join it with the next one.
+    """
+    for line in lines:
+        if line.endswith("\\") or any(map(invalid_on_a_line, line)):
+            raise ParameterError(
+                f"a schedule cannot hold {shown(line)}: it is more than one line",
+                hint="Rename the file or folder, or change the parameter",
+            )
+    return "\n".join(lines) + "\n"
 
 
 def _emit_cron(job: ScheduledJob) -> dict[str, str]:
@@ -54,7 +74,7 @@ def _emit_cron(job: ScheduledJob) -> dict[str, str]:
         f"CRON_TZ={job.timezone}",
         line,
     ]
-    return {f"{job.name}.cron": "\n".join(lines) + "\n"}
+    return {f"{job.name}.cron": _write_lines(lines)}
 
 
 def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
@@ -63,8 +83,12 @@ def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
     A timer never starts a service that is active, so two runs cannot overlap.
     """
     unit = f"workbench-{job.name}"
-    head = f"{job.origin('systemd')}\n"
+    if not job.name.isascii():
+        raise ParameterError(
+            f"systemd has no unit {job.name!r}", hint="Rename the pipeline: ASCII letters only"
+        )
     service = [
+        job.origin("systemd"),
         "[Unit]",
         f"Description=Pipeline {_escape_specifiers(job.name)}",
         "Wants=network-online.target",
@@ -72,12 +96,13 @@ def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
         "",
         "[Service]",
         "Type=oneshot",
-        f"WorkingDirectory={_escape_specifiers(str(job.folder))}",
+        f"WorkingDirectory={_unquoted(job.folder)}",
         f"Environment={_quote(f'WORKBENCH_HOME={job.home}')}",
         "# Secrets and server addresses: NAME=VALUE lines, mode 0600; optional.",
         *([f"# Required secrets: {', '.join(job.secrets)}"] if job.secrets else []),
-        f"EnvironmentFile=-{_escape_specifiers(str(job.environment_file))}",
-        f"ExecStart={' '.join(_quote_argument(word) for word in job.command)}",
+        f"EnvironmentFile=-{_unquoted(job.environment_file)}",
+        # The program's path is no place for variables, so its $ stays as it is.
+        f"ExecStart={_quote(job.command[0])} {' '.join(map(_quote_argument, job.command[1:]))}",
         "# 3: refused by a gate, 4: waiting for people; the next run continues.",
         "SuccessExitStatus=3 4",
         "# The run stops its own steps.",
@@ -85,6 +110,7 @@ def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
         "TimeoutStopSec=60",
     ]
     timer = [
+        job.origin("systemd"),
         "[Unit]",
         f"Description=Schedule of pipeline {_escape_specifiers(job.name)}",
         "",
@@ -98,8 +124,8 @@ def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
         "WantedBy=timers.target",
     ]
     return {
-        f"{unit}.service": head + "\n".join(service) + "\n",
-        f"{unit}.timer": head + "\n".join(timer) + "\n",
+        f"{unit}.service": _write_lines(service),
+        f"{unit}.timer": _write_lines(timer),
     }
 
 
@@ -125,6 +151,14 @@ def _calendar_list(values: Sequence[int] | None) -> str:
 
 def _escape_specifiers(text: str) -> str:
     return text.replace("%", "%%")
+
+
+def _unquoted(path: Path) -> str:
+    """A path where systemd takes the rest of the line, without the spaces around it."""
+    text = str(path)
+    if text != text.strip():
+        raise ParameterError("systemd drops the spaces around a path", where=shown(text))
+    return _escape_specifiers(text)
 
 
 def _quote(text: str) -> str:
@@ -166,7 +200,9 @@ def _render_template(template: str, job: ScheduledJob, system: str) -> str:
     }
     literal = pprint.pformat(data, width=96, sort_dicts=False)
     text = (_TEMPLATES / template).read_text(encoding="utf-8")
-    return text.replace("@ORIGIN@", job.origin(system)).replace("@JOB@", literal)
+    values = {"@ORIGIN@": _write_lines([job.origin(system)]).rstrip("\n"), "@JOB@": literal}
+    # In one pass: a value that looks like a placeholder is not one.
+    return re.sub("|".join(values), lambda match: values[match[0]], text)
 
 
 def _python_identifier(name: str) -> str:
@@ -179,17 +215,14 @@ def _emit_airflow(job: ScheduledJob) -> dict[str, str]:
     return {f"{job.name}_dag.py": _render_template("airflow_dag.py.in", job, "airflow")}
 
 
-_DAGSTER_PROJECT = """\
-{origin}
-[project]
-name = "workbench-{name}"
-version = "1"
-requires-python = ">=3.10"
-dependencies = ["dagster>=1.10", "dagster-pipes>=1.10"]
-
-[tool.dagster]
-python_file = "definitions.py"
-"""
+_DAGSTER_PROJECT = (
+    'version = "1"',
+    'requires-python = ">=3.10"',
+    'dependencies = ["dagster>=1.10", "dagster-pipes>=1.10"]',
+    "",
+    "[tool.dagster]",
+    'python_file = "definitions.py"',
+)
 
 
 def _emit_dagster(job: ScheduledJob) -> dict[str, str]:
@@ -198,10 +231,11 @@ def _emit_dagster(job: ScheduledJob) -> dict[str, str]:
     Steps run in the workbench's own environment, through Dagster Pipes.
     """
     name = _python_identifier(job.name).replace("_", "-").strip("-")
+    head = (job.origin("dagster"), "[project]", f'name = "workbench-{name}"')
     return {
         "definitions.py": _render_template("dagster_definitions.py.in", job, "dagster"),
         "run_step.py": _render_template("dagster_run_step.py.in", job, "dagster"),
-        "pyproject.toml": _DAGSTER_PROJECT.format(origin=job.origin("dagster"), name=name),
+        "pyproject.toml": _write_lines((*head, *_DAGSTER_PROJECT)),
     }
 
 
@@ -230,7 +264,7 @@ def _emit_kubernetes(job: ScheduledJob) -> dict[str, str]:
     ]
     documents = (_volume(name), _cron_job(job, name))
     text = "---\n".join(yaml.safe_dump(one, sort_keys=False, width=100) for one in documents)
-    return {f"{job.name}.cronjob.yaml": "\n".join(head) + "\n" + text}
+    return {f"{job.name}.cronjob.yaml": _write_lines(head) + text}
 
 
 def _volume(name: str) -> Json:
@@ -331,7 +365,8 @@ class Scheduler:
 
     Attributes:
         emit: Makes the text of each file, by file name.
-        install: Command that installs the files, with ``{folder}`` and ``{name}`` to fill in.
+        install: Command that installs the files, with ``{folder}`` and ``{name}`` to fill in,
+            both quoted for a shell.
     """
 
     emit: Callable[[ScheduledJob], dict[str, str]]

@@ -18,6 +18,7 @@ from croniter import (  # type: ignore[import-untyped]
 )
 
 from workbench.core.errors import ParameterError
+from workbench.core.names import invalid_on_a_line, shown
 from workbench.core.workspace import Workspace
 from workbench.pipeline.graph import Pipeline
 
@@ -212,8 +213,11 @@ def make_job(
             hint=f"Did you mean {near[0]!r}?" if near else "Use a name such as Europe/Berlin",
         )
     pairs = tuple(f"{name}={value}" for name, value in given.items())
-    if any(not pair.isprintable() for pair in pairs):
-        raise ParameterError("a scheduled parameter cannot hold line breaks or control characters")
+    for text in (*pairs, zone, str(pipeline.file), str(folder), image):
+        if any(map(invalid_on_a_line, text)):
+            raise ParameterError(
+                "a schedule cannot hold line breaks or control characters", where=shown(text)
+            )
     steps = pipeline.steps.values()
     return ScheduledJob(
         name=pipeline.name,
