@@ -407,12 +407,14 @@ def open(path: str | Path | None = None) -> Workbench:  # noqa: A001 - `wb.open`
     return Workbench(workspace)
 
 
-def mine(
+def mine(  # noqa: PLR0913 - what to mine, and what for
     dataset: Dataset,
-    model: detection_model.Model,
+    model: detection_model.Model | None = None,
     budget: int = 50,
     *,
     like: str | Iterable[str] = (),
+    text: str | None = None,
+    watch: str | Path | None = None,
     seed: int = 0,
     control: bool = False,
     progress: Progress | None = None,
@@ -422,10 +424,12 @@ def mine(
     Args:
         dataset: A whole dataset version: frames of role ``pool`` are candidates, frames of role
             ``seed`` and ``train`` are what is labelled.
-        model: Its float weights embed the frames.
+        model: Its float weights embed the frames. Without one, an ImageNet classifier does.
         budget: Number of frames.
         like: Exemplars to search for instead, each a frame id, or its first digits, or
             ``DRIVE@INDEX``, optionally with a box in pixels: ``8e6b60:120,80,40,60`` (x, y, w, h).
+        text: Words to search for instead, such as ``motor scooter``.
+        watch: File with a watch list; by default, real drives are mined for what is rare on roads.
         seed: Of the random share.
         control: Draw as many frames at random beside, to measure the lift later.
         progress: Called with the number of frames embedded and their total.
@@ -435,6 +439,7 @@ def mine(
         ParameterError: The dataset is part of a version, or an exemplar is not in it.
     """
     from workbench import curation
+    from workbench.curation.signals.words import read_watch_list
 
     workspace = _workspace_of(dataset)
     if dataset.ref is None:
@@ -449,11 +454,13 @@ def mine(
         ref = curation.mine(
             Store(workspace),
             dataset.ref,
-            model.checkpoint,
+            model.checkpoint if model else None,
             budget,
             seed,
             rules=curation.SelectionRules(control=control),
-            query=curation.MiningQuery(like=exemplars),
+            query=curation.MiningQuery(
+                like=exemplars, text=text, watch=read_watch_list(Path(watch)) if watch else ()
+            ),
             progress=shown,
         )
     return Selection(workspace, ref)

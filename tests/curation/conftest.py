@@ -55,7 +55,9 @@ def picture(seed: int, *, night: bool) -> tuple[bytes, Box]:
     return stream.getvalue(), Box(x=x, y=y, w=w, h=h)
 
 
-def make_dataset(workspace: Workspace, drives: int = 6, per_drive: int = 8) -> Dataset:
+def make_dataset(
+    workspace: Workspace, drives: int = 6, per_drive: int = 8, *, simulated: bool = True
+) -> Dataset:
     """Drives of two frames a second; the first is seed, the last safety, the others pool."""
     frames, labels = [], []
     for number in range(drives):
@@ -86,9 +88,10 @@ def make_dataset(workspace: Workspace, drives: int = 6, per_drive: int = 8) -> D
     return Dataset(
         name="drawn",
         label_schema=SCHEMA,
-        drives=tuple(Drive(id=f"drive-{number}") for number in range(drives)),
+        drives=tuple(Drive(id=f"drive-{number}", simulated=simulated) for number in range(drives)),
         frames=tuple(frames),
         labels=tuple(labels),
+        simulated=simulated,
     )
 
 

@@ -232,8 +232,8 @@ def _examples(rows: list[str]) -> list[str]:
 @click.argument("dataset")
 @click.option(
     "--encoder",
-    metavar="FOLDER|NAME|FILE.onnx",
-    help="Vision model (Hugging Face or ONNX).  [default: the detector]",
+    metavar="lite0|FOLDER|NAME|FILE.onnx",
+    help="Vision model: an ImageNet classifier, Hugging Face or ONNX.  [default: the detector]",
 )
 @click.option(
     "--model",

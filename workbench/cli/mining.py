@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ()
 
 _FRAMES_LISTED = 10
+_NO_CHECKPOINT = "no checkpoint matches this dataset's classes"
 _MAX_FRAMES_IN_FIFTYONE = 50_000
 
 
@@ -55,7 +56,7 @@ def mine() -> None:
 @click.option(
     "--model",
     help="Checkpoint, bundle or models:/NAME@ALIAS used for embeddings."
-    "  [default: newest with the dataset's classes]",
+    "  [default: newest with the dataset's classes; without one, an ImageNet classifier]",
 )
 @click.option(
     "--like",
@@ -69,10 +70,19 @@ def mine() -> None:
     metavar="FRAME[:x,y,w,h]",
     help="Avoid frames similar to this one. Repeatable.",
 )
-@click.option("--text", help="Find frames that show this; needs an --encoder with a text model.")
+@click.option(
+    "--text",
+    help="Find frames that show this: words such as `motor scooter`, or any text with an --encoder"
+    " that has a text model.",
+)
+@click.option(
+    "--watch",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Watch list: file with a word a line.  [default: rare things on roads, for real drives]",
+)
 @click.option(
     "--encoder",
-    metavar="FOLDER|NAME|FILE.onnx",
+    metavar="lite0|FOLDER|NAME|FILE.onnx",
     help="Vision model used for embeddings.  [default: the detector]",
 )
 @click.option(
@@ -120,7 +130,7 @@ def _select(
     store = Store(workspace)
     dataset_ref = resolve_ref(workspace, dataset, ("dataset",))
     version = load_dataset(store, dataset_ref)
-    model = resolve_checkpoint(workspace, store, options["model"], version)
+    model = _checkpoint_if_any(workspace, store, options["model"], version)
     budget = _budget(store, options)
     query = _mining_query(workspace, version, model, options)
     rules = _selection_rules(query, options)
@@ -131,7 +141,7 @@ def _select(
     selection = store.get(ref, Selection)
     if show:
         # Without an encoder of its own, mining has just embedded the pool with this model.
-        embedded = options["encoder"] is None
+        embedded = options["encoder"] is None and model is not None
         shown = _show_in_fiftyone(workspace, ref, version, tag, embedded=embedded)
     else:
         shown = "not published to FiftyOne (--no-show)"
@@ -151,6 +161,19 @@ def _select(
         ],
     }
     print_result(result, as_json=as_json, text=_selection_text(ref, selection, names, shown))
+
+
+def _checkpoint_if_any(
+    workspace: Workspace, store: Store, reference: str | None, dataset: Dataset
+) -> Ref | None:
+    """As `resolve_checkpoint`; None from a cold start, which it says."""
+    try:
+        return resolve_checkpoint(workspace, store, reference, dataset)
+    except ParameterError as error:
+        if reference or error.what != _NO_CHECKPOINT:
+            raise
+        info("model: none with the dataset's classes; an ImageNet classifier sees the frames")
+        return None
 
 
 def resolve_checkpoint(
@@ -174,26 +197,32 @@ def resolve_checkpoint(
             info(f"model: {short_ref(ref)}, the newest with the classes of {dataset.name}")
             return ref
     raise ParameterError(
-        "no checkpoint matches this dataset's classes",
+        _NO_CHECKPOINT,
         where=dataset.name,
         hint="Train one with `workbench run pipelines/data_engine.yaml`, or name one with --model",
     )
 
 
-def load_encoder(store: Store, name: str | None, model: Ref) -> Encoder | None:
-    """The vision model that ``--encoder`` names: a folder, an ONNX file or a name on the hub.
+def load_encoder(store: Store, name: str | None, model: Ref | None) -> Encoder | None:
+    """The vision model that ``--encoder`` names: ``lite0``, a folder, an ONNX file or a name on
+    the hub.
 
     Args:
         store: Where the checkpoint is.
         name: Value of the option; None gives None.
-        model: Checkpoint whose boxes are embedded as objects.
+        model: Checkpoint whose boxes are embedded as objects; None for no boxes.
     """
     from workbench.curation.embedding import image_encoders
+    from workbench.curation.embedding.lite0 import Lite0Encoder
     from workbench.detection.predictor import load_checkpoint
 
     if name is None:
         return None
-    boxes = image_encoders.BoxSource(load_checkpoint(store, model), digest_of(model))
+    boxes = (
+        image_encoders.BoxSource(load_checkpoint(store, model), digest_of(model)) if model else None
+    )
+    if name == "lite0":
+        return Lite0Encoder(boxes, store.workspace)
     if name.endswith(".onnx"):
         return image_encoders.OnnxEncoder(Path(name), boxes)
     return image_encoders.HuggingFaceEncoder(name, boxes)
@@ -228,15 +257,17 @@ def _budget(store: Store, options: dict[str, Any]) -> Budget:
 
 
 def _mining_query(
-    workspace: Workspace, version: Dataset, model: Ref, options: dict[str, Any]
+    workspace: Workspace, version: Dataset, model: Ref | None, options: dict[str, Any]
 ) -> MiningQuery:
     from workbench.curation import MiningQuery
     from workbench.curation.selection.ranking import parse_exemplar
+    from workbench.curation.signals.words import read_watch_list
 
     return MiningQuery(
         like=tuple(parse_exemplar(version.frames, text) for text in options["like"]),
         unlike=tuple(parse_exemplar(version.frames, text) for text in options["unlike"]),
         text=options["text"],
+        watch=read_watch_list(options["watch"]) if options["watch"] else (),
         encoder=load_encoder(Store(workspace), options["encoder"], model),
         other_models=tuple(
             resolve_ref(workspace, text, ("checkpoint",)) for text in options["against"]

@@ -137,6 +137,8 @@ class SelectedFrame(FrozenModel):
     Attributes:
         probability: Probability with which a randomly drawn frame was drawn; None for a ranked one.
         signals: Rank by signal in [0, 1], 1 the rarest.
+        box: x, y, width and height, pixels: where the frame shows what it was selected for, if that
+            is a part of it.
     """
 
     frame: Digest
@@ -146,6 +148,7 @@ class SelectedFrame(FrozenModel):
     reasons: tuple[str, ...] = ()
     probability: float | None = optional_field(None)
     signals: dict[str, float] = optional_field({})
+    box: tuple[float, float, float, float] | None = optional_field(None)
 
 
 class Selection(Record):

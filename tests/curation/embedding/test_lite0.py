@@ -57,12 +57,13 @@ def test_words_are_the_classifiers_answers_for_the_best_tile(
         logits = network.eval().region_logits(torch.from_numpy(pixels))[0]
     fine = logits.flatten(1).numpy()
     coarse = torch.nn.functional.avg_pool2d(logits, 2).flatten(1).numpy()
-    both = np.concatenate([coarse, fine], axis=1)
+    both = torch.from_numpy(np.concatenate([coarse, fine], axis=1)).log_softmax(0).numpy()
     assert output.words is not None
     np.testing.assert_allclose(output.words.scores[0], both.max(1), atol=1e-3)
     chosen = both[np.arange(1000), output.words.tiles[0]]
     np.testing.assert_allclose(chosen, both.max(1), atol=1e-3)
     assert (output.words.tiles[0] >= COARSE).mean() > 0.5  # most are seen best in a single cell
+    assert (output.words.scores < 0).all()
 
 
 @pytest.mark.parametrize("shape", [(360, 480), (90, 300), (448, 768)])

@@ -125,7 +125,8 @@ def test_minutes_need_a_pace(
         (("--budget", "3", "--quota", "night"), "Write CONDITION=FRAMES"),
         (("--budget", "3", "--quota", "snow=1"), "Conditions: "),
         (("--budget", "3", "--random-share", "1.5"), "--random-share"),
-        (("--budget", "3", "--text", "a deer"), "no text tower"),
+        (("--budget", "3", "--text", "a unicorn"), "unknown word"),
+        (("--budget", "3", "--watch", "/nowhere"), "does not exist"),
         (("--budget", "3", "--model", "drawn"), "expected a checkpoint"),
     ],
 )
@@ -156,12 +157,25 @@ def test_a_text_search_with_a_text_encoder(
     assert "5 mined of 32 frames" in out
 
 
-def test_without_a_pool_or_a_model_it_says_what_to_do(
-    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+def test_from_a_cold_start_words_find_frames(
+    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "no checkpoint matches this dataset's classes" in error_of(
-        capsys, "mine", "drawn", "--budget", "3"
-    )
+    asked = ("mine", "drawn", "--budget", "3", "--text", "a deer, snowplow", "--json")
+    out, err = run(capsys, *asked)
+    output = json.loads(out)
+    assert "model: none with the dataset's classes" in err
+    assert output["arms"] == {"mined": 3}
+    first = output["chosen"][0]
+    assert "may show 'a deer' around" in first["reasons"][1] or "'snowplow'" in first["reasons"][1]
+    x, y, w, h = first["box"]
+    assert 0 <= x < x + w <= 120 and 0 <= y < y + h <= 80
+    watch = tmp_path / "watch.txt"
+    watch.write_text("snowplow\ntram\n")
+    out, _ = run(capsys, "mine", "drawn", "--budget", "3", "--watch", str(watch), "--json")
+    assert json.loads(out)["method"] == "watch, ranked within condition"
+    record = store.get(json.loads(out)["selection"], Selection)
+    assert record.model is None
+    assert record.parameters["query"] == {"watch": ["snowplow", "tram"]}
 
 
 def test_a_fully_labelled_pool_is_reported(

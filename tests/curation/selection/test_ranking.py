@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -65,9 +66,29 @@ def test_a_labelled_exemplar_is_not_chosen(store: Store, dataset: Dataset, model
     assert query == {"frame": known.id, "box": list(one.box or ())}
 
 
-def test_a_text_query_needs_a_text_tower(store: Store, dataset: Dataset, model: Ref) -> None:
-    with pytest.raises(ParameterError, match="no text tower"):
-        mined(store, dataset, model, query=MiningQuery(text="a deer"))
+def test_a_text_query_without_a_text_encoder_is_one_for_words(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    selection = mined(store, dataset, model, query=MiningQuery(text="a deer"))
+    assert selection.method == "words: a deer"
+    assert all(choice.box for choice in selection.chosen if choice.arm == "mined")
+    with pytest.raises(ParameterError, match="unknown word"):
+        mined(store, dataset, model, query=MiningQuery(text="a unicorn"))
+
+
+def test_real_drives_are_mined_by_the_watch_list_rendered_ones_are_not(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    assert "watch" not in mined(store, dataset, model).parameters["signals"]
+    real = datasets.save_dataset(
+        store, replace(dataset, name="real", simulated=False, ref=None), made_by="test"
+    )
+    selection = store.get(mine(store, real, model, 6), Selection)
+    assert selection.parameters["signals"] == {"watch": 1.0}
+    assert "motorcycle" in selection.parameters["query"]["watch"]
+    assert selection.model == model
+    cold = store.get(mine(store, real, None, 6), Selection)
+    assert cold.parameters["signals"] == {"watch": 1.0}
 
 
 def test_another_model_that_disagrees_is_a_signal(

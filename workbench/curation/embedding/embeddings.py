@@ -106,14 +106,16 @@ class Words:
 
     Attributes:
         vocabulary: Names the classes, such as ``imagenet-1k``; empty for an encoder without words.
+        grid: Tiles of a frame, see `Tiles`.
         read: Loads columns of an array: ``word_scores`` (float16) or ``word_tiles`` (uint16).
     """
 
     vocabulary: str = ""
+    grid: TileGrid = ()
     read: Callable[[str, Sequence[int]], NDArray[Any]] | None = field(default=None, repr=False)
 
     def scores(self, classes: Sequence[int]) -> NDArray[np.float32]:
-        """Float32 ``[n, k]``: the best tile's score for each of ``k`` classes."""
+        """Float32 ``[n, k]``: the largest log probability of any tile for each of ``k`` classes."""
         assert self.read is not None  # noqa: S101 - asked for only with a vocabulary
         return self.read("word_scores", classes).astype(np.float32)
 
@@ -121,6 +123,13 @@ class Words:
         """Int64 ``[n, k]``: the tile of the frame with that score, see `Tiles`."""
         assert self.read is not None  # noqa: S101
         return self.read("word_tiles", classes).astype(np.int64)
+
+    def take(self, rows: NDArray[np.int64]) -> Words:
+        """The words of the frames in ``rows``, in that order."""
+        read = self.read
+        if read is None:
+            return self
+        return Words(self.vocabulary, self.grid, lambda name, columns: read(name, columns)[rows])
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ def gather_embeddings(
         preprocessing=encoder.preprocessing,
         skipped=skipped,
         tiles=Tiles(encoder.grid, sizes, layout.tiles),
-        words=Words(vocabulary_of(encoder), layout.columns),
+        words=Words(vocabulary_of(encoder), encoder.grid, layout.columns),
     )
 
 

@@ -39,7 +39,7 @@ class WordOutput:
     """How strongly each of ``n`` images shows each class of an image classifier.
 
     Attributes:
-        scores: Float32 ``[n, w]``: the best tile's score; larger is stronger. Scores of different
+        scores: Float32 ``[n, w]``: the largest log probability of any tile. Scores of different
             classes cannot be compared.
         tiles: Uint16 ``[n, w]``: the tile that has it, in the order of `tile_boxes`.
     """

@@ -218,6 +218,7 @@ def _mined_choices(
                     _spacing_reason(timelines, position, others),
                 ),
                 signals=dict(candidates.signals(row)),
+                box=candidates.box(row),
             )
         )
     return choices

@@ -147,6 +147,7 @@ class Candidates:
         lead: First reason, a template with ``percent`` and ``condition``.
         groups: Group that each frame was ranked in; by default its condition.
         vectors: ``[n, d]``, any float; None disables diversity by content.
+        box: The part of the frame in a row that it was ranked for, pixels; None is the whole.
 
     Raises:
         DataError: A score is not finite.
@@ -165,6 +166,7 @@ class Candidates:
     lead: str = "rarest {percent} % among {condition} frames"
     groups: Sequence[str] = ()
     vectors: NDArray[np.floating] | None = None
+    box: Callable[[int], tuple[float, float, float, float] | None] = lambda row: None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.score).all():

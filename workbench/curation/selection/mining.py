@@ -13,8 +13,9 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json, Progress
 from workbench.curation.embedding.compute import embed
-from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.embedding.embeddings import Embeddings, vocabulary_of
 from workbench.curation.embedding.encoders import Encoder
+from workbench.curation.embedding.lite0 import Lite0Encoder
 from workbench.curation.embedding.quality import QualityGate
 from workbench.curation.selection.allocation import Allocation, allocate
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
@@ -23,8 +24,11 @@ from workbench.curation.selection.ranking import (
     Ranking,
     rank_by_rarity,
     rank_by_similarity,
+    rank_by_words,
 )
 from workbench.curation.signals.similarity import search_by_example, search_by_text
+from workbench.curation.signals.single_model import merge_small_groups
+from workbench.curation.signals.words import find_words, read_watch_list, word_evidence
 from workbench.data.slices import describe_conditions
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import TorchPredictor, load_checkpoint
@@ -44,7 +48,7 @@ SCORES_FILE = "scores.jsonl"
 def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     store: Store,
     dataset_ref: Ref,
-    model_ref: Ref,
+    model_ref: Ref | None,
     budget: int | Budget,
     seed: int = 0,
     *,
@@ -62,12 +66,14 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     Args:
         store: Holds the records.
         dataset_ref: The dataset version.
-        model_ref: The checkpoint used for embeddings and boxes.
+        model_ref: The checkpoint used for embeddings and boxes; None from a cold start, when
+            `Lite0Encoder` embeds the frames.
         budget: Number of frames, or a `Budget`.
         seed: Of the random arm.
         rules: How to spend the budget.
         gate: Quality limits of candidates.
-        query: Exemplars, a text or signals; by default rarity.
+        query: Exemplars, a text, a watch list or signals; by default the watch list for roads on
+            real drives, and rarity on rendered ones.
         progress: Called with the number of embedded frames and their total.
 
     Returns:
@@ -83,9 +89,15 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     if query.is_search:
         rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
     dataset = load_dataset(store, dataset_ref)
-    source: Encoder | TorchPredictor = query.encoder or load_checkpoint(store, model_ref)
+    if _needs_words(dataset, query) and not query.is_search and not query.watch:
+        query = replace(query, watch=read_watch_list())
+    source: Encoder | TorchPredictor = query.encoder or (
+        load_checkpoint(store, model_ref) if model_ref else Lite0Encoder(workspace=store.workspace)
+    )
     pool, labelled = _embed_pool_and_labelled(store, dataset, source, progress)
     frames = {frame.id: frame for frame in dataset.frames}
+    if _needs_words(dataset, query):
+        pool = _with_words(store, pool, frames, progress)
     ranking = _rank_pool(store, source, pool, labelled, frames, query, rules)
     candidates = _make_candidates(pool, ranking, frames, gate)
     allocation = allocate(candidates, budget, seed, rules)
@@ -111,6 +123,33 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
         notes=allocation.notes,
     )
     return store.put(record, {SCORES_FILE: _score_lines(pool, ranking, candidates)})
+
+
+def _needs_words(dataset: Dataset, query: MiningQuery) -> bool:
+    """Whether the ranking asks for words that an image classifier answers."""
+    if query.text is not None:
+        return query.encoder is None or bool(vocabulary_of(query.encoder))
+    if query.like or query.signals:
+        return "watch" in query.signals
+    return bool(query.watch) or not dataset.simulated
+
+
+def _with_words(
+    store: Store, pool: Embeddings, frames: dict[str, Frame], progress: Progress | None
+) -> Embeddings:
+    """The pool with the words of `Lite0Encoder` beside its own vectors."""
+    if pool.words.vocabulary:
+        return pool
+    encoder = Lite0Encoder(workspace=store.workspace)
+    own = [frames[name] for name in pool.frames]
+    seen = embed(store.workspace, encoder, own, progress)
+    if seen.frames != pool.frames:
+        raise DataError(
+            f"{counted(len(pool.frames) - len(seen.frames), 'frame')} cannot be searched for words",
+            where=(set(pool.frames) - set(seen.frames)).pop(),
+            hint="The image classifier gave no finite answer; remove the frame from the dataset",
+        )
+    return replace(pool, words=seen.words)
 
 
 def _embed_pool_and_labelled(
@@ -169,6 +208,7 @@ def _rank_pool(
         typical=len(known) < rules.typical_below,
         signals=query.signals,
         other_models=others,
+        watch_list=query.watch,
     )
 
 
@@ -180,6 +220,10 @@ def _search_pool(
     query: MiningQuery,
     conditions: Sequence[str],
 ) -> Ranking:
+    if query.text is not None and pool.words.vocabulary:
+        words = find_words(query.text)
+        evidence = word_evidence(pool, words, merge_small_groups(conditions))
+        return rank_by_words(pool, evidence, words, conditions)
     if query.text is not None:
         similarity = search_by_text(pool, encoder, query.text)
         rows = range(len(pool.frames))
@@ -225,6 +269,7 @@ def _make_candidates(
         vectors=pool.vectors,
         reasons=ranking.reasons,
         signals=ranking.signals,
+        box=ranking.box,
     )
 
 

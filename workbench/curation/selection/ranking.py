@@ -12,15 +12,21 @@ from numpy.typing import NDArray
 from workbench.core.errors import ParameterError
 from workbench.core.types import Json
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.embedding.encoders import Encoder
-from workbench.curation.signals.rarity import RarityScores, score_rarity
+from workbench.curation.embedding.encoders import Encoder, tile_boxes
+from workbench.curation.signals.rarity import (
+    DEFAULT_SIGNALS_WITH_WORDS,
+    RarityScores,
+    score_rarity,
+)
 from workbench.curation.signals.similarity import Exemplar, SimilarityScores
 from workbench.curation.signals.single_model import OBJECT_SIZES, object_size, rank_within
+from workbench.curation.signals.words import Word, WordEvidence
 from workbench.records.base import Ref
 from workbench.records.frames import Frame
 
 __all__ = ["MiningQuery", "parse_exemplar"]
 
+Box = tuple[float, float, float, float]
 _TYPICAL_REASON = "in the middle of a cluster, and almost nothing is labelled yet"
 _MIN_REASON_RANK = 0.75
 """Rank from which on a signal is given as a reason."""
@@ -35,6 +41,7 @@ class MiningQuery:
         unlike: What results should not be like.
         text: What results should show; the encoder must have a text tower.
         other_models: Checkpoints whose disagreement with the model counts as a signal.
+        watch: Words of the watch list of the signal ``watch``; by default the one for roads.
         encoder: Encoder to use; by default the model's own features.
         signals: Signals that rank the pool; by default those of `score_rarity`.
     """
@@ -42,6 +49,7 @@ class MiningQuery:
     like: tuple[Exemplar, ...] = ()
     unlike: tuple[Exemplar, ...] = ()
     text: str | None = None
+    watch: tuple[Word, ...] = ()
     other_models: tuple[Ref, ...] = ()
     encoder: Encoder | None = None
     signals: tuple[str, ...] = ()
@@ -62,6 +70,7 @@ class MiningQuery:
             "like": [_exemplar_json(one) for one in self.like],
             "unlike": [_exemplar_json(one) for one in self.unlike],
             "text": self.text,
+            "watch": [word.text for word in self.watch],
             "other_models": list(self.other_models),
         }
         return {key: value for key, value in content.items() if value}
@@ -80,6 +89,8 @@ class Ranking:
         reasons: Further reasons of the frame in a row.
         method: The method in one line, for the record.
         parameters: Further parameters, for the record.
+        box: Where the frame in a row shows what it was ranked for (x, y, w, h, pixels), if that is
+            a part of it.
     """
 
     score: NDArray[np.float64]
@@ -90,6 +101,7 @@ class Ranking:
     reasons: Callable[[int], tuple[str, ...]]
     method: str
     parameters: Json
+    box: Callable[[int], Box | None] = lambda row: None
 
     def signals(self, row: int) -> dict[str, float]:
         """The frame's rank by each signal."""
@@ -97,7 +109,7 @@ class Ranking:
         return {name: round(rank, 6) for name, rank in zip(self.names, ranks, strict=True)}
 
 
-def rank_by_rarity(
+def rank_by_rarity(  # noqa: PLR0913 - what is compared, and how
     pool: Embeddings,
     labelled: Embeddings | None,
     conditions: Sequence[str],
@@ -107,6 +119,7 @@ def rank_by_rarity(
     typical: bool,
     signals: Sequence[str] = (),
     other_models: Sequence[Embeddings] = (),
+    watch_list: Sequence[Word] = (),
 ) -> Ranking:
     """Rank a pool by rarity within condition, or by typicality.
 
@@ -117,10 +130,14 @@ def rank_by_rarity(
         known_conditions: Condition of each labelled frame.
         drives: Drive of each frame of the pool.
         typical: Put the centre of each cluster first, because with almost nothing labelled no
-            frame can be called rare.
+            frame can be called rare. Not with a watch list, which needs no labels.
         signals: Signals to use; by default those of `score_rarity`.
         other_models: The pool embedded by other models.
+        watch_list: Words to look for; by default they then are what ranks.
     """
+    if watch_list and not signals:
+        signals = (*DEFAULT_SIGNALS_WITH_WORDS, *(("disagreement",) if other_models else ()))
+    typical = typical and "watch" not in signals
     scores = score_rarity(
         pool,
         labelled,
@@ -129,6 +146,7 @@ def rank_by_rarity(
         signals=("typicality",) if typical else (signals or None),
         other_models=() if typical else other_models,
         drives=drives,
+        watch_list=watch_list,
     )
     weights = zip(scores.names, scores.weights, strict=True)
     adjective = "most typical" if typical else "rarest"
@@ -143,7 +161,48 @@ def rank_by_rarity(
         if typical
         else f"{' + '.join(scores.names)}, ranked within condition",
         parameters={"signals": {name: round(weight, 6) for name, weight in weights}},
+        box=lambda row: None if scores.watched is None else _word_box(pool, scores.watched, row),
     )
+
+
+def rank_by_words(
+    pool: Embeddings, evidence: WordEvidence, words: Sequence[Word], conditions: Sequence[str]
+) -> Ranking:
+    """Rank a pool by the evidence for the words of a search.
+
+    Args:
+        pool: The frames that were searched.
+        evidence: Result of `word_evidence`.
+        words: What was searched for.
+        conditions: Condition of each frame.
+    """
+    score = rank_within(evidence.value, ["all"] * len(conditions))
+    return Ranking(
+        score=score,
+        ranks=score[:, None],
+        names=("words",),
+        condition=tuple(conditions),
+        lead="among the {percent} % of the pool that show most of the words",
+        reasons=lambda row: (_word_reason(pool, evidence, words, row),),
+        method=f"words: {', '.join(word.text for word in words)}",
+        parameters={"signals": {"words": 1.0}},
+        box=lambda row: _word_box(pool, evidence, row),
+    )
+
+
+def _word_reason(pool: Embeddings, evidence: WordEvidence, words: Sequence[Word], row: int) -> str:
+    x, y, w, h = _word_box(pool, evidence, row)
+    return (
+        f"may show {words[int(evidence.word[row])].text!r} around "
+        f"x {x + w / 2:.0f}, y {y + h / 2:.0f} px"
+    )
+
+
+def _word_box(pool: Embeddings, evidence: WordEvidence, row: int) -> Box:
+    """The region that shows a word most: its tile, x, y, w, h in pixels."""
+    size = pool.tiles.sizes[row : row + 1]
+    x1, y1, x2, y2 = tile_boxes(pool.words.grid, size)[0, int(evidence.tile[row])].tolist()
+    return (round(x1, 1), round(y1, 1), round(x2 - x1, 1), round(y2 - y1, 1))
 
 
 def rank_by_similarity(
@@ -195,6 +254,8 @@ def _rarity_reasons(pool: Embeddings, scores: RarityScores, row: int) -> tuple[s
         cls = pool.class_names[int(pool.classes[oddest])].replace("_", " ")
         texts["objects"] = f"a {size} {cls} unlike the labelled ones"
         texts["novelty"] = f"a {size} object ({cls}?) unlike any labelled one"
+    if scores.watched is not None:
+        texts["watch"] = _word_reason(pool, scores.watched, scores.watch_list, row)
     texts["doubt"] = "a large box with a low score"
     texts["frame"] = "a scene unlike the labelled ones"
     if len(scores.oddest_tile) and scores.oddest_tile[row] >= 0:

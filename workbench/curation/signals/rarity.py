@@ -5,6 +5,7 @@ condition moves a vector more than any object does. So frames are ranked within 
 objects within class and size. Each signal becomes a rank in (0, 1) within its condition, the ranks
 are fused, and the result is ranked within condition again:
 
+    watch         how much it shows of a watch list, such as motorcycles and rail vehicles
     novelty       how unlike any labelled object, and any of other drives, its objects are
     doubt         how low the score of a large, uncropped box is
     entropy       uncertainty of the detector, summed over its boxes
@@ -38,13 +39,19 @@ from workbench.curation.signals.single_model import (
     tile_outliers,
     typicality,
 )
+from workbench.curation.signals.words import Word, WordEvidence, watch
 
 __all__ = ()
 
 DEFAULT_SIGNALS = ("novelty", "doubt")
-"""Used by default, with ``disagreement`` when there are other models."""
+"""Used by default on rendered drives, with ``disagreement`` when there are other models. On real
+ones both are at or below chance."""
+
+DEFAULT_SIGNALS_WITH_WORDS = ("watch",)
+"""The same on real drives, where the words of a watch list can be looked for."""
 
 SIGNAL_WEIGHTS: Mapping[str, float] = {
+    "watch": 1.0,
     "novelty": 3.0,
     "doubt": 1.0,
     "entropy": 1.0,
@@ -71,6 +78,8 @@ class RarityScores:
         weights: Weight of each signal, summing to one.
         oddest_tile: Index into the embeddings' tiles, -1 for none; empty without the signal.
         unmatched: Int64 ``[n]``: confident boxes that only one of the models has.
+        watched: Evidence for the words of the watch list; None without the signal.
+        watch_list: The words.
     """
 
     fused: NDArray[np.float64]
@@ -82,6 +91,8 @@ class RarityScores:
     weights: tuple[float, ...] = ()
     oddest_tile: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     unmatched: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    watched: WordEvidence | None = None
+    watch_list: tuple[Word, ...] = ()
 
 
 def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compare
@@ -95,6 +106,7 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
     other_models: Sequence[Embeddings] = (),
     drives: Sequence[str] | None = None,
     neighbours: int = 3,
+    watch_list: Sequence[Word] = (),
 ) -> RarityScores:
     """Rank a pool's frames by how much labeling them should teach.
 
@@ -111,12 +123,13 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
         other_models: The pool embedded by other models, see `disagreement`.
         drives: Drive of each frame of the pool; what is common in other drives is then not novel.
         neighbours: Labelled neighbours that a distance is averaged over.
+        watch_list: Words of the signal ``watch``; the pool's words must have a vocabulary.
 
     Raises:
         DataError: Lengths differ, a vector is not finite, or models differ.
         ParameterError: An unknown signal, or invalid weights.
     """
-    names = _requested_signals(signals, other_models)
+    names = _requested_signals(signals, other_models, watch_list)
     _check_inputs(pool, labelled, conditions, known_conditions)
     if drives is not None and len(drives) != len(pool.frames):
         raise DataError(f"{len(drives)} drives for {len(pool.frames)} frames", where="drives")
@@ -125,6 +138,7 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
     groups = merge_small_groups(conditions)
     known = _known_groups(labelled, groups, known_conditions)
     run = _SignalRun(pool, labelled, groups, known, other_models, drives, neighbours)
+    run.watch_list = tuple(watch_list)
     ranks = np.stack([rank_within(run.values(name), groups) for name in names], axis=1)
     shares = [{**SIGNAL_WEIGHTS, **(weights or {})}[name] for name in names]
     return RarityScores(
@@ -137,6 +151,8 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
         weights=tuple(share / sum(shares) for share in shares),
         oddest_tile=run.oddest_tile,
         unmatched=run.unmatched,
+        watched=run.watched,
+        watch_list=run.watch_list,
     )
 
 
@@ -163,11 +179,16 @@ class _SignalRun:
         self.oddest = np.full(len(pool.frames), -1, np.int64)
         self.oddest_tile = self.oddest.copy()
         self.unmatched = np.zeros(len(pool.frames), np.int64)
+        self.watch_list: tuple[Word, ...] = ()
+        self.watched: WordEvidence | None = None
 
     def values(self, name: str) -> NDArray[np.floating]:
         """A signal's value of each frame ``[n]``."""
         values: NDArray[np.floating]
         match name:
+            case "watch":
+                self.watched = watch(self.pool, self.watch_list, self.groups)
+                values = self.watched.value
             case "novelty":
                 values, self.oddest = novelty(
                     self.pool, self.labelled, self.drives, self.neighbours
@@ -191,7 +212,7 @@ class _SignalRun:
 
 
 def _requested_signals(
-    signals: Sequence[str] | None, others: Sequence[Embeddings]
+    signals: Sequence[str] | None, others: Sequence[Embeddings], watch_list: Sequence[Word]
 ) -> tuple[str, ...]:
     if signals is None:
         return (*DEFAULT_SIGNALS, "disagreement") if others else DEFAULT_SIGNALS
@@ -202,6 +223,10 @@ def _requested_signals(
             f"unknown signal {unknown[0]}" if unknown else "no signal given",
             where="signals",
             hint=f"Signals: {', '.join(SIGNAL_WEIGHTS)}",
+        )
+    if "watch" in names and not watch_list:
+        raise ParameterError(
+            "the signal watch needs a watch list", where="signals", hint="Pass read_watch_list()"
         )
     if "disagreement" in names and not others:
         raise ParameterError(

@@ -149,7 +149,8 @@ def search_by_text(pool: Embeddings, encoder: object, text: str) -> SimilaritySc
         raise ParameterError(
             "the encoder has no text tower",
             where=type(encoder).__name__,
-            hint="Use an encoder with a text tower, such as a folder with CLIP or SigLIP",
+            hint="Use an encoder with a text tower, such as a folder with CLIP or SigLIP, or words "
+            "of ImageNet without an encoder",
         )
     model = str(getattr(encoder, "model", ""))
     if model != pool.model:

@@ -1,0 +1,250 @@
+"""Plain words for what a frame shows, answered without a hub by an image classifier.
+
+`Lite0Encoder` keeps, for each of ImageNet's classes, the score of the tile that shows it most. A
+word stands for some of these classes: by their own names, or by a table of words met on roads
+(``road_words.txt``). A class's scores are compared with its own over the pool only, frames of one
+condition among themselves: raw scores of two classes cannot be compared.
+
+A watch list is a list of words. A frame's value is the mean of its three best ranks among them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.core.errors import DataError, ParameterError
+from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.signals.single_model import fuse_ranks, rank_within
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
+
+__all__ = ["Word", "read_watch_list"]
+
+_CLASSES_FILE, _ROADS_FILE, _WATCH_FILE = (
+    "imagenet_classes.txt",
+    "road_words.txt",
+    "watch_roads.txt",
+)
+_NEAR_WORDS = 5
+_BEST_RANKS = 3
+"""Words of a watch list that count: the best of a frame."""
+
+_KNOWN_SHARE = 0.5
+"""Weight of a word's evidence where a detector has a confident box of the same word."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and the classes of the classifier that stand for it, by index."""
+
+    text: str
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WordEvidence:
+    """What ``n`` frames show of some words.
+
+    Attributes:
+        value: Float64 ``[n]``, larger is more.
+        word: Int64 ``[n]``: index of the word with the strongest evidence.
+        tile: Int64 ``[n]``: the tile of the frame it comes from, see `Words`.
+    """
+
+    value: NDArray[np.float64]
+    word: NDArray[np.int64]
+    tile: NDArray[np.int64]
+
+
+def find_words(text: str, more: Mapping[str, Word] | None = None) -> tuple[Word, ...]:
+    """The words of a text, separated by commas.
+
+    Args:
+        text: Such as ``motor scooter`` or ``moped, snowplow``.
+        more: Further words by their normalised text, which come first.
+
+    Raises:
+        ParameterError: A word is unknown; the message names near ones.
+    """
+    return tuple(_find_word(part, more or {}) for part in text.split(",") if part.strip()) or (
+        _find_word("", {}),
+    )
+
+
+def read_watch_list(path: Path | None = None) -> tuple[Word, ...]:
+    """The words of a watch list, by default the one for roads.
+
+    Args:
+        path: A text or YAML file: one word a line, after ``- `` or not, or ``word: class, class``
+            for a word of one's own; ``#`` begins a comment.
+
+    Raises:
+        DataError: The file cannot be read, or has no words.
+        ParameterError: A word is unknown.
+    """
+    if path is None:
+        return _parse_words(_shipped(_WATCH_FILE), _WATCH_FILE, _road_words())
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the watch list: {error}", where=path) from error
+    words = _parse_words(text, path, {})
+    if not words:
+        raise DataError("no words in the watch list", where=path, hint="Write one word a line")
+    return words
+
+
+def watch(pool: Embeddings, words: Sequence[Word], groups: Sequence[str]) -> WordEvidence:
+    """How much each frame shows of a watch list.
+
+    Args:
+        pool: The frames; `pool.words` must have a vocabulary. A word for which a detector has a
+            confident box counts half: what it finds already is not missed.
+        words: The watch list.
+        groups: Condition of each frame.
+    """
+    ranks, tiles = _word_ranks(pool, words, groups)
+    ranks = ranks * np.where(_found(pool, words), _KNOWN_SHARE, 1.0)
+    best = np.sort(ranks, axis=1)[:, -_BEST_RANKS:]
+    return _evidence(best.mean(axis=1), ranks, tiles)
+
+
+def word_evidence(pool: Embeddings, words: Sequence[Word], groups: Sequence[str]) -> WordEvidence:
+    """How much each frame shows of the best of some words, as `search_by_words` ranks it."""
+    ranks, tiles = _word_ranks(pool, words, groups)
+    return _evidence(ranks.max(axis=1), ranks, tiles)
+
+
+def _evidence(
+    value: NDArray[np.float64], ranks: NDArray[np.float64], tiles: NDArray[np.int64]
+) -> WordEvidence:
+    best = ranks.argmax(axis=1)
+    return WordEvidence(value, best, tiles[np.arange(len(best)), best])
+
+
+def _word_ranks(
+    pool: Embeddings, words: Sequence[Word], groups: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rank of each frame by each word, and the tile it comes from, both ``[n, words]``.
+
+    The ranks of a word's classes are fused, so that a frame which is among the first by one class
+    comes before one that is above average by all.
+    """
+    if not pool.words.vocabulary:
+        raise ParameterError(
+            "the pool's encoder knows no words",
+            where=pool.model[:12],
+            hint="Embed the frames with Lite0Encoder",
+        )
+    classes = sorted({number for word in words for number in word.classes})
+    column = {number: at for at, number in enumerate(classes)}
+    scores, tiles = pool.words.scores(classes), pool.words.tiles(classes)
+    by_class = np.stack([rank_within(values, groups) for values in scores.T], axis=1)
+    ranks = np.empty((len(scores), len(words)))
+    where = np.empty((len(scores), len(words)), np.int64)
+    for number, word in enumerate(words):
+        own = [column[one] for one in word.classes]
+        fused = fuse_ranks(by_class[:, own], [1.0] * len(own))
+        ranks[:, number] = rank_within(fused, groups)
+        best = by_class[:, own].argmax(axis=1)
+        where[:, number] = tiles[:, own][np.arange(len(best)), best]
+    return ranks, where
+
+
+def _found(pool: Embeddings, words: Sequence[Word]) -> NDArray[np.bool_]:
+    """Bool ``[n, words]``: frames with a confident box of a class that means the word."""
+    found = np.zeros((len(pool.frames), len(words)), bool)
+    for number, name in enumerate(pool.class_names):
+        try:
+            meant = set(_find_word(name, {}).classes)
+        except ParameterError:
+            continue
+        boxes = (pool.classes == number) & (pool.scores >= CONFIDENCE_THRESHOLD)
+        same = [bool(meant & set(word.classes)) for word in words]
+        found[np.ix_(np.unique(pool.owner[boxes]), same)] = True
+    return found
+
+
+def _find_word(text: str, more: Mapping[str, Word]) -> Word:
+    known = {**_class_words(), **_road_words(), **more}
+    name = _normalise(text)
+    for form in (name, name.removesuffix("s"), name.removesuffix("es")):
+        if form in known:
+            return Word(" ".join(text.split()), known[form].classes)
+    raise ParameterError(
+        "unknown word" if name else "empty search text",
+        where=text,
+        hint=f"Near words: {', '.join(_near(name, list(known)))}. Search with other words through "
+        "CLIP or SigLIP (--encoder), or by example (--like)",
+    )
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Known words that share a word with ``name``, then those spelled alike."""
+    own = set(name.split())
+    shared = sorted((one for one in known if own & set(one.split())), key=len)
+    alike = difflib.get_close_matches(name, known, n=_NEAR_WORDS, cutoff=0.6)
+    near = list(dict.fromkeys([*shared, *alike]))[:_NEAR_WORDS]
+    return near or ["motorcycle", "bicycle", "train", "ambulance", "animal"]
+
+
+def _normalise(text: str) -> str:
+    words = text.casefold().replace("-", " ").replace("_", " ").split()
+    return " ".join(words[1:] if words[:1] in (["a"], ["an"], ["the"]) else words)
+
+
+def _parse_words(text: str, where: object, known: Mapping[str, Word]) -> tuple[Word, ...]:
+    words: dict[str, Word] = {}
+    for line in text.splitlines():
+        content = line.partition("#")[0].strip().removeprefix("- ").strip()
+        if not content:
+            continue
+        name, colon, classes = content.partition(":")
+        try:
+            if colon:
+                parts = [_find_word(one, known) for one in classes.strip(" []").split(",")]
+                members = tuple(dict.fromkeys(n for one in parts for n in one.classes))
+                word = Word(" ".join(name.split()), members)
+            else:
+                word = _find_word(name, {**known, **words})
+        except ParameterError as error:
+            raise ParameterError(
+                f"{error.what} {error.where!r}", where=where, hint=error.hint
+            ) from error
+        words[_normalise(name)] = word
+    return tuple(words.values())
+
+
+@cache
+def _class_words() -> Mapping[str, Word]:
+    """Each name of each class; a name that two classes share stands for both."""
+    words: dict[str, Word] = {}
+    lines = [line for line in _shipped(_CLASSES_FILE).splitlines() if not line.startswith("#")]
+    for number, line in enumerate(lines):
+        for name in line.split(", "):
+            same = words.get(_normalise(name), Word(name, ()))
+            words[_normalise(name)] = Word(name, (*same.classes, number))
+    return words
+
+
+@cache
+def _road_words() -> Mapping[str, Word]:
+    words: dict[str, Word] = {}
+    for line in _shipped(_ROADS_FILE).splitlines():
+        name, colon, classes = line.partition("#")[0].partition(":")
+        if colon:
+            members = (_class_words()[_normalise(one)].classes for one in classes.split(","))
+            numbers = tuple(dict.fromkeys(n for one in members for n in one))
+            words[_normalise(name)] = Word(name.strip(), numbers)
+    return words
+
+
+def _shipped(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
