@@ -104,6 +104,31 @@ def test_a_folder_that_changed_is_named(project: Path, workspace: Workspace) -> 
         load(project, data="nowhere")
 
 
+def test_a_parameter_can_be_a_name_or_a_path(project: Path, workspace: Workspace) -> None:
+    contract = {
+        "outputs": {"selection": {"kind": "selection"}},
+        "paths": {"data": {"unless": ["[!./]*"]}},
+    }
+    steps = project / "notebooks" / "steps"
+    write_notebook(steps / "a.ipynb", "", parameters="data: str = 'small'", contract=contract)
+    write_pipeline(
+        project,
+        "name: trial\nparameters: {data: {default: small}}\n"
+        'steps:\n  a: {parameters: {data: "${data}"}}\n',
+    )
+    (project / "drives").mkdir()
+    for given, expected in (
+        ("acme/tiny", "acme/tiny"),
+        ("drives", "drives"),
+        ("./drives", str(project / "drives")),
+        (str(project / "drives"), str(project / "drives")),
+    ):
+        planned = plan.plan_pipeline(load(project, data=given), workspace)[0]
+        assert planned.step.parameters["data"] == expected
+    with pytest.raises(ParameterError, match="no such file or folder"):
+        load(project, data="./nowhere")
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

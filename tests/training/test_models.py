@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.training import suppliers
 from tests.training.scenes import CLASSES, SPEC, TINY, scenes
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.workspace import Workspace
+from workbench.data import FRONT_CAMERA
 from workbench.detection import families, huggingface
 from workbench.detection.boxes import Floats
 from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruthBatch, Losses
@@ -76,6 +79,33 @@ def test_a_suppliers_model_is_fine_tuned_and_recorded_with_its_licence(
     assert (mine.boxes <= [width, height, width, height]).all()
     first, last = trained.curves["loss"][0], trained.curves["loss"][-1]
     assert last < first * 1.2
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [("car", "pedestrian", "animal", "cyclist"), ("animal", "car", "pedestrian"), ("car", "bus")],
+)
+def test_classes_that_the_model_knows_keep_their_weights(
+    folder: Path, tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    """Also where it has as many classes, in another order."""
+    words = ("person", "car", "dog")
+    named = shutil.copytree(folder, tmp_path / folder.name)
+    settings = json.loads((named / "config.json").read_text())
+    settings["id2label"] = {str(number): word for number, word in enumerate(words)}
+    settings["label2id"] = {word: number for number, word in enumerate(words)}
+    (named / "config.json").write_text(json.dumps(settings))
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    known = huggingface.load_pretrained(named, words, SPEC).eval()
+    model = huggingface.load_pretrained(named, classes, SPEC, class_of=FRONT_CAMERA.class_of)
+    with torch.inference_mode():
+        expected, found = known(images)[0], model.eval()(images)[0]
+    for number, word in enumerate(words):
+        name = FRONT_CAMERA.class_of(word)
+        if name in classes:
+            # The queries may come in another order.
+            ours = found[..., classes.index(name)].sort().values
+            assert torch.allclose(ours, expected[..., number].sort().values, atol=1e-5), word
 
 
 def test_fine_tuning_is_reproducible_and_resumes_after_a_kill(

@@ -6,10 +6,11 @@ refused without a licence. Only safetensors are read, and no code that comes wit
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruth
 from workbench.detection.preprocessing import Preprocessing
 from workbench.records.model_types import Supplier
 
-__all__ = ["load_pretrained", "pretrained_preprocessing"]
+__all__ = ["HUB_NAMES", "load_pretrained", "pretrained_preprocessing"]
+
+HUB_NAMES = {
+    "rtdetr-v2-r18": "PekingU/rtdetr_v2_r18vd",
+    "dfine-s": "ustc-community/dfine-small-coco",
+}
+"""Short names of models on the hub that were trained on COCO."""
 
 _HUB_FILES = ["*.json", "*.safetensors", "README.md", "LICENSE*"]
 _SOFTMAX_MODEL_TYPES = ("detr", "table-transformer", "yolos")
@@ -95,6 +102,7 @@ def load_pretrained(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     *,
+    class_of: Callable[[str], str | None] | None = None,
     licence: str | None = None,
     revision: str | None = None,
     fresh: bool = False,
@@ -102,10 +110,14 @@ def load_pretrained(
 ) -> HuggingFaceDetector:
     """Load a pretrained model for fine-tuning to ``classes``.
 
+    Classes that the model already knows keep their weights: it detects them before any training.
+
     Args:
         source: A folder with ``config.json`` and ``model.safetensors``, or OWNER/NAME on the hub.
-        classes: Class names; prediction heads of other classes are initialised anew.
+        classes: Class names; those that the model does not know are initialised anew.
         preprocessing: Gives the size of the input, see `pretrained_preprocessing`.
+        class_of: The class that one of the model's own class names stands for, such as
+            `LabelSchema.class_of`; by default the class of the same name.
         licence: Needed only where the model's files do not name one.
         revision: Commit, tag or branch on the hub.
         fresh: Use the architecture with new weights.
@@ -118,24 +130,23 @@ def load_pretrained(
     folder, origin, commit = resolve_model_source(source, revision)
     supplier = supplier_record(folder, origin, commit, licence, weights=not fresh)
     names = dict(enumerate(classes))
-    settings = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     safe = {"local_files_only": True, "trust_remote_code": False}
     factory = transformers.AutoModelForObjectDetection
     try:
-        network_config = transformers.AutoConfig.from_pretrained(folder, **safe, **settings)
+        network_config = transformers.AutoConfig.from_pretrained(
+            folder,
+            **safe,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if fresh:
-                network = factory.from_config(network_config, trust_remote_code=False)
-            else:
-                network = factory.from_pretrained(
-                    folder,
-                    config=network_config,
-                    ignore_mismatched_sizes=True,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    **safe,
+            network = factory.from_config(network_config, trust_remote_code=False)
+            if not fresh:
+                trained = factory.from_pretrained(
+                    folder, use_safetensors=True, dtype=torch.float32, **safe
                 )
+                _transfer_weights(trained, network, class_of or str, factory)
     except (*_LOAD_ERRORS, SafetensorError) as error:
         raise DataError(
             f"detection model cannot be loaded: {_first_line(error)}",
@@ -153,6 +164,38 @@ def load_pretrained(
         },
     )
     return HuggingFaceDetector(config, network, supplier)
+
+
+def _transfer_weights(
+    trained: Any, network: Any, class_of: Callable[[str], str | None], factory: Any
+) -> None:
+    """Copy all weights; those of a class from the classes of ``trained`` that stand for it.
+
+    Where several do (dog and horse for animal), their mean is copied. Classes that ``trained`` does
+    not know keep their initial weights.
+    """
+    before, after = trained.config.id2label, network.config.id2label
+    rows = {
+        new: [old for old, source in before.items() if class_of(source) == name]
+        for new, name in after.items()
+    }
+    other = network
+    if len(before) == len(after):  # shapes would not show which weights belong to classes
+        config = copy.deepcopy(trained.config)
+        config.num_labels = len(before) + 1
+        other = factory.from_config(config, trust_remote_code=False)
+    shapes = {name: value.shape for name, value in other.state_dict().items()}
+    weights, own = trained.state_dict(), network.state_dict()
+    for name, value in weights.items():
+        if value.shape == shapes[name]:
+            continue
+        merged = own[name].clone()
+        for new, old in rows.items():
+            if old:
+                merged[new] = value[old].mean(dim=0)
+        merged[len(after) :] = value[len(before) :]  # "no object", padding
+        weights[name] = merged
+    network.load_state_dict(weights)
 
 
 def pretrained_preprocessing(source: str | Path, *, width: int, height: int) -> Preprocessing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workbench.training.config import (
+    MODEL_SIZES,
     Augmentation,
     EarlyStopping,
     LabelTrust,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from workbench.training.trainer import train as train
 
 __all__ = [
+    "MODEL_SIZES",
     "Augmentation",
     "EarlyStopping",
     "LabelTrust",

@@ -21,7 +21,7 @@ from workbench.core.errors import ParameterError
 if TYPE_CHECKING:
     from workbench.detection.preprocessing import Preprocessing
 
-__all__ = ["TrainingConfig", "TrainingOptions"]
+__all__ = ["MODEL_SIZES", "TrainingConfig", "TrainingOptions"]
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _OpenShare = Annotated[float, Field(ge=0, lt=1)]
@@ -40,6 +40,8 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
         "backbone_rate": 0.2,
     },
 }
+MODEL_SIZES = tuple(_MODEL_SIZES)
+"""Names for `TrainingConfig.sized`."""
 _INPUT_SIZES = {"compact": (320, 192), "lite0": (384, 224)}
 _FINAL_LR_SHARE = {"one-cycle": 0.002, "cosine": 0.01}
 _RUNTIME_ONLY = {"memory_mib", "limit_mib", "keep_minutes"}

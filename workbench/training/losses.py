@@ -34,6 +34,7 @@ from workbench.training.targets import ALL_CLASSES, Targets
 __all__ = ()
 
 _TOP_K = 9
+_FLOOR = 0.05
 _ALIGN_SCORE, _ALIGN_OVERLAP = 0.5, 4.0
 _NEAR_STRIDES = 0.75  # cells this close to a center may take an object smaller than a cell
 _VFL_ALPHA, _VFL_GAMMA = 0.75, 2.0
@@ -121,7 +122,7 @@ class DetectionLoss:
         chosen = chosen * functional.one_hot(owner, chosen.shape[1]).transpose(1, 2)
         strongest = chosen.amax(dim=-1, keepdim=True)
         reached = (overlap * (chosen > 0)).amax(dim=-1, keepdim=True)
-        share = (chosen / (strongest + _EPS**3)) * reached.clamp(min=0.05)
+        share = (chosen / (strongest + _EPS**3)) * reached.clamp(min=_FLOOR)
         quality = share.amax(dim=1) * (best > 0)
         return owner, quality
 
