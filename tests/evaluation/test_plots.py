@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from workbench.core import digest
 from workbench.detection.model import Predictions
 from workbench.evaluation import plots
 from workbench.evaluation.gates import GateRules, judge
@@ -106,10 +109,12 @@ def test_gates_are_drawn_with_their_verdicts(pair):
 
 
 def test_missed_boxes_are_drawn_on_their_frames(build, quick, workspace):
-    frame = build.frame()
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((288, 480, 3), np.uint8)).save(stream, "JPEG")
+    frame = build.frame().model_copy(update={"id": digest.of_bytes(stream.getvalue())})
     path = media_path(workspace, frame)
     path.parent.mkdir(parents=True)
-    Image.fromarray(np.zeros((288, 480, 3), np.uint8)).save(path)
+    path.write_bytes(stream.getvalue())
     dataset = build.dataset([frame], [build.label(frame, "car", BOX)])
     figure = plots.worst_misses(workspace, evaluate(Predictions(dataset, []), settings=quick))
     (patch,) = figure.axes[0].patches

@@ -72,7 +72,7 @@ def test_a_missing_output_reruns_the_step(project: Path, workspace: Workspace) -
     made = finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
     (Store(workspace).folder(made) / "COMPLETE").unlink()
     a = plan.plan_pipeline(pipeline, workspace)[0]
-    assert (a.action, a.reasons) == ("run", ("an output is missing from the store",))
+    assert (a.action, a.reasons) == ("run", ("output 'selection' is missing from the store",))
 
 
 def test_a_folder_that_changed_is_named(project: Path, workspace: Workspace) -> None:
@@ -176,3 +176,88 @@ def test_a_notebook_without_parameters_cell_is_rejected(project: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ContractError, match="exactly one cell tagged `parameters`"):
         load(project)
+
+
+def _damage(workspace: Workspace, how: str, ref: str) -> None:
+    folder = Store(workspace).folder(ref)
+    match how:
+        case "flipped record":
+            content = bytearray((folder / "record.json").read_bytes())
+            content[10] ^= 1
+            (folder / "record.json").write_bytes(content)
+        case "empty record":
+            (folder / "record.json").write_bytes(b"")
+        case "no record":
+            (folder / "record.json").unlink()
+
+
+@pytest.mark.parametrize("how", ["flipped record", "empty record", "no record"])
+def test_a_step_with_a_damaged_output_or_run_is_not_skipped(
+    project: Path, workspace: Workspace, how: str
+) -> None:
+    pipeline = load(project)
+    made = finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
+    _damage(workspace, how, made)
+    a = plan.plan_pipeline(pipeline, workspace)[0]
+    assert a.action == "run"
+    assert a.reasons[0].startswith("output 'selection' is damaged: record ")
+    finish(workspace, pipeline, a)
+    assert plan.plan_pipeline(pipeline, workspace)[0].action == "skip", "running it repairs it"
+    (run,) = Store(workspace).refs("run")
+    _damage(workspace, how, run)
+    assert plan.plan_pipeline(pipeline, workspace)[0].action == "run"
+    finish(workspace, pipeline, a)
+    assert plan.plan_pipeline(pipeline, workspace)[0].action == "skip"
+
+
+def test_a_damaged_output_of_a_step_that_is_not_selected_is_named(
+    project: Path, workspace: Workspace
+) -> None:
+    pipeline = load(project)
+    made = finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
+    _damage(workspace, "empty record", made)
+    a = plan.plan_pipeline(pipeline, workspace, plan.select_steps(pipeline, only=("b",)))[0]
+    assert a.action == "omit" and "output 'selection' is damaged" in a.reasons[1]
+
+
+def test_a_key_that_points_at_another_run_is_not_believed(
+    project: Path, workspace: Workspace
+) -> None:
+    one, other = load(project), load(project, n="4")
+    first = plan.plan_pipeline(one, workspace)[0]
+    second = plan.plan_pipeline(other, workspace)[0]
+    assert first.key and second.key
+    finish(workspace, one, first)
+    finish(workspace, other, second)
+    steps = workspace.index / "steps"
+    theirs = (steps / f"{second.key.digest}.json").read_bytes()
+    ours = steps / f"{first.key.digest}.json"
+    before = plan.plan_pipeline(one, workspace)[0].cached
+    for content in (theirs, b"", b"[]", b"{}", b'{"run": 3}', b'{"run": "run/x"}', b"\xff"):
+        ours.write_bytes(content)
+        again = plan.plan_pipeline(one, workspace)[0]
+        assert (again.action, again.cached) == ("skip", before), content
+        assert ours.read_bytes() not in (theirs, content), "the entry is corrected"
+    stranger = steps / f"{'0' * 64}.json"
+    stranger.write_bytes(theirs)
+    ours.write_bytes(theirs)
+    assert len(cache.KeyIndex(workspace).repair()) == 2
+    assert not stranger.exists() and ours.read_bytes() != theirs
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b'{"run": 1}', b'{"parts": 1, "run": "x"}']
+)
+def test_a_latest_key_of_another_shape_counts_as_missing(
+    project: Path, workspace: Workspace, content: bytes
+) -> None:
+    pipeline = load(project)
+    finish(workspace, pipeline, plan.plan_pipeline(pipeline, workspace)[0])
+    latest = workspace.index / "latest" / "trial.a.json"
+    entry = json.loads(latest.read_bytes())
+    latest.write_bytes(content)
+    assert cache.KeyIndex(workspace).latest("trial", "a") is None
+    assert plan.plan_pipeline(load(project, n="4"), workspace)[0].reasons == ("never run before",)
+    entry["parts"]["parameters"] = {}
+    latest.write_text(json.dumps(entry))
+    assert cache.KeyIndex(workspace).latest("trial", "a") is None, "not the parts of that run"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from workbench.core import digest
 from workbench.core.errors import ServiceError
 from workbench.widgets import FrameBrowser
 from workbench.widgets.frames import DrawnBox, ShownFrame, draw_frame
@@ -19,7 +20,7 @@ def frames(tmp_path: Path) -> list[ShownFrame]:
         Image.new("RGB", (120, 80), (number * 10, 40, 40)).save(path)
         made.append(
             ShownFrame(
-                frame=f"{number:064x}",
+                frame=digest.of_file(path),
                 image=path,
                 drive=f"d{number % 3}",
                 light="night" if number % 2 else "day",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from workbench import services
-from workbench.cli.common import info, json_option, print_result
+from workbench.cli.common import info, json_option, print_result, progress_bar
+from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
 from workbench.services import ServiceStatus
@@ -50,12 +51,20 @@ def status(as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--records",
+    is_flag=True,
+    help="Check every record and image of this workspace instead, and repair what can be.",
+)
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(records: bool, as_json: bool) -> None:
     """Check this machine; list what is missing and how to fix it.
 
     Exit status: 0 when everything required is there, 1 otherwise.
     """
+    if records:
+        _check_records(as_json=as_json)
+        return
     from workbench.services.doctor import is_healthy, run_checks
 
     checks = run_checks(find_workspace())
@@ -66,6 +75,31 @@ def doctor(as_json: bool) -> None:
     result: Json = {"ok": ok, "checks": [check.to_json() for check in checks]}
     print_result(result, as_json=as_json, text="\n".join(lines))
     if not ok:
+        sys.exit(1)
+
+
+def _check_records(*, as_json: bool) -> None:
+    from workbench.pipeline.cache import KeyIndex
+    from workbench.records.repair import Finding, check_records
+
+    workspace = find_workspace()
+    with progress_bar("reading records") as progress:
+        report = check_records(workspace, progress)
+    report.findings += [
+        Finding(entry, "index entry did not match the records", True)
+        for entry in KeyIndex(workspace).repair()
+    ]
+    lines = []
+    for finding in report.findings:
+        lines.append(f"{'repaired' if finding.repaired else 'DAMAGED':<9} {finding.where}")
+        lines.append(f"          {finding.problem}")
+        lines += [f"          {finding.fix}"] if finding.fix else []
+    counts = f"{counted(report.records, 'record')} and {counted(report.images, 'image')} read"
+    damaged = sum(not finding.repaired for finding in report.findings)
+    repaired = len(report.findings) - damaged
+    lines.append(f"{counts}; repaired: {repaired}; still damaged: {damaged}")
+    print_result(report.to_json(), as_json=as_json, text="\n".join(lines))
+    if not report.ok:
         sys.exit(1)
 
 

@@ -91,7 +91,12 @@ class Workspace:
             model: Name of the released model.
             bundle: Digest of the bundle record.
         """
-        return self.root / "releases" / model / bundle[:12]
+        return self.releases / model / bundle[:12]
+
+    @property
+    def releases(self) -> Path:
+        """Signed copies of bundles, see `release_folder`."""
+        return self.root / "releases"
 
     @property
     def runs(self) -> Path:

@@ -20,9 +20,9 @@ from workbench.curation.selection.mining import condition_of
 from workbench.curation.vectors import principal_components, unit_vectors
 from workbench.data.drawing import draw_boxes, image_grid
 from workbench.detection.label_errors import LabelError
-from workbench.detection.preprocessing import load_rgb
+from workbench.detection.preprocessing import load_frame
 from workbench.records.base import Verdict
-from workbench.records.dataset import Dataset, media_path
+from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Role
 from workbench.records.types import ArmComparison, MiningReport, Prediction, Selection
 
@@ -107,7 +107,7 @@ def chosen_frames(
     shown = selection.chosen[:count]
     figure, grid = image_grid(len(shown), columns=4, cell=(3.25, 2.5))
     for axes, choice in zip(grid, shown, strict=False):
-        axes.imshow(load_rgb(media_path(workspace, frames[choice.frame])))
+        axes.imshow(load_frame(workspace, frames[choice.frame]))
         boxes = (one.box.xyxy for one in predictions if one.frame == choice.frame)
         draw_boxes(axes, boxes, _MINED, width=1.2)
         reason = "\n".join(choice.reasons[:2])
@@ -390,7 +390,7 @@ def likely_label_errors(
         grid[0].text(0, 0.5, "No suspected label errors.", fontsize=11)
     for axes, error in zip(grid, shown, strict=False):
         frame, box = frames[error.frame], error.box
-        axes.imshow(load_rgb(media_path(workspace, frame)))
+        axes.imshow(load_frame(workspace, frame))
         labels = (label.box.xyxy for label in dataset.labels_by_frame[frame.id])
         draw_boxes(axes, labels, "#4f9bff")
         draw_boxes(axes, [box.xyxy], "#ff3b30", width=2)
@@ -449,7 +449,7 @@ def _blended_transform(axes: Any) -> Any:
 
 
 def _show_frame(axes: Any, workspace: Workspace, frame: Frame) -> None:
-    axes.imshow(load_rgb(media_path(workspace, frame)))
+    axes.imshow(load_frame(workspace, frame))
     side = split_side(frame)
     title = f"{frame.role or 'no role'} · {frame.drive} #{frame.index}"
     axes.set_title(title, fontsize=7.5, loc="left", color=_SIDE_COLOURS[side] if side else "black")

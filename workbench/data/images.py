@@ -17,8 +17,9 @@ from typing import Any
 from PIL import Image
 
 from workbench.core import digest
+from workbench.core.errors import DataError
 
-__all__ = ["open_rgb"]
+__all__ = ["open_media", "open_rgb"]
 
 # The suffix comes from the content: a PNG named .jpg is stored as .png.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}
@@ -71,6 +72,26 @@ def open_rgb(path: Path) -> Image.Image:
     """
     with Image.open(path) as image:
         return to_rgb(image)
+
+
+def open_media(path: Path, frame: str) -> Image.Image:
+    """Decode a frame's image as 8-bit RGB, see `to_rgb`. Its bytes are those that were ingested.
+
+    Args:
+        path: The image in the media folder.
+        frame: Id of the frame.
+
+    Raises:
+        DataError: The image is missing, has other bytes, or cannot be decoded.
+    """
+    from workbench.records.integrity import read_media
+
+    data = read_media(path, frame)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image cannot be decoded: {error}", where=path) from error
 
 
 @dataclass(frozen=True)
@@ -167,13 +188,12 @@ def _decode_error_text(error: Exception, data: bytes) -> str:
 
 
 def _write_once(data: bytes, target: Path) -> None:
-    """Write ``data`` unless the file exists.
+    """Write ``data`` unless the file has these bytes already.
 
-    Not synced: a file that a power cut truncated has the wrong size, and the next ingest writes it
-    again.
+    Not synced: the next ingest writes a file again that a power cut damaged.
     """
-    with contextlib.suppress(FileNotFoundError):
-        if target.stat().st_size == len(data):
+    with contextlib.suppress(OSError):
+        if target.stat().st_size == len(data) and target.read_bytes() == data:
             return
     if not target.parent.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,7 @@ class IngestResult:
         dataset: Not saved yet, and without roles.
         quarantine: Inputs that were left out.
         sources: File name in the source, by frame id.
+        root: The folder of the source.
         format: Format of the source.
         notes: What is unusual about inputs that were taken.
     """
@@ -71,6 +72,7 @@ class IngestResult:
     dataset: Dataset
     quarantine: tuple[Quarantined, ...]
     sources: dict[Digest, str]
+    root: Path
     format: str = UNKNOWN
     notes: tuple[str, ...] = ()
 
@@ -86,6 +88,7 @@ class IngestResult:
             made_by="ingest",
             quarantine=self.quarantine,
             sources=self.sources,
+            source_root=self.root,
         )
 
 
@@ -282,7 +285,12 @@ class _DatasetBuilder:
         )
         names = {frame.id: source.name for frame, source in self._frames.values()}
         return IngestResult(
-            dataset, tuple(self._quarantine), names, self._source.format, self._notes()
+            dataset,
+            tuple(self._quarantine),
+            names,
+            self._source.root,
+            self._source.format,
+            self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
-from workbench.data.images import open_rgb
+from workbench.data.images import open_media
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Quarantined
 
@@ -30,7 +30,7 @@ def plot_contact_sheet(
     figure, grid = image_grid(len(indices), columns=4, cell=(3.4, 2.3))
     for axis, index in zip(grid, indices, strict=False):
         frame = dataset.frames[index]
-        axis.imshow(open_rgb(media_path(workspace, frame)))
+        axis.imshow(open_media(media_path(workspace, frame), frame.id))
         for label in dataset.labels_by_frame[frame.id]:
             style = ":" if label.ignore else "-"
             draw_boxes(axis, [label.box.xyxy], "orange", width=0.8, style=style)

@@ -23,6 +23,7 @@ from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image
 from workbench.data.files import IMAGE_SUFFIXES, find_images
+from workbench.data.images import open_media
 from workbench.deployment.answers import Answer, AnswerStatus
 from workbench.deployment.runtime import Runtime
 from workbench.detection.preprocessing import Pixels, load_rgb
@@ -112,7 +113,7 @@ def decode_ahead(
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode") as pool:
         queue: deque[tuple[InputFrame, Future[Pixels | DataError]]] = deque()
         for source in sources:
-            queue.append((source, pool.submit(_image_or_error, source.path)))
+            queue.append((source, pool.submit(_image_or_error, source)))
             if len(queue) > threads * _READ_AHEAD:
                 first, image = queue.popleft()
                 yield first, image.result()
@@ -121,9 +122,11 @@ def decode_ahead(
             yield first, image.result()
 
 
-def _image_or_error(path: Path) -> Pixels | DataError:
+def _image_or_error(source: InputFrame) -> Pixels | DataError:
     try:
-        return load_rgb(path)
+        if source.frame is None:
+            return load_rgb(source.path)
+        return np.asarray(open_media(source.path, source.frame))
     except DataError as error:
         return error
 

@@ -25,12 +25,12 @@ from workbench.detection.preprocessing import (
     Pixels,
     Preprocessing,
     check_metadata,
-    load_rgb,
+    load_frame,
     preprocess_batch,
 )
 from workbench.records.base import Ref
-from workbench.records.dataset import media_path
 from workbench.records.frames import Box, Frame
+from workbench.records.integrity import check_media
 from workbench.records.model_types import Checkpoint, Supplier
 from workbench.records.types import Prediction
 
@@ -200,15 +200,22 @@ def predict_frames(
 
     Returns:
         Predictions in the order of ``frames``, by falling score within each.
+
+    Raises:
+        DataError: Images are missing, or are not those that were ingested; it names the frames.
     """
     predictions: list[Prediction] = []
     done = 0
-    for chunk, images in read_batches(workspace, frames, batch):
-        for frame, detections in zip(chunk, predictor.predict(images), strict=True):
-            predictions.extend(_to_predictions(frame, detections, predictor.classes))
-        done += len(chunk)
-        if progress:
-            progress(done, len(frames))
+    try:
+        for chunk, images in read_batches(workspace, frames, batch):
+            for frame, detections in zip(chunk, predictor.predict(images), strict=True):
+                predictions.extend(_to_predictions(frame, detections, predictor.classes))
+            done += len(chunk)
+            if progress:
+                progress(done, len(frames))
+    except DataError:
+        check_media(workspace, frames)  # names all frames that are damaged, not only the first
+        raise
     return predictions
 
 
@@ -220,7 +227,7 @@ def read_batches(
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
 
         def decode_later(chunk: Sequence[Frame]) -> list[Future[Pixels]]:
-            return [pool.submit(load_rgb, media_path(workspace, frame)) for frame in chunk]
+            return [pool.submit(load_frame, workspace, frame) for frame in chunk]
 
         following = decode_later(frames[:batch])
         for index, chunk in enumerate(chunks):

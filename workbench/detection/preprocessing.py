@@ -22,9 +22,12 @@ from pydantic import Field, field_validator
 from workbench.core import digest
 from workbench.core.errors import ContractError, DataError
 from workbench.core.types import Json
-from workbench.data.images import open_rgb
+from workbench.core.workspace import Workspace
+from workbench.data.images import open_media, open_rgb
 from workbench.detection.boxes import Floats
 from workbench.records.base import FrozenModel
+from workbench.records.dataset import media_path
+from workbench.records.frames import Frame
 
 __all__ = [
     "CHECK_KEY",
@@ -36,6 +39,7 @@ __all__ = [
     "input_range",
     "letterbox",
     "letterbox_transform",
+    "load_frame",
     "load_rgb",
     "normalise",
     "preprocess",
@@ -132,6 +136,15 @@ def load_rgb(path: Path) -> Pixels:
             where=path,
             hint="Ingest the source again: unreadable images are quarantined there",
         ) from error
+
+
+def load_frame(workspace: Workspace, frame: Frame) -> Pixels:
+    """Decode a frame of a dataset to RGB uint8 ``[height, width, 3]``.
+
+    Raises:
+        DataError: The image is missing, is not the one that was ingested, or cannot be decoded.
+    """
+    return np.asarray(open_media(media_path(workspace, frame), frame.id))
 
 
 def letterbox(image: Pixels, spec: Preprocessing) -> tuple[Pixels, LetterboxTransform]:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
-from workbench.detection.preprocessing import load_rgb
+from workbench.detection.preprocessing import load_frame
 from workbench.evaluation.matching import RECALL_THRESHOLDS
 from workbench.evaluation.misses import FrameMisses, worst_frames
 from workbench.evaluation.results import ALL_CLASSES, Estimate, MetricName, SliceMetrics
 from workbench.records.base import GateResult, Verdict
-from workbench.records.dataset import media_path
 
 if TYPE_CHECKING:
     from workbench.evaluation.gates import GateDecision
@@ -211,7 +210,7 @@ def _draw_gate(axis: Any, gate: GateResult, *, at_least: bool) -> None:
 
 
 def _draw_misses(axis: Any, workspace: Workspace, misses: FrameMisses) -> None:
-    axis.imshow(load_rgb(media_path(workspace, misses.frame)))
+    axis.imshow(load_frame(workspace, misses.frame))
     draw_boxes(axis, (label.box.xyxy for label in misses.ignored), _GREY, style=":", width=0.8)
     draw_boxes(axis, (label.box.xyxy for label in misses.hit), _GREEN, width=0.9)
     false_positives = (one.box.xyxy for one in misses.false_positives)

@@ -21,7 +21,7 @@ from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.slices import check_slice_name, frame_conditions, light_and_weather
-from workbench.detection.preprocessing import Pixels, load_rgb
+from workbench.detection.preprocessing import Pixels, load_frame
 from workbench.export.parity import Fidelity, ReferenceSample
 from workbench.export.quantization import (
     OBSERVERS,
@@ -30,7 +30,7 @@ from workbench.export.quantization import (
     RangeMethod,
     export_int8_target,
 )
-from workbench.records.dataset import Dataset, media_path
+from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Role
 from workbench.records.model_types import CalibrationSet, QuantizationResult
 
@@ -138,10 +138,10 @@ def calibration_images(
             hint="Use seed and train frames only, else evaluation is no longer evidence",
         )
     for frame in picked:
-        yield load_rgb(media_path(workspace, frame))
+        yield load_frame(workspace, frame)
     for number in range(calibration.variants):
         flipped, gain = _VARIANTS[number // len(picked)]
-        pixels = load_rgb(media_path(workspace, picked[number % len(picked)]))
+        pixels = load_frame(workspace, picked[number % len(picked)])
         pixels = pixels[:, ::-1] if flipped else pixels
         yield np.clip(pixels * np.float32(gain), 0, 255).astype(np.uint8)
 

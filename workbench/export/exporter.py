@@ -29,7 +29,7 @@ from workbench.detection.preprocessing import (
     Pixels,
     Preprocessing,
     letterbox,
-    load_rgb,
+    load_frame,
     preprocess_batch,
 )
 from workbench.export import bundle, calibration, formats, gate, latency, parity, qat, sensitivity
@@ -41,7 +41,7 @@ from workbench.export.quantization import (
     export_int8_target,
 )
 from workbench.records.base import Ref, Verdict
-from workbench.records.dataset import Dataset, media_path
+from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
 from workbench.records.model_types import CalibrationSet
 from workbench.records.store import Store
@@ -435,7 +435,7 @@ def held_out_images(
     """Training frames at network size that were not calibrated with, to compare methods on."""
     workspace = _workspace_of(dataset)
     frames = calibration.comparison_frames(dataset, picked, n)
-    return fit_images((load_rgb(media_path(workspace, frame)) for frame in frames), spec)
+    return fit_images((load_frame(workspace, frame) for frame in frames), spec)
 
 
 def fit_images(images: Iterable[Pixels], spec: Preprocessing) -> list[Pixels]:

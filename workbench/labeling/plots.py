@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
-from workbench.data.images import open_rgb
+from workbench.data.images import open_media
 from workbench.labeling.batches import sent_predictions
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, media_path
@@ -125,7 +125,7 @@ def _frame_grid(
 ) -> Any:
     figure, grid = image_grid(len(frames))
     for axis, frame in zip(grid, frames, strict=False):
-        axis.imshow(open_rgb(media_path(workspace, frame)))
+        axis.imshow(open_media(media_path(workspace, frame), frame.id))
         for colour, boxes in layers:
             draw_boxes(axis, (box.xyxy for box in boxes.get(frame.id, ())), colour)
         axis.set_title(f"{frame.drive} #{frame.index}", fontsize=8)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from PIL import UnidentifiedImageError
 from pydantic import BaseModel
 
 from workbench.core import digest
@@ -22,12 +21,13 @@ from workbench.core.names import check_text
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.data.drawing import draw_box_on_image
-from workbench.data.images import open_rgb
+from workbench.data.images import open_media
 from workbench.labeling import label_config, sync
 from workbench.labeling.server import MAX_TITLE_LENGTH, LabelStudio, Project
 from workbench.records.base import Ref, digest_of
 from workbench.records.dataset import media_path
 from workbench.records.frames import Box, Frame, Label, LabelSchema
+from workbench.records.integrity import read_media
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelBatch
 
@@ -195,7 +195,7 @@ def image_address(workspace: Workspace, frame: Frame) -> str:
     """Address of a frame's image in a task.
 
     Raises:
-        DataError: The image file is missing.
+        DataError: The image is missing, or is not the one that was ingested.
     """
     base = remote_media_url()
     if base and frame.suffix in _NOT_SHOWN_BY_BROWSERS:
@@ -207,27 +207,18 @@ def image_address(workspace: Workspace, frame: Frame) -> str:
     if base:
         return f"{base}/{frame.id[:2]}/{frame.id}{frame.suffix}"
     path = media_path(workspace, frame)
-    if not path.is_file():
-        raise DataError(
-            "missing image of a frame",
-            where=path,
-            hint="Ingest the drives again; frame ids stay the same",
-        )
+    read_media(path, frame.id)  # labels of other pixels would be wrong for ever
     if frame.suffix in _NOT_SHOWN_BY_BROWSERS:
-        path = _png_of(path)
+        path = _png_of(path, frame)
     # Relative to the server, so that the server may move to another address.
     return f"/data/local-files/?d={path.relative_to(workspace.served).as_posix()}"
 
 
-def _png_of(path: Path) -> Path:
-    """A PNG of the same pixels beside an image, written once."""
-    png = path.with_suffix(".view.png")
-    if not png.is_file():
-        try:
-            content = io.BytesIO()
-            open_rgb(path).save(content, "PNG")
-        except (OSError, ValueError) as error:
-            raise DataError(f"image cannot be read: {error}", where=path) from error
+def _png_of(path: Path, frame: Frame) -> Path:
+    """A PNG of the same pixels beside an image; one that differs is written again."""
+    png, content = path.with_suffix(".view.png"), io.BytesIO()
+    open_media(path, frame.id).save(content, "PNG")
+    if not png.is_file() or png.read_bytes() != content.getvalue():
         write_atomic(png, content.getvalue())
     return png
 
@@ -348,8 +339,8 @@ def _crop_example(workspace: Workspace, frame: Frame, box: Box) -> bytes | None:
         min(frame.height, round(y2 + margin)),
     )
     try:
-        crop = open_rgb(media_path(workspace, frame)).crop(view)
-    except (OSError, UnidentifiedImageError):
+        crop = open_media(media_path(workspace, frame), frame.id).crop(view)
+    except DataError:
         return None
     outline = (x1 - view[0], y1 - view[1], x2 - view[0], y2 - view[1])
     draw_box_on_image(crop, outline, "#ffcc00", width=max(1, round(max(crop.size) / 100)))

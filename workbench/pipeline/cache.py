@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import digest
+from workbench.core.errors import RecordError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import environment, secret_scan
 from workbench.pipeline.contract import StepContract
+from workbench.records import integrity
 from workbench.records.base import Ref
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
@@ -152,10 +155,11 @@ def path_fingerprint(path: str) -> str:
 
 
 class KeyIndex:
-    """Which run has which key. A lost entry only costs a rerun.
+    """Which run has which key. The records decide: an entry only says where to look.
 
     A run's record is written first and its entry after it. A process killed between the two leaves
-    the marker of `about_to_add`, and the record is then searched by its key.
+    the marker of `about_to_add`. Then, and where an entry is damaged or names a run with another
+    key, the records are searched.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -164,25 +168,45 @@ class KeyIndex:
         self._store = Store(workspace)
 
     def find(self, key: StepKey) -> StepRun | None:
-        """The finished run with this key, if all of its outputs are complete."""
+        """The finished run with this key, if all of its outputs are whole, see `damaged_files`."""
         ref = self.run_ref(key)
         return self.finished(ref) if ref else None
 
     def finished(self, ref: Ref) -> StepRun | None:
-        """The run ``ref``, if it and all of its outputs are complete."""
-        if not self._store.exists(ref):
-            return None
-        run = self._store.get(ref, StepRun)
-        complete = all(self._store.exists(output) for output in run.outputs.values())
-        return run if complete else None
+        """The run ``ref``, if it and all of its outputs are whole."""
+        run = self._run(ref)
+        return run if run and not self.output_damage(run.outputs) else None
+
+    def outputs(self, ref: Ref) -> dict[str, Ref]:
+        """The outputs of the run ``ref``, whole or not."""
+        return self._store.get(ref, StepRun).outputs
+
+    def output_damage(self, outputs: Mapping[str, Ref]) -> list[str]:
+        """What is wrong with the files of a step's outputs, a sentence for each output."""
+        damage = []
+        for name, output in outputs.items():
+            if not self._store.exists(output):
+                damage.append(f"output {name!r} is missing from the store")
+            elif problems := integrity.damaged_files(self._store, output):
+                damage.append(f"output {name!r} is damaged: {'; '.join(problems)}")
+        return damage
 
     def run_ref(self, key: StepKey) -> Ref | None:
-        """Reference of the run with this key, complete or not."""
-        entry = _read_json(self._steps / f"{key.digest}.json")
-        if entry:
-            ref: Ref = entry["run"]
-            return ref
-        return self._search(key) if self._marker(key).exists() else None
+        """Reference of the run with this key, whether or not its outputs are whole."""
+        path = self._steps / f"{key.digest}.json"
+        entry = _read_json(path)
+        ref = entry.get("run") if entry else None
+        if (run := self._run(ref)) and run.key == key.digest:
+            return str(ref)
+        if not path.exists() and not self._marker(key).exists():
+            return None
+        found = self._search(key)
+        with contextlib.suppress(OSError):
+            if found:
+                self.add(key, found)
+            else:
+                path.unlink(missing_ok=True)
+        return found
 
     def about_to_add(self, key: StepKey) -> None:
         """Mark that the record of this key's run is being written."""
@@ -193,24 +217,58 @@ class KeyIndex:
         _write_json(self._steps / f"{key.digest}.json", {"run": run})
         self._marker(key).unlink(missing_ok=True)
 
-    def _marker(self, key: StepKey) -> Path:
-        return self._steps / f"{key.digest}.writing"
-
-    def _search(self, key: StepKey) -> Ref | None:
-        for ref in self._store.refs(StepRun.KIND):
-            if self._store.get(ref, StepRun).key == key.digest:
-                return ref
-        return None
-
     def latest(self, pipeline: str, step: str) -> LatestKey | None:
         """The key with which this step of this pipeline last finished."""
-        entry = _read_json(self._latest / f"{pipeline}.{step}.json")
-        return LatestKey(**entry) if entry and "run" in entry else None
+        entry = _read_json(self._latest / f"{pipeline}.{step}.json") or {}
+        parts, detail, ref = (entry.get(name) for name in ("parts", "detail", "run"))
+        run = self._run(ref)
+        if not run or not isinstance(parts, dict) or not isinstance(detail, dict):
+            return None
+        # Of another step, or with parts that are not those of its run: damaged, as if never run.
+        if run.step != step or run.key != digest.of_json(parts):
+            return None
+        return LatestKey(parts, detail, str(ref))
 
     def set_latest(self, pipeline: str, step: str, key: StepKey, run: Ref) -> None:
         """Enter the key with which a step has finished."""
         entry = {"parts": key.parts, "detail": key.detail, "run": run}
         _write_json(self._latest / f"{pipeline}.{step}.json", entry)
+
+    def repair(self) -> list[str]:
+        """Correct the entries that do not match the records; returns their names."""
+        by_key = {run.key: ref for ref in self._store.refs(StepRun.KIND) if (run := self._run(ref))}
+        wrong = []
+        for path in sorted(self._steps.glob("*.json")):
+            run = self._run((_read_json(path) or {}).get("run"))
+            if run and run.key == path.stem:
+                continue
+            wrong.append(f"index/steps/{path.name}")
+            if path.stem in by_key:
+                _write_json(path, {"run": by_key[path.stem]})
+            else:
+                path.unlink(missing_ok=True)
+        for path in sorted(self._latest.glob("*.json")):
+            pipeline, _, step = path.stem.partition(".")
+            if self.latest(pipeline, step) is None:
+                wrong.append(f"index/latest/{path.name}")
+                path.unlink(missing_ok=True)
+        return wrong
+
+    def _marker(self, key: StepKey) -> Path:
+        return self._steps / f"{key.digest}.writing"
+
+    def _run(self, ref: object) -> StepRun | None:
+        """The run record ``ref``; None for anything else."""
+        try:
+            return self._store.get(ref, StepRun) if isinstance(ref, str) else None
+        except RecordError:
+            return None
+
+    def _search(self, key: StepKey) -> Ref | None:
+        for ref in reversed(list(self._store.refs(StepRun.KIND))):
+            if (run := self._run(ref)) and run.key == key.digest:
+                return ref
+        return None
 
 
 def collect_small_files(
@@ -239,11 +297,12 @@ def collect_small_files(
 
 
 def _read_json(path: Path) -> Json | None:
+    """A JSON object; None if the file is missing, damaged or holds anything else."""
     try:
-        content: Json = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
-    return content
+    return content if isinstance(content, dict) else None
 
 
 def _write_json(path: Path, value: Json) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import RecordError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, StepKey
@@ -25,6 +25,7 @@ from workbench.pipeline.external import ExternalServices
 from workbench.pipeline.plan import PlannedStep
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.pipeline.step_output import StepFiles, last_metric_values
+from workbench.records import integrity
 from workbench.records.base import Ref, kind_of
 from workbench.records.model_types import NotebookSource, StepRun
 from workbench.records.references import register_dataset
@@ -125,6 +126,10 @@ class StepExecution:
             result = self._run_with_retries(planned, key, folder)
             if result.status is not ExitStatus.OK:
                 return StepOutcome(result)
+            damage = self._index.output_damage(result.outputs)
+            if damage:  # by something that this step does not write: running it again is no help
+                error = RecordError("; ".join(damage), hint=integrity.REPAIR_HINT)
+                return StepOutcome(StepResult.from_error(ExitStatus.CONTRACT, error))
             return StepOutcome(result, self._write_record(planned, key, result, folder))
 
     def _run_with_retries(self, planned: PlannedStep, key: StepKey, folder: Path) -> StepResult:

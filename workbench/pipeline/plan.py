@@ -160,7 +160,7 @@ def _decide_action(
         done = index.find(key) or (latest and index.finished(latest.run) if side_effects else None)
         if done:
             return planned("skip", "not selected; its last outputs are used", cached=done)
-        return planned("omit", "not selected")
+        return planned("omit", "not selected", *_output_damage(key, index))
     if step.name in choice.fresh:
         return planned("run", "rerun requested")
     if side_effects:
@@ -173,11 +173,18 @@ def _decide_action(
 
 def _run_reasons(key: StepKey, index: KeyIndex, latest: LatestKey | None) -> list[str]:
     """Why a step has to run although no rerun was requested."""
-    if index.run_ref(key):
-        return ["an output is missing from the store"]
+    damage = _output_damage(key, index)
+    if damage:
+        return damage
     if latest is None:
         return ["never run before"]
     return key.differs_from(latest) or ["it did not finish last time"]
+
+
+def _output_damage(key: StepKey, index: KeyIndex) -> list[str]:
+    """What is wrong with the outputs of the finished run with this key."""
+    ref = index.run_ref(key)
+    return index.output_damage(index.outputs(ref)) if ref else []
 
 
 def _unmet_condition(step: PipelineStep, outputs: StepOutputs, workspace: Workspace) -> str | None:

@@ -383,8 +383,12 @@ def _check_selection(workspace: Workspace, pipeline: Pipeline, choice: StepSelec
     for name in sorted(choice.only):
         for need in pipeline.steps[name].needs:
             if steps[need].action == "omit" and need not in choice.only:
+                damage = "; ".join(
+                    steps[need].reasons[1:]
+                )  # the first says that it is not selected
                 raise ContractError(
-                    f"step {name!r} needs the outputs of {need!r}, which are missing or outdated",
+                    f"step {name!r} needs the outputs of {need!r}: "
+                    f"{damage or 'they are missing or outdated'}",
                     where=pipeline.file.name,
                     hint=f"Run it too (--only {need} --only {name}), or omit --only",
                 )

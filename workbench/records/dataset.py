@@ -217,6 +217,7 @@ def save_dataset(
     parents: Sequence[Ref] = (),
     quarantine: Iterable[Quarantined] = (),
     sources: dict[Digest, str] | None = None,
+    source_root: Path | None = None,
 ) -> Ref:
     """Save ``dataset`` as a new immutable version.
 
@@ -225,6 +226,7 @@ def save_dataset(
         parents: Versions that it was derived from.
         quarantine: Inputs that were left out.
         sources: File name in the source by frame id; stored beside the record, not in its digest.
+        source_root: The folder of ``sources``, from which damaged images are restored.
 
     Returns:
         The reference of the version.
@@ -254,7 +256,10 @@ def save_dataset(
         "labels.jsonl": _sorted_lines(dataset.labels),
         "quarantine.jsonl": to_json_lines(left_out),
     }
-    return store.put(record, payload, side={"sources": sources} if sources else None)
+    side: dict[str, Json] = {"sources": dict(sources)} if sources else {}
+    if source_root is not None:
+        side["source_root"] = {"folder": str(source_root.resolve())}
+    return store.put(record, payload, side=side)
 
 
 def load_dataset(store: Store, ref: Ref) -> Dataset:

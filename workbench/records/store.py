@@ -4,6 +4,9 @@
 covers everything. A record is written to a temporary folder and renamed: readers, crashes and
 concurrent writers never see a partial record. ``side/`` holds what is not part of the digest:
 times, hosts, latencies, signatures.
+
+Bytes are verified when they are read, and when the same record is written again: files of it that
+are damaged by then are replaced.
 """
 
 from __future__ import annotations
@@ -32,8 +35,12 @@ __all__ = ["Store"]
 R = TypeVar("R", bound=Record)
 Payload = Mapping[str, Path | bytes]
 
-_COMPLETE = "COMPLETE"
-_RECORD = "record.json"
+COMPLETE_FILE = "COMPLETE"
+RECORD_FILE = "record.json"
+_DAMAGED = (
+    "Run the pipeline that wrote it again, which writes it anew, or restore it from a backup; "
+    "`workbench doctor --records` names all that is damaged"
+)
 
 
 class Store:
@@ -51,7 +58,9 @@ class Store:
         *,
         side: Mapping[str, Any] | None = None,
     ) -> Ref:
-        """Write ``record`` with its payload; a record that exists is left as it is.
+        """Write ``record`` with its payload.
+
+        Of a record that exists, files that are missing or were changed are written again.
 
         Args:
             payload: Bytes, or a file to copy, by relative file name.
@@ -69,15 +78,13 @@ class Store:
         body["payload"] = {name: _payload_entry(name, source) for name, source in payload.items()}
         content = digest.canonical_json(body)
         ref = make_ref(record.KIND, digest.of_bytes(content))
-        folder = self.folder(ref)
-        if not (folder / _COMPLETE).exists():
-            self._write(folder, content, payload, side or {})
+        self._write_or_repair(ref, content, payload, side or {})
         return ref
 
     def restore(
         self, ref: Ref, content: bytes, payload: Mapping[str, Path], *, side: Mapping[str, Any]
     ) -> None:
-        """Copy a record from another store byte for byte; a record that exists is left as it is.
+        """Copy a record from another store byte for byte, repairing one that exists as `put` does.
 
         Args:
             content: Its ``record.json``.
@@ -90,12 +97,11 @@ class Store:
         if digest.of_bytes(content) != digest_of(ref):
             raise RecordError("record does not match its digest: it was changed", where=ref)
         entries = {name: _payload_entry(name, source) for name, source in payload.items()}
-        expected = json.loads(content)["payload"]
+        expected = _parse_body(ref, content)["payload"]
         for name in sorted(expected.keys() | entries.keys()):
             if expected.get(name) != entries.get(name):
                 raise RecordError(f"payload file {name!r} is missing or was changed", where=ref)
-        if not self.exists(ref):
-            self._write(self.folder(ref), content, payload, side)
+        self._write_or_repair(ref, content, payload, side)
 
     def get(self, ref: Ref, expected: type[R]) -> R:
         """Read a record of type ``expected``.
@@ -130,7 +136,7 @@ class Store:
 
     def exists(self, ref: Ref) -> bool:
         """Whether the record is complete."""
-        return (self.folder(ref) / _COMPLETE).exists()
+        return (self.folder(ref) / COMPLETE_FILE).exists()
 
     def payload(self, ref: Ref, name: str) -> Path:
         """Path of a payload file; its digest is verified once per process.
@@ -138,16 +144,14 @@ class Store:
         Raises:
             RecordError: The file is not part of the record, is missing, or was changed.
         """
-        expected = self._body(ref)["payload"].get(name)
+        expected = self.payload_files(ref).get(name)
         if expected is None:
             raise RecordError(f"record has no payload file {name!r}", where=ref)
         path = self.folder(ref) / "payload" / name
         if path not in self._verified:
-            if not path.exists() or digest.of_file(path) != expected["sha256"]:
+            if not _has_digest(path, expected):
                 raise RecordError(
-                    f"payload file {name!r} is missing or was changed",
-                    where=path,
-                    hint="Restore it from a backup, or rerun its step with --fresh",
+                    f"payload file {name!r} is missing or was changed", where=path, hint=_DAMAGED
                 )
             self._verified.add(path)
         return path
@@ -156,9 +160,17 @@ class Store:
         """Relative names of the payload files, sorted."""
         return sorted(self._body(ref)["payload"])
 
+    def payload_files(self, ref: Ref) -> dict[str, str]:
+        """Digest of each payload file by its relative name; the files are not read.
+
+        Raises:
+            RecordError: The record does not exist or was changed.
+        """
+        return {name: entry["sha256"] for name, entry in self._body(ref)["payload"].items()}
+
     def refs(self, kind: str) -> Iterator[Ref]:
         """References of all complete records of a kind, oldest first."""
-        marks = (self.root / kind).glob(f"*/{_COMPLETE}")
+        marks = (self.root / kind).glob(f"*/{COMPLETE_FILE}")
         for mark in sorted(marks, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)):
             yield make_ref(kind, mark.parent.name)
 
@@ -166,10 +178,17 @@ class Store:
         """The folder of a record, whether or not it exists."""
         return self.root / kind_of(ref) / digest_of(ref)
 
-    def side(self, ref: Ref, name: str) -> Any:
-        """The JSON value of a side file; None if it does not exist."""
+    def side(self, ref: Ref, name: str) -> Json | None:
+        """The JSON object of a side file; None if it is missing or holds anything else.
+
+        Side files are not covered by the record's digest: check what they say before relying on it.
+        """
         path = self.folder(ref) / "side" / f"{name}.json"
-        return json.loads(path.read_bytes()) if path.exists() else None
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
 
     def write_side(self, ref: Ref, name: str, value: Any) -> None:
         """Write or replace a side file."""
@@ -177,16 +196,34 @@ class Store:
         write_atomic(self.folder(ref) / "side" / f"{name}.json", data)
 
     def _body(self, ref: Ref) -> Json:
-        path = self.folder(ref) / _RECORD
+        path = self.folder(ref) / RECORD_FILE
         if not self.exists(ref):
             raise RecordError(
                 "no such record", where=ref, hint="`workbench datasets` lists what is here"
             )
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            problem = f"record cannot be read: {error.strerror}"
+            raise RecordError(problem, where=path, hint=_DAMAGED) from error
         if digest.of_bytes(content) != digest_of(ref):
-            raise RecordError("record does not match its digest: it was changed", where=path)
-        body: Json = json.loads(content)
-        return body
+            problem = "record does not match its digest: it was changed"
+            raise RecordError(problem, where=path, hint=_DAMAGED)
+        return _parse_body(ref, content)
+
+    def _write_or_repair(
+        self, ref: Ref, content: bytes, payload: Payload, side: Mapping[str, Any]
+    ) -> None:
+        folder = self.folder(ref)
+        if not (folder / COMPLETE_FILE).exists():
+            self._write(folder, content, payload, side)
+        if not _has_digest(folder / RECORD_FILE, digest_of(ref)):
+            write_atomic(folder / RECORD_FILE, content)
+        for name, entry in json.loads(content)["payload"].items():
+            path, source = folder / "payload" / name, payload[name]
+            if not _has_digest(path, entry["sha256"]):
+                self._verified.discard(path)
+                write_atomic(path, source if isinstance(source, bytes) else source.read_bytes())
 
     def _write(
         self, folder: Path, content: bytes, payload: Payload, side: Mapping[str, Any]
@@ -194,7 +231,7 @@ class Store:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
         try:
-            (temporary / _RECORD).write_bytes(content)
+            (temporary / RECORD_FILE).write_bytes(content)
             for name, source in payload.items():
                 target = temporary / "payload" / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,21 +244,46 @@ class Store:
                 data = json.dumps(value, indent=1, sort_keys=True).encode()
                 write_atomic(temporary / "side" / f"{name}.json", data)
             _sync_tree(temporary)
-            (temporary / _COMPLETE).touch()
+            (temporary / COMPLETE_FILE).touch()
             temporary.chmod(0o755)
-            if folder.exists() and not (folder / _COMPLETE).exists():
+            if folder.exists() and not (folder / COMPLETE_FILE).exists():
                 shutil.rmtree(folder)  # an interrupted copy
             try:
                 temporary.rename(folder)
             except OSError:
-                if not (folder / _COMPLETE).exists():
+                if not (folder / COMPLETE_FILE).exists():
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _parse_body(ref: Ref, content: bytes) -> Json:
+    """The body of a record whose digest is right; anyone can write a file with a right digest."""
+    try:
+        body = json.loads(content)
+        names = [name for name, entry in body["payload"].items() if entry["sha256"]]
+        valid = body["kind"] == kind_of(ref)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise RecordError("record has an invalid format", where=ref, hint=_DAMAGED) from error
+    if not valid or any(_points_outside(name) for name in names):
+        raise RecordError("record has an invalid format", where=ref, hint=_DAMAGED)
+    return dict(body)
+
+
+def _points_outside(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def _has_digest(path: Path, expected: str) -> bool:
+    """Whether the file can be read and has this digest."""
+    try:
+        return digest.of_file(path) == expected
+    except OSError:
+        return False
+
+
 def _payload_entry(name: str, source: Path | bytes) -> dict[str, str | int]:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if _points_outside(name):
         raise RecordError("payload name points outside the record", where=name)
     if isinstance(source, bytes):
         return {"sha256": digest.of_bytes(source), "bytes": len(source)}

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from workbench.core import digest, processes
+from workbench.core import processes
 from workbench.core.errors import DataError, ParameterError
 from workbench.data.slices import frame_conditions
 from workbench.detection.preprocessing import (
@@ -28,12 +28,13 @@ from workbench.detection.preprocessing import (
     Preprocessing,
     letterbox,
     letterbox_transform,
-    load_rgb,
+    load_frame,
     normalise,
 )
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Frame
+from workbench.records.integrity import REPAIR_HINT
 from workbench.training import augment
 from workbench.training.config import Sampling, TrainingConfig
 from workbench.training.targets import Targets, frame_targets, label_weighting
@@ -214,20 +215,15 @@ class DataLoader:
             ) from error
 
     def _decode(self, frame: Frame) -> tuple[Pixels, Targets]:
-        path = media_path(self._workspace, frame)
         try:
-            # Many damaged images still decode: the weights would no longer follow from the dataset.
-            if digest.of_file(path) != frame.id:
-                raise DataError("the image is not the one that was ingested", where=path)
-            pixels, placement = letterbox(load_rgb(path), self._spec)
-        except (OSError, DataError) as error:
-            problem = error.what if isinstance(error, DataError) else str(error)
+            pixels, placement = letterbox(load_frame(self._workspace, frame), self._spec)
+        except DataError as error:
             raise DataError(
                 f"frame {frame.id[:12]} of drive {frame.drive} (number {frame.index}) cannot be "
-                f"used: {problem}",
-                where=path.name,
-                hint="Ingest its source again, which restores the image, and train again: training "
-                "resumes from its saved state. Leaving the frame out would give other weights",
+                f"used: {error.what}",
+                where=media_path(self._workspace, frame).name,
+                hint=f"{REPAIR_HINT}. Then train again: training resumes from its saved state. "
+                "Leaving the frame out would give other weights",
             ) from error
         return pixels, self._targets(frame, placement)
 

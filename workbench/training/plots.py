@@ -15,8 +15,8 @@ from workbench.core.workspace import Workspace
 from workbench.data.drawing import draw_boxes, image_grid
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import Predictor
-from workbench.detection.preprocessing import load_rgb
-from workbench.records.dataset import Dataset, media_path
+from workbench.detection.preprocessing import load_frame
+from workbench.records.dataset import Dataset
 from workbench.records.model_types import SweepReport
 from workbench.training.checkpoint import LogMetric, TrainingResult
 from workbench.training.sweeps import describe_settings
@@ -222,7 +222,7 @@ def plot_predictions(
     figure, grid = image_grid(len(chosen))
     for axis, index in zip(grid, chosen, strict=False):
         frame = dataset.frames[index]
-        image = load_rgb(media_path(workspace, frame))
+        image = load_frame(workspace, frame)
         axis.imshow(image)
         labels = dataset.labels_by_frame[frame.id]
         draw_boxes(axis, (label.box.xyxy for label in labels), "white")

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
+from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colour, draw_box_on_image, draw_boxes, image_grid
-from workbench.data.images import open_rgb
+from workbench.data.images import open_media
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Prediction, Selection
 
@@ -208,7 +209,7 @@ def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, matches: Sequence[
     cards += [(one, one.reasons[0]) for one in matches]
     figure, grid = image_grid(len(cards), columns=4, cell=(3.25, 2.5))
     for number, (axes, (one, text)) in enumerate(zip(grid, cards, strict=False)):
-        axes.imshow(open_rgb(one.image))
+        axes.imshow(open_media(one.image, one.frame))
         draw_boxes(axes, (drawn.xyxy for drawn in one.boxes), "#ff3b30", width=1.6)
         weight = "bold" if number == 0 else "normal"
         axes.set_title(f"{one.drive}\n{text}", fontsize=8, loc="left", fontweight=weight)
@@ -219,8 +220,8 @@ def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, matches: Sequence[
 def draw_frame(shown: ShownFrame, width: int) -> bytes:
     """PNG of a frame with its boxes, ``width`` pixels wide; grey where the image is unreadable."""
     try:
-        image = open_rgb(shown.image)
-    except (OSError, UnidentifiedImageError):
+        image = open_media(shown.image, shown.frame)
+    except DataError:
         return _png(_placeholder(width))
     scale = width / image.width
     image = image.resize((width, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)

@@ -87,7 +87,7 @@ def test_fingerprints_are_read_the_second_time(
     dataset = synthetic.clean(workspace, drives=2)
     first = hygiene.compute_fingerprints(workspace, dataset.frames)
     module = sys.modules["workbench.curation.hygiene.fingerprints"]
-    monkeypatch.setattr(module, "load_rgb", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(module, "load_frame", lambda *_: pytest.fail("read again"))
     again = hygiene.compute_fingerprints(workspace, dataset.frames)
     assert again.pixels == first.pixels
     assert (again.hashes == first.hashes).all()
@@ -109,7 +109,7 @@ def test_an_unreadable_frame_is_skipped_with_its_reason(workspace: Workspace) ->
     assert torn.id not in found.frames
     ((frame, why),) = found.skipped
     assert frame == torn.id
-    assert "cannot be read" in why
+    assert "is not the one that was ingested" in why
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(

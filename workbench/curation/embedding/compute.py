@@ -33,8 +33,7 @@ from workbench.curation.embedding.embeddings import (
 from workbench.curation.embedding.encoders import DetectorEncoder, Encoder, EncoderOutput
 from workbench.curation.embedding.quality import measure_quality
 from workbench.detection.predictor import TorchPredictor
-from workbench.detection.preprocessing import Pixels, load_rgb
-from workbench.records.dataset import media_path
+from workbench.detection.preprocessing import Pixels, load_frame
 from workbench.records.frames import Frame
 from workbench.services import ray_cluster
 
@@ -181,7 +180,7 @@ def _prefetch(
 
         def start(number: int) -> list[Future[_MeasuredImage]]:
             chunk = batches[number] if number < len(batches) else ()
-            return [pool.submit(_load_and_measure, media_path(workspace, frame)) for frame in chunk]
+            return [pool.submit(_load_and_measure, workspace, frame) for frame in chunk]
 
         following = start(0)
         for number, chunk in enumerate(batches):
@@ -189,8 +188,8 @@ def _prefetch(
             yield chunk, current
 
 
-def _load_and_measure(path: Path) -> _MeasuredImage:
-    image = load_rgb(path)
+def _load_and_measure(workspace: Workspace, frame: Frame) -> _MeasuredImage:
+    image = load_frame(workspace, frame)
     return image, measure_quality(image)
 
 

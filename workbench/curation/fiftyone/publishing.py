@@ -26,6 +26,7 @@ from workbench.data.slices import describe_conditions
 from workbench.detection import boxes
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.frames import Box, Frame, Label
+from workbench.records.integrity import damaged_media
 from workbench.records.types import Prediction, SelectedFrame, Selection
 
 __all__ = ["is_published", "open_app", "publish"]
@@ -357,6 +358,7 @@ def _fill_samples(
     names, tags = fo_dataset.values(["frame", "tags"])
     frames = [by_id[name] for name in names]
     choices = {choice.frame: choice for choice in selection.chosen} if selection else {}
+    damaged = {frame.id for frame in damaged_media(workspace, frames)}
     predictions_by_frame: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         predictions_by_frame.setdefault(prediction.frame, []).append(prediction)
@@ -371,7 +373,7 @@ def _fill_samples(
         "ground_truth": [_ground_truth(fo, f, dataset.labels_by_frame[f.id]) for f in frames],
         "predictions": [_predicted_boxes(fo, f, predictions_by_frame.get(f.id)) for f in frames],
         "tags": [_merge_tags(old, choices.get(f.id)) for old, f in zip(tags, frames, strict=True)],
-        "reason": [_choice_reason(choices.get(f.id)) for f in frames],
+        "reason": [_reason(choices.get(f.id), damaged=f.id in damaged) for f in frames],
         "rank": [choices[f.id].rank if f.id in choices else None for f in frames],
         "arm": [choices[f.id].arm if f.id in choices else None for f in frames],
         "condition": [describe_conditions(frame) for frame in frames],
@@ -442,7 +444,10 @@ def _merge_tags(old: Sequence[str], choice: SelectedFrame | None) -> list[str]:
     return [choice.arm, *people] if choice else people
 
 
-def _choice_reason(choice: SelectedFrame | None) -> str | None:
+def _reason(choice: SelectedFrame | None, *, damaged: bool) -> str | None:
+    """Why a frame was selected, or that people see another image than the one ingested."""
+    if damaged:
+        return "image missing or not the one that was ingested"
     return "; ".join(choice.reasons) if choice else None
 
 

@@ -27,8 +27,7 @@ from workbench.core import digest
 from workbench.core.errors import DataError, WorkbenchError
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.detection.preprocessing import Pixels, load_rgb
-from workbench.records.dataset import media_path
+from workbench.detection.preprocessing import Pixels, load_frame
 from workbench.records.frames import Frame
 
 __all__ = ["compute_fingerprints"]
@@ -108,7 +107,7 @@ def _fingerprint_frames(
     workspace: Workspace, frames: Sequence[Frame], skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[str, str, _HashWords]]:
     def one(frame: Frame) -> tuple[str, _HashWords]:
-        image = load_rgb(media_path(workspace, frame))
+        image = load_frame(workspace, frame)
         return pixel_digest(image), tuple(perceptual_hash(image).tolist())
 
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:

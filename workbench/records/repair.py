@@ -1,0 +1,252 @@
+"""`workbench doctor --records`: check every record and image of a workspace, and repair them.
+
+A digest cannot be turned back into bytes. What is damaged is repaired from other places with the
+same bytes: images from the source that they were ingested from, payload files from other records
+and from release folders. The rest is named, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workbench.core import digest
+from workbench.core.errors import RecordError
+from workbench.core.types import Json, Progress
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.records.base import Digest, Ref, digest_of, make_ref
+from workbench.records.dataset import media_path
+from workbench.records.frames import Frame
+from workbench.records.integrity import damaged_media, dataset_frames, erased_frames
+from workbench.records.model_types import StepRun
+from workbench.records.store import COMPLETE_FILE, RECORD_FILE, Store
+from workbench.records.types import RECORD_TYPES, DatasetVersion
+
+__all__ = ["Finding", "RecordsReport", "check_records"]
+
+_REF_DIGITS = 64
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was damaged.
+
+    Attributes:
+        where: The record or file.
+        problem: What was wrong.
+        repaired: Whether it is right again.
+        fix: What to do if it was not repaired.
+    """
+
+    where: str
+    problem: str
+    repaired: bool
+    fix: str = ""
+
+
+@dataclass
+class RecordsReport:
+    """Result of `check_records`: how much was read, and what was damaged."""
+
+    records: int = 0
+    images: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is right now."""
+        return all(finding.repaired for finding in self.findings)
+
+    def to_json(self) -> Json:
+        """The result as ``--json`` prints it."""
+        return {
+            "ok": self.ok,
+            "records": self.records,
+            "images": self.images,
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+
+def check_records(workspace: Workspace, progress: Progress | None = None) -> RecordsReport:
+    """Read every record, payload file and image, and repair what can be repaired.
+
+    Args:
+        workspace: The workspace.
+        progress: Called with the number of records read and their total.
+    """
+    report = RecordsReport()
+    store = Store(workspace)
+    refs = list(_all_refs(workspace))
+    whole = []
+    for done, ref in enumerate(refs, start=1):
+        if _check_record(store, ref, report):
+            whole.append(ref)
+        if progress:
+            progress(done, len(refs))
+    report.records = len(refs)
+    _check_images(store, [ref for ref in whole if ref.startswith(DatasetVersion.KIND)], report)
+    return report
+
+
+def _all_refs(workspace: Workspace) -> Iterator[Ref]:
+    """References of all folders of records, whole or not."""
+    for kind in RECORD_TYPES:
+        folder = workspace.records / kind
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_dir() and len(path.name) == _REF_DIGITS:
+                yield make_ref(kind, path.name)
+
+
+def _check_record(store: Store, ref: Ref, report: RecordsReport) -> bool:
+    """Check and repair one record; returns whether it is whole now."""
+    folder = store.folder(ref)
+    complete = (folder / COMPLETE_FILE).exists()
+    try:
+        if not complete and not _is_whole(store, ref):
+            fix = f"It was never finished: remove {folder}"
+            report.findings.append(Finding(ref, "record is incomplete", False, fix))
+            return False
+        (folder / COMPLETE_FILE).touch()
+        if not complete:
+            report.findings.append(Finding(ref, "its mark COMPLETE was missing", True))
+        store.load(ref)
+        files = store.payload_files(ref)
+    except (RecordError, OSError) as error:
+        problem = error.what if isinstance(error, RecordError) else f"cannot be read: {error}"
+        report.findings.append(Finding(ref, problem, False, _how_to_write_again(store, ref)))
+        return False
+    _check_side_files(store, ref, report)
+    whole = True
+    for name, expected in sorted(files.items()):
+        path = folder / "payload" / name
+        if _has_digest(path, expected):
+            continue
+        copy = _find_copy(store, ref, name, expected)
+        if copy:
+            write_atomic(path, copy)
+        whole = whole and copy is not None
+        problem = f"payload file {name!r} was missing or changed"
+        fix = "" if copy else _how_to_write_again(store, ref)
+        report.findings.append(Finding(ref, problem, copy is not None, fix))
+    return whole
+
+
+def _is_whole(store: Store, ref: Ref) -> bool:
+    """Whether a record without its mark has all of its bytes: only the mark was lost then."""
+    folder = store.folder(ref)
+    if not _has_digest(folder / RECORD_FILE, digest_of(ref)):
+        return False
+    payload: Json = json.loads((folder / RECORD_FILE).read_bytes()).get("payload", {})
+    return all(
+        _has_digest(folder / "payload" / name, entry["sha256"]) for name, entry in payload.items()
+    )
+
+
+def _check_side_files(store: Store, ref: Ref, report: RecordsReport) -> None:
+    for path in sorted((store.folder(ref) / "side").glob("*.json")):
+        if store.side(ref, path.stem) is not None:
+            continue
+        path.replace(path.with_suffix(".damaged"))
+        problem = f"side file {path.name} is not a JSON object; renamed to {path.stem}.damaged"
+        report.findings.append(Finding(ref, problem, True))
+
+
+def _find_copy(store: Store, ref: Ref, name: str, expected: str) -> bytes | None:
+    """The bytes of a payload file, from a release or another record."""
+    candidates = [
+        folder / name
+        for folder in store.workspace.releases.glob(f"*/{digest_of(ref)[:12]}")
+        if (folder / name).is_file()
+    ]
+    candidates += [
+        store.folder(other) / "payload" / other_name
+        for other in _all_refs(store.workspace)
+        if other != ref
+        for other_name, found in _payload_or_nothing(store, other).items()
+        if found == expected
+    ]
+    return next(filter(None, (_bytes_if(path, expected) for path in candidates)), None)
+
+
+def _payload_or_nothing(store: Store, ref: Ref) -> dict[str, str]:
+    try:
+        return store.payload_files(ref)
+    except RecordError:
+        return {}
+
+
+def _how_to_write_again(store: Store, ref: Ref) -> str:
+    """How to get a damaged record back."""
+    backup = f"restore {store.folder(ref)} from a backup"
+    for run_ref in store.refs(StepRun.KIND):
+        try:
+            run = store.get(run_ref, StepRun)
+        except RecordError:
+            continue
+        if ref in run.outputs.values():
+            return f"Run its pipeline again: step {run.step} writes it anew. Or {backup}"
+    return f"{backup.capitalize()}, or make it again; if it is lost, remove that folder"
+
+
+def _check_images(store: Store, datasets: list[Ref], report: RecordsReport) -> None:
+    frames: dict[Digest, Frame] = {}
+    for ref in datasets:
+        frames.update({frame.id: frame for frame in dataset_frames(store, ref)})
+    report.images = len(frames)
+    damaged = damaged_media(store.workspace, frames.values(), full=True)
+    erased = erased_frames(store, damaged)
+    damaged = [frame for frame in damaged if frame.id not in erased]
+    if not damaged:
+        return
+    sources = _source_files(store, datasets, {frame.id for frame in damaged})
+    for frame in damaged:
+        path, known = media_path(store.workspace, frame), sources.get(frame.id, [])
+        data = next(filter(None, (_bytes_if(file, frame.id) for file in known)), None)
+        if data:
+            write_atomic(path, data)
+        where = f"{path.relative_to(store.workspace.root)} ({frame.drive} #{frame.index})"
+        problem = "image was missing or not the one that was ingested"
+        report.findings.append(
+            Finding(where, problem, data is not None, "" if data else _how_to_restore(known))
+        )
+
+
+def _how_to_restore(known: list[Path]) -> str:
+    again = "ingest its unchanged source again (`workbench ingest`, or the pipeline's ingest step)"
+    if not known:
+        return f"Its source is unknown here: restore it from a backup, or {again}"
+    return f"{known[0]} is missing or has other bytes, too: restore it from a backup, or {again}"
+
+
+def _source_files(
+    store: Store, datasets: list[Ref], frames: set[Digest]
+) -> dict[Digest, list[Path]]:
+    """Where the images of frames were ingested from, as the side files of datasets say."""
+    files: dict[Digest, list[Path]] = {}
+    for ref in datasets:
+        root, names = store.side(ref, "source_root"), store.side(ref, "sources")
+        folder = root.get("folder") if root else None
+        if not isinstance(folder, str) or not names:
+            continue
+        for frame in frames & names.keys():
+            if isinstance(names[frame], str):
+                files.setdefault(frame, []).append(Path(folder) / names[frame])
+    return files
+
+
+def _bytes_if(path: Path, expected: str) -> bytes | None:
+    """The content of a file, if its digest is the expected one."""
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    return data if digest.of_bytes(data) == expected else None
+
+
+def _has_digest(path: Path, expected: str) -> bool:
+    try:
+        return digest.of_file(path) == expected
+    except OSError:
+        return False
