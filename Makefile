@@ -40,7 +40,7 @@ label-studio: $(LS_STAMP) ## Install only Label Studio's environment (with conda
 
 run: setup ## The whole pipeline, on built-in drives or DATA=… FORMAT=…
 	@$(WORKBENCH) up >&2
-	@$(WORKBENCH) run pipelines/data_engine.yaml -p labelers=replay \
+	@$(WORKBENCH) run pipelines/data_engine.yaml -p labelers=replay -p overlap=0.15 \
 		$(if $(DATA),-p 'data=$(DATA)') $(if $(FORMAT),-p 'format=$(FORMAT)') $(ARGS); \
 	code=$$?; case $$code in 3|4) exit 0;; *) exit $$code;; esac # 3: refused by a gate, 4: waits for people
 

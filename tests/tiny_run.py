@@ -23,6 +23,7 @@ TINY = {
     "labelers": "replay",
     "training_steps": "8",
     "budget": "8",
+    "overlap": "0.25",
     "target": "no",
 }
 

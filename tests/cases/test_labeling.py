@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from workbench import data
+from tests.labeling.conftest import make_sample
+from tests.servers import Servers
+from workbench import data, labeling, services
+from workbench.cli.labeling import label
 from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
 from workbench.data.images import open_rgb
 from workbench.detection.preprocessing import load_rgb
 from workbench.labeling import projects
 from workbench.labeling.regions import DrawnObject, parse_result, to_regions, without_copies
+from workbench.records import references
+from workbench.records.base import digest_of
 from workbench.records.frames import Box, LabelSchema
 
 SCHEMA = LabelSchema(name="s", version=1, classes=("car", "truck"))
@@ -76,3 +84,44 @@ def test_16_bit_images_are_scaled_everywhere(
     Image.fromarray(np.minimum(values, 4095)).save(tmp_path / "s" / f"a_0002.{suffix}")
     (note,) = data.ingest(workspace, tmp_path / "s", name="d").notes
     assert f"1 16-bit image with no value above 4095, such as a_0002.{suffix}" in note
+
+
+def test_every_new_version_has_a_number_of_its_name(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Case L02: `label collect --merge`, `withdraw` and `migrate`, and what a name then means."""
+    workspace = servers.workspace
+    monkeypatch.setenv("WORKBENCH_HOME", str(workspace.root))
+    sample = make_sample(workspace, "lscase", 2)
+    references.register_dataset(workspace, sample.ref)
+    sent = _label("send", sample.selection)
+    admin = services.label_studio_admin(workspace)
+    server = labeling.connect(admin.url, admin.token)
+    drawn = [dict(region) for region in _regions("a")]
+    for task in server.task_by_frame(sent["project"], digest_of(sent["batch"])).values():
+        size = {
+            "original_width": sample.frames[0].width,
+            "original_height": sample.frames[0].height,
+        }
+        server.annotate(task, [{**region, **size} for region in drawn], lead_time_s=20)
+    merged = _label("collect", sent["batch"], "--merge")
+    assert merged["version"] == "lscase@2"
+    withdrawn = _label("withdraw", "lscase", "--frame", sample.frames[0].id, "--reason", "blurred")
+    assert withdrawn["version"] == "lscase@3"
+    schema = tmp_path / "next.yaml"
+    schema.write_text("name: dashcam\nversion: 2\nclasses: [car, pedestrian, tram]\n")
+    migrated = _label("migrate", "lscase", str(schema))
+    assert migrated["version"] == "lscase@4"
+    versions = [
+        each for each in references.list_dataset_versions(workspace) if each.name == "lscase"
+    ]
+    assert [each.ref for each in versions] == [
+        sample.ref,
+        *(made["dataset"] for made in (merged, withdrawn, migrated)),
+    ]
+    assert references.resolve_dataset(workspace, "lscase") == migrated["dataset"]
+
+
+def _label(*arguments: str) -> Any:
+    done = CliRunner().invoke(label, [*arguments, "--json"], catch_exceptions=False)
+    return json.loads(done.stdout)

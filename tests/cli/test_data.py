@@ -94,7 +94,7 @@ def test_errors_have_a_hint_and_write_nothing(
 ) -> None:
     for arguments, status, hint in (
         (["ingest", "/away", "--name", "d"], 2, "no such source"),
-        (["ingest", str(source), "--name", "d", "--map", "van"], 2, "--map SOURCE=CLASS"),
+        (["ingest", str(source), "--name", "d", "--map", "van"], 2, "Write SOURCE=CLASS"),
         (["ingest", str(source), "--name", "d", "--map", "van=boat"], 2, "Use one of car"),
         (["datasets", "show", "d"], 1, "workbench ingest SOURCE --name NAME"),
     ):

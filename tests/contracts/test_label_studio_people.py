@@ -21,6 +21,7 @@ from workbench.labeling.sender import priority_order
 from workbench.records import dataset
 from workbench.records.base import Ref, digest_of
 from workbench.records.frames import Box, Frame, Label, Origin
+from workbench.records.references import resolve_dataset
 from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
 
 HERE, THERE = Box(x=3, y=4, w=50.5, h=60.25), Box(x=120, y=40, w=30, h=30)
@@ -106,6 +107,33 @@ def test_disagreements_are_adjudicated_blind_and_merged(
 
     done = run("withdraw", version, "--annotator", "cleo@example.org", "--reason", "consent")
     assert done["frames_back_in_pool"] == 2 and done["models"] == []
+    name = fresh.dataset.name
+    assert done["version"] == f"{name}@2"  # the first was never registered
+    assert resolve_dataset(fresh.workspace, name) == done["dataset"]
+
+
+def test_a_team_of_one_is_told_and_can_collect(
+    fresh: Sample,
+    server: LabelStudio,
+    people: dict[str, LabelStudio],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(fresh.workspace.root))
+    sent = run("send", fresh.selection, "--overlap", "0.34")
+    assert sent["several"] == 1
+    batch, project = str(sent["batch"]), int(str(sent["project"]))
+    tasks = server.task_by_frame(project, digest_of(batch))
+    for frame in fresh.frames:
+        draw(people["ann"], frame, tasks[frame.id], ("car", HERE))
+    (status,) = run("status", batch)["batches"]  # type: ignore[misc]
+    assert (status["done"], status["partly"], status["complete"]) == (2, 1, False)
+    with pytest.raises(Waiting, match="2 of 3 frames labeled, 1 waits for another") as waiting:
+        labeling.collect(fresh.workspace, server, batch)
+    assert "--fewer-labelers" in str(waiting.value.hint)
+    collected = run("collect", batch, "--fewer-labelers", "--merge")
+    assert collected["boxes"] == 3
+    # The step of a waiting run then takes the same labels.
+    assert labeling.collect(fresh.workspace, server, batch) == collected["labels"]
 
 
 def test_gold_frames_measure_each_labeler_and_keep_their_labels(

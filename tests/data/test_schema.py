@@ -110,5 +110,5 @@ def test_mappings_from_text_and_from_files(tmp_path: Path) -> None:
         data.read_mapping("map.yaml", tmp_path)
     with pytest.raises(ParameterError, match="invalid class mapping"):
         data.read_mapping("tram=", tmp_path)
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(ParameterError, match="neither SOURCE=CLASS nor a file"):
         data.read_mapping("tram", tmp_path)

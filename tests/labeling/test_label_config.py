@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.data.drawing import class_colours
 from workbench.labeling import label_config
 from workbench.records.frames import ANY_CLASS, LabelSchema, Question
 
@@ -43,10 +45,12 @@ def test_duplicate_and_reserved_question_names_are_errors(name: str) -> None:
         label_config.labeling_config(FULL.model_copy(update={"frame_questions": twice}))
 
 
-def test_many_classes_have_a_colour_each() -> None:
-    colours = [label_config.label_colour(position) for position in range(40)]
-    assert len(set(colours)) == 40
-    assert all(len(colour) == 7 for colour in colours)
+def test_colours_are_those_of_everything_else() -> None:
+    view = ElementTree.fromstring(label_config.labeling_config(FULL))  # noqa: S314 - our own
+    for labels in (view.find("RectangleLabels"), view.find("PolygonLabels")):
+        assert labels is not None
+        shown = {one.get("value"): one.get("background") for one in labels.iter("Label")}
+        assert shown == {**class_colours(FULL.classes), "ignore_area": "#8e8e93"}
 
 
 def test_equal_schemas_give_equal_text() -> None:

@@ -115,10 +115,16 @@ def send(
     lines = [
         f"sent {counted(sent.sent, 'frame')}, {sent.already} were there already",
         f"  batch: {sent.batch}",
+        *_several_lines(sent),
         f"  label: {sent.url}",
         f"next: workbench label collect {short_ref(sent.batch)}",
     ]
     print_result(asdict(sent), as_json=as_json, text="\n".join(lines))
+
+
+def _several_lines(sent: SentBatch) -> list[str]:
+    frames = counted(sent.several, "frame")
+    return [f"  {frames} for more than one labeler (--overlap, --rules)"] if sent.several else []
 
 
 def _send_batch(workspace: Workspace, batch: Ref, project: str | None) -> SentBatch:
@@ -169,12 +175,15 @@ def _status_as_json(state: BatchStatus) -> Json:
         "comments": state.comments,
         "deleted": list(state.deleted),
         "unsent": state.unsent,
+        "partly": state.partly,
         "collected": state.collected,
     }
 
 
 def _status_text(state: BatchStatus) -> str:
     progress = f"{state.done} of {counted(state.total, 'frame')} done, {state.skipped} skipped"
+    if state.partly:
+        progress += f", {state.partly} waiting for another labeler"
     lines = [f"{short_ref(state.batch)}: {progress}", f"  {state.url}"]
     lines += [f"  {_annotator_text(annotator)}" for annotator in state.annotators]
     if state.collected:
@@ -206,10 +215,20 @@ def _annotator_text(annotator: Annotator) -> str:
 @click.argument("reference", metavar="BATCH")
 @click.option("--refresh", is_flag=True, help="Collect again what labelers changed since.")
 @click.option("--without-deleted", is_flag=True, help="Ignore frames whose task was deleted.")
+@click.option(
+    "--fewer-labelers",
+    is_flag=True,
+    help="One answer is enough, also where the batch asks for a second labeler.",
+)
 @click.option("--merge", is_flag=True, help="Also make a dataset version with the labels.")
 @json_option
 def collect(
-    reference: str, refresh: bool, without_deleted: bool, merge: bool, as_json: bool
+    reference: str,
+    refresh: bool,
+    without_deleted: bool,
+    fewer_labelers: bool,
+    merge: bool,
+    as_json: bool,
 ) -> None:
     """Store the labels of a complete batch as a record.
 
@@ -229,6 +248,7 @@ def collect(
         batch,
         refresh=refresh,
         without_deleted=without_deleted,
+        fewer_labelers=fewer_labelers,
     )
     record = store.get(labels, LabelSet)
     version = None
@@ -435,25 +455,28 @@ def withdraw(
     reason: str,
     as_json: bool,
 ) -> None:
-    """Make a version of DATASET without a labeler's work or without frames.
+    """Make a new version of DATASET without a labeler's work or without frames.
 
     Lists the models that were trained with what was removed.
     """
     from workbench import labeling
+    from workbench.records.references import register_dataset
 
     workspace = find_workspace()
     ref = resolve_ref(workspace, dataset, ("dataset",))
     result = labeling.withdraw(
         Store(workspace), ref, annotators=annotators, frames=frames, reason=reason
     )
+    version = str(register_dataset(workspace, result.dataset))
     removed_frames = counted(result.frames_removed, "frame")
     removed_labels = counted(result.labels_removed, "label")
     lines = [
-        f"{short_ref(result.dataset)}: {removed_frames} and {removed_labels} removed,"
+        f"{version}  {short_ref(result.dataset)}: {removed_frames} and {removed_labels} removed,"
         f" {counted(result.frames_back_in_pool, 'frame')} back in the pool",
         *(f"  trained with them: {short_ref(model)}" for model in result.models),
     ]
-    print_result(asdict(result), as_json=as_json, text="\n".join(lines))
+    value = {**asdict(result), "version": version}
+    print_result(value, as_json=as_json, text="\n".join(lines))
 
 
 @label.command()
@@ -467,13 +490,16 @@ def migrate(dataset: str, schema: Path, as_json: bool) -> None:
     """
     from workbench import labeling
     from workbench.data.schema import load_schema
+    from workbench.records.references import register_dataset
 
     workspace = find_workspace()
     ref = resolve_ref(workspace, dataset, ("dataset",))
     version, moved = labeling.migrate(Store(workspace), ref, load_schema(schema))
-    lines = [f"new dataset version: {version}"]
+    name = str(register_dataset(workspace, version))
+    lines = [f"new dataset version: {name}  {version}"]
     lines += [f"  {change}: {counted(count, 'label')}" for change, count in sorted(moved.items())]
-    print_result({"dataset": version, "moved": moved}, as_json=as_json, text="\n".join(lines))
+    value = {"dataset": version, "version": name, "moved": moved}
+    print_result(value, as_json=as_json, text="\n".join(lines))
 
 
 @label.command()

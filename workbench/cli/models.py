@@ -99,7 +99,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     opened = [load_bundle(folder, file=model, threads=threads) for folder, _ in checked]
     runtime = Runtime(opened, budget_ms=budget_ms, score=score)
     names = [source.file for source in sources]
-    drawer = session.AnswerDrawer(draw, files=names) if draw else None
+    drawer = session.AnswerDrawer(draw, files=names, classes=runtime.classes) if draw else None
     with progress_bar("predict") as progress:
         summary = session.run_session(
             runtime, sources, output=output, draw=drawer, progress=progress

@@ -18,7 +18,7 @@ from workbench.curation.hygiene.fingerprints import HASH_BITS, hamming_distance
 from workbench.curation.hygiene.leakage import Leak, split_side
 from workbench.curation.selection.mining import condition_of
 from workbench.curation.vectors import principal_components, unit_vectors
-from workbench.data.drawing import draw_boxes, image_grid
+from workbench.data.drawing import add_legend, draw_boxes, image_grid
 from workbench.detection.label_errors import LabelError
 from workbench.detection.preprocessing import load_frame
 from workbench.records.base import Verdict
@@ -113,6 +113,8 @@ def chosen_frames(
         reason = "\n".join(choice.reasons[:2])
         axes.set_title(f"{choice.rank}. {reason}", fontsize=7, loc="left")
     figure.tight_layout()
+    if any(one.frame in {choice.frame for choice in shown} for one in predictions):
+        add_legend(figure, {"prediction": _MINED})
     return figure
 
 

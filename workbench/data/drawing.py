@@ -1,18 +1,29 @@
-"""Boxes and image grids: drawn on matplotlib axes for plots, and on Pillow images for files."""
+"""Colours of classes, boxes and image grids: on matplotlib axes, and on Pillow images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import colorsys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-__all__ = ["class_colour", "draw_box_on_image", "draw_boxes", "image_grid"]
+from workbench.data.schema import FRONT_CAMERA, IGNORE
+from workbench.records.frames import ANY_CLASS
 
-_CLASS_COLOURS = (
-    "#e6443c", "#3cb44b", "#ffc928", "#4f83ff", "#f58231",
-    "#c35bff", "#42d4f4", "#f032e6", "#bfef45", "#ffd8b1",
+__all__ = ["add_legend", "class_colours", "draw_box_on_image", "draw_boxes", "image_grid"]
+
+_PALETTE = (
+    "#56b4e9", "#e69f00", "#0072b2", "#d55e00", "#f0e442", "#cc79a7", "#884422", "#009e73",
+    "#8800ff", "#ccffcc", "#99bb66", "#bb55ff", "#00ffff", "#774466", "#5544bb", "#ddaaaa",
 )  # fmt: skip
+"""The seven chromatic colours of Okabe and Ito (2008), and nine that lie farthest from them.
+
+Chosen one by one, each the colour with the largest smallest distance (CIE76) to all before it under
+normal vision, protanopia, deuteranopia and tritanopia (matrices of Machado et al. 2009), neither
+dark nor grey.
+"""
+_GREY = "#8e8e93"
 
 
 def image_grid(
@@ -88,9 +99,71 @@ def draw_box_on_image(
     corner = (x1, max(0, y1 - 1.25 * font_size))
     left, top, right, bottom = pen.textbbox(corner, text, font)
     pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=colour)
-    pen.text(corner, text, fill="black", font=font)
+    pen.text(corner, text, fill="white" if _is_dark(colour) else "black", font=font)
 
 
-def class_colour(cls: str) -> str:
-    """A colour for a class name, the same everywhere, as ``#rrggbb``."""
-    return _CLASS_COLOURS[sum(cls.encode()) % len(_CLASS_COLOURS)]
+def class_colours(classes: Iterable[str]) -> dict[str, str]:
+    """The colour of each class as ``#rrggbb``: the same in widgets, plots, FiftyOne, Label Studio.
+
+    A class of the front camera's schema has the same colour in every schema; others take the
+    colours that are left, in the order given. Beyond sixteen classes colours are only told apart by
+    their hue. Names that are no class, such as an ignore region's, are grey.
+    """
+    names = list(dict.fromkeys(classes))
+    fixed = dict(zip(FRONT_CAMERA.classes, _PALETTE, strict=False))
+    found = {name: fixed[name] for name in names if name in fixed}
+    others = [name for name in names if name not in fixed and name not in (ANY_CLASS, IGNORE)]
+    free = [colour for colour in _PALETTE if colour not in found.values()]
+    free += [_hue(position) for position in range(len(others) - len(free))]
+    found |= dict(zip(others, free, strict=False))
+    return {name: found.get(name, _GREY) for name in names}
+
+
+def add_legend(figure: Any, entries: Mapping[str, str | tuple[str, str]]) -> None:
+    """A legend of lines below a matplotlib figure.
+
+    Args:
+        figure: Laid out by `tight_layout`; its height grows by the legend.
+        entries: Colour, or colour and line style, by name.
+    """
+    from matplotlib.lines import Line2D
+
+    lines = []
+    for name, entry in entries.items():
+        colour, style = (entry, "-") if isinstance(entry, str) else entry
+        # matplotlib's stubs want the styles as literals.
+        lines.append(Line2D([], [], color=colour, label=name, linestyle=style))  # type: ignore[arg-type]
+    if not lines:
+        return
+    columns = max(1, int(figure.get_figwidth() / 1.5))
+    rows = -(-len(lines) // columns)
+    # A second time: the first leaves no room for titles, as images take their shape only then.
+    figure.tight_layout()
+    before = figure.get_figheight()
+    figure.set_figheight(before + 0.22 * rows + 0.05)
+    share = before / figure.get_figheight()
+    margins = figure.subplotpars
+    figure.subplots_adjust(
+        bottom=1 - (1 - margins.bottom) * share, top=1 - (1 - margins.top) * share
+    )
+    # Light lines, such as yellow ones, are seen on grey.
+    figure.legend(
+        handles=lines,
+        loc="lower center",
+        ncols=columns,
+        fontsize=7,
+        facecolor="#b9bec6",
+        framealpha=1,
+        edgecolor="none",
+    )
+
+
+def _hue(position: int) -> str:
+    # Steps of the golden angle keep hues apart.
+    parts = colorsys.hsv_to_rgb(position * 0.61803398875 % 1.0, 0.75, 0.9)
+    return "#" + "".join(f"{round(part * 255):02x}" for part in parts)
+
+
+def _is_dark(colour: str) -> bool:
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 120

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import draw_boxes, image_grid
+from workbench.data.drawing import add_legend, class_colours, draw_boxes, image_grid
 from workbench.data.images import open_media
 from workbench.records.dataset import Dataset, media_path
 from workbench.records.types import Quarantined
@@ -20,7 +20,7 @@ __all__ = ["plot_contact_sheet", "plot_coverage", "quarantine_table"]
 def plot_contact_sheet(
     workspace: Workspace, dataset: Dataset, *, count: int = 12, seed: int = 0
 ) -> Any:
-    """Random frames with their labels, as a matplotlib figure; ignore regions are dotted.
+    """Random frames with their labels, coloured by class; ignore regions are dotted.
 
     Args:
         count: Number of frames.
@@ -28,17 +28,23 @@ def plot_contact_sheet(
     """
     indices = np.random.default_rng(seed).permutation(len(dataset.frames))[:count]
     figure, grid = image_grid(len(indices), columns=4, cell=(3.4, 2.3))
+    colours = class_colours(dataset.label_schema.classes)
+    shown: set[str] = set()
     for axis, index in zip(grid, indices, strict=False):
         frame = dataset.frames[index]
         axis.imshow(open_media(media_path(workspace, frame), frame.id))
         for label in dataset.labels_by_frame[frame.id]:
-            style = ":" if label.ignore else "-"
-            draw_boxes(axis, [label.box.xyxy], "orange", width=0.8, style=style)
+            style, name = (":", "not scored") if label.ignore else ("-", label.cls)
+            colour = colours.get(label.cls, "white")
+            draw_boxes(axis, [label.box.xyxy], colour, width=0.8, style=style)
+            shown.add(name)
         conditions = f"{frame.conditions.light}, {frame.conditions.weather}"
         role = frame.role.value if frame.role else "no role"
         axis.set_title(f"{frame.drive} #{frame.index}: {conditions}, {role}", fontsize=7)
     figure.suptitle(f"{dataset.name}{', simulated' if dataset.simulated else ''}", fontsize=10)
     figure.tight_layout()
+    entries: dict[str, str | tuple[str, str]] = {**colours, "not scored": ("white", ":")}
+    add_legend(figure, {name: entry for name, entry in entries.items() if name in shown})
     return figure
 
 

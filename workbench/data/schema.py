@@ -137,6 +137,12 @@ def read_mapping(text: str, folder: Path = Path()) -> dict[str, str]:
     if not text:
         return {}
     path = folder / text
+    if not path.is_file():
+        raise ParameterError(
+            "a class mapping is neither SOURCE=CLASS nor a file",
+            where=text,
+            hint="Write SOURCE=CLASS,SOURCE=CLASS, or the name of a YAML file",
+        )
     body = _read_yaml(path, "a class mapping")
     pairs_of = body.get("mapping", body) if isinstance(body, dict) else None
     if not isinstance(pairs_of, dict) or not all(

@@ -21,7 +21,7 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import counted, natural_key
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import class_colour, draw_box_on_image
+from workbench.data.drawing import class_colours, draw_box_on_image
 from workbench.data.files import IMAGE_SUFFIXES, find_images
 from workbench.data.images import open_media
 from workbench.deployment.answers import Answer, AnswerStatus
@@ -340,13 +340,20 @@ class AnswerDrawer:
     Args:
         folder: Where to write.
         files: Names of all files that are answered.
+        classes: Of the model, in order; they decide the colours.
         score: Boxes with a lower score are not drawn.
     """
 
     def __init__(
-        self, folder: Path, *, files: Sequence[str] = (), score: float = _MIN_DRAWN_SCORE
+        self,
+        folder: Path,
+        *,
+        files: Sequence[str] = (),
+        classes: Sequence[str] = (),
+        score: float = _MIN_DRAWN_SCORE,
     ) -> None:
         self._folder, self._score = folder, score
+        self._colours = class_colours(classes)
         self._same_stem = Counter(_without_suffix(file) for file in files)
 
     def __call__(self, image: Pixels, answer: Answer) -> None:
@@ -355,7 +362,8 @@ class AnswerDrawer:
         for box in answer.boxes:
             if box.score >= self._score:
                 text, width = f"{box.cls} {box.score:.2f}", 2 if by_model else 1
-                draw_box_on_image(drawn, box.xyxy, class_colour(box.cls), width=width, text=text)
+                colour = self._colours.get(box.cls) or class_colours((box.cls,))[box.cls]
+                draw_box_on_image(drawn, box.xyxy, colour, width=width, text=text)
         if not by_model:
             pen = ImageDraw.Draw(drawn)
             pen.text(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import draw_boxes, image_grid
+from workbench.data.drawing import add_legend, draw_boxes, image_grid
 from workbench.detection.preprocessing import load_frame
 from workbench.evaluation.matching import RECALL_THRESHOLDS
 from workbench.evaluation.misses import FrameMisses, worst_frames
@@ -24,6 +24,12 @@ _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _MODEL_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, ":"), (_GREY, "-."))
 _MAX_NAMED_BOXES = 4
 """Number of missed boxes of a frame with a class name, the largest first."""
+_MISS_STYLES = {
+    "missed": (_RED, "-"),
+    "found": (_GREEN, "-"),
+    "false positive": (_ORANGE, "--"),
+    "ignored": (_GREY, ":"),
+}
 _VERDICT_COLOURS = {Verdict.PASS: _GREEN, Verdict.FAIL: _RED, Verdict.INSUFFICIENT: _ORANGE}
 
 
@@ -151,11 +157,10 @@ def worst_misses(
     for axis, misses in zip(grid, chosen, strict=False):
         _draw_misses(axis, workspace, misses)
     title = "Worst misses" if chosen else "No misses"
-    key = "red missed, green found, orange dashed false positive, grey dotted ignored"
-    figure.suptitle(
-        _title(f"{title} of {evaluation.name}, {part} ({key})", evaluation), fontsize=10
-    )
+    figure.suptitle(_title(f"{title} of {evaluation.name}, {part}", evaluation), fontsize=10)
     figure.tight_layout()
+    if chosen:
+        add_legend(figure, _MISS_STYLES)
     return figure
 
 
@@ -211,10 +216,13 @@ def _draw_gate(axis: Any, gate: GateResult, *, at_least: bool) -> None:
 
 def _draw_misses(axis: Any, workspace: Workspace, misses: FrameMisses) -> None:
     axis.imshow(load_frame(workspace, misses.frame))
-    draw_boxes(axis, (label.box.xyxy for label in misses.ignored), _GREY, style=":", width=0.8)
-    draw_boxes(axis, (label.box.xyxy for label in misses.hit), _GREEN, width=0.9)
-    false_positives = (one.box.xyxy for one in misses.false_positives)
-    draw_boxes(axis, false_positives, _ORANGE, style="--", width=0.9)
+    for name, boxes in (
+        ("ignored", misses.ignored),
+        ("found", misses.hit),
+        ("false positive", misses.false_positives),
+    ):
+        colour, style = _MISS_STYLES[name]
+        draw_boxes(axis, (one.box.xyxy for one in boxes), colour, style=style, width=0.9)
     largest_first = sorted(misses.missed, key=lambda label: -label.box.w * label.box.h)
     for order, label in enumerate(largest_first):
         draw_boxes(axis, [label.box.xyxy], _RED, width=1.4)

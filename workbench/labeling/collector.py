@@ -30,7 +30,7 @@ from workbench.labeling.review import disputed_labelers
 from workbench.labeling.server import LabelStudio, Project
 from workbench.labeling.sync import CachedFrame
 from workbench.records import dataset
-from workbench.records.base import Digest, FrozenModel, Ref
+from workbench.records.base import Digest, FrozenModel, Ref, short_ref
 from workbench.records.frames import Label
 from workbench.records.store import Store
 from workbench.records.types import Annotator, LabelSet, Prediction
@@ -65,6 +65,7 @@ class BatchStatus:
         comments: Number of answers with a comment.
         deleted: Frames whose task somebody deleted.
         unsent: Number of frames that never had a task.
+        partly: Number of frames that were answered and wait for another labeler.
         collected: Label set of the last collection.
     """
 
@@ -81,6 +82,7 @@ class BatchStatus:
     deleted: tuple[Digest, ...] = ()
     unsent: int = 0
     collected: Ref | None = None
+    partly: int = 0
 
     @property
     def complete(self) -> bool:
@@ -89,6 +91,9 @@ class BatchStatus:
     def waiting(self) -> Waiting:
         """The exception for an incomplete batch, with what people have to do next."""
         message = f"{self.done} of {counted(self.total, 'frame')} labeled"
+        if self.partly:
+            verb = "waits" if self.partly == 1 else "wait"
+            message += f", {self.partly} {verb} for another labeler"
         if self.deleted:
             return Waiting(
                 f"{message}; deleted from the project: {len(self.deleted)}",
@@ -108,6 +113,13 @@ class BatchStatus:
                 f"{message}; answers to correct: {len(self.invalid)}",
                 where=first.url,
                 hint=f"For {first.annotator}: {first.why}",
+            )
+        if self.done + self.partly == self.total:
+            return Waiting(
+                message,
+                where=self.url,
+                hint="Let a second person label there, or collect with one answer each: "
+                f"`workbench label collect {short_ref(self.batch)} --fewer-labelers`",
             )
         return Waiting(message, where=self.url, hint="Label the others there, then run this again")
 
@@ -129,6 +141,7 @@ def collect(
     *,
     refresh: bool = False,
     without_deleted: bool = False,
+    fewer_labelers: bool = False,
 ) -> Ref:
     """Save the answers of a complete batch as a label set.
 
@@ -139,6 +152,7 @@ def collect(
     Args:
         refresh: Fetch again, and save a new label set if labelers changed something.
         without_deleted: Collect without frames whose task somebody deleted.
+        fewer_labelers: One valid answer is enough, also where the batch asks for more labelers.
 
     Raises:
         Waiting: Frames lack answers, answers have to be corrected, or tasks were deleted.
@@ -158,7 +172,8 @@ def collect(
             for task, data in files.notes.items():
                 server.set_task_data(task, data)
             deleted = status.deleted if without_deleted else ()
-            if status.done + len(deleted) < status.total:
+            done = status.done + (status.partly if fewer_labelers else 0)
+            if done + len(deleted) < status.total:
                 raise status.waiting()
             record = LabelSet(
                 batch=batch_ref,
@@ -227,6 +242,7 @@ class _StatusTally:
 
     seen: set[Digest] = field(default_factory=set)
     done: int = 0
+    partly: int = 0
     skipped: list[Digest] = field(default_factory=list)
     people: AnnotatorTally = field(default_factory=AnnotatorTally)
     comments: int = 0
@@ -242,6 +258,7 @@ class _StatusTally:
         self.drafts += frame.cached.drafts
         # With an invalid answer a frame is not done, even if the other answers are enough.
         self.done += len(frame.answers) >= needed and not frame.invalid
+        self.partly += 0 < len(frame.answers) < needed and not frame.invalid
         if frame.answers and all(answer.skipped for answer in frame.answers):
             self.skipped.append(frame.cached.frame)
 
@@ -317,6 +334,7 @@ class BatchView:
             deleted=missing if was_complete else (),
             unsent=0 if was_complete else len(missing),
             collected=entry.collected if entry else None,
+            partly=tally.partly,
         )
         return status, tally
 

@@ -7,11 +7,11 @@ the schema's questions and a comment. Skipping a frame is Label Studio's own but
 
 from __future__ import annotations
 
-import colorsys
 import re
 from xml.etree import ElementTree
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.data.drawing import class_colours
 from workbench.records.frames import ANY_CLASS, LabelSchema, Question, Shape
 
 __all__ = ()
@@ -40,10 +40,6 @@ The fractions are the middle of each answer's range; no answer means unknown.
 
 _RESERVED_NAMES = frozenset(
     (BOXES, POLYGONS, TRACK, COMMENT, NOTE, IMAGE, OCCLUDED, TRUNCATED, IGNORE)
-)
-_COLOURS = (
-    *("#1f77ff", "#ff3b30", "#ffcc00", "#34c759", "#af52de", "#ff9500", "#00c7be", "#ff2d92"),
-    *("#8bc34a", "#5856d6", "#a2845e", "#64d2ff"),
 )
 _SCHEMA_HEADER = re.compile(r"^Schema (?P<name>.+) version (?P<version>\d+)\Z")
 
@@ -163,9 +159,8 @@ def _add_labels(
 ) -> None:
     shown = {**control, "toName": IMAGE, "showInline": "true"}
     labels = ElementTree.SubElement(view, tag, shown)
-    for position, name in enumerate(classes):
-        ElementTree.SubElement(labels, "Label", value=name, background=label_colour(position))
-    ElementTree.SubElement(labels, "Label", value=IGNORE_AREA, background="#8e8e93")
+    for name, colour in class_colours((*classes, ANY_CLASS)).items():
+        ElementTree.SubElement(labels, "Label", value=class_to_label(name), background=colour)
 
 
 def _add_block(view: ElementTree.Element, text: str, *, per_region: bool) -> ElementTree.Element:
@@ -208,15 +203,6 @@ def _parse_question(choices: ElementTree.Element) -> Question:
         answers=tuple(choice.get("value", "") for choice in choices.iter("Choice")),
         asked=choices.get("hint", ""),
     )
-
-
-def label_colour(position: int) -> str:
-    """Hex colour of the class at a position of the schema."""
-    if position < len(_COLOURS):
-        return _COLOURS[position]
-    # Steps of the golden angle keep hues apart.
-    red, green, blue = colorsys.hsv_to_rgb(position * 0.61803398875 % 1.0, 0.75, 0.9)
-    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
 def incompatible_changes(old: LabelSchema, new: LabelSchema) -> list[str]:

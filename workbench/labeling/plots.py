@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import draw_boxes, image_grid
+from workbench.data.drawing import add_legend, draw_boxes, image_grid
 from workbench.data.images import open_media
 from workbench.labeling.batches import sent_predictions
 from workbench.records.base import Ref
@@ -29,7 +29,7 @@ def first_frames(
         frames: The batch's frames in order; the first ``count`` are shown.
         predictions: Boxes in pixels, also of other frames.
     """
-    layers = [(_MODEL_COLOUR, _prediction_boxes(predictions))]
+    layers = [("prediction", _MODEL_COLOUR, _prediction_boxes(predictions))]
     title = "Predictions that labelers start from"
     return _frame_grid(workspace, frames[:count], layers, title)
 
@@ -48,8 +48,8 @@ def before_and_after(
         for frame, predictions in sent_predictions(store, batch).items()
     }
     simulated = any(label.origin.is_simulated for label in labeled.labels)
-    title = f"Sent (orange) and drawn (green){', replayed' if simulated else ''}"
-    layers = [(_MODEL_COLOUR, sent), (_LABEL_COLOUR, _label_boxes(labeled))]
+    title = f"Before and after labeling{', replayed' if simulated else ''}"
+    layers = [("sent", _MODEL_COLOUR, sent), ("drawn", _LABEL_COLOUR, _label_boxes(labeled))]
     return _frame_grid(workspace, labeled.frames[:count], layers, title)
 
 
@@ -67,10 +67,10 @@ def labels_and_model(
         predictions: Boxes in pixels, also of other frames.
     """
     layers = [
-        (_MODEL_COLOUR, _prediction_boxes(predictions)),
-        (_LABEL_COLOUR, _label_boxes(labeled)),
+        ("prediction", _MODEL_COLOUR, _prediction_boxes(predictions)),
+        ("label", _LABEL_COLOUR, _label_boxes(labeled)),
     ]
-    return _frame_grid(workspace, frames, layers, "Labels (green) and predictions (orange)")
+    return _frame_grid(workspace, frames, layers, "Labels and predictions")
 
 
 def agreement_bars(record: Agreement) -> Any:
@@ -120,15 +120,16 @@ def _label_boxes(dataset: Dataset) -> dict[str, list[Box]]:
 def _frame_grid(
     workspace: Workspace,
     frames: Sequence[Frame],
-    layers: Sequence[tuple[str, Mapping[str, Sequence[Box]]]],
+    layers: Sequence[tuple[str, str, Mapping[str, Sequence[Box]]]],
     title: str,
 ) -> Any:
     figure, grid = image_grid(len(frames))
     for axis, frame in zip(grid, frames, strict=False):
         axis.imshow(open_media(media_path(workspace, frame), frame.id))
-        for colour, boxes in layers:
+        for _, colour, boxes in layers:
             draw_boxes(axis, (box.xyxy for box in boxes.get(frame.id, ())), colour)
         axis.set_title(f"{frame.drive} #{frame.index}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
+    add_legend(figure, {name: colour for name, colour, _ in layers})
     return figure

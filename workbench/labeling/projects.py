@@ -20,7 +20,7 @@ from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.names import check_text
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.data.drawing import draw_box_on_image
+from workbench.data.drawing import class_colours, draw_box_on_image
 from workbench.data.images import open_media
 from workbench.labeling import label_config, sync
 from workbench.labeling.server import MAX_TITLE_LENGTH, LabelStudio, Project
@@ -271,8 +271,8 @@ def guide_page(schema: LabelSchema, crops: Mapping[str, Sequence[bytes]]) -> str
     title = html.escape(f"Labeling guide: {schema.name} version {schema.version}")
     shapes = "".join(f"<li>{_SHAPE_RULES[shape]}</li>" for shape in schema.shapes)
     classes = "".join(
-        _class_section(name, label_config.label_colour(position), schema, crops.get(name, ()))
-        for position, name in enumerate(schema.classes)
+        _class_section(name, colour, schema, crops.get(name, ()))
+        for name, colour in class_colours(schema.classes).items()
     )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

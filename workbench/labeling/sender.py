@@ -46,6 +46,7 @@ class SentBatch:
         project: Label Studio's project id.
         sent: Number of tasks created now.
         already: Number of tasks that existed before.
+        several: Number of frames that more than one labeler has to answer.
     """
 
     batch: Ref
@@ -54,6 +55,7 @@ class SentBatch:
     url: str
     sent: int
     already: int
+    several: int = 0
 
 
 def send(
@@ -82,12 +84,13 @@ def send(
     with sync.batch_lock(workspace, batch_ref):
         contents = BatchContents(Store(workspace), batch_ref)
         batch, count = contents.batch, len(contents.batch.frames)
+        several = sum(needed > 1 for needed in labelers_needed(batch).values())
         target = projects.find_project(workspace, server, batch_ref, title)
         entry = sync.read_entry(workspace, batch_ref)
         if target and entry and entry.complete:
             totals = server.totals(target.id, digest_of(batch_ref))
             if totals.tasks == count:
-                return SentBatch(batch_ref, target.id, title, target.url, 0, count)
+                return SentBatch(batch_ref, target.id, title, target.url, 0, count, several)
         if target is None:
             target = projects.create_project(server, title, batch)
             projects.link_guide(workspace, server, target, batch)
@@ -102,7 +105,7 @@ def send(
         sync.write_entry(workspace, started)
         sent = _import_missing(server, target.id, contents, progress)
         sync.write_entry(workspace, started.model_copy(update={"complete": True}))
-    return SentBatch(batch_ref, target.id, title, target.url, sent, count - sent)
+    return SentBatch(batch_ref, target.id, title, target.url, sent, count - sent, several)
 
 
 def _import_missing(

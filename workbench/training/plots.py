@@ -12,7 +12,7 @@ import numpy as np
 
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import draw_boxes, image_grid
+from workbench.data.drawing import add_legend, draw_boxes, image_grid
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.predictor import Predictor
 from workbench.detection.preprocessing import load_frame
@@ -230,4 +230,5 @@ def plot_predictions(
         draw_boxes(axis, detections.above(CONFIDENCE_THRESHOLD).boxes, "orange")
         axis.set_title(f"{frame.drive} #{frame.index}, {frame.conditions.light}", fontsize=8)
     figure.tight_layout()
+    add_legend(figure, {"label": "white", "prediction": "orange"})
     return figure

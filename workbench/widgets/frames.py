@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 
 from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import class_colour, draw_box_on_image, draw_boxes, image_grid
+from workbench.data.drawing import class_colours, draw_box_on_image, draw_boxes, image_grid
 from workbench.data.images import open_media
 from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import ANY_CLASS
 from workbench.records.types import Prediction, Selection
 
 if TYPE_CHECKING:
@@ -33,11 +34,17 @@ class DrawnBox:
         cls: Class name.
         xyxy: Corners, pixels of the frame.
         score: None for a label.
+        colour: As ``#rrggbb``, of the class in its schema; see `class_colours`.
     """
 
     cls: str
     xyxy: tuple[float, float, float, float]
     score: float | None = None
+    colour: str = ""
+
+    @property
+    def drawn_colour(self) -> str:
+        return self.colour or class_colours((self.cls,))[self.cls]
 
 
 @dataclass(frozen=True)
@@ -87,15 +94,20 @@ def selected_frames(
         predictions: Boxes of a model.
     """
     frames = {frame.id: frame for frame in dataset.frames}
+    colours = class_colours((*dataset.label_schema.classes, ANY_CLASS))
     boxes_by_frame: dict[str, list[DrawnBox]] = {}
     for one in predictions:
-        boxes_by_frame.setdefault(one.frame, []).append(DrawnBox(one.cls, one.box.xyxy, one.score))
+        box = DrawnBox(one.cls, one.box.xyxy, one.score, colours.get(one.cls, ""))
+        boxes_by_frame.setdefault(one.frame, []).append(box)
     result = []
     for choice in selection.chosen:
         if choice.frame not in frames:
             continue
         frame = frames[choice.frame]
-        labels = [DrawnBox(one.cls, one.box.xyxy) for one in dataset.labels_by_frame[frame.id]]
+        labels = [
+            DrawnBox(one.cls, one.box.xyxy, colour=colours[one.cls])
+            for one in dataset.labels_by_frame[frame.id]
+        ]
         result.append(
             ShownFrame(
                 frame=frame.id,
@@ -123,6 +135,7 @@ def embedded_frames(
         embeddings: Embeddings of its frames.
     """
     frames = {frame.id: frame for frame in dataset.frames}
+    colours = class_colours(dataset.label_schema.classes)
     boxes: list[list[DrawnBox]] = [[] for _ in embeddings.frames]
     for owner, box, cls, score in zip(
         embeddings.owner.tolist(),
@@ -131,7 +144,8 @@ def embedded_frames(
         embeddings.scores.tolist(),
         strict=True,
     ):
-        boxes[owner].append(DrawnBox(embeddings.class_names[cls], tuple(box), score))
+        name = embeddings.class_names[cls]
+        boxes[owner].append(DrawnBox(name, tuple(box), score, colours.get(name, "")))
     result = []
     for name, own_boxes in zip(embeddings.frames, boxes, strict=True):
         frame = frames[name]
@@ -230,7 +244,7 @@ def draw_frame(shown: ShownFrame, width: int) -> bytes:
         draw_box_on_image(
             image,
             [value * scale for value in box.xyxy],
-            class_colour(box.cls),
+            box.drawn_colour,
             width=1 + width // 400,
             text=text if width >= 400 else "",
             font_size=max(9, width // 50),

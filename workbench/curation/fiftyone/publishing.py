@@ -22,10 +22,11 @@ from workbench.curation.fiftyone.connection import connect, load_fo_dataset
 from workbench.curation.fiftyone.tags import ARM_TAGS, record_app_tags
 from workbench.curation.hygiene.inspection import InspectionFindings
 from workbench.curation.vectors import principal_components, unit_vectors
+from workbench.data.drawing import class_colours
 from workbench.data.slices import describe_conditions
 from workbench.detection import boxes
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import Box, Frame, Label
+from workbench.records.frames import ANY_CLASS, Box, Frame, Label, LabelSchema
 from workbench.records.integrity import damaged_media
 from workbench.records.types import Prediction, SelectedFrame, Selection
 
@@ -99,6 +100,7 @@ def publish(
     else:
         forget_object_similarity(fo_dataset)
     save_views(fo, fo_dataset)
+    fo_dataset.app_config.color_scheme = _color_scheme(fo, dataset.label_schema)
     # A part of a dataset is no version of its own; its selection refers to the version.
     version = dataset.ref or (selection.dataset if selection else None)
     fo_dataset.info["workbench"] = {"dataset": version, "simulated": dataset.simulated}
@@ -158,6 +160,17 @@ def open_app(name: str, *, workspace: Workspace | None = None, port: int = 5151)
             where=f"127.0.0.1:{port}",
             hint="Try again, or use another port if this one is taken",
         ) from error
+
+
+def _color_scheme(fo: Any, schema: LabelSchema) -> Any:
+    """The colours of classes that widgets, plots and Label Studio show, too."""
+    colours = class_colours((*schema.classes, ANY_CLASS))
+    values = [{"value": name, "color": colour} for name, colour in colours.items()]
+    fields = [
+        {"path": path, "colorByAttribute": "label", "valueColors": values}
+        for path in ("ground_truth", "predictions")
+    ]
+    return fo.ColorScheme(color_by="value", fields=fields)
 
 
 def add_embedding_map(
