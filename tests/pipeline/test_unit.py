@@ -122,9 +122,28 @@ def test_an_error_in_a_cell_names_the_cell(workspace: Workspace, tmp_path: Path)
     assert "1 / 0" in (result.failure.traceback or "")
 
 
-def test_a_dead_kernel_is_a_failure(workspace: Workspace, tmp_path: Path) -> None:
-    result = run(workspace, tmp_path, "import os\nos.kill(os.getpid(), 9)")
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        ("import os\nos.kill(os.getpid(), 9)", "the kernel was ended by SIGKILL; peak memory"),
+        ("import ctypes\nctypes.string_at(0)", "the kernel was ended by SIGSEGV; peak memory"),
+        ("import os\nos._exit(0)", "the kernel exited with status 0; peak memory"),
+    ],
+)
+def test_a_dead_kernel_is_a_failure_that_says_what_ended_it(
+    workspace: Workspace, tmp_path: Path, work: str, message: str
+) -> None:
+    result = run(workspace, tmp_path, work)
     assert result.status is ExitStatus.KERNEL_DIED
+    assert result.failure is not None
+    assert result.failure.message.startswith(message)
+
+
+def test_an_error_that_only_prints_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    result = run(workspace, tmp_path, "%nosuchmagic")
+    assert result.status is ExitStatus.USER_ERROR
+    assert result.failure is not None
+    assert result.failure.message == "UsageError: Line magic function `%nosuchmagic` not found."
 
 
 def test_a_step_that_uses_too_much_memory_is_ended(workspace: Workspace, tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def prepare_fork() -> None:
     factory.default_provisioner_name = _PROVISIONER_NAME
 
 
+def last_exit_status() -> int | None:
+    """Exit status of the last kernel that was forked, negative for a signal; None if unknown."""
+    child = _ForkProvisioner.started
+    return child.poll() if child is not None else None
+
+
 class _WaitingChild:
     """A forked child with the methods of `subprocess.Popen` that provisioners use."""
 
@@ -110,6 +116,7 @@ class _ForkProvisioner(LocalProvisioner):
     """Starts a kernel in the waiting child instead of a new interpreter."""
 
     waiting: _WaitingChild | None = None
+    started: _WaitingChild | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         child = _ForkProvisioner.waiting
@@ -121,6 +128,7 @@ class _ForkProvisioner(LocalProvisioner):
         # ipykernel reads the variable only on import.
         parent = f"--IPKernelApp.parent_handle={os.getpid()}"
         child.start([*cmd[cmd.index(_PROGRAM) + 1 :], parent], environment, folder)
+        _ForkProvisioner.started = child
         self.process = child  # type: ignore[assignment]  # has what is used of a Popen
         self.pid = self.pgid = child.pid
         self.cwd = Path(folder)

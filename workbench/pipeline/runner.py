@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,8 @@ _KERNEL_CONFIG = {
     # All output has arrived by then; a kernel that hangs gets 1 s instead of 2.5 s.
     "shutdown_wait_time": 2.0,
 }
+# A print of tens of megabytes takes a busy machine longer than nbclient's 4 s.
+_CLIENT_CONFIG = {"iopub_timeout": 60}
 _KERNEL_ARGUMENTS = [
     "--HistoryManager.enabled=False",
     "--IPKernelApp.kernel_class=workbench.pipeline.step_kernel.StepKernel",
@@ -93,19 +96,34 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
                 stdout_file=output,
                 stderr_file=output,
                 on_cell_start=_CellAnnouncer(output),
-                config=Config({"KernelManager": _KERNEL_CONFIG}),
+                config=Config({"KernelManager": _KERNEL_CONFIG, "NotebookClient": _CLIENT_CONFIG}),
                 extra_arguments=_KERNEL_ARGUMENTS,
             )
     except PapermillExecutionError as error:
         return _cell_error(error, folder)
     except DeadKernelError:
-        hint = "Most often it ran out of memory"
+        message, hint = _death(forked_kernel.last_exit_status())
         return ExitStatus.KERNEL_DIED, Failure(
-            kind="kernel-died", message="the kernel died", where=spec.notebook, hint=hint
+            kind="kernel-died", message=message, where=spec.notebook, hint=hint
         )
     except CellTimeoutError as error:
         return ExitStatus.TIMED_OUT, Failure(kind="timed-out", message=str(error))
     return ExitStatus.OK, None
+
+
+def _death(status: int | None) -> tuple[str, str]:
+    """What ended a kernel, by its exit status, and what to do about it."""
+    if status is None:
+        return "the kernel died", "Most often it ran out of memory"
+    if status >= 0:
+        return f"the kernel exited with status {status}", "A cell ended its process: raise instead"
+    name = signal.Signals(-status).name
+    hints = {
+        "SIGKILL": "Most often the system ran out of memory",
+        "SIGTERM": "Somebody or something asked it to end",
+    }
+    hint = hints.get(name, "A native library crashed inside the cell that ran")
+    return f"the kernel was ended by {name}", hint
 
 
 class _CellAnnouncer:
@@ -149,6 +167,9 @@ def _cell_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
         failure = Failure(**json.loads(file.read_bytes()), cell=cell, traceback=traceback)
         return _STATUS_OF_KIND.get(failure.kind, ExitStatus.USER_ERROR), failure
     message = f"{error.ename}: {error.evalue}"
+    if not traceback.strip():  # a magic that does not exist only prints
+        printed = (folder / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace")
+        message = printed.strip().splitlines()[-1] if printed.strip() else message
     hint = f"The executed notebook: {folder / EXECUTED_NOTEBOOK}"
     if error.ename == "CalledProcessError":
         hint = f"If that failure is expected, write `!command || true`. {hint}"
