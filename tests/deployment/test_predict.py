@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from workbench.cli.models import predict
 from workbench.core.errors import ParameterError, RecordError, VerificationError
 from workbench.core.workspace import Workspace
+from workbench.deployment import runtime
+from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
 from workbench.release import signing
 
@@ -65,6 +67,52 @@ def test_signature_is_verified_and_can_be_required(
     (bundle / "parity.json").write_text("{}")
     with pytest.raises(VerificationError):
         asked(bundle, images)
+
+
+def test_a_key_means_that_a_signature_is_wanted(bundle: Path, images: Path, car: Workspace) -> None:
+    key = signing.signing_key(car)
+    with pytest.raises(VerificationError, match="is not signed"):
+        asked(bundle, images, "--key", key.public)
+    assert asked(bundle, images)["bundles"][0]["checked"] == "manifest"
+
+
+def test_a_folder_swapped_after_its_check_is_not_run(
+    bundle: Path, images: Path, car: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signing.sign_folder(bundle, signing.signing_key(car))
+    expected = asked(bundle, images)
+    load = runtime.load_bundle
+
+    def swapped(folder: Path, **options: object) -> object:
+        for path in folder.iterdir():
+            path.write_bytes(b"swapped")
+        return load(folder, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runtime, "load_bundle", swapped)
+    found = asked(bundle, images)
+    assert found["bundles"] == expected["bundles"]
+    assert found["boxes"] == expected["boxes"]
+
+
+def test_a_bundle_of_the_store_is_checked_by_its_record(
+    whole: Path, images: Path, car: Workspace
+) -> None:
+    record = ExportBundle(
+        checkpoint=f"checkpoint/{'c' * 64}",
+        calibration=f"dataset/{'d' * 64}",
+        classes=("car",),
+        parity={},
+    )
+    store = Store(car)
+    ref = store.put(record, {path.name: path for path in whole.iterdir()})
+    assert asked(ref, images)["bundles"][0]["checked"] == "record"
+    with pytest.raises(VerificationError, match="is not signed"):
+        asked(ref, images, "--key", signing.signing_key(car).public)
+    # Consistent with its own manifest, but not with the record.
+    manifest = store.folder(ref) / "payload" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(RecordError, match="changed"):
+        asked(ref, images)
 
 
 def test_errors_name_the_problem(whole: Path, images: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ from workbench.cli import main
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, VerificationError
 from workbench.core.workspace import Workspace
+from workbench.records import releases
 from workbench.records.base import GateReport, GateResult, Ref, Verdict
 from workbench.records.model_types import Release
+from workbench.records.references import resolve_reference
 from workbench.records.store import Store
-from workbench.release import publishing
+from workbench.release import publishing, signing
 from workbench.release.signing import signing_key
 
 Judge = Callable[..., Ref]
@@ -186,3 +189,119 @@ def test_verify_of_an_unknown_release_is_an_error(released: publishing.Published
         code, _, err = run(wrong)
         assert code == 1
         assert message in err
+
+
+# Records, folders and MLflow can be written by others; signatures decide.
+
+
+def forged(store: Store, case: publishing.PublishedRelease, **changes: object) -> Ref:
+    """A record that claims something else, with the signature of a real release."""
+    real = store.get(case.ref, Release)
+    side = {"signature": store.side(case.ref, "signature")}
+    return store.put(real.model_copy(update=changes), side=side)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "other"},
+        {"promoted": True, "verdict": Verdict.PASS},
+        {"promoted": True},
+        {"version": 7},
+        {"version": None},
+        {"gates": f"gates/{'b' * 64}"},
+    ],
+)
+def test_a_forged_record_does_not_count(
+    store: Store, bundle: Ref, judge: Judge, changes: dict[str, object]
+) -> None:
+    failed = judge(bundle, Verdict.FAIL)
+    case = publishing.publish_release(store, bundle, failed, "front-camera")
+    ref = forged(store, case, **changes)
+    workspace = store.workspace
+    for model in ("front-camera", "other"):
+        found = releases.registered_releases(workspace, model)
+        assert ref not in [release.ref for release in found.releases]
+        assert "champion" not in found.aliases
+    with pytest.raises(VerificationError):
+        publishing.verify_release(workspace, ref)
+    with pytest.raises(RecordError, match="no release has this alias"):
+        resolve_reference(workspace, "models:/front-camera@champion")
+    with pytest.raises((VerificationError, RecordError)):
+        resolve_reference(workspace, "models:/other@champion")
+    assert resolve_reference(workspace, "models:/front-camera@candidate") == case.ref
+
+
+def test_versions_follow_the_records_and_never_restart(
+    store: Store, bundle: Ref, judge: Judge
+) -> None:
+    first = publishing.publish_release(store, bundle, judge(bundle, Verdict.FAIL), "front-camera")
+    second = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
+    assert (first.version, second.version) == (1, 2)
+    assert first.folder != second.folder
+    for case in (first, second):
+        assert publishing.verify_release(store.workspace, case.ref).release is not None
+    shutil.rmtree(store.workspace.root / "releases")
+    again = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
+    assert (again.ref, again.version) == (second.ref, 2)
+    assert publishing.publish_release(store, bundle, judge(bundle), "other").version == 1
+    for text, expected in {"/1": first, "/2": second, "@champion": second}.items():
+        assert resolve_reference(store.workspace, f"models:/front-camera{text}") == expected.ref
+
+
+def test_the_order_of_releases_does_not_follow_the_clock(
+    store: Store, bundle: Ref, judge: Judge
+) -> None:
+    cases = [
+        publishing.publish_release(store, bundle, judge(bundle, verdict), "front-camera")
+        for verdict in (Verdict.FAIL, Verdict.PASS)
+    ]
+    for at, case in enumerate(reversed(cases)):  # as after a restored backup
+        os.utime(store.folder(case.ref) / "COMPLETE", (at + 1, at + 1))
+    aliases = releases.registered_releases(store.workspace, "front-camera").aliases
+    assert {name: one.version for name, one in aliases.items()} == {"candidate": 2, "champion": 2}
+
+
+def test_a_release_is_not_passed_off_under_another_name(
+    released: publishing.PublishedRelease,
+) -> None:
+    other = released.folder.parent.with_name("truck-camera") / released.folder.name
+    shutil.copytree(released.folder, other)
+    code, _, err = run(str(other))
+    assert code == 1
+    assert "a release of front-camera, not of truck-camera" in err
+    elsewhere = released.folder.parents[2] / "download"
+    shutil.copytree(released.folder, elsewhere)
+    assert run(str(elsewhere))[0] == 0
+    code, _, err = run(str(elsewhere), "--model", "truck-camera")
+    assert code == 1
+    assert "expected a release of truck-camera, found a release of front-camera" in err
+
+
+def test_a_release_with_an_older_signature_counts_until_there_is_a_newer_one(
+    store: Store, bundle: Ref, judge: Judge
+) -> None:
+    key, workspace = signing_key(store.workspace), store.workspace
+    folder = workspace.release_folder("front-camera", bundle.partition("/")[2])
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    verified = signing.sign_folder(folder, key)  # without a release: what version 1 covered
+    report = judge(bundle)
+    record = Release(
+        model="front-camera",
+        bundle=bundle,
+        gates=report,
+        verdict=Verdict.PASS,
+        promoted=True,
+        key=key.fingerprint,
+        signature=verified.signature,
+    )
+    old = store.put(record, side={"registry": {"version": 4, "run": "r"}})
+    found = releases.resolve_model(workspace, "front-camera", alias="champion")
+    assert (found.ref, found.version, found.older) == (old, 4, True)
+    assert resolve_reference(workspace, "models:/front-camera/4") == old
+    new = publishing.publish_release(store, bundle, report, "front-camera")
+    assert new.version == 5
+    assert resolve_reference(workspace, "models:/front-camera@champion") == new.ref
+    assert run(old[:20])[0] == run(new.ref[:20])[0] == 0

@@ -14,10 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import utils
 
-from workbench.core import digest
+from workbench.core import digest, signatures
 from workbench.core.errors import VerificationError
+from workbench.core.signatures import key_fingerprint
 from workbench.core.workspace import Workspace
+from workbench.records.base import Verdict
+from workbench.records.releases import SignedRelease
 from workbench.release import signing
 from workbench.release.signing import SigningKey, signing_key
 
@@ -182,7 +186,7 @@ def test_key_is_private_and_generated_once(workspace: Workspace, key: SigningKey
     assert stat.S_IMODE(key.private.stat().st_mode) == 0o600
     assert stat.S_IMODE(workspace.secrets.stat().st_mode) == 0o700
     assert signing_key(workspace) == key
-    assert signing.key_fingerprint(key.public) == key.fingerprint
+    assert key_fingerprint(key.public) == key.fingerprint
     assert b"PRIVATE" not in key.public.read_bytes()
 
 
@@ -223,3 +227,67 @@ def test_without_any_key_nothing_verifies(workspace: Workspace) -> None:
     with pytest.raises(VerificationError, match="no signing key"):
         signing.public_key(workspace)
     assert not workspace.secrets.exists()
+
+
+def _other_form(path: Path) -> None:
+    """Replace s by n - s in a signature file, which verifies just as well."""
+    body = json.loads(path.read_bytes())
+    entry = body["dsseEnvelope"]["signatures"][0]
+    r, s = utils.decode_dss_signature(base64.b64decode(entry["sig"]))
+    other = utils.encode_dss_signature(r, signatures._ORDER - s)
+    entry["sig"] = base64.b64encode(other).decode()
+    path.write_bytes(digest.canonical_json(body))
+
+
+def test_a_signature_has_one_form(tmp_path: Path, key: SigningKey) -> None:
+    signed = SignedRelease(
+        model="m",
+        version=1,
+        bundle=f"bundle/{'0' * 64}",
+        gates=f"gates/{'0' * 64}",
+        verdict=Verdict.PASS,
+        promoted=True,
+    )
+    for number in range(8):  # without the rule, half of them would have the larger s
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "a.onnx").write_bytes(b"a")
+        assert signing.sign_folder(folder, key, signed).release == signed
+        _other_form(folder / "signature")
+        with pytest.raises(VerificationError, match="one form"):
+            signing.verify_folder(folder, key.public)
+
+
+def test_signatures_of_version_1_are_verified_and_known(bundle: Path, key: SigningKey) -> None:
+    from model_signing import hashing
+    from model_signing import signing as theirs
+
+    (bundle / "signature").unlink()
+    hashes = hashing.Config().set_ignored_paths(paths=["signature"], ignore_git_paths=False)
+    config = theirs.Config().use_elliptic_key_signer(private_key=key.private)
+    config.set_hashing_config(hashes).sign(bundle, bundle / "signature")
+    content = digest.canonical_json(json.loads((bundle / "signature").read_bytes()))
+    (bundle / "signature").write_bytes(content)
+    verified = signing.verify_folder(bundle, key.public)
+    assert (verified.version, verified.release) == (1, None)
+    flip(bundle / "a.onnx", 3)
+    with pytest.raises(VerificationError, match=r"changed: a\.onnx"):
+        signing.verify_folder(bundle, key.public)
+
+
+def test_model_signing_verifies_what_is_signed_here(bundle: Path, key: SigningKey) -> None:
+    from model_signing import hashing, verifying
+
+    hashes = hashing.Config().set_ignored_paths(paths=["signature"], ignore_git_paths=False)
+    check = verifying.Config().use_elliptic_key_verifier(public_key=key.public)
+    check.set_hashing_config(hashes).verify(bundle, bundle / "signature")
+    flip(bundle / "a.onnx", 3)
+    with pytest.raises(ValueError, match="mismatch"):
+        check.verify(bundle, bundle / "signature")
+
+
+def test_what_was_verified_is_what_was_read(bundle: Path, key: SigningKey) -> None:
+    verified = signing.verify_folder(bundle, key.public)
+    (bundle / "a.onnx").write_bytes(b"swapped")
+    assert digest.of_bytes(verified.contents["a.onnx"]) == verified.files["a.onnx"]
+    assert verified.contents["a.onnx"] == b"a" * 1000

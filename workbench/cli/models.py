@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,14 @@ from workbench.records.base import short_ref
 
 if TYPE_CHECKING:
     from workbench.deployment.session import InputFrame
+    from workbench.records.releases import SignedRelease
+    from workbench.release.signing import VerifiedFolder
 
 __all__ = ()
 
 
 _SIGNATURE_FILE = "signature"
+_OLDER_SIGNATURE = "an older signature, which covers the files but not the model's name and verdict"
 _EXIT_DIFFERS = 3
 _EXIT_CANCELLED = 130
 
@@ -96,7 +100,9 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     workspace = find_workspace()
     sources = _open_sources(workspace, src)
     checked = [_verify_bundle(workspace, name, key, signed=signed) for name in (bundle, *others)]
-    opened = [load_bundle(folder, file=model, threads=threads) for folder, _ in checked]
+    opened = [
+        load_bundle(each.folder, files=each.files, file=model, threads=threads) for each in checked
+    ]
     runtime = Runtime(opened, budget_ms=budget_ms, score=score)
     names = [source.file for source in sources]
     drawer = session.AnswerDrawer(draw, files=names, classes=runtime.classes) if draw else None
@@ -106,8 +112,14 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
         )
     result: Json = {
         "bundles": [
-            {"folder": str(each.folder), "digest": each.digest, "checked": how, "model": each.file}
-            for each, (_, how) in zip(opened, checked, strict=True)
+            {
+                "folder": str(each.folder),
+                "digest": each.digest,
+                "checked": source.how,
+                "model": each.file,
+                "release": source.release and source.release.model_dump(mode="json"),
+            }
+            for each, source in zip(opened, checked, strict=True)
         ],
         "simulated": any(each.simulated for each in opened),
         "budget_ms": budget_ms,
@@ -118,31 +130,58 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     print_result(result, as_json=as_json, text=_predict_text(result))
 
 
+@dataclass(frozen=True)
+class _CheckedBundle:
+    """A bundle's folder, what it was checked by, and the bytes that were checked."""
+
+    folder: Path
+    how: str
+    files: Mapping[str, bytes]
+    release: SignedRelease | None = None
+
+
 def _verify_bundle(
     workspace: Workspace, name: str, key: Path | None, *, signed: bool
-) -> tuple[Path, str]:
-    """The folder of a bundle, and whether its signature or only its manifest was checked."""
+) -> _CheckedBundle:
+    """A bundle checked by its signature, else by its record, else by its manifest only."""
+    from workbench.detection.bundles import read_files
     from workbench.records.references import resolve_reference
     from workbench.records.store import Store
-    from workbench.release import publishing, signing
+    from workbench.release import publishing
 
     folder = Path(name)
     if not folder.is_dir():
         ref = resolve_reference(workspace, name)
         if ref.startswith("release/"):
-            return publishing.verify_release(workspace, ref, key).folder, "signature"
+            return _signed_bundle(publishing.verify_release(workspace, ref, key))
         if not ref.startswith("bundle/"):
             raise ParameterError(f"{name} is not a bundle", where=ref)
-        folder = Store(workspace).folder(ref) / "payload"
+        _refuse_unsigned(name, key, signed=signed)
+        store = Store(workspace)
+        files = {each: store.read_payload(ref, each) for each in store.payload_names(ref)}
+        return _CheckedBundle(store.folder(ref) / "payload", "record", files)
     if (folder / _SIGNATURE_FILE).exists():
-        signing.verify_folder(folder, key or signing.public_key(workspace))
-        return folder, "signature"
-    if signed:
-        raise VerificationError(
-            "this bundle is not signed", where=folder, hint="Release it, or run without --signed"
-        )
+        return _signed_bundle(publishing.verify_released_folder(workspace, folder, key))
+    _refuse_unsigned(name, key, signed=signed)
     info(f"{folder}: not signed; its files are only compared with its manifest")
-    return folder, "manifest"
+    return _CheckedBundle(folder, "manifest", read_files(folder))
+
+
+def _refuse_unsigned(name: str, key: Path | None, *, signed: bool) -> None:
+    if signed or key is not None:
+        option = "--signed" if signed else "--key"
+        raise VerificationError(
+            "this bundle is not signed", where=name, hint=f"Release it, or run without {option}"
+        )
+
+
+def _signed_bundle(verified: VerifiedFolder) -> _CheckedBundle:
+    release = verified.release
+    if release is None:
+        info(f"{verified.folder}: {_OLDER_SIGNATURE}")
+    elif not release.promoted:
+        info(f"{verified.folder}: its gates did not allow it to be champion ({release.verdict})")
+    return _CheckedBundle(verified.folder, "signature", verified.contents, release)
 
 
 def _open_sources(workspace: Workspace, src: str) -> list[InputFrame]:
@@ -195,21 +234,22 @@ def _predict_text(result: Json) -> str:
 @click.command()
 @click.argument("bundle")
 @_key_option
+@click.option("--model", help="Refuse a release of another model.")
 @json_option
-def verify(bundle: str, key: Path | None, as_json: bool) -> None:
-    """Verify the signature and every file of a bundle.
+def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> None:
+    """Verify the signature and every file of a bundle, and say what it was released as.
 
     BUNDLE is the folder of a released bundle, or release/PREFIX for a release of this workspace.
 
-    Exit status: 0 only if every file is there and unchanged, no other file is there, and the
-    signature is valid.
+    Exit status: 0 only if every file is there and unchanged, no other file is there, the signature
+    is valid, and it names the model of --model.
     """
-    from workbench.release import publishing, signing
+    from workbench.release import publishing
 
     workspace = find_workspace()
     folder = Path(bundle)
     if folder.is_dir():
-        verified = signing.verify_folder(folder, key or signing.public_key(workspace))
+        verified = publishing.verify_released_folder(workspace, folder, key)
     elif bundle.startswith("release/"):
         verified = publishing.verify_release(workspace, bundle, key)
     else:
@@ -218,16 +258,26 @@ def verify(bundle: str, key: Path | None, as_json: bool) -> None:
             where=folder.absolute(),
             hint=f"Released bundles are in {workspace.root / 'releases'}",
         )
+    release = verified.release
+    if model is not None and (release is None or release.model != model):
+        named = _OLDER_SIGNATURE if release is None else f"a release of {release.model}"
+        raise VerificationError(f"expected a release of {model}, found {named}", where=bundle)
     result = {
         "verified": True,
         "bundle": str(verified.folder),
         "key": verified.key,
         "signature": verified.signature,
+        "signature_version": verified.version,
+        "release": release and release.model_dump(mode="json"),
         "files": verified.files,
     }
     text = "\n".join(
         [
             f"verified: {verified.folder}",
+            _OLDER_SIGNATURE
+            if release is None
+            else f"{release.model} version {release.version}, {release.verdict}"
+            + ("" if release.promoted else ", not promoted"),
             *(f"  {digest.shorten(sha256)}  {name}" for name, sha256 in verified.files.items()),
             f"signed with key {digest.shorten(verified.key)}…; no file changed, missing or extra",
         ]

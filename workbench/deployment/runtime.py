@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,13 @@ from workbench.deployment.answers import (
     FallbackRule,
     fuse_boxes,
 )
-from workbench.detection.bundles import INT8_CPU_FILE, MANIFEST_FILE, model_files, read_manifest
+from workbench.detection.bundles import (
+    INT8_CPU_FILE,
+    MANIFEST_FILE,
+    model_files,
+    read_files,
+    read_manifest,
+)
 from workbench.detection.families import Detections, decode
 from workbench.detection.predictor import OnnxPredictor, detections_to_image
 from workbench.detection.preprocessing import Pixels, preprocess_batch, require_input
@@ -44,11 +50,19 @@ class LoadedBundle:
     simulated: bool
 
 
-def load_bundle(folder: Path, *, file: str = INT8_CPU_FILE, threads: int = 2) -> LoadedBundle:
-    """Check every file of a bundle, then load one of its models.
+def load_bundle(
+    folder: Path,
+    *,
+    files: Mapping[str, bytes] | None = None,
+    file: str = INT8_CPU_FILE,
+    threads: int = 2,
+) -> LoadedBundle:
+    """Check every file of a bundle, then load one of its models from the bytes that were checked.
 
     Args:
         folder: Of the bundle. Its signature is not checked here, see `workbench.release`.
+        files: Its bytes by name, if a signature or record of them was verified; the folder, which
+            may have changed since, is not read then.
         file: Name of an ONNX file of the bundle.
         threads: Threads per operator.
 
@@ -57,7 +71,8 @@ def load_bundle(folder: Path, *, file: str = INT8_CPU_FILE, threads: int = 2) ->
         ContractError: This machine's preprocessing gives another tensor than the model expects.
         ParameterError: The bundle has no such model.
     """
-    manifest = read_manifest(folder)
+    files = read_files(folder) if files is None else files
+    manifest = read_manifest(folder, files)
     if file not in model_files(manifest):
         raise ParameterError(
             f"bundle has no model {file!r}",
@@ -67,8 +82,8 @@ def load_bundle(folder: Path, *, file: str = INT8_CPU_FILE, threads: int = 2) ->
     return LoadedBundle(
         folder=folder,
         file=file,
-        digest=digest.of_file(folder / MANIFEST_FILE),
-        predictor=OnnxPredictor(folder / file, threads=threads),
+        digest=digest.of_bytes(files[MANIFEST_FILE]),
+        predictor=OnnxPredictor(files[file], threads=threads),
         simulated=bool(manifest.get("simulated")),
     )
 

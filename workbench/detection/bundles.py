@@ -25,10 +25,32 @@ PREPROCESSING_FILE, SENSITIVITY_FILE = "preprocessing.json", "sensitivity.json"
 SIGNATURE_FILE = "signature"
 
 
-def read_manifest(folder: Path) -> Json:
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file of a bundle's folder, by name, each read once.
+
+    Raises:
+        RecordError: There is no such folder, or something else than files is in it.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+        if odd := [path.name for path in paths if path.is_symlink() or not path.is_file()]:
+            raise RecordError(
+                f"bundle has something else than files: {', '.join(odd)}", where=folder
+            )
+        return {path.name: path.read_bytes() for path in paths}
+    except OSError as error:
+        raise RecordError(f"bundle cannot be read: {error.strerror}", where=folder) from error
+
+
+def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Json:
     """Read the manifest of a bundle after checking its files and their contracts.
 
     Finds accidental damage; only a signature protects against deliberate changes.
+
+    Args:
+        folder: Of the bundle.
+        files: Its bytes by name, if they were read (and verified) before; the folder is not read
+            again then.
 
     Returns:
         The content of ``manifest.json``.
@@ -37,25 +59,25 @@ def read_manifest(folder: Path) -> Json:
         RecordError: A file is missing, changed, not listed, or has another preprocessing contract
             or other classes than the bundle.
     """
+    files = read_files(folder) if files is None else files
     try:
-        manifest: Json = json.loads((folder / MANIFEST_FILE).read_bytes())
+        manifest: Json = json.loads(files[MANIFEST_FILE])
         listed: dict[str, str] = {name: row["sha256"] for name, row in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(
             "no readable manifest in the bundle",
             where=folder / MANIFEST_FILE,
             hint="The manifest is written last, so the export did not finish: export again",
         ) from error
     for name, expected in listed.items():
-        path = folder / name
-        if path.parent != folder or not path.is_file() or digest.of_file(path) != expected:
-            raise RecordError("bundle file is missing or was changed", where=path)
-    present = {path.name for path in folder.iterdir()} - {MANIFEST_FILE, SIGNATURE_FILE}
+        if name not in files or digest.of_bytes(files[name]) != expected:
+            raise RecordError("bundle file is missing or was changed", where=folder / name)
+    present = files.keys() - {MANIFEST_FILE, SIGNATURE_FILE}
     if extra := ", ".join(sorted(present - listed.keys())):
         raise RecordError(
             f"bundle has files that its manifest does not list: {extra}", where=folder
         )
-    _check_same_contract(folder, manifest)
+    _check_same_contract(folder, files, manifest)
     return manifest
 
 
@@ -64,8 +86,12 @@ def model_files(manifest: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in manifest["files"] if name.endswith(".onnx"))
 
 
-def read_onnx_metadata(path: Path) -> dict[str, str]:
+def read_onnx_metadata(content: bytes, where: Path) -> dict[str, str]:
     """Metadata (``metadata_props``) of an ONNX file.
+
+    Args:
+        content: Its bytes.
+        where: Its path, for messages.
 
     Raises:
         DataError: The file is not ONNX.
@@ -73,18 +99,18 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
     import onnx
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own errors share no public base
-        raise DataError("file is not ONNX", where=path) from error
+        raise DataError("file is not ONNX", where=where) from error
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-def _check_same_contract(folder: Path, manifest: Json) -> None:
+def _check_same_contract(folder: Path, files: Mapping[str, bytes], manifest: Json) -> None:
     """Other preprocessing in a model file than in its bundle would cost accuracy silently."""
     where = folder / PREPROCESSING_FILE
     try:
-        spec = Preprocessing.model_validate_json(where.read_bytes())
-    except (OSError, ValueError) as error:
+        spec = Preprocessing.model_validate_json(files[PREPROCESSING_FILE])
+    except (KeyError, ValueError) as error:
         raise RecordError(
             "no readable preprocessing contract in the bundle", where=where
         ) from error
@@ -94,7 +120,7 @@ def _check_same_contract(folder: Path, manifest: Json) -> None:
         )
     for name in model_files(manifest):
         config, file_spec = from_onnx_metadata(
-            read_onnx_metadata(folder / name), where=folder / name
+            read_onnx_metadata(files[name], folder / name), where=folder / name
         )
         if file_spec != spec:
             raise RecordError(

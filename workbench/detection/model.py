@@ -168,8 +168,8 @@ class Model:
         store = Store(self.workspace)
         if isinstance(self.record, Checkpoint):
             return load_checkpoint(store, self._weights)
-        path = store.payload(self._weights, _FILES[self._file])
-        return OnnxPredictor(path, threads=self._threads)
+        content = store.read_payload(self._weights, _FILES[self._file])
+        return OnnxPredictor(content, threads=self._threads)
 
     @property
     def torch_predictor(self) -> TorchPredictor:

@@ -20,6 +20,7 @@ from workbench.pipeline.plan import PlannedStep
 from workbench.pipeline.recorder import TRACKED_MARK, RunRecorder, StepStart
 from workbench.records.base import Ref, digest_of, kind_of
 from workbench.records.model_types import Release
+from workbench.records.releases import release_folder
 from workbench.records.store import Store
 from workbench.tracking import MetricPoint, Tracker
 
@@ -117,9 +118,9 @@ class ExternalServices:
         for ref in outputs.values():
             if kind_of(ref) == Release.KIND:
                 release = self._store.get(ref, Release)
-                bundle = digest_of(release.bundle)
-                folder = self.workspace.release_folder(release.model, bundle)
-                self.start().register(step, ref, folder, {"workbench.digest": bundle})
+                folder = release_folder(self.workspace, release)
+                digest_tag = {"workbench.digest": digest_of(release.bundle)}
+                self.start().register(step, ref, folder, digest_tag)
 
     def close(self, status: str, tags: Mapping[str, str]) -> Exception | None:
         """End the MLflow run; returns the error if it could not be written."""

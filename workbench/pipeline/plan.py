@@ -11,7 +11,8 @@ from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, LatestKey, StepKey
 from workbench.pipeline.graph import Pipeline, PipelineStep
 from workbench.records.base import GateReport, Ref, refs_in
-from workbench.records.model_types import Release, StepRun
+from workbench.records.model_types import StepRun
+from workbench.records.releases import registered_releases
 from workbench.records.store import Store
 
 __all__ = ["PlannedStep", "StepSelection", "plan_pipeline", "select_steps"]
@@ -215,16 +216,13 @@ def _resolve_inputs(step: PipelineStep, outputs: StepOutputs, workspace: Workspa
 def _champion_before(workspace: Workspace, model: str, candidates: set[Ref]) -> Ref | None:
     """The bundle that was champion before any of ``candidates`` was released under ``model``.
 
-    It is read from the release records, which the registry only mirrors. So a rerun has the same
-    champion as the run before it, even after that run's own candidate was promoted.
+    It is read from the signed release records, which the registry only mirrors. So a rerun has the
+    same champion as the run before it, even after that run's own candidate was promoted.
     """
-    store, champion = Store(workspace), None
-    for ref in store.refs(Release.KIND):
-        release = store.get(ref, Release)
-        if release.model != model:
-            continue
-        if release.bundle in candidates:
+    champion = None
+    for release in registered_releases(workspace, model).releases:
+        if release.record.bundle in candidates:
             break
-        if release.promoted:
-            champion = release.bundle
+        if release.record.promoted:
+            champion = release.record.bundle
     return champion

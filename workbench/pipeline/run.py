@@ -38,6 +38,7 @@ from workbench.pipeline.runs import CANCEL_FILE, RunJournal
 from workbench.pipeline.spec import ExitStatus, StepResult
 from workbench.records.base import GateReport, Ref, Verdict, digest_of, kind_of
 from workbench.records.model_types import Release
+from workbench.records.releases import REGISTRY, release_folder
 from workbench.records.store import Store
 
 __all__ = ["GateSummary", "RunReport", "run_pipeline"]
@@ -336,10 +337,9 @@ def _make_report(
     model, bundle = None, None
     if release_ref:
         release = store.get(release_ref, Release)
-        registry = store.side(release_ref, "registry") or {}
-        version, digest = registry.get("version"), digest_of(release.bundle)
-        model = ModelReport(name=release.model, version=version, digest=digest)
-        bundle = str(workspace.release_folder(release.model, digest))
+        version = release.version or (store.side(release_ref, REGISTRY) or {}).get("version")
+        model = ModelReport(name=release.model, version=version, digest=digest_of(release.bundle))
+        bundle = str(release_folder(workspace, release))
     return RunReport(
         pipeline=pipeline,
         run_id=session.run_id,

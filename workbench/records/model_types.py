@@ -183,7 +183,12 @@ class ExportBundle(Record):
 
 
 class Release(Record):
-    """A signed bundle under a model name. ``promoted`` says if its gates allow ``champion``."""
+    """A signed bundle under a model name. ``promoted`` says if its gates allow ``champion``.
+
+    Attributes:
+        version: Its number under the name, counted from 1; None in records from before it was
+            stored.
+    """
 
     KIND: ClassVar[str] = "release"
     model: str
@@ -193,6 +198,7 @@ class Release(Record):
     promoted: bool
     key: Digest
     signature: Digest
+    version: int | None = optional_field(None)
 
 
 class NotebookSource(Record):

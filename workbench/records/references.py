@@ -19,7 +19,7 @@ from workbench.core.errors import RecordError
 from workbench.core.text import counted, did_you_mean
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Ref, digest_of, short_ref
-from workbench.records.model_types import Release
+from workbench.records.releases import resolve_model
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>\d+))?\Z")
-_MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/(\d+)|@(\w+))\Z")
+_MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/([0-9]{1,9})|@(\w+))\Z")
 _DATASET_SYNTAX = "Write NAME, NAME@N, dataset/PREFIX or sha256:DIGEST"
 _SYNTAX = (
     "Write sha256:DIGEST, KIND/PREFIX, NAME, NAME@N, models:/NAME/VERSION or models:/NAME@ALIAS"
@@ -53,14 +53,17 @@ class RegisteredVersion:
 def resolve_reference(workspace: Workspace, text: str) -> Ref:
     """The record that ``text`` names.
 
-    An alias such as ``models:/NAME@champion`` is looked up in MLflow, which is started if needed.
+    A model such as ``models:/NAME@champion`` is looked up among the signed releases; MLflow, which
+    mirrors them, is not asked.
 
     Raises:
         RecordError: No record matches, or several do.
+        VerificationError: The model's releases are not what their signatures say.
     """
     model = _MODEL_URI.match(text)
     if model:
-        return _released_model(workspace, *model.groups())
+        name, version, alias = model.groups()
+        return resolve_model(workspace, name, int(version) if version else None, alias).ref
     if text.startswith("models:"):
         raise RecordError("invalid model reference", where=text, hint=_SYNTAX)
     if text.startswith("sha256:"):
@@ -154,28 +157,3 @@ def _record_by_digest(workspace: Workspace, kinds: Collection[str], prefix: str,
     raise RecordError(
         f"ambiguous digest: {len(matches)} records match", where=text, hint=f"Choose from {listed}"
     )
-
-
-def _released_model(workspace: Workspace, name: str, version: str | None, alias: str | None) -> Ref:
-    """A version is looked up in the release records; an alias, which can move, in the registry."""
-    store = Store(workspace)
-    versions: dict[int, Ref] = {}
-    for ref in store.refs(Release.KIND):
-        if store.get(ref, Release).model == name:
-            registered = store.side(ref, "registry") or {}
-            versions[registered.get("version", 0)] = ref
-    if not versions or (version is not None and int(version) not in versions):
-        known = ", ".join(str(number) for number in sorted(versions)) or "none"
-        raise RecordError(
-            "unknown model version" if versions else "unknown model",
-            where=f"models:/{name}/{version}" if version else f"models:/{name}@{alias}",
-            hint=f"Versions of {name} released in this workspace: {known}",
-        )
-    if version is not None:
-        return versions[int(version)]
-    from workbench import services
-    from workbench.tracking import Tracker
-
-    services.up(workspace, ("mlflow",))
-    uri = services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
-    return Tracker(uri, "workbench").release_of(name, alias=str(alias))

@@ -156,6 +156,24 @@ class Store:
             self._verified.add(path)
         return path
 
+    def read_payload(self, ref: Ref, name: str) -> bytes:
+        """The bytes of a payload file, verified as they were read.
+
+        Unlike the file behind `payload`, they cannot change afterwards.
+
+        Raises:
+            RecordError: The file is not part of the record, is missing, or was changed.
+        """
+        path = self.payload(ref, name)
+        content = path.read_bytes()
+        if digest.of_bytes(content) != self.payload_digests(ref)[name]:
+            raise RecordError(f"payload file {name!r} was changed while it was read", where=path)
+        return content
+
+    def payload_digests(self, ref: Ref) -> dict[str, str]:
+        """Digest of each payload file, as the record lists them."""
+        return {name: entry["sha256"] for name, entry in self._body(ref)["payload"].items()}
+
     def payload_names(self, ref: Ref) -> list[str]:
         """Relative names of the payload files, sorted."""
         return sorted(self._body(ref)["payload"])

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core import digest
-from workbench.core.errors import ParameterError, RecordError, VerificationError
+from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
 from workbench.core.names import check_name
-from workbench.core.workspace import Workspace
-from workbench.records.base import GateReport, Ref, Verdict, digest_of, make_ref
+from workbench.core.signatures import SigningKey, public_key, signing_key
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.detection.bundles import SIGNATURE_FILE
+from workbench.records import releases
+from workbench.records.base import GateReport, Ref, digest_of, make_ref
 from workbench.records.model_types import ExportBundle, Release
+from workbench.records.releases import SignedRelease, may_promote, release_folder
 from workbench.records.store import Store
 from workbench.release import signing
 
-__all__ = ["publish_release", "verify_release"]
+__all__ = ["publish_release", "verify_release", "verify_released_folder"]
 
 _MAX_NAME_BYTES = 64
+_LOCK_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -29,32 +34,21 @@ class PublishedRelease:
         ref: Reference of its record.
         folder: The signed folder.
         promoted: Whether it may become champion.
+        version: Its number under the model's name.
     """
 
     ref: Ref
     folder: Path
     promoted: bool
     verified: signing.VerifiedFolder
-
-
-def may_promote(report: GateReport) -> bool:
-    """Whether a model may replace the champion: all required gates passed, at least one of them.
-
-    Args:
-        report: Gate report of the model. INSUFFICIENT EVIDENCE does not promote.
-    """
-    required = [gate for gate in report.gates if gate.required]
-    return (
-        report.verdict is Verdict.PASS
-        and bool(required)
-        and all(gate.verdict is Verdict.PASS for gate in required)
-    )
+    version: int
 
 
 def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> PublishedRelease:
     """Write and sign ``releases/MODEL/DIGEST``; a repeated call gives the same release.
 
-    Candidates that failed the gates are released too, see `PublishedRelease.promoted`.
+    Candidates that failed the gates are released too, see `PublishedRelease.promoted`. The
+    signature covers model, version, verdict and gate report as well as every byte.
 
     Args:
         store: With the records.
@@ -75,22 +69,30 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
             where=bundle,
             hint="Run validate on this bundle first",
         )
-    key = signing.signing_key(store.workspace)
-    folder = store.workspace.release_folder(model, digest_of(bundle))
-    if not folder.exists():
-        _assemble_folder(store, bundle, folder, key)
-    verified = signing.verify_folder(folder, key.public)
-    _check_against_record(store, bundle, verified)
-    record = Release(
-        model=model,
-        bundle=bundle,
-        gates=gates,
-        verdict=report.verdict,
-        promoted=may_promote(report),
-        key=key.fingerprint,
-        signature=verified.signature,
-    )
-    return PublishedRelease(store.put(record), folder, record.promoted, verified)
+    key = signing_key(store.workspace)
+    with _numbering(store.workspace, model):
+        known = releases.registered_releases(store.workspace, model)
+        for earlier in reversed(known.releases):
+            same = (earlier.record.bundle, earlier.record.gates) == (bundle, gates)
+            if same and not earlier.older and earlier.version is not None:
+                return _published_before(store, earlier.ref, earlier.record, earlier.version, key)
+        signed = SignedRelease(
+            model=model,
+            version=known.next_version,
+            bundle=bundle,
+            gates=gates,
+            verdict=report.verdict,
+            promoted=may_promote(report),
+        )
+        verified = _signed_folder(store, signed, key)
+        record = Release(
+            **signed.model_dump(exclude={"signature_version"}),
+            key=key.fingerprint,
+            signature=verified.signature,
+        )
+        envelope = (verified.folder / SIGNATURE_FILE).read_text()
+        ref = store.put(record, side={releases.SIGNATURE: envelope})
+    return PublishedRelease(ref, verified.folder, record.promoted, verified, signed.version)
 
 
 def verify_release(
@@ -108,13 +110,91 @@ def verify_release(
         VerificationError: The folder was changed, or the record is about another folder.
     """
     store = Store(workspace)
-    ref = _find_release(store, name)
-    record = store.get(ref, Release)
-    folder = workspace.release_folder(record.model, digest_of(record.bundle))
-    verified = signing.verify_folder(folder, key or signing.public_key(workspace))
+    record = store.get(_find_release(store, name), Release)
+    folder = release_folder(workspace, record)
+    verified = signing.verify_folder(folder, key or public_key(workspace))
     _check_against_record(store, record.bundle, verified)
     if (verified.key, verified.signature) != (record.key, record.signature):
         raise VerificationError("folder was signed again after the release", where=folder)
+    if verified.release is not None and record != Release(
+        **verified.release.model_dump(exclude={"signature_version"}),
+        key=record.key,
+        signature=record.signature,
+    ):
+        raise VerificationError("the record says something else than its signature", where=folder)
+    return verified
+
+
+def verify_released_folder(
+    workspace: Workspace, folder: Path, key: Path | None = None
+) -> signing.VerifiedFolder:
+    """Verify a signed folder; among the workspace's releases it lies under its own model's name.
+
+    Raises:
+        VerificationError: It was changed, is not signed, or is another model's release.
+    """
+    verified = signing.verify_folder(folder, key or public_key(workspace))
+    model = verified.folder.parent.name
+    inside = verified.folder.parent.parent == (workspace.root / "releases").resolve()
+    if inside and verified.release is not None and verified.release.model != model:
+        raise VerificationError(
+            f"folder is a release of {verified.release.model}, not of {model}", where=folder
+        )
+    return verified
+
+
+@contextmanager
+def _numbering(workspace: Workspace, model: str) -> Iterator[None]:
+    """Let one process at a time number a release of ``model``."""
+    from filelock import FileLock, Timeout
+
+    path = workspace.root / "locks" / f"release-{model}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=_LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise WorkbenchError(
+            f"another process is releasing {model}", where=path, hint="Try again"
+        ) from error
+
+
+def _published_before(
+    store: Store, ref: Ref, record: Release, version: int, key: SigningKey
+) -> PublishedRelease:
+    """The release that there is; a folder that was removed is written again."""
+    folder = release_folder(store.workspace, record)
+    if not folder.exists():
+        envelope = store.side(ref, releases.SIGNATURE).encode()
+        with _new_folder(store, record.bundle, folder) as work:
+            write_atomic(work / SIGNATURE_FILE, envelope)
+    verified = signing.verify_folder(folder, key.public)
+    _check_against_record(store, record.bundle, verified)
+    if verified.signature != record.signature:
+        raise VerificationError(
+            "folder was signed again after the release",
+            where=folder,
+            hint="Move the folder away and release again",
+        )
+    return PublishedRelease(ref, folder, record.promoted, verified, version)
+
+
+def _signed_folder(store: Store, release: SignedRelease, key: SigningKey) -> signing.VerifiedFolder:
+    """Write and sign the folder of a new release, beside that of another report on the bundle."""
+    folder = store.workspace.release_folder(release.model, digest_of(release.bundle))
+    if folder.exists():
+        _check_against_record(store, release.bundle, signing.verify_folder(folder, key.public))
+        folder = folder.with_name(f"{folder.name}-{digest_of(release.gates)[:12]}")
+    if folder.exists():
+        raise VerificationError(
+            "folder of a release that has no valid record",
+            where=folder,
+            hint="Move the folder away and release again",
+        )
+    with _new_folder(store, release.bundle, folder) as work:
+        signing.sign_folder(work, key, release)
+    verified = signing.verify_folder(folder, key.public)
+    _check_against_record(store, release.bundle, verified)
     return verified
 
 
@@ -129,29 +209,21 @@ def _find_release(store: Store, name: str) -> Ref:
     return make_ref(Release.KIND, digest_of(matches[0]))
 
 
-def _assemble_folder(store: Store, bundle: Ref, folder: Path, key: signing.SigningKey) -> None:
-    """Copy and sign the payload in a temporary folder, then rename it."""
+@contextmanager
+def _new_folder(store: Store, bundle: Ref, folder: Path) -> Iterator[Path]:
+    """A temporary folder with the payload of a bundle, to be signed; then it is renamed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
-        work = Path(scratch) / folder.name  # the signed statement has the name
+        work = Path(scratch) / folder.name
         for name in store.payload_names(bundle):
-            target = work / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(store.payload(bundle, name), target)
-        signing.sign_folder(work, key)
-        try:
-            work.rename(folder)
-        except OSError:
-            if not folder.exists():  # otherwise another process released the same bundle
-                raise
+            write_atomic(work / name, store.read_payload(bundle, name))
+        yield work
+        work.rename(folder)
 
 
 def _check_against_record(store: Store, bundle: Ref, verified: signing.VerifiedFolder) -> None:
     """The signed folder must have exactly the files of the bundle's record."""
-    expected = {
-        name: digest.of_file(store.payload(bundle, name)) for name in store.payload_names(bundle)
-    }
-    if expected != verified.files:
+    if store.payload_digests(bundle) != verified.files:
         raise VerificationError(
             "signed folder differs from the bundle's record",
             where=verified.folder,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.core import digest
+from workbench.core import digest, signatures
 from workbench.core.errors import VerificationError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -19,7 +19,6 @@ from workbench.pipeline.contract import StepContract, notebook_without_outputs, 
 from workbench.records.base import Ref
 from workbench.records.model_types import CheckReceipt, Environment, NotebookSource
 from workbench.records.store import Store
-from workbench.release import signing
 
 __all__ = ()
 
@@ -117,12 +116,30 @@ def verify_receipt(workspace: Workspace, ref: Ref) -> CheckReceipt:
         raise VerificationError(
             "the receipt is not signed", where=ref, hint="Run `workbench check NOTEBOOK`"
         )
-    key = signing.signing_key(workspace)
-    if signature.get("key") != key.fingerprint or signature.get("algorithm") != _ALGORITHM:
-        raise VerificationError("the receipt was signed with another key", where=ref)
-    if not _is_valid_signature(key.public, ref, str(signature.get("signature", ""))):
-        raise VerificationError("the receipt's signature is not valid", where=ref)
+    check_signature(signature, ref, signatures.public_key(workspace))
     return receipt
+
+
+def check_signature(signature: Json, ref: Ref, public: Path) -> None:
+    """Check the signature of a receipt, as `issue_receipt` stored it.
+
+    Args:
+        ref: The receipt, whose digest is what was signed.
+        public: PEM file of the public key that should have signed it.
+
+    Raises:
+        VerificationError: Another key signed it, or the signature is not valid.
+    """
+    fingerprint = signatures.key_fingerprint(public)
+    if signature.get("key") != fingerprint or signature.get("algorithm") != _ALGORITHM:
+        raise VerificationError("the receipt was signed with another key", where=ref)
+    try:
+        content = base64.b64decode(str(signature.get("signature", "")), validate=True)
+    except ValueError:
+        content = b""
+    # Receipts from before signatures had one form keep theirs: nothing depends on its digest.
+    if not signatures.is_signed(public, _signed_bytes(ref), content, any_form=True):
+        raise VerificationError("the receipt's signature is not valid", where=ref)
 
 
 def fresh_receipt(workspace: Workspace, notebook: Path) -> tuple[Ref, CheckReceipt]:
@@ -205,31 +222,9 @@ def _lock_digest(notebook: Path) -> str | None:
 
 
 def _sign(workspace: Workspace, ref: Ref) -> Json:
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    key = signing.signing_key(workspace)
-    private = load_pem_private_key(key.private.read_bytes(), password=None)
-    assert isinstance(private, ec.EllipticCurvePrivateKey)  # noqa: S101 - signing_key has checked
-    signature = private.sign(_signed_bytes(ref), ec.ECDSA(hashes.SHA256()))
-    text = base64.b64encode(signature).decode()
+    key = signatures.signing_key(workspace)
+    text = base64.b64encode(signatures.sign(key, _signed_bytes(ref))).decode()
     return {"algorithm": _ALGORITHM, "key": key.fingerprint, "signature": text}
-
-
-def _is_valid_signature(public: Path, ref: Ref, signature: str) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    key = load_pem_public_key(public.read_bytes())
-    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - signing_key has checked
-    try:
-        key.verify(base64.b64decode(signature), _signed_bytes(ref), ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 def _signed_bytes(ref: Ref) -> bytes:

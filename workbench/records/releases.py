@@ -1,0 +1,263 @@
+"""The releases of a workspace, by model, version and alias, as their signatures say.
+
+A release record counts only with its signature: an envelope that names the model, version, verdict,
+gate report and bundle, and lists the bundle's files. Records, folders and MLflow's registry can be
+written by anyone who can write to the workspace; what they say is compared with the signature.
+Versions are in the records, so they never restart. Aliases follow from the records:
+
+- ``candidate``: the newest release
+- ``champion``: the newest release whose gates allow it
+- ``previous``: the champion before that
+
+Signatures of version 1 cover the files only. Such a release is called older; a newer one always
+takes precedence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from workbench.core import digest
+from workbench.core.errors import RecordError, VerificationError, WorkbenchError
+from workbench.core.signatures import Envelope, open_envelope, public_key
+from workbench.core.workspace import Workspace
+from workbench.records.base import FrozenModel, GateReport, Ref, Verdict, digest_of, short_ref
+from workbench.records.model_types import Release
+from workbench.records.store import Store
+
+__all__ = [
+    "ALIASES",
+    "RegisteredRelease",
+    "SignedRelease",
+    "may_promote",
+    "registered_releases",
+    "release_folder",
+    "resolve_model",
+    "signed_release_of",
+]
+
+ALIASES = ("candidate", "champion", "previous")
+SIGNATURE = "signature"
+"""Side file of a release with its envelope, so that the record counts without its folder."""
+
+REGISTRY = "registry"
+"""Side file of a release with its version and run in MLflow."""
+
+
+class SignedRelease(FrozenModel):
+    """What a signature says about the folder that it signs."""
+
+    signature_version: Literal[2] = 2
+    model: str
+    version: int
+    bundle: Ref
+    gates: Ref
+    verdict: Verdict
+    promoted: bool
+
+
+@dataclass(frozen=True)
+class RegisteredRelease:
+    """A release whose signature was verified.
+
+    Attributes:
+        version: Its number under the model's name; None for an older one that has none.
+        older: Its signature has version 1 and covers the files only.
+    """
+
+    ref: Ref
+    record: Release
+    version: int | None
+    older: bool
+
+    def __str__(self) -> str:
+        return f"{self.record.model}@{self.version} ({short_ref(self.ref)})"
+
+
+@dataclass(frozen=True)
+class ModelReleases:
+    """All releases of one model.
+
+    Attributes:
+        releases: Those that count, oldest first.
+        refused: Why others do not count, by reference.
+    """
+
+    model: str
+    releases: tuple[RegisteredRelease, ...]
+    refused: dict[Ref, str]
+
+    @cached_property
+    def aliases(self) -> dict[str, RegisteredRelease]:
+        """The release that each alias names."""
+        if not self.releases:
+            return {}
+        champions = [release for release in self.releases if release.record.promoted]
+        named = {"candidate": self.releases[-1]}
+        if champions:
+            named["champion"] = champions[-1]
+        earlier = [one for one in champions if one.record.bundle != champions[-1].record.bundle]
+        if earlier:
+            named["previous"] = earlier[-1]
+        return named
+
+    @property
+    def next_version(self) -> int:
+        """The number of the next release: one more than the highest so far."""
+        return max((release.version or 0 for release in self.releases), default=0) + 1
+
+
+def may_promote(report: GateReport) -> bool:
+    """Whether a model may replace the champion: all required gates passed, at least one of them.
+
+    Args:
+        report: Gate report of the model. INSUFFICIENT EVIDENCE does not promote.
+    """
+    required = [gate for gate in report.gates if gate.required]
+    return (
+        report.verdict is Verdict.PASS
+        and bool(required)
+        and all(gate.verdict is Verdict.PASS for gate in required)
+    )
+
+
+def release_models(workspace: Workspace) -> list[str]:
+    """Names of the models with a release record, whether or not it counts."""
+    store = Store(workspace)
+    return sorted({store.get(ref, Release).model for ref in store.refs(Release.KIND)})
+
+
+def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
+    """The releases of a model, each verified against its signature with the workspace's key."""
+    store = Store(workspace)
+    counted: list[RegisteredRelease] = []
+    refused: dict[Ref, str] = {}
+    for ref in store.refs(Release.KIND):
+        try:
+            record = store.get(ref, Release)
+            if record.model == model:
+                counted.append(_verified(store, ref, record))
+        except (RecordError, VerificationError) as error:
+            refused[ref] = str(error)
+    numbers = Counter(release.version for release in counted if not release.older)
+    for release in [one for one in counted if not one.older and numbers[one.version] > 1]:
+        refused[release.ref] = f"{numbers[release.version]} releases have version {release.version}"
+        counted.remove(release)
+    counted.sort(key=lambda release: (not release.older, release.version or 0))
+    return ModelReleases(model, tuple(counted), refused)
+
+
+def resolve_model(
+    workspace: Workspace, name: str, version: int | None = None, alias: str | None = None
+) -> RegisteredRelease:
+    """The release of a model by version or alias, as its signature says.
+
+    Raises:
+        RecordError: There is no such model, version or alias.
+        VerificationError: There is, but its signature does not cover it.
+    """
+    found = registered_releases(workspace, name)
+    where = f"models:/{name}/{version}" if alias is None else f"models:/{name}@{alias}"
+    if not found.releases:
+        if found.refused:
+            ref, reason = next(iter(found.refused.items()))
+            raise VerificationError(f"no release of {name} counts: {reason}", where=ref)
+        known = ", ".join(release_models(workspace)) or "none"
+        raise RecordError(
+            "unknown model", where=where, hint=f"Models released in this workspace: {known}"
+        )
+    if alias is not None:
+        if alias not in found.aliases:
+            raise RecordError(
+                "no release has this alias",
+                where=where,
+                hint=f"Aliases of {name}: {', '.join(found.aliases)}",
+            )
+        return found.aliases[alias]
+    matches = [release for release in found.releases if release.version == version]
+    if not matches:
+        numbers = ", ".join(str(one.version) for one in found.releases if one.version is not None)
+        raise RecordError(
+            "unknown model version",
+            where=where,
+            hint=f"Versions of {name} released in this workspace: {numbers}",
+        )
+    return matches[-1]
+
+
+def release_folder(workspace: Workspace, record: Release) -> Path:
+    """The signed folder of a release; the one that it would have, if there is none."""
+    plain = workspace.release_folder(record.model, digest_of(record.bundle))
+    of_gates = plain.with_name(f"{plain.name}-{digest.shorten(digest_of(record.gates))}")
+    for folder in (plain, of_gates):
+        signature = folder / "signature"
+        if signature.is_file() and digest.of_file(signature) == record.signature:
+            return folder
+    return plain
+
+
+def signed_release_of(envelope: Envelope, *, where: object) -> SignedRelease | None:
+    """The release that a verified envelope names; None if its version is 1.
+
+    Raises:
+        VerificationError: The signature is the second form of another one.
+        ValueError: What it names is invalid.
+    """
+    body = envelope.statement["predicate"].get("workbench")
+    if body is None:
+        return None
+    if not envelope.one_form:
+        raise VerificationError(
+            "signature is not in its one form: it was made from another signature", where=where
+        )
+    return SignedRelease.model_validate(body)
+
+
+def _verified(store: Store, ref: Ref, record: Release) -> RegisteredRelease:
+    """The release, if its signature says the same as its record.
+
+    Raises:
+        VerificationError: It does not.
+        RecordError: A record that it names is missing or was changed.
+    """
+    text = store.side(ref, SIGNATURE)
+    signature = release_folder(store.workspace, record) / "signature"
+    if not isinstance(text, str) and not signature.is_file():
+        raise VerificationError("the release has no signature", where=ref)
+    content = text.encode() if isinstance(text, str) else signature.read_bytes()
+    envelope = open_envelope(content, public_key(store.workspace), where=ref)
+    if envelope.digest != record.signature or envelope.key != record.key:
+        raise VerificationError("the signature is not the one that the record names", where=ref)
+    try:
+        signed = signed_release_of(envelope, where=ref)
+        files = {
+            entry["name"]: entry["digest"] for entry in envelope.statement["predicate"]["resources"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerificationError("the signed statement is invalid", where=ref) from error
+    if files != store.payload_digests(record.bundle):
+        raise VerificationError("the signature is about another bundle", where=ref)
+    if signed is None:
+        return _verified_older(store, ref, record)
+    if signed.model_dump(exclude={"signature_version"}) != record.model_dump(
+        exclude={"schema_version", "key", "signature"}
+    ):
+        raise VerificationError("the record says something else than its signature", where=ref)
+    return RegisteredRelease(ref, record, signed.version, older=False)
+
+
+def _verified_older(store: Store, ref: Ref, record: Release) -> RegisteredRelease:
+    """A release whose signature covers the files only: its gate report has to agree."""
+    report = store.get(record.gates, GateReport)
+    claimed = (record.bundle, record.verdict, record.promoted, None)
+    if claimed != (report.candidate, report.verdict, may_promote(report), record.version):
+        raise VerificationError("the record says something else than its gate report", where=ref)
+    try:
+        version: int | None = int(store.side(ref, REGISTRY)["version"])
+    except (WorkbenchError, TypeError, ValueError, KeyError):
+        version = None
+    return RegisteredRelease(ref, record, version, older=True)
