@@ -413,6 +413,7 @@ def mine(  # noqa: PLR0913 - what to mine, and what for
     budget: int = 50,
     *,
     like: str | Iterable[str] = (),
+    unlike: str | Iterable[str] = (),
     text: str | None = None,
     watch: str | Path | None = None,
     seed: int = 0,
@@ -428,6 +429,8 @@ def mine(  # noqa: PLR0913 - what to mine, and what for
         budget: Number of frames.
         like: Exemplars to search for instead, each a frame id, or its first digits, or
             ``DRIVE@INDEX``, optionally with a box in pixels: ``8e6b60:120,80,40,60`` (x, y, w, h).
+            From the second one on, a linear probe is fitted to all.
+        unlike: What the search should not find, written in the same way.
         text: Words to search for instead, such as ``motor scooter``.
         watch: File with a watch list; by default, real drives are mined for what is rare on roads.
         seed: Of the random share.
@@ -448,8 +451,13 @@ def mine(  # noqa: PLR0913 - what to mine, and what for
             where=dataset.name,
             hint="Pass the dataset as `ws.dataset(...)` returns it; the pool is chosen by role",
         )
-    written = [like] if isinstance(like, str) else list(like)
-    exemplars = tuple(curation.parse_exemplar(dataset.frames, one) for one in written)
+    wanted, unwanted = (
+        tuple(
+            curation.parse_exemplar(dataset.frames, one)
+            for one in ([written] if isinstance(written, str) else written)
+        )
+        for written in (like, unlike)
+    )
     with _progress_bar("embed", progress) as shown:
         ref = curation.mine(
             Store(workspace),
@@ -459,7 +467,10 @@ def mine(  # noqa: PLR0913 - what to mine, and what for
             seed,
             rules=curation.SelectionRules(control=control),
             query=curation.MiningQuery(
-                like=exemplars, text=text, watch=read_watch_list(Path(watch)) if watch else ()
+                like=wanted,
+                unlike=unwanted,
+                text=text,
+                watch=read_watch_list(Path(watch)) if watch else (),
             ),
             progress=shown,
         )

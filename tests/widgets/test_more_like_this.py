@@ -60,3 +60,30 @@ def test_an_unknown_frame_or_box_is_reported(frames: list[ShownFrame]) -> None:
         widget.pick("f" * 64)
     with pytest.raises(ParameterError, match=r"has 0 boxes.*Omit the box"):
         widget.pick(frames[5].frame, box=0)
+
+
+def test_answers_are_sent_and_confirmed_frames_are_kept(frames: list[ShownFrame]) -> None:
+    sent: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    kept: list[tuple[str, ...]] = []
+
+    def refine(yes: tuple[str, ...], no: tuple[str, ...]) -> list[ShownFrame]:
+        sent.append((yes, no))
+        return frames[2:3]
+
+    widget = MoreLikeThis(
+        frames, lambda *_: frames[:2], refine=refine, on_keep=lambda some: kept.append(some) or "ok"
+    )
+    widget.pick(frames[4].frame, box=2)
+    widget.refit_button.click()
+    assert not sent
+    assert "No answers yet" in widget.status.value
+    widget.answers[frames[0].frame].value = "yes"
+    widget.answers[frames[1].frame].value = "no"
+    widget.refit_button.click()
+    assert sent == [((frames[0].frame,), (frames[1].frame,))]
+    assert widget.matches == frames[2:3]
+    assert "1 frame confirmed so far" in widget.status.value
+    widget.keep_button.click()
+    assert kept == [(frames[4].frame, frames[0].frame, frames[2].frame)]
+    widget.pick(frames[3].frame)
+    assert widget.confirmed == [], "another search begins anew"

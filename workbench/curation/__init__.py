@@ -32,6 +32,7 @@ from workbench.curation.selection.report import (
     rare_classes,
     report_mining,
 )
+from workbench.curation.signals.probe import SteeredSearch
 from workbench.curation.signals.similarity import Exemplar
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "QualityGate",
     "RetrainedModels",
     "SelectionRules",
+    "SteeredSearch",
     "dataset_of_arm",
     "embed",
     "is_published",

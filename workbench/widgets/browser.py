@@ -32,6 +32,9 @@ _THUMBNAIL, _LARGE_PX = 240, 880
 SimilaritySearch = Callable[[str, DrawnBox | None], Sequence[ShownFrame]]
 """Called with a frame's digest and a box on it, or None; returns the most similar frames."""
 
+Refinement = Callable[[tuple[str, ...], tuple[str, ...]], Sequence[ShownFrame]]
+"""Called with frames answered yes and frames answered no; returns the next most similar frames."""
+
 WHOLE_FRAME = "the whole frame"
 _MATCH_PX, _PICKED_PX, _MATCH_COLUMNS = 220, 520, 4
 _MAX_DRAWN_BOXES = 6
@@ -202,13 +205,17 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
     Args:
         frames: To pick from, each with the boxes that can be searched for.
         search: Finds frames similar to a frame or a box.
-        on_keep: Called with the exemplar's frame and the matches by "Keep as a selection".
+        refine: Searches again with a person's answers; without it, there are no answer buttons.
+        on_keep: Called with the exemplar's frame, the confirmed frames and the matches by "Keep as
+            a selection".
 
     Attributes:
         drive: Dropdown of drives.
         index: Slider of the drive's frames.
         box: Dropdown of the frame's boxes.
         matches: Frames shown now, most similar first.
+        answers: Buttons ``yes``, ``no`` and ``?`` of each match, by frame.
+        confirmed: Frames that were answered with yes since the search began.
     """
 
     def __init__(
@@ -216,11 +223,20 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         frames: Sequence[ShownFrame],
         search: SimilaritySearch,
         *,
+        refine: Refinement | None = None,
         on_keep: FrameAction | None = None,
     ) -> None:
         self.frames = list(frames)
         self.matches: list[ShownFrame] = []
-        self._search, self._on_keep = search, on_keep
+        self.answers: dict[str, Any] = {}
+        self.confirmed: list[str] = []
+        self._search, self._refine, self._on_keep = search, refine, on_keep
+        self.refit_button = widgets.Button(
+            description="Search again with the answers",
+            icon="refresh",
+            layout=widgets.Layout(width="240px", display="" if refine else "none"),
+        )
+        self.refit_button.on_click(lambda _: self.refit())
         drives = list(dict.fromkeys(one.drive for one in self.frames))
         self.drive = widgets.Dropdown(options=drives, description="drive")
         self.index = widgets.IntSlider(min=0, max=0, description="frame")
@@ -236,7 +252,14 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
         self.keep_button.on_click(lambda _: self._keep())
         self.keep_button.layout.display = "" if on_keep else "none"
         controls = widgets.VBox(
-            [self.drive, self.index, self.box, self.keep_button, self.status],
+            [
+                self.drive,
+                self.index,
+                self.box,
+                self.refit_button,
+                self.keep_button,
+                self.status,
+            ],
             layout=widgets.Layout(width="340px"),
         )
         super().__init__([widgets.HBox([self.preview, controls]), self.grid])
@@ -307,27 +330,63 @@ class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
             self.frame, boxes=(chosen,) if chosen else self.frame.boxes[:_MAX_DRAWN_BOXES]
         )
         self.preview.children = (_image(shown, _PICKED_PX),)
+        self.confirmed = []
         try:
-            self.matches = list(self._search(self.frame.frame, chosen))
-            self._show_message(f"the {len(self.matches)} nearest to {_describe_target(chosen)}")
+            matches = list(self._search(self.frame.frame, chosen))
+            self._show_message(f"the {len(matches)} nearest to {_describe_target(chosen)}")
         except WorkbenchError as error:
-            self.matches = []
+            matches = []
             self._show_message(f"{error.what}. {error.hint or ''}")
+        self._show_matches(matches)
+
+    def refit(self) -> None:
+        """Search again with the answers given to the matches shown; the button does the same."""
+        if self._refine is None:
+            return
+        given = {
+            word: tuple(frame for frame, one in self.answers.items() if one.value == word)
+            for word in ("yes", "no")
+        }
+        if not given["yes"] and not given["no"]:
+            self._show_message("No answers yet: press yes or no under some of the matches.")
+            return
+        try:
+            matches = list(self._refine(given["yes"], given["no"]))
+        except WorkbenchError as error:
+            self._show_message(f"{error.what}. {error.hint or ''}")
+            return
+        self.confirmed += given["yes"]
+        self._show_message(
+            f"searched again with {len(given['yes'])} yes and {len(given['no'])} no;"
+            f" {counted(len(self.confirmed), 'frame')} confirmed so far"
+        )
+        self._show_matches(matches)
+
+    def _show_matches(self, matches: list[ShownFrame]) -> None:
+        self.matches = matches
+        self.answers = {one.frame: _answer_buttons() for one in matches} if self._refine else {}
         cells = [
-            widgets.VBox([_image(one, _MATCH_PX), _caption((one.drive, *one.reasons[:2]))])
+            widgets.VBox(
+                [
+                    _image(one, _MATCH_PX),
+                    _caption((one.drive, *one.reasons[:2])),
+                    *([self.answers[one.frame]] if self._refine else []),
+                ]
+            )
             for one in self.matches
         ]
         layout = widgets.Layout(
             grid_template_columns=f"repeat({_MATCH_COLUMNS}, {_MATCH_PX + 8}px)", grid_gap="6px"
         )
         self.grid.children = (widgets.GridBox(cells, layout=layout),)
-        self.keep_button.disabled = not self.matches
+        self.keep_button.disabled = not (self.matches or self.confirmed)
 
     def _keep(self) -> None:
         if self._on_keep is None:
             return
         try:
-            message = self._on_keep((self.frame.frame, *(one.frame for one in self.matches)))
+            kept = (self.frame.frame, *self.confirmed, *(one.frame for one in self.matches))
+            message = self._on_keep(tuple(dict.fromkeys(kept)))
             self._show_message(str(message))
         except WorkbenchError as error:
             self._show_message(f"{error.what}. {error.hint or ''}")
@@ -412,6 +471,12 @@ def _caption(lines: Sequence[str]) -> Any:
 def _button(text: str, icon: str, action: FrameAction | None) -> Any:
     layout = widgets.Layout(width="190px", display="" if action else "none")
     return widgets.Button(description=text, icon=icon, layout=layout)
+
+
+def _answer_buttons() -> Any:
+    buttons = widgets.ToggleButtons(options=["?", "yes", "no"], value="?")
+    buttons.style.button_width = "52px"
+    return buttons
 
 
 def _narrow_layout() -> Any:

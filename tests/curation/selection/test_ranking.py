@@ -18,6 +18,7 @@ from workbench.curation import (
     mine,
 )
 from workbench.curation.selection.ranking import parse_exemplar
+from workbench.curation.signals.probe import Answers
 from workbench.curation.signals.similarity import Exemplar
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref
@@ -213,3 +214,26 @@ def test_parameters_are_json(store: Store, dataset: Dataset, model: Ref) -> None
         "labelled",
     }
     assert sum(parameters["signals"].values()) == pytest.approx(1)
+
+
+def test_exemplars_and_answers_are_in_the_record(
+    store: Store, dataset: Dataset, model: Ref
+) -> None:
+    pool = dataset.role(Role.POOL).frames
+    yes, no = pool[3], pool[9]
+    like = (Exemplar(pool[0].id, (5.0, 5.0, 30.0, 30.0)), Exemplar(pool[1].id, (5, 5, 30, 30)))
+    query = MiningQuery(
+        like=like, unlike=(Exemplar(pool[20].id),), answers=(Answers((yes.id,), (no.id,)),)
+    )
+    rules = SelectionRules(random_share=0.0, gap_frames=0, gap_s=0.0, event_likeness=1.0)
+    selection = mined(store, dataset, model, query=query, rules=rules)
+    kept = selection.parameters["query"]
+    assert [one["frame"] for one in kept["like"]] == [pool[0].id, pool[1].id]
+    assert kept["unlike"] == [{"frame": pool[20].id}]
+    assert kept["answers"] == [{"yes": [yes.id], "no": [no.id]}]
+    chosen = {choice.frame: choice for choice in selection.chosen}
+    assert no.id not in chosen
+    assert selection.parameters["kept_out"]["answered no"] == 1
+    assert "confirmed by a person's yes" in chosen[yes.id].reasons
+    with pytest.raises(ParameterError, match="nothing to search for"):
+        mined(store, dataset, model, query=MiningQuery(unlike=like), rules=rules)

@@ -26,7 +26,8 @@ from workbench.curation.selection.ranking import (
     rank_by_similarity,
     rank_by_words,
 )
-from workbench.curation.signals.similarity import search_by_example, search_by_text
+from workbench.curation.signals.probe import SteeredSearch
+from workbench.curation.signals.similarity import search_by_text
 from workbench.curation.signals.single_model import merge_small_groups
 from workbench.curation.signals.words import find_words, read_watch_list, word_evidence
 from workbench.data.slices import describe_conditions
@@ -86,6 +87,12 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     rules, gate, query = rules or SelectionRules(), gate or QualityGate(), query or MiningQuery()
     budget = Budget(frames=budget) if isinstance(budget, int) else budget
     budget.check()
+    if query.unlike and not query.like:
+        raise ParameterError(
+            "nothing to search for: only what results should not be like is given",
+            where=", ".join(one.frame[:12] for one in query.unlike),
+            hint="Give at least one exemplar to find more of, with `like` (--like)",
+        )
     if query.is_search:
         rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
     dataset = load_dataset(store, dataset_ref)
@@ -99,7 +106,7 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     if _needs_words(dataset, query):
         pool = _with_words(store, pool, frames, progress)
     ranking = _rank_pool(store, source, pool, labelled, frames, query, rules)
-    candidates = _make_candidates(pool, ranking, frames, gate)
+    candidates = _make_candidates(pool, ranking, frames, gate, query)
     allocation = allocate(candidates, budget, seed, rules)
     record = Selection(
         dataset=dataset_ref,
@@ -234,12 +241,16 @@ def _search_pool(
     names = (*pool.frames, *(name for name in query.frames if name in outside))
     both = embed(store.workspace, encoder, [frames[name] for name in names])
     row_of = {name: row for row, name in enumerate(both.frames)}
-    own = {exemplar.frame for exemplar in query.like}
+    search = SteeredSearch(both, query.like, query.unlike)
+    for one in query.answers:
+        search.refit(one.yes, one.no)
+    own, confirmed = {exemplar.frame for exemplar in query.like}, set(search.accepted)
     return rank_by_similarity(
-        search_by_example(both, query.like, query.unlike),
+        search.scores,
         [row_of[name] for name in pool.frames],
         conditions,
         [name in own for name in pool.frames],
+        confirmed=[name in confirmed for name in pool.frames],
     )
 
 
@@ -249,8 +260,13 @@ def condition_of(frame: Frame) -> str:
 
 
 def _make_candidates(
-    pool: Embeddings, ranking: Ranking, frames: dict[str, Frame], gate: QualityGate
+    pool: Embeddings,
+    ranking: Ranking,
+    frames: dict[str, Frame],
+    gate: QualityGate,
+    query: MiningQuery,
 ) -> Candidates:
+    rejected = {frame for one in query.answers for frame in one.no}
     pool_frames = [frames[name] for name in pool.frames]
     nan = float("nan")
     times = (frame.timestamp_us for frame in pool_frames)
@@ -262,7 +278,10 @@ def _make_candidates(
         time_s=np.array([nan if time is None else time / 1e6 for time in times]),
         conditions=[condition_of(frame) for frame in pool_frames],
         score=ranking.score,
-        faults=[gate.verdict(row) for row in pool.quality],
+        faults=[
+            "answered no" if frame in rejected else gate.verdict(row)
+            for frame, row in zip(pool.frames, pool.quality, strict=True)
+        ],
         boxes=np.bincount(confident, minlength=len(pool_frames)),
         lead=ranking.lead,
         groups=ranking.condition,
@@ -300,7 +319,13 @@ def _score_lines(pool: Embeddings, ranking: Ranking, candidates: Candidates) -> 
 
 
 def select_manually(
-    store: Store, dataset_ref: Ref, frames: Iterable[str], reason: str, model_ref: Ref | None = None
+    store: Store,
+    dataset_ref: Ref,
+    frames: Iterable[str],
+    reason: str,
+    model_ref: Ref | None = None,
+    *,
+    query: MiningQuery | None = None,
 ) -> Ref:
     """Keep a person's choice, such as the frames of a tag, as a Selection record.
 
@@ -310,6 +335,7 @@ def select_manually(
         frames: Digests, most important first.
         reason: Shown to labelers beside every frame.
         model_ref: The checkpoint used to find the frames, if any.
+        query: The search that found them, if any: exemplars and answers are kept.
 
     Raises:
         DataError: No frames, or frames outside the dataset.
@@ -336,6 +362,7 @@ def select_manually(
         budget=len(chosen),
         seed=0,
         method=MANUAL_METHOD,
+        parameters={"query": query.as_json()} if query else {},
         chosen=chosen,
     )
     return store.put(record)

@@ -13,6 +13,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.types import Json
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.embedding.encoders import Encoder, tile_boxes
+from workbench.curation.signals.probe import Answers
 from workbench.curation.signals.rarity import (
     DEFAULT_SIGNALS_WITH_WORDS,
     RarityScores,
@@ -39,6 +40,7 @@ class MiningQuery:
     Attributes:
         like: Exemplars to find more of; any frames of the dataset.
         unlike: What results should not be like.
+        answers: Rounds of yes and no to what the search had found, see `SteeredSearch`.
         text: What results should show; the encoder must have a text tower.
         other_models: Checkpoints whose disagreement with the model counts as a signal.
         watch: Words of the watch list of the signal ``watch``; by default the one for roads.
@@ -48,6 +50,7 @@ class MiningQuery:
 
     like: tuple[Exemplar, ...] = ()
     unlike: tuple[Exemplar, ...] = ()
+    answers: tuple[Answers, ...] = ()
     text: str | None = None
     watch: tuple[Word, ...] = ()
     other_models: tuple[Ref, ...] = ()
@@ -61,14 +64,17 @@ class MiningQuery:
 
     @property
     def frames(self) -> tuple[str, ...]:
-        """Frames of the exemplars."""
-        return tuple(dict.fromkeys(one.frame for one in (*self.like, *self.unlike)))
+        """Frames of the exemplars and of the answers."""
+        answered = (frame for one in self.answers for frame in (*one.yes, *one.no))
+        exemplars = (one.frame for one in (*self.like, *self.unlike))
+        return tuple(dict.fromkeys((*exemplars, *answered)))
 
     def as_json(self) -> dict[str, Any]:
         """The part of the query that a Selection record keeps."""
         content: dict[str, Any] = {
             "like": [_exemplar_json(one) for one in self.like],
             "unlike": [_exemplar_json(one) for one in self.unlike],
+            "answers": [{"yes": list(one.yes), "no": list(one.no)} for one in self.answers],
             "text": self.text,
             "watch": [word.text for word in self.watch],
             "other_models": list(self.other_models),
@@ -211,6 +217,7 @@ def rank_by_similarity(
     conditions: Sequence[str],
     is_exemplar: Sequence[bool],
     text: str | None = None,
+    confirmed: Sequence[bool] = (),
 ) -> Ranking:
     """Rank a pool by similarity to exemplars or to a text; exemplars of the pool come first.
 
@@ -220,14 +227,19 @@ def rank_by_similarity(
         conditions: Condition of each frame of the pool.
         is_exemplar: Whether a frame of the pool is an exemplar's own.
         text: The search text, if any.
+        confirmed: Whether a frame of the pool was answered with yes; such frames come next.
     """
     values = similarity.score[np.asarray(rows)]
-    # Exemplars rank above every cosine, because they are to be labelled, too.
-    score = rank_within(np.where(is_exemplar, 2.0, values), ["all"] * len(values))
+    agreed = np.array(confirmed, bool) if len(confirmed) else np.zeros(len(values), bool)
+    # Exemplars and confirmed frames rank above every cosine, because they are to be labelled, too.
+    values = np.where(is_exemplar, 3.0, np.where(agreed, 2.0, values))
+    score = rank_within(values, ["all"] * len(values))
 
     def reasons(row: int) -> tuple[str, ...]:
         if is_exemplar[row]:
             return ("the exemplar itself",)
+        if agreed[row]:
+            return ("confirmed by a person's yes",)
         reason = similarity.reason(int(rows[row]))
         return (reason if text is None else reason.replace("exemplar", f"“{text}”"),)
 

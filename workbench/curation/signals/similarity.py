@@ -8,8 +8,9 @@ which everything varies (brightness, distance to the horizon) do not hide what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
+from workbench.curation.embedding.encoders import tile_boxes
 from workbench.detection.boxes import box_area, intersection_matrix, iou_matrix
 
 __all__ = ["Exemplar", "SimilarityScores", "search_by_example"]
@@ -47,6 +49,25 @@ class Exemplar:
     box: tuple[float, float, float, float] | None = None
     vector: NDArray[np.floating] | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole frame is the exemplar."""
+        return self.box is None and self.vector is None
+
+    @property
+    def xyxy(self) -> NDArray[np.float32]:
+        """The box, float32 ``[1, 4]``.
+
+        Raises:
+            ParameterError: It has no positive area.
+        """
+        x, y, w, h = self.box or (0.0, 0.0, 0.0, 0.0)
+        if not (np.isfinite((x, y, w, h)).all() and w > 0 and h > 0):
+            raise ParameterError(
+                "invalid exemplar box", where=f"{self.frame[:12]}:{x:g},{y:g},{w:g},{h:g}"
+            )
+        return np.array([[x, y, x + w, y + h]], np.float32)
+
 
 @dataclass(frozen=True)
 class SimilarityScores:
@@ -58,6 +79,7 @@ class SimilarityScores:
         row: Int64 ``[n]``: its row among the embeddings' objects or tiles, or the frame's row.
         exemplar: Int64 ``[n]``: index of the exemplar it is similar to.
         exemplar_rows: Rows of the exemplars' own frames; `order` leaves them out.
+        query: What the frames are similar to, in words.
     """
 
     score: NDArray[np.float64]
@@ -65,6 +87,7 @@ class SimilarityScores:
     row: NDArray[np.int64]
     exemplar: NDArray[np.int64]
     exemplar_rows: tuple[int, ...] = ()
+    query: str = "exemplar"
 
     @property
     def order(self) -> NDArray[np.int64]:
@@ -77,7 +100,7 @@ class SimilarityScores:
         """What matched, as shown to labelers."""
         kinds = {"object": "an object", "tile": "a part of the image", "frame": "a scene"}
         number = f" {int(self.exemplar[row]) + 1}" if self.exemplar.max(initial=0) > 0 else ""
-        return f"{kinds[self.kind[row]]} similar to exemplar{number} ({self.score[row]:.2f})"
+        return f"{kinds[self.kind[row]]} similar to {self.query}{number} ({self.score[row]:.2f})"
 
 
 def search_by_example(
@@ -96,26 +119,8 @@ def search_by_example(
             and boxes at once.
         DataError: An exemplar's vector is not finite, or has another width.
     """
-    if not exemplars:
-        raise ParameterError("no exemplar given", hint="Give a frame, or a frame and a box")
-    whole = {
-        exemplar.box is None and exemplar.vector is None for exemplar in (*exemplars, *negatives)
-    }
-    if len(whole) > 1:
-        raise ParameterError(
-            "cannot search for frames and boxes at once",
-            where=", ".join(exemplar.frame[:12] for exemplar in exemplars),
-            hint="Search twice, or give every exemplar a box",
-        )
-    rows = {frame: row for row, frame in enumerate(pool.frames)}
-    for exemplar in (*exemplars, *negatives):
-        if exemplar.frame not in rows and exemplar.vector is None:
-            raise ParameterError(
-                "exemplar is not in the pool",
-                where=exemplar.frame,
-                hint="Give a frame of the pool, or the vector of the box's content",
-            )
-    regions = Regions(pool, whole=whole.pop())
+    rows = check_exemplars(pool, exemplars, negatives)
+    regions = Regions(pool, whole=exemplars[0].is_whole)
     score, region, exemplar_index = regions.nearest(
         [_exemplar_vector(pool, rows, exemplar) for exemplar in exemplars]
     )
@@ -129,6 +134,29 @@ def search_by_example(
     )
     kinds, region_rows = regions.kinds_and_rows(region)
     return SimilarityScores(score, kinds, region_rows, exemplar_index, exemplar_rows)
+
+
+def check_exemplars(
+    pool: Embeddings, exemplars: Sequence[Exemplar], others: Sequence[Exemplar] = ()
+) -> dict[str, int]:
+    """Raise what `search_by_example` says of its exemplars; returns the row of each frame."""
+    if not exemplars:
+        raise ParameterError("no exemplar given", hint="Give a frame, or a frame and a box")
+    if len({one.is_whole for one in (*exemplars, *others)}) > 1:
+        raise ParameterError(
+            "cannot search for frames and boxes at once",
+            where=", ".join(one.frame[:12] for one in exemplars),
+            hint="Search twice, or give every exemplar a box",
+        )
+    rows = {frame: row for row, frame in enumerate(pool.frames)}
+    for one in (*exemplars, *others):
+        if one.frame not in rows and one.vector is None:
+            raise ParameterError(
+                "exemplar is not in the pool",
+                where=one.frame,
+                hint="Give a frame of the pool, or the vector of the box's content",
+            )
+    return rows
 
 
 def search_by_text(pool: Embeddings, encoder: object, text: str) -> SimilarityScores:
@@ -198,12 +226,7 @@ def _exemplar_vector(
     row = rows[exemplar.frame]
     if exemplar.box is None:
         return np.asarray(pool.vectors[row], np.float32)
-    x, y, w, h = exemplar.box
-    if not (np.isfinite(exemplar.box).all() and w > 0 and h > 0):
-        raise ParameterError(
-            "invalid exemplar box", where=f"{exemplar.frame[:12]}:{x:g},{y:g},{w:g},{h:g}"
-        )
-    box = np.array([[x, y, x + w, y + h]], np.float32)
+    box = exemplar.xyxy
     objects = np.flatnonzero(pool.owner == row)
     overlap = iou_matrix(box, pool.boxes[objects])[0]
     fitting = objects[int(overlap.argmax())] if len(objects) and overlap.max() > 0 else None
@@ -212,9 +235,15 @@ def _exemplar_vector(
         return np.asarray(pool.object_vectors[fitting], np.float32)
     if tile is not None:
         return np.asarray(pool.tiles.vectors[tile], np.float32)
-    raise ParameterError(
+    raise nothing_under(exemplar)
+
+
+def nothing_under(exemplar: Exemplar) -> ParameterError:
+    """The error of a box outside of all regions."""
+    box = ",".join(f"{value:g}" for value in exemplar.box or ())
+    return ParameterError(
         "no object or tile lies under the exemplar's box",
-        where=f"{exemplar.frame[:12]}:{x:g},{y:g},{w:g},{h:g}",
+        where=f"{exemplar.frame[:12]}:{box}",
         hint="Boxes are x, y, width, height in pixels of the frame, inside the image",
     )
 
@@ -248,6 +277,7 @@ class Regions:
 
     def __init__(self, pool: Embeddings, *, whole: bool) -> None:
         self.frames = len(pool.frames)
+        self._pool = pool
         self.parts: list[tuple[MatchKind, _FloatVectors, NDArray[np.int64]]] = []
         if whole:
             self.parts.append(("frame", pool.vectors, np.arange(self.frames)))
@@ -277,6 +307,75 @@ class Regions:
         """
         return self._search(self.unit(self._stacked(queries)), self.unit)
 
+    def nearest_to(
+        self, direction: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+        """As `nearest`, for a direction of the whitened space, float32 ``[c]``.
+
+        A region's length there does not depend on the direction, so it is kept: every search but
+        the first is one product of a vector and the regions.
+        """
+        lengths, offset = self._whitened_lengths, float(self.mean @ self.scale @ direction)
+        projected = (self.scale @ direction)[:, None]
+        best = np.full(self.frames, -1.0)
+        region = np.full(self.frames, -1, np.int64)
+        for first, vectors, owner in self._blocks():
+            length = lengths[first : first + len(vectors)]
+            value = (np.asarray(vectors, np.float32) @ projected)[:, 0] - offset
+            value = np.divide(value, length, out=np.zeros_like(value), where=length > 1e-6)
+            _keep_best(value.astype(np.float64), first, owner, best, region)
+        return best, region, np.zeros(self.frames, np.int64)
+
+    @cached_property
+    def _whitened_lengths(self) -> NDArray[np.float32]:
+        """Float32 ``[regions]``: Euclidean length of each whitened vector."""
+        lengths = np.empty(int(self.starts[-1]), np.float32)
+        for first, vectors, _ in self._blocks():
+            whitened = (np.asarray(vectors, np.float32) - self.mean) @ self.scale
+            lengths[first : first + len(vectors)] = np.linalg.norm(whitened, axis=1)
+        return lengths
+
+    def of_frame(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Numbers of a frame's regions, and their boxes xyxy in pixels, none for a whole frame."""
+        numbers, boxes = [], []
+        for start, (kind, _, owner) in zip(self.starts.tolist(), self.parts, strict=False):
+            first, last = np.searchsorted(owner, [row, row + 1])  # owners ascend
+            numbers.append(np.arange(start + first, start + last))
+            if kind == "object":
+                boxes.append(self._pool.boxes[first:last])
+            elif kind == "tile":
+                tiles = self._pool.tiles
+                boxes.append(tile_boxes(tiles.grid, tiles.sizes[row : row + 1])[0])
+        joined = np.concatenate(boxes) if boxes else np.empty((0, 4), np.float32)
+        return np.concatenate(numbers), joined
+
+    def take(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Whitened unit vectors of some regions, float32 ``[k, c]``."""
+        part = np.searchsorted(self.starts, numbers, side="right") - 1
+        rows = numbers - self.starts[part]
+        out = np.empty((len(numbers), self.parts[0][1].shape[1]), np.float32)
+        for number, (_, vectors, _) in enumerate(self.parts):
+            own = part == number
+            out[own] = self.unit(vectors[rows[own]])
+        return out
+
+    def sample(self, count: int, without: Collection[int] = ()) -> NDArray[np.float32]:
+        """Whitened unit vectors of regions drawn evenly, at most ``count``, float32 ``[k, c]``.
+
+        Args:
+            count: Number of regions to draw.
+            without: Rows of frames whose regions are left out.
+        """
+        total = int(self.starts[-1])
+        drawn = np.random.default_rng(0).choice(total, min(count, total), replace=False)
+        numbers = np.sort(drawn)
+        part = np.searchsorted(self.starts, numbers, side="right") - 1
+        owner = np.empty(len(numbers), np.int64)
+        for number, (_, _, owners) in enumerate(self.parts):
+            own = part == number
+            owner[own] = owners[numbers[own] - self.starts[number]]
+        return self.take(numbers[~np.isin(owner, list(without))])
+
     def nearest_to_text(
         self, text_vector: _FloatVectors
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
@@ -292,13 +391,8 @@ class Regions:
             cosine = unit(vectors) @ queries.T
             query = cosine.argmax(axis=1)
             value = cosine[np.arange(len(query)), query].astype(np.float64)
-            order = np.lexsort((-np.arange(len(value)), value))
-            top = np.full(self.frames, -1, np.int64)
-            top[owner[order]] = order  # the last write per frame is its largest value
-            rows = np.flatnonzero(top >= 0)
-            rows = rows[value[top[rows]] > best[rows]]
-            best[rows], region[rows] = value[top[rows]], first + top[rows]
-            query_index[rows] = query[top[rows]]
+            rows = _keep_best(value, first, owner, best, region)
+            query_index[rows] = query[region[rows] - first]
         return best, region, query_index
 
     def at(
@@ -344,6 +438,31 @@ class Regions:
                 "an exemplar's vector contains NaN or infinity", hint="Choose another exemplar"
             )
         return values
+
+
+def _keep_best(
+    value: NDArray[np.float64],
+    first: int,
+    owner: NDArray[np.int64],
+    best: NDArray[np.float64],
+    region: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Enter a block's values where they are a frame's best so far; returns those frames' rows.
+
+    Args:
+        value: ``[k]``, of the regions from number ``first`` on.
+        first: Number of the block's first region.
+        owner: Row of the frame that each region belongs to.
+        best: ``[n]``, changed in place, as ``region`` is.
+        region: ``[n]``: number of the region that has it.
+    """
+    order = np.lexsort((-np.arange(len(value)), value))
+    top = np.full(len(best), -1, np.int64)
+    top[owner[order]] = order  # the last write per frame is its largest value
+    rows = np.flatnonzero(top >= 0)
+    rows = rows[value[top[rows]] > best[rows]]
+    best[rows], region[rows] = value[top[rows]], first + top[rows]
+    return rows
 
 
 def _comparable_tiles(pool: Embeddings) -> bool:
