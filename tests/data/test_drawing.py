@@ -89,6 +89,8 @@ def test_many_classes_have_a_colour_each() -> None:
 def test_a_legend_lies_below_the_pictures() -> None:
     figure, (axes, *_) = image_grid(4, columns=2)
     axes.set_axis_on()
+    figure.tight_layout()
+    figure.tight_layout()
     before = axes.get_position().height * figure.get_figheight()
     add_legend(figure, {"car": "#56b4e9", "not scored": ("white", ":")})
     figure.canvas.draw()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-__all__ = ["counted", "did_you_mean", "html_table", "natural_key"]
+__all__ = ["counted", "did_you_mean", "html_table", "natural_key", "short_repr"]
+
+_T = TypeVar("_T")
+_MAX_VALUE = 60  # characters of one value in a repr
+_MAX_FIELDS = 20
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
 
@@ -47,3 +53,42 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key by which ``2.png`` comes before ``10.png``."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
+
+
+def short_repr(cls: type[_T]) -> type[_T]:
+    """Class decorator: a repr below 2 kB, and a table in notebooks, for a dataclass of any size."""
+
+    def represent(self: Any) -> str:
+        fields = short_fields(self, (field.name for field in dataclasses.fields(self)))
+        return f"{cls.__name__}({', '.join(f'{name}={text}' for name, text in fields.items())})"
+
+    def table(self: Any) -> str:
+        fields = short_fields(self, (field.name for field in dataclasses.fields(self)))
+        return html_table(cls.__name__, fields)
+
+    cls.__repr__ = represent  # type: ignore[method-assign, assignment]
+    cls._repr_html_ = table  # type: ignore[attr-defined]
+    return cls
+
+
+def short_fields(value: object, names: Iterable[str]) -> dict[str, str]:
+    """Fields of an object as short text; what is long is counted, as ``<1,200 items>``."""
+    shown = list(names)
+    fields = {name: _short_text(getattr(value, name)) for name in shown[:_MAX_FIELDS]}
+    if len(shown) > _MAX_FIELDS:
+        fields["…"] = counted(len(shown) - _MAX_FIELDS, "more field")
+    return fields
+
+
+def _short_text(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):  # an array: its own repr shows values
+        size = ", ".join(map(str, shape))
+        return f"<{getattr(value, 'dtype', type(value).__name__)} [{size}]>"
+    if isinstance(value, str | bytes):
+        text = repr(value[:_MAX_VALUE])
+    elif isinstance(value, Collection) and (len(value) > 8 or len(repr(value)) > _MAX_VALUE):
+        return f"<{counted(len(value), 'item')}>"
+    else:
+        text = repr(value)
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.data.slices import frame_conditions
 from workbench.records.base import Digest
@@ -44,6 +45,7 @@ class FrameChange:
     fields: tuple[str, ...]
 
 
+@short_repr
 @dataclass(frozen=True)
 class DatasetDiff:
     """Differences between two versions; ``by_class`` and ``by_slice`` count changed labels."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.names import check_name
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data import readers
@@ -56,6 +56,7 @@ _MIN_FRAMES_FOR_PROCESSES = 64
 _ImageResult = StoredImage | RejectedImage
 
 
+@short_repr
 @dataclass(frozen=True)
 class IngestResult:
     """A source that was read and checked.

@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.core.text import short_repr
 from workbench.records.frames import Frame
 
 Floats = NDArray[np.float64]
@@ -34,6 +35,7 @@ _BLOCK_S = 10.0
 _BLOCKS_WITHOUT_TIME = 10
 
 
+@short_repr
 @dataclass(frozen=True)
 class ResamplingUnits:
     """What is resampled: drives, or blocks of time.

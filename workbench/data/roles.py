@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
@@ -32,6 +33,7 @@ _DEFAULT_SHARES: dict[Role, float] = {
 }
 
 
+@short_repr
 @dataclass(frozen=True)
 class RolePolicy:
     """How frames are divided among roles.

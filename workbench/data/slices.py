@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from workbench.core.errors import ParameterError
-from workbench.core.text import did_you_mean
+from workbench.core.text import did_you_mean, short_repr
 from workbench.records.frames import (
     CONDITION_VALUES,
     UNKNOWN,
@@ -157,6 +157,7 @@ CONDITION_SYNTAX = (
 )
 
 
+@short_repr
 @dataclass(frozen=True)
 class Slice:
     """A named part of an evaluation set.

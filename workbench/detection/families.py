@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import short_repr
 from workbench.detection.boxes import Floats, clip_boxes, non_maximum_suppression
 from workbench.detection.config import COMPACT, HUGGING_FACE, LITE0, DetectorConfig
 
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+@short_repr
 @dataclass(frozen=True)
 class Detections:
     """Boxes of one frame, by falling score.

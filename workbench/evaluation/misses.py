@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from workbench.core.text import short_repr
 from workbench.evaluation.matching import EvaluationSet
 from workbench.records.frames import Box, Frame, Label
 
@@ -27,6 +28,7 @@ class FalsePositive:
     score: float
 
 
+@short_repr
 @dataclass(frozen=True)
 class FrameMisses:
     """Labels and false positives of one frame at the operating point.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import ContractError, ParameterError, WorkbenchError
+from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
@@ -60,6 +61,7 @@ Evaluate = Callable[[Dataset, OnnxPredictor, str], Any]
 """Maps evaluation frames, a model and its file name to an evaluation, see `gate.judge_files`."""
 
 
+@short_repr
 @dataclass(frozen=True)
 class ExportSettings:
     """Settings of an export.

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import short_repr
 from workbench.records.base import FrozenModel
 
 __all__ = ["CanaryData", "CanaryRule", "Judgement", "Outcome", "judge"]
@@ -75,6 +76,7 @@ class CanaryRule(FrozenModel):
     permutations: int = Field(default=1000, ge=200, le=100_000)
 
 
+@short_repr
 @dataclass(frozen=True)
 class CanaryData:
     """Totals of each vehicle from the start of the canary to each look.
@@ -102,6 +104,7 @@ class MetricResult:
     within_tolerance: bool
 
 
+@short_repr
 @dataclass(frozen=True)
 class Judgement:
     """Answer of the judge.

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError
+from workbench.core.text import short_repr
 from workbench.data.slices import check_slice_name, frame_slices
 from workbench.labeling.answers import region_id
 from workbench.labeling.regions import MIN_BOX_PX
@@ -63,6 +64,7 @@ class LabelingRule:
         check_slice_name(self.slice)
 
 
+@short_repr
 @dataclass(frozen=True)
 class LabelingOptions:
     """Requirements of a batch beyond one answer per frame.

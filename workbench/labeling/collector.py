@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.core.errors import ParameterError, Waiting
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.labeling import label_config, projects, sync
@@ -53,6 +53,7 @@ class InvalidAnswer:
     why: str
 
 
+@short_repr
 @dataclass(frozen=True)
 class BatchStatus:
     """Progress of a batch. A frame is done when enough labelers left a valid answer or a skip.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from workbench.core import credentials, digest
 from workbench.core.errors import ParameterError
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.labeling.answers import REPLAY_DOMAIN, labelers_needed
@@ -58,6 +58,7 @@ class ReplayNoise:
         return f"edges moved by N(0, {self.px} px + {self.relative:.0%} of the side)"
 
 
+@short_repr
 @dataclass(frozen=True)
 class ReplayResult:
     """Result of `replay`.

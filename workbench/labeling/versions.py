@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.core.errors import ParameterError
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.labeling.agreement import (
     assess_agreement,
     consensus_labels,
@@ -30,6 +30,7 @@ _CONDITION_TYPES: dict[str, type[Light] | type[Weather]] = {"light": Light, "wea
 _TRAINING_ROLES = (Role.SEED, Role.TRAIN, Role.VAL)
 
 
+@short_repr
 @dataclass(frozen=True)
 class WithdrawalResult:
     """Result of `withdraw`.

@@ -16,7 +16,7 @@ from typing import Any
 
 from workbench.core import digest
 from workbench.core.errors import ContractError
-from workbench.core.text import did_you_mean
+from workbench.core.text import did_you_mean, short_repr
 from workbench.core.types import Json
 from workbench.pipeline.contract import Input, Resources, StepContract, read_contract
 from workbench.pipeline.pipeline_file import (
@@ -73,6 +73,7 @@ class PipelineStep:
     resources: Resources
 
 
+@short_repr
 @dataclass(frozen=True)
 class Pipeline:
     """A checked pipeline; ``steps`` are in an order in which each comes after all that it needs."""

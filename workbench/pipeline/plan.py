@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from workbench.core.text import short_repr
 from workbench.core.workspace import Workspace
 from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, LatestKey, StepKey
@@ -38,6 +39,7 @@ class StepSelection:
 ALL_STEPS = StepSelection()
 
 
+@short_repr
 @dataclass(frozen=True)
 class PlannedStep:
     """What to do about one step, with everything resolved that can be.

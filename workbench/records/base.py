@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from workbench.core.errors import RecordError
+from workbench.core.text import html_table, short_fields
 
 __all__ = [
     "Digest",
@@ -39,6 +40,12 @@ class FrozenModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __repr__(self) -> str:
+        fields = short_fields(self, type(self).model_fields).items()
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in fields)})"
+
+    __str__ = __repr__
+
 
 class Record(FrozenModel):
     """A model with a digest of its own, stored below its ``KIND``.
@@ -50,6 +57,9 @@ class Record(FrozenModel):
 
     KIND: ClassVar[str]
     schema_version: int = 1
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, short_fields(self, type(self).model_fields))
 
 
 def make_ref(kind: str, digest: str) -> Ref:

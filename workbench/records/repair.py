@@ -14,6 +14,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Digest, Ref, digest_of, make_ref
@@ -46,6 +47,7 @@ class Finding:
     fix: str = ""
 
 
+@short_repr
 @dataclass
 class RecordsReport:
     """Result of `check_records`: how much was read, and what was damaged."""

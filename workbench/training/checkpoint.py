@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from workbench.core import digest
 from workbench.core.errors import StepFailed
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import atomic_replace
 from workbench.detection import families
@@ -43,6 +43,7 @@ _KEPT_STATES = 2
 _DIGEST_LENGTH = 16
 
 
+@short_repr
 @dataclass(frozen=True)
 class TrainingResult:
     """A finished training.

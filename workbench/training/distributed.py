@@ -27,6 +27,7 @@ from torch import Tensor
 
 from workbench.core.errors import ParameterError, StepFailed
 from workbench.core.processes import die_with_parent
+from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace, write_atomic
 from workbench.detection import families
@@ -58,6 +59,7 @@ _ERROR_TAIL_CHARS = 2000
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
+@short_repr
 @dataclass(frozen=True)
 class TrainingJob:
     """What to train; the fields are the arguments of `train`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import short_repr
 from workbench.detection.predictor import TorchPredictor
 from workbench.training.config import EarlyStopping
 
@@ -19,6 +20,7 @@ __all__ = ["Validation"]
 _Decision = Literal["best", "worse", "stop", "forgot"]
 
 
+@short_repr
 @dataclass(frozen=True)
 class Validation:
     """How the model is validated while it trains.

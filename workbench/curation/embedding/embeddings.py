@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from workbench.core import digest
 from workbench.core.errors import DataError, WorkbenchError
+from workbench.core.text import short_repr
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.curation.embedding.encoders import (
     MAX_OBJECTS,
@@ -132,6 +133,7 @@ class Words:
         return Words(self.vocabulary, self.grid, lambda name, columns: read(name, columns)[rows])
 
 
+@short_repr
 @dataclass(frozen=True)
 class Embeddings:
     """Vectors of frames, of the boxes detected on them and of their tiles.

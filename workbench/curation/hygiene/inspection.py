@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.core.errors import DataError
+from workbench.core.text import short_repr
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding.compute import embed
@@ -54,6 +55,7 @@ class InspectionRules(FrozenModel):
     target: CoverageTarget = CoverageTarget()
 
 
+@short_repr
 @dataclass(frozen=True)
 class InspectionFindings:
     """Findings of an inspection, worst first.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.embedding.encoders import Encoder, tile_boxes
@@ -33,6 +34,7 @@ _MIN_REASON_RANK = 0.75
 """Rank from which on a signal is given as a reason."""
 
 
+@short_repr
 @dataclass(frozen=True)
 class MiningQuery:
     """What to mine for, where it is not simply rarity.

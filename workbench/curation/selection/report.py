@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.curation.selection.candidates import LabelingPace
 from workbench.data import resampling
 from workbench.data.slices import CONDITION_SYNTAX, parse_conditions
@@ -76,6 +76,7 @@ class RareCondition:
         return sum(label.cls in classes and not label.ignore for label in labels)
 
 
+@short_repr
 @dataclass(frozen=True)
 class LabelledSelection:
     """Labels of a selection.
@@ -96,6 +97,7 @@ class LabelledSelection:
     blind: bool = True
 
 
+@short_repr
 @dataclass(frozen=True)
 class RetrainedModels:
     """Two models that differ only in the arm they were trained with.

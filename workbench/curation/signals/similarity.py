@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import short_repr
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.embedding.encoders import tile_boxes
 from workbench.detection.boxes import box_area, intersection_matrix, iou_matrix
@@ -34,6 +35,7 @@ _MIN_BOX_IOU = 0.5
 """IoU from which a detected box counts as the box that a person drew."""
 
 
+@short_repr
 @dataclass(frozen=True)
 class Exemplar:
     """What to search for: a frame, or the content of a box on it.
@@ -69,6 +71,7 @@ class Exemplar:
         return np.array([[x, y, x + w, y + h]], np.float32)
 
 
+@short_repr
 @dataclass(frozen=True)
 class SimilarityScores:
     """Similarity of ``n`` frames to the exemplars, in the order of the embeddings.

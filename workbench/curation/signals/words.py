@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
+from workbench.core.text import short_repr
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.signals.single_model import fuse_ranks, rank_within
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
@@ -40,6 +41,7 @@ _KNOWN_SHARE = 0.5
 """Weight of a word's evidence where a detector has a confident box of the same word."""
 
 
+@short_repr
 @dataclass(frozen=True)
 class Word:
     """A word and the classes of the classifier that stand for it, by index."""

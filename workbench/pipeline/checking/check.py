@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline.checking import receipts, trials
@@ -30,6 +31,7 @@ _SECRET_NAME = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?K
 _MIN_SECRET_LENGTH = 8
 
 
+@short_repr
 @dataclass(frozen=True)
 class CheckReport:
     """The result of a check.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline.lineage.edges import EdgeIndex
@@ -67,6 +68,7 @@ _FRAME_REFERENCE = re.compile(r"^(?:frame/|sha256:)([0-9a-f]{4,64})\Z")
 _ANNOTATOR_REFERENCE = re.compile(r"^annotator/(.+)\Z")
 
 
+@short_repr
 @dataclass(frozen=True)
 class LineageGraph:
     """Nodes by id, and edges from what was used to what was made from it.
