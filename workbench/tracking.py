@@ -18,12 +18,12 @@ from typing import Any
 
 from workbench.core.errors import ServiceError
 
-__all__ = ["MetricPoint", "Tracker", "record_tags"]
+__all__ = ["MetricPoint", "RegistryModel", "Tracker", "record_tags"]
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _MAX_PARAMETER_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
-_TAGS_PER_CALL, _METRICS_PER_CALL = 100, 500
+_TAGS_PER_CALL, _METRICS_PER_CALL, _VERSIONS_PER_PAGE = 100, 500, 1000
 _MAX_DIGEST_LENGTH = 36  # of a dataset in MLflow
 
 
@@ -35,6 +35,14 @@ class MetricPoint:
     value: float
     step: int
     at: float
+
+
+@dataclass(frozen=True)
+class RegistryModel:
+    """A registered model: tags by version number, and version numbers by alias."""
+
+    versions: Mapping[int, Mapping[str, str]]
+    aliases: Mapping[str, int]
 
 
 class Tracker:
@@ -209,6 +217,7 @@ class Tracker:
         tags: Mapping[str, str],
         aliases: Sequence[str],
         known_by: str = "workbench.release",
+        number: int | None = None,
     ) -> int:
         """Register a model version, unless it is registered, and point aliases to it.
 
@@ -217,6 +226,8 @@ class Tracker:
             source: Artifact folder of the run with the bundle.
             tags: Tags of the version.
             known_by: The tag that identifies the version.
+            number: The version number that a new version should get, if it is still free; the
+                numbers before it that nothing has stay unused.
 
         Returns:
             The version number.
@@ -229,10 +240,13 @@ class Tracker:
                 with contextlib.suppress(MlflowException):  # it exists
                     self._client.create_registered_model(model)
                 artifact = f"runs:/{run_id}/{source}"
-                created = self._client.create_model_version(
-                    model, source=artifact, run_id=run_id, tags=dict(tags)
-                )
-                version = int(created.version)
+                while version is None or (number is not None and version < number):
+                    if version is not None:  # MLflow counts up; it never gives this number again
+                        self._client.delete_model_version(model, str(version))
+                    created = self._client.create_model_version(
+                        model, source=artifact, run_id=run_id, tags=dict(tags)
+                    )
+                    version = int(created.version)
             for alias in aliases:
                 self._client.set_registered_model_alias(model, alias, str(version))
         return version
@@ -251,11 +265,34 @@ class Tracker:
             for alias, version in aliases.items():
                 self._client.set_registered_model_alias(model, alias, str(version))
 
-    def release_of(self, model: str, *, alias: str) -> str:
-        """Reference of the release that an alias of a registered model points to."""
+    def drop_aliases(self, model: str, aliases: Sequence[str]) -> None:
+        """Remove aliases of a registered model."""
         with self._errors_translated():
-            version = self._client.get_model_version_by_alias(model, alias)
-        return str(version.tags["workbench.release"])
+            for alias in aliases:
+                self._client.delete_registered_model_alias(model, alias)
+
+    def registry_model(self, model: str) -> RegistryModel:
+        """What MLflow has registered under a name; nothing for a name that it does not know."""
+        with self._errors_translated():
+            found = self._client.search_registered_models(f"name = '{model}'")
+            versions: dict[int, Mapping[str, str]] = {}
+            token = None
+            while True:
+                page = self._client.search_model_versions(
+                    f"name = '{model}'", max_results=_VERSIONS_PER_PAGE, page_token=token
+                )
+                versions |= {int(one.version): dict(one.tags) for one in page}
+                token = page.token
+                if not token:
+                    break
+        aliases = {alias: int(number) for one in found for alias, number in one.aliases.items()}
+        return RegistryModel(versions, aliases)
+
+    def delete_model(self, model: str) -> None:
+        """Remove a registered model with all its versions; its runs stay."""
+        if self.registry_model(model).versions:
+            with self._errors_translated():
+                self._client.delete_registered_model(model)
 
     @contextlib.contextmanager
     def _errors_translated(self) -> Iterator[None]:

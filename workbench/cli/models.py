@@ -153,6 +153,8 @@ def _verify_bundle(
     if not folder.is_dir():
         ref = resolve_reference(workspace, name)
         if ref.startswith("release/"):
+            if signed and name.startswith("models:"):
+                _refuse_other_registry(workspace, name)
             return _signed_bundle(publishing.verify_release(workspace, ref, key))
         if not ref.startswith("bundle/"):
             raise ParameterError(f"{name} is not a bundle", where=ref)
@@ -165,6 +167,24 @@ def _verify_bundle(
     _refuse_unsigned(name, key, signed=signed)
     info(f"{folder}: not signed; its files are only compared with its manifest")
     return _CheckedBundle(folder, "manifest", read_files(folder))
+
+
+def _refuse_other_registry(workspace: Workspace, name: str) -> None:
+    """Refuse a model about which MLflow, where it runs, says something else than the records."""
+    from workbench import services
+
+    if not services.status(workspace, ("mlflow",))["mlflow"].usable:
+        return
+    from workbench.release.registry import connect, registry_problems
+
+    model = name.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    problems = registry_problems(workspace, connect(workspace), [model])
+    if problems:
+        raise VerificationError(
+            "; ".join(problems),
+            where=name,
+            hint="Find out who changed it; `workbench doctor --rebuild-registry` puts it right",
+        )
 
 
 def _refuse_unsigned(name: str, key: Path | None, *, signed: bool) -> None:

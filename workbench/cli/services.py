@@ -56,18 +56,28 @@ def status(as_json: bool) -> None:
     is_flag=True,
     help="Check every record and image of this workspace instead, and repair what can be.",
 )
+@click.option(
+    "--rebuild-registry",
+    is_flag=True,
+    help="Write MLflow's registered models again, from the signed release records, instead.",
+)
 @json_option
-def doctor(records: bool, as_json: bool) -> None:
+def doctor(records: bool, rebuild_registry: bool, as_json: bool) -> None:
     """Check this machine; list what is missing and how to fix it.
+
+    Also compares MLflow's registry with the signed release records, if MLflow is running.
 
     Exit status: 0 when everything required is there, 1 otherwise.
     """
     if records:
         _check_records(as_json=as_json)
         return
+    if rebuild_registry:
+        _rebuild_registry(as_json=as_json)
+        return
     from workbench.services.doctor import is_healthy, run_checks
 
-    checks = run_checks(find_workspace())
+    checks = [*run_checks(find_workspace()), _check_registry()]
     ok = is_healthy(checks)
     missing = sum(check.required and not check.ok for check in checks)
     lines = [_check_line(check) for check in checks]
@@ -75,6 +85,50 @@ def doctor(records: bool, as_json: bool) -> None:
     result: Json = {"ok": ok, "checks": [check.to_json() for check in checks]}
     print_result(result, as_json=as_json, text="\n".join(lines))
     if not ok:
+        sys.exit(1)
+
+
+def _check_registry() -> HealthCheck:
+    """MLflow beside the release records; MLflow is not started for it."""
+    from workbench.records.releases import release_models
+    from workbench.services.doctor import HealthCheck
+
+    workspace, name = find_workspace(), "MLflow's registry"
+    if not release_models(workspace):
+        return HealthCheck(name, True, "no releases")
+    if not services.status(workspace, ("mlflow",))["mlflow"].usable:
+        return HealthCheck(name, True, "not compared: MLflow is not running")
+    from workbench.release.registry import connect, registry_problems
+
+    problems = registry_problems(workspace, connect(workspace))
+    detail = "; ".join(problems) or "as the signed release records say"
+    fix = "Run `workbench doctor --rebuild-registry`; references are not affected"
+    return HealthCheck(name, not problems, detail, fix=fix)
+
+
+def _rebuild_registry(*, as_json: bool) -> None:
+    from workbench.records.releases import registered_releases, release_models
+    from workbench.release.registry import connect, rebuild_registry, registry_problems
+
+    workspace = find_workspace()
+    services.up(workspace, ("mlflow",), progress=info)
+    tracker = connect(workspace)
+    with progress_bar("models") as progress:
+        written = rebuild_registry(workspace, tracker, progress)
+    problems = registry_problems(workspace, tracker)
+    models = {
+        model: {alias: one.version for alias, one in found.aliases.items()}
+        for model in release_models(workspace)
+        if (found := registered_releases(workspace, model)).releases
+    }
+    lines = [f"{counted(written, 'model')} written to MLflow"]
+    for model, aliases in models.items():
+        listed = ", ".join(f"{alias} is version {number}" for alias, number in aliases.items())
+        lines.append(f"  {model}: {listed}")
+    lines += [f"left: {problem}" for problem in problems]
+    result: Json = {"written": written, "models": models, "problems": problems}
+    print_result(result, as_json=as_json, text="\n".join(lines))
+    if problems:
         sys.exit(1)
 
 

@@ -20,7 +20,7 @@ from workbench.pipeline.plan import PlannedStep
 from workbench.pipeline.recorder import TRACKED_MARK, RunRecorder, StepStart
 from workbench.records.base import Ref, digest_of, kind_of
 from workbench.records.model_types import Release
-from workbench.records.releases import release_folder
+from workbench.records.releases import REGISTRY, release_folder
 from workbench.records.store import Store
 from workbench.tracking import MetricPoint, Tracker
 
@@ -39,6 +39,7 @@ class ExternalServices:
         self.run_id = run_id
         self._store = Store(workspace)
         self._recorder: RunRecorder | None = None
+        self.registry_problems: list[str] = []
         self._starter = ThreadPoolExecutor(max_workers=1)
         self._servers: Future[Any] | None = None
         self._lock = threading.Lock()
@@ -107,7 +108,7 @@ class ExternalServices:
         """Write a skipped step to MLflow if an earlier run could not."""
         ref = KeyIndex(self.workspace).run_ref(key)
         releases = [out for out in outputs.values() if kind_of(out) == Release.KIND]
-        unregistered = [out for out in releases if self._store.side(out, "registry") is None]
+        unregistered = [out for out in releases if self._store.side(out, REGISTRY) is None]
         if ref and (unregistered or self._store.side(ref, TRACKED_MARK) is None):
             folder = Path((self._store.side(ref, "place") or {}).get("folder", ""))
             self.start().write_missing(_step_start(planned, folder), ref)
@@ -128,7 +129,9 @@ class ExternalServices:
         if self._recorder is None:
             return None
         self._recorder.end(status, tags)
-        return self._recorder.close()
+        error = self._recorder.close()
+        self.registry_problems = self._recorder.problems
+        return error
 
     def _secrets(self) -> dict[str, str]:
         """Values of the steps' secrets, which must not be written to MLflow."""

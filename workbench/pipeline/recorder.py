@@ -27,7 +27,9 @@ from workbench.pipeline.spec import EXECUTED_NOTEBOOK, RESULT_FILE
 from workbench.pipeline.step_output import StepFiles, resources
 from workbench.records.base import Ref
 from workbench.records.model_types import Release, StepRun
+from workbench.records.releases import REGISTRY
 from workbench.records.store import Store
+from workbench.release import registry
 from workbench.tracking import MetricPoint, Tracker, record_tags
 
 if TYPE_CHECKING:
@@ -119,6 +121,8 @@ class RunRecorder:
         self._parent = ""
         self._stopped: tuple[str, str] | None = None
         self._error: Exception | None = None
+        self.problems: list[str] = []
+        """Where MLflow's registry differed from the release records when the run started."""
         self._tracker: Tracker | None = None
         self._events = _open_events(tags)
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
@@ -134,6 +138,7 @@ class RunRecorder:
             url = self._mlflow.run_url(self._parent)
             runs.save_mlflow_url(self._store.workspace, self._tags["workbench.run"], url)
             self._log_source()
+            self.problems = registry.registry_problems(self._store.workspace, self._mlflow)
 
         if self._events:
             self._events.end_abandoned(self._store.workspace)
@@ -179,24 +184,22 @@ class RunRecorder:
         self._work.put(lambda: self._end_step(step, status, tags, run))
 
     def register(self, step: str, release_ref: Ref, bundle: Path, notes: Mapping[str, str]) -> None:
-        """Register a release as ``candidate``, and as ``champion`` when its gates passed."""
+        """Register a release, and point the aliases as the release records say."""
 
         def work() -> None:
             release = self._store.get(release_ref, Release)
             run_id = self._children[step]
-            self._mlflow.log_files(run_id, [bundle], "bundle")
-            aliases = ["candidate", *(["champion"] if release.promoted else [])]
-            tags = {
-                **notes,
-                "workbench.release": release_ref,
-                "workbench.bundle": release.bundle,
-                "workbench.gates": release.gates,
-                "workbench.verdict": release.verdict.value,
-            }
+            self._mlflow.log_files(run_id, [bundle], registry.BUNDLE_FOLDER)
             version = self._mlflow.register(
-                release.model, run_id, source="bundle", tags=tags, aliases=aliases
+                release.model,
+                run_id,
+                source=registry.BUNDLE_FOLDER,
+                tags={**notes, **registry.release_tags(release_ref, release)},
+                aliases=(),
+                number=release.version,
             )
-            self._store.write_side(release_ref, "registry", {"version": version, "run": run_id})
+            registry.point_aliases(self._store.workspace, self._mlflow, release.model)
+            self._store.write_side(release_ref, REGISTRY, {"version": version, "run": run_id})
 
         self._work.put(work)
 

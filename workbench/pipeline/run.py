@@ -221,6 +221,8 @@ class _RunSession:
                 f"MLflow could not be written: {error}. The records are complete; "
                 "the next run writes what is missing there"
             )
+        for problem in self.external.registry_problems:
+            self.display.note(f"{problem}. `workbench doctor --rebuild-registry` puts it right")
         self._pool.shutdown(wait=False)
 
     def _start_ready(self) -> None:

@@ -1,0 +1,166 @@
+"""MLflow mirrors the signed release records: every way to change it is reported and undone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
+from workbench import cli, services
+from workbench.core.errors import VerificationError
+from workbench.core.workspace import Workspace
+from workbench.records.base import GateReport, Ref, Verdict
+from workbench.records.model_types import ExportBundle
+from workbench.records.references import resolve_reference
+from workbench.records.store import Store
+from workbench.release import registry
+from workbench.release.publishing import publish_release
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A workspace with its MLflow, and three releases of one model: PASS, PASS, FAIL."""
+    workspace = Workspace(tmp_path_factory.mktemp("registry") / ".workbench")
+    store = Store(workspace)
+    for number, verdict in enumerate((Verdict.PASS, Verdict.PASS, Verdict.FAIL)):
+        record = ExportBundle(
+            checkpoint=CHECKPOINT, calibration=DATASET, classes=("car", str(number)), parity={}
+        )
+        bundle = store.put(record, {**FILES, "manifest.json": b"{%d}" % number})
+        report = GateReport(
+            candidate=bundle,
+            reference=None,
+            dataset=DATASET,
+            rules="a" * 64,
+            verdict=verdict,
+            gates=(gate(verdict),),
+        )
+        publish_release(store, bundle, store.put(report), "front-camera")
+    try:
+        services.up(workspace, ("mlflow",))
+        yield workspace
+    finally:
+        services.down(workspace)
+
+
+@pytest.fixture
+def client(home: Workspace, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """MLflow's own client; MLflow agrees with the records."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("WORKBENCH_HOME", str(home.root))
+    tracker = registry.connect(home)
+    registry.rebuild_registry(home, tracker)
+    assert registry.registry_problems(home, tracker) == []
+    return MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+
+
+def of_version(home: Workspace, number: int) -> Ref:
+    return resolve_reference(home, f"models:/front-camera/{number}")
+
+
+ATTACKS: dict[str, tuple[Callable[[Any, Workspace], object], str]] = {
+    "alias moved to a refused candidate": (
+        lambda client, _: client.set_registered_model_alias("front-camera", "champion", "3"),
+        "alias front-camera@champion points to version 3; the records say 2",
+    ),
+    "alias removed": (
+        lambda client, _: client.delete_registered_model_alias("front-camera", "candidate"),
+        "alias front-camera@candidate points to version None; the records say 3",
+    ),
+    "tag set to another release": (
+        lambda client, home: client.set_model_version_tag(
+            "front-camera", "2", "workbench.release", of_version(home, 3)
+        ),
+        "MLflow lacks front-camera@2",
+    ),
+    "tag set to a release that does not exist": (
+        lambda client, _: client.set_model_version_tag(
+            "front-camera", "2", "workbench.release", f"release/{'0' * 64}"
+        ),
+        "no release of it in this workspace",
+    ),
+    "verdict changed": (
+        lambda client, _: client.set_model_version_tag(
+            "front-camera", "3", "workbench.verdict", "PASS"
+        ),
+        r"tag workbench\.verdict of front-camera@3 .* was changed",
+    ),
+    "version deleted": (
+        lambda client, _: client.delete_model_version("front-camera", "1"),
+        "MLflow lacks front-camera@1",
+    ),
+    "registry lost, and numbering restarted": (
+        lambda client, home: (
+            client.delete_registered_model("front-camera"),
+            client.create_registered_model("front-camera"),
+            client.create_model_version(
+                "front-camera", source="x:/y", tags={"workbench.release": of_version(home, 3)}
+            ),
+        ),
+        r"MLflow numbers front-camera@3 .* as version 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+def test_a_registry_changed_by_hand_is_reported_refused_and_rebuilt(
+    attack: str, home: Workspace, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = ATTACKS[attack]
+    champion = resolve_reference(home, "models:/front-camera@champion")
+    change(client, home)
+    # References never move with MLflow.
+    assert resolve_reference(home, "models:/front-camera@champion") == champion
+    problems = registry.registry_problems(home, registry.connect(home))
+    assert any(re.search(message, problem) for problem in problems), problems
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "models:/front-camera@champion", str(home.root), "--signed"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "--rebuild-registry", "--json"])
+    assert not ended.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"] == {"front-camera": {"candidate": 3, "champion": 2, "previous": 1}}
+    assert (found["written"], found["problems"]) == (1, [])
+    versions = client.search_model_versions("name = 'front-camera'")
+    assert {int(v.version): v.tags["workbench.release"] for v in versions} == {
+        number: of_version(home, number) for number in (1, 2, 3)
+    }
+    assert int(client.get_model_version_by_alias("front-camera", "champion").version) == 2
+
+
+def test_under_signed_a_changed_registry_is_refused_by_name(home: Workspace, client: Any) -> None:
+    from workbench.cli.models import _verify_bundle
+
+    name = "models:/front-camera@champion"
+    assert _verify_bundle(home, name, None, signed=True).how == "signature"
+    client.set_registered_model_alias("front-camera", "champion", "3")
+    with pytest.raises(VerificationError, match="points to version 3; the records say 2"):
+        _verify_bundle(home, name, None, signed=True)
+    # Without --signed the records decide, too.
+    checked = _verify_bundle(home, name, None, signed=False)
+    assert checked.release is not None
+    assert checked.release.version == 2
+
+
+def test_the_doctor_reports_and_sends_what_was_signed(
+    home: Workspace, client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.set_registered_model_alias("front-camera", "champion", "3")
+    with pytest.raises(SystemExit):
+        cli.main(["doctor", "--json"])
+    checks = {one["name"]: one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["MLflow's registry"]["ok"] is False
+    assert "the records say 2" in checks["MLflow's registry"]["detail"]
+    registry.rebuild_registry(home, registry.connect(home))
+    run = client.get_model_version_by_alias("front-camera", "champion").run_id
+    folder = Path(client.download_artifacts(run, registry.BUNDLE_FOLDER, str(tmp_path)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["verify", str(folder), "--model", "front-camera"])
+    assert not ended.value.code
