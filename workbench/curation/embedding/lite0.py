@@ -6,7 +6,7 @@ each of ImageNet's 1,000 classes the largest log probability of any tile, and wh
 vectors are projected onto the directions in which ImageNet's classes differ most, found from the
 classifier's weights alone.
 
-A frame takes about 48 kB: 43 kB of tiles, 2.5 kB of the frame's vector and 4 kB of classes.
+A frame takes about 114 kB: 108 kB of tiles, 2.6 kB of its own vector and 4 kB of classes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,14 @@ __all__ = ["Lite0Encoder"]
 _STRIDE = 32
 _WIDTH, _HEIGHT = 768, 448
 _GRID = (_WIDTH // _STRIDE, _HEIGHT // _STRIDE)
-_TILE_CHANNELS = 64
-_VERSION = 2
+_TILE_CHANNELS = 128
+"""From twenty boxes, a linear probe finds 5.9, 10.9 and 9.0 times chance of motorcycles, bicycles
+and riders in the first 25 of 1,251 real frames; with 64 channels 1.8, 7.9 and 8.4."""
+
+_TEMPERATURE = 1.5
+"""Of the softmax; chosen on real rides among 1, 1.5, 2 and 3."""
+
+_VERSION = 3
 """Part of the identity: raise it when vectors or scores change for equal weights."""
 
 
@@ -48,7 +54,7 @@ class Lite0Encoder:
     """Embeds images with the ImageNet classifier EfficientNet-Lite0.
 
     A frame's vector is the mean of the last map before the classifier. A tile's or box's is that
-    mean under it, projected to 64 numbers.
+    mean under it, projected to 128 numbers.
 
     Args:
         boxes: Detector whose boxes get a vector each; None gives no boxes and zero entropy.
@@ -104,7 +110,9 @@ class Lite0Encoder:
         with torch.inference_mode():
             cells = self._net.region_features(pixels)
             tiles = torch.from_numpy(tile_means((cells,), areas, (_STRIDE,), _GRID))
-            scores, best = self._classifier(tiles).log_softmax(2).max(1)
+            logits = self._classifier(tiles)
+            evidence = logits - _TEMPERATURE * (logits / _TEMPERATURE).logsumexp(2, keepdim=True)
+            scores, best = evidence.max(1)
             objects = box_means((cells,), network_boxes, (_STRIDE,))
             return EncoderOutput(
                 frames=tiles[:, -_GRID[0] * _GRID[1] :].mean(1).numpy(),
@@ -127,7 +135,7 @@ class Lite0Encoder:
 
 
 def _projection(classifier: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``[1280, 64]``: orthonormal directions in which the classes' weights ``[1000, 1280]`` vary
+    """``[1280, 128]``: orthonormal directions in which the classes' weights ``[1000, 1280]`` vary
     most, the strongest first.
     """
     centred = classifier.astype(np.float64) - classifier.mean(0)

@@ -28,7 +28,6 @@ from workbench.curation.selection.ranking import (
 )
 from workbench.curation.signals.probe import SteeredSearch
 from workbench.curation.signals.similarity import search_by_text
-from workbench.curation.signals.single_model import merge_small_groups
 from workbench.curation.signals.words import find_words, read_watch_list, word_evidence
 from workbench.data.slices import describe_conditions
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
@@ -229,7 +228,7 @@ def _search_pool(
 ) -> Ranking:
     if query.text is not None and pool.words.vocabulary:
         words = find_words(query.text)
-        evidence = word_evidence(pool, words, merge_small_groups(conditions))
+        evidence = word_evidence(pool, words)
         return rank_by_words(pool, evidence, words, conditions)
     if query.text is not None:
         similarity = search_by_text(pool, encoder, query.text)

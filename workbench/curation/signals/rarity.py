@@ -135,7 +135,8 @@ def score_rarity(  # noqa: PLR0913 - inputs of the comparison, and how to compar
         raise DataError(f"{len(drives)} drives for {len(pool.frames)} frames", where="drives")
     if labelled is not None and not len(labelled.frames):
         labelled = None
-    groups = merge_small_groups(conditions)
+    # Words are compared over the whole pool, see `workbench.curation.signals.words`.
+    groups = ["all"] * len(conditions) if "watch" in names else merge_small_groups(conditions)
     known = _known_groups(labelled, groups, known_conditions)
     run = _SignalRun(pool, labelled, groups, known, other_models, drives, neighbours)
     run.watch_list = tuple(watch_list)
@@ -187,7 +188,7 @@ class _SignalRun:
         values: NDArray[np.floating]
         match name:
             case "watch":
-                self.watched = watch(self.pool, self.watch_list, self.groups)
+                self.watched = watch(self.pool, self.watch_list)
                 values = self.watched.value
             case "novelty":
                 values, self.oddest = novelty(

@@ -2,17 +2,20 @@
 
 `Lite0Encoder` keeps, for each of ImageNet's classes, the score of the tile that shows it most. A
 word stands for some of these classes: by their own names, or by a table of words met on roads
-(``road_words.txt``). A class's scores are compared with its own over the pool only, frames of one
-condition among themselves: raw scores of two classes cannot be compared.
+(``road_words.txt``). Scores of two classes cannot be compared, so each is ranked over the pool.
+Not within light: at night less is seen, and ranking within light found fewer rare frames.
 
-A watch list is a list of words. A frame's value is the mean of its three best ranks among them.
+A rank r in (0, 1) is the evidence ``-log(1 - r)``. A frame's value for a watch list is the root of
+the sum of the squared evidence of its words: one word that is sure counts more than several that
+are likely.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,9 +37,7 @@ _CLASSES_FILE, _ROADS_FILE, _WATCH_FILE = (
     "watch_roads.txt",
 )
 _NEAR_WORDS = 5
-_BEST_RANKS = 3
-"""Words of a watch list that count: the best of a frame."""
-
+_WEIGHT = re.compile(r"\s+x(\d+(?:\.\d+)?)$")
 _KNOWN_SHARE = 0.5
 """Weight of a word's evidence where a detector has a confident box of the same word."""
 
@@ -44,10 +45,11 @@ _KNOWN_SHARE = 0.5
 @short_repr
 @dataclass(frozen=True)
 class Word:
-    """A word and the classes of the classifier that stand for it, by index."""
+    """A word, the classes of the classifier that stand for it, by index, and its weight."""
 
     text: str
     classes: tuple[int, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def read_watch_list(path: Path | None = None) -> tuple[Word, ...]:
 
     Args:
         path: A text or YAML file: one word a line, after ``- `` or not, or ``word: class, class``
-            for a word of one's own; ``#`` begins a comment.
+            for a word of one's own; ``x2`` at the end of a line counts it twice; ``#`` begins a
+            comment.
 
     Raises:
         DataError: The file cannot be read, or has no words.
@@ -103,41 +106,40 @@ def read_watch_list(path: Path | None = None) -> tuple[Word, ...]:
     return words
 
 
-def watch(pool: Embeddings, words: Sequence[Word], groups: Sequence[str]) -> WordEvidence:
+def watch(pool: Embeddings, words: Sequence[Word]) -> WordEvidence:
     """How much each frame shows of a watch list.
 
     Args:
         pool: The frames; `pool.words` must have a vocabulary. A word for which a detector has a
             confident box counts half: what it finds already is not missed.
         words: The watch list.
-        groups: Condition of each frame.
     """
-    ranks, tiles = _word_ranks(pool, words, groups)
-    ranks = ranks * np.where(_found(pool, words), _KNOWN_SHARE, 1.0)
-    best = np.sort(ranks, axis=1)[:, -_BEST_RANKS:]
-    return _evidence(best.mean(axis=1), ranks, tiles)
+    evidence, tiles = _evidence_by_word(pool, words)
+    evidence = evidence * np.array([word.weight for word in words])
+    evidence *= np.where(_found(pool, words), _KNOWN_SHARE, 1.0)
+    return _combined(np.sqrt((evidence**2).sum(axis=1)), evidence, tiles)
 
 
-def word_evidence(pool: Embeddings, words: Sequence[Word], groups: Sequence[str]) -> WordEvidence:
-    """How much each frame shows of the best of some words, as `search_by_words` ranks it."""
-    ranks, tiles = _word_ranks(pool, words, groups)
-    return _evidence(ranks.max(axis=1), ranks, tiles)
+def word_evidence(pool: Embeddings, words: Sequence[Word]) -> WordEvidence:
+    """How much each frame shows of the words of a search: of the one it shows most of."""
+    evidence, tiles = _evidence_by_word(pool, words)
+    return _combined(evidence.max(axis=1), evidence, tiles)
 
 
-def _evidence(
-    value: NDArray[np.float64], ranks: NDArray[np.float64], tiles: NDArray[np.int64]
+def _combined(
+    value: NDArray[np.float64], evidence: NDArray[np.float64], tiles: NDArray[np.int64]
 ) -> WordEvidence:
-    best = ranks.argmax(axis=1)
+    best = evidence.argmax(axis=1)
     return WordEvidence(value, best, tiles[np.arange(len(best)), best])
 
 
-def _word_ranks(
-    pool: Embeddings, words: Sequence[Word], groups: Sequence[str]
+def _evidence_by_word(
+    pool: Embeddings, words: Sequence[Word]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Rank of each frame by each word, and the tile it comes from, both ``[n, words]``.
+    """Evidence of each frame for each word, and the tile it comes from, both ``[n, words]``.
 
-    The ranks of a word's classes are fused, so that a frame which is among the first by one class
-    comes before one that is above average by all.
+    The evidence of a word's classes is summed and ranked again, so that a frame which is among the
+    first by one class comes before one that is above average by all.
     """
     if not pool.words.vocabulary:
         raise ParameterError(
@@ -147,17 +149,18 @@ def _word_ranks(
         )
     classes = sorted({number for word in words for number in word.classes})
     column = {number: at for at, number in enumerate(classes)}
+    everything = ["all"] * len(pool.frames)
     scores, tiles = pool.words.scores(classes), pool.words.tiles(classes)
-    by_class = np.stack([rank_within(values, groups) for values in scores.T], axis=1)
-    ranks = np.empty((len(scores), len(words)))
+    ranks = np.stack([rank_within(values, everything) for values in scores.T], axis=1)
+    evidence = np.empty((len(scores), len(words)))
     where = np.empty((len(scores), len(words)), np.int64)
     for number, word in enumerate(words):
         own = [column[one] for one in word.classes]
-        fused = fuse_ranks(by_class[:, own], [1.0] * len(own))
-        ranks[:, number] = rank_within(fused, groups)
-        best = by_class[:, own].argmax(axis=1)
+        fused = fuse_ranks(ranks[:, own], [1.0] * len(own))
+        evidence[:, number] = -np.log1p(-rank_within(fused, everything))
+        best = ranks[:, own].argmax(axis=1)
         where[:, number] = tiles[:, own][np.arange(len(best)), best]
-    return ranks, where
+    return evidence, where
 
 
 def _found(pool: Embeddings, words: Sequence[Word]) -> NDArray[np.bool_]:
@@ -208,19 +211,20 @@ def _parse_words(text: str, where: object, known: Mapping[str, Word]) -> tuple[W
         content = line.partition("#")[0].strip().removeprefix("- ").strip()
         if not content:
             continue
-        name, colon, classes = content.partition(":")
+        weight = _WEIGHT.search(content)
+        name, colon, classes = content[: weight.start() if weight else None].partition(":")
         try:
             if colon:
                 parts = [_find_word(one, known) for one in classes.strip(" []").split(",")]
                 members = tuple(dict.fromkeys(n for one in parts for n in one.classes))
                 word = Word(" ".join(name.split()), members)
             else:
-                word = _find_word(name, {**known, **words})
+                word = replace(_find_word(name, {**known, **words}), weight=1.0)
         except ParameterError as error:
             raise ParameterError(
                 f"{error.what} {error.where!r}", where=where, hint=error.hint
             ) from error
-        words[_normalise(name)] = word
+        words[_normalise(name)] = replace(word, weight=float(weight[1])) if weight else word
     return tuple(words.values())
 
 
