@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -180,3 +182,80 @@ def test_a_start_whose_command_was_killed_is_awaited(workspace: Workspace) -> No
     assert begun is not None
     assert lifecycle.observe_server(slow, workspace).state == "broken"
     assert lifecycle.start_server(slow, workspace, ignore).pid == begun.pid
+
+
+# A workspace that is copied, moved or deleted.
+
+
+def _copy(workspace: Workspace, to: Path) -> Workspace:
+    shutil.copytree(workspace.root, to / ".workbench")
+    return Workspace(to / ".workbench")
+
+
+def test_a_copied_workspace_neither_uses_nor_stops_the_servers_of_the_original(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    first = lifecycle.start_server(SmallServer(), workspace, ignore)
+    copy = _copy(workspace, tmp_path / "copy")
+    try:
+        assert lifecycle.observe_server(SmallServer(), copy).state == "stopped"
+        assert read_process_info(copy, "small") is None
+        assert lifecycle.find_service_processes(copy, "small") == []
+        assert not lifecycle.stop_server(SmallServer(), copy)
+        assert lifecycle.observe_server(SmallServer(), workspace) == first
+        second = lifecycle.start_server(SmallServer(), copy, ignore)
+        assert second.url != first.url
+        assert lifecycle.workspace_id(copy) != lifecycle.workspace_id(workspace)
+        lifecycle.stop_server(SmallServer(), workspace)
+        assert lifecycle.observe_server(SmallServer(), copy) == second
+    finally:
+        lifecycle.stop_server(SmallServer(), copy)
+
+
+def test_a_moved_workspace_stops_and_restarts_its_servers(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    first = lifecycle.start_server(SmallServer(), workspace, ignore)
+    (tmp_path / "new").mkdir()
+    workspace.root.rename(tmp_path / "new" / ".workbench")
+    moved = Workspace(tmp_path / "new" / ".workbench")
+    try:
+        status = lifecycle.observe_server(SmallServer(), moved)
+        assert (status.state, "moved" in status.detail) == ("broken", True)
+        # Another workspace at the old path does not take over the process.
+        assert lifecycle.find_service_processes(workspace, "small") == []
+        again = lifecycle.start_server(SmallServer(), moved, ignore)
+        assert again.state == "running"
+        assert first.pid is not None
+        assert not psutil.pid_exists(first.pid) or again.pid != first.pid
+        moved.root.rename(workspace.root)
+        assert lifecycle.stop_server(SmallServer(), workspace)
+        assert lifecycle.find_service_processes(workspace, "small") == []
+    finally:
+        lifecycle.stop_server(SmallServer(), moved)
+
+
+def test_servers_of_a_workspace_moved_to_another_disk_are_stopped(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    first = lifecycle.start_server(SmallServer(), workspace, ignore)
+    copy = _copy(workspace, tmp_path / "disk")
+    shutil.rmtree(workspace.root)
+    assert [p.pid for p in lifecycle.find_service_processes(copy, "small")] == [first.pid]
+    assert lifecycle.stop_server(SmallServer(), copy)
+    assert lifecycle.find_service_processes(copy, "small") == []
+
+
+def test_concurrent_first_starts_share_one_id(workspace: Workspace) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(lambda _: lifecycle.workspace_id(workspace), range(32)))
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"id": 3}', '{"id": "x", "inode": []}'])
+def test_a_damaged_id_is_replaced(workspace: Workspace, content: str) -> None:
+    workspace.services.mkdir(parents=True)
+    (workspace.services / "workspace.json").write_text(content)
+    own = lifecycle.workspace_id(workspace)
+    assert len(own) == 32
+    assert lifecycle.workspace_id(workspace) == own

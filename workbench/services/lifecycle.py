@@ -4,8 +4,10 @@ A server belongs to this workspace only if the operating system confirms it: the
 alive (same pid *and* start time), that process or a child of it holds the port, and the port
 answers. A reused pid, or another workspace's server on the same port, is never mistaken for it.
 
-Every process of a server has ``WORKBENCH_SERVICE=<folder>`` in its environment. This finds what a
-``kill -9`` left behind: a worker whose parent died, or a server whose start was never stored.
+Every process of a server has ``WORKBENCH_SERVICE=<folder>`` and ``WORKBENCH_SERVICE_OWNER=<id>`` in
+its environment. This finds what a ``kill -9`` left behind: a worker whose parent died, or a server
+whose start was never stored. The id is the workspace's, see `workspace_id`: a workspace that was
+moved keeps its servers, and a copy has none.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -33,6 +36,7 @@ from workbench.services import probes
 __all__ = ["ServiceStatus"]
 
 SERVICE_VARIABLE = "WORKBENCH_SERVICE"
+OWNER_VARIABLE = "WORKBENCH_SERVICE_OWNER"
 MessageCallback = Callable[[str], None]
 ServiceState = Literal["running", "stopped", "external", "broken"]
 
@@ -96,11 +100,17 @@ class ServiceStatus:
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """What is stored of the last start. ``born`` is the start time of process ``pid``."""
+    """What is stored of the last start.
+
+    Attributes:
+        born: Start time of process ``pid``.
+        owner: Id of the workspace that started it; empty in files from before it was stored.
+    """
 
     pid: int
     born: float
     port: int
+    owner: str = ""
 
 
 class Server(ABC):
@@ -147,10 +157,17 @@ def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
         return ServiceStatus(server.name, "stopped", detail="never started here")
     url, credentials = server.url(info.port), server.credentials(workspace)
     process = _living_process(info)
+    if process is not None and not _is_own(process, workspace, server.name):
+        process = None
     if process is None:
         return ServiceStatus(server.name, "stopped", url, None, credentials, log, "not running")
     state: ServiceState
-    if not server.answers(info.port):
+    if _was_moved(process, workspace, server.name):
+        state, detail = (
+            "broken",
+            "started before the workspace was moved; `workbench up` restarts it",
+        )
+    elif not server.answers(info.port):
         state, detail = "broken", "running but not answering; `workbench up` restarts it"
     elif not _holds_port(process, info.port):
         state, detail = "broken", f"port {info.port} is used by another server"
@@ -173,6 +190,9 @@ def start_server(server: Server, workspace: Workspace, progress: MessageCallback
         if status.state == "broken":
             # A command that was killed while it waited leaves a server that is still starting.
             info = read_process_info(workspace, server.name)
+            process = _living_process(info) if info else None
+            if process is not None and _was_moved(process, workspace, server.name):
+                info = None
             age = time.time() - info.born if info else server.start_timeout_s
             remaining = max(_INTERRUPTED_START_S, server.start_timeout_s - age)
             status = _wait_until_running(server, workspace, remaining)
@@ -203,13 +223,104 @@ def stop_server(server: Server, workspace: Workspace) -> bool:
 
 def find_service_processes(workspace: Workspace, name: str) -> list[psutil.Process]:
     """Every living process of the server ``name`` of this workspace, found by its environment."""
-    folder = str(service_folder(workspace, name))
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(SERVICE_VARIABLE) == folder and not _is_zombie(process):
-                found.append(process)
-    return found
+    return [
+        process
+        for process in psutil.process_iter()
+        if _is_own(process, workspace, name, orphans=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """Id of a workspace, and those that it had before it was copied or moved to another disk."""
+
+    id: str
+    previous: tuple[str, ...] = ()
+
+
+def workspace_id(workspace: Workspace) -> str:
+    """The id under which this workspace starts servers; made at its first start.
+
+    It is random, and stored with the inode of its folder. A renamed workspace has the same inode
+    and keeps its id. A copy has another inode: it gets an id of its own, and so never uses or
+    stops the servers of the workspace that it was copied from.
+    """
+    identity = _read_identity(workspace)
+    if identity is not None:
+        return identity.id
+    workspace.services.mkdir(parents=True, exist_ok=True)
+    with FileLock(workspace.services / "workspace.lock"):
+        identity = _read_identity(workspace)
+        if identity is None:
+            identity = _Identity(secrets.token_hex(16), _ids_in_file(workspace))
+            where = workspace.services.stat()
+            body = {**asdict(identity), "device": where.st_dev, "inode": where.st_ino}
+            write_atomic(_identity_path(workspace), json.dumps(body, indent=1).encode())
+    return identity.id
+
+
+def _read_identity(workspace: Workspace) -> _Identity | None:
+    """The stored identity; None without one, or if it is another workspace's."""
+    try:
+        body = json.loads(_identity_path(workspace).read_bytes())
+        where = workspace.services.stat()
+        if (body["device"], body["inode"]) != (where.st_dev, where.st_ino):
+            return None
+        return _Identity(str(body["id"]), tuple(map(str, body["previous"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _ids_in_file(workspace: Workspace) -> tuple[str, ...]:
+    try:
+        body = json.loads(_identity_path(workspace).read_bytes())
+        return (str(body["id"]), *map(str, body["previous"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def _identity_path(workspace: Workspace) -> Path:
+    return workspace.services / "workspace.json"
+
+
+def _is_own(
+    process: psutil.Process, workspace: Workspace, name: str, *, orphans: bool = False
+) -> bool:
+    """Whether a living process is the server ``name`` of this workspace.
+
+    Args:
+        orphans: Count servers, too, that this workspace started where it does not exist any more.
+    """
+    folder = service_folder(workspace, name)
+    with contextlib.suppress(psutil.Error, OSError):
+        variables = process.environ()
+        started_in, owner = variables.get(SERVICE_VARIABLE), variables.get(OWNER_VARIABLE)
+        if started_in is None or Path(started_in).name != name or _is_zombie(process):
+            return False
+        if owner is None:  # started before workspaces had ids
+            return started_in == str(folder)
+        identity = _read_identity(workspace)
+        if identity is not None and owner == identity.id:
+            return True
+        known = _ids_in_file(workspace)
+        return (
+            orphans and (owner in known or started_in == str(folder)) and _folder_is_gone(process)
+        )
+    return False
+
+
+def _folder_is_gone(process: psutil.Process) -> bool:
+    """Whether the folder that a server was started in was deleted; False where unknown."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process.pid}/cwd").stat().st_nlink == 0
+    return False
+
+
+def _was_moved(process: psutil.Process, workspace: Workspace, name: str) -> bool:
+    """Whether the workspace was elsewhere when this server of it was started."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(SERVICE_VARIABLE) != str(service_folder(workspace, name))
+    return False
 
 
 def service_folder(workspace: Workspace, name: str) -> Path:
@@ -218,11 +329,17 @@ def service_folder(workspace: Workspace, name: str) -> Path:
 
 
 def read_process_info(workspace: Workspace, name: str) -> ProcessInfo | None:
-    """What the last start stored; None without one, or if the file is damaged."""
+    """What the last start stored; None without one, if the file is damaged, or if it was copied
+    from another workspace.
+    """
     try:
         body = json.loads((service_folder(workspace, name) / "state.json").read_bytes())
-        return ProcessInfo(int(body["pid"]), float(body["born"]), int(body["port"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = str(body.get("owner", ""))
+        identity = _read_identity(workspace)
+        if owner and (identity is None or owner != identity.id):
+            return None
+        return ProcessInfo(int(body["pid"]), float(body["born"]), int(body["port"]), owner)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -285,7 +402,12 @@ def _launch(server: Server, workspace: Workspace, port: int) -> None:
         for name, value in os.environ.items()
         if any(fnmatchcase(name, pattern) for pattern in patterns)
     }
-    own = {**server.variables(workspace, port), SERVICE_VARIABLE: str(folder)}
+    owner = workspace_id(workspace)
+    own = {
+        **server.variables(workspace, port),
+        SERVICE_VARIABLE: str(folder),
+        OWNER_VARIABLE: owner,
+    }
     with log.open("ab") as out:
         child = subprocess.Popen(
             server.command(workspace, port),
@@ -299,7 +421,7 @@ def _launch(server: Server, workspace: Workspace, port: int) -> None:
         )
     _children[child.pid] = child
     born = psutil.Process(child.pid).create_time()
-    write_process_info(workspace, server.name, ProcessInfo(child.pid, born, port))
+    write_process_info(workspace, server.name, ProcessInfo(child.pid, born, port, owner))
 
 
 def _wait_until_running(server: Server, workspace: Workspace, timeout_s: float) -> ServiceStatus:
