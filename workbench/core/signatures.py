@@ -16,6 +16,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from workbench.core.workspace import Workspace, write_atomic
 __all__ = [
     "Envelope",
     "SigningKey",
+    "check_reference",
     "is_signed",
     "key_fingerprint",
     "make_envelope",
     "open_envelope",
     "public_key",
     "sign",
+    "sign_reference",
     "signing_key",
 ]
 
@@ -295,3 +298,46 @@ def _signed_bytes(payload: bytes) -> bytes:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+# Signatures of records: a few bytes beside a record, not an envelope.
+
+_ALGORITHM = "ecdsa-p256-sha256"
+
+
+def sign_reference(key: SigningKey, purpose: str, ref: str) -> Json:
+    """The signature of a record's reference, whose digest covers the record's content.
+
+    Args:
+        purpose: What is signed; it separates the uses of a key.
+        ref: ``KIND/DIGEST``.
+    """
+    text = _base64(sign(key, _reference_bytes(purpose, ref)))
+    return {"algorithm": _ALGORITHM, "key": key.fingerprint, "signature": text}
+
+
+def check_reference(signature: object, purpose: str, ref: str, keys: Iterable[Path]) -> None:
+    """Check what `sign_reference` gave.
+
+    Args:
+        keys: PEM files of the public keys of which one should have signed.
+
+    Raises:
+        VerificationError: It is not signed, or not by one of these keys.
+    """
+    if not isinstance(signature, dict) or signature.get("algorithm") != _ALGORITHM:
+        raise VerificationError(f"the {purpose} is not signed", where=ref)
+    public = next((key for key in keys if key_fingerprint(key) == signature.get("key")), None)
+    if public is None:
+        raise VerificationError(f"the {purpose} was signed with another key", where=ref)
+    try:
+        content = base64.b64decode(str(signature.get("signature", "")), validate=True)
+    except ValueError:
+        content = b""
+    # Both forms: nothing depends on the digest of such a signature.
+    if not is_signed(public, _reference_bytes(purpose, ref), content, any_form=True):
+        raise VerificationError(f"the signature of the {purpose} is not valid", where=ref)
+
+
+def _reference_bytes(purpose: str, ref: str) -> bytes:
+    return f"workbench {purpose}\n{ref}\n".encode()

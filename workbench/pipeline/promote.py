@@ -17,6 +17,7 @@ from typing import Any
 from workbench import services
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.names import check_person, same_person
+from workbench.core.signatures import sign_reference, signing_key
 from workbench.core.workspace import WORKSPACE_FOLDER, Workspace, write_atomic
 from workbench.pipeline import environment, promoted_steps
 from workbench.pipeline.checking import receipts
@@ -24,10 +25,13 @@ from workbench.pipeline.checking.notebook import as_ipynb
 from workbench.pipeline.contract import StepContract, notebook_without_outputs, read_contract
 from workbench.pipeline.git_state import run_git
 from workbench.pipeline.promoted_steps import (
+    IDENTITY_FIELDS,
+    KEYS_FOLDER,
     PROMOTED_FOLDER,
     RECEIPT_FILE,
     STEP_FILE,
     STEP_NAME,
+    STEP_PURPOSE,
     PromotedStep,
     promotion_lock,
 )
@@ -44,9 +48,6 @@ _LOCK_FILE = "requirements.lock"
 _LOCK_FILES = (_LOCK_FILE, "environment.yml", "pyproject.toml")
 _MAX_LISTED = 5
 _TEMPORARY_PREFIX = ".writing-"
-_IDENTITY_FIELDS = ("notebook", "contract", "modules", "environment")
-"""Fields of a receipt that make two versions equal."""
-
 _EXPERIMENT = "workbench"
 _STEP_TAG = "workbench.step"
 _SOURCE_FOLDER = "step"
@@ -106,7 +107,7 @@ def promote_notebook(
                 owner=owner,
                 reviewer=reviewer,
                 commit=commit,
-                **{field: getattr(receipt, field) for field in _IDENTITY_FIELDS},
+                **{field: getattr(receipt, field) for field in IDENTITY_FIELDS},
             )
             promoted = _write_version(workspace, project, record, readable)
         else:
@@ -203,7 +204,7 @@ def _find_same_version(project: Path, name: str, receipt: CheckReceipt) -> Promo
     """The newest version with the receipt's notebook, contract, modules and environment."""
     for version in reversed(promoted_steps.list_versions(project, name)):
         step = promoted_steps.load_step(project, name, version)
-        if all(getattr(step.record, f) == getattr(receipt, f) for f in _IDENTITY_FIELDS):
+        if all(getattr(step.record, f) == getattr(receipt, f) for f in IDENTITY_FIELDS):
             return step
     return None
 
@@ -222,7 +223,12 @@ def _write_version(
         work = Path(temporary) / folder.name
         work.mkdir()
         shutil.copyfile(store.payload(ref, name), work / name)
-        (work / STEP_FILE).write_bytes(_record_file(store, ref))
+        key = signing_key(workspace)
+        trusted = project / PROMOTED_FOLDER / KEYS_FOLDER / f"{key.fingerprint[:16]}.pub.pem"
+        if not trusted.exists():
+            write_atomic(trusted, key.public.read_bytes())
+        signed = sign_reference(key, STEP_PURPOSE, ref)
+        (work / STEP_FILE).write_bytes(_record_file(store, ref, signature=signed))
         signature = store.side(record.receipt, receipts.SIGNATURE)
         (work / RECEIPT_FILE).write_bytes(_record_file(store, record.receipt, signature=signature))
         for path in work.iterdir():

@@ -2,13 +2,15 @@
 
     pipelines/promoted/STEP/VERSION/    immutable
         STEP.ipynb       the notebook, without outputs
-        step.json        the `StepVersion` record, with its digest
+        step.json        the `StepVersion` record, with its digest and signature
         receipt.json     the `CheckReceipt`, with its signature
+    pipelines/promoted/keys/            public keys of those who may promote
     pipelines/promoted/STEP/aliases.json    every move of every alias
 
 The step's record contains the digests of the other two files. All are verified whenever a version
-is loaded, so an edited version is rejected. Versions never change; aliases move, and each move
-records who made it and when.
+is loaded, with their signatures: by the workspace's key or one in ``keys``. So an edited version is
+rejected, also one whose digests were made to fit; a new key is a change that reviewers see.
+Versions never change; aliases move, and each move records who made it and when.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from workbench.core import digest
-from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.credentials import PUBLIC_KEY_SUFFIX
+from workbench.core.errors import ContractError, VerificationError, WorkbenchError
 from workbench.core.names import check_person, shown
+from workbench.core.signatures import check_reference, public_key
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace, write_atomic
+from workbench.core.workspace import Workspace, find_workspace, write_atomic
+from workbench.pipeline.contract import notebook_without_outputs, read_contract
 from workbench.records.base import FrozenModel, Ref, make_ref
-from workbench.records.model_types import StepVersion
+from workbench.records.model_types import NotebookSource, StepVersion
 
 __all__ = [
     "PromotedStep",
@@ -50,7 +55,15 @@ __all__ = [
 PROMOTED_FOLDER = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"
 RECEIPT_FILE = "receipt.json"
+KEYS_FOLDER = "keys"
+RECEIPT_PURPOSE, STEP_PURPOSE = "check receipt", "promoted step"
+_SIGNED_SINCE = 2
+"""Receipts of this version are only promoted with a signature."""
+
 STEP_NAME = re.compile(r"^[A-Za-z0-9_-]{1,100}\Z")
+
+IDENTITY_FIELDS = ("notebook", "contract", "modules", "environment")
+"""Fields that a version takes from its receipt, and that make two versions equal."""
 
 _ALIASES_FILE = "aliases.json"
 _STEP_REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)\Z")
@@ -156,7 +169,7 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
         raise ContractError(
             f"step {name!r} has no version {version}", where=folder, hint=f"Versions: {versions}"
         )
-    ref, body = _read_record_file(folder / STEP_FILE)
+    ref, body, signature = _read_record_file(folder / STEP_FILE)
     notebook = folder / f"{name}.ipynb"
     if not notebook.is_file():
         raise _changed_error(notebook, "is missing")
@@ -165,9 +178,51 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
     record = _parse_step_version(body, folder / STEP_FILE)
     if (record.name, record.version) != (name, version):
         raise _changed_error(folder / STEP_FILE, f"belongs to {record.name}@{record.version}")
-    if _read_record_file(folder / RECEIPT_FILE)[0] != record.receipt:
-        raise _changed_error(folder / RECEIPT_FILE, "was changed")
+    _check_receipt(project, folder, record)
+    try:
+        newest = json.loads((folder / RECEIPT_FILE).read_bytes())["record"]["schema_version"]
+        if signature is not None or newest >= _SIGNED_SINCE:
+            check_reference(signature, STEP_PURPOSE, ref, trusted_keys(project))
+        elif _source_ref(notebook) != record.notebook:  # promoted before versions were signed
+            raise _changed_error(notebook, "is not the notebook that was checked")
+    except VerificationError as error:
+        raise _changed_error(folder / STEP_FILE, f"is not trusted: {error.what}") from error
     return PromotedStep(notebook, version, ref, record)
+
+
+def trusted_keys(project: Path) -> list[Path]:
+    """Public keys whose promotions count: the workspace's own and those in the repository."""
+    folder = project / PROMOTED_FOLDER / KEYS_FOLDER
+    keys = sorted(folder.glob(f"*{PUBLIC_KEY_SUFFIX}"))
+    with contextlib.suppress(VerificationError):
+        keys.append(public_key(find_workspace()))
+    return keys
+
+
+def _check_receipt(project: Path, folder: Path, record: StepVersion) -> None:
+    """The receipt has to be signed, and about the notebook, contract and modules of the version."""
+    path = folder / RECEIPT_FILE
+    ref, body, signature = _read_record_file(path)
+    if ref != record.receipt:
+        raise _changed_error(path, "was changed")
+    if any(body.get(field) != getattr(record, field) for field in IDENTITY_FIELDS):
+        raise _changed_error(path, "belongs to another notebook")
+    try:
+        check_reference(signature, RECEIPT_PURPOSE, ref, trusted_keys(project))
+    except VerificationError as error:
+        raise _changed_error(path, f"is not trusted: {error.what}") from error
+
+
+def _source_ref(notebook: Path) -> Ref:
+    """The reference of the `NotebookSource` record that this file would have."""
+    content = notebook_without_outputs(notebook)
+    contract = read_contract(notebook)
+    body = {
+        **NotebookSource(name=contract.name, code=contract.code).model_dump(mode="json"),
+        "kind": NotebookSource.KIND,
+        "payload": {"notebook.ipynb": {"sha256": digest.of_bytes(content), "bytes": len(content)}},
+    }
+    return make_ref(NotebookSource.KIND, digest.of_json(body))
 
 
 def list_steps(project: Path) -> list[str]:
@@ -324,7 +379,8 @@ def _require_step(project: Path, name: str) -> None:
         )
 
 
-def _read_record_file(path: Path) -> tuple[Ref, Json]:
+def _read_record_file(path: Path) -> tuple[Ref, Json, object]:
+    """Reference, record and signature of a file."""
     try:
         content = json.loads(path.read_bytes())
         ref, body = content["ref"], content["record"]
@@ -333,7 +389,7 @@ def _read_record_file(path: Path) -> tuple[Ref, Json]:
         raise _changed_error(path, "cannot be read") from error
     if not is_intact:
         raise _changed_error(path, "was changed")
-    return ref, body
+    return ref, body, content.get("signature")
 
 
 def _parse_step_version(body: Json, path: Path) -> StepVersion:

@@ -244,6 +244,8 @@ class StepRun(Record):
 class CheckReceipt(Record):
     """A notebook that passed its check, and everything the result depends on.
 
+    From ``schema_version`` 2 on, the versions that are promoted with a receipt are signed.
+
     Attributes:
         contract: Digest of the whole declaration.
         checks: Result of each check.
@@ -253,6 +255,7 @@ class CheckReceipt(Record):
     """
 
     KIND: ClassVar[str] = "receipt"
+    schema_version: int = 2
     notebook: Ref
     contract: Digest
     modules: Digest

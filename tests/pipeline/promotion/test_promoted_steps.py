@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -12,7 +14,9 @@ from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.promotion.conftest import checked, commit, promoted
 from tests.servers import Servers
 from workbench.cli import steps
+from workbench.core import digest
 from workbench.core.errors import ContractError
+from workbench.core.signatures import sign_reference, signing_key
 from workbench.core.workspace import Workspace
 from workbench.pipeline import promote, promoted_steps
 
@@ -129,3 +133,136 @@ def test_mlflow_mirrors_missing_versions(
     assert mlflow_version.tags["workbench.reviewer"] == "bob"
     files = [entry.path for entry in client.list_artifacts(mlflow_version.run_id, "step")]
     assert files == [f"step/{step}.ipynb", "step/receipt.json", "step/step.json"]
+
+
+# Forged versions: every digest fits, and only the signatures do not.
+
+
+def _write(path: Path, content: Any) -> None:
+    path.chmod(0o644)
+    path.write_text(json.dumps(content))
+
+
+def _redigest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a record file, and make its digest fit."""
+    content = json.loads(path.read_text())
+    change(content["record"])
+    kind = content["ref"].partition("/")[0]
+    content["ref"] = f"{kind}/{digest.of_json(content['record'])}"
+    _write(path, content)
+
+
+def _other_notebook(folder: Path, record: dict[str, Any]) -> None:
+    notebook = folder / "a.ipynb"
+    content = json.loads(notebook.read_text())
+    content["cells"][2]["source"] = "import os; os.system('true')"
+    _write(notebook, content)
+    record["payload"]["a.ipynb"] = {
+        "sha256": digest.of_file(notebook),
+        "bytes": notebook.stat().st_size,
+    }
+
+
+def _strip_signature(folder: Path) -> None:
+    content = json.loads((folder / "step.json").read_text())
+    content.pop("signature")
+    _write(folder / "step.json", content)
+
+
+def _sign_with_another_key(folder: Path, tmp_path: Path) -> None:
+    stranger = signing_key(Workspace(tmp_path / "stranger" / ".workbench"))
+    content = json.loads((folder / "step.json").read_text())
+    content["signature"] = sign_reference(stranger, "promoted step", content["ref"])
+    _write(folder / "step.json", content)
+
+
+FORGERIES: dict[str, Callable[[Path, Path], object]] = {
+    "notebook and digests": lambda folder, _: _redigest(
+        folder / "step.json", lambda record: _other_notebook(folder, record)
+    ),
+    "notebook, digests and no signature": lambda folder, _: (
+        _redigest(folder / "step.json", lambda record: _other_notebook(folder, record)),
+        _strip_signature(folder),
+    ),
+    "notebook, digests and another key": lambda folder, tmp_path: (
+        _redigest(folder / "step.json", lambda record: _other_notebook(folder, record)),
+        _sign_with_another_key(folder, tmp_path),
+    ),
+    "reviewer": lambda folder, _: _redigest(
+        folder / "step.json", lambda record: record.update(reviewer="carol")
+    ),
+    "reviewer and no signature": lambda folder, _: (
+        _redigest(folder / "step.json", lambda record: record.update(reviewer="carol")),
+        _strip_signature(folder),
+    ),
+    "no signature": lambda folder, _: _strip_signature(folder),
+    "receipt of an older version": lambda folder, _: (
+        _redigest(folder / "receipt.json", lambda record: record.update(schema_version=1)),
+        _redigest(
+            folder / "step.json",
+            lambda record: record.update(
+                receipt=json.loads((folder / "receipt.json").read_text())["ref"]
+            ),
+        ),
+        _strip_signature(folder),
+    ),
+    "receipt changed": lambda folder, _: _redigest(
+        folder / "receipt.json", lambda record: record.update(watch="none")
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", sorted(FORGERIES))
+def test_a_version_forged_with_fitting_digests_is_refused(
+    forgery: str, repository: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    promoted(workspace, repository, "n + 1")
+    assert promoted_steps.resolve_step(repository, "a@1").version == 1
+    FORGERIES[forgery](repository / "pipelines/promoted/a/1", tmp_path)
+    with pytest.raises(ContractError, match=r"is not trusted|was changed|another notebook"):
+        promoted_steps.resolve_step(repository, "a@1")
+
+
+def test_the_receipt_of_another_notebook_is_refused(repository: Path, workspace: Workspace) -> None:
+    promoted(workspace, repository, "n + 1", step="a")
+    promoted(workspace, repository, "n + 2", step="b")
+    folder = repository / "pipelines/promoted"
+    other = json.loads((folder / "b/1/receipt.json").read_text())
+    _write(folder / "a/1/receipt.json", other)
+    _redigest(folder / "a/1/step.json", lambda record: record.update(receipt=other["ref"]))
+    with pytest.raises(ContractError, match="belongs to another notebook"):
+        promoted_steps.load_step(repository, "a", 1)
+    fields = {name: other["record"][name] for name in promoted_steps.IDENTITY_FIELDS}
+    _redigest(folder / "a/1/step.json", lambda record: record.update(fields))
+    with pytest.raises(ContractError, match="is not trusted"):
+        promoted_steps.load_step(repository, "a", 1)
+
+
+def test_a_version_promoted_before_versions_were_signed_is_still_loaded(
+    repository: Path, workspace: Workspace
+) -> None:
+    promoted(workspace, repository, "n + 1")
+    folder = repository / "pipelines/promoted/a/1"
+    _redigest(folder / "receipt.json", lambda record: record.update(schema_version=1))
+    receipt = json.loads((folder / "receipt.json").read_text())
+    key = signing_key(workspace)
+    receipt["signature"] = sign_reference(key, "check receipt", receipt["ref"])
+    _write(folder / "receipt.json", receipt)
+    _redigest(folder / "step.json", lambda record: record.update(receipt=receipt["ref"]))
+    _strip_signature(folder)
+    assert promoted_steps.load_step(repository, "a", 1).version == 1
+    _redigest(folder / "step.json", lambda record: _other_notebook(folder, record))
+    with pytest.raises(ContractError, match="not the notebook that was checked"):
+        promoted_steps.load_step(repository, "a", 1)
+
+
+def test_another_machine_trusts_the_keys_of_the_repository(
+    repository: Path, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(workspace, repository, "n + 1")
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "elsewhere" / ".workbench"))
+    assert promoted_steps.load_step(repository, "a", 1).version == 1
+    for key in (repository / "pipelines/promoted/keys").iterdir():
+        key.unlink()
+    with pytest.raises(ContractError, match="signed with another key"):
+        promoted_steps.load_step(repository, "a", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ from typing import Literal
 
 from workbench.core import digest, signatures
 from workbench.core.errors import VerificationError
+from workbench.core.signatures import check_reference, sign_reference
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline import environment
 from workbench.pipeline.checking.notebook import as_ipynb
 from workbench.pipeline.contract import StepContract, notebook_without_outputs, read_contract
+from workbench.pipeline.promoted_steps import RECEIPT_PURPOSE
 from workbench.records.base import Ref
 from workbench.records.model_types import CheckReceipt, Environment, NotebookSource
 from workbench.records.store import Store
@@ -29,7 +30,6 @@ Coverage = Literal["complete", "partial", "none"]
 SIGNATURE = "signature"
 LOCK_FILE = "requirements.lock"
 
-_ALGORITHM = "ecdsa-p256-sha256"
 _MAX_LISTED = 5
 
 
@@ -89,7 +89,8 @@ def issue_receipt(
             lock=state.lock,
         )
     )
-    store.write_side(ref, SIGNATURE, _sign(workspace, ref))
+    key = signatures.signing_key(workspace)
+    store.write_side(ref, SIGNATURE, sign_reference(key, RECEIPT_PURPOSE, ref))
     return ref
 
 
@@ -111,35 +112,10 @@ def verify_receipt(workspace: Workspace, ref: Ref) -> CheckReceipt:
     """
     store = Store(workspace)
     receipt = store.get(ref, CheckReceipt)
-    signature = store.side(ref, SIGNATURE)
-    if not isinstance(signature, dict):
-        raise VerificationError(
-            "the receipt is not signed", where=ref, hint="Run `workbench check NOTEBOOK`"
-        )
-    check_signature(signature, ref, signatures.public_key(workspace))
+    check_reference(
+        store.side(ref, SIGNATURE), RECEIPT_PURPOSE, ref, [signatures.public_key(workspace)]
+    )
     return receipt
-
-
-def check_signature(signature: Json, ref: Ref, public: Path) -> None:
-    """Check the signature of a receipt, as `issue_receipt` stored it.
-
-    Args:
-        ref: The receipt, whose digest is what was signed.
-        public: PEM file of the public key that should have signed it.
-
-    Raises:
-        VerificationError: Another key signed it, or the signature is not valid.
-    """
-    fingerprint = signatures.key_fingerprint(public)
-    if signature.get("key") != fingerprint or signature.get("algorithm") != _ALGORITHM:
-        raise VerificationError("the receipt was signed with another key", where=ref)
-    try:
-        content = base64.b64decode(str(signature.get("signature", "")), validate=True)
-    except ValueError:
-        content = b""
-    # Receipts from before signatures had one form keep theirs: nothing depends on its digest.
-    if not signatures.is_signed(public, _signed_bytes(ref), content, any_form=True):
-        raise VerificationError("the receipt's signature is not valid", where=ref)
 
 
 def fresh_receipt(workspace: Workspace, notebook: Path) -> tuple[Ref, CheckReceipt]:
@@ -159,7 +135,10 @@ def fresh_receipt(workspace: Workspace, notebook: Path) -> tuple[Ref, CheckRecei
             continue
         differences = _changes_since(store, receipt, state)
         if not differences:
-            return ref, verify_receipt(workspace, ref)
+            try:
+                return ref, verify_receipt(workspace, ref)
+            except VerificationError as error:  # an older one may be signed
+                differences = [error.what]
         changes = changes or differences
     if not changes:
         raise VerificationError("the notebook has no receipt", where=notebook, hint=hint)
@@ -219,14 +198,3 @@ def _lock_digest(notebook: Path) -> str | None:
         if (folder / LOCK_FILE).is_file():
             return digest.of_file(folder / LOCK_FILE)
     return None
-
-
-def _sign(workspace: Workspace, ref: Ref) -> Json:
-    key = signatures.signing_key(workspace)
-    text = base64.b64encode(signatures.sign(key, _signed_bytes(ref))).decode()
-    return {"algorithm": _ALGORITHM, "key": key.fingerprint, "signature": text}
-
-
-def _signed_bytes(ref: Ref) -> bytes:
-    """The record's digest covers its content; the prefix separates this use of the key."""
-    return f"workbench check receipt\n{ref}\n".encode()
