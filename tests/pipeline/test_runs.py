@@ -224,3 +224,16 @@ def test_following_ends_with_the_run(workspace: Workspace, runner: subprocess.Po
     thread.join(10)
     assert lines == ["a | --- cell 1", "a | live", "a | --- failed in 9.0 s"]
     assert ends[0].state == "cancelled"
+
+
+def test_a_new_run_is_the_latest_even_if_the_clock_was_set_back(workspace: Workspace) -> None:
+    first = runs.new_run_id(workspace)
+    future = "20991231-235959-ffff"
+    for name in (first, future, "20991332-000000-ffff", "notes", "a-b-c"):
+        (workspace.runs / name).mkdir(parents=True)
+    for _ in range(3):
+        later = runs.new_run_id(workspace)
+        assert later > future
+        (workspace.runs / later).mkdir()
+        future = later
+    assert future.startswith("21000101-00000")

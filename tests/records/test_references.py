@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
-import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,7 @@ from workbench.records.store import Store
 
 
 def _saved(store: Store, frames: int, name: str = "fleet") -> Ref:
-    ref = dataset.save_dataset(store, replace(fleet(1, frames), name=name), made_by="test")
-    mark = store.folder(ref) / "COMPLETE"
-    os.utime(mark, (frames, frames))  # a definite order
-    return ref
+    return dataset.save_dataset(store, replace(fleet(1, frames), name=name), made_by="test")
 
 
 def test_names_numbers_and_digests_are_resolved(workspace: Workspace, store: Store) -> None:
@@ -75,6 +73,46 @@ def test_a_missing_or_damaged_index_is_rebuilt_from_the_records(
     assert references.list_dataset_versions(workspace) == before
     index.unlink()
     assert references.list_dataset_versions(workspace) == before
+
+
+def test_an_index_of_another_shape_or_about_others_is_not_believed(
+    workspace: Workspace, store: Store
+) -> None:
+    refs = [_saved(store, frames) for frames in (1, 2, 3)]
+    other = _saved(store, 4, "other")
+    for ref in (*refs, other):
+        references.register_dataset(workspace, ref)
+    before = references.list_dataset_versions(workspace)
+    index = workspace.index / "datasets" / "versions.json"
+    swapped = json.dumps({"fleet": [refs[1], refs[0], other], "new": [refs[2]]})
+    for content in ("", "[]", "3", '{"fleet": 1}', '{"fleet": [1, {}]}', swapped):
+        index.write_text(content)
+        assert references.list_dataset_versions(workspace) == before, content
+        assert references.resolve_dataset(workspace, "fleet@2") == refs[1]
+    references.register_dataset(workspace, refs[0])
+    for ref in refs:  # the index has the numbers of versions whose side file is damaged
+        (store.folder(ref) / "side" / "version.json").write_text("[]")
+    assert references.list_dataset_versions(workspace) == before
+    store.write_side(other, "version", {"name": "fleet", "number": 4})
+    with pytest.raises(RecordError, match="fleet@4 has another name"):
+        references.resolve_dataset(workspace, "fleet")
+    store.write_side(other, "version", {"name": "fleet", "number": 1})
+    store.write_side(refs[0], "version", {"name": "fleet", "number": 1})
+    with pytest.raises(RecordError, match="two dataset versions are fleet@1"):
+        references.resolve_dataset(workspace, "fleet")
+
+
+def test_numbers_do_not_move_when_a_version_is_lost(workspace: Workspace, store: Store) -> None:
+    refs = [_saved(store, frames) for frames in (1, 2, 3)]
+    for ref in refs:
+        references.register_dataset(workspace, ref)
+    shutil.rmtree(store.folder(refs[1]))
+    assert references.resolve_dataset(workspace, "fleet@3") == refs[2]
+    with pytest.raises(RecordError, match="fleet has 2 versions") as error:
+        references.resolve_dataset(workspace, "fleet@2")
+    assert "1, 3" in str(error.value)
+    assert str(references.register_dataset(workspace, _saved(store, 4))) == "fleet@4"
+    assert references.resolve_dataset(workspace, "fleet@3") == refs[2]
 
 
 def _register(root: Path, ref: Ref) -> int:

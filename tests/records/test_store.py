@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from workbench.core.workspace import Workspace
 from workbench.records import base
 from workbench.records.frames import Box, Label, LabelSchema, Origin
 from workbench.records.model_types import Environment, NotebookSource
+from workbench.records.sequence import RecordSequence
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
 
@@ -147,11 +151,103 @@ def test_unknown_kinds_and_formats_are_errors(store: Store) -> None:
         store.load("dataset/short")
 
 
-def test_refs_are_sorted_by_age(store: Store) -> None:
-    refs = [store.put(_record(name)) for name in "abc"]
+def test_refs_keep_their_order_whatever_file_times_and_clocks_say(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [store.put(_record(name)) for name in "abcd"]
+    for age, ref in enumerate(reversed(refs)):  # as a backup restores them
+        for path in (store.folder(ref), *store.folder(ref).rglob("*")):
+            os.utime(path, (age, age))
+    assert list(store.refs("dataset")) == refs
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.records.store.datetime", _Clock)  # set back to 2001
+        refs.append(store.put(_record("e")))
+    assert list(store.refs("dataset")) == refs
+    assert store.put(_record("a")) == refs[0]
+    assert list(Store(store.workspace).refs("dataset")) == refs
+
+
+class _Clock(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> _Clock:
+        return cls(2001, 1, 1, tzinfo=tz)
+
+
+def test_a_lost_index_of_the_order_is_rebuilt_from_the_records(store: Store) -> None:
+    refs = [store.put(_record(name)) for name in "abcdef"]
+    index = store.workspace.index / "sequence"
+    before = {path.name for path in index.iterdir()}
     for age, ref in enumerate(reversed(refs)):
         os.utime(store.folder(ref) / "COMPLETE", (age, age))
-    assert list(store.refs("dataset")) == refs[::-1]
+    for lost in (sorted(before)[:2], sorted(before)[3:], sorted(before)):
+        for name in lost:
+            (index / name).unlink()
+        (index / "garbage").touch()
+        (index / "000000000001.dataset.x").touch()
+        assert list(Store(store.workspace).refs("dataset")) == refs
+        assert before <= {path.name for path in index.iterdir()}
+    shutil.rmtree(index)
+    later = Store(store.workspace).put(_record("g"))
+    assert list(Store(store.workspace).refs("dataset")) == [*refs, later]
+    shutil.rmtree(store.folder(refs[1]))
+    assert store.put(_record("b")) == refs[1]
+    assert list(store.refs("dataset")) == [*refs, later], "written again, it keeps its number"
+
+
+def test_records_without_numbers_are_numbered_once(store: Store) -> None:
+    refs = [store.put(_record(name)) for name in "abc"]
+    shutil.rmtree(store.workspace.index / "sequence")
+    for age, ref in enumerate(reversed(refs)):
+        (store.folder(ref) / "side" / "sequence.json").unlink()
+        created = store.folder(ref) / "side" / "created.json"
+        if age == 1:
+            created.write_text("damaged")  # then its file time counts
+            os.utime(store.folder(ref) / "COMPLETE", (2, 2))
+        else:
+            created.write_text(json.dumps({"at": f"{1970 + 20 * age}-01-01T00:00:00+00:00"}))
+    old = [refs[2], refs[1], refs[0]]
+    assert list(Store(store.workspace).refs("dataset")) == old
+    for age, ref in enumerate(refs):
+        (store.folder(ref) / "side" / "created.json").unlink()
+        os.utime(store.folder(ref) / "COMPLETE", (age, age))
+    assert list(Store(store.workspace).refs("dataset")) == old
+    later = store.put(_record("d"))
+    assert list(store.refs("dataset")) == [*old, later]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b'{"number": "1"}', b'{"number": -1}', b"\xff"],
+)
+def test_a_damaged_number_does_not_change_the_order(store: Store, content: bytes) -> None:
+    refs = [store.put(_record(name)) for name in "abc"]
+    (store.folder(refs[0]) / "side" / "sequence.json").write_bytes(content)
+    assert list(Store(store.workspace).refs("dataset")) == refs
+
+
+def test_a_workspace_that_cannot_be_written_is_read_in_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = [store.put(_record(name)) for name in "abc"]
+    shutil.rmtree(store.workspace.index / "sequence")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(RecordSequence, "enter", refuse)
+    assert list(Store(store.workspace).refs("dataset")) == refs
+
+
+def test_concurrent_writers_get_different_numbers(workspace: Workspace) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.starmap(_put_many, [(workspace.root, worker) for worker in range(4)])
+    names = [path.name for path in (workspace.index / "sequence").iterdir()]
+    assert sorted(int(name.partition(".")[0]) for name in names) == list(range(1, 21))
+
+
+def _put_many(root: Path, worker: int) -> None:
+    for number in range(5):
+        Store(Workspace(root)).put(_record(f"{worker}.{number}"))
 
 
 _numbers = st.floats(allow_nan=False, allow_infinity=False, width=64)

@@ -7,12 +7,10 @@ and only wait for their processes.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
 from enum import IntEnum
 from types import FrameType
 from typing import Any, Literal
@@ -34,7 +32,7 @@ from workbench.pipeline.plan import (
     plan_pipeline,
     plan_step,
 )
-from workbench.pipeline.runs import CANCEL_FILE, RunJournal
+from workbench.pipeline.runs import CANCEL_FILE, RunJournal, new_run_id
 from workbench.pipeline.spec import ExitStatus, StepResult
 from workbench.records.base import GateReport, Ref, Verdict, digest_of, kind_of
 from workbench.records.model_types import Release
@@ -164,8 +162,7 @@ class _RunSession:
         self.pipeline = pipeline
         self.display = display
         self.choice = choice
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        self.run_id = f"{stamp}-{secrets.token_hex(2)}"
+        self.run_id = new_run_id(workspace)
         self.folder = workspace.runs / self.run_id
         self.outputs: dict[str, Ref] = {}
         self.journal = RunJournal(workspace, self.run_id, pipeline)

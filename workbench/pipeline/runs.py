@@ -6,14 +6,16 @@ says ``running`` and its process is gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ CANCEL_FILE = "cancel"
 
 LATEST_RUN = "latest"
 
+_ID_FORMAT = "%Y%m%d-%H%M%S"
 _RUN_FILE = "run.json"
 _MLFLOW_FILE = "mlflow.json"
 _CANCEL_SENT_FILE = "cancel-sent"
@@ -162,6 +165,20 @@ class RunJournal:
         self._written_at = time.monotonic()
         steps = tuple(self._steps.values())
         save_run(self._workspace, self._run.model_copy(update={"steps": steps}))
+
+
+def new_run_id(workspace: Workspace) -> str:
+    """``YYYYMMDD-HHMMSS-XXXX`` in UTC, which sorts after all runs before it.
+
+    If the clock was set back, it is the second after the newest run.
+    """
+    now = datetime.now(UTC)
+    for folder in workspace.runs.glob("*-*-*"):
+        with contextlib.suppress(ValueError, OverflowError):
+            started = datetime.strptime(folder.name[:-5], _ID_FORMAT).replace(tzinfo=UTC)
+            if started > now:
+                now = started + timedelta(seconds=1)
+    return f"{now.strftime(_ID_FORMAT)}-{secrets.token_hex(2)}"
 
 
 def run_as_json(run: RunState) -> Json:

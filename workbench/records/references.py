@@ -3,15 +3,15 @@
     sha256:DIGEST  KIND/PREFIX  NAME  NAME@N  models:/NAME/VERSION  models:/NAME@ALIAS
 
 ``camvid`` is the newest version of that dataset, ``camvid@2`` the second. Versions are numbered
-when they are registered, and a number never changes. The index of names below ``index/datasets``
-is rebuilt from the records, oldest first, when it is missing.
+when they are registered, and a number never changes. It is in the version's side file; the index
+of names below ``index/datasets`` mirrors it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,16 +87,23 @@ def resolve_dataset(workspace: Workspace, text: str) -> Ref:
     match = _DATASET_NAME.match(text)
     if match is None:
         raise RecordError("invalid dataset reference", where=text, hint=_DATASET_SYNTAX)
-    names = _read_index(workspace)
-    refs = names.get(match["name"])
-    if refs is None:
+    names = _numbered(workspace)
+    versions = names.get(match["name"])
+    if versions is None:
         hint = did_you_mean(text, names) if names else "Run `workbench ingest SOURCE --name NAME`"
         raise RecordError("unknown dataset name", where=text, hint=hint)
-    number = int(match["number"]) if match["number"] else len(refs)
-    if not 1 <= number <= len(refs):
-        message = f"{match['name']} has {counted(len(refs), 'version')}"
-        raise RecordError(message, where=text, hint="Numbers start at 1")
-    return refs[number - 1]
+    number = int(match["number"]) if match["number"] else max(versions)
+    if number not in versions:
+        message = f"{match['name']} has {counted(len(versions), 'version')}"
+        raise RecordError(message, where=text, hint=f"Numbers: {_listed(versions)}")
+    found = versions[number]
+    if Store(workspace).get(found, DatasetVersion).name != match["name"]:
+        raise RecordError(
+            f"the version numbered {match['name']}@{number} has another name",
+            where=found,
+            hint="Remove its side/version.json, which was changed",
+        )
+    return found
 
 
 def register_dataset(workspace: Workspace, ref: Ref) -> RegisteredVersion:
@@ -107,41 +114,102 @@ def register_dataset(workspace: Workspace, ref: Ref) -> RegisteredVersion:
     """
     from filelock import FileLock
 
-    record = Store(workspace).get(ref, DatasetVersion)
+    store = Store(workspace)
+    record = store.get(ref, DatasetVersion)
     path = _index_path(workspace)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        names = _read_index(workspace)
-        refs = names.setdefault(record.name, [])
-        if ref not in refs:
-            refs.append(ref)
-        write_atomic(path, json.dumps(names, indent=1, sort_keys=True).encode())
-    return RegisteredVersion(record.name, refs.index(ref) + 1, ref)
+        names = _numbered(workspace)
+        versions = names.setdefault(record.name, {})
+        known = [number for number, version in versions.items() if version == ref]
+        number = known[0] if known else max(versions, default=0) + 1
+        versions[number] = ref
+        for name, numbers in names.items():
+            for value, version in numbers.items():
+                side = {"name": name, "number": value}
+                if store.side(version, "version") != side:
+                    store.write_side(version, "version", side)
+        index = {name: _as_list(numbers) for name, numbers in names.items()}
+        write_atomic(path, json.dumps(index, indent=1, sort_keys=True).encode())
+    return RegisteredVersion(record.name, number, ref)
 
 
 def list_dataset_versions(workspace: Workspace) -> list[RegisteredVersion]:
     """All registered versions, by name and number."""
     return [
         RegisteredVersion(name, number, ref)
-        for name, refs in sorted(_read_index(workspace).items())
-        for number, ref in enumerate(refs, start=1)
+        for name, versions in sorted(_numbered(workspace).items())
+        for number, ref in sorted(versions.items())
     ]
+
+
+def _listed(versions: Collection[int]) -> str:
+    numbers = sorted(versions)
+    contiguous = numbers == list(range(1, len(numbers) + 1))
+    return f"1 to {len(numbers)}" if contiguous else ", ".join(map(str, numbers))
+
+
+def _as_list(versions: dict[int, Ref]) -> list[Ref | None]:
+    """Versions in the order of their numbers; None for a number whose record is gone."""
+    return [versions.get(number) for number in range(1, max(versions) + 1)]
 
 
 def _index_path(workspace: Workspace) -> Path:
     return workspace.index / "datasets" / "versions.json"
 
 
-def _read_index(workspace: Workspace) -> dict[str, list[Ref]]:
-    """References by dataset name, in the order of their numbers."""
-    names: dict[str, list[Ref]] = {}
+def _numbered(workspace: Workspace) -> dict[str, dict[int, Ref]]:
+    """Dataset versions by name and number.
+
+    A number is in the version's side file. The index has the numbers from before that, and of
+    versions whose side file is damaged; it is not believed about a version that is not of its name.
+    """
+    store = Store(workspace)
+    refs = list(store.refs(DatasetVersion.KIND))
+    names: dict[str, dict[int, Ref]] = {}
+    numbered: set[Ref] = set()
+    for ref in refs:
+        side = store.side(ref, "version")
+        if side and side.keys() >= {"name", "number"} and side["number"] > 0:
+            if names.setdefault(side["name"], {}).setdefault(side["number"], ref) != ref:
+                raise RecordError(
+                    f"two dataset versions are {side['name']}@{side['number']}",
+                    where=f"{ref} and {names[side['name']][side['number']]}",
+                    hint="Remove side/version.json of the one that is wrong",
+                )
+            numbered.add(ref)
+    for name, number, ref in _index_entries(workspace):
+        if ref in numbered or number in names.get(name, {}) or ref not in refs:
+            continue
+        if _name_of(store, ref) == name:
+            names.setdefault(name, {})[number] = ref
+            numbered.add(ref)
+    if not numbered:  # an index was lost that was the only place of the numbers
+        for ref in refs:
+            versions = names.setdefault(_name_of(store, ref) or "", {})
+            versions[len(versions) + 1] = ref
+        names.pop("", None)
+    return names
+
+
+def _name_of(store: Store, ref: Ref) -> str | None:
+    """Name of a dataset version; None if its record is damaged."""
+    try:
+        return store.get(ref, DatasetVersion).name
+    except RecordError:
+        return None
+
+
+def _index_entries(workspace: Workspace) -> Iterator[tuple[str, int, Ref]]:
+    """Name, number and version of each entry; none if the index is missing or damaged."""
     try:
         names = json.loads(_index_path(workspace).read_bytes())
-    except (FileNotFoundError, ValueError):
-        store = Store(workspace)
-        for ref in store.refs(DatasetVersion.KIND):
-            names.setdefault(store.get(ref, DatasetVersion).name, []).append(ref)
-    return names
+    except (OSError, ValueError, RecursionError):
+        return
+    for name, refs in names.items() if isinstance(names, dict) else ():
+        for number, ref in enumerate(refs if isinstance(refs, list) else (), start=1):
+            if isinstance(ref, str):
+                yield name, number, ref
 
 
 def _record_by_digest(workspace: Workspace, kinds: Collection[str], prefix: str, text: str) -> Ref:

@@ -27,7 +27,9 @@ from workbench.core import digest
 from workbench.core.errors import RecordError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
+from workbench.records import sequence
 from workbench.records.base import Record, Ref, digest_of, kind_of, make_ref
+from workbench.records.sequence import COMPLETE_FILE, RecordSequence
 from workbench.records.types import RECORD_TYPES
 
 __all__ = ["Store"]
@@ -35,8 +37,22 @@ __all__ = ["Store"]
 R = TypeVar("R", bound=Record)
 Payload = Mapping[str, Path | bytes]
 
-COMPLETE_FILE = "COMPLETE"
 RECORD_FILE = "record.json"
+_SIDES_OF_A_WORKSPACE = ("sequence", "version")
+"""Side files that mean something in their own workspace only, and are not copied to another."""
+
+_SIDE_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "cost": {"seconds": (float, int), "peak_memory_mib": (float, int)},
+    "created": {"at": (str,), "host": (str,)},
+    "mlflow": {"run": (str,)},
+    "place": {"folder": (str,)},
+    "registry": {"version": (int,), "run": (str,)},
+    "sequence": {"number": (int,)},
+    "source_root": {"folder": (str,)},
+    "version": {"name": (str,), "number": (int,)},
+}
+"""Types of what is read from side files. With another one a file counts as missing."""
+
 _DAMAGED = (
     "Run the pipeline that wrote it again, which writes it anew, or restore it from a backup; "
     "`workbench doctor --records` names all that is damaged"
@@ -49,6 +65,7 @@ class Store:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.root = workspace.records
+        self.sequence = RecordSequence(workspace)
         self._verified: set[Path] = set()
 
     def put(
@@ -187,10 +204,11 @@ class Store:
         return {name: entry["sha256"] for name, entry in self._body(ref)["payload"].items()}
 
     def refs(self, kind: str) -> Iterator[Ref]:
-        """References of all complete records of a kind, oldest first."""
-        marks = (self.root / kind).glob(f"*/{COMPLETE_FILE}")
-        for mark in sorted(marks, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)):
-            yield make_ref(kind, mark.parent.name)
+        """References of all complete records of a kind, in the order in which they were written.
+
+        The order is that of `RecordSequence`, not of file times.
+        """
+        yield from self.sequence.in_order(kind)
 
     def folder(self, ref: Ref) -> Path:
         """The folder of a record, whether or not it exists."""
@@ -206,7 +224,12 @@ class Store:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return value if isinstance(value, dict) else None
+        fields = _SIDE_FIELDS.get(name, {})
+        if not isinstance(value, dict) or any(
+            field in value and type(value[field]) not in kinds for field, kinds in fields.items()
+        ):
+            return None
+        return value
 
     def write_side(self, ref: Ref, name: str, value: Any) -> None:
         """Write or replace a side file."""
@@ -234,7 +257,7 @@ class Store:
     ) -> None:
         folder = self.folder(ref)
         if not (folder / COMPLETE_FILE).exists():
-            self._write(folder, content, payload, side)
+            self._write(ref, content, payload, side)
         if not _has_digest(folder / RECORD_FILE, digest_of(ref)):
             write_atomic(folder / RECORD_FILE, content)
         for name, entry in json.loads(content)["payload"].items():
@@ -243,9 +266,8 @@ class Store:
                 self._verified.discard(path)
                 write_atomic(path, source if isinstance(source, bytes) else source.read_bytes())
 
-    def _write(
-        self, folder: Path, content: bytes, payload: Payload, side: Mapping[str, Any]
-    ) -> None:
+    def _write(self, ref: Ref, content: bytes, payload: Payload, side: Mapping[str, Any]) -> None:
+        folder = self.folder(ref)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
         try:
@@ -259,18 +281,22 @@ class Store:
                     shutil.copyfile(source, target)
             created = {"at": datetime.now(UTC).isoformat(), "host": socket.gethostname()}
             for name, value in {"created": created, **side}.items():
+                if name in _SIDES_OF_A_WORKSPACE:
+                    continue
                 data = json.dumps(value, indent=1, sort_keys=True).encode()
                 write_atomic(temporary / "side" / f"{name}.json", data)
             _sync_tree(temporary)
-            (temporary / COMPLETE_FILE).touch()
-            temporary.chmod(0o755)
-            if folder.exists() and not (folder / COMPLETE_FILE).exists():
-                shutil.rmtree(folder)  # an interrupted copy
-            try:
+            with self.sequence.lock():
+                if (folder / COMPLETE_FILE).exists():
+                    return  # another process has written it
+                number = self.sequence.next_number(ref)
+                write_atomic(temporary / "side" / sequence.SIDE_FILE, sequence.side_content(number))
+                (temporary / COMPLETE_FILE).touch()
+                temporary.chmod(0o755)
+                if folder.exists():
+                    shutil.rmtree(folder)  # an interrupted copy
                 temporary.rename(folder)
-            except OSError:
-                if not (folder / COMPLETE_FILE).exists():
-                    raise
+                self.sequence.enter(ref, number)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.workspace import write_atomic
-from workbench.records.base import Ref, make_ref, refs_in
+from workbench.records.base import Ref, kind_of, make_ref, refs_in
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES
@@ -112,14 +112,9 @@ def _read_index(path: Path) -> Iterator[_RecordEdges]:
 
 
 def _oldest_first(store: Store, refs: set[Ref]) -> list[Ref]:
-    """The complete records among ``refs``, by the time of their completion mark."""
-    ages = []
-    for ref in refs:
-        try:
-            ages.append(((store.folder(ref) / "COMPLETE").stat().st_mtime_ns, ref))
-        except FileNotFoundError:
-            continue
-    return [ref for _, ref in sorted(ages)]
+    """The complete records among ``refs``, in the order in which they were written."""
+    found = [ref for kind in {kind_of(ref) for ref in refs} for ref in store.refs(kind)]
+    return sorted(refs.intersection(found), key=store.sequence.sort_key)
 
 
 def _read_record(store: Store, ref: Ref) -> _RecordEdges | None:
