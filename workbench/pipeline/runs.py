@@ -170,13 +170,13 @@ class RunJournal:
 def new_run_id(workspace: Workspace) -> str:
     """``YYYYMMDD-HHMMSS-XXXX`` in UTC, which sorts after all runs before it.
 
-    If the clock was set back, it is the second after the newest run.
+    If the clock was set back, or within the same second, it is the second after the newest run.
     """
-    now = datetime.now(UTC)
+    now = datetime.now(UTC).replace(microsecond=0)
     for folder in workspace.runs.glob("*-*-*"):
         with contextlib.suppress(ValueError, OverflowError):
             started = datetime.strptime(folder.name[:-5], _ID_FORMAT).replace(tzinfo=UTC)
-            if started > now:
+            if started >= now:
                 now = started + timedelta(seconds=1)
     return f"{now.strftime(_ID_FORMAT)}-{secrets.token_hex(2)}"
 
