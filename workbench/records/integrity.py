@@ -112,7 +112,7 @@ def damaged_files(store: Store, ref: Ref, *, full: bool = False) -> list[str]:
         A sentence for each problem; empty for a whole record.
     """
     try:
-        names = store.payload_files(ref)
+        names = store.payload_digests(ref)
     except RecordError as error:
         return [error.what]
     notes = _notes_of(store.workspace.root)

@@ -22,7 +22,8 @@ from workbench.records.dataset import media_path
 from workbench.records.frames import Frame
 from workbench.records.integrity import damaged_media, dataset_frames, erased_frames
 from workbench.records.model_types import StepRun
-from workbench.records.store import COMPLETE_FILE, RECORD_FILE, Store
+from workbench.records.sequence import COMPLETE_FILE
+from workbench.records.store import RECORD_FILE, Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
 
 __all__ = ["Finding", "RecordsReport", "check_records"]
@@ -114,7 +115,7 @@ def _check_record(store: Store, ref: Ref, report: RecordsReport) -> bool:
         if not complete:
             report.findings.append(Finding(ref, "its mark COMPLETE was missing", True))
         store.load(ref)
-        files = store.payload_files(ref)
+        files = store.payload_digests(ref)
     except (RecordError, OSError) as error:
         problem = error.what if isinstance(error, RecordError) else f"cannot be read: {error}"
         report.findings.append(Finding(ref, problem, False, _how_to_write_again(store, ref)))
@@ -151,7 +152,7 @@ def _check_side_files(store: Store, ref: Ref, report: RecordsReport) -> None:
         if store.side(ref, path.stem) is not None:
             continue
         path.replace(path.with_suffix(".damaged"))
-        problem = f"side file {path.name} is not a JSON object; renamed to {path.stem}.damaged"
+        problem = f"side file {path.name} was damaged; renamed to {path.stem}.damaged"
         report.findings.append(Finding(ref, problem, True))
 
 
@@ -159,7 +160,7 @@ def _find_copy(store: Store, ref: Ref, name: str, expected: str) -> bytes | None
     """The bytes of a payload file, from a release or another record."""
     candidates = [
         folder / name
-        for folder in store.workspace.releases.glob(f"*/{digest_of(ref)[:12]}")
+        for folder in (store.workspace.root / "releases").glob("*/*")
         if (folder / name).is_file()
     ]
     candidates += [
@@ -174,7 +175,7 @@ def _find_copy(store: Store, ref: Ref, name: str, expected: str) -> bytes | None
 
 def _payload_or_nothing(store: Store, ref: Ref) -> dict[str, str]:
     try:
-        return store.payload_files(ref)
+        return store.payload_digests(ref)
     except RecordError:
         return {}
 

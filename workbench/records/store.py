@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -41,8 +42,9 @@ RECORD_FILE = "record.json"
 _SIDES_OF_A_WORKSPACE = ("sequence", "version")
 """Side files that mean something in their own workspace only, and are not copied to another."""
 
+_OPTIONAL_NUMBER = (float, int, NoneType)
 _SIDE_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "cost": {"seconds": (float, int), "peak_memory_mib": (float, int)},
+    "cost": {"seconds": _OPTIONAL_NUMBER, "peak_memory_mib": _OPTIONAL_NUMBER},
     "created": {"at": (str,), "host": (str,)},
     "mlflow": {"run": (str,)},
     "place": {"folder": (str,)},
@@ -161,7 +163,7 @@ class Store:
         Raises:
             RecordError: The file is not part of the record, is missing, or was changed.
         """
-        expected = self.payload_files(ref).get(name)
+        expected = self.payload_digests(ref).get(name)
         if expected is None:
             raise RecordError(f"record has no payload file {name!r}", where=ref)
         path = self.folder(ref) / "payload" / name
@@ -188,20 +190,16 @@ class Store:
         return content
 
     def payload_digests(self, ref: Ref) -> dict[str, str]:
-        """Digest of each payload file, as the record lists them."""
-        return {name: entry["sha256"] for name, entry in self._body(ref)["payload"].items()}
-
-    def payload_names(self, ref: Ref) -> list[str]:
-        """Relative names of the payload files, sorted."""
-        return sorted(self._body(ref)["payload"])
-
-    def payload_files(self, ref: Ref) -> dict[str, str]:
-        """Digest of each payload file by its relative name; the files are not read.
+        """Digest of each payload file, as the record lists them; the files are not read.
 
         Raises:
             RecordError: The record does not exist or was changed.
         """
         return {name: entry["sha256"] for name, entry in self._body(ref)["payload"].items()}
+
+    def payload_names(self, ref: Ref) -> list[str]:
+        """Relative names of the payload files, sorted."""
+        return sorted(self._body(ref)["payload"])
 
     def refs(self, kind: str) -> Iterator[Ref]:
         """References of all complete records of a kind, in the order in which they were written.
@@ -214,8 +212,8 @@ class Store:
         """The folder of a record, whether or not it exists."""
         return self.root / kind_of(ref) / digest_of(ref)
 
-    def side(self, ref: Ref, name: str) -> Json | None:
-        """The JSON object of a side file; None if it is missing or holds anything else.
+    def side(self, ref: Ref, name: str) -> Any:
+        """The JSON value of a side file; None if it is missing, damaged or of another shape.
 
         Side files are not covered by the record's digest: check what they say before relying on it.
         """
@@ -224,12 +222,13 @@ class Store:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        fields = _SIDE_FIELDS.get(name, {})
-        if not isinstance(value, dict) or any(
-            field in value and type(value[field]) not in kinds for field, kinds in fields.items()
-        ):
-            return None
-        return value
+        fields = _SIDE_FIELDS.get(name)
+        if fields is None:
+            return value
+        valid = isinstance(value, dict) and all(
+            type(value.get(field)) in kinds for field, kinds in fields.items()
+        )
+        return value if valid else None
 
     def write_side(self, ref: Ref, name: str, value: Any) -> None:
         """Write or replace a side file."""

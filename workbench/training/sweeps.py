@@ -87,9 +87,18 @@ def weekly_trainings(store: Store, now: datetime | None = None) -> tuple[int, in
     """Number of trainings in the last seven days, and in the seven days before."""
     now = now or datetime.now(UTC)
     created = [store.side(ref, "created") for ref in store.refs(Checkpoint.KIND)]
-    times = [datetime.fromisoformat(side["at"]) for side in created if side]
+    times = [at for side in created if side and (at := _parse_time(side["at"]))]
     this_week = sum(now - _WEEK <= at <= now for at in times)
     return this_week, sum(now - 2 * _WEEK <= at < now - _WEEK for at in times)
+
+
+def _parse_time(text: str) -> datetime | None:
+    """A time with its zone; None for any other text."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at if at.tzinfo else None
 
 
 def _sweep_models(

@@ -265,7 +265,7 @@ class _Reproduction:
         content = self.source.payload(step.record.notebook, NOTEBOOK_FILE).read_bytes()
         write_atomic(notebook, content)
         cost = self.source.side(step.run, "cost") or {}
-        memory_gib = _MEMORY_FACTOR * cost.get("peak_memory_mib", 0.0) / 1024
+        memory_gib = _MEMORY_FACTOR * (cost.get("peak_memory_mib") or 0.0) / 1024
         return step.contract.spec(
             self.target.workspace,
             folder,
@@ -275,7 +275,9 @@ class _Reproduction:
             step=step.name,
             notebook=str(notebook),
             threads=step.record.threads or declared.resources.threads,
-            timeout_s=max(declared.resources.timeout_s, _TIME_FACTOR * cost.get("seconds", 0.0)),
+            timeout_s=max(
+                declared.resources.timeout_s, _TIME_FACTOR * (cost.get("seconds") or 0.0)
+            ),
             memory_gib=max(declared.resources.memory_gib, memory_gib),
             environment=dict.fromkeys(EXTERNAL_VARIABLES.values(), ""),
         )
