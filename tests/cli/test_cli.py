@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from workbench.cli import cli
+from workbench.cli import cli, main
+from workbench.core.workspace import Workspace
 
 HEAVY = ("cv2", "fiftyone", "matplotlib", "mlflow", "onnx", "pandas", "papermill", "torch")
 NAMES = cli.list_commands(click.Context(cli))
@@ -56,3 +59,43 @@ def test_usage_errors_of_mine_name_the_command(arguments: list[str], message: st
     assert result.exit_code == 2
     assert message in result.output
     assert "workbench mine default" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["datset"], "Did you mean 'datasets'?"),
+        (["label", "sned"], "Did you mean 'send'?"),
+        (["plan", "pipelines/data_engin.yaml"], "Did you mean pipelines/data_engine.yaml?"),
+        (["check", "notebooks/stps/train.ipynb"], "Did you mean notebooks/steps?"),
+        (["ingest", "piplines", "--name", "x"], "Did you mean pipelines?"),
+        (
+            ["plan", "pipelines/data_engine.yaml", "-p", "data=notebook"],
+            "/notebooks?",
+        ),
+    ],
+)
+def test_what_was_probably_meant_is_named(
+    arguments: list[str],
+    words: str,
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert done.value.code
+    assert words in capsys.readouterr().err
+
+
+def test_empty_lists_name_the_next_command(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("models", "selections", "batches", "releases"):
+        with pytest.raises(SystemExit):
+            main([name])
+        assert f"no {name} yet\nnext: workbench " in capsys.readouterr().out
+        with pytest.raises(SystemExit):
+            main([name, "--json"])
+        assert json.loads(capsys.readouterr().out) == {name: []}

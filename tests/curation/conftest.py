@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from workbench.records.frames import (
     Role,
     Weather,
 )
-from workbench.records.model_types import Checkpoint
+from workbench.records.model_types import Checkpoint, StepRun
 from workbench.records.store import Store
 
 SCHEMA = LabelSchema(name="test", version=1, classes=("car", "cyclist"))
@@ -112,6 +113,21 @@ def make_checkpoint(store: Store, dataset: Ref, folder: Path, *, seed: int = 0) 
     return store.put(record, {"weights.safetensors": weights, "curves.json": b"{}"})
 
 
+def record_step(store: Store, name: str, outputs: dict[str, Ref], **more: Any) -> Ref:
+    """The record of a finished step with these outputs."""
+    run = StepRun(
+        step=name,
+        key=digest.of_json([name, outputs]),
+        notebook=f"notebook/{'1' * 64}",
+        environment=f"environment/{'2' * 64}",
+        modules="3" * 64,
+        parameters={},
+        outputs=outputs,
+        **{"inputs": {}, **more},
+    )
+    return store.put(run)
+
+
 @pytest.fixture
 def dataset(workspace: Workspace, store: Store) -> Dataset:
     made = make_dataset(workspace)
@@ -121,4 +137,6 @@ def dataset(workspace: Workspace, store: Store) -> Dataset:
 @pytest.fixture
 def model(store: Store, dataset: Dataset, tmp_path: Path) -> Ref:
     assert dataset.ref is not None
-    return make_checkpoint(store, dataset.ref, tmp_path / "weights")
+    made = make_checkpoint(store, dataset.ref, tmp_path / "weights")
+    record_step(store, "baseline", {"checkpoint": made})
+    return made

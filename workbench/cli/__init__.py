@@ -21,6 +21,10 @@ _COMMANDS = {
     "ingest": ("data", "Read a folder of drives into an immutable dataset version."),
     "schema": ("schema", "Write, show and check label schemas."),
     "datasets": ("data", "List, show and compare dataset versions."),
+    "models": ("records", "List trained models."),
+    "selections": ("records", "List selections of frames to label."),
+    "batches": ("records", "List label batches."),
+    "releases": ("records", "List releases with their verdicts."),
     "inspect": ("curation", "Find leaks, duplicates and wrong labels in a dataset."),
     "embed": ("curation", "Compute embeddings of frames, objects and tiles."),
     "mine": ("mining", "Select frames worth labeling; report the gain."),
@@ -35,6 +39,7 @@ _COMMANDS = {
     "promote": ("steps", "Publish a checked notebook as an immutable version of its step."),
     "steps": ("steps", "List promoted steps; set and roll back their aliases."),
     "predict": ("models", "Run a bundle on images; every frame gets an answer."),
+    "compare": ("records", "Compare two models: slices with intervals, flipped frames."),
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
     "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
@@ -53,6 +58,13 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"workbench.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise click.NoSuchCommand(args[0], possibilities=_COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

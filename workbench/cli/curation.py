@@ -238,7 +238,7 @@ def _examples(rows: list[str]) -> list[str]:
 @click.option(
     "--model",
     help="Detector: checkpoint, bundle or models:/NAME@ALIAS."
-    "  [default: newest with the dataset's classes]",
+    "  [default: the dataset's champion, or the newest of a pipeline]",
 )
 @click.option("--role", "roles", multiple=True, help="Only frames of this role. Repeatable.")
 @click.option(

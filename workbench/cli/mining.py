@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ()
 
 _FRAMES_LISTED = 10
-_NO_CHECKPOINT = "no checkpoint matches this dataset's classes"
+_NO_CHECKPOINT = "no pipeline trained a model with this dataset's classes"
 _MAX_FRAMES_IN_FIFTYONE = 50_000
 
 
@@ -56,7 +56,8 @@ def mine() -> None:
 @click.option(
     "--model",
     help="Checkpoint, bundle or models:/NAME@ALIAS used for embeddings."
-    "  [default: newest with the dataset's classes; without one, an ImageNet classifier]",
+    "  [default: the dataset's champion, or the newest of a pipeline; without one, an ImageNet "
+    "classifier]",
 )
 @click.option(
     "--like",
@@ -172,19 +173,24 @@ def _checkpoint_if_any(
     except ParameterError as error:
         if reference or error.what != _NO_CHECKPOINT:
             raise
-        info("model: none with the dataset's classes; an ImageNet classifier sees the frames")
+        info("model: an ImageNet classifier sees the frames, because no pipeline trained a model")
+        info(f"  with the dataset's classes. {error.hint}")
         return None
 
 
 def resolve_checkpoint(
     workspace: Workspace, store: Store, reference: str | None, dataset: Dataset
 ) -> Ref:
-    """The checkpoint that ``--model`` names, by default the newest with the dataset's classes.
+    """The checkpoint that ``--model`` names, by default the dataset's champion.
+
+    Without a champion it is the newest that a pipeline trained, see `catalog.default_model`; what
+    is taken is printed.
 
     Raises:
-        ParameterError: No checkpoint has these classes.
+        ParameterError: No pipeline trained a checkpoint with these classes.
     """
-    from workbench.records.model_types import Checkpoint, ExportBundle, Release
+    from workbench.records import catalog
+    from workbench.records.model_types import ExportBundle, Release
 
     if reference:
         ref = resolve_ref(workspace, reference, ("checkpoint", "bundle", "release"))
@@ -192,15 +198,17 @@ def resolve_checkpoint(
             ref = store.get(ref, Release).bundle
         return store.get(ref, ExportBundle).checkpoint if kind_of(ref) == ExportBundle.KIND else ref
     classes = dataset.label_schema.classes
-    for ref in reversed(list(store.refs(Checkpoint.KIND))):
-        if store.get(ref, Checkpoint).classes == classes:
-            info(f"model: {short_ref(ref)}, the newest with the classes of {dataset.name}")
-            return ref
-    raise ParameterError(
-        _NO_CHECKPOINT,
-        where=dataset.name,
-        hint="Train one with `workbench run pipelines/data_engine.yaml`, or name one with --model",
-    )
+    found = catalog.default_model(store, dataset.name, classes)
+    if found is not None:
+        why = "champion" if found.champion else "the newest that a pipeline trained"
+        info(f"model: {found}; {why}")
+        return found.ref
+    by_hand = [row for row in catalog.list_models(store) if row.classes == classes]
+    hint = "Train one with `workbench run pipelines/data_engine.yaml`, or name one with --model"
+    if by_hand:
+        name = short_ref(by_hand[0].ref)
+        hint = f"One was made by hand; use it with --model {name} ({by_hand[0]})"
+    raise ParameterError(_NO_CHECKPOINT, where=dataset.name, hint=hint)
 
 
 def load_encoder(store: Store, name: str | None, model: Ref | None) -> Encoder | None:

@@ -7,9 +7,10 @@ import difflib
 import html
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["counted", "did_you_mean", "html_table", "natural_key", "short_repr"]
+__all__ = ["counted", "did_you_mean", "html_table", "natural_key", "path_hint", "short_repr"]
 
 _T = TypeVar("_T")
 _MAX_VALUE = 60  # characters of one value in a repr
@@ -53,6 +54,19 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     """Sort key by which ``2.png`` comes before ``10.png``."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
+
+
+def path_hint(path: Path) -> str | None:
+    """A hint with the file or folder that a path which does not exist probably meant, if any."""
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        path, parent = parent, parent.parent
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"Did you mean {parent / near[0]}?" if near else None
 
 
 def short_repr(cls: type[_T]) -> type[_T]:

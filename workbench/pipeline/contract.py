@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workbench.core import digest
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.names import check_name, check_text, shown
+from workbench.core.text import path_hint
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline import ipynb, parameters
@@ -183,7 +184,7 @@ class StepContract:
             raise ParameterError(
                 f"parameter {name!r}: no such file or folder",
                 where=path,
-                hint=f"Or use one of: {', '.join(unless)}" if unless else None,
+                hint=path_hint(path) or (f"Or use one of: {', '.join(unless)}" if unless else None),
             )
         return str(path)
 

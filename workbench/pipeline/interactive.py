@@ -13,8 +13,9 @@ from workbench.core.errors import ContractError
 from workbench.core.workspace import find_workspace
 from workbench.pipeline.contract import read_contract
 from workbench.pipeline.step import Step
-from workbench.records.base import Ref, kind_of
-from workbench.records.model_types import NotebookSource, StepRun
+from workbench.records import catalog
+from workbench.records.base import Ref, kind_of, short_ref
+from workbench.records.model_types import Checkpoint, NotebookSource, StepRun
 from workbench.records.store import Store
 
 __all__ = ()
@@ -41,9 +42,23 @@ def connect_interactive() -> Step:
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     kinds = {name: declared.kind for name, declared in declaration.inputs.items()}
-    inputs = _newest_inputs(Store(workspace), notebook, kinds)
+    store = Store(workspace)
+    inputs = _newest_inputs(store, notebook, kinds)
+    for name, given in inputs.items():
+        print(f"{name}: {_input_text(store, given)}")
     spec = contract.spec(workspace, folder, folder / "cache", parameters={}, inputs=inputs)
     return Step.from_spec(spec.model_dump(mode="json"), headless=False)
+
+
+def _input_text(store: Store, given: Ref | tuple[Ref, ...] | None) -> str:
+    """What was taken for an input, for the person at the notebook."""
+    if given is None:
+        return "none"
+    if not isinstance(given, str):
+        return ", ".join(map(short_ref, given))
+    if kind_of(given) == Checkpoint.KIND:
+        return next((str(row) for row in catalog.list_models(store) if row.ref == given), given)
+    return short_ref(given)
 
 
 def _this_notebook() -> Path:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from workbench.core.errors import ContractError
+from workbench.core.text import path_hint
 from workbench.core.types import Json
 
 __all__ = ()
@@ -50,7 +51,7 @@ def load_notebook(path: Path) -> Json:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
         _fill_missing_parts(content)
     except FileNotFoundError as error:
-        raise ContractError("no such notebook", where=path) from error
+        raise ContractError("no such notebook", where=path, hint=path_hint(path)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ContractError(
             "not a notebook",

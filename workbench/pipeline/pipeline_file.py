@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.names import check_name, check_path
-from workbench.core.text import did_you_mean
+from workbench.core.text import did_you_mean, path_hint
 from workbench.core.types import Json
 from workbench.pipeline.parameters import describe_value_error
 
@@ -136,7 +136,7 @@ def read_pipeline_file(path: Path) -> PipelineDefinition:
     except ParameterError as error:
         raise ContractError(error.what, where=path) from error
     except FileNotFoundError as error:
-        raise ContractError("no such pipeline file", where=path) from error
+        raise ContractError("no such pipeline file", where=path, hint=path_hint(path)) from error
     except OSError as error:
         raise ContractError(
             f"cannot read the pipeline file: {error.strerror or error}",

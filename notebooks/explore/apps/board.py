@@ -13,11 +13,12 @@ with app.setup:
 
     from workbench.core import digest, workspace
     from workbench.core.errors import WorkbenchError
+    from workbench.records import catalog
     from workbench.records import dataset as datasets
     from workbench.records.base import GateReport, digest_of
     from workbench.records.dataset import Dataset
     from workbench.records.frames import Role
-    from workbench.records.model_types import Release, StepRun
+    from workbench.records.model_types import ExportBundle, Release, StepRun
     from workbench.records.store import Store
     from workbench.records.types import DatasetVersion
 
@@ -26,6 +27,31 @@ with app.setup:
 def newest(store: Store, kind: str, limit: int = 200) -> list[str]:
     """References of a kind, the newest first."""
     return list(store.refs(kind))[::-1][:limit]
+
+
+@app.function
+def made_by_steps(store: Store, kind: str) -> list[str]:
+    """References of a kind that finished steps made, the newest first; never what hands made."""
+    runs = [store.get(ref, StepRun) for ref in store.refs(StepRun.KIND)]
+    made = {output for run in runs for output in run.outputs.values()}
+    return [ref for ref in newest(store, kind) if ref in made]
+
+
+@app.function
+def model_rows(store: Store) -> list[dict[str, Any]]:
+    """One row a trained model: the champion, those of pipelines and those made by hand."""
+    return [
+        {
+            "model": row.names[0] if row.names else digest.shorten(digest_of(row.ref)),
+            "state": "champion" if row.champion else "made by hand" if row.by_hand else "candidate",
+            "made by": row.made_by,
+            "dataset": row.dataset,
+            "steps": "-" if row.steps is None else row.steps,
+            "AP50": "-" if row.ap50 is None else f"{row.ap50:.3f}",
+            "simulated": "yes" if row.simulated else "no",
+        }
+        for row in catalog.list_models(store)
+    ]
 
 
 @app.function
@@ -68,6 +94,14 @@ def gate_rows(report: GateReport) -> list[dict[str, Any]]:
         }
         for gate in sorted(report.gates, key=lambda gate: (order[gate.verdict], gate.name))
     ]
+
+
+@app.function
+def model_of(store: Store, report: GateReport) -> str:
+    """The judged model: name, steps and AP50."""
+    checkpoint = store.get(report.candidate, ExportBundle).checkpoint
+    rows = {row.ref: str(row) for row in catalog.list_models(store)}
+    return rows.get(checkpoint, digest.shorten(digest_of(report.candidate)))
 
 
 @app.function
@@ -119,8 +153,8 @@ def _():
 @app.cell
 def _(refresh, store):
     refresh.value
-    _reports = newest(store, GateReport.KIND)
-    _releases = newest(store, Release.KIND)
+    _reports = made_by_steps(store, GateReport.KIND)
+    _releases = made_by_steps(store, Release.KIND)
     if _reports:
         _report = store.get(_reports[0], GateReport)
         _note = " **The judged drives are simulated.**" if _report.simulated else ""
@@ -130,8 +164,8 @@ def _(refresh, store):
         _view = mo.vstack(
             [
                 mo.md(
-                    f"## Gates: {_report.verdict}\n\n{len(_report.gates)} gates on candidate "
-                    f"`{digest.shorten(digest_of(_report.candidate))}`.{_note}{_said}"
+                    f"## Gates: {_report.verdict}\n\n{len(_report.gates)} gates on "
+                    f"{model_of(store, _report)}.{_note}{_said}"
                 ),
                 mo.ui.table(gate_rows(_report), selection=None, page_size=20),
             ]
@@ -175,6 +209,13 @@ def _(store, version):
         except WorkbenchError as _error:
             _view = mo.vstack([version, mo.md(f"This version cannot be read: {_error}")])
     _view
+
+
+@app.cell
+def _(refresh, store):
+    refresh.value
+    _rows = model_rows(store)
+    mo.vstack([mo.md("## Models"), mo.ui.table(_rows, selection=None)] if _rows else [])
 
 
 @app.cell

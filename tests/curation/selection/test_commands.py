@@ -82,7 +82,10 @@ def test_from_a_dataset_to_a_selection_with_reasons(
     assert "most typical" in out
     assert "next: workbench label send selection/" in out
     assert "not in FiftyOne: mongod is stopped" in out
-    assert "the newest with the classes of drawn" in err
+    assert (
+        "baseline on drawn@1, AP50 not measured" in err
+        and "the newest that a pipeline trained" in err
+    )
     output = json.loads(run(capsys, "mine", "drawn", "--budget", "8", "--control", "--json")[0])
     assert output["arms"] == {"mined": 8, "control": 8}
     assert Counter(choice["arm"] for choice in output["chosen"]) == output["arms"]
@@ -163,7 +166,7 @@ def test_from_a_cold_start_words_find_frames(
     asked = ("mine", "drawn", "--budget", "3", "--text", "a deer, snowplow", "--json")
     out, err = run(capsys, *asked)
     output = json.loads(out)
-    assert "model: none with the dataset's classes" in err
+    assert "no pipeline trained a model\n  with the dataset's classes" in err
     assert output["arms"] == {"mined": 3}
     first = output["chosen"][0]
     assert "may show 'a deer' around" in first["reasons"][1] or "'snowplow'" in first["reasons"][1]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.names import check_path, invalid_on_a_line, shown
-from workbench.core.text import counted
+from workbench.core.text import counted, path_hint
 from workbench.data.conditions import apply_conditions
 from workbench.data.files import (
     files_of_other_kinds,
@@ -77,7 +77,7 @@ def read_source(
             "unknown source format", where=format, hint=f"Use auto, {', '.join(READERS)}"
         )
     if not source.exists():
-        raise ParameterError("no such source", where=source)
+        raise ParameterError("no such source", where=source, hint=path_hint(source))
     if source.is_file() and (kind := kind_of_other_file(source)) is not None:
         hint = f"Unpack it first: unzip {source.name} -d FOLDER, then ingest FOLDER"
         raise DataError(

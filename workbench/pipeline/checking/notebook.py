@@ -29,6 +29,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import ContractError
+from workbench.core.text import path_hint
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import ipynb
@@ -209,7 +210,7 @@ def as_ipynb(workspace: Workspace, path: Path) -> Path:
     if not is_marimo_app(path):
         return path
     if not path.is_file():
-        raise ContractError("no such notebook", where=path)
+        raise ContractError("no such notebook", where=path, hint=path_hint(path))
     source = path.read_text(encoding="utf-8")
     folder = workspace.root / "checks" / "marimo" / digest.of_bytes(source.encode())[:16]
     target = folder / f"{path.stem}.ipynb"

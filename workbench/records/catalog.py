@@ -1,0 +1,252 @@
+"""Which models, selections, batches and releases a workspace has, and which model is the default.
+
+A record counts as made by a pipeline if a finished step lists it among its outputs; everything else
+was made by hand: in a notebook, from Python or by a single command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from workbench.core.text import counted
+from workbench.records.base import GateReport, Ref, kind_of, short_ref
+from workbench.records.model_types import Checkpoint, ExportBundle, Release, StepRun
+from workbench.records.references import list_dataset_versions
+from workbench.records.store import Store
+from workbench.records.types import DatasetVersion, LabelBatch, LabelSet, Selection
+
+__all__ = ["default_model", "list_batches", "list_models", "list_releases", "list_selections"]
+
+BY_HAND = "by hand"
+_ALL = "ap50/all"
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A checkpoint, and what is known about it.
+
+    Attributes:
+        names: ``NAME`` or ``NAME/VERSION`` of its releases, the newest first.
+        dataset: Version that it was trained on, as ``NAME@N``.
+        steps: Optimiser steps; None where the training did not record them.
+        ap50: AP50 on the safety frames as its pipeline measured it; None if none did.
+        made_by: The step that trained it, or ``by hand``.
+        champion: Whether its newest release was promoted, and no later one of that name.
+    """
+
+    ref: Ref
+    names: tuple[str, ...]
+    dataset: str
+    classes: tuple[str, ...]
+    steps: int | None
+    ap50: float | None
+    made_by: str
+    champion: bool
+    simulated: bool
+    created: str
+
+    @property
+    def by_hand(self) -> bool:
+        return self.made_by == BY_HAND
+
+    def __str__(self) -> str:
+        """Name, steps and AP50 in one line."""
+        name = f"{self.names[0]} ({short_ref(self.ref)})" if self.names else short_ref(self.ref)
+        steps = "" if self.steps is None else f", {counted(self.steps, 'step')}"
+        ap50 = "not measured" if self.ap50 is None else f"{self.ap50:.3f}"
+        simulated = " on simulated drives" if self.simulated and self.ap50 is not None else ""
+        return f"{name}, {self.made_by} on {self.dataset}{steps}, AP50 {ap50}{simulated}"
+
+
+@dataclass(frozen=True)
+class SelectionRow:
+    """A selection: frames to label."""
+
+    ref: Ref
+    dataset: str
+    frames: int
+    method: str
+    made_by: str
+    created: str
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A label batch; ``labels`` is its newest label set, None while it was not collected."""
+
+    ref: Ref
+    dataset: str
+    frames: int
+    made_by: str
+    labels: Ref | None
+    created: str
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """A release; ``version`` is that of the registry, None where it is not registered."""
+
+    ref: Ref
+    model: str
+    version: int | None
+    verdict: str
+    promoted: bool
+    checkpoint: Ref
+    made_by: str
+    created: str
+
+
+def list_models(store: Store) -> list[ModelRow]:
+    """Every checkpoint, the newest first."""
+    made, versions = _makers(store), _version_names(store)
+    measured = _measured(store, made)
+    releases = list_releases(store)
+    champions = {
+        next((row.checkpoint for row in releases if row.model == model and row.promoted), "")
+        for model in {row.model for row in releases}
+    }
+    rows = []
+    for ref in _newest_first(store, Checkpoint.KIND):
+        record = store.get(ref, Checkpoint)
+        steps = record.training.get("steps")
+        names = tuple(
+            f"{row.model}/{row.version}" if row.version else row.model
+            for row in releases
+            if row.checkpoint == ref
+        )
+        rows.append(
+            ModelRow(
+                ref=ref,
+                names=names,
+                dataset=versions.get(record.dataset, short_ref(record.dataset)),
+                classes=record.classes,
+                steps=steps if isinstance(steps, int) else None,
+                ap50=measured.get(ref),
+                made_by=made[ref].step if ref in made else BY_HAND,
+                champion=ref in champions,
+                simulated=_simulated(store, record.dataset),
+                created=_created(store, ref),
+            )
+        )
+    return rows
+
+
+def list_selections(store: Store) -> list[SelectionRow]:
+    """Every selection, the newest first."""
+    made, versions = _makers(store), _version_names(store)
+    rows = []
+    for ref in _newest_first(store, Selection.KIND):
+        record = store.get(ref, Selection)
+        rows.append(
+            SelectionRow(
+                ref=ref,
+                dataset=versions.get(record.dataset, short_ref(record.dataset)),
+                frames=len(record.chosen),
+                method=record.method,
+                made_by=made[ref].step if ref in made else BY_HAND,
+                created=_created(store, ref),
+            )
+        )
+    return rows
+
+
+def list_batches(store: Store) -> list[BatchRow]:
+    """Every label batch, the newest first."""
+    made, versions = _makers(store), _version_names(store)
+    collected = {store.get(ref, LabelSet).batch: ref for ref in store.refs(LabelSet.KIND)}
+    rows = []
+    for ref in _newest_first(store, LabelBatch.KIND):
+        record = store.get(ref, LabelBatch)
+        rows.append(
+            BatchRow(
+                ref=ref,
+                dataset=versions.get(record.dataset, short_ref(record.dataset)),
+                frames=len(record.frames),
+                made_by=made[ref].step if ref in made else BY_HAND,
+                labels=collected.get(ref),
+                created=_created(store, ref),
+            )
+        )
+    return rows
+
+
+def list_releases(store: Store) -> list[ReleaseRow]:
+    """Every release, the newest first."""
+    made = _makers(store)
+    rows = []
+    for ref in _newest_first(store, Release.KIND):
+        record = store.get(ref, Release)
+        version = (store.side(ref, "registry") or {}).get("version")
+        rows.append(
+            ReleaseRow(
+                ref=ref,
+                model=record.model,
+                version=version if isinstance(version, int) else None,
+                verdict=str(record.verdict),
+                promoted=record.promoted,
+                checkpoint=store.get(record.bundle, ExportBundle).checkpoint,
+                made_by=made[ref].step if ref in made else BY_HAND,
+                created=_created(store, ref),
+            )
+        )
+    return rows
+
+
+def default_model(store: Store, name: str, classes: tuple[str, ...]) -> ModelRow | None:
+    """The model to use where nobody names one; None if no pipeline trained one with these classes.
+
+    In this order: the champion trained on a version of the dataset, the newest that a pipeline
+    trained on one, another champion, another model of a pipeline. Never one that was made by hand.
+
+    Args:
+        name: Name of the dataset, without the number of its version.
+        classes: Of its schema; a model must have the same.
+    """
+    fitting = [row for row in list_models(store) if row.classes == classes and not row.by_hand]
+    return min(
+        fitting,
+        key=lambda row: (row.dataset.partition("@")[0] != name, not row.champion),
+        default=None,
+    )
+
+
+def _makers(store: Store) -> dict[Ref, StepRun]:
+    """The step run that made a record, by record."""
+    runs = (store.get(ref, StepRun) for ref in store.refs(StepRun.KIND))
+    return {output: run for run in runs for output in run.outputs.values()}
+
+
+def _measured(store: Store, made: Mapping[Ref, StepRun]) -> dict[Ref, float]:
+    """AP50 on safety frames by checkpoint, from the steps that judged it."""
+    found: dict[Ref, float] = {}
+    for ref, run in made.items():
+        if kind_of(ref) != GateReport.KIND:
+            continue
+        bundle, baseline = run.inputs.get("bundle"), run.inputs.get("baseline")
+        candidate = (
+            store.get(bundle, ExportBundle).checkpoint
+            if isinstance(bundle, str) and store.exists(bundle)
+            else None
+        )
+        for checkpoint, metric in ((baseline, f"baseline/{_ALL}"), (candidate, f"fp32/{_ALL}")):
+            value = run.metrics.get(metric)
+            if isinstance(checkpoint, str) and isinstance(value, int | float):
+                found[checkpoint] = float(value)
+    return found
+
+
+def _newest_first(store: Store, kind: str) -> list[Ref]:
+    return list(store.refs(kind))[::-1]
+
+
+def _created(store: Store, ref: Ref) -> str:
+    return str((store.side(ref, "created") or {}).get("at", ""))[:19]
+
+
+def _version_names(store: Store) -> dict[Ref, str]:
+    return {version.ref: str(version) for version in list_dataset_versions(store.workspace)}
+
+
+def _simulated(store: Store, dataset: Ref) -> bool:
+    return store.exists(dataset) and store.get(dataset, DatasetVersion).simulated
