@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -45,12 +44,8 @@ class World:
         return self.director.clock.now()
 
     def archive(self, ecu: str, text: str, hardware: str = ORIN) -> bytes:
-        release = self.scratch / "release"
-        shutil.rmtree(release, ignore_errors=True)
-        release.mkdir(parents=True)
-        (release / "model.bin").write_bytes(text.encode())
-        (release / "manifest.json").write_text("{}")
-        return pack(release, ecu, hardware, "model.bin")
+        files = {"model.bin": text.encode(), "manifest.json": b"{}"}
+        return pack(files, ecu, hardware, "model.bin")
 
     def component(
         self,

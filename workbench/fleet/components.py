@@ -212,14 +212,14 @@ def resolve(
 
 
 def target_path(component: Component) -> str:
-    """Path in the image repository; each chip has a file of its own."""
-    chip = "-".join(component.hardware_ids).lower()
-    name = "".join(letter if letter.isalnum() else "-" for letter in chip)
+    """Path in the image repository; each chip, and each file that it loads, has one of its own."""
+    name = "-".join((*component.hardware_ids, component.file)).lower()
+    name = "".join(letter if letter.isalnum() else "-" for letter in name)
     return f"{component.ecu}/{component.counter}/{name}.tar"
 
 
-def pack(folder: Path, ecu: str, hardware: str, file: str) -> bytes:
-    """A signed release folder for one chip, as a tar file with equal bytes for equal content.
+def pack(files: Mapping[str, bytes], ecu: str, hardware: str, file: str) -> bytes:
+    """The files of a signed release for one chip, as a tar file: equal bytes for equal content.
 
     The tar itself says what it is for: a file that was signed under the name of another chip is
     found by the vehicle.
@@ -228,8 +228,8 @@ def pack(folder: Path, ecu: str, hardware: str, file: str) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
         _add(tar, _CONTENT_FILE, content)
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            _add(tar, f"release/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        for name in sorted(files):
+            _add(tar, f"release/{name}", files[name])
     return stream.getvalue()
 
 

@@ -53,7 +53,8 @@ CREATE TABLE IF NOT EXISTS reports (
 CREATE TABLE IF NOT EXISTS rollouts (
     id TEXT PRIMARY KEY, plan TEXT NOT NULL, offers TEXT NOT NULL, rollbacks TEXT NOT NULL,
     salt TEXT NOT NULL, state TEXT NOT NULL, stage INTEGER NOT NULL DEFAULT 0, entered TEXT,
-    looks INTEGER NOT NULL DEFAULT 0, why TEXT NOT NULL DEFAULT ''
+    held INTEGER NOT NULL DEFAULT 0, paused TEXT, looks INTEGER NOT NULL DEFAULT 0,
+    judgement TEXT, why TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS members (
     rollout TEXT, vehicle TEXT, stage INTEGER, canary INTEGER, previous TEXT NOT NULL,
@@ -157,7 +158,7 @@ class Director:
             RecordError: It was not started.
         """
         with self.connect() as connection:
-            return self._clock(connection)
+            return self.clock_in(connection)
 
     def start_clock(self, speed: float, start: datetime | None = None) -> Clock:
         """Start the clock, or change its speed from now on; it never goes back.
@@ -168,7 +169,7 @@ class Director:
         with self.connect() as connection:
             clock = Clock(start or datetime.now(UTC), time.time(), speed)
             try:
-                old = self._clock(connection)
+                old = self.clock_in(connection)
                 # The same start, moved so that both agree at this moment: days keep counting.
                 passed = (old.now() - old.start).total_seconds()
                 clock = Clock(old.start, time.time() - passed / speed, speed)
@@ -323,8 +324,10 @@ class Director:
         assigned = [
             Target.model_validate_json(one["body"])
             for one in connection.execute(
-                "SELECT body FROM assignments JOIN targets USING (path) WHERE vehicle = ? "
-                "ORDER BY ecu",
+                # A paused or aborted rollout offers nothing; what is installed stays.
+                "SELECT body FROM assignments JOIN targets USING (path) "
+                "LEFT JOIN rollouts ON rollouts.id = rollout WHERE vehicle = ? "
+                "AND coalesce(state, '') NOT IN ('paused', 'aborted') ORDER BY ecu",
                 (row["id"],),
             )
         ]
@@ -378,7 +381,7 @@ class Director:
             raise UpdateRefused(Reason.MESSAGE_REPLAYED, what, where=sender)
         now = self._now(connection)
         age = now - self._time_in(body, sender)
-        if age > _MAX_TIME_AGE * max(self._clock(connection).speed, 1.0):
+        if age > _MAX_TIME_AGE * max(self.clock_in(connection).speed, 1.0):
             what = f"{kind} has a time that is {age} old"
             raise UpdateRefused(Reason.MESSAGE_STALE, what, where=sender)
         connection.execute(
@@ -412,7 +415,27 @@ class Director:
                     (vehicle, row["rollout"]),
                 )
 
-    def _clock(self, connection: sqlite3.Connection) -> Clock:
+    def event(
+        self,
+        connection: sqlite3.Connection,
+        rollout: str,
+        event: str,
+        by: str = "director",
+        detail: str = "",
+    ) -> None:
+        """Add to the history of a rollout."""
+        at = self._now(connection).isoformat()
+        connection.execute(
+            "INSERT INTO events (at, rollout, event, by, detail) VALUES (?, ?, ?, ?, ?)",
+            (at, rollout, event, by, detail),
+        )
+
+    def clock_in(self, connection: sqlite3.Connection) -> Clock:
+        """The clock, inside a transaction.
+
+        Raises:
+            RecordError: It was not started.
+        """
         row = connection.execute("SELECT value FROM settings WHERE name = 'clock'").fetchone()
         if row is None:
             raise RecordError("the fleet's clock was not started", where=self.database)
@@ -420,10 +443,10 @@ class Director:
         return Clock(datetime.fromisoformat(start), real_start, speed)
 
     def _now(self, connection: sqlite3.Connection) -> datetime:
-        return self._clock(connection).now()
+        return self.clock_in(connection).now()
 
     def _day(self, connection: sqlite3.Connection) -> float:
-        clock = self._clock(connection)
+        clock = self.clock_in(connection)
         return clock.day(clock.now())
 
 

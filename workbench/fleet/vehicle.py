@@ -216,7 +216,18 @@ class Vehicle:
             if target.sha256 in known:
                 what = "this vehicle fell back from it and does not install it again"
                 raise UpdateRefused(Reason.FELL_BACK_BEFORE, what, where=target.path)
+        relabelled = False
+        for ecu, target in list(new.items()):
+            if target.sha256 == self.installed[ecu].sha256:
+                # A new release of what runs already, such as a rollback that met no update.
+                name = self._state.active[ecu]
+                files = self._state.slots[ecu][name].files
+                self._keep_slot(ecu, name, Slot(target=target, files=files))
+                del new[ecu]
+                relabelled = True
         if not new:
+            if relabelled:
+                self.send_manifest()
             return False
         before = {ecu: target.component for ecu, target in self.installed.items()}
         order = resolve(before, [target.component for target in new.values()])
