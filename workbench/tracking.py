@@ -265,6 +265,12 @@ class Tracker:
             for alias, version in aliases.items():
                 self._client.set_registered_model_alias(model, alias, str(version))
 
+    def set_version_tags(self, model: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version of a registered model."""
+        with self._errors_translated():
+            for name, value in tags.items():
+                self._client.set_model_version_tag(model, str(version), name, value)
+
     def drop_aliases(self, model: str, aliases: Sequence[str]) -> None:
         """Remove aliases of a registered model."""
         with self._errors_translated():

@@ -10,14 +10,16 @@ import pytest
 
 from tests.curation.conftest import SCHEMA, make_checkpoint, record_step
 from tests.data.test_roles import fleet
+from tests.release.conftest import gate
 from workbench.cli.mining import resolve_checkpoint
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.records import catalog, references
 from workbench.records import dataset as datasets
 from workbench.records.base import GateReport, Ref, Verdict
-from workbench.records.model_types import ExportBundle, Release
+from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
+from workbench.release.publishing import publish_release
 
 CLASSES = SCHEMA.classes
 
@@ -60,12 +62,13 @@ def test_a_model_made_by_hand_is_never_the_default(
 
 
 def test_the_champion_is_the_default(
-    store: Store, dataset: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, dataset: datasets.Dataset, tmp_path: Path
 ) -> None:
     assert dataset.ref is not None
     first = train(store, dataset.ref, tmp_path, 1, "retrain")
     train(store, dataset.ref, tmp_path, 2, "retrain")
-    bundle = f"bundle/{'b' * 64}"
+    exported = ExportBundle(checkpoint=first, calibration=dataset.ref, classes=CLASSES, parity={})
+    bundle = store.put(exported, {"manifest.json": b"{}"})
     gates = store.put(
         GateReport(
             candidate=bundle,
@@ -73,32 +76,16 @@ def test_the_champion_is_the_default(
             dataset=dataset.ref,
             rules="4" * 64,
             verdict=Verdict.PASS,
-            gates=(),
+            gates=(gate(Verdict.PASS),),
         ),
         {"metrics.json": b"{}"},
     )
-    store.put(
-        Release(
-            model="front",
-            bundle=bundle,
-            gates=gates,
-            verdict=Verdict.PASS,
-            promoted=True,
-            key="5" * 64,
-            signature="6" * 64,
-        )
-    )
-    read = Store.get
-    exported = ExportBundle.model_construct(checkpoint=first)
-    monkeypatch.setattr(
-        Store, "get", lambda self, ref, kind: exported if ref == bundle else read(self, ref, kind)
-    )
-    monkeypatch.setattr(Store, "exists", lambda self, ref: True)
+    publish_release(store, bundle, gates, "front")
     metrics = {"fp32/ap50/all": 0.41, "baseline/ap50/all": 0.3}
     record_step(store, "validate", {"gates": gates}, inputs={"bundle": bundle}, metrics=metrics)
     found = catalog.default_model(store, "fleet", CLASSES)
     assert found is not None
-    assert (found.ref, found.champion, found.ap50, found.names) == (first, True, 0.41, ("front",))
+    assert (found.ref, found.champion, found.ap50, found.names) == (first, True, 0.41, ("front/1",))
     assert "AP50 0.410" in str(found)
     assert catalog.default_model(store, "fleet", ("other",)) is None
     (release,) = catalog.list_releases(store)

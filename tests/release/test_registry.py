@@ -164,3 +164,24 @@ def test_the_doctor_reports_and_sends_what_was_signed(
     with pytest.raises(SystemExit) as ended:
         cli.main(["verify", str(folder), "--model", "front-camera"])
     assert not ended.value.code
+
+
+def test_a_shared_registry_keeps_the_versions_of_other_workspaces(
+    home: Workspace, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_is_shared", lambda _: True)
+    theirs = {"workbench.release": f"release/{'7' * 64}"}
+    version = client.create_model_version("front-camera", source="x:/y", tags=theirs).version
+    client.set_registered_model_alias("front-camera", "champion", str(version))
+    client.delete_model_version("front-camera", "1")
+    client.set_model_version_tag("front-camera", "3", "workbench.verdict", "PASS")
+    tracker = registry.connect(home)
+    assert len(registry.registry_problems(home, tracker)) == 3
+    registry.rebuild_registry(home, tracker)
+    assert registry.registry_problems(home, tracker) == []
+    versions = client.search_model_versions("name = 'front-camera'")
+    claims = {int(v.version): v.tags["workbench.release"] for v in versions}
+    assert claims[int(version)] == theirs["workbench.release"]
+    assert sorted(claims.values()) == sorted(
+        [*(of_version(home, number) for number in (1, 2, 3)), theirs["workbench.release"]]
+    )

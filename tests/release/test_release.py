@@ -17,7 +17,8 @@ from workbench.cli import main
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, VerificationError
 from workbench.core.workspace import Workspace
-from workbench.records import releases
+from workbench.pipeline import plan
+from workbench.records import catalog, releases
 from workbench.records.base import GateReport, GateResult, Ref, Verdict
 from workbench.records.model_types import Release
 from workbench.records.references import resolve_reference
@@ -305,3 +306,32 @@ def test_a_release_with_an_older_signature_counts_until_there_is_a_newer_one(
     assert new.version == 5
     assert resolve_reference(workspace, "models:/front-camera@champion") == new.ref
     assert run(old[:20])[0] == run(new.ref[:20])[0] == 0
+
+
+def test_without_the_key_there_is_an_error_and_not_an_older_champion(
+    store: Store, bundle: Ref, judge: Judge
+) -> None:
+    case = publishing.publish_release(store, bundle, judge(bundle), "front-camera")
+    workspace = store.workspace
+    for path in workspace.secrets.iterdir():
+        path.unlink()
+    for lost in (True, False):
+        with pytest.raises(VerificationError, match="no release of front-camera counts"):
+            plan._champion_before(workspace, "front-camera", set())
+        with pytest.raises(VerificationError, match="no release of front-camera counts"):
+            resolve_reference(workspace, "models:/front-camera@champion")
+        (row,) = catalog.list_releases(store)
+        assert (row.ref, row.promoted, row.verdict) == (case.ref, False, "NOT SIGNED")
+        if lost:
+            signing_key(workspace)  # another one
+
+
+def test_lists_of_releases_show_what_is_signed(store: Store, bundle: Ref, judge: Judge) -> None:
+    failed = publishing.publish_release(store, bundle, judge(bundle, Verdict.FAIL), "front-camera")
+    forged(store, failed, promoted=True, verdict=Verdict.PASS)
+    forged(store, failed, model="x' OR name != '", promoted=True)
+    rows = catalog.list_releases(store)
+    assert len(rows) == 3
+    assert not any(row.promoted for row in rows)
+    assert releases.release_models(store.workspace) == ["front-camera"]
+    assert not any(row.champion for row in catalog.list_models(store))

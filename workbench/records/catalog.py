@@ -13,6 +13,7 @@ from workbench.core.text import counted
 from workbench.records.base import GateReport, Ref, kind_of, short_ref
 from workbench.records.model_types import Checkpoint, ExportBundle, Release, StepRun
 from workbench.records.references import list_dataset_versions
+from workbench.records.releases import registered_releases, release_models
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelBatch, LabelSet, Selection
 
@@ -85,7 +86,7 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class ReleaseRow:
-    """A release; ``version`` is that of the registry, None where it is not registered."""
+    """A release; ``version`` is None where its signature does not count, see `releases`."""
 
     ref: Ref
     model: str
@@ -102,10 +103,10 @@ def list_models(store: Store) -> list[ModelRow]:
     made, versions = _makers(store), _version_names(store)
     measured = _measured(store, made)
     releases = list_releases(store)
-    champions = {
-        next((row.checkpoint for row in releases if row.model == model and row.promoted), "")
-        for model in {row.model for row in releases}
-    }
+    champions = set()
+    for model in {row.model for row in releases}:
+        champion = registered_releases(store.workspace, model).aliases.get("champion")
+        champions |= {row.checkpoint for row in releases if champion and row.ref == champion.ref}
     rows = []
     for ref in _newest_first(store, Checkpoint.KIND):
         record = store.get(ref, Checkpoint)
@@ -174,17 +175,21 @@ def list_batches(store: Store) -> list[BatchRow]:
 def list_releases(store: Store) -> list[ReleaseRow]:
     """Every release, the newest first."""
     made = _makers(store)
+    counted = {
+        release.ref: release
+        for model in release_models(store.workspace)
+        for release in registered_releases(store.workspace, model).releases
+    }
     rows = []
     for ref in _newest_first(store, Release.KIND):
         record = store.get(ref, Release)
-        version = (store.side(ref, "registry") or {}).get("version")
         rows.append(
             ReleaseRow(
                 ref=ref,
                 model=record.model,
-                version=version if isinstance(version, int) else None,
-                verdict=str(record.verdict),
-                promoted=record.promoted,
+                version=counted[ref].version if ref in counted else None,
+                verdict=str(record.verdict) if ref in counted else "NOT SIGNED",
+                promoted=record.promoted and ref in counted,
                 checkpoint=store.get(record.bundle, ExportBundle).checkpoint,
                 made_by=made[ref].step if ref in made else BY_HAND,
                 created=_created(store, ref),

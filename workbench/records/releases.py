@@ -15,14 +15,17 @@ takes precedence.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from workbench.core import digest
-from workbench.core.errors import RecordError, VerificationError, WorkbenchError
+from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
+from workbench.core.names import check_name
 from workbench.core.signatures import Envelope, open_envelope, public_key
 from workbench.core.workspace import Workspace
 from workbench.records.base import FrozenModel, GateReport, Ref, Verdict, digest_of, short_ref
@@ -105,6 +108,20 @@ class ModelReleases:
             named["previous"] = earlier[-1]
         return named
 
+    def require_any(self) -> None:
+        """Refuse to go on as if there were no release where there are only invalid ones.
+
+        Raises:
+            VerificationError: There are releases, and none counts.
+        """
+        if self.refused and not self.releases:
+            ref, reason = next(iter(self.refused.items()))
+            raise VerificationError(
+                f"no release of {self.model} counts: {reason}",
+                where=ref,
+                hint="Restore the signing key and the releases from a backup",
+            )
+
     @property
     def next_version(self) -> int:
         """The number of the next release: one more than the highest so far."""
@@ -127,8 +144,7 @@ def may_promote(report: GateReport) -> bool:
 
 def release_models(workspace: Workspace) -> list[str]:
     """Names of the models with a release record, whether or not it counts."""
-    store = Store(workspace)
-    return sorted({store.get(ref, Release).model for ref in store.refs(Release.KIND)})
+    return sorted({record.model for _, record in _readable(Store(workspace))})
 
 
 def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
@@ -136,19 +152,30 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     store = Store(workspace)
     counted: list[RegisteredRelease] = []
     refused: dict[Ref, str] = {}
-    for ref in store.refs(Release.KIND):
-        try:
-            record = store.get(ref, Release)
-            if record.model == model:
+    for ref, record in _readable(store):
+        if record.model == model:
+            try:
                 counted.append(_verified(store, ref, record))
-        except (RecordError, VerificationError) as error:
-            refused[ref] = str(error)
+            except (RecordError, VerificationError) as error:
+                refused[ref] = str(error)
     numbers = Counter(release.version for release in counted if not release.older)
     for release in [one for one in counted if not one.older and numbers[one.version] > 1]:
         refused[release.ref] = f"{numbers[release.version]} releases have version {release.version}"
         counted.remove(release)
     counted.sort(key=lambda release: (not release.older, release.version or 0))
     return ModelReleases(model, tuple(counted), refused)
+
+
+def _readable(store: Store) -> Iterator[tuple[Ref, Release]]:
+    """Every release record that can be read and whose model has a valid name.
+
+    `workbench doctor --records` names the others.
+    """
+    for ref in store.refs(Release.KIND):
+        with contextlib.suppress(RecordError, ParameterError):
+            record = store.get(ref, Release)
+            check_name(record.model, "model name", lower_case=True)
+            yield ref, record
 
 
 def resolve_model(
@@ -162,10 +189,8 @@ def resolve_model(
     """
     found = registered_releases(workspace, name)
     where = f"models:/{name}/{version}" if alias is None else f"models:/{name}@{alias}"
+    found.require_any()
     if not found.releases:
-        if found.refused:
-            ref, reason = next(iter(found.refused.items()))
-            raise VerificationError(f"no release of {name} counts: {reason}", where=ref)
         known = ", ".join(release_models(workspace)) or "none"
         raise RecordError(
             "unknown model", where=where, hint=f"Models released in this workspace: {known}"

@@ -7,7 +7,7 @@ what a reference names; it is reported, and `rebuild_registry` puts it right.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from workbench import services
 from workbench.core.errors import RecordError
@@ -71,7 +71,7 @@ def registry_problems(
         problems += [
             f"{short_ref(ref)} does not count: {why}" for ref, why in found.refused.items()
         ]
-        problems += _differences(found, tracker.registry_model(model))
+        problems += _differences(found, tracker.registry_model(model), shared=_is_shared(workspace))
     return list(dict.fromkeys(problems))
 
 
@@ -90,8 +90,10 @@ def rebuild_registry(
 ) -> int:
     """Write the registered models again, from the signed release records alone.
 
-    A model that agrees with its records is left as it is. Each release gets a run with its signed
-    folder, verified before it is sent. A number that no release has stays free.
+    A model that agrees with its records is left as it is. Each release that is written gets a run
+    with its signed folder, verified before it is sent. A local registry is emptied first, so that
+    numbers agree; a number that no release has stays free. A shared one may have versions of other
+    workspaces: there only what is missing or wrong is written, and numbers may differ.
 
     Returns:
         The number of models that were written.
@@ -99,16 +101,19 @@ def rebuild_registry(
     Raises:
         VerificationError: A release's folder was changed.
     """
-    store = Store(workspace)
+    store, shared = Store(workspace), _is_shared(workspace)
     wrong = [
         model
         for model in release_models(workspace)
         if (found := registered_releases(workspace, model)).releases
-        and _differences(found, tracker.registry_model(model))
+        and _differences(found, tracker.registry_model(model), shared=shared)
     ]
     for done, model in enumerate(wrong, start=1):
-        releases = registered_releases(workspace, model).releases
-        tracker.delete_model(model)
+        releases: Sequence[RegisteredRelease] = registered_releases(workspace, model).releases
+        if shared:
+            releases = _still_missing(tracker, model, releases)
+        else:
+            tracker.delete_model(model)
         for release in releases:
             tags = release_tags(release.ref, release.record)
             run = tracker.start(f"rebuild {release}", tags=tags, parameters={})
@@ -118,13 +123,38 @@ def rebuild_registry(
                     tracker.log_files(run, [verified.folder], BUNDLE_FOLDER)
             tracker.end(run, "FINISHED")
             number = tracker.register(
-                model, run, source=BUNDLE_FOLDER, tags=tags, aliases=(), number=release.version
+                model,
+                run,
+                source=BUNDLE_FOLDER,
+                tags=tags,
+                aliases=(),
+                number=None if shared else release.version,
             )
             store.write_side(release.ref, REGISTRY, {"version": number, "run": run})
         point_aliases(workspace, tracker, model)
         if progress is not None:
             progress(done, len(wrong))
     return len(wrong)
+
+
+def _is_shared(workspace: Workspace) -> bool:
+    """Whether MLflow is a server that other workspaces may use, too."""
+    return services.status(workspace, ("mlflow",))["mlflow"].state == "external"
+
+
+def _still_missing(
+    tracker: Tracker, model: str, releases: Sequence[RegisteredRelease]
+) -> list[RegisteredRelease]:
+    """Correct the tags of what a shared registry has of these releases; returns the others."""
+    mirrored, missing = tracker.registry_model(model), []
+    numbers = _numbers(mirrored)
+    for release in releases:
+        number = numbers.pop(release.ref, None)
+        if number is None:
+            missing.append(release)
+        else:
+            tracker.set_version_tags(model, number, release_tags(release.ref, release.record))
+    return missing
 
 
 def _numbers(mirrored: RegistryModel) -> dict[str, int]:
@@ -135,32 +165,35 @@ def _numbers(mirrored: RegistryModel) -> dict[str, int]:
     return numbers
 
 
-def _differences(found: ModelReleases, mirrored: RegistryModel) -> list[str]:
+def _differences(found: ModelReleases, mirrored: RegistryModel, *, shared: bool) -> list[str]:
     numbers = _numbers(mirrored)
     problems = []
     for release in found.releases:
         if release.ref not in numbers:
             problems.append(f"MLflow lacks {release}")
         else:
-            problems += _tag_differences(release, mirrored.versions, numbers[release.ref])
+            number = numbers[release.ref]
+            if not shared and release.version is not None and number != release.version:
+                problems.append(f"MLflow numbers {release} as version {number}")
+            problems += _tag_differences(release, mirrored.versions[number])
     known = {release.ref for release in found.releases}
     for alias in ALIASES:
         expected = found.aliases.get(alias)
-        number = mirrored.aliases.get(alias)
-        actual = mirrored.versions.get(number or 0, {}).get("workbench.release")
+        points_to = mirrored.aliases.get(alias)
+        actual = mirrored.versions.get(points_to or 0, {}).get("workbench.release")
         if (expected and expected.ref) != actual and (expected is None or expected.ref in numbers):
             problems.append(
-                f"MLflow's alias {found.model}@{alias} points to version {number}; the records "
+                f"MLflow's alias {found.model}@{alias} points to version {points_to}; the records "
                 f"say {expected.version if expected else 'none'}"
             )
     for number, tags in mirrored.versions.items():
         claimed = tags.get("workbench.release", "")
-        if claimed not in known and claimed:
+        if claimed not in known and claimed and not shared:
             problems.append(
                 f"MLflow's version {number} of {found.model} claims {short_ref(claimed)}, which is "
                 "no release of it in this workspace"
             )
-        elif claimed and numbers[claimed] != number:
+        elif claimed in known and numbers[claimed] != number:
             problems.append(
                 f"MLflow's versions {numbers[claimed]} and {number} of {found.model} claim the "
                 f"same release"
@@ -168,13 +201,9 @@ def _differences(found: ModelReleases, mirrored: RegistryModel) -> list[str]:
     return problems
 
 
-def _tag_differences(
-    release: RegisteredRelease, versions: Mapping[int, Mapping[str, str]], number: int
-) -> list[str]:
-    problems = []
-    if release.version is not None and number != release.version:
-        problems.append(f"MLflow numbers {release} as version {number}")
-    for tag, value in release_tags(release.ref, release.record).items():
-        if versions[number].get(tag) != value:
-            problems.append(f"MLflow's tag {tag} of {release} was changed")
-    return problems
+def _tag_differences(release: RegisteredRelease, tags: Mapping[str, str]) -> list[str]:
+    return [
+        f"MLflow's tag {tag} of {release} was changed"
+        for tag, value in release_tags(release.ref, release.record).items()
+        if tags.get(tag) != value
+    ]
