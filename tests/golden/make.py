@@ -333,6 +333,19 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
+            model_types.Rollback(
+                model="golden",
+                withdrawn=_ref("release"),
+                restored=_ref("release"),
+                after=2,
+                number=1,
+                by="Ann",
+                reason="misses cyclists at night",
+                key=digest.of_bytes(b"key"),
+            ),
+            {},
+        ),
+        (
             model_types.NotebookSource(name="golden", code=digest.of_bytes(b"code")),
             {"notebook.ipynb": b'{"cells": []}'},
         ),

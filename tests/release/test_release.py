@@ -20,7 +20,7 @@ from workbench.core.workspace import Workspace
 from workbench.pipeline import plan
 from workbench.records import catalog, releases
 from workbench.records.base import GateReport, GateResult, Ref, Verdict
-from workbench.records.model_types import Release
+from workbench.records.model_types import ExportBundle, Release, Rollback
 from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.release import publishing, signing
@@ -335,3 +335,93 @@ def test_lists_of_releases_show_what_is_signed(store: Store, bundle: Ref, judge:
     assert not any(row.promoted for row in rows)
     assert releases.release_models(store.workspace) == ["front-camera"]
     assert not any(row.champion for row in catalog.list_models(store))
+
+
+# Rollbacks.
+
+
+def three_champions(store: Store) -> list[publishing.PublishedRelease]:
+    """Releases 1, 2 and 3 of one model, each of which became champion."""
+    cases = []
+    for number in range(3):
+        record = ExportBundle(
+            checkpoint=CHECKPOINT, calibration=DATASET, classes=("car", str(number)), parity={}
+        )
+        bundle = store.put(record, {**FILES, "manifest.json": b"%d" % number})
+        passed = report(Verdict.PASS, gate(Verdict.PASS)).model_copy(update={"candidate": bundle})
+        cases.append(publishing.publish_release(store, bundle, store.put(passed), "front-camera"))
+    return cases
+
+
+def versions_by_alias(store: Store) -> dict[str, int | None]:
+    aliases = releases.registered_releases(store.workspace, "front-camera").aliases
+    return {name: release.version for name, release in aliases.items()}
+
+
+def test_a_rollback_goes_one_champion_back_each_time(store: Store) -> None:
+    cases = three_champions(store)
+    assert versions_by_alias(store) == {"candidate": 3, "champion": 3, "previous": 2}
+    done = publishing.roll_back(store, "front-camera", by="Ann", reason="misses cyclists")
+    assert (done.withdrawn.version, done.champion.version) == (3, 2)
+    assert versions_by_alias(store) == {"candidate": 3, "champion": 2, "previous": 1}
+    # Publishing the withdrawn bundle again does not bring it back.
+    record = store.get(cases[2].ref, Release)
+    again = publishing.publish_release(store, record.bundle, record.gates, "front-camera")
+    assert again.ref == cases[2].ref
+    assert versions_by_alias(store)["champion"] == 2
+    second = store.get(cases[1].ref, Release).bundle
+    assert plan._champion_before(store.workspace, "front-camera", set()) == second
+    publishing.roll_back(store, "front-camera", by="Ann", reason="worse at night, too")
+    assert versions_by_alias(store) == {"candidate": 3, "champion": 1}
+    with pytest.raises(RecordError, match="no champion before this one"):
+        publishing.roll_back(store, "front-camera", by="Ann", reason="once more")
+    judged = report(Verdict.PASS, gate(Verdict.PASS), gate(Verdict.PASS))
+    fresh = judged.model_copy(update={"candidate": record.bundle})
+    new = publishing.publish_release(store, record.bundle, store.put(fresh), "front-camera")
+    assert new.version == 4
+    assert versions_by_alias(store) == {"candidate": 4, "champion": 4, "previous": 1}
+
+
+def test_a_forged_rollback_does_not_count(store: Store) -> None:
+    cases = three_champions(store)
+    forged_record = Rollback(
+        model="front-camera",
+        withdrawn=cases[2].ref,
+        restored=cases[1].ref,
+        after=3,
+        number=1,
+        by="Ann",
+        reason="none",
+        key=signing_key(store.workspace).fingerprint,
+    )
+    ref = store.put(forged_record)
+    assert versions_by_alias(store)["champion"] == 3
+    real = publishing.roll_back(store, "front-camera", by="Ann", reason="misses cyclists")
+    store.write_side(ref, "signature", store.side(real.ref, "signature"))
+    assert versions_by_alias(store)["champion"] == 2
+    found = releases.registered_releases(store.workspace, "front-camera")
+    assert list(found.refused) == [ref]
+
+
+def test_nothing_goes_back_to_a_release_that_was_changed(store: Store) -> None:
+    cases = three_champions(store)
+    (cases[1].folder / "int8.cpu.onnx").write_bytes(b"evil")
+    with pytest.raises(VerificationError, match="changed"):
+        publishing.roll_back(store, "front-camera", by="Ann", reason="misses cyclists")
+    for by, reason in (("\u0430nn", "x"), ("Ann", "a\nb"), ("Ann", ""), ("", "x")):
+        with pytest.raises(ParameterError):
+            publishing.roll_back(store, "front-camera", by=by, reason=reason)
+    assert versions_by_alias(store)["champion"] == 3
+
+
+def test_the_command_rolls_back_and_says_so(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three_champions(store)
+    with pytest.raises(SystemExit) as ended:
+        main(["rollback", "front-camera", "--reason", "misses cyclists", "--by", "Ann", "--json"])
+    assert not ended.value.code
+    found = json.loads(capsys.readouterr().out)
+    assert (found["champion"]["version"], found["withdrawn"]["version"]) == (2, 3)
+    record = store.get(found["rollback"], Rollback)
+    assert (record.by, record.reason, record.after) == ("Ann", "misses cyclists", 3)

@@ -41,6 +41,7 @@ _COMMANDS = {
     "predict": ("models", "Run a bundle on images; every frame gets an answer."),
     "compare": ("records", "Compare two models: slices with intervals, flipped frames."),
     "verify": ("models", "Verify the signature and every file of a bundle."),
+    "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
     "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
     "run-step": ("pipelines", "Run one step from a spec file (called by executors)."),

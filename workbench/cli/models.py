@@ -306,6 +306,44 @@ def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> N
 
 
 @click.command()
+@click.argument("model")
+@click.option("--reason", required=True, help="Why, in a sentence.")
+@click.option("--by", help="Who decides.  [default: the current user]")
+@json_option
+def rollback(model: str, reason: str, by: str | None, as_json: bool) -> None:
+    """Withdraw the champion of MODEL: the release that was champion before it is champion again.
+
+    Each call goes back one release further. The signed rollback is kept with its author and reason.
+    """
+    from workbench import services
+    from workbench.pipeline.promote import current_user
+    from workbench.records.store import Store
+    from workbench.release.publishing import roll_back
+
+    workspace = find_workspace()
+    done = roll_back(Store(workspace), model, by=by or current_user(), reason=reason)
+    mirrored = services.status(workspace, ("mlflow",))["mlflow"].usable
+    if mirrored:
+        from workbench.release import registry
+
+        registry.point_aliases(workspace, registry.connect(workspace), model)
+    else:
+        info("MLflow is not running; `workbench doctor --rebuild-registry` updates its aliases")
+    result: Json = {
+        "model": model,
+        "champion": {"version": done.champion.version, "release": done.champion.ref},
+        "withdrawn": {"version": done.withdrawn.version, "release": done.withdrawn.ref},
+        "rollback": done.ref,
+        "mirrored": mirrored,
+    }
+    text = (
+        f"{model}@champion is version {done.champion.version} again; "
+        f"version {done.withdrawn.version} was withdrawn"
+    )
+    print_result(result, as_json=as_json, text=text)
+
+
+@click.command()
 @click.argument("reference")
 @click.option("--forward", is_flag=True, help="Show what was made from it instead.")
 @click.option(

@@ -221,11 +221,7 @@ def _champion_before(workspace: Workspace, model: str, candidates: set[Ref]) -> 
     It is read from the signed release records, which the registry only mirrors. So a rerun has the
     same champion as the run before it, even after that run's own candidate was promoted.
     """
-    champion, found = None, registered_releases(workspace, model)
+    found = registered_releases(workspace, model)
     found.require_any()
-    for release in found.releases:
-        if release.record.bundle in candidates:
-            break
-        if release.record.promoted:
-            champion = release.record.bundle
-    return champion
+    champions = found.champions_before(candidates)
+    return champions[-1].record.bundle if champions else None

@@ -17,6 +17,7 @@ __all__ = [
     "NotebookSource",
     "QuantizationResult",
     "Release",
+    "Rollback",
     "StepRun",
     "StepVersion",
     "Supplier",
@@ -199,6 +200,28 @@ class Release(Record):
     key: Digest
     signature: Digest
     version: int | None = optional_field(None)
+
+
+class Rollback(Record):
+    """The champion of a model was withdrawn; the one before it is champion again.
+
+    Attributes:
+        withdrawn: The release that was champion.
+        restored: The release that is champion from then on.
+        after: The highest version that there was: a later release can become champion.
+        number: Its place among the rollbacks of the model, counted from 1.
+        by: Who decided, and ``reason``: why.
+    """
+
+    KIND: ClassVar[str] = "rollback"
+    model: str
+    withdrawn: Ref
+    restored: Ref
+    after: int
+    number: int
+    by: str
+    reason: str
+    key: Digest
 
 
 class NotebookSource(Record):

@@ -6,8 +6,10 @@ written by anyone who can write to the workspace; what they say is compared with
 Versions are in the records, so they never restart. Aliases follow from the records:
 
 - ``candidate``: the newest release
-- ``champion``: the newest release whose gates allow it
-- ``previous``: the champion before that
+- ``champion``: the newest release whose gates allow it and that was not rolled back
+- ``previous``: what is champion after a rollback
+
+A rollback is a record, too, and counts only with its signature.
 
 Signatures of version 1 cover the files only. Such a release is called older; a newer one always
 takes precedence.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +28,10 @@ from typing import Literal
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
 from workbench.core.names import check_name
-from workbench.core.signatures import Envelope, open_envelope, public_key
+from workbench.core.signatures import Envelope, check_reference, open_envelope, public_key
 from workbench.core.workspace import Workspace
 from workbench.records.base import FrozenModel, GateReport, Ref, Verdict, digest_of, short_ref
-from workbench.records.model_types import Release
+from workbench.records.model_types import Release, Rollback
 from workbench.records.store import Store
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
 ALIASES = ("candidate", "champion", "previous")
 SIGNATURE = "signature"
 """Side file of a release with its envelope, so that the record counts without its folder."""
+
+ROLLBACK_PURPOSE = "rollback"
 
 REGISTRY = "registry"
 """Side file of a release with its version and run in MLflow."""
@@ -93,20 +97,34 @@ class ModelReleases:
     model: str
     releases: tuple[RegisteredRelease, ...]
     refused: dict[Ref, str]
+    rollbacks: tuple[Rollback, ...] = ()
 
     @cached_property
     def aliases(self) -> dict[str, RegisteredRelease]:
         """The release that each alias names."""
-        if not self.releases:
-            return {}
-        champions = [release for release in self.releases if release.record.promoted]
-        named = {"candidate": self.releases[-1]}
-        if champions:
-            named["champion"] = champions[-1]
-        earlier = [one for one in champions if one.record.bundle != champions[-1].record.bundle]
-        if earlier:
-            named["previous"] = earlier[-1]
+        champions = self.champions_before(frozenset())
+        named = {"candidate": self.releases[-1]} if self.releases else {}
+        named |= dict(zip(("champion", "previous"), reversed(champions), strict=False))
         return named
+
+    def champions_before(self, bundles: Collection[Ref]) -> list[RegisteredRelease]:
+        """The champion, and before it those that it would be rolled back to.
+
+        Args:
+            bundles: Releases of these bundles, and all that came later, are left out.
+        """
+        champions: list[RegisteredRelease] = []
+        waiting = list(self.rollbacks)
+        for release in self.releases:
+            if release.record.bundle in bundles:
+                return champions
+            while waiting and not release.older and waiting[0].after < (release.version or 0):
+                _roll_back(champions, waiting.pop(0))
+            if release.record.promoted:
+                champions.append(release)
+        for rollback in waiting:
+            _roll_back(champions, rollback)
+        return champions
 
     def require_any(self) -> None:
         """Refuse to go on as if there were no release where there are only invalid ones.
@@ -126,6 +144,11 @@ class ModelReleases:
     def next_version(self) -> int:
         """The number of the next release: one more than the highest so far."""
         return max((release.version or 0 for release in self.releases), default=0) + 1
+
+
+def _roll_back(champions: list[RegisteredRelease], rollback: Rollback) -> None:
+    if [one.ref for one in champions[-2:]] == [rollback.restored, rollback.withdrawn]:
+        champions.pop()
 
 
 def may_promote(report: GateReport) -> bool:
@@ -163,7 +186,24 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
         refused[release.ref] = f"{numbers[release.version]} releases have version {release.version}"
         counted.remove(release)
     counted.sort(key=lambda release: (not release.older, release.version or 0))
-    return ModelReleases(model, tuple(counted), refused)
+    return ModelReleases(model, tuple(counted), refused, _signed_rollbacks(store, model, refused))
+
+
+def _signed_rollbacks(store: Store, model: str, refused: dict[Ref, str]) -> tuple[Rollback, ...]:
+    """The rollbacks of a model that count, in order; the others are added to ``refused``."""
+    counted: list[Rollback] = []
+    for ref in store.refs(Rollback.KIND):
+        with contextlib.suppress(RecordError):
+            record = store.get(ref, Rollback)
+            if record.model != model:
+                continue
+            try:
+                key = public_key(store.workspace)
+                check_reference(store.side(ref, SIGNATURE), ROLLBACK_PURPOSE, ref, [key])
+                counted.append(record)
+            except VerificationError as error:
+                refused[ref] = str(error)
+    return tuple(sorted(counted, key=lambda record: (record.after, record.number)))
 
 
 def _readable(store: Store) -> Iterator[tuple[Ref, Release]]:

@@ -9,21 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
-from workbench.core.names import check_name
-from workbench.core.signatures import SigningKey, public_key, signing_key
+from workbench.core.names import check_name, check_person, check_text
+from workbench.core.signatures import SigningKey, public_key, sign_reference, signing_key
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 from workbench.records import releases
 from workbench.records.base import GateReport, Ref, digest_of, make_ref
-from workbench.records.model_types import ExportBundle, Release
-from workbench.records.releases import SignedRelease, may_promote, release_folder
+from workbench.records.model_types import ExportBundle, Release, Rollback
+from workbench.records.releases import (
+    RegisteredRelease,
+    SignedRelease,
+    may_promote,
+    release_folder,
+)
 from workbench.records.store import Store
 from workbench.release import signing
 
-__all__ = ["publish_release", "verify_release", "verify_released_folder"]
+__all__ = ["publish_release", "roll_back", "verify_release", "verify_released_folder"]
 
 _MAX_NAME_BYTES = 64
 _LOCK_TIMEOUT_S = 60
+_MAX_REASON_BYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,62 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
         envelope = (verified.folder / SIGNATURE_FILE).read_text()
         ref = store.put(record, side={releases.SIGNATURE: envelope})
     return PublishedRelease(ref, verified.folder, record.promoted, verified, signed.version)
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """Result of `roll_back`: the record, and the releases before and after."""
+
+    ref: Ref
+    withdrawn: RegisteredRelease
+    champion: RegisteredRelease
+
+
+def roll_back(store: Store, model: str, *, by: str, reason: str) -> RolledBack:
+    """Withdraw the champion of a model: the release before it is champion again.
+
+    Each call goes back one release further. Releases stay as they are and can be named by version.
+
+    Args:
+        by: Who decides.
+        reason: Why, in a sentence; it is kept with the rollback.
+
+    Raises:
+        ParameterError: A text is invalid.
+        RecordError: There is no champion, or none before it.
+        VerificationError: The folder of the release to go back to was changed.
+    """
+    by, reason = (
+        check_person(by, "name of who rolls back"),
+        check_text(reason, "reason", max_bytes=_MAX_REASON_BYTES),
+    )
+    key = signing_key(store.workspace)
+    with _numbering(store.workspace, model):
+        found = releases.registered_releases(store.workspace, model)
+        found.require_any()
+        champions = found.champions_before(frozenset())
+        if len(champions) < 2:
+            what = "no champion before this one" if champions else "no champion"
+            raise RecordError(
+                f"{model} has {what}", hint="`workbench releases` lists what was released"
+            )
+        restored, withdrawn = champions[-2:]
+        verify_release(store.workspace, restored.ref)
+        record = Rollback(
+            model=model,
+            withdrawn=withdrawn.ref,
+            restored=restored.ref,
+            after=found.next_version - 1,
+            number=max((one.number for one in found.rollbacks), default=0) + 1,
+            by=by,
+            reason=reason,
+            key=key.fingerprint,
+        )
+        ref = store.put(record)
+        store.write_side(
+            ref, releases.SIGNATURE, sign_reference(key, releases.ROLLBACK_PURPOSE, ref)
+        )
+    return RolledBack(ref, withdrawn, restored)
 
 
 def verify_release(
