@@ -42,6 +42,7 @@ _COMMANDS = {
     "compare": ("records", "Compare two models: slices with intervals, flipped frames."),
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
+    "fleet": ("fleet", "Send releases to vehicles in stages, watch, stop and take back."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
     "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
     "run-step": ("pipelines", "Run one step from a spec file (called by executors)."),

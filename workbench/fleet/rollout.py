@@ -40,6 +40,7 @@ __all__ = [
     "abort",
     "advance",
     "approve",
+    "check_free",
     "fleet_status",
     "pause",
     "resume",
@@ -50,12 +51,24 @@ __all__ = [
 _OPEN: Final = ("running", "waiting", "paused")
 
 
+def check_free(director: Director, plan: Plan) -> None:
+    """Check that no other rollout of an ECU of this plan is going on.
+
+    Raises:
+        ParameterError: There is one.
+    """
+    with director.connect() as connection:
+        _check_free(connection, plan)
+
+
 def start(
     director: Director,
     plan: Plan,
     offers: Sequence[Offer],
     rollbacks: Mapping[str, Target],
     by: str,
+    *,
+    note: str = "",
 ) -> str:
     """Start a rollout.
 
@@ -63,6 +76,7 @@ def start(
         offers: Of all components of the plan.
         rollbacks: Of `publish_rollbacks`.
         by: Who starts it.
+        note: For the history.
 
     Returns:
         The id of the rollout.
@@ -72,14 +86,7 @@ def start(
     """
     director.add_targets([offer.target for offer in offers] + list(rollbacks.values()))
     with director.connect() as connection:
-        for row in connection.execute("SELECT * FROM rollouts"):
-            other = Plan.model_validate_json(row["plan"])
-            shared = {one.ecu for one in plan.components} & {one.ecu for one in other.components}
-            if shared and row["state"] in _OPEN:
-                raise ParameterError(
-                    f"rollout {row['id']} of {', '.join(sorted(shared))} is {row['state']}",
-                    hint="Abort it first, or wait until it has ended",
-                )
+        _check_free(connection, plan)
         count = connection.execute("SELECT count(*) FROM rollouts").fetchone()[0]
         rollout = f"{plan.name}-{count + 1}"
         connection.execute(
@@ -93,7 +100,7 @@ def start(
                 secrets.token_hex(16),
             ),
         )
-        director.event(connection, rollout, "started", by)
+        director.event(connection, rollout, "started", by, note)
     return rollout
 
 
@@ -603,6 +610,17 @@ def _rollout(connection: sqlite3.Connection, rollout: str) -> sqlite3.Row:
             f"no rollout {rollout!r}", hint=f"There are: {', '.join(names) or 'none'}"
         )
     return row
+
+
+def _check_free(connection: sqlite3.Connection, plan: Plan) -> None:
+    for row in connection.execute("SELECT * FROM rollouts"):
+        other = Plan.model_validate_json(row["plan"])
+        shared = {one.ecu for one in plan.components} & {one.ecu for one in other.components}
+        if shared and row["state"] in _OPEN:
+            raise ParameterError(
+                f"rollout {row['id']} of {', '.join(sorted(shared))} is {row['state']}",
+                hint="Abort it first, or wait until it has ended",
+            )
 
 
 def _size(size: str, available: int) -> int:
