@@ -38,6 +38,23 @@ def fiftyone_values(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     return values
 
 
+def fiftyone_representativeness(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What FiftyOne Brain 0.25 calls representativeness, its arithmetic written out.
+
+    Twenty clusters by k-means; the distance to a frame's own centre over the largest of its
+    cluster. (So the highest are farthest from a centre.)
+    """
+    from sklearn.cluster import KMeans
+
+    values = np.asarray(vectors, np.float64)
+    clusters = KMeans(n_clusters=min(20, len(values)), random_state=1234).fit(values)
+    distance = np.linalg.norm(values - clusters.cluster_centers_[clusters.labels_], axis=1)
+    largest = np.zeros(len(clusters.cluster_centers_))
+    np.maximum.at(largest, clusters.labels_, distance)
+    share: NDArray[np.float64] = distance / np.maximum(largest, 1e-12)[clusters.labels_]
+    return share
+
+
 def corrected_uniqueness(pool: Embeddings) -> Rows:
     """The same idea without its fault: distance to the nearest other frame, vectors centred."""
     return _descending(_neighbour_distances(_centred(pool.vectors), 1)[:, 0])
@@ -48,13 +65,14 @@ def entropy(pool: Embeddings) -> Rows:
     return _descending(pool.entropy)
 
 
-def k_centre(pool: Embeddings, labelled: Embeddings, count: int) -> Rows:
+def k_centre(pool: Embeddings, labelled: Embeddings | None, count: int) -> Rows:
     """Greedy k-centre, the core-set of Sener and Savarese 2018, with the labelled as centres.
 
-    Each choice is the frame farthest from all that is labelled or chosen.
+    Each choice is the frame farthest from all that is labelled or chosen; the first one is the
+    first frame where nothing is labelled.
     """
     vectors = np.asarray(pool.vectors, np.float32)
-    known = np.asarray(labelled.vectors, np.float32)
+    known = vectors[:0] if labelled is None else np.asarray(labelled.vectors, np.float32)
     nearest = np.full(len(vectors), np.inf, np.float32)
     lengths = (vectors**2).sum(1)
     for start in range(0, len(known), _BLOCK):

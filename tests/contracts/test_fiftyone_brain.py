@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.mining_peers import fiftyone_values
+from benchmarks.mining_peers import fiftyone_representativeness, fiftyone_values
 from workbench.core.workspace import Workspace
 from workbench.curation.fiftyone import connection
 
@@ -42,6 +42,16 @@ def test_uniqueness_written_out_is_that_of_the_brain(
     brain.compute_uniqueness(samples, embeddings=vectors.copy(), progress=False)
     theirs = np.array(samples.values("uniqueness"))
     np.testing.assert_allclose(fiftyone_values(vectors), theirs, atol=1e-5)
+
+
+def test_representativeness_written_out_is_that_of_the_brain(
+    samples: Any, vectors: NDArray[np.float32]
+) -> None:
+    from fiftyone import brain
+
+    brain.compute_representativeness(samples, embeddings=vectors.copy(), progress=False)
+    theirs = np.array(samples.values("representativeness"))
+    np.testing.assert_allclose(fiftyone_representativeness(vectors), theirs, atol=1e-5)
 
 
 def test_a_copy_is_not_the_least_unique_frame_to_the_brain(
