@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,8 +213,8 @@ def resolve_checkpoint(
 
 
 def load_encoder(store: Store, name: str | None, model: Ref | None) -> Encoder | None:
-    """The vision model that ``--encoder`` names: ``lite0``, a folder, an ONNX file or a name on
-    the hub.
+    """The vision model that ``--encoder`` names: ``lite0``, ``lite0:1280x704`` for another input
+    size, a folder, an ONNX file or a name on the hub.
 
     Args:
         store: Where the checkpoint is.
@@ -231,6 +232,8 @@ def load_encoder(store: Store, name: str | None, model: Ref | None) -> Encoder |
     )
     if name == "lite0":
         return Lite0Encoder(boxes, store.workspace)
+    if size := re.fullmatch(r"lite0:(\d+)x(\d+)", name):
+        return Lite0Encoder(boxes, store.workspace, (int(size[1]), int(size[2])))
     if name.endswith(".onnx"):
         return image_encoders.OnnxEncoder(Path(name), boxes)
     return image_encoders.HuggingFaceEncoder(name, boxes)

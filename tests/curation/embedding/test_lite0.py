@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from workbench.core import digest
+from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding import embeddings
 from workbench.curation.embedding.compute import embed
@@ -83,6 +84,17 @@ def test_a_change_of_pixels_changes_the_tiles_over_them(
     x1, y1, x2, y2 = boxes[COARSE:][change[COARSE:].argmax()]
     assert (x1 + x2) / 2 > 0.7 * width
     assert (y1 + y2) / 2 > 0.6 * height
+
+
+def test_a_larger_input_has_more_and_smaller_tiles(home: Workspace) -> None:
+    large = Lite0Encoder(workspace=home, size=(1280, 704))
+    assert large.grid == ((20, 11), (40, 22))
+    output = large.embed([noise(90, 160)])
+    assert output.tiles.shape == (1, 1100, 128)
+    assert output.words is not None and output.words.tiles.max() > 420
+    assert large.preprocessing != Lite0Encoder(workspace=home).preprocessing
+    with pytest.raises(ParameterError, match="multiples of 64"):
+        Lite0Encoder(workspace=home, size=(1280, 720))
 
 
 def test_boxes_of_a_detector_get_vectors_in_the_space_of_tiles(

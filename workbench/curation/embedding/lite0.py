@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core import digest
+from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.curation.embedding.encoders import (
     EncoderOutput,
@@ -37,8 +38,6 @@ from workbench.detection.preprocessing import Pixels, Preprocessing, preprocess_
 __all__ = ["Lite0Encoder"]
 
 _STRIDE = 32
-_WIDTH, _HEIGHT = 768, 448
-_GRID = (_WIDTH // _STRIDE, _HEIGHT // _STRIDE)
 _TILE_CHANNELS = 128
 """From twenty boxes, a linear probe finds 5.9, 10.9 and 9.0 times chance of motorcycles, bicycles
 and riders in the first 25 of 1,251 real frames; with 64 channels 1.8, 7.9 and 8.4."""
@@ -59,21 +58,36 @@ class Lite0Encoder:
     Args:
         boxes: Detector whose boxes get a vector each; None gives no boxes and zero entropy.
         workspace: Where the converted weights are kept; by default the user's cache folder.
+        size: Width and height of the network's input, multiples of 64 px; a fine tile is 32 px of
+            it. Larger input shows smaller objects and costs time and space by its area.
 
     Raises:
         DataError: The package with the weights is not installed.
+        ParameterError: The size is not one of whole tiles.
     """
 
     vocabulary = "imagenet-1k"
-    grid: TileGrid = ((_GRID[0] // 2, _GRID[1] // 2), _GRID)
 
-    def __init__(self, boxes: BoxSource | None = None, workspace: Workspace | None = None) -> None:
+    def __init__(
+        self,
+        boxes: BoxSource | None = None,
+        workspace: Workspace | None = None,
+        size: tuple[int, int] = (768, 448),
+    ) -> None:
         import torch
 
+        if min(size) <= 0 or any(side % (2 * _STRIDE) for side in size):
+            raise ParameterError(
+                "sides must be multiples of 64 px",
+                where=f"{size[0]}x{size[1]}",
+                hint="The default is 768x448; 1280x704 shows smaller objects",
+            )
         weights, supplier = load_pretrained_weights(workspace)
         self.boxes = boxes
         self.model = supplier.weights
-        self._spec = Preprocessing.imagenet_lite(_WIDTH, _HEIGHT)
+        self._spec = Preprocessing.imagenet_lite(*size)
+        self._fine = (size[0] // _STRIDE, size[1] // _STRIDE)
+        self.grid: TileGrid = ((self._fine[0] // 2, self._fine[1] // 2), self._fine)
         self._net = EfficientNetLite0(classifier=True).eval()
         self._net.load_state_dict(weights)
         assert self._net.classifier is not None  # noqa: S101
@@ -109,13 +123,13 @@ class Lite0Encoder:
         pixels = torch.from_numpy(batch).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             cells = self._net.region_features(pixels)
-            tiles = torch.from_numpy(tile_means((cells,), areas, (_STRIDE,), _GRID))
+            tiles = torch.from_numpy(tile_means((cells,), areas, (_STRIDE,), self._fine))
             logits = self._classifier(tiles)
             evidence = logits - _TEMPERATURE * (logits / _TEMPERATURE).logsumexp(2, keepdim=True)
             scores, best = evidence.max(1)
             objects = box_means((cells,), network_boxes, (_STRIDE,))
             return EncoderOutput(
-                frames=tiles[:, -_GRID[0] * _GRID[1] :].mean(1).numpy(),
+                frames=tiles[:, -self._fine[0] * self._fine[1] :].mean(1).numpy(),
                 entropy=entropy,
                 detections=detections,
                 objects=[vectors @ self._projection.numpy() for vectors in objects],
