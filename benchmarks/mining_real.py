@@ -40,10 +40,11 @@ from workbench.curation.embedding.lite0 import Lite0Encoder
 from workbench.curation.selection.mining import condition_of
 from workbench.curation.signals.rarity import score_rarity
 from workbench.curation.signals.words import find_words, read_watch_list, watch, word_evidence
+from workbench.data import readers
 from workbench.detection.predictor import TorchPredictor
 from workbench.detection.preprocessing import load_rgb
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import Frame, Role
+from workbench.records.frames import Frame, LabelSchema, Role
 from workbench.training.config import TrainingConfig
 
 DRIVES = "BENCHMARK_DRIVES"
@@ -99,7 +100,10 @@ def measure(quick: bool) -> list[Row]:
 def ingested(source: Path, *, quick: bool = False) -> tuple[Workspace, Dataset]:
     """The rides, read anew each time: it takes seconds, and media are kept."""
     workspace = Workspace(trained.cache() / f"{source.name}-mining" / ".workbench")
-    dataset = data.ingest(workspace, source, name=source.name).dataset
+    boxes = (box for frame in readers.read_source(source, "auto").frames for box in frame.boxes)
+    classes = tuple(sorted({box.name for box in boxes}))
+    schema = LabelSchema(name="own", version=1, classes=classes)  # the source's own classes
+    dataset = data.ingest(workspace, source, name=source.name, schema=schema).dataset
     if quick:
         dataset = dataset.where(lambda frame: _parity(frame.drive, 8) < 2)
     return workspace, dataset
