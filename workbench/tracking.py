@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core import secret_scan
 from workbench.core.errors import ServiceError
 
 __all__ = ["MetricPoint", "RegistryModel", "Tracker", "record_tags"]
@@ -308,8 +309,8 @@ class Tracker:
             yield
         except MlflowException as error:
             raise ServiceError(
-                f"MLflow answered with an error: {error}",
-                where=self.uri,
+                secret_scan.mask(f"MLflow answered with an error: {error}"),
+                where=secret_scan.mask(self.uri),
                 hint="`workbench status` shows whether it is running; `workbench up` starts it",
             ) from error
 

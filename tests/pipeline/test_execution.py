@@ -15,7 +15,7 @@ import pytest
 from tests.pipeline.conftest import write_notebook
 from tests.pipeline.test_graph import GATED, MANY, write_steps
 from tests.pipeline.test_run import mlflow_uri, run, statuses
-from workbench.core.errors import ContractError
+from workbench.core.errors import ContractError, ParameterError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import plan, runs
 from workbench.pipeline import run as running
@@ -134,6 +134,78 @@ def test_a_printed_secret_fails_the_step_and_is_redacted(
     for path in (workspace.runs / report.run_id).rglob("*"):
         if path.is_file():
             assert b"k3-9f2c1d7e55aa" not in path.read_bytes(), path
+
+
+def require_absent(workspace: Workspace, secret: str) -> None:
+    for path in workspace.root.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_killed_step_leaves_no_secret(
+    project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_KEY", "k3-9f2c1d7e55aa")
+    work = (
+        "import os, pathlib, psutil, time\nprint(step.secret('FLEET_KEY'))\n"
+        "(step.folder / 'sub').mkdir()\n"
+        "(step.folder / 'sub/x.csv').write_text(step.secret('FLEET_KEY'))\n"
+        "for process in psutil.Process().parents()[:2]:\n    process.kill()\ntime.sleep(30)"
+    )
+    contract = {"outputs": {"selection": {"kind": "selection"}}, "secrets": ["FLEET_KEY"]}
+    write_notebook(project / "notebooks/steps/a.ipynb", work, contract=contract)
+    write_steps(project, "a: {retries: {}}")
+    report, _ = run(project, workspace)
+    assert statuses(report) == ["failed"]
+    require_absent(workspace, "k3-9f2c1d7e55aa")
+
+
+def test_a_secret_by_reference_reaches_the_step_and_no_record(
+    project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_KEY", "k3-9f2c1d7e55aa")
+    contract = {"outputs": {"selection": {"kind": "selection"}}, "secrets": ["FLEET_KEY"]}
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        "assert len(step.secret(db_password)) == 15\nstep.metric('length', 15)",
+        parameters="n: int = 1\ndb_password: str = ''",
+        contract=contract,
+    )
+    write_steps(project, 'a: {parameters: {db_password: "${env:FLEET_KEY}"}}')
+    report, _ = run(project, workspace)
+    assert statuses(report) == ["ran"], report.reason
+    require_absent(workspace, "k3-9f2c1d7e55aa")
+    write_steps(project, 'a: {parameters: {db_password: "${env:OTHER_KEY_PASSWORD}"}}')
+    with pytest.raises(ParameterError, match="which the step may not read"):
+        run(project, workspace)
+
+
+def test_a_secret_in_the_notebook_or_in_a_record_fails_the_step(
+    project: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEET_KEY", "k3-9f2c1d7e55aa")
+    contract = {"outputs": {"selection": {"kind": "selection"}}, "secrets": ["FLEET_KEY"]}
+    mark = project / "it-ran"
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        f"key = 'k3-9f2c1d7e55aa'\nopen({str(mark)!r}, 'w').close()",
+        contract=contract,
+    )
+    write_steps(project, "a: {}")
+    report, _ = run(project, workspace)
+    assert "the notebook contains the value of secret FLEET_KEY" in report.reason
+    assert not mark.exists()
+    write_notebook(
+        project / "notebooks/steps/a.ipynb",
+        "from workbench.records.types import Selection\n"
+        "step.save('selection', Selection(dataset='dataset/' + '0' * 64, budget=1, seed=0,\n"
+        "    method=step.secret('FLEET_KEY'), chosen=()))",
+        contract=contract,
+    )
+    report, _ = run(project, workspace)
+    assert statuses(report) == ["failed"]
+    assert "the value of secret FLEET_KEY is in" in report.reason
+    assert not report.outputs
 
 
 def test_concurrent_runs_do_the_same_work_once(project: Path, workspace: Workspace) -> None:

@@ -56,6 +56,45 @@ def test_credentials_are_redacted_in_the_diff(repository: Path) -> None:
     assert "sesame" not in state.diff
 
 
+def test_values_without_quotes_are_redacted(repository: Path) -> None:
+    files = {
+        ".env": "DATABASE=first-secret\n",
+        "deploy/prod.env": "export TOKEN=second-secret\n",
+        "settings.yaml": "password: third-secret\nhost: visible-host\n",
+        "start.sh": "export API_KEY=fourth-secret  # why\n",
+        "a.ini": "[db]\npasswd = fifth-secret\n",
+        "keys/tls.key": "sixth-secret\n",
+        "url.txt": "redis://:seventh-secret@cache:6379/0\n",
+    }
+    for name in files:
+        path = repository / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x\n")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "two")
+    for name, content in files.items():
+        (repository / name).write_text(content)
+    state = git_state.read_git_state(repository)
+    assert state is not None
+    assert "-secret" not in state.as_patch()
+    assert "visible-host" in state.diff
+    assert all(name in state.diff for name in files)
+
+
+def test_a_part_of_a_key_and_a_cut_diff(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["A1b+" * 16, "C2d/" * 16, "E3fx" * 16]
+    (repository / "a.py").write_text("\n".join(["key = , *lines, "]) + "\n")
+    monkeypatch.setattr(git_state, "_MAX_DIFF_CHARACTERS", 205)
+    state = git_state.read_git_state(repository, {"KEY": "B" * 150})
+    assert state is not None
+    assert not any(line[:20] in state.diff for line in lines)
+    (repository / "a.py").write_text("x = '" + "B" * 150 + "'\n" + "y = 0\n" * 50)
+    state = git_state.read_git_state(repository, {"KEY": "B" * 150})
+    assert state is not None
+    assert "BBB" not in state.diff
+    assert "# cut after" in state.diff
+
+
 def test_reading_runs_no_program_of_the_repository(repository: Path) -> None:
     trap = repository / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {repository / 'sprung'}\n")

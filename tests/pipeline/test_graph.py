@@ -119,9 +119,59 @@ def test_environment_variables_are_substituted_except_secrets(
     write_steps(project, "a: {}", '{n: {default: "${env:NOT_SET_HERE}"}}')
     with pytest.raises(ParameterError, match="NOT_SET_HERE is not set"):
         load(project)
-    write_steps(project, "a: {}", '{n: {default: "${env:SOME_TOKEN}"}}')
+    write_steps(project, "a: {}", '{n: {default: "x${env:SOME_TOKEN}"}}')
     with pytest.raises(ContractError, match="looks like a secret"):
         load(project)
+    write_steps(project, "a: {}", '{n: {default: "${env:SOME_TOKEN}"}}')
+    assert load(project).parameters == {"n": "${env:SOME_TOKEN}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("db_password", "hunter2"),
+        ("dbPassword", "hunter2"),
+        ("api_token", "abc-def-1"),
+        ("stripe_key", "q8w7e6r5t4y3u2"),
+        ("n", "postgres://me:hunter2@db.example/x"),
+        ("n", "https://store.example/file?sig=abc1230909"),
+        ("n", "Server=db;User=me;Password=hunter2;"),
+        ("n", "AKIA" + "Z7Q2M4X8B1C3D5E6"),
+        ("n", "open sesame 77"),
+        ("n", "b3BlbiBzZXNhbWUgNzc="),
+    ],
+)
+def test_a_secret_is_no_parameter(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("DOOR_SECRET", "open sesame 77")
+    write_steps(project, "a: {}", f"{{{name}: {{default: ''}}}}")
+    with pytest.raises(ParameterError, match="stored in records and logs") as refused:
+        load(project, **{name: value})
+    assert value not in str(refused.value)
+    monkeypatch.setenv("SOME_ADDRESS", value)
+    write_steps(project, "a: {}", f'{{{name}: {{default: "${{env:SOME_ADDRESS}}"}}}}')
+    with pytest.raises(ParameterError, match="stored in records and logs"):
+        load(project)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokenizer", "bert-base-uncased-77"),
+        ("max_tokens", "512"),
+        ("sort_key", "score"),
+        ("keyframes", "every-10th"),
+        ("password_file", "secrets/db"),
+        ("data", "https://example.org:8080/a@b"),
+        ("db_password", "${env:DB_PASSWORD}"),
+        ("model", "models:/front-camera@champion"),
+        ("name", "night-drives@3"),
+    ],
+)
+def test_ordinary_parameters_are_no_secrets(project: Path, name: str, value: str) -> None:
+    write_steps(project, "a: {}", f"{{{name}: {{default: ''}}}}")
+    assert load(project, **{name: value}).parameters == {name: value}
 
 
 def test_only_and_from_report_what_they_skip(fanned: Path, workspace: Workspace) -> None:

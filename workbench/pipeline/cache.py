@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import digest
+from workbench.core import digest, secret_scan
 from workbench.core.errors import RecordError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.pipeline import environment, secret_scan
+from workbench.pipeline import environment
 from workbench.pipeline.contract import StepContract
 from workbench.records import integrity
 from workbench.records.base import Ref
@@ -291,7 +291,11 @@ def collect_small_files(
         content = path.read_bytes()
         if digest.of_bytes(content) != fingerprint:
             continue
-        if not secret_scan.scan_text(content.decode(errors="replace"), {}):
+        known = secret_scan.known_in_environment() | secret_scan.known_in_dotenv(path.parent)
+        settings = secret_scan.is_settings_file(path.name) or path.suffix == ""
+        text = content.decode(errors="replace")
+        secret = secret_scan.is_secret_file(str(path))
+        if not secret and not secret_scan.scan_text(text, known, settings=settings):
             payload[f"{FILES_FOLDER}/{name}"] = content
     return payload
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workbench.core import digest
+from workbench.core import digest, secret_scan
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.names import check_name, check_text, shown
 from workbench.core.text import path_hint
@@ -157,8 +157,25 @@ class StepContract:
         return (*self.sources, *(f"import {module}" for module in loaded))
 
     def validate(self, given: Json) -> Json:
-        """Parameters as JSON values, defaults filled in; raises `ParameterError`."""
-        checked = parameters.validate_parameters(self.parameters, given, where=self.notebook.name)
+        """Parameters as JSON values, defaults filled in.
+
+        Raises:
+            ParameterError: A name is unknown, or a value is invalid, looks like a secret, or refers
+                to one that the contract does not declare.
+        """
+        where = self.notebook.name
+        secrets = self.declaration.secrets
+        parameters.require_no_secrets(given, secrets, where=where)
+        checked = parameters.validate_parameters(self.parameters, given, where=where)
+        parameters.require_no_secrets(checked, secrets, where=where)
+        for name, value in checked.items():
+            reference = secret_scan.REFERENCE.match(value) if isinstance(value, str) else None
+            if reference and reference[1] not in secrets:
+                raise ParameterError(
+                    f"parameter {name!r} refers to {reference[1]}, which the step may not read",
+                    where=where,
+                    hint=f"Declare {reference[1]} under `secrets` in the notebook's contract",
+                )
         return {name: checked[name] for name in given} if self.plain else checked
 
     def path_parameters(self, values: Json) -> list[str]:

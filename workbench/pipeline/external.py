@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from workbench import services
-from workbench.core import digest
+from workbench.core import digest, secret_scan
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
+from workbench.pipeline import redaction
 from workbench.pipeline.cache import KeyIndex, StepKey
 from workbench.pipeline.graph import Pipeline
 from workbench.pipeline.plan import PlannedStep
@@ -43,6 +44,7 @@ class ExternalServices:
         self._starter = ThreadPoolExecutor(max_workers=1)
         self._servers: Future[Any] | None = None
         self._lock = threading.Lock()
+        self._known: dict[str, str] | None = None
 
     def start(self) -> RunRecorder:
         """Start servers and MLflow in the background, unless that has been done."""
@@ -68,22 +70,31 @@ class ExternalServices:
         return self._recorder
 
     def environment(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Environment variables with the addresses of these servers, which are then running."""
+        """Environment variables with the addresses of these servers, which are then running.
+
+        An address with a password, which only the environment can have set, is a reference.
+        """
         if not names:
             return {}
         if self._servers is not None:
             self._servers.result()
         with self._lock:
             services.up(self.workspace, names)  # one may have died since
-            return services.environment(self.workspace, names)
+            variables = services.environment(self.workspace, names)
+        return {
+            name: f"${{env:{name}}}" if secret_scan.mask(value) != value else value
+            for name, value in variables.items()
+        }
 
     def step_started(self, planned: PlannedStep, folder: Path) -> None:
         """Start the step's MLflow run."""
         self.start().step_started(_step_start(planned, folder))
 
     def log_points(self, step: str, points: list[MetricPoint]) -> None:
-        """Log metrics of a running step."""
-        self.start().log_points(step, points)
+        """Log metrics of a running step, whose names are a notebook's text."""
+        known = self._secrets()
+        clean = [replace(point, name=secret_scan.mask(point.name, known)) for point in points]
+        self.start().log_points(step, clean)
 
     def step_ended(
         self,
@@ -134,10 +145,13 @@ class ExternalServices:
         return error
 
     def _secrets(self) -> dict[str, str]:
-        """Values of the steps' secrets, which must not be written to MLflow."""
-        steps = self.pipeline.steps.values()
-        names = {name for step in steps for name in step.contract.declaration.secrets}
-        return {name: os.environ[name] for name in names if os.environ.get(name)}
+        """Secret values, which must not be written to MLflow."""
+        if self._known is None:
+            steps = self.pipeline.steps.values()
+            names = {name for step in steps for name in step.contract.declaration.secrets}
+            project = self.pipeline.file.parent.parent
+            self._known = redaction.known_secrets(self.workspace, names, project)
+        return self._known
 
     def _connect(self) -> Tracker:
         if self._servers is not None:

@@ -7,18 +7,23 @@ is best effort: a project without git, or without a commit, runs all the same.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.pipeline import secret_scan
+from workbench.core import secret_scan
 
 __all__ = ()
 
 _MAX_DIFF_CHARACTERS = 1_000_000
 _MAX_UNTRACKED = 200
 _TIMEOUT_S = 30
+
+_FILE_OF_DIFF = re.compile(r"(?m)^(?=diff --git )")
+_KEY_LINES = re.compile(r"(?m)(?:^[ +-][ \t]*[A-Za-z0-9+/]{60,80}={0,2}\r?\n){2,}")
+"""Lines of a PEM key of which a diff shows only a part."""
 
 # A repository's own settings may name programs to run; reading its state must run none of them.
 _SAFE_OPTIONS = (
@@ -78,10 +83,30 @@ def read_git_state(folder: Path, known_secrets: Mapping[str, str] | None = None)
     diff = ""
     if commit:
         diff = run_git(folder, "diff", "HEAD", "--no-ext-diff", "--no-textconv") or ""
+    # Searched before it is cut: a cut secret would not be recognised.
+    diff = _redact_diff(diff[: 2 * _MAX_DIFF_CHARACTERS], known_secrets or {})
     if len(diff) > _MAX_DIFF_CHARACTERS:
         diff = f"{diff[:_MAX_DIFF_CHARACTERS]}\n# cut after {_MAX_DIFF_CHARACTERS:,} characters\n"
-    redacted = secret_scan.redact(diff, secret_scan.scan_text(diff, known_secrets or {}))
-    return GitState(commit, branch, redacted, tuple(untracked[:_MAX_UNTRACKED]))
+    return GitState(commit, branch, diff, tuple(untracked[:_MAX_UNTRACKED]))
+
+
+def _redact_diff(diff: str, known: Mapping[str, str]) -> str:
+    """A diff without credentials, and without the contents of files that hold secrets."""
+    parts = []
+    for part in _FILE_OF_DIFF.split(diff):
+        header, newline, _ = part.partition("\n")
+        names = header.removeprefix("diff --git ").replace('"', "").split(" ")
+        if any(secret_scan.is_secret_file(name) for name in names):
+            parts.append(f"{header}{newline}# contents left out: the file may hold secrets\n")
+            continue
+        settings = any(secret_scan.is_settings_file(name) for name in names)
+        leaks = secret_scan.scan_text(part, known, settings=settings)
+        parts.append(_KEY_LINES.sub(_redact_lines, secret_scan.redact(part, leaks)))
+    return "".join(parts)
+
+
+def _redact_lines(lines: re.Match[str]) -> str:
+    return re.sub(r"[A-Za-z0-9+/=]{60,}", "[redacted: lines of a key]", lines.group())
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:

@@ -19,6 +19,7 @@ from workbench.core.errors import ContractError
 from workbench.core.text import did_you_mean, short_repr
 from workbench.core.types import Json
 from workbench.pipeline.contract import Input, Resources, StepContract, read_contract
+from workbench.pipeline.parameters import require_no_secrets
 from workbench.pipeline.pipeline_file import (
     PipelineDefinition,
     StepDefinition,
@@ -124,6 +125,8 @@ def load_pipeline(path: Path, given: Mapping[str, Any], *, base: Path) -> Pipeli
     builder = _GraphBuilder(definition, known, given, file, base)
     for name, step in definition.steps.items():
         builder.add(name, step)
+    secrets = {s for step in builder.steps.values() for s in step.contract.declaration.secrets}
+    require_no_secrets(known, secrets, where=file.name)
     return Pipeline(definition, known, builder.steps, file)
 
 
@@ -168,7 +171,9 @@ class _GraphBuilder:
         needs = [step for source in sources.values() for step, _ in source.outputs]
         needs += [s.name for after in definition.after for s in self._earlier(base, after)]
         needs += [step for step, _ in when]
-        values = contract.validate(substitute(definition.parameters, known))
+        values = contract.validate(
+            substitute(definition.parameters, known, contract.declaration.secrets)
+        )
         resources = definition.resources.model_dump(exclude_none=True)
         return PipelineStep(
             name=name,

@@ -42,6 +42,7 @@ from openlineage.client.facet_v2 import (
 )
 from openlineage.client.serde import Serde
 
+from workbench.core import secret_scan
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline import runs
@@ -180,7 +181,8 @@ class LineageEvents:
             except Exception as error:
                 failures += 1
                 if failures == 1:
-                    _log.warning("OpenLineage events cannot be sent: %s", error)
+                    message = secret_scan.mask(str(error))
+                    _log.warning("OpenLineage events cannot be sent: %s", message)
 
 
 def _send(target: str, event: RunEvent) -> None:

@@ -18,6 +18,7 @@ import ast
 import copy
 import importlib
 import math
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
@@ -28,6 +29,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
+from workbench.core import secret_scan
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
@@ -171,6 +173,32 @@ def _create_model(config: ConfigDict, fields: dict[str, Any]) -> type[BaseModel]
         warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
         model: type[BaseModel] = create_model("Parameters", __config__=config, **fields)
     return model
+
+
+def require_no_secrets(
+    values: Mapping[str, Any], secrets: Iterable[str] = (), *, where: str
+) -> None:
+    """Refuse values that are, or look like, secrets: parameters are kept in records and logs.
+
+    Args:
+        values: Parameters.
+        secrets: Environment variables that contracts declare as secrets.
+        where: For the message.
+
+    Raises:
+        ParameterError: Such a value; the message has its name only.
+    """
+    known = secret_scan.known_in_environment()
+    known |= {name: os.environ[name] for name in secrets if os.environ.get(name)}
+    for name, value in values.items():
+        if reason := secret_scan.secret_in_value(name, value, known):
+            variable = name.upper() if name.isidentifier() else "NAME"
+            raise ParameterError(
+                f"parameter {name!r} {reason}, and parameters are stored in records and logs",
+                where=where,
+                hint=f"Pass it by reference, as ${{env:{variable}}}, declare {variable} under "
+                f"`secrets` in the notebook's contract, and read it with step.secret({name})",
+            )
 
 
 def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> Json:

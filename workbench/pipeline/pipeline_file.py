@@ -12,7 +12,7 @@
 ``${name}`` in a value stands for a pipeline parameter, ``${each.key}`` for the value of a fan-out,
 ``${env:NAME}`` or ``${env:NAME|fallback}`` for an environment variable, and ``${name|stem}`` for
 the last part of a path without its extension. A value that is exactly one reference keeps its
-type.
+type. ``${env:NAME}`` of a variable that holds a secret stays a reference for `Step.secret`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from workbench.core import secret_scan
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.names import check_name, check_path
 from workbench.core.text import did_you_mean, path_hint
 from workbench.core.types import Json
+from workbench.pipeline import parameters
 from workbench.pipeline.parameters import describe_value_error
 
 __all__ = ["pipeline_json_schema"]
@@ -39,9 +41,6 @@ RetryKind = Literal["service", "kernel-died", "out-of-memory", "timed-out", "cra
 VerdictName = Literal["PASS", "FAIL", "INSUFFICIENT EVIDENCE"]
 
 _REFERENCE = re.compile(r"\$\{(env:\w+|[\w.]+)(?:\|([^}]*))?\}")
-_SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE", re.IGNORECASE
-)
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
@@ -193,26 +192,32 @@ def resolve_parameters(definition: PipelineDefinition, given: Mapping[str, Any])
     values: Json = {}
     for name, declared in definition.parameters.items():
         value = given[name] if name in given else substitute(declared.default, values)
+        parameters.require_no_secrets({name: value}, where=definition.name)
         values[name] = _validated(name, value, declared)
     return values
 
 
-def substitute(value: Any, known: Mapping[str, Any]) -> Any:
+def substitute(value: Any, known: Mapping[str, Any], secrets: Collection[str] = ()) -> Any:
     """``value`` with every ``${…}`` inside it replaced, in lists and mappings too.
 
     Args:
         value: What the pipeline file says.
         known: Pipeline parameters, and the fan-out's values as ``each.KEY``.
+        secrets: Environment variables that are secrets beside those whose name says so:
+            ``${env:NAME}`` alone stays a reference, see `Step.secret`.
 
     Raises:
         ContractError: A reference or filter is unknown, or names a secret.
         ParameterError: An environment variable is not set.
     """
     if isinstance(value, dict):
-        return {key: substitute(part, known) for key, part in value.items()}
+        return {key: substitute(part, known, secrets) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [substitute(part, known) for part in value]
+        return [substitute(part, known, secrets) for part in value]
     if not isinstance(value, str):
+        return value
+    reference = secret_scan.REFERENCE.match(value)
+    if reference and (reference[1] in secrets or secret_scan.is_secret_name(reference[1])):
         return value
     whole = _REFERENCE.fullmatch(value)
     if whole and (not whole.group(2) or whole.group(1).startswith("env:")):
@@ -250,11 +255,12 @@ def _resolve(match: re.Match[str], known: Mapping[str, Any]) -> Any:
 
 
 def _environment_variable(name: str, fallback: str | None, where: str) -> str:
-    if _SECRET_NAME.search(name):
+    if secret_scan.is_secret_name(name):
         raise ContractError(
             f"{name} looks like a secret, and parameters are stored in records and logs",
             where=where,
-            hint="Declare it under `secrets` in the notebook's contract and use step.secret(…)",
+            hint="Write nothing but ${env:NAME} as the value, declare NAME under `secrets` in the "
+            "notebook's contract, and use step.secret(…)",
         )
     value = os.environ.get(name, fallback)
     if value is None:

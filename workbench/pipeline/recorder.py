@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core import digest
+from workbench.core import digest, secret_scan
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import write_atomic
 from workbench.pipeline import ipynb, runs
@@ -96,7 +96,7 @@ class RunRecorder:
         tags: Tags of the run and all its steps, with ``workbench.pipeline``, ``workbench.run`` and
             ``workbench.workspace`` among them.
         project: The folder whose git state and lock are kept with the run.
-        secrets: Secret values by name, redacted in the git diff.
+        secrets: Secret values by name, redacted in tags, the git diff and the lock.
     """
 
     def __init__(
@@ -170,6 +170,7 @@ class RunRecorder:
             status: MLflow's status: FINISHED, FAILED or KILLED.
             run: The step's run record; None when it failed, or waits for people (FINISHED).
         """
+        tags = {name: secret_scan.mask(value, self._secrets) for name, value in tags.items()}
         if status != "FINISHED":
             self._stopped = (status, f"{step.step}: {tags.get('workbench.failure', 'cancelled')}")
         if self._events:
@@ -310,7 +311,8 @@ class RunRecorder:
         lock = self._project / LOCK_FILE
         if lock.is_file():
             self._source_tags["workbench.lock"] = digest.of_file(lock)
-            self._mlflow.log_files(self._parent, [lock], "environment")
+            text = secret_scan.mask(lock.read_text(errors="replace"), self._secrets)
+            self._mlflow.log_text(self._parent, text, f"environment/{lock.name}")
         self._mlflow.set_tags(self._parent, self._source_tags)
 
     def _upstream_runs(self, refs: Iterable[Ref]) -> dict[Ref, str]:

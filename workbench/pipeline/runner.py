@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any, TextIO
 
+from workbench.core import secret_scan
 from workbench.pipeline import forked_kernel, ipynb
 from workbench.pipeline.connect import SPEC_VARIABLE
 from workbench.pipeline.spec import (
@@ -143,7 +144,7 @@ class _CellAnnouncer:
 def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
     threads = str(spec.threads)
     return {
-        **spec.environment,
+        **{n: v for n, v in spec.environment.items() if not secret_scan.REFERENCE.match(v)},
         SPEC_VARIABLE: str(spec_file),
         "WORKBENCH_HOME": spec.home,
         "OMP_NUM_THREADS": threads,

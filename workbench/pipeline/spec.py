@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
+from workbench.core import secret_scan
 from workbench.core.errors import WorkbenchError
 from workbench.core.types import Json
 from workbench.records.base import Ref
@@ -56,7 +57,8 @@ class StepSpec(_VersionedFile):
         folder: Where results go.
         cache: A folder that later attempts of the same work find again.
         inputs: A reference for each declared input; several where it takes many.
-        environment: Variables of the kernel, such as the addresses of servers.
+        environment: Variables of the kernel, such as the addresses of servers. ``${env:NAME}``
+            stands for the variable of the process, which an address with a password stays in.
         secrets: Names of environment variables, never values.
         project: Folder that relative paths start from, if not the notebook's project.
     """
@@ -80,7 +82,7 @@ class StepSpec(_VersionedFile):
 
 
 class Failure(BaseModel):
-    """Why a step failed. ``cell`` counts from 1, as JupyterLab's prompts do."""
+    """Why a step failed, with credentials redacted. ``cell`` counts from 1, as JupyterLab does."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
@@ -89,6 +91,11 @@ class Failure(BaseModel):
     hint: str | None = None
     cell: int | None = None
     traceback: str | None = None
+
+    @field_validator("message", "where", "hint", "traceback")
+    @classmethod
+    def _without_credentials(cls, text: str | None) -> str | None:
+        return text and secret_scan.mask(text)
 
     def __str__(self) -> str:
         parts = [self.message]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.core import secret_scan
 from workbench.core.errors import ContractError, ParameterError, RecordError
 from workbench.core.names import check_path, check_text
 from workbench.core.types import Json
@@ -143,10 +144,15 @@ class Step:
     def secret(self, name: str) -> str:
         """The value of a secret that the contract declares. Never print or store it.
 
+        Args:
+            name: Of an environment variable, or a parameter's ``${env:NAME}``.
+
         Raises:
             ContractError: The secret is not declared.
-            ParameterError: Its environment variable is not set.
+            ParameterError: Its environment variable is not set, or too short to be redacted.
         """
+        reference = secret_scan.REFERENCE.match(name)
+        name = reference[1] if reference else name
         if name not in self.secrets:
             raise ContractError(
                 f"secret {name!r} is not declared",
@@ -156,6 +162,12 @@ class Step:
         if not value:
             raise ParameterError(
                 f"secret {name!r} has no value", hint=f"Set the environment variable {name}"
+            )
+        if len(value.strip()) < secret_scan.MIN_LENGTH:
+            raise ParameterError(
+                f"secret {name!r} has fewer than {secret_scan.MIN_LENGTH} characters: it could "
+                "not be told from other text and redacted",
+                hint="Use a longer one",
             )
         return value
 

@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import signal
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
@@ -19,11 +20,19 @@ from types import FrameType
 import psutil
 from pydantic import ValidationError
 
+from workbench.core import secret_scan
 from workbench.core.errors import ContractError
 from workbench.core.processes import die_with_parent
-from workbench.core.workspace import Workspace, write_atomic
-from workbench.pipeline import secret_scan
-from workbench.pipeline.spec import RESULT_FILE, ExitStatus, Failure, StepResult, StepSpec
+from workbench.core.workspace import Workspace, project_root, write_atomic
+from workbench.pipeline import redaction
+from workbench.pipeline.spec import (
+    OUTPUT_FILE,
+    RESULT_FILE,
+    ExitStatus,
+    Failure,
+    StepResult,
+    StepSpec,
+)
 
 __all__ = ["run_step"]
 
@@ -67,18 +76,22 @@ def run_step(spec_file: Path) -> StepResult:
     for name in ("failure.json", "outputs.json", "progress.json", RESULT_FILE):
         (folder / name).unlink(missing_ok=True)
     Path(spec.cache).mkdir(parents=True, exist_ok=True)
-    started, cpu_before = time.monotonic(), _cpu_seconds()
-    status, failure, peak_mib = _run_watched(spec, spec_file)
+    started, cpu_before, started_ns = time.monotonic(), _cpu_seconds(), time.time_ns()
+    known = _known_secrets(spec)
+    peak_mib, failure = 0.0, _secret_in_source(spec, known)
+    if failure is None:
+        status, failure, peak_mib = _run_watched(spec, spec_file)
+    else:
+        status = ExitStatus.CONTRACT
     outputs = _read_outputs(folder)
     missing = sorted(set(spec.declared_outputs) - set(outputs))
     if status is ExitStatus.OK and missing:
         hint = "Call step.output(name, ref) for each output that the contract declares"
         message = f"the notebook did not write its output {', '.join(missing)}"
         status, failure = ExitStatus.CONTRACT, _failure("contract", message, hint)
-    known = secret_scan.known_secrets(Workspace(Path(spec.home)), spec.secrets)
-    leaks = secret_scan.redact_folder(folder, known)
-    if leaks:
-        status, failure = ExitStatus.CONTRACT, secrets_leaked(leaks)
+    leak = redact_files(spec, known) or _secret_in_records(spec, started_ns, known)
+    if leak is not None:
+        status, failure = ExitStatus.CONTRACT, leak
     result = StepResult(
         status=status,
         seconds=round(time.monotonic() - started, 3),
@@ -91,11 +104,52 @@ def run_step(spec_file: Path) -> StepResult:
     return result
 
 
-def secrets_leaked(leaks: dict[str, list[str]]) -> Failure:
-    """The failure of a step whose files contained secrets, see `secret_scan.redact_folder`."""
-    file, names = next(iter(leaks.items()))
-    message = f"the value of secret {', '.join(names)} was in {file}; it was redacted"
-    return _failure("contract", message, "Do not print a secret, nor an object that contains it")
+def redact_files(spec: StepSpec, known: Mapping[str, str] | None = None) -> Failure | None:
+    """Redact a step's files, see `redaction.redact_folder`.
+
+    Args:
+        spec: The step.
+        known: Secret values by name; by default all that this machine knows.
+
+    Returns:
+        The failure of a step whose files contained known secrets.
+    """
+    folder = Path(spec.folder)
+    found = redaction.redact_folder(folder, _known_secrets(spec) if known is None else known)
+    if found.guessed:
+        with (folder / OUTPUT_FILE).open("a", encoding="utf-8") as output:
+            for file, names in found.guessed.items():
+                output.write(f"--- redacted in {file}: {', '.join(names)}\n")
+    hint = "Do not print or save a secret, nor an object that contains it"
+    return _failure("contract", found.message(), hint) if found.known else None
+
+
+def _known_secrets(spec: StepSpec) -> dict[str, str]:
+    project = Path(spec.project) if spec.project else project_root(Path(spec.notebook))
+    return redaction.known_secrets(Workspace(Path(spec.home)), spec.secrets, project)
+
+
+def _secret_in_source(spec: StepSpec, known: Mapping[str, str]) -> Failure | None:
+    """The failure of a notebook that contains a secret, which its record would keep."""
+    try:
+        text = Path(spec.notebook).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None  # running it will say so
+    leaks = secret_scan.scan_known(text, known)
+    if not leaks:
+        return None
+    message = f"the notebook contains the value of secret {leaks[0].name}"
+    hint = "Remove it; read it with step.secret(…), declared under `secrets` in the contract"
+    return _failure("contract", message, hint)
+
+
+def _secret_in_records(spec: StepSpec, started_ns: int, known: Mapping[str, str]) -> Failure | None:
+    """The failure of a step that wrote a secret into a record, whether or not it is an output."""
+    leaks = redaction.leaks_in_records(Workspace(Path(spec.home)), started_ns, known)
+    if not leaks:
+        return None
+    hint = "Delete that record's folder, and do not save a secret"
+    return _failure("contract", leaks[0], hint)
 
 
 def _run_watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure | None, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from workbench.core.errors import ContractError, WorkbenchError
+from workbench.core.secret_scan import is_secret_name
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -27,7 +27,6 @@ from workbench.records.base import Ref
 
 __all__ = ["CheckReport", "check_notebook"]
 
-_SECRET_NAME = re.compile(r"(?i)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)")
 _MIN_SECRET_LENGTH = 8
 
 
@@ -118,7 +117,7 @@ def _known_secrets(notebook: Path) -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name in declared or (_SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH)
+        if name in declared or (is_secret_name(name) and len(value) >= _MIN_SECRET_LENGTH)
     }
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench import services
+from workbench.core import secret_scan
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, project_root
-from workbench.pipeline import secret_scan
 from workbench.pipeline.checking import trials
 from workbench.pipeline.checking.findings import Finding
 from workbench.pipeline.checking.receipts import CheckOutcome, Coverage

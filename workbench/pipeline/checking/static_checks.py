@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workbench.core import secret_scan
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
-from workbench.pipeline import ipynb, parameters, secret_scan
+from workbench.pipeline import ipynb, parameters
 from workbench.pipeline.checking.findings import Finding, sort_findings
 from workbench.pipeline.checking.names import check_names
 from workbench.pipeline.checking.notebook import (

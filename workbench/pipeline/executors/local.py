@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from workbench.pipeline.spec import LOG_FILE, RESULT_FILE, ExitStatus, StepResult, StepSpec
-from workbench.pipeline.unit import write_spec
+from workbench.pipeline.unit import redact_files, write_spec
 
 __all__ = ["LocalExecutor"]
 
@@ -60,7 +60,7 @@ class LocalExecutor:
             status = self._wait(str(spec_file), watch, stop)
         finally:
             watch()
-        return _read_result(spec_file.parent, status)
+        return _read_result(spec, status)
 
     def close(self) -> None:
         """End the worker pool."""
@@ -181,14 +181,16 @@ def run_in_new_process(
             raise
         finally:
             watch()
-    return _read_result(folder, process.returncode)
+    return _read_result(spec, process.returncode)
 
 
-def _read_result(folder: Path, status: int) -> StepResult:
-    """The result in ``folder``; a crash if the process wrote none."""
-    path = folder / RESULT_FILE
-    if path.exists():
-        return StepResult.model_validate_json(path.read_bytes())
+def _read_result(spec: StepSpec, status: int) -> StepResult:
+    """The result in the step's folder; a crash if its process wrote none."""
+    folder = Path(spec.folder)
+    if (folder / RESULT_FILE).exists():
+        return StepResult.model_validate_json((folder / RESULT_FILE).read_bytes())
+    if leak := redact_files(spec):  # the process was killed before it could do so
+        return StepResult(status=ExitStatus.CONTRACT, seconds=0, peak_memory_mib=0, failure=leak)
     message = f"the step's process ended with status {status} and wrote no result"
     hint = f"Its output: {folder / LOG_FILE}"
     return StepResult.failed(ExitStatus.CRASHED, "crashed", message, hint)

@@ -29,7 +29,7 @@ from workbench.core.workspace import (
     project_root,
     write_atomic,
 )
-from workbench.pipeline import environment, secret_scan, unit
+from workbench.pipeline import environment, unit
 from workbench.pipeline.contract import read_contract
 from workbench.pipeline.executors import local
 from workbench.pipeline.executors.artifacts import ArtifactStore, pack_folder, unpack_folder
@@ -225,9 +225,8 @@ def receive_outputs(artifacts: ArtifactStore, spec: StepSpec, answer: str) -> St
     if message["folder"] is not None:
         _fetch_folder(artifacts, message["folder"], folder)
     # The worker redacted the step's own secrets; those of the servers are known only here.
-    leaked = secret_scan.redact_folder(folder, secret_scan.known_secrets(workspace, spec.secrets))
-    if leaked:
-        failure = unit.secrets_leaked(leaked)
+    failure = unit.redact_files(spec)
+    if failure is not None:
         result = result.model_copy(
             update={"status": ExitStatus.CONTRACT, "outputs": {}, "failure": failure}
         )

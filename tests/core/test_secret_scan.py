@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from workbench.pipeline import secret_scan
+from workbench.core import secret_scan
 
 JWT = ".".join(
     base64.urlsafe_b64encode(part).decode().rstrip("=")
