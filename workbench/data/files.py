@@ -8,7 +8,6 @@ turn into a line of the quarantine.
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core.parsing import parse_json
 from workbench.records.types import Quarantined
 
 __all__ = ["IMAGE_SUFFIXES", "find_images"]
@@ -234,10 +234,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: The file cannot be read or is not JSON.
     """
-    try:
-        return json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
+    return parse_json(read_text(path))
 
 
 def parse_number(value: Any, what: str = "value") -> float:

@@ -52,6 +52,8 @@ _MAX_12_BIT = 4095
 
 _CHUNK_SIZE = 16
 _MIN_FRAMES_FOR_PROCESSES = 64
+_MAX_NAME = 200
+_MAX_DETAIL = 1000
 
 _ImageResult = StoredImage | RejectedImage
 
@@ -195,6 +197,9 @@ class _DatasetBuilder:
         self._quarantine: list[Quarantined] = list(source.problems)
 
     def add(self, source: SourceFrame, image: _ImageResult) -> None:
+        if problem := _frame_problem(source):
+            self._reject(source, "mislabelled", problem + left_out_text(source.boxes))
+            return
         if isinstance(image, RejectedImage):
             self._reject(source, image.reason, image.detail + left_out_text(source.boxes))
             return
@@ -287,7 +292,7 @@ class _DatasetBuilder:
         names = {frame.id: source.name for frame, source in self._frames.values()}
         return IngestResult(
             dataset,
-            tuple(self._quarantine),
+            tuple(map(_readable, self._quarantine)),
             names,
             self._source.root,
             self._source.format,
@@ -319,6 +324,8 @@ class _DatasetBuilder:
             return None
         if cls is None:
             raise _InvalidBoxError("unknown-class", f"class {box.name!r}")
+        if box.track is not None and (problem := _text_problem(box.track)):
+            raise _InvalidBoxError("mislabelled", f"its track {problem}")
         return Label(
             frame=frame.id,
             cls=ANY_CLASS if cls == IGNORE else cls,
@@ -338,6 +345,39 @@ class _InvalidBoxError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def _frame_problem(source: SourceFrame) -> str | None:
+    """Why a frame cannot be recorded as its source describes it."""
+    for what, text in [("drive", source.drive), *(("event", event) for event in source.events)]:
+        if problem := _text_problem(text):
+            return f"its {what} {problem}"
+    numbers = {"index": source.index, "timestamp_us": source.timestamp_us or 0}
+    for what, number in numbers.items():
+        if abs(number) >= 2**53:  # more than a record can hold
+            return f"its {what} is too large"
+    if not source.name.isprintable() and _readable_text(source.name) != source.name:
+        return "its file name is not text in UTF-8: rename it"
+    return None
+
+
+def _text_problem(text: str) -> str | None:
+    if len(text) > _MAX_NAME:
+        return f"is a name of {len(text):,} characters; the limit is {_MAX_NAME}"
+    if not text.isprintable():
+        return f"has characters that cannot be shown: {_readable_text(text)!r}"
+    return None
+
+
+def _readable_text(text: str) -> str:
+    """``text`` with bytes that are no UTF-8 as escapes, cut to a length that people read."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _MAX_DETAIL else f"{text[: _MAX_DETAIL - 1]}…"
+
+
+def _readable(entry: Quarantined) -> Quarantined:
+    texts = {"file": _readable_text(entry.file), "detail": _readable_text(entry.detail)}
+    return entry.model_copy(update=texts)
 
 
 def _pixel_box(source: SourceBox, frame: Frame) -> Box:

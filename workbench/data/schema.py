@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.names import check_text
+from workbench.core.parsing import read_yaml
 from workbench.core.text import did_you_mean
 from workbench.records.frames import LabelSchema, Question
 
@@ -189,8 +190,8 @@ _HINT = "`workbench schema new` writes a commented example"
 
 def _read_yaml(path: Path, what: str) -> object:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return read_yaml(path)
+    except (OSError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or error
         at = f", line {mark.line + 1}" if mark else ""

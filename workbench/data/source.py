@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, ValidationError
 
+from workbench.core import digest
 from workbench.core.errors import DataError
 from workbench.core.text import counted, natural_key
 from workbench.data.files import read_json, relative_name
@@ -216,7 +217,9 @@ def apply_drives_file(source: Source) -> Source:
         return source
     try:
         notes = _DrivesFile.model_validate(read_json(path))
-    except (ValueError, ValidationError) as error:
+        for drive in notes.drives:
+            digest.canonical_json(drive.model_dump(mode="json"))  # no infinity, no half characters
+    except (ValueError, DataError) as error:
         what = _first_validation_error(error) if isinstance(error, ValidationError) else str(error)
         raise DataError(
             f"invalid {_DRIVES_FILE}: {what}",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from workbench.core import digest
 from workbench.core.errors import DataError
+from workbench.core.parsing import parse_yaml
 from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruthBatch, Losses
 from workbench.detection.preprocessing import Preprocessing
 from workbench.records.model_types import Supplier
@@ -358,7 +359,7 @@ def find_licence(folder: Path) -> str | None:
         parts = readme.read_text(errors="replace").split("---", 2)
         if len(parts) == 3 and not parts[0].strip():
             try:
-                head = yaml.safe_load(parts[1])
+                head = parse_yaml(parts[1])
             except yaml.YAMLError:
                 head = None
             if isinstance(head, dict):

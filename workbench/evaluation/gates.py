@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
+from workbench.core.parsing import read_yaml
 from workbench.core.text import counted, did_you_mean
 from workbench.core.types import Json
 from workbench.data.resampling import MIN_DRIVES
@@ -144,7 +145,7 @@ def load_rules(path: Path) -> GateRules:
             message names gate and key and suggests the nearest valid word.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise ParameterError(
@@ -154,7 +155,7 @@ def load_rules(path: Path) -> GateRules:
             where=path,
             hint="The default is pipelines/gates.yaml",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise ParameterError(

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from workbench.core import digest, workspace
 from workbench.core.errors import ParameterError
+from workbench.core.parsing import read_yaml
 from workbench.core.types import Json
 from workbench.detection.bundles import (
     CALIBRATION_FILE,
@@ -187,7 +188,7 @@ def load_target_matrix(path: Path) -> tuple[PlannedTarget, ...]:
         ParameterError: The file cannot be read, or a row is invalid; the message names the key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         return _TargetMatrix.model_validate(content).targets
     except OSError as error:
         raise ParameterError(
@@ -196,7 +197,7 @@ def load_target_matrix(path: Path) -> tuple[PlannedTarget, ...]:
             hint=f"The default is {DEFAULT_TARGETS}",
         ) from error
     except yaml.YAMLError as error:
-        raise ParameterError("the target matrix is not YAML", where=path) from error
+        raise ParameterError(f"the target matrix is not YAML: {error}", where=path) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

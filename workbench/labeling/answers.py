@@ -7,18 +7,21 @@ answered a frame more than once, the latest answer counts. Drafts and prediction
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from workbench.core import digest
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
 from workbench.detection import boxes
 from workbench.labeling.regions import (
     DrawnObject,
     InvalidRegion,
+    ParsedResult,
     parse_result,
     rotated_corners,
     without_copies,
@@ -160,6 +163,7 @@ def parse_answers(
         Every labeler's latest answer ordered by labeler, and rows for all annotations.
     """
     latest: dict[str, Answer] = {}
+    annotations = [_with_readable_id(annotation) for annotation in annotations]
     for annotation in annotations:
         answer = _parse_answer(annotation, task, frame, schema, users)
         previous = latest.get(answer.annotator)
@@ -181,7 +185,12 @@ def _parse_answer(
     annotator = _annotator_of(annotation, users)
     skipped = bool(annotation.get("was_cancelled"))
     result = [] if skipped else annotation.get("result") or []
-    parsed = without_copies(parse_result(result, frame.width, frame.height, schema))
+    problem = annotation.get(_PROBLEM) or ("" if isinstance(result, list) else "it has no regions")
+    if problem:
+        invalid = InvalidRegion("", "mislabelled", f"the answer cannot be read: {problem[:200]}")
+        parsed = ParsedResult((), (invalid,), {}, None)
+    else:
+        parsed = without_copies(parse_result(result, frame.width, frame.height, schema))
     return Answer(
         frame=frame.id,
         annotator=annotator,
@@ -191,7 +200,7 @@ def _parse_answer(
         objects=parsed.objects,
         invalid=parsed.invalid,
         minutes=_minutes_of(annotation, annotator),
-        at=annotation.get("updated_at") or annotation.get("created_at"),
+        at=_text_of(annotation, "updated_at") or _text_of(annotation, "created_at"),
         choices=parsed.choices,
         comment=parsed.comment,
     )
@@ -209,21 +218,57 @@ def _annotation_row(
         skipped=bool(annotation.get("was_cancelled")),
         counts=counts,
         minutes=_minutes_of(annotation, annotator),
-        created_at=None if replayed else annotation.get("created_at"),
-        updated_at=None if replayed else annotation.get("updated_at"),
-        result=json.dumps(annotation.get("result") or [], sort_keys=True),
+        created_at=None if replayed else _text_of(annotation, "created_at"),
+        updated_at=None if replayed else _text_of(annotation, "updated_at"),
+        result=_as_json(annotation.get("result") or []),
     )
+
+
+def _as_json(result: Any) -> str:
+    try:
+        return json.dumps(result, sort_keys=True)
+    except UNREADABLE as error:
+        return json.dumps(describe_unreadable(error))
 
 
 def _annotator_of(annotation: Json, users: Mapping[int, str]) -> str:
     author = annotation.get("completed_by")
-    user = author["id"] if isinstance(author, Mapping) else author
-    return users.get(int(user or 0), f"user {user}")
+    user = author.get("id") if isinstance(author, Mapping) else author
+    try:
+        return users.get(int(user or 0), f"user {user}")
+    except UNREADABLE:
+        return "user ?"
 
 
 def _minutes_of(annotation: Json, annotator: str) -> float | None:
     seconds = None if is_replay(annotator) else annotation.get("lead_time")
-    return None if seconds is None else float(seconds) / 60
+    try:
+        minutes = None if seconds is None else float(seconds) / 60
+    except UNREADABLE:
+        return None
+    return minutes if minutes is not None and 0 <= minutes < math.inf else None
+
+
+_PROBLEM = "problem"
+"""Entry of an annotation that stands for one that cannot be read."""
+
+
+def _with_readable_id(annotation: Any) -> Json:
+    """The annotation; in place of one that cannot be told from others, one with the reason."""
+    try:
+        number = int(annotation["id"])
+        if 0 <= number < 2**53:
+            return {**annotation, "id": number}
+        problem = f"its id is {number}"
+    except UNREADABLE as error:
+        problem = describe_unreadable(error)
+    author = annotation.get("completed_by") if isinstance(annotation, Mapping) else None
+    return {"id": 0, "completed_by": author, _PROBLEM: problem}
+
+
+def _text_of(annotation: Json, name: str) -> str | None:
+    text = annotation.get(name)
+    return text if isinstance(text, str) and text.isprintable() else None
 
 
 class AnnotatorTally:

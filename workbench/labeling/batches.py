@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError
+from workbench.core.parsing import read_yaml
 from workbench.core.text import short_repr
 from workbench.data.slices import check_slice_name, frame_slices
 from workbench.labeling.answers import region_id
@@ -165,7 +166,7 @@ def load_labeling_rules(path: Path) -> tuple[LabelingRule, ...]:
         ParameterError: The file is missing or invalid.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
         return tuple(TypeAdapter(list[LabelingRule]).validate_python(content))
     except OSError as error:
         raise ParameterError(f"cannot read the file: {error.strerror}", where=path) from error

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
 from workbench.labeling import label_config
 from workbench.records.frames import Box, LabelSchema, Point, RotatedBox
@@ -31,6 +32,7 @@ _TOLERANCE_PX = 1e-6
 _UPRIGHT_TOLERANCE_PX = 0.01
 """Distance of a corner from the upright box up to which a rotation counts as a quarter turn."""
 
+_MAX_DETAIL = 300
 _ANSWER_TYPES = ("choices", "textarea")
 
 _RELATION = "relation"
@@ -160,27 +162,45 @@ def parse_result(
     answers: dict[str, dict[str, str]] = {}
     choices: dict[str, str] = {}
     comments: list[str] = []
+    parsed: list[DrawnObject | InvalidRegion] = []
+    shapes: list[Region] = []
     for region in result:
-        text = _answer_text(region)
-        if not text:
-            continue
-        name = region.get("from_name", "")
-        answers.setdefault(region.get("id", ""), {})[name] = text
-        if name in questions:
-            choices[name] = text
-        elif name == label_config.COMMENT:
-            comments.append(text)
-    parsed = [
-        _parse_shape(region, width, height, schema, answers.get(region.get("id", ""), {}))
-        for region in result
-        if region.get("type") not in (*_ANSWER_TYPES, _RELATION)
-    ]
+        try:
+            text = _answer_text(region)
+            if region.get("type") not in (*_ANSWER_TYPES, _RELATION):
+                shapes.append(region)
+            if not text:
+                continue
+            name = region.get("from_name", "")
+            answers.setdefault(region.get("id", ""), {})[name] = text
+            if name in questions:
+                choices[name] = text
+            elif name == label_config.COMMENT:
+                comments.append(text)
+        except UNREADABLE as error:
+            parsed.append(_unreadable_region(region, error))
+    for region in shapes:
+        try:
+            about = answers.get(region.get("id", ""), {})
+            parsed.append(_parse_shape(region, width, height, schema, about))
+        except UNREADABLE as error:
+            parsed.append(_unreadable_region(region, error))
     return ParsedResult(
         tuple(one for one in parsed if isinstance(one, DrawnObject)),
-        tuple(one for one in parsed if isinstance(one, InvalidRegion)),
+        tuple(_shortened(one) for one in parsed if isinstance(one, InvalidRegion)),
         choices,
         "\n".join(comments) or None,
     )
+
+
+def _shortened(invalid: InvalidRegion) -> InvalidRegion:
+    text = invalid.detail.encode("utf-8", "backslashreplace").decode()
+    return replace(invalid, detail=text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]}…")
+
+
+def _unreadable_region(region: object, error: BaseException) -> InvalidRegion:
+    region_id = str(region.get("id", ""))[:40] if isinstance(region, Mapping) else ""
+    return InvalidRegion(region_id, "mislabelled", describe_unreadable(error))
 
 
 def without_copies(parsed: ParsedResult) -> ParsedResult:
@@ -203,7 +223,9 @@ def _answer_text(region: Region) -> str | None:
         return None
     value = region.get("value") or {}
     text = value.get("choices") or value.get("text") or []
-    return text if isinstance(text, str) else "\n".join(text) or None
+    text = text if isinstance(text, str) else "\n".join(text)
+    text.encode()  # a half character cannot be recorded
+    return text or None
 
 
 def _parse_shape(
@@ -216,7 +238,7 @@ def _parse_shape(
     labels = region["value"].get(region["type"]) or []
     if len(labels) != 1 or labels[0] not in (*schema.classes, label_config.IGNORE_AREA):
         classes = ", ".join(schema.classes)
-        detail = f"class is {', '.join(labels) or 'none'}, schema has {classes}"
+        detail = f"class is {', '.join(labels)[:100] or 'none'}, schema has {classes}"
         return InvalidRegion(region_id, "unknown-class", detail)
     shape = _to_pixels(region, width, height)
     invalid = _check_shape(region_id, shape, (width, height), schema)

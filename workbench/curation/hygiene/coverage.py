@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from workbench.core.errors import ParameterError
+from workbench.core.parsing import read_yaml
 from workbench.curation.hygiene.leakage import split_side
 from workbench.data.slices import describe_conditions
 from workbench.records.base import FrozenModel
@@ -145,7 +146,7 @@ def read_coverage_target(path: Path) -> CoverageTarget:
         ParameterError: The file cannot be read or is invalid.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
         return CoverageTarget.model_validate(content)
     except OSError as error:
         raise ParameterError(

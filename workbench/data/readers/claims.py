@@ -69,8 +69,11 @@ class ImageFinder:
             if not outside and ".." not in pure.parts and not pure.is_absolute():
                 folders = (beside, beside / "images", self.root, self.root / "images")
                 for folder in dict.fromkeys(folders):
-                    if (folder / pure).is_file():
-                        return folder / pure, ""
+                    try:
+                        if (folder / pure).is_file():
+                            return folder / pure, ""
+                    except OSError as error:  # such as a name that is too long
+                        return None, f"no such file: {error.strerror}"
             alike = self._named(pure)
             alike = [path for path in alike if path.name == pure.name] or alike
             if alike:

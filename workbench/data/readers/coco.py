@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import DataError
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
 from workbench.data.files import (
     find_files,
@@ -188,8 +189,8 @@ def _annotations(body: Json, where: str, problems: list[Quarantined]) -> _Annota
             if "image_id" not in annotation:
                 raise ValueError("it has no image_id")
             box = _box(annotation, names, detail)
-        except ValueError as error:
-            problems.append(mislabelled(where, f"{detail}: {error}"))
+        except UNREADABLE as error:
+            problems.append(mislabelled(where, f"{detail}: {describe_unreadable(error)}"))
             result.failed[identity_of(annotation.get("image_id"))] += 1
         else:
             result.boxes[identity_of(annotation["image_id"])].append(box)
@@ -275,8 +276,9 @@ def _claim(
         return None
     try:
         frame = _frame(image, file, finder.root, boxes, annotations.failed.get(image_id, 0))
-    except (TypeError, ValueError) as error:
-        detail = f"its description cannot be read ({error}){left_out_text(boxes)}"
+    except UNREADABLE as error:
+        reason = describe_unreadable(error)
+        detail = f"its description cannot be read ({reason}){left_out_text(boxes)}"
         problems.append(mislabelled(name, detail))
         return None
     return Claim(name, where, frame)

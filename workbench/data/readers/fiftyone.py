@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import DataError
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
 from workbench.data.files import parse_integer, parse_number, parse_size, read_json, relative_name
 from workbench.data.names import parse_file_name
@@ -38,7 +39,7 @@ def read_fiftyone(source: Path) -> Source:
     finder = ImageFinder(source)
     problems: list[Quarantined] = []
     claims = []
-    for name, size, detections in rows:
+    for name, meta, detections in rows:
         boxes, failed = _boxes(name, detections, problems)
         file, reason = finder.find(name, source / "data")
         if file is None:
@@ -48,6 +49,12 @@ def read_fiftyone(source: Path) -> Source:
         if detections is None:
             detail = "nobody labeled it: it has no detections, which is not an empty list"
             problems.append(Quarantined(file=name, reason="missing", detail=detail))
+            continue
+        try:
+            size = parse_size(meta.get("width"), meta.get("height"))
+        except UNREADABLE as error:
+            detail = f"its metadata cannot be read ({describe_unreadable(error)})"
+            problems.append(mislabelled(name, detail + left_out_text(boxes)))
             continue
         parts = parse_file_name(relative_name(file, source))
         frame = SourceFrame(
@@ -69,11 +76,11 @@ def read_fiftyone(source: Path) -> Source:
     )
 
 
-_Row = tuple[str, tuple[int, int] | None, list[Any] | None]
+_Row = tuple[str, Json, list[Any] | None]
 
 
 def _entries(source: Path) -> tuple[Path, list[_Row]] | None:
-    """The JSON file, and the name, size and detections of each image."""
+    """The JSON file, and the name, metadata and detections of each image."""
     if not source.is_dir():
         return None
     for name, rows_of in (("samples.json", _from_samples), ("labels.json", _from_labels)):
@@ -98,7 +105,6 @@ def _from_samples(body: Any, source: Path) -> list[_Row] | None:
             continue
         meta = sample.get("metadata")
         meta = meta if isinstance(meta, dict) else {}
-        size = parse_size(meta.get("width"), meta.get("height"))
         fields = [value for value in sample.values() if _is_detections(value)]
         # Exports have `ground_truth`, and predictions beside it.
         truth = sample.get("ground_truth")
@@ -112,9 +118,9 @@ def _from_samples(body: Any, source: Path) -> list[_Row] | None:
         chosen = truth if _is_detections(truth) else next(iter(fields), None)
         found = None if chosen is None else chosen.get("detections") or []
         detections = found if isinstance(found, list) else None
-        rows.append((str(sample["filepath"]), size, detections))
+        rows.append((str(sample["filepath"]), meta, detections))
     if all(detections is None for _, _, detections in rows):
-        rows = [(name, size, []) for name, size, _ in rows]  # a source of images
+        rows = [(name, meta, []) for name, meta, _ in rows]  # a source of images
     return rows
 
 
@@ -131,9 +137,9 @@ def _from_labels(body: Any, source: Path) -> list[_Row] | None:
     for name, detections in labels.items():
         if isinstance(detections, list):
             named = [_named(each, classes) for each in detections]
-            rows.append((f"data/{name}", None, named))
+            rows.append((f"data/{name}", {}, named))
         else:
-            rows.append((f"data/{name}", None, None))
+            rows.append((f"data/{name}", {}, None))
     return rows
 
 
@@ -154,9 +160,9 @@ def _boxes(
         detail = f"detection {number}"
         try:
             boxes.append(_box(detection, detail))
-        except ValueError as error:
+        except UNREADABLE as error:
             failed += 1
-            problems.append(mislabelled(name, f"{detail}: {error}"))
+            problems.append(mislabelled(name, f"{detail}: {describe_unreadable(error)}"))
     return tuple(boxes), failed
 
 

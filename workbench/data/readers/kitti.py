@@ -10,6 +10,7 @@ driving?", CVPR 2012. FiftyOne's export of KITTI: the object layout in ``data`` 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import DataError
+from workbench.core.parsing import UNREADABLE
 from workbench.data.files import (
     find_files,
     find_images,
@@ -165,7 +167,7 @@ def _sequence(
         number = parse_integer(words[0], "frame number")
         try:
             box = _tracking_box(words, detail)
-        except ValueError:
+        except UNREADABLE:
             failed[number] += 1
             raise
         boxes[number].append(box)
@@ -246,7 +248,9 @@ def _calibrated_drive(path: Path, camera: str, root: Path, problems: list[Quaran
         rows = dict(line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
         matrix = [float(word) for word in rows[f"P{camera}"].split()]
         fx, cx, fy, cy = matrix[0], matrix[2], matrix[5], matrix[6]
-    except (KeyError, ValueError, IndexError) as error:
+        if not all(map(math.isfinite, matrix)):
+            raise ValueError("a number of the matrix is not finite")
+    except UNREADABLE as error:
         detail = f"calibration cannot be read ({error!r}); the frame is kept without"
         problems.append(mislabelled(relative_name(path, root), detail))
         return Drive(id=UNKNOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.data.files import find_images, read_text, relative_name
 from workbench.data.source import Source, SourceBox, frame_of_file, mislabelled
 from workbench.records.types import Quarantined
@@ -46,9 +47,10 @@ def parse_lines(
             continue
         try:
             boxes.append(parse(line.split(), f"line {number}"))
-        except ValueError as error:
+        except UNREADABLE as error:
             failed += 1
-            problems.append(mislabelled(name, f"line {number}: {error}"))
+            reason = describe_unreadable(error)
+            problems.append(mislabelled(name, f"line {number}: {reason}"))
     return tuple(boxes), failed
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import DataError
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
 from workbench.data.files import (
     find_files,
@@ -152,8 +153,9 @@ def _claim(
         return None
     try:
         frame = _frame(entry.frame, file, finder.root, boxes, failed)
-    except ValueError as error:
-        detail = f"its description cannot be read ({error}){left_out_text(boxes)}"
+    except UNREADABLE as error:
+        reason = describe_unreadable(error)
+        detail = f"its description cannot be read ({reason}){left_out_text(boxes)}"
         problems.append(mislabelled(name, detail))
         return None
     return Claim(name, entry.where, frame)
@@ -211,9 +213,10 @@ def _boxes(
             if category.split("/", maxsplit=1)[0] in _NOT_OBJECTS and not label.get("box2d"):
                 continue
             boxes.append(_box(label, category, detail, tracked))
-        except ValueError as error:
+        except UNREADABLE as error:
             failed += 1
-            problems.append(mislabelled(name, f"{detail} in {where}: {error}"))
+            reason = describe_unreadable(error)
+            problems.append(mislabelled(name, f"{detail} in {where}: {reason}"))
     return tuple(boxes), failed
 
 

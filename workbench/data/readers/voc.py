@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.data.files import (
     decode_text,
     find_files,
@@ -74,7 +75,7 @@ def read_voc(source: Path) -> Source:
         named_alike = _images_of(path, path.stem, by_stem)
         try:
             document = _parse(path, name, problems)
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, *UNREADABLE) as error:
             # An image with an invalid annotation is not an image without objects.
             rejected.update(named_alike)
             detail = str(error) if named_alike else f"{error}; its image is away"
@@ -174,9 +175,10 @@ def _parse(path: Path, name: str, problems: list[Quarantined]) -> _Document:
     for number, entry in enumerate(root.iter("object"), start=1):
         try:
             boxes.append(_box(entry, f"object {number}"))
-        except ValueError as error:
+        except UNREADABLE as error:
             failed += 1
-            problems.append(mislabelled(name, f"object {number}: {error}"))
+            reason = describe_unreadable(error)
+            problems.append(mislabelled(name, f"object {number}: {reason}"))
     # Some tools write 0 x 0 for an unknown size.
     size = parse_size(root.findtext("size/width"), root.findtext("size/height"))
     filename = (root.findtext("filename") or "").strip()

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from workbench.core.errors import DataError
+from workbench.core.parsing import parse_yaml
 from workbench.data.files import (
     find_files,
     find_images,
@@ -174,7 +175,7 @@ def _from_yaml(source: Path) -> _Description | None:
     found: dict[Path, _Description] = {}
     for path in sorted(path for path in files if not path.name.startswith(".")):
         try:
-            body: Any = yaml.safe_load(read_text(path))
+            body: Any = parse_yaml(read_text(path))
             names = body.get("names") if isinstance(body, dict) else None
             if isinstance(names, list):
                 names = dict(enumerate(names))
