@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ _INVALID_VALUES: tuple[Any, ...] = (
 )
 """Values that no parameter should accept all of."""
 
+_REDACTED = re.compile(r"\[redacted: ([^\]]+)\]")
 _NEAR_BUDGET = 0.8
 """Share of a limit from which a run is reported as near to it."""
 
@@ -248,8 +250,8 @@ def _check_printed_secrets(trial: Trial, known_secrets: Mapping[str, str]) -> It
             for leak in secret_scan.scan_text(text, known_secrets):
                 message = f"an output contains {leak.name}"
                 yield Finding("secret-in-output", message, number, cell.get("id"))
-            if "[redacted: " in text:
-                message = "an output contained a secret, which was redacted"
+            for redacted in _REDACTED.finditer(text):
+                message = f"an output contained {redacted[1]}, a secret, which was redacted"
                 yield Finding("secret-in-output", message, number, cell.get("id"))
 
 
