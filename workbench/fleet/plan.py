@@ -13,6 +13,7 @@ from packaging.version import Version
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from workbench.core.errors import ParameterError
+from workbench.core.parsing import read_yaml
 from workbench.fleet.canary import CanaryRule
 from workbench.fleet.components import Name, Range, VehicleProfile
 from workbench.records.base import FrozenModel
@@ -144,7 +145,7 @@ def load_plan(path: Path) -> Plan:
         ParameterError: The file cannot be read or is invalid; the message names the key.
     """
     try:
-        return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Plan.model_validate(read_yaml(path))
     except OSError as error:
         raise ParameterError("rollout plan cannot be read", where=path) from error
     except yaml.YAMLError as error:
