@@ -156,6 +156,7 @@ def _select(
         "arms": _frames_by_arm(selection),
         "minutes": selection.parameters.get("expected_minutes"),
         "notes": list(selection.notes),
+        "backtest": selection.backtest and selection.backtest.model_dump(mode="json"),
         "fiftyone": shown,
         "chosen": [
             {**choice.model_dump(mode="json"), "name": names[choice.frame]}
@@ -345,6 +346,7 @@ def _frames_by_arm(selection: Selection) -> dict[str, int]:
 
 def _selection_text(ref: Ref, selection: Selection, names: dict[str, str], shown: str) -> str:
     from workbench.curation import LabelingPace
+    from workbench.curation.selection.backtest import describe_backtest
 
     parameters = selection.parameters
     arms = " + ".join(f"{count} {arm}" for arm, count in _frames_by_arm(selection).items())
@@ -356,6 +358,8 @@ def _selection_text(ref: Ref, selection: Selection, names: dict[str, str], shown
     if minutes is not None:
         pace = LabelingPace(**parameters["pace"])
         lines.append(f"  expected labeling time: {minutes:.0f} min, at {pace}")
+    if selection.backtest:
+        lines += [f"  {line}" for line in describe_backtest(selection.backtest)]
     lines += [f"  note: {note}" for note in selection.notes]
     if parameters["kept_out"]:
         faults = ", ".join(f"{count} {fault}" for fault, count in parameters["kept_out"].items())
@@ -532,7 +536,7 @@ def _compare_models(
 
 
 def _report_text(ref: Ref, record: MiningReport, output: Path | None) -> str:
-    from workbench.curation.selection.report import describe_comparison
+    from workbench.curation.selection.report import describe_comparison, describe_promise
 
     lines = [record.headline, f"  rare: {'; or '.join(record.rare)}"]
     for arm in record.arms:
@@ -551,6 +555,7 @@ def _report_text(ref: Ref, record: MiningReport, output: Path | None) -> str:
             " estimated from the control arm"
         )
     lines += [f"  {describe_comparison(comparison)}" for comparison in record.beaten]
+    lines += [f"  {describe_promise(promise)}" for promise in record.promises]
     lines.append(f"  {short_ref(ref)}")
     if output:
         lines.append(f"  plot: {output}")

@@ -32,16 +32,20 @@ __all__ = [
     "Arm",
     "ArmComparison",
     "ArmOutcome",
+    "Backtest",
     "DatasetVersion",
+    "ExpectedYield",
     "FrameRequirement",
     "Inspection",
     "LabelBatch",
     "LabelSet",
     "MiningReport",
     "Prediction",
+    "PromiseCheck",
     "Quarantined",
     "SelectedFrame",
     "Selection",
+    "SignalLift",
     "Withdrawal",
 ]
 
@@ -152,6 +156,72 @@ class SelectedFrame(FrozenModel):
     box: tuple[float, float, float, float] | None = optional_field(None)
 
 
+class SignalLift(FrozenModel):
+    """How well one signal ranked frames that are labelled already.
+
+    Attributes:
+        strength: Mean of ``-log(1 - rank)`` of the frames that were sought, over its mean over all
+            frames; 1 is chance. The mean over the kinds, each counted once.
+        low: Lower bound of ``strength``, one-sided, with Bonferroni's correction for the number of
+            signals; a signal gets a weight where it exceeds 1.
+        weight: Share in the combined ranking; the weights sum to one, or are all zero.
+    """
+
+    signal: str
+    strength: float
+    low: float
+    weight: float
+
+
+class ExpectedYield(FrozenModel):
+    """Share of the mined frames that should have what is rare, estimated on labelled frames.
+
+    Attributes:
+        kind: What is sought, such as ``class=rider``; `Backtest.ANY` for any of the rare classes.
+        frames: Labelled frames that have it.
+        prevalence: Share of the labelled frames that have it.
+        rate: Share of the first frames of the ranking that have it.
+        low: Lower end of the interval of ``rate``, 95 %, over drives.
+        lift: ``rate`` over ``prevalence``, with its own interval.
+    """
+
+    kind: str
+    frames: int
+    prevalence: float
+    rate: float
+    low: float
+    high: float
+    lift: float
+    lift_low: float
+    lift_high: float
+
+
+class Backtest(FrozenModel):
+    """What a ranking would have found among the labelled frames, had they not been labelled.
+
+    Attributes:
+        frames: Number of labelled frames that were ranked.
+        drives: Number of their drives.
+        share: Share of the ranking, from the top, that the yields are of.
+        led_by: What ranks the pool: signals ``weighed`` by this backtest, the ``default`` weights
+            or the ``given`` signals, or ``entropy`` or ``random`` where no signal beat chance.
+        signals: The signals tested.
+        any_of: The rare classes that `ANY` stands for, as conditions.
+        expected: Yield by kind.
+        reason: Why the ranking is led so.
+    """
+
+    ANY: ClassVar[str] = "any rare class"
+    frames: int
+    drives: int
+    share: float
+    led_by: Literal["weighed", "default", "given", "entropy", "random"]
+    signals: tuple[SignalLift, ...]
+    any_of: tuple[str, ...]
+    expected: tuple[ExpectedYield, ...]
+    reason: str
+
+
 class Selection(Record):
     """Frames selected under a budget.
 
@@ -160,6 +230,8 @@ class Selection(Record):
         minutes: Labeling time that ``budget`` was computed from, if it was given.
         parameters: Everything that shaped the selection.
         notes: What could not be done as requested.
+        backtest: What the ranking should find, estimated before anything is spent; None where too
+            little is labelled, or where frames were searched for.
     """
 
     KIND: ClassVar[str] = "selection"
@@ -173,6 +245,7 @@ class Selection(Record):
     minutes: float | None = optional_field(None)
     parents: tuple[Ref, ...] = optional_field(())
     notes: tuple[str, ...] = optional_field(())
+    backtest: Backtest | None = optional_field(None)
 
     @property
     def has_control(self) -> bool:
@@ -216,6 +289,20 @@ class ArmComparison(FrozenModel):
     why: str
 
 
+class PromiseCheck(FrozenModel):
+    """What a selection's backtest promised of one kind, beside what labelers found.
+
+    Attributes:
+        promised: Share of the mined frames, and the ends of its interval; the same for ``found``.
+        verdict: ``kept`` where the intervals overlap, else ``exceeded`` or ``broken``.
+    """
+
+    kind: str
+    promised: tuple[float, float, float]
+    found: tuple[float, float, float]
+    verdict: Literal["kept", "exceeded", "broken"]
+
+
 class MiningReport(Record):
     """How much better than chance the mined arm of a selection was, after both arms were labeled.
 
@@ -228,6 +315,7 @@ class MiningReport(Record):
         models: Models trained with each arm, if they were compared.
         headline: The result in one sentence; it begins with what is simulated.
         blind: False if labelers could have known the arms.
+        promises: What the selection's backtest promised, and what was found.
     """
 
     KIND: ClassVar[str] = "mining"
@@ -246,6 +334,7 @@ class MiningReport(Record):
     simulated: bool
     headline: str
     blind: bool = optional_field(True)
+    promises: tuple[PromiseCheck, ...] = optional_field(())
 
 
 class Prediction(FrozenModel):

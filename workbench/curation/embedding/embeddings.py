@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,18 @@ class Tiles:
     def of(cls, vectors: NDArray[np.float16], grid: TileGrid, sizes: NDArray[np.int32]) -> Tiles:
         """Tiles from ``vectors`` ``[n * t, c]`` in memory, frame by frame."""
         return cls(grid, sizes, lambda: vectors)
+
+    def take(self, rows: NDArray[np.int64]) -> Tiles:
+        """The tiles of the frames in ``rows``; their vectors are read when they are used."""
+        if not self.per_frame:
+            return self
+
+        def read() -> NDArray[np.float16]:
+            width = self.vectors.shape[1]
+            by_frame = self.vectors.reshape(len(self.sizes), self.per_frame, width)
+            return by_frame[rows].reshape(-1, width)
+
+        return Tiles(self.grid, self.sizes[rows], read)
 
     @property
     def per_frame(self) -> int:
@@ -171,6 +183,26 @@ class Embeddings:
     skipped: tuple[tuple[str, str], ...] = ()
     tiles: Tiles = field(default_factory=Tiles)
     words: Words = field(default_factory=Words)
+
+    def take(self, rows: NDArray[np.int64]) -> Embeddings:
+        """The frames in ``rows``, in that order, with their objects, tiles and words."""
+        counts = np.bincount(self.owner, minlength=len(self.frames))
+        starts = np.cumsum(counts) - counts
+        objects = _ranges(starts[rows], counts[rows])
+        return replace(
+            self,
+            frames=tuple(self.frames[row] for row in rows.tolist()),
+            vectors=self.vectors[rows],
+            entropy=self.entropy[rows],
+            quality=self.quality[rows],
+            owner=np.repeat(np.arange(len(rows)), counts[rows]),
+            object_vectors=self.object_vectors[objects],
+            boxes=self.boxes[objects],
+            scores=self.scores[objects],
+            classes=self.classes[objects],
+            tiles=self.tiles.take(rows),
+            words=self.words.take(rows) if self.words.vocabulary else self.words,
+        )
 
 
 def gather_embeddings(

@@ -18,15 +18,29 @@ from workbench.curation.embedding.encoders import Encoder
 from workbench.curation.embedding.lite0 import Lite0Encoder
 from workbench.curation.embedding.quality import QualityGate
 from workbench.curation.selection.allocation import Allocation, allocate
+from workbench.curation.selection.backtest import (
+    MIN_DRIVES,
+    Signals,
+    backtest,
+    hidden_kinds,
+    sample_drives,
+)
 from workbench.curation.selection.candidates import Budget, Candidates, SelectionRules
 from workbench.curation.selection.ranking import (
     MiningQuery,
     Ranking,
+    rank_at_random,
     rank_by_rarity,
     rank_by_similarity,
     rank_by_words,
 )
+from workbench.curation.selection.report import rare_classes
 from workbench.curation.signals.probe import SteeredSearch
+from workbench.curation.signals.rarity import (
+    DEFAULT_SIGNALS,
+    DEFAULT_SIGNALS_WITH_WORDS,
+    SIGNAL_WEIGHTS,
+)
 from workbench.curation.signals.similarity import search_by_text
 from workbench.curation.signals.words import find_words, read_watch_list, word_evidence
 from workbench.data.slices import describe_conditions
@@ -36,11 +50,12 @@ from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, load_dataset, save_dataset
 from workbench.records.frames import Frame, Role
 from workbench.records.store import Store
-from workbench.records.types import Arm, SelectedFrame, Selection
+from workbench.records.types import Arm, Backtest, SelectedFrame, Selection
 
 __all__ = ["dataset_of_arm", "mine", "newest_selection", "read_scores", "select_manually"]
 
 MANUAL_METHOD = "chosen by hand"
+_MAX_TESTED_TILES = 100
 SCORES_FILE = "scores.jsonl"
 """Payload of a mined Selection: one line with the scores of each frame of the pool."""
 
@@ -95,16 +110,27 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     if query.is_search:
         rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
     dataset = load_dataset(store, dataset_ref)
+    given = bool(query.signals or query.watch)
     if _needs_words(dataset, query) and not query.is_search and not query.watch:
         query = replace(query, watch=read_watch_list())
+    # On real drives its regions find far more of the same than those of a detector do.
+    by_lite0 = model_ref is None or (bool(query.like) and not dataset.simulated)
     source: Encoder | TorchPredictor = query.encoder or (
-        load_checkpoint(store, model_ref) if model_ref else Lite0Encoder(workspace=store.workspace)
+        Lite0Encoder(workspace=store.workspace)
+        if model_ref is None or by_lite0
+        else load_checkpoint(store, model_ref)
     )
     pool, labelled = _embed_pool_and_labelled(store, dataset, source, progress)
     frames = {frame.id: frame for frame in dataset.frames}
     if _needs_words(dataset, query):
         pool = _with_words(store, pool, frames, progress)
-    ranking = _rank_pool(store, source, pool, labelled, frames, query, rules)
+    tested = None
+    if not query.is_search:
+        tested = _backtest(store, dataset, source, pool, query, budget, given=given)
+    if tested and tested.led_by == "random":
+        ranking = rank_at_random([condition_of(frames[name]) for name in pool.frames], seed)
+    else:
+        ranking = _rank_pool(store, source, pool, labelled, frames, query, rules, tested)
     candidates = _make_candidates(pool, ranking, frames, gate, query)
     allocation = allocate(candidates, budget, seed, rules)
     record = Selection(
@@ -126,7 +152,8 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
         },
         chosen=allocation.chosen,
         minutes=budget.minutes,
-        notes=allocation.notes,
+        notes=(*allocation.notes, *_backtest_notes(tested)),
+        backtest=tested,
     )
     return store.put(record, {SCORES_FILE: _score_lines(pool, ranking, candidates)})
 
@@ -194,11 +221,15 @@ def _rank_pool(
     frames: dict[str, Frame],
     query: MiningQuery,
     rules: SelectionRules,
+    tested: Backtest | None,
 ) -> Ranking:
-    """The pool in the order that the query asks for."""
+    """The pool in the order that the query asks for, with the signals that the backtest chose."""
     conditions = [condition_of(frames[name]) for name in pool.frames]
     if query.is_search:
         return _search_pool(store, encoder, pool, frames, query, conditions)
+    weights: dict[str, float] = {}
+    if tested and tested.led_by in ("weighed", "entropy"):
+        weights = {one.signal: one.weight for one in tested.signals if one.weight > 0}
     known = labelled.frames if labelled else ()
     pool_frames = [frames[name] for name in pool.frames]
     others = [
@@ -212,10 +243,70 @@ def _rank_pool(
         [condition_of(frames[name]) for name in known],
         drives=[frame.drive for frame in pool_frames],
         typical=len(known) < rules.typical_below,
-        signals=query.signals,
+        signals=query.signals or tuple(weights),
+        weights=weights,
         other_models=others,
         watch_list=query.watch,
     )
+
+
+def _backtest(
+    store: Store,
+    dataset: Dataset,
+    encoder: Encoder | TorchPredictor,
+    pool: Embeddings,
+    query: MiningQuery,
+    budget: Budget,
+    *,
+    given: bool,
+) -> Backtest | None:
+    """The signals tested on what is labelled; None where that is too little."""
+    frames = sample_drives(dataset.role(Role.SEED, Role.TRAIN, Role.VAL).frames)
+    if len({frame.drive for frame in frames}) < MIN_DRIVES:
+        return None
+    labelled = embed(store.workspace, encoder, frames)
+    others = [
+        embed(store.workspace, load_checkpoint(store, ref), frames) for ref in query.other_models
+    ]
+    by_id = {frame.id: frame for frame in frames}
+    if query.watch:
+        labelled = _with_words(store, labelled, by_id, None)
+    usable = [by_id[name] for name in labelled.frames]
+    try:
+        rare = [one.terms[0][1] for one in rare_classes(dataset)]
+    except ParameterError:  # none is rare
+        rare = []
+    kinds = hidden_kinds(usable, dataset.labels, dataset.label_schema.classes, rare)
+    return backtest(
+        labelled,
+        kinds,
+        [frame.drive for frame in usable],
+        _signals_to_test(pool, query, given=given),
+        share=(budget.frames or 0) / len(pool.frames),
+        learned=[frame.role is not Role.VAL for frame in usable],
+        other_models=others,
+    )
+
+
+def _signals_to_test(pool: Embeddings, query: MiningQuery, *, given: bool) -> Signals:
+    """All signals that this pool has, or those that were ``given`` with the query."""
+    usual = query.signals or (DEFAULT_SIGNALS_WITH_WORDS if query.watch else DEFAULT_SIGNALS)
+    if query.other_models and not query.signals:
+        usual = (*usual, "disagreement")
+    names = tuple(usual)
+    if not given:
+        left_out = {"typicality"}
+        left_out |= set() if query.watch else {"watch"}
+        left_out |= set() if query.other_models else {"disagreement"}
+        left_out |= set() if len(pool.scores) else {"novelty", "doubt", "entropy", "objects"}
+        # Hundreds of tiles a frame take minutes, and on real drives they found nothing.
+        left_out |= {"tiles"} if pool.tiles.per_frame > _MAX_TESTED_TILES else set()
+        names = tuple(name for name in SIGNAL_WEIGHTS if name not in left_out)
+    return Signals(names, {name: SIGNAL_WEIGHTS[name] for name in usual}, given, query.watch)
+
+
+def _backtest_notes(tested: Backtest | None) -> tuple[str, ...]:
+    return (tested.reason,) if tested and tested.led_by in ("entropy", "random") else ()
 
 
 def _search_pool(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,7 @@ def rank_by_rarity(  # noqa: PLR0913 - what is compared, and how
     drives: Sequence[str],
     typical: bool,
     signals: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
     other_models: Sequence[Embeddings] = (),
     watch_list: Sequence[Word] = (),
 ) -> Ranking:
@@ -140,6 +141,7 @@ def rank_by_rarity(  # noqa: PLR0913 - what is compared, and how
         typical: Put the centre of each cluster first, because with almost nothing labelled no
             frame can be called rare. Not with a watch list, which needs no labels.
         signals: Signals to use; by default those of `score_rarity`.
+        weights: Their weights; by default those of `score_rarity`.
         other_models: The pool embedded by other models.
         watch_list: Words to look for; by default they then are what ranks.
     """
@@ -152,11 +154,12 @@ def rank_by_rarity(  # noqa: PLR0913 - what is compared, and how
         conditions,
         known_conditions=known_conditions,
         signals=("typicality",) if typical else (signals or None),
+        weights=weights,
         other_models=() if typical else other_models,
         drives=drives,
         watch_list=watch_list,
     )
-    weights = zip(scores.names, scores.weights, strict=True)
+    shares = zip(scores.names, scores.weights, strict=True)
     adjective = "most typical" if typical else "rarest"
     return Ranking(
         score=scores.fused,
@@ -168,8 +171,29 @@ def rank_by_rarity(  # noqa: PLR0913 - what is compared, and how
         method="typicality within cluster, for almost nothing is labelled"
         if typical
         else f"{' + '.join(scores.names)}, ranked within condition",
-        parameters={"signals": {name: round(weight, 6) for name, weight in weights}},
+        parameters={"signals": {name: round(weight, 6) for name, weight in shares}},
         box=lambda row: None if scores.watched is None else _word_box(pool, scores.watched, row),
+    )
+
+
+def rank_at_random(conditions: Sequence[str], seed: int) -> Ranking:
+    """Rank a pool at random, where no signal is known to beat chance.
+
+    Args:
+        conditions: Condition of each frame of the pool.
+        seed: Of the order.
+    """
+    order = np.random.default_rng([seed, len(conditions)]).permutation(len(conditions))
+    score = (order + 0.5) / len(conditions)
+    return Ranking(
+        score=score,
+        ranks=score[:, None],
+        names=("random",),
+        condition=tuple(conditions),
+        lead="drawn at random: no signal beats chance on what is labelled",
+        reasons=lambda row: (),
+        method="random, for no signal beats chance on what is labelled",
+        parameters={"signals": {"random": 1.0}},
     )
 
 

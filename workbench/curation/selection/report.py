@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted, short_repr
+from workbench.curation.selection.backtest import share_interval
 from workbench.curation.selection.candidates import LabelingPace
 from workbench.data import resampling
 from workbench.data.slices import CONDITION_SYNTAX, parse_conditions
@@ -24,7 +26,15 @@ from workbench.records.base import Ref, Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Label, LabelSchema, Role, condition_values
 from workbench.records.store import Store
-from workbench.records.types import Arm, ArmComparison, ArmOutcome, MiningReport, Selection
+from workbench.records.types import (
+    Arm,
+    ArmComparison,
+    ArmOutcome,
+    Backtest,
+    MiningReport,
+    PromiseCheck,
+    Selection,
+)
 
 __all__ = [
     "LabelledSelection",
@@ -172,8 +182,66 @@ def report_mining(
         simulated=labelled.simulated,
         headline=_headline(comparisons[0], labelled),
         blind=labelled.blind,
+        promises=_check_promises(selection.backtest, rows, labelled.dataset, rare),
     )
     return store.put(record, {REPORT_FRAMES_FILE: _report_lines(rows)})
+
+
+def _check_promises(
+    promised: Backtest | None,
+    rows: Sequence[_LabelledFrame],
+    dataset: Dataset,
+    rare: Sequence[RareCondition],
+) -> tuple[PromiseCheck, ...]:
+    """Yields that the backtest promised, beside what was found in the mined arm.
+
+    Only of what the report calls rare, too; the union needs the same classes.
+    """
+    if promised is None:
+        return ()
+    mined = [row for row in rows if row.arm == "mined"]
+    units = resampling.resampling_units([row.frame for row in mined])
+    draws = resampling.draw_resamples(units.count, RESAMPLES, 0)
+    looked = _sum_by_unit(np.ones(len(mined)), units)
+    labels = dataset.labels_by_frame
+    by_text = {one.text: (one,) for one in rare}
+    if {one.text for one in rare} == set(promised.any_of):
+        by_text[Backtest.ANY] = tuple(rare)
+    checks = []
+    for one in promised.expected:
+        if one.kind not in by_text:
+            continue
+        found = np.array(
+            [
+                any(part.objects(row.frame, labels[row.frame.id]) for part in by_text[one.kind])
+                for row in mined
+            ],
+            float,
+        )
+        low, high = share_interval(_sum_by_unit(found, units), looked, draws)
+        verdict: Literal["kept", "exceeded", "broken"] = "kept"
+        if high < one.low:
+            verdict = "broken"
+        elif low > one.high:
+            verdict = "exceeded"
+        checks.append(
+            PromiseCheck(
+                kind=one.kind,
+                promised=(one.rate, one.low, one.high),
+                found=(round(float(found.mean()), 6), round(low, 6), round(high, 6)),
+                verdict=verdict,
+            )
+        )
+    return tuple(checks)
+
+
+def describe_promise(one: PromiseCheck) -> str:
+    """A promise and what came of it, in one line."""
+    shares = (
+        f"{name} {value:.1%} [{low:.1%}, {high:.1%}]"
+        for name, (value, low, high) in (("promised", one.promised), ("found", one.found))
+    )
+    return f"{one.kind}: share of the mined frames, {', '.join(shares)}: {one.verdict}"
 
 
 def describe_comparison(one: ArmComparison) -> str:
