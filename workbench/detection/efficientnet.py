@@ -40,7 +40,7 @@ _LICENCE = "Apache-2.0"
 _CACHED_NAME = f"efficientnet-lite0-{_SHA256[:16]}.safetensors"
 
 _STEM_CHANNELS, _HEAD_CHANNELS, _IMAGENET_CLASSES = 32, 1280, 1000
-_NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
+NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ConvNorm(nn.Module):
         self._pad = (before, after, before, after) if before != after else None
         padding = before if before == after else 0
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=_NORM_EPS, momentum=_NORM_MOMENTUM)
+        self.norm = nn.BatchNorm2d(outputs, eps=NORM_EPS, momentum=_NORM_MOMENTUM)
         self.act = nn.Identity() if linear else nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:

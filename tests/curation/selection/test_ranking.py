@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.curation.conftest import make_checkpoint
+from tests.curation.conftest import make_checkpoint, make_dataset
 from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
 from workbench.curation import (
     Budget,
     LabelingPace,
@@ -17,6 +18,7 @@ from workbench.curation import (
     dataset_of_arm,
     mine,
 )
+from workbench.curation.embedding.lite0 import Lite0Encoder
 from workbench.curation.selection.ranking import parse_exemplar
 from workbench.curation.signals.probe import Answers
 from workbench.curation.signals.similarity import Exemplar
@@ -237,3 +239,20 @@ def test_exemplars_and_answers_are_in_the_record(
     assert "confirmed by a person's yes" in chosen[yes.id].reasons
     with pytest.raises(ParameterError, match="nothing to search for"):
         mined(store, dataset, model, query=MiningQuery(unlike=like), rules=rules)
+
+
+def test_exemplars_of_real_drives_are_searched_with_pretrained_regions(
+    store: Store, workspace: Workspace
+) -> None:
+    """No detector is loaded: the checkpoint does not exist."""
+    made = make_dataset(workspace, drives=4, per_drive=2, simulated=False)
+    ref = datasets.save_dataset(store, made, made_by="test")
+    frame = made.role(Role.POOL).frames[0]
+    query = MiningQuery(like=(Exemplar(frame.id, (5.0, 5.0, 30.0, 30.0)),))
+    selection = store.get(mine(store, ref, f"checkpoint/{'0' * 64}", 2, query=query), Selection)
+    assert selection.chosen[0].frame == frame.id
+    encoder = Lite0Encoder(workspace=workspace)
+    assert selection.parameters["embedding"] == {
+        "model": encoder.model,
+        "preprocessing": encoder.preprocessing,
+    }

@@ -15,14 +15,21 @@ from workbench import curation
 from workbench.core.errors import ParameterError
 from workbench.curation import LabelingPace, LabelledSelection, plots
 from workbench.curation.selection import report
-from workbench.curation.selection.report import ArmYield, describe_comparison
+from workbench.curation.selection.report import ArmYield, describe_comparison, describe_promise
 from workbench.data import resampling
 from workbench.records import dataset as datasets
 from workbench.records.base import Ref, Verdict
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Conditions, Drive, Frame, Label, Light, Origin, Role
 from workbench.records.store import Store
-from workbench.records.types import Arm, MiningReport, SelectedFrame, Selection
+from workbench.records.types import (
+    Arm,
+    Backtest,
+    ExpectedYield,
+    MiningReport,
+    SelectedFrame,
+    Selection,
+)
 
 BOX = Box(x=1, y=1, w=9, h=9)
 REPLAYED = Origin.REPLAYED
@@ -257,3 +264,45 @@ def test_the_plot_shows_every_metric_with_its_interval(store: Store, tmp_path: P
     assert "SIMULATED" in figure.axes[0].get_title(loc="left")
     figure.savefig(tmp_path / "arms.png")
     plt.close("all")
+
+
+def _promised(low: float, high: float) -> Backtest:
+    """A promise for cyclists, and for a union that the report does not speak of."""
+    numbers = {"prevalence": 0.1, "lift": 2.0, "lift_low": 1.0, "lift_high": 3.0}
+    expected = [
+        ExpectedYield(kind=kind, frames=9, rate=(low + high) / 2, low=low, high=high, **numbers)
+        for kind in ("class=cyclist", Backtest.ANY, "light=night")
+    ]
+    return Backtest(
+        frames=90,
+        drives=30,
+        share=0.1,
+        led_by="weighed",
+        signals=(),
+        any_of=("class=cyclist", "class=car"),
+        expected=tuple(expected),
+        reason="beat chance on the labelled drives: watch",
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.4, 0.6, "kept"), (0.7, 0.9, "broken"), (0.05, 0.2, "exceeded")],
+)
+def test_the_promise_is_compared_with_what_was_found(
+    store: Store, low: float, high: float, verdict: str
+) -> None:
+    """Half of the mined frames have a cyclist: [0.4, 0.6]."""
+    selection, dataset = world(store, mined=(3, 2) * 10, control=(1, 0) * 10)
+    record = store.get(selection, Selection)
+    promising = store.put(record.model_copy(update={"backtest": _promised(low, high)}))
+    checks = make_report(store, promising, dataset).promises
+    assert [one.kind for one in checks] == ["class=cyclist"]
+    assert checks[0].verdict == verdict
+    assert checks[0].found[0] == 0.5
+    assert 0.35 < checks[0].found[1] < 0.5 < checks[0].found[2] < 0.65
+    assert describe_promise(checks[0]).endswith(verdict)
+    both = make_report(store, promising, dataset, rare=("class=cyclist", "class=car")).promises
+    assert [one.kind for one in both] == ["class=cyclist", Backtest.ANY]
+    assert both[1].found[0] == 1.0
+    assert make_report(store, selection, dataset).promises == ()
