@@ -88,7 +88,7 @@ class Lite0Encoder:
             )
         weights, supplier = load_pretrained_weights(workspace)
         self.boxes = boxes
-        self.model = supplier.weights
+        self.model = str(supplier.weights)
         self._spec = Preprocessing.imagenet_lite(*size)
         self._fine = (size[0] // _STRIDE, size[1] // _STRIDE)
         self.grid: TileGrid = ((self._fine[0] // 2, self._fine[1] // 2), self._fine)

@@ -204,7 +204,7 @@ def _check_promises(
     draws = resampling.draw_resamples(units.count, RESAMPLES, 0)
     looked = _sum_by_unit(np.ones(len(mined)), units)
     labels = dataset.labels_by_frame
-    by_text = {one.text: (one,) for one in rare}
+    by_text: dict[str, tuple[RareCondition, ...]] = {one.text: (one,) for one in rare}
     if {one.text for one in rare} == set(promised.any_of):
         by_text[Backtest.ANY] = tuple(rare)
     checks = []
