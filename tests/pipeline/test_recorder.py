@@ -12,14 +12,16 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
 from workbench import services
 from workbench.core.workspace import Workspace
 from workbench.pipeline import environment, recorder
 from workbench.pipeline.recorder import PAGE_FILE, TRACKED_MARK, RunRecorder, StepStart
-from workbench.records.base import Ref
-from workbench.records.model_types import NotebookSource, StepRun
+from workbench.records.base import GateReport, Ref, Verdict, digest_of
+from workbench.records.model_types import ExportBundle, NotebookSource, StepRun
 from workbench.records.store import Store
 from workbench.records.types import Selection
+from workbench.release.publishing import publish_release
 from workbench.tracking import Tracker
 
 TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.workspace": "w"}
@@ -212,3 +214,50 @@ def test_an_invalid_notebook_is_an_error_and_writes_no_page(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"(?i)json"):
         recorder.render_notebook(notebook, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_release_is_registered_as_its_record_says(
+    uri: str, store: Store, project: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    tags = {
+        "workbench.pipeline": "trial",
+        "workbench.run": "r9",
+        "workbench.workspace": str(store.workspace.root),
+    }
+    model = "recorded-camera"
+    for number, verdict in enumerate((Verdict.PASS, Verdict.FAIL), start=1):
+        bundle = store.put(
+            ExportBundle(
+                checkpoint=CHECKPOINT, calibration=DATASET, classes=(str(number),), parity={}
+            ),
+            FILES,
+        )
+        gates = GateReport(
+            candidate=bundle,
+            reference=None,
+            dataset=DATASET,
+            rules="a" * 64,
+            verdict=verdict,
+            gates=(gate(verdict),),
+        )
+        case = publish_release(store, bundle, store.put(gates), model)
+        if number == 1:
+            continue  # the first release never reached MLflow, as with a lost database
+        step = step_start(tmp_path, "release")
+        recorder = RunRecorder(lambda: Tracker(uri, "trial"), store, tags, project=project)
+        recorder.start("trial r9", {})
+        recorder.step_started(step)
+        recorder.register(step.step, case.ref, case.folder, {"workbench.digest": digest_of(bundle)})
+        recorder.end("FINISHED", {})
+        assert recorder.close() is None
+        assert [p for p in recorder.problems if "lacks recorded-camera@1" in p]
+    (version,) = client.search_model_versions(f"name = '{model}'")
+    assert int(version.version) == 2
+    assert version.tags["workbench.release"] == case.ref
+    assert store.side(case.ref, "registry")["version"] == 2
+    assert int(client.get_registered_model(model).aliases["candidate"]) == 2
+    names = {file.path for file in client.list_artifacts(version.run_id, "bundle")}
+    assert "bundle/signature" in names

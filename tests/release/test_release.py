@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
+from workbench.audit.log import read_log
 from workbench.cli import main
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, VerificationError
@@ -425,3 +426,26 @@ def test_the_command_rolls_back_and_says_so(
     assert (found["champion"]["version"], found["withdrawn"]["version"]) == (2, 3)
     record = store.get(found["rollback"], Rollback)
     assert (record.by, record.reason, record.after) == ("Ann", "misses cyclists", 3)
+
+
+def test_releases_and_rollbacks_are_in_the_audit_log(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = three_champions(store)
+    done = publishing.roll_back(store, "front-camera", by="Ann", reason="misses cyclists")
+    events = [entry.event for entry in read_log(store.workspace)]
+    assert events == ["released"] * 3 + ["rolled-back"]
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "log", "--of", cases[2].ref, "--json"])
+    assert not ended.value.code
+    entries = json.loads(capsys.readouterr().out)["entries"]
+    assert [entry["event"] for entry in entries] == ["released", "rolled-back"]
+    assert entries[1]["detail"] == {"model": "front-camera", "reason": "misses cyclists"}
+    # Someone deletes the rollback: the champion is back, and the log says that it should not be.
+    shutil.rmtree(store.folder(done.ref))
+    lines = (store.workspace.root / "audit" / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (store.workspace.root / "audit" / "log.jsonl").write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "verify"])
+    assert ended.value.code == 1
+    assert "entries 4 to 4 are missing" in capsys.readouterr().out

@@ -43,6 +43,7 @@ _COMMANDS = {
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
     "fleet": ("fleet", "Send releases to vehicles in stages, watch, stop and take back."),
+    "audit": ("audit", "Show or verify the log of releases, rollbacks and promotions."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
     "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
     "run-step": ("pipelines", "Run one step from a spec file (called by executors)."),

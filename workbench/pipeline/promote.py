@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import services
+from workbench.audit import log as audit
 from workbench.core.errors import ContractError, ParameterError
 from workbench.core.names import check_person, same_person
 from workbench.core.signatures import sign_reference, signing_key
@@ -110,6 +111,14 @@ def promote_notebook(
                 **{field: getattr(receipt, field) for field in IDENTITY_FIELDS},
             )
             promoted = _write_version(workspace, project, record, readable)
+            audit.append(
+                workspace,
+                "promoted",
+                subjects=(promoted.ref, receipt_ref),
+                name=f"{name}@{record.version}",
+                owner=owner,
+                reviewer=reviewer,
+            )
         else:
             promoted = existing
         test = _write_test_file(project, name, read_contract(promoted.path))

@@ -27,6 +27,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.credentials import PUBLIC_KEY_SUFFIX
 from workbench.core.errors import ContractError, VerificationError, WorkbenchError
@@ -306,7 +307,7 @@ def move_alias(
         step = resolve_step(project, reference)
         now = current_aliases(project, step.name).get(alias)
         if now is None or now.ref != step.ref:
-            _append_move(project, step, alias, by, "set")
+            _append_move(workspace, project, step, alias, by, "set")
     return step
 
 
@@ -333,7 +334,7 @@ def roll_back_alias(
                 hint=f"`workbench steps alias {name}@VERSION {alias}` points it elsewhere",
             )
         step = load_step(project, name, moves[-2].version)
-        _append_move(project, step, alias, by, "rollback")
+        _append_move(workspace, project, step, alias, by, "rollback")
     return step
 
 
@@ -357,7 +358,12 @@ def promotion_lock(workspace: Workspace, project: Path) -> Iterator[None]:
 
 
 def _append_move(
-    project: Path, step: PromotedStep, alias: str, by: str, action: Literal["set", "rollback"]
+    workspace: Workspace,
+    project: Path,
+    step: PromotedStep,
+    alias: str,
+    by: str,
+    action: Literal["set", "rollback"],
 ) -> None:
     history = alias_history(project, step.name)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -367,6 +373,10 @@ def _append_move(
     text = json.dumps(content.model_dump(mode="json"), indent=1, sort_keys=True)
     path = project / PROMOTED_FOLDER / step.name / _ALIASES_FILE
     write_atomic(path, f"{text}\n".encode())
+    name = f"{step.name}@{step.version}"
+    audit.append(
+        workspace, "alias-moved", by=by, subjects=(step.ref,), alias=alias, name=name, action=action
+    )
 
 
 def _require_step(project: Path, name: str) -> None:

@@ -50,6 +50,7 @@ SIGNATURE = "signature"
 """Side file of a release with its envelope, so that the record counts without its folder."""
 
 ROLLBACK_PURPOSE = "rollback"
+_MAX_VERSION = 10**6  # a forged record must not use up all numbers
 
 REGISTRY = "registry"
 """Side file of a release with its version and run in MLflow."""
@@ -98,6 +99,8 @@ class ModelReleases:
     releases: tuple[RegisteredRelease, ...]
     refused: dict[Ref, str]
     rollbacks: tuple[Rollback, ...] = ()
+    highest_refused: int = 0
+    """Highest version of a release that does not count, such as one of a lost key."""
 
     @cached_property
     def aliases(self) -> dict[str, RegisteredRelease]:
@@ -143,7 +146,8 @@ class ModelReleases:
     @property
     def next_version(self) -> int:
         """The number of the next release: one more than the highest so far."""
-        return max((release.version or 0 for release in self.releases), default=0) + 1
+        numbers = [release.version or 0 for release in self.releases]
+        return max((*numbers, self.highest_refused), default=0) + 1
 
 
 def _roll_back(champions: list[RegisteredRelease], rollback: Rollback) -> None:
@@ -186,7 +190,10 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
         refused[release.ref] = f"{numbers[release.version]} releases have version {release.version}"
         counted.remove(release)
     counted.sort(key=lambda release: (not release.older, release.version or 0))
-    return ModelReleases(model, tuple(counted), refused, _signed_rollbacks(store, model, refused))
+    numbers_refused = [store.get(ref, Release).version or 0 for ref in refused]
+    highest = max((number for number in numbers_refused if number < _MAX_VERSION), default=0)
+    rollbacks = _signed_rollbacks(store, model, refused)
+    return ModelReleases(model, tuple(counted), refused, rollbacks, highest)
 
 
 def _signed_rollbacks(store: Store, model: str, refused: dict[Ref, str]) -> tuple[Rollback, ...]:

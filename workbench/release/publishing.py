@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.audit import log as audit
 from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
 from workbench.core.names import check_name, check_person, check_text
 from workbench.core.signatures import SigningKey, public_key, sign_reference, signing_key
@@ -98,6 +99,14 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
         )
         envelope = (verified.folder / SIGNATURE_FILE).read_text()
         ref = store.put(record, side={releases.SIGNATURE: envelope})
+        audit.append(
+            store.workspace,
+            "released",
+            subjects=(ref, bundle, gates),
+            model=model,
+            version=signed.version,
+            promoted=signed.promoted,
+        )
     return PublishedRelease(ref, verified.folder, record.promoted, verified, signed.version)
 
 
@@ -153,6 +162,10 @@ def roll_back(store: Store, model: str, *, by: str, reason: str) -> RolledBack:
         ref = store.put(record)
         store.write_side(
             ref, releases.SIGNATURE, sign_reference(key, releases.ROLLBACK_PURPOSE, ref)
+        )
+        subjects = (ref, withdrawn.ref, restored.ref)
+        audit.append(
+            store.workspace, "rolled-back", by=by, subjects=subjects, model=model, reason=reason
         )
     return RolledBack(ref, withdrawn, restored)
 

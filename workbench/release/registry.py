@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from workbench import services
+from workbench.audit import log as audit
 from workbench.core.errors import RecordError
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
@@ -132,6 +133,8 @@ def rebuild_registry(
             )
             store.write_side(release.ref, REGISTRY, {"version": number, "run": run})
         point_aliases(workspace, tracker, model)
+        subjects = tuple(release.ref for release in releases)
+        audit.append(workspace, "registry-rebuilt", subjects=subjects, model=model)
         if progress is not None:
             progress(done, len(wrong))
     return len(wrong)

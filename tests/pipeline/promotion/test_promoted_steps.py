@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from tests.pipeline.promotion.conftest import checked, commit, promoted
 from tests.servers import Servers
+from workbench.audit.log import read_log, verify_log
 from workbench.cli import steps
 from workbench.core import digest
 from workbench.core.errors import ContractError
@@ -266,3 +267,17 @@ def test_another_machine_trusts_the_keys_of_the_repository(
         key.unlink()
     with pytest.raises(ContractError, match="signed with another key"):
         promoted_steps.load_step(repository, "a", 1)
+
+
+def test_promotions_and_moves_are_in_the_audit_log(repository: Path, workspace: Workspace) -> None:
+    step = promoted(workspace, repository, "n + 1").promoted
+    promoted_steps.move_alias(workspace, repository, "a@1", "production", by="ann")
+    promoted_steps.move_alias(workspace, repository, "a@1", "production", by="ann")  # no change
+    first, second = read_log(workspace, step.ref)
+    assert (first.event, first.detail["owner"], first.detail["reviewer"]) == (
+        "promoted",
+        "ann",
+        "bob",
+    )
+    assert (second.event, second.by, second.detail["alias"]) == ("alias-moved", "ann", "production")
+    assert verify_log(workspace).problems == ()

@@ -1,0 +1,294 @@
+"""The audit log: one line an event, each with the digest of the line before.
+
+``audit/log.jsonl`` is only appended to, by the functions that do what an entry says. The number and
+digest of the last line are signed and kept apart, in ``secrets/audit-checkpoint.json`` and at the
+path that ``WORKBENCH_AUDIT_CHECKPOINT`` names, which may be on another machine. So an edited,
+removed or reordered line breaks the chain, and a truncated log is shorter than its checkpoint. The
+checkpoint is written first and has the line, so a process that is killed loses none.
+
+Someone with the signing key can write another history. They cannot change a copy of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
+
+from workbench.core import digest
+from workbench.core.errors import ParameterError, VerificationError, WorkbenchError
+from workbench.core.names import check_person
+from workbench.core.signatures import check_reference, public_key, sign_reference, signing_key
+from workbench.core.types import Json
+from workbench.core.workspace import Workspace, write_atomic
+from workbench.records.base import FrozenModel, Ref
+
+__all__ = ["CHECKPOINT_VARIABLE", "LogEntry", "append", "read_log", "verify_log"]
+
+CHECKPOINT_VARIABLE = "WORKBENCH_AUDIT_CHECKPOINT"
+"""Environment variable with the path of a second copy of the checkpoint."""
+
+Event = Literal["released", "rolled-back", "promoted", "alias-moved", "registry-rebuilt"]
+
+_START = "0" * 64  # digest before the first line
+_PURPOSE = "audit checkpoint"
+_LOCK_TIMEOUT_S = 30
+_MAX_PROBLEMS = 20
+
+
+class LogEntry(FrozenModel):
+    """One event.
+
+    Attributes:
+        number: Position in the log, counted from 1.
+        at: ISO 8601 time in UTC, from this machine's clock.
+        by: Who did it.
+        subjects: References of the records concerned.
+        detail: What else matters, in a few words or numbers.
+        previous: Digest of the line before.
+    """
+
+    schema_version: Literal[1] = 1
+    number: int
+    at: str
+    event: Event
+    by: str
+    subjects: tuple[Ref, ...]
+    detail: Json = {}
+    previous: str
+
+
+@dataclass(frozen=True)
+class LogReport:
+    """Result of `verify_log`. ``checkpoint`` is the entry up to which the log is signed."""
+
+    entries: int
+    checkpoint: int
+    problems: tuple[str, ...]
+
+
+def append(
+    workspace: Workspace,
+    event: Event,
+    *,
+    subjects: tuple[Ref, ...],
+    by: str | None = None,
+    **detail: Any,
+) -> LogEntry:
+    """Append an entry and sign a checkpoint. Called by what does it, not by its callers.
+
+    Args:
+        by: Who does it; the account that runs the process by default.
+        subjects: The records concerned.
+        detail: Plain data.
+
+    Raises:
+        VerificationError: The log is shorter than its checkpoint, or its last line was changed.
+        WorkbenchError: The log cannot be written.
+    """
+    if event not in get_args(Event):
+        raise ParameterError(f"unknown event {event!r}")
+    key = signing_key(workspace)
+    with _locked(workspace):
+        path = _log_path(workspace)
+        number, last = _end_of(path)
+        signed = _checkpoint(workspace)
+        if signed is not None and number == signed.number - 1 and signed.follows(last):
+            _append_line(path, signed.line)  # of a process that was killed
+            number, last = signed.number, signed.digest
+        if signed is not None and (number, last) != (signed.number, signed.digest):
+            raise VerificationError(
+                f"the audit log ends at entry {number}, its checkpoint is entry {signed.number}",
+                where=path,
+                hint="`workbench audit verify` names what is wrong; restore it from a backup",
+            )
+        entry = LogEntry(
+            number=number + 1,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            event=event,
+            by=check_person(by or _account(), "name of who did it"),
+            subjects=subjects,
+            detail=detail,
+            previous=last,
+        )
+        line = digest.canonical_json(entry.model_dump(mode="json"))
+        name = f"{entry.number}/{digest.of_bytes(line)}"
+        body = {"last": name, "line": line.decode(), **sign_reference(key, _PURPOSE, name)}
+        try:
+            for target in _checkpoint_paths(workspace):
+                write_atomic(target, json.dumps(body, indent=1).encode(), mode=0o600)
+            _append_line(path, line)
+        except OSError as error:
+            raise WorkbenchError(
+                f"audit log cannot be written: {error.strerror}",
+                where=error.filename or path,
+                hint="Free space or correct permissions, then try again",
+            ) from error
+    return entry
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        stream.write(line + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid-{os.getuid()}"
+
+
+def read_log(workspace: Workspace, of: Ref | None = None) -> Iterator[LogEntry]:
+    """The entries, oldest first; with ``of`` only those about a record. Not verified.
+
+    Raises:
+        VerificationError: A line cannot be read.
+    """
+    path = _log_path(workspace)
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            entry = LogEntry.model_validate_json(line)
+        except ValidationError as error:
+            raise VerificationError(
+                f"line {number} of the audit log cannot be read",
+                where=path,
+                hint="`workbench audit verify` lists all that is wrong",
+            ) from error
+        if of is None or of in entry.subjects:
+            yield entry
+
+
+def verify_log(workspace: Workspace) -> LogReport:
+    """Check the chain of the log and its signed checkpoint.
+
+    Raises:
+        VerificationError: There is a log, but no key to verify its checkpoint with.
+    """
+    problems: list[str] = []
+    previous, digests = _START, [_START]
+    for number, line in enumerate(_lines(_log_path(workspace)), start=1):
+        try:
+            body = json.loads(line)
+            found, claimed = body["number"], body["previous"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            found, claimed = None, previous
+            problems.append(f"entry {number} cannot be read")
+        if found is not None and found != number:
+            problems.append(f"entry {number} says that it is entry {found}: removed or reordered")
+        if claimed != previous:
+            problems.append(f"entry {number - 1} was changed, removed or reordered")
+        previous = digest.of_bytes(line)
+        digests.append(previous)
+    entries = len(digests) - 1
+    try:
+        signed = _checkpoint(workspace)
+    except VerificationError as error:
+        return LogReport(entries, 0, (*problems[:_MAX_PROBLEMS], error.what))
+    if signed is None:
+        problems += ["there is no checkpoint"] if entries else []
+    elif signed.number > entries:
+        missing = f"entries {entries + 1} to {signed.number} are missing"
+        problems.append(f"{missing}: the log was truncated")
+    elif digests[signed.number] != signed.digest:
+        problems.append(f"entry {signed.number} is not the one that was signed")
+    elif signed.number < entries:
+        problems.append(f"entries after {signed.number} are not signed")
+    return LogReport(entries, signed.number if signed else 0, tuple(problems[:_MAX_PROBLEMS]))
+
+
+@dataclass(frozen=True, order=True)
+class _Checkpoint:
+    """The last signed line, and its number and digest."""
+
+    number: int
+    digest: str
+    line: bytes
+
+    def follows(self, last: str) -> bool:
+        """Whether the line comes after one with the digest ``last``."""
+        return digest.of_bytes(self.line) == self.digest and (
+            LogEntry.model_validate_json(self.line).previous == last
+        )
+
+
+def _log_path(workspace: Workspace) -> Path:
+    return workspace.root / "audit" / "log.jsonl"
+
+
+def _checkpoint_paths(workspace: Workspace) -> list[Path]:
+    other = os.environ.get(CHECKPOINT_VARIABLE)
+    own = workspace.secrets / "audit-checkpoint.json"
+    return [own, Path(other)] if other else [own]
+
+
+def _checkpoint(workspace: Workspace) -> _Checkpoint | None:
+    """The last signed line; the furthest of the copies that there are.
+
+    Raises:
+        VerificationError: A copy is damaged or not signed by the workspace's key.
+    """
+    found: list[_Checkpoint] = []
+    for path in _checkpoint_paths(workspace):
+        if not path.exists():
+            continue
+        try:
+            body = json.loads(path.read_bytes())
+            name = body["last"]
+            number, _, last = name.partition("/")
+            position = _Checkpoint(int(number), last, str(body.get("line", "")).encode())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VerificationError("audit checkpoint cannot be read", where=path) from error
+        try:
+            check_reference(body, _PURPOSE, name, [public_key(workspace)])
+        except VerificationError as error:
+            raise VerificationError(
+                error.what,
+                where=path,
+                hint="If the key was replaced, move this file and the folder audit/ away, as "
+                "evidence; a new log begins",
+            ) from error
+        found.append(position)
+    return max(found, default=None)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines without their line break; a last line that was not finished counts, too."""
+    if path.exists():
+        with path.open("rb") as stream:
+            for line in stream:
+                yield line.removesuffix(b"\n")
+
+
+def _end_of(path: Path) -> tuple[int, str]:
+    """Number and digest of the last line."""
+    number, last = 0, b""
+    for number, last in enumerate(_lines(path), start=1):  # noqa: B007 - the last one is wanted
+        pass
+    return number, digest.of_bytes(last) if number else _START
+
+
+@contextmanager
+def _locked(workspace: Workspace) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    path = workspace.root / "locks" / "audit.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=_LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise WorkbenchError(
+            "another process is writing the audit log", where=path, hint="Try again"
+        ) from error

@@ -1,0 +1,63 @@
+"""`workbench audit`: the log of releases, rollbacks and promotions."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from workbench.cli.common import json_option, print_result
+from workbench.core.text import counted
+from workbench.core.workspace import find_workspace
+from workbench.records.base import short_ref
+
+__all__ = ()
+
+
+@click.group()
+def audit() -> None:
+    """Show or verify the log of releases, rollbacks and promotions."""
+
+
+@audit.command("log")
+@click.option("--of", metavar="REF", help="Only entries about this record, by any reference.")
+@json_option
+def show_log(of: str | None, as_json: bool) -> None:
+    """Print the entries, oldest first: number, time, event, who, records."""
+    from workbench.audit.log import read_log
+    from workbench.records.references import resolve_reference
+
+    workspace = find_workspace()
+    ref = resolve_reference(workspace, of) if of else None
+    entries = list(read_log(workspace, ref))
+    lines = [
+        f"{entry.number:>5}  {entry.at}  {entry.event:<14} {entry.by}  "
+        + " ".join(map(short_ref, entry.subjects))
+        + "".join(f"  {name}={value}" for name, value in entry.detail.items())
+        for entry in entries
+    ]
+    body = {"entries": [entry.model_dump(mode="json") for entry in entries]}
+    print_result(body, as_json=as_json, text="\n".join(lines) or "no entries")
+
+
+@audit.command("verify")
+@json_option
+def verify_entries(as_json: bool) -> None:
+    """Check every entry and the signed checkpoint.
+
+    Exit status: 0 only if no entry was changed, removed, reordered or cut off.
+    """
+    from workbench.audit.log import verify_log
+
+    report = verify_log(find_workspace())
+    whole = f"{counted(report.entries, 'entry', 'entries')}, signed up to {report.checkpoint}"
+    text = "\n".join([*report.problems, whole])
+    body = {
+        "ok": not report.problems,
+        "entries": report.entries,
+        "checkpoint": report.checkpoint,
+        "problems": list(report.problems),
+    }
+    print_result(body, as_json=as_json, text=text)
+    if report.problems:
+        sys.exit(1)
