@@ -12,7 +12,8 @@ most.
 
 Peers rank the same pools in the same run: FiftyOne's uniqueness and representativeness, uniqueness
 without its fault and greedy k-centre by the same encoder's vectors; and entropy and the signals of
-rendered drives by a compact detector of 200 labelled frames that show nothing rare.
+rendered drives by a compact detector of 200 labelled frames that show nothing rare, learned in
+``BENCHMARK_STEPS`` steps (60; 0 leaves these arms out).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ DRIVES = "BENCHMARK_DRIVES"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bdd"
 SHARES, TOPS = (0.01, 0.02, 0.05, 0.10), (25, 50, 100)
 RARE_AT_MOST, LEAST_FRAMES = 0.10, 8
-RESAMPLES, STEPS, LABELLED = 1000, 200, 200
+RESAMPLES, LABELLED = 1000, 200
+STEPS = int(os.environ.get("BENCHMARK_STEPS", "60"))
 ANY = "any rare kind"
 OURS = "default (watch list)"
 DETECTOR_SIGNALS = ("entropy", "novelty", "doubt", "objects", "tiles")
@@ -67,8 +69,8 @@ class Half:
     name: str
     frames: tuple[Frame, ...]
     seen: Embeddings
-    detected: Embeddings
-    labelled: Embeddings
+    detected: Embeddings | None
+    labelled: Embeddings | None
     known: tuple[Frame, ...]
     kinds: dict[str, NDArray[np.bool_]]
     rides: NDArray[np.int64]
@@ -133,15 +135,15 @@ def halves(
     """The tuning half, then the judged one; what is labelled is of the tuning half."""
     parts = [tuple(f for f in dataset.frames if _parity(f.drive) == side) for side in (0, 1)]
     known = tuple(frame for frame in parts[0] if frame.id not in kinds[ANY])[:LABELLED]
-    model = detector(workspace, dataset, known, steps)
-    labelled = embed(workspace, model, known)
+    model = detector(workspace, dataset, known, steps) if steps else None
+    labelled = embed(workspace, model, known) if model else None
     for name, frames in zip(("tuning half", "judged half"), parts, strict=True):
         rides = {drive: number for number, drive in enumerate(sorted({f.drive for f in frames}))}
         yield Half(
             name=name,
             frames=frames,
             seen=embed(workspace, encoder, frames),
-            detected=embed(workspace, model, frames),
+            detected=embed(workspace, model, frames) if model else None,
             labelled=labelled,
             known=known,
             kinds={
@@ -202,6 +204,9 @@ def arms(half: Half) -> Iterator[tuple[str, Floats]]:
     yield "FiftyOne representativeness", peers.fiftyone_representativeness(seen.vectors)
     yield "corrected uniqueness", _as_values(peers.corrected_uniqueness(seen), count)
     yield "k-centre", _as_values(peers.k_centre(seen, None, count), count)
+    yield "random, drawn once", np.random.default_rng(1).random(count)
+    if half.detected is None:
+        return
     scores = score_rarity(
         half.detected,
         half.labelled,
@@ -211,7 +216,6 @@ def arms(half: Half) -> Iterator[tuple[str, Floats]]:
         drives=[frame.drive for frame in half.frames],
     )
     yield from zip(scores.names, scores.ranks.T, strict=True)
-    yield "random, drawn once", np.random.default_rng(1).random(count)
 
 
 def told(half: Half, kind: str) -> Iterator[tuple[str, Floats]]:

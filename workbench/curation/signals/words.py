@@ -172,7 +172,7 @@ def _found(pool: Embeddings, words: Sequence[Word]) -> NDArray[np.bool_]:
         except ParameterError:
             continue
         boxes = (pool.classes == number) & (pool.scores >= CONFIDENCE_THRESHOLD)
-        same = [bool(meant & set(word.classes)) for word in words]
+        same = np.array([bool(meant & set(word.classes)) for word in words], bool)
         found[np.ix_(np.unique(pool.owner[boxes]), same)] = True
     return found
 
