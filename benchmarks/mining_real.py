@@ -94,7 +94,7 @@ def measure(quick: bool) -> list[Row]:
     return [
         *headlines(judged, judge=not quick),
         *half_rows(judged),
-        *half_rows(tuning),
+        *(one for one in half_rows(tuning) if ANY in one.name),
         *cost_rows(workspace, dataset, encoder),
     ]
 
