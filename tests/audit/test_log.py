@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_key_or_none_is_a_problem(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     fill(workspace, 3)
-    own = workspace.secrets / "audit-checkpoint.json"
+    own = workspace.root / "audit-checkpoint" / "checkpoint.json"
     stranger = signing_key(Workspace(tmp_path / "stranger" / ".workbench"))
     name = json.loads(own.read_bytes())["last"]
     own.write_text(json.dumps({"last": name, **sign_reference(stranger, "audit checkpoint", name)}))
@@ -142,7 +142,7 @@ def test_a_log_and_its_checkpoint_set_back_together_differ_from_the_copy(
 ) -> None:
     monkeypatch.setenv(log.CHECKPOINT_VARIABLE, str(tmp_path / "elsewhere" / "checkpoint.json"))
     fill(workspace, 2)
-    own = workspace.secrets / "audit-checkpoint.json"
+    own = workspace.root / "audit-checkpoint" / "checkpoint.json"
     before = (path_of(workspace).read_bytes(), own.read_bytes())
     fill(workspace, 3)
     path_of(workspace).write_bytes(before[0])
@@ -176,7 +176,7 @@ def test_a_hundred_thousand_entries_are_verified_in_two_seconds(workspace: Works
     path_of(workspace).write_bytes(b"\n".join(lines) + b"\n")
     name = f"100000/{previous}"
     signed = {"last": name, **sign_reference(signing_key(workspace), "audit checkpoint", name)}
-    (workspace.secrets / "audit-checkpoint.json").write_text(json.dumps(signed))
+    (workspace.root / "audit-checkpoint" / "checkpoint.json").write_text(json.dumps(signed))
     began = time.process_time()
     assert log.verify_log(workspace) == log.LogReport(100_000, 100_000, ())
     assert time.process_time() - began < 2

@@ -1,10 +1,9 @@
 """The audit log: one line an event, each with the digest of the line before.
 
 ``audit/log.jsonl`` is only appended to, by the functions that do what an entry says. The number and
-digest of the last line are signed and kept apart, in ``secrets/audit-checkpoint.json`` and at the
-path that ``WORKBENCH_AUDIT_CHECKPOINT`` names, which may be on another machine. So an edited,
-removed or reordered line breaks the chain, and a truncated log is shorter than its checkpoint. The
-checkpoint is written first and has the line, so a process that is killed loses none.
+digest of the last line are signed and kept apart, in ``audit-checkpoint/`` and at the path that
+``WORKBENCH_AUDIT_CHECKPOINT`` names, which may be on another machine. So an edited, removed or
+reordered line breaks the chain, and a truncated log is shorter than its checkpoint. The checkpoint is written first and has the line, so a process that is killed loses none.
 
 Someone with the signing key can write another history. They cannot change a copy of a checkpoint.
 """
@@ -124,7 +123,7 @@ def append(
         body = {"last": name, "line": line.decode(), **sign_reference(key, _PURPOSE, name)}
         try:
             for target in _checkpoint_paths(workspace):
-                write_atomic(target, json.dumps(body, indent=1).encode(), mode=0o600)
+                write_atomic(target, json.dumps(body, indent=1).encode())
             _append_line(path, line)
         except OSError as error:
             raise WorkbenchError(
@@ -229,7 +228,7 @@ def _log_path(workspace: Workspace) -> Path:
 
 def _checkpoint_paths(workspace: Workspace) -> list[Path]:
     other = os.environ.get(CHECKPOINT_VARIABLE)
-    own = workspace.secrets / "audit-checkpoint.json"
+    own = workspace.root / "audit-checkpoint" / "checkpoint.json"
     return [own, Path(other)] if other else [own]
 
 
