@@ -3,7 +3,8 @@
 ``audit/log.jsonl`` is only appended to, by the functions that do what an entry says. The number and
 digest of the last line are signed and kept apart, in ``audit-checkpoint/`` and at the path that
 ``WORKBENCH_AUDIT_CHECKPOINT`` names, which may be on another machine. So an edited, removed or
-reordered line breaks the chain, and a truncated log is shorter than its checkpoint. The checkpoint is written first and has the line, so a process that is killed loses none.
+reordered line breaks the chain, and a truncated log is shorter than its checkpoint. The checkpoint
+is written first and has the line, so a process that is killed loses none.
 
 Someone with the signing key can write another history. They cannot change a copy of a checkpoint.
 """
