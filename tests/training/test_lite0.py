@@ -99,6 +99,46 @@ def _stop_at_second_step(name: str, value: float, step: int) -> None:
         raise KeyboardInterrupt
 
 
+HEADS_FIRST = QUICK.replace(steps=4, heads_first=0.5, variants=2, keep_minutes=1e-9)
+
+
+def test_heads_are_trained_on_features_before_the_backbone(workspace: Workspace) -> None:
+    config = HEADS_FIRST.replace(heads_first=1)
+    trained = train(scenes(workspace), config, classes=CLASSES, preprocessing=SPEC)
+    pretrained, _ = load_pretrained_weights(workspace)
+    for name, value in trained.weights.items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, pretrained[name.removeprefix("backbone.")]), name
+    both = train(scenes(workspace), HEADS_FIRST, classes=CLASSES, preprocessing=SPEC)
+    name = "backbone.stages.5.0.expand.conv.weight"
+    assert not torch.equal(both.weights[name], trained.weights[name])
+    assert both.config.as_json()["heads_first"] == 0.5
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_heads_first_resumes_to_the_same_weights_however_much_memory_there_is(
+    workspace: Workspace, tmp_path: Path, stop: int
+) -> None:
+    settings = {"classes": CLASSES, "preprocessing": SPEC}
+    whole = train(scenes(workspace), HEADS_FIRST, **settings)
+
+    def interrupt(name: str, value: float, step: int) -> None:
+        if step == stop:
+            raise KeyboardInterrupt
+
+    scarce = HEADS_FIRST.replace(memory_mib=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(scenes(workspace), scarce, **settings, checkpoint_dir=tmp_path, log=interrupt)
+    resumed = train(scenes(workspace), scarce, **settings, checkpoint_dir=tmp_path)
+    assert resumed.resumed_at == stop
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_features_that_depend_on_the_batch_are_not_kept() -> None:
+    with pytest.raises(ParameterError, match="heads_first needs freeze_norm"):
+        TrainingConfig(backbone="lite0", heads_first=0.5)
+
+
 def test_the_size_has_settings_of_its_own_that_can_be_changed() -> None:
     config = TrainingConfig.sized("lite0", lr=None, steps=7)
     assert (config.backbone, config.freeze_norm, config.steps) == ("lite0", True, 7)

@@ -130,10 +130,11 @@ class PyramidDetector(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps ``[n, c, height/stride, width/stride]``, finest first."""
-        maps = [
-            lateral(level)
-            for lateral, level in zip(self.laterals, self._backbone_maps(x), strict=True)
-        ]
+        return self.pyramid(self.backbone_maps(x))
+
+    def pyramid(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Feature maps from the maps of the backbone, see `backbone_maps`."""
+        maps = [lateral(level) for lateral, level in zip(self.laterals, levels, strict=True)]
         for level in range(len(maps) - 2, -1, -1):
             coarser = functional.interpolate(maps[level + 1], scale_factor=2.0, mode="nearest")
             maps[level] = self.smooth[level](maps[level] + coarser)
@@ -169,7 +170,7 @@ class PyramidDetector(nn.Module):
         for head in self._heads():
             _bias_of(head.cls).data.copy_(torch.log(shares / (1 - shares)))
 
-    def _backbone_maps(self, x: Tensor) -> list[Tensor]:
+    def backbone_maps(self, x: Tensor) -> list[Tensor]:
         """Maps of the backbone, one for each stride, finest first."""
         raise NotImplementedError
 
@@ -229,7 +230,7 @@ class Detector(PyramidDetector):
         """The stem, then a stage for each stride."""
         return [self.stem, *self.stages]
 
-    def _backbone_maps(self, x: Tensor) -> list[Tensor]:
+    def backbone_maps(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
         maps = []
         for stage in self.stages:

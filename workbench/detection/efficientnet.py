@@ -232,7 +232,7 @@ class Lite0Detector(PyramidDetector):
         self.backbone.load_state_dict({name: weights[name] for name in own})
         self.supplier = supplier
 
-    def _backbone_maps(self, x: Tensor) -> list[Tensor]:
+    def backbone_maps(self, x: Tensor) -> list[Tensor]:
         return self.backbone.maps(x)
 
 

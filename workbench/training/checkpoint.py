@@ -282,13 +282,12 @@ class TrainingState:
     def _backward(self, batch: Batch, step: int) -> tuple[float, float, float]:
         """Accumulate the gradients of a step's micro-batches; returns the mean losses."""
         count = self._config.accumulate
-        size = len(batch.images) // count
+        size = len(batch.targets) // count
         truth = pad_targets(batch.targets)
         sums = np.zeros(3)
         for number in range(count):
             rows = slice(number * size, (number + 1) * size)
-            images = torch.from_numpy(batch.images[rows]).contiguous(memory_format=self._layout)
-            images = images.to(self._config.device)
+            images = self._inputs(batch, rows)
             with gradient_sync(self.model_with_loss, number == count - 1):
                 losses = self.model_with_loss(images, truth.part(rows).to(self._config.device))
                 self._require_finite(losses[0], step)
@@ -296,6 +295,15 @@ class TrainingState:
             sums += [float(loss.detach()) for loss in losses]
         total, cls, box = (sums / count).tolist()
         return total, cls, box
+
+    def _inputs(self, batch: Batch, rows: slice) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(batch.images, tuple):
+            return tuple(
+                level[rows].to(self._config.device, memory_format=self._layout)
+                for level in batch.images
+            )
+        images = torch.from_numpy(batch.images[rows]).contiguous(memory_format=self._layout)
+        return images.to(self._config.device)
 
     def _require_finite(self, loss: Tensor, step: int) -> None:
         value = float(loss.detach())

@@ -219,6 +219,11 @@ class TrainingOptions(_Settings):
     """Whether every batch norm of the backbone keeps its statistics, scale and bias."""
     backbone_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of the backbone as a share of ``lr``."""
+    heads_first: _Share = 0.0
+    """Share of the steps, the first ones, in which only pyramid and heads are trained, on features
+    that the backbone computes once for each variant of a frame."""
+    variants: Annotated[int, Field(gt=0)] = 3
+    """Augmented variants of each frame in those first steps."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device to train on."""
     memory_mib: Annotated[int, Field(gt=0)] = 1024
@@ -258,6 +263,12 @@ class TrainingConfig(TrainingOptions):
     def _check_batch(self) -> Self:
         if self.batch % (self.accumulate * self.processes):
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate times processes")
+        return self
+
+    @model_validator(mode="after")
+    def _check_heads_first(self) -> Self:
+        if self.heads_first and not self.freeze_norm:
+            raise ValueError("heads_first needs freeze_norm: else features depend on the batch")
         return self
 
     @model_validator(mode="wrap")

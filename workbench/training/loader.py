@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from workbench.core import processes
 from workbench.core.errors import DataError, ParameterError
@@ -46,6 +48,7 @@ _PREFETCH = 2  # batches
 _CACHE_SHARE = 0.5  # of the free memory: the network, the system and other steps need the rest
 _CGROUP = Path("/sys/fs/cgroup")
 _ORDER_STREAM = 1 << 30  # separates the random numbers of the order from those of the steps
+_VARIANT_STREAM = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class Batch:
     """One step's frames.
 
     Attributes:
-        images: float32 ``[n, 3, height, width]`` network input, channels-last in memory.
+        images: float32 ``[n, 3, height, width]`` network input, channels-last in memory; or the
+            backbone's maps of the frames, float32 ``[n, channels, rows, columns]`` each.
         targets: Of each frame.
     """
 
-    images: NDArray[np.float32]
+    images: NDArray[np.float32] | tuple[Tensor, ...]
     targets: list[Targets]
 
 
@@ -167,6 +171,50 @@ class DataLoader:
         each = map if pool is None or self.in_memory else pool.map
         targets = list(each(fill, range(len(self._slots))))
         return Batch(images.transpose(0, 3, 1, 2), targets)
+
+    def feature_batches(
+        self, first: int, last: int, backbone: Callable[[Tensor], Sequence[Tensor]]
+    ) -> Iterator[Batch]:
+        """Batches of the backbone's maps instead of images, for steps that leave it as it is.
+
+        A frame has `TrainingOptions.variants` augmented variants. Their maps are computed one image
+        at a time and rounded to 16 bits, so that it makes no difference which of them fit into the
+        cache.
+
+        Args:
+            first: First step.
+            last: One past the last step.
+            backbone: float32 ``[1, 3, height, width]`` to maps ``[1, channels, rows, columns]``.
+        """
+        cache: dict[tuple[int, int], tuple[list[Tensor], Targets]] = {}
+        limit = cache_limit_mib(self._config) * _MIB
+        if self.in_memory:
+            limit -= len(self._frames) * self._spec.width * self._spec.height * 3
+        used = 0
+        for step in range(first, last):
+            parts = []
+            for slot in self._slots:
+                rng = np.random.default_rng([self._config.seed, step, slot])
+                key = int(self._indices(step)[slot]), int(rng.integers(self._config.variants))
+                part = cache.get(key) or self._features(key, step, backbone)
+                size = sum(level.nbytes for level in part[0])
+                if key not in cache and used + size <= limit:
+                    cache[key] = part
+                    used += size
+                parts.append(part)
+            levels = zip(*(maps for maps, _ in parts), strict=True)
+            maps = tuple(torch.cat(level).float() for level in levels)
+            yield Batch(maps, [targets for _, targets in parts])
+
+    def _features(
+        self, key: tuple[int, int], step: int, backbone: Callable[[Tensor], Sequence[Tensor]]
+    ) -> tuple[list[Tensor], Targets]:
+        image = np.empty((1, self._spec.height, self._spec.width, 3), np.float32)
+        rng = np.random.default_rng([self._config.seed, *key, _VARIANT_STREAM])
+        targets = self._fill(image[0], key[0], step, rng)
+        with torch.no_grad():
+            maps = backbone(torch.from_numpy(image.transpose(0, 3, 1, 2)))
+        return [level.half() for level in maps], targets
 
     def _fill(
         self, out: NDArray[np.float32], index: int, step: int, rng: np.random.Generator

@@ -34,7 +34,6 @@ from workbench.training.targets import ALL_CLASSES, Targets
 __all__ = ()
 
 _TOP_K = 9
-_FLOOR = 0.05
 _ALIGN_SCORE, _ALIGN_OVERLAP = 0.5, 4.0
 _NEAR_STRIDES = 0.75  # cells this close to a center may take an object smaller than a cell
 _VFL_ALPHA, _VFL_GAMMA = 0.75, 2.0
@@ -122,7 +121,7 @@ class DetectionLoss:
         chosen = chosen * functional.one_hot(owner, chosen.shape[1]).transpose(1, 2)
         strongest = chosen.amax(dim=-1, keepdim=True)
         reached = (overlap * (chosen > 0)).amax(dim=-1, keepdim=True)
-        share = (chosen / (strongest + _EPS**3)) * reached.clamp(min=_FLOOR)
+        share = (chosen / (strongest + _EPS**3)) * reached.clamp(min=0.05)
         quality = share.amax(dim=1) * (best > 0)
         return owner, quality
 
@@ -208,12 +207,18 @@ class ModelWithLoss(nn.Module):
             loss = DetectionLoss(model.config, preprocessing.width, preprocessing.height)
             self._loss = loss.to(config.device)
 
-    def forward(self, images: Tensor, truth: GroundTruthBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor | tuple[Tensor, ...], truth: GroundTruthBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of images, or of the backbone's maps of images."""
         with self._autocast():
             if self._loss is None:
                 losses = self.model.losses(images, truth)
                 return losses.total.float(), losses.cls, losses.box
-            outputs = self.model(images)
+            if isinstance(images, tuple):
+                outputs = self.model.apply_heads(self.model.pyramid(images))
+            else:
+                outputs = self.model(images)
         losses = self._loss(outputs, truth)
         return losses.total, losses.cls, losses.box
 
@@ -228,7 +233,8 @@ def wrap_ddp(model: ModelWithLoss, config: TrainingConfig) -> Any:
     if config.processes == 1:
         return model
     # Pretrained networks can have parameters without a gradient: heads that their loss leaves out.
-    known = model.model.config.architecture in PYRAMID_FAMILIES
+    # Before its turn, see `TrainingOptions.heads_first`, a backbone has none either.
+    known = model.model.config.architecture in PYRAMID_FAMILIES and not config.heads_first
     return DistributedDataParallel(model, find_unused_parameters=not known)
 
 

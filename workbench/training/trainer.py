@@ -29,7 +29,7 @@ from workbench.records.dataset import Dataset
 from workbench.training.checkpoint import LogMetric, TrainingResult, TrainingState, build_predictor
 from workbench.training.config import TrainingConfig
 from workbench.training.early_stopping import Validation
-from workbench.training.loader import DataLoader, TaskSpec, repeat_factors
+from workbench.training.loader import Batch, DataLoader, TaskSpec, repeat_factors
 from workbench.training.targets import check_dataset, label_warnings
 
 __all__ = ["train"]
@@ -154,7 +154,7 @@ def _prepare_model(
             model.set_prior(_class_priors(architecture, loader))
     else:
         _load_start(model, start)
-    if config.freeze or config.freeze_norm or config.backbone_rate < 1:
+    if config.freeze or config.freeze_norm or config.backbone_rate < 1 or config.heads_first:
         _freeze(model, config)
     return model
 
@@ -183,7 +183,7 @@ def _freeze(model: Any, config: TrainingConfig) -> None:
         raise ParameterError(
             f"model family {model.config.architecture!r} has no backbone stages to freeze",
             where="TrainingConfig",
-            hint="Leave freeze, freeze_norm and backbone_rate at their defaults",
+            hint="Leave freeze, freeze_norm, backbone_rate and heads_first at their defaults",
         )
     model.freeze(config.freeze, norm=config.freeze_norm)
 
@@ -272,7 +272,7 @@ class _TrainingLoop:
         self.stop_reason = self.state.history.stop_reason()
         try:
             if not self.stop_reason and done < total:
-                for step, batch in enumerate(self.loader.batches(done, total), start=done):
+                for step, batch in enumerate(self._batches(done, total), start=done):
                     self.state.step(batch, step, log)
                     done = step + 1
                     if progress:
@@ -289,6 +289,16 @@ class _TrainingLoop:
         finally:
             self.seconds = time.perf_counter() - began
         return done
+
+    def _batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Features of the backbone for the steps that train the heads only, then images."""
+        switch = max(first, round(self.config.heads_first * last))
+        if first < switch:
+            device, model = self.config.device, self.state.model
+            yield from self.loader.feature_batches(
+                first, switch, lambda images: model.backbone_maps(images.to(device))
+            )
+        yield from self.loader.batches(switch, last)
 
     def final_weights(self) -> dict[str, Tensor]:
         """The averaged weights of the selected validation, or the last ones without any."""
