@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,28 @@ def test_result_explains_its_evidence(graded):
     assert "12 drives" in gate.method
 
 
+def test_insufficient_evidence_says_how_many_more_drives_would_decide(build, graded):
+    rules = rules_of({**FLOOR, "bound": 0.35})
+
+    def verdict_of(drives: int) -> GateResult:
+        """Half of the drives are found, however many there are."""
+        frames = [build.frame(f"d{drive:03d}", 0) for drive in range(drives)]
+        box = (10.0, 10.0, 60.0, 60.0)
+        dataset = build.dataset(frames, [build.label(frame, "car", box) for frame in frames])
+        found = [build.prediction(frame, "car", box) for frame in frames[::2]]
+        predictions = Predictions(dataset, found)
+        return judge(rules, evaluate(predictions, settings=rules.evaluation)).gates[0]
+
+    undecided = verdict_of(12)
+    assert undecided.verdict is Verdict.INSUFFICIENT
+    more = int(re.search(r"about (\d+) more drives of this slice would decide", undecided.why)[1])
+    assert more > 10
+    assert verdict_of(12 + more // 3).verdict is Verdict.INSUFFICIENT
+    assert verdict_of(12 + 2 * more).verdict is Verdict.PASS
+    (near,) = judge(rules_of(FLOOR), graded["some drives"]).gates
+    assert "too near the bound" in near.why
+
+
 def test_regression_is_judged_on_the_paired_difference(graded):
     rules = rules_of(KEEP)
     assert judge(rules, graded["most"], reference=graded["most"]).verdict is Verdict.PASS
@@ -207,9 +230,9 @@ def test_the_loss_of_int8_may_not_exceed_its_margin(graded):
 def test_too_little_evidence_is_insufficient_at_any_value(build, graded):
     few = judge(rules_of({**FLOOR, "min_boxes": 73}), graded["all"]).gates[0]
     assert (few.verdict, few.value) == (Verdict.INSUFFICIENT, 1.0)
-    assert "72 boxes, the gate needs 73" in few.why
+    assert "72 boxes, the gate needs 73: about 1 more drive" in few.why
     many = judge(rules_of({**FLOOR, "min_drives": 13}), graded["all"]).gates[0]
-    assert "12 drives, the gate needs 13" in many.why
+    assert "12 drives, the gate needs 13: about 1 more drive" in many.why
     empty = judge(rules_of({**FLOOR, "slice": "vru"}), graded["all"]).gates[0]
     assert (empty.verdict, empty.n) == (Verdict.INSUFFICIENT, 0)
 

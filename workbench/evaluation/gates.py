@@ -12,6 +12,7 @@ More drives narrow the interval. Only PASS on every required gate lets a model b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from workbench.records.types import Inspection
 
 __all__ = ["judge", "load_rules", "save_report"]
 
+_MOST_TIMES_DRIVES = 100.0
 _SLICE_NAMES = tuple(part.name for part in STANDARD_SLICES)
 
 
@@ -404,6 +406,8 @@ def _metric_result(
         verdict, reason = Verdict.INSUFFICIENT, "no interval can be computed"
     else:
         verdict, reason = _decide(low, high, bound, at_least=at_least)
+        if verdict is Verdict.INSUFFICIENT:
+            reason += f"; {_evidence_needed(measured.estimate, bound, row.drives)}"
     return GateResult(
         name=gate.name,
         verdict=verdict,
@@ -426,10 +430,23 @@ def _decide(low: float, high: float, bound: float, *, at_least: bool) -> tuple[V
         return Verdict.PASS, f"the whole interval is {side} {bound:.3f}"
     if high < bound if at_least else low > bound:
         return Verdict.FAIL, f"the whole interval is not {side} {bound:.3f}"
-    return (
-        Verdict.INSUFFICIENT,
-        f"the interval includes the bound {bound:.3f}: evaluate on more drives",
-    )
+    return Verdict.INSUFFICIENT, f"the interval includes the bound {bound:.3f}"
+
+
+def _evidence_needed(estimate: Estimate, bound: float, drives: int) -> str:
+    """How many more drives would decide a gate if its value stayed as it is, in words.
+
+    The end of an interval moves towards the value with the square root of the number of drives.
+    """
+    value, low, high = estimate.value, estimate.low, estimate.high
+    assert value is not None and low is not None and high is not None  # noqa: S101
+    distance = abs(value - bound)
+    reach = value - low if value >= bound else high - value
+    if distance * _MOST_TIMES_DRIVES**0.5 <= reach:
+        return "the value is too near the bound to be told from it by more drives"
+    needed = math.ceil(drives * (reach / distance) ** 2)
+    more = counted(max(1, needed - drives), "more drive")
+    return f"if the value stays, about {more} of this slice would decide"
 
 
 def _missing_evidence(gate: MetricGate, row: SliceMetrics) -> str | None:
@@ -442,7 +459,17 @@ def _missing_evidence(gate: MetricGate, row: SliceMetrics) -> str | None:
         ),
         (counted(row.boxes, "box", "boxes"), row.boxes, gate.min_boxes),
     )
-    return next((f"{text}, the gate needs {least}" for text, n, least in needs if n < least), None)
+    lacking = next(((text, n, least) for text, n, least in needs if n < least), None)
+    if lacking is None:
+        return None
+    text, n, least = lacking
+    if n == row.drives:
+        more = least - n
+    elif n:  # as many boxes a drive as so far
+        more = math.ceil(row.drives * least / n) - row.drives
+    else:
+        return f"{text}, the gate needs {least}"
+    return f"{text}, the gate needs {least}: about {counted(more, 'more drive')} of this slice"
 
 
 def _undecided(gate: MetricGate, row: SliceMetrics, bound: float, why: str) -> GateResult:
