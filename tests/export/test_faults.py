@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from tests.export.conftest import SETTINGS, make_predictor
 from workbench.core.errors import ContractError, ParameterError, VerificationError
 from workbench.core.workspace import Workspace
+from workbench.detection import predictor as predictors
 from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
-from workbench.detection.predictor import TorchPredictor
+from workbench.detection.predictor import ANSWERS_KEY, OnnxPredictor, TorchPredictor
 from workbench.detection.preprocessing import Pixels, load_rgb, preprocess_batch, require_input
 from workbench.export import calibration, exporter, formats, gate, latency
 from workbench.export.bundle import lint_decoding
@@ -258,3 +259,38 @@ def other_weights(content: bytes) -> bytes:
         if values.dtype == np.float32 and values.ndim == 4:
             tensor.CopyFrom(onnx.numpy_helper.from_array(-values, tensor.name))
     return model.SerializeToString()
+
+
+def _has_vnni() -> bool:
+    return "vnni" in Path("/proc/cpuinfo").read_text()
+
+
+def test_a_machine_with_other_answers_refuses_the_model(models: dict[str, bytes]) -> None:
+    """Kernels that compute other sums are played by weights that differ, under the same answers."""
+    content = models[INT8_CPU_FILE]
+    OnnxPredictor(content)
+    model = onnx.load_from_string(content)
+    weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weights)
+    weights.CopyFrom(numpy_helper.from_array(np.clip(values, -40, 40), weights.name))
+    with pytest.raises(ContractError, match=r"computes other answers.*dB from the golden answers"):
+        OnnxPredictor(model.SerializeToString())
+    broken = onnx.load_from_string(content)
+    entry = next(entry for entry in broken.metadata_props if entry.key == ANSWERS_KEY)
+    entry.value = "[]"
+    with pytest.raises(ContractError, match="golden answers in the model file cannot be read"):
+        OnnxPredictor(broken.SerializeToString())
+
+
+@pytest.mark.skipif(_has_vnni(), reason="sums do not saturate on this CPU")
+def test_sums_that_saturate_are_refused(
+    models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = predictors._session
+    monkeypatch.setattr(
+        predictors,
+        "_session",
+        lambda source, threads, *, exact: session(source, threads, exact=False),
+    )
+    with pytest.raises(ContractError, match="computes other answers"):
+        OnnxPredictor(models[INT8_CPU_FILE])

@@ -5,6 +5,8 @@ Both use the same preprocessing and decoding, so evaluation sees what a vehicle 
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.core.errors import DataError
+from workbench.core.errors import ContractError, DataError
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.detection import families
@@ -25,6 +27,7 @@ from workbench.detection.preprocessing import (
     Pixels,
     Preprocessing,
     check_metadata,
+    golden_image,
     load_frame,
     preprocess_batch,
 )
@@ -128,7 +131,8 @@ class OnnxPredictor(Predictor):
 
     Raises:
         DataError: The file cannot be loaded or has no contract.
-        ContractError: This machine's preprocessing gives another tensor than the model expects.
+        ContractError: This machine's preprocessing gives another tensor than the model expects, or
+            its kernels give other answers than where the file was exported.
     """
 
     def __init__(self, source: Path | bytes, *, threads: int = 2) -> None:
@@ -144,6 +148,8 @@ class OnnxPredictor(Predictor):
         inputs = self._session.get_inputs()
         self._input = inputs[0].name
         self._batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
+        if ANSWERS_KEY in metadata:
+            _check_answers(self, metadata[ANSWERS_KEY], where)
 
     def raw(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         names = list(families.output_names(self.config))
@@ -154,6 +160,63 @@ class OnnxPredictor(Predictor):
             for chunk in _padded_chunks(batch, self._batch)
         ]
         return [np.concatenate(maps)[: len(batch)] for maps in zip(*parts, strict=True)]
+
+
+ANSWERS_KEY = "workbench.answers"
+"""ONNX metadata: sampled raw outputs for the golden image of `preprocessing`, as JSON."""
+_SAMPLED_ANSWERS = 256
+_LEAST_ANSWER_DB = 40.0
+"""Input noise of 1e-5 changes no answer; saturating sums left 32 dB on a small network."""
+
+
+def golden_answers(predictor: Predictor) -> str:
+    """Raw outputs of a model for the golden image, as JSON for the file's metadata.
+
+    INT8 kernels of some processors give other answers: without VNNI, sums of products of unsigned
+    and signed bytes saturate at 16 bits. A machine compares itself when it loads the file.
+    """
+    batch, _ = preprocess_batch([golden_image()], predictor.preprocessing)
+    names = families.output_names(predictor.config)
+    return json.dumps(
+        {
+            name: [float(f"{value:.6g}") for value in _sampled(output)]
+            for name, output in zip(names, predictor.raw(batch), strict=True)
+        },
+        sort_keys=True,
+    )
+
+
+def _sampled(output: NDArray[np.float32]) -> list[float]:
+    flat = output.reshape(-1)
+    picked = np.linspace(0, flat.size - 1, min(flat.size, _SAMPLED_ANSWERS)).astype(int)
+    values: list[float] = flat[picked].tolist()
+    return values
+
+
+def _check_answers(predictor: Predictor, recorded: str, where: object) -> None:
+    try:
+        pairs = {
+            name: (np.array(values), np.array(json.loads(recorded)[name]))
+            for name, values in json.loads(golden_answers(predictor)).items()
+        }
+        noise = {
+            name: float(np.square(found - expected).sum() / np.square(expected).sum())
+            for name, (found, expected) in pairs.items()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(
+            "golden answers in the model file cannot be read", where=where
+        ) from error
+    name = max(noise, key=lambda each: noise[each])
+    if not noise[name] <= 10 ** (-_LEAST_ANSWER_DB / 10):
+        raise ContractError(
+            f"this machine computes other answers than the one that exported the model: output "
+            f"{name} is {-10 * math.log10(max(noise[name], 1e-12)):.0f} dB from the golden answers "
+            f"where {_LEAST_ANSWER_DB:.0f} dB are required",
+            where=where,
+            hint="INT8 sums saturate on x86 CPUs without VNNI in some versions of ONNX Runtime: "
+            "use the version of the lock file, another CPU, or the bundle's fp32.onnx",
+        )
 
 
 def load_checkpoint(store: Store, ref: Ref) -> TorchPredictor:

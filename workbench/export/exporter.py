@@ -452,7 +452,8 @@ def _int8_files(
     settings: ExportSettings,
     kept_float: Sequence[sensitivity.Layer] = (),
 ) -> dict[str, bytes]:
-    files = {INT8_CPU_FILE: calibrated.file(keep_float=[layer.node for layer in kept_float])}
+    content = calibrated.file(keep_float=[layer.node for layer in kept_float])
+    files = {INT8_CPU_FILE: formats.add_golden_answers(content, threads=settings.threads)}
     if settings.target:
         modules = [layer.module for layer in kept_float]
         files[INT8_TARGET_FILE] = export_int8_target(predictor, images, keep_float=modules)

@@ -23,7 +23,7 @@ from workbench.core import digest
 from workbench.core.errors import ContractError, DataError, ParameterError, VerificationError
 from workbench.detection.config import to_onnx_metadata
 from workbench.detection.families import output_names
-from workbench.detection.predictor import OnnxPredictor
+from workbench.detection.predictor import ANSWERS_KEY, OnnxPredictor, golden_answers
 from workbench.detection.preprocessing import Preprocessing
 from workbench.export.parity import (
     FLOAT_TOLERANCE,
@@ -189,6 +189,13 @@ def canonical_onnx(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes
     onnx.checker.check_model(fresh)
     content: bytes = fresh.SerializeToString(deterministic=True)
     return content
+
+
+def add_golden_answers(content: bytes, *, threads: int = 2) -> bytes:
+    """The same model file with its answers for the golden image, see `predictor.golden_answers`."""
+    answers = golden_answers(OnnxPredictor(content, threads=threads))
+    model = onnx.load_from_string(content)
+    return canonical_onnx(model, onnx_metadata(model) | {ANSWERS_KEY: answers})
 
 
 def onnx_metadata(model: onnx.ModelProto) -> dict[str, str]:

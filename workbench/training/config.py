@@ -33,8 +33,10 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
     # Chosen by AP50 on real rides for equal CPU time, see docs/how-to/training.md.
     "lite0": {
         "backbone": "lite0",
-        "steps": 300,
+        "steps": 1500,
+        "batch": 4,
         "lr": 3e-3,
+        "heads_first": 0.75,
         "freeze": 4,
         "freeze_norm": True,
         "backbone_rate": 0.2,
@@ -42,7 +44,7 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
 }
 MODEL_SIZES = tuple(_MODEL_SIZES)
 """Names for `TrainingConfig.sized`."""
-_INPUT_SIZES = {"compact": (320, 192), "lite0": (384, 224)}
+_INPUT_SIZES = {"compact": (320, 192), "lite0": (512, 288)}
 _FINAL_LR_SHARE = {"one-cycle": 0.002, "cosine": 0.01}
 _RUNTIME_ONLY = {"memory_mib", "limit_mib", "keep_minutes"}
 _ALWAYS_RECORDED = {
