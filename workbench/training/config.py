@@ -35,11 +35,11 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
         "backbone": "lite0",
         "steps": 1500,
         "batch": 4,
-        "lr": 3e-3,
+        "lr": 6e-3,
         "heads_first": 0.75,
         "freeze": 4,
         "freeze_norm": True,
-        "backbone_rate": 0.2,
+        "backbone_rate": 0.1,
     },
 }
 MODEL_SIZES = tuple(_MODEL_SIZES)
