@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 # The page leads with real roads; figures of rendered drives stand apart.
 SECTIONS = {
-    "Real rides": ("mining_real", "search_real"),
+    "Real rides": ("detector", "mining_real", "search_real"),
     "Speed and size": (
         "pipeline",
         "ingest",
