@@ -1,11 +1,11 @@
 """The default detector on real rides: ``python -m benchmarks.detector [--quick] [--json]``.
 
 ``BENCHMARK_DRIVES`` names a folder of labelled drives, by default ``../shared/data/bdd`` where it
-exists. Drives are split as in a pipeline. Detectors learn from frames of the roles seed and pool and
-are judged on safety, which decided nothing. Beside the default stands an RT-DETRv2 with a ResNet-18
-of the transformers library with random weights, trained on the same frames for the same CPU time.
-Two curves show what more steps and more labelled frames bring; every point is a training of its
-own. Intervals resample drives.
+exists. Drives are split as in a pipeline: detectors learn from frames of the roles seed and pool,
+and are judged on safety, which decided nothing. Beside the default stands an RT-DETRv2 with a
+ResNet-18 of the transformers library with random weights, trained on the same frames for the same
+CPU time. Two curves show what more steps and more labelled frames bring; every point is a training
+of its own. Intervals resample drives.
 """
 
 from __future__ import annotations
