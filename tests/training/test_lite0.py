@@ -142,7 +142,7 @@ def test_features_that_depend_on_the_batch_are_not_kept() -> None:
 def test_the_size_has_settings_of_its_own_that_can_be_changed() -> None:
     config = TrainingConfig.sized("lite0", lr=None, steps=7)
     assert (config.backbone, config.freeze_norm, config.steps) == ("lite0", True, 7)
-    assert TrainingConfig.sized("lite0", freeze_norm=False).freeze_norm is False
+    assert TrainingConfig.sized("lite0", heads_first=0, freeze_norm=False).freeze_norm is False
     spec = config.preprocessing(height=320)
     assert (spec.width, spec.height) == (config.preprocessing().width, 320)
     assert spec.mean != TrainingConfig().preprocessing().mean

@@ -30,16 +30,14 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
     "nano": {"steps": 900, "width": 0.5},
     "small": {"steps": 900},
     "medium": {"steps": 900, "width": 1.5, "depth": 2},
-    # Chosen by AP50 on real rides for equal CPU time, see docs/how-to/training.md.
+    # From a sweep on real rides, in which steps were not varied: docs/how-to/training.md.
     "lite0": {
         "backbone": "lite0",
         "steps": 1500,
         "batch": 4,
         "lr": 6e-3,
-        "heads_first": 0.75,
-        "freeze": 4,
+        "heads_first": 1.0,
         "freeze_norm": True,
-        "backbone_rate": 0.1,
     },
 }
 MODEL_SIZES = tuple(_MODEL_SIZES)
