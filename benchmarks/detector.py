@@ -157,13 +157,14 @@ def _learn_peer(dataset: Dataset, config: TrainingConfig, cpu_s: float, folder: 
     """The peer, for as many steps as take the same CPU time."""
     import transformers
 
-    backbone = transformers.RTDetrResNetConfig(
+    library: Any = transformers  # its types leave out_features away
+    backbone = library.RTDetrResNetConfig(
         layer_type="basic",
         hidden_sizes=[64, 128, 256, 512],
         depths=[2, 2, 2, 2],
         out_features=["stage2", "stage3", "stage4"],
     )
-    transformers.RTDetrV2Config(
+    library.RTDetrV2Config(
         backbone_config=backbone, encoder_in_channels=[128, 256, 512], decoder_layers=3
     ).save_pretrained(folder)
     settings = TrainingConfig(
