@@ -48,6 +48,17 @@ def test_the_projects_own_gates_are_read_and_cover_every_kind():
     assert any(getattr(gate, "slice", "") == "vru" and gate.required for gate in rules.gates)
 
 
+def test_simulated_drives_have_lower_floors_and_the_same_kinds_of_gates():
+    real, simulated = (
+        load_rules(PROJECT_RULES.with_name(name)) for name in ("gates.yaml", "gates_simulated.yaml")
+    )
+    floors = {gate.name: gate.bound for gate in real.gates if isinstance(gate, FloorGate)}
+    lower = {gate.name: gate.bound for gate in simulated.gates if isinstance(gate, FloorGate)}
+    assert lower
+    assert all(bound < floors[name] for name, bound in lower.items())
+    assert {gate.kind for gate in real.gates} == {gate.kind for gate in simulated.gates}
+
+
 def test_omitted_values_have_the_documented_default(tmp_path):
     (gate,) = load_rules(written(tmp_path, GATE)).gates
     assert isinstance(gate, FloorGate)
