@@ -289,7 +289,7 @@ def test_a_value_that_looks_like_a_placeholder_is_not_filled_in(
 
 
 def test_a_path_that_systemd_would_join_with_the_next_line_is_refused(make_job: MakeJob) -> None:
-    for folder in ("/somewhere/x\\", "/somewhere/x "):
+    for folder in ("/somewhere/x\\", "/somewhere/x ", "/somewhere/x*", "/somewhere/[x]"):
         with pytest.raises(ParameterError):
             SCHEDULERS["systemd"].emit(dataclasses.replace(make_job(), folder=Path(folder)))
 

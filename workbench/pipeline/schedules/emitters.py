@@ -27,6 +27,7 @@ from workbench.pipeline.schedules.job import CronSchedule, ScheduledJob
 
 __all__ = ["SCHEDULERS"]
 
+_WILDCARDS = frozenset("*[?")
 _LOCK_BUSY = 75  # EX_TEMPFAIL: flock's exit status when another process holds the lock
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -158,6 +159,8 @@ def _unquoted(path: Path) -> str:
     text = str(path)
     if text != text.strip():
         raise ParameterError("systemd drops the spaces around a path", where=shown(text))
+    if set(text) & _WILDCARDS:
+        raise ParameterError("systemd reads * and [ in a path as wildcards", where=shown(text))
     return _escape_specifiers(text)
 
 
