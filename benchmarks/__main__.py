@@ -39,7 +39,7 @@ SECTIONS = {
         "hygiene",
     ),
     "Rendered drives (simulated, never a headline)": ("mining",),
-    "Rollout (simulated vehicles)": ("fleet",),
+    "Rollout (simulated vehicles)": ("fleet", "fleet_scale"),
 }
 
 _HEAD = """# Benchmarks

@@ -12,10 +12,11 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from pydantic import ValidationError
 from securesystemslib.signer import CryptoSigner
@@ -127,17 +128,30 @@ class Director:
         self.database = database
         self._signers, self._time_signer = signers, time_signer
         database.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(database, timeout=30)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(_SCHEMA)
+        # Kept open and used again: opening costs as much as an answer, and closing the last
+        # connection of a file writes all of it to disk.
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        connection = self._open_database()
+        connection.executescript(_SCHEMA)
+        self._idle.put(connection)
+
+    def _open_database(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.database, timeout=30, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
 
     @contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
         """A transaction: committed at the end, rolled back by an exception."""
-        connection = sqlite3.connect(self.database, timeout=30, isolation_level=None)
-        connection.row_factory = sqlite3.Row
         try:
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection = self._idle.get_nowait()
+        except Empty:
+            connection = self._open_database()
+        try:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
@@ -146,7 +160,7 @@ class Director:
                 connection.execute("ROLLBACK")
             raise
         finally:
-            connection.close()
+            self._idle.put(connection)
 
     # -- the fleet
 
