@@ -141,6 +141,15 @@ def test_events_that_nobody_has_are_judged_by_an_acceptable_rate() -> None:
         assert judge(none, rule).outcome is expected
 
 
+def test_a_vehicle_that_claims_many_frames_makes_no_rate_acceptable() -> None:
+    data = one()
+    exposure = data.exposure.copy()
+    exposure[0] *= 1e6
+    lying = CanaryData(data.canary, data.events * 0, exposure)
+    rule = RULE.model_copy(update={"acceptable": {"fallbacks": 1e-6}})
+    assert judge(lying, rule).outcome is Outcome.INCONCLUSIVE
+
+
 def test_the_same_data_gives_the_same_answer_in_any_order_of_vehicles() -> None:
     data = one(ratio=1.6, shape=1.0)
     answer = judge(data, RULE)

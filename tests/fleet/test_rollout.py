@@ -173,14 +173,35 @@ def test_stages_follow_each_other_with_an_approval_between(
     assert done["state"] == "completed" and done["stage"] is None
     events = [(one["event"], one["by"]) for one in done["events"]]
     assert ("approved", "kim") in events and ("resumed", "tester") in events
-    # Xavier's file was never run nor linted: told why, never sent.
-    assert set(done["excluded"]) <= {"untested-target"}
-    xavier = [
-        one for one in fleet.simulated.vehicles
-        if "Xavier" in one.profile.ecus["front-camera"].hardware
-    ]  # fmt: skip
-    assert len(xavier) == done["excluded"].get("untested-target", 0)
-    assert all(one.installed["front-camera"].component.version == 0 for one in xavier)
+
+
+def test_an_incompatible_vehicle_is_told_why_and_never_sent(
+    make_fleet: Callable[..., Fleet],
+) -> None:
+    fleet = make_fleet(30)
+    component = {"ecu": "front-camera", "release": "given", "model_year": ">=2024"}
+    fleet.start(plan({"name": "full"}, components=[component]))
+    rollout.advance(fleet.director)
+    kinds: dict[str, set[str]] = {"untested-target": set(), "incompatible-model-year": set()}
+    for vehicle in fleet.simulated.vehicles:
+        if vehicle.profile.model_year < 2024:
+            kinds["incompatible-model-year"].add(vehicle.profile.id)
+        elif "Xavier" in vehicle.profile.ecus["front-camera"].hardware:
+            kinds["untested-target"].add(vehicle.profile.id)  # never run nor linted on it
+    assert all(kinds.values())
+    assert fleet.status()["excluded"] == {reason: len(ids) for reason, ids in kinds.items()}
+    with fleet.director.connect() as connection:
+        sent = {row["vehicle"] for row in connection.execute("SELECT vehicle FROM assignments")}
+        notices = dict(connection.execute("SELECT id, notice FROM vehicles").fetchall())
+    for reason, ids in kinds.items():
+        assert not ids & sent
+        assert all(json.loads(notices[name])["reason"] == reason for name in ids)
+    assert len(sent) == 30 - sum(map(len, kinds.values()))
+    xavier = next(
+        one for one in fleet.simulated.vehicles if one.profile.id in kinds["untested-target"]
+    )
+    assert xavier.update() is False
+    assert xavier.notice["reason"] == "untested-target" and "Xavier" in xavier.notice["message"]
 
 
 def test_a_canary_that_is_worse_is_rolled_back_by_itself(make_fleet: Callable[..., Fleet]) -> None:

@@ -337,7 +337,9 @@ def _upper_rate(data: CanaryData, look: int, number: int, ours: NDArray[np.bool_
 
     count = int(ours.sum())
     rates = _rates(data, look)[ours, number]
-    events, frames = data.events[ours, look, number].sum(), data.exposure[ours, look].sum()
+    events, exposure = data.events[ours, look, number].sum(), data.exposure[ours, look]
+    # Not the sum alone: one vehicle that claims to drive a thousand times as much would decide.
+    frames = min(exposure.sum(), count * np.median(exposure))
     poisson = float(stats.chi2.ppf(0.95, 2 * (events + 1)) / 2 / frames)
     if count < 2:
         return np.inf

@@ -34,6 +34,7 @@ __all__ = ["Clock", "Director", "VehicleStatus"]
 
 _MAX_TIME_AGE = timedelta(minutes=10)
 _MAX_CLASSES = 1000  # of a report
+_MAX_FRAMES_A_DAY = 10_000_000  # more than 100 frames/s for 24 hours
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -294,7 +295,7 @@ class Director:
                 numbers = (
                     counts.frames, counts.late, counts.fallbacks, *counts.detections.values(),
                 )  # fmt: skip
-                if min(numbers) < 0 or max(numbers) >= 2**53:
+                if min(numbers) < 0 or counts.frames > _MAX_FRAMES_A_DAY or max(numbers) >= 2**53:
                     raise ValueError("a count is negative or too large")
                 if max(counts.late, counts.fallbacks) > counts.frames:
                     raise ValueError("more late frames or fallbacks than frames")

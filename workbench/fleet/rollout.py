@@ -359,16 +359,18 @@ class _Run:
         """One offer for each component of the plan."""
         found = []
         for component in self.plan.components:
-            reason: UpdateRefused | None = None
+            reasons = []
             for offer in self._offers:
                 if offer.target.component.ecu != component.ecu:
                     continue
-                reason = incompatibility(vehicle.profile, offer) if reason is None else reason
-                if incompatibility(vehicle.profile, offer) is None:
+                reason = incompatibility(vehicle.profile, offer)
+                if reason is None:
                     found.append(offer)
                     break
+                reasons.append(reason)
             else:
-                raise reason or UpdateRefused(Reason.INCOMPATIBLE_HARDWARE, "no file fits")
+                # Files for other chips say little; that of this chip says what is missing.
+                raise max(reasons, key=lambda one: one.reason is not Reason.INCOMPATIBLE_HARDWARE)
         return found
 
     def _exclude(self, vehicle: str, refused: UpdateRefused) -> None:
@@ -382,6 +384,7 @@ class _Run:
         )
 
     def _assign(self, vehicle: str, targets: Sequence[Target]) -> None:
+        self._connection.execute("UPDATE vehicles SET notice = NULL WHERE id = ?", (vehicle,))
         for target in targets:
             self._connection.execute(
                 "INSERT OR REPLACE INTO assignments VALUES (?, ?, ?, ?)",

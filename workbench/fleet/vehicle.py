@@ -140,6 +140,8 @@ class Vehicle:
         self._on_state = on_state or (lambda _name: None)
         self._state = _State.model_validate_json((folder / "state.json").read_bytes())
         self._time: AttestedTime | None = None
+        self.notice: Json = {}
+        """Why the director does not offer this vehicle a rollout, for the diagnosis screen."""
 
     @staticmethod
     def create(
@@ -295,13 +297,18 @@ class Vehicle:
             for ecu, target in self.installed.items()
         }
         fell_back = [one.model_dump(mode="json") for one in self._state.fell_back]
-        self._send("manifest", MESSAGE_VERSION, {"ecus": ecus, "fell_back": fell_back})
+        body: Json = {"ecus": ecus, "fell_back": fell_back}
+        answer = self._send("manifest", MESSAGE_VERSION, body)
+        try:
+            self.notice = dict(json.loads(answer))
+        except (ValueError, TypeError):
+            self.notice = {}  # not signed, and only for people
 
     def send_report(self, counts: DayCounts) -> None:
         """Send the counts of a day."""
         self._send("report", REPORT_VERSION, {"counts": counts.model_dump(mode="json")})
 
-    def _send(self, kind: str, version: int, body: Json) -> None:
+    def _send(self, kind: str, version: int, body: Json) -> bytes:
         if self._time is None:
             self._time = self._client.attest_time(self._state.attested)
             self._save(attested=self._time.now)
@@ -315,7 +322,7 @@ class Vehicle:
             "time": self._time.token.decode(),
             **body,
         }
-        self._client.post(kind, metadata.seal_message(message, self._signers["primary"]))
+        return self._client.post(kind, metadata.seal_message(message, self._signers["primary"]))
 
     def _stage(self, target: Target) -> None:
         """Write a target into the spare slot; the active one is not touched."""
