@@ -158,7 +158,8 @@ def _(refresh, store):
     if _reports:
         _report = store.get(_reports[0], GateReport)
         _note = " **The judged drives are simulated.**" if _report.simulated else ""
-        _promoted = _releases and store.get(_releases[0], Release).promoted
+        _signed = {row.ref for row in catalog.list_releases(store) if row.promoted}
+        _promoted = _releases and _releases[0] in _signed
         _next = "promoted to champion" if _promoted else "registered as candidate, not promoted"
         _said = f" The newest release is {_next}." if _releases else ""
         _view = mo.vstack(
