@@ -48,7 +48,7 @@ def fleet() -> None:
     type=click.FloatRange(1),
     default=1.0,
     show_default=True,
-    help="Fleet seconds a real second; at 8640 a simulated day takes 10 s.",
+    help="Fleet seconds a real second; at 2880 a simulated day takes 30 s.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the server.")
 @click.option(

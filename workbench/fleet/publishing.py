@@ -2,7 +2,7 @@
 
 Rollback releases are signed in advance: for each content that the fleet runs, the same bytes with a
 higher release counter. A rollback then takes no key but the director's, and can be automatic.
-Whoever steals the director's keys could send the previous version, and nothing older.
+Whoever steals the director's keys could then send the previous version too, and nothing older.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         refused = fleet.poll()
         clock = director.clock
         today = int(clock.day(clock.now()))
-        for day in range(max(reported, today - 3), today):  # days that have ended
+        for day in range(max(reported, today - 14), today):  # days that have ended
             refused += fleet.report(day)
         reported = today
         for line in refused:
