@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 
 import click
 
 from workbench import __version__
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import WorkbenchError, system_error
+from workbench.core.text import terminal_text
 
 __all__ = ["cli", "main"]
 
@@ -49,6 +51,10 @@ _COMMANDS = {
     "run-step": ("pipelines", "Run one step from a spec file (called by executors)."),
 }
 """Command name to its module below ``workbench.cli`` and its line in the list of commands."""
+
+
+_NOT_WRITABLE = 0o022
+"""Whatever the user's umask, only the owner writes what the workbench creates."""
 
 
 class _LazyGroup(click.Group):
@@ -91,11 +97,16 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command line without the program's name, by default that of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    os.umask(os.umask(0) | _NOT_WRITABLE)
     try:
         cli.main(args=arguments, prog_name="workbench")
     except WorkbenchError as error:
         _print_error(error, as_json="--json" in arguments)
         sys.exit(error.exit_code)
+    except OSError as error:
+        translated = system_error(error)
+        _print_error(translated, as_json="--json" in arguments)
+        sys.exit(translated.exit_code)
 
 
 def _print_error(error: WorkbenchError, *, as_json: bool) -> None:
@@ -104,7 +115,7 @@ def _print_error(error: WorkbenchError, *, as_json: bool) -> None:
         lines.append(f"   in: {error.where}")
     if error.hint:
         lines.append(f" next: {error.hint}")
-    click.echo("\n".join(lines), err=True)
+    click.echo(terminal_text("\n".join(lines)), err=True)
     if as_json:
         body = {
             "kind": error.kind,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import terminal_text
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace
 from workbench.records.base import Ref, kind_of
@@ -62,12 +63,12 @@ class DefaultCommand(click.Command):
 
 def print_result(value: Json, *, as_json: bool, text: str) -> None:
     """Print the result of a command: ``value`` with ``--json``, else ``text``."""
-    click.echo(json.dumps(value, sort_keys=True) if as_json else text)
+    click.echo(json.dumps(value, sort_keys=True) if as_json else terminal_text(text))
 
 
 def info(message: str) -> None:
     """Print a message on standard error, so that it never mixes with a JSON result."""
-    click.echo(message, err=True)
+    click.echo(terminal_text(message), err=True)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from workbench.cli.common import (
     resolve_ref,
 )
 from workbench.core.errors import ParameterError, WorkbenchError
-from workbench.core.text import counted
+from workbench.core.text import counted, terminal_text
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, find_workspace, write_atomic
 from workbench.records.base import Ref, kind_of, short_ref
@@ -323,7 +323,7 @@ def _update(workspace: Workspace, batch: Ref) -> bool:
 
     server = connect_label_studio(workspace)
     state = labeling.batch_status(workspace, server, batch)
-    click.echo(_status_text(state))
+    click.echo(terminal_text(_status_text(state)))
     if not state.complete or state.collected:
         return False
     click.echo(f"  collected: {short_ref(labeling.collect(workspace, server, batch))}")

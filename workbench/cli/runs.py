@@ -119,7 +119,10 @@ def logs(run_id: str, step: str | None, follow: bool, as_json: bool) -> None:
         "steps": [log.as_json() for log in step_logs],
     }
     text = "\n\n".join(parts) or f"run {run.run_id} has no steps yet"
-    print_result(value, as_json=as_json, text=text)
+    if as_json:
+        print_result(value, as_json=True, text="")
+    else:
+        click.echo(text)  # with the colours that a notebook prints
 
 
 @click.command()

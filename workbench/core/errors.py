@@ -16,6 +16,8 @@ engineer on call sees.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "ContractError",
     "DataError",
@@ -26,7 +28,38 @@ __all__ = [
     "VerificationError",
     "Waiting",
     "WorkbenchError",
+    "system_error",
 ]
+
+_FREE = "Free some space there and run the same command again: finished steps are kept"
+_LOCAL = "Put the workspace on a local disk: set WORKBENCH_HOME to a folder there"
+_SYSTEM_ERRORS = {
+    errno.ENOSPC: ("the disk is full", _FREE),
+    errno.EDQUOT: ("your disk quota is used up", _FREE),
+    errno.EFBIG: ("a file is larger than the file system or `ulimit -f` allows", "Raise the limit"),
+    errno.EROFS: (
+        "the file system is read-only",
+        "Mount it writable, or set WORKBENCH_HOME to a folder that is",
+    ),
+    errno.EIO: (
+        "the disk reports an error",
+        "Look at the system's log (dmesg). `workbench doctor --records` names what is damaged; "
+        "restore it from a backup",
+    ),
+    errno.ESTALE: ("the network file system lost a file", "Mount it again, then run this again"),
+    errno.ENOLCK: ("the file system does not support locks", _LOCAL),
+    errno.ENOTSUP: ("the file system does not support what is needed", _LOCAL),
+    errno.EMLINK: ("the file system allows no more links to a file", _LOCAL),
+    errno.EXDEV: ("two folders that must be on one disk are not", _LOCAL),
+    errno.EMFILE: ("this process has too many files open", "Raise the limit: ulimit -n 4096"),
+    errno.ENFILE: ("the system has too many files open", "Close programs, or raise fs.file-max"),
+    errno.ENOMEM: ("the system has no memory left", "Close programs, or use a larger machine"),
+    errno.EACCES: ("no permission", "Use the user who owns the workspace, or correct the modes"),
+    errno.EPERM: ("not permitted", "Use the user who owns the workspace, or correct the modes"),
+    errno.ENAMETOOLONG: ("a file name is too long", "Use a shorter name"),
+    errno.ELOOP: ("links that lead in a circle", "Remove the link"),
+    errno.ENOENT: ("no such file or folder", "It was removed meanwhile? Run this again"),
+}
 
 
 class WorkbenchError(Exception):
@@ -115,3 +148,17 @@ class Waiting(WorkbenchError):
 
     exit_code = 4
     kind = "waiting"
+
+
+def system_error(error: OSError) -> WorkbenchError:
+    """What the operating system refused, in words, with what to do about it."""
+    what, hint = _SYSTEM_ERRORS.get(error.errno or 0, (None, None))
+    return _SystemError(
+        what or f"the system refused: {error.strerror or error}",
+        where=error.filename or error.filename2,
+        hint=hint,
+    )
+
+
+class _SystemError(WorkbenchError):
+    kind = "system"

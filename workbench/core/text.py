@@ -10,7 +10,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["counted", "did_you_mean", "html_table", "natural_key", "path_hint", "short_repr"]
+__all__ = [
+    "counted",
+    "did_you_mean",
+    "html_table",
+    "natural_key",
+    "path_hint",
+    "short_repr",
+    "terminal_text",
+]
 
 _T = TypeVar("_T")
 _MAX_VALUE = 60  # characters of one value in a repr
@@ -22,6 +30,13 @@ _CELL = "text-align:left;padding:2px 12px 2px 0"
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """``1 drive``, ``2 drives``, ``1,200 frames``."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def terminal_text(text: str) -> str:
+    """``text`` with control characters as escapes: a file name could colour or clear a terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def html_table(

@@ -148,7 +148,7 @@ def _default_title(workspace: Workspace, batch_ref: Ref) -> str:
 
 
 def _labeler_instruction(batch: LabelBatch) -> str:
-    classes = ", ".join(batch.label_schema.classes)
+    classes = html.escape(", ".join(batch.label_schema.classes))
     if batch.adjudicates:
         start = "Labelers disagreed here; all their boxes are shown. Keep the correct ones. "
     elif batch.model:

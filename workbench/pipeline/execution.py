@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from workbench.core.errors import RecordError, WorkbenchError
+from workbench.core.errors import RecordError, WorkbenchError, system_error
 from workbench.core.workspace import Workspace
 from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, StepKey
@@ -167,7 +167,10 @@ class StepExecution:
                 self._external.log_points(planned.name, files.points())
                 due = time.monotonic() + _METRICS_INTERVAL_S
 
-        result = self._executor.execute(spec, watch, self.stop)
+        try:
+            result = self._executor.execute(spec, watch, self.stop)
+        except OSError as error:  # such as a full disk
+            return StepResult.from_error(ExitStatus.CRASHED, system_error(error))
         self._external.log_points(planned.name, files.points())
         return result
 

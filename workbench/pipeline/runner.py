@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from workbench.core import secret_scan
+from workbench.core.errors import system_error
 from workbench.pipeline import forked_kernel, ipynb
 from workbench.pipeline.connect import SPEC_VARIABLE
 from workbench.pipeline.spec import (
@@ -172,6 +173,10 @@ def _cell_error(error: Any, folder: Path) -> tuple[ExitStatus, Failure]:
         printed = (folder / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace")
         message = printed.strip().splitlines()[-1] if printed.strip() else message
     hint = f"The executed notebook: {folder / EXECUTED_NOTEBOOK}"
+    number = re.match(r"\[Errno (\d+)\]", str(error.evalue))
+    refused = system_error(OSError(int(number[1]), "")) if number else None
+    if refused is not None and refused.hint:
+        message, hint = f"{refused.what} ({message})", f"{refused.hint}. {hint}"
     if error.ename == "CalledProcessError":
         hint = f"If that failure is expected, write `!command || true`. {hint}"
     return ExitStatus.USER_ERROR, Failure(

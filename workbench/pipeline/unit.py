@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import signal
 import time
+import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,7 +22,7 @@ import psutil
 from pydantic import ValidationError
 
 from workbench.core import secret_scan
-from workbench.core.errors import ContractError
+from workbench.core.errors import ContractError, system_error
 from workbench.core.processes import die_with_parent
 from workbench.core.workspace import Workspace, project_root, write_atomic
 from workbench.pipeline import redaction
@@ -173,7 +174,10 @@ def _run_watched(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failure |
                         failure = _kernel_died(failure, peak, _oom_kills() - kills_before)
                     return status, failure, peak
             if ready:
-                message = f"the process that ran {Path(spec.notebook).name} was killed"
+                child.join(_POLL_S)
+                code = child.exitcode or 0
+                how = f"was killed (signal {-code})" if code < 0 else f"ended with status {code}"
+                message = f"the process that ran {Path(spec.notebook).name} {how}"
                 return ExitStatus.CRASHED, _failure("crashed", message), peak
             peak = max(peak, _resident_mib(child.pid))
             if time.monotonic() > deadline:
@@ -195,7 +199,20 @@ def _run_child(spec: StepSpec, spec_file: Path, sender: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from workbench.pipeline import runner
 
-    sender.send(runner.execute_notebook(spec, spec_file))
+    try:
+        sender.send(runner.execute_notebook(spec, spec_file))
+    except OSError as error:
+        sender.send((ExitStatus.CRASHED, _system_failure(error)))
+    except Exception as error:
+        message = f"the notebook could not be run: {type(error).__name__}: {error}"
+        failure = Failure(kind="crashed", message=message, traceback=traceback.format_exc())
+        sender.send((ExitStatus.CRASHED, failure))
+
+
+def _system_failure(error: OSError) -> Failure:
+    translated = system_error(error)
+    failure = _failure("crashed", translated.what, translated.hint)
+    return failure.model_copy(update={"where": translated.where})
 
 
 def _kernel_died(failure: Failure, peak: float, kills: int) -> Failure:

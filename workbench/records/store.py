@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from workbench.core import digest
-from workbench.core.errors import RecordError
+from workbench.core.errors import RecordError, system_error
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records import sequence
@@ -252,6 +252,14 @@ class Store:
         return _parse_body(ref, content)
 
     def _write_or_repair(
+        self, ref: Ref, content: bytes, payload: Payload, side: Mapping[str, Any]
+    ) -> None:
+        try:
+            self._write_what_is_missing(ref, content, payload, side)
+        except OSError as error:  # such as a full disk
+            raise system_error(error) from error
+
+    def _write_what_is_missing(
         self, ref: Ref, content: bytes, payload: Payload, side: Mapping[str, Any]
     ) -> None:
         folder = self.folder(ref)
