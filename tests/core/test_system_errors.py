@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,14 @@ def test_the_store_says_it_in_words(
     assert isinstance(refused.value.__cause__, OSError)
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """`run_step` handles signals of its process, here that of the tests."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 def step_spec(folder: Path) -> StepSpec:
     notebook = folder / "a.ipynb"
     notebook.write_text("{}")
@@ -93,6 +103,7 @@ def step_spec(folder: Path) -> StepSpec:
         (RuntimeError("the reason"), "RuntimeError: the reason"),
     ],
 )
+@pytest.mark.usefixtures("own_signals")
 def test_an_exception_of_the_runner_is_not_called_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
@@ -106,6 +117,7 @@ def test_an_exception_of_the_runner_is_not_called_a_kill(
     assert "killed" not in str(result.failure)
 
 
+@pytest.mark.usefixtures("own_signals")
 def test_a_process_that_ends_is_not_called_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
