@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.text import did_you_mean
@@ -47,6 +47,9 @@ CANCEL_FILE = "cancel"
 """A file of this name in a run's folder asks a runner on another machine to stop."""
 
 LATEST_RUN = "latest"
+
+UNREADABLE = "unreadable"
+"""Status of a run whose ``run.json`` is damaged or lost."""
 
 _ID_FORMAT = "%Y%m%d-%H%M%S"
 _RUN_FILE = "run.json"
@@ -195,11 +198,11 @@ def save_run(workspace: Workspace, run: RunState) -> None:
 def list_runs(
     workspace: Workspace, pipeline: str | None = None, *, prefix: str = ""
 ) -> Iterator[RunState]:
-    """Runs, newest first; unreadable ones are skipped.
+    """Runs, newest first; one whose file is damaged has the status ``unreadable``.
 
     Args:
         workspace: The workspace.
-        pipeline: Only runs of this pipeline.
+        pipeline: Only runs of this pipeline, as far as they can be read.
         prefix: Only runs whose id starts with it.
     """
     if not workspace.runs.is_dir():
@@ -336,10 +339,33 @@ def _runner_process(run: RunState) -> psutil.Process | None:
 
 
 def _read_run(folder: Path) -> RunState | None:
+    """A run; ``unreadable`` if its file is damaged or lost, None for a folder of anything else."""
     try:
-        return RunState.model_validate_json((folder / _RUN_FILE).read_bytes())
-    except (OSError, ValidationError):
+        run = RunState.model_validate_json((folder / _RUN_FILE).read_bytes())
+        if run.run_id == folder.name and _valid_times(run):
+            return run
+    except (OSError, ValueError):
+        pass
+    if not _is_run_folder(folder):
         return None
+    return RunState(run_id=folder.name, pipeline="", status=UNREADABLE)
+
+
+def _valid_times(run: RunState) -> bool:
+    return all(
+        datetime.fromisoformat(text).tzinfo is not None
+        for text in (run.started_at, run.ended_at)
+        if text
+    )
+
+
+def _is_run_folder(folder: Path) -> bool:
+    """Whether a run has been in this folder; one that is just starting has hidden files only."""
+    try:
+        datetime.strptime(folder.name[:-5], _ID_FORMAT)
+        return any(not path.name.startswith(".") for path in folder.iterdir())
+    except (OSError, ValueError):
+        return False
 
 
 def _now() -> str:
