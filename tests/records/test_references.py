@@ -108,9 +108,8 @@ def test_numbers_do_not_move_when_a_version_is_lost(workspace: Workspace, store:
         references.register_dataset(workspace, ref)
     shutil.rmtree(store.folder(refs[1]))
     assert references.resolve_dataset(workspace, "fleet@3") == refs[2]
-    with pytest.raises(RecordError, match="fleet has 2 versions") as error:
+    with pytest.raises(RecordError, match="no such record"):
         references.resolve_dataset(workspace, "fleet@2")
-    assert "1, 3" in str(error.value)
     assert str(references.register_dataset(workspace, _saved(store, 4))) == "fleet@4"
     assert references.resolve_dataset(workspace, "fleet@3") == refs[2]
 

@@ -34,6 +34,7 @@ _MARKS = {
     "refused": "✗",
     "failed": "✗",
     "killed": "✗",
+    "unreadable": "✗",
     "cancelled": "✗",
 }
 _PROGRESS_INTERVAL_S = 10.0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
@@ -53,6 +54,7 @@ UNREADABLE = "unreadable"
 
 _ID_FORMAT = "%Y%m%d-%H%M%S"
 _RUN_FILE = "run.json"
+_DIGEST_FIELD = "digest"
 _MLFLOW_FILE = "mlflow.json"
 _CANCEL_SENT_FILE = "cancel-sent"
 _START_TOLERANCE_S = 2.0  # start times have the resolution of clock ticks; clocks are adjusted
@@ -191,7 +193,9 @@ def run_as_json(run: RunState) -> Json:
 
 def save_run(workspace: Workspace, run: RunState) -> None:
     """Write a run's file."""
-    data = run.model_dump_json(indent=1).encode()
+    content = run.model_dump(mode="json")
+    content[_DIGEST_FIELD] = _content_digest(content)
+    data = json.dumps(content, indent=1).encode()
     write_atomic(workspace.runs / run.run_id / _RUN_FILE, data)
 
 
@@ -341,14 +345,21 @@ def _runner_process(run: RunState) -> psutil.Process | None:
 def _read_run(folder: Path) -> RunState | None:
     """A run; ``unreadable`` if its file is damaged or lost, None for a folder of anything else."""
     try:
-        run = RunState.model_validate_json((folder / _RUN_FILE).read_bytes())
-        if run.run_id == folder.name and _valid_times(run):
+        content = json.loads((folder / _RUN_FILE).read_bytes())
+        expected = content.pop(_DIGEST_FIELD, None)  # none in files from before this was written
+        run = RunState.model_validate(content)
+        whole = expected is None or expected == _content_digest(content)
+        if whole and run.run_id == folder.name and _valid_times(run):
             return run
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
     if not _is_run_folder(folder):
         return None
     return RunState(run_id=folder.name, pipeline="", status=UNREADABLE)
+
+
+def _content_digest(content: Json) -> str:
+    return digest.of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def _valid_times(run: RunState) -> bool:
@@ -360,12 +371,12 @@ def _valid_times(run: RunState) -> bool:
 
 
 def _is_run_folder(folder: Path) -> bool:
-    """Whether a run has been in this folder; one that is just starting has hidden files only."""
+    """Whether the folder has the name of a run."""
     try:
         datetime.strptime(folder.name[:-5], _ID_FORMAT)
-        return any(not path.name.startswith(".") for path in folder.iterdir())
-    except (OSError, ValueError):
+    except ValueError:
         return False
+    return folder.is_dir()
 
 
 def _now() -> str:

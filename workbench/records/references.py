@@ -179,9 +179,10 @@ def _numbered(workspace: Workspace) -> dict[str, dict[int, Ref]]:
                 )
             numbered.add(ref)
     for name, number, ref in _index_entries(workspace):
-        if ref in numbered or number in names.get(name, {}) or ref not in refs:
+        if ref in numbered or number in names.get(name, {}):
             continue
-        if _name_of(store, ref) == name:
+        # A version whose record is lost keeps its number: resolving it is refused.
+        if _name_of(store, ref) == name or not store.exists(ref):
             names.setdefault(name, {})[number] = ref
             numbered.add(ref)
     if not numbered:  # an index was lost that was the only place of the numbers

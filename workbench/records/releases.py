@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -93,6 +93,8 @@ class ModelReleases:
     Attributes:
         releases: Those that count, oldest first.
         refused: Why others do not count, by reference.
+        damaged: Records that are damaged or lost, and may be the newest of this model: no alias is
+            resolved and no version given until they are back.
     """
 
     model: str
@@ -101,10 +103,15 @@ class ModelReleases:
     rollbacks: tuple[Rollback, ...] = ()
     highest_refused: int = 0
     """Highest version of a release that does not count, such as one of a lost key."""
+    damaged: dict[Ref, str] = field(default_factory=dict)
 
     @cached_property
     def aliases(self) -> dict[str, RegisteredRelease]:
-        """The release that each alias names."""
+        """The release that each alias names.
+
+        Raises:
+            RecordError: A record is damaged.
+        """
         champions = self.champions_before(frozenset())
         named = {"candidate": self.releases[-1]} if self.releases else {}
         named |= dict(zip(("champion", "previous"), reversed(champions), strict=False))
@@ -116,6 +123,7 @@ class ModelReleases:
         Args:
             bundles: Releases of these bundles, and all that came later, are left out.
         """
+        self._require_whole()
         champions: list[RegisteredRelease] = []
         waiting = list(self.rollbacks)
         for release in self.releases:
@@ -143,9 +151,19 @@ class ModelReleases:
                 hint="Restore the signing key and the releases from a backup",
             )
 
+    def _require_whole(self) -> None:
+        for ref, problem in self.damaged.items():
+            raise RecordError(
+                f"a release of {self.model} may be damaged: {problem}",
+                where=ref,
+                hint="Run `workbench doctor --records`, or restore it from a backup. If it is "
+                f"lost, remove its folder and index/sequence/*.{ref.replace('/', '.')}",
+            )
+
     @property
     def next_version(self) -> int:
         """The number of the next release: one more than the highest so far."""
+        self._require_whole()
         numbers = [release.version or 0 for release in self.releases]
         return max((*numbers, self.highest_refused), default=0) + 1
 
@@ -179,11 +197,14 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     store = Store(workspace)
     counted: list[RegisteredRelease] = []
     refused: dict[Ref, str] = {}
+    damaged = _damaged(store)
     for ref, record in _readable(store):
         if record.model == model:
             try:
                 counted.append(_verified(store, ref, record))
-            except (RecordError, VerificationError) as error:
+            except RecordError as error:
+                damaged[ref] = refused[ref] = str(error)
+            except VerificationError as error:
                 refused[ref] = str(error)
     numbers = Counter(release.version for release in counted if not release.older)
     for release in [one for one in counted if not one.older and numbers[one.version] > 1]:
@@ -193,7 +214,20 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     numbers_refused = [store.get(ref, Release).version or 0 for ref in refused]
     highest = max((number for number in numbers_refused if number < _MAX_VERSION), default=0)
     rollbacks = _signed_rollbacks(store, model, refused)
-    return ModelReleases(model, tuple(counted), refused, rollbacks, highest)
+    return ModelReleases(model, tuple(counted), refused, rollbacks, highest, damaged)
+
+
+def _damaged(store: Store) -> dict[Ref, str]:
+    """Releases and rollbacks whose record cannot be read or is gone, with the reason."""
+    damaged = {}
+    for record in (Release, Rollback):
+        damaged.update(dict.fromkeys(store.sequence.lost(record.KIND), "its record is gone"))
+        for ref in store.refs(record.KIND):
+            try:
+                store.get(ref, record)
+            except RecordError as error:
+                damaged[ref] = error.what
+    return damaged
 
 
 def _signed_rollbacks(store: Store, model: str, refused: dict[Ref, str]) -> tuple[Rollback, ...]:
@@ -298,9 +332,12 @@ def _verified(store: Store, ref: Ref, record: Release) -> RegisteredRelease:
     """
     text = store.side(ref, SIGNATURE)
     signature = release_folder(store.workspace, record) / "signature"
-    if not isinstance(text, str) and not signature.is_file():
+    found = [text.encode()] if isinstance(text, str) else []
+    found += [signature.read_bytes()] if signature.is_file() else []
+    if not found:
         raise VerificationError("the release has no signature", where=ref)
-    content = text.encode() if isinstance(text, str) else signature.read_bytes()
+    # The one that the record names, where one of the two was damaged.
+    content = next((one for one in found if digest.of_bytes(one) == record.signature), found[0])
     envelope = open_envelope(content, public_key(store.workspace), where=ref)
     if envelope.digest != record.signature or envelope.key != record.key:
         raise VerificationError("the signature is not the one that the record names", where=ref)

@@ -41,12 +41,23 @@ class RecordSequence:
         self._listed: tuple[int, dict[Ref, int]] = (0, {})
 
     def in_order(self, kind: str) -> list[Ref]:
-        """References of all complete records of a kind, in the order in which they were written."""
+        """References of all records of a kind, in the order in which they were written.
+
+        A record that was complete and has lost its mark is among them: reading it is refused, where
+        leaving it out would give another answer.
+        """
         refs = self._complete(kind)
         numbers = self._numbers()
         if any(ref not in numbers for ref in refs):
             numbers = self._number_all()
+        unmarked = {ref for ref in numbers if kind_of(ref) == kind}.difference(refs)
+        refs += [ref for ref in unmarked if self._side(ref).parent.is_dir()]
         return sorted(refs, key=lambda ref: (numbers.get(ref, _MAX_NUMBER), ref))
+
+    def lost(self, kind: str) -> list[Ref]:
+        """References of the records of a kind that have a number and no folder."""
+        refs = [ref for ref in self._numbers() if kind_of(ref) == kind]
+        return sorted(ref for ref in refs if not self._side(ref).parent.is_dir())
 
     def sort_key(self, ref: Ref) -> tuple[int, Ref]:
         """Sorts records of several kinds as they were written; call `in_order` of them before."""

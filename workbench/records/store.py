@@ -202,7 +202,7 @@ class Store:
         return sorted(self._body(ref)["payload"])
 
     def refs(self, kind: str) -> Iterator[Ref]:
-        """References of all complete records of a kind, in the order in which they were written.
+        """References of all records of a kind, in the order in which they were written.
 
         The order is that of `RecordSequence`, not of file times.
         """
@@ -237,6 +237,9 @@ class Store:
 
     def _body(self, ref: Ref) -> Json:
         path = self.folder(ref) / RECORD_FILE
+        if not self.exists(ref) and path.exists():
+            problem = "record is incomplete: its mark COMPLETE is missing"
+            raise RecordError(problem, where=path.parent, hint=_DAMAGED)
         if not self.exists(ref):
             raise RecordError(
                 "no such record", where=ref, hint="`workbench datasets` lists what is here"

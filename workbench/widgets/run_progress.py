@@ -40,6 +40,7 @@ _STATE_STYLES = {
     "failed": ("✗", "#c0392b", "danger"),
     "refused": ("✗", "#c0392b", "danger"),
     "killed": ("✗", "#c0392b", "danger"),
+    "unreadable": ("✗", "#c0392b", "danger"),
     "cancelled": ("✗", "#c0392b", "danger"),
 }
 _LINKS = {"mlflow": "metrics, files and notebooks in MLflow", "label-studio": "Label Studio"}

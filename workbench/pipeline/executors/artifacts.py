@@ -245,7 +245,7 @@ class ArtifactStore:
     def _pull_images(self, store: Store, frames: Path) -> None:
         def fetch_image(frame: Frame) -> None:
             path = dataset.media_path(store.workspace, frame)
-            if path.exists():
+            if path.is_file() and digest.of_file(path) == frame.id:
                 return
             with atomic_replace(path) as temporary:
                 self.fetch(_media_name(store, frame), temporary)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.workspace import write_atomic
-from workbench.records.base import Ref, kind_of, make_ref, refs_in
+from workbench.records.base import Ref, digest_of, kind_of, make_ref, refs_in
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES
@@ -42,7 +42,8 @@ class EdgeIndex:
         self._uses: dict[Ref, list[Ref]] = defaultdict(list)
         self._outputs: dict[Ref, tuple[Ref, ...]] = {}
         self._runs: dict[Ref, Ref] = {}
-        for record in _load_edges(store):
+        self._folders = dict.fromkeys(_list_refs(store))
+        for record in _load_edges(store, self._folders):
             self._sources[record.ref] = record.sources
             for source in record.sources:
                 self._uses[source].append(record.ref)
@@ -56,6 +57,11 @@ class EdgeIndex:
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    @property
+    def damaged(self) -> tuple[Ref, ...]:
+        """Records that cannot be read, so that their edges are unknown."""
+        return tuple(ref for ref in self._folders if ref not in self._sources)
 
     def run_of(self, ref: Ref) -> Ref | None:
         """The first run that made a record; None for a run, and for what no run made."""
@@ -72,10 +78,9 @@ class EdgeIndex:
         return (*self._uses.get(ref, ()), *self._outputs.get(ref, ()))
 
 
-def _load_edges(store: Store) -> list[_RecordEdges]:
+def _load_edges(store: Store, refs: dict[Ref, None]) -> list[_RecordEdges]:
     """Every record's edges, oldest record first; those of new records are read and kept."""
     path = store.workspace.index / EDGES_FILE
-    refs = dict.fromkeys(_list_refs(store))
     known = {record.ref: record for record in _read_index(path) if record.ref in refs}
     new = [
         record
@@ -85,7 +90,8 @@ def _load_edges(store: Store) -> list[_RecordEdges]:
     records = [*known.values(), *new]
     if new:
         lines = (json.dumps([one.ref, one.sources, one.outputs]) + "\n" for one in records)
-        write_atomic(path, "".join(lines).encode())
+        content = "".join(lines).encode()
+        write_atomic(path, f"{digest.of_bytes(content)}\n".encode() + content)
     return records
 
 
@@ -101,18 +107,18 @@ def _list_refs(store: Store) -> Iterator[Ref]:
 def _read_index(path: Path) -> Iterator[_RecordEdges]:
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return
+    head, _, content = content.partition(b"\n")
+    if head.decode(errors="replace") != digest.of_bytes(content):
+        return  # damaged, or without a digest: all is read from the records again
     for line in content.splitlines():
-        try:
-            ref, sources, outputs = json.loads(line)
-        except ValueError:
-            return  # damaged: the rest is read from the records again
+        ref, sources, outputs = json.loads(line)
         yield _RecordEdges(ref, tuple(sources), tuple(outputs))
 
 
 def _oldest_first(store: Store, refs: set[Ref]) -> list[Ref]:
-    """The complete records among ``refs``, in the order in which they were written."""
+    """The records among ``refs``, in the order in which they were written."""
     found = [ref for kind in {kind_of(ref) for ref in refs} for ref in store.refs(kind)]
     return sorted(refs.intersection(found), key=store.sequence.sort_key)
 
@@ -122,8 +128,11 @@ def _read_record(store: Store, ref: Ref) -> _RecordEdges | None:
 
     None for a damaged record; loading it raises.
     """
-    content = (store.folder(ref) / "record.json").read_bytes()
-    if digest.of_bytes(content) != ref.partition("/")[2]:
+    try:
+        content = (store.folder(ref) / "record.json").read_bytes()
+    except OSError:
+        return None
+    if digest.of_bytes(content) != digest_of(ref):
         return None
     body = json.loads(content)
     body.pop("payload", None)

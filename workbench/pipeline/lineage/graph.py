@@ -16,7 +16,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
-from workbench.core.text import short_repr
+from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline.lineage.edges import EdgeIndex
@@ -76,12 +76,14 @@ class LineageGraph:
     Attributes:
         root: The node that was asked about.
         forward: Whether the other nodes were made from the root, or the root from them.
+        damaged: Records that cannot be read and might belong here.
     """
 
     nodes: dict[str, Json]
     edges: tuple[tuple[str, str], ...]
     root: str = ""
     forward: bool = False
+    damaged: tuple[Ref, ...] = ()
 
     def as_json(self) -> Json:
         """The graph as `workbench lineage --json` prints it."""
@@ -90,6 +92,7 @@ class LineageGraph:
             "direction": "forward" if self.forward else "backward",
             "nodes": [{"id": name, **node} for name, node in sorted(self.nodes.items())],
             "edges": [{"from": start, "to": end} for start, end in sorted(self.edges)],
+            **({"damaged": list(self.damaged)} if self.damaged else {}),
         }
 
 
@@ -119,7 +122,8 @@ def trace(store: Store, *refs: Ref, forward: bool = False) -> LineageGraph:
             sources = index.upstream(current)
             edges.update((name, current) for name in (*groups, *sources))
             waiting.extend(sources)
-    return LineageGraph(nodes, tuple(edges), refs[0] if refs else "", forward)
+    root = refs[0] if refs else ""
+    return LineageGraph(nodes, tuple(edges), root, forward, index.damaged)
 
 
 def trace_reference(workspace: Workspace, text: str, *, forward: bool = False) -> LineageGraph:
@@ -186,6 +190,9 @@ def graph_text(graph: LineageGraph) -> str:
         if not repeated:
             children = sorted(below.get(name, []), key=_node_order, reverse=True)
             waiting.extend((child, depth + 1) for child in children)
+    if graph.damaged:
+        count = counted(len(graph.damaged), "damaged record")
+        lines.append(f"{count} might belong here: run `workbench doctor --records`")
     return "\n".join(lines)
 
 
