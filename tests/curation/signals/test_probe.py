@@ -57,6 +57,17 @@ def test_five_exemplars_find_more_than_one() -> None:
     assert "similar to the exemplars" in five.scores.reason(best)
 
 
+def test_a_tiny_box_says_little() -> None:
+    """Most of the region around it is something else."""
+    pool, deer = _pool()
+    good = _boxes(pool, range(0, 30, 10))
+    tiny = [Exemplar(pool.frames[n], (50.0, 50.0, 8.0, 8.0)) for n in (1, 2, 3, 4)]
+    wide = [Exemplar(one.frame, LEFT) for one in tiny]
+    plain = _found(SteeredSearch(pool, good), deer)
+    assert _found(SteeredSearch(pool, good + tiny), deer) >= plain - 1
+    assert _found(SteeredSearch(pool, good + wide), deer) < plain - 2
+
+
 def test_equal_inputs_give_equal_scores() -> None:
     pool, _ = _pool()
     a, b = (SteeredSearch(pool, _boxes(pool, range(0, 50, 10))) for _ in range(2))

@@ -26,7 +26,7 @@ from workbench.curation.signals.similarity import (
     nothing_under,
     search_by_example,
 )
-from workbench.detection.boxes import iou_matrix
+from workbench.detection.boxes import box_area, intersection_matrix, iou_matrix
 
 __all__ = ["Answers", "SteeredSearch"]
 
@@ -137,14 +137,17 @@ class SteeredSearch:
 
     def _fit(self) -> None:
         regions = self._regions
-        positives = [self._vectors_of(one) for one in self.like]
+        fitting = [self._vectors_of(one) for one in self.like]
+        positives = [vectors for vectors, _ in fitting]
+        fits = [fit for _, fit in fitting]
         positives += [regions.take(np.array([number])) for number in self._accepted]
-        rejected = [self._vectors_of(one) for one in self.unlike]
+        fits += [float(np.mean(fits))] * len(self._accepted)
+        rejected = [self._vectors_of(one)[0] for one in self.unlike]
         rejected += [self._all_of(self._rows[frame]) for frame in self.rejected]
         answered = {self._rows[one.frame] for one in self.like if one.frame in self._rows}
         answered |= {self._rows[frame] for frame in (*self.accepted, *self.rejected)}
         presumed = regions.sample(_NEGATIVES, without=answered)
-        weights = _logistic(positives, presumed, rejected)
+        weights = _logistic(positives, fits, presumed, rejected)
         score, region, _ = regions.nearest_to(weights / max(float(np.linalg.norm(weights)), 1e-12))
         kinds, rows = regions.kinds_and_rows(region)
         none = np.zeros(len(score), np.int64)
@@ -152,31 +155,40 @@ class SteeredSearch:
             score, kinds, rows, none, tuple(sorted(answered)), query="the exemplars"
         )
 
-    def _vectors_of(self, one: Exemplar) -> _Floats:
-        """Unit vectors ``[k, c]`` of the regions that stand for an exemplar."""
+    def _vectors_of(self, one: Exemplar) -> tuple[_Floats, float]:
+        """Unit vectors ``[k, c]`` of the regions that stand for an exemplar, and how well they do:
+        the share of them that the box covers. Of a region around a tiny box, most is something
+        else.
+        """
         regions = self._regions
         if one.vector is not None:
-            return regions.unit(np.asarray(one.vector, np.float32)[None])
+            return regions.unit(np.asarray(one.vector, np.float32)[None]), 1.0
         row = self._rows[one.frame]
         if one.box is None:
-            return self._all_of(row)
+            return self._all_of(row), 1.0
         numbers, boxes = regions.of_frame(row)
         overlap = iou_matrix(one.xyxy, boxes)[0]
         if not overlap.max(initial=0) > 0:
             raise nothing_under(one)
-        return regions.take(numbers[overlap >= _FIT * overlap.max()])
+        chosen = overlap >= _FIT * overlap.max()
+        covered = intersection_matrix(one.xyxy, boxes[chosen])[0] / box_area(boxes[chosen])
+        return regions.take(numbers[chosen]), float(covered.mean())
 
     def _all_of(self, row: int) -> _Floats:
         return self._regions.take(self._regions.of_frame(row)[0])
 
 
 def _logistic(
-    positives: Sequence[_Floats], presumed: _Floats, rejected: Sequence[_Floats]
+    positives: Sequence[_Floats],
+    fits: Sequence[float],
+    presumed: _Floats,
+    rejected: Sequence[_Floats],
 ) -> _Floats:
     """Weights ``[c]`` of a regularised logistic regression.
 
     Args:
-        positives: Vectors ``[k, c]`` of each exemplar; exemplars weigh the same, one in all.
+        positives: Vectors ``[k, c]`` of each exemplar; exemplars weigh one in all.
+        fits: How much each of them weighs, beside the others.
         presumed: Vectors ``[k, c]`` that are taken for negatives, weighing one in all.
         rejected: Vectors of what a person rejected, weighing `_REJECTED_WEIGHT` in all.
     """
@@ -187,7 +199,7 @@ def _logistic(
     sign = np.ones(len(x))
     sign[sum(map(len, positives)) :] = -1
     shares = [
-        *[1 / len(positives)] * len(positives),
+        *(fit / sum(fits) for fit in fits),
         1.0,
         *[_REJECTED_WEIGHT / max(1, len(rejected))] * len(rejected),
     ]
