@@ -268,11 +268,11 @@ def open_envelope(content: bytes, public: Path, *, where: object, hint: str = ""
             hint="Give the public key of whoever released it with --key",
         )
     signed = _signed_bytes(payload)
-    if not is_signed(public, signed, signature, any_form=True):
+    one_form = is_signed(public, signed, signature)
+    if not one_form and not is_signed(public, signed, signature, any_form=True):
         raise VerificationError(
             "signature does not match key and statement", where=where, hint=hint or None
         )
-    one_form = is_signed(public, signed, signature)
     return Envelope(expected, statement, one_form, digest.of_bytes(content))
 
 

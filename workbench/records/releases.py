@@ -198,10 +198,12 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     counted: list[RegisteredRelease] = []
     refused: dict[Ref, str] = {}
     damaged = _damaged(store)
+    public: Path | None = None
     for ref, record in _readable(store):
         if record.model == model:
             try:
-                counted.append(_verified(store, ref, record))
+                public = public or public_key(workspace)
+                counted.append(_verified(store, ref, record, public))
             except RecordError as error:
                 damaged[ref] = refused[ref] = str(error)
             except VerificationError as error:
@@ -323,7 +325,7 @@ def signed_release_of(envelope: Envelope, *, where: object) -> SignedRelease | N
     return SignedRelease.model_validate(body)
 
 
-def _verified(store: Store, ref: Ref, record: Release) -> RegisteredRelease:
+def _verified(store: Store, ref: Ref, record: Release, public: Path) -> RegisteredRelease:
     """The release, if its signature says the same as its record.
 
     Raises:
@@ -338,7 +340,7 @@ def _verified(store: Store, ref: Ref, record: Release) -> RegisteredRelease:
         raise VerificationError("the release has no signature", where=ref)
     # The one that the record names, where one of the two was damaged.
     content = next((one for one in found if digest.of_bytes(one) == record.signature), found[0])
-    envelope = open_envelope(content, public_key(store.workspace), where=ref)
+    envelope = open_envelope(content, public, where=ref)
     if envelope.digest != record.signature or envelope.key != record.key:
         raise VerificationError("the signature is not the one that the record names", where=ref)
     try:
