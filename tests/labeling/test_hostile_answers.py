@@ -12,6 +12,7 @@ from tests.data.test_hostile_sources import HOSTILE, changed, places
 from tests.labeling.test_answers import BATCH, FRAME, PEOPLE, SCHEMA, annotation
 from workbench.core import digest
 from workbench.labeling.answers import answer_row, parse_answers, to_labels
+from workbench.labeling.collector import shows_frame
 from workbench.labeling.regions import DrawnObject, to_regions
 from workbench.records.frames import Box
 
@@ -61,3 +62,23 @@ def test_the_others_of_one_answer_stay() -> None:
     ((answer,), _) = parse_answers([bad], 5, FRAME, SCHEMA, PEOPLE)
     assert [drawn.region for drawn in answer.objects] == ["a"]
     assert [region.reason for region in answer.invalid] == ["mislabelled"] * 3
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f"/data/local-files/?d=frames/aa/{FRAME.id}.jpg", True),
+        (f"/data/local-files/?d=frames/aa/{FRAME.id}.view.png", True),
+        (f"s3://bucket/folder/aa/{FRAME.id}.jpg", True),
+        (f"/data/local-files/?d=frames/bb/{'b' * 64}.jpg", False),
+        (f"https://elsewhere.example/aa/{FRAME.id}.jpg", False),
+        (f"/data/local-files/?d=../secrets/aa/{FRAME.id}.jpg", False),
+        (f"/data/local-files/?d=frames/bb/{'b' * 64}.jpg#/aa/{FRAME.id}", False),
+        (f"/data/local-files/?d=frames/bb/{'b' * 64}.jpg&x=/aa/{FRAME.id}.jpg", False),
+        (f"s3://bucket/bb/{'b' * 64}.jpg?x=/aa/{FRAME.id}.jpg", False),
+        (None, False),
+        ({"a": 1}, False),
+    ],
+)
+def test_a_task_that_shows_another_image_is_noticed(address: Any, shown: bool) -> None:
+    assert shows_frame(address, FRAME.id) == shown

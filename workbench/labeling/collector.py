@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -301,7 +302,8 @@ class BatchView:
                 )
                 predictions = self.contents.predictions(cached.frame)
                 rows = [answer_row(answer, predictions) for answer in answers]
-                invalid = [one for answer in answers for one in self._invalid(answer)]
+                shown = shows_frame(cached.data.get("image"), frame.id)
+                invalid = [one for answer in answers for one in self._invalid(answer, shown)]
                 yield FrameAnswers(cached, answers, annotations, rows, invalid, predictions)
 
     def status(
@@ -339,8 +341,12 @@ class BatchView:
         )
         return status, tally
 
-    def _invalid(self, answer: Answer) -> Iterator[InvalidAnswer]:
+    def _invalid(self, answer: Answer, shown: bool) -> Iterator[InvalidAnswer]:
         reasons = [region.detail for region in answer.invalid]
+        if not shown:
+            reasons.append(
+                "the task was changed to show another image; delete it, and send the batch again"
+            )
         disputed = self._disputed.get(answer.frame, frozenset())
         if answer.annotator in disputed and not is_replay(answer.annotator):
             reasons.append(
@@ -353,6 +359,18 @@ class BatchView:
         url = f"{self.project.url}?task={answer.task}"
         for reason in reasons:
             yield InvalidAnswer(answer.frame, answer.annotator, url, reason)
+
+
+def shows_frame(address: object, frame: Digest) -> bool:
+    """Whether a task's image is the frame's, as `projects.image_address` writes it."""
+    path = address.removeprefix("/data/local-files/?d=") if isinstance(address, str) else ""
+    if not isinstance(address, str) or ".." in path or re.search(r"[?&#%\\\s]", path):
+        return False
+    known = address.startswith("/data/local-files/?d=") or (
+        address.partition("://")[0] in projects.MEDIA_STORAGES
+    )
+    name = re.search(r"/([0-9a-f]{2})/([0-9a-f]{64})(?:\.view)?\.\w+\Z", address)
+    return known and name is not None and name[2] == frame and frame.startswith(name[1])
 
 
 class _LabelSetFiles:
