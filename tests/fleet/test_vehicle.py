@@ -14,10 +14,12 @@ from typing import Literal
 
 import pytest
 
+from tests.export.conftest import make_predictor
 from tests.fleet.conftest import ECUS, World
+from workbench.export.formats import export_fp32
 from workbench.fleet.components import Component
 from workbench.fleet.reasons import Reason, UpdateRefused
-from workbench.fleet.vehicle import Vehicle
+from workbench.fleet.vehicle import Vehicle, check_model
 
 STATES = ("erased", "downloaded", "unpacked", "staged", "flipped", "booted", "checked", "committed")
 FORK = multiprocessing.get_context("fork")
@@ -179,6 +181,18 @@ def test_a_rollback_uses_the_bytes_that_are_still_there(world: World) -> None:
     assert "downloaded" not in states
     assert vehicle.installed["front-camera"].sha256 == first.sha256
     assert vehicle.installed["front-camera"].component.counter == 3
+
+
+def test_the_self_check_runs_the_model(world: World, tmp_path: Path) -> None:
+    predictor = make_predictor(0)
+    model = tmp_path / "release" / "fp32.onnx"
+    model.parent.mkdir()
+    model.write_bytes(export_fp32(predictor))
+    component = world.component("front-camera", 2).model_copy(update={"file": "fp32.onnx"})
+    assert check_model(tmp_path, component) is None
+    model.write_bytes(model.read_bytes()[:-1000])
+    wrong = check_model(tmp_path, component)
+    assert wrong is not None and "fp32.onnx does not run" in wrong
 
 
 def test_a_damaged_active_slot_is_left_for_the_other(world: World) -> None:
