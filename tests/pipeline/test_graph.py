@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.data.test_hostile_sources import HOSTILE
 from tests.pipeline.conftest import CONTRACT, write_notebook, write_pipeline
-from workbench.core.errors import ContractError, ParameterError
+from workbench.core import digest
+from workbench.core.errors import ContractError, ParameterError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import graph, plan
 
@@ -190,3 +192,22 @@ def test_resources_of_the_pipeline_override_the_contract(project: Path) -> None:
     step = load(project).steps["a"]
     assert (step.resources.threads, step.resources.timeout_s) == (3, 5)
     assert step.resources.memory_gib == 4
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_values_of_parameters_are_kept_or_refused(project: Path, number: int) -> None:
+    value = HOSTILE[number]
+    write_steps(
+        project,
+        'a: {parameters: {n: "${n}"}}',
+        '{text: {default: "x"}, items: {type: list, default: [a]}, n: {type: int, default: 1}}',
+    )
+    for name in ("text", "items", "n"):
+        try:
+            parameters = load(project, **{name: value}).parameters
+        except WorkbenchError as error:
+            assert len(str(error)) < 20_000
+            continue
+        digest.canonical_json(parameters)
+        if name == "text" and isinstance(value, str):
+            assert parameters["text"] == value

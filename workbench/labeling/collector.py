@@ -363,12 +363,13 @@ class BatchView:
 
 def shows_frame(address: object, frame: Digest) -> bool:
     """Whether a task's image is the frame's, as `projects.image_address` writes it."""
-    path = address.removeprefix("/data/local-files/?d=") if isinstance(address, str) else ""
-    if not isinstance(address, str) or ".." in path or re.search(r"[?&#%\\\s]", path):
+    if not isinstance(address, str):
         return False
-    known = address.startswith("/data/local-files/?d=") or (
-        address.partition("://")[0] in projects.MEDIA_STORAGES
-    )
+    path = address.removeprefix("/data/local-files/?d=")
+    local = path != address
+    known = local or address.partition("://")[0] in projects.MEDIA_STORAGES
+    if ".." in path or re.search(r"[?&#%\\]" if local else r"[?&#]", path):
+        return False
     name = re.search(r"/([0-9a-f]{2})/([0-9a-f]{64})(?:\.view)?\.\w+\Z", address)
     return known and name is not None and name[2] == frame and frame.startswith(name[1])
 

@@ -186,8 +186,15 @@ def require_no_secrets(
         where: For the message.
 
     Raises:
-        ParameterError: Such a value; the message has its name only.
+        ParameterError: Such a value, or a text that is not UTF-8; the message has its name only.
     """
+    for name, value in values.items():
+        if not _is_utf8(value):
+            raise ParameterError(
+                f"parameter {name!r} is not text in UTF-8 and cannot be recorded",
+                where=where,
+                hint="Rename the file, or set the terminal to UTF-8",
+            )
     known = secret_scan.known_in_environment()
     known |= {name: os.environ[name] for name in secrets if os.environ.get(name)}
     for name, value in values.items():
@@ -199,6 +206,15 @@ def require_no_secrets(
                 hint=f"Pass it by reference, as ${{env:{variable}}}, declare {variable} under "
                 f"`secrets` in the notebook's contract, and read it with step.secret({name})",
             )
+
+
+def _is_utf8(value: Any) -> bool:
+    """Whether all texts in ``value`` are; the system passes other bytes as half characters."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    return not isinstance(value, list | tuple | set | frozenset) or all(map(_is_utf8, value))
 
 
 def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> Json:
