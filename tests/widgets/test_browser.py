@@ -8,6 +8,7 @@ from PIL import Image
 
 from workbench.core import digest
 from workbench.core.errors import ServiceError
+from workbench.data.drawing import class_colours
 from workbench.widgets import FrameBrowser
 from workbench.widgets.frames import DrawnBox, ShownFrame, draw_frame
 
@@ -95,10 +96,39 @@ def test_an_error_is_shown_with_its_hint(frames: list[ShownFrame]) -> None:
     def send(_: tuple[str, ...]) -> None:
         raise ServiceError("Label Studio is away", hint="Run `workbench up`")
 
-    browser = FrameBrowser(frames, on_send=send)
+    browser = FrameBrowser(frames[:1], on_send=send)
     browser.send_button.click()
     assert "Label Studio is away" in browser.status.value
     assert "workbench up" in browser.status.value
+
+
+def test_several_frames_are_sent_at_the_second_press_only(frames: list[ShownFrame]) -> None:
+    sent: list[tuple[str, ...]] = []
+    browser = FrameBrowser(frames, on_send=sent.append)
+    browser.send_button.click()
+    assert "Send 20 frames to labelers?" in browser.status.value and not sent
+    browser.filters["light"].value = "night"
+    browser.send_button.click()
+    assert "Send 10 frames to labelers?" in browser.status.value and not sent
+    browser.send_button.click()
+    assert [len(one) for one in sent] == [10]
+
+
+def test_zoom_and_back(frames: list[ShownFrame]) -> None:
+    browser = FrameBrowser(frames)
+    browser.next.click()
+    browser.zoom.value = True
+    assert browser.in_view == (frames[8].frame,)
+    assert browser.stage.children[0].children[0].layout.overflow == "auto"
+    browser.back.click()
+    assert browser.mode.value == "grid" and not browser.zoom.value
+    assert "9 to 16" in browser.count.value
+
+
+def test_the_legend_has_every_class(frames: list[ShownFrame]) -> None:
+    legend = FrameBrowser(frames).legend.value
+    colours = class_colours(("car", "cyclist"))
+    assert all(colours[cls] in legend and cls in legend for cls in colours)
 
 
 def test_boxes_are_drawn_where_they_are(frames: list[ShownFrame]) -> None:

@@ -337,6 +337,7 @@ def _quarantine_lines(quarantined: dict[Ref, dict[str, int]]) -> list[str]:
 
 def _where_to_look(workspace: Workspace) -> list[str]:
     from workbench import services
+    from workbench.services.servers import ADMIN_EMAIL
 
     purposes = {
         "mlflow": "runs, metrics, models",
@@ -348,7 +349,9 @@ def _where_to_look(workspace: Workspace) -> list[str]:
             continue
         running = server.state in ("running", "external")
         where = server.url if running else "stopped; start it with `workbench up`"
-        login = f" (log in as {server.credentials})" if server.credentials else ""
+        login = ""
+        if server.credentials:
+            login = f" (log in as {ADMIN_EMAIL}, password in {server.credentials})"
         lines.append(f"  {purposes[name]:28} {where}{login}")
     lines.append(f"  {'mined frames':28} `make lab` opens the notebook that shows them")
     lines.append(f"  {'runs, gates, coverage':28} `make apps` opens the board")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
+from IPython.display import Javascript, display
 
 from workbench import curation, labeling, services
 from workbench.core.errors import ParameterError, WorkbenchError
@@ -28,7 +29,7 @@ FrameAction = Callable[[tuple[str, ...]], object]
 
 ALL_VALUES = "all"
 _GRID_COLUMNS, _PAGE = 4, 8
-_THUMBNAIL, _LARGE_PX = 240, 880
+_THUMBNAIL, _LARGE_PX, _ZOOMED_PX = 240, 880, 1760
 SimilaritySearch = Callable[[str, DrawnBox | None], Sequence[ShownFrame]]
 """Called with a frame's digest and a box on it, or None; returns the most similar frames."""
 
@@ -41,8 +42,69 @@ _MAX_DRAWN_BOXES = 6
 """Boxes drawn while the whole frame is selected; the menu lists all."""
 
 
-class FrameBrowser(widgets.VBox):  # type: ignore[misc]
+_KEYS = ("ArrowLeft", "ArrowRight", "t", "s", "z", "Escape")
+_KEYS_HELP = "Click here, then: ← → turn · z zoom · Esc grid · t tag · s send"
+_KEYS_SCRIPT = """
+(() => {
+  if (window.workbenchKeys) return;
+  window.workbenchKeys = true;
+  const style = document.createElement("style");
+  style.textContent = ".workbench-keys:focus{outline:2px solid #0072b2;outline-offset:2px}";
+  document.head.append(style);
+  let clicked = null;
+  const owner = (target) => {
+    if (!(target instanceof Element)) return null;
+    const root = target.closest(".workbench-keys");
+    // JupyterLab moves the focus to the cell of the widget that was clicked.
+    return root || (clicked && target.matches(".jp-Cell") && target.contains(clicked) ? clicked
+      : null);
+  };
+  // On the window, while events travel down: before JupyterLab, which listens on the document.
+  window.addEventListener("pointerdown", (event) => {
+    clicked = event.target instanceof Element && event.target.closest(".workbench-keys");
+  }, true);
+  window.addEventListener("click", (event) => {
+    if (!clicked || event.target.closest("input, select, textarea")) return;
+    clicked.tabIndex = 0;
+    setTimeout((root) => root.focus({preventScroll: true}), 0, clicked);
+  }, true);
+  window.addEventListener("keydown", (event) => {
+    const root = owner(event.target);
+    if (!root) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Tab") return;
+    // JupyterLab leaves keys in text fields alone; sliders listen for theirs.
+    if (event.target.closest("input, textarea, [contenteditable=true]")) return;
+    if (event.target.closest("[role=slider]") && /^(Arrow|Home|End|Page)/.test(event.key)) return;
+    event.stopImmediatePropagation();
+    const button = root.querySelector(".workbench-key-" + CSS.escape(event.key));
+    if (!button || (event.target.closest("select") && event.key !== "Escape")) return;
+    event.preventDefault();
+    if (!button.disabled) button.click();
+  }, true);
+})();
+"""
+
+
+class _KeyboardBox(widgets.VBox):  # type: ignore[misc]
+    """A box whose keys press its buttons and never reach JupyterLab.
+
+    A button of the class ``workbench-key-KEY`` is pressed by the key that browsers call KEY.
+    """
+
+    def __init__(self, children: Sequence[Any]) -> None:
+        super().__init__(children, tabbable=True)
+        self.add_class("workbench-keys")
+
+    def _ipython_display_(self, **options: Any) -> None:
+        display(Javascript(_KEYS_SCRIPT))  # type: ignore[no-untyped-call]
+        display(self._repr_mimebundle_(**options), raw=True)  # type: ignore[no-untyped-call]
+
+
+class FrameBrowser(_KeyboardBox):
     """Frames to look at, filter, tag and send: a grid of thumbnails, or one frame.
+
+    Keys, after a click into the widget: ← and → turn, ``z`` zooms, Esc goes back to the grid, ``t``
+    tags and ``s`` sends. JupyterLab does not see them. Sending several frames asks once more.
 
     Args:
         frames: In the order to show them.
@@ -67,30 +129,51 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         self._single = False
         self.filters = self._make_filters()
         self.previous = widgets.Button(
-            icon="arrow-left", tooltip="Previous", layout=_narrow_layout()
+            icon="arrow-left", tooltip="Previous (←)", layout=_narrow_layout()
         )
-        self.next = widgets.Button(icon="arrow-right", tooltip="Next", layout=_narrow_layout())
+        self.next = widgets.Button(icon="arrow-right", tooltip="Next (→)", layout=_narrow_layout())
+        self.zoom = widgets.ToggleButton(
+            icon="search-plus", tooltip="Zoom (z)", layout=_narrow_layout()
+        )
+        self.back = widgets.Button(icon="th", tooltip="Grid (Esc)", layout=_narrow_layout())
         self.mode = widgets.ToggleButtons(
             options=["grid", "one frame"], style={"button_width": "96px"}
         )
         self.tag_button = _button("Tag in FiftyOne", "tag", on_tag)
         self.send_button = _button("Send to Label Studio", "paper-plane", on_send)
         self.count = widgets.HTML()
+        self.legend = widgets.HTML(_legend(self.frames))
         self.status = widgets.HTML()
         self.stage = widgets.Box()
+        self._to_confirm: tuple[str, ...] = ()
         self._connect(on_tag, on_send)
         super().__init__(
             [
                 widgets.HBox(list(self.filters.values()), layout=_wrapping_layout()),
                 widgets.HBox(
-                    [self.previous, self.next, self.mode, self.tag_button, self.send_button],
+                    [
+                        *(self.previous, self.next, self.back, self.zoom, self.mode),
+                        *(self.tag_button, self.send_button),
+                    ],
                     layout=_wrapping_layout(),
                 ),
                 self.count,
+                self.legend,
                 self.stage,
+                widgets.HTML(f"<div style='font-size:11px;opacity:.75'>{_KEYS_HELP}</div>"),
                 self.status,
             ]
         )
+        buttons = (
+            self.previous,
+            self.next,
+            self.tag_button,
+            self.send_button,
+            self.zoom,
+            self.back,
+        )
+        for key, button in zip(_KEYS, buttons, strict=True):
+            button.add_class(f"workbench-key-{key}")
         self._show()
 
     @property
@@ -133,10 +216,12 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         self.mode.observe(self._change_mode, names="value")
         self.previous.on_click(lambda _: self._turn(-1))
         self.next.on_click(lambda _: self._turn(1))
+        self.back.on_click(lambda _: setattr(self.mode, "value", "grid"))
+        self.zoom.observe(self._change_zoom, names="value")
         if on_tag:
             self.tag_button.on_click(lambda _: self._act(on_tag))
         if on_send:
-            self.send_button.on_click(lambda _: self._act(on_send))
+            self.send_button.on_click(lambda _: self._send_in_view(on_send))
 
     def _filter(self, _: object) -> None:
         wanted = {name: choice.value for name, choice in self.filters.items()}
@@ -148,6 +233,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         self._single = change["new"] == "one frame"
         if not self._single:
             self._at -= self._at % _PAGE
+            self.zoom.value = False
         self._show()
 
     def _turn(self, direction: int) -> None:
@@ -156,6 +242,25 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         if 0 <= at < len(self.matching):
             self._at = at
             self._show()
+
+    def _change_zoom(self, change: Any) -> None:
+        if change["new"] and not self._single and self.matching:
+            self.look_at(self.matching[self._at].frame)
+        else:
+            self._show()
+
+    def _send_in_view(self, action: FrameAction) -> None:
+        """Send what is in view; several frames only at the second press."""
+        frames = self.in_view
+        if len(frames) > 1 and self._to_confirm != frames:
+            self._to_confirm = frames
+            self.status.value = (
+                f"<b>Send {counted(len(frames), 'frame')} to labelers? "
+                "Press the button or s again.</b>"
+            )
+            return
+        self._to_confirm = ()
+        self._act(action)
 
     def _act(self, action: FrameAction) -> None:
         frames = self.in_view
@@ -172,13 +277,14 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
             self.status.value = f"<b style='color:#b00020'>{html.escape(error.what)}</b>{hint}"
 
     def _show(self) -> None:
+        self._to_confirm = ()
         chosen, total = len(self.matching), len(self.frames)
         if not chosen:
             self.count.value = f"None of {counted(total, 'frame')} matches the filters."
             self.stage.children = ()
         elif self._single:
             self.count.value = f"Frame {self._at + 1} of {chosen} ({total} in total)"
-            self.stage.children = (_large_view(self.matching[self._at]),)
+            self.stage.children = (_large_view(self.matching[self._at], zoomed=self.zoom.value),)
         else:
             last = min(self._at + _PAGE, chosen)
             self.count.value = f"Frames {self._at + 1} to {last} of {chosen} ({total} in total)"
@@ -199,7 +305,7 @@ class FrameBrowser(widgets.VBox):  # type: ignore[misc]
         return widgets.VBox([_image(shown, _THUMBNAIL), button, _caption(shown.reasons[:2])])
 
 
-class MoreLikeThis(widgets.VBox):  # type: ignore[misc]
+class MoreLikeThis(_KeyboardBox):
     """A frame to look at, what to search for in it, and the most similar frames.
 
     Args:
@@ -452,9 +558,15 @@ def _passes_filters(one: ShownFrame, filters: dict[str, str]) -> bool:
     return all(value == ALL_VALUES or value in values[name] for name, value in filters.items())
 
 
-def _large_view(shown: ShownFrame) -> Any:
+def _large_view(shown: ShownFrame, *, zoomed: bool) -> Any:
     facts = f"{shown.drive} · {shown.light} · {shown.weather} · {shown.arm} · {shown.frame[:12]}"
-    parts = [_image(shown, _LARGE_PX), widgets.HTML(html.escape(facts)), _caption(shown.reasons)]
+    image = _image(shown, _ZOOMED_PX if zoomed else _LARGE_PX)
+    if zoomed:
+        image.layout.max_width = "none"
+        image.layout.flex = "0 0 auto"
+        window = widgets.Layout(width=f"{_LARGE_PX}px", height="500px", overflow="auto")
+        image = widgets.Box([image], layout=window)
+    parts = [image, widgets.HTML(html.escape(facts)), _caption(shown.reasons)]
     return widgets.VBox(parts)
 
 
@@ -466,6 +578,17 @@ def _image(shown: ShownFrame, width: int) -> Any:
 def _caption(lines: Sequence[str]) -> Any:
     text = "<br>".join(html.escape(line) for line in lines)
     return widgets.HTML(f"<div style='line-height:1.25;font-size:11px'>{text}</div>")
+
+
+def _legend(frames: Sequence[ShownFrame]) -> str:
+    """The colours of the classes that are drawn on some frame."""
+    colours = {box.cls: box.drawn_colour for frame in frames for box in frame.boxes}
+    return " ".join(
+        f"<span style='white-space:nowrap;margin-right:10px;font-size:11px'><span style='display:"
+        f"inline-block;width:14px;height:3px;margin-right:4px;vertical-align:middle;background:"
+        f"{colour}'></span>{html.escape(cls.replace('_', ' '))}</span>"
+        for cls, colour in sorted(colours.items())
+    )
 
 
 def _button(text: str, icon: str, action: FrameAction | None) -> Any:
