@@ -119,9 +119,15 @@ def test_effort_counts_people_only(sample: Sample) -> None:
     ]
     robot = f"replay-1@{REPLAY_DOMAIN}"
     rows.append(AnswerRow(frame=sample.frames[0].id, annotator=robot, boxes=9))
-    suspects = labeling_effort(sample.store, [labelset(sample, rows, [drawn(sample, 0)])])
+    own = drawn(sample, 0).model_copy(update={"annotator": "ada"})
+    suspects = labeling_effort(sample.store, [labelset(sample, rows, [own])])
     assert (suspects.seconds_per_frame, suspects.seconds_per_box) == (10.0, 5.0)
     assert suspects.minutes == pytest.approx((7 * 10 + 5 * 21) / 60, abs=1e-3)
     assert suspects.changed_per_minute == pytest.approx(1 / suspects.minutes, abs=1e-2)
+    # A labeler whose time is not known draws many boxes: no minute of another's has them.
+    many = [own.model_copy(update={"annotator": "bob"})] * 50
+    untimed = AnswerRow(frame=sample.frames[0].id, annotator="bob", boxes=50)
+    same = labeling_effort(sample.store, [labelset(sample, [*rows, untimed], [own, *many])])
+    assert same.changed_per_minute == suspects.changed_per_minute
     nothing = labeling_effort(sample.store, [])
     assert nothing.seconds_per_frame is None and nothing.changed_per_minute is None

@@ -145,7 +145,7 @@ def test_in_jupyterlab_a_click_stops_the_run(workspace: Workspace, tmp_path: Pat
             screenshots.run_all_cells(page, address, shown="Cancel")
             page.get_by_text("→ running").wait_for(timeout=30_000)
             page.get_by_role("button", name="Cancel").click()
-            page.get_by_text("✗ cancelled").wait_for(timeout=30_000)
+            page.get_by_text("■ cancelled").wait_for(timeout=30_000)
             page.get_by_text(f"workbench logs {RUN}").wait_for()
         runner.wait(10)
     finally:

@@ -35,7 +35,7 @@ _MARKS = {
     "failed": "✗",
     "killed": "✗",
     "unreadable": "✗",
-    "cancelled": "✗",
+    "cancelled": "■",
 }
 _PROGRESS_INTERVAL_S = 10.0
 

@@ -263,9 +263,15 @@ def labeling_effort(store: Store, labelsets: Iterable[Ref]) -> LabelingEffort:
     changed = 0
     for ref in labelsets:
         answers = datasets.read_json_lines(store.payload(ref, "answers.jsonl"), AnswerRow)
-        rows += [row for row in answers if row.minutes is not None and not is_replay(row.annotator)]
-        labels = datasets.read_json_lines(store.payload(ref, "labels.jsonl"), Label)
-        changed += sum(one.origin in (Origin.HUMAN, Origin.HUMAN_EDITED) for one in labels)
+        timed = [row for row in answers if row.minutes and not is_replay(row.annotator)]
+        rows += timed
+        # Boxes of answers without a time would be counted against the minutes of others.
+        counting = {(row.frame, row.annotator) for row in timed}
+        changed += sum(
+            one.origin in (Origin.HUMAN, Origin.HUMAN_EDITED)
+            and (one.frame, one.annotator) in counting
+            for one in datasets.read_json_lines(store.payload(ref, "labels.jsonl"), Label)
+        )
     changed += sum(row.removed for row in rows)
     minutes = sum(row.minutes or 0 for row in rows)
     counts = np.array([[1.0, row.boxes] for row in rows]).reshape(-1, 2)

@@ -44,7 +44,7 @@ class StepReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
-    status: Literal["ran", "skipped", "waiting", "failed", "not-reached"]
+    status: Literal["ran", "skipped", "waiting", "failed", "cancelled", "not-reached"]
     seconds: float = 0.0
     reason: str = ""
 

@@ -104,7 +104,7 @@ class RunReport(_ReportPart):
     @property
     def reason(self) -> str:
         """Why the run stopped where it did, in one line."""
-        stopped = [s for s in self.steps if s.status in ("waiting", "failed")]
+        stopped = [s for s in self.steps if s.status in ("waiting", "failed", "cancelled")]
         return f"{stopped[0].name}: {stopped[0].reason}" if stopped else ""
 
 
@@ -212,6 +212,8 @@ class _RunSession:
             self._executor.close()
         statuses = {step.status for step in self.steps}
         status = "FAILED" if "failed" in statuses else "FINISHED"
+        if "cancelled" in statuses:
+            status = "KILLED"
         error = self.external.close(status, {"workbench.waiting": str("waiting" in statuses)})
         if error is not None:
             self.display.note(
@@ -235,7 +237,9 @@ class _RunSession:
 
     def _plan(self, step: PipelineStep) -> None:
         upstream = [self._reports[name] for name in step.needs]
-        blocked = [report for report in upstream if report.status in ("waiting", "failed")]
+        blocked = [
+            report for report in upstream if report.status in ("waiting", "failed", "cancelled")
+        ]
         if blocked:
             self._decide(step, "not-reached", f"{blocked[0].name} is {blocked[0].status}")
             return
@@ -288,11 +292,13 @@ class _RunSession:
             self._decide(planned.step, status, reason, result.seconds)
             return False
         reason = str(result.failure) if result.failure else result.status.name.lower()
-        waiting = result.status is ExitStatus.WAITING
+        status, mlflow_status = {
+            ExitStatus.WAITING: ("waiting", "FINISHED"),
+            ExitStatus.CANCELLED: ("cancelled", "KILLED"),
+        }.get(result.status, ("failed", "FAILED"))
         tags = {**_cost_tags(result), "workbench.failure": reason[:500]}
-        mlflow_status = "FINISHED" if waiting else "FAILED"
         self.external.step_ended(planned, folder, mlflow_status, tags, None)
-        self._decide(planned.step, "waiting" if waiting else "failed", reason, result.seconds)
+        self._decide(planned.step, status, reason, result.seconds)
         return result.status is ExitStatus.CANCELLED
 
     def _skip(self, planned: PlannedStep) -> None:
@@ -311,7 +317,7 @@ class _RunSession:
                 continue
             folder, tags = self.folder / planned.name, _cost_tags(outcome.result)
             self.external.step_ended(planned, folder, "KILLED", tags, None)
-            self._decide(planned.step, "failed", "cancelled", outcome.result.seconds)
+            self._decide(planned.step, "cancelled", "cancelled", outcome.result.seconds)
         self._running.clear()
 
     def _decide(self, step: PipelineStep, status: Any, reason: str, seconds: float = 0.0) -> None:

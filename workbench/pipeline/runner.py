@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -84,6 +85,10 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    # It does not see parameters with an `Annotated` type, and warns; they were validated before.
+    logging.getLogger("papermill").addFilter(
+        lambda record: not record.getMessage().startswith("Passed unknown parameter")
+    )
     folder = Path(spec.folder)
     try:
         with (folder / OUTPUT_FILE).open("w", encoding="utf-8") as output:

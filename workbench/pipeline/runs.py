@@ -73,7 +73,7 @@ class StepState(_LenientModel):
     """A step of a run.
 
     Attributes:
-        status: pending, running, ran, skipped, waiting, failed or not-reached.
+        status: pending, running, ran, skipped, waiting, failed, cancelled or not-reached.
         seconds: None until known.
         folder: Where the step's files are, once it has started.
     """

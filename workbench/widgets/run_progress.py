@@ -41,7 +41,7 @@ _STATE_STYLES = {
     "refused": ("✗", "#c0392b", "danger"),
     "killed": ("✗", "#c0392b", "danger"),
     "unreadable": ("✗", "#c0392b", "danger"),
-    "cancelled": ("✗", "#c0392b", "danger"),
+    "cancelled": ("■", "#6b7280", ""),
 }
 _LINKS = {"mlflow": "metrics, files and notebooks in MLflow", "label-studio": "Label Studio"}
 _PENDING_STYLE = (" ", "#9aa4b5", "")
