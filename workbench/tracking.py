@@ -18,6 +18,7 @@ from typing import Any
 
 from workbench.core import secret_scan
 from workbench.core.errors import ServiceError
+from workbench.core.text import short_repr
 
 __all__ = ["MetricPoint", "RegistryModel", "Tracker", "record_tags"]
 
@@ -38,6 +39,7 @@ class MetricPoint:
     at: float
 
 
+@short_repr
 @dataclass(frozen=True)
 class RegistryModel:
     """A registered model: tags by version number, and version numbers by alias."""

@@ -23,6 +23,7 @@ from securesystemslib.signer import CryptoSigner
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.fleet import metadata
 from workbench.fleet.components import Target, VehicleProfile
@@ -96,6 +97,7 @@ class Clock:
         return (now - self.start) / timedelta(days=1)
 
 
+@short_repr
 @dataclass(frozen=True)
 class VehicleStatus:
     """What the director knows of a vehicle.

@@ -33,6 +33,7 @@ from tuf.api.metadata import (
 )
 
 from workbench.core import digest, errors
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
 from workbench.fleet.components import Component, Target, VehicleProfile, target_path
@@ -108,6 +109,7 @@ def load_signer(path: Path) -> CryptoSigner:
         ) from error
 
 
+@short_repr
 @dataclass(frozen=True)
 class RepositoryKeys:
     """Keys of one repository, as PEM files named ``ROLE-N.pem``.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from workbench.core.errors import RecordError
+from workbench.core.text import short_repr
 from workbench.fleet.components import Component, Offer, Target, VehicleProfile, pack
 from workbench.fleet.director import VehicleStatus
 from workbench.fleet.plan import PlanComponent
@@ -22,6 +23,7 @@ from workbench.records.base import Ref
 __all__ = ["ReleaseFiles", "publish_offers", "publish_rollbacks"]
 
 
+@short_repr
 @dataclass(frozen=True)
 class ReleaseFiles:
     """A verified release: its record, number, and the content of its signed folder."""

@@ -23,6 +23,7 @@ from tuf.api.metadata import TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.fleet.components import Component, Target, VehicleProfile
 from workbench.fleet.metadata import open_message
@@ -36,6 +37,7 @@ _MAX_ANSWER_BYTES = 65_536
 _CHUNK = 65_536
 
 
+@short_repr
 @dataclass(frozen=True)
 class Trust:
     """What the factory puts into a vehicle: root metadata of both repositories, the time's key."""

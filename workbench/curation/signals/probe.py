@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import ParameterError
+from workbench.core.text import short_repr
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.signals.similarity import (
     Exemplar,
@@ -46,6 +47,7 @@ _ITERATIONS = 60
 _Floats = NDArray[np.float32]
 
 
+@short_repr
 @dataclass(frozen=True)
 class Answers:
     """One round of a person's answers: frames that show what is sought, and frames that do not."""
