@@ -21,6 +21,7 @@ from workbench.records.base import kind_of
 from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
+from workbench.training import TrainingConfig
 
 NOTEBOOKS = sorted((ROOT / "notebooks" / "steps").glob("*.ipynb"))
 NAMES = [notebook.stem for notebook in NOTEBOOKS]
@@ -97,6 +98,16 @@ def test_its_contract_is_whole_and_its_defaults_are_valid(notebook: Path) -> Non
     contract.validate({})
     contract.validate(contract.declaration.fixture.parameters)
     contract.validate(contract.declaration.fixture.other)
+
+
+def test_options_that_are_not_given_are_left_to_the_model() -> None:
+    """A whole `config` would undo what a model's own defaults set, such as frozen layers."""
+    contract = contracts.read_contract(ROOT / "notebooks" / "steps" / "train.ipynb")
+    for given in ({}, {"ema": 0.9}):
+        options = contract.validate({"model": "lite0", "config": given})["config"]
+        assert options == given
+        config = TrainingConfig.sized("lite0", **options)
+        assert (config.heads_first, config.freeze_norm) == (1.0, True)
 
 
 @pytest.mark.parametrize("notebook", IN_THE_ENGINE, ids=[one.stem for one in IN_THE_ENGINE])

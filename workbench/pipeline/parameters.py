@@ -218,7 +218,7 @@ def _is_utf8(value: Any) -> bool:
 
 
 def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> Json:
-    """All parameters as JSON values, defaults filled in.
+    """All parameters as JSON values, defaults filled in; of a model, only the fields given.
 
     Raises:
         ParameterError: Unknown names, invalid values, or numbers that a record cannot hold; the
@@ -227,7 +227,11 @@ def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> J
     try:
         checked = model.model_validate(given)
         _check_recordable(checked.model_dump(), where)
-        return checked.model_dump(mode="json")
+        values = checked.model_dump(mode="json")
+        for name, value in checked:
+            if isinstance(value, BaseModel):  # what is not given is the notebook's to choose
+                values[name] = value.model_dump(mode="json", exclude_unset=True)
+        return values
     except ValidationError as error:
         problems = error.errors()
         unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
