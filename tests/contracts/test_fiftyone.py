@@ -134,7 +134,7 @@ def test_what_cannot_be_tagged_says_why(attached: Workspace, dataset: Dataset) -
     curation.publish(attached, dataset, (), None, name)
     with pytest.raises(DataError, match="1 frame not in the FiftyOne dataset"):
         curation.tag_frames(name, ["f" * 64], "odd", workspace=attached)
-    with pytest.raises(ParameterError, match="reserved or empty tag 'mined'"):
+    with pytest.raises(ParameterError, match="reserved tag 'mined'"):
         curation.tag_frames(name, [dataset.frames[0].id], "mined", workspace=attached)
     with pytest.raises(DataError, match="FiftyOne has no dataset 'nowhere'"):
         curation.tagged_frames("nowhere", "odd", workspace=attached)

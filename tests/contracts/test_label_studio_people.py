@@ -226,7 +226,7 @@ def test_five_hundred_boxes_survive_the_round_trip(
     servers: Servers, server: LabelStudio, people: dict[str, LabelStudio]
 ) -> None:
     """None lost, none doubled, none moved."""
-    sample = make_sample(servers.workspace, "five hundred", 100)
+    sample = make_sample(servers.workspace, "five-hundred", 100)
     batch = labeling.make_batch(sample.store, sample.ref, sample.selection)
     sent = labeling.send(sample.workspace, server, batch)
     tasks = server.task_by_frame(sent.project, digest_of(batch))

@@ -183,9 +183,6 @@ def test_a_server_of_another_workspace_is_not_ours(servers: Servers, tmp_path: P
     stranger = psutil.Popen(["sleep", "60"])
     claim = {"pid": stranger.pid, "born": stranger.create_time(), "port": facts.port}
     (folder / "state.json").write_text(json.dumps(claim))
-    assert services.status(other)["mongod"].state == "broken"
-    claim["born"] += 100.0
-    (folder / "state.json").write_text(json.dumps(claim))
     assert services.status(other)["mongod"].state == "stopped"
     try:
         assert str(facts.port) not in services.up(other, ["mongod"])["mongod"].url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def make_sample(workspace: Workspace, name: str, count: int) -> Sample:
     store = Store(workspace)
     drawn = [_frame(workspace, name, index) for index in range(count)]
     dataset = Dataset(
-        name=name,
+        name=re.sub(r"[^\w.-]+", "-", name).lstrip("-_."),
         label_schema=SCHEMA,
         drives=(Drive(id="drive", simulated=True),),
         frames=tuple(frame for frame, _ in drawn),

@@ -332,8 +332,11 @@ def _show_in_fiftyone(
             f" the limit is {_MAX_FRAMES_IN_FIFTYONE:,}"
         )
     selection = api.Selection(workspace, ref)
-    model = api.Model(workspace, str(selection.record.model)).torch_predictor
-    name = selection.publish(curation.embed(workspace, model, pool.frames) if embedded else None)
+    embeddings = None
+    if embedded:
+        model = api.Model(workspace, str(selection.record.model)).torch_predictor
+        embeddings = curation.embed(workspace, model, pool.frames)
+    name = selection.publish(embeddings)
     if tag:
         selection.tag(tag, by="workbench mine")
     return f"in FiftyOne: dataset {name!r}, saved view 'mined'"
@@ -374,7 +377,8 @@ def _selection_text(ref: Ref, selection: Selection, names: dict[str, str], shown
         for choice in selection.chosen
     ]
     lines += first_rows(rows, _FRAMES_LISTED, "  ")
-    lines += [f"  {shown}", f"next: workbench label send {short_ref(ref)} --boxes"]
+    boxes = " --boxes" if selection.model else ""
+    lines += [f"  {shown}", f"next: workbench label send {short_ref(ref)}{boxes}"]
     if selection.has_control:
         lines.append(f"then: workbench mine report {short_ref(ref)} --labels BATCH")
     return "\n".join(lines)
