@@ -108,7 +108,7 @@ def test_disagreements_are_adjudicated_blind_and_merged(
     done = run("withdraw", version, "--annotator", "cleo@example.org", "--reason", "consent")
     assert done["frames_back_in_pool"] == 2 and done["models"] == []
     name = fresh.dataset.name
-    assert done["version"] == f"{name}@2"  # the first was never registered
+    assert done["version"] == f"{name}@3"  # after what was sent, and what was merged
     assert resolve_dataset(fresh.workspace, name) == done["dataset"]
 
 
