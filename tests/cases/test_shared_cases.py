@@ -76,7 +76,7 @@ def test_sources_are_read(
     [
         ("C02", "coco", r"a/f_0001.*b/f_0001.*annotation 1.*annotation 2"),
         ("V01", "voc", r"0001\.xml.*0002\.png.*object 1 \(car\).*0002\.xml.*pedestrian"),
-        ("Y07", "yolo", r"line 1, column 11: found unknown escape character"),
+        ("Y07", "yolo", r"line 1, column 1\d: found unknown escape character"),
         ("I06/export.zip", "auto", "Unpack it first"),
     ],
 )

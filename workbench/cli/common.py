@@ -61,9 +61,14 @@ class DefaultCommand(click.Command):
     context_class = _DefaultContext
 
 
-def print_result(value: Json, *, as_json: bool, text: str) -> None:
-    """Print the result of a command: ``value`` with ``--json``, else ``text``."""
-    click.echo(json.dumps(value, sort_keys=True) if as_json else terminal_text(text))
+def print_result(value: Json, *, as_json: bool, text: str, styled: bool = False) -> None:
+    """Print the result of a command: ``value`` with ``--json``, else ``text``.
+
+    Args:
+        styled: The text has colours, and what stands in it went through `terminal_text`.
+    """
+    shown = text if styled else terminal_text(text)
+    click.echo(json.dumps(value, sort_keys=True) if as_json else shown)
 
 
 def info(message: str) -> None:

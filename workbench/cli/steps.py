@@ -11,7 +11,7 @@ import click
 
 from workbench.cli.common import info, json_option, print_result, progress_bar
 from workbench.core.errors import ParameterError, ServiceError
-from workbench.core.text import counted
+from workbench.core.text import counted, terminal_text
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
 
@@ -50,7 +50,12 @@ def check(notebook: Path, fix: bool, static_only: bool, schema: bool, as_json: b
         report = check_notebook(
             find_workspace(), notebook, _CheckProgress(progress), execute=not static_only
         )
-    print_result(_report_as_json(report, fixes), as_json=as_json, text=_report_text(report, fixes))
+    print_result(
+        _report_as_json(report, fixes),
+        as_json=as_json,
+        text=_report_text(report, fixes),
+        styled=True,
+    )
     sys.exit(0 if report.passed else 1)
 
 
@@ -105,17 +110,17 @@ def _report_as_json(report: CheckReport, fixes: list[str]) -> Json:
 def _report_text(report: CheckReport, fixes: list[str]) -> str:
     from workbench.pipeline.checking.findings import RULES
 
-    lines = [f"fixed: {fix}" for fix in fixes]
+    lines = [f"fixed: {terminal_text(fix)}" for fix in fixes]
     heading = None
     explained: set[str] = set()
     for finding in report.findings:
         if (cell := _cell_heading(finding)) != heading:
-            lines.append(click.style(cell, bold=True))
+            lines.append(click.style(terminal_text(cell), bold=True))
             heading = cell
         color = "red" if finding.is_error else "yellow"
         line = f"line {finding.line}: " if finding.line else ""
         severity = click.style(f"{finding.severity:7}", fg=color)
-        lines.append(f"  {severity} {line}{finding.message}  [{finding.rule}]")
+        lines.append(f"  {severity} {line}{terminal_text(finding.message)}  [{finding.rule}]")
         if finding.rule not in explained:  # each rule is explained once
             rule = RULES[finding.rule]
             lines.append(click.style(f"          {rule.why}", dim=True))
@@ -131,7 +136,7 @@ def _cell_heading(finding: Finding) -> str:
 
 
 def _summary_lines(report: CheckReport) -> list[str]:
-    name = report.notebook.name
+    name = terminal_text(report.notebook.name)
     errors = [finding for finding in report.findings if finding.is_error]
     warnings = counted(len(report.findings) - len(errors), "warning")
     counts = f"{counted(len(errors), 'error')}, {warnings}"
