@@ -18,7 +18,7 @@ from PIL import Image
 from tests.core.test_names import HOSTILE
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from workbench import cli
-from workbench.core.errors import ParameterError, WorkbenchError
+from workbench.core.errors import DataError, ParameterError, WorkbenchError
 from workbench.core.workspace import Workspace, find_workspace
 from workbench.curation.fiftyone import tags
 from workbench.data.ingest import ingest
@@ -156,6 +156,10 @@ def test_a_drive_with_a_hostile_name_is_quarantined_by_name(
 ) -> None:
     source = source_with(tmp_path, name)
     Image.new("RGB", (64, 48), (9, 9, 200)).save(source / "good_0002.png")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        with pytest.raises(DataError, match=r"invalid drives\.json"):
+            ingest(workspace, source, name="d")
+        return
     result = ingest(workspace, source, name="d")
     drives = {frame.drive for frame in result.dataset.frames}
     result.save(Store(workspace))
