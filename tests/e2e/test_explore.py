@@ -16,6 +16,7 @@ from workbench import curation, services
 from workbench.core.workspace import Workspace
 from workbench.records import dataset
 from workbench.records.base import GateReport, GateResult, Verdict
+from workbench.records.model_types import Environment, NotebookSource, StepRun
 from workbench.records.store import Store
 
 pytestmark = [
@@ -55,7 +56,20 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         gates=(gate,),
         simulated=True,
     )
-    store.put(report, {"metrics.json": b"{}"})
+    gates = store.put(report, {"metrics.json": b"{}"})
+    # The board shows what steps made.
+    store.put(
+        StepRun(
+            step="validate",
+            key="3" * 64,
+            notebook=store.put(NotebookSource(name="validate.ipynb", code="4" * 64)),
+            environment=store.put(Environment(python="3", distributions=(), machine={})),
+            modules="5" * 64,
+            parameters={},
+            inputs={},
+            outputs={"gates": gates},
+        )
+    )
     before = {name: os.environ.pop(name) for name in list(os.environ) if "FIFTYONE_" in name}
     try:
         services.up(workspace, ("mongod",))
@@ -90,7 +104,7 @@ def test_the_board_shows_gates_and_coverage(explored: Workspace) -> None:
         page.get_by_text("night-recall").first.wait_for()
         page.get_by_role("heading", name="Coverage").wait_for()
         page.get_by_text("cyclist").first.wait_for()
-        page.get_by_text("No step has finished yet").wait_for()
+        page.get_by_text("1 finished steps").wait_for()
 
 
 def test_the_board_of_an_empty_workspace_says_what_to_run(

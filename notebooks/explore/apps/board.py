@@ -98,7 +98,9 @@ def gate_rows(report: GateReport) -> list[dict[str, Any]]:
 
 @app.function
 def model_of(store: Store, report: GateReport) -> str:
-    """The judged model: name, steps and AP50."""
+    """The judged model: name, steps and AP50; the bundle's digest where its record is away."""
+    if not store.exists(report.candidate):
+        return digest.shorten(digest_of(report.candidate))
     checkpoint = store.get(report.candidate, ExportBundle).checkpoint
     rows = {row.ref: str(row) for row in catalog.list_models(store)}
     return rows.get(checkpoint, digest.shorten(digest_of(report.candidate)))
