@@ -197,7 +197,7 @@ def lifts(value: Floats, truth: NDArray[np.bool_], rides: NDArray[np.int64]) -> 
 
 
 def arms(half: Half) -> Iterator[tuple[str, Floats]]:
-    """Rankings that are not told what is sought: a value for each frame, the first the largest."""
+    """Rankings that do not know which class is rare: a value a frame, the largest first."""
     seen, count = half.seen, len(half.frames)
     yield OURS, watch(seen, read_watch_list()).value
     yield "FiftyOne uniqueness", peers.fiftyone_values(seen.vectors)
@@ -218,7 +218,7 @@ def arms(half: Half) -> Iterator[tuple[str, Floats]]:
     yield from zip(scores.names, scores.ranks.T, strict=True)
 
 
-def told(half: Half, kind: str) -> Iterator[tuple[str, Floats]]:
+def rankings_by_word(half: Half, kind: str) -> Iterator[tuple[str, Floats]]:
     """Rankings for one kind: by its word, and by the watch list without it."""
     try:
         words = find_words(kind)
@@ -250,7 +250,7 @@ def headlines(half: Half, *, judge: bool) -> list[Row]:
             )
         )
     for kind in (one for one in half.kinds if one != ANY):
-        for name, value in told(half, kind):
+        for name, value in rankings_by_word(half, kind):
             result = lifts(value, half.kinds[kind], half.rides)
             at, goal = (len(SHARES), 12.0) if name == "its word" else (0, 2.5)
             where = "first 25 frames" if name == "its word" else "first 1 %"
@@ -272,7 +272,7 @@ def half_rows(half: Half) -> list[Row]:
     arms_of_half = list(arms(half))
     rows = []
     for kind, truth in half.kinds.items():
-        everything = [*arms_of_half, *(told(half, kind) if kind != ANY else ())]
+        everything = [*arms_of_half, *(rankings_by_word(half, kind) if kind != ANY else ())]
         for name, value in everything:
             result = lifts(value, truth, half.rides)
             at = [f"{middle:.1f} ({low:.1f}-{high:.1f})" for middle, low, high in result]

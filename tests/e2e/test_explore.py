@@ -104,7 +104,7 @@ def test_the_board_shows_gates_and_coverage(explored: Workspace) -> None:
         page.get_by_text("night-recall").first.wait_for()
         page.get_by_role("heading", name="Coverage").wait_for()
         page.get_by_text("cyclist").first.wait_for()
-        page.get_by_text("1 finished steps").wait_for()
+        page.get_by_text("1 finished step,").wait_for()
 
 
 def test_the_board_of_an_empty_workspace_says_what_to_run(

@@ -15,7 +15,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from workbench.core.errors import ParameterError, VerificationError, WorkbenchEr
 from workbench.core.names import check_person
 from workbench.core.signatures import check_reference, public_key, sign_reference, signing_key
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace, write_atomic
+from workbench.core.workspace import Workspace, exclusive, write_atomic
 from workbench.records.base import FrozenModel, Ref
 
 __all__ = ["CHECKPOINT_VARIABLE", "LogEntry", "append", "read_log", "verify_log"]
@@ -279,16 +279,5 @@ def _end_of(path: Path) -> tuple[int, str]:
     return number, digest.of_bytes(last) if number else _START
 
 
-@contextmanager
-def _locked(workspace: Workspace) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    path = workspace.root / "locks" / "audit.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=_LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        raise WorkbenchError(
-            "another process is writing the audit log", where=path, hint="Try again"
-        ) from error
+def _locked(workspace: Workspace) -> AbstractContextManager[None]:
+    return exclusive(workspace, "audit", "writing the audit log", timeout_s=_LOCK_TIMEOUT_S)

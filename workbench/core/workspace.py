@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.names import invalid_on_a_line, shown
 
 __all__ = [
@@ -165,3 +165,26 @@ def atomic_replace(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(workspace: Workspace, name: str, doing: str, *, timeout_s: float) -> Iterator[None]:
+    """Let one process of the workspace at a time into the block.
+
+    Args:
+        workspace: Holds the lock.
+        name: Of the lock.
+        doing: What another process does meanwhile, for the message: ``writing the audit log``.
+
+    Raises:
+        WorkbenchError: Another process still holds the lock after ``timeout_s`` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    path = workspace.root / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=timeout_s):
+            yield
+    except Timeout as error:
+        raise WorkbenchError(f"another process is {doing}", where=path, hint="Try again") from error

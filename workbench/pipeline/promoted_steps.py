@@ -18,24 +18,24 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.credentials import PUBLIC_KEY_SUFFIX
-from workbench.core.errors import ContractError, VerificationError, WorkbenchError
+from workbench.core.errors import ContractError, VerificationError
 from workbench.core.names import check_person, shown
 from workbench.core.signatures import check_reference, public_key
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace, find_workspace, write_atomic
+from workbench.core.workspace import Workspace, exclusive, find_workspace, write_atomic
 from workbench.pipeline.contract import notebook_without_outputs, read_contract
 from workbench.records.base import FrozenModel, Ref, make_ref
 from workbench.records.model_types import NotebookSource, StepVersion
@@ -338,23 +338,15 @@ def roll_back_alias(
     return step
 
 
-@contextlib.contextmanager
-def promotion_lock(workspace: Workspace, project: Path) -> Iterator[None]:
+def promotion_lock(workspace: Workspace, project: Path) -> AbstractContextManager[None]:
     """Let one process at a time change the promoted steps of ``project``.
 
     Raises:
         WorkbenchError: Another process still holds the lock after ten seconds.
     """
     name = digest.shorten(digest.of_bytes(str(project.resolve()).encode()))
-    path = workspace.root / "locks" / f"promoted-{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=_LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        raise WorkbenchError(
-            "another process is changing the promoted steps", where=project, hint="Try again"
-        ) from error
+    doing = f"changing the promoted steps of {project}"
+    return exclusive(workspace, f"promoted-{name}", doing, timeout_s=_LOCK_TIMEOUT_S)
 
 
 def _append_move(

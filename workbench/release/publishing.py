@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.audit import log as audit
-from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
+from workbench.core.errors import ParameterError, RecordError, VerificationError
 from workbench.core.names import check_name, check_person, check_text
 from workbench.core.signatures import SigningKey, public_key, sign_reference, signing_key
-from workbench.core.workspace import Workspace, write_atomic
+from workbench.core.workspace import Workspace, exclusive, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 from workbench.records import releases
 from workbench.records.base import GateReport, Ref, digest_of, make_ref
@@ -218,20 +218,9 @@ def verify_released_folder(
     return verified
 
 
-@contextmanager
-def _numbering(workspace: Workspace, model: str) -> Iterator[None]:
+def _numbering(workspace: Workspace, model: str) -> AbstractContextManager[None]:
     """Let one process at a time number a release of ``model``."""
-    from filelock import FileLock, Timeout
-
-    path = workspace.root / "locks" / f"release-{model}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=_LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        raise WorkbenchError(
-            f"another process is releasing {model}", where=path, hint="Try again"
-        ) from error
+    return exclusive(workspace, f"release-{model}", f"releasing {model}", timeout_s=_LOCK_TIMEOUT_S)
 
 
 def _published_before(

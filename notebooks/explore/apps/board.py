@@ -13,6 +13,7 @@ with app.setup:
 
     from workbench.core import digest, workspace
     from workbench.core.errors import WorkbenchError
+    from workbench.core.text import counted
     from workbench.records import catalog
     from workbench.records import dataset as datasets
     from workbench.records.base import GateReport, digest_of
@@ -228,7 +229,7 @@ def _(refresh, store):
     if _rows:
         _view = mo.vstack(
             [
-                mo.md(f"## Runs\n\n{len(_rows)} finished steps, the newest first."),
+                mo.md(f"## Runs\n\n{counted(len(_rows), 'finished step')}, the newest first."),
                 mo.ui.table(_rows, selection=None, page_size=12),
             ]
         )
