@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,17 +95,27 @@ def test_an_image_that_breaks_in_epoch_three_stops_there_and_loses_nothing(
     assert equal(repaired, whole)
 
 
-def test_running_out_of_memory_names_the_remedy(workspace: Workspace) -> None:
-    dataset = scenes(workspace, 2)
-    used = int(_written_mib())
+def _errors_when_memory_is_short(root: Path) -> tuple[str, str, int]:
+    dataset = scenes(Workspace(root), 2)
+    run(dataset, TINY.replace(steps=1))  # what libraries take at their first use
     # 2,048 frames a step cannot fit into 64 MiB more.
-    huge = TINY.replace(batch=2048, steps=1, limit_mib=used + 64)
-    with pytest.raises(StepFailed, match=r"out of memory of \d+ MiB.*accumulate"):
+    huge = TINY.replace(batch=2048, steps=1, limit_mib=int(_written_mib()) + 64)
+    with pytest.raises(StepFailed) as out_of_memory:
         run(dataset, huge)
-    with pytest.raises(ParameterError, match=r"already uses .* MiB"):
+    with pytest.raises(ParameterError) as too_low:
         run(dataset, TINY.replace(limit_mib=10))
-    # The limit is gone afterwards.
-    assert np.ones(128 << 17).nbytes == 128 << 20
+    return str(out_of_memory.value), str(too_low.value), np.ones(128 << 17).nbytes
+
+
+def test_running_out_of_memory_names_the_remedy(workspace: Workspace) -> None:
+    # In a process of its own: memory that earlier tests gave back would be used first.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        out_of_memory, too_low, after = apart.submit(
+            _errors_when_memory_is_short, workspace.root
+        ).result()
+    assert re.search(r"out of memory of \d+ MiB.*accumulate", out_of_memory, re.DOTALL)
+    assert re.search(r"already uses .* MiB", too_low)
+    assert after == 128 << 20  # the limit is gone afterwards
 
 
 def test_little_memory_shrinks_the_cache_not_the_result(
