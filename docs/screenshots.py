@@ -243,7 +243,7 @@ def _shoot_label_studio(workspace: Workspace, target: Path) -> None:
 def _shoot_mlflow(workspace: Workspace, target: Path) -> None:
     from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-    base = services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    base = services.tracking_address(workspace)
     search = f"{base}/api/2.0/mlflow/experiments/search"
     found = requests.post(search, json={"max_results": 50}, timeout=20).json()["experiments"]
     newest = max(found, key=lambda one: int(one.get("last_update_time", 0)))

@@ -27,10 +27,16 @@ services.down(Workspace(Path(sys.argv[1])))
 
 @dataclass(frozen=True)
 class Servers:
-    """All three servers, running; ``environment`` has the variables for a step's process."""
+    """All three servers, running.
+
+    Attributes:
+        environment: Variables for a step's process.
+        mlflow: Address of MLflow, with its password.
+    """
 
     workspace: Workspace
     environment: dict[str, str]
+    mlflow: str
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +53,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     )
     try:
         services.up(workspace)
-        yield Servers(workspace, services.environment(workspace))
+        mlflow = services.tracking_address(workspace)
+        yield Servers(workspace, services.environment(workspace), mlflow)
     finally:
         watchdog.communicate(timeout=60)

@@ -310,10 +310,13 @@ class Tracker:
         try:
             yield
         except MlflowException as error:
+            hint = "`workbench status` shows whether it is running; `workbench up` starts it"
+            if "401" in str(error):
+                hint = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to its login"
             raise ServiceError(
                 secret_scan.mask(f"MLflow answered with an error: {error}"),
                 where=secret_scan.mask(self.uri),
-                hint="`workbench status` shows whether it is running; `workbench up` starts it",
+                hint=hint,
             ) from error
 
 

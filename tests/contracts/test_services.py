@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from workbench import services
 from workbench.core.errors import ServiceError
 from workbench.core.workspace import Workspace
 from workbench.services.lifecycle import read_process_info
+from workbench.tracking import Tracker
 
 SECONDS = 10
 
@@ -30,6 +32,7 @@ class Servers(Protocol):
 
     workspace: Workspace
     environment: dict[str, str]
+    mlflow: str
 
 
 def kill(servers: Servers, name: str) -> int:
@@ -78,11 +81,12 @@ def test_status_json_has_state_address_and_credentials_file(servers: Servers) ->
     for name, state in found.items():
         assert state["state"] == "running", name
         assert psutil.pid_exists(state["pid"])
-        assert "127.0.0.1" in state["url"]
+        assert ("mongod.sock" if name == "mongod" else "127.0.0.1") in state["url"]
         assert Path(state["log"]).is_file()
-    password = Path(found["label-studio"]["credentials"])
-    assert password.is_file()
-    assert password.read_text() not in answer.stdout
+    for name in ("label-studio", "mlflow"):
+        password = Path(found[name]["credentials"])
+        assert password.is_file()
+        assert password.read_text() not in answer.stdout
 
 
 def test_secrets_are_private_and_in_no_argument_list(servers: Servers) -> None:
@@ -109,8 +113,63 @@ def test_servers_listen_on_loopback_only(servers: Servers) -> None:
             for link in member.net_connections(kind="inet")
             if link.status == psutil.CONN_LISTEN
         ]
-        assert links
-        assert {link.laddr.ip for link in links} == {"127.0.0.1"}, state.name
+        expected = set() if state.name == "mongod" else {"127.0.0.1"}
+        assert {link.laddr.ip for link in links} == expected, state.name
+
+
+def test_mongod_listens_on_sockets_of_its_owner_only(servers: Servers) -> None:
+    state = services.status(servers.workspace)["mongod"]
+    connections = psutil.Process(state.pid).net_connections(kind="unix")
+    sockets = {Path(one.laddr) for one in connections if one.laddr}
+    assert unquote(urlsplit(state.url).netloc) in map(str, sockets)
+    for path in sockets:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/api/2.0/mlflow/runs/get?run_id=1",
+        "/ajax-api/3.0/mlflow",
+        "/health/../api/2.0/mlflow/experiments/get?experiment_id=0",
+        "//health",
+        "/health%2f..%2fversion",
+        "/version",
+        "/graphql",
+    ],
+)
+def test_mlflow_asks_for_its_password(servers: Servers, path: str) -> None:
+    url = services.environment(servers.workspace)["MLFLOW_TRACKING_URI"]
+    for headers in (
+        {},
+        {"Authorization": "Basic d29ya2JlbmNoOg=="},  # an empty password
+        {"Authorization": "Basic ???"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer \xff"},
+        {"X-Forwarded-User": "workbench"},
+    ):
+        prepared = requests.Request("GET", url, headers=headers).prepare()
+        prepared.url = url + path  # as it is: requests would resolve the dots
+        with requests.Session() as session:
+            session.trust_env = False
+            answer = session.send(prepared, timeout=SECONDS)
+        assert answer.status_code == 401, headers
+        assert "Basic" in answer.headers["WWW-Authenticate"]  # browsers ask then
+
+
+def test_mlflow_opens_with_its_password(servers: Servers) -> None:
+    secret = (servers.workspace.secrets / "mlflow-password").read_text()
+    url = services.environment(servers.workspace)["MLFLOW_TRACKING_URI"]
+    with requests.Session() as session:
+        session.trust_env = False
+        page = session.get(url, auth=("workbench", secret), timeout=SECONDS)
+        assert "<title>MLflow</title>" in page.text
+        token = {"Authorization": f"Bearer {secret}"}
+        assert session.get(f"{url}/version", headers=token, timeout=SECONDS).ok
+    with pytest.raises(ServiceError, match="MLFLOW_TRACKING_PASSWORD"):
+        Tracker(url, "without a login")
 
 
 def test_mongod_killed_keeps_its_documents(servers: Servers) -> None:
@@ -126,14 +185,15 @@ def test_mongod_killed_keeps_its_documents(servers: Servers) -> None:
 
 
 def test_mlflow_killed_without_its_worker_keeps_its_runs(servers: Servers) -> None:
-    url = servers.environment["MLFLOW_TRACKING_URI"]
+    url = servers.mlflow
     api = f"{url}/api/2.0/mlflow/runs"
     made = requests.post(f"{api}/create", json={"experiment_id": "0"}, timeout=SECONDS).json()
     run = made["run"]["info"]["run_id"]
     pid = kill(servers, "mlflow")
     assert services.status(servers.workspace, ["mlflow"])["mlflow"].state == "stopped"
     after = services.up(servers.workspace, ["mlflow"])["mlflow"]
-    assert (after.pid != pid, after.url) == (True, url)
+    assert after.pid != pid
+    assert servers.mlflow == url
     found = requests.get(f"{api}/get", params={"run_id": run}, timeout=SECONDS)
     assert found.json()["run"]["info"]["run_id"] == run
 
@@ -185,7 +245,9 @@ def test_a_server_of_another_workspace_is_not_ours(servers: Servers, tmp_path: P
     (folder / "state.json").write_text(json.dumps(claim))
     assert services.status(other)["mongod"].state == "stopped"
     try:
-        assert str(facts.port) not in services.up(other, ["mongod"])["mongod"].url
+        mine = services.status(servers.workspace)["mongod"]
+        assert services.up(other, ["mongod"])["mongod"].url != mine.url
+        assert services.status(servers.workspace)["mongod"] == mine
     finally:
         services.down(other)
         stranger.kill()

@@ -133,7 +133,7 @@ def test_mlflow_shows_the_runs_and_the_model(tiny_run: TinyRun) -> None:
 
     from workbench import services
 
-    uri = services.environment(tiny_run.workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
+    uri = services.tracking_address(tiny_run.workspace)
     client = mlflow.MlflowClient(tracking_uri=uri)
     version = client.get_model_version_by_alias("front-camera-builtin", "candidate")
     assert version.tags["workbench.release"] == tiny_run.output("release.release")

@@ -100,7 +100,7 @@ def project(tmp_path: Path, servers: Servers) -> Any:
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    made = Project(folder, servers.environment["MLFLOW_TRACKING_URI"])
+    made = Project(folder, servers.mlflow)
     made.git("init", "-q")
     yield made
     for home in (made.home, made.fixtures):

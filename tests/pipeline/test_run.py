@@ -48,7 +48,7 @@ class Watcher:
 @pytest.fixture
 def mlflow_uri(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> str:
     """The session's MLflow, used by these small workspaces as an external server."""
-    uri = servers.environment["MLFLOW_TRACKING_URI"]
+    uri = servers.mlflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return uri
 

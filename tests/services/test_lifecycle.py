@@ -49,11 +49,11 @@ class SmallServer(Server):
     def command(self, workspace: Workspace, port: int) -> list[str]:
         return [sys.executable, "-c", self.program, str(port)]
 
-    def url(self, port: int) -> str:
+    def url(self, workspace: Workspace, port: int) -> str:
         return f"http://127.0.0.1:{port}"
 
-    def answers(self, port: int) -> bool:
-        return probes.http_ok(self.url(port), timeout_s=2.0)
+    def answers(self, workspace: Workspace, port: int) -> bool:
+        return probes.http_ok(self.url(workspace, port), timeout_s=2.0)
 
 
 def ignore(_: str) -> None:
@@ -134,8 +134,8 @@ def test_a_frozen_server_is_broken_and_replaced(
     class Impatient(SmallServer):
         start_timeout_s = 2.0
 
-        def answers(self, port: int) -> bool:
-            return probes.http_ok(self.url(port), timeout_s=0.3)
+        def answers(self, workspace: Workspace, port: int) -> bool:
+            return probes.http_ok(self.url(workspace, port), timeout_s=0.3)
 
     first = lifecycle.start_server(Impatient(), workspace, ignore)
     psutil.Process(first.pid).suspend()

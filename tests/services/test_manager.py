@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import stat
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
 import pytest
 
 from workbench import services
@@ -9,6 +14,7 @@ from workbench.core.errors import ParameterError, ServiceError
 from workbench.core.workspace import Workspace
 from workbench.services import manager
 from workbench.services.lifecycle import ProcessInfo, write_process_info
+from workbench.services.servers import MongodServer
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +120,25 @@ def test_damaged_data_of_mongod_has_a_reason_and_a_remedy(
         assert services.up(workspace, ["mongod"])["mongod"].usable
     finally:
         services.down(workspace, ["mongod"])
+
+
+@pytest.mark.parametrize("depth", [1, 12], ids=["short path", "path too long for a socket"])
+def test_a_planted_folder_for_the_socket_of_mongod_is_refused(
+    depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="wb-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        workspace = Workspace(Path(folder, *["a" * 12] * depth))
+        server = MongodServer()
+        server.prepare(workspace, lambda _: None)
+        address = unquote(urlsplit(server.url(workspace, 1)).netloc)
+        assert len(address) <= 103
+        place = Path(address).parent
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        place.chmod(0o755)
+        server.prepare(workspace, lambda _: None)
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        place.rename(place.with_name("elsewhere"))
+        place.symlink_to("elsewhere")
+        with pytest.raises(ServiceError, match="is a link"):
+            server.prepare(workspace, lambda _: None)

@@ -6,6 +6,7 @@ import http.server
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_only_status_2xx_is_ok(web: int) -> None:
 def test_no_server() -> None:
     port = probes.choose_port()
     assert probes.http_status(f"http://127.0.0.1:{port}/health") == 0
-    assert not probes.mongod_ok(port)
+    assert not probes.mongod_ok("/nowhere/mongod.sock")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:notaport/", "http://", "nonsense"])
@@ -83,14 +84,32 @@ def test_invalid_addresses(url: str) -> None:
     assert probes.http_status(url) == 0
 
 
-def test_a_web_server_is_not_a_mongod(web: int) -> None:
-    assert not probes.mongod_ok(web)
+def test_a_server_of_another_protocol_is_not_a_mongod(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert not probes.mongod_ok(path)
+        thread.join()
 
 
-def test_a_server_that_never_answers_is_not_ok() -> None:
+def test_a_server_that_never_answers_is_not_ok(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(path)
+        silent.listen()
+        assert not probes.mongod_ok(path, timeout_s=0.2)
     with socket.socket() as server:
         server.bind((probes.LOOPBACK, 0))
         server.listen()
         port = server.getsockname()[1]
-        assert not probes.mongod_ok(port, timeout_s=0.2)
         assert not probes.http_ok(f"http://127.0.0.1:{port}/", timeout_s=0.2)

@@ -179,9 +179,12 @@ def _states_table(states: dict[str, ServiceStatus]) -> str:
 
 
 def _sign_in_text(states: dict[str, ServiceStatus]) -> str:
-    state = states.get("label-studio")
-    if state is None or state.state != "running":
-        return ""
+    from workbench.services.mlflow_app import USER
     from workbench.services.servers import ADMIN_EMAIL
 
-    return f"\nSign in to Label Studio as {ADMIN_EMAIL}; the password is in\n  {state.credentials}"
+    users = {"label-studio": ("Label Studio", ADMIN_EMAIL), "mlflow": ("MLflow", USER)}
+    return "".join(
+        f"\nSign in to {title} as {user}; the password is in\n  {states[name].credentials}"
+        for name, (title, user) in users.items()
+        if name in states and states[name].state == "running"
+    )

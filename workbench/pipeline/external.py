@@ -159,7 +159,7 @@ class ExternalServices:
                 self._servers.result()  # a server that MLflow does not need may have failed
         with self._lock:
             services.up(self.workspace, ("mlflow",))
-            uri = services.environment(self.workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
+            uri = services.tracking_address(self.workspace)
         return Tracker(uri, EXPERIMENT)
 
 

@@ -277,8 +277,7 @@ def mirror_to_mlflow(workspace: Workspace, project: Path, names: list[str] | Non
         ServiceError: MLflow is not reachable.
     """
     services.up(workspace, ("mlflow",))
-    uri = services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
-    tracker = Tracker(uri, _EXPERIMENT)
+    tracker = Tracker(services.tracking_address(workspace), _EXPERIMENT)
     new = 0
     for name in promoted_steps.list_steps(project) if names is None else names:
         model = f"step.{name}"

@@ -10,8 +10,10 @@ import signal
 from pathlib import Path
 from typing import Any, TextIO
 
+from workbench import services
 from workbench.core import secret_scan
 from workbench.core.errors import system_error
+from workbench.core.workspace import Workspace
 from workbench.pipeline import forked_kernel, ipynb
 from workbench.pipeline.connect import SPEC_VARIABLE
 from workbench.pipeline.spec import (
@@ -149,8 +151,11 @@ class _CellAnnouncer:
 
 def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
     threads = str(spec.threads)
+    given = {n: v for n, v in spec.environment.items() if not secret_scan.REFERENCE.match(v)}
+    if "MLFLOW_TRACKING_URI" in given:  # its password is never in the specification
+        given |= services.environment(Workspace(Path(spec.home)), ("mlflow",), passwords=True)
     return {
-        **{n: v for n, v in spec.environment.items() if not secret_scan.REFERENCE.match(v)},
+        **given,
         SPEC_VARIABLE: str(spec_file),
         "WORKBENCH_HOME": spec.home,
         "OMP_NUM_THREADS": threads,

@@ -43,8 +43,7 @@ def connect(workspace: Workspace) -> Tracker:
     Raises:
         ServiceError: It is not.
     """
-    uri = services.environment(workspace, ("mlflow",))["MLFLOW_TRACKING_URI"]
-    return Tracker(uri, _EXPERIMENT)
+    return Tracker(services.tracking_address(workspace), _EXPERIMENT)
 
 
 def release_tags(release_ref: Ref, record: Release) -> dict[str, str]:

@@ -4,7 +4,8 @@
     services.up(workspace)             # start what is not running
     services.environment(workspace)    # variables that make a process use the servers
 
-By default they run on this machine, on loopback, with all data below ``.workbench/services``. If
+By default they run on this machine, with all data below ``.workbench/services``: mongod on a Unix
+socket that only its owner can open, the others on loopback behind a generated password. If
 ``FIFTYONE_DATABASE_URI``, ``MLFLOW_TRACKING_URI`` or ``LABEL_STUDIO_URL`` is set, that server is
 used instead.
 """
@@ -16,6 +17,7 @@ from workbench.services.manager import (
     environment,
     label_studio_admin,
     status,
+    tracking_address,
     up,
 )
 from workbench.services.servers import LabelStudioAdmin
@@ -28,5 +30,6 @@ __all__ = [
     "environment",
     "label_studio_admin",
     "status",
+    "tracking_address",
     "up",
 ]

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     workspace = find_workspace()
     try:
         services.up(workspace, progress=lambda message: print(message, file=sys.stderr))
-        variables = {**os.environ, **services.environment(workspace)}
+        variables = {**os.environ, **services.environment(workspace, passwords=True)}
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -124,8 +124,8 @@ class Server(ABC):
     @abstractmethod
     def command(self, workspace: Workspace, port: int) -> list[str]: ...
 
-    def url(self, port: int) -> str:
-        """The address for clients."""
+    def url(self, workspace: Workspace, port: int) -> str:
+        """The address for clients, without a password."""
         return f"http://{probes.LOOPBACK}:{port}"
 
     @abstractmethod
@@ -133,8 +133,15 @@ class Server(ABC):
         """Create what has to exist before the first start; called under the server's lock."""
 
     @abstractmethod
-    def answers(self, port: int) -> bool:
-        """Whether a server of this kind answers correctly on ``port``."""
+    def answers(self, workspace: Workspace, port: int) -> bool:
+        """Whether a server of this kind answers correctly at its address."""
+
+    def listens(self, process: psutil.Process, workspace: Workspace, port: int) -> bool:
+        """Whether ``process`` itself holds the address."""
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for connection in process.net_connections(kind="tcp")
+        )
 
     def variables(self, workspace: Workspace, port: int) -> dict[str, str]:
         """Environment variables of the server's process, beside the inherited ones."""
@@ -155,7 +162,7 @@ def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
     log = _log_path(workspace, server.name)
     if info is None:
         return ServiceStatus(server.name, "stopped", detail="never started here")
-    url, credentials = server.url(info.port), server.credentials(workspace)
+    url, credentials = server.url(workspace, info.port), server.credentials(workspace)
     process = _living_process(info)
     if process is not None and not _is_own(process, workspace, server.name):
         process = None
@@ -167,10 +174,10 @@ def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
             "broken",
             "started before the workspace was moved; `workbench up` restarts it",
         )
-    elif not server.answers(info.port):
+    elif not server.answers(workspace, info.port):
         state, detail = "broken", "running but not answering; `workbench up` restarts it"
-    elif not _holds_port(process, info.port):
-        state, detail = "broken", f"port {info.port} is used by another server"
+    elif not _holds_address(server, process, workspace, info.port):
+        state, detail = "broken", f"{url} is used by another server"
     else:
         state, detail = "running", "started by this workbench"
     return ServiceStatus(server.name, state, url, info.pid, credentials, log, detail)
@@ -443,13 +450,12 @@ def _living_process(info: ProcessInfo) -> psutil.Process | None:
         return None
 
 
-def _holds_port(process: psutil.Process, port: int) -> bool:
+def _holds_address(
+    server: Server, process: psutil.Process, workspace: Workspace, port: int
+) -> bool:
     def listens(candidate: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
-            return any(
-                connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-                for connection in candidate.net_connections(kind="tcp")
-            )
+            return server.listens(candidate, workspace, port)
         return False
 
     with contextlib.suppress(psutil.Error):

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit, urlunsplit
 from workbench.core import credentials
 from workbench.core.errors import ParameterError, ServiceError
 from workbench.core.workspace import HOME_VARIABLE, Workspace
-from workbench.services import lifecycle, probes
+from workbench.services import lifecycle, mlflow_app, probes
 from workbench.services.lifecycle import MessageCallback, Server, ServiceStatus
 from workbench.services.servers import (
     ADMIN_EMAIL,
     ADMIN_PASSWORD,
     ADMIN_TOKEN,
+    MLFLOW_PASSWORD,
     LabelStudioAdmin,
     LabelStudioServer,
     MLflowServer,
@@ -31,6 +32,7 @@ __all__ = [
     "environment",
     "label_studio_admin",
     "status",
+    "tracking_address",
     "up",
 ]
 
@@ -105,10 +107,17 @@ def status(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[s
     return _for_each(names, observe)
 
 
-def environment(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[str, str]:
+def environment(
+    workspace: Workspace, names: Sequence[str] = SERVICE_NAMES, *, passwords: bool = False
+) -> dict[str, str]:
     """Environment variables that make a process use these servers.
 
     They contain no secret, except a password in the address of an external server.
+
+    Args:
+        names: Services to use.
+        passwords: Add MLflow's password, which its client takes from no file. Only for processes
+            whose variables are stored nowhere.
 
     Raises:
         ServiceError: One of the servers is not running.
@@ -127,6 +136,8 @@ def environment(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> d
             variables |= _fiftyone_variables(workspace, url)
         elif name == MLflowServer.name:
             variables |= {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
+            if passwords and current.state == "running":
+                variables |= _mlflow_login(workspace)
         else:
             variables["LABEL_STUDIO_URL"] = url
             token_file: Path | None = credentials.secret_path(workspace, ADMIN_TOKEN)
@@ -135,6 +146,20 @@ def environment(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> d
             if token_file is not None:
                 variables[_TOKEN_FILE_VARIABLE] = str(token_file)
     return variables
+
+
+def tracking_address(workspace: Workspace) -> str:
+    """Address of MLflow's server, with user and password if it was started here.
+
+    Raises:
+        ServiceError: It is not running.
+    """
+    variables = environment(workspace, (MLflowServer.name,), passwords=True)
+    url, password = variables["MLFLOW_TRACKING_URI"], variables.get("MLFLOW_TRACKING_PASSWORD")
+    if password is None:
+        return url
+    parts = urlsplit(_without_login(url))
+    return urlunsplit(parts._replace(netloc=f"{mlflow_app.USER}:{password}@{parts.netloc}"))
 
 
 def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
@@ -152,7 +177,7 @@ def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
         raise ServiceError("Label Studio was never started here", hint="Run `workbench up`")
     token_file = credentials.secret_path(workspace, ADMIN_TOKEN)
     return LabelStudioAdmin(
-        url=server.url(info.port),
+        url=server.url(workspace, info.port),
         email=ADMIN_EMAIL,
         token=credentials.read_secret(token_file),
         token_file=token_file,
@@ -173,7 +198,7 @@ def external_address(workspace: Workspace, server: Server) -> str | None:
     """
     url = os.environ.get(EXTERNAL_VARIABLES[server.name], "").strip().rstrip("/")
     info = lifecycle.read_process_info(workspace, server.name)
-    if not url or (info is not None and url == server.url(info.port)):
+    if not url or (info is not None and _without_login(url) == server.url(workspace, info.port)):
         return None
     return url
 
@@ -287,6 +312,16 @@ def _mask_password(url: str) -> str:
         return url
     user, at, hosts = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***{at}{hosts}"))
+
+
+def _without_login(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _mlflow_login(workspace: Workspace) -> dict[str, str]:
+    password = credentials.read_secret(credentials.secret_path(workspace, MLFLOW_PASSWORD))
+    return {"MLFLOW_TRACKING_USERNAME": mlflow_app.USER, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def _fiftyone_variables(workspace: Workspace, url: str) -> dict[str, str]:

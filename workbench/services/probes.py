@@ -72,8 +72,13 @@ def http_status(url: str, *, timeout_s: float = 2.0) -> int:
         connection.close()
 
 
-def mongod_ok(port: int, *, host: str = LOOPBACK, timeout_s: float = 2.0) -> bool:
-    """Whether a MongoDB server answers ``ping`` in its wire protocol (OP_MSG)."""
+def mongod_ok(path: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether a MongoDB server answers ``ping`` in its wire protocol (OP_MSG).
+
+    Args:
+        path: Its Unix socket.
+        timeout_s: Of the connection, and of each part of the answer.
+    """
     command = _bson_document(
         bytes([_BSON_INT32]) + b"ping\0" + struct.pack("<i", 1),
         bytes([_BSON_STRING]) + b"$db\0" + struct.pack("<i", 6) + b"admin\0",
@@ -81,7 +86,9 @@ def mongod_ok(port: int, *, host: str = LOOPBACK, timeout_s: float = 2.0) -> boo
     body = struct.pack("<i", 0) + b"\0" + command
     message = struct.pack("<iiii", 16 + len(body), 1, 0, _OP_MSG) + body
     try:
-        with socket.create_connection((host, port), timeout=timeout_s) as connection:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(path)
             connection.sendall(message)
             size = struct.unpack("<i", _receive_exactly(connection, 4))[0]
             reply = _receive_exactly(connection, min(size, 65536) - 4)

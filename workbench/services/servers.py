@@ -11,15 +11,20 @@ import os
 import secrets
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+import psutil
 
 from workbench.core import credentials
 from workbench.core.errors import ServiceError
-from workbench.core.workspace import Workspace, atomic_replace
-from workbench.services import label_studio_database, probes
+from workbench.core.workspace import Workspace, atomic_replace, write_atomic
+from workbench.services import label_studio_database, lifecycle, mlflow_app, probes
 from workbench.services.lifecycle import MessageCallback, Server, service_folder
 
 __all__ = ["ADMIN_EMAIL"]
@@ -27,8 +32,12 @@ __all__ = ["ADMIN_EMAIL"]
 ADMIN_EMAIL = "admin@workbench.local"
 ADMIN_PASSWORD = "label-studio-password"  # names of secrets, see workbench.core.credentials
 ADMIN_TOKEN = "label-studio-token"
+MLFLOW_PASSWORD = "mlflow-password"
 LABEL_STUDIO_ENVIRONMENT = ".venv-label-studio"
 LABEL_STUDIO_ENVIRONMENT_VARIABLE = "WORKBENCH_LABEL_STUDIO_ENVIRONMENT"
+_MLFLOW_APP = "workbench"
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_MAX_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
 _TOKEN_BYTES = 30  # 40 characters, the most that Label Studio's database holds
 _HASH_ROUNDS = 1_000_000  # the default of Django 5.2
 _UPLOAD_LIMIT = 100_000
@@ -39,7 +48,8 @@ _FILE_VARIABLES = ("AWS_CA_BUNDLE", "GOOGLE_APPLICATION_CREDENTIALS", "REQUESTS_
 class MongodServer(Server):
     """The database of FiftyOne.
 
-    FiftyOne itself would join any mongod of the same user; this one has its own data and port.
+    FiftyOne itself would join any mongod of the same user; this one has its own data, and listens
+    on a Unix socket that only its owner can open.
     """
 
     name = "mongod"
@@ -47,21 +57,49 @@ class MongodServer(Server):
 
     def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
         (service_folder(workspace, self.name) / "data").mkdir(parents=True, exist_ok=True)
+        folder = self._socket(workspace).parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ServiceError(
+                "the folder of mongod's socket is a link, or belongs to somebody else",
+                where=folder,
+                hint="Remove it, or set TMPDIR to a folder of your own",
+            )
+        folder.chmod(0o700)
 
     def command(self, workspace: Workspace, port: int) -> list[str]:
         data = service_folder(workspace, self.name) / "data"
+        # It has no port then, and --nounixsocket only leaves out a second socket below /tmp.
         return [
             str(mongod_path()),
-            *("--dbpath", str(data), "--port", str(port), "--bind_ip", probes.LOOPBACK),
-            *("--nounixsocket", "--wiredTigerCacheSizeGB", "0.5", "--quiet"),
+            *("--dbpath", str(data), "--bind_ip", str(self._socket(workspace))),
+            *("--port", str(port), "--nounixsocket"),
+            *("--wiredTigerCacheSizeGB", "0.5", "--quiet"),
         ]
 
-    def url(self, port: int) -> str:
+    def url(self, workspace: Workspace, port: int) -> str:
         # Without journal=true a write is acknowledged up to 100 ms before it is on disk.
-        return f"mongodb://{probes.LOOPBACK}:{port}/?journal=true"
+        return f"mongodb://{quote(str(self._socket(workspace)), safe='')}/?journal=true"
 
-    def answers(self, port: int) -> bool:
-        return probes.mongod_ok(port)
+    def answers(self, workspace: Workspace, port: int) -> bool:
+        return probes.mongod_ok(str(self._socket(workspace)))
+
+    def listens(self, process: psutil.Process, workspace: Workspace, port: int) -> bool:
+        addresses = {str(link.laddr) for link in process.net_connections(kind="unix")}
+        return str(self._socket(workspace)) in addresses
+
+    def _socket(self, workspace: Workspace) -> Path:
+        """Its socket, in a folder of mode 0700.
+
+        The system limits the length of its path: in a workspace with a longer one it lies in the
+        folder of temporary files, under an id that others cannot guess.
+        """
+        path = service_folder(workspace, self.name) / "socket" / "mongod.sock"
+        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+            return path
+        name = f"workbench-{lifecycle.workspace_id(workspace)}"
+        return Path(tempfile.gettempdir()) / name / "mongod.sock"
 
     def explain_failure(self, workspace: Workspace, log: str) -> tuple[str, str] | None:
         errors = _mongod_errors(log)
@@ -155,14 +193,23 @@ class MLflowServer(Server):
     start_timeout_s = 180.0  # includes imports and the first creation of its tables
 
     def prepare(self, workspace: Workspace, progress: MessageCallback) -> None:
-        (service_folder(workspace, self.name) / "artifacts").mkdir(parents=True, exist_ok=True)
+        folder = service_folder(workspace, self.name)
+        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        credentials.ensure_secret(workspace, MLFLOW_PASSWORD)
+        # MLflow finds its apps among installed packages: a folder like this is one.
+        package = self._plugin(workspace) / "workbench_mlflow-1.dist-info"
+        package.mkdir(parents=True, exist_ok=True)
+        description = "Metadata-Version: 2.1\nName: workbench-mlflow\nVersion: 1\n"
+        write_atomic(package / "METADATA", description.encode())
+        entry = f"[mlflow.app]\n{_MLFLOW_APP} = {mlflow_app.__name__}:app\n"
+        write_atomic(package / "entry_points.txt", entry.encode())
 
     def command(self, workspace: Workspace, port: int) -> list[str]:
         folder = service_folder(workspace, self.name)
         # One worker: several that create the tables of an empty SQLite file at once fail.
         return [
             *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
-            *("--host", probes.LOOPBACK, "--port", str(port)),
+            *("--app-name", _MLFLOW_APP, "--host", probes.LOOPBACK, "--port", str(port)),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"),
         ]
@@ -172,10 +219,20 @@ class MLflowServer(Server):
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # Background jobs are not used here and need more processes.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "PYTHONPATH": os.pathsep.join((str(self._plugin(workspace)), str(_PACKAGE_PARENT))),
+            mlflow_app.PASSWORD_FILE_VARIABLE: str(
+                credentials.secret_path(workspace, MLFLOW_PASSWORD)
+            ),
         }
 
-    def answers(self, port: int) -> bool:
-        return probes.http_ok(f"{self.url(port)}/health")
+    def answers(self, workspace: Workspace, port: int) -> bool:
+        return probes.http_ok(f"{self.url(workspace, port)}/health")
+
+    def credentials(self, workspace: Workspace) -> Path | None:
+        return credentials.secret_path(workspace, MLFLOW_PASSWORD)
+
+    def _plugin(self, workspace: Workspace) -> Path:
+        return service_folder(workspace, self.name) / "plugin"
 
 
 @dataclass(frozen=True)
@@ -257,7 +314,7 @@ class LabelStudioServer(Server):
         return {
             **{name: str(Path(file).expanduser().absolute()) for name, file in named.items()},
             **label_studio_database.private_settings(service_folder(workspace, self.name) / "data"),
-            "LABEL_STUDIO_HOST": self.url(port),
+            "LABEL_STUDIO_HOST": self.url(workspace, port),
             "LABEL_STUDIO_USERNAME": ADMIN_EMAIL,
             "LABEL_STUDIO_PASSWORD": credentials.ensure_secret(workspace, ADMIN_PASSWORD),
             "LABEL_STUDIO_USER_TOKEN": credentials.ensure_secret(
@@ -274,8 +331,8 @@ class LabelStudioServer(Server):
             "LOG_LEVEL": "WARNING",
         }
 
-    def answers(self, port: int) -> bool:
-        return probes.http_ok(f"{self.url(port)}/health", timeout_s=5.0)
+    def answers(self, workspace: Workspace, port: int) -> bool:
+        return probes.http_ok(f"{self.url(workspace, port)}/health", timeout_s=5.0)
 
     def credentials(self, workspace: Workspace) -> Path | None:
         return credentials.secret_path(workspace, ADMIN_PASSWORD)

@@ -49,7 +49,7 @@ def environment(tmp_path: Path, servers: Servers) -> dict[str, str]:
     token.write_text("5a" * 32)
     return {
         **os.environ,
-        "MLFLOW_TRACKING_URI": servers.environment["MLFLOW_TRACKING_URI"],
+        "MLFLOW_TRACKING_URI": servers.mlflow,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

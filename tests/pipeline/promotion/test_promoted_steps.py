@@ -115,7 +115,7 @@ def test_mlflow_mirrors_missing_versions(
     step = f"mirrored-{workspace.root.parent.name[-6:].replace('_', '-')}"
     first = promoted(workspace, repository, "n + 1", step=step)
     promoted_steps.move_alias(workspace, repository, f"{step}@1", "production", by="ann")
-    uri = servers.environment["MLFLOW_TRACKING_URI"]
+    uri = servers.mlflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert promote.mirror_to_mlflow(workspace, repository) == 1
     assert promote.mirror_to_mlflow(workspace, repository) == 0

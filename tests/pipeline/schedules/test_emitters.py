@@ -91,7 +91,7 @@ def test_a_cron_line_runs_the_pipeline(
 ) -> None:
     job = make_job(word="loud")
     job.environment_file.parent.mkdir(parents=True)
-    uri = servers.environment["MLFLOW_TRACKING_URI"]
+    uri = servers.mlflow
     job.environment_file.write_text(f"MLFLOW_TRACKING_URI={uri}\n")
     done = as_cron(job)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), log_of(job)

@@ -72,7 +72,7 @@ def in_project(
             "DAGSTER_DISABLE_TELEMETRY": "1",
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "MLFLOW_TRACKING_URI": servers.environment["MLFLOW_TRACKING_URI"],
+            "MLFLOW_TRACKING_URI": servers.mlflow,
         }
         done = subprocess.run(
             [python, "-c", program],
