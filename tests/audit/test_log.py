@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.tiny_run import TinyRun
 from workbench.audit import log
 from workbench.core import digest
 from workbench.core.errors import ParameterError, VerificationError
@@ -164,7 +166,7 @@ def test_texts_and_events_are_checked(workspace: Workspace) -> None:
     assert log.verify_log(workspace) == log.LogReport(0, 0, ())
 
 
-def test_one_changed_entry_among_a_hundred_thousand_is_named(workspace: Workspace) -> None:
+def test_one_change_among_a_hundred_thousand_entries_is_named(workspace: Workspace) -> None:
     fill(workspace, 1)
     body = json.loads(path_of(workspace).read_bytes())
     lines, previous = [], "0" * 64
@@ -172,11 +174,36 @@ def test_one_changed_entry_among_a_hundred_thousand_is_named(workspace: Workspac
         line = digest.canonical_json({**body, "number": number, "previous": previous})
         previous = digest.of_bytes(line)
         lines.append(line)
-    path_of(workspace).write_bytes(b"\n".join(lines) + b"\n")
     name = f"100000/{previous}"
     signed = {"last": name, **sign_reference(signing_key(workspace), "audit checkpoint", name)}
     (workspace.root / "audit-checkpoint" / "checkpoint.json").write_text(json.dumps(signed))
-    assert log.verify_log(workspace) == log.LogReport(100_000, 100_000, ())
-    lines[50_000] = lines[50_000].replace(b"Ann", b"Eve")
-    path_of(workspace).write_bytes(b"\n".join(lines) + b"\n")
-    assert log.verify_log(workspace).problems == ("entry 50001 was changed, removed or reordered",)
+    kept = lines[:50_000]
+    changes = {
+        "": lines,
+        "entry 50001 was changed": [*kept, lines[50_000].replace(b"Ann", b"Eve"), *lines[50_001:]],
+        "entry 50001 says that it is entry 50002": [*kept, *lines[50_001:]],
+        "entry 50001 says that it is entry 50003": [*kept, lines[50_002], *lines[50_001:]],
+        "entries 50001 to 100000 are missing: the log was truncated": kept,
+    }
+    for named, changed in changes.items():
+        path_of(workspace).write_bytes(b"\n".join(changed) + b"\n")
+        began = time.perf_counter()
+        problems = log.verify_log(workspace).problems
+        assert time.perf_counter() - began < 2
+        assert problems[0].startswith(named) if named else not problems
+
+
+def test_the_library_itself_logs_what_a_run_does(tiny_run: TinyRun) -> None:
+    entries = list(log.read_log(tiny_run.workspace))
+    events = {entry.event for entry in entries}
+    assert events >= {"ingested", "frames-read", "labelled", "trained", "judged", "released"}
+    for output, event in (
+        ("train.checkpoint", "trained"),
+        ("validate.gates", "judged"),
+        ("release.release", "released"),
+    ):
+        about = log.read_log(tiny_run.workspace, tiny_run.output(output))
+        assert next(about).event == event
+    read = next(entry for entry in entries if entry.event == "frames-read")
+    assert read.detail["why"] == "labeling" and read.detail["frames"] > 0
+    assert log.verify_log(tiny_run.workspace).problems == ()

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from workbench.audit import log as audit
 from workbench.core.errors import ParameterError
 from workbench.core.types import Json
+from workbench.core.workspace import Workspace
 from workbench.fleet import rollout
 from workbench.fleet.components import VehicleProfile
 from workbench.fleet.director import Director
@@ -117,7 +119,7 @@ def make_fleet(tmp_path: Path) -> Callable[..., Fleet]:
     servers = []
 
     def make(count: int, **options: object) -> Fleet:
-        folder = FleetFolder(tmp_path / "fleet")
+        folder = FleetFolder(tmp_path / "fleet", Workspace(tmp_path))
         folder.create(datetime.now(UTC))
         folder.director().start_clock(1.0)
         places = build_fleet(folder, count)
@@ -173,6 +175,8 @@ def test_stages_follow_each_other_with_an_approval_between(
     assert done["state"] == "completed" and done["stage"] is None
     events = [(one["event"], one["by"]) for one in done["events"]]
     assert ("approved", "kim") in events and ("resumed", "tester") in events
+    logged = list(audit.read_log(Workspace(fleet.folder.root.parent)))
+    assert [(one.detail["action"], one.by) for one in logged] == events
 
 
 def test_an_incompatible_vehicle_is_told_why_and_never_sent(

@@ -8,6 +8,7 @@ import pytest
 
 from tests.labeling.conftest import Sample
 from workbench import labeling
+from workbench.audit import log as audit
 from workbench.core.errors import ParameterError
 from workbench.labeling.agreement import preferred_labeler
 from workbench.labeling.answers import AnswerRow
@@ -138,6 +139,8 @@ def test_a_labelers_frames_go_back_to_the_pool_empty_answers_included(sample: Sa
     assert (done.frames_removed, done.labels_removed, done.frames_back_in_pool) == (0, 1, 2)
     record = sample.store.get(done.dataset, DatasetVersion)
     assert record.parents == (version.ref, done.withdrawal) and record.made_by == "withdraw"
+    (entry,) = audit.read_log(sample.store.workspace, done.withdrawal)
+    assert (entry.event, entry.detail["annotators"]) == ("withdrew", ["ada"])
 
 
 def test_evaluation_frames_are_removed_instead(sample: Sample) -> None:

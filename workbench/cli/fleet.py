@@ -247,7 +247,7 @@ def _act(action: str, rollout_id: str | None, by: str | None, as_json: bool) -> 
 def _folder(workspace: Workspace) -> FleetFolder:
     from workbench.fleet.server import FleetFolder
 
-    return FleetFolder(workspace.root / "fleet")
+    return FleetFolder(workspace.root / "fleet", workspace)
 
 
 def _director(workspace: Workspace) -> Director:

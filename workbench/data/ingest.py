@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from workbench.audit import log as audit
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.names import check_name
 from workbench.core.text import counted, short_repr
@@ -85,14 +86,24 @@ class IngestResult:
         Args:
             dataset: A dataset derived from this one, such as one with roles, to save instead.
         """
-        return save_dataset(
+        saved = dataset or self.dataset
+        ref = save_dataset(
             store,
-            dataset or self.dataset,
+            saved,
             made_by="ingest",
             quarantine=self.quarantine,
             sources=self.sources,
             source_root=self.root,
         )
+        audit.append(
+            store.workspace,
+            "ingested",
+            subjects=(ref,),
+            dataset=saved.name,
+            frames=len(saved.frames),
+            quarantined=len(self.quarantine),
+        )
+        return ref
 
 
 def ingest(  # noqa: PLR0913 - the source, and how to read it

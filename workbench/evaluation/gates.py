@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.parsing import read_yaml
@@ -348,7 +349,15 @@ def save_report(
         gates=decision.gates,
         simulated=decision.simulated,
     )
-    return store.put(record, {"metrics.json": digest.canonical_json(payload)})
+    ref = store.put(record, {"metrics.json": digest.canonical_json(payload)})
+    audit.append(
+        store.workspace,
+        "judged",
+        subjects=(ref, candidate, dataset),
+        verdict=record.verdict.value,
+        rules=record.rules,
+    )
+    return ref
 
 
 def _judge_leaks(gate: NoLeaksGate, inspection: Inspection | None) -> GateResult:

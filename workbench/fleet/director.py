@@ -21,15 +21,18 @@ from queue import Empty, SimpleQueue
 from pydantic import ValidationError
 from securesystemslib.signer import CryptoSigner
 
+from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import RecordError
 from workbench.core.text import short_repr
 from workbench.core.types import Json
+from workbench.core.workspace import Workspace
 from workbench.fleet import metadata
 from workbench.fleet.components import Target, VehicleProfile
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.vehicle import MESSAGE_VERSION, REPORT_VERSION, DayCounts, FellBack
 from workbench.fleet.verification import read_time
+from workbench.records.base import Ref
 
 __all__ = ["Clock", "Director", "VehicleStatus"]
 
@@ -120,6 +123,7 @@ class Director:
         database: The file; created if missing.
         signers: Online keys of the director; only a server needs them.
         time_signer: Key of the time server.
+        workspace: Its audit log gets the events of rollouts.
     """
 
     def __init__(
@@ -127,7 +131,9 @@ class Director:
         database: Path,
         signers: metadata.DirectorSigners | None = None,
         time_signer: CryptoSigner | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
+        self._workspace = workspace
         self.database = database
         self._signers, self._time_signer = signers, time_signer
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -439,13 +445,18 @@ class Director:
         event: str,
         by: str = "director",
         detail: str = "",
+        *,
+        subjects: tuple[Ref, ...] = (),
     ) -> None:
-        """Add to the history of a rollout."""
+        """Add to the history of a rollout, and to the audit log."""
         at = self._now(connection).isoformat()
         connection.execute(
             "INSERT INTO events (at, rollout, event, by, detail) VALUES (?, ?, ?, ?, ?)",
             (at, rollout, event, by, detail),
         )
+        if self._workspace is not None:
+            what = {"rollout": rollout, "action": event, "why": detail, "fleet_time": at}
+            audit.append(self._workspace, "rollout", by=by, subjects=subjects, **what)
 
     def clock_in(self, connection: sqlite3.Connection) -> Clock:
         """The clock, inside a transaction.

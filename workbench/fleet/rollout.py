@@ -100,7 +100,8 @@ def start(
                 secrets.token_hex(16),
             ),
         )
-        director.event(connection, rollout, "started", by, note)
+        releases = dict.fromkeys(offer.target.component.release for offer in offers)
+        director.event(connection, rollout, "started", by, note, subjects=tuple(releases))
     return rollout
 
 

@@ -26,7 +26,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from workbench.core.errors import RecordError, WorkbenchError
-from workbench.core.workspace import write_atomic
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.fleet import metadata
 from workbench.fleet.director import Director
 from workbench.fleet.reasons import Reason, UpdateRefused
@@ -38,10 +38,16 @@ _MAX_MESSAGE_BYTES: Final = 1 << 20
 
 
 class FleetFolder:
-    """Everything of a fleet's backend on disk."""
+    """Everything of a fleet's backend on disk.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        workspace: Its audit log gets the events of rollouts.
+    """
+
+    def __init__(self, root: Path, workspace: Workspace | None = None) -> None:
         self.root = root
+        self._workspace = workspace
         offline, online = root / "offline-keys", root / "keys"
         self.image_keys = metadata.image_keys(offline / "image", online / "image")
         self.director_keys = metadata.director_keys(offline / "director", online / "director")
@@ -74,9 +80,10 @@ class FleetFolder:
         """The director; with its online keys if it answers vehicles."""
         database = self.root / "director.sqlite"
         if not serving:
-            return Director(database)
+            return Director(database, workspace=self._workspace)
         signers = metadata.DirectorSigners.load(self.director_keys)
-        return Director(database, signers, metadata.load_signer(self.root / "keys" / "time.pem"))
+        time_signer = metadata.load_signer(self.root / "keys" / "time.pem")
+        return Director(database, signers, time_signer, workspace=self._workspace)
 
 
 class FleetServer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from workbench.audit import log as audit
 from workbench.core.errors import ParameterError, Waiting
 from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
@@ -187,6 +188,13 @@ def collect(
                 deleted=deleted,
             )
             collected = store.put(record, files.paths)
+        audit.append(
+            workspace,
+            "labelled",
+            subjects=(collected, batch_ref),
+            annotators=[one.id for one in record.annotators],
+            labels=record.labels,
+        )
         entry = sync.IndexEntry(
             batch=batch_ref,
             project=view.project.id,

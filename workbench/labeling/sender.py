@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from workbench.audit import log as audit
 from workbench.core.errors import ServiceError
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace
@@ -104,6 +105,13 @@ def send(
         )
         sync.write_entry(workspace, started)
         sent = _import_missing(server, target.id, contents, progress)
+        audit.append(
+            workspace,
+            "frames-read",
+            subjects=(batch.dataset, batch_ref),
+            why="labeling",
+            frames=count,
+        )
         sync.write_entry(workspace, started.model_copy(update={"complete": True}))
     return SentBatch(batch_ref, target.id, title, target.url, sent, count - sent, several)
 

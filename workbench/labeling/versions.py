@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from workbench.audit import log as audit
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted, short_repr
 from workbench.labeling.agreement import (
@@ -288,6 +289,14 @@ def withdraw(
     withdrawal = store.put(record, {"models.json": json.dumps(models).encode()})
     ref = datasets.save_dataset(
         store, result, made_by="withdraw", parents=(dataset_ref, withdrawal)
+    )
+    audit.append(
+        store.workspace,
+        "withdrew",
+        subjects=(withdrawal, dataset_ref, ref),
+        reason=reason,
+        annotators=list(record.annotators),
+        frames=len(withdrawn),
     )
     pool = {frame.id for frame in result.frames if frame.role is Role.POOL}
     return WithdrawalResult(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import StepFailed
 from workbench.core.text import counted, short_repr
@@ -150,7 +151,15 @@ def save_checkpoint(
         "waited": result.waited,
         "peak_mib": result.peak_mib,
     }
-    return store.put(record, payload, side={"speed": speed})
+    ref = store.put(record, payload, side={"speed": speed})
+    audit.append(
+        store.workspace,
+        "trained",
+        subjects=(ref, dataset),
+        frames=result.frames,
+        steps=result.config.steps,
+    )
+    return ref
 
 
 class TrainingState:

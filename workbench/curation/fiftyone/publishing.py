@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.audit import log as audit
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace, find_workspace
 from workbench.curation.embedding.embeddings import Embeddings
@@ -105,6 +106,13 @@ def publish(
     version = dataset.ref or (selection.dataset if selection else None)
     fo_dataset.info["workbench"] = {"dataset": version, "simulated": dataset.simulated}
     fo_dataset.save()
+    audit.append(
+        workspace,
+        "frames-read",
+        subjects=(version,) if version else (),
+        why=f"FiftyOne dataset {name}",
+        frames=len(dataset.frames),
+    )
     return name
 
 
