@@ -15,7 +15,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,10 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from workbench.core import digest
-from workbench.core.errors import ParameterError, VerificationError, WorkbenchError
+from workbench.core.errors import ParameterError, Refusal, VerificationError, WorkbenchError
+from workbench.core.keyring import signing_key, usable_keys
 from workbench.core.names import check_person
-from workbench.core.signatures import check_reference, public_key, sign_reference, signing_key
+from workbench.core.signatures import check_reference, sign_reference
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, exclusive, write_atomic
 from workbench.records.base import FrozenModel, Ref
@@ -88,11 +89,17 @@ class LogEntry(FrozenModel):
 
 @dataclass(frozen=True)
 class LogReport:
-    """Result of `verify_log`. ``checkpoint`` is the entry up to which the log is signed."""
+    """Result of `verify_log`.
+
+    Attributes:
+        checkpoint: The entry up to which the log is signed.
+        reason: Stable code of the first problem.
+    """
 
     entries: int
     checkpoint: int
     problems: tuple[str, ...]
+    reason: str | None = None
 
 
 def append(
@@ -116,7 +123,7 @@ def append(
     """
     if event not in get_args(Event):
         raise ParameterError(f"unknown event {event!r}")
-    key = signing_key(workspace)
+    signing_key(workspace, "log")  # generates it, or says why it cannot be used
     with _locked(workspace):
         path = _log_path(workspace)
         number, last = _end_of(path)
@@ -129,6 +136,7 @@ def append(
                 f"the audit log ends at entry {number}, its checkpoint is entry {signed.number}",
                 where=path,
                 hint="`workbench audit verify` names what is wrong; restore it from a backup",
+                reason=Refusal.LOG_TRUNCATED if number < signed.number else Refusal.LOG_CHANGED,
             )
         entry = LogEntry(
             number=number + 1,
@@ -141,10 +149,8 @@ def append(
         )
         line = digest.canonical_json(entry.model_dump(mode="json"))
         name = f"{entry.number}/{digest.of_bytes(line)}"
-        body = {"last": name, "line": line.decode(), **sign_reference(key, _PURPOSE, name)}
         try:
-            for target in _checkpoint_paths(workspace):
-                write_atomic(target, json.dumps(body, indent=1).encode())
+            _write_checkpoint(workspace, name, line)
             _append_line(path, line)
         except OSError as error:
             raise WorkbenchError(
@@ -212,20 +218,39 @@ def verify_log(workspace: Workspace) -> LogReport:
         previous = digest.of_bytes(line)
         digests.append(previous)
     entries = len(digests) - 1
+    reason: str | None = Refusal.LOG_CHANGED if problems else None
     try:
-        signed = _checkpoint(workspace)
+        checkpoints = _checkpoints(workspace)
     except VerificationError as error:
-        return LogReport(entries, 0, (*problems[:_MAX_PROBLEMS], error.what))
-    if signed is None:
-        problems += ["there is no checkpoint"] if entries else []
-    elif signed.number > entries:
+        return LogReport(entries, 0, (*problems[:_MAX_PROBLEMS], error.what), error.reason)
+    for signed in checkpoints:
+        found, code = _compare(signed, digests, several=len(checkpoints) > 1)
+        if found not in problems:
+            problems += [found] if found else []
+            reason = reason or code
+    last = checkpoints[-1].number if checkpoints else 0
+    if last < entries:
+        problems.append(
+            f"entries after {last} are not signed" if last else "there is no checkpoint"
+        )
+        reason = reason or Refusal.LOG_CHANGED
+    return LogReport(entries, last, tuple(problems[:_MAX_PROBLEMS]), reason)
+
+
+def _compare(
+    signed: _Checkpoint, digests: list[str], *, several: bool
+) -> tuple[str, Refusal | None]:
+    """What a checkpoint says about the log that is wrong, or an empty text."""
+    entries = len(digests) - 1
+    if signed.number > entries:
         missing = f"entries {entries + 1} to {signed.number} are missing"
-        problems.append(f"{missing}: the log was truncated")
-    elif digests[signed.number] != signed.digest:
-        problems.append(f"entry {signed.number} is not the one that was signed")
-    elif signed.number < entries:
-        problems.append(f"entries after {signed.number} are not signed")
-    return LogReport(entries, signed.number if signed else 0, tuple(problems[:_MAX_PROBLEMS]))
+        return f"{missing}: the log was truncated", Refusal.LOG_TRUNCATED
+    if digests[signed.number] != signed.digest:
+        problem = f"entry {signed.number} is not the one that was signed"
+        if several:
+            return f"{problem}: two histories were signed", Refusal.LOG_FORKED
+        return problem, Refusal.LOG_CHANGED
+    return "", None
 
 
 @dataclass(frozen=True, order=True)
@@ -254,7 +279,12 @@ def _checkpoint_paths(workspace: Workspace) -> list[Path]:
 
 
 def _checkpoint(workspace: Workspace) -> _Checkpoint | None:
-    """The last signed line; the furthest of the copies that there are.
+    """The last signed line; the furthest of the copies that there are."""
+    return next(reversed(_checkpoints(workspace)), None)
+
+
+def _checkpoints(workspace: Workspace) -> list[_Checkpoint]:
+    """The signed line of each copy, the furthest last.
 
     Raises:
         VerificationError: A copy is damaged or not signed by the workspace's key.
@@ -269,18 +299,21 @@ def _checkpoint(workspace: Workspace) -> _Checkpoint | None:
             number, _, last = name.partition("/")
             position = _Checkpoint(int(number), last, str(body.get("line", "")).encode())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise VerificationError("audit checkpoint cannot be read", where=path) from error
+            raise VerificationError(
+                "audit checkpoint cannot be read", where=path, reason=Refusal.LOG_CHANGED
+            ) from error
         try:
-            check_reference(body, _PURPOSE, name, [public_key(workspace)])
+            check_reference(body, _PURPOSE, name, usable_keys(workspace, "log"))
         except VerificationError as error:
             raise VerificationError(
                 error.what,
                 where=path,
                 hint="If the key was replaced, move this file and the folder audit/ away, as "
                 "evidence; a new log begins",
+                reason=error.reason,
             ) from error
         found.append(position)
-    return max(found, default=None)
+    return sorted(set(found))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -299,6 +332,37 @@ def _end_of(path: Path) -> tuple[int, str]:
     # Faster than a loop over the lines: each append counts them.
     ended = content.removesuffix(b"\n")
     return ended.count(b"\n") + 1, digest.of_bytes(ended[ended.rfind(b"\n") + 1 :])
+
+
+@contextmanager
+def signed_again(workspace: Workspace) -> Iterator[None]:
+    """A change of keys: nobody appends inside the block, and after it the checkpoint is signed with
+    the key that the log has then.
+
+    Raises:
+        VerificationError: The log was changed.
+    """
+    with _locked(workspace):
+        signing_key(workspace, "log")
+        report = verify_log(workspace)
+        if report.problems:
+            raise VerificationError(
+                f"audit log was changed: {report.problems[0]}",
+                where=_log_path(workspace),
+                hint="`workbench audit verify` lists all; restore it from a backup first",
+                reason=report.reason,
+            )
+        signed = _checkpoint(workspace)
+        yield
+        if signed is not None:
+            _write_checkpoint(workspace, f"{signed.number}/{signed.digest}", signed.line)
+
+
+def _write_checkpoint(workspace: Workspace, name: str, line: bytes) -> None:
+    signature = sign_reference(signing_key(workspace, "log"), _PURPOSE, name)
+    body = {"last": name, "line": line.decode(), **signature}
+    for target in _checkpoint_paths(workspace):
+        write_atomic(target, json.dumps(body, indent=1).encode())
 
 
 def _locked(workspace: Workspace) -> AbstractContextManager[None]:

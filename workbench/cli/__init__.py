@@ -45,6 +45,7 @@ _COMMANDS = {
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
     "fleet": ("fleet", "Send releases to vehicles in stages, watch, stop and take back."),
+    "keys": ("keys", "List, rotate and revoke the keys that sign."),
     "audit": ("audit", "Show or verify the log of releases, rollbacks and promotions."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
     "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
@@ -113,6 +114,8 @@ def _print_error(error: WorkbenchError, *, as_json: bool) -> None:
     lines = [f"error: {error.what}"]
     if error.where:
         lines.append(f"   in: {error.where}")
+    if error.reason:
+        lines.append(f" code: {error.reason}")
     if error.hint:
         lines.append(f" next: {error.hint}")
     click.echo(terminal_text("\n".join(lines)), err=True)
@@ -122,5 +125,6 @@ def _print_error(error: WorkbenchError, *, as_json: bool) -> None:
             "message": error.what,
             "where": error.where,
             "hint": error.hint,
+            "reason": error.reason,
         }
         click.echo(json.dumps({"error": body}))

@@ -77,7 +77,7 @@ def doctor(records: bool, rebuild_registry: bool, as_json: bool) -> None:
         return
     from workbench.services.doctor import is_healthy, run_checks
 
-    checks = [*run_checks(find_workspace()), _check_registry()]
+    checks = [*run_checks(find_workspace()), _check_registry(), _check_trust()]
     ok = is_healthy(checks)
     missing = sum(check.required and not check.ok for check in checks)
     lines = [_check_line(check) for check in checks]
@@ -103,6 +103,23 @@ def _check_registry() -> HealthCheck:
     problems = registry_problems(workspace, connect(workspace))
     detail = "; ".join(problems) or "as the signed release records say"
     fix = "Run `workbench doctor --rebuild-registry`; references are not affected"
+    return HealthCheck(name, not problems, detail, fix=fix)
+
+
+def _check_trust() -> HealthCheck:
+    """The keys and the audit log."""
+    from workbench.audit import keys, log
+    from workbench.core.errors import VerificationError
+    from workbench.services.doctor import HealthCheck
+
+    workspace, name = find_workspace(), "keys and audit log"
+    try:
+        problems = [*log.verify_log(workspace).problems]
+        problems += keys.problems(workspace) if workspace.secrets.exists() else []
+    except VerificationError as error:
+        problems = [str(error)]
+    detail = "; ".join(problems) or "as they were signed"
+    fix = "`workbench audit verify` and `workbench keys list` show more; find out who changed them"
     return HealthCheck(name, not problems, detail, fix=fix)
 
 

@@ -17,12 +17,14 @@ engineer on call sees.
 from __future__ import annotations
 
 import errno
+from enum import StrEnum
 
 __all__ = [
     "ContractError",
     "DataError",
     "ParameterError",
     "RecordError",
+    "Refusal",
     "ServiceError",
     "StepFailed",
     "VerificationError",
@@ -62,6 +64,40 @@ _SYSTEM_ERRORS = {
 }
 
 
+class Refusal(StrEnum):
+    """Stable code of why evidence was refused; docs/how-to/releases.md explains each.
+
+    A code is never renamed: people search logs for them.
+    """
+
+    UNSIGNED = "unsigned"
+    SIGNATURE_INVALID = "signature-invalid"
+    WRONG_KEY = "wrong-key"
+    KEY_EXPIRED = "key-expired"
+    KEY_REVOKED = "key-revoked"
+    KEYRING_CHANGED = "keyring-changed"
+    FILE_CHANGED = "file-changed"
+    FILE_EXTRA = "file-extra"
+    FILE_MISSING = "file-missing"
+    UNSAFE_FILE = "unsafe-file"
+    OTHER_RELEASE = "other-release"
+    NOT_PROMOTED = "not-promoted"
+    GATES_OTHER_BUNDLE = "gates-other-bundle"
+    GATES_OTHER_DATASET = "gates-other-dataset"
+    GATES_EDITED = "gates-edited"
+    GATES_STALE = "gates-stale"
+    LICENCE_FORBIDS = "licence-forbids"
+    WAIVER_EXPIRED = "waiver-expired"
+    CLAIM_INVALID = "claim-invalid"
+    REGISTRY_DIFFERS = "registry-differs"
+    LOG_CHANGED = "log-changed"
+    LOG_TRUNCATED = "log-truncated"
+    LOG_FORKED = "log-forked"
+    RECORD_CHANGED = "record-changed"
+    UNSAFE_ARCHIVE = "unsafe-archive"
+    PACK_VERSION = "pack-version"
+
+
 class WorkbenchError(Exception):
     """Base class of all expected errors.
 
@@ -69,6 +105,7 @@ class WorkbenchError(Exception):
         what: What is wrong, without a full stop.
         where: The file, record, parameter or server concerned.
         hint: What to do next.
+        reason: Stable code, where evidence was refused.
 
     Attributes:
         exit_code: Exit status of the command line.
@@ -78,11 +115,19 @@ class WorkbenchError(Exception):
     exit_code = 1
     kind = "error"
 
-    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        hint: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.where = None if where is None else str(where)
         self.hint = hint
+        self.reason = reason
 
     def __str__(self) -> str:
         where = f" ({self.where})" if self.where else ""
@@ -91,13 +136,17 @@ class WorkbenchError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default would lose the keyword-only arguments when an error is pickled.
-        return _rebuild_error, (type(self), self.what, self.where, self.hint)
+        return _rebuild_error, (type(self), self.what, self.where, self.hint, self.reason)
 
 
 def _rebuild_error(
-    kind: type[WorkbenchError], what: str, where: str | None, hint: str | None
+    kind: type[WorkbenchError],
+    what: str,
+    where: str | None,
+    hint: str | None,
+    reason: str | None,
 ) -> WorkbenchError:
-    return kind(what, where=where, hint=hint)
+    return kind(what, where=where, hint=hint, reason=reason)
 
 
 class ParameterError(WorkbenchError):

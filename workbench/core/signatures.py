@@ -1,7 +1,7 @@
 """Signing keys, ECDSA signatures, and signed statements in DSSE envelopes.
 
-Keys are ECDSA on P-256 (FIPS 186-5) with SHA-256. The private key never leaves ``secrets/``;
-whoever verifies needs only the public key, and should get it by another way than what was signed.
+Keys are ECDSA on P-256 (FIPS 186-5) with SHA-256; see `workbench.core.keyring`. Whoever verifies
+needs only the public key, and should get it by another way than what was signed.
 An envelope is a Sigstore bundle (v0.3) around an in-toto statement, as OpenSSF model-signing writes
 it. Every check fails closed.
 
@@ -13,33 +13,27 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import stat
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core import digest
-from workbench.core.errors import VerificationError
+from workbench.core.errors import Refusal, VerificationError
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace, write_atomic
 
 __all__ = [
     "Envelope",
     "SigningKey",
     "check_reference",
+    "envelope_signer",
     "is_signed",
     "key_fingerprint",
     "make_envelope",
     "open_envelope",
-    "public_key",
+    "public_pem",
     "sign",
     "sign_reference",
-    "signing_key",
 ]
-
-_PRIVATE_KEY_FILE, _PUBLIC_KEY_FILE = "signing-key.pem", "signing-key.pub.pem"
 
 
 @dataclass(frozen=True)
@@ -49,45 +43,6 @@ class SigningKey:
     private: Path
     public: Path
     fingerprint: str
-
-
-def signing_key(workspace: Workspace) -> SigningKey:
-    """Signing key of a workspace; generated at first use.
-
-    Raises:
-        VerificationError: The key is invalid, or other users can read it.
-    """
-    private = workspace.secrets / _PRIVATE_KEY_FILE
-    if not private.exists():
-        workspace.secrets.mkdir(parents=True, exist_ok=True)
-        workspace.secrets.chmod(0o700)
-        _generate_key(private)
-    if stat.S_IMODE(private.stat().st_mode) & 0o077:
-        raise VerificationError(
-            "signing key can be read by other users",
-            where=private,
-            hint="Run `chmod 600` on it; if it was copied, delete it and sign again with a new key",
-        )
-    public = workspace.secrets / _PUBLIC_KEY_FILE
-    pem = _public_key_pem(private)
-    if not public.exists() or public.read_bytes() != pem:
-        write_atomic(public, pem)
-    return SigningKey(private, public, digest.of_bytes(pem))
-
-
-def public_key(workspace: Workspace) -> Path:
-    """Public key of a workspace; unlike `signing_key` this never generates one.
-
-    Raises:
-        VerificationError: The workspace has no key.
-    """
-    if (workspace.secrets / _PRIVATE_KEY_FILE).exists():
-        return signing_key(workspace).public
-    raise VerificationError(
-        "workspace has no signing key",
-        where=workspace.secrets / _PUBLIC_KEY_FILE,
-        hint="Give the signer's public key with --key",
-    )
 
 
 def key_fingerprint(public: Path) -> str:
@@ -111,29 +66,12 @@ def key_fingerprint(public: Path) -> str:
     return digest.of_bytes(_to_pem(key))
 
 
-def _generate_key(path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+def public_pem(private: Path) -> bytes:
+    """The PEM file of the public key of a private one.
 
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # created with mode 0600
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(pem)
-            os.fsync(stream.fileno())
-        # Unlike a rename, a link never replaces: of two concurrent processes both use one key.
-        os.link(name, path)
-    except FileExistsError:
-        pass
-    finally:
-        Path(name).unlink()
-
-
-def _public_key_pem(private: Path) -> bytes:
+    Raises:
+        VerificationError: It cannot be read, or is not an elliptic-curve key.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -222,6 +160,14 @@ class Envelope:
     digest: str
 
 
+def envelope_signer(content: bytes) -> str | None:
+    """Fingerprint of the key that an envelope says it was signed with; None if it says none."""
+    try:
+        return str(json.loads(content)["verificationMaterial"]["publicKey"]["hint"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def make_envelope(key: SigningKey, statement: Json) -> bytes:
     """The bytes of a signed statement, in canonical form."""
     payload = digest.canonical_json(statement)
@@ -258,7 +204,10 @@ def open_envelope(content: bytes, public: Path, *, where: object, hint: str = ""
             raise ValueError("no statement")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise VerificationError(
-            f"signature file is damaged or was changed ({error})", where=where, hint=hint or None
+            f"signature file is damaged or was changed ({error})",
+            where=where,
+            hint=hint or None,
+            reason=Refusal.SIGNATURE_INVALID,
         ) from error
     if fingerprint != expected:
         raise VerificationError(
@@ -266,12 +215,16 @@ def open_envelope(content: bytes, public: Path, *, where: object, hint: str = ""
             f"not with {digest.shorten(expected)}…",
             where=where,
             hint="Give the public key of whoever released it with --key",
+            reason=Refusal.WRONG_KEY,
         )
     signed = _signed_bytes(payload)
     one_form = is_signed(public, signed, signature)
     if not one_form and not is_signed(public, signed, signature, any_form=True):
         raise VerificationError(
-            "signature does not match key and statement", where=where, hint=hint or None
+            "signature does not match key and statement",
+            where=where,
+            hint=hint or None,
+            reason=Refusal.SIGNATURE_INVALID,
         )
     return Envelope(expected, statement, one_form, digest.of_bytes(content))
 
@@ -326,17 +279,23 @@ def check_reference(signature: object, purpose: str, ref: str, keys: Iterable[Pa
         VerificationError: It is not signed, or not by one of these keys.
     """
     if not isinstance(signature, dict) or signature.get("algorithm") != _ALGORITHM:
-        raise VerificationError(f"the {purpose} is not signed", where=ref)
+        raise VerificationError(f"the {purpose} is not signed", where=ref, reason=Refusal.UNSIGNED)
     public = next((key for key in keys if key_fingerprint(key) == signature.get("key")), None)
     if public is None:
-        raise VerificationError(f"the {purpose} was signed with another key", where=ref)
+        raise VerificationError(
+            f"the {purpose} was signed with another key", where=ref, reason=Refusal.WRONG_KEY
+        )
     try:
         content = base64.b64decode(str(signature.get("signature", "")), validate=True)
     except ValueError:
         content = b""
     # Both forms: nothing depends on the digest of such a signature.
     if not is_signed(public, _reference_bytes(purpose, ref), content, any_form=True):
-        raise VerificationError(f"the signature of the {purpose} is not valid", where=ref)
+        raise VerificationError(
+            f"the signature of the {purpose} is not valid",
+            where=ref,
+            reason=Refusal.SIGNATURE_INVALID,
+        )
 
 
 def _reference_bytes(purpose: str, ref: str) -> bytes:

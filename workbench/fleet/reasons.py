@@ -55,10 +55,10 @@ class UpdateRefused(VerificationError):
     """An update or a message was refused; ``reason`` is its stable code."""
 
     kind = "refused"
+    reason: Reason
 
     def __init__(self, reason: Reason, what: str, *, where: object = None) -> None:
-        super().__init__(what, where=where)
-        self.reason = reason
+        super().__init__(what, where=where, reason=reason)
 
     def __str__(self) -> str:
         return f"{self.reason}: {super().__str__()}"

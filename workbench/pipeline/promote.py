@@ -17,8 +17,9 @@ from typing import Any
 from workbench import services
 from workbench.audit import log as audit
 from workbench.core.errors import ContractError, ParameterError
+from workbench.core.keyring import signing_key
 from workbench.core.names import check_person, same_person
-from workbench.core.signatures import sign_reference, signing_key
+from workbench.core.signatures import sign_reference
 from workbench.core.workspace import WORKSPACE_FOLDER, Workspace, write_atomic
 from workbench.pipeline import environment, promoted_steps
 from workbench.pipeline.checking import receipts

@@ -31,8 +31,9 @@ from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.credentials import PUBLIC_KEY_SUFFIX
 from workbench.core.errors import ContractError, VerificationError
+from workbench.core.keyring import read_keyring, usable_keys
 from workbench.core.names import check_person, shown
-from workbench.core.signatures import check_reference, public_key
+from workbench.core.signatures import check_reference, key_fingerprint
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, exclusive, find_workspace, write_atomic
@@ -192,11 +193,17 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
 
 
 def trusted_keys(project: Path) -> list[Path]:
-    """Public keys whose promotions count: the workspace's own and those in the repository."""
+    """Public keys whose promotions count: the workspace's own and those in the repository.
+
+    Those that the workspace revoked are left out.
+    """
     folder = project / PROMOTED_FOLDER / KEYS_FOLDER
     keys = sorted(folder.glob(f"*{PUBLIC_KEY_SUFFIX}"))
     with contextlib.suppress(VerificationError):
-        keys.append(public_key(find_workspace()))
+        workspace = find_workspace()
+        revoked = {one.key for one in read_keyring(workspace).keys if one.revoked}
+        keys = [key for key in keys if key_fingerprint(key) not in revoked]
+        keys += usable_keys(workspace, "release")
     return keys
 
 

@@ -21,14 +21,21 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from workbench.core import digest
-from workbench.core.errors import ParameterError, RecordError, VerificationError, WorkbenchError
+from workbench.core.errors import (
+    ParameterError,
+    RecordError,
+    Refusal,
+    VerificationError,
+    WorkbenchError,
+)
+from workbench.core.keyring import Keyring, public_key, read_keyring, usable_keys
 from workbench.core.names import check_name
-from workbench.core.signatures import Envelope, check_reference, open_envelope, public_key
+from workbench.core.signatures import Envelope, check_reference, open_envelope
 from workbench.core.workspace import Workspace
 from workbench.records.base import FrozenModel, GateReport, Ref, Verdict, digest_of, short_ref
 from workbench.records.model_types import Release, Rollback
@@ -57,7 +64,11 @@ REGISTRY = "registry"
 
 
 class SignedRelease(FrozenModel):
-    """What a signature says about the folder that it signs."""
+    """What a signature says about the folder that it signs.
+
+    Attributes:
+        signed_at: Time in UTC by the signer's clock; None in signatures from before it was stored.
+    """
 
     signature_version: Literal[2] = 2
     model: str
@@ -66,6 +77,12 @@ class SignedRelease(FrozenModel):
     gates: Ref
     verdict: Verdict
     promoted: bool
+    signed_at: str | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the release's record says, too."""
+        return self.model_dump(exclude={"signature_version", "signed_at"})
 
 
 @dataclass(frozen=True)
@@ -198,12 +215,12 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     counted: list[RegisteredRelease] = []
     refused: dict[Ref, str] = {}
     damaged = _damaged(store)
-    public: Path | None = None
+    ring: Keyring | None = None
     for ref, record in _readable(store):
         if record.model == model:
             try:
-                public = public or public_key(workspace)
-                counted.append(_verified(store, ref, record, public))
+                ring = ring or read_keyring(workspace)
+                counted.append(_verified(store, ref, record, ring))
             except RecordError as error:
                 damaged[ref] = refused[ref] = str(error)
             except VerificationError as error:
@@ -215,7 +232,7 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     counted.sort(key=lambda release: (not release.older, release.version or 0))
     numbers_refused = [store.get(ref, Release).version or 0 for ref in refused]
     highest = max((number for number in numbers_refused if number < _MAX_VERSION), default=0)
-    rollbacks = _signed_rollbacks(store, model, refused)
+    rollbacks = tuple(signed_rollbacks(store, model, refused).values())
     return ModelReleases(model, tuple(counted), refused, rollbacks, highest, damaged)
 
 
@@ -232,21 +249,24 @@ def _damaged(store: Store) -> dict[Ref, str]:
     return damaged
 
 
-def _signed_rollbacks(store: Store, model: str, refused: dict[Ref, str]) -> tuple[Rollback, ...]:
+def signed_rollbacks(
+    store: Store, model: str, refused: dict[Ref, str] | None = None
+) -> dict[Ref, Rollback]:
     """The rollbacks of a model that count, in order; the others are added to ``refused``."""
-    counted: list[Rollback] = []
+    counted: dict[Ref, Rollback] = {}
     for ref in store.refs(Rollback.KIND):
         with contextlib.suppress(RecordError):
             record = store.get(ref, Rollback)
             if record.model != model:
                 continue
             try:
-                key = public_key(store.workspace)
-                check_reference(store.side(ref, SIGNATURE), ROLLBACK_PURPOSE, ref, [key])
-                counted.append(record)
+                keys = usable_keys(store.workspace, "release")
+                check_reference(store.side(ref, SIGNATURE), ROLLBACK_PURPOSE, ref, keys)
+                counted[ref] = record
             except VerificationError as error:
-                refused[ref] = str(error)
-    return tuple(sorted(counted, key=lambda record: (record.after, record.number)))
+                if refused is not None:
+                    refused[ref] = str(error)
+    return dict(sorted(counted.items(), key=lambda one: (one[1].after, one[1].number)))
 
 
 def _readable(store: Store) -> Iterator[tuple[Ref, Release]]:
@@ -300,8 +320,8 @@ def resolve_model(
 def release_folder(workspace: Workspace, record: Release) -> Path:
     """The signed folder of a release; the one that it would have, if there is none."""
     plain = workspace.release_folder(record.model, digest_of(record.bundle))
-    of_gates = plain.with_name(f"{plain.name}-{digest.shorten(digest_of(record.gates))}")
-    for folder in (plain, of_gates):
+    # Beside it lie releases with another gate report, or that followed one of a revoked key.
+    for folder in (plain, *sorted(plain.parent.glob(f"{plain.name}-*"))):
         signature = folder / "signature"
         if signature.is_file() and digest.of_file(signature) == record.signature:
             return folder
@@ -325,7 +345,7 @@ def signed_release_of(envelope: Envelope, *, where: object) -> SignedRelease | N
     return SignedRelease.model_validate(body)
 
 
-def _verified(store: Store, ref: Ref, record: Release, public: Path) -> RegisteredRelease:
+def _verified(store: Store, ref: Ref, record: Release, ring: Keyring) -> RegisteredRelease:
     """The release, if its signature says the same as its record.
 
     Raises:
@@ -337,12 +357,17 @@ def _verified(store: Store, ref: Ref, record: Release, public: Path) -> Register
     found = [text.encode()] if isinstance(text, str) else []
     found += [signature.read_bytes()] if signature.is_file() else []
     if not found:
-        raise VerificationError("the release has no signature", where=ref)
+        raise VerificationError("the release has no signature", where=ref, reason=Refusal.UNSIGNED)
     # The one that the record names, where one of the two was damaged.
     content = next((one for one in found if digest.of_bytes(one) == record.signature), found[0])
-    envelope = open_envelope(content, public, where=ref)
+    public = partial(public_key, store.workspace, signer=record.key, ring=ring)
+    envelope = open_envelope(content, public(), where=ref)
     if envelope.digest != record.signature or envelope.key != record.key:
-        raise VerificationError("the signature is not the one that the record names", where=ref)
+        raise VerificationError(
+            "the signature is not the one that the record names",
+            where=ref,
+            reason=Refusal.OTHER_RELEASE,
+        )
     try:
         signed = signed_release_of(envelope, where=ref)
         files = {
@@ -351,13 +376,20 @@ def _verified(store: Store, ref: Ref, record: Release, public: Path) -> Register
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError("the signed statement is invalid", where=ref) from error
     if files != store.payload_digests(record.bundle):
-        raise VerificationError("the signature is about another bundle", where=ref)
+        raise VerificationError(
+            "the signature is about another bundle",
+            where=ref,
+            reason=Refusal.OTHER_RELEASE,
+        )
     if signed is None:
         return _verified_older(store, ref, record)
-    if signed.model_dump(exclude={"signature_version"}) != record.model_dump(
-        exclude={"schema_version", "key", "signature"}
-    ):
-        raise VerificationError("the record says something else than its signature", where=ref)
+    if signed.fields != record.model_dump(exclude={"schema_version", "key", "signature"}):
+        raise VerificationError(
+            "the record says something else than its signature",
+            where=ref,
+            reason=Refusal.OTHER_RELEASE,
+        )
+    public(at=signed.signed_at)
     return RegisteredRelease(ref, record, signed.version, older=False)
 
 
@@ -366,7 +398,11 @@ def _verified_older(store: Store, ref: Ref, record: Release) -> RegisteredReleas
     report = store.get(record.gates, GateReport)
     claimed = (record.bundle, record.verdict, record.promoted, None)
     if claimed != (report.candidate, report.verdict, may_promote(report), record.version):
-        raise VerificationError("the record says something else than its gate report", where=ref)
+        raise VerificationError(
+            "the record says something else than its gate report",
+            where=ref,
+            reason=Refusal.OTHER_RELEASE,
+        )
     try:
         version: int | None = int(store.side(ref, REGISTRY)["version"])
     except (WorkbenchError, TypeError, ValueError, KeyError):

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from workbench.audit import log as audit
-from workbench.core.errors import ParameterError, RecordError, VerificationError
+from workbench.core.errors import ParameterError, RecordError, Refusal, VerificationError
+from workbench.core.keyring import signing_key
 from workbench.core.names import check_name, check_person, check_text
-from workbench.core.signatures import SigningKey, public_key, sign_reference, signing_key
+from workbench.core.signatures import SigningKey, sign_reference
 from workbench.core.workspace import Workspace, exclusive, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 from workbench.records import releases
@@ -75,6 +77,7 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
             f"gate report is about {report.candidate}, not about this bundle",
             where=bundle,
             hint="Run validate on this bundle first",
+            reason=Refusal.GATES_OTHER_BUNDLE,
         )
     key = signing_key(store.workspace)
     with _numbering(store.workspace, model):
@@ -82,7 +85,7 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
         for earlier in reversed(known.releases):
             same = (earlier.record.bundle, earlier.record.gates) == (bundle, gates)
             if same and not earlier.older and earlier.version is not None:
-                return _published_before(store, earlier.ref, earlier.record, earlier.version, key)
+                return _published_before(store, earlier.ref, earlier.record, earlier.version)
         signed = SignedRelease(
             model=model,
             version=known.next_version,
@@ -90,10 +93,11 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
             gates=gates,
             verdict=report.verdict,
             promoted=may_promote(report),
+            signed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         verified = _signed_folder(store, signed, key)
         record = Release(
-            **signed.model_dump(exclude={"signature_version"}),
+            **signed.fields,
             key=key.fingerprint,
             signature=verified.signature,
         )
@@ -187,16 +191,24 @@ def verify_release(
     store = Store(workspace)
     record = store.get(_find_release(store, name), Release)
     folder = release_folder(workspace, record)
-    verified = signing.verify_folder(folder, key or public_key(workspace))
+    verified = signing.verify_folder(folder, key or workspace)
     _check_against_record(store, record.bundle, verified)
     if (verified.key, verified.signature) != (record.key, record.signature):
-        raise VerificationError("folder was signed again after the release", where=folder)
+        raise VerificationError(
+            "folder was signed again after the release",
+            where=folder,
+            reason=Refusal.OTHER_RELEASE,
+        )
     if verified.release is not None and record != Release(
-        **verified.release.model_dump(exclude={"signature_version"}),
+        **verified.release.fields,
         key=record.key,
         signature=record.signature,
     ):
-        raise VerificationError("the record says something else than its signature", where=folder)
+        raise VerificationError(
+            "the record says something else than its signature",
+            where=folder,
+            reason=Refusal.OTHER_RELEASE,
+        )
     return verified
 
 
@@ -208,12 +220,14 @@ def verify_released_folder(
     Raises:
         VerificationError: It was changed, is not signed, or is another model's release.
     """
-    verified = signing.verify_folder(folder, key or public_key(workspace))
+    verified = signing.verify_folder(folder, key or workspace)
     model = verified.folder.parent.name
     inside = verified.folder.parent.parent == (workspace.root / "releases").resolve()
     if inside and verified.release is not None and verified.release.model != model:
         raise VerificationError(
-            f"folder is a release of {verified.release.model}, not of {model}", where=folder
+            f"folder is a release of {verified.release.model}, not of {model}",
+            where=folder,
+            reason=Refusal.OTHER_RELEASE,
         )
     return verified
 
@@ -223,16 +237,14 @@ def _numbering(workspace: Workspace, model: str) -> AbstractContextManager[None]
     return exclusive(workspace, f"release-{model}", f"releasing {model}", timeout_s=_LOCK_TIMEOUT_S)
 
 
-def _published_before(
-    store: Store, ref: Ref, record: Release, version: int, key: SigningKey
-) -> PublishedRelease:
+def _published_before(store: Store, ref: Ref, record: Release, version: int) -> PublishedRelease:
     """The release that there is; a folder that was removed is written again."""
     folder = release_folder(store.workspace, record)
     if not folder.exists():
         envelope = store.side(ref, releases.SIGNATURE).encode()
         with _new_folder(store, record.bundle, folder) as work:
             write_atomic(work / SIGNATURE_FILE, envelope)
-    verified = signing.verify_folder(folder, key.public)
+    verified = signing.verify_folder(folder, store.workspace)
     _check_against_record(store, record.bundle, verified)
     if verified.signature != record.signature:
         raise VerificationError(
@@ -247,8 +259,7 @@ def _signed_folder(store: Store, release: SignedRelease, key: SigningKey) -> sig
     """Write and sign the folder of a new release, beside that of another report on the bundle."""
     folder = store.workspace.release_folder(release.model, digest_of(release.bundle))
     if folder.exists():
-        _check_against_record(store, release.bundle, signing.verify_folder(folder, key.public))
-        folder = folder.with_name(f"{folder.name}-{digest_of(release.gates)[:12]}")
+        folder = _beside(store, release, folder)
     if folder.exists():
         raise VerificationError(
             "folder of a release that has no valid record",
@@ -260,6 +271,19 @@ def _signed_folder(store: Store, release: SignedRelease, key: SigningKey) -> sig
     verified = signing.verify_folder(folder, key.public)
     _check_against_record(store, release.bundle, verified)
     return verified
+
+
+def _beside(store: Store, release: SignedRelease, folder: Path) -> Path:
+    """Another folder, beside that of an earlier release of the same bundle."""
+    name = f"{folder.name}-{digest_of(release.gates)[:12]}"
+    try:
+        verified = signing.verify_folder(folder, store.workspace)
+    except VerificationError as error:
+        if error.reason != Refusal.KEY_REVOKED:
+            raise
+        return folder.with_name(f"{name}-{release.version}")
+    _check_against_record(store, release.bundle, verified)
+    return folder.with_name(name)
 
 
 def _find_release(store: Store, name: str) -> Ref:
@@ -291,5 +315,6 @@ def _check_against_record(store: Store, bundle: Ref, verified: signing.VerifiedF
         raise VerificationError(
             "signed folder differs from the bundle's record",
             where=verified.folder,
+            reason=Refusal.FILE_CHANGED,
             hint="Move the folder away and release again",
         )

@@ -19,17 +19,17 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from workbench.core import digest
-from workbench.core.errors import VerificationError
+from workbench.core.errors import Refusal, VerificationError
+from workbench.core.keyring import public_key, signing_key
 from workbench.core.signatures import (
     Envelope,
     SigningKey,
+    envelope_signer,
     make_envelope,
     open_envelope,
-    public_key,
-    signing_key,
 )
 from workbench.core.types import Json
-from workbench.core.workspace import write_atomic
+from workbench.core.workspace import Workspace, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 from workbench.records.releases import SignedRelease, signed_release_of
 
@@ -102,12 +102,13 @@ def sign_folder(
     return verify_folder(folder, key.public)
 
 
-def verify_folder(folder: Path, public: Path) -> VerifiedFolder:
+def verify_folder(folder: Path, signer: Path | Workspace) -> VerifiedFolder:
     """Read a signed folder once, and verify every byte that was read.
 
     Args:
         folder: With its ``signature``.
-        public: PEM file of the expected public key.
+        signer: PEM file of the expected public key, or the workspace that should have signed: any
+            of its release keys counts that was neither revoked nor had expired.
 
     Raises:
         VerificationError: The signature is invalid, or a file is changed, missing or extra; the
@@ -119,14 +120,24 @@ def verify_folder(folder: Path, public: Path) -> VerifiedFolder:
     signature = contents.pop(SIGNATURE_FILE, None)
     if signature is None:
         raise VerificationError(
-            "bundle is not signed", where=where, hint="Only released bundles are signed"
+            "bundle is not signed",
+            where=where,
+            hint="Only released bundles are signed",
+            reason=Refusal.UNSIGNED,
         )
+    if isinstance(signer, Workspace):
+        public = public_key(signer, signer=envelope_signer(signature))
+    else:
+        public = signer
     envelope = open_envelope(signature, public, where=where, hint=_HINT)
     signed, release = _read_statement(envelope, where)
+    if isinstance(signer, Workspace) and release is not None:
+        public_key(signer, signer=envelope.key, at=release.signed_at)
     files = {name: digest.of_bytes(content) for name, content in contents.items()}
     differences = _differences(signed, files)
     if differences:
-        raise VerificationError("; ".join(differences), where=folder, hint=_HINT)
+        reason = Refusal(f"file-{differences[0].partition(':')[0]}")
+        raise VerificationError("; ".join(differences), where=folder, hint=_HINT, reason=reason)
     return VerifiedFolder(folder, files, envelope.key, envelope.digest, release, contents)
 
 
@@ -144,7 +155,12 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         for parent, folders, names in os.walk(folder, onerror=_raise_error):
             here = Path(parent)
             if not folders and not names and here != folder:
-                raise VerificationError("bundle has an empty folder", where=here, hint=_HINT)
+                raise VerificationError(
+                    "bundle has an empty folder",
+                    where=here,
+                    hint=_HINT,
+                    reason=Refusal.FILE_EXTRA,
+                )
             for name in folders:
                 if (here / name).is_symlink():
                     raise _not_regular(here / name)
@@ -172,7 +188,9 @@ def _read_regular_file(path: Path) -> bytes:
 
 
 def _not_regular(path: Path) -> VerificationError:
-    return VerificationError("not a regular file or folder", where=path, hint=_HINT)
+    return VerificationError(
+        "not a regular file or folder", where=path, hint=_HINT, reason=Refusal.UNSAFE_FILE
+    )
 
 
 def _raise_error(error: OSError) -> None:
@@ -195,7 +213,10 @@ def _read_statement(envelope: Envelope, where: Path) -> tuple[dict[str, str], Si
         release = signed_release_of(envelope, where=where)
     except (ValueError, KeyError, TypeError, IndexError, ValidationError) as error:
         raise VerificationError(
-            f"statement of the signature is invalid ({error})", where=where, hint=_HINT
+            f"statement of the signature is invalid ({error})",
+            where=where,
+            hint=_HINT,
+            reason=Refusal.SIGNATURE_INVALID,
         ) from error
     return signed, release
 

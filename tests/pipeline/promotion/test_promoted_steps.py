@@ -17,7 +17,8 @@ from workbench.audit.log import read_log, verify_log
 from workbench.cli import steps
 from workbench.core import digest
 from workbench.core.errors import ContractError
-from workbench.core.signatures import sign_reference, signing_key
+from workbench.core.keyring import signing_key
+from workbench.core.signatures import sign_reference
 from workbench.core.workspace import Workspace
 from workbench.pipeline import promote, promoted_steps
 

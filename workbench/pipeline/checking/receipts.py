@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.core import digest, signatures
+from workbench.core import digest
 from workbench.core.errors import VerificationError
+from workbench.core.keyring import signing_key, usable_keys
 from workbench.core.signatures import check_reference, sign_reference
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -89,7 +90,7 @@ def issue_receipt(
             lock=state.lock,
         )
     )
-    key = signatures.signing_key(workspace)
+    key = signing_key(workspace)
     store.write_side(ref, SIGNATURE, sign_reference(key, RECEIPT_PURPOSE, ref))
     return ref
 
@@ -112,9 +113,8 @@ def verify_receipt(workspace: Workspace, ref: Ref) -> CheckReceipt:
     """
     store = Store(workspace)
     receipt = store.get(ref, CheckReceipt)
-    check_reference(
-        store.side(ref, SIGNATURE), RECEIPT_PURPOSE, ref, [signatures.public_key(workspace)]
-    )
+    keys = usable_keys(workspace, "release")
+    check_reference(store.side(ref, SIGNATURE), RECEIPT_PURPOSE, ref, keys)
     return receipt
 
 
