@@ -102,8 +102,10 @@ class Workbench:
         import pandas as pd
 
         rows = []
+        records = dict(self.store.readable(types.DatasetVersion))
         for version in list_dataset_versions(self.workspace):
-            record = self.store.get(version.ref, types.DatasetVersion)
+            if (record := records.get(version.ref)) is None:
+                continue  # damaged: `workbench datasets` names it
             counts = record.model_dump(include={"frames", "labels", "drives", "simulated"})
             rows.append({"dataset": str(version), **counts})
         return pd.DataFrame(rows)

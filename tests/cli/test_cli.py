@@ -98,4 +98,4 @@ def test_empty_lists_name_the_next_command(
         assert f"no {name} yet\nnext: workbench " in capsys.readouterr().out
         with pytest.raises(SystemExit):
             main([name, "--json"])
-        assert json.loads(capsys.readouterr().out) == {name: []}
+        assert json.loads(capsys.readouterr().out) == {name: [], "damaged": {}}

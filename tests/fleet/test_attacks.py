@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from tuf.api.metadata import Metadata, Root
@@ -441,6 +443,7 @@ def test_messages_that_cannot_be_believed(world: World, car: Path) -> None:
     assert reason(schema_version=2) is Reason.SCHEMA_UNSUPPORTED
     assert reason(nonce="0" * 32) is Reason.TIME_INVALID
     assert reason(ecus={}) is Reason.MESSAGE_INVALID
+    assert reason(sequence=True) is Reason.MESSAGE_REPLAYED
     # The ECUs' own signatures name the sequence: their old versions cannot be put into a new one.
     assert reason() is Reason.MESSAGE_REPLAYED
     report = {"kind": "report", "path": "report"}
@@ -460,6 +463,38 @@ def test_messages_that_cannot_be_believed(world: World, car: Path) -> None:
     assert caught.value.reason is Reason.MESSAGE_INVALID
     with world.director.connect() as connection:
         assert connection.execute("SELECT count(*) FROM reports").fetchone()[0] == 0
+
+
+@pytest.mark.parametrize("path", ["time", "manifest", "report"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[1]",
+        b'{"signed": 3, "signature": 4}',
+        b'{"signed": {"vehicle": "car"}, "signature": []}',
+        b'{"signed": {"vehicle": "car", "sequence": 1' + b"0" * 5000 + b'}, "signature": {}}',
+        b'{"nonce": 1' + b"0" * 5000 + b"}",
+        b'{"signed": {"vehicle": ' + b"[" * 50_000 + b"]" * 50_000 + b'}, "signature": {}}',
+        b"[" * 100_000,
+        b'{"signed": {"vehicle": "car", "x": Infinity}, "signature": {"keyid": 1, "sig": "zz"}}',
+        b'{"signed": {"vehicle": "c\xffr"}}',
+        b'{"signed": {"vehicle": "car"}, "signed": {"vehicle": "car"}, "signature": "x"}',
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_a_message_of_any_content_gets_an_answer(
+    world: World, car: Path, path: str, content: bytes
+) -> None:
+    """Not a closed connection and a traceback in the server's log."""
+    host = urlsplit(world.server.url)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=10)
+    connection.request("POST", f"/{path}", content)
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert "reason" in json.loads(answer.read())
+    connection.request("GET", "/image/metadata/" + "a" * 300)  # no file can have this name
+    assert connection.getresponse().status == 404
 
 
 def test_the_first_report_of_a_day_counts(world: World, car: Path) -> None:

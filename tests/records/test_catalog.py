@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from tests.curation.conftest import SCHEMA, make_checkpoint, record_step
 from tests.data.test_roles import fleet
 from tests.release.conftest import gate
+from workbench.cli import main
 from workbench.cli.mining import resolve_checkpoint
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ParameterError, RecordError
 from workbench.core.workspace import Workspace
 from workbench.records import catalog, references
 from workbench.records import dataset as datasets
@@ -90,3 +92,75 @@ def test_the_champion_is_the_default(
     assert catalog.default_model(store, "fleet", ("other",)) is None
     (release,) = catalog.list_releases(store)
     assert (release.model, release.promoted, release.checkpoint) == ("front", True, first)
+
+
+_LISTS = ("datasets", "models", "selections", "batches", "releases", "steps", "audit log", "runs")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "checkpoint", "bundle", "release", "gates", "run"])
+def test_lists_leave_out_what_is_damaged_and_name_it(
+    store: Store,
+    dataset: datasets.Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    assert dataset.ref is not None
+    other = replace(fleet(1, 2), name="fleet", label_schema=SCHEMA, labels=())
+    references.register_dataset(
+        store.workspace, datasets.save_dataset(store, other, made_by="test")
+    )
+    for seed in (1, 2):
+        model = train(store, dataset.ref, tmp_path, seed, "train")
+        exported = ExportBundle(
+            checkpoint=model, calibration=dataset.ref, classes=CLASSES, parity={}
+        )
+        bundle = store.put(exported, {"manifest.json": b"%d" % seed})
+        report = GateReport(
+            candidate=bundle,
+            reference=None,
+            dataset=dataset.ref,
+            rules="4" * 64,
+            verdict=Verdict.PASS,
+            gates=(gate(Verdict.PASS),),
+        )
+        publish_release(store, bundle, store.put(report, {"metrics.json": b"{}"}), "front")
+    damaged = next(store.refs(kind))
+    file = store.folder(damaged) / "record.json"
+    file.write_bytes(file.read_bytes().replace(b"{", b"[", 1))
+    with (store.workspace.root / "audit" / "log.jsonl").open("ab") as log:
+        log.write(b"{not a line\n")
+    rows = {}
+    for command in _LISTS:
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--json"])
+        shown = capsys.readouterr()
+        assert not ended.value.code, (command, shown.err)
+        rows[command] = json.loads(shown.out)
+        if damaged in rows[command].get("damaged", ()):
+            assert f"left out: {damaged}: record does not match its digest" in shown.err
+    assert len(rows["datasets"]["datasets"]) == (1 if kind == "dataset" else 2)
+    assert len(rows["models"]["models"]) == (1 if kind == "checkpoint" else 2)
+    assert len(rows["releases"]["releases"]) == (1 if kind == "release" else 2)
+    assert len(rows["audit log"]["entries"]) == 2
+    assert rows["audit log"]["damaged"] == ["line 3 of the audit log cannot be read"]
+    listed = {"dataset": "datasets", "checkpoint": "models", "release": "releases"}.get(kind)
+    assert listed is None or damaged in rows[listed]["damaged"]
+
+
+def test_a_number_that_two_versions_claim_is_named(
+    store: Store, dataset: datasets.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(fleet(1, 2), name="other", label_schema=SCHEMA, labels=())
+    ref = datasets.save_dataset(store, other, made_by="test")
+    references.register_dataset(store.workspace, ref)
+    store.write_side(ref, "version", {"name": "fleet", "number": 1})
+    with pytest.raises(SystemExit) as ended:
+        main(["datasets", "--json"])
+    assert not ended.value.code
+    assert set(json.loads(capsys.readouterr().out)["damaged"]) == {ref, dataset.ref}
+    with pytest.raises(RecordError, match="two dataset versions are fleet@1"):
+        references.resolve_dataset(store.workspace, "fleet")
+    # A number that nobody gave must not make a list of that length.
+    store.write_side(ref, "version", {"name": "other", "number": 10**12})
+    assert references.register_dataset(store.workspace, ref).number == 1

@@ -23,6 +23,7 @@ from workbench.records import catalog, releases
 from workbench.records.base import GateReport, GateResult, Ref, Verdict
 from workbench.records.model_types import ExportBundle, Release, Rollback
 from workbench.records.references import resolve_reference
+from workbench.records.repair import check_records
 from workbench.records.store import Store
 from workbench.release import publishing, signing
 from workbench.release.signing import signing_key
@@ -383,9 +384,8 @@ def test_a_rollback_goes_one_champion_back_each_time(store: Store) -> None:
     assert versions_by_alias(store) == {"candidate": 4, "champion": 4, "previous": 1}
 
 
-def test_a_forged_rollback_does_not_count(store: Store) -> None:
-    cases = three_champions(store)
-    forged_record = Rollback(
+def _forged_rollback(cases: list[publishing.PublishedRelease], key: str) -> Rollback:
+    return Rollback(
         model="front-camera",
         withdrawn=cases[2].ref,
         restored=cases[1].ref,
@@ -393,15 +393,62 @@ def test_a_forged_rollback_does_not_count(store: Store) -> None:
         number=1,
         by="Ann",
         reason="none",
-        key=signing_key(store.workspace).fingerprint,
+        key=key,
     )
-    ref = store.put(forged_record)
+
+
+def test_a_rollback_of_another_key_does_not_count(store: Store) -> None:
+    cases = three_champions(store)
+    ref = store.put(_forged_rollback(cases, "00" * 32))
     assert versions_by_alias(store)["champion"] == 3
     real = publishing.roll_back(store, "front-camera", by="Ann", reason="misses cyclists")
     store.write_side(ref, "signature", store.side(real.ref, "signature"))
     assert versions_by_alias(store)["champion"] == 2
     found = releases.registered_releases(store.workspace, "front-camera")
     assert list(found.refused) == [ref]
+
+
+def test_a_rollback_that_claims_the_own_key_stops_aliases(store: Store) -> None:
+    cases = three_champions(store)
+    own = signing_key(store.workspace).fingerprint
+    ref = store.put(_forged_rollback(cases, own))
+    with pytest.raises(RecordError, match="the rollback is not signed") as caught:
+        versions_by_alias(store)
+    assert "workbench audit log" in str(caught.value)
+    shutil.rmtree(store.folder(ref))
+    next(store.workspace.index.glob(f"sequence/*.{ref.replace('/', '.')}")).unlink()
+    assert versions_by_alias(store)["champion"] == 3
+
+
+def flip_in_signature(path: Path) -> None:
+    body = json.loads(path.read_bytes())
+    body["signature"] = body["signature"].replace(body["signature"][20], "x")
+    path.write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(b"{" + path.read_bytes()), "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: path.write_text("[1]"), "is damaged"),
+        (lambda path: path.write_text('{"algorithm": "none"}'), "is damaged"),
+        (lambda path: path.unlink(), "is not signed"),
+        (flip_in_signature, "is not valid"),
+    ],
+)
+def test_damage_to_the_signature_of_a_rollback_brings_no_model_back(
+    store: Store, damage: Callable[[Path], object], words: str
+) -> None:
+    three_champions(store)
+    done = publishing.roll_back(store, "front-camera", by="Ann", reason="misses cyclists")
+    damage(store.folder(done.ref) / "side" / "signature.json")
+    with pytest.raises(RecordError, match=words):
+        versions_by_alias(store)
+    found = releases.registered_releases(store.workspace, "front-camera")
+    assert words in found.refused[done.ref]
+    findings = check_records(store.workspace).findings
+    assert [(one.where, one.repaired) for one in findings] == [(done.ref, False)]
 
 
 def test_nothing_goes_back_to_a_release_that_was_changed(store: Store) -> None:

@@ -176,22 +176,30 @@ def _account() -> str:
         return f"uid-{os.getuid()}"
 
 
-def read_log(workspace: Workspace, of: Ref | None = None) -> Iterator[LogEntry]:
+def read_log(
+    workspace: Workspace, of: Ref | None = None, damaged: list[str] | None = None
+) -> Iterator[LogEntry]:
     """The entries, oldest first; with ``of`` only those about a record. Not verified.
 
+    Args:
+        workspace: With the log.
+        of: Only entries about this record.
+        damaged: Gets a sentence for each line that cannot be read, which is then left out.
+
     Raises:
-        VerificationError: A line cannot be read.
+        VerificationError: A line cannot be read, and ``damaged`` is not given.
     """
     path = _log_path(workspace)
     for number, line in enumerate(_lines(path), start=1):
         try:
             entry = LogEntry.model_validate_json(line)
         except ValidationError as error:
-            raise VerificationError(
-                f"line {number} of the audit log cannot be read",
-                where=path,
-                hint="`workbench audit verify` lists all that is wrong",
-            ) from error
+            problem = f"line {number} of the audit log cannot be read"
+            if damaged is None:
+                hint = "`workbench audit verify` lists all that is wrong"
+                raise VerificationError(problem, where=path, hint=hint) from error
+            damaged.append(problem)
+            continue
         if of is None or of in entry.subjects:
             yield entry
 

@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from workbench.cli.common import json_option, print_result
+from workbench.cli.common import info, json_option, print_result
+from workbench.core.errors import RecordError
 from workbench.core.text import counted
 from workbench.core.workspace import find_workspace
 from workbench.records.base import short_ref
@@ -29,15 +30,28 @@ def show_log(of: str | None, as_json: bool) -> None:
 
     workspace = find_workspace()
     ref = resolve_reference(workspace, of) if of else None
-    entries = list(read_log(workspace, ref))
+    damaged: list[str] = []
+    entries = list(read_log(workspace, ref, damaged))
+    for problem in damaged:
+        info(f"left out: {problem}; `workbench audit verify` lists all that is wrong")
     lines = [
         f"{entry.number:>5}  {entry.at}  {entry.event:<14} {entry.by}  "
-        + " ".join(map(short_ref, entry.subjects))
+        + " ".join(_short(subject) for subject in entry.subjects)
         + "".join(f"  {name}={value}" for name, value in entry.detail.items())
         for entry in entries
     ]
-    body = {"entries": [entry.model_dump(mode="json") for entry in entries]}
+    body = {
+        "entries": [entry.model_dump(mode="json") for entry in entries],
+        "damaged": damaged,
+    }
     print_result(body, as_json=as_json, text="\n".join(lines) or "no entries")
+
+
+def _short(subject: str) -> str:
+    try:
+        return short_ref(subject)
+    except RecordError:  # of a changed entry
+        return subject
 
 
 @audit.command("verify")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,6 +74,14 @@ def print_result(value: Json, *, as_json: bool, text: str, styled: bool = False)
 def info(message: str) -> None:
     """Print a message on standard error, so that it never mixes with a JSON result."""
     click.echo(terminal_text(message), err=True)
+
+
+def warn_of_damaged(records: Mapping[Ref, str]) -> None:
+    """Name the records that a list leaves out."""
+    for ref, problem in records.items():
+        info(f"left out: {ref}: {problem}")
+    if records:
+        info("`workbench doctor --records` repairs what can be repaired")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli.common import first_rows, json_option, print_result, progress_bar
+from workbench.cli.common import (
+    first_rows,
+    json_option,
+    print_result,
+    progress_bar,
+    warn_of_damaged,
+)
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
@@ -149,8 +155,12 @@ def datasets(context: click.Context, as_json: bool) -> None:
     workspace = find_workspace()
     store = Store(workspace)
     rows = []
+    records, damaged = dict(store.readable(DatasetVersion)), store.damaged(DatasetVersion)
+    for one in references.conflicting_versions(workspace):
+        damaged[one.ref] = f"another dataset version is {one}, too"
     for version in references.list_dataset_versions(workspace):
-        record = store.get(version.ref, DatasetVersion)
+        if (record := records.get(version.ref)) is None:
+            continue
         rows.append(
             {
                 "version": str(version),
@@ -163,7 +173,9 @@ def datasets(context: click.Context, as_json: bool) -> None:
                 "simulated": record.simulated,
             }
         )
-    print_result({"datasets": rows}, as_json=as_json, text=_datasets_table(rows))
+    warn_of_damaged(damaged)
+    value = {"datasets": rows, "damaged": damaged}
+    print_result(value, as_json=as_json, text=_datasets_table(rows))
 
 
 @datasets.command("show")

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workbench.cli.common import first_rows, info, json_option, print_result, progress_bar
+from workbench.cli.common import (
+    first_rows,
+    info,
+    json_option,
+    print_result,
+    progress_bar,
+    warn_of_damaged,
+)
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.workspace import find_workspace
-from workbench.records.base import short_ref
+from workbench.records import catalog
+from workbench.records.base import Record, short_ref
+from workbench.records.model_types import Checkpoint, Release, Rollback
 from workbench.records.store import Store
+from workbench.records.types import LabelBatch, LabelSet, Selection
 
 if TYPE_CHECKING:
     from workbench.evaluation.comparison import Comparison, FlippedFrame
@@ -27,8 +37,6 @@ _FLIPPED_LISTED = 10
 @json_option
 def models(as_json: bool) -> None:
     """List trained models: name, dataset, steps, AP50, and whether a pipeline made them."""
-    from workbench.records import catalog
-
     _print_list(
         "models",
         catalog.list_models,
@@ -42,6 +50,7 @@ def models(as_json: bool) -> None:
             row.made_by,
             "champion" if row.champion else "",
         ),
+        (Checkpoint, Release, Rollback),
         "workbench run pipelines/data_engine.yaml",
         as_json=as_json,
     )
@@ -51,8 +60,6 @@ def models(as_json: bool) -> None:
 @json_option
 def selections(as_json: bool) -> None:
     """List selections of frames to label."""
-    from workbench.records import catalog
-
     _print_list(
         "selections",
         catalog.list_selections,
@@ -65,6 +72,7 @@ def selections(as_json: bool) -> None:
             row.created,
             row.method,
         ),
+        (Selection,),
         "workbench mine DATASET",
         as_json=as_json,
     )
@@ -74,8 +82,6 @@ def selections(as_json: bool) -> None:
 @json_option
 def batches(as_json: bool) -> None:
     """List label batches, and the labels collected from them."""
-    from workbench.records import catalog
-
     _print_list(
         "batches",
         catalog.list_batches,
@@ -88,6 +94,7 @@ def batches(as_json: bool) -> None:
             row.created,
             short_ref(row.labels) if row.labels else "not collected",
         ),
+        (LabelBatch, LabelSet),
         "workbench label send SELECTION",
         as_json=as_json,
     )
@@ -97,8 +104,6 @@ def batches(as_json: bool) -> None:
 @json_option
 def releases(as_json: bool) -> None:
     """List releases with their verdicts."""
-    from workbench.records import catalog
-
     _print_list(
         "releases",
         catalog.list_releases,
@@ -110,6 +115,7 @@ def releases(as_json: bool) -> None:
             "yes" if row.promoted else "no",
             row.created,
         ),
+        (Release, Rollback),
         "workbench run pipelines/data_engine.yaml",
         as_json=as_json,
     )
@@ -128,7 +134,6 @@ def compare(first: str, second: str, dataset: str | None, role: str, as_json: bo
     B is better; its interval resamples drives.
     """
     import workbench as wb
-    from workbench.records.model_types import Checkpoint
     from workbench.records.types import DatasetVersion
 
     workspace = wb.open()
@@ -201,15 +206,19 @@ def _print_list(
     rows_of: Callable[[Store], Sequence[Any]],
     header: tuple[str, ...],
     cells: Callable[[Any], tuple[str, ...]],
+    types: tuple[type[Record], ...],
     command: str,
     *,
     as_json: bool,
 ) -> None:
-    rows = rows_of(Store(find_workspace()))
+    store = Store(find_workspace())
+    rows, damaged = rows_of(store), catalog.damaged_records(store, *types)
     text = "\n".join(_table([header, *map(cells, rows)]))
     if not rows:
         text = f"no {name} yet\nnext: {command}"
-    print_result({name: [asdict(row) for row in rows]}, as_json=as_json, text=text)
+    warn_of_damaged(damaged)
+    value = {name: [asdict(row) for row in rows], "damaged": damaged}
+    print_result(value, as_json=as_json, text=text)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from workbench.cli.common import info, json_option, print_result, progress_bar
-from workbench.core.errors import ParameterError, ServiceError
+from workbench.core.errors import ParameterError, ServiceError, WorkbenchError
 from workbench.core.text import counted, terminal_text
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
@@ -212,16 +212,26 @@ def steps(context: click.Context, as_json: bool) -> None:
 
     project = _project_folder()
     rows = []
+    damaged: dict[str, str] = {}
     for name in promoted_steps.list_steps(project):
-        aliases = promoted_steps.current_aliases(project, name)
-        history = promoted_steps.alias_history(project, name)
+        versions = []
+        for number in promoted_steps.list_versions(project, name):
+            try:
+                step = promoted_steps.load_step(project, name, number)
+                versions.append(_version_as_json(project, step))
+            except WorkbenchError as error:
+                damaged[f"{name}@{number}"] = str(error)
+        aliases: dict[str, promoted_steps.AliasMove] = {}
+        history: dict[str, tuple[promoted_steps.AliasMove, ...]] = {}
+        try:
+            aliases = promoted_steps.current_aliases(project, name)
+            history = promoted_steps.alias_history(project, name)
+        except WorkbenchError as error:
+            damaged[f"aliases of {name}"] = str(error)
         rows.append(
             {
                 "name": name,
-                "versions": [
-                    _version_as_json(project, promoted_steps.load_step(project, name, number))
-                    for number in promoted_steps.list_versions(project, name)
-                ],
+                "versions": versions,
                 "aliases": {alias: target.version for alias, target in aliases.items()},
                 "history": {
                     alias: [move.model_dump(mode="json") for move in moves]
@@ -231,7 +241,9 @@ def steps(context: click.Context, as_json: bool) -> None:
         )
     text = "\n".join(line for row in rows for line in _version_lines(row))
     empty = "no promoted steps; `workbench promote NOTEBOOK` makes one"
-    print_result({"steps": rows}, as_json=as_json, text=text or empty)
+    for what, problem in damaged.items():
+        info(f"left out: {what}: {problem}")
+    print_result({"steps": rows, "damaged": damaged}, as_json=as_json, text=text or empty)
 
 
 @steps.command()

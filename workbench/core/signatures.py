@@ -278,8 +278,10 @@ def check_reference(signature: object, purpose: str, ref: str, keys: Iterable[Pa
     Raises:
         VerificationError: It is not signed, or not by one of these keys.
     """
-    if not isinstance(signature, dict) or signature.get("algorithm") != _ALGORITHM:
+    if signature is None:
         raise VerificationError(f"the {purpose} is not signed", where=ref, reason=Refusal.UNSIGNED)
+    if not isinstance(signature, dict) or signature.get("algorithm") != _ALGORITHM:
+        raise VerificationError(f"the signature of the {purpose} is damaged", where=ref)
     public = next((key for key in keys if key_fingerprint(key) == signature.get("key")), None)
     if public is None:
         raise VerificationError(

@@ -10,7 +10,6 @@ of versions.
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from packaging.version import Version
 from pydantic import AfterValidator, Field, StringConstraints
 
 from workbench.core import digest
+from workbench.core.parsing import parse_json
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.records.base import FrozenModel, Ref
 
@@ -264,9 +264,11 @@ def unpack(archive: Path, folder: Path, component: Component, hardware: str) -> 
                 content = source.read()
                 write_synced(folder / member.name, content)
                 files[member.name] = digest.of_bytes(content)
-        about = json.loads((folder / _CONTENT_FILE).read_bytes())
+        about = parse_json((folder / _CONTENT_FILE).read_bytes())
         if f"release/{component.file}" not in files:
             raise ValueError(f"it has no {component.file}")
+        if not isinstance(about, dict):
+            raise ValueError(f"{_CONTENT_FILE} is not a JSON object")
     except (tarfile.TarError, ValueError, KeyError, FileNotFoundError) as error:
         what = f"not the archive of a component: {error}"
         raise UpdateRefused(Reason.WRONG_CONTENT, what, where=archive.name) from error

@@ -24,6 +24,7 @@ from securesystemslib.signer import CryptoSigner
 from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.parsing import parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -241,7 +242,7 @@ class Director:
     def time_message(self, content: bytes) -> bytes:
         """The time, signed with the nonce of a vehicle."""
         try:
-            nonce = json.loads(content)["nonce"]
+            nonce = parse_json(content)["nonce"]
         except (ValueError, KeyError, TypeError) as error:
             raise UpdateRefused(Reason.MESSAGE_INVALID, "no nonce") from error
         if not isinstance(nonce, str) or len(nonce) > 100 or self._time_signer is None:
@@ -381,8 +382,8 @@ class Director:
     ) -> tuple[sqlite3.Row, Json | None]:
         """The sender and the body of a message; no body if exactly this message was seen before."""
         try:
-            sender = json.loads(content)["signed"]["vehicle"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            sender = parse_json(content)["signed"]["vehicle"]
+        except (ValueError, KeyError, TypeError) as error:
             raise UpdateRefused(Reason.MESSAGE_INVALID, "not a signed message") from error
         row = connection.execute("SELECT * FROM vehicles WHERE id = ?", (str(sender),)).fetchone()
         if row is None:
@@ -399,8 +400,8 @@ class Director:
         if known == row["last"]:
             return row, None  # sent again because our answer was lost
         sequence = body.get("sequence")
-        if not isinstance(sequence, int) or sequence <= row["sequence"]:
-            what = f"sequence {sequence} is not above {row['sequence']}"
+        if type(sequence) is not int or sequence <= row["sequence"]:
+            what = f"sequence {str(sequence)[:50]} is not above {row['sequence']}"
             raise UpdateRefused(Reason.MESSAGE_REPLAYED, what, where=sender)
         now = self._now(connection)
         age = now - self._time_in(body, sender)

@@ -10,7 +10,6 @@ server reads: move it to a machine without a network.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +32,7 @@ from tuf.api.metadata import (
 )
 
 from workbench.core import digest, errors
+from workbench.core.parsing import parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
@@ -363,11 +363,11 @@ def open_message(content: bytes, key: Key) -> Json:
         UpdateRefused: It is no signed message, or not signed with this key.
     """
     try:
-        message = json.loads(content, parse_constant=_refuse_constant)
+        message = parse_json(content)
         body: Json = message["signed"]
         signature = Signature.from_dict(dict(message["signature"]))
         signed = digest.canonical_json(body)
-    except (ValueError, KeyError, TypeError, RecursionError, errors.DataError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, errors.DataError) as error:
         raise UpdateRefused(Reason.MESSAGE_INVALID, f"not a signed message: {error}") from error
     try:
         key.verify_signature(signature, signed)
@@ -394,7 +394,3 @@ def _signed(payload: T, signers: Sequence[CryptoSigner]) -> bytes:
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes()
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")

@@ -26,6 +26,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from workbench.core.errors import RecordError, WorkbenchError
+from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.fleet import metadata
 from workbench.fleet.director import Director
@@ -201,6 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = {"reason": refused.reason, "message": refused.what}
             status = HTTPStatus.NOT_FOUND if unknown else HTTPStatus.BAD_REQUEST
             self._answer(status, json.dumps(body).encode())
+        except UNREADABLE as error:
+            body = {"reason": Reason.MESSAGE_INVALID, "message": describe_unreadable(error)}
+            self._answer(HTTPStatus.BAD_REQUEST, json.dumps(body).encode())
 
     def _send_file(self, path: Path) -> None:
         try:
@@ -209,7 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header("Content-Length", str(path.stat().st_size))
                 self.end_headers()
                 shutil.copyfileobj(stream, self.wfile)
-        except (FileNotFoundError, IsADirectoryError):
+        except ConnectionError:
+            raise
+        except OSError:  # it does not exist, is a folder, or no file can have this name
             self._answer(HTTPStatus.NOT_FOUND, b"")
 
     def _answer(self, status: HTTPStatus, body: bytes) -> None:

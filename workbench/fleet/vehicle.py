@@ -29,6 +29,7 @@ from pydantic import AwareDatetime
 
 from workbench.core import digest
 from workbench.core.errors import WorkbenchError
+from workbench.core.parsing import parse_json
 from workbench.core.types import Json
 from workbench.fleet import metadata
 from workbench.fleet.components import (
@@ -129,7 +130,7 @@ class Vehicle:
         trust = Trust(
             director_root=(folder / "trust" / "director.json").read_bytes(),
             image_root=(folder / "trust" / "image.json").read_bytes(),
-            time_key=metadata.public_key(json.loads((folder / "trust" / "time.json").read_bytes())),
+            time_key=metadata.public_key(parse_json((folder / "trust" / "time.json").read_bytes())),
         )
         self._client = UpdateClient(folder / "metadata", url, self.profile, trust, fetcher)
         self._signers = {
@@ -300,7 +301,7 @@ class Vehicle:
         body: Json = {"ecus": ecus, "fell_back": fell_back}
         answer = self._send("manifest", MESSAGE_VERSION, body)
         try:
-            self.notice = dict(json.loads(answer))
+            self.notice = dict(parse_json(answer))
         except (ValueError, TypeError):
             self.notice = {}  # not signed, and only for people
 

@@ -23,6 +23,7 @@ from tuf.api.metadata import TargetFile, Targets
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
+from workbench.core.parsing import parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.fleet.components import Component, Target, VehicleProfile
@@ -315,7 +316,7 @@ def _translate(error: Exception, where: str) -> UpdateRefused:
             return UpdateRefused(reason, str(error) or reason.value, where=where)
     if isinstance(error, exceptions.DownloadHTTPError):
         try:
-            answer = json.loads(str(error))
+            answer = parse_json(str(error))
             return UpdateRefused(Reason(answer["reason"]), answer["message"], where=where)
         except (ValueError, KeyError, TypeError):
             pass

@@ -81,9 +81,11 @@ def _newest_inputs(
     Outputs of steps take precedence over records made by hand, so that a notebook that writes what
     it also reads does not read its own output.
     """
-    runs = [store.get(ref, StepRun) for ref in reversed(list(store.refs(StepRun.KIND)))]
+    runs = [run for _, run in store.readable(StepRun)][::-1]
+    sources = dict(store.readable(NotebookSource))
     for run in runs:
-        if store.get(run.notebook, NotebookSource).name == notebook.stem:
+        source = sources.get(run.notebook)
+        if source and source.name == notebook.stem:
             return {name: run.inputs.get(name) for name in kinds}
     outputs = [ref for run in runs for ref in run.outputs.values()]
     inputs: dict[str, Ref | tuple[Ref, ...] | None] = {}

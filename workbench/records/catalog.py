@@ -6,18 +6,30 @@ was made by hand: in a notebook, from Python or by a single command.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+from workbench.core.errors import RecordError
 from workbench.core.text import counted
-from workbench.records.base import GateReport, Ref, kind_of, short_ref
+from workbench.records.base import GateReport, Record, Ref, kind_of, short_ref
 from workbench.records.model_types import Checkpoint, ExportBundle, Release, StepRun
 from workbench.records.references import list_dataset_versions
 from workbench.records.releases import registered_releases, release_models
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelBatch, LabelSet, Selection
 
-__all__ = ["default_model", "list_batches", "list_models", "list_releases", "list_selections"]
+__all__ = [
+    "damaged_records",
+    "default_model",
+    "list_batches",
+    "list_models",
+    "list_releases",
+    "list_selections",
+]
+
+R = TypeVar("R", bound=Record)
 
 BY_HAND = "by hand"
 _ALL = "ap50/all"
@@ -86,14 +98,17 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class ReleaseRow:
-    """A release; ``version`` is None where its signature does not count, see `releases`."""
+    """A release; ``version`` is None where its signature does not count, see `releases`.
+
+    Its checkpoint is None where the record of its bundle cannot be read.
+    """
 
     ref: Ref
     model: str
     version: int | None
     verdict: str
     promoted: bool
-    checkpoint: Ref
+    checkpoint: Ref | None
     made_by: str
     created: str
 
@@ -105,11 +120,12 @@ def list_models(store: Store) -> list[ModelRow]:
     releases = list_releases(store)
     champions = set()
     for model in {row.model for row in releases}:
-        champion = registered_releases(store.workspace, model).aliases.get("champion")
-        champions |= {row.checkpoint for row in releases if champion and row.ref == champion.ref}
+        with contextlib.suppress(RecordError):  # see `damaged_records`
+            champion = registered_releases(store.workspace, model).aliases.get("champion")
+            named = champion.ref if champion else None
+            champions |= {row.checkpoint for row in releases if row.ref == named}
     rows = []
-    for ref in _newest_first(store, Checkpoint.KIND):
-        record = store.get(ref, Checkpoint)
+    for ref, record in _newest_first(store, Checkpoint):
         steps = record.training.get("steps")
         names = tuple(
             f"{row.model}/{row.version}" if row.version else row.model
@@ -137,8 +153,7 @@ def list_selections(store: Store) -> list[SelectionRow]:
     """Every selection, the newest first."""
     made, versions = _makers(store), _version_names(store)
     rows = []
-    for ref in _newest_first(store, Selection.KIND):
-        record = store.get(ref, Selection)
+    for ref, record in _newest_first(store, Selection):
         rows.append(
             SelectionRow(
                 ref=ref,
@@ -155,10 +170,9 @@ def list_selections(store: Store) -> list[SelectionRow]:
 def list_batches(store: Store) -> list[BatchRow]:
     """Every label batch, the newest first."""
     made, versions = _makers(store), _version_names(store)
-    collected = {store.get(ref, LabelSet).batch: ref for ref in store.refs(LabelSet.KIND)}
+    collected = {labels.batch: ref for ref, labels in store.readable(LabelSet)}
     rows = []
-    for ref in _newest_first(store, LabelBatch.KIND):
-        record = store.get(ref, LabelBatch)
+    for ref, record in _newest_first(store, LabelBatch):
         rows.append(
             BatchRow(
                 ref=ref,
@@ -174,15 +188,15 @@ def list_batches(store: Store) -> list[BatchRow]:
 
 def list_releases(store: Store) -> list[ReleaseRow]:
     """Every release, the newest first."""
-    made = _makers(store)
+    made, bundles = _makers(store), dict(store.readable(ExportBundle))
     counted = {
         release.ref: release
         for model in release_models(store.workspace)
         for release in registered_releases(store.workspace, model).releases
     }
     rows = []
-    for ref in _newest_first(store, Release.KIND):
-        record = store.get(ref, Release)
+    for ref, record in _newest_first(store, Release):
+        bundle = bundles.get(record.bundle)
         rows.append(
             ReleaseRow(
                 ref=ref,
@@ -190,12 +204,24 @@ def list_releases(store: Store) -> list[ReleaseRow]:
                 version=counted[ref].version if ref in counted else None,
                 verdict=str(record.verdict) if ref in counted else "NOT SIGNED",
                 promoted=record.promoted and ref in counted,
-                checkpoint=store.get(record.bundle, ExportBundle).checkpoint,
+                checkpoint=bundle.checkpoint if bundle else None,
                 made_by=made[ref].step if ref in made else BY_HAND,
                 created=_created(store, ref),
             )
         )
     return rows
+
+
+def damaged_records(store: Store, *types: type[Record]) -> dict[Ref, str]:
+    """Records that lists leave out because they cannot be read, with the problem.
+
+    Of releases and rollbacks, also those that do not count.
+    """
+    found = store.damaged(*types)
+    if Release in types:
+        for model in release_models(store.workspace):
+            found.update(registered_releases(store.workspace, model).refused)
+    return found
 
 
 def default_model(store: Store, name: str, classes: tuple[str, ...]) -> ModelRow | None:
@@ -218,22 +244,19 @@ def default_model(store: Store, name: str, classes: tuple[str, ...]) -> ModelRow
 
 def _makers(store: Store) -> dict[Ref, StepRun]:
     """The step run that made a record, by record."""
-    runs = (store.get(ref, StepRun) for ref in store.refs(StepRun.KIND))
-    return {output: run for run in runs for output in run.outputs.values()}
+    return {output: run for _, run in store.readable(StepRun) for output in run.outputs.values()}
 
 
 def _measured(store: Store, made: Mapping[Ref, StepRun]) -> dict[Ref, float]:
     """AP50 on safety frames by checkpoint, from the steps that judged it."""
     found: dict[Ref, float] = {}
+    bundles = dict(store.readable(ExportBundle))
     for ref, run in made.items():
         if kind_of(ref) != GateReport.KIND:
             continue
         bundle, baseline = run.inputs.get("bundle"), run.inputs.get("baseline")
-        candidate = (
-            store.get(bundle, ExportBundle).checkpoint
-            if isinstance(bundle, str) and store.exists(bundle)
-            else None
-        )
+        exported = bundles.get(bundle) if isinstance(bundle, str) else None
+        candidate = exported.checkpoint if exported else None
         for checkpoint, metric in ((baseline, f"baseline/{_ALL}"), (candidate, f"fp32/{_ALL}")):
             value = run.metrics.get(metric)
             if isinstance(checkpoint, str) and isinstance(value, int | float):
@@ -241,8 +264,8 @@ def _measured(store: Store, made: Mapping[Ref, StepRun]) -> dict[Ref, float]:
     return found
 
 
-def _newest_first(store: Store, kind: str) -> list[Ref]:
-    return list(store.refs(kind))[::-1]
+def _newest_first(store: Store, expected: type[R]) -> list[tuple[Ref, R]]:
+    return list(store.readable(expected))[::-1]
 
 
 def _created(store: Store, ref: Ref) -> str:
@@ -254,4 +277,7 @@ def _version_names(store: Store) -> dict[Ref, str]:
 
 
 def _simulated(store: Store, dataset: Ref) -> bool:
-    return store.exists(dataset) and store.get(dataset, DatasetVersion).simulated
+    try:
+        return store.get(dataset, DatasetVersion).simulated
+    except RecordError:
+        return False

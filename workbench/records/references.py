@@ -24,6 +24,7 @@ from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
 
 __all__ = [
+    "conflicting_versions",
     "list_dataset_versions",
     "register_dataset",
     "resolve_dataset",
@@ -32,6 +33,7 @@ __all__ = [
 
 _DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>\d+))?\Z")
 _MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/([0-9]{1,9})|@(\w+))\Z")
+_MAX_NUMBER = 10**6
 _DATASET_SYNTAX = "Write NAME, NAME@N, dataset/PREFIX or sha256:DIGEST"
 _SYNTAX = (
     "Write sha256:DIGEST, KIND/PREFIX, NAME, NAME@N, models:/NAME/VERSION or models:/NAME@ALIAS"
@@ -87,7 +89,8 @@ def resolve_dataset(workspace: Workspace, text: str) -> Ref:
     match = _DATASET_NAME.match(text)
     if match is None:
         raise RecordError("invalid dataset reference", where=text, hint=_DATASET_SYNTAX)
-    names = _numbered(workspace)
+    names, conflicts = _numbered(workspace)
+    _refuse_conflicts(conflicts, match["name"], int(match["number"] or 0))
     versions = names.get(match["name"])
     if versions is None:
         hint = did_you_mean(text, names) if names else "Run `workbench ingest SOURCE --name NAME`"
@@ -119,7 +122,8 @@ def register_dataset(workspace: Workspace, ref: Ref) -> RegisteredVersion:
     path = _index_path(workspace)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        names = _numbered(workspace)
+        names, conflicts = _numbered(workspace)
+        _refuse_conflicts(conflicts, record.name)
         versions = names.setdefault(record.name, {})
         known = [number for number, version in versions.items() if version == ref]
         number = known[0] if known else max(versions, default=0) + 1
@@ -135,12 +139,28 @@ def register_dataset(workspace: Workspace, ref: Ref) -> RegisteredVersion:
 
 
 def list_dataset_versions(workspace: Workspace) -> list[RegisteredVersion]:
-    """All registered versions, by name and number."""
+    """All registered versions, by name and number, without `conflicting_versions`."""
     return [
         RegisteredVersion(name, number, ref)
-        for name, versions in sorted(_numbered(workspace).items())
+        for name, versions in sorted(_numbered(workspace)[0].items())
         for number, ref in sorted(versions.items())
     ]
+
+
+def conflicting_versions(workspace: Workspace) -> list[RegisteredVersion]:
+    """Versions whose number another version of the same name has, too; both are listed."""
+    return _numbered(workspace)[1]
+
+
+def _refuse_conflicts(conflicts: list[RegisteredVersion], name: str, number: int = 0) -> None:
+    """Refuse a version whose number two have, or, without a number, a name with such versions."""
+    both = [one for one in conflicts if one.name == name and number in (0, one.number)]
+    if both:
+        raise RecordError(
+            f"two dataset versions are {both[0]}",
+            where=" and ".join(one.ref for one in both if one.number == both[0].number),
+            hint="Remove side/version.json of the one that is wrong",
+        )
 
 
 def _listed(versions: Collection[int]) -> str:
@@ -158,8 +178,10 @@ def _index_path(workspace: Workspace) -> Path:
     return workspace.index / "datasets" / "versions.json"
 
 
-def _numbered(workspace: Workspace) -> dict[str, dict[int, Ref]]:
-    """Dataset versions by name and number.
+def _numbered(
+    workspace: Workspace,
+) -> tuple[dict[str, dict[int, Ref]], list[RegisteredVersion]]:
+    """Dataset versions by name and number, and those whose number is not theirs alone.
 
     A number is in the version's side file. The index has the numbers from before that, and of
     versions whose side file is damaged; it is not believed about a version that is not of its name.
@@ -167,17 +189,18 @@ def _numbered(workspace: Workspace) -> dict[str, dict[int, Ref]]:
     store = Store(workspace)
     refs = list(store.refs(DatasetVersion.KIND))
     names: dict[str, dict[int, Ref]] = {}
-    numbered: set[Ref] = set()
+    claims: dict[tuple[str, int], list[Ref]] = {}
     for ref in refs:
         side = store.side(ref, "version")
-        if side and side.keys() >= {"name", "number"} and side["number"] > 0:
-            if names.setdefault(side["name"], {}).setdefault(side["number"], ref) != ref:
-                raise RecordError(
-                    f"two dataset versions are {side['name']}@{side['number']}",
-                    where=f"{ref} and {names[side['name']][side['number']]}",
-                    hint="Remove side/version.json of the one that is wrong",
-                )
-            numbered.add(ref)
+        if side and 0 < side["number"] <= _MAX_NUMBER:
+            claims.setdefault((side["name"], side["number"]), []).append(ref)
+    conflicts = []
+    for (name, number), claimed in claims.items():
+        if len(claimed) == 1:
+            names.setdefault(name, {})[number] = claimed[0]
+        else:
+            conflicts += [RegisteredVersion(name, number, ref) for ref in claimed]
+    numbered = {ref for claimed in claims.values() for ref in claimed}
     for name, number, ref in _index_entries(workspace):
         if ref in numbered or number in names.get(name, {}):
             continue
@@ -190,7 +213,7 @@ def _numbered(workspace: Workspace) -> dict[str, dict[int, Ref]]:
             versions = names.setdefault(_name_of(store, ref) or "", {})
             versions[len(versions) + 1] = ref
         names.pop("", None)
-    return names
+    return names, conflicts
 
 
 def _name_of(store: Store, ref: Ref) -> str | None:

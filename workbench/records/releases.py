@@ -37,7 +37,15 @@ from workbench.core.keyring import Keyring, public_key, read_keyring, usable_key
 from workbench.core.names import check_name
 from workbench.core.signatures import Envelope, check_reference, open_envelope
 from workbench.core.workspace import Workspace
-from workbench.records.base import FrozenModel, GateReport, Ref, Verdict, digest_of, short_ref
+from workbench.records.base import (
+    FrozenModel,
+    GateReport,
+    Ref,
+    Verdict,
+    digest_of,
+    kind_of,
+    short_ref,
+)
 from workbench.records.model_types import Release, Rollback
 from workbench.records.store import Store
 
@@ -171,10 +179,11 @@ class ModelReleases:
     def _require_whole(self) -> None:
         for ref, problem in self.damaged.items():
             raise RecordError(
-                f"a release of {self.model} may be damaged: {problem}",
+                f"a {kind_of(ref)} of {self.model} may be damaged: {problem}",
                 where=ref,
                 hint="Run `workbench doctor --records`, or restore it from a backup. If it is "
-                f"lost, remove its folder and index/sequence/*.{ref.replace('/', '.')}",
+                f"lost, or nobody of yours made it (see `workbench audit log`), remove its folder "
+                f"and index/sequence/*.{ref.replace('/', '.')}",
             )
 
     @property
@@ -214,7 +223,7 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     store = Store(workspace)
     counted: list[RegisteredRelease] = []
     refused: dict[Ref, str] = {}
-    damaged = _damaged(store)
+    damaged = store.damaged(Release, Rollback)
     ring: Keyring | None = None
     for ref, record in _readable(store):
         if record.model == model:
@@ -232,41 +241,43 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     counted.sort(key=lambda release: (not release.older, release.version or 0))
     numbers_refused = [store.get(ref, Release).version or 0 for ref in refused]
     highest = max((number for number in numbers_refused if number < _MAX_VERSION), default=0)
-    rollbacks = tuple(signed_rollbacks(store, model, refused).values())
+    rollbacks = tuple(signed_rollbacks(store, model, refused, damaged).values())
     return ModelReleases(model, tuple(counted), refused, rollbacks, highest, damaged)
 
 
-def _damaged(store: Store) -> dict[Ref, str]:
-    """Releases and rollbacks whose record cannot be read or is gone, with the reason."""
-    damaged = {}
-    for record in (Release, Rollback):
-        damaged.update(dict.fromkeys(store.sequence.lost(record.KIND), "its record is gone"))
-        for ref in store.refs(record.KIND):
-            try:
-                store.get(ref, record)
-            except RecordError as error:
-                damaged[ref] = error.what
-    return damaged
-
-
 def signed_rollbacks(
-    store: Store, model: str, refused: dict[Ref, str] | None = None
+    store: Store,
+    model: str,
+    refused: dict[Ref, str] | None = None,
+    damaged: dict[Ref, str] | None = None,
 ) -> dict[Ref, Rollback]:
-    """The rollbacks of a model that count, in order; the others are added to ``refused``."""
+    """The rollbacks of a model that count, in order; the others are added to ``refused``.
+
+    One that names a key of the workspace and is not signed with it is added to ``damaged``, too:
+    without it the model that was withdrawn would be champion again.
+    """
     counted: dict[Ref, Rollback] = {}
-    for ref in store.refs(Rollback.KIND):
-        with contextlib.suppress(RecordError):
-            record = store.get(ref, Rollback)
-            if record.model != model:
-                continue
-            try:
-                keys = usable_keys(store.workspace, "release")
-                check_reference(store.side(ref, SIGNATURE), ROLLBACK_PURPOSE, ref, keys)
-                counted[ref] = record
-            except VerificationError as error:
-                if refused is not None:
-                    refused[ref] = str(error)
+    for ref, record in store.readable(Rollback):
+        if record.model != model:
+            continue
+        own: set[str] = set()
+        try:
+            own = {one.key for one in read_keyring(store.workspace).keys}
+            _check_rollback(store, ref, usable_keys(store.workspace, "release"))
+            counted[ref] = record
+        except VerificationError as error:
+            if refused is not None:
+                refused[ref] = str(error)
+            if damaged is not None and record.key in own:
+                damaged[ref] = error.what
     return dict(sorted(counted.items(), key=lambda one: (one[1].after, one[1].number)))
+
+
+def _check_rollback(store: Store, ref: Ref, keys: list[Path]) -> None:
+    signature = store.side(ref, SIGNATURE)
+    if store.side_is_damaged(ref, SIGNATURE):
+        raise VerificationError(f"the signature of the {ROLLBACK_PURPOSE} is damaged", where=ref)
+    check_reference(signature, ROLLBACK_PURPOSE, ref, keys)
 
 
 def _readable(store: Store) -> Iterator[tuple[Ref, Release]]:
@@ -274,9 +285,8 @@ def _readable(store: Store) -> Iterator[tuple[Ref, Release]]:
 
     `workbench doctor --records` names the others.
     """
-    for ref in store.refs(Release.KIND):
-        with contextlib.suppress(RecordError, ParameterError):
-            record = store.get(ref, Release)
+    for ref, record in store.readable(Release):
+        with contextlib.suppress(ParameterError):
             check_name(record.model, "model name", lower_case=True)
             yield ref, record
 

@@ -17,11 +17,12 @@ from workbench.core.errors import RecordError
 from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.records.base import Digest, Ref, digest_of, make_ref
+from workbench.records.base import Digest, Ref, digest_of, kind_of, make_ref
 from workbench.records.dataset import media_path
 from workbench.records.frames import Frame
 from workbench.records.integrity import damaged_media, dataset_frames, erased_frames
-from workbench.records.model_types import StepRun
+from workbench.records.model_types import Release, Rollback, StepRun
+from workbench.records.releases import SIGNATURE, registered_releases, release_models
 from workbench.records.sequence import COMPLETE_FILE
 from workbench.records.store import RECORD_FILE, Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion
@@ -89,6 +90,7 @@ def check_records(workspace: Workspace, progress: Progress | None = None) -> Rec
         if progress:
             progress(done, len(refs))
     report.records = len(refs)
+    _check_releases(store, report)
     _check_images(store, [ref for ref in whole if ref.startswith(DatasetVersion.KIND)], report)
     return report
 
@@ -151,9 +153,24 @@ def _check_side_files(store: Store, ref: Ref, report: RecordsReport) -> None:
     for path in sorted((store.folder(ref) / "side").glob("*.json")):
         if store.side(ref, path.stem) is not None:
             continue
+        if path.stem == SIGNATURE:
+            if kind_of(ref) not in (Release.KIND, Rollback.KIND):  # those follow
+                fix = "Restore it from a backup, or check and promote the notebook again"
+                report.findings.append(Finding(ref, "its signature is damaged", False, fix))
+            continue
         path.replace(path.with_suffix(".damaged"))
         problem = f"side file {path.name} was damaged; renamed to {path.stem}.damaged"
         report.findings.append(Finding(ref, problem, True))
+
+
+def _check_releases(store: Store, report: RecordsReport) -> None:
+    """Name the releases and rollbacks that do not count, such as one with a damaged signature."""
+    named = {finding.where for finding in report.findings}
+    for model in release_models(store.workspace):
+        for ref, problem in registered_releases(store.workspace, model).refused.items():
+            if ref not in named:
+                fix = f"Restore {store.folder(ref)} and the signing key from a backup"
+                report.findings.append(Finding(ref, problem, False, fix))
 
 
 def _find_copy(store: Store, ref: Ref, name: str, expected: str) -> bytes | None:

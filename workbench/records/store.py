@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from workbench.core import digest
 from workbench.core.errors import RecordError, system_error
+from workbench.core.parsing import parse_json
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records import sequence
@@ -92,13 +93,15 @@ class Store:
             RecordError: A payload name points outside the record.
         """
         payload = payload or {}
-        body = record.model_dump(mode="json")
-        body["kind"] = record.KIND
-        body["payload"] = {name: _payload_entry(name, source) for name, source in payload.items()}
-        content = digest.canonical_json(body)
+        content = _content(record, payload)
         ref = make_ref(record.KIND, digest.of_bytes(content))
         self._write_or_repair(ref, content, payload, side or {})
         return ref
+
+    @staticmethod
+    def ref_of(record: Record) -> Ref:
+        """The reference that a record without payload has; nothing is written."""
+        return make_ref(record.KIND, digest.of_bytes(_content(record, {})))
 
     def restore(
         self, ref: Ref, content: bytes, payload: Mapping[str, Path], *, side: Mapping[str, Any]
@@ -208,6 +211,27 @@ class Store:
         """
         yield from self.sequence.in_order(kind)
 
+    def readable(self, expected: type[R]) -> Iterator[tuple[Ref, R]]:
+        """Every record of a type that can be read, in the same order; `damaged` has the others."""
+        for ref in self.refs(expected.KIND):
+            try:
+                record = self.get(ref, expected)
+            except RecordError:
+                continue
+            yield ref, record
+
+    def damaged(self, *types: type[Record]) -> dict[Ref, str]:
+        """Records of these types that cannot be read or are gone, with the problem."""
+        found = {}
+        for expected in types:
+            found.update(dict.fromkeys(self.sequence.lost(expected.KIND), "its record is gone"))
+            for ref in self.refs(expected.KIND):
+                try:
+                    self.get(ref, expected)
+                except RecordError as error:
+                    found[ref] = error.what
+        return found
+
     def folder(self, ref: Ref) -> Path:
         """The folder of a record, whether or not it exists."""
         return self.root / kind_of(ref) / digest_of(ref)
@@ -217,10 +241,9 @@ class Store:
 
         Side files are not covered by the record's digest: check what they say before relying on it.
         """
-        path = self.folder(ref) / "side" / f"{name}.json"
         try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            value = parse_json(self._side_path(ref, name).read_bytes())
+        except (OSError, ValueError):
             return None
         fields = _SIDE_FIELDS.get(name)
         if fields is None:
@@ -230,10 +253,17 @@ class Store:
         )
         return value if valid else None
 
+    def side_is_damaged(self, ref: Ref, name: str) -> bool:
+        """Whether there is a side file that cannot be read."""
+        return self.side(ref, name) is None and os.path.lexists(self._side_path(ref, name))
+
     def write_side(self, ref: Ref, name: str, value: Any) -> None:
         """Write or replace a side file."""
         data = json.dumps(value, indent=1, sort_keys=True).encode()
-        write_atomic(self.folder(ref) / "side" / f"{name}.json", data)
+        write_atomic(self._side_path(ref, name), data)
+
+    def _side_path(self, ref: Ref, name: str) -> Path:
+        return self.folder(ref) / "side" / f"{name}.json"
 
     def _body(self, ref: Ref) -> Json:
         path = self.folder(ref) / RECORD_FILE
@@ -309,6 +339,14 @@ class Store:
                 self.sequence.enter(ref, number)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _content(record: Record, payload: Payload) -> bytes:
+    """The bytes of ``record.json``."""
+    body = record.model_dump(mode="json")
+    body["kind"] = record.KIND
+    body["payload"] = {name: _payload_entry(name, source) for name, source in payload.items()}
+    return digest.canonical_json(body)
 
 
 def _parse_body(ref: Ref, content: bytes) -> Json:

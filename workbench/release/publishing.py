@@ -163,10 +163,8 @@ def roll_back(store: Store, model: str, *, by: str, reason: str) -> RolledBack:
             reason=reason,
             key=key.fingerprint,
         )
-        ref = store.put(record)
-        store.write_side(
-            ref, releases.SIGNATURE, sign_reference(key, releases.ROLLBACK_PURPOSE, ref)
-        )
+        signature = sign_reference(key, releases.ROLLBACK_PURPOSE, store.ref_of(record))
+        ref = store.put(record, side={releases.SIGNATURE: signature})
         subjects = (ref, withdrawn.ref, restored.ref)
         audit.append(
             store.workspace, "rolled-back", by=by, subjects=subjects, model=model, reason=reason

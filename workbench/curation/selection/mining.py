@@ -469,8 +469,8 @@ def newest_selection(store: Store) -> Ref:
     Raises:
         DataError: There is none.
     """
-    for ref in reversed(list(store.refs(Selection.KIND))):
-        if is_mined(store.get(ref, Selection)):
+    for ref, record in reversed(list(store.readable(Selection))):
+        if is_mined(record):
             return ref
     raise DataError(
         "no mined selection",

@@ -129,8 +129,7 @@ def fresh_receipt(workspace: Workspace, notebook: Path) -> tuple[Ref, CheckRecei
     state = _current_state(workspace, notebook)
     hint = f"Run `workbench check {notebook}`"
     changes: list[str] = []
-    for ref in reversed(list(store.refs(CheckReceipt.KIND))):
-        receipt = store.get(ref, CheckReceipt)
+    for ref, receipt in reversed(list(store.readable(CheckReceipt))):
         if store.get(receipt.notebook, NotebookSource).name != state.contract.name:
             continue
         differences = _changes_since(store, receipt, state)

@@ -109,8 +109,8 @@ class _AncestryWalk:
         self.leaves: list[LeafCopy] = []
         self._seen: set[Ref] = set()
         self._first_runs: dict[Ref, Ref] = {}
-        for run in store.refs(StepRun.KIND):
-            for output in store.get(run, StepRun).outputs.values():
+        for run, record in store.readable(StepRun):
+            for output in record.outputs.values():
                 self._first_runs.setdefault(output, run)
 
     def visit(self, ref: Ref, *, leaf: str = "") -> None:
