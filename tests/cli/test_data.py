@@ -86,7 +86,7 @@ def test_an_empty_workspace_prints_the_next_command(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "workbench ingest SOURCE" in _run(capsys, "datasets")[0]
-    assert _json(capsys, "datasets") == {"datasets": []}
+    assert _json(capsys, "datasets") == {"datasets": [], "damaged": {}}
 
 
 def test_errors_have_a_hint_and_write_nothing(
