@@ -11,6 +11,7 @@ network computes something else with PyTorch's symmetric padding, so it is padde
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import io
 import itertools
@@ -18,11 +19,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from workbench.core import digest
 from workbench.core.errors import DataError
@@ -41,6 +43,9 @@ _CACHED_NAME = f"efficientnet-lite0-{_SHA256[:16]}.safetensors"
 
 _STEM_CHANNELS, _HEAD_CHANNELS, _IMAGENET_CLASSES = 32, 1280, 1000
 NORM_EPS, _NORM_MOMENTUM = 1e-3, 0.01
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,22 @@ class ConvNorm(nn.Module):
         weight = conv.weight * scale[:, None, None, None]
         bias = norm.bias - norm.running_mean * scale
         return functional.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+
+
+def fold_norms(network: Network) -> Network:
+    """A copy for inference whose batch norms are part of the convolutions before them.
+
+    The same function, but for rounding. One image at a time it takes a third of the time of a batch
+    of 16 through the network itself: activations stay in the processor's cache.
+    """
+    folded = copy.deepcopy(network).eval()
+    for module in folded.modules():
+        if isinstance(module, ConvNorm):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()  # type: ignore[assignment]
+    anything: Any = folded  # torch's types leave this argument out
+    anything.to(memory_format=torch.channels_last)
+    return folded
 
 
 class InvertedResidual(nn.Module):
@@ -200,11 +221,13 @@ class Lite0Detector(PyramidDetector):
         config: Classes and strides; ``width`` multiplies the channels of the pyramid.
 
     Attributes:
-        float_layers: Convolutions that stay in float in INT8 files: the noise of the first two
-            blocks reaches every output (30.7 dB with them in INT8, 34.7 without, on real rides).
+        float_layers: Convolutions that stay in float in INT8 files: noise of the stem and the first
+            two blocks reaches every output. SQNR of the worst output on real rides: 20 dB with all
+            layers in INT8, 26 with the stem too, 31 to 32 with none of them.
     """
 
     float_layers = (
+        "backbone.stem.conv",
         "backbone.stages.0.0.depthwise.conv",
         "backbone.stages.0.0.project.conv",
         "backbone.stages.1.0.expand.conv",

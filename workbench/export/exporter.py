@@ -72,8 +72,8 @@ class ExportSettings:
         target: Also make the INT8 file for accelerators; about 15 s on two cores.
         program: Also make a `torch.export` program.
         openvino: Also make OpenVINO's files, an optional package.
-        thorough: Compare calibration methods, measure every layer, and measure cold start and
-            degraded images.
+        thorough: Compare calibration methods, measure every layer even where no output needs it,
+            and measure cold start and degraded images.
         safety_slices: Slices that must be calibrated with, see `pick_calibration_frames`.
         threshold: Boxes below this score are not compared.
         qat_steps: Steps of quantization-aware training for files that fail the gate; 0 for none.
@@ -190,8 +190,9 @@ def quantize(
 ) -> Quantized:
     """Pick calibration frames, choose the method, and make all files.
 
-    With ``settings.thorough`` methods are compared and every layer is measured, on frames that were
-    not calibrated with; the most sensitive layers stay in float where an output needs it.
+    Where a raw output loses too much on frames that were not calibrated with, every layer is
+    measured and the most sensitive ones stay in float. With ``settings.thorough`` every layer is
+    measured anyway, and methods are compared.
 
     Args:
         predictor: The trained network.
@@ -219,8 +220,14 @@ def quantize(
         threads=settings.threads,
     )
     layers, rows = None, choice.rows
+    sample = parity.ReferenceSample(fp32, held_out, threads=settings.threads)
+
+    def least_db(in_float: Sequence[sensitivity.Layer]) -> float:
+        nodes = [layer.node for layer in in_float]
+        return sample.compare(choice.calibrated.file(keep_float=nodes)).least_db
+
     kept_float = sensitivity.always_float(predictor, fp32)
-    if settings.thorough:
+    if settings.thorough or least_db(kept_float) < sensitivity.MIN_HEAD_DB:
         layers = sensitivity.measure_sensitivity(
             predictor,
             fp32,
@@ -229,12 +236,11 @@ def quantize(
             threads=settings.threads,
             progress=progress,
         )
-        found = sensitivity.layers_to_keep_float(layers)
-        kept_float += tuple(layer for layer in found if layer not in kept_float)
-        if settings.target:
-            rows += calibration.compare_observers(
-                predictor, fp32, images, held_out, threads=settings.threads
-            )
+        kept_float = sensitivity.layers_to_keep_float(layers, least_db, kept=kept_float)
+    if settings.thorough and settings.target:
+        rows += calibration.compare_observers(
+            predictor, fp32, images, held_out, threads=settings.threads
+        )
     files = {FP32_FILE: fp32} | _int8_files(
         predictor, choice.calibrated, images, settings, kept_float
     )
@@ -474,7 +480,7 @@ def _train_for_int8(
         progress=progress,
     )
     calibrated = CalibratedModel(formats.export_fp32(student), quantized.images, quantized.method)
-    files = _int8_files(student, calibrated, quantized.images, settings)
+    files = _int8_files(student, calibrated, quantized.images, settings, quantized.kept_float)
     return replace(quantized, files=quantized.files | files)
 
 

@@ -191,8 +191,8 @@ def require_gates(gates: Iterable[ParityGate]) -> None:
             raise ContractError(
                 f"{gate.file} loses too much: {row.name} {row.value:.4g}, {row.limit:g} allowed",
                 where=f"{len(broken)} of {len(gate.rows)} limits",
-                hint="Keep its most sensitive layers in float (thorough), then try "
-                "quantization-aware training (qat_steps)",
+                hint="Its most sensitive layers are in float already: try quantization-aware "
+                "training (qat_steps)",
             )
 
 

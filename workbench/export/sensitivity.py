@@ -7,7 +7,7 @@ evaluation set and is the gate's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ __all__ = ()
 
 MIN_HEAD_DB = 30.0
 """Required SQNR of every raw output."""
+
+_MARGIN_DB = 1.0
+"""Between the few frames that layers are chosen on and those that a file is judged on."""
 
 
 @dataclass(frozen=True)
@@ -164,18 +167,32 @@ def measure_sensitivity(
 
 
 def layers_to_keep_float(
-    sensitivity: Sensitivity, *, floor_db: float = MIN_HEAD_DB, most: int = 3
+    sensitivity: Sensitivity,
+    least_db: Callable[[Sequence[Layer]], float],
+    *,
+    kept: Sequence[Layer] = (),
+    floor_db: float = MIN_HEAD_DB + _MARGIN_DB,
+    most: int = 6,
 ) -> tuple[Layer, ...]:
-    """The layers that should stay in float; none if every raw output reaches ``floor_db``.
+    """``kept`` and the fewest further layers with which every raw output reaches ``floor_db``.
 
-    Otherwise those that alone bring an output down to ``floor_db`` + 3 dB (as much noise again
-    comes from all others), worst first. With more than ``most`` of them a file is hardly faster
-    than the float file: then use quantization-aware training.
+    Layers are added worst first. With more than ``most`` of them a file is hardly faster than the
+    float file: then use quantization-aware training.
+
+    Args:
+        sensitivity: Of all layers.
+        least_db: SQNR of the worst raw output with these layers in float.
+        kept: Layers that stay in float anyway.
+        floor_db: SQNR that is wanted of every raw output.
+        most: Most layers to add.
     """
-    if sensitivity.whole.least_db >= floor_db:
-        return ()
-    rows = sorted(sensitivity.layers, key=lambda row: row.alone_int8_db)
-    return tuple([row.layer for row in rows if row.alone_int8_db < floor_db + 3][:most])
+    chosen = tuple(kept)
+    for row in sorted(sensitivity.layers, key=lambda row: row.alone_int8_db):
+        if len(chosen) == len(kept) + most or least_db(chosen) >= floor_db:
+            break
+        if row.layer not in chosen:
+            chosen += (row.layer,)
+    return chosen
 
 
 def always_float(predictor: TorchPredictor, fp32: bytes) -> tuple[Layer, ...]:
