@@ -346,6 +346,16 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
             {},
         ),
         (
+            model_types.Claim(
+                release=_ref("release"),
+                type="waiver",
+                by="Ann",
+                signed_at="2026-01-01T00:00:00+00:00",
+                key=digest.of_bytes(b"key"),
+            ),
+            {"envelope.json": b"{}"},
+        ),
+        (
             model_types.NotebookSource(name="golden", code=digest.of_bytes(b"code")),
             {"notebook.ipynb": b'{"cells": []}'},
         ),

@@ -79,6 +79,9 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
 )
 @click.option("--workers", default=2, show_default=True, help="Number of decoding processes.")
 @click.option(
+    "--licence", default="", help="Licence of the data, such as CC-BY-4.0; releases list it."
+)
+@click.option(
     "--roles/--no-roles", default=True, show_default=True, help="Assign a role to each frame."
 )
 @json_option
@@ -91,6 +94,7 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
     condition_words: tuple[str, ...],
     frame_rate: float,
     workers: int,
+    licence: str,
     roles: bool,
     as_json: bool,
 ) -> None:
@@ -118,6 +122,7 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
             frame_rate=frame_rate,
             workers=workers,
             conditions=conditions,
+            licence=licence,
             progress=progress,
         )
     dataset = data.assign_roles(ingested.dataset) if roles else ingested.dataset

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from workbench.audit import log as audit
 from workbench.core.errors import DataError, ParameterError
-from workbench.core.names import check_name
+from workbench.core.names import check_name, check_text
 from workbench.core.text import counted, short_repr
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
@@ -71,6 +71,7 @@ class IngestResult:
         root: The folder of the source.
         format: Format of the source.
         notes: What is unusual about inputs that were taken.
+        licence: Licence of the source; empty where not stated.
     """
 
     dataset: Dataset
@@ -79,6 +80,7 @@ class IngestResult:
     root: Path
     format: str = UNKNOWN
     notes: tuple[str, ...] = ()
+    licence: str = ""
 
     def save(self, store: Store, dataset: Dataset | None = None) -> Ref:
         """Save a dataset version with the quarantine.
@@ -94,6 +96,7 @@ class IngestResult:
             quarantine=self.quarantine,
             sources=self.sources,
             source_root=self.root,
+            licence=self.licence,
         )
         audit.append(
             store.workspace,
@@ -116,6 +119,7 @@ def ingest(  # noqa: PLR0913 - the source, and how to read it
     frame_rate: float = 30.0,
     workers: int = 2,
     conditions: Mapping[str, str] | None = None,
+    licence: str = "",
     progress: Progress | None = None,
 ) -> IngestResult:
     """Read ``source``, check every image and label, and copy valid images into the workspace.
@@ -132,6 +136,8 @@ def ingest(  # noqa: PLR0913 - the source, and how to read it
         workers: Number of processes that decode images; 1 decodes in this process.
         conditions: Light (``day``, ``dusk``, ``night``) or weather (``clear``, ``rain``, ``fog``,
             ``snow``) by word of the source, beside the words that are known.
+        licence: Of the source, as an SPDX identifier or in words. A release is refused where it
+            forbids the use.
         progress: Called with the number of images done and their total.
 
     Raises:
@@ -139,6 +145,8 @@ def ingest(  # noqa: PLR0913 - the source, and how to read it
         DataError: Nothing in the source can be used.
     """
     check_name(name, "dataset name")
+    if licence:
+        check_text(licence, "licence")
     if workers < 1:
         raise ParameterError(f"workers must be ≥ 1, not {workers}")
     if not frame_rate > 0:
@@ -150,7 +158,8 @@ def ingest(  # noqa: PLR0913 - the source, and how to read it
     for frame, image in zip(frames, images, strict=True):
         builder.add(frame, image)
     result = builder.finish(name, frame_rate)
-    return replace(result, dataset=replace(result.dataset, workspace=workspace))
+    dataset = replace(result.dataset, workspace=workspace)
+    return replace(result, dataset=dataset, licence=licence)
 
 
 def _store_all(

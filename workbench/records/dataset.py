@@ -218,6 +218,7 @@ def save_dataset(
     quarantine: Iterable[Quarantined] = (),
     sources: dict[Digest, str] | None = None,
     source_root: Path | None = None,
+    licence: str = "",
 ) -> Ref:
     """Save ``dataset`` as a new immutable version.
 
@@ -227,6 +228,7 @@ def save_dataset(
         quarantine: Inputs that were left out.
         sources: File name in the source by frame id; stored beside the record, not in its digest.
         source_root: The folder of ``sources``, from which damaged images are restored.
+        licence: Of the source.
 
     Returns:
         The reference of the version.
@@ -247,6 +249,7 @@ def save_dataset(
         split=dataset.split,
         quarantined=dict(Counter(entry.reason for entry in left_out)),
         simulated=dataset.simulated,
+        licence=licence,
     )
     frames = sorted(dataset.frames, key=lambda frame: (frame.drive, frame.index, frame.id))
     drives = sorted(dataset.drives, key=lambda drive: drive.id)

@@ -12,6 +12,8 @@ __all__ = [
     "CalibrationSet",
     "CheckReceipt",
     "Checkpoint",
+    "Claim",
+    "ClaimType",
     "Environment",
     "ExportBundle",
     "NotebookSource",
@@ -221,6 +223,28 @@ class Rollback(Record):
     number: int
     by: str
     reason: str
+    key: Digest
+
+
+ClaimType = Literal["gate-report", "model-card", "sbom", "provenance", "waiver", "field-report"]
+
+
+class Claim(Record):
+    """A signed statement about a release. Payload: ``envelope.json``, in-toto in a DSSE envelope.
+
+    Each claim is signed on its own, so later ones are added without touching the first.
+
+    Attributes:
+        type: Kind of claim; the envelope has its predicate type.
+        key: Fingerprint of the key that signed.
+        signed_at: Time in UTC, as the envelope says.
+    """
+
+    KIND: ClassVar[str] = "claim"
+    release: Ref
+    type: ClaimType
+    by: str
+    signed_at: str
     key: Digest
 
 

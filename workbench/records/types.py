@@ -13,6 +13,7 @@ from workbench.records.model_types import (
     CalibrationSet,
     Checkpoint,
     CheckReceipt,
+    Claim,
     Environment,
     ExportBundle,
     NotebookSource,
@@ -60,6 +61,7 @@ class DatasetVersion(Record):
         made_by: The operation, such as ``ingest`` or ``collect``.
         split: How roles were assigned.
         quarantined: Number of inputs that were left out, by reason.
+        licence: Licence of the source, as an SPDX identifier or in words; empty where not stated.
     """
 
     KIND: ClassVar[str] = "dataset"
@@ -73,6 +75,7 @@ class DatasetVersion(Record):
     split: Json = {}
     quarantined: dict[str, int] = {}
     simulated: bool = False
+    licence: str = optional_field("")
 
 
 class Quarantined(FrozenModel):
@@ -491,6 +494,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         MiningReport,
         Release,
         Rollback,
+        Claim,
         NotebookSource,
         Environment,
         StepRun,

@@ -14,11 +14,12 @@ from workbench.core.errors import ParameterError, RecordError, Refusal, Verifica
 from workbench.core.keyring import signing_key
 from workbench.core.names import check_name, check_person, check_text
 from workbench.core.signatures import SigningKey, sign_reference
+from workbench.core.types import Json
 from workbench.core.workspace import Workspace, exclusive, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 from workbench.records import releases
 from workbench.records.base import GateReport, Ref, digest_of, make_ref
-from workbench.records.model_types import ExportBundle, Release, Rollback
+from workbench.records.model_types import ClaimType, ExportBundle, Release, Rollback
 from workbench.records.releases import (
     RegisteredRelease,
     SignedRelease,
@@ -27,6 +28,10 @@ from workbench.records.releases import (
 )
 from workbench.records.store import Store
 from workbench.release import signing
+from workbench.release.claims import read_claims, sign_claim
+from workbench.release.evidence import Evidence, Use, check_gate_report, check_licences, gather
+from workbench.release.model_card import make_model_card
+from workbench.release.sbom import make_sbom
 
 __all__ = ["publish_release", "roll_back", "verify_release", "verify_released_folder"]
 
@@ -53,21 +58,26 @@ class PublishedRelease:
     version: int
 
 
-def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> PublishedRelease:
+def publish_release(
+    store: Store, bundle: Ref, gates: Ref, model: str, *, use: Use = "commercial"
+) -> PublishedRelease:
     """Write and sign ``releases/MODEL/DIGEST``; a repeated call gives the same release.
 
     Candidates that failed the gates are released too, see `PublishedRelease.promoted`. The
-    signature covers model, version, verdict and gate report as well as every byte.
+    signature covers model, version, verdict and gate report as well as every byte. Gate report,
+    model card, SBOM and how it was made are signed apart, see `workbench.release.claims`.
 
     Args:
         store: With the records.
         bundle: Reference of the bundle.
         gates: Reference of the gate report on this bundle.
         model: Name of the model: lower-case letters, digits and ``._-``.
+        use: What it is for: ``research`` allows data and models that forbid commercial use.
 
     Raises:
         ParameterError: The name is invalid, or the report is about another bundle.
-        VerificationError: The folder of an earlier release of this bundle was changed.
+        VerificationError: The folder of an earlier release of this bundle was changed, a licence
+            forbids the use, or the gate report was edited or is stale.
     """
     check_name(model, "model name", lower_case=True, max_bytes=_MAX_NAME_BYTES)
     store.get(bundle, ExportBundle)
@@ -80,12 +90,17 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
             reason=Refusal.GATES_OTHER_BUNDLE,
         )
     key = signing_key(store.workspace)
+    evidence = gather(store, bundle, gates)
+    check_licences(evidence, use)
     with _numbering(store.workspace, model):
         known = releases.registered_releases(store.workspace, model)
         for earlier in reversed(known.releases):
             same = (earlier.record.bundle, earlier.record.gates) == (bundle, gates)
             if same and not earlier.older and earlier.version is not None:
-                return _published_before(store, earlier.ref, earlier.record, earlier.version)
+                found = _published_before(store, earlier.ref, earlier.record, earlier.version)
+                _sign_claims(store, earlier.ref, earlier.record, evidence)
+                return found
+        check_gate_report(store, evidence, known)
         signed = SignedRelease(
             model=model,
             version=known.next_version,
@@ -103,10 +118,11 @@ def publish_release(store: Store, bundle: Ref, gates: Ref, model: str) -> Publis
         )
         envelope = (verified.folder / SIGNATURE_FILE).read_text()
         ref = store.put(record, side={releases.SIGNATURE: envelope})
+        claims = _sign_claims(store, ref, record, evidence)
         audit.append(
             store.workspace,
             "released",
-            subjects=(ref, bundle, gates),
+            subjects=(ref, bundle, gates, *claims),
             model=model,
             version=signed.version,
             promoted=signed.promoted,
@@ -228,6 +244,21 @@ def verify_released_folder(
             reason=Refusal.OTHER_RELEASE,
         )
     return verified
+
+
+def _sign_claims(store: Store, ref: Ref, record: Release, evidence: Evidence) -> list[Ref]:
+    """Sign what is known about a release now; claims that there are stay as they are."""
+    made = {claim.record.type for claim in read_claims(store, ref)[0]}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    card = make_model_card(ref, record, evidence)
+    predicates: dict[ClaimType, Json] = {
+        "gate-report": evidence.gate_report(),
+        "model-card": {"file": "README.md", "mediaType": "text/markdown", "text": card},
+        "sbom": make_sbom(ref, record, evidence, at=now),
+        "provenance": evidence.provenance(),
+    }
+    missing = {kind: one for kind, one in predicates.items() if kind not in made}
+    return [sign_claim(store, ref, kind, predicate) for kind, predicate in missing.items()]
 
 
 def _numbering(workspace: Workspace, model: str) -> AbstractContextManager[None]:
