@@ -12,11 +12,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.release.world import make_world
 from workbench.core import digest
+from workbench.core.keyring import public_key
 from workbench.core.workspace import Workspace
 from workbench.records import base, dataset, frames, model_types, types
 from workbench.records.base import Record, make_ref
 from workbench.records.store import Store
+from workbench.release import pack_verifier
+from workbench.release.pack import write_pack
+from workbench.release.publishing import publish_release
 
 HERE = Path(__file__).parent
 INDEX = HERE / "golden.json"
@@ -419,6 +424,21 @@ def make(home: Path) -> dict[str, str]:
     return {ref.partition("/")[0]: ref for ref in made}
 
 
+def _write_pack(folder: Path) -> None:
+    """An audit pack of each version of its format, with the key that signed it."""
+    path = folder / f"v{pack_verifier.VERSIONS[-1]}.zip"
+    if path.exists():
+        return
+    folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        world = make_world(Store(Workspace(Path(scratch))))
+        publish_release(world.store, world.bundle, world.gates, "camera")
+        write_pack(world.store, "camera", path, by="Ann")
+        path.with_suffix(".pub.pem").write_bytes(
+            public_key(world.store.workspace, "root").read_bytes()
+        )
+
+
 def main() -> int:
     known: dict[str, str] = json.loads(INDEX.read_text()) if INDEX.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -437,6 +457,7 @@ def main() -> int:
             if not any((target / "payload").iterdir()):
                 (target / "payload").rmdir()
     INDEX.write_text(json.dumps({**known, **new}, indent=1, sort_keys=True) + "\n")
+    _write_pack(HERE / "pack")
     for kind in made:
         print(f"{kind}: {'written' if kind in new else 'there already, left alone'}")
     return 0

@@ -204,6 +204,25 @@ def read_log(
             yield entry
 
 
+def export(workspace: Workspace) -> dict[str, bytes]:
+    """The log and its checkpoint, by file name, for whoever verifies elsewhere.
+
+    Raises:
+        VerificationError: The log was changed.
+    """
+    with _locked(workspace):
+        report = verify_log(workspace)
+        if report.problems:
+            raise VerificationError(
+                f"audit log was changed: {report.problems[0]}",
+                where=_log_path(workspace),
+                hint="`workbench audit verify` lists all; restore it from a backup first",
+                reason=report.reason,
+            )
+        own = _checkpoint_paths(workspace)[0]
+        return {"log.jsonl": _log_path(workspace).read_bytes(), "checkpoint.json": own.read_bytes()}
+
+
 def verify_log(workspace: Workspace) -> LogReport:
     """Check the chain of the log and its signed checkpoint.
 

@@ -46,7 +46,7 @@ _COMMANDS = {
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
     "fleet": ("fleet", "Send releases to vehicles in stages, watch, stop and take back."),
     "keys": ("keys", "List, rotate and revoke the keys that sign."),
-    "audit": ("audit", "Show or verify the log of releases, rollbacks and promotions."),
+    "audit": ("audit", "Show or verify the log of who did what; write an audit pack."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),
     "reproduce": ("models", "Rebuild a model from its lineage and compare digests."),
     "run-step": ("pipelines", "Run one step from a spec file (called by executors)."),

@@ -1,8 +1,9 @@
-"""`workbench audit`: the log of releases, rollbacks and promotions."""
+"""`workbench audit`: the log of who did what, and the audit pack of a release."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -17,7 +18,7 @@ __all__ = ()
 
 @click.group()
 def audit() -> None:
-    """Show or verify the log of releases, rollbacks and promotions."""
+    """Show or verify the log of who did what; write the audit pack of a release."""
 
 
 @audit.command("log")
@@ -75,3 +76,40 @@ def verify_entries(as_json: bool) -> None:
     print_result(body, as_json=as_json, text=text)
     if report.problems:
         sys.exit(1)
+
+
+@audit.command("pack")
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The file to write.",
+)
+@click.option("--by", help="Who writes it.  [default: the current user]")
+@json_option
+def write_audit_pack(model: str, output: Path, by: str | None, as_json: bool) -> None:
+    """Write everything about a release into one file that can be verified offline.
+
+    MODEL is a model's name, for its champion (its candidate where it has none), models:/NAME@ALIAS
+    or release/PREFIX. Open index.html in the pack to read it; `workbench verify` checks it.
+    """
+    from workbench.records.store import Store
+    from workbench.release.pack import write_pack
+
+    written = write_pack(Store(find_workspace()), model, output, by=by)
+    body = {
+        "pack": str(written.path),
+        "sha256": written.sha256,
+        "release": written.release,
+        "model": written.model,
+        "version": written.version,
+        "files": written.files,
+        "notes": list(written.notes),
+    }
+    lines = [
+        f"{output}: {written.model} version {written.version}, {written.files} files, verified"
+    ]
+    lines += [f"note: {note}" for note in written.notes]
+    print_result(body, as_json=as_json, text="\n".join(lines))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from workbench.cli.common import info, json_option, print_result, resolve_ref
-from workbench.core.errors import ParameterError, RecordError
+from workbench.core.errors import ParameterError, RecordError, Refusal
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, find_workspace
@@ -288,6 +288,7 @@ def _release(workspace: Workspace, reference: str, waive: str | None) -> Release
             f"gates of this release say {record.verdict}: it may not go out",
             where=ref,
             hint="Release a model that passes, or give --waive with a reason, which is recorded",
+            reason=Refusal.NOT_PROMOTED,
         )
     if record.version is None:
         raise ParameterError(

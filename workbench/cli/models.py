@@ -13,7 +13,7 @@ import click
 
 from workbench.cli.common import info, json_option, print_result, progress_bar
 from workbench.core import digest
-from workbench.core.errors import ParameterError, RecordError, VerificationError
+from workbench.core.errors import ParameterError, RecordError, Refusal, VerificationError
 from workbench.core.text import counted
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, find_workspace
@@ -184,6 +184,7 @@ def _refuse_other_registry(workspace: Workspace, name: str) -> None:
             "; ".join(problems),
             where=name,
             hint="Find out who changed it; `workbench doctor --rebuild-registry` puts it right",
+            reason=Refusal.REGISTRY_DIFFERS,
         )
 
 
@@ -191,7 +192,10 @@ def _refuse_unsigned(name: str, key: Path | None, *, signed: bool) -> None:
     if signed or key is not None:
         option = "--signed" if signed else "--key"
         raise VerificationError(
-            "this bundle is not signed", where=name, hint=f"Release it, or run without {option}"
+            "this bundle is not signed",
+            where=name,
+            hint=f"Release it, or run without {option}",
+            reason=Refusal.UNSIGNED,
         )
 
 
@@ -257,9 +261,10 @@ def _predict_text(result: Json) -> str:
 @click.option("--model", help="Refuse a release of another model.")
 @json_option
 def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> None:
-    """Verify the signature and every file of a bundle, and say what it was released as.
+    """Verify the signature and every file of a bundle or audit pack; say what it was released as.
 
-    BUNDLE is the folder of a released bundle, or release/PREFIX for a release of this workspace.
+    BUNDLE is the folder of a released bundle, an audit pack (.zip), or release/PREFIX for a release
+    of this workspace. A pack can also be verified by the verify.py in it, without the workbench.
 
     Exit status: 0 only if every file is there and unchanged, no other file is there, the signature
     is valid, and it names the model of --model.
@@ -268,6 +273,9 @@ def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> N
 
     workspace = find_workspace()
     folder = Path(bundle)
+    if folder.is_file():
+        _verify_pack(workspace, folder, key, model, as_json=as_json)
+        return
     if folder.is_dir():
         verified = publishing.verify_released_folder(workspace, folder, key)
     elif bundle.startswith("release/"):
@@ -303,6 +311,31 @@ def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> N
         ]
     )
     print_result(result, as_json=as_json, text=text)
+
+
+def _verify_pack(
+    workspace: Workspace, path: Path, key: Path | None, model: str | None, *, as_json: bool
+) -> None:
+    from workbench.release.pack import verify_pack
+
+    report = verify_pack(workspace, path, key)
+    if model is not None and report.summary.get("model") != model:
+        named = report.summary.get("model") or "none"
+        report.add("other-release", f"expected a release of {model}, found {named}")
+    result: Json = {
+        "verified": not report.findings,
+        "pack": str(path),
+        "findings": [{"reason": code, "message": text} for code, text in report.findings],
+        "notes": report.notes,
+        **report.summary,
+    }
+    lines = [f"REFUSED {code}: {text}" for code, text in report.findings]
+    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"{name}: {value}" for name, value in report.summary.items()]
+    verdict = "refused" if report.findings else "verified"
+    print_result(result, as_json=as_json, text="\n".join([*lines, f"{verdict}: {path}"]))
+    if report.findings:
+        sys.exit(1)
 
 
 @click.command()

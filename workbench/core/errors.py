@@ -96,6 +96,7 @@ class Refusal(StrEnum):
     RECORD_CHANGED = "record-changed"
     UNSAFE_ARCHIVE = "unsafe-archive"
     PACK_VERSION = "pack-version"
+    PACK_STALE = "pack-stale"
 
 
 class WorkbenchError(Exception):

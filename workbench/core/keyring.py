@@ -31,6 +31,7 @@ __all__ = [
     "Keyring",
     "Role",
     "add_key",
+    "export_keys",
     "public_key",
     "read_keyring",
     "revoke_key",
@@ -230,6 +231,18 @@ def usable_keys(workspace: Workspace, role: Role) -> list[Path]:
     return [_public_path(workspace, key) for key in usable]
 
 
+def export_keys(workspace: Workspace) -> dict[str, bytes]:
+    """The signed list of keys and the public keys, by file name, for whoever verifies elsewhere."""
+    paths = _Paths(workspace)
+    root = _root_key(paths)
+    ring = _read(paths, root)
+    files = {
+        f"{key}.pub.pem": _public_path(workspace, key).read_bytes()
+        for key in dict.fromkeys(one.key for one in ring.keys)
+    }
+    return {"keyring.json": _signed(ring, root), **files}
+
+
 def add_key(workspace: Workspace, role: Role, *, days: int | None) -> KeyEntry:
     """Give a role a new key; the one before is retired. Logged by `workbench.audit.keys`.
 
@@ -291,14 +304,18 @@ def _write(paths: _Paths, root: SigningKey, ring: Keyring, keys: list[KeyEntry])
     changed = Keyring(version=ring.version + 1, keys=tuple(keys))
     new_root = changed.current("root").key
     signer = root if new_root == root.fingerprint else _key_of(paths, new_root)
-    body = changed.model_dump(mode="json")
-    signature = signatures.sign_reference(signer, _PURPOSE, digest.of_json(body))
-    write_atomic(paths.ring, json.dumps({**body, "signature": signature}, indent=1).encode())
+    write_atomic(paths.ring, _signed(changed, signer))
     if signer is not root:
         kept = paths.private(root.fingerprint)
         if not kept.exists():
             write_atomic(kept, root.private.read_bytes(), mode=0o600)
         write_atomic(paths.root, signer.private.read_bytes(), mode=0o600)
+
+
+def _signed(ring: Keyring, root: SigningKey) -> bytes:
+    body = ring.model_dump(mode="json")
+    signature = signatures.sign_reference(root, _PURPOSE, digest.of_json(body))
+    return json.dumps({**body, "signature": signature}, indent=1).encode()
 
 
 def _retired(entry: KeyEntry) -> KeyEntry:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import digest
-from workbench.core.errors import DataError, RecordError
+from workbench.core.errors import DataError, RecordError, Refusal, VerificationError
 from workbench.core.types import Json
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Preprocessing
@@ -23,6 +23,7 @@ PROGRAM_FILE = "fp32.pt2"
 MANIFEST_FILE, CALIBRATION_FILE, PARITY_FILE = "manifest.json", "calibration.json", "parity.json"
 PREPROCESSING_FILE, SENSITIVITY_FILE = "preprocessing.json", "sensitivity.json"
 SIGNATURE_FILE = "signature"
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -60,6 +61,7 @@ def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Jso
             or other classes than the bundle.
     """
     files = read_files(folder) if files is None else files
+    refuse_pickles(files, where=folder)
     try:
         manifest: Json = json.loads(files[MANIFEST_FILE])
         listed: dict[str, str] = {name: row["sha256"] for name, row in manifest["files"].items()}
@@ -79,6 +81,24 @@ def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Jso
         )
     _check_same_contract(folder, files, manifest)
     return manifest
+
+
+def refuse_pickles(files: Mapping[str, bytes], *, where: object) -> None:
+    """Refuse files that run code when they are loaded: pickles, and PyTorch's archives of them.
+
+    Raises:
+        VerificationError: There is one.
+    """
+    for name, content in files.items():
+        pickled = content[:1] == b"\x80" and content[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+        archived = content[:4] == b"PK\x03\x04" and b"data.pkl" in content
+        if pickled or archived or name.endswith(PICKLE_SUFFIXES):
+            raise VerificationError(
+                f"bundle has a file that can run code: {name}",
+                where=where,
+                hint="Do not load it; a bundle has ONNX, safetensors and JSON only",
+                reason=Refusal.UNSAFE_FILE,
+            )
 
 
 def model_files(manifest: Mapping[str, Any]) -> list[str]:

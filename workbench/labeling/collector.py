@@ -11,6 +11,8 @@ from typing import Literal
 
 from workbench.audit import log as audit
 from workbench.core.errors import ParameterError, Waiting
+from workbench.core.keyring import signing_key
+from workbench.core.signatures import sign_reference
 from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -35,7 +37,7 @@ from workbench.records import dataset
 from workbench.records.base import Digest, FrozenModel, Ref, short_ref
 from workbench.records.frames import Label
 from workbench.records.store import Store
-from workbench.records.types import Annotator, LabelSet, Prediction
+from workbench.records.types import LABEL_SET_PURPOSE, Annotator, LabelSet, Prediction
 
 __all__ = ["BatchStatus", "InvalidAnswer", "batch_status", "collect"]
 
@@ -188,6 +190,8 @@ def collect(
                 deleted=deleted,
             )
             collected = store.put(record, files.paths)
+        signature = sign_reference(signing_key(workspace, "labels"), LABEL_SET_PURPOSE, collected)
+        store.write_side(collected, "signature", signature)
         audit.append(
             workspace,
             "labelled",

@@ -117,7 +117,7 @@ class ModelReleases:
 
     Attributes:
         releases: Those that count, oldest first.
-        refused: Why others do not count, by reference.
+        refused: Why others do not count, by reference, and ``codes``: the stable codes of it.
         damaged: Records that are damaged or lost, and may be the newest of this model: no alias is
             resolved and no version given until they are back.
     """
@@ -129,6 +129,7 @@ class ModelReleases:
     highest_refused: int = 0
     """Highest version of a release that does not count, such as one of a lost key."""
     damaged: dict[Ref, str] = field(default_factory=dict)
+    codes: dict[Ref, str] = field(default_factory=dict)
 
     @cached_property
     def aliases(self) -> dict[str, RegisteredRelease]:
@@ -174,6 +175,7 @@ class ModelReleases:
                 f"no release of {self.model} counts: {reason}",
                 where=ref,
                 hint="Restore the signing key and the releases from a backup",
+                reason=self.codes.get(ref),
             )
 
     def _require_whole(self) -> None:
@@ -223,6 +225,7 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     store = Store(workspace)
     counted: list[RegisteredRelease] = []
     refused: dict[Ref, str] = {}
+    codes: dict[Ref, str] = {}
     damaged = store.damaged(Release, Rollback)
     ring: Keyring | None = None
     for ref, record in _readable(store):
@@ -234,6 +237,7 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
                 damaged[ref] = refused[ref] = str(error)
             except VerificationError as error:
                 refused[ref] = str(error)
+                codes[ref] = error.reason or ""
     numbers = Counter(release.version for release in counted if not release.older)
     for release in [one for one in counted if not one.older and numbers[one.version] > 1]:
         refused[release.ref] = f"{numbers[release.version]} releases have version {release.version}"
@@ -242,7 +246,7 @@ def registered_releases(workspace: Workspace, model: str) -> ModelReleases:
     numbers_refused = [store.get(ref, Release).version or 0 for ref in refused]
     highest = max((number for number in numbers_refused if number < _MAX_VERSION), default=0)
     rollbacks = tuple(signed_rollbacks(store, model, refused, damaged).values())
-    return ModelReleases(model, tuple(counted), refused, rollbacks, highest, damaged)
+    return ModelReleases(model, tuple(counted), refused, rollbacks, highest, damaged, codes)
 
 
 def signed_rollbacks(

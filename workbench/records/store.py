@@ -265,7 +265,12 @@ class Store:
     def _side_path(self, ref: Ref, name: str) -> Path:
         return self.folder(ref) / "side" / f"{name}.json"
 
-    def _body(self, ref: Ref) -> Json:
+    def content(self, ref: Ref) -> bytes:
+        """The bytes of ``record.json``, verified.
+
+        Raises:
+            RecordError: The record does not exist or was changed.
+        """
         path = self.folder(ref) / RECORD_FILE
         if not self.exists(ref) and path.exists():
             problem = "record is incomplete: its mark COMPLETE is missing"
@@ -282,7 +287,10 @@ class Store:
         if digest.of_bytes(content) != digest_of(ref):
             problem = "record does not match its digest: it was changed"
             raise RecordError(problem, where=path, hint=_DAMAGED)
-        return _parse_body(ref, content)
+        return content
+
+    def _body(self, ref: Ref) -> Json:
+        return _parse_body(ref, self.content(ref))
 
     def _write_or_repair(
         self, ref: Ref, content: bytes, payload: Payload, side: Mapping[str, Any]

@@ -425,6 +425,10 @@ class LabelSet(Record):
     deleted: tuple[Digest, ...] = optional_field(())
 
 
+LABEL_SET_PURPOSE = "label set"
+"""What the signature beside a label set is for."""
+
+
 class AgreementRate(FrozenModel):
     """Agreement of labelers on a ``subject``: a class, a slice, a labeler, or all.
 

@@ -16,7 +16,7 @@ from workbench.core.names import check_name, check_person, check_text
 from workbench.core.signatures import SigningKey, sign_reference
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, exclusive, write_atomic
-from workbench.detection.bundles import SIGNATURE_FILE
+from workbench.detection.bundles import SIGNATURE_FILE, refuse_pickles
 from workbench.records import releases
 from workbench.records.base import GateReport, Ref, digest_of, make_ref
 from workbench.records.model_types import ClaimType, ExportBundle, Release, Rollback
@@ -332,8 +332,10 @@ def _new_folder(store: Store, bundle: Ref, folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
         work = Path(scratch) / folder.name
-        for name in store.payload_names(bundle):
-            write_atomic(work / name, store.read_payload(bundle, name))
+        files = {name: store.read_payload(bundle, name) for name in store.payload_names(bundle)}
+        refuse_pickles(files, where=bundle)
+        for name, content in files.items():
+            write_atomic(work / name, content)
         yield work
         work.rename(folder)
 
