@@ -9,8 +9,12 @@ import gzip
 import html
 import io
 import json
+import lzma
 import os
+import random
+import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
@@ -30,6 +34,7 @@ PEM = (
     "Zk3Qm9==\n"
     "-----END PRIVATE " + "KEY-----"
 )
+b64 = base64.b64encode
 PASSWORD = 'p@ss/w"rd & <b>7é\\n'
 ENCODINGS: dict[str, Callable[[str], str]] = {
     "raw": str,
@@ -55,6 +60,21 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
     "base64 of UTF-16": lambda s: base64.b64encode(s.encode("utf-16-le")).decode(),
     "base64 twice": lambda s: base64.b64encode(base64.b64encode(s.encode())).decode(),
     "base64 of JSON": lambda s: base64.b64encode(json.dumps({"a": s}).encode()).decode(),
+    "base64 three times": lambda s: b64(b64(b64(s.encode()))).decode(),
+    "base64 of hexadecimal": lambda s: b64(s.encode().hex().encode()).decode(),
+    "hexadecimal of base64": lambda s: b64(s.encode()).hex(),
+    "base64 of gzip": lambda s: b64(gzip.compress(s.encode() * 2)).decode(),
+    "base64 of zlib": lambda s: b64(zlib.compress(s.encode() * 2)).decode(),
+    "base32": lambda s: base64.b32encode(b"ab" + s.encode()).decode(),
+    "base85": lambda s: base64.b85encode(b"abc" + s.encode()).decode(),
+    "ascii85": lambda s: base64.a85encode(s.encode()).decode(),
+    "quoted-printable": lambda s: "".join(f"={b:02X}" for b in s.encode()),
+    "JavaScript": lambda s: "".join(f"\\u{{{ord(c):x}}}" for c in s),
+    "coloured": lambda s: f"{s[:5]}\x1b[31m{s[5:7]}\x1b[0m{s[7:]}",
+    "coloured in JSON": lambda s: json.dumps(f"{s[:5]}\x1b[0;31m{s[5:]}")[1:-1],
+    "a link of a terminal": lambda s: f"{s[:5]}\x1b]8;;http://x\x07{s[5:]}",
+    "overwritten": lambda s: f"{s[:5]}X\b{s[5:]}",
+    "invisible characters": lambda s: f"{s[:3]}\u00ad{s[3:5]}\u202e{s[5:7]}\u200d{s[7:]}",
     "hexadecimal": lambda s: s.encode().hex(),
     "HEXADECIMAL": lambda s: s.encode().hex().upper(),
     "hexadecimal with colons": lambda s: s.encode().hex(":"),
@@ -210,6 +230,87 @@ def test_compressed_files_with_a_secret_are_deleted(tmp_path: Path) -> None:
     assert found.deleted == {"a.gz", "b.bz2", "c.npz", "figures/f.png"}
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["clean.png"]
     assert "the file was deleted" in found.message()
+
+
+def _zip_of(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def _png_of(text: str) -> bytes:
+    stream = io.BytesIO()
+    note = PngImagePlugin.PngInfo()
+    note.add_itxt("comment", text, lang="en-us", tkey="title", zip=True)
+    Image.new("RGB", (4, 4)).save(stream, "PNG", pnginfo=note)
+    return stream.getvalue()
+
+
+_PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip twice": lambda c: gzip.compress(gzip.compress(c)),
+    "second member of gzip": lambda c: gzip.compress(b"x") + gzip.compress(c),
+    "zlib": zlib.compress,
+    "old LZMA": lambda c: lzma.compress(c, format=lzma.FORMAT_ALONE),
+    "PDF": lambda c: b"%PDF-1.4\n<</Filter/FlateDecode>>stream\n" + zlib.compress(c) + b"\nend",
+    "zip in a zip": lambda c: _zip_of("in.zip", _zip_of("a", c)),
+    "name in a zip": lambda c: _zip_of(c[-14:].decode(), b"x"),
+    "zip after a program": lambda c: b"MZ\x00 program" + _zip_of("a", c),
+    "text of a PNG": lambda c: _png_of(c.decode()),
+    "PNG in a zip": lambda c: _zip_of("a.png", _png_of(c.decode())),
+}
+
+
+@pytest.mark.parametrize("packed", _PACKED)
+def test_packed_secrets_are_found_in_files_and_in_notebooks(tmp_path: Path, packed: str) -> None:
+    content = _PACKED[packed](b"x" * 300 + b"hunter2hunter2")
+    (tmp_path / "a.bin").write_bytes(content)
+    output = {"output_type": "display_data", "data": {"image/png": b64(content).decode() + "\n"}}
+    cell = {"cell_type": "code", "source": [], "outputs": [{**output, "metadata": {}}]}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
+    found = redaction.redact_folder(tmp_path, {"KEY": "hunter2hunter2"})
+    assert found.known == {"a.bin": ["KEY"], "a.ipynb": ["KEY"]}
+    assert not (tmp_path / "a.bin").exists()
+    assert b64(content).decode()[:40] not in (tmp_path / "a.ipynb").read_text()
+
+
+def test_a_secret_in_two_outputs_of_a_cell_is_found(tmp_path: Path) -> None:
+    """Prints that another output stands between are two outputs of the notebook."""
+    texts = ["start hunter2", "a warning", ["hun", "ter2 end"]]
+    names = ["stdout", "stderr", "stdout"]
+    outputs = [
+        {"output_type": "stream", "name": name, "text": text}
+        for name, text in zip(names, texts, strict=True)
+    ]
+    cell = {"cell_type": "code", "source": [], "outputs": outputs}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}}))
+    assert redaction.redact_folder(tmp_path, {"KEY": "hunter2hunter2"}).known == {
+        "a.ipynb": ["KEY"]
+    }
+    after = json.loads((tmp_path / "a.ipynb").read_bytes())["cells"][0]["outputs"]
+    assert [one["text"] for one in after] == ["start [redacted: KEY] end", "a warning", ""]
+
+
+def test_a_link_whose_target_is_a_secret_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("hunter2hunter2")
+    redaction.redact_folder(tmp_path, {"KEY": "hunter2hunter2"})
+    assert not os.path.lexists(tmp_path / "latest")
+
+
+def test_the_bytes_of_a_key_are_found(tmp_path: Path) -> None:
+    der = base64.b64decode("".join(PEM.splitlines()[1:-1]) + "=")
+    (tmp_path / "key.der").write_bytes(b"\x00\xff" + der)
+    assert redaction.redact_folder(tmp_path, {"KEY": PEM}).deleted == {"key.der"}
+
+
+def test_large_binary_files_take_seconds(tmp_path: Path) -> None:
+    """Decoding every byte that happens to look like an escape took minutes."""
+    generator = random.Random(0)  # noqa: S311 - not a secret
+    (tmp_path / "weights.bin").write_bytes(generator.randbytes(2**19))
+    known = {f"KEY{number}": f"{number}-value-of-a-secret" for number in range(6)}
+    began = time.process_time()
+    assert not redaction.redact_folder(tmp_path, known).known
+    assert time.process_time() - began < 8  # 18 s before
 
 
 def test_names_links_and_pipes(tmp_path: Path) -> None:

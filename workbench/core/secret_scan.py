@@ -1,41 +1,37 @@
 """Find credentials in text, and redact them.
 
-Known values are searched as they are and in every usual encoding: the text is decoded (escapes of
-JSON and Python, HTML, URLs, base64, hexadecimal, byte values, UTF-16), also two encodings inside
-each other, and each form is searched with and without its line breaks and quotes. A match leads
-back to the characters that it came from. Unknown credentials are guessed from their patterns.
+Known values are searched as they are and in every usual encoding, see
+`workbench.core.encoded_values`. Unknown credentials are guessed from their patterns.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import math
 import os
 import re
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import unquote, urlsplit
+
+from workbench.core import encoded_values
+from workbench.core.encoded_values import (
+    MIN_ENCODED_LENGTH,
+    MIN_LENGTH,
+    Span,
+    Value,
+    find_values,
+    unescaped,
+    unescaped_view,
+)
 
 __all__ = ()
 
-Span = tuple[int, int]
-
 _REDACTED = "[redacted: {}]"
-
-MIN_LENGTH = 4
-"""A shorter value would match everywhere."""
-
-_MIN_ENCODED_LENGTH = 6
-_MIN_BASE64_LENGTH = 7
-_MIN_SQUEEZED_LENGTH = 8
-"""Shorter ones would match by chance in images, or in text without its spaces."""
 
 _MIN_LINE_LENGTH = 16
 """Each line of a longer secret, such as a PEM key, is a secret from this length on."""
@@ -243,9 +239,9 @@ def scan_text(text: str, known: Mapping[str, str], *, settings: bool = False) ->
     """
     found = _find_known(text, known)
     found += [_leak_at(name, text, span) for name, span in _guess(text, settings=settings)]
-    plain = _unescaped(text)
+    plain = unescaped(text)
     if plain is not None and any(True for _ in _guess(plain, settings=settings)):
-        for read, origin in _view(text, _ESCAPE, _unescape):
+        for read, origin in unescaped_view(text):
             for name, span in _guess(read, settings=settings):
                 found.append(_leak_at(name, text, origin(*span)))
     return _without_overlaps(found)
@@ -323,7 +319,7 @@ def secret_in_value(name: str, value: Any, known: Mapping[str, str]) -> str | No
     if _is_strong(name):
         likely = likely or (isinstance(value, int) and abs(value) >= _MIN_PIN)
     else:
-        likely = likely and len(text) >= _MIN_ENCODED_LENGTH and text.lower() not in _PLAIN_WORDS
+        likely = likely and len(text) >= MIN_ENCODED_LENGTH and text.lower() not in _PLAIN_WORDS
     random_key = name.lower().endswith("key") and len(text) >= 12 and _looks_random(text)
     return "looks like a secret" if likely and (is_secret_name(name) or random_key) else None
 
@@ -378,76 +374,20 @@ def _leak_at(name: str, text: str, span: Span, *, known: bool = False) -> Leak:
 
 # Known values
 
-Needle = tuple[str, str]
-"""A string to search for, and the name of the secret that it means."""
-
-
-@dataclass(frozen=True)
-class _Needles:
-    """What to search for: as written, without spaces and quotes, in base64, in hexadecimal."""
-
-    text: tuple[Needle, ...]
-    squeezed: tuple[Needle, ...]
-    base64: tuple[Needle, ...]
-    hexadecimal: tuple[Needle, ...]
-
 
 def _find_known(text: str, known: Mapping[str, str]) -> list[Leak]:
-    needles = _needles(tuple(sorted(known.items())))
-    if not needles.text:
-        return []
-    return [_leak_at(name, text, span, known=True) for name, span in _search(text, needles, 3)]
+    values = _values(tuple(sorted(known.items())))
+    return [_leak_at(name, text, span, known=True) for name, span in find_values(text, values)]
+
+
+def names_in_bytes(content: bytes, known: Mapping[str, str]) -> set[str]:
+    """Names of the secrets whose values stand in a binary file, as they are, encoded or packed."""
+    return encoded_values.names_in_bytes(content, _values(tuple(sorted(known.items()))))
 
 
 @lru_cache(maxsize=16)
-def _needles(known: tuple[tuple[str, str], ...]) -> _Needles:
-    text: set[Needle] = set()
-    squeezed: set[Needle] = set()
-    encoded: set[tuple[bytes, str]] = set()
-    for name, secret in known:
-        for value in _parts_of(secret):
-            if len(value) < MIN_LENGTH:
-                continue
-            text |= {(value, name), (value.replace(" ", "+"), name)}  # the latter in an address
-            in_bytes = value.encode("utf-8", "surrogatepass").decode("latin-1")
-            squeezed |= {(_SQUEEZED.sub("", form), name) for form in (value, in_bytes)}
-            if len(value) >= _MIN_ENCODED_LENGTH:
-                spellings = (value, json.dumps(value)[1:-1], html.escape(value), quote(value))
-                encoded |= {
-                    (spelling.encode("utf-8", "surrogatepass"), name) for spelling in spellings
-                }
-                wide = ("utf-16-le", "utf-16-be", "utf-32-le")
-                encoded |= {(value.encode(code, "surrogatepass"), name) for code in wide}
-    text |= {(content.decode("latin-1"), name) for content, name in encoded}
-    numbers = {("".join(map(str, content)), name) for content, name in encoded}
-    once = {(part, name) for content, name in encoded for part in _base64_parts(content)}
-    plain = {(content, name) for content, name in encoded if b"\0" not in content}
-    twice = {
-        (inner, name)
-        for content, name in plain
-        for part in _base64_parts(content)
-        for inner in _base64_parts(part.encode())
-    }
-    squeezed = {(part, name) for part, name in squeezed if len(part) >= _MIN_SQUEEZED_LENGTH}
-    return _Needles(
-        tuple(sorted(text)),
-        tuple(sorted(squeezed | numbers)),
-        tuple(sorted(once | twice)),
-        tuple(sorted({(content.hex(), name) for content, name in encoded})),
-    )
-
-
-def _base64_parts(content: bytes) -> set[str]:
-    """What base64 makes of ``content`` wherever it begins in a group of three bytes.
-
-    Characters that depend on the bytes around it are left out.
-    """
-    parts = set()
-    for before in range(3):
-        text = base64.b64encode(bytes(before) + content).decode().rstrip("=")
-        whole = (before + len(content)) * 8 // 6
-        parts.add(text[-(-before * 8 // 6) : whole])
-    return {part for part in parts if len(part) >= _MIN_BASE64_LENGTH}
+def _values(known: tuple[tuple[str, str], ...]) -> tuple[Value, ...]:
+    return tuple(sorted({(part, name) for name, secret in known for part in _parts_of(secret)}))
 
 
 def _parts_of(value: str) -> Iterator[str]:
@@ -481,179 +421,6 @@ def _password_of(address: str) -> str | None:
         return urlsplit(address).password if "://" in address and "@" in address else None
     except ValueError:
         return None
-
-
-def _search(text: str, needles: _Needles, depth: int) -> Iterator[tuple[str, Span]]:
-    """Name and span of every known value in ``text``, decoded up to ``depth`` times.
-
-    Each form is made without the way back first, which is many times faster.
-    """
-    yield from _find_all(text, needles.text)
-    forms = [(_squeezed(text), _SQUEEZED)]
-    if _PREFIX.search(text):
-        forms.append((_squeezed(_PREFIX.sub("", text)), _PREFIXED))
-    for form, tokens in forms:
-        if any(True for _ in _search_squeezed(form, needles, _same)):
-            for read, origin in _view(text, tokens, lambda _: "") or [(text, _same)]:
-                yield from _search_squeezed(read, needles, origin)
-    if depth > 0:
-        for decode, tokens, decode_token in _DECODERS:
-            plain = decode(text)
-            if plain is not None and any(True for _ in _search(plain, needles, depth - 1)):
-                for read, origin in _view(text, tokens, decode_token):
-                    for name, span in _search(read, needles, depth - 1):
-                        yield name, origin(*span)
-
-
-def _search_squeezed(text: str, needles: _Needles, back: Origin) -> Iterator[tuple[str, Span]]:
-    for name, span in _find_all(text, needles.squeezed):
-        yield name, back(*span)
-    standard = text.replace("-", "+").replace("_", "/")
-    for name, (start, end) in _find_all(standard, needles.base64):
-        first, last = back(start, end)
-        # A character beside it holds some of its bits.
-        before = start > 0 and back(start - 1, start)[1] == first
-        after = end < len(text) and back(end, end + 1)[0] == last
-        yield name, (first - before, last + after)
-    lower = text.lower()
-    if len(lower) != len(text):  # a letter whose lower case has two characters
-        lower = text
-    for name, span in _find_all(lower, needles.hexadecimal):
-        yield name, back(*span)
-    pairs = lower.replace(":", "").replace("-", "").replace("0x", "")
-    if len(pairs) < len(lower) and any(True for _ in _find_all(pairs, needles.hexadecimal)):
-        for read, source in _view(lower, _BETWEEN_PAIRS, lambda _: ""):
-            for name, span in _find_all(read, needles.hexadecimal):
-                yield name, back(*source(*span))
-
-
-def _find_all(text: str, needles: Iterable[Needle]) -> Iterator[tuple[str, Span]]:
-    for needle, name in needles:
-        at = text.find(needle)
-        while at >= 0:
-            yield name, (at, at + len(needle))
-            at = text.find(needle, at + 1)
-
-
-# Decoded forms of a text, each with the way back: the span that a decoded span came from.
-
-Origin = Callable[[int, int], Span]
-View = tuple[str, Origin]
-
-_SQUEEZED = re.compile(r"(?:\\[nrtfv0]|[\s\"'`,\\\x00\u200b\ufeff])+")
-_PREFIX = re.compile(r"\n[ \t]*(?:[+-]|[#>|*]+|\d+[:|])[ \t]*")
-_PREFIXED = re.compile(f"{_PREFIX.pattern}|{_SQUEEZED.pattern}")
-_ESCAPED_BREAK = re.compile(r"\\[nrtfv0]")
-_SPACES_AND_QUOTES = {
-    ord(character): None
-    for character in [*"\"'`,\\\x00\u200b\ufeff", *filter(str.isspace, map(chr, range(0x3001)))]
-}
-_ONE_BACKSLASH = "\U000f8ff0"
-"""A private character, in place of an escaped backslash while other escapes are decoded."""
-
-_ESCAPE = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    r"|\\(?:u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|[0-7]{1,3}|[\s\S])"
-)
-_SINGLE = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "b": "\b", "a": "\a"}
-_ENTITY = re.compile(
-    r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});|<[^<>]{1,300}>"
-)
-_PERCENT = re.compile(r"(?:%[0-9a-fA-F]{2})+")
-_BETWEEN_PAIRS = re.compile(r"(?:0x|[:-])+")
-
-
-def _same(start: int, end: int) -> Span:
-    return start, end
-
-
-def _view(text: str, tokens: re.Pattern[str], decode: Callable[[str], str]) -> list[View]:
-    """The text with each token decoded; empty if there is none."""
-    parts: list[str] = []
-    starts: list[int] = []
-    sources: list[tuple[int, int]] = []  # start; end of a token, 0 for text as it was
-    at = length = 0
-
-    def add(part: str, start: int, end: int) -> None:
-        nonlocal length
-        if part:
-            parts.append(part)
-            starts.append(length)
-            sources.append((start, end))
-            length += len(part)
-
-    for match in tokens.finditer(text):
-        add(text[at : match.start()], at, 0)
-        add(decode(match.group()), match.start(), match.end())
-        at = match.end()
-    if at == 0:
-        return []
-    add(text[at:], at, 0)
-
-    def span_of(place: int) -> Span:
-        piece = bisect_right(starts, place) - 1
-        start, end = sources[piece]
-        exact = start + place - starts[piece]
-        return (start, end) if end else (exact, exact + 1)
-
-    return [("".join(parts), lambda start, end: (span_of(start)[0], span_of(end - 1)[1]))]
-
-
-def _unescaped(text: str) -> str | None:
-    if "\\" not in text:
-        return None
-    plain = text.replace("\\\\", _ONE_BACKSLASH)
-    for letter, character in (*_SINGLE.items(), ('"', '"'), ("/", "/"), ("'", "'")):
-        plain = plain.replace(f"\\{letter}", character)
-    if "\\" in plain:
-        plain = _ESCAPE.sub(lambda match: _unescape(match.group()), plain)
-    return plain.replace(_ONE_BACKSLASH, "\\")
-
-
-def _without_markup(text: str) -> str | None:
-    if "&" not in text and "<" not in text:
-        return None
-    return _ENTITY.sub(lambda match: _decode_markup(match.group()), text)
-
-
-def _decode_markup(token: str) -> str:
-    return "" if token[0] == "<" else html.unescape(token)
-
-
-def _unquoted(text: str) -> str | None:
-    if "%" not in text:
-        return None
-    return _PERCENT.sub(lambda match: _decode_percent(match.group()), text)
-
-
-def _decode_percent(token: str) -> str:
-    return unquote_to_bytes(token).decode("utf-8", "surrogateescape")
-
-
-def _squeezed(text: str) -> str:
-    """Without line breaks, spaces and quotes."""
-    if "\\" in text:
-        text = _ESCAPED_BREAK.sub("", text)
-    return text.translate(_SPACES_AND_QUOTES)
-
-
-def _unescape(token: str) -> str:
-    if len(token) == 12 and token[6:8] == "\\u":
-        high, low = int(token[2:6], 16), int(token[8:], 16)
-        return chr(0x10000 + ((high - 0xD800) << 10) + low - 0xDC00)
-    kind, digits = token[1], token[2:]
-    if kind in "uUx" and digits:
-        return chr(min(int(digits, 16), 0x10FFFF))
-    if kind in "01234567":
-        return chr(int(token[1:], 8))
-    return _SINGLE.get(kind, kind)
-
-
-_DECODERS: tuple[tuple[Callable[[str], str | None], re.Pattern[str], Callable[[str], str]], ...] = (
-    (_unescaped, _ESCAPE, _unescape),
-    (_without_markup, _ENTITY, _decode_markup),
-    (_unquoted, _PERCENT, _decode_percent),
-)
 
 
 # Unknown credentials

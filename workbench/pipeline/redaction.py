@@ -8,21 +8,15 @@ be rewritten is deleted.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
-import io
 import json
-import lzma
 import os
 import shutil
 import stat
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from workbench.core import secret_scan
 from workbench.core.credentials import PUBLIC_KEY_SUFFIX
@@ -111,7 +105,7 @@ def leaks_in_records(workspace: Workspace, since_ns: int, known: Mapping[str, st
         for path in sorted(_walk(folder)):
             if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
                 continue
-            if names := _names_in_file(path, known):
+            if names := secret_scan.names_in_bytes(path.read_bytes(), known):
                 sentences.append(f"the value of secret {', '.join(sorted(names))} is in {path}")
     return sentences
 
@@ -140,10 +134,11 @@ def _redact_path(
 ) -> None:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
-        if not path.resolve().is_relative_to(folder.resolve()):
+        leaves = not path.resolve().is_relative_to(folder.resolve())
+        if leaves or secret_scan.scan_known(str(path.readlink()), known):
             path.unlink()
-        return
-    if stat.S_ISREG(mode):
+            return
+    elif stat.S_ISREG(mode):
         _redact_file(path, name, known, found)
     elif not stat.S_ISDIR(mode):
         path.unlink()
@@ -210,11 +205,12 @@ def _redacted(suffix: str, content: bytes, search: _Search) -> bytes | None:
     """The content without credentials; None if it holds one and cannot be rewritten."""
     text, encoding = _decode(content)
     if encoding is None:
-        for part in (text, *_wide_texts(content), *_unpacked(content)):
-            search.clean(part, guess=False)
+        search.known |= secret_scan.names_in_bytes(content, search.secrets)
         return None if search.known else content
+    if suffix == ".ipynb":
+        text = _with_whole_streams(text, search)
     clean = search.clean(text)
-    if clean == text:
+    if clean == content.decode(encoding):
         return content
     if suffix in (".ipynb", ".json"):
         clean = search.clean(_redacted_json(text, search))
@@ -243,6 +239,26 @@ def _redacted_json(text: str, search: _Search, *, indent: int | None = 1) -> str
         return text if clean == value else json.dumps(clean, indent=indent, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
+
+
+def _with_whole_streams(text: str, search: _Search) -> str:
+    """The notebook; a secret that two outputs of a cell hold together is redacted in the first."""
+    try:
+        notebook = json.loads(text)
+        cells = [cell for cell in notebook["cells"] if len(cell.get("outputs", ())) > 1]
+        changed = False
+        for cell in cells:
+            for name in ("stdout", "stderr"):
+                streams = [one for one in cell["outputs"] if one.get("name") == name]
+                parts = ["".join(one["text"]) for one in streams]
+                whole = search.clean("".join(parts))
+                if len(parts) > 1 and whole != "".join(search.clean(part) for part in parts):
+                    changed = True
+                    for number, one in enumerate(streams):
+                        one["text"] = "" if number else whole
+        return json.dumps(notebook, indent=1, ensure_ascii=False) if changed else text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return text  # not a notebook
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Json:
@@ -289,64 +305,3 @@ def _names_in_file(path: Path, known: Mapping[str, str]) -> set[str]:
             found |= {name for needle, name in needles if needle in window}
             tail = window[-overlap:]
     return found
-
-
-def _wide_texts(content: bytes) -> Iterator[str]:
-    """What the bytes say as UTF-16 or UTF-32 that begins anywhere."""
-    zeros = content.count(0)
-    if zeros:
-        yield content.replace(b"\0", b"").decode("latin-1")
-    if 10 * zeros >= len(content):
-        for encoding in ("utf-16-le", "utf-16-be"):
-            for shift in (0, 1):
-                yield content[shift:].decode(encoding, "replace")
-
-
-def _unpacked(content: bytes) -> Iterator[str]:
-    """What archives and images hold in compressed form, up to a limit."""
-    for unpacked in _decompressed(content):
-        yield unpacked.decode("latin-1")
-
-
-def _decompressed(content: bytes) -> Iterator[bytes]:
-    left = _MAX_UNPACKED_BYTES
-    openers: tuple[tuple[bytes, Callable[[BinaryIO], Any]], ...] = (
-        (b"\x1f\x8b", gzip.open),
-        (b"BZh", bz2.open),
-        (b"\xfd7zXZ", lzma.open),
-    )
-    for mark, opener in openers:
-        if content.startswith(mark):
-            try:
-                yield opener(io.BytesIO(content)).read(left)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error):
-                return
-    if content.startswith(b"PK\x03\x04"):
-        try:
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                for name in archive.namelist():
-                    with archive.open(name) as member:
-                        data = member.read(left)
-                    left -= len(data)
-                    yield name.encode() + b"\n" + data
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ):
-            return
-    if content.startswith(b"\x89PNG"):
-        for kind in (b"zTXt", b"iTXt", b"iCCP"):
-            at = content.find(kind)
-            while at >= 0:
-                start = content.find(b"\0", at)
-                for skip in (2, 3, 4, 5):  # keyword, method, and in iTXt also languages
-                    try:
-                        yield zlib.decompressobj().decompress(content[start + skip :], left)
-                        break
-                    except zlib.error:
-                        continue
-                at = content.find(kind, at + 4)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import secret_scan
+from workbench.core.encoded_values import MIN_LENGTH
 from workbench.core.errors import ContractError, ParameterError, RecordError
 from workbench.core.names import check_path, check_text
 from workbench.core.types import Json
@@ -163,9 +164,9 @@ class Step:
             raise ParameterError(
                 f"secret {name!r} has no value", hint=f"Set the environment variable {name}"
             )
-        if len(value.strip()) < secret_scan.MIN_LENGTH:
+        if len(value.strip()) < MIN_LENGTH:
             raise ParameterError(
-                f"secret {name!r} has fewer than {secret_scan.MIN_LENGTH} characters: it could "
+                f"secret {name!r} has fewer than {MIN_LENGTH} characters: it could "
                 "not be told from other text and redacted",
                 hint="Use a longer one",
             )
