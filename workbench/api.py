@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from workbench.evaluation.misses import FrameMisses
     from workbench.export.exporter import ExportSettings
     from workbench.labeling import LabelingOptions
+    from workbench.labeling.first_boxes import FirstBoxes
     from workbench.training import TrainingConfig
 
 __all__ = ["Model", "Predictions", "Selection", "Workbench", "mine", "open", "train"]
@@ -265,7 +266,7 @@ class Selection:
         return FrameBrowser(
             selected_frames(self.workspace, dataset, self.record, boxes),
             on_tag=tag_action(self.workspace, dataset.name, "look-again"),
-            on_send=send_action(self.workspace, self.record, boxes),
+            on_send=send_action(self.workspace, self.record),
         )
 
     def open_in_fiftyone(self, *, port: int = 5151) -> Any:
@@ -304,7 +305,7 @@ class Selection:
         options: LabelingOptions | None = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Send the frames to Label Studio, with the model's boxes to start from.
+        """Send the frames to Label Studio, with `first_boxes` to start from.
 
         Sending twice writes nothing twice.
 
@@ -319,12 +320,13 @@ class Selection:
         """
         from workbench import labeling, services
 
+        boxes = () if self.record.model is None else self.first_boxes().boxes
         batch = labeling.make_batch(
             Store(self.workspace),
             self.record.dataset,
             self.ref,
-            self.record.model,
-            self.predictions(),
+            self.record.model if boxes else None,
+            boxes,
             overlap=overlap,
             options=options,
         )
@@ -344,6 +346,23 @@ class Selection:
             return ()
         model = Model(self.workspace, self.record.model)
         return model.predict(self.dataset, progress=progress).above(CONFIDENCE_THRESHOLD)
+
+    def first_boxes(self, progress: Progress | None = None) -> FirstBoxes:
+        """Boxes for labelers to start from: none where the model is wrong too often.
+
+        Args:
+            progress: Called with the number of frames predicted and their total.
+
+        Raises:
+            ParameterError: The selection has no model.
+        """
+        from workbench import labeling
+
+        if self.record.model is None:
+            raise ParameterError("the selection has no model", where=self.record.method)
+        dataset = load_dataset(Store(self.workspace), self.record.dataset)
+        model = Model(self.workspace, self.record.model)
+        return labeling.predict_first_boxes(model, dataset, self.frames, progress=progress)
 
     def publish(self, embeddings: Embeddings | None = None) -> str:
         """Publish the pool with this selection to FiftyOne, unless it is there already.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +111,52 @@ def test_text_on_a_dark_colour_is_white(tmp_path: Path) -> None:
         image = Image.new("RGB", (90, 60), "#777777")
         draw_box_on_image(image, (5, 30, 60, 50), colour, text="car", font_size=20)
         assert text in set(image.getdata())
+
+
+def test_plots_have_no_background_and_text_for_light_and_dark_pages() -> None:
+    """In a process of its own, as pytest has imported matplotlib long before."""
+    script = """
+import io, json, sys
+from workbench.data.drawing import use_neutral_style
+if "late" in sys.argv:
+    import matplotlib.pyplot
+use_neutral_style()
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib_inline.backend_inline import _fetch_figure_metadata
+from PIL import Image
+figure, axes = plt.subplots()
+axes.plot([0, 1], label="x")
+axes.legend()
+title = axes.set_title("title")
+stream = io.BytesIO()
+figure.savefig(stream)
+alpha = np.asarray(Image.open(stream))[..., 3]
+texts = [title, *axes.get_legend().get_texts(), *axes.get_xticklabels(), *axes.get_yticklabels()]
+slab = _fetch_figure_metadata(figure)
+print(json.dumps([int(alpha[0, 0]), sorted({text.get_color() for text in texts}), slab]))
+"""
+    for order in ("early", "late"):
+        ran = subprocess.run(
+            [sys.executable, "-c", script, order],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "MPLBACKEND": "agg"},
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        alpha, colours, slab = json.loads(ran.stdout)
+        assert alpha == 0
+        assert slab is None, "JupyterLab would put a background behind it"
+        for colour in colours:
+            # WCAG 2.2, 1.4.11: 3 to 1, on white and on JupyterLab's dark background.
+            lightness = luminance(f"#{colour}" if colour[0] != "#" else colour)
+            assert 1.05 / (lightness + 0.05) >= 3
+            assert (lightness + 0.05) / (luminance("#111111") + 0.05) >= 3
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``#rrggbb`` as WCAG defines it."""
+    parts = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))

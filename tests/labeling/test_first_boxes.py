@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.labeling.conftest import Sample
-from workbench.labeling import choose_first_boxes
+from workbench.labeling.first_boxes import choose_first_boxes, starts_empty
 from workbench.records.frames import Box
 from workbench.records.types import Prediction
 
@@ -24,7 +24,7 @@ def judged(sample: Sample, wrong_below: float, count: int = 30) -> list[Predicti
 
 
 def boxes(sample: Sample, scores: list[float]) -> list[Prediction]:
-    frame = sample.frames[0].id
+    frame = next(frame.id for frame in sample.frames if not starts_empty(frame.id))
     return [Prediction(frame=frame, cls="car", box=AWAY, score=score) for score in scores]
 
 
@@ -33,8 +33,30 @@ def test_boxes_are_sent_from_the_measured_score_on(sample: Sample) -> None:
     first = choose_first_boxes(found, judged(sample, 0.0), sample.dataset, precision=0.3)
     assert first.score is not None and first.precision is not None
     assert first.precision >= 0.3
-    assert [box.score for box in first.boxes] == [s for s in (0.9, 0.6, 0.2) if s >= first.score]
+    assert len(first.boxes) == sum(one.score >= first.score for one in found)
     assert 0 < len(first.boxes) < 3
+
+
+def test_labelers_see_the_measured_precision_and_not_the_score(sample: Sample) -> None:
+    measured = judged(sample, 0.0)
+    first = choose_first_boxes(
+        boxes(sample, [0.95, 0.5, 0.05]), measured, sample.dataset, precision=0
+    )
+    hits = len(sample.dataset.labels)  # the boxes with the highest scores, all right
+    assert [box.score for box in first.boxes] == [1.0, 0.0, 0.0] and hits < len(measured) // 2
+    # A score that says nothing is worth the same everywhere: the share of right boxes.
+    flat = [box.model_copy(update={"score": 0.99}) for box in measured]
+    first = choose_first_boxes(boxes(sample, [0.99]), flat, sample.dataset, precision=0)
+    assert first.boxes[0].score == round(hits / len(flat), 4)
+
+
+def test_a_tenth_of_the_frames_starts_empty(sample: Sample) -> None:
+    names = [f"{number:064x}" for number in range(1000)]
+    found = [Prediction(frame=name, cls="car", box=AWAY, score=0.9) for name in names]
+    first = choose_first_boxes(found, judged(sample, 0.0), sample.dataset, precision=0)
+    assert {box.frame for box in first.boxes} == {n for n in names if not starts_empty(n)}
+    assert first.held_out == len(names) - len(first.boxes) and 70 < first.held_out < 130
+    assert f"{first.held_out} frames without boxes" in str(first)
 
 
 def test_a_bad_model_sends_none_and_says_why(sample: Sample) -> None:
@@ -56,4 +78,5 @@ def test_a_frame_gets_its_best_boxes_only(sample: Sample) -> None:
         found, judged(sample, 0.0), sample.dataset, precision=0, per_frame=20
     )
     assert len(first.boxes) == 20
-    assert min(box.score for box in first.boxes) > 0.89
+    best = choose_first_boxes(found[-20:], judged(sample, 0.0), sample.dataset, precision=0)
+    assert first.boxes == best.boxes

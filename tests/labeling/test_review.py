@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.labeling.conftest import MODEL, Sample
+from tests.labeling.conftest import MODEL, Sample, make_sample
 from workbench.core.errors import ParameterError
+from workbench.core.workspace import Workspace
 from workbench.labeling.answers import REPLAY_DOMAIN, AnswerRow
 from workbench.labeling.batches import BatchContents, make_batch
+from workbench.labeling.first_boxes import starts_empty
 from workbench.labeling.review import (
     Suspect,
     labeling_effort,
@@ -101,8 +103,10 @@ def test_a_review_starts_from_the_labels_and_not_from_the_model(sample: Sample) 
     )
 
 
-def labelset(sample: Sample, rows: list[AnswerRow], labels: list[Label]) -> Ref:
-    record = LabelSet(batch=sample.batch(), annotators=(), labels=len(labels))
+def labelset(
+    sample: Sample, rows: list[AnswerRow], labels: list[Label], batch: Ref | None = None
+) -> Ref:
+    record = LabelSet(batch=batch or sample.batch(), annotators=(), labels=len(labels))
     return sample.store.put(
         record,
         {
@@ -131,3 +135,32 @@ def test_effort_counts_people_only(sample: Sample) -> None:
     assert same.changed_per_minute == suspects.changed_per_minute
     nothing = labeling_effort(sample.store, [])
     assert nothing.seconds_per_frame is None and nothing.changed_per_minute is None
+
+
+@pytest.mark.parametrize(
+    ("seconds_with", "verdict"), [(10, "saves time"), (30, "costs time"), (20, "undecided")]
+)
+def test_first_boxes_are_compared_with_frames_that_start_empty(
+    workspace: Workspace, seconds_with: float, verdict: str
+) -> None:
+    sample = make_sample(workspace, "effort", 60)
+    held_out = {frame.id for frame in sample.frames if starts_empty(frame.id)}
+    assert 2 <= len(held_out) < 20
+    shown = [one for one in sample.predictions if one.frame not in held_out]
+    batch = make_batch(sample.store, sample.ref, sample.selection, MODEL, shown)
+    rows = []
+    for number, frame in enumerate(sample.frames):
+        base = 20 if frame.id in held_out else seconds_with
+        rows.append(
+            AnswerRow(
+                frame=frame.id, annotator="ada", boxes=2, minutes=(base + number % 3 - 1) / 60
+            )
+        )
+    effect = labeling_effort(sample.store, [labelset(sample, rows, [], batch)]).first_boxes
+    assert effect is not None and effect.interval is not None
+    assert (effect.without_boxes, effect.with_boxes) == (len(held_out), 60 - len(held_out))
+    assert effect.ratio == pytest.approx(seconds_with / 20, rel=0.06)
+    assert effect.interval[0] <= effect.ratio <= effect.interval[1]
+    assert effect.verdict == verdict
+    # All frames with boxes, as before this was measured: nothing to compare.
+    assert labeling_effort(sample.store, [labelset(sample, rows, [])]).first_boxes is None

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import pytest
 from nbclient.exceptions import CellExecutionError
@@ -118,3 +119,22 @@ def test_unknown_parameters_and_other_languages_are_rejected() -> None:
         contracts.read_contract(SHIPPED / "simple_execute.ipynb").validate({"mgs": "hello"})
     with pytest.raises(ContractError, match="written in R, not in Python"):
         contracts.read_contract(SHIPPED / "notimplemented_translator.ipynb")
+
+
+def test_annotated_parameters_leave_no_warnings_in_the_log(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    cell = nbformat.v4.new_code_cell(
+        "from typing import Annotated\nrate: Annotated[float, 1] = 3.0"
+    )
+    cell.metadata["tags"] = ["parameters"]
+    cells = [cell, nbformat.v4.new_code_cell("print(rate)")]
+    notebook, folder = tmp_path / "annotated.ipynb", tmp_path / "run"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), notebook)
+    folder.mkdir()
+    assert ours(workspace, notebook, {"rate": 7.0}, folder).status is ExitStatus.OK
+    assert "7.0" in (folder / "output.txt").read_text()
+    assert "arameter" not in (folder / "log.txt").read_text()
+    assert "Unable to parse" not in (folder / "log.txt").read_text()

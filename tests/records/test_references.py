@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,33 @@ def test_invalid_references_name_the_remedy(
         references.register_dataset(workspace, _saved(store, frames))
     with pytest.raises(RecordError, match=message):
         references.resolve_dataset(workspace, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds", "message"),
+    [
+        ("batchs/12", (), "unknown kind of record 'batchs'.*Did you mean 'batch'"),
+        ("batch/1234", (), "no batch has this digest"),
+        ("1234", ("batch",), "no batch has this digest"),
+        ("my batch", ("batch", "label"), "unknown batch or label.*batch/PREFIX or label/PREFIX"),
+        ("nowhere", ("dataset",), "unknown dataset name"),
+    ],
+)
+def test_what_was_looked_for_is_named(
+    workspace: Workspace, text: str, kinds: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RecordError) as raised:
+        references.resolve_reference(workspace, text, kinds)
+    assert re.search(message, f"{raised.value} {raised.value.hint}")
+
+
+def test_digits_of_a_digest_are_enough(workspace: Workspace, store: Store) -> None:
+    ref = _saved(store, 1)
+    digits = digest_of(ref)[:8]
+    assert references.resolve_reference(workspace, digits) == ref
+    named = _saved(store, 2, digits)
+    references.register_dataset(workspace, named)
+    assert references.resolve_reference(workspace, digits) == named
 
 
 def test_a_missing_or_damaged_index_is_rebuilt_from_the_records(

@@ -130,7 +130,7 @@ def resolve_ref(workspace: Workspace, reference: str, kinds: tuple[str, ...]) ->
     """
     from workbench.records.references import resolve_reference
 
-    ref = resolve_reference(workspace, reference)
+    ref = resolve_reference(workspace, reference, kinds)
     if kind_of(ref) not in kinds:
         raise ParameterError(f"expected a {' or '.join(kinds)}, not a {kind_of(ref)}", where=ref)
     return ref

@@ -337,22 +337,24 @@ def _quarantine_lines(quarantined: dict[Ref, dict[str, int]]) -> list[str]:
 
 def _where_to_look(workspace: Workspace) -> list[str]:
     from workbench import services
+    from workbench.services.mlflow_app import USER
     from workbench.services.servers import ADMIN_EMAIL
 
     purposes = {
-        "mlflow": "runs, metrics, models",
-        "label-studio": "frames with boxes to label",
+        "mlflow": ("runs, metrics, models", USER),
+        "label-studio": ("frames with boxes to label", ADMIN_EMAIL),
     }
     lines = []
     for name, server in services.status(workspace).items():
         if name not in purposes:
             continue
+        purpose, user = purposes[name]
         running = server.state in ("running", "external")
         where = server.url if running else "stopped; start it with `workbench up`"
         login = ""
         if server.credentials:
-            login = f" (log in as {ADMIN_EMAIL}, password in {server.credentials})"
-        lines.append(f"  {purposes[name]:28} {where}{login}")
+            login = f"\n{'':31}sign in as {user}, password in {server.credentials}"
+        lines.append(f"  {purpose:28} {where}{login}")
     lines.append(f"  {'mined frames':28} `make lab` opens the notebook that shows them")
     lines.append(f"  {'runs, gates, coverage':28} `make apps` opens the board")
     return lines

@@ -1,5 +1,7 @@
-"""Plots of selections, mining reports and inspections; each function returns a matplotlib
-figure."""
+"""Plots of selections, mining reports and inspections.
+
+Each function returns a matplotlib figure; those of findings return None where there are none.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from workbench.curation.hygiene.fingerprints import HASH_BITS, hamming_distance
 from workbench.curation.hygiene.leakage import Leak, split_side
 from workbench.curation.selection.mining import condition_of
 from workbench.curation.vectors import principal_components, unit_vectors
-from workbench.data.drawing import add_legend, draw_boxes, image_grid
+from workbench.data.drawing import NEUTRAL, add_legend, draw_boxes, image_grid
 from workbench.detection.label_errors import LabelError
 from workbench.detection.preprocessing import load_frame
 from workbench.records.base import Verdict
@@ -218,7 +220,7 @@ def arm_comparison(report: MiningReport) -> Any:
 def leaking_pairs(
     workspace: Workspace, dataset: Dataset, leaks: Sequence[Leak], count: int = 6
 ) -> Any:
-    """Plot leaking pairs side by side, two pairs per row, with sides and reason.
+    """Plot leaking pairs side by side, two pairs per row, with sides and reason; None without any.
 
     Args:
         workspace: Holds the images.
@@ -228,9 +230,9 @@ def leaking_pairs(
     """
     frames = {frame.id: frame for frame in dataset.frames}
     shown = _worst_of_each_kind(leaks, count)
-    figure, grid = image_grid(2 * len(shown), columns=4, cell=(3.25, 2.7))
     if not shown:
-        grid[0].text(0, 0.5, "No leaking pairs.", fontsize=11)
+        return None
+    figure, grid = image_grid(2 * len(shown), columns=4, cell=(3.25, 2.7))
     for number, leak in enumerate(shown):
         left, right = grid[2 * number : 2 * number + 2]
         _show_frame(left, workspace, frames[leak.first])
@@ -270,10 +272,10 @@ def split_over_time(dataset: Dataset, leaks: Sequence[Leak] = ()) -> Any:
         leaking = [
             a for a, frame in zip(positions, frames, strict=True) if frame.id in leaking_frames
         ]
-        axes.scatter(leaking, [line] * len(leaking), s=90, facecolors="none", edgecolors="black")
+        axes.scatter(leaking, [line] * len(leaking), s=90, facecolors="none", edgecolors=NEUTRAL)
     for side, colour in _SIDE_COLOURS.items():
         axes.scatter([], [], s=22, c=colour, label=side or "no role")
-    axes.scatter([], [], s=90, facecolors="none", edgecolors="black", label="leaks")
+    axes.scatter([], [], s=90, facecolors="none", edgecolors=NEUTRAL, label="leaks")
     axes.set_yticks(range(len(drives)), drives, fontsize=7)
     axes.set_xlabel("seconds into the drive" if timed else "frame number in the drive")
     axes.invert_yaxis()
@@ -307,7 +309,7 @@ def similarity_across_sides(features: FrameFeatures, limit: int) -> Any:
     for values, label, colour in series:
         if len(values):
             axes.hist(values, bins, alpha=0.6, label=f"{label} ({len(values)})", color=colour)
-    axes.axvline(limit, color="black", lw=1, ls="--")
+    axes.axvline(limit, color=NEUTRAL, lw=1, ls="--")
     axes.text(limit, axes.get_ylim()[1], " leaks to the left", va="top", fontsize=8)
     axes.set(xlabel=f"differing hash bits of {HASH_BITS}", ylabel="pairs")
     axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.01))
@@ -318,7 +320,7 @@ def similarity_across_sides(features: FrameFeatures, limit: int) -> Any:
 def duplicate_clusters(
     workspace: Workspace, dataset: Dataset, clusters: Sequence[DuplicateCluster], count: int = 4
 ) -> Any:
-    """Plot the largest clusters of duplicates, one per row, up to six frames each.
+    """Plot the largest clusters of duplicates, one per row, up to six each; None without any.
 
     Args:
         workspace: Holds the images.
@@ -328,9 +330,9 @@ def duplicate_clusters(
     """
     frames = {frame.id: frame for frame in dataset.frames}
     shown = clusters[:count]
-    figure, grid = image_grid(6 * len(shown), columns=6, cell=(13 / 6, 1.9))
     if not shown:
-        grid[0].text(0, 0.5, "No duplicate frames.", fontsize=11)
+        return None
+    figure, grid = image_grid(6 * len(shown), columns=6, cell=(13 / 6, 1.9))
     for number, cluster in enumerate(shown):
         row = grid[6 * number : 6 * number + 6]
         steps = np.linspace(0, len(cluster.frames) - 1, min(6, len(cluster.frames))).astype(int)
@@ -379,6 +381,8 @@ def likely_label_errors(
 ) -> Any:
     """Plot the likeliest label errors, cropped: labels in blue, the suspected box in red.
 
+    None without any.
+
     Args:
         workspace: Holds the images.
         dataset: The dataset version.
@@ -387,9 +391,9 @@ def likely_label_errors(
     """
     frames = {frame.id: frame for frame in dataset.frames}
     shown = errors[:count]
-    figure, grid = image_grid(len(shown), columns=4, cell=(3.25, 3.1))
     if not shown:
-        grid[0].text(0, 0.5, "No suspected label errors.", fontsize=11)
+        return None
+    figure, grid = image_grid(len(shown), columns=4, cell=(3.25, 3.1))
     for axes, error in zip(grid, shown, strict=False):
         frame, box = frames[error.frame], error.box
         axes.imshow(load_frame(workspace, frame))
@@ -402,6 +406,7 @@ def likely_label_errors(
         axes.set_ylim(min(frame.height, y + half), max(0, y - half))
         axes.set_title(_wrap(f"{error.weight:.2f} {error.why}"), fontsize=7.5, loc="left")
     figure.tight_layout()
+    add_legend(figure, {"label": "#4f9bff", "suspected": "#ff3b30"})
     return figure
 
 
@@ -414,7 +419,7 @@ def _style_axis(axes: Any, group: Sequence[ArmComparison], *, ratio: bool) -> No
         ticks = [tick for tick in _TICKS if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
         axes.minorticks_off()
-    axes.axvline(1.0 if ratio else 0.0, color="black", lw=0.8)
+    axes.axvline(1.0 if ratio else 0.0, color=NEUTRAL, lw=0.8)
     what = "mined / control (1 is random)" if ratio else "mined - control"
     axes.set_xlabel(what, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
@@ -454,7 +459,7 @@ def _show_frame(axes: Any, workspace: Workspace, frame: Frame) -> None:
     axes.imshow(load_frame(workspace, frame))
     side = split_side(frame)
     title = f"{frame.role or 'no role'} · {frame.drive} #{frame.index}"
-    axes.set_title(title, fontsize=7.5, loc="left", color=_SIDE_COLOURS[side] if side else "black")
+    axes.set_title(title, fontsize=7.5, loc="left", color=_SIDE_COLOURS[side] if side else NEUTRAL)
 
 
 def _worst_of_each_kind(leaks: Sequence[Leak], count: int) -> list[Leak]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -11,7 +14,18 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from workbench.data.schema import FRONT_CAMERA, IGNORE
 from workbench.records.frames import ANY_CLASS
 
-__all__ = ["add_legend", "class_colours", "draw_box_on_image", "draw_boxes", "image_grid"]
+__all__ = [
+    "NEUTRAL",
+    "add_legend",
+    "class_colours",
+    "draw_box_on_image",
+    "draw_boxes",
+    "image_grid",
+    "use_neutral_style",
+]
+
+NEUTRAL = "#7e7e7e"
+"""Of lines and text that have to be seen on light and on dark pages."""
 
 _PALETTE = (
     "#56b4e9", "#e69f00", "#0072b2", "#d55e00", "#f0e442", "#cc79a7", "#884422", "#009e73",
@@ -24,6 +38,19 @@ normal vision, protanopia, deuteranopia and tritanopia (matrices of Machado et a
 dark nor grey.
 """
 _GREY = "#8e8e93"
+
+
+def use_neutral_style() -> None:
+    """Make matplotlib's plots readable on light and dark pages, in this process and its children.
+
+    It does not import matplotlib, which takes a while and which few programs need.
+    """
+    path = str(Path(__file__).with_name("matplotlibrc"))
+    os.environ["MATPLOTLIBRC"] = path
+    if "matplotlib" in sys.modules:
+        import matplotlib as mpl
+
+        mpl.rc_file(path)
 
 
 def image_grid(
@@ -153,6 +180,7 @@ def add_legend(figure: Any, entries: Mapping[str, str | tuple[str, str]]) -> Non
         ncols=columns,
         fontsize=7,
         facecolor="#b9bec6",
+        labelcolor="black",
         framealpha=1,
         edgecolor="none",
     )

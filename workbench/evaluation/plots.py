@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import add_legend, draw_boxes, image_grid
+from workbench.data.drawing import NEUTRAL, add_legend, draw_boxes, image_grid
 from workbench.detection.preprocessing import load_frame
 from workbench.evaluation.matching import RECALL_THRESHOLDS
 from workbench.evaluation.misses import FrameMisses, worst_frames
@@ -202,7 +202,7 @@ def _draw_gate(axis: Any, gate: GateResult, *, at_least: bool) -> None:
     low, high = min(numbers) - margin, max(numbers) + margin
     axis.set(xlim=(low, high), ylim=(-1, 1), yticks=[])
     axis.axvspan(gate.bound if at_least else low, high if at_least else gate.bound, alpha=0.12)
-    axis.axvline(gate.bound, color="black", linewidth=1)
+    axis.axvline(gate.bound, color=NEUTRAL, linewidth=1)
     shown = Estimate(value=gate.value, low=gate.low, high=gate.high)
     _draw_interval(axis, shown, 0, colour, solid=True)
     suffix = "" if gate.required else ", not required"

@@ -20,7 +20,7 @@ from workbench.labeling.batches import (
     make_batch,
 )
 from workbench.labeling.collector import BatchStatus, InvalidAnswer, batch_status, collect
-from workbench.labeling.first_boxes import choose_first_boxes
+from workbench.labeling.first_boxes import predict_first_boxes
 from workbench.labeling.replayer import ReplayNoise, ReplayResult, replay
 from workbench.labeling.review import (
     labeling_effort,
@@ -47,7 +47,6 @@ __all__ = [
     "WithdrawalResult",
     "assess_agreement",
     "batch_status",
-    "choose_first_boxes",
     "collect",
     "connect",
     "labeling_effort",
@@ -57,6 +56,7 @@ __all__ = [
     "merge",
     "migrate",
     "minutes_by_frame",
+    "predict_first_boxes",
     "preview_merge",
     "replay",
     "select_for_review",

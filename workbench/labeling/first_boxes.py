@@ -1,25 +1,37 @@
-"""The boxes that labelers start from: none where the model is wrong too often."""
+"""The boxes that labelers start from: none where the model is wrong too often.
+
+A tenth of the frames gets none in any case, drawn by digest. That these frames are drawn at random
+is what makes `review.labeling_effort` able to say whether the boxes save time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.core import digest
 from workbench.core.text import counted, short_repr
+from workbench.core.types import Progress
 from workbench.detection.boxes import UNMATCHED, iou_matrix, match_greedy
 from workbench.records.base import Digest
 from workbench.records.dataset import Dataset
 from workbench.records.types import Prediction
 
-__all__ = ["choose_first_boxes"]
+if TYPE_CHECKING:
+    from workbench.detection.model import Model
+
+__all__ = ["predict_first_boxes"]
 
 _LEAST_JUDGED = 20
 """Fewer boxes on labeled frames do not measure a precision."""
 
 _ON_IGNORED_IOU = 0.5
+_HELD_OUT = 0.1
+"""Share of the frames that start empty, so that the time which boxes save can be measured."""
 
 
 @short_repr
@@ -28,15 +40,18 @@ class FirstBoxes:
     """Boxes that labelers start from, and why these.
 
     Attributes:
+        boxes: Their score is the precision measured at the model's score.
         score: Lowest score of a box; None if labelers get none.
         precision: Share of right boxes from that score on; the best there is if they get none.
         judged: Number of boxes that it was measured on.
+        held_out: Number of frames that start empty to measure the time which boxes save.
     """
 
     boxes: tuple[Prediction, ...]
     score: float | None
     precision: float | None
     judged: int
+    held_out: int = 0
 
     def __str__(self) -> str:
         boxes = counted(self.judged, "box", "boxes")
@@ -45,7 +60,40 @@ class FirstBoxes:
         measured = f"precision {self.precision:.2f} of {boxes} on labeled frames"
         if self.score is None:
             return f"no first boxes: at best {measured}"
-        return f"{len(self.boxes)} first boxes, score ≥ {self.score:.2f}: {measured}"
+        text = f"{len(self.boxes)} first boxes, score ≥ {self.score:.2f}: {measured}"
+        if self.held_out:
+            frames = counted(self.held_out, "frame")
+            text += f"; {frames} without boxes, to measure the time that they save"
+        return text
+
+
+def predict_first_boxes(
+    model: Model,
+    dataset: Dataset,
+    frames: Iterable[Digest],
+    *,
+    precision: float = 0.5,
+    per_frame: int = 20,
+    progress: Progress | None = None,
+) -> FirstBoxes:
+    """A model's boxes on some frames, as far as it is right often enough on the ``val`` frames.
+
+    Args:
+        model: Predicts on these frames and on the labeled ones.
+        dataset: Has both.
+        frames: Digests of the frames to label.
+        precision: See `choose_first_boxes`.
+        per_frame: See `choose_first_boxes`.
+        progress: Called with the frames to label that are done and their total.
+    """
+    wanted, val = set(frames), dataset.role("val")
+    return choose_first_boxes(
+        model.predict(dataset.where(lambda frame: frame.id in wanted), progress=progress),
+        model.predict(val) if val.labels else (),
+        val,
+        precision=precision,
+        per_frame=per_frame,
+    )
 
 
 def choose_first_boxes(
@@ -59,7 +107,9 @@ def choose_first_boxes(
     """The boxes worth correcting: from the score on at which the model is right often enough.
 
     A bad model's boxes cost more time than they save, however high their scores are. The score is
-    therefore chosen by what the model gets right on labeled frames that it did not learn from.
+    therefore chosen by what the model gets right on labeled frames that it did not learn from, and
+    labelers see that share instead of the score: isotonic regression, as in Zadrozny and Elkan,
+    "Transforming Classifier Scores into Accurate Multiclass Probability Estimates", KDD 2002.
 
     Args:
         predictions: Boxes on the frames to label.
@@ -82,13 +132,37 @@ def choose_first_boxes(
         return FirstBoxes((), None, float(share[best]), int(best) + 1)
     last = good.max()
     lowest = float(scores[order[last]])
+    calibrated = _isotonic(scores, right)
     kept: dict[Digest, list[Prediction]] = {}
+    held_out = set()
     for box in sorted(predictions, key=lambda one: -one.score):
         of_frame = kept.setdefault(box.frame, [])
-        if box.score >= lowest and len(of_frame) < per_frame:
-            of_frame.append(box)
+        if box.score < lowest or len(of_frame) == per_frame:
+            continue
+        if starts_empty(box.frame):
+            held_out.add(box.frame)
+        else:
+            share_right = round(float(calibrated(box.score)), 4)
+            of_frame.append(box.model_copy(update={"score": share_right}))
     boxes = tuple(box for of_frame in kept.values() for box in of_frame)
-    return FirstBoxes(boxes, lowest, float(share[last]), int(last) + 1)
+    return FirstBoxes(boxes, lowest, float(share[last]), int(last) + 1, len(held_out))
+
+
+def starts_empty(frame: Digest) -> bool:
+    """Whether labelers start this frame without boxes, whatever a model finds on it."""
+    return int(digest.of_bytes(f"no first boxes {frame}".encode())[:8], 16) < _HELD_OUT * 2**32
+
+
+def _isotonic(
+    scores: NDArray[np.float64], right: NDArray[np.bool_]
+) -> Callable[[float], np.float64]:
+    """Share of right boxes as a function of the score that never falls."""
+    from scipy.optimize import isotonic_regression
+
+    levels, which = np.unique(scores, return_inverse=True)
+    count = np.bincount(which)
+    fitted = isotonic_regression(np.bincount(which, right) / count, weights=count).x
+    return lambda score: np.interp(score, levels, fitted)
 
 
 def _judge_boxes(

@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import write_atomic
+from workbench.data.drawing import use_neutral_style
 from workbench.pipeline.step import Step
 
 __all__ = ["step"]
@@ -24,6 +25,7 @@ SPEC_VARIABLE = "WORKBENCH_STEP_SPEC"
 
 def step() -> Step:
     """Connect the running notebook to its run, or to a scratch folder when run by hand."""
+    use_neutral_style()
     spec_file = os.environ.get(SPEC_VARIABLE)
     if spec_file:
         current = Step.from_spec(json.loads(Path(spec_file).read_bytes()), headless=True)

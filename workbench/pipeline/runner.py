@@ -87,10 +87,9 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    # It does not see parameters with an `Annotated` type, and warns; they were validated before.
-    logging.getLogger("papermill").addFilter(
-        lambda record: not record.getMessage().startswith("Passed unknown parameter")
-    )
+    # It cannot read parameters with an `Annotated` type, and warns; they were validated before.
+    logging.getLogger("papermill").addFilter(_is_no_parameter_warning)  # the same one is added once
+    logging.getLogger("papermill.translators").addFilter(_is_no_parameter_warning)
     folder = Path(spec.folder)
     try:
         with (folder / OUTPUT_FILE).open("w", encoding="utf-8") as output:
@@ -118,6 +117,10 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
     except CellTimeoutError as error:
         return ExitStatus.TIMED_OUT, Failure(kind="timed-out", message=str(error))
     return ExitStatus.OK, None
+
+
+def _is_no_parameter_warning(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("Passed unknown parameter", "Unable to parse line"))
 
 
 def _death(status: int | None) -> tuple[str, str]:

@@ -225,10 +225,15 @@ class Step:
     def figure(self, name: str, figure: Any) -> None:
         """Save a matplotlib figure, or anything with ``save`` such as a Pillow image, as PNG.
 
+        None, which plots of findings return where there are none, is said instead of saved.
+
         In a pipeline the figure is closed then: nobody looks at the notebook while it runs, and
         open figures use memory. By hand it is shown below the cell.
         """
         check_text(name, "name of a figure")
+        if figure is None:
+            print(f"no figure {name!r}: there is nothing to show")
+            return
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         if hasattr(figure, "savefig"):

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>\d+))?\Z")
+_PREFIX = re.compile(r"[0-9a-f]{4,64}\Z")
 _MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/([0-9]{1,9})|@(\w+))\Z")
 _MAX_NUMBER = 10**6
 _DATASET_SYNTAX = "Write NAME, NAME@N, dataset/PREFIX or sha256:DIGEST"
@@ -52,11 +53,17 @@ class RegisteredVersion:
         return f"{self.name}@{self.number}"
 
 
-def resolve_reference(workspace: Workspace, text: str) -> Ref:
+def resolve_reference(workspace: Workspace, text: str, kinds: Collection[str] = ()) -> Ref:
     """The record that ``text`` names.
+
+    The first four or more digits of a digest are enough, where no dataset has that name.
 
     A model such as ``models:/NAME@champion`` is looked up among the signed releases; MLflow, which
     mirrors them, is not asked.
+
+    Args:
+        kinds: Kinds of record that are asked for; all by default. It is not an error if the
+            record is of another kind, but the message says what was looked for.
 
     Raises:
         RecordError: No record matches, or several do.
@@ -73,6 +80,15 @@ def resolve_reference(workspace: Workspace, text: str) -> Ref:
     kind, slash, prefix = text.partition("/")
     if slash and kind in RECORD_TYPES:
         return _record_by_digest(workspace, [kind], prefix, text)
+    if slash:
+        hint = did_you_mean(kind, RECORD_TYPES)
+        raise RecordError(f"unknown kind of record {kind!r}", where=text, hint=hint)
+    if _PREFIX.match(text) and text not in _numbered(workspace)[0]:
+        return _record_by_digest(workspace, kinds or RECORD_TYPES, text, text)
+    if kinds and DatasetVersion.KIND not in kinds:
+        wanted = list(kinds)
+        hint = f"Write {' or '.join(f'{kind}/PREFIX' for kind in wanted)}"
+        raise RecordError(f"unknown {' or '.join(wanted)}", where=text, hint=hint)
     return resolve_dataset(workspace, text)
 
 
@@ -243,7 +259,7 @@ def _record_by_digest(workspace: Workspace, kinds: Collection[str], prefix: str,
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        noun = "dataset" if list(kinds) == [DatasetVersion.KIND] else "record"
+        noun = " or ".join(kinds) if len(kinds) < len(RECORD_TYPES) else "record"
         raise RecordError(f"no {noun} has this digest", where=text, hint=_SYNTAX)
     listed = ", ".join(short_ref(ref) for ref in matches[:5])
     raise RecordError(

@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     try:
         services.up(workspace, progress=lambda message: print(message, file=sys.stderr))
         variables = {**os.environ, **services.environment(workspace, passwords=True)}
+        # Plots for light and dark pages, in notebooks that import no step, too.
+        variables.setdefault("MATPLOTLIBRC", str(Path(__file__).parents[1] / "data/matplotlibrc"))
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

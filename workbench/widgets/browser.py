@@ -18,6 +18,8 @@ from workbench import curation, labeling, services
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
+from workbench.detection.model import Model
+from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import Prediction, Selection
 from workbench.widgets.frames import DrawnBox, ShownFrame, draw_frame
@@ -522,22 +524,27 @@ def tag_action(workspace: Workspace, dataset: str, tag: str) -> FrameAction:
 def send_action(
     workspace: Workspace,
     selection: Selection,
-    predictions: Sequence[Prediction],
     reason: str = "picked in a notebook",
 ) -> FrameAction:
     """Action that sends frames to labelers; it starts Label Studio if necessary.
 
+    They start from boxes of the selection's model, see `labeling.predict_first_boxes`.
+
     Args:
         workspace: Its records and servers.
         selection: Its dataset version has the frames.
-        predictions: Boxes that labelers start from.
         reason: Shown to labelers beside every frame.
     """
 
     def act(frames: Sequence[str]) -> str:
         store, dataset, model = Store(workspace), selection.dataset, selection.model
         chosen = curation.select_manually(store, dataset, frames, reason, model)
-        batch = labeling.make_batch(store, dataset, chosen, model, predictions)
+        boxes: tuple[Prediction, ...] = ()
+        if model is not None:
+            version = load_dataset(store, dataset)
+            first = labeling.predict_first_boxes(Model(workspace, model), version, frames)
+            boxes = first.boxes
+        batch = labeling.make_batch(store, dataset, chosen, model if boxes else None, boxes)
         services.up(workspace, ("label-studio",))
         admin = services.label_studio_admin(workspace)
         sent = labeling.send(workspace, labeling.connect(admin.url, admin.token), batch)

@@ -126,6 +126,7 @@ def sent_batches(workspace: Workspace) -> LabelingStatus:
 def _summary(state: BatchStatus) -> str:
     parts = [f"{state.done} of {counted(state.total, 'frame')}"]
     parts += [f"{state.skipped} skipped"] if state.skipped else []
+    parts += [f"{state.partly} waiting for another labeler"] if state.partly else []
     parts += [counted(state.drafts, "draft")] if state.drafts else []
     parts += [f"{len(state.deleted)} deleted in Label Studio"] if state.deleted else []
     parts += ["collected"] if state.collected else []

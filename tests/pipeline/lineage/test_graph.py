@@ -117,7 +117,7 @@ def test_a_model_file_leads_to_its_bundle(store: Store, world: World, tmp_path: 
         ("annotator/nobody", "unknown annotator"),
         ("sha256:ffffffff", "no record, frame or file"),
         ("sha256:" + "e" * 64, "no record, frame or file"),
-        ("release/ffff", "no record has this digest"),
+        ("release/ffff", "no release has this digest"),
         ("nonsense", "unknown dataset name"),
     ],
 )
