@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -68,7 +69,8 @@ def runner(
     ]
     process = subprocess.Popen(arguments)
     deadline = time.monotonic() + 20
-    while next(runs.list_runs(workspace), None) is None and time.monotonic() < deadline:
+    # Its folder is there before its file.
+    while not any(run.alive for run in runs.list_runs(workspace)) and time.monotonic() < deadline:
         time.sleep(0.02)
     yield process
     process.kill()
@@ -224,6 +226,27 @@ def test_following_ends_with_the_run(workspace: Workspace, runner: subprocess.Po
     thread.join(10)
     assert lines == ["a | --- cell 1", "a | live", "a | --- failed in 9.0 s"]
     assert ends[0].state == "cancelled"
+
+
+def test_followed_progress_has_time_remainder_and_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(step_output.time, "monotonic", lambda: now[0])
+    progress = step_output._Progress(step_output.StepFiles(tmp_path))
+    assert progress.line() is None
+    for done, loss in ((10, 4.0), (20, 2.0)):
+        (tmp_path / "progress.json").write_text(json.dumps({"done": done, "total": 100}))
+        with (tmp_path / "metrics.jsonl").open("a") as stream:
+            point = {"name": "loss", "value": loss, "step": done, "at": 0.0}
+            stream.write(json.dumps(point) + "\n")
+        line = progress.line()
+        assert line is not None and re.match(r"\d\d:\d\d:\d\d  ", line)
+        assert line[10:] == (
+            "10 of 100  loss 4" if done == 10 else "20 of 100  about 80 s left  loss 2"
+        )
+        assert progress.line() is None, "at most every ten seconds"
+        now[0] += 10
 
 
 def test_a_new_run_is_the_latest_even_if_the_clock_was_set_back(workspace: Workspace) -> None:

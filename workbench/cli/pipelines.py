@@ -13,6 +13,7 @@ import click
 
 from workbench.cli.common import info, json_option, print_result
 from workbench.core.errors import ParameterError
+from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import find_workspace, write_atomic
 
@@ -93,6 +94,14 @@ def plan(
     help="Storage for records if Ray's workers do not share this workspace's folder: file://, s3://"
     " or another fsspec URL.  [env: WORKBENCH_ARTIFACTS]",
 )
+@click.option(
+    "--notify",
+    "targets",
+    multiple=True,
+    metavar="URL|mailto:PERSON",
+    help="Tell them when the run waits for people, is refused or fails. Repeatable.  "
+    "[env: WORKBENCH_NOTIFY]",
+)
 @json_option
 def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     pipeline: Path,
@@ -104,6 +113,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     executor: str,
     ray_address: str | None,
     artifacts: str | None,
+    targets: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Run PIPELINE; steps with nothing changed are skipped, so a rerun continues the last run.
@@ -114,16 +124,34 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     failure.
     """
     from workbench.cli.runs import TerminalDisplay, quarantined_inputs, run_summary
+    from workbench.pipeline import notify
     from workbench.pipeline.run import run_pipeline
+    from workbench.pipeline.runs import earlier_durations, find_run, mlflow_url, new_run_id
 
+    targets = notify.check_targets(targets or os.environ.get(notify.NOTIFY_VARIABLE, "").split())
     loaded = _load_pipeline(pipeline, _parse_parameters(parameters))
     selection = _select_steps(loaded, only, start, fresh)
     if dry_run:
         _print_plan(loaded, selection, as_json=as_json)
         return
     workspace, make_executor = find_workspace(), _executor(executor, ray_address, artifacts)
-    with TerminalDisplay(list(loaded.steps)) as display:
-        report = run_pipeline(workspace, loaded, display, choice=selection, executor=make_executor)
+    run_id = new_run_id(workspace)
+    earlier = earlier_durations(workspace, loaded.name)
+    info(f"run {run_id} of {loaded.name}: {counted(len(loaded.steps), 'step')}")
+    needs = {name: step.needs for name, step in loaded.steps.items()}
+    with TerminalDisplay(needs, earlier) as display:
+        report = run_pipeline(
+            workspace,
+            loaded,
+            display,
+            choice=selection,
+            executor=make_executor,
+            run_id=run_id,
+        )
+    for problem in notify.notify(
+        targets, report, mlflow_url(workspace, find_run(workspace, run_id))
+    ):
+        info(problem)
     quarantined = quarantined_inputs(workspace, report)
     text = run_summary(workspace, report, quarantined)
     value = {**report.model_dump(mode="json"), "quarantined": quarantined}

@@ -6,6 +6,7 @@ import itertools
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -212,10 +213,22 @@ def _duration(seconds: float | None) -> str:
 
 
 class TerminalDisplay:
-    """Shows a run on standard error: live progress bars on a terminal, else a line per event."""
+    """Shows a run on standard error: live progress bars on a terminal, else a line per event.
 
-    def __init__(self, steps: list[str]) -> None:
-        self._width = max(map(len, steps), default=0)
+    Args:
+        needs: The steps that each step needs.
+        earlier: Seconds that steps took before, for the time that is left.
+    """
+
+    def __init__(
+        self, needs: Mapping[str, Sequence[str]], earlier: Mapping[str, float] | None = None
+    ) -> None:
+        self._width = max(map(len, needs), default=0)
+        self._needs = {name: tuple(of) for name, of in needs.items()}
+        self._number = {name: at for at, name in enumerate(needs, start=1)}
+        self._earlier = dict(earlier or {})
+        self._ended: set[str] = set()
+        self._started: dict[str, float] = {}
         self._bar: Any = None
         self._rows: dict[str, Any] = {}
         self._last_printed: dict[str, float] = {}
@@ -248,28 +261,60 @@ class TerminalDisplay:
         self._print(f"  ! {message}")
 
     def step_started(self, name: str, reasons: tuple[str, ...]) -> None:
+        self._started[name] = time.monotonic()
         if self._bar is None:
-            self._print(f"  → {name:{self._width}}  {'; '.join(reasons)}")
+            last = f" (last time {_duration(self._earlier[name])})" if name in self._earlier else ""
+            self._print(f"  → {self._title(name)}  {'; '.join(reasons)}{last}")
         else:
-            self._rows[name] = self._bar.add_task(f"{name:{self._width}}", total=None, of="")
+            self._rows[name] = self._bar.add_task(self._title(name), total=None, of="")
 
     def step_progress(self, name: str, done: int, total: int) -> None:
         if name in self._rows:
             self._bar.update(self._rows[name], completed=done, total=total, of=f"{done}/{total}")
         elif time.monotonic() - self._last_printed.get(name, 0.0) > _PROGRESS_INTERVAL_S:
             self._last_printed[name] = time.monotonic()
-            self._print(f"    {name:{self._width}}  {done} of {total}")
+            self._print(f"    {self._title(name)}  {done} of {total}")
 
     def step_ended(self, step: StepReport) -> None:
         if step.name in self._rows:
             self._bar.remove_task(self._rows.pop(step.name))
+        self._ended.add(step.name)
         seconds = f"{step.seconds:6.1f} s" if step.seconds else " " * 8
         mark = _MARKS.get(step.status, " ")
-        self._print(f"  {mark} {step.name:{self._width}}  {step.status:8} {seconds}  {step.reason}")
+        left = self.seconds_left() if step.status == "ran" else None
+        about = f"; about {_duration(left)} left" if left else ""
+        self._print(
+            f"  {mark} {self._title(step.name)}  {step.status:8} {seconds}  {step.reason}{about}"
+        )
+
+    def seconds_left(self) -> float | None:
+        """Time until the last step ends if each takes as long as before; None if one is unknown.
+
+        Steps run side by side, so it is the longest way through those that have not ended.
+        """
+        left: dict[str, float] = {}
+        for name, needs in self._needs.items():  # in the order of the pipeline: needs come first
+            before = max((left[need] for need in needs if need in left), default=0.0)
+            if name in self._ended:
+                left[name] = before
+                continue
+            if name not in self._earlier:
+                return None
+            gone = time.monotonic() - self._started[name] if name in self._started else 0.0
+            left[name] = before + max(0.0, self._earlier[name] - gone)
+        return max(left.values(), default=0.0)
+
+    def _title(self, name: str) -> str:
+        """``step 3/10``, with the numbers aligned."""
+        count = len(self._number)
+        number = f"{self._number.get(name, 0):>{len(str(count))}}/{count}"
+        return f"{number} {name:{self._width}}"
 
     def _print(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            # One line each: a list of changed modules must not push the run out of sight.
+            console = self._bar.console
+            console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
         else:
             info(line)
 
@@ -294,6 +339,7 @@ def run_summary(
     if report.reason:
         lines.append(f"  {report.reason}")
     lines += [_gate_line(gate) for gate in report.gates]
+    lines += _before_and_after(workspace, report)
     if report.status == "refused":
         lines.append(f"  reason  {_refusal_reason(workspace, report)}")
     if report.model:
@@ -312,6 +358,23 @@ def _gate_line(gate: GateSummary) -> str:
         f"  gate    {mark} {gate.name}: {gate.verdict.value} "
         f"(value {value}, bound {gate.bound:.4g}, n {gate.n})"
     )
+
+
+def _before_and_after(workspace: Workspace, report: RunReport) -> list[str]:
+    """The judged model beside the one it was compared with, each with its interval."""
+    from workbench.evaluation.gates import load_metrics
+
+    refs = [ref for ref in report.outputs.values() if kind_of(ref) == GateReport.KIND]
+    models = load_metrics(Store(workspace), refs[-1]) if refs else {}
+    if not {"candidate", "reference"} <= models.keys():
+        return []
+    before, after = models["reference"].at(), models["candidate"].at()
+    percent = f"{models['candidate'].settings.confidence:.0%} intervals"
+    lines = [f"  {'':7} {'':9}  {models['reference'].name} → this model, {percent}"]
+    for title, metric in (("AP50", "ap50"), ("recall", "recall"), ("precision", "precision")):
+        lines.append(f"  {'':7} {title:9}  {getattr(before, metric)} → {getattr(after, metric)}")
+    lines[1] = lines[1].replace(" " * 7, "metrics", 1)
+    return lines
 
 
 def _refusal_reason(workspace: Workspace, report: RunReport) -> str:

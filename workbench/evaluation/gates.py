@@ -12,6 +12,7 @@ More drives narrow the interval. Only PASS on every required gate lets a model b
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -306,6 +307,15 @@ def overall_verdict(gates: Sequence[GateResult]) -> Verdict:
     if Verdict.FAIL in required:
         return Verdict.FAIL
     return Verdict.PASS if required == {Verdict.PASS} else Verdict.INSUFFICIENT
+
+
+def load_metrics(store: Store, report: Ref) -> dict[str, EvaluationMetrics]:
+    """The metrics behind a gate report: ``candidate`` and, if given, ``reference`` and ``fp32``."""
+    content = json.loads(store.read_payload(report, "metrics.json"))
+    return {
+        role: EvaluationMetrics.model_validate(metrics)
+        for role, metrics in content.get("models", {}).items()
+    }
 
 
 def save_report(

@@ -7,6 +7,7 @@ and only wait for their processes.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, Literal
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
-from workbench.core.errors import ContractError
+from workbench.core.errors import ContractError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.pipeline.environment import cached_module_digests
 from workbench.pipeline.execution import RunDisplay, StepExecution, StepOutcome, StepReport
@@ -44,6 +46,9 @@ __all__ = ["GateSummary", "RunReport", "run_pipeline"]
 RunStatus = Literal["succeeded", "refused", "waiting", "failed", "cancelled"]
 
 _WAIT_TIMEOUT_S = 1.0
+_GIB = 2**30
+_MIN_DISK_GIB = 1
+"""Less is used up within a run, and a full disk stops the servers, too."""
 
 
 class RunExit(IntEnum):
@@ -115,6 +120,7 @@ def run_pipeline(
     *,
     choice: StepSelection = ALL_STEPS,
     executor: Callable[[], Executor] = LocalExecutor,
+    run_id: str | None = None,
 ) -> RunReport:
     """Run ``pipeline`` until it ends or cannot continue.
 
@@ -127,12 +133,15 @@ def run_pipeline(
         display: Is told what happens.
         choice: Which steps to run, and which of them even if nothing changed.
         executor: Creates the executor, called only if a step has to run.
+        run_id: From `new_run_id`, for a caller who shows it first.
 
     Raises:
         ContractError: A selected step reads an output that does not exist.
+        WorkbenchError: The disk is nearly full, and a step has to run.
     """
     _check_selection(workspace, pipeline, choice)
-    session = _RunSession(workspace, pipeline, display, executor, choice)
+    run_id = run_id or new_run_id(workspace)
+    session = _RunSession(workspace, pipeline, display, executor, choice, run_id)
     with _terminated_is_cancelled():
         try:
             cancelled = session.go()
@@ -157,12 +166,13 @@ class _RunSession:
         display: RunDisplay,
         executor: Callable[[], Executor],
         choice: StepSelection,
+        run_id: str,
     ) -> None:
         self.workspace = workspace
         self.pipeline = pipeline
         self.display = display
         self.choice = choice
-        self.run_id = new_run_id(workspace)
+        self.run_id = run_id
         self.folder = workspace.runs / self.run_id
         self.outputs: dict[str, Ref] = {}
         self.journal = RunJournal(workspace, self.run_id, pipeline)
@@ -265,7 +275,13 @@ class _RunSession:
         return threads <= self._executor.threads and memory <= self._executor.memory_gib
 
     def _start(self, planned: PlannedStep) -> None:
+        wanted, free = planned.step.resources.memory_gib, psutil.virtual_memory().available / _GIB
+        if wanted > free:
+            self.display.note(
+                f"{planned.name} declares {wanted:g} GiB of memory, {free:.1f} GiB are free"
+            )
         if self._execution is None:
+            _check_disk(self.workspace)
             self._executor = self._make_executor()
             self._execution = StepExecution(
                 self.workspace, self.pipeline.name, self._executor, self.display, self.external
@@ -330,6 +346,18 @@ class _RunSession:
     def _add_outputs(self, planned: PlannedStep, outputs: dict[str, Ref]) -> None:
         self._outputs_of[planned.name] = outputs
         self.outputs.update({f"{planned.name}.{name}": ref for name, ref in outputs.items()})
+
+
+def _check_disk(workspace: Workspace) -> None:
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(workspace.root).free / _GIB
+    if free < _MIN_DISK_GIB:
+        raise WorkbenchError(
+            f"the disk is nearly full: {free:.1f} GiB are free, a run needs {_MIN_DISK_GIB}",
+            where=workspace.root,
+            hint="Free some space, or set WORKBENCH_HOME to a folder on a larger disk. The next "
+            "run continues here",
+        )
 
 
 def _make_report(

@@ -7,6 +7,7 @@ says ``running`` and its process is gone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -36,6 +37,7 @@ __all__ = [
     "RunState",
     "StepState",
     "cancel_run",
+    "earlier_durations",
     "find_run",
     "find_step",
     "list_runs",
@@ -59,6 +61,7 @@ _MLFLOW_FILE = "mlflow.json"
 _CANCEL_SENT_FILE = "cancel-sent"
 _START_TOLERANCE_S = 2.0  # start times have the resolution of clock ticks; clocks are adjusted
 _POLL_S = 0.2
+_RUNS_FOR_DURATIONS = 20
 _SIGNAL_INTERVAL_S = 60.0
 _WRITE_INTERVAL_S = 0.2  # a thousand skipped steps finish within a second
 
@@ -247,6 +250,16 @@ def find_run(workspace: Workspace, text: str = LATEST_RUN) -> RunState:
         where=text,
         hint="Pass more characters of the id",
     )
+
+
+def earlier_durations(workspace: Workspace, pipeline: str) -> dict[str, float]:
+    """Seconds that each step took when it last ran, in the newest runs of a pipeline."""
+    seconds: dict[str, float] = {}
+    for run in itertools.islice(list_runs(workspace, pipeline), _RUNS_FOR_DURATIONS):
+        for step in run.steps:
+            if step.status == "ran" and step.seconds:
+                seconds.setdefault(step.name, step.seconds)
+    return seconds
 
 
 def find_step(run: RunState, name: str) -> StepState:

@@ -23,6 +23,8 @@ from workbench.tracking import MetricPoint
 __all__ = ["StepFiles", "follow_logs", "read_log"]
 
 _POLL_S = 0.3
+_PROGRESS_INTERVAL_S = 10.0
+_METRICS_SHOWN = 3
 
 
 class StepFiles:
@@ -106,7 +108,7 @@ def read_log(workspace: Workspace, run: RunState, step: StepState) -> StepLog:
 def follow_logs(
     workspace: Workspace, run_id: str, write: Callable[[str], None], step: str | None = None
 ) -> RunState:
-    """Write lines as the steps print them, until the run has ended.
+    """Write lines as the steps print them, and their progress, until the run has ended.
 
     Files that do not exist yet, or that another attempt starts anew, are handled.
 
@@ -121,6 +123,7 @@ def follow_logs(
     """
     tails: dict[Path, FileTail] = {}
     finished: set[str] = set()
+    progress: dict[Path, _Progress] = {}
     while True:
         run = find_run(workspace, run_id)
         over = not run.alive  # read before the files, so that no last line is missed
@@ -133,6 +136,9 @@ def follow_logs(
                 tail = tails.setdefault(folder / name, FileTail(folder / name))
                 for line in tail.lines(last=over):
                     write(f"{prefix}{line}")
+            shown = progress.setdefault(folder, _Progress(StepFiles(folder)))
+            if one.status == "running" and (progress_line := shown.line()):
+                write(f"{prefix}{progress_line}")
             if one.name not in finished and one.status != "running":
                 finished.add(one.name)
                 for line in _last_lines(folder, one):
@@ -140,6 +146,40 @@ def follow_logs(
         if over:
             return run
         time.sleep(_POLL_S)
+
+
+class _Progress:
+    """Progress of a running step, with the time, what is left and its newest metrics."""
+
+    def __init__(self, files: StepFiles) -> None:
+        self._files = files
+        self._first: tuple[float, int] | None = None
+        self._written = -_PROGRESS_INTERVAL_S
+        self._metrics: dict[str, float] = {}
+
+    def line(self) -> str | None:
+        """A line, at most every ten seconds; None if there is nothing new."""
+        now = time.monotonic()
+        if now - self._written < _PROGRESS_INTERVAL_S:
+            return None
+        state, points = self._files.progress(), self._files.points()
+        if state is None and not points:
+            return None
+        self._written = now
+        for point in points:
+            self._metrics.pop(point.name, None)  # the newest are last
+            self._metrics[point.name] = point.value
+        parts = [time.strftime("%H:%M:%S")]
+        if state is not None:
+            done, total = state
+            first_at, first_done = self._first = self._first or (now, done)
+            parts.append(f"{done} of {total}")
+            if done > first_done:
+                seconds = (total - done) * (now - first_at) / (done - first_done)
+                parts.append(f"about {seconds:.0f} s left" if seconds else "done")
+        newest = list(self._metrics.items())[-_METRICS_SHOWN:]
+        parts += [f"{name} {value:.4g}" for name, value in newest]
+        return "  ".join(parts)
 
 
 class FileTail:
