@@ -44,8 +44,8 @@ run: setup ## The whole pipeline, on built-in drives or DATA=… FORMAT=…
 		$(if $(DATA),-p 'data=$(DATA)') $(if $(FORMAT),-p 'format=$(FORMAT)') $(ARGS); \
 	code=$$?; case $$code in 3|4) exit 0;; *) exit $$code;; esac # 3: refused by a gate, 4: waits for people
 
-test: setup ## Tests, without the slow ones
-	@$(BIN)/pytest -m "not slow" $(ARGS)
+test: setup ## Tests, without the slow ones, in two processes
+	@$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
 
 test-long: setup ## Slow tests
 	@$(BIN)/pytest -m slow --timeout=1800 $(ARGS)

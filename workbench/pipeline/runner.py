@@ -155,8 +155,8 @@ class _CellAnnouncer:
 def _kernel_environment(spec: StepSpec, spec_file: Path) -> dict[str, str]:
     threads = str(spec.threads)
     given = {n: v for n, v in spec.environment.items() if not secret_scan.REFERENCE.match(v)}
-    if "MLFLOW_TRACKING_URI" in given:  # its password is never in the specification
-        given |= services.environment(Workspace(Path(spec.home)), ("mlflow",), passwords=True)
+    if url := given.get("MLFLOW_TRACKING_URI"):  # its password is never in the specification
+        given |= services.mlflow_login(Workspace(Path(spec.home)), url)
     return {
         **given,
         SPEC_VARIABLE: str(spec_file),

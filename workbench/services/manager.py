@@ -162,6 +162,15 @@ def tracking_address(workspace: Workspace) -> str:
     return urlunsplit(parts._replace(netloc=f"{mlflow_app.USER}:{password}@{parts.netloc}"))
 
 
+def mlflow_login(workspace: Workspace, url: str) -> dict[str, str]:
+    """Environment variables with user and password of MLflow at ``url``.
+
+    Empty unless that is the address of the server started here, running or not.
+    """
+    own = _is_own(workspace, _SERVERS[MLflowServer.name], url)
+    return _mlflow_login(workspace) if own else {}
+
+
 def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
     """Address and credentials of Label Studio's administrator, local or external.
 
@@ -197,10 +206,7 @@ def external_address(workspace: Workspace, server: Server) -> str | None:
     does not count as external.
     """
     url = os.environ.get(EXTERNAL_VARIABLES[server.name], "").strip().rstrip("/")
-    info = lifecycle.read_process_info(workspace, server.name)
-    if not url or (info is not None and _without_login(url) == server.url(workspace, info.port)):
-        return None
-    return url
+    return None if not url or _is_own(workspace, server, url) else url
 
 
 def check_external(name: str, url: str) -> ServiceStatus:
@@ -317,6 +323,11 @@ def _mask_password(url: str) -> str:
 def _without_login(url: str) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _is_own(workspace: Workspace, server: Server, url: str) -> bool:
+    info = lifecycle.read_process_info(workspace, server.name)
+    return info is not None and _without_login(url) == server.url(workspace, info.port)
 
 
 def _mlflow_login(workspace: Workspace) -> dict[str, str]:
