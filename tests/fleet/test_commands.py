@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from click.testing import CliRunner
 
 from tests.fleet.test_rollout import ROWS
 from workbench.cli import cli
+from workbench.cli.fleet import _release
 from workbench.core.types import Json
 from workbench.core.workspace import HOME_VARIABLE
-from workbench.records.base import GateReport, GateResult, Ref, Verdict, make_ref
+from workbench.records.base import GateReport, GateResult, Ref, Verdict, make_ref, short_ref
 from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
+from workbench.release.claims import add_claim, waive
 from workbench.release.publishing import publish_release
 
 
@@ -114,6 +117,17 @@ def test_a_release_goes_out_and_comes_back(
     failed = publish(store, Verdict.FAIL)
     refused = run("rollout", str(plan), "--release", f"front-camera={failed}", code=1)
     assert "gates of this release say FAIL" in refused["error"]
+    assert f"workbench waive {short_ref(failed)} GATE" in refused["error"]
+    predicate = {"gate": "map", "verdict": "FAIL", "by": "kim", "reason": "fix in v2"}
+    add_claim(store, failed, "waiver", {**predicate, "expires": "2020-01-01"}, by="kim")
+    refused = run("rollout", str(plan), "--release", f"front-camera={failed}", code=1)
+    assert "map waived by kim expired 2020-01-01" in refused["error"]
+    waive(
+        store, failed, "map", by="kim", reason="fix in v2",
+        until=datetime.now(UTC).date() + timedelta(days=1),
+    )  # fmt: skip
+    _, (waiver,) = _release(store.workspace, failed)  # it may go out now
+    assert (waiver.gate, waiver.by) == ("map", "kim")
     started = run("rollout", str(plan), "--by", "lee")
     assert started["evidence"] == "simulated"
     assert started["releases"]["front-camera"]["version"] == 1

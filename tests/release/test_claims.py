@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from tests.release.world import RULES, World, gate, make_world
 from workbench.audit import keys
 from workbench.audit.log import read_log
+from workbench.cli import cli
 from workbench.core import digest
-from workbench.core.errors import Refusal, VerificationError
+from workbench.core.errors import ParameterError, Refusal, VerificationError
 from workbench.core.keyring import signing_key
 from workbench.core.types import Json
-from workbench.records.base import digest_of, make_ref
+from workbench.records.base import Verdict, digest_of, make_ref
+from workbench.records.catalog import list_releases
+from workbench.records.claims import ENVELOPE_FILE, read_claims, read_waivers
 from workbench.records.model_types import Claim
 from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.release import publishing
-from workbench.release.claims import ENVELOPE_FILE, add_claim, read_claims
+from workbench.release.claims import add_claim, waive
+from workbench.release.registry import alias_history
 
 
 @pytest.fixture
@@ -229,3 +236,49 @@ def test_a_changed_claim_does_not_count(world: World) -> None:
     counted, refused = read_claims(world.store, ref)
     assert len(counted) == 4 and "says something else" in next(iter(refused.values()))
     assert not read_claims(world.store, other.release)[0] and moved.startswith(Claim.KIND)
+
+
+def test_a_waiver_is_signed_dated_reasoned_and_shown(world: World) -> None:
+    failed = gate("vru-recall", 0.3, value=0.2, low=0.1)
+    report = world.report(gates=(gate("ap50", 0.4), failed), verdict=Verdict.FAIL, run={})
+    ref = release(world, report)
+    soon = datetime.now(UTC).date() + timedelta(days=30)
+    waive_it = partial(waive, world.store, ref, by="Kim", reason="fix in v2", until=soon)
+    for name, options, problem in (
+        ("ap50", {}, "needs no waiver"),
+        ("vru", {}, "no gate 'vru'"),
+        ("vru-recall", {"until": soon + timedelta(days=200)}, "180 days"),
+        ("vru-recall", {"until": soon - timedelta(days=31)}, "180 days"),
+        ("vru-recall", {"reason": ""}, "reason"),
+    ):
+        with pytest.raises(ParameterError, match=problem):
+            waive_it(name, **options)
+    waive_it("vru-recall")
+    (waiver,) = read_waivers(world.store)[ref]
+    assert (waiver.verdict, waiver.expired) == ("FAIL", False)
+    (row,) = list_releases(world.store)
+    assert row.waived == (f"vru-recall waived by Kim until {soon}: fix in v2",)
+    assert not row.promoted and row.aliases == ("candidate",)  # it never makes a champion
+    for command in (["releases"], ["verify", ref]):
+        assert "waived by Kim until" in CliRunner().invoke(cli, command).output
+    (entry,) = [one for one in read_log(world.store.workspace, ref) if one.event == "waived"]
+    assert entry.detail == {"gate": "vru-recall", "until": str(soon), "reason": "fix in v2"}
+
+
+def test_the_history_of_aliases_says_who_when_and_why(world: World) -> None:
+    workspace = world.store.workspace
+    release(world)
+    second = world.another_bundle()
+    release(world, world.report(candidate=second, run={"bundle": second}), second)
+    publishing.roll_back(world.store, "camera", by="Kim", reason="misses cyclists")
+    keys.revoke(workspace, signing_key(workspace).fingerprint, by="Ann", reason="stolen")
+    moves = alias_history(workspace, "camera")
+    assert [(m.event, m.candidate, m.champion, m.previous) for m in moves] == [
+        ("released", 1, 1, None),
+        ("released", 2, 2, 1),
+        ("rolled-back", 2, 1, None),
+        ("key-revoked", None, None, None),
+    ]
+    assert (moves[2].by, moves[2].why) == ("Kim", "misses cyclists")
+    assert "misses cyclists" in CliRunner().invoke(cli, ["releases", "camera"]).output
+    assert "KEY REVOKED" in CliRunner().invoke(cli, ["releases"]).output

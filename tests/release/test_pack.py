@@ -25,9 +25,10 @@ from workbench.core.keyring import public_key, signing_key
 from workbench.core.signatures import make_envelope
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
+from workbench.records.claims import STATEMENT_TYPE
 from workbench.records.store import Store
 from workbench.release import pack, pack_verifier, publishing
-from workbench.release.claims import STATEMENT_TYPE, add_claim
+from workbench.release.claims import add_claim
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pack"
 Files = dict[str, bytes]
@@ -319,7 +320,7 @@ def test_an_old_pack_is_not_taken_for_the_present(
 
 def test_a_waiver_counts_until_it_expires(world: World, tmp_path: Path) -> None:
     (ref,) = world.store.refs("release")
-    waiver: Json = {"gate": "vru-recall", "by": "Kim", "reason": "fix in v2"}
+    waiver: Json = {"gate": "vru-recall", "verdict": "FAIL", "by": "Kim", "reason": "fix in v2"}
     add_claim(world.store, ref, "waiver", {**waiver, "expires": "2099-01-01"}, by="Kim")
     path = pack.write_pack(world.store, "camera", tmp_path / "p.zip").path
     report = pack_verifier.verify(path, root_key(world))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.release import registry
 from workbench.release.publishing import publish_release
+
+BOARD = Path(__file__).parents[2] / "notebooks/explore/apps/board.py"
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,18 @@ def test_under_signed_a_changed_registry_is_refused_by_name(home: Workspace, cli
     checked = _verify_bundle(home, name, None, signed=False)
     assert checked.release is not None
     assert checked.release.version == 2
+
+
+def test_the_board_says_where_mlflow_differs(home: Workspace, client: Any) -> None:
+    spec = importlib.util.spec_from_file_location("board", BOARD)
+    assert spec is not None and spec.loader is not None
+    board = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(board)
+    assert board.registry_note(home) == "MLflow says what the signed records say."
+    client.set_registered_model_alias("front-camera", "champion", "3")
+    assert "champion points to version 3; the records say 2" in board.registry_note(home)
+    rows = {row["release"]: row["aliases"] for row in board.release_rows(Store(home))}
+    assert rows["front-camera/2"] == "champion" and rows["front-camera/3"] == "candidate"
 
 
 def test_the_doctor_reports_and_sends_what_was_signed(

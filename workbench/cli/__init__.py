@@ -44,6 +44,7 @@ _COMMANDS = {
     "compare": ("records", "Compare two models: slices with intervals, flipped frames."),
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
+    "waive": ("models", "Let a release pass a gate until a day: signed and shown."),
     "fleet": ("fleet", "Send releases to vehicles in stages, watch, stop and take back."),
     "keys": ("keys", "List, rotate and revoke the keys that sign."),
     "audit": ("audit", "Show or verify the log of who did what; write an audit pack."),

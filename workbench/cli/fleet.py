@@ -16,11 +16,15 @@ from workbench.core.errors import ParameterError, RecordError, Refusal
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, find_workspace
+from workbench.records.base import Ref, short_ref
 
 if TYPE_CHECKING:
     from workbench.fleet.director import Director
     from workbench.fleet.publishing import ReleaseFiles
     from workbench.fleet.server import FleetFolder
+    from workbench.records.claims import Waiver
+    from workbench.records.model_types import Release
+    from workbench.records.store import Store
 
 __all__ = ()
 
@@ -119,14 +123,12 @@ def status(as_json: bool) -> None:
     multiple=True,
     help="Release of an ECU in place of the plan's. Repeatable.",
 )
-@click.option("--waive", metavar="REASON", help="Send a release that its gates did not promote.")
 @_by_option
 @json_option
-def rollout(
-    plan: Path, releases: tuple[str, ...], waive: str | None, by: str | None, as_json: bool
-) -> None:
+def rollout(plan: Path, releases: tuple[str, ...], by: str | None, as_json: bool) -> None:
     """Verify and sign the releases of PLAN for the fleet, and start its first stage.
 
+    A release that its gates did not promote needs a waiver of each gate (`workbench waive`).
     Needs the offline keys. `workbench fleet up` has to run for anything to happen.
     """
     from workbench.fleet import publishing
@@ -145,7 +147,8 @@ def rollout(
         for one in read.components
     ]
     read = read.model_copy(update={"components": tuple(components)})
-    verified = [_release(workspace, one.release, waive) for one in components]
+    found = [_release(workspace, one.release) for one in components]
+    verified = [release for release, _ in found]
     stages.check_free(director, read)
     with director.connect() as connection:
         vehicles = list(director.vehicles(connection).values())
@@ -158,7 +161,7 @@ def rollout(
     rollbacks = publishing.publish_rollbacks(
         folder, vehicles, [component.ecu for component in components], now
     )
-    note = f"gates waived: {waive}" if waive else ""
+    note = "; ".join(str(waiver) for _, waivers in found for waiver in waivers)
     started = stages.start(director, read, offers, rollbacks, _person(by), note=note)
     result: Json = {
         "rollout": started,
@@ -273,30 +276,54 @@ def _only_rollout(director: Director, *, ended: bool = False) -> str:
     return only
 
 
-def _release(workspace: Workspace, reference: str, waive: str | None) -> ReleaseFiles:
-    """A release, verified; the bytes that were verified are the ones that are sent."""
+def _release(workspace: Workspace, reference: str) -> tuple[ReleaseFiles, list[Waiver]]:
+    """A release, verified, with the waivers that let it out where its gates did not.
+
+    The bytes that were verified are the ones that are sent.
+    """
     from workbench.fleet.publishing import ReleaseFiles
     from workbench.records.model_types import Release
     from workbench.records.store import Store
     from workbench.release.publishing import verify_release
 
-    ref = resolve_ref(workspace, reference, ("release",))
-    record = Store(workspace).get(ref, Release)
+    store, ref = Store(workspace), resolve_ref(workspace, reference, ("release",))
+    record = store.get(ref, Release)
     verified = verify_release(workspace, ref)
-    if not record.promoted and not waive:
-        raise ParameterError(
-            f"gates of this release say {record.verdict}: it may not go out",
-            where=ref,
-            hint="Release a model that passes, or give --waive with a reason, which is recorded",
-            reason=Refusal.NOT_PROMOTED,
-        )
+    waivers = [] if record.promoted else _waivers(store, ref, record)
     if record.version is None:
         raise ParameterError(
             "release has no version: it is from before versions were signed",
             where=ref,
             hint="Release the bundle again",
         )
-    return ReleaseFiles(ref, record.version, verified.contents)
+    return ReleaseFiles(ref, record.version, verified.contents), waivers
+
+
+def _waivers(store: Store, ref: Ref, record: Release) -> list[Waiver]:
+    """The waivers of every required gate that did not pass.
+
+    Raises:
+        ParameterError: One is lacking or has expired.
+    """
+    from workbench.records.base import GateReport, Verdict
+    from workbench.records.claims import read_waivers
+
+    gates = store.get(record.gates, GateReport).gates
+    needed = [one.name for one in gates if one.required and one.verdict is not Verdict.PASS]
+    known = {one.gate: one for one in read_waivers(store).get(ref, ())}
+    valid = [known[name] for name in needed if name in known and not known[name].expired]
+    if len(valid) < len(needed) or not needed:
+        expired = [str(one) for one in known.values() if one.expired]
+        lacking = ", ".join(name for name in needed if name not in {one.gate for one in valid})
+        raise ParameterError(
+            f"gates of this release say {record.verdict}: it may not go out"
+            + (f" ({'; '.join(expired)})" if expired else ""),
+            where=ref,
+            hint=f"Release a model that passes, or `workbench waive {short_ref(ref)} GATE --reason "
+            f"… --until DATE` for {lacking or 'its gates'}",
+            reason=Refusal.WAIVER_EXPIRED if expired else Refusal.NOT_PROMOTED,
+        )
+    return valid
 
 
 def _person(by: str | None) -> str:

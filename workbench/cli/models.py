@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from workbench.cli.common import info, json_option, print_result, progress_bar
+from workbench.cli.common import info, json_option, print_result, progress_bar, resolve_ref
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, Refusal, VerificationError
 from workbench.core.text import counted
@@ -155,7 +156,7 @@ def _verify_bundle(
         if ref.startswith("release/"):
             if signed and name.startswith("models:"):
                 _refuse_other_registry(workspace, name)
-            return _signed_bundle(publishing.verify_release(workspace, ref, key))
+            return _signed_bundle(workspace, publishing.verify_release(workspace, ref, key))
         if not ref.startswith("bundle/"):
             raise ParameterError(f"{name} is not a bundle", where=ref)
         _refuse_unsigned(name, key, signed=signed)
@@ -163,7 +164,7 @@ def _verify_bundle(
         files = {each: store.read_payload(ref, each) for each in store.payload_names(ref)}
         return _CheckedBundle(store.folder(ref) / "payload", "record", files)
     if (folder / _SIGNATURE_FILE).exists():
-        return _signed_bundle(publishing.verify_released_folder(workspace, folder, key))
+        return _signed_bundle(workspace, publishing.verify_released_folder(workspace, folder, key))
     _refuse_unsigned(name, key, signed=signed)
     info(f"{folder}: not signed; its files are only compared with its manifest")
     return _CheckedBundle(folder, "manifest", read_files(folder))
@@ -199,7 +200,9 @@ def _refuse_unsigned(name: str, key: Path | None, *, signed: bool) -> None:
         )
 
 
-def _signed_bundle(verified: VerifiedFolder) -> _CheckedBundle:
+def _signed_bundle(workspace: Workspace, verified: VerifiedFolder) -> _CheckedBundle:
+    for waiver in _waived(workspace, verified):
+        info(f"{verified.folder}: {waiver}")
     release = verified.release
     if release is None:
         info(f"{verified.folder}: {_OLDER_SIGNATURE}")
@@ -290,8 +293,10 @@ def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> N
     if model is not None and (release is None or release.model != model):
         named = _OLDER_SIGNATURE if release is None else f"a release of {release.model}"
         raise VerificationError(f"expected a release of {model}, found {named}", where=bundle)
+    waived = _waived(workspace, verified)
     result = {
         "verified": True,
+        "waived": waived,
         "bundle": str(verified.folder),
         "key": verified.key,
         "signature": verified.signature,
@@ -306,11 +311,27 @@ def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> N
             if release is None
             else f"{release.model} version {release.version}, {release.verdict}"
             + ("" if release.promoted else ", not promoted"),
+            *waived,
             *(f"  {digest.shorten(sha256)}  {name}" for name, sha256 in verified.files.items()),
             f"signed with key {digest.shorten(verified.key)}…; no file changed, missing or extra",
         ]
     )
     print_result(result, as_json=as_json, text=text)
+
+
+def _waived(workspace: Workspace, verified: VerifiedFolder) -> list[str]:
+    """The waivers of a verified release of this workspace, a line each."""
+    from workbench.records.claims import read_waivers
+    from workbench.records.model_types import Release
+    from workbench.records.store import Store
+
+    store = Store(workspace)
+    return [
+        str(waiver)
+        for ref, waivers in read_waivers(store).items()
+        if store.get(ref, Release).signature == verified.signature
+        for waiver in waivers
+    ]
 
 
 def _verify_pack(
@@ -374,6 +395,39 @@ def rollback(model: str, reason: str, by: str | None, as_json: bool) -> None:
         f"version {done.withdrawn.version} was withdrawn"
     )
     print_result(result, as_json=as_json, text=text)
+
+
+@click.command()
+@click.argument("release")
+@click.argument("gate")
+@click.option("--reason", required=True, help="Why, in a sentence.")
+@click.option(
+    "--until",
+    type=click.DateTime(["%Y-%m-%d"]),
+    required=True,
+    metavar="DATE",
+    help="Last day, YYYY-MM-DD, at most 180 days ahead.",
+)
+@click.option("--by", help="Who answers for it.  [default: the current user]")
+@json_option
+def waive(
+    release: str, gate: str, reason: str, until: datetime, by: str | None, as_json: bool
+) -> None:
+    """Let RELEASE be sent to vehicles although GATE did not pass, until a day.
+
+    The waiver is signed and shown wherever the release is. It never makes a champion.
+    """
+    from workbench.pipeline.promote import current_user
+    from workbench.records.store import Store
+    from workbench.release import claims
+
+    workspace = find_workspace()
+    ref = resolve_ref(workspace, release, ("release",))
+    claim, waiver = claims.waive(
+        Store(workspace), ref, gate, by=by or current_user(), reason=reason, until=until.date()
+    )
+    result: Json = {"claim": claim, "release": ref, **waiver.model_dump()}
+    print_result(result, as_json=as_json, text=f"{short_ref(ref)}: {waiver}")
 
 
 @click.command()

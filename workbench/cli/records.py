@@ -16,7 +16,7 @@ from workbench.cli.common import (
     progress_bar,
     warn_of_damaged,
 )
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ParameterError, RecordError
 from workbench.core.text import counted
 from workbench.core.workspace import find_workspace
 from workbench.records import catalog
@@ -101,24 +101,56 @@ def batches(as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("model", required=False)
 @json_option
-def releases(as_json: bool) -> None:
-    """List releases with their verdicts."""
+def releases(model: str | None, as_json: bool) -> None:
+    """List releases with their aliases, verdicts and waivers.
+
+    With MODEL, show every move of its aliases instead: when, who and why, from the audit log.
+    """
+    if model is not None:
+        _print_moves(model, as_json=as_json)
+        return
     _print_list(
         "releases",
         catalog.list_releases,
-        ("release", "model", "verdict", "promoted", "created"),
+        ("release", "model", "aliases", "verdict", "promoted", "created", "waivers"),
         lambda row: (
             short_ref(row.ref),
             f"{row.model}/{row.version}" if row.version else row.model,
+            ", ".join(row.aliases) or "-",
             row.verdict,
             "yes" if row.promoted else "no",
             row.created,
+            "; ".join(row.waived) or "-",
         ),
         (Release, Rollback),
         "workbench run pipelines/data_engine.yaml",
         as_json=as_json,
     )
+
+
+def _print_moves(model: str, *, as_json: bool) -> None:
+    from workbench.release.registry import alias_history
+
+    moves = alias_history(find_workspace(), model)
+    if not moves:
+        raise RecordError(
+            "no release of this model", where=model, hint="`workbench releases` lists all"
+        )
+    header = ("time", "event", "who", "candidate", "champion", "previous", "why")
+    rows = [
+        (
+            one.at,
+            one.event,
+            one.by,
+            *(str(number or "-") for number in (one.candidate, one.champion, one.previous)),
+            one.why,
+        )
+        for one in moves
+    ]
+    body = {"model": model, "moves": [asdict(one) for one in moves]}
+    print_result(body, as_json=as_json, text="\n".join(_table([header, *rows])))
 
 
 @click.command()

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from workbench.core.errors import RecordError
+from workbench.core.errors import RecordError, Refusal
 from workbench.core.text import counted
 from workbench.records.base import GateReport, Record, Ref, kind_of, short_ref
+from workbench.records.claims import read_waivers
 from workbench.records.model_types import Checkpoint, ExportBundle, Release, StepRun
 from workbench.records.references import list_dataset_versions
 from workbench.records.releases import registered_releases, release_models
@@ -100,7 +101,8 @@ class BatchRow:
 class ReleaseRow:
     """A release; ``version`` is None where its signature does not count, see `releases`.
 
-    Its checkpoint is None where the record of its bundle cannot be read.
+    Its checkpoint is None where the record of its bundle cannot be read. ``verdict`` says why it
+    does not count where it does not, and ``waived`` which gates a person let pass, until when.
     """
 
     ref: Ref
@@ -111,6 +113,8 @@ class ReleaseRow:
     checkpoint: Ref | None
     made_by: str
     created: str
+    aliases: tuple[str, ...] = ()
+    waived: tuple[str, ...] = ()
 
 
 def list_models(store: Store) -> list[ModelRow]:
@@ -189,11 +193,16 @@ def list_batches(store: Store) -> list[BatchRow]:
 def list_releases(store: Store) -> list[ReleaseRow]:
     """Every release, the newest first."""
     made, bundles = _makers(store), dict(store.readable(ExportBundle))
-    counted = {
-        release.ref: release
-        for model in release_models(store.workspace)
-        for release in registered_releases(store.workspace, model).releases
-    }
+    place = store.workspace
+    found = [registered_releases(place, model) for model in release_models(place)]
+    counted = {release.ref: release for one in found for release in one.releases}
+    codes = {ref: code for one in found for ref, code in one.codes.items()}
+    waivers = read_waivers(store)
+    aliases: dict[Ref, list[str]] = {}
+    for one in found:
+        with contextlib.suppress(RecordError):  # a damaged record may be the newest
+            for alias, release in one.aliases.items():
+                aliases.setdefault(release.ref, []).append(alias)
     rows = []
     for ref, record in _newest_first(store, Release):
         bundle = bundles.get(record.bundle)
@@ -202,14 +211,22 @@ def list_releases(store: Store) -> list[ReleaseRow]:
                 ref=ref,
                 model=record.model,
                 version=counted[ref].version if ref in counted else None,
-                verdict=str(record.verdict) if ref in counted else "NOT SIGNED",
+                verdict=str(record.verdict) if ref in counted else _refused(codes.get(ref)),
                 promoted=record.promoted and ref in counted,
                 checkpoint=bundle.checkpoint if bundle else None,
                 made_by=made[ref].step if ref in made else BY_HAND,
                 created=_created(store, ref),
+                aliases=tuple(aliases.get(ref, ())),
+                waived=tuple(map(str, waivers.get(ref, ()))),
             )
         )
     return rows
+
+
+def _refused(code: str | None) -> str:
+    """Why a release does not count, where a verdict stands otherwise."""
+    words = {Refusal.KEY_REVOKED: "KEY REVOKED", Refusal.KEY_EXPIRED: "KEY EXPIRED"}
+    return {str(one): text for one, text in words.items()}.get(code or "", "NOT SIGNED")
 
 
 def damaged_records(store: Store, *types: type[Record]) -> dict[Ref, str]:

@@ -1,4 +1,4 @@
-"""Signed claims about a release, each an in-toto statement in a DSSE envelope of its own.
+"""Sign claims about a release, each an in-toto statement in a DSSE envelope of its own.
 
 A release starts with four: gate report, model card, SBOM, and how it was made. Later ones, such as
 a waiver or a field report, are added beside them; what was signed before is never touched.
@@ -7,49 +7,29 @@ a waiver or a field report, are added beside them; what was signed before is nev
 from __future__ import annotations
 
 import getpass
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final
+from datetime import UTC, date, datetime, timedelta
 
 from workbench.audit import log as audit
-from workbench.core.errors import RecordError, Refusal, VerificationError
-from workbench.core.keyring import Keyring, Role, public_key, read_keyring, signing_key
-from workbench.core.names import check_person
-from workbench.core.signatures import make_envelope, open_envelope
+from workbench.core.errors import ParameterError
+from workbench.core.keyring import signing_key
+from workbench.core.names import check_person, check_text
+from workbench.core.signatures import make_envelope
 from workbench.core.types import Json
-from workbench.records.base import Ref, digest_of, short_ref
+from workbench.records.base import GateReport, Ref, Verdict, digest_of
+from workbench.records.claims import (
+    CLAIM_ROLES,
+    ENVELOPE_FILE,
+    PREDICATE_TYPES,
+    STATEMENT_TYPE,
+    Waiver,
+)
 from workbench.records.model_types import Claim, ClaimType, Release
 from workbench.records.store import Store
 
-__all__ = ["SignedClaim", "add_claim", "read_claims"]
+__all__ = ["add_claim", "waive"]
 
-ENVELOPE_FILE = "envelope.json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-
-PREDICATE_TYPES: Final[dict[ClaimType, str]] = {
-    "gate-report": "https://in-toto.io/attestation/test-result/v0.1",
-    "model-card": "https://huggingface.co/docs/hub/model-cards",
-    "sbom": "https://cyclonedx.org/bom",
-    "provenance": "https://slsa.dev/provenance/v1",
-    "waiver": "urn:workbench:waiver:1",
-    "field-report": "urn:workbench:field-report:1",
-}
-_ROLES: Final[dict[ClaimType, Role]] = {"field-report": "rollout"}
-
-
-@dataclass(frozen=True)
-class SignedClaim:
-    """A claim whose signature was verified.
-
-    Attributes:
-        predicate: What it says.
-        envelope: The signed bytes.
-    """
-
-    ref: Ref
-    record: Claim
-    predicate: Json
-    envelope: bytes
+_MAX_WAIVER_DAYS = 180
+_MAX_REASON_BYTES = 1000
 
 
 def add_claim(
@@ -77,7 +57,7 @@ def sign_claim(
     """`add_claim` without its entry in the audit log, for claims that come with the release."""
     record = store.get(release, Release)
     by = check_person(by or getpass.getuser(), "name of who makes the claim")
-    key = signing_key(store.workspace, _ROLES.get(kind, "release"))
+    key = signing_key(store.workspace, CLAIM_ROLES.get(kind, "release"))
     signed_at = datetime.now(UTC).isoformat(timespec="seconds")
     statement = {
         "_type": STATEMENT_TYPE,
@@ -92,43 +72,52 @@ def sign_claim(
     return store.put(claim, {ENVELOPE_FILE: make_envelope(key, statement)})
 
 
-def read_claims(store: Store, release: Ref) -> tuple[list[SignedClaim], dict[Ref, str]]:
-    """The claims about a release, oldest first, and why others do not count.
+def waive(
+    store: Store, release: Ref, gate: str, *, by: str, reason: str, until: date
+) -> tuple[Ref, Waiver]:
+    """Let a release pass one gate until a day: signed, with a reason, and shown wherever it is.
 
-    A claim that was signed with a revoked key does not count.
+    A waiver lets the release be sent to vehicles; it never makes it champion.
+
+    Args:
+        gate: Name of a required gate of the release that did not pass.
+        by: Who answers for it.
+        until: The last day, at most 180 days ahead.
+
+    Raises:
+        ParameterError: The gate needs no waiver, there is no such gate, or an argument is invalid.
     """
-    counted: list[SignedClaim] = []
-    refused: dict[Ref, str] = {}
-    ring: Keyring | None = None
-    for ref in store.refs(Claim.KIND):
-        try:
-            record = store.get(ref, Claim)
-            if record.release != release:
-                continue
-            ring = ring or read_keyring(store.workspace)
-            counted.append(_verified(store, ref, record, ring))
-        except (RecordError, VerificationError) as error:
-            refused[ref] = str(error)
-    order = list(PREDICATE_TYPES)
-    counted.sort(key=lambda one: (one.record.signed_at, order.index(one.record.type)))
-    return counted, refused
-
-
-def _verified(store: Store, ref: Ref, record: Claim, ring: Keyring) -> SignedClaim:
-    content = store.read_payload(ref, ENVELOPE_FILE)
-    role = _ROLES.get(record.type, "release")
-    public = public_key(store.workspace, role, signer=record.key, at=record.signed_at, ring=ring)
-    statement = open_envelope(content, public, where=ref).statement
-    said = {"type": record.type, "by": record.by, "signed_at": record.signed_at}
-    subjects = {one["digest"]["sha256"] for one in statement["subject"]}
-    if (
-        statement["predicateType"] != PREDICATE_TYPES[record.type]
-        or statement["workbench"] != said
-        or digest_of(record.release) not in subjects
-    ):
-        raise VerificationError(
-            "the claim's record says something else than its signature",
-            where=short_ref(ref),
-            reason=Refusal.CLAIM_INVALID,
+    by = check_person(by, "name of who waives")
+    reason = check_text(reason, "reason", max_bytes=_MAX_REASON_BYTES)
+    record = store.get(release, Release)
+    gates = {one.name: one for one in store.get(record.gates, GateReport).gates}
+    open_gates = [n for n, g in gates.items() if g.required and g.verdict is not Verdict.PASS]
+    if gate not in open_gates:
+        raise ParameterError(
+            f"gate {gate!r} needs no waiver" if gate in gates else f"no gate {gate!r}",
+            where=record.gates,
+            hint=f"Required gates that did not pass: {', '.join(open_gates) or 'none'}",
         )
-    return SignedClaim(ref, record, statement["predicate"], content)
+    today = datetime.now(UTC).date()
+    if not today <= until <= today + timedelta(days=_MAX_WAIVER_DAYS):
+        raise ParameterError(
+            f"a waiver lasts until a day in the next {_MAX_WAIVER_DAYS} days, not {until}"
+        )
+    waiver = Waiver(
+        gate=gate,
+        verdict=gates[gate].verdict.value,
+        by=by,
+        reason=reason,
+        expires=until.isoformat(),
+    )
+    ref = sign_claim(store, release, "waiver", waiver.model_dump(mode="json"), by=by)
+    audit.append(
+        store.workspace,
+        "waived",
+        by=by,
+        subjects=(ref, release),
+        gate=gate,
+        until=waiver.expires,
+        reason=reason,
+    )
+    return ref, waiver

@@ -298,10 +298,8 @@ def _check_rules(store: Store, evidence: Evidence) -> None:
     try:
         rules = json.loads(store.read_payload(evidence.gates, "metrics.json"))["rules"]
         named = {one["name"]: one for one in rules["gates"]}
-    except RecordError:
+    except (RecordError, ValueError, KeyError, TypeError):
         return  # a report that was not made by `evaluation.gates` has no rules to compare with
-    except (ValueError, KeyError, TypeError):
-        rules, named = None, {}
     changed = [
         gate.name
         for gate in report.gates

@@ -31,13 +31,13 @@ from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE
 from workbench.records.base import FrozenModel, GateReport, Ref, kind_of, refs_in
+from workbench.records.claims import ENVELOPE_FILE, STATEMENT_TYPE, SignedClaim, read_claims
 from workbench.records.model_types import Claim, Release, Rollback, StepRun
 from workbench.records.references import resolve_reference
 from workbench.records.releases import SIGNATURE, registered_releases
 from workbench.records.store import Store
 from workbench.records.types import LabelSet
 from workbench.release import pack_verifier
-from workbench.release.claims import ENVELOPE_FILE, STATEMENT_TYPE, SignedClaim, read_claims
 from workbench.release.evidence import Evidence, gather
 from workbench.release.publishing import verify_release
 
@@ -367,6 +367,14 @@ def _page(
             [
                 (one.record.type, one.record.by, one.record.signed_at, one.record.key[:12])
                 for one in claims
+            ],
+        ),
+        (
+            "Waivers",
+            ("gate", "said", "by", "until", "reason"),
+            [
+                (said["gate"], said["verdict"], said["by"], said["expires"], said["reason"])
+                for said in (one.predicate for one in claims if one.record.type == "waiver")
             ],
         ),
         (

@@ -19,6 +19,7 @@ from workbench.core.workspace import Workspace, exclusive, write_atomic
 from workbench.detection.bundles import SIGNATURE_FILE, refuse_pickles
 from workbench.records import releases
 from workbench.records.base import GateReport, Ref, digest_of, make_ref
+from workbench.records.claims import read_claims
 from workbench.records.model_types import ClaimType, ExportBundle, Release, Rollback
 from workbench.records.releases import (
     RegisteredRelease,
@@ -28,7 +29,7 @@ from workbench.records.releases import (
 )
 from workbench.records.store import Store
 from workbench.release import signing
-from workbench.release.claims import read_claims, sign_claim
+from workbench.release.claims import sign_claim
 from workbench.release.evidence import Evidence, Use, check_gate_report, check_licences, gather
 from workbench.release.model_card import make_model_card
 from workbench.release.sbom import make_sbom

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from workbench import services
 from workbench.audit import log as audit
 from workbench.core.errors import RecordError
+from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.records.base import Ref, digest_of, short_ref
@@ -29,7 +31,14 @@ from workbench.records.store import Store
 from workbench.release.publishing import verify_release
 from workbench.tracking import RegistryModel, Tracker
 
-__all__ = ["connect", "point_aliases", "rebuild_registry", "registry_problems", "release_tags"]
+__all__ = [
+    "alias_history",
+    "connect",
+    "point_aliases",
+    "rebuild_registry",
+    "registry_problems",
+    "release_tags",
+]
 
 BUNDLE_FOLDER = "bundle"
 """Artifact folder of a release's MLflow run."""
@@ -83,6 +92,64 @@ def point_aliases(workspace: Workspace, tracker: Tracker, model: str) -> None:
     moves = {alias: numbers[one.ref] for alias, one in found.items() if one.ref in numbers}
     tracker.point(model, moves)
     tracker.drop_aliases(model, [one for one in ALIASES if one in mirrored.aliases.keys() - moves])
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """What the aliases of a model were after an event: who did it, when and why.
+
+    Attributes:
+        event: ``released``, ``rolled-back`` or ``key-revoked``.
+        candidate: Version, and the same for the other aliases; None where there is none.
+    """
+
+    at: str
+    by: str
+    event: str
+    why: str
+    candidate: int | None
+    champion: int | None
+    previous: int | None
+
+
+def alias_history(workspace: Workspace, model: str) -> list[AliasMove]:
+    """Every move of a model's aliases, oldest first, as the audit log has it."""
+    store, moves = Store(workspace), []
+    released: list[int] = []
+    champions: list[int] = []
+    keys: dict[int, str] = {}
+    for entry in audit.read_log(workspace):
+        about = entry.detail.get("model") == model
+        if entry.event == "released" and about:
+            version, ref = int(entry.detail["version"]), entry.subjects[0]
+            with contextlib.suppress(RecordError):  # a record that is gone
+                keys[version] = store.get(ref, Release).key
+            released.append(version)
+            champions += [version] if entry.detail["promoted"] else []
+            why = "gates passed" if entry.detail["promoted"] else "gates did not pass"
+        elif entry.event == "rolled-back" and about:
+            champions.pop()
+            why = str(entry.detail["reason"])
+        elif entry.event == "key-revoked" and entry.detail["key"] in keys.values():
+            lost = {version for version, key in keys.items() if key == entry.detail["key"]}
+            released = [version for version in released if version not in lost]
+            champions = [version for version in champions if version not in lost]
+            why = f"{counted(len(lost), 'release')} lost the key: {entry.detail['reason']}"
+        else:
+            continue
+        last = [None, None, *champions][-2:]
+        moves.append(
+            AliasMove(
+                at=entry.at,
+                by=entry.by,
+                event=entry.event,
+                why=why,
+                candidate=released[-1] if released else None,
+                champion=last[1],
+                previous=last[0],
+            )
+        )
+    return moves
 
 
 def rebuild_registry(

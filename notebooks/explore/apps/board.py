@@ -11,6 +11,7 @@ with app.setup:
 
     import marimo as mo
 
+    from workbench import services
     from workbench.core import digest, workspace
     from workbench.core.errors import WorkbenchError
     from workbench.core.text import counted
@@ -22,6 +23,7 @@ with app.setup:
     from workbench.records.model_types import ExportBundle, Release, StepRun
     from workbench.records.store import Store
     from workbench.records.types import DatasetVersion
+    from workbench.release import registry
 
 
 @app.function
@@ -53,6 +55,34 @@ def model_rows(store: Store) -> list[dict[str, Any]]:
         }
         for row in catalog.list_models(store)
     ]
+
+
+@app.function
+def release_rows(store: Store) -> list[dict[str, Any]]:
+    """One row a release: its aliases, and every waiver that it has."""
+    return [
+        {
+            "release": f"{row.model}/{row.version}" if row.version else row.model,
+            "aliases": ", ".join(row.aliases) or "-",
+            "verdict": row.verdict,
+            "waivers": "; ".join(row.waived) or "-",
+            "when": row.created,
+        }
+        for row in catalog.list_releases(store)
+    ]
+
+
+@app.function
+def registry_note(place: workspace.Workspace) -> str:
+    """Where MLflow says something else than the signed records; empty where it does not run."""
+    if not services.status(place, ("mlflow",))["mlflow"].usable:
+        return "MLflow is not running, so its registry was not compared with the signed records."
+    problems = registry.registry_problems(place, registry.connect(place))
+    lines = [f"- **{problem}**" for problem in problems]
+    fix = (
+        "\n\n`workbench doctor --rebuild-registry` puts MLflow right; references are not affected."
+    )
+    return "\n".join(lines) + fix if problems else "MLflow says what the signed records say."
 
 
 @app.function
@@ -220,6 +250,14 @@ def _(refresh, store):
     refresh.value
     _rows = model_rows(store)
     mo.vstack([mo.md("## Models"), mo.ui.table(_rows, selection=None)] if _rows else [])
+
+
+@app.cell
+def _(refresh, store):
+    refresh.value
+    _rows = release_rows(store)
+    _head = mo.md(f"## Releases\n\n{registry_note(store.workspace) if _rows else ''}")
+    mo.vstack([_head, mo.ui.table(_rows, selection=None)] if _rows else [])
 
 
 @app.cell
