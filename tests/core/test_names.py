@@ -80,6 +80,15 @@ def test_people_write_their_names_in_their_script(name: str) -> None:
     assert check_person(name, "reviewer") == name
 
 
+@pytest.mark.parametrize(
+    "name", ["a\ufe0fnn", "\u3164", "an\u115fn", "ann\u034f", "a\u2800n", "ann\U000e0041"]
+)
+def test_letters_that_are_shown_as_nothing_are_refused(name: str) -> None:
+    for check in (check_name, check_person):
+        with pytest.raises(ParameterError, match="invisible"):
+            check(name, "name")
+
+
 @pytest.mark.parametrize("name", ["\u0430nn", "Ann \u0405mith", "p\u03b1ul", "A\u200bnn", "Ann\n"])
 def test_a_name_in_two_scripts_is_refused(name: str) -> None:
     with pytest.raises(ParameterError, match="invalid reviewer"):

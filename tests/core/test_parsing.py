@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -33,6 +34,12 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         "a: b: c",
         "\x00",
         "<<: 5",
+        "n: 0x" + "f" * 5000,
+        "n: 0b" + "1" * 9000,
+        "n: " + ":".join(["59"] * 2000),
+        "a: 1\nb: 2\na: 3",
+        "x: {a: 1, 'a': 2}",
+        "a0: &a {x: 1}\nb: {<<: [*a, *a], y: 1, y: 2}",
         "x" * (parsing.MAX_YAML_BYTES + 1),
     ],
 )
@@ -59,6 +66,22 @@ def test_yaml_is_read(tmp_path: Path) -> None:
     path.write_bytes(b"name: \xff")
     with pytest.raises(yaml.YAMLError, match="UTF-8"):
         parsing.read_yaml(path)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever, and reading a device would not end."""
+    pipe, device, large = (tmp_path / name for name in ("pipe", "device", "large"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    with large.open("wb") as stream:
+        stream.truncate(20 * 2**30)  # takes no room on the disk
+    for path in (pipe, device, large):
+        with pytest.raises(yaml.YAMLError, match=r"regular|limit"):
+            parsing.read_yaml(path)
+        with pytest.raises(ValueError, match=r"regular|limit"):
+            parsing.read_regular(path)
+    with pytest.raises(IsADirectoryError):
+        parsing.read_regular(tmp_path)
 
 
 def test_hostile_json() -> None:

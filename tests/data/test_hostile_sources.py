@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,3 +179,27 @@ def test_one_bad_entry_stops_nothing_else(tmp_path: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", SOURCES)
 def test_no_bad_entry_stops_anything_else(tmp_path: Path, layout: str) -> None:
     attack_all(tmp_path, layout, share=1.0)
+
+
+def test_pipes_sockets_and_devices_are_named_and_never_read(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    source = tmp_path / "s"
+    write_picture(source / "a_0001.jpg", 1)
+    for name in ("pipe.jpg", "annotations.json", "data.yaml", "drives.txt"):
+        os.mkfifo(source / name)
+    for name in ("zero.jpg", "obj.names", "b.xml"):
+        (source / name).symlink_to("/dev/zero")
+    with (source / "large.jpg").open("wb") as stream:
+        stream.truncate(20 * 2**30)  # takes no room on the disk
+    for kind in ("auto", "images", "yolo", "voc", "coco"):
+        try:
+            found = data.ingest(workspace, source, name="x", format=kind)
+        except WorkbenchError as error:
+            assert kind != "images", error
+            continue
+        details = {one.file: one.detail for one in found.quarantine}
+        assert len(found.dataset.frames) == 1
+        assert "not a regular file" in details["pipe.jpg"]
+        assert "not a regular file" in details["zero.jpg"]
+        assert "limit" in details["large.jpg"]

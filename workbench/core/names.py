@@ -38,6 +38,13 @@ _NOT_ON_ONE_LINE = {
 }
 """Unicode's general categories of characters that no name has."""
 
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U0001d159\U000e0000-\U000e0fff]"
+)
+"""Letters and marks that are shown as nothing (Unicode's Default_Ignorable_Code_Point), or as a
+space."""
+
 _SHOWN_CHARACTERS = 80
 
 
@@ -56,6 +63,7 @@ def check_name(
         ParameterError: It cannot.
     """
     check_text(name, what, max_bytes=max_bytes)
+    _require_visible(name, what)
     if not (_LOWER_CASE if lower_case else _IDENTIFIER).fullmatch(name):
         letters = "lower-case letters" if lower_case else "letters"
         raise _invalid(
@@ -108,6 +116,7 @@ def check_person(name: str, what: str) -> str:
             Cyrillic letter that looks the same does.
     """
     check_text(name, what, max_bytes=_MAX_PATH_PART_BYTES)
+    _require_visible(name, what)
     normal = " ".join(unicodedata.normalize("NFKC", name).split())
     scripts = {script for letter in normal if (script := _script(letter))}
     if len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER):
@@ -154,6 +163,11 @@ def _problem(text: str, max_bytes: int) -> str:
         ),
     }
     return next((problem for problem, found in problems.items() if found), "")
+
+
+def _require_visible(name: str, what: str) -> None:
+    if _IGNORABLE.search(name):
+        raise _invalid(name, what, "it has an invisible character")
 
 
 def _invalid(name: str, what: str, problem: str) -> ParameterError:

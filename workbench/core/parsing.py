@@ -8,6 +8,9 @@ content may raise, and `describe_unreadable` says it in words.
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,27 @@ def describe_unreadable(error: BaseException) -> str:
     if type(error) is ValueError:
         return str(error)[:500]
     return f"its content cannot be understood ({type(error).__name__}: {str(error)[:100]})"
+
+
+def read_regular(path: Path, *, max_bytes: int = 4 * 2**30) -> bytes:
+    """The bytes of a file that somebody else may have put there.
+
+    Reading a pipe never ends, and neither does ``/dev/zero``; a sparse file can be larger than any
+    memory.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a regular file, or larger than ``max_bytes``.
+    """
+    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a regular file")
+        if found.st_size > max_bytes:
+            raise ValueError(f"it has {found.st_size:,} bytes, the limit is {max_bytes:,}")
+        return stream.read()
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -94,6 +118,8 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"larger than {MAX_YAML_BYTES // 2**20} MiB")
     depth = 0
     for event in yaml.parse(text, loader_type):  # does not recurse, unlike the loader
+        if isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
+            raise yaml.YAMLError(f"a number of more than {_MAX_DIGITS} digits")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
@@ -119,12 +145,18 @@ def read_yaml(path: Path) -> Any:
         OSError: The file cannot be read.
         yaml.YAMLError: See `parse_yaml`.
     """
-    with path.open("rb") as stream:
-        content = stream.read(MAX_YAML_BYTES + 1)
     try:
-        return parse_yaml(content.decode("utf-8-sig"))
+        return parse_yaml(read_regular(path, max_bytes=MAX_YAML_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise yaml.YAMLError(f"not in UTF-8: {error}") from error
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _is_long_number(event: yaml.ScalarEvent) -> bool:
+    """Whether a scalar may be read as a number that takes too long to write, such as 0xfff…"""
+    plain = event.implicit[0] and len(event.value) > _MAX_DIGITS
+    return plain and event.value.lstrip("+-")[:1].isdigit()
 
 
 def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
@@ -136,6 +168,11 @@ def _count_nodes(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)] = 0
     total = 1
     if isinstance(node, yaml.MappingNode):
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key, number in Counter(keys).items() if number > 1), None)
+        if twice is not None:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"the mapping at line {line} has {twice[1][:60]!r} twice")
         total += sum(_count_nodes(part, known) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
         total += sum(_count_nodes(part, known) for part in node.value)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.core.parsing import parse_json
+from workbench.core.parsing import parse_json, read_regular
 from workbench.records.types import Quarantined
 
 __all__ = ["IMAGE_SUFFIXES", "find_images"]
@@ -111,6 +111,10 @@ def list_folder(folder: Path) -> Listing:
                 (linked if entry.is_symlink() else waiting).append(path)
             elif is_file:
                 files.append(path)
+            elif path.exists():
+                detail = "it is not a regular file but a pipe, a socket or a device"
+                name = relative_name(path, folder)
+                problems.append(Quarantined(file=name, reason="unreadable", detail=detail))
             elif entry.is_symlink():
                 detail = "a link to a file or folder that does not exist"
                 name = relative_name(path, folder)
@@ -223,7 +227,7 @@ def read_text(path: Path) -> str:
         ValueError: The file cannot be read.
     """
     try:
-        return decode_text(path.read_bytes())
+        return decode_text(read_regular(path))
     except OSError as error:
         raise ValueError(f"the file cannot be read: {error.strerror or error}") from error
 

@@ -18,12 +18,14 @@ from PIL import Image
 
 from workbench.core import digest
 from workbench.core.errors import DataError
+from workbench.core.parsing import read_regular
 
 __all__ = ["open_media", "open_rgb"]
 
 # The suffix comes from the content: a PNG named .jpg is stored as .png.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}
 _FORMATS = tuple(_SUFFIXES)
+_MAX_IMAGE_BYTES = 512 * 2**20
 # Pillow's name for a JPEG with further images behind it, as many cameras write it.
 _SUFFIXES["MPO"] = ".jpg"
 
@@ -113,11 +115,11 @@ def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredIm
         size: Width and height according to the annotation, in pixels.
     """
     try:
-        data = Path(file).read_bytes()
+        data = read_regular(Path(file), max_bytes=_MAX_IMAGE_BYTES)
     except FileNotFoundError:
         return RejectedImage("missing", "no such file")
-    except OSError as error:
-        return RejectedImage("unreadable", error.strerror or str(error))
+    except (OSError, ValueError) as error:
+        return RejectedImage("unreadable", getattr(error, "strerror", None) or str(error))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they do not name the file

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from workbench.core.parsing import UNREADABLE, describe_unreadable
+from workbench.core.parsing import UNREADABLE, describe_unreadable, read_regular
 from workbench.data.files import (
     decode_text,
     find_files,
@@ -149,23 +149,22 @@ def _named_image(
 
 def _head(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            content = stream.read(2000)
+        content = read_regular(path, max_bytes=_MAX_BYTES)[:2000]
         return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1")
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return ""
 
 
 def _parse(path: Path, name: str, problems: list[Quarantined]) -> _Document:
     try:
-        content = path.read_bytes()
+        content = read_regular(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise ValueError(f"the file cannot be read: {error.strerror or error}") from error
     declared = _DECLARATION.match(content)
     text = decode_text(content, declared[1].decode() if declared else None)
-    if len(content) > _MAX_BYTES or "<!DOCTYPE" in text or "<!ENTITY" in text:
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
         # Entities can expand without bound, and VOC does not use them.
-        raise ValueError("not a VOC annotation: too large, or it defines entities")
+        raise ValueError("not a VOC annotation: it defines entities")
     root = ElementTree.fromstring(text.strip())  # noqa: S314 - no entities, see above
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # without its namespace
