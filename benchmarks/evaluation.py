@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from workbench.data import resampling as resampling_module
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
 from workbench.detection.model import Predictions
-from workbench.evaluation import bootstrap, matching
+from workbench.evaluation import matching, metrics
 from workbench.evaluation.coco import coco_metrics, pool_metrics
 from workbench.evaluation.matching import EvaluationSet, match_slice
 from workbench.evaluation.metrics import evaluate
@@ -63,7 +63,7 @@ def resampling(dataset: Dataset, predictions: list[Prediction]) -> dict[str, Any
 
     def ours() -> None:
         table = match_slice(whole, ALL_FRAMES)
-        groups = bootstrap.cluster_frames(whole.frames, table.frames)
+        groups = metrics.cluster_frames(whole.frames, table.frames)
         weights = resampling_module.draw_resamples(groups.count, RESAMPLES, seed=0)
         with threadpool_limits(1, user_api="blas"):  # as `evaluate` does
             pool_metrics(table, groups.of, weights, 0.3)
@@ -108,7 +108,7 @@ def coverage(trials: int) -> dict[str, Any]:
         hits = random.binomial(boxes, random.beta(7, 3, 10))
         weights = resampling_module.draw_resamples(10, RESAMPLES, seed=trial)
         samples = ((weights @ hits) / (weights @ boxes))[1:]
-        ends = bootstrap.percentile_interval(samples, 10, 0.95)
+        ends = metrics.percentile_interval(samples, 10, 0.95)
         assert ends is not None
         plain = np.quantile(samples, [0.025, 0.975])
         held += [low <= 0.7 <= high for low, high in (ends, plain)]

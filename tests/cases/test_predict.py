@@ -14,7 +14,7 @@ from workbench.cli.models import _open_sources
 from workbench.core.errors import ParameterError, RecordError
 from workbench.core.workspace import Workspace
 from workbench.deployment import session
-from workbench.deployment.answers import Answer, AnswerStatus
+from workbench.deployment.runtime import Answer, AnswerStatus
 from workbench.records import references
 from workbench.records.store import Store
 

@@ -12,16 +12,17 @@ import pytest
 from workbench.core import digest
 from workbench.core.errors import ContractError, DataError, ParameterError, RecordError
 from workbench.deployment import session
-from workbench.deployment.answers import (
+from workbench.deployment.runtime import (
     RULE_LAST_BOXES,
     RULE_NO_BOXES,
     AnswerBox,
     AnswerStatus,
     FallbackMemory,
     FallbackRule,
+    Runtime,
     fuse_boxes,
+    load_bundle,
 )
-from workbench.deployment.runtime import Runtime, load_bundle
 from workbench.deployment.session import decode_ahead, frames_from_path
 from workbench.detection.families import Detections
 from workbench.detection.preprocessing import CHECK_KEY, load_rgb

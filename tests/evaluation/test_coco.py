@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from workbench.data import resampling
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
 from workbench.detection.model import Predictions
-from workbench.evaluation import bootstrap, matching
+from workbench.evaluation import matching, metrics
 from workbench.evaluation.coco import coco_metrics, pool_metrics
 from workbench.evaluation.matching import IOU_THRESHOLDS, match_slice
 from workbench.evaluation.metrics import evaluate
@@ -63,7 +63,7 @@ def test_match_tables_equal_the_reference_even_with_ties(build, seed, part):
     case = build.random(seed, drives=6, each=3, coarse=True)
     whole = matching.build_evaluation_set(case.dataset, case.predictions)
     table = match_slice(whole, part)
-    groups = bootstrap.cluster_frames(whole.frames, table.frames)
+    groups = metrics.cluster_frames(whole.frames, table.frames)
     ours = pool_metrics(table, groups.of, np.ones((1, groups.count)), 0.3)
     theirs = coco_metrics(whole, part)
     for name in ("ap", "ap50", "ar"):
@@ -78,7 +78,7 @@ def test_resampled_metrics_equal_coco_on_the_resampled_drives(build, plain_coco,
     case = build.random(seed)
     whole = matching.build_evaluation_set(case.dataset, case.predictions)
     table = match_slice(whole, ALL_FRAMES)
-    groups = bootstrap.cluster_frames(whole.frames, table.frames)
+    groups = metrics.cluster_frames(whole.frames, table.frames)
     weights = resampling.draw_resamples(groups.count, 5, seed)
     ours = pool_metrics(table, groups.of, weights, 0.3)
     names = sorted({frame.drive for frame in case.dataset.frames})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.pipeline import git_state
+from workbench.pipeline import environment
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -26,7 +26,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_clean_commit(repository: Path) -> None:
-    state = git_state.read_git_state(repository)
+    state = environment.read_git_state(repository)
     assert state is not None
     assert (state.commit, state.branch) == (git(repository, "rev-parse", "HEAD"), "trunk")
     assert not state.dirty
@@ -36,7 +36,7 @@ def test_a_clean_commit(repository: Path) -> None:
 def test_changes_are_recorded_as_a_patch(repository: Path) -> None:
     (repository / "a.py").write_text("x = 2\n")
     (repository / "ünknown.py").write_text("")
-    state = git_state.read_git_state(repository)
+    state = environment.read_git_state(repository)
     assert state is not None
     assert state.dirty
     assert state.untracked == ("ünknown.py",)
@@ -49,7 +49,7 @@ def test_changes_are_recorded_as_a_patch(repository: Path) -> None:
 
 def test_credentials_are_redacted_in_the_diff(repository: Path) -> None:
     (repository / "a.py").write_text("x = 'fine'\ny = 'AKIAABCDEFGHIJKLMNOP'\nz = 'open sesame'\n")
-    state = git_state.read_git_state(repository, {"DOOR": "open sesame"})
+    state = environment.read_git_state(repository, {"DOOR": "open sesame"})
     assert state is not None
     assert "fine" in state.diff
     assert "AKIA" not in state.diff
@@ -74,7 +74,7 @@ def test_values_without_quotes_are_redacted(repository: Path) -> None:
     git(repository, "commit", "-qm", "two")
     for name, content in files.items():
         (repository / name).write_text(content)
-    state = git_state.read_git_state(repository)
+    state = environment.read_git_state(repository)
     assert state is not None
     assert "-secret" not in state.as_patch()
     assert "visible-host" in state.diff
@@ -84,12 +84,12 @@ def test_values_without_quotes_are_redacted(repository: Path) -> None:
 def test_a_part_of_a_key_and_a_cut_diff(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["A1b+" * 16, "C2d/" * 16, "E3fx" * 16]
     (repository / "a.py").write_text("\n".join(["key = , *lines, "]) + "\n")
-    monkeypatch.setattr(git_state, "_MAX_DIFF_CHARACTERS", 205)
-    state = git_state.read_git_state(repository, {"KEY": "B" * 150})
+    monkeypatch.setattr(environment, "_MAX_DIFF_CHARACTERS", 205)
+    state = environment.read_git_state(repository, {"KEY": "B" * 150})
     assert state is not None
     assert not any(line[:20] in state.diff for line in lines)
     (repository / "a.py").write_text("x = '" + "B" * 150 + "'\n" + "y = 0\n" * 50)
-    state = git_state.read_git_state(repository, {"KEY": "B" * 150})
+    state = environment.read_git_state(repository, {"KEY": "B" * 150})
     assert state is not None
     assert "BBB" not in state.diff
     assert "# cut after" in state.diff
@@ -102,15 +102,15 @@ def test_reading_runs_no_program_of_the_repository(repository: Path) -> None:
     for setting in ("core.fsmonitor", "diff.external", "core.pager"):
         git(repository, "config", setting, str(trap))
     (repository / "a.py").write_text("x = 3\n")
-    assert "+x = 3" in (git_state.read_git_state(repository) or pytest.fail("no state")).diff
+    assert "+x = 3" in (environment.read_git_state(repository) or pytest.fail("no state")).diff
     assert not (repository / "sprung").exists()
 
 
 def test_without_commit_repository_or_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert git_state.read_git_state(tmp_path) is None
+    assert environment.read_git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
-    state = git_state.read_git_state(tmp_path)
+    state = environment.read_git_state(tmp_path)
     assert state is not None
     assert (state.commit, state.diff) == ("", "")
     monkeypatch.setenv("PATH", "")
-    assert git_state.read_git_state(tmp_path) is None
+    assert environment.read_git_state(tmp_path) is None

@@ -15,7 +15,7 @@ from tests.pipeline.conftest import write_notebook
 from tests.servers import Servers
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import Workspace
-from workbench.pipeline import external, graph
+from workbench.pipeline import execution, graph
 from workbench.pipeline import run as running
 from workbench.pipeline.execution import StepReport
 from workbench.pipeline.run import RunReport
@@ -122,16 +122,16 @@ def test_waiting_is_never_cached(project: Path, workspace: Workspace) -> None:
 def test_the_next_run_writes_what_mlflow_missed(
     project: Path, workspace: Workspace, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = external.ExternalServices._connect
+    connect = execution.ExternalServices._connect
 
-    def away(self: external.ExternalServices) -> None:
+    def away(self: execution.ExternalServices) -> None:
         raise WorkbenchError("MLflow is away")
 
-    monkeypatch.setattr(external.ExternalServices, "_connect", away)
+    monkeypatch.setattr(execution.ExternalServices, "_connect", away)
     first, watcher = run(project, workspace)
     assert first.status == "succeeded"
     assert any("MLflow could not be written" in note for note in watcher.notes)
-    monkeypatch.setattr(external.ExternalServices, "_connect", connect)
+    monkeypatch.setattr(execution.ExternalServices, "_connect", connect)
     again, watcher = run(project, workspace)
     assert (statuses(again), watcher.notes) == (["skipped", "skipped"], [])
     store = Store(workspace)
@@ -171,7 +171,7 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(
     import mlflow
 
     client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
-    experiment = client.get_experiment_by_name(external.EXPERIMENT)
+    experiment = client.get_experiment_by_name(execution.EXPERIMENT)
     left = client.search_runs(
         [experiment.experiment_id], "attributes.status = 'RUNNING' and tags.`workbench.step` = 'b'"
     )

@@ -284,8 +284,7 @@ def schedule(
     as_json: bool,
 ) -> None:
     """Write the files with which another scheduler runs PIPELINE. Installs and starts nothing."""
-    from workbench.pipeline.schedules.emitters import SCHEDULERS
-    from workbench.pipeline.schedules.job import make_job
+    from workbench.pipeline.schedules import SCHEDULERS, make_job
 
     values = _parse_parameters(parameters)
     job = make_job(

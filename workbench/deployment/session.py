@@ -24,8 +24,7 @@ from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colours, draw_box_on_image
 from workbench.data.files import IMAGE_SUFFIXES, find_images
 from workbench.data.images import open_media
-from workbench.deployment.answers import Answer, AnswerStatus
-from workbench.deployment.runtime import Runtime
+from workbench.deployment.runtime import Answer, AnswerStatus, Runtime
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
 

@@ -22,12 +22,12 @@ import numpy as np
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.text import counted, html_table
 from workbench.data import resampling
+from workbench.data.resampling import MIN_DRIVES, expanded_tail, resampling_units
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.model import Predictions
-from workbench.evaluation import bootstrap, matching
-from workbench.evaluation.bootstrap import Clusters
+from workbench.evaluation import matching
 from workbench.evaluation.coco import CocoMetrics, PooledMetrics, coco_metrics, pool_metrics
-from workbench.evaluation.matching import EvaluationSet, Floats, MatchTable, match_slice
+from workbench.evaluation.matching import EvaluationSet, Floats, Ints, MatchTable, match_slice
 from workbench.evaluation.results import (
     ALL_CLASSES,
     METRIC_NAMES,
@@ -37,8 +37,82 @@ from workbench.evaluation.results import (
     MetricName,
     SliceMetrics,
 )
+from workbench.records.frames import Frame
 
 __all__ = ["Evaluation", "evaluate", "paired_difference"]
+
+
+MIN_DEFINED_SHARE = 0.5
+"""Share of resamples in which a metric must be defined for an interval."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Units of resampling.
+
+    Attributes:
+        of: ``[f]`` cluster of every frame of the evaluation set, or -1.
+        count: Number of clusters.
+        drives: Number of drives.
+        method: Description for reports.
+    """
+
+    of: Ints
+    count: int
+    drives: int
+    method: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether intervals may decide a gate; otherwise they only describe these drives."""
+        return self.drives >= MIN_DRIVES
+
+
+def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
+    """Clusters of some frames: their drives, or blocks of time where there are too few drives.
+
+    Args:
+        frames: All frames of the evaluation set.
+        chosen: ``[n]`` indices of the frames to cluster.
+    """
+    units = resampling_units([frames[position] for position in chosen])
+    of = np.full(len(frames), -1, np.int64)
+    of[chosen] = units.of
+    drives = f"{units.drives} drive{'s' * (units.drives != 1)}"
+    method = f"cluster bootstrap over {drives}"
+    if units.drives < MIN_DRIVES:
+        method = (
+            f"descriptive: bootstrap over {units.count} time blocks of {drives}, "
+            f"fewer than the {MIN_DRIVES} that a gate needs"
+        )
+    return Clusters(of, units.count, units.drives, method)
+
+
+def percentile_interval(
+    samples: Floats, clusters: int, confidence: float
+) -> tuple[float, float] | None:
+    """Two-sided expanded percentile interval of resampled values.
+
+    See `workbench.data.resampling` for the method. In a simulation of ten drives, each with its own
+    recall, 95 % expanded percentile intervals contained the true recall in 93 % of trials, plain
+    percentile intervals in 88 % (``python -m benchmarks.evaluation``). Two models on the same
+    frames are compared resample by resample, which removes the variance between drives.
+
+    Args:
+        samples: ``[r]`` values of resamples; NaN where a resample has no ground truth.
+        clusters: Number of clusters in each resample.
+        confidence: Level of the interval.
+
+    Returns:
+        Lower and upper end, or None if too few values are defined.
+    """
+    defined = samples[np.isfinite(samples)]
+    if clusters < 2 or not len(defined) or len(defined) < MIN_DEFINED_SHARE * len(samples):
+        return None
+    tail = expanded_tail(clusters, confidence)
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return float(low), float(high)
+
 
 _REFERENCE_TOLERANCE = 1e-9
 
@@ -151,7 +225,7 @@ def evaluate(
     clusters: dict[str, Clusters] = {}
     for done, part in enumerate(slices):
         table, reference = match_slice(whole, part), coco_metrics(whole, part)
-        groups = bootstrap.cluster_frames(whole.frames, table.frames)
+        groups = cluster_frames(whole.frames, table.frames)
         weights = resampling.draw_resamples(groups.count, settings.resamples, settings.seed)
         with threadpool_limits(1, user_api="blas"):  # matrices are too small for threads
             pooled = pool_metrics(table, groups.of, weights, settings.threshold)
@@ -304,7 +378,7 @@ def _estimate(
     own = float(samples[0] if value is None else value)
     if not np.isfinite(own):
         return Estimate(value=None)
-    ends = bootstrap.percentile_interval(samples[1:], clusters, confidence)
+    ends = percentile_interval(samples[1:], clusters, confidence)
     if ends is None:
         return Estimate(value=own)
     return Estimate(value=own, low=ends[0], high=ends[1])

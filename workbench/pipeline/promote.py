@@ -25,7 +25,7 @@ from workbench.pipeline import environment, promoted_steps
 from workbench.pipeline.checking import receipts
 from workbench.pipeline.checking.notebook import as_ipynb
 from workbench.pipeline.contract import StepContract, notebook_without_outputs, read_contract
-from workbench.pipeline.git_state import run_git
+from workbench.pipeline.environment import run_git
 from workbench.pipeline.promoted_steps import (
     IDENTITY_FIELDS,
     KEYS_FOLDER,

@@ -21,8 +21,8 @@ from workbench.core import digest, secret_scan
 from workbench.core.errors import WorkbenchError
 from workbench.core.workspace import write_atomic
 from workbench.pipeline import ipynb, runs
-from workbench.pipeline.git_state import read_git_state
-from workbench.pipeline.lineage.edges import EdgeIndex
+from workbench.pipeline.environment import read_git_state
+from workbench.pipeline.lineage.graph import EdgeIndex
 from workbench.pipeline.spec import EXECUTED_NOTEBOOK, RESULT_FILE
 from workbench.pipeline.step_output import StepFiles, resources
 from workbench.records.base import Ref

@@ -22,10 +22,15 @@ from pydantic import BaseModel, ConfigDict
 from workbench.core.errors import ContractError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.pipeline.environment import cached_module_digests
-from workbench.pipeline.execution import RunDisplay, StepExecution, StepOutcome, StepReport
+from workbench.pipeline.execution import (
+    ExternalServices,
+    RunDisplay,
+    StepExecution,
+    StepOutcome,
+    StepReport,
+)
 from workbench.pipeline.executors import Executor
 from workbench.pipeline.executors.local import LocalExecutor
-from workbench.pipeline.external import ExternalServices
 from workbench.pipeline.graph import Pipeline, PipelineStep
 from workbench.pipeline.plan import (
     ALL_STEPS,

@@ -8,7 +8,7 @@ import pytest
 from tests.curation.signals.synthetic import embeddings
 from workbench.core.errors import DataError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.signals import disagreement, rarity, single_model
+from workbench.curation.signals import rarity, single_model
 
 A, B = (0.0, 0.0, 40.0, 40.0), (100.0, 0.0, 140.0, 40.0)
 
@@ -27,7 +27,7 @@ def _embeddings(
 
 def test_equal_boxes_agree() -> None:
     same = _embeddings([(0, A, 0.9, 0), (2, B, 0.5, 1)])
-    result = disagreement.disagreement(same, [same, same])
+    result = rarity.disagreement(same, [same, same])
     assert result.value.tolist() == [0.0] * 4 and result.unmatched.tolist() == [0] * 4
 
 
@@ -35,16 +35,16 @@ def test_unmatched_boxes_count_by_their_score() -> None:
     production = _embeddings([(0, A, 0.9, 0), (1, A, 0.8, 0), (2, A, 0.8, 0), (3, A, 0.1, 0)])
     shifted = (3.0, 0.0, 43.0, 40.0)
     candidate = _embeddings([(0, shifted, 0.6, 0), (2, A, 0.7, 1)])
-    result = disagreement.disagreement(production, [candidate])
+    result = rarity.disagreement(production, [candidate])
     np.testing.assert_allclose(result.value, [0.3, 0.8, 1.5, 0.1], atol=1e-6)
     assert result.unmatched.tolist() == [0, 1, 2, 0], "boxes with a low score do not count"
-    back = disagreement.disagreement(candidate, [production])
+    back = rarity.disagreement(candidate, [production])
     np.testing.assert_allclose(back.value, result.value)
 
 
 def test_a_third_model_counts_every_pair() -> None:
     one, none = _embeddings([(1, A, 0.9, 0)]), _embeddings([])
-    np.testing.assert_allclose(disagreement.disagreement(one, [none, none]).value[1], 2 * 0.9 / 3)
+    np.testing.assert_allclose(rarity.disagreement(one, [none, none]).value[1], 2 * 0.9 / 3)
 
 
 def test_other_models_join_the_score() -> None:
@@ -57,11 +57,11 @@ def test_other_models_join_the_score() -> None:
 def test_models_with_other_frames_or_classes_are_rejected() -> None:
     pool = _embeddings([])
     with pytest.raises(DataError, match="different frames"):
-        disagreement.disagreement(pool, [_embeddings([], frames=3)])
+        rarity.disagreement(pool, [_embeddings([], frames=3)])
     import dataclasses
 
     with pytest.raises(DataError, match="different classes"):
-        disagreement.disagreement(pool, [dataclasses.replace(pool, class_names=("bus",))])
+        rarity.disagreement(pool, [dataclasses.replace(pool, class_names=("bus",))])
 
 
 def test_the_middle_of_a_cluster_is_typical_and_every_cluster_has_one() -> None:

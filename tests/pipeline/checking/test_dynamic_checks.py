@@ -11,7 +11,7 @@ from tests.pipeline.checking.sample_notebooks import CONTRACT, OUT, PARAMETERS, 
 from workbench.core.errors import ContractError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import contract as contracts
-from workbench.pipeline.checking import check, dynamic_checks, receipts, seccomp, watch
+from workbench.pipeline.checking import check, receipts, seccomp, watch
 from workbench.pipeline.checking.check import CheckReport
 from workbench.pipeline.checking.findings import Finding
 
@@ -176,7 +176,7 @@ def test_static_errors_prevent_the_runs(workspace: Workspace, notebook: Path) ->
 def test_a_parameter_that_accepts_anything_is_reported(notebook: Path) -> None:
     cell = ("n: int = 1\nextra: Any = 3\nword: Literal['a'] = 'a'", ["parameters"])
     path = book(notebook, "from typing import Any, Literal", cell, STEP, "print(extra)", OUT)
-    findings = list(dynamic_checks._check_bad_values(contracts.read_contract(path)))
+    findings = list(check._check_bad_values(contracts.read_contract(path)))
     assert [(one.rule, one.message) for one in findings] == [
         ("accepts-anything", "parameter `extra` accepts any value")
     ]

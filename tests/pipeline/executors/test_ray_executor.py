@@ -17,7 +17,7 @@ import pytest
 from tests.pipeline.conftest import CONTRACT, write_notebook
 from workbench.core.errors import ContractError, ServiceError
 from workbench.core.workspace import Workspace
-from workbench.pipeline.executors import ray_worker
+from workbench.pipeline.executors import ray_executor
 from workbench.pipeline.executors.local import run_once
 from workbench.pipeline.executors.ray_executor import RayExecutor, check_workers
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
@@ -204,14 +204,14 @@ def test_a_local_ray_listens_on_loopback_only() -> None:
 
 
 def test_differences_of_a_worker_are_named() -> None:
-    ours = ray_worker.worker_environment()
+    ours = ray_executor.worker_environment()
     theirs = copy.deepcopy(ours)
-    assert ray_worker.environment_differences(ours, theirs) == []
+    assert ray_executor.environment_differences(ours, theirs) == []
     theirs["code"] = "0" * 64
     theirs["environment"]["python"] = "3.11.0"
     theirs["environment"]["distributions"].append("extra==1#0")
     theirs["environment"]["machine"]["accelerator"] = "H100"
-    text = " · ".join(ray_worker.environment_differences(ours, theirs))
+    text = " · ".join(ray_executor.environment_differences(ours, theirs))
     for part in ("Python 3.11.0", "also has extra==1", "accelerator H100", "own code"):
         assert part in text
 
@@ -222,12 +222,12 @@ def test_a_worker_that_differs_is_rejected_before_anything_runs(
 ) -> None:
     import ray
 
-    ours = copy.deepcopy(ray_worker.worker_environment())
+    ours = copy.deepcopy(ray_executor.worker_environment())
     ours["environment"]["distributions"].append("numpy==0#0")
     with pytest.raises(ContractError, match="lacks numpy==0"):
         check_workers(ray_here._connected(), ours)
     spec = spec_of(project, workspace, "pass")
-    joined_later = ray.remote(ray_worker.run_shared).remote(spec.model_dump_json(), ours)
+    joined_later = ray.remote(ray_executor.run_shared).remote(spec.model_dump_json(), ours)
     late = StepResult.model_validate_json(ray.get(joined_later))
     assert late.status is ExitStatus.CONTRACT
     assert "lacks numpy==0" in str(late.failure)

@@ -14,7 +14,7 @@ from workbench.cli import main
 from workbench.core.errors import RecordError, ServiceError
 from workbench.core.workspace import Workspace
 from workbench.pipeline.executors import artifacts as step_folder
-from workbench.pipeline.executors import ray_worker
+from workbench.pipeline.executors import ray_executor
 from workbench.pipeline.executors.artifacts import ArtifactStore
 from workbench.pipeline.executors.ray_executor import RayExecutor
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
@@ -55,10 +55,10 @@ def spec_of(driver: Workspace, notebook: Path, **changed: object) -> StepSpec:
 
 def go(artifacts: ArtifactStore, spec: StepSpec) -> StepResult:
     """There and back, as the executor does it."""
-    files = ray_worker.send_inputs(artifacts, spec)
+    files = ray_executor.send_inputs(artifacts, spec)
     text = Path(spec.notebook).read_text()
-    answer = ray_worker.run_remote(spec.model_dump_json(), None, artifacts.url, text, files)
-    return ray_worker.receive_outputs(artifacts, spec, answer)
+    answer = ray_executor.run_remote(spec.model_dump_json(), None, artifacts.url, text, files)
+    return ray_executor.receive_outputs(artifacts, spec, answer)
 
 
 @pytest.mark.usefixtures("workspace")
@@ -139,12 +139,12 @@ def test_a_worker_that_differs_fetches_nothing(
     project: Path, workspace: Workspace, driver: Workspace, artifacts: ArtifactStore
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
-    ray_worker.send_inputs(artifacts, spec)
-    ours = copy.deepcopy(ray_worker.worker_environment())
+    ray_executor.send_inputs(artifacts, spec)
+    ours = copy.deepcopy(ray_executor.worker_environment())
     ours["environment"]["distributions"].append("numpy==0#0")
     text = Path(spec.notebook).read_text()
-    answer = ray_worker.run_remote(spec.model_dump_json(), ours, artifacts.url, text, {})
-    assert ray_worker.receive_outputs(artifacts, spec, answer).status is ExitStatus.CONTRACT
+    answer = ray_executor.run_remote(spec.model_dump_json(), ours, artifacts.url, text, {})
+    assert ray_executor.receive_outputs(artifacts, spec, answer).status is ExitStatus.CONTRACT
     assert not workspace.records.exists()
 
 
@@ -155,7 +155,7 @@ def test_a_step_that_needs_servers_or_the_key_runs_on_the_driver(
     spec = spec_of(driver, notebook)
     serves = spec.model_copy(update={"environment": {"LABEL_STUDIO_URL": "http://127.0.0.1:1"}})
     signs = spec.model_copy(update={"declared_outputs": {"release": {"kind": "release"}}})
-    assert [ray_worker.must_run_on_driver(one) for one in (spec, serves, signs)] == [
+    assert [ray_executor.must_run_on_driver(one) for one in (spec, serves, signs)] == [
         False,
         True,
         True,
@@ -172,14 +172,14 @@ def test_a_folder_modified_during_the_transfer_is_rejected(
     project: Path, driver: Workspace, artifacts: ArtifactStore, tmp_path: Path
 ) -> None:
     spec = spec_of(driver, write_notebook(project / "notebooks/steps/a.ipynb", "pass"))
-    ray_worker.send_inputs(artifacts, spec)
+    ray_executor.send_inputs(artifacts, spec)
     text = Path(spec.notebook).read_text()
-    answer = ray_worker.run_remote(spec.model_dump_json(), None, artifacts.url, text, {})
+    answer = ray_executor.run_remote(spec.model_dump_json(), None, artifacts.url, text, {})
     next((tmp_path / "by" / "steps").iterdir()).write_bytes(b"other")
     with pytest.raises(RecordError, match="was changed"):
-        ray_worker.receive_outputs(artifacts, spec, answer)
+        ray_executor.receive_outputs(artifacts, spec, answer)
     with pytest.raises(ServiceError, match="cannot be read"):
-        ray_worker.receive_outputs(artifacts, spec, answer)
+        ray_executor.receive_outputs(artifacts, spec, answer)
     assert not (Path(spec.folder) / "result.json").exists()
 
 

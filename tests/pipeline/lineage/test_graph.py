@@ -15,9 +15,9 @@ from workbench.cli import cli
 from workbench.core import digest
 from workbench.core.errors import RecordError
 from workbench.core.workspace import Workspace
-from workbench.pipeline.lineage import edges, page
+from workbench.pipeline.lineage import graph, page
 from workbench.pipeline.lineage import graph as lineage
-from workbench.pipeline.lineage.edges import EdgeIndex
+from workbench.pipeline.lineage.graph import EdgeIndex
 from workbench.records.model_types import ExportBundle, StepRun
 from workbench.records.store import Store
 from workbench.records.types import Selection
@@ -141,7 +141,7 @@ def test_missing_and_damaged_records_are_marked(store: Store, world: World) -> N
 def test_the_index_adds_new_records_and_repairs_itself(workspace: Workspace, world: World) -> None:
     store = Store(workspace)
     before = len(EdgeIndex(store))
-    path = workspace.index / edges.EDGES_FILE
+    path = workspace.index / graph.EDGES_FILE
     content = path.read_bytes()
     assert len(EdgeIndex(store)) == before
     run = StepRun.model_validate(

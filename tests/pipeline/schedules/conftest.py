@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from workbench.core.workspace import Workspace
-from workbench.pipeline import graph
-from workbench.pipeline.schedules import job
-from workbench.pipeline.schedules.job import ScheduledJob
+from workbench.pipeline import graph, schedules
+from workbench.pipeline.schedules import ScheduledJob
 
 MakeJob = Callable[..., ScheduledJob]
 
@@ -24,7 +23,7 @@ def make_job(project: Path, workspace: Workspace) -> MakeJob:
         at: str | None = "30 2 * * *", timezone: str | None = None, **given: str
     ) -> ScheduledJob:
         pipeline = graph.load_pipeline(project / "pipelines/trial.yaml", given, base=project)
-        return job.make_job(
+        return schedules.make_job(
             pipeline,
             workspace,
             given,

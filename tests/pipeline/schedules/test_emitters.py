@@ -23,8 +23,7 @@ from tests.pipeline.schedules.conftest import MakeJob
 from tests.servers import Servers
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
-from workbench.pipeline.schedules.emitters import SCHEDULERS
-from workbench.pipeline.schedules.job import ScheduledJob
+from workbench.pipeline.schedules import SCHEDULERS, ScheduledJob
 from workbench.records.model_types import StepRun
 from workbench.records.store import Store
 

@@ -19,8 +19,7 @@ from tests.pipeline.conftest import write_notebook
 from tests.pipeline.schedules.conftest import MakeJob
 from tests.servers import Servers
 from workbench.core.workspace import Workspace
-from workbench.pipeline.schedules.emitters import SCHEDULERS
-from workbench.pipeline.schedules.job import ScheduledJob
+from workbench.pipeline.schedules import SCHEDULERS, ScheduledJob
 from workbench.records.store import Store
 from workbench.records.types import Selection
 

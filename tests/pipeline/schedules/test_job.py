@@ -7,8 +7,7 @@ import re
 import pytest
 
 from workbench.core.errors import ParameterError
-from workbench.pipeline.schedules.emitters import systemd_calendar
-from workbench.pipeline.schedules.job import parse_cron
+from workbench.pipeline.schedules import parse_cron, systemd_calendar
 
 
 def test_every_form_of_a_field_is_parsed() -> None:

@@ -22,7 +22,7 @@ from workbench.data.files import (
     kind_of_other_file,
     relative_name,
 )
-from workbench.data.readers import coco, fiftyone, kitti, lines, scalabel, via, voc, yolo
+from workbench.data.readers import claims, coco, fiftyone, kitti, scalabel, via, voc, yolo
 from workbench.data.readers.unread import find_annotations
 from workbench.data.source import Source, apply_drives_file, number_frames
 from workbench.records.types import Quarantined
@@ -37,7 +37,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "via": via.read_via,
     "voc": voc.read_voc,
     "yolo": yolo.read_yolo,
-    "images": lines.read_images,
+    "images": claims.read_images,
 }
 
 # Most specific first: any folder can be a folder of images.
@@ -49,7 +49,7 @@ _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "scalabel": scalabel.is_scalabel,
     "fiftyone": fiftyone.is_fiftyone,
     "via": via.is_via,
-    "images": lines.is_image_folder,
+    "images": claims.is_image_folder,
 }
 
 

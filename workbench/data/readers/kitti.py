@@ -27,7 +27,7 @@ from workbench.data.files import (
     read_text,
     relative_name,
 )
-from workbench.data.readers.lines import image_missing, parse_lines
+from workbench.data.readers.claims import image_missing, parse_lines
 from workbench.data.source import (
     Source,
     SourceBox,

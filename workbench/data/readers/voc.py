@@ -24,7 +24,7 @@ from workbench.data.files import (
     parse_size,
     relative_name,
 )
-from workbench.data.readers.lines import image_missing
+from workbench.data.readers.claims import image_missing
 from workbench.data.source import Source, SourceBox, frame_of_file, left_out_text, mislabelled
 from workbench.records.types import Quarantined
 

@@ -1,1 +1,0 @@
-"""Schedules for systems that people already run; there is no scheduler of our own."""
