@@ -59,7 +59,7 @@ class Neighbours:
 
     rows: NDArray[np.int64]
     distances: NDArray[np.float32]
-    recall: Recall | None = None
+    recall: _Recall | None = None
 
 
 def all_neighbours(
@@ -144,7 +144,7 @@ def _check_k(k: int) -> None:
 
 
 @dataclass(frozen=True)
-class Recall:
+class _Recall:
     """Share of the true ``k`` nearest neighbours that an index finds.
 
     Attributes:
@@ -257,7 +257,7 @@ class NeighbourIndex:
         for start in range(0, len(rows), _CHUNK):
             self.lists.add(_quantize(self.known.take(rows[start : start + _CHUNK]), self.unit))
 
-    def _tune(self) -> tuple[int, Recall]:
+    def _tune(self) -> tuple[int, _Recall]:
         """The fewest cells that reach the target, and the recall on other queries."""
         exclude_self = self._queries is None
         pool = self.groups.first if self._queries is None else np.arange(len(self._queries))
@@ -281,7 +281,7 @@ class NeighbourIndex:
         reported, _ = self._nearest(sample[-half:], k, probes)
         shares = _recall_per_query(reported, exact[-half:], exclude_self)
         error = float(shares.std() / np.sqrt(len(shares)))
-        return probes, Recall(self.k, len(shares), float(shares.mean()), error)
+        return probes, _Recall(self.k, len(shares), float(shares.mean()), error)
 
 
 def _cell_centres(sample: NDArray[np.float32], count: int, *, seed: int = 0) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Light and weather in the words of other sources.
 
-`CONDITION_WORDS` is the one table of words; ``ingest(..., conditions={"drizzle": "rain"})`` extends
-it. A word that is in neither is reported and counts as ``unknown``.
+`_CONDITION_WORDS` is the one table of words; ``ingest(..., conditions={"drizzle": "rain"})``
+extends it. A word that is in neither is reported and counts as ``unknown``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WEATHER: dict[str, Weather] = {
 }
 _SAYS_NOTHING = frozenset({"", UNKNOWN, "undefined", "none", "null", "n/a", "na", "other", "-1"})
 
-CONDITION_WORDS: dict[str, dict[str, Light] | dict[str, Weather]] = {
+_CONDITION_WORDS: dict[str, dict[str, Light] | dict[str, Weather]] = {
     "light": _LIGHT,
     "weather": _WEATHER,
 }
@@ -61,7 +61,7 @@ def apply_conditions(source: Source, extra: Mapping[str, str]) -> Source:
     for frame in source.frames:
         values: dict[str, Any] = {}
         for kind, word in frame.condition_words:
-            key = normalize_word(word)
+            key = _normalize_word(word)
             value = tables[kind].get(key)
             if value is not None:
                 values[kind] = value
@@ -81,7 +81,7 @@ def apply_conditions(source: Source, extra: Mapping[str, str]) -> Source:
     return replace(source, frames=tuple(frames), problems=(*source.problems, *problems))
 
 
-def normalize_word(word: str) -> str:
+def _normalize_word(word: str) -> str:
     """A word as the table has it: lower case, with underscores for spaces and dashes."""
     return "_".join(word.strip().lower().replace("-", " ").replace("_", " ").split())
 
@@ -96,9 +96,9 @@ def _tables(extra: Mapping[str, str]) -> dict[str, dict[str, Light | Weather]]:
                 hint=f"Use one of {', '.join(dict.fromkeys((*Light, *Weather)))}",
             )
         if value in lights:
-            tables["light"][normalize_word(word)] = Light(value)
+            tables["light"][_normalize_word(word)] = Light(value)
         if value in weathers:
-            tables["weather"][normalize_word(word)] = Weather(value)
+            tables["weather"][_normalize_word(word)] = Weather(value)
     return tables
 
 

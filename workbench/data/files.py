@@ -66,14 +66,14 @@ _FLAGS = {
 
 
 @dataclass(frozen=True)
-class Listing:
+class _Listing:
     """Files below a folder, sorted; ``problems`` are folders that cannot be read."""
 
     files: tuple[Path, ...]
     problems: tuple[Quarantined, ...] = ()
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path) -> _Listing:
     """All files below ``folder``, also in linked folders, without hidden and system files.
 
     A folder that is reached twice, as through a link to a parent, is read once.
@@ -119,7 +119,7 @@ def list_folder(folder: Path) -> Listing:
                 detail = "a link to a file or folder that does not exist"
                 name = relative_name(path, folder)
                 problems.append(Quarantined(file=name, reason="missing", detail=detail))
-    return Listing(tuple(sorted(files)), tuple(problems))
+    return _Listing(tuple(sorted(files)), tuple(problems))
 
 
 def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:

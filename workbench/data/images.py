@@ -56,7 +56,7 @@ class StoredImage:
     inside: int = 1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """An image as 8-bit RGB; of 16-bit grey values the high byte, where Pillow clips to white."""
     if not image.mode.startswith("I"):
         return image.convert("RGB")
@@ -67,17 +67,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Decode an image file as 8-bit RGB, see `to_rgb`.
+    """Decode an image file as 8-bit RGB, see `_to_rgb`.
 
     Raises:
         OSError: The file is missing or not a readable image.
     """
     with Image.open(path) as image:
-        return to_rgb(image)
+        return _to_rgb(image)
 
 
 def open_media(path: Path, frame: str) -> Image.Image:
-    """Decode a frame's image as 8-bit RGB, see `to_rgb`. Its bytes are those that were ingested.
+    """Decode a frame's image as 8-bit RGB, see `_to_rgb`. Its bytes are those that were ingested.
 
     Args:
         path: The image in the media folder.
@@ -91,7 +91,7 @@ def open_media(path: Path, frame: str) -> Image.Image:
     data = read_media(path, frame)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return to_rgb(image)
+            return _to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"image cannot be decoded: {error}", where=path) from error
 
@@ -104,7 +104,9 @@ class RejectedImage:
     detail: str
 
 
-def store_image(file: str, media: str, size: tuple[int, int] | None) -> StoredImage | RejectedImage:
+def _store_image(
+    file: str, media: str, size: tuple[int, int] | None
+) -> StoredImage | RejectedImage:
     """Decode ``file`` completely and copy its bytes to ``media``, named by their digest.
 
     All pixels are decoded, because a truncated file has a valid header. An image with an EXIF
@@ -162,7 +164,7 @@ def store_images(
     batch: list[tuple[str, tuple[int, int] | None]], media: str
 ) -> list[StoredImage | RejectedImage]:
     """Store several images; the task of a worker process."""
-    return [store_image(file, media, size) for file, size in batch]
+    return [_store_image(file, media, size) for file, size in batch]
 
 
 def _gps_position(gps: dict[int, Any]) -> tuple[float, float] | None:

@@ -52,7 +52,7 @@ _LAYOUT_FOLDERS = frozenset(
 
 
 @dataclass(frozen=True)
-class NameParts:
+class _NameParts:
     """What a file name says.
 
     Attributes:
@@ -68,7 +68,7 @@ class NameParts:
     clock: str | None = None
 
 
-def parse_file_name(name: str) -> NameParts:
+def parse_file_name(name: str) -> _NameParts:
     """Parse ``Seq05VD_f04530.jpg`` as frame 4530 of drive ``Seq05VD``.
 
     Without a name before the number, the drive is the folder, and without a meaningful folder it is
@@ -80,19 +80,19 @@ def parse_file_name(name: str) -> NameParts:
     timed = _parse_time(path.stem)
     if timed is not None:
         prefix, timestamp_us, clock = timed
-        return NameParts(_join(folder, prefix), 0, None, timestamp_us, clock)
+        return _NameParts(_join(folder, prefix), 0, None, timestamp_us, clock)
     ride = _RIDE_AND_VIDEO.match(path.stem)
     if ride:
-        return NameParts(_join(folder, ride[1]), 0, None)
+        return _NameParts(_join(folder, ride[1]), 0, None)
     counted = _FRAME_COUNTER.match(path.stem)
     if counted:
         number = int(counted["counter"])
-        return NameParts(_join(folder, counted["drive"]), number, number)
+        return _NameParts(_join(folder, counted["drive"]), number, number)
     numbered = _LAST_NUMBER.search(path.stem)
-    return NameParts(folder or UNKNOWN, int(numbered[1]) if numbered else 0, None)
+    return _NameParts(folder or UNKNOWN, int(numbered[1]) if numbered else 0, None)
 
 
-def parse_names_with_fraction(names: Iterable[str]) -> dict[str, NameParts]:
+def parse_names_with_fraction(names: Iterable[str]) -> dict[str, _NameParts]:
     """The names that are seconds and a fraction, such as ``run/1670577347-002843.jpg``.
 
     Such a number may also be a frame number behind the start of a recording. It is a fraction where
@@ -106,14 +106,14 @@ def parse_names_with_fraction(names: Iterable[str]) -> dict[str, NameParts]:
         if match and before and before[2] in ("s", "date"):
             drive = _join("/".join(meaningful_folders(path)), before[0])
             groups[drive, len(match["number"])].append((name, before[1], match["number"]))
-    found: dict[str, NameParts] = {}
+    found: dict[str, _NameParts] = {}
     for (drive, _), rows in groups.items():
         seconds = sorted({time_us for _, time_us, _ in rows})
         gaps = sorted(later - earlier for earlier, later in pairwise(seconds))
         if gaps and gaps[len(gaps) // 2] <= _MAX_GAP_US and any(n[0] != "0" for *_, n in rows):
             for name, time_us, number in rows:
                 time = time_us + _microseconds(number)
-                found[name] = NameParts(drive, 0, None, time, "s")
+                found[name] = _NameParts(drive, 0, None, time, "s")
     return found
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from workbench.core.text import short_repr
 from workbench.records.frames import Frame
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 __all__ = [
     "MIN_DRIVES",
@@ -98,7 +98,7 @@ def time_blocks(frames: Sequence[Frame]) -> list[int]:
     return [block[frame.id] for frame in frames]
 
 
-def draw_resamples(count: int, resamples: int, seed: int) -> Floats:
+def draw_resamples(count: int, resamples: int, seed: int) -> _Floats:
     """How often each unit is drawn in each resample.
 
     The same count and seed give the same draws, so two quantities can be compared row by row.

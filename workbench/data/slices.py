@@ -43,16 +43,16 @@ __all__ = [
     "parse_conditions",
 ]
 
-ALL_AREAS = (0.0, 1e5**2)
+_ALL_AREAS = (0.0, 1e5**2)
 """Square pixels; COCO's own "all" range."""
 
-SMALL_AREA, MEDIUM_AREA = 32.0**2, 96.0**2
+_SMALL_AREA, _MEDIUM_AREA = 32.0**2, 96.0**2
 """COCO's limits between small, medium and large: box area in pixels of the frame as stored."""
 
-MIN_OCCLUSION = 0.4
+_MIN_OCCLUSION = 0.4
 """From this hidden fraction on a label counts as occluded."""
 
-VULNERABLE = "vru"
+_VULNERABLE = "vru"
 """Name of the slice of vulnerable road users."""
 
 _ALL = "all"
@@ -86,7 +86,7 @@ def frame_slices(frame: Frame, classes: Iterable[str], schema: LabelSchema) -> t
         classes: Classes of the objects in the frame, as far as they are known.
     """
     names = frame_conditions(frame, _KEYS_WITH_ROLE)
-    return (*names, VULNERABLE) if set(classes) & set(schema.vulnerable) else names
+    return (*names, _VULNERABLE) if set(classes) & set(schema.vulnerable) else names
 
 
 def check_slice_name(name: str, keys: Collection[str] = _KEYS_WITH_ROLE) -> None:
@@ -101,7 +101,7 @@ def check_slice_name(name: str, keys: Collection[str] = _KEYS_WITH_ROLE) -> None
     """
     if "event" in keys and name.startswith("event="):
         return
-    known = [_ALL, VULNERABLE, "construction"] if "event" in keys else []
+    known = [_ALL, _VULNERABLE, "construction"] if "event" in keys else []
     for key in ("light", "weather", "role"):
         if key in keys:
             known += [f"{key}={value}" for value in CONDITION_VALUES[key] if value != UNKNOWN]
@@ -174,7 +174,7 @@ class Slice:
     frame: Callable[[Frame], bool] | None = None
     label: Callable[[Label], bool] | None = None
     classes: Callable[[LabelSchema], tuple[str, ...]] | None = None
-    area: tuple[float, float] = ALL_AREAS
+    area: tuple[float, float] = _ALL_AREAS
 
     def class_names(self, schema: LabelSchema) -> tuple[str, ...]:
         """The classes of ``schema`` that count."""
@@ -201,21 +201,21 @@ STANDARD_SLICES: tuple[Slice, ...] = (
         Slice(f"weather={kind}", f"frames taken in {kind} weather", _meets(f"weather={kind}"))
         for kind in (Weather.CLEAR, Weather.RAIN, Weather.FOG, Weather.SNOW)
     ),
-    Slice("size=small", "boxes up to 32x32 px of the stored frame", area=(0.0, SMALL_AREA)),
+    Slice("size=small", "boxes up to 32x32 px of the stored frame", area=(0.0, _SMALL_AREA)),
     Slice(
         "size=medium",
         "boxes from 32x32 to 96x96 px of the stored frame",
-        area=(SMALL_AREA, MEDIUM_AREA),
+        area=(_SMALL_AREA, _MEDIUM_AREA),
     ),
     Slice(
-        "size=large", "boxes from 96x96 px of the stored frame", area=(MEDIUM_AREA, ALL_AREAS[1])
+        "size=large", "boxes from 96x96 px of the stored frame", area=(_MEDIUM_AREA, _ALL_AREAS[1])
     ),
     Slice(
         "occluded",
-        f"labels hidden to {MIN_OCCLUSION:.0%} or more, where that is known",
-        label=lambda label: label.occluded is not None and label.occluded >= MIN_OCCLUSION,
+        f"labels hidden to {_MIN_OCCLUSION:.0%} or more, where that is known",
+        label=lambda label: label.occluded is not None and label.occluded >= _MIN_OCCLUSION,
     ),
-    Slice(VULNERABLE, "vulnerable road users", classes=_vulnerable_classes),
+    Slice(_VULNERABLE, "vulnerable road users", classes=_vulnerable_classes),
     Slice(
         "night_vru",
         "vulnerable road users by night",

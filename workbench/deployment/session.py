@@ -145,7 +145,7 @@ def _orientation_note(path: Path) -> str:
     return f"{_TURNED}{orientation} is not applied: boxes are in the pixels as stored"
 
 
-DrawAnswer = Callable[[Pixels, Answer], None]
+_DrawAnswer = Callable[[Pixels, Answer], None]
 
 
 @dataclass
@@ -207,7 +207,7 @@ def run_session(
     sources: Sequence[InputFrame],
     *,
     output: Path | None = None,
-    draw: DrawAnswer | None = None,
+    draw: _DrawAnswer | None = None,
     threads: int = 2,
     progress: Progress | None = None,
 ) -> SessionSummary:

@@ -106,7 +106,7 @@ def model_files(manifest: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in manifest["files"] if name.endswith(".onnx"))
 
 
-def read_onnx_metadata(content: bytes, where: Path) -> dict[str, str]:
+def _read_onnx_metadata(content: bytes, where: Path) -> dict[str, str]:
     """Metadata (``metadata_props``) of an ONNX file.
 
     Args:
@@ -140,7 +140,7 @@ def _check_same_contract(folder: Path, files: Mapping[str, bytes], manifest: Jso
         )
     for name in model_files(manifest):
         config, file_spec = from_onnx_metadata(
-            read_onnx_metadata(files[name], folder / name), where=folder / name
+            _read_onnx_metadata(files[name], folder / name), where=folder / name
         )
         if file_spec != spec:
             raise RecordError(

@@ -32,8 +32,8 @@ __all__ = [
     "to_onnx_metadata",
 ]
 
-PREPROCESSING_KEY = "workbench.preprocessing"
-DETECTOR_KEY = "workbench.detector"
+_PREPROCESSING_KEY = "workbench.preprocessing"
+_DETECTOR_KEY = "workbench.detector"
 
 COMPACT = "fpn-anchor-free-1"
 """Name of the model family of the compact detector."""
@@ -82,8 +82,8 @@ class DetectorConfig(FrozenModel):
 def to_onnx_metadata(config: DetectorConfig, preprocessing: Preprocessing) -> dict[str, str]:
     """The contract of a model file as strings for ONNX ``metadata_props``, in a fixed order."""
     return {
-        DETECTOR_KEY: digest.canonical_json(config.model_dump(mode="json")).decode(),
-        PREPROCESSING_KEY: digest.canonical_json(preprocessing.model_dump(mode="json")).decode(),
+        _DETECTOR_KEY: digest.canonical_json(config.model_dump(mode="json")).decode(),
+        _PREPROCESSING_KEY: digest.canonical_json(preprocessing.model_dump(mode="json")).decode(),
         CHECK_KEY: digest.canonical_json(golden_values(preprocessing)).decode(),
     }
 
@@ -101,8 +101,8 @@ def from_onnx_metadata(
         DataError: The metadata lacks the contract, or it is invalid.
     """
     try:
-        config = DetectorConfig.model_validate(json.loads(metadata[DETECTOR_KEY]))
-        return config, Preprocessing.model_validate(json.loads(metadata[PREPROCESSING_KEY]))
+        config = DetectorConfig.model_validate(json.loads(metadata[_DETECTOR_KEY]))
+        return config, Preprocessing.model_validate(json.loads(metadata[_PREPROCESSING_KEY]))
     except (KeyError, ValueError, ValidationError) as error:
         raise DataError(
             "model file has no preprocessing and detector contract in its metadata",

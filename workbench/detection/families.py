@@ -54,7 +54,7 @@ class Detections:
         return Detections(self.boxes[keep], self.scores[keep], self.classes[keep])
 
 
-class DecodeFunction(Protocol):
+class _DecodeFunction(Protocol):
     """Maps raw outputs of a batch to the detections of each frame, in network pixels."""
 
     def __call__(
@@ -81,7 +81,7 @@ class ModelFamily:
 
     name: str
     build: Callable[[DetectorConfig], Any]
-    decode: DecodeFunction
+    decode: _DecodeFunction
     output_names: Callable[[DetectorConfig], tuple[str, ...]]
     multiple: int = 1
 
@@ -114,9 +114,9 @@ def find_family(name: str) -> ModelFamily:
         DataError: No such family is registered.
     """
     if name == COMPACT:
-        return ModelFamily(COMPACT, _build_compact, decode_cells, cell_output_names, 32)
+        return ModelFamily(COMPACT, _build_compact, _decode_cells, _cell_output_names, 32)
     if name == LITE0:
-        return ModelFamily(LITE0, _build_lite0, decode_cells, cell_output_names, 32)
+        return ModelFamily(LITE0, _build_lite0, _decode_cells, _cell_output_names, 32)
     if name == HUGGING_FACE:
         return ModelFamily(
             HUGGING_FACE, _build_hugging_face, decode_queries, lambda config: QUERY_OUTPUTS, 32
@@ -185,7 +185,7 @@ def decode(
 _MAX_CANDIDATES = 400
 
 
-def cell_output_names(config: DetectorConfig) -> tuple[str, ...]:
+def _cell_output_names(config: DetectorConfig) -> tuple[str, ...]:
     """Names of the compact detector's maps: ``cls`` and ``box`` of each stride."""
     return tuple(f"{part}_{stride}" for stride in config.strides for part in ("cls", "box"))
 
@@ -204,7 +204,7 @@ def box_distances(raw: Floats) -> Floats:
     return result
 
 
-def decode_cells(
+def _decode_cells(
     outputs: Sequence[Floats], config: DetectorConfig, *, score_threshold: float, nms_iou: float
 ) -> list[Detections]:
     """`decode` for the cell maps of the compact detector."""

@@ -128,8 +128,8 @@ def load_pretrained(
         DataError: The model is missing or invalid, has no licence, or no weights as safetensors.
     """
     transformers = _import_transformers()
-    folder, origin, commit = resolve_model_source(source, revision)
-    supplier = supplier_record(folder, origin, commit, licence, weights=not fresh)
+    folder, origin, commit = _resolve_model_source(source, revision)
+    supplier = _supplier_record(folder, origin, commit, licence, weights=not fresh)
     names = dict(enumerate(classes))
     safe = {"local_files_only": True, "trust_remote_code": False}
     factory = transformers.AutoModelForObjectDetection
@@ -210,7 +210,7 @@ def pretrained_preprocessing(source: str | Path, *, width: int, height: int) -> 
         width: Of the network input, in pixels.
         height: Of the network input, in pixels.
     """
-    folder, _, _ = resolve_model_source(source, None)
+    folder, _, _ = _resolve_model_source(source, None)
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return Preprocessing(width=width, height=height)
@@ -283,7 +283,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def resolve_model_source(source: str | Path, revision: str | None) -> tuple[Path, str, str]:
+def _resolve_model_source(source: str | Path, revision: str | None) -> tuple[Path, str, str]:
     """Folder, origin and commit of a model; a model on the hub is downloaded.
 
     Raises:
@@ -314,7 +314,7 @@ def resolve_model_source(source: str | Path, revision: str | None) -> tuple[Path
     return Path(local), f"hub:{source}", Path(local).name
 
 
-def supplier_record(
+def _supplier_record(
     folder: Path, origin: str, commit: str, licence: str | None, *, weights: bool = True
 ) -> Supplier:
     """The record of a supplier's model.

@@ -23,18 +23,18 @@ from workbench.records.types import Prediction
 
 __all__ = ["LabelError", "find_label_errors", "labelled_frames"]
 
-LabelErrorKind = Literal["missed", "placed", "class", "twice", "nothing"]
+_LabelErrorKind = Literal["missed", "placed", "class", "twice", "nothing"]
 
-SAME_OBJECT_IOU = 0.7
+_SAME_OBJECT_IOU = 0.7
 """IoU from which a label is well placed."""
-TOUCHING_IOU = 0.3
+_TOUCHING_IOU = 0.3
 """IoU below which two boxes belong to different objects."""
-DUPLICATE_IOU = 0.8
+_DUPLICATE_IOU = 0.8
 """IoU from which two labels of one class are duplicates."""
-MIN_SCORE = 0.1
+_MIN_SCORE = 0.1
 """Predictions with a lower score are ignored."""
 
-MIN_WEIGHT = 0.25
+_MIN_WEIGHT = 0.25
 """Label errors with a lower weight are left out: models contradict every label a little."""
 
 _BINS = 10
@@ -56,7 +56,7 @@ class LabelError(FrozenModel):
     """
 
     frame: Digest
-    kind: LabelErrorKind
+    kind: _LabelErrorKind
     box: Box
     cls: str
     weight: float
@@ -70,19 +70,19 @@ def find_label_errors(dataset: Dataset, predictions: Iterable[Prediction]) -> li
 
     Args:
         dataset: With the labels to check.
-        predictions: On the dataset's frames, with scores down to `MIN_SCORE`; best of a model
+        predictions: On the dataset's frames, with scores down to `_MIN_SCORE`; best of a model
             trained on other frames, or on these for a short time.
     """
     by_frame: dict[Digest, list[Prediction]] = {}
     for prediction in predictions:
-        if prediction.score >= MIN_SCORE:
+        if prediction.score >= _MIN_SCORE:
             by_frame.setdefault(prediction.frame, []).append(prediction)
     frames = [
         _FrameComparison(dataset, frame, by_frame.get(frame.id, ()))
         for frame in labelled_frames(dataset)
     ]
     precision = _CalibratedPrecision(frames)
-    errors = [e for f in frames for e in _errors_of_frame(f, precision) if e.weight >= MIN_WEIGHT]
+    errors = [e for f in frames for e in _errors_of_frame(f, precision) if e.weight >= _MIN_WEIGHT]
     return sorted(errors, key=lambda e: (-e.weight, e.frame, e.kind, e.box.xyxy))
 
 
@@ -106,7 +106,7 @@ class _FrameComparison:
         scores = np.array([one.score for one in self.predictions], np.float32)
         # One to one, so that two predictions never share a label; classes may differ.
         self.label_of = match_greedy(
-            self.predicted_boxes, scores, self.label_boxes, iou=TOUCHING_IOU
+            self.predicted_boxes, scores, self.label_boxes, iou=_TOUCHING_IOU
         )
 
     def best_iou(self, row: int) -> float:
@@ -166,7 +166,7 @@ def _error_from_prediction(
     detected = f"model detects {_class_text(prediction.cls)} (score {prediction.score:.0%})"
     if number == UNMATCHED:
         iou = frame.best_iou(row)
-        if iou >= TOUCHING_IOU:
+        if iou >= _TOUCHING_IOU:
             return None  # a second box on a labelled object
         why = f"{detected} without a label"
         return _label_error(frame, "missed", prediction, precision * (1 - iou), why)
@@ -174,7 +174,7 @@ def _error_from_prediction(
     if label.cls != prediction.cls and iou >= 0.5:
         why = f"{detected}, label says {_class_text(label.cls)}"
         return _label_error(frame, "class", label, precision * iou, why)
-    if label.cls == prediction.cls and iou < SAME_OBJECT_IOU:
+    if label.cls == prediction.cls and iou < _SAME_OBJECT_IOU:
         why = f"{detected}, IoU with the label is only {iou:.0%}"
         return _label_error(frame, "placed", label, precision * (1 - iou), why)
     return None
@@ -182,7 +182,7 @@ def _error_from_prediction(
 
 def _duplicate_labels(frame: _FrameComparison) -> Iterator[LabelError]:
     overlap = boxes.iou_matrix(frame.label_boxes, frame.label_boxes)
-    for first, second in zip(*np.nonzero(np.triu(overlap, 1) >= DUPLICATE_IOU), strict=True):
+    for first, second in zip(*np.nonzero(np.triu(overlap, 1) >= _DUPLICATE_IOU), strict=True):
         label, other = frame.labels[int(first)], frame.labels[int(second)]
         if label.cls == other.cls:
             iou = float(overlap[first, second])
@@ -194,14 +194,14 @@ def _undetected_labels(frame: _FrameComparison) -> Iterator[LabelError]:
     """Visible labels without any prediction: weak evidence, as models miss many objects."""
     for number, label in enumerate(frame.labels):
         iou = float(frame.iou[:, number].max()) if len(frame.predictions) else 0.0
-        if iou < MIN_SCORE and not _is_hidden(label):
+        if iou < _MIN_SCORE and not _is_hidden(label):
             why = f"model detects nothing at the label {_class_text(label.cls)}"
             yield _label_error(frame, "nothing", label, _undetected_weight(label), why)
 
 
 def _label_error(
     frame: _FrameComparison,
-    kind: LabelErrorKind,
+    kind: _LabelErrorKind,
     source: Label | Prediction,
     weight: float,
     why: str,

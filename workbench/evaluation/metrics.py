@@ -42,12 +42,12 @@ from workbench.records.frames import Frame
 __all__ = ["Evaluation", "evaluate", "paired_difference"]
 
 
-MIN_DEFINED_SHARE = 0.5
+_MIN_DEFINED_SHARE = 0.5
 """Share of resamples in which a metric must be defined for an interval."""
 
 
 @dataclass(frozen=True)
-class Clusters:
+class _Clusters:
     """Units of resampling.
 
     Attributes:
@@ -68,7 +68,7 @@ class Clusters:
         return self.drives >= MIN_DRIVES
 
 
-def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
+def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> _Clusters:
     """Clusters of some frames: their drives, or blocks of time where there are too few drives.
 
     Args:
@@ -85,7 +85,7 @@ def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
             f"descriptive: bootstrap over {units.count} time blocks of {drives}, "
             f"fewer than the {MIN_DRIVES} that a gate needs"
         )
-    return Clusters(of, units.count, units.drives, method)
+    return _Clusters(of, units.count, units.drives, method)
 
 
 def percentile_interval(
@@ -107,7 +107,7 @@ def percentile_interval(
         Lower and upper end, or None if too few values are defined.
     """
     defined = samples[np.isfinite(samples)]
-    if clusters < 2 or not len(defined) or len(defined) < MIN_DEFINED_SHARE * len(samples):
+    if clusters < 2 or not len(defined) or len(defined) < _MIN_DEFINED_SHARE * len(samples):
         return None
     tail = expanded_tail(clusters, confidence)
     low, high = np.quantile(defined, [tail, 1 - tail])
@@ -137,7 +137,7 @@ class Evaluation:
     samples: Mapping[tuple[str, str, MetricName], Floats]
     tables: Mapping[str, MatchTable]
     curves: Mapping[str, CocoMetrics]
-    clusters: Mapping[str, Clusters]
+    clusters: Mapping[str, _Clusters]
 
     @property
     def name(self) -> str:
@@ -222,7 +222,7 @@ def evaluate(
     samples: dict[tuple[str, str, MetricName], Floats] = {}
     tables: dict[str, MatchTable] = {}
     curves: dict[str, CocoMetrics] = {}
-    clusters: dict[str, Clusters] = {}
+    clusters: dict[str, _Clusters] = {}
     for done, part in enumerate(slices):
         table, reference = match_slice(whole, part), coco_metrics(whole, part)
         groups = cluster_frames(whole.frames, table.frames)
@@ -331,7 +331,7 @@ def _operating_point_metrics(
 def _slice_rows(
     whole: EvaluationSet,
     table: MatchTable,
-    groups: Clusters,
+    groups: _Clusters,
     reference: CocoMetrics,
     values: Mapping[tuple[str, MetricName], Floats],
     settings: EvaluationSettings,

@@ -57,7 +57,7 @@ __all__ = [
     "save",
 ]
 
-Evaluate = Callable[[Dataset, OnnxPredictor, str], Any]
+_Evaluate = Callable[[Dataset, OnnxPredictor, str], Any]
 """Maps evaluation frames, a model and its file name to an evaluation, see `gate.judge_files`."""
 
 
@@ -264,7 +264,7 @@ def compare(
     dataset: Dataset,
     settings: ExportSettings | None = None,
     *,
-    evaluate: Evaluate | None = None,
+    evaluate: _Evaluate | None = None,
     difference: gate.PairedDifference | None = None,
     progress: Progress | None = None,
 ) -> Comparison:

@@ -51,7 +51,7 @@ _SOURCE_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node
 _exported_here: set[str] = set()
 """Digests of the programs that this process exported, the only ones that it loads."""
 
-OPENVINO_XML, OPENVINO_BIN = "int8.openvino.xml", "int8.openvino.bin"
+OPENVINO_XML, _OPENVINO_BIN = "int8.openvino.xml", "int8.openvino.bin"
 _OPENVINO_MIN_DB = 30.0
 _OPENVINO_LAYER = re.compile(
     rb'(<layer id="(\d+)" name=")[^"]*(" type="(Constant|Const|Convert|\w+)")'
@@ -338,7 +338,7 @@ def convert_openvino(onnx_file: bytes) -> dict[str, bytes]:
         openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=False)
         # Layer names count what the process made before; layers refer to each other by number.
         renamed = _OPENVINO_LAYER.sub(rb"\1layer_\2\3", target.read_bytes())
-        return {OPENVINO_XML: renamed, OPENVINO_BIN: target.with_suffix(".bin").read_bytes()}
+        return {OPENVINO_XML: renamed, _OPENVINO_BIN: target.with_suffix(".bin").read_bytes()}
 
 
 def verify_openvino(
@@ -356,7 +356,7 @@ def verify_openvino(
 
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    network = core.read_model(files[OPENVINO_XML], files[OPENVINO_BIN])
+    network = core.read_model(files[OPENVINO_XML], files[_OPENVINO_BIN])
     compiled: Any = core.compile_model(network, "CPU", settings)
     results = compiled(np.ascontiguousarray(batch))
     outputs = [np.array(results[output]) for output in compiled.outputs]

@@ -45,7 +45,7 @@ class LossLimits(FrozenModel):
     head_db: float = Field(default=30.0)
 
 
-class EvaluatedSlice(Protocol):
+class _EvaluatedSlice(Protocol):
     """A slice and class of an evaluation, with its number of true boxes."""
 
     @property
@@ -56,7 +56,7 @@ class EvaluatedSlice(Protocol):
     def boxes(self) -> int: ...
 
 
-class LossInterval(Protocol):
+class _LossInterval(Protocol):
     """A loss with its two-sided interval; None where there is nothing to measure."""
 
     @property
@@ -67,23 +67,23 @@ class LossInterval(Protocol):
     def high(self) -> float | None: ...
 
 
-class MetricDifference(Protocol):
+class _MetricDifference(Protocol):
     """A paired difference; ``usable`` tells whether there were enough drives to decide."""
 
     @property
-    def estimate(self) -> LossInterval: ...
+    def estimate(self) -> _LossInterval: ...
     @property
     def usable(self) -> bool: ...
     @property
     def method(self) -> str: ...
 
 
-MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
-PairedDifference = Callable[[Any, Any, MetricName, str, str], MetricDifference]
+_MetricName = Literal["ap", "ap50", "ar", "precision", "recall", "f1"]
+PairedDifference = Callable[[Any, Any, _MetricName, str, str], _MetricDifference]
 """Float evaluation, INT8 evaluation, metric, slice and class to float minus INT8."""
 
 
-class LimitResult(FrozenModel):
+class _LimitResult(FrozenModel):
     """One limit and what was measured; ``required`` ones decide."""
 
     name: str
@@ -103,7 +103,7 @@ class ParityGate(FrozenModel):
     file: str
     verdict: Verdict
     limits: LossLimits
-    rows: tuple[LimitResult, ...]
+    rows: tuple[_LimitResult, ...]
 
     def table(self) -> list[Json]:
         """A row for each limit, for a data frame or a plot."""
@@ -141,8 +141,8 @@ def judge_files(
 
 def judge_file(
     file: str,
-    slices: Iterable[EvaluatedSlice],
-    loss: Callable[[MetricName, str, str], MetricDifference],
+    slices: Iterable[_EvaluatedSlice],
+    loss: Callable[[_MetricName, str, str], _MetricDifference],
     parity: Json,
     *,
     limits: LossLimits | None = None,
@@ -197,17 +197,17 @@ def require_gates(gates: Iterable[ParityGate]) -> None:
 
 
 def _loss_result(
-    metric: MetricName,
-    part: EvaluatedSlice,
-    loss: Callable[[MetricName, str, str], MetricDifference],
+    metric: _MetricName,
+    part: _EvaluatedSlice,
+    loss: Callable[[_MetricName, str, str], _MetricDifference],
     limit: float,
     *,
     required: bool,
-) -> LimitResult:
+) -> _LimitResult:
     difference = loss(metric, part.slice, part.cls)
     interval = difference.estimate
     where = part.cls if part.slice == _ALL else part.slice
-    return LimitResult(
+    return _LimitResult(
         name=f"{metric} lost, {'all frames' if part.slice == part.cls == _ALL else where}",
         verdict=_loss_verdict(interval, limit, usable=difference.usable),
         value=_rounded(interval.value),
@@ -220,7 +220,7 @@ def _loss_result(
     )
 
 
-def _loss_verdict(interval: LossInterval, limit: float, *, usable: bool) -> Verdict:
+def _loss_verdict(interval: _LossInterval, limit: float, *, usable: bool) -> Verdict:
     if interval.value is None or interval.low is None or interval.high is None:
         return Verdict.INSUFFICIENT
     if interval.low > limit:
@@ -228,14 +228,14 @@ def _loss_verdict(interval: LossInterval, limit: float, *, usable: bool) -> Verd
     return Verdict.PASS if usable and interval.high <= limit else Verdict.INSUFFICIENT
 
 
-def _measured_result(name: str, value: float, limit: float, holds: bool) -> LimitResult:
+def _measured_result(name: str, value: float, limit: float, holds: bool) -> _LimitResult:
     verdict = Verdict.PASS if holds else Verdict.FAIL
-    return LimitResult(
+    return _LimitResult(
         name=name, verdict=verdict, value=_rounded(value), limit=limit, method="measured"
     )
 
 
-def _overall_verdict(rows: Sequence[LimitResult]) -> Verdict:
+def _overall_verdict(rows: Sequence[_LimitResult]) -> Verdict:
     verdicts = {row.verdict for row in rows if row.required}
     if Verdict.FAIL in verdicts:
         return Verdict.FAIL

@@ -34,7 +34,7 @@ FLOAT_TOLERANCE = 1e-4
 """Largest difference of a raw value that rounding can explain between two float runtimes."""
 _MATCH_IOU = 0.5
 
-Outputs = Sequence[NDArray[np.float32]]
+_Outputs = Sequence[NDArray[np.float32]]
 """Raw outputs of a network, each ``[frames, ...]``."""
 
 
@@ -102,7 +102,7 @@ class ReferenceSample:
         ratios = {name: decibels(signal[i], noise[i]) for i, name in enumerate(names)}
         return Fidelity(ratios, _dice(matched, total))
 
-    def _decode(self, outputs: Outputs) -> list[Detections]:
+    def _decode(self, outputs: _Outputs) -> list[Detections]:
         return decode(outputs, self._config, score_threshold=CONFIDENCE_THRESHOLD)
 
 
@@ -217,7 +217,7 @@ class _ParityTally:
     overlaps: list[float] = field(default_factory=list)
     worst: tuple[float, str] = (1.0, "")
 
-    def add_outputs(self, names: Sequence[str], expected: Outputs, actual: Outputs) -> None:
+    def add_outputs(self, names: Sequence[str], expected: _Outputs, actual: _Outputs) -> None:
         for name, right, wrong in zip(names, expected, actual, strict=True):
             apart = np.abs(wrong.astype(np.float64) - right)
             self.largest[name] = max(self.largest.get(name, 0.0), float(apart.max()))
@@ -252,7 +252,7 @@ class _ParityTally:
             "max_abs_diff": _three_digits(max(self.largest.values())),
             "sqnr_db": _three_digits(least_db),
             "maps": outputs,
-            **({"queries": self.values["boxes"] // 4} if is_query_output(tuple(outputs)) else {}),
+            **({"queries": self.values["boxes"] // 4} if _is_query_output(tuple(outputs)) else {}),
             "boxes": self.boxes,
             "reference_boxes": self.reference_boxes,
             "matched": matched,
@@ -267,8 +267,8 @@ class _ParityTally:
 
 
 def match_outputs(
-    reference: Outputs, actual: Outputs, config: DetectorConfig
-) -> tuple[Outputs, Outputs]:
+    reference: _Outputs, actual: _Outputs, config: DetectorConfig
+) -> tuple[_Outputs, _Outputs]:
     """Raw outputs of two models with corresponding values at the same positions.
 
     Cell maps correspond as they are. A detection transformer chooses its queries by score: rounding
@@ -279,9 +279,9 @@ def match_outputs(
     Returns:
         Both outputs; of queries ``[queries, classes]`` and ``[queries, 4]`` over all frames.
     """
-    if not is_query_output(output_names(config)):
+    if not _is_query_output(output_names(config)):
         return reference, actual
-    ordered = match_queries(reference, actual)
+    ordered = _match_queries(reference, actual)
     scoring = config.network["scoring"]
     right, wrong = (
         families.query_scores(outputs[0], scoring).max(-1) for outputs in (reference, ordered)
@@ -291,12 +291,12 @@ def match_outputs(
     return [values[shown] for values in reference], [values[shown] for values in ordered]
 
 
-def is_query_output(names: Sequence[str]) -> bool:
+def _is_query_output(names: Sequence[str]) -> bool:
     """Whether a model with outputs of these names gives queries rather than cell maps."""
     return tuple(names) == families.QUERY_OUTPUTS
 
 
-def match_queries(reference: Outputs, actual: Outputs) -> Outputs:
+def _match_queries(reference: _Outputs, actual: _Outputs) -> _Outputs:
     """The queries of ``actual`` in the order of their nearest ones in ``reference``.
 
     Nearest by logits and boxes together, one to one, frame by frame (Hungarian method).
@@ -336,7 +336,7 @@ def _match_boxes(first: Detections, second: Detections) -> NDArray[np.int64]:
     )
 
 
-def _require_finite(name: str, frames: Sequence[Frame], outputs: Outputs) -> None:
+def _require_finite(name: str, frames: Sequence[Frame], outputs: _Outputs) -> None:
     if not all(np.isfinite(values).all() for values in outputs):
         raise ContractError(
             f"outputs of {name} contain NaN or infinity",

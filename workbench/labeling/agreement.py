@@ -25,16 +25,16 @@ from workbench.records.types import Agreement, AgreementRate, LabelBatch, LabelS
 
 __all__ = ["assess_agreement"]
 
-SAME_OBJECT_IOU = 0.5
+_SAME_OBJECT_IOU = 0.5
 
-CONSENSUS_RULE = (
+_CONSENSUS_RULE = (
     "adjudicated frames: the adjudicator's boxes; three labelers or more: objects that more than"
     " half drew, with the class that most gave and the box that overlaps the others' best; else:"
     " one labeler's boxes, drawn by the digest of frame and labeler"
 )
 """How several answers to a frame become one set of labels; part of records, so never edited."""
 
-LabelsByFrame = dict[Digest, dict[str, list[Label]]]
+_LabelsByFrame = dict[Digest, dict[str, list[Label]]]
 """Frame to labeler to labels; without those who skipped the frame."""
 
 _MAJORITY_FROM = 3
@@ -64,7 +64,7 @@ def assess_agreement(store: Store, labelset_ref: Ref) -> Ref:
     gold = set(batch.gold)
     compared = sorted(frame for frame, some in answers.items() if len(some) > 1 or frame in gold)
     truth = _gold_labels(store, batch) if gold else {}
-    pairs = compare_labelers({frame: answers[frame] for frame in compared})
+    pairs = _compare_labelers({frame: answers[frame] for frame in compared})
     gold_pairs = [
         compare_answers(frame, labeler, labels, "gold", truth.get(frame, ()))
         for frame in compared
@@ -88,8 +88,8 @@ def assess_agreement(store: Store, labelset_ref: Ref) -> Ref:
     disagreements = find_disagreements(answers)
     agreement = Agreement(
         labels=labelset_ref,
-        same_object_iou=SAME_OBJECT_IOU,
-        rule=CONSENSUS_RULE,
+        same_object_iou=_SAME_OBJECT_IOU,
+        rule=_CONSENSUS_RULE,
         rates=(*_rates(pairs, slices), *gold_rates),
         frames=len(compared),
         disputed=len(disagreements),
@@ -98,7 +98,7 @@ def assess_agreement(store: Store, labelset_ref: Ref) -> Ref:
     return store.put(agreement, {"disagreements.jsonl": dataset.to_json_lines(disagreements)})
 
 
-def load_answers(store: Store, labelset: Ref) -> LabelsByFrame:
+def load_answers(store: Store, labelset: Ref) -> _LabelsByFrame:
     """Labels of a label set by frame and labeler, answers without objects included."""
     return group_answers(
         dataset.read_json_lines(store.payload(labelset, "labels.jsonl"), Label),
@@ -106,14 +106,14 @@ def load_answers(store: Store, labelset: Ref) -> LabelsByFrame:
     )
 
 
-def group_answers(labels: Iterable[Label], answers: Iterable[AnswerRow]) -> LabelsByFrame:
+def group_answers(labels: Iterable[Label], answers: Iterable[AnswerRow]) -> _LabelsByFrame:
     """Group labels by frame and labeler.
 
     Args:
         labels: Labels without a row in ``answers`` are left out.
         answers: Rows without labels become empty lists; skips are left out.
     """
-    by_frame: LabelsByFrame = defaultdict(dict)
+    by_frame: _LabelsByFrame = defaultdict(dict)
     for answer in answers:
         if not answer.skipped:
             by_frame[answer.frame][answer.annotator] = []
@@ -136,7 +136,7 @@ def _gold_labels(store: Store, batch: LabelBatch) -> dict[Digest, list[Label]]:
 
 
 @dataclass(frozen=True)
-class ObjectGroup:
+class _ObjectGroup:
     """One object as drawn by each labeler who saw it, ordered by labeler."""
 
     drawn: tuple[Label, ...]
@@ -158,11 +158,11 @@ class ObjectGroup:
         return self.drawn[max(candidates, key=lambda i: (round(float(overlap[i]), 9), -i))]
 
 
-def group_objects(by_labeler: Mapping[str, Sequence[Label]]) -> list[ObjectGroup]:
+def group_objects(by_labeler: Mapping[str, Sequence[Label]]) -> list[_ObjectGroup]:
     """Group the labels of several labelers by object, regardless of class.
 
     Labelers are taken in order of their names. Each one's boxes are matched one to one with the
-    groups so far, with the largest total IoU and at least `SAME_OBJECT_IOU` each.
+    groups so far, with the largest total IoU and at least `_SAME_OBJECT_IOU` each.
     """
     groups: list[list[Label]] = []
     for labeler in sorted(by_labeler):
@@ -171,18 +171,18 @@ def group_objects(by_labeler: Mapping[str, Sequence[Label]]) -> list[ObjectGroup
             [np.mean([label.box.xyxy for label in group], axis=0) for group in groups]
         )
         corners = boxes.boxes_to_array(label.box for label in labels)
-        matches = match_optimal(means, corners, iou=SAME_OBJECT_IOU)
+        matches = match_optimal(means, corners, iou=_SAME_OBJECT_IOU)
         group_of = {int(j): int(i) for i, j in matches}
         for number, label in enumerate(labels):
             if number in group_of:
                 groups[group_of[number]].append(label)
             else:
                 groups.append([label])
-    return [ObjectGroup(tuple(group)) for group in groups]
+    return [_ObjectGroup(tuple(group)) for group in groups]
 
 
 def consensus_labels(frame: Digest, by_labeler: Mapping[str, Sequence[Label]]) -> list[Label]:
-    """One set of labels for a frame, by `CONSENSUS_RULE`."""
+    """One set of labels for a frame, by `_CONSENSUS_RULE`."""
     if len(by_labeler) < _MAJORITY_FROM:
         return list(by_labeler[preferred_labeler(frame, list(by_labeler))])
     majority = len(by_labeler) / 2
@@ -194,7 +194,7 @@ def preferred_labeler(frame: Digest, labelers: Sequence[str]) -> str:
     return min(labelers, key=lambda labeler: digest.of_bytes(f"{frame} {labeler}".encode()))
 
 
-def find_disagreements(answers: LabelsByFrame) -> list[Disagreement]:
+def find_disagreements(answers: _LabelsByFrame) -> list[Disagreement]:
     """Frames whose labelers disagree, ordered by digest."""
     reasons = {frame: describe_disputes(answers[frame]) for frame in sorted(answers)}
     return [Disagreement(frame=frame, reasons=tuple(why)) for frame, why in reasons.items() if why]
@@ -225,7 +225,7 @@ class AnswerComparison:
     Ignore areas are excluded.
 
     Attributes:
-        matched: Class of ``who``, class of ``other``, IoU (at least `SAME_OBJECT_IOU`).
+        matched: Class of ``who``, class of ``other``, IoU (at least `_SAME_OBJECT_IOU`).
         extra: Classes of boxes of ``who`` without a match.
         lacking: Classes of boxes of ``other`` without a match.
     """
@@ -266,7 +266,7 @@ def compare_answers(
     right = [label for label in theirs if not label.ignore]
     first = boxes.boxes_to_array(label.box for label in left)
     second = boxes.boxes_to_array(label.box for label in right)
-    matches = match_optimal(first, second, iou=SAME_OBJECT_IOU)
+    matches = match_optimal(first, second, iou=_SAME_OBJECT_IOU)
     overlap = boxes.iou_matrix(first, second)
     in_left, in_right = {int(i) for i, _ in matches}, {int(j) for _, j in matches}
     return AnswerComparison(
@@ -279,7 +279,7 @@ def compare_answers(
     )
 
 
-def compare_labelers(
+def _compare_labelers(
     answers: Mapping[Digest, Mapping[str, Sequence[Label]]],
 ) -> list[AnswerComparison]:
     """Every pair of labelers on every frame that more than one of them answered."""
@@ -298,7 +298,7 @@ def measure_agreement(answers: Mapping[Digest, Mapping[str, Sequence[Label]]]) -
         boxes without a match), ``class_agreement`` among matched boxes, and the consensus ``rule``.
         Rates are None without any comparison.
     """
-    comparisons = compare_labelers(answers)
+    comparisons = _compare_labelers(answers)
     matched = [pair for one in comparisons for pair in one.matched]
     unmatched = sum(len(one.extra) + len(one.lacking) for one in comparisons)
     total = 2 * len(matched) + unmatched
@@ -310,7 +310,7 @@ def measure_agreement(answers: Mapping[Digest, Mapping[str, Sequence[Label]]]) -
         "mean_iou": round(float(np.mean(overlaps)), 6) if matched else None,
         "missed_rate": round(unmatched / total, 6) if total else None,
         "class_agreement": round(same_class / len(matched), 6) if matched else None,
-        "rule": CONSENSUS_RULE,
+        "rule": _CONSENSUS_RULE,
     }
 
 

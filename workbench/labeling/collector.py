@@ -211,7 +211,7 @@ def collect(
     return collected
 
 
-def fetch_batch(workspace: Workspace, server: LabelStudio, batch_ref: Ref) -> BatchView:
+def fetch_batch(workspace: Workspace, server: LabelStudio, batch_ref: Ref) -> _BatchView:
     """Fetch what changed in a batch since the last call.
 
     Raises:
@@ -229,11 +229,11 @@ def fetch_batch(workspace: Workspace, server: LabelStudio, batch_ref: Ref) -> Ba
         )
     with sync.open_cache(workspace, project.id, batch_ref) as cache:
         cache.refresh(server)
-    return BatchView(workspace, BatchContents(Store(workspace), batch_ref), project, server)
+    return _BatchView(workspace, BatchContents(Store(workspace), batch_ref), project, server)
 
 
 @dataclass(frozen=True)
-class FrameAnswers:
+class _FrameAnswers:
     """All answers to one frame.
 
     Attributes:
@@ -263,7 +263,7 @@ class _StatusTally:
     invalid: list[InvalidAnswer] = field(default_factory=list)
     drafts: int = 0
 
-    def add(self, frame: FrameAnswers, needed: int) -> None:
+    def add(self, frame: _FrameAnswers, needed: int) -> None:
         self.seen.add(frame.cached.frame)
         for row in frame.rows:
             self.people.add(row)
@@ -277,7 +277,7 @@ class _StatusTally:
             self.skipped.append(frame.cached.frame)
 
 
-class BatchView:
+class _BatchView:
     """A batch as it is on the server, read from the answer cache. Create it with `fetch_batch`."""
 
     def __init__(
@@ -303,7 +303,7 @@ class BatchView:
         with sync.open_cache(self._workspace, self.project.id, self.contents.ref) as cache:
             cache.collected = labelset
 
-    def frames(self) -> Iterator[FrameAnswers]:
+    def frames(self) -> Iterator[_FrameAnswers]:
         """Every frame that has a task, ordered by digest."""
         schema, users = self.contents.batch.label_schema, self._server.users()
         with sync.open_cache(self._workspace, self.project.id, self.contents.ref) as cache:
@@ -316,10 +316,10 @@ class BatchView:
                 rows = [answer_row(answer, predictions) for answer in answers]
                 shown = shows_frame(cached.data.get("image"), frame.id)
                 invalid = [one for answer in answers for one in self._invalid(answer, shown)]
-                yield FrameAnswers(cached, answers, annotations, rows, invalid, predictions)
+                yield _FrameAnswers(cached, answers, annotations, rows, invalid, predictions)
 
     def status(
-        self, visit: Callable[[FrameAnswers], None] | None = None
+        self, visit: Callable[[_FrameAnswers], None] | None = None
     ) -> tuple[BatchStatus, _StatusTally]:
         """Progress of the batch.
 
@@ -396,7 +396,7 @@ class _LabelSetFiles:
 
     NAMES = ("labels.jsonl", "answers.jsonl", "annotations.jsonl")
 
-    def __init__(self, folder: Path, view: BatchView) -> None:
+    def __init__(self, folder: Path, view: _BatchView) -> None:
         self.paths = {name: folder / name for name in self.NAMES}
         self._batch_ref = view.contents.ref
         self._start: Literal["model", "people"] = "model" if view.contents.batch.model else "people"
@@ -412,7 +412,7 @@ class _LabelSetFiles:
         for file in self._open.values():
             file.close()
 
-    def add(self, frame: FrameAnswers) -> None:
+    def add(self, frame: _FrameAnswers) -> None:
         by_labeler = {
             answer.annotator: to_labels(answer, frame.predictions, self._batch_ref, self._start)
             for answer in frame.answers

@@ -132,7 +132,7 @@ class CachedFrame:
     drafts: int
 
 
-class AnswerCache:
+class _AnswerCache:
     """Answers of one batch in SQLite, so that only changed tasks are fetched; see `open_cache`.
 
     Changes are requested by the server's clock. The server's count of annotations reveals changes
@@ -234,18 +234,18 @@ class AnswerCache:
 
 
 @contextlib.contextmanager
-def open_cache(workspace: Workspace, project_id: int, batch: Ref) -> Iterator[AnswerCache]:
+def open_cache(workspace: Workspace, project_id: int, batch: Ref) -> Iterator[_AnswerCache]:
     """The answer cache of a batch; a damaged one is replaced by an empty one."""
     path = _path(workspace, batch, ".sqlite")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = sqlite3.connect(path, timeout=60)
-        cache = AnswerCache(connection, project_id, batch)
+        cache = _AnswerCache(connection, project_id, batch)
     except sqlite3.DatabaseError:
         connection.close()
         path.unlink()
         connection = sqlite3.connect(path, timeout=60)
-        cache = AnswerCache(connection, project_id, batch)
+        cache = _AnswerCache(connection, project_id, batch)
     with contextlib.closing(connection):
         yield cache
 
@@ -253,7 +253,7 @@ def open_cache(workspace: Workspace, project_id: int, batch: Ref) -> Iterator[An
 @contextlib.contextmanager
 def listen(
     server: LabelStudio, projects: Mapping[int, Ref], *, host: str = "127.0.0.1"
-) -> Iterator[WebhookEvents]:
+) -> Iterator[_WebhookEvents]:
     """Receive webhooks of projects while the context lasts.
 
     Label Studio gives up on a webhook after one second and never repeats it. An event is therefore
@@ -263,7 +263,7 @@ def listen(
         projects: Project id to the batch in it.
         host: This machine as the server sees it; the default is for servers on this machine.
     """
-    events = WebhookEvents(projects)
+    events = _WebhookEvents(projects)
     receiver = ThreadingHTTPServer((host, 0), events.handler())
     receiver.daemon_threads = True
     threading.Thread(target=receiver.serve_forever, daemon=True).start()
@@ -280,7 +280,7 @@ def listen(
         receiver.server_close()
 
 
-class WebhookEvents:
+class _WebhookEvents:
     """Batches that changed, as reported by the server's webhooks. Create it with `listen`."""
 
     def __init__(self, projects: Mapping[int, Ref]) -> None:

@@ -110,7 +110,7 @@ def merge_answers(
 
     A labeled frame of role ``pool`` becomes ``train``, also when it has no objects; other roles
     stay. Frames that were only skipped and gold frames stay unchanged. Several answers to a frame
-    are combined by `agreement.CONSENSUS_RULE`. Answers about the frame update its conditions or
+    are combined by `agreement._CONSENSUS_RULE`. Answers about the frame update its conditions or
     attributes.
 
     Args:

@@ -27,7 +27,7 @@ from workbench.records.base import Ref
 
 __all__ = ["read_contract"]
 
-ServiceName = Literal["mongod", "mlflow", "label-studio"]
+_ServiceName = Literal["mongod", "mlflow", "label-studio"]
 
 
 class _DeclarationPart(BaseModel):
@@ -108,7 +108,7 @@ class Declaration(_DeclarationPart):
     outputs: dict[str, Output] = {}
     paths: dict[str, PathParameter] = {}
     resources: Resources = Resources()
-    services: tuple[ServiceName, ...] = ()
+    services: tuple[_ServiceName, ...] = ()
     secrets: tuple[str, ...] = ()
     access: Access = Access()
     fixture: Fixture = Fixture()

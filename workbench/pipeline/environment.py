@@ -33,7 +33,7 @@ __all__ = ()
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
-NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.interactive"})
+_NOT_IN_PRODUCTION = frozenset({"workbench.pipeline.interactive"})
 """Imported but never run by a pipeline; a change there cannot change a step's outputs."""
 
 _PACKAGE = "workbench"
@@ -168,7 +168,7 @@ def reachable_modules(sources: Sequence[str]) -> dict[str, Path]:
     while pending:
         name = pending.pop()
         path = _module_file(name)
-        if name in found or path is None or name in NOT_IN_PRODUCTION:
+        if name in found or path is None or name in _NOT_IN_PRODUCTION:
             continue
         found[name] = path
         pending.extend(_imports_of_file(name, path, path.stat().st_mtime_ns))

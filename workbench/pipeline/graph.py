@@ -37,7 +37,7 @@ _MAX_TEXT_BYTES = 120  # with the step's name, less than the 255 that a file nam
 
 
 @dataclass(frozen=True)
-class InputSource:
+class _InputSource:
     """Where one input comes from.
 
     Attributes:
@@ -68,7 +68,7 @@ class PipelineStep:
     definition: StepDefinition
     contract: StepContract
     parameters: Json
-    sources: dict[str, InputSource]
+    sources: dict[str, _InputSource]
     needs: tuple[str, ...]
     when: tuple[tuple[str, str], ...]
     resources: Resources
@@ -225,7 +225,7 @@ class _GraphBuilder:
 
     def _sources(
         self, step: str, inputs: Mapping[str, str], contract: StepContract, same_each: Json | None
-    ) -> dict[str, InputSource]:
+    ) -> dict[str, _InputSource]:
         """Where each input comes from; ``same_each`` is given where a step follows a fan-out."""
         declared = contract.declaration.inputs
         for given in inputs:
@@ -245,9 +245,9 @@ class _GraphBuilder:
 
     def _source(
         self, step: str, name: str, text: str, declaration: Input, same_each: Json | None
-    ) -> InputSource:
+    ) -> _InputSource:
         if text.startswith(_CHAMPION_PREFIX):
-            return InputSource(champion=text.removeprefix(_CHAMPION_PREFIX))
+            return _InputSource(champion=text.removeprefix(_CHAMPION_PREFIX))
         upstream, _, output = text.partition(".")
         context = f"step {step!r}, input {name!r}"
         steps = self._earlier(step, upstream, context=context)
@@ -270,7 +270,7 @@ class _GraphBuilder:
                 hint=f"Declare the input with `many`, or give the step `for_each: {upstream}`",
             )
         outputs_of_steps = tuple((one.name, output) for one in steps)
-        return InputSource(outputs_of_steps, many=declaration.many)
+        return _InputSource(outputs_of_steps, many=declaration.many)
 
     def _gates(
         self, name: str, definition: StepDefinition, each: Json

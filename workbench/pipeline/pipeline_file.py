@@ -38,8 +38,10 @@ from workbench.pipeline.parameters import describe_value_error
 
 __all__ = ["pipeline_json_schema"]
 
-RetryKind = Literal["service", "kernel-died", "out-of-memory", "timed-out", "crashed", "user-error"]
-VerdictName = Literal["PASS", "FAIL", "INSUFFICIENT EVIDENCE"]
+_RetryKind = Literal[
+    "service", "kernel-died", "out-of-memory", "timed-out", "crashed", "user-error"
+]
+_VerdictName = Literal["PASS", "FAIL", "INSUFFICIENT EVIDENCE"]
 
 _REFERENCE = re.compile(r"\$\{(env:\w+|[\w.]+)(?:\|([^}]*))?\}")
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -65,7 +67,7 @@ class Condition(_FilePart):
     """Run the step only if the gate report ``gates`` (``STEP.OUTPUT``) has such a verdict."""
 
     gates: str
-    verdict: tuple[VerdictName, ...] = ("PASS",)
+    verdict: tuple[_VerdictName, ...] = ("PASS",)
 
 
 class StepResources(_FilePart):
@@ -100,7 +102,7 @@ class StepDefinition(_FilePart):
     after: tuple[str, ...] = ()
     when: Condition | None = None
     resources: StepResources = StepResources()
-    retries: dict[RetryKind, int] = {"service": 1}
+    retries: dict[_RetryKind, int] = {"service": 1}
     backoff_s: float = Field(default=1.0, ge=0)
     cache: Literal["auto", "never"] = "auto"
 

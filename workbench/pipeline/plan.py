@@ -18,9 +18,9 @@ from workbench.records.store import Store
 
 __all__ = ["PlannedStep", "StepSelection", "plan_pipeline", "select_steps"]
 
-StepOutputs = Mapping[str, Mapping[str, Ref]]
-StepInputs = dict[str, Ref | tuple[Ref, ...] | None]
-Action = Literal["run", "skip", "omit"]
+_StepOutputs = Mapping[str, Mapping[str, Ref]]
+_StepInputs = dict[str, Ref | tuple[Ref, ...] | None]
+_Action = Literal["run", "skip", "omit"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class PlannedStep:
     """
 
     step: PipelineStep
-    inputs: StepInputs
-    action: Action
+    inputs: _StepInputs
+    action: _Action
     reasons: tuple[str, ...]
     key: StepKey | None = None
     cached: StepRun | None = None
@@ -92,7 +92,7 @@ def select_steps(
 def plan_step(
     pipeline: Pipeline,
     step: PipelineStep,
-    outputs: StepOutputs,
+    outputs: _StepOutputs,
     omitted: Container[str],
     workspace: Workspace,
     choice: StepSelection = ALL_STEPS,
@@ -113,7 +113,7 @@ def plan_step(
         return PlannedStep(step, {}, "omit", (reason,))
     pending = [name for name in step.needs if name not in outputs]
     if pending:
-        action: Action = "run" if _selected(step, choice) else "omit"
+        action: _Action = "run" if _selected(step, choice) else "omit"
         reason = f"after {', '.join(pending)}" if action == "run" else "not selected"
         return PlannedStep(step, {}, action, (reason,))
     unmet = _unmet_condition(step, outputs, workspace)
@@ -149,12 +149,12 @@ def _selected(step: PipelineStep, choice: StepSelection) -> bool:
 def _decide_action(
     pipeline: Pipeline,
     step: PipelineStep,
-    inputs: StepInputs,
+    inputs: _StepInputs,
     key: StepKey,
     index: KeyIndex,
     choice: StepSelection,
 ) -> PlannedStep:
-    def planned(action: Action, *reasons: str, cached: StepRun | None = None) -> PlannedStep:
+    def planned(action: _Action, *reasons: str, cached: StepRun | None = None) -> PlannedStep:
         return PlannedStep(step, inputs, action, reasons, key, cached)
 
     latest = index.latest(pipeline.name, step.name)
@@ -190,7 +190,7 @@ def _output_damage(key: StepKey, index: KeyIndex) -> list[str]:
     return index.output_damage(index.outputs(ref)) if ref else []
 
 
-def _unmet_condition(step: PipelineStep, outputs: StepOutputs, workspace: Workspace) -> str | None:
+def _unmet_condition(step: PipelineStep, outputs: _StepOutputs, workspace: Workspace) -> str | None:
     """Why the step's condition is not met, or None."""
     if step.definition.when is None:
         return None
@@ -202,8 +202,8 @@ def _unmet_condition(step: PipelineStep, outputs: StepOutputs, workspace: Worksp
     return None
 
 
-def _resolve_inputs(step: PipelineStep, outputs: StepOutputs, workspace: Workspace) -> StepInputs:
-    found: StepInputs = {}
+def _resolve_inputs(step: PipelineStep, outputs: _StepOutputs, workspace: Workspace) -> _StepInputs:
+    found: _StepInputs = {}
     for name, source in step.sources.items():
         if source.champion is None:
             refs = tuple(outputs[above][output] for above, output in source.outputs)

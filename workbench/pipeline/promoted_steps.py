@@ -184,7 +184,7 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
     try:
         newest = json.loads((folder / RECEIPT_FILE).read_bytes())["record"]["schema_version"]
         if signature is not None or newest >= _SIGNED_SINCE:
-            check_reference(signature, STEP_PURPOSE, ref, trusted_keys(project))
+            check_reference(signature, STEP_PURPOSE, ref, _trusted_keys(project))
         elif _source_ref(notebook) != record.notebook:  # promoted before versions were signed
             raise _changed_error(notebook, "is not the notebook that was checked")
     except VerificationError as error:
@@ -192,7 +192,7 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
     return PromotedStep(notebook, version, ref, record)
 
 
-def trusted_keys(project: Path) -> list[Path]:
+def _trusted_keys(project: Path) -> list[Path]:
     """Public keys whose promotions count: the workspace's own and those in the repository.
 
     Those that the workspace revoked are left out.
@@ -216,7 +216,7 @@ def _check_receipt(project: Path, folder: Path, record: StepVersion) -> None:
     if any(body.get(field) != getattr(record, field) for field in IDENTITY_FIELDS):
         raise _changed_error(path, "belongs to another notebook")
     try:
-        check_reference(signature, RECEIPT_PURPOSE, ref, trusted_keys(project))
+        check_reference(signature, RECEIPT_PURPOSE, ref, _trusted_keys(project))
     except VerificationError as error:
         raise _changed_error(path, f"is not trusted: {error.what}") from error
 

@@ -42,7 +42,7 @@ TRACKED_MARK = "mlflow"
 
 EVENTS_VARIABLE = "WORKBENCH_OPENLINEAGE"
 PAGE_FILE = "executed.html"
-LOCK_FILE = "requirements.lock"
+_LOCK_FILE = "requirements.lock"
 
 _PAGE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:"
 _PAGE_STYLE = """
@@ -308,7 +308,7 @@ class RunRecorder:
             self._source_tags |= state.tags()
             if state.dirty:
                 self._mlflow.log_text(self._parent, state.as_patch(), "source/changes.patch")
-        lock = self._project / LOCK_FILE
+        lock = self._project / _LOCK_FILE
         if lock.is_file():
             self._source_tags["workbench.lock"] = digest.of_file(lock)
             text = secret_scan.mask(lock.read_text(errors="replace"), self._secrets)

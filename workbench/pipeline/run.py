@@ -56,7 +56,7 @@ _MIN_DISK_GIB = 1
 """Less is used up within a run, and a full disk stops the servers, too."""
 
 
-class RunExit(IntEnum):
+class _RunExit(IntEnum):
     """Exit status of ``workbench run``."""
 
     SUCCEEDED = 0
@@ -70,7 +70,7 @@ class _ReportPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelReport(_ReportPart):
+class _ModelReport(_ReportPart):
     """The release that a run registered."""
 
     name: str
@@ -102,14 +102,14 @@ class RunReport(_ReportPart):
     status: RunStatus
     steps: tuple[StepReport, ...]
     outputs: dict[str, Ref]
-    model: ModelReport | None = None
+    model: _ModelReport | None = None
     bundle: str | None = None
     gates: tuple[GateSummary, ...] = ()
 
     @property
-    def exit_status(self) -> RunExit:
+    def exit_status(self) -> _RunExit:
         """Exit status of ``workbench run``."""
-        return RunExit[self.status.upper()]
+        return _RunExit[self.status.upper()]
 
     @property
     def reason(self) -> str:
@@ -376,7 +376,7 @@ def _make_report(
     if release_ref:
         release = store.get(release_ref, Release)
         version = release.version or (store.side(release_ref, REGISTRY) or {}).get("version")
-        model = ModelReport(name=release.model, version=version, digest=digest_of(release.bundle))
+        model = _ModelReport(name=release.model, version=version, digest=digest_of(release.bundle))
         bundle = str(release_folder(workspace, release))
     return RunReport(
         pipeline=pipeline,

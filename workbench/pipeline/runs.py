@@ -51,7 +51,7 @@ CANCEL_FILE = "cancel"
 
 LATEST_RUN = "latest"
 
-UNREADABLE = "unreadable"
+_UNREADABLE = "unreadable"
 """Status of a run whose ``run.json`` is damaged or lost."""
 
 _ID_FORMAT = "%Y%m%d-%H%M%S"
@@ -368,7 +368,7 @@ def _read_run(folder: Path) -> RunState | None:
         pass
     if not _is_run_folder(folder):
         return None
-    return RunState(run_id=folder.name, pipeline="", status=UNREADABLE)
+    return RunState(run_id=folder.name, pipeline="", status=_UNREADABLE)
 
 
 def _content_digest(content: Json) -> str:

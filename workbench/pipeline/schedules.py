@@ -55,7 +55,7 @@ _ELEMENT = re.compile(r"(?ai)(?:\*|(\d+|[a-z]{3})(?:-(\d+|[a-z]{3}))?)(?:/\d+)?"
 
 
 @dataclass(frozen=True)
-class CronSchedule:
+class _CronSchedule:
     """When a job is due: each field as its sorted values, None where it does not restrict.
 
     ``weekdays`` count from Sunday as 0. As in cron, a day is due when it matches ``days`` or
@@ -76,7 +76,7 @@ class CronSchedule:
         return not days.startswith("*") and not weekdays.startswith("*")
 
 
-def parse_cron(expression: str) -> CronSchedule:
+def parse_cron(expression: str) -> _CronSchedule:
     """Parse a cron expression of five fields, or a nickname such as ``@daily``.
 
     Raises:
@@ -94,7 +94,7 @@ def parse_cron(expression: str) -> CronSchedule:
         croniter(text).get_next()
     except CroniterBadDateError as error:
         raise ParameterError(f"the date of cron expression {text!r} never occurs") from error
-    return CronSchedule(text, *fields)
+    return _CronSchedule(text, *fields)
 
 
 def _field_values(text: str, position: int) -> tuple[int, ...] | None:
@@ -128,7 +128,7 @@ def _field_values(text: str, position: int) -> tuple[int, ...] | None:
 
 
 @dataclass(frozen=True)
-class ScheduledStep:
+class _ScheduledStep:
     """A step of the pipeline file; ``needs`` are the steps of the file that it comes after."""
 
     name: str
@@ -152,14 +152,14 @@ class ScheduledJob:
 
     name: str
     help: str
-    time: CronSchedule
+    time: _CronSchedule
     timezone: str
     program: Path
     file: Path
     folder: Path
     home: Path
     given: tuple[str, ...]
-    steps: tuple[ScheduledStep, ...]
+    steps: tuple[_ScheduledStep, ...]
     secrets: tuple[str, ...]
     threads: int
     memory_gib: float
@@ -252,13 +252,13 @@ def make_job(
     )
 
 
-def _scheduled_steps(pipeline: Pipeline) -> list[ScheduledStep]:
+def _scheduled_steps(pipeline: Pipeline) -> list[_ScheduledStep]:
     steps = []
     for name, definition in pipeline.definition.steps.items():
         members = [step for step in pipeline.steps.values() if step.base == name]
         needs = dict.fromkeys(pipeline.steps[n].base for step in members for n in step.needs)
         help_text = f"notebook {definition.notebook or name}"
-        steps.append(ScheduledStep(name, help_text, tuple(needs)))
+        steps.append(_ScheduledStep(name, help_text, tuple(needs)))
     return steps
 
 
@@ -365,7 +365,7 @@ def _emit_systemd(job: ScheduledJob) -> dict[str, str]:
     }
 
 
-def systemd_calendar(time: CronSchedule, timezone: str) -> list[str]:
+def systemd_calendar(time: _CronSchedule, timezone: str) -> list[str]:
     """OnCalendar expressions for a cron schedule.
 
     Returns:
@@ -598,7 +598,7 @@ def _kubernetes_name(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Scheduler:
+class _Scheduler:
     """One scheduler.
 
     Attributes:
@@ -611,16 +611,18 @@ class Scheduler:
     install: str
 
 
-SCHEDULERS: Mapping[str, Scheduler] = {
-    "cron": Scheduler(_emit_cron, "(crontab -l 2>/dev/null; cat {folder}/{name}.cron) | crontab -"),
-    "systemd": Scheduler(
+SCHEDULERS: Mapping[str, _Scheduler] = {
+    "cron": _Scheduler(
+        _emit_cron, "(crontab -l 2>/dev/null; cat {folder}/{name}.cron) | crontab -"
+    ),
+    "systemd": _Scheduler(
         _emit_systemd,
         "cp {folder}/workbench-{name}.* ~/.config/systemd/user/ && systemctl --user daemon-reload "
         "&& systemctl --user enable --now workbench-{name}.timer",
     ),
-    "dagster": Scheduler(
+    "dagster": _Scheduler(
         _emit_dagster, "cd {folder} && pip install dagster dagster-webserver && dagster dev"
     ),
-    "airflow": Scheduler(_emit_airflow, "cp {folder}/{name}_dag.py $AIRFLOW_HOME/dags/"),
-    "k8s": Scheduler(_emit_kubernetes, "kubectl apply -f {folder}/{name}.cronjob.yaml"),
+    "airflow": _Scheduler(_emit_airflow, "cp {folder}/{name}_dag.py $AIRFLOW_HOME/dags/"),
+    "k8s": _Scheduler(_emit_kubernetes, "kubectl apply -f {folder}/{name}.cronjob.yaml"),
 }

@@ -79,7 +79,7 @@ def resources(result: Path) -> list[MetricPoint]:
 
 
 @dataclass(frozen=True)
-class StepLog:
+class _StepLog:
     """The output of one step; parts that do not exist are empty."""
 
     name: str
@@ -98,11 +98,11 @@ class StepLog:
         return "\n".join(part.rstrip("\n") for part in parts if part.strip())
 
 
-def read_log(workspace: Workspace, run: RunState, step: StepState) -> StepLog:
+def read_log(workspace: Workspace, run: RunState, step: StepState) -> _StepLog:
     """The output of a step so far."""
     folder = step_folder(workspace, run, step)
     output, log = _read_text(folder / OUTPUT_FILE), _read_text(folder / LOG_FILE)
-    return StepLog(step.name, step.status, output, log, _failure_text(folder))
+    return _StepLog(step.name, step.status, output, log, _failure_text(folder))
 
 
 def follow_logs(

@@ -20,7 +20,7 @@ EVENT_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
-class EventSetting:
+class _EventSetting:
     """What an event needs around it; None leaves the drive unchanged."""
 
     road_type: str | None = None
@@ -29,14 +29,14 @@ class EventSetting:
     parking: bool = False
 
 
-def event_setting(event: str | None) -> EventSetting:
+def event_setting(event: str | None) -> _EventSetting:
     """The setting of an event, or an empty one for None.
 
     Raises:
         ParameterError: The event is unknown.
     """
     if event is None:
-        return EventSetting()
+        return _EventSetting()
     if event not in _EVENTS:
         raise ParameterError(
             f"unknown rare event {event!r}", hint=did_you_mean(event, LONG_TAIL_EVENTS)
@@ -240,18 +240,18 @@ def _construction(
 
 _EventActors = Callable[[Scenario, np.random.Generator, float, float], tuple[Actor, ...]]
 
-_EVENTS: dict[str, tuple[_EventActors, EventSetting]] = {
-    "animal": (_animal, EventSetting("country")),
-    "cut-in": (_cut_in, EventSetting("avenue", "night", "clear")),
-    "occluded-pedestrian": (_occluded_pedestrian, EventSetting("town", "day", parking=True)),
-    "construction": (_construction, EventSetting("avenue")),
-    "animal-at-night": (_animal, EventSetting("country", "night")),
-    "debris": (_debris, EventSetting("avenue")),
-    "truck-across": (_truck_across, EventSetting("country")),
-    "wrong-way": (_wrong_way, EventSetting("avenue")),
-    "filtering-motorcycle": (_filtering_motorcycle, EventSetting("avenue", "night", "clear")),
-    "cyclist-in-fog": (_cyclist_in_fog, EventSetting("country", "dusk", "fog")),
-    "ball-child": (_ball, EventSetting("town", "day")),
+_EVENTS: dict[str, tuple[_EventActors, _EventSetting]] = {
+    "animal": (_animal, _EventSetting("country")),
+    "cut-in": (_cut_in, _EventSetting("avenue", "night", "clear")),
+    "occluded-pedestrian": (_occluded_pedestrian, _EventSetting("town", "day", parking=True)),
+    "construction": (_construction, _EventSetting("avenue")),
+    "animal-at-night": (_animal, _EventSetting("country", "night")),
+    "debris": (_debris, _EventSetting("avenue")),
+    "truck-across": (_truck_across, _EventSetting("country")),
+    "wrong-way": (_wrong_way, _EventSetting("avenue")),
+    "filtering-motorcycle": (_filtering_motorcycle, _EventSetting("avenue", "night", "clear")),
+    "cyclist-in-fog": (_cyclist_in_fog, _EventSetting("country", "dusk", "fog")),
+    "ball-child": (_ball, _EventSetting("town", "day")),
 }
 LONG_TAIL_EVENTS = tuple(_EVENTS)
 """All events."""

@@ -19,29 +19,29 @@ from workbench.simulation.scenario import Camera, Pose, Road
 
 __all__ = ()
 
-Points = NDArray[np.float64]
+_Points = NDArray[np.float64]
 
 NEAR_M = 0.5
 """Distance of the near clipping plane."""
 
 
 @dataclass(frozen=True, eq=False)
-class BodyTransform:
+class _BodyTransform:
     """Position of a body in the ego frame: rotation about the vertical, then translation."""
 
-    rotation: Points
-    translation: Points
+    rotation: _Points
+    translation: _Points
 
-    def points(self, points: Points) -> Points:
+    def points(self, points: _Points) -> _Points:
         """Points ``(n, 3)`` from the body's frame to the ego frame, in metres."""
         return points @ self.rotation.T + self.translation
 
-    def directions(self, vectors: Points) -> Points:
+    def directions(self, vectors: _Points) -> _Points:
         """Vectors ``(n, 3)`` from the body's frame to the ego frame."""
         return vectors @ self.rotation.T
 
 
-def body_transform(road: Road, ego: Pose, base: Pose) -> BodyTransform:
+def body_transform(road: Road, ego: Pose, base: Pose) -> _BodyTransform:
     """Transform of a body with its origin at ``base`` to the ego frame.
 
     The road's curvature bends everything along an arc around the ego position.
@@ -50,7 +50,7 @@ def body_transform(road: Road, ego: Pose, base: Pose) -> BodyTransform:
     heading = base.heading_rad + turn
     cos, sin = math.cos(heading), math.sin(heading)
     rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    return BodyTransform(rotation, np.array([x, y - ego.d_m, 0.0]))
+    return _BodyTransform(rotation, np.array([x, y - ego.d_m, 0.0]))
 
 
 def _on_arc(curvature: float, along: float, left: float) -> tuple[float, float, float]:
@@ -61,7 +61,7 @@ def _on_arc(curvature: float, along: float, left: float) -> tuple[float, float, 
     return x, radius - (radius - left) * math.cos(turn), turn
 
 
-def project(camera: Camera, points: Points) -> tuple[Points, NDArray[np.float64]]:
+def project(camera: Camera, points: _Points) -> tuple[_Points, NDArray[np.float64]]:
     """Pixels ``(n, 2)`` and depths ``(n,)`` in metres of ego-frame points ``(n, 3)``.
 
     Depth is along the optical axis; the caller clips at `NEAR_M` first.
@@ -71,13 +71,13 @@ def project(camera: Camera, points: Points) -> tuple[Points, NDArray[np.float64]
     return pixels, depth
 
 
-def depths(camera: Camera, points: Points) -> NDArray[np.float64]:
+def depths(camera: Camera, points: _Points) -> NDArray[np.float64]:
     """Depths ``(n,)`` in metres of ego-frame points ``(n, 3)``."""
     return _to_camera(camera, points)[2]
 
 
 def _to_camera(
-    camera: Camera, points: Points
+    camera: Camera, points: _Points
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     pitch = np.radians(camera.pitch_deg)
     cos, sin = np.cos(pitch), np.sin(pitch)
@@ -89,12 +89,12 @@ def _to_camera(
     )
 
 
-def clip_near(camera: Camera, polygon: Points) -> Points:
+def clip_near(camera: Camera, polygon: _Points) -> _Points:
     """The part of a planar polygon beyond `NEAR_M` (Sutherland-Hodgman, one plane)."""
     depth = depths(camera, polygon)
     if depth.min() >= NEAR_M:
         return polygon
-    kept: list[Points] = []
+    kept: list[_Points] = []
     for here, there, a, b in zip(
         polygon, np.roll(polygon, -1, 0), depth, np.roll(depth, -1), strict=True
     ):
@@ -142,12 +142,12 @@ Colour = tuple[float, float, float]
 FIXED_POINT_BITS = 4
 """Fractional bits of the coordinates given to OpenCV."""
 
-DETAIL_PX = 7.0
+_DETAIL_PX = 7.0
 """Bodies with a lower height in the image are drawn without details."""
 
 
 @dataclass(frozen=True)
-class FaceSpec:
+class _FaceSpec:
     """A planar polygon, or several of ``corners`` corners each that do not overlap."""
 
     start: int
@@ -166,7 +166,7 @@ class PaintedFace:
 
 
 @dataclass(frozen=True)
-class FaceGroup:
+class _FaceGroup:
     """Faces ``first`` to ``last`` (exclusive) in one plane, the first one below the others.
 
     Drawn when the front is visible; with ``under`` before all others, at any depth.
@@ -203,15 +203,15 @@ class Mesh:
         footprint: Length and width of the shadow in metres.
     """
 
-    points: Points
-    faces: tuple[FaceSpec, ...]
-    groups: tuple[FaceGroup, ...]
+    points: _Points
+    faces: tuple[_FaceSpec, ...]
+    groups: tuple[_FaceGroup, ...]
     limbs: NDArray[np.int64]
     radii: NDArray[np.float64]
     colours: NDArray[np.float64]
     glow: NDArray[np.float64]
     normals: NDArray[np.float64]
-    centres: Points
+    centres: _Points
     lamps: tuple[Lamp, ...] = ()
     footprint: tuple[float, float] = (0.0, 0.0)
 
@@ -239,8 +239,8 @@ class MeshBuilder:
 
     def __init__(self) -> None:
         self._points: list[Sequence[float]] = []
-        self._faces: list[tuple[FaceSpec, Colour, float, Colour]] = []
-        self._groups: list[FaceGroup] = []
+        self._faces: list[tuple[_FaceSpec, Colour, float, Colour]] = []
+        self._groups: list[_FaceGroup] = []
         self._limbs: list[tuple[int, tuple[float, float], Colour, float]] = []
         self._lamps: list[Lamp] = []
 
@@ -261,9 +261,9 @@ class MeshBuilder:
         for paint in (PaintedFace(outline, colour, glow), *details):
             start = len(self._points)
             self._points += list(paint.points)
-            face = FaceSpec(start, len(self._points), paint.corners)
+            face = _FaceSpec(start, len(self._points), paint.corners)
             self._faces.append((face, paint.colour, paint.glow, normal))
-        self._groups.append(FaceGroup(first, len(self._faces), two_sided, under))
+        self._groups.append(_FaceGroup(first, len(self._faces), two_sided, under))
 
     def box(
         self,
@@ -334,7 +334,7 @@ def _normal(a: Sequence[float], b: Sequence[float], c: Sequence[float]) -> Colou
 
 
 def mesh_strokes(
-    mesh: Mesh, points: Points, normals: Points, centres: Points, camera: Camera
+    mesh: Mesh, points: _Points, normals: _Points, centres: _Points, camera: Camera
 ) -> list[Stroke]:
     """Visible polygons of a body, farthest first.
 
@@ -350,7 +350,7 @@ def mesh_strokes(
     whole = bool(depth.min() >= NEAR_M)
     pixels = project(camera, points)[0] if whole else np.empty((0, 2))
     fixed = to_fixed_point(pixels)
-    fine = not whole or float(np.ptp(pixels[:, 1])) >= DETAIL_PX
+    fine = not whole or float(np.ptp(pixels[:, 1])) >= _DETAIL_PX
     firsts = [group.first for group in mesh.groups]
     eye = np.array([0.0, 0.0, camera.height_m])
     starts = [mesh.faces[first].start for first in firsts]
@@ -387,7 +387,7 @@ def to_fixed_point(pixels: NDArray[np.float64]) -> NDArray[np.int32]:
     return np.rint(pixels * (1 << FIXED_POINT_BITS) - (1 << FIXED_POINT_BITS - 1)).astype(np.int32)
 
 
-def _clipped_corners(camera: Camera, points: Points, corners: int) -> tuple[Points, int]:
+def _clipped_corners(camera: Camera, points: _Points, corners: int) -> tuple[_Points, int]:
     """Pixels of a face that reaches behind the camera; of several polygons only whole ones."""
     if corners == 0:
         clipped = clip_near(camera, points)

@@ -16,8 +16,8 @@ from workbench.simulation.scenario import Scenario
 
 __all__ = ()
 
-Rgb = tuple[float, float, float]
-Floats = NDArray[np.float32]
+_Rgb = tuple[float, float, float]
+_Floats = NDArray[np.float32]
 
 _WARM_LAMP = np.array([1.0, 0.8, 0.52], np.float32)
 _HEADLIGHT = np.array([1.0, 0.97, 0.88], np.float32)
@@ -29,12 +29,12 @@ LAMP_SPACING_M = 32.0
 class SceneLight:
     """Light and air of a scene. ``sun_way`` points to the sun, in the ego frame."""
 
-    sky_top: Rgb
-    sky_low: Rgb
-    ambient: Rgb
-    sun: Rgb
-    sun_way: Rgb
-    air: Rgb
+    sky_top: _Rgb
+    sky_low: _Rgb
+    ambient: _Rgb
+    sun: _Rgb
+    sun_way: _Rgb
+    air: _Rgb
     air_per_m: float
     shadow: float = 0.0
     headlights: float = 0.0
@@ -121,7 +121,7 @@ def scene_light(scenario: Scenario) -> SceneLight:
     return light
 
 
-def _mix(a: Rgb, b: Rgb, share: float) -> Rgb:
+def _mix(a: _Rgb, b: _Rgb, share: float) -> _Rgb:
     return (
         a[0] + (b[0] - a[0]) * share,
         a[1] + (b[1] - a[1]) * share,
@@ -129,11 +129,11 @@ def _mix(a: Rgb, b: Rgb, share: float) -> Rgb:
     )
 
 
-def _dim(colour: Rgb, share: float) -> Rgb:
+def _dim(colour: _Rgb, share: float) -> _Rgb:
     return _mix((0.0, 0.0, 0.0), colour, share)
 
 
-def _grey(colour: Rgb, share: float) -> Rgb:
+def _grey(colour: _Rgb, share: float) -> _Rgb:
     mean = sum(colour) / 3
     return _mix(colour, (mean, mean, mean * 1.03), share)
 
@@ -174,7 +174,7 @@ def _foggy(light: SceneLight, per_m: float) -> SceneLight:
     )
 
 
-def headlights_and_lamps(light: SceneLight, x: Floats, y: Floats, along: Floats) -> Floats:
+def headlights_and_lamps(light: SceneLight, x: _Floats, y: _Floats, along: _Floats) -> _Floats:
     """Light of headlights and street lamps, to be added to sky and sun.
 
     Args:

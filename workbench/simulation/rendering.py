@@ -27,7 +27,7 @@ from workbench.simulation.scene import VisibleBody
 
 __all__ = ()
 
-Floats = NDArray[np.float32]
+_Floats = NDArray[np.float32]
 
 _DASH_M, _DASH_PERIOD_M = 4.0, 10.0
 _ASPHALT = (0.40, 0.40, 0.41)
@@ -49,20 +49,20 @@ class _StaticBackground:
 
     sky: NDArray[np.uint8]
     first: int
-    along: Floats
-    left: Floats
-    steady: Floats
-    painted: Floats
-    warm: Floats
-    air: Floats
-    grain: Floats
+    along: _Floats
+    left: _Floats
+    steady: _Floats
+    painted: _Floats
+    warm: _Floats
+    air: _Floats
+    grain: _Floats
     columns: NDArray[np.int32]
     dashed: NDArray[np.int64]
-    dashes: Floats
-    step: Floats
+    dashes: _Floats
+    step: _Floats
 
 
-def draw_background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
+def _draw_background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
     """The scene without bodies, uint8 RGB."""
     static, light = _static_background(scenario), lighting.scene_light(scenario)
     along = static.along + np.float32(scenario.ego(time_s).s_m)
@@ -125,23 +125,25 @@ def _static_background(scenario: Scenario) -> _StaticBackground:
     )
 
 
-def _to_rgb(colour: Sequence[float] | NDArray[np.float64]) -> Floats:
+def _to_rgb(colour: Sequence[float] | NDArray[np.float64]) -> _Floats:
     return np.asarray(colour, np.float32)
 
 
-def _road_surface(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floats, Floats, Floats]:
+def _road_surface(
+    scenario: Scenario, left: _Floats, depth: _Floats
+) -> tuple[_Floats, _Floats, _Floats]:
     """Colour, share that dashed lines may cover, and texture strength of every pixel."""
     road = scenario.road
     town = road.surroundings in ("town", "avenue")
     pixel = depth / scenario.camera.fx
     side = np.abs(left)
 
-    def beyond(border: float) -> Floats:
+    def beyond(border: float) -> _Floats:
         """Share of a pixel that lies outside ``border``."""
         share = np.clip((side - border) / pixel + 0.5, 0.0, 1.0)[..., None]
         return np.asarray(share, np.float32)
 
-    def line(at: float, width: float) -> Floats:
+    def line(at: float, width: float) -> _Floats:
         cover = (width / 2 + pixel / 2 - np.abs(left - at)) / pixel
         return np.asarray(np.clip(cover, 0.0, np.minimum(1.0, width / pixel)), np.float32)
 
@@ -173,14 +175,16 @@ def _road_surface(scenario: Scenario, left: Floats, depth: Floats) -> tuple[Floa
     return albedo.astype(np.float32), (dashes * 0.92).astype(np.float32), grain
 
 
-def _dash_coverage(along: Floats, step: Floats) -> Floats:
+def _dash_coverage(along: _Floats, step: _Floats) -> _Floats:
     """Share of a pixel covered by dashes along the road, their mean where they are too small."""
     middle = np.abs(np.mod(along, _DASH_PERIOD_M) - _DASH_PERIOD_M / 2)
     sharp = np.clip((_DASH_M / 2 - middle) / np.maximum(step, 0.02) + 0.5, 0.0, 1.0)
     return np.asarray(np.where(step > 5.0, _DASH_M / _DASH_PERIOD_M, sharp), np.float32)
 
 
-def _draw_crossings(scenario: Scenario, along: Floats, left: Floats) -> Iterator[NDArray[np.int64]]:
+def _draw_crossings(
+    scenario: Scenario, along: _Floats, left: _Floats
+) -> Iterator[NDArray[np.int64]]:
     """Pixels of zebra stripes and stop lines at the road's crossings."""
     road = scenario.road
     ego = float(along.min())
@@ -241,7 +245,7 @@ def _draw_skyline(image: NDArray[np.uint8], scenario: Scenario, rng: np.random.G
 
 
 @lru_cache(maxsize=8)
-def _noise_texture(number: int) -> Floats:
+def _noise_texture(number: int) -> _Floats:
     """A seamless tile of road texture, 256 x 256, zero mean."""
     rng = np.random.default_rng([number, 17])
     fine = rng.normal(0, 1, (256, 256)).astype(np.float32)
@@ -312,7 +316,7 @@ def render_frame(scenario: Scenario, frame_index: int) -> RenderedFrame:
         )
     time_s = scenario.time_s(frame_index)
     light = lighting.scene_light(scenario)
-    image = draw_background(scenario, time_s)
+    image = _draw_background(scenario, time_s)
     owners = np.zeros(image.shape[:2], np.uint8)
     bodies = scene.visible_bodies(scenario, time_s, light)
     scene.cast_shadows(image, bodies, scenario, light)

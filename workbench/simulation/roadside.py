@@ -21,8 +21,8 @@ from workbench.simulation.scenario import Pose, Scenario
 
 __all__ = ()
 
-Point = tuple[float, float, float]
-Floats = NDArray[np.float64]
+_Point = tuple[float, float, float]
+_Floats = NDArray[np.float64]
 
 _WOOD: tuple[Colour, ...] = ((0.62, 0.47, 0.29), (0.52, 0.38, 0.24), (0.70, 0.56, 0.36))
 _WRAPS: tuple[Colour, ...] = ((0.20, 0.42, 0.62), (0.82, 0.82, 0.78), (0.24, 0.44, 0.26))
@@ -76,13 +76,13 @@ _LAMPS: tuple[tuple[Colour, Colour], ...] = (
 )
 
 
-def _round(radius: float, z: float, x: float, corners: int = 16, turn: float = 0.0) -> list[Point]:
+def _round(radius: float, z: float, x: float, corners: int = 16, turn: float = 0.0) -> list[_Point]:
     """A regular polygon that faces approaching drivers."""
     turns = [turn + 2 * math.pi * k / corners for k in range(corners)]
     return [(x, -radius * math.cos(t), z + radius * math.sin(t)) for t in turns]
 
 
-def _plate(y: tuple[float, float], z: tuple[float, float], x: float) -> list[Point]:
+def _plate(y: tuple[float, float], z: tuple[float, float], x: float) -> list[_Point]:
     return [(x, y[1], z[0]), (x, y[0], z[0]), (x, y[0], z[1]), (x, y[1], z[1])]
 
 
@@ -187,7 +187,7 @@ def barrier_mesh(lit: bool) -> Mesh:
     half, low, high = 1.1, 0.7, 1.05
     count = 8
     step = 2 * half / count
-    stripes: list[Point] = []
+    stripes: list[_Point] = []
     for k in range(0, count, 2):
         y = half - k * step
         stripes += [
@@ -219,7 +219,7 @@ _WALLS: tuple[Colour, ...] = (
 
 
 @lru_cache(maxsize=512)
-def house_mesh(look: int, lit: bool, side: int) -> Mesh:
+def _house_mesh(look: int, lit: bool, side: int) -> Mesh:
     """A house that faces the road from its left (``side`` 1) or right (-1)."""
     rng = np.random.default_rng(look)
     wall = _WALLS[int(rng.integers(len(_WALLS)))]
@@ -233,7 +233,7 @@ def house_mesh(look: int, lit: bool, side: int) -> Mesh:
     pane: Colour = (0.24, 0.29, 0.34)
     warm: Colour = (0.98, 0.82, 0.5)
 
-    def panes(cells: Floats, wall_of: Callable[[float, float], Point]) -> list[PaintedFace]:
+    def panes(cells: _Floats, wall_of: Callable[[float, float], _Point]) -> list[PaintedFace]:
         on = rng.random(len(cells)) < (0.3 if lit else 0.0)
         faces = []
         for chosen, colour, glow in ((~on, pane, 0.0), (on, warm, 0.85)):
@@ -262,7 +262,7 @@ def house_mesh(look: int, lit: bool, side: int) -> Mesh:
     return builder.build()
 
 
-def _windows(low: float, high: float, floors: int, columns: int) -> Floats:
+def _windows(low: float, high: float, floors: int, columns: int) -> _Floats:
     """``(n, 4, 2)`` window corners along a wall and up it."""
     step = (high - low) / columns
     cells = []
@@ -274,7 +274,7 @@ def _windows(low: float, high: float, floors: int, columns: int) -> Floats:
 
 
 @lru_cache(maxsize=512)
-def tree_mesh(look: int) -> Mesh:
+def _tree_mesh(look: int) -> Mesh:
     """A leafy tree or a conifer."""
     rng = np.random.default_rng(look)
     green: Colour = ((0.20, 0.34, 0.14), (0.26, 0.38, 0.16), (0.16, 0.28, 0.15))[
@@ -306,7 +306,7 @@ def tree_mesh(look: int) -> Mesh:
 
 
 @lru_cache(maxsize=16)
-def lamp_post_mesh(side: int, lit: bool) -> Mesh:
+def _lamp_post_mesh(side: int, lit: bool) -> Mesh:
     """A street lamp whose arm reaches over the road from ``side``."""
     builder = MeshBuilder()
     arm = -side * 1.8
@@ -319,7 +319,7 @@ def lamp_post_mesh(side: int, lit: bool) -> Mesh:
 
 
 @lru_cache(maxsize=4)
-def guard_rail_mesh(length_m: float) -> Mesh:
+def _guard_rail_mesh(length_m: float) -> Mesh:
     """A guard rail along the road."""
     builder = MeshBuilder()
     for y in (-0.04, 0.04):
@@ -337,7 +337,7 @@ _AHEAD_M = 95.0
 
 
 @dataclass(frozen=True, eq=False)
-class RoadsideProp:
+class _RoadsideProp:
     """Scenery without a box; with ``behind`` it is drawn before all other bodies."""
 
     mesh: Mesh
@@ -345,7 +345,7 @@ class RoadsideProp:
     behind: bool = False
 
 
-def roadside_props(scenario: Scenario, ego_s_m: float, lit: bool) -> Iterator[RoadsideProp]:
+def roadside_props(scenario: Scenario, ego_s_m: float, lit: bool) -> Iterator[_RoadsideProp]:
     """All scenery in view of the ego vehicle at ``ego_s_m``."""
     kind = scenario.road.surroundings
     if kind in ("town", "avenue"):
@@ -358,7 +358,7 @@ def roadside_props(scenario: Scenario, ego_s_m: float, lit: bool) -> Iterator[Ro
 
 def _props_in_cells(
     scenario: Scenario, ego_s_m: float, cell_m: float, layer: int, lit: bool
-) -> Iterator[RoadsideProp]:
+) -> Iterator[_RoadsideProp]:
     first, last = int(ego_s_m // cell_m), int((ego_s_m + _AHEAD_M) // cell_m)
     road = scenario.road
     for cell in range(first, last + 1):
@@ -371,7 +371,7 @@ def _props_in_cells(
 @lru_cache(maxsize=8192)
 def _cell_props(
     seed: int, kind: str, edge: float, cell: int, side: int, layer: int, lit: bool
-) -> tuple[RoadsideProp, ...]:
+) -> tuple[_RoadsideProp, ...]:
     rng = np.random.default_rng([seed, 19, layer, cell + 1000, side + 1])
     look = int(rng.integers(4000))
     return _LAYERS[layer](rng, kind, edge, cell, side, look, lit)
@@ -379,29 +379,29 @@ def _cell_props(
 
 def _house_prop(
     rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
-) -> tuple[RoadsideProp, ...]:
+) -> tuple[_RoadsideProp, ...]:
     if rng.random() < 0.14:
         return ()
     near = 3.6 if kind == "town" else 6.0
     d = side * (edge + near + float(rng.uniform(0.0, 3.0)))
     spot = Pose((cell + 0.5) * _HOUSE_M, d, 0.0, 0.0)
-    return (RoadsideProp(house_mesh(look % 160, lit, side), spot, behind=True),)
+    return (_RoadsideProp(_house_mesh(look % 160, lit, side), spot, behind=True),)
 
 
 def _lamp_prop(
     rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
-) -> tuple[RoadsideProp, ...]:
+) -> tuple[_RoadsideProp, ...]:
     if (cell + (side > 0)) % 2:
         return ()
     spot = Pose(cell * LAMP_SPACING_M, side * (edge + 0.5), 0.0, 0.0)
-    return (RoadsideProp(lamp_post_mesh(side, lit), spot),)
+    return (_RoadsideProp(_lamp_post_mesh(side, lit), spot),)
 
 
 def _rail_prop(
     rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
-) -> tuple[RoadsideProp, ...]:
+) -> tuple[_RoadsideProp, ...]:
     spot = Pose(cell * _RAIL_M, side * (edge + 0.3), 0.0, 0.0)
-    return (RoadsideProp(guard_rail_mesh(_RAIL_M), spot, behind=True),)
+    return (_RoadsideProp(_guard_rail_mesh(_RAIL_M), spot, behind=True),)
 
 
 _TREE_CHANCES = {
@@ -415,13 +415,13 @@ _TREE_CHANCES = {
 
 def _tree_prop(
     rng: np.random.Generator, kind: str, edge: float, cell: int, side: int, look: int, lit: bool
-) -> tuple[RoadsideProp, ...]:
+) -> tuple[_RoadsideProp, ...]:
     chance, near, far = _TREE_CHANCES[kind]
     if rng.random() > chance:
         return ()
     s = (cell + float(rng.uniform(0.1, 0.9))) * _TREE_M
     spot = Pose(s, side * (edge + float(rng.uniform(near, far))), float(rng.uniform(0, 6)), 0.0)
-    return (RoadsideProp(tree_mesh(look % 240), spot),)
+    return (_RoadsideProp(_tree_mesh(look % 240), spot),)
 
 
 _LAYERS = (_house_prop, _lamp_prop, _rail_prop, _tree_prop)

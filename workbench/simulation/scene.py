@@ -31,7 +31,7 @@ from workbench.simulation.scenario import Actor, Pose, Scenario
 __all__ = ()
 
 
-Point = tuple[float, float, float]
+_Point = tuple[float, float, float]
 
 _SKINS: tuple[Colour, ...] = ((0.87, 0.68, 0.55), (0.72, 0.52, 0.38), (0.48, 0.33, 0.24))
 _HAIRS: tuple[Colour, ...] = ((0.12, 0.09, 0.08), (0.35, 0.22, 0.12), (0.62, 0.5, 0.3))
@@ -59,12 +59,12 @@ def _pick_colour(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colou
     return colours[int(rng.integers(len(colours)))]
 
 
-def _scaled_point(point: Point, size: float) -> Point:
+def _scaled_point(point: _Point, size: float) -> _Point:
     return (point[0] * size, point[1] * size, point[2] * size)
 
 
 @lru_cache(maxsize=4096)
-def walker_mesh(shape: str, look: int, phase: float, moving: bool) -> Mesh:
+def _walker_mesh(shape: str, look: int, phase: float, moving: bool) -> Mesh:
     """An adult or a child, scaled from an adult of 1.75 m."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.62, 0.74) if shape == "child" else rng.uniform(0.92, 1.07))
@@ -73,21 +73,21 @@ def walker_mesh(shape: str, look: int, phase: float, moving: bool) -> Mesh:
     swing = 0.36 * math.sin(2 * math.pi * phase) if moving else 0.04
     builder = MeshBuilder()
 
-    def limb(a: Point, b: Point, radius: tuple[float, float], colour: Colour) -> None:
+    def limb(a: _Point, b: _Point, radius: tuple[float, float], colour: Colour) -> None:
         ends = (radius[0] * size, radius[1] * size)
         builder.limb(_scaled_point(a, size), _scaled_point(b, size), ends, colour)
 
     for side, reach in ((0.09, swing), (-0.09, -swing)):
-        knee: Point = (reach * 0.55 + 0.04, side, 0.5)
-        foot: Point = (reach - (0.12 if reach < 0 else 0.0), side, 0.09 + max(0.0, -reach) * 0.25)
+        knee: _Point = (reach * 0.55 + 0.04, side, 0.5)
+        foot: _Point = (reach - (0.12 if reach < 0 else 0.0), side, 0.09 + max(0.0, -reach) * 0.25)
         limb((0.0, side, 0.9), knee, (0.095, 0.075), trousers)
         limb(knee, foot, (0.072, 0.055), trousers)
         limb(foot, (foot[0] + 0.14, side, max(foot[2] - 0.04, 0.045)), (0.05, 0.045), _TYRE)
     for side in (-0.11, 0.0, 0.11):
         limb((0.0, side * 0.85, 0.92), (0.0, side, 1.36), (0.115, 0.12), coat)
     for side, reach in ((0.25, -swing), (-0.25, swing)):
-        elbow: Point = (reach * 0.45 - 0.02, side, 1.12)
-        hand: Point = (reach * 0.85 + 0.08, side * 0.96, 0.9)
+        elbow: _Point = (reach * 0.45 - 0.02, side, 1.12)
+        hand: _Point = (reach * 0.85 + 0.08, side * 0.96, 0.9)
         limb((0.0, side * 0.88, 1.38), elbow, (0.06, 0.052), coat)
         limb(elbow, hand, (0.05, 0.04), coat)
         limb(hand, hand, (0.045, 0.045), skin)
@@ -111,7 +111,7 @@ def _tyre_ring(builder: MeshBuilder, x: float, radius: float, thick: float) -> N
 
 
 @lru_cache(maxsize=2048)
-def cyclist_mesh(look: int, phase: float, lit: bool) -> Mesh:
+def _cyclist_mesh(look: int, phase: float, lit: bool) -> Mesh:
     """A bicycle and its rider."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.94, 1.06))
@@ -147,7 +147,7 @@ def cyclist_mesh(look: int, phase: float, lit: bool) -> Mesh:
 
 
 @lru_cache(maxsize=1024)
-def motorcycle_mesh(look: int, lit: bool) -> Mesh:
+def _motorcycle_mesh(look: int, lit: bool) -> Mesh:
     """A motorcycle and its rider."""
     rng = np.random.default_rng(look)
     coat, paint = _pick_colour(rng, _COATS[:3]), _pick_colour(rng, _COATS)
@@ -199,7 +199,7 @@ def _rider_top(
 
 
 @lru_cache(maxsize=512)
-def deer_mesh(look: int, phase: float) -> Mesh:
+def _deer_mesh(look: int, phase: float) -> Mesh:
     """A roe deer or a larger red deer, running."""
     rng = np.random.default_rng(look)
     size = float(rng.uniform(0.9, 1.3))
@@ -207,7 +207,7 @@ def deer_mesh(look: int, phase: float) -> Mesh:
     dark: Colour = (0.26, 0.18, 0.11)
     builder = MeshBuilder()
 
-    def limb(a: Point, b: Point, radius: tuple[float, float], colour: Colour) -> None:
+    def limb(a: _Point, b: _Point, radius: tuple[float, float], colour: Colour) -> None:
         ends = (radius[0] * size, radius[1] * size)
         builder.limb(_scaled_point(a, size), _scaled_point(b, size), ends, colour)
 
@@ -218,7 +218,7 @@ def deer_mesh(look: int, phase: float) -> Mesh:
         (0.38, 0.1, -swing),
         (0.4, -0.1, swing),
     ):
-        knee: Point = (x + reach * 0.5, side, 0.38)
+        knee: _Point = (x + reach * 0.5, side, 0.38)
         limb((x, side, 0.72), knee, (0.085, 0.045), coat)
         limb(knee, (x + reach * 1.2, side, 0.03), (0.04, 0.03), dark)
     limb((-0.42, 0.0, 0.82), (0.38, 0.0, 0.84), (0.2, 0.19), coat)
@@ -267,14 +267,14 @@ def body_mesh(  # noqa: PLR0911, PLR0912 - one case per shape
         case "bus":
             return vehicles.bus_mesh(look, lit)
         case "motorcycle":
-            return motorcycle_mesh(look, lit)
+            return _motorcycle_mesh(look, lit)
         case "bicycle":
-            return cyclist_mesh(look, _stride_phase(actor, pose), lit)
+            return _cyclist_mesh(look, _stride_phase(actor, pose), lit)
         case "adult" | "child":
             moving = pose.speed_mps > 0.05
-            return walker_mesh(shape, look, _stride_phase(actor, pose), moving)
+            return _walker_mesh(shape, look, _stride_phase(actor, pose), moving)
         case "deer":
-            return deer_mesh(look, _stride_phase(actor, pose))
+            return _deer_mesh(look, _stride_phase(actor, pose))
         case "signal":
             return roadside.traffic_light_mesh(_signal_state(look, time_s), look % 2 == 0)
         case "cone":
@@ -294,7 +294,7 @@ def body_mesh(  # noqa: PLR0911, PLR0912 - one case per shape
     )
 
 
-def support_mesh(actor: Actor) -> Mesh | None:
+def _support_mesh(actor: Actor) -> Mesh | None:
     """The post below a sign or a traffic light: visible, but not part of its box."""
     if actor.cls == "traffic_light":
         return roadside.post_mesh(2.5)
@@ -387,7 +387,7 @@ def _all_bodies(
         pose = actor.pose(time_s)
         if pose is None or not -15.0 < pose.s_m - ego.s_m < _FAR_M:
             continue
-        support = support_mesh(actor)
+        support = _support_mesh(actor)
         if support is not None:
             yield None, support, pose, False
         yield actor, body_mesh(actor, pose, time_s=time_s, lit=light.lit), pose, False

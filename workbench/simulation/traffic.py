@@ -25,7 +25,7 @@ _VIEW_M = 80.0
 
 
 @dataclass(frozen=True)
-class RoadType:
+class _RoadType:
     """Cross-section and traffic of a kind of road; people, cyclists and signs per 100 m."""
 
     lanes: tuple[int, ...]
@@ -38,16 +38,16 @@ class RoadType:
     parking: float
 
 
-ROAD_TYPES = {
-    "town": RoadType((1,), (7.0, 11.0), 26.0, 5.5, 1.2, 2.0, 1.0, 0.75),
-    "avenue": RoadType((2,), (10.0, 14.0), 24.0, 3.0, 0.8, 2.0, 1.4, 0.35),
-    "country": RoadType((1,), (14.0, 20.0), 45.0, 0.3, 0.4, 1.4, 0.0, 0.0),
-    "motorway": RoadType((2, 3), (21.0, 28.0), 34.0, 0.0, 0.0, 1.5, 0.0, 0.0),
+_ROAD_TYPES = {
+    "town": _RoadType((1,), (7.0, 11.0), 26.0, 5.5, 1.2, 2.0, 1.0, 0.75),
+    "avenue": _RoadType((2,), (10.0, 14.0), 24.0, 3.0, 0.8, 2.0, 1.4, 0.35),
+    "country": _RoadType((1,), (14.0, 20.0), 45.0, 0.3, 0.4, 1.4, 0.0, 0.0),
+    "motorway": _RoadType((2, 3), (21.0, 28.0), 34.0, 0.0, 0.0, 1.5, 0.0, 0.0),
 }
 
 
-def ordinary_traffic(
-    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
+def _ordinary_traffic(
+    rng: np.random.Generator, scenario: Scenario, road_type: _RoadType
 ) -> Iterator[Actor]:
     """Vehicles, people, signs and traffic lights of a drive."""
     actors = (
@@ -84,7 +84,7 @@ def _constant_speed_path(scenario: Scenario, s_m: float, d_m: float, speed: floa
 
 
 def _moving_vehicles(
-    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: _RoadType
 ) -> Iterator[Actor]:
     """Vehicles in all lanes; those of one lane have equal speed, so they never collide."""
     road, ego, time = scenario.road, scenario.ego_speed_mps, scenario.duration_s
@@ -137,7 +137,7 @@ def _spread_positions(
 
 
 def _people_beside_road(
-    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: _RoadType
 ) -> Iterator[Actor]:
     """People on both pavements, some crossing far ahead, and cyclists at the edge of the road."""
     road, time = scenario.road, scenario.duration_s
@@ -183,7 +183,7 @@ def _crossing_path(rng: np.random.Generator, scenario: Scenario, s: float) -> Pa
 
 
 def _signs_and_lights(
-    rng: np.random.Generator, scenario: Scenario, road_type: RoadType
+    rng: np.random.Generator, scenario: Scenario, road_type: _RoadType
 ) -> Iterator[Actor]:
     """Signs, most on the right, and traffic lights on both sides of crossings."""
     road = scenario.road
@@ -306,8 +306,8 @@ def random_drive(
     """
     rng = np.random.default_rng([seed, 3])
     setting = event_setting(event)
-    kind = setting.road_type or str(rng.choice(list(ROAD_TYPES), p=_ROAD_TYPE_WEIGHTS))
-    road_type = ROAD_TYPES[kind]
+    kind = setting.road_type or str(rng.choice(list(_ROAD_TYPES), p=_ROAD_TYPE_WEIGHTS))
+    road_type = _ROAD_TYPES[kind]
     parking = setting.parking or rng.random() < road_type.parking
     lanes = int(rng.choice(road_type.lanes))
     speed = float(rng.uniform(*road_type.speed_mps))
@@ -336,7 +336,7 @@ def random_drive(
         duration_s=profile.frames_per_drive / profile.frame_rate,
         frame_rate=profile.frame_rate,
     )
-    ordinary = tuple(ordinary_traffic(rng, scenario, road_type))
+    ordinary = tuple(_ordinary_traffic(rng, scenario, road_type))
     scenario = replace(scenario, actors=ordinary)
     return scenario if event is None else add_event(event, scenario, rng)
 

@@ -14,7 +14,7 @@ from workbench.simulation.geometry import Colour, Mesh, MeshBuilder, PaintedFace
 
 __all__ = ()
 
-SideProfile = Sequence[tuple[float, float]]
+_SideProfile = Sequence[tuple[float, float]]
 
 _GLASS: Colour = (0.16, 0.20, 0.24)
 _SHEEN: Colour = (0.42, 0.50, 0.56)
@@ -44,14 +44,14 @@ _PAINT_WEIGHTS = np.array([20, 16, 14, 16, 9, 7, 7, 4, 4, 3]) / 100.0
 class _CarShape:
     """Side outlines ``(x, z)`` of body and cabin, and sizes, all in metres."""
 
-    body: SideProfile
-    cabin: SideProfile
+    body: _SideProfile
+    cabin: _SideProfile
     half_width: float
     wheel_radius: float
     half_wheelbase: float
 
 
-def _outline(text: str) -> SideProfile:
+def _outline(text: str) -> _SideProfile:
     points = (point.split() for point in text.split(","))
     return [(float(x), float(z)) for x, z in points]
 
@@ -121,7 +121,7 @@ def car_mesh(shape: str, look: int, lit: bool) -> Mesh:
 
 def _shell(
     builder: MeshBuilder,
-    profile: SideProfile,
+    profile: _SideProfile,
     low: float,
     high: float,
     paint: Colour,
@@ -171,7 +171,7 @@ def _inset(
 
 
 def _side_windows(
-    profile: SideProfile, sign: float, half: Callable[[float], float], blind_rear: bool
+    profile: _SideProfile, sign: float, half: Callable[[float], float], blind_rear: bool
 ) -> list[PaintedFace]:
     corners = np.array(profile)
     middle = corners.mean(0)

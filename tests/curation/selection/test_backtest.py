@@ -209,7 +209,7 @@ def test_boxes_of_a_model_and_ignored_ones_are_no_truth(workspace: Workspace) ->
 
 def test_whole_drives_are_sampled(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = make_dataset(workspace).frames
-    monkeypatch.setattr(module, "MAX_FRAMES", 20)
+    monkeypatch.setattr(module, "_MAX_FRAMES", 20)
     chosen = sample_drives(frames)
     assert len(chosen) == 16
     assert len({frame.drive for frame in chosen}) == 2

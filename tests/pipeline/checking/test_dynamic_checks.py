@@ -68,7 +68,7 @@ def test_undeclared_accesses_are_reported_with_their_cells(
     workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accesses of native libraries and child processes are included."""
-    monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))  # tests live in /tmp
+    monkeypatch.setattr(watch, "_temporary_folders", lambda: ("/nowhere",))  # tests live in /tmp
     data = tmp_path / "data"
     data.mkdir()
     _fill(data)
@@ -186,7 +186,7 @@ def test_without_seccomp_the_audit_hooks_report_partial_coverage(
     workspace: Workspace, notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seccomp, "can_watch", lambda: False)
-    monkeypatch.setattr(watch, "temporary_folders", lambda: ("/nowhere",))
+    monkeypatch.setattr(watch, "_temporary_folders", lambda: ("/nowhere",))
     secret = tmp_path / "x.txt"
     secret.write_text("x")
     where = f"words = open('/'.join({str(secret).split('/')!r})).read()"

@@ -42,8 +42,8 @@ from workbench.records.frames import Frame
 
 __all__ = ["Embeddings", "embeddings_folder"]
 
-ShardArrays = Mapping[str, NDArray[Any]]
-LAYOUT_VERSION = 2
+_ShardArrays = Mapping[str, NDArray[Any]]
+_LAYOUT_VERSION = 2
 """Version of a shard's content; 2 added tiles, sizes, noise and blockage."""
 
 _WORDS_LAYOUT_VERSION = 3
@@ -57,7 +57,7 @@ _STALE_S = 3600.0
 _FRAME_ARRAYS = ("vectors", "entropy", "quality", "sizes", "tiles", "counts")
 _OBJECT_ARRAYS = ("object_vectors", "boxes", "scores", "classes")
 ARRAY_NAMES = (*_FRAME_ARRAYS, *_OBJECT_ARRAYS)
-WORD_ARRAYS = ("word_scores", "word_tiles")
+_WORD_ARRAYS = ("word_scores", "word_tiles")
 """Arrays that only shards of an encoder with words have."""
 
 
@@ -267,7 +267,7 @@ class _ShardRows:
         located = np.array([location[name] for name in self.names], np.int64).reshape(-1, 2)
         order = np.argsort(located[:, 0], kind="stable")
         shard_numbers, starts = np.unique(located[order, 0], return_index=True)
-        self.parts: list[tuple[Shard, NDArray[np.int64], NDArray[np.int64]]] = []
+        self.parts: list[tuple[_Shard, NDArray[np.int64], NDArray[np.int64]]] = []
         groups = np.split(order, starts[1:]) if len(order) else []
         for number, rows in zip(shard_numbers.tolist(), groups, strict=True):
             self.parts.append((shards[number], rows, located[rows, 1]))
@@ -320,7 +320,7 @@ class _ShardRows:
         return flat
 
     @staticmethod
-    def _check_width(shard: Shard, name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
+    def _check_width(shard: _Shard, name: str, values: NDArray[Any], out: NDArray[Any]) -> None:
         if values.shape[1:] != out.shape[1:]:
             raise DataError(
                 f"shards have vectors of different widths: {list(out.shape[1:])} and "
@@ -339,7 +339,7 @@ def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.
 
 
 @dataclass(frozen=True)
-class Shard:
+class _Shard:
     """Frames in order, and their arrays on disk; see `Embeddings`."""
 
     folder: Path
@@ -361,7 +361,7 @@ class Shard:
                 where=self.folder / f"{name}.npy",
                 hint=_RECOMPUTE_HINT,
             ) from error
-        if name in (*_FRAME_ARRAYS, *WORD_ARRAYS) and len(values) != len(self.frames):
+        if name in (*_FRAME_ARRAYS, *_WORD_ARRAYS) and len(values) != len(self.frames):
             raise DataError(
                 f"{len(values)} rows for {len(self.frames)} frames",
                 where=self.folder / f"{name}.npy",
@@ -380,7 +380,7 @@ def embeddings_folder(workspace: Workspace, encoder: Encoder) -> Path:
     vocabulary = vocabulary_of(encoder)
     identity = digest.of_json(
         {
-            "layout": _WORDS_LAYOUT_VERSION if vocabulary else LAYOUT_VERSION,
+            "layout": _WORDS_LAYOUT_VERSION if vocabulary else _LAYOUT_VERSION,
             **({"vocabulary": vocabulary} if vocabulary else {}),
             "model": encoder.model,
             "preprocessing": encoder.preprocessing,
@@ -395,7 +395,7 @@ def embeddings_folder(workspace: Workspace, encoder: Encoder) -> Path:
     )
 
 
-def read_shards(folder: Path) -> list[Shard]:
+def read_shards(folder: Path) -> list[_Shard]:
     """List all complete shards, by name.
 
     Raises:
@@ -411,17 +411,17 @@ def read_shards(folder: Path) -> list[Shard]:
                 where=index,
                 hint=_RECOMPUTE_HINT,
             ) from error
-        complete.append(Shard(index.parent, frames))
+        complete.append(_Shard(index.parent, frames))
     return complete
 
 
-def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Shard:
+def write_shard(folder: Path, frames: Sequence[str], arrays: _ShardArrays) -> _Shard:
     """Write one shard.
 
     Args:
         folder: The encoder's folder.
         frames: Digests of the frames, in the order of the arrays.
-        arrays: One array for each of `ARRAY_NAMES`, and of `WORD_ARRAYS` with words.
+        arrays: One array for each of `ARRAY_NAMES`, and of `_WORD_ARRAYS` with words.
 
     Raises:
         DataError: Vectors differ in width from those of existing shards.
@@ -438,7 +438,7 @@ def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Sha
                 np.save(stream, arrays[name], allow_pickle=False)
                 stream.flush()
                 os.fsync(stream.fileno())
-        layout = _WORDS_LAYOUT_VERSION if WORD_ARRAYS[0] in arrays else LAYOUT_VERSION
+        layout = _WORDS_LAYOUT_VERSION if _WORD_ARRAYS[0] in arrays else _LAYOUT_VERSION
         index = {"layout": layout, "frames": list(frames)}
         (temporary / _SHARD_FILE).write_text(json.dumps(index))
         temporary.chmod(0o755)
@@ -453,10 +453,10 @@ def write_shard(folder: Path, frames: Sequence[str], arrays: ShardArrays) -> Sha
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    return Shard(target, tuple(frames))
+    return _Shard(target, tuple(frames))
 
 
-def _check_widths(folder: Path, arrays: ShardArrays) -> None:
+def _check_widths(folder: Path, arrays: _ShardArrays) -> None:
     """Raise when the vectors of an existing shard have another width."""
     index = next(folder.glob(f"[!.]*/{_SHARD_FILE}"), None)
     if index is None:

@@ -35,7 +35,7 @@ from workbench.records.base import FrozenModel
 
 __all__ = ["BoxSource", "HuggingFaceEncoder", "OnnxEncoder"]
 
-DEFAULT_TILES: TileGrid = ((2, 2), (4, 3))
+_DEFAULT_TILES: TileGrid = ((2, 2), (4, 3))
 """Few tiles: each one is an image of its own to these encoders."""
 
 _BATCH_SIZE = 64
@@ -159,7 +159,7 @@ class ImageEncoder:
         model: str,
         preprocessing: ImagePreprocessing,
         boxes: BoxSource | None = None,
-        grid: TileGrid = DEFAULT_TILES,
+        grid: TileGrid = _DEFAULT_TILES,
     ) -> None:
         self.model = model
         self.image_preprocessing = preprocessing
@@ -249,7 +249,7 @@ class HuggingFaceEncoder(ImageEncoder):
         self,
         source: str | Path,
         boxes: BoxSource | None = None,
-        grid: TileGrid = DEFAULT_TILES,
+        grid: TileGrid = _DEFAULT_TILES,
         preprocessing: ImagePreprocessing | None = None,
     ) -> None:
         self.folder = _model_folder(source)
@@ -397,7 +397,7 @@ class OnnxEncoder(ImageEncoder):
         self,
         path: Path,
         boxes: BoxSource | None = None,
-        grid: TileGrid = DEFAULT_TILES,
+        grid: TileGrid = _DEFAULT_TILES,
         preprocessing: ImagePreprocessing | None = None,
         threads: int = 2,
     ) -> None:

@@ -37,8 +37,8 @@ __all__ = ["is_published", "open_app", "publish"]
 MAP, FRAMES, OBJECTS = "map", "more_like_this", "objects_like_this"
 
 _SAME_BOX_IOU = 0.9
-SUSPECTS, TWINS, LEAKS = "suspected label errors", "duplicates", "leaks between roles"
-CONDITION_PREFIX = "condition: "
+_SUSPECTS, _TWINS, _LEAKS = "suspected label errors", "duplicates", "leaks between roles"
+_CONDITION_PREFIX = "condition: "
 
 
 def publish(
@@ -97,10 +97,10 @@ def publish(
     if findings is not None:
         _fill_hygiene(fo, fo_dataset, dataset, findings)
     if embeddings is not None:
-        add_embedding_map(fo, fo_dataset, workspace, embeddings)
+        _add_embedding_map(fo, fo_dataset, workspace, embeddings)
     else:
-        forget_object_similarity(fo_dataset)
-    save_views(fo, fo_dataset)
+        _forget_object_similarity(fo_dataset)
+    _save_views(fo, fo_dataset)
     fo_dataset.app_config.color_scheme = _color_scheme(fo, dataset.label_schema)
     # A part of a dataset is no version of its own; its selection refers to the version.
     version = dataset.ref or (selection.dataset if selection else None)
@@ -181,7 +181,7 @@ def _color_scheme(fo: Any, schema: LabelSchema) -> Any:
     return fo.ColorScheme(color_by="value", fields=fields)
 
 
-def add_embedding_map(
+def _add_embedding_map(
     fo: Any, fo_dataset: Any, workspace: Workspace, embeddings: Embeddings
 ) -> None:
     """Add the embedding map, and the similarity index of frames and objects, to a published
@@ -210,7 +210,7 @@ def add_embedding_map(
         _add_similarity(fo_dataset, OBJECTS, objects, folder, "predictions")
 
 
-def forget_object_similarity(fo_dataset: Any) -> None:
+def _forget_object_similarity(fo_dataset: Any) -> None:
     """Remove the similarity index of predicted boxes, which have been replaced."""
     if OBJECTS in fo_dataset.list_brain_runs():
         fo_dataset.delete_brain_run(OBJECTS)
@@ -291,7 +291,7 @@ def _shown_objects(
     return unit_vectors(np.asarray(embeddings.object_vectors)[objects]), owners
 
 
-def save_views(fo: Any, fo_dataset: Any) -> None:
+def _save_views(fo: Any, fo_dataset: Any) -> None:
     """Save views of each arm, each condition and each kind of finding; remove empty ones.
 
     Views that people saved under other names stay.
@@ -303,17 +303,17 @@ def save_views(fo: Any, fo_dataset: Any) -> None:
         chosen = fo_dataset.match_tags(arm)
         views[arm] = chosen.sort_by("rank") if ranked else chosen
     for condition in fo_dataset.distinct("condition"):
-        views[f"{CONDITION_PREFIX}{condition}"] = fo_dataset.match(field("condition") == condition)
+        views[f"{_CONDITION_PREFIX}{condition}"] = fo_dataset.match(field("condition") == condition)
     if fo_dataset.has_sample_field("suspicion"):
         suspects = fo_dataset.match(field("suspicion") != None)  # noqa: E711 - an expression
-        views[SUSPECTS] = suspects.sort_by("suspicion", reverse=True)
+        views[_SUSPECTS] = suspects.sort_by("suspicion", reverse=True)
     if fo_dataset.has_sample_field("twins"):
-        views[TWINS] = fo_dataset.match(field("twins") != None).sort_by("twins")  # noqa: E711
+        views[_TWINS] = fo_dataset.match(field("twins") != None).sort_by("twins")  # noqa: E711
     if fo_dataset.has_sample_field("leak"):
-        views[LEAKS] = fo_dataset.match(field("leak") != None)  # noqa: E711
+        views[_LEAKS] = fo_dataset.match(field("leak") != None)  # noqa: E711
     empty = {name for name, view in views.items() if name not in ("mined", "random") and not view}
     for name in fo_dataset.list_saved_views():
-        ours = name in (*ARM_TAGS, SUSPECTS, TWINS, LEAKS) or name.startswith(CONDITION_PREFIX)
+        ours = name in (*ARM_TAGS, _SUSPECTS, _TWINS, _LEAKS) or name.startswith(_CONDITION_PREFIX)
         if ours and (name not in views or name in empty):
             fo_dataset.delete_saved_view(name)
     for name, view in views.items():

@@ -23,11 +23,11 @@ from workbench.records.frames import Frame
 
 __all__ = ["CoverageTarget", "read_coverage_target", "thin_cells"]
 
-ANY = "all"
-CoverageSide = Literal["learned", "judged"]
+_ANY = "all"
+_CoverageSide = Literal["learned", "judged"]
 
 
-class MinimumCounts(FrozenModel):
+class _MinimumCounts(FrozenModel):
     """Minimum counts of a cell; 0 requires nothing."""
 
     frames: int = Field(default=0, ge=0)
@@ -35,13 +35,13 @@ class MinimumCounts(FrozenModel):
     drives: int = Field(default=0, ge=0)
 
 
-class TargetEntry(FrozenModel):
+class _TargetEntry(FrozenModel):
     """Minimum counts for the cells of a condition, class and side; ``all`` matches any."""
 
-    condition: str = ANY
-    cls: str = ANY
-    side: CoverageSide | Literal["all"] = "all"
-    least: MinimumCounts
+    condition: str = _ANY
+    cls: str = _ANY
+    side: _CoverageSide | Literal["all"] = "all"
+    least: _MinimumCounts
 
 
 class CoverageTarget(FrozenModel):
@@ -51,17 +51,17 @@ class CoverageTarget(FrozenModel):
     hundred boxes everywhere. It comes from no standard: set your own.
     """
 
-    wanted: tuple[TargetEntry, ...] = (
-        TargetEntry(side="learned", least=MinimumCounts(boxes=100)),
-        TargetEntry(side="judged", least=MinimumCounts(boxes=100, drives=10)),
+    wanted: tuple[_TargetEntry, ...] = (
+        _TargetEntry(side="learned", least=_MinimumCounts(boxes=100)),
+        _TargetEntry(side="judged", least=_MinimumCounts(boxes=100, drives=10)),
     )
 
-    def least(self, condition: str, cls: str, side: CoverageSide) -> MinimumCounts:
+    def least(self, condition: str, cls: str, side: _CoverageSide) -> _MinimumCounts:
         """Minimum counts of one cell."""
-        minimum = MinimumCounts()
+        minimum = _MinimumCounts()
         for entry in self.wanted:
             if all(
-                wanted in (ANY, value)
+                wanted in (_ANY, value)
                 for wanted, value in (
                     (entry.condition, condition),
                     (entry.cls, cls),
@@ -75,13 +75,13 @@ class CoverageTarget(FrozenModel):
 class CoverageCell(FrozenModel):
     """Counts of one condition and class on one side, with the minimum."""
 
-    side: CoverageSide
+    side: _CoverageSide
     condition: str
     cls: str
     frames: int
     boxes: int
     drives: int
-    least: MinimumCounts
+    least: _MinimumCounts
 
     @property
     def lacks(self) -> dict[str, int]:
@@ -120,7 +120,7 @@ def dataset_coverage(
         Cells by side, emptiest first.
     """
     target = target or CoverageTarget()
-    sides: tuple[CoverageSide, ...] = ("learned", "judged")
+    sides: tuple[_CoverageSide, ...] = ("learned", "judged")
     cells = []
     for side in sides:
         frames_of_side = [frame for frame in dataset.frames if _is_counted(frame, side)]
@@ -140,7 +140,7 @@ def thin_cells(cells: Iterable[CoverageCell]) -> tuple[CoverageCell, ...]:
 
 
 def read_coverage_target(path: Path) -> CoverageTarget:
-    """Read a target table from YAML, with entries as in `TargetEntry`.
+    """Read a target table from YAML, with entries as in `_TargetEntry`.
 
     Raises:
         ParameterError: The file cannot be read or is invalid.
@@ -166,7 +166,7 @@ def read_coverage_target(path: Path) -> CoverageTarget:
         ) from error
 
 
-def _is_counted(frame: Frame, side: CoverageSide) -> bool:
+def _is_counted(frame: Frame, side: _CoverageSide) -> bool:
     # The pool may be learned from later, but is not labelled yet.
     return split_side(frame) == side and frame.role != "pool"
 
@@ -175,7 +175,7 @@ def _make_cell(
     dataset: Dataset,
     frames: Sequence[Frame],
     target: CoverageTarget,
-    key: tuple[CoverageSide, str, str],
+    key: tuple[_CoverageSide, str, str],
 ) -> CoverageCell:
     side, condition, cls = key
     boxes = 0

@@ -23,7 +23,7 @@ __all__ = ["DuplicateCluster", "measure_threshold"]
 MIN_PAIRS = 20
 """With fewer consecutive pairs, no threshold is measured."""
 
-MAX_CONSECUTIVE_S = 1.5
+_MAX_CONSECUTIVE_S = 1.5
 """Frames further apart are not consecutive; without timestamps all neighbours are."""
 
 MAX_NEAR_BITS = 40
@@ -228,7 +228,7 @@ def consecutive_pairs(frames: Sequence[Frame]) -> list[tuple[int, int]]:
 def _is_consecutive(first: Frame, second: Frame) -> bool:
     if first.timestamp_us is None or second.timestamp_us is None:
         return True
-    return abs(second.timestamp_us - first.timestamp_us) <= MAX_CONSECUTIVE_S * 1e6
+    return abs(second.timestamp_us - first.timestamp_us) <= _MAX_CONSECUTIVE_S * 1e6
 
 
 def _balance_by_drive(
@@ -248,7 +248,7 @@ def _balance_by_drive(
 
 
 @dataclass(frozen=True)
-class FramePairs:
+class _FramePairs:
     """Pairs of rows: int64 ``[k]`` both, cosine distance float32 ``[k]`` or None, bits ``[k]``."""
 
     first: RowNumbers
@@ -262,7 +262,7 @@ def similar_pairs(
     threshold: SimilarityThreshold,
     other: FrameFeatures | None = None,
     settled: NDArray[np.bool_] | None = None,
-) -> Iterator[FramePairs]:
+) -> Iterator[_FramePairs]:
     """All pairs of frames within the threshold, a slice at a time.
 
     Hashes are compared first, vectors only for pairs that pass. Memory is bounded by one slice.
@@ -290,7 +290,7 @@ def similar_pairs(
             )
             if len(first):
                 yield _near_by_vector(
-                    features, other or features, threshold, FramePairs(first, second, None, bits)
+                    features, other or features, threshold, _FramePairs(first, second, None, bits)
                 )
             open_pairs = _unsettled(balls, settled, open_pairs.keep(slice(opened, None)))
 
@@ -395,7 +395,7 @@ def _similar_among(
     bits = hamming_distance(features.hashes[first], features.hashes[second])
     keep = bits <= threshold.bits
     pairs = _near_by_vector(
-        features, features, threshold, FramePairs(first[keep], second[keep], None, bits[keep])
+        features, features, threshold, _FramePairs(first[keep], second[keep], None, bits[keep])
     )
     return pairs.first, pairs.second
 
@@ -404,8 +404,8 @@ def _near_by_vector(
     features: FrameFeatures,
     other: FrameFeatures,
     threshold: SimilarityThreshold,
-    pairs: FramePairs,
-) -> FramePairs:
+    pairs: _FramePairs,
+) -> _FramePairs:
     """Copies, and other pairs whose vectors are near, too, with the distances."""
     if features.directions is None or other.directions is None:
         return pairs
@@ -419,4 +419,4 @@ def _near_by_vector(
         distance[part] = 1 - (own * other_units).sum(axis=1)
     limit = np.inf if threshold.distance is None else threshold.distance
     keep = (distance <= limit) | (pairs.bits <= MAX_COPY_BITS)
-    return FramePairs(pairs.first[keep], pairs.second[keep], distance[keep], pairs.bits[keep])
+    return _FramePairs(pairs.first[keep], pairs.second[keep], distance[keep], pairs.bits[keep])

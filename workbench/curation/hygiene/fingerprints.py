@@ -108,7 +108,7 @@ def _fingerprint_frames(
 ) -> Iterator[tuple[str, str, _HashWords]]:
     def one(frame: Frame) -> tuple[str, _HashWords]:
         image = load_frame(workspace, frame)
-        return pixel_digest(image), tuple(perceptual_hash(image).tolist())
+        return _pixel_digest(image), tuple(_perceptual_hash(image).tolist())
 
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
         futures = [pool.submit(one, frame) for frame in frames]
@@ -151,13 +151,13 @@ def _write_fingerprints(folder: Path, fingerprints: Sequence[tuple[str, str, _Ha
         ) from error
 
 
-def pixel_digest(image: Pixels) -> str:
+def _pixel_digest(image: Pixels) -> str:
     """SHA-256 of an RGB uint8 image ``[height, width, 3]``, including its size."""
     size = np.array(image.shape, "<u4").tobytes()
     return digest.of_bytes(size + np.ascontiguousarray(image).tobytes())
 
 
-def perceptual_hash(image: Pixels) -> NDArray[np.uint64]:
+def _perceptual_hash(image: Pixels) -> NDArray[np.uint64]:
     """Perceptual hash of an image: the signs of its lowest frequencies.
 
     The 16 x 16 lowest coefficients of the cosine transform of a 64 x 64 luma thumbnail, compared

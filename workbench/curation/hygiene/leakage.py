@@ -34,7 +34,7 @@ from workbench.records.frames import UNKNOWN, Drive, Frame, Role
 
 __all__ = ["LeakageRules"]
 
-SIDE_OF_ROLE: dict[Role, str] = {
+_SIDE_OF_ROLE: dict[Role, str] = {
     Role.SEED: "learned",
     Role.TRAIN: "learned",
     Role.POOL: "learned",
@@ -44,10 +44,10 @@ SIDE_OF_ROLE: dict[Role, str] = {
 }
 """Frames of the pool count as learned from, because they may be next."""
 
-EARTH_RADIUS_M = 6_371_000.0
+_EARTH_RADIUS_M = 6_371_000.0
 _UNIX_CLOCK_US = 10**15  # reached in 2001 by clocks that count from 1970
 _MAX_NAMED_LEAKS = 3  # leaks named by a gate; the inspection has all
-LeakKind = Literal["drive", "time", "place", "embedding"]
+_LeakKind = Literal["drive", "time", "place", "embedding"]
 
 
 class LeakageRules(FrozenModel):
@@ -77,7 +77,7 @@ class Leak(FrozenModel):
         why: The reason in words.
     """
 
-    kind: LeakKind
+    kind: _LeakKind
     first: Digest
     second: Digest
     value: float
@@ -128,7 +128,7 @@ def check_leakage(
     if len(sides) < 2:
         roles = ", ".join(sorted({str(frame.role) for frame in frames})) or "none"
         why = f"no split: the only role is {roles}; ingest with roles"
-        kinds: tuple[LeakKind, ...] = get_args(LeakKind)
+        kinds: tuple[_LeakKind, ...] = get_args(_LeakKind)
         gates = tuple(_insufficient_gate(kind, "frames", "two sides", why) for kind in kinds)
         return LeakageResult(gates, (), threshold)
     results = [
@@ -144,10 +144,10 @@ def check_leakage(
 
 def split_side(frame: Frame) -> str:
     """The side of a split that a frame is on; empty without a role."""
-    return SIDE_OF_ROLE[frame.role] if frame.role else ""
+    return _SIDE_OF_ROLE[frame.role] if frame.role else ""
 
 
-def describe_sides(one: Frame, other: Frame) -> str:
+def _describe_sides(one: Frame, other: Frame) -> str:
     """Role and drive of two frames, in words."""
     return f"{one.role} of {one.drive} and {other.role} of {other.drive}"
 
@@ -174,7 +174,7 @@ def recording_time(frame: Frame, drive: Drive | None) -> tuple[str, float] | Non
     return frame.drive, seconds
 
 
-def points_on_sphere(frames: Sequence[Frame]) -> NDArray[np.float64]:
+def _points_on_sphere(frames: Sequence[Frame]) -> NDArray[np.float64]:
     """Points on the unit sphere, float64 ``[n, 3]``, of frames with a position."""
     degrees = np.array([frame.position or (math.nan, math.nan) for frame in frames])
     latitude, longitude = np.radians(degrees).T
@@ -236,7 +236,7 @@ def _close_in_time(timed: Sequence[tuple[float, Frame]], gap: float) -> list[Lea
         )
         if later is not None and later[0] - time < gap:
             seconds = later[0] - time
-            reason = f"{seconds:.1f} s apart in one recording, {describe_sides(frame, later[1])}"
+            reason = f"{seconds:.1f} s apart in one recording, {_describe_sides(frame, later[1])}"
             leaks.append(_make_leak("time", frame, later[1], seconds, reason))
     return leaks
 
@@ -257,20 +257,20 @@ def _close_in_space(positioned: Sequence[Frame], radius: float) -> list[Leak]:
     """Each frame's nearest on another side, by chords of unit vectors in a k-d tree."""
     from scipy.spatial import cKDTree
 
-    points = points_on_sphere(positioned)
+    points = _points_on_sphere(positioned)
     sides = np.array([split_side(frame) for frame in positioned])
     leaks: dict[tuple[str, str], Leak] = {}
     for side in np.unique(sides):
         own, others = np.flatnonzero(sides == side), np.flatnonzero(sides != side)
         chords, nearest = cKDTree(points[others]).query(points[own])
-        metres = 2 * EARTH_RADIUS_M * np.arcsin(np.clip(chords / 2, 0, 1))
+        metres = 2 * _EARTH_RADIUS_M * np.arcsin(np.clip(chords / 2, 0, 1))
         for row, near, distance in zip(
             own.tolist(), nearest.tolist(), metres.tolist(), strict=True
         ):
             if distance < radius:
                 one, other = positioned[row], positioned[int(others[near])]
                 one, other = sorted((one, other), key=lambda frame: frame.id)
-                reason = f"{distance:.0f} m apart, {describe_sides(one, other)}"
+                reason = f"{distance:.0f} m apart, {_describe_sides(one, other)}"
                 leaks[one.id, other.id] = _make_leak("place", one, other, distance, reason)
     return list(leaks.values())
 
@@ -318,7 +318,7 @@ def _similar_across_sides(features: FrameFeatures, threshold: SimilarityThreshol
     for row, (value, other, bits) in sorted(best.items()):
         frame, partner = features.frames[row], features.frames[other]
         prefix = "" if features.directions is None else f"cosine distance {value:.4f} and "
-        reason = f"{prefix}{bits} hash bits apart, {describe_sides(frame, partner)}"
+        reason = f"{prefix}{bits} hash bits apart, {_describe_sides(frame, partner)}"
         leaks.append(_make_leak("embedding", frame, partner, value, reason))
     return leaks
 
@@ -334,12 +334,12 @@ def _worst_first(leaks: Sequence[Leak]) -> list[Leak]:
     return sorted(leaks, key=lambda leak: (leak.value, leak.first, leak.second))
 
 
-def _make_leak(kind: LeakKind, first: Frame, second: Frame, value: float, reason: str) -> Leak:
+def _make_leak(kind: _LeakKind, first: Frame, second: Frame, value: float, reason: str) -> Leak:
     return Leak(kind=kind, first=first.id, second=second.id, value=round(value, 6), why=reason)
 
 
 def _leak_gate(
-    kind: LeakKind,
+    kind: _LeakKind,
     n: int,
     unit: str,
     leaks: Sequence[Leak],
@@ -364,7 +364,7 @@ def _leak_gate(
 
 
 def _insufficient_gate(
-    kind: LeakKind, unit: str, method: str, note: str, *, required: bool = True
+    kind: _LeakKind, unit: str, method: str, note: str, *, required: bool = True
 ) -> GateResult:
     return GateResult(
         name=f"leakage-{kind}",

@@ -36,7 +36,7 @@ _MAX_COMPARISONS = 40_000_000
 _EVENT_SHARE = 0.1
 """Best share of the pool in which neighbouring frames count as one event."""
 
-CONTROL_REASON = "drawn at random before anything was ranked, to compare the ranked frames with"
+_CONTROL_REASON = "drawn at random before anything was ranked, to compare the ranked frames with"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _fill_quotas(
         )
     conditions = sorted(set(candidates.conditions))
     for name, count in sorted(quotas.items()):
-        matching = {condition for condition in conditions if condition_matches(name, condition)}
+        matching = {condition for condition in conditions if _condition_matches(name, condition)}
         if not matching:
             raise ParameterError(
                 f"no frame of the pool has condition {name!r}",
@@ -188,7 +188,7 @@ def _fill_quotas(
                 missing -= picker.take(positions[inside[positions]], limit, 1.0, missing)
 
 
-def condition_matches(name: str, condition: str) -> bool:
+def _condition_matches(name: str, condition: str) -> bool:
     """Whether ``name`` is the condition, such as ``night, rain``, or one part of it."""
     return name in (condition, *condition.split(", "))
 
@@ -233,7 +233,7 @@ def _random_choices(
             rank=1,
             score=round(float(candidates.score[row]), 6),
             arm="control" if rules.control else "random",
-            reasons=(CONTROL_REASON if rules.control else RANDOM_SAMPLE_REASON,),
+            reasons=(_CONTROL_REASON if rules.control else RANDOM_SAMPLE_REASON,),
             probability=round(probability, 9),
             signals=dict(candidates.signals(row)),
         )
@@ -274,7 +274,7 @@ def _shortfall_notes(
     condition = dict(zip(candidates.frames, candidates.conditions, strict=True))
     mined = [condition[choice.frame] for choice in chosen if choice.arm == "mined"]
     for name, count in sorted(rules.quotas.items()):
-        got = sum(condition_matches(name, each) for each in mined)
+        got = sum(_condition_matches(name, each) for each in mined)
         if got < count:
             notes.append(
                 f"quota {name}={count}: only {counted(got, 'frame')}, the pool has no more"

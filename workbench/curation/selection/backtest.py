@@ -37,16 +37,16 @@ __all__ = ()
 MIN_DRIVES = 20
 """Labelled drives below which nothing is tested: each half is ranked against the other."""
 
-MIN_POSITIVES = 5
+_MIN_POSITIVES = 5
 """Frames, of as many drives, that a kind needs."""
 
-MAX_PREVALENCE = 0.2
+_MAX_PREVALENCE = 0.2
 """Kinds on more frames than this are not rare."""
 
-MIN_TOP = 20
+_MIN_TOP = 20
 """Frames that a yield is counted in, at least: the share of the ranking is widened to that."""
 
-MAX_FRAMES = 2000
+_MAX_FRAMES = 2000
 """Labelled frames that are ranked, at most: whole drives, by the digest of their names."""
 
 _RESAMPLES = 1000
@@ -131,7 +131,7 @@ def backtest(
     learned = [True] * len(drives) if learned is None else learned
     test = _Test(labelled, drives, signals, learned, other_models)
     ranked = [test.rank(kind) for kind in kinds]
-    test.share = min(0.5, max(share, MIN_TOP / len(drives)))
+    test.share = min(0.5, max(share, _MIN_TOP / len(drives)))
     counting = [one for one in ranked if one.kind.counts]
     strength, low = test.strengths(counting)
     led_by, weights, reason = _lead(strength, low, signals)
@@ -158,13 +158,13 @@ def backtest(
 
 
 def usable(kinds: Sequence[HiddenKind], drives: Sequence[str]) -> list[HiddenKind]:
-    """Kinds that are rare, and on at least `MIN_POSITIVES` frames of as many drives."""
+    """Kinds that are rare, and on at least `_MIN_POSITIVES` frames of as many drives."""
     names = np.asarray(drives)
     return [
         kind
         for kind in kinds
-        if len(np.unique(names[kind.positive])) >= MIN_POSITIVES
-        and kind.positive.mean() <= MAX_PREVALENCE
+        if len(np.unique(names[kind.positive])) >= _MIN_POSITIVES
+        and kind.positive.mean() <= _MAX_PREVALENCE
     ]
 
 
@@ -417,13 +417,13 @@ def hidden_kinds(
 
 
 def sample_drives(frames: Sequence[Frame]) -> tuple[Frame, ...]:
-    """At most `MAX_FRAMES` frames: whole drives, by the digest of their names."""
+    """At most `_MAX_FRAMES` frames: whole drives, by the digest of their names."""
     by_drive: dict[str, list[Frame]] = {}
     for frame in frames:
         by_drive.setdefault(frame.drive, []).append(frame)
     chosen: list[Frame] = []
     for drive in sorted(by_drive, key=lambda name: digest.of_json(["backtest", name])):
-        if chosen and len(chosen) + len(by_drive[drive]) > MAX_FRAMES:
+        if chosen and len(chosen) + len(by_drive[drive]) > _MAX_FRAMES:
             break
         chosen += by_drive[drive]
     return tuple(chosen)

@@ -56,7 +56,7 @@ __all__ = ["dataset_of_arm", "mine", "newest_selection", "read_scores", "select_
 
 MANUAL_METHOD = "chosen by hand"
 _MAX_TESTED_TILES = 100
-SCORES_FILE = "scores.jsonl"
+_SCORES_FILE = "scores.jsonl"
 """Payload of a mined Selection: one line with the scores of each frame of the pool."""
 
 
@@ -155,7 +155,7 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
         notes=(*allocation.notes, *_backtest_notes(tested)),
         backtest=tested,
     )
-    return store.put(record, {SCORES_FILE: _score_lines(pool, ranking, candidates)})
+    return store.put(record, {_SCORES_FILE: _score_lines(pool, ranking, candidates)})
 
 
 def _needs_words(dataset: Dataset, query: MiningQuery) -> bool:
@@ -458,7 +458,7 @@ def select_manually(
     return store.put(record)
 
 
-def is_mined(selection: Selection) -> bool:
+def _is_mined(selection: Selection) -> bool:
     """Whether the selection ranked a pool; manual choices and label reviews did not."""
     return "pool" in selection.parameters
 
@@ -470,7 +470,7 @@ def newest_selection(store: Store) -> Ref:
         DataError: There is none.
     """
     for ref, record in reversed(list(store.readable(Selection))):
-        if is_mined(record):
+        if _is_mined(record):
             return ref
     raise DataError(
         "no mined selection",
@@ -481,9 +481,9 @@ def newest_selection(store: Store) -> Ref:
 
 def read_scores(store: Store, selection_ref: Ref) -> dict[str, Json]:
     """Scores by frame, as `mine` wrote them; empty for other selections."""
-    if SCORES_FILE not in store.payload_names(selection_ref):
+    if _SCORES_FILE not in store.payload_names(selection_ref):
         return {}
-    lines = store.payload(selection_ref, SCORES_FILE).read_text().splitlines()
+    lines = store.payload(selection_ref, _SCORES_FILE).read_text().splitlines()
     return {row["frame"]: row for row in map(json.loads, lines)}
 
 

@@ -28,7 +28,7 @@ from workbench.records.frames import Frame
 
 __all__ = ["MiningQuery", "parse_exemplar"]
 
-Box = tuple[float, float, float, float]
+_Box = tuple[float, float, float, float]
 _TYPICAL_REASON = "in the middle of a cluster, and almost nothing is labelled yet"
 _MIN_REASON_RANK = 0.75
 """Rank from which on a signal is given as a reason."""
@@ -109,7 +109,7 @@ class Ranking:
     reasons: Callable[[int], tuple[str, ...]]
     method: str
     parameters: Json
-    box: Callable[[int], Box | None] = lambda row: None
+    box: Callable[[int], _Box | None] = lambda row: None
 
     def signals(self, row: int) -> dict[str, float]:
         """The frame's rank by each signal."""
@@ -230,7 +230,7 @@ def _word_reason(pool: Embeddings, evidence: WordEvidence, words: Sequence[Word]
     )
 
 
-def _word_box(pool: Embeddings, evidence: WordEvidence, row: int) -> Box:
+def _word_box(pool: Embeddings, evidence: WordEvidence, row: int) -> _Box:
     """The region that shows a word most: its tile, x, y, w, h in pixels."""
     size = pool.tiles.sizes[row : row + 1]
     x1, y1, x2, y2 = tile_boxes(pool.words.grid, size)[0, int(evidence.tile[row])].tolist()

@@ -45,13 +45,13 @@ __all__ = [
     "report_mining",
 ]
 
-RARE_SHARE = 0.05
+_RARE_SHARE = 0.05
 """By default, a class is rare on fewer than this share of the frames labelled before."""
 
 _Floats = NDArray[np.float64]
-RESAMPLES = 4000
-CONFIDENCE = 0.95
-MIN_UNITS_WITH_FINDS = 6
+_RESAMPLES = 4000
+_CONFIDENCE = 0.95
+_MIN_UNITS_WITH_FINDS = 6
 """Fewer drives with finds cannot tell two arms apart at 95 %: under random exchange of the arms,
 five drives all favour the same one in 2 of 32 cases, which is 6 %.
 """
@@ -59,7 +59,7 @@ five drives all favour the same one in 2 of 32 cases, which is 6 %.
 _MIN_FINITE_SHARE = 0.5
 """Share of resamples in which a ratio must exist for its interval to be reported."""
 
-REPORT_FRAMES_FILE = "frames.jsonl"
+_REPORT_FRAMES_FILE = "frames.jsonl"
 _ARMS: tuple[Arm, Arm] = ("mined", "control")
 
 
@@ -177,14 +177,14 @@ def report_mining(
         ),
         beaten=(*comparisons, *(retrained.compared if retrained else ())),
         models=dict(retrained.models) if retrained else {},
-        resamples=RESAMPLES,
-        confidence=CONFIDENCE,
+        resamples=_RESAMPLES,
+        confidence=_CONFIDENCE,
         simulated=labelled.simulated,
         headline=_headline(comparisons[0], labelled),
         blind=labelled.blind,
         promises=_check_promises(selection.backtest, rows, labelled.dataset, rare),
     )
-    return store.put(record, {REPORT_FRAMES_FILE: _report_lines(rows)})
+    return store.put(record, {_REPORT_FRAMES_FILE: _report_lines(rows)})
 
 
 def _check_promises(
@@ -201,7 +201,7 @@ def _check_promises(
         return ()
     mined = [row for row in rows if row.arm == "mined"]
     units = resampling.resampling_units([row.frame for row in mined])
-    draws = resampling.draw_resamples(units.count, RESAMPLES, 0)
+    draws = resampling.draw_resamples(units.count, _RESAMPLES, 0)
     looked = _sum_by_unit(np.ones(len(mined)), units)
     labels = dataset.labels_by_frame
     by_text: dict[str, tuple[RareCondition, ...]] = {one.text: (one,) for one in rare}
@@ -286,13 +286,13 @@ def rare_classes(dataset: Dataset) -> tuple[RareCondition, ...]:
     rare = [
         cls
         for cls, frames in frames_by_class.items()
-        if len(frames) < RARE_SHARE * len(known.frames)
+        if len(frames) < _RARE_SHARE * len(known.frames)
     ]
     if not rare:
         counts = ", ".join(f"{cls} {len(frames)}" for cls, frames in frames_by_class.items())
         raise ParameterError(
-            f"no rare class: each is on at least {RARE_SHARE:.0%} of the {len(known.frames)} frames"
-            " labelled before mining",
+            f"no rare class: each is on at least {_RARE_SHARE:.0%} of the"
+            f" {len(known.frames)} frames labelled before mining",
             where=f"frames by class: {counts}",
             hint=f"Define what is rare with --rare: {CONDITION_SYNTAX}",
         )
@@ -322,7 +322,7 @@ def compare_arms(
 ) -> ArmComparison:
     """Ratio of finds per cost, mined over control, with a paired bootstrap interval.
 
-    Evidence is insufficient where an arm found nothing, where fewer than `MIN_UNITS_WITH_FINDS`
+    Evidence is insufficient where an arm found nothing, where fewer than `_MIN_UNITS_WITH_FINDS`
     units have finds, or with fewer than ten drives, when the units are blocks of time that describe
     these drives only.
 
@@ -333,7 +333,7 @@ def compare_arms(
         units: Units to resample.
         seed: Of the resampling.
     """
-    weights = resampling.draw_resamples(units.count, RESAMPLES, seed)
+    weights = resampling.draw_resamples(units.count, _RESAMPLES, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = [weights @ arm.finds / (weights @ arm.cost) for arm in (mined, control)]
         ratio = rates[0] / rates[1]
@@ -347,9 +347,9 @@ def compare_arms(
     elif not units.speaks_for_others:
         verb = "is" if units.drives == 1 else "are"
         reason = f"{counted(units.drives, 'drive')} {verb} too few to generalise"
-    elif units_with_finds < MIN_UNITS_WITH_FINDS:
+    elif units_with_finds < _MIN_UNITS_WITH_FINDS:
         finds = counted(units_with_finds, "drive")
-        reason = f"finds in {finds} only; at least {MIN_UNITS_WITH_FINDS} are needed"
+        reason = f"finds in {finds} only; at least {_MIN_UNITS_WITH_FINDS} are needed"
     else:
         reason = ""
     verdict = Verdict.INSUFFICIENT if reason else _interval_verdict(low, high, 1.0)
@@ -374,7 +374,7 @@ def _share_interval(
     finds: _Floats, frames: _Floats, units: resampling.ResamplingUnits
 ) -> tuple[float, float] | None:
     """Interval of the share of rare frames in the pool, from the control arm's frames."""
-    weights = resampling.draw_resamples(units.count, RESAMPLES, 0)
+    weights = resampling.draw_resamples(units.count, _RESAMPLES, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = _percentile_interval((weights @ finds / (weights @ frames))[1:], units.count)
     return None if low is None or high is None else (low, high)
@@ -391,7 +391,7 @@ def _percentile_interval(resampled: _Floats, units: int) -> tuple[float | None, 
     finite = resampled[~np.isnan(resampled)]
     if units < 2 or len(finite) < _MIN_FINITE_SHARE * max(1, len(resampled)):
         return None, None
-    tail = resampling.expanded_tail(units, CONFIDENCE)
+    tail = resampling.expanded_tail(units, _CONFIDENCE)
     # Round outwards: there is nothing to interpolate between a number and infinity.
     low = float(np.quantile(finite, tail, method="lower"))
     high = float(np.quantile(finite, 1 - tail, method="higher"))

@@ -44,12 +44,12 @@ from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
 __all__ = ()
 
 
-MATCH_IOU = 0.4
+_MATCH_IOU = 0.4
 """IoU from which two models' boxes of one class match."""
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class _Disagreement:
     """Differences between models on ``n`` frames.
 
     Attributes:
@@ -62,7 +62,7 @@ class Disagreement:
     unmatched: NDArray[np.int64]
 
 
-def disagreement(pool: Embeddings, others: Sequence[Embeddings]) -> Disagreement:
+def disagreement(pool: Embeddings, others: Sequence[Embeddings]) -> _Disagreement:
     """Compare every pair of models on every frame.
 
     Models may be checkpoints of one training (an ensemble: Lakshminarayanan et al. 2017), or a
@@ -89,7 +89,7 @@ def disagreement(pool: Embeddings, others: Sequence[Embeddings]) -> Disagreement
             gap, count = _frame_disagreement(models[a], one, models[b], two)
             value[frame] += gap / len(pairs)
             unmatched[frame] += count
-    return Disagreement(value, unmatched)
+    return _Disagreement(value, unmatched)
 
 
 def _frame_disagreement(one: Embeddings, a: slice, two: Embeddings, b: slice) -> tuple[float, int]:
@@ -110,7 +110,7 @@ def _frame_disagreement(one: Embeddings, a: slice, two: Embeddings, b: slice) ->
 
 def _greedy_matches(overlap: NDArray[np.floating]) -> list[tuple[int, int]]:
     """Pairs of rows and columns, each used once, best IoU first, as in COCO matching."""
-    rows, columns = np.nonzero(overlap >= MATCH_IOU)
+    rows, columns = np.nonzero(overlap >= _MATCH_IOU)
     order = np.argsort(-overlap[rows, columns], kind="stable")
     pairs: list[tuple[int, int]] = []
     used_rows: set[int] = set()

@@ -24,7 +24,7 @@ from workbench.detection.boxes import box_area, intersection_matrix, iou_matrix
 
 __all__ = ["Exemplar", "SimilarityScores", "search_by_example"]
 
-MatchKind = Literal["object", "tile", "frame"]
+_MatchKind = Literal["object", "tile", "frame"]
 _FloatVectors = NDArray[np.floating]
 _BLOCK = 65_536
 _SAMPLE = 20_000
@@ -86,7 +86,7 @@ class SimilarityScores:
     """
 
     score: NDArray[np.float64]
-    kind: tuple[MatchKind, ...]
+    kind: tuple[_MatchKind, ...]
     row: NDArray[np.int64]
     exemplar: NDArray[np.int64]
     exemplar_rows: tuple[int, ...] = ()
@@ -281,7 +281,7 @@ class Regions:
     def __init__(self, pool: Embeddings, *, whole: bool) -> None:
         self.frames = len(pool.frames)
         self._pool = pool
-        self.parts: list[tuple[MatchKind, _FloatVectors, NDArray[np.int64]]] = []
+        self.parts: list[tuple[_MatchKind, _FloatVectors, NDArray[np.int64]]] = []
         if whole:
             self.parts.append(("frame", pool.vectors, np.arange(self.frames)))
         else:
@@ -415,7 +415,7 @@ class Regions:
 
     def kinds_and_rows(
         self, region: NDArray[np.int64]
-    ) -> tuple[tuple[MatchKind, ...], NDArray[np.int64]]:
+    ) -> tuple[tuple[_MatchKind, ...], NDArray[np.int64]]:
         """Kind of each region, and its row among its kind."""
         part = np.clip(np.searchsorted(self.starts, region, side="right") - 1, 0, None)
         kinds = tuple(self.parts[number][0] for number in part.tolist())

@@ -21,7 +21,7 @@ from workbench.detection.boxes import box_area
 
 __all__ = ()
 
-MIN_GROUP_SIZE = 20
+_MIN_GROUP_SIZE = 20
 """Smaller groups are ranked together: first of five says little."""
 
 _QUERY_BLOCK = 2048
@@ -29,19 +29,19 @@ _KNOWN_BLOCK = 32_768
 OBJECT_SIZES = (("small", 24.0), ("medium", 72.0), ("large", float("inf")))
 """Object sizes by the square root of the box's area, pixels, up to the limit (exclusive)."""
 
-UNCERTAIN_SCORES = (0.2, 0.6)
+_UNCERTAIN_SCORES = (0.2, 0.6)
 """Range of scores in which the detector is uncertain."""
 
 _MIN_LABELLED = 30
 """With fewer labelled ones of its condition, a frame or object is compared with all."""
 
-FramePeaks = tuple[NDArray[np.float64], NDArray[np.int64]]
+_FramePeaks = tuple[NDArray[np.float64], NDArray[np.int64]]
 """A value per frame, and the row of the object or tile it comes from, -1 for none."""
 
-MIN_OBJECT_PX = 20.0
+_MIN_OBJECT_PX = 20.0
 """Square root of the area from which an object has enough pixels to be told apart."""
 
-EXPECTED_SCORE = 0.7
+_EXPECTED_SCORE = 0.7
 """Typical score of a large, uncropped object of a learned class."""
 
 _MIN_SCORE = 0.1
@@ -74,12 +74,12 @@ def rank_within(values: NDArray[np.floating], groups: Sequence[str]) -> NDArray[
 
 
 def merge_small_groups(conditions: Sequence[str]) -> list[str]:
-    """Replace conditions of fewer than `MIN_GROUP_SIZE` frames by one common group."""
+    """Replace conditions of fewer than `_MIN_GROUP_SIZE` frames by one common group."""
     counts: dict[str, int] = {}
     for condition in conditions:
         counts[condition] = counts.get(condition, 0) + 1
-    merged = "other" if max(counts.values(), default=0) >= MIN_GROUP_SIZE else "all"
-    return [c if counts[c] >= MIN_GROUP_SIZE else merged for c in conditions]
+    merged = "other" if max(counts.values(), default=0) >= _MIN_GROUP_SIZE else "all"
+    return [c if counts[c] >= _MIN_GROUP_SIZE else merged for c in conditions]
 
 
 def fuse_ranks(ranks: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
@@ -170,8 +170,8 @@ def object_size(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def count_uncertain(pool: Embeddings) -> NDArray[np.int64]:
-    """Int64 ``[n]``: boxes per frame with a score in `UNCERTAIN_SCORES`."""
-    low, high = UNCERTAIN_SCORES
+    """Int64 ``[n]``: boxes per frame with a score in `_UNCERTAIN_SCORES`."""
+    low, high = _UNCERTAIN_SCORES
     rows = pool.owner[(pool.scores >= low) & (pool.scores <= high)]
     return np.bincount(rows, minlength=len(pool.frames))
 
@@ -200,7 +200,7 @@ def object_outliers(
     groups: Sequence[str],
     known_groups: Sequence[str],
     neighbours: int = 3,
-) -> FramePeaks:
+) -> _FramePeaks:
     """Rank of each frame's oddest object among those of its condition, class and size.
 
     An object's distance is the mean to the nearest labelled objects of the same kind. A box with a
@@ -238,7 +238,7 @@ def tile_outliers(
     groups: Sequence[str],
     known_groups: Sequence[str],
     neighbours: int = 3,
-) -> FramePeaks:
+) -> _FramePeaks:
     """Distance of each frame's oddest tile to labelled tiles at the same position.
 
     A tile needs no box, so this covers what the detector misses. The distance is divided by the
@@ -275,11 +275,11 @@ def _rows_by_condition(
         )
 
 
-def _no_peaks(frames: int) -> FramePeaks:
+def _no_peaks(frames: int) -> _FramePeaks:
     return np.zeros(frames), np.full(frames, -1, np.int64)
 
 
-def _peaks(values: NDArray[np.float64], owner: NDArray[np.int64], frames: int) -> FramePeaks:
+def _peaks(values: NDArray[np.float64], owner: NDArray[np.int64], frames: int) -> _FramePeaks:
     """The largest value of each frame's rows, the first of them on ties."""
     peak, row = _no_peaks(frames)
     # Ascending; on ties the first row is written last.
@@ -297,7 +297,7 @@ def novelty(
     drives: Sequence[str] | None = None,
     neighbours: int = 3,
     seed: int = 0,
-) -> FramePeaks:
+) -> _FramePeaks:
     """Novelty of each frame's objects, summed, and the row of the most novel one (-1 for none).
 
     Vectors are whitened by the spread of labelled objects, so that directions in which ordinary
@@ -317,7 +317,7 @@ def novelty(
         seed: Of the samples of at most 20,000 objects to compare with.
     """
     value, most_novel = np.zeros(len(pool.frames)), np.full(len(pool.frames), -1, np.int64)
-    own = np.flatnonzero(_uncropped(pool) & (_box_sides(pool) > MIN_OBJECT_PX))
+    own = np.flatnonzero(_uncropped(pool) & (_box_sides(pool) > _MIN_OBJECT_PX))
     reference = labelled if labelled is not None and len(labelled.scores) else None
     if not len(own) or (reference is None and drives is None):
         return value, most_novel
@@ -348,7 +348,7 @@ def doubt(pool: Embeddings) -> NDArray[np.float64]:
     Distant and cropped objects have low scores everywhere; near and uncropped ones only where the
     detector meets something it has not learned. Boxes below 0.1 are ignored as noise.
     """
-    gap = np.clip(EXPECTED_SCORE - pool.scores.astype(float), 0.0, None)
+    gap = np.clip(_EXPECTED_SCORE - pool.scores.astype(float), 0.0, None)
     values = gap * np.sqrt(_box_sides(pool)) * (pool.scores > _MIN_SCORE) * _uncropped(pool)
     largest = np.zeros(len(pool.frames))
     np.maximum.at(largest, pool.owner, values)
@@ -426,7 +426,7 @@ def typicality(
         clusters: In total; each condition gets its share, by its number of frames.
         seed: Of the clustering.
     """
-    numbers = cluster_within(pool.vectors, groups, clusters, seed)
+    numbers = _cluster_within(pool.vectors, groups, clusters, seed)
     density = np.zeros(len(numbers))
     for number in np.unique(numbers):
         rows = np.flatnonzero(numbers == number)
@@ -436,7 +436,7 @@ def typicality(
     return rank_within(density, [str(number) for number in numbers.tolist()])
 
 
-def cluster_within(
+def _cluster_within(
     vectors: NDArray[np.floating], groups: Sequence[str], clusters: int, seed: int = 0
 ) -> NDArray[np.int64]:
     """Int64 ``[n]``: cluster number of each frame, by k-means within each condition.

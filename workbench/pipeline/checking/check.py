@@ -84,7 +84,7 @@ _STOPPING_RULES = frozenset({"failed", "over-budget"})
 
 
 @dataclass(frozen=True)
-class DynamicResult:
+class _DynamicResult:
     """What the runs showed.
 
     Attributes:
@@ -101,13 +101,13 @@ class DynamicResult:
     peak_memory_mib: float = 0.0
 
 
-def run_dynamic_checks(
+def _run_dynamic_checks(
     workspace: Workspace,
     original: Path,
     readable: Path,
     known_secrets: Mapping[str, str],
     display: CheckDisplay,
-) -> DynamicResult:
+) -> _DynamicResult:
     """Run the notebook on its fixture; its contract must be readable.
 
     Args:
@@ -123,12 +123,12 @@ def run_dynamic_checks(
             setup = _set_up(workspace, fixtures, contract, original, readable, display)
         except WorkbenchError as error:
             findings.append(Finding("fixture-unready", str(error)))
-            return DynamicResult(findings, {}, "none", {})
+            return _DynamicResult(findings, {}, "none", {})
         try:
             return _run_trials(setup, findings, known_secrets, display)
         except ParameterError as error:
             findings.append(Finding("fixture", error.what))
-            return DynamicResult(findings, {}, "none", {})
+            return _DynamicResult(findings, {}, "none", {})
 
 
 def _set_up(
@@ -155,7 +155,7 @@ def _run_trials(
     findings: list[Finding],
     known_secrets: Mapping[str, str],
     display: CheckDisplay,
-) -> DynamicResult:
+) -> _DynamicResult:
     fixture = setup.contract.declaration.fixture
     values = setup.contract.validate(fixture.parameters)
     display.note("run 1 of 3: fixture parameters, file and network access recorded")
@@ -164,7 +164,7 @@ def _run_trials(
     findings += _check_access(setup, first)
     findings += _check_printed_secrets(first, known_secrets)
     if any(finding.is_error and finding.rule in _STOPPING_RULES for finding in findings):
-        return DynamicResult(findings, {}, first.log.coverage, {})
+        return _DynamicResult(findings, {}, first.log.coverage, {})
     result = first.result
     findings += _check_outputs(first.workspace, setup.contract, result.outputs)
     checks: dict[str, CheckOutcome] = {
@@ -188,7 +188,7 @@ def _run_trials(
             checks["parameters"] = "passed"
     for finding in findings:
         checks.pop(_CHECK_OF_RULE.get(finding.rule, ""), None)
-    return DynamicResult(
+    return _DynamicResult(
         findings,
         checks,
         first.log.coverage,
@@ -396,7 +396,7 @@ def check_notebook(
         return report
     before = receipts.state_digest(workspace, notebook)
     with _exclusive(workspace, notebook):
-        result = run_dynamic_checks(workspace, notebook, readable, known_secrets, display)
+        result = _run_dynamic_checks(workspace, notebook, readable, known_secrets, display)
     findings += result.findings
     if receipts.state_digest(workspace, notebook) != before:
         findings.append(Finding("changed-meanwhile", "the notebook changed during the check"))

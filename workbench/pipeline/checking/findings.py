@@ -10,11 +10,11 @@ from workbench.core.types import Json
 
 __all__ = ["RULES", "Finding"]
 
-Severity = Literal["error", "warning"]
+_Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class _Rule:
     """One rule.
 
     Attributes:
@@ -23,7 +23,7 @@ class Rule:
         fixable: Whether `workbench check --fix` fixes it.
     """
 
-    severity: Severity
+    severity: _Severity
     why: str
     remedy: str
     fixable: bool = False
@@ -47,7 +47,7 @@ class Finding:
     line: int | None = None
 
     @property
-    def severity(self) -> Severity:
+    def severity(self) -> _Severity:
         return RULES[self.rule].severity
 
     @property
@@ -76,15 +76,15 @@ def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(unique, key=lambda f: (f.cell or 0, f.line or 0, not f.is_error, f.rule))
 
 
-def _error(why: str, remedy: str, *, fixable: bool = False) -> Rule:
-    return Rule("error", why, remedy, fixable)
+def _error(why: str, remedy: str, *, fixable: bool = False) -> _Rule:
+    return _Rule("error", why, remedy, fixable)
 
 
-def _warning(why: str, remedy: str, *, fixable: bool = False) -> Rule:
-    return Rule("warning", why, remedy, fixable)
+def _warning(why: str, remedy: str, *, fixable: bool = False) -> _Rule:
+    return _Rule("warning", why, remedy, fixable)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, _Rule] = {
     # Notebook file
     "notebook-form": _error(
         "Formats before 4.5 have no cell ids, and tools read damaged files differently.",

@@ -288,7 +288,7 @@ def _cell_finding(rule: str, message: str, cell: Cell, line: int) -> Finding:
 
 
 @dataclass
-class StepUsage:
+class _StepUsage:
     """How a notebook uses its ``step`` object.
 
     Attributes:
@@ -304,9 +304,9 @@ class StepUsage:
     variable: str | None = None
 
 
-def find_step_usage(notebook: Notebook, imports: Mapping[str, str]) -> StepUsage:
+def find_step_usage(notebook: Notebook, imports: Mapping[str, str]) -> _StepUsage:
     """Where the notebook gets its step object, and which inputs, outputs and secrets it uses."""
-    usage = StepUsage()
+    usage = _StepUsage()
     for cell in notebook.cells:
         for node in ast.walk(cell.tree) if cell.tree else ():
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
@@ -319,7 +319,7 @@ def find_step_usage(notebook: Notebook, imports: Mapping[str, str]) -> StepUsage
     return usage
 
 
-def _record_use(node: ast.Call, method: ast.Attribute, cell: Cell, usage: StepUsage) -> None:
+def _record_use(node: ast.Call, method: ast.Attribute, cell: Cell, usage: _StepUsage) -> None:
     kind = _STEP_METHODS.get(method.attr)
     if kind is None or not isinstance(method.value, ast.Name):
         return
@@ -410,7 +410,7 @@ def _check_fixture(contract: StepContract) -> Iterator[Finding]:
         yield Finding("no-owner", "the contract names no owner")
 
 
-def _check_declarations(declaration: Declaration, usage: StepUsage) -> Iterator[Finding]:
+def _check_declarations(declaration: Declaration, usage: _StepUsage) -> Iterator[Finding]:
     declared = {
         "input": set(declaration.inputs),
         "output": set(declaration.outputs),

@@ -36,7 +36,7 @@ from workbench.pipeline.environment import PACKAGE_ROOT
 
 __all__ = ()
 
-AccessKind = Literal["read", "write", "connect"]
+_AccessKind = Literal["read", "write", "connect"]
 
 _AUDIT_VARIABLE = "WORKBENCH_AUDIT_LOG"
 _AUDIT_FOLDER = Path(__file__).parent / "audit"
@@ -118,7 +118,7 @@ class Access:
         is_own: Whether a watched process listens on the address.
     """
 
-    kind: AccessKind
+    kind: _AccessKind
     target: str
     first: float
     last: float
@@ -136,12 +136,12 @@ class AccessLog:
     """
 
     coverage: Coverage = "none"
-    accesses: dict[tuple[AccessKind, str], Access] = field(default_factory=dict)
+    accesses: dict[tuple[_AccessKind, str], Access] = field(default_factory=dict)
     created: set[str] = field(default_factory=set)
 
     def add(
         self,
-        kind: AccessKind,
+        kind: _AccessKind,
         target: str,
         at: float,
         *,
@@ -269,7 +269,7 @@ class AccessWatch:
         finally:
             seccomp.continue_call(listener, call)
 
-    def _accesses_of(self, call: SystemCall) -> Iterator[tuple[AccessKind, str, dict[str, bool]]]:
+    def _accesses_of(self, call: SystemCall) -> Iterator[tuple[_AccessKind, str, dict[str, bool]]]:
         if call.name in _OPEN_CALLS:
             yield from _opened(call)
         elif call.name in _CHANGE_CALLS:
@@ -281,7 +281,7 @@ class AccessWatch:
         else:
             yield from self._connected(call)
 
-    def _connected(self, call: SystemCall) -> Iterator[tuple[AccessKind, str, dict[str, bool]]]:
+    def _connected(self, call: SystemCall) -> Iterator[tuple[_AccessKind, str, dict[str, bool]]]:
         address = _socket_address(call)
         if len(address) < 4:
             return
@@ -309,7 +309,7 @@ class AccessWatch:
         return self._own_ports[port]
 
 
-def _opened(call: SystemCall) -> Iterator[tuple[AccessKind, str, dict[str, bool]]]:
+def _opened(call: SystemCall) -> Iterator[tuple[_AccessKind, str, dict[str, bool]]]:
     folder, path_at, flags_at = _OPEN_CALLS[call.name]
     flags = call.arguments[flags_at]
     if call.name == "openat2":
@@ -324,7 +324,7 @@ def _opened(call: SystemCall) -> Iterator[tuple[AccessKind, str, dict[str, bool]
         yield "read", path, {"is_folder": os.path.isdir(path)}  # noqa: PTH112
 
 
-def _changed(call: SystemCall) -> Iterator[tuple[AccessKind, str, dict[str, bool]]]:
+def _changed(call: SystemCall) -> Iterator[tuple[_AccessKind, str, dict[str, bool]]]:
     """Paths that the call changes; a call that has to fail, like mkdir of a folder, has none."""
     for folder, path_at in _CHANGE_CALLS[call.name]:
         path = _argument_path(call, folder, path_at)
@@ -423,7 +423,7 @@ class AccessPolicy:
         elif _is_below(path, real, readable) or _created_by_step(path, log):
             return True
         is_cache = _CACHE_FILE.search(path) and _is_below(path, real, self.reads)
-        is_temporary = _is_below(path, real, temporary_folders()) and (
+        is_temporary = _is_below(path, real, _temporary_folders()) and (
             _created_by_step(path, log) or _TOOL_TEMPORARY.search(path)
         )
         return bool(is_cache or is_temporary)
@@ -451,7 +451,7 @@ def scratch_paths() -> tuple[str, ...]:
     return (*_DEVICES, *_SYSTEM_STATE, *(str(Path.home() / name) for name in _TOOL_FOLDERS))
 
 
-def temporary_folders() -> tuple[str, ...]:
+def _temporary_folders() -> tuple[str, ...]:
     """The system's folders for temporary files."""
     return (os.path.realpath(tempfile.gettempdir()), "/tmp", "/var/tmp")  # noqa: S108
 

@@ -59,7 +59,7 @@ _MAX_NAMES = 4  # differing distributions that a message lists
 _STATUS_OF_KIND = {"parameter": ExitStatus.PARAMETER, "service": ExitStatus.SERVICE}
 
 
-class WorkerEnvironment(TypedDict):
+class _WorkerEnvironment(TypedDict):
     """What a machine contributes to results. Plain JSON, which any version can read."""
 
     host: str
@@ -67,7 +67,7 @@ class WorkerEnvironment(TypedDict):
     environment: Json
 
 
-def worker_environment() -> WorkerEnvironment:
+def worker_environment() -> _WorkerEnvironment:
     """What this machine contributes to results: its environment and the workbench's own code."""
     return {
         "host": socket.gethostname(),
@@ -76,7 +76,7 @@ def worker_environment() -> WorkerEnvironment:
     }
 
 
-def environment_differences(ours: WorkerEnvironment, theirs: WorkerEnvironment) -> list[str]:
+def environment_differences(ours: _WorkerEnvironment, theirs: _WorkerEnvironment) -> list[str]:
     """How a worker differs from the driver, in words; empty if results would be the same."""
     differences = []
     mine, other = ours["environment"], theirs["environment"]
@@ -94,7 +94,7 @@ def environment_differences(ours: WorkerEnvironment, theirs: WorkerEnvironment) 
     return differences
 
 
-def run_shared(spec_json: str, driver: WorkerEnvironment | None) -> str:
+def run_shared(spec_json: str, driver: _WorkerEnvironment | None) -> str:
     """Task: run a step of a shared workspace.
 
     Args:
@@ -116,7 +116,7 @@ def _execute_step(spec: StepSpec) -> StepResult:
     return local.run_in_new_process(spec, lambda: None)
 
 
-def _check_environment(driver: WorkerEnvironment | None) -> StepResult | None:
+def _check_environment(driver: _WorkerEnvironment | None) -> StepResult | None:
     """The failure of a worker that differs from the driver; None if it does not."""
     different = environment_differences(driver, worker_environment()) if driver else []
     if not different:
@@ -183,7 +183,7 @@ def send_inputs(artifacts: ArtifactStore, spec: StepSpec) -> dict[str, str]:
 
 def run_remote(
     spec_json: str,
-    driver: WorkerEnvironment | None,
+    driver: _WorkerEnvironment | None,
     url: str,
     notebook: str,
     files: Mapping[str, str],
@@ -217,7 +217,7 @@ def run_remote(
         folder = _send_folder(artifacts, Path(spec.folder), scratch / "folder.tar.gz")
         return _task_result(_with_driver_paths(result, spec, theirs), folder)
     except WorkbenchError as error:
-        return _task_result(transfer_failed(error))
+        return _task_result(_transfer_failed(error))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -250,7 +250,7 @@ def receive_outputs(artifacts: ArtifactStore, spec: StepSpec, answer: str) -> St
     return result
 
 
-def transfer_failed(error: WorkbenchError) -> StepResult:
+def _transfer_failed(error: WorkbenchError) -> StepResult:
     """The result of a step whose files could not be sent; the run decides on a retry."""
     return StepResult.from_error(_STATUS_OF_KIND.get(error.kind, ExitStatus.CONTRACT), error)
 
@@ -403,7 +403,7 @@ class RayExecutor:
         try:
             running = self._submit(spec)
         except (RecordError, ServiceError) as error:
-            return transfer_failed(error)
+            return _transfer_failed(error)
         try:
             while not ray.wait([running], timeout=_POLL_S)[0]:
                 watch()
@@ -505,10 +505,10 @@ class RayExecutor:
         try:
             return receive_outputs(self.artifacts, spec, answer)
         except (RecordError, ServiceError) as error:
-            return transfer_failed(error)
+            return _transfer_failed(error)
 
 
-def check_workers(ray: Any, mine: WorkerEnvironment) -> None:
+def check_workers(ray: Any, mine: _WorkerEnvironment) -> None:
     """Compare the environment of every node with this machine's, before any step runs.
 
     Args:

@@ -33,7 +33,7 @@ __all__ = ["show"]
 _Edge = tuple[str, str]
 _Point = tuple[float, float]
 
-ROW_HEIGHT, NODE_HEIGHT, NODE_GAP = 92.0, 46.0, 16.0
+_ROW_HEIGHT, NODE_HEIGHT, NODE_GAP = 92.0, 46.0, 16.0
 """Distance of two layers, height of a node, and smallest gap between neighbours, in pixels."""
 
 _LANE_WIDTH = 12.0
@@ -268,7 +268,7 @@ def _asset(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class GraphLayout:
+class _GraphLayout:
     """Each node's centre and the points that each edge passes, in pixels from the top left."""
 
     centres: dict[str, _Point]
@@ -277,7 +277,7 @@ class GraphLayout:
     height: float
 
 
-def lay_out(widths: Mapping[str, float], edges: Iterable[_Edge]) -> GraphLayout:
+def lay_out(widths: Mapping[str, float], edges: Iterable[_Edge]) -> _GraphLayout:
     """Compute positions of nodes and edges.
 
     Args:
@@ -298,16 +298,16 @@ def lay_out(widths: Mapping[str, float], edges: Iterable[_Edge]) -> GraphLayout:
     hops = [hop for edge in acyclic for hop in _edge_hops(edge, lanes.get(edge, ()))]
     x = _assign_columns(_order_layers(layer, hops), hops, wide)
     left = min((x[one] - wide[one] / 2 for one in wide), default=0.0)
-    at = {one: (x[one] - left, layer[one] * ROW_HEIGHT + NODE_HEIGHT / 2) for one in wide}
+    at = {one: (x[one] - left, layer[one] * _ROW_HEIGHT + NODE_HEIGHT / 2) for one in wide}
     paths: dict[_Edge, tuple[_Point, ...]] = {}
     for edge in known:
         lane = lanes.get(edge, ())
         paths[edge] = tuple(at[one] for one in (edge[0], *lane, edge[1]))
-    return GraphLayout(
+    return _GraphLayout(
         {name: at[name] for name in widths},
         paths,
         width=max((at[one][0] + wide[one] / 2 for one in wide), default=0.0),
-        height=max(layer.values(), default=0) * ROW_HEIGHT + NODE_HEIGHT,
+        height=max(layer.values(), default=0) * _ROW_HEIGHT + NODE_HEIGHT,
     )
 
 

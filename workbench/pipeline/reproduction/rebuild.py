@@ -58,7 +58,7 @@ _TIME_FACTOR, _MEMORY_FACTOR = 10, 2
 """Limits relative to the recorded use; the pipeline may have allowed more than the contract."""
 
 
-class RebuildDisplay(Protocol):
+class _RebuildDisplay(Protocol):
     """Shows the progress of a reproduction."""
 
     def note(self, message: str) -> None: ...
@@ -111,7 +111,7 @@ def _write_state(folder: Path, target: Ref, *, finished: bool) -> None:
 
 
 def reproduce(
-    workspace: Workspace, ancestry: Ancestry, folder: Path, display: RebuildDisplay
+    workspace: Workspace, ancestry: Ancestry, folder: Path, display: _RebuildDisplay
 ) -> ReproductionReport:
     """Rebuild every step of ``ancestry`` below ``folder``, up to the first difference.
 
@@ -143,7 +143,7 @@ class _Reproduction:
         workspace: Workspace,
         ancestry: Ancestry,
         folder: Path,
-        display: RebuildDisplay,
+        display: _RebuildDisplay,
         executor: LocalExecutor,
     ) -> None:
         self.source = Store(workspace)

@@ -58,7 +58,7 @@ class LeafCopy(FrozenModel):
     why: str
 
 
-class CellDifference(FrozenModel):
+class _CellDifference(FrozenModel):
     """A cell whose output differs from the recorded one; ``number`` counts code cells from 1."""
 
     number: int
@@ -82,7 +82,7 @@ class FirstDifference(FrozenModel):
     recorded: Ref
     rebuilt: Ref
     fields: tuple[str, ...]
-    cells: tuple[CellDifference, ...] = ()
+    cells: tuple[_CellDifference, ...] = ()
     note: str = ""
 
 
@@ -200,7 +200,7 @@ def _differing_keys(before: Json, now: Json) -> list[str]:
 
 def compare_notebooks(
     recorded: Path, rebuilt: Path, paths: dict[str, str]
-) -> tuple[tuple[CellDifference, ...], str]:
+) -> tuple[tuple[_CellDifference, ...], str]:
     """Cells whose outputs differ, or a note why none is listed.
 
     Args:
@@ -219,7 +219,7 @@ def compare_notebooks(
         if before != now:
             lines = _first_difference(before, now)
             differences.append(
-                CellDifference(
+                _CellDifference(
                     number=number,
                     source=_as_text(one["source"]),
                     recorded=lines[0],
