@@ -6,28 +6,32 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+import workbench as wb
 from tests.release.world import RULES, World, gate, make_world
 from workbench.audit import keys
 from workbench.audit.log import read_log
-from workbench.cli import cli
+from workbench.cli import cli, fleet
 from workbench.core import digest
 from workbench.core.errors import ParameterError, Refusal, VerificationError
 from workbench.core.keyring import signing_key
 from workbench.core.types import Json
+from workbench.records import releases
 from workbench.records.base import Verdict, digest_of, make_ref
 from workbench.records.catalog import list_releases
 from workbench.records.claims import ENVELOPE_FILE, read_claims, read_waivers
-from workbench.records.model_types import Claim
+from workbench.records.model_types import Claim, ExportBundle, Release
 from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.release import publishing
 from workbench.release.claims import add_claim, waive
+from workbench.release.pack import write_pack
 from workbench.release.registry import alias_history
 
 
@@ -282,3 +286,53 @@ def test_the_history_of_aliases_says_who_when_and_why(world: World) -> None:
     assert (moves[2].by, moves[2].why) == ("Kim", "misses cyclists")
     assert "misses cyclists" in CliRunner().invoke(cli, ["releases", "camera"]).output
     assert "KEY REVOKED" in CliRunner().invoke(cli, ["releases"]).output
+
+
+DOORS: dict[str, Callable[[World, str, Path], object]] = {
+    "alias": lambda world, ref, _: resolve_reference(
+        world.store.workspace, "models:/camera@champion"
+    ),
+    "version": lambda world, ref, _: resolve_reference(world.store.workspace, "models:/camera/1"),
+    "python": lambda world, ref, _: wb.open(world.store.workspace.root).model(
+        "models:/camera@champion"
+    ),
+    "verify": lambda world, ref, _: publishing.verify_release(world.store.workspace, ref),
+    "fleet": lambda world, ref, _: fleet._release(world.store.workspace, ref),
+    "audit pack": lambda world, ref, out: write_pack(world.store, "camera", out / "p.zip"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_unsigned_promotion_is_refused_at_every_door(
+    world: World, door: str, tmp_path: Path
+) -> None:
+    """As somebody writes it who can write records and has no key: by hand, or in a notebook."""
+    signing_key(world.store.workspace)
+    forged = Release(
+        model="camera",
+        bundle=world.bundle,
+        gates=world.gates,
+        verdict=Verdict.PASS,
+        promoted=True,
+        key=signing_key(world.store.workspace).fingerprint,
+        signature="0" * 64,
+        version=1,
+    )
+    ref = world.store.put(forged)
+    folder = releases.release_folder(world.store.workspace, forged)
+    folder.mkdir(parents=True)
+    for name in world.store.payload_names(world.bundle):
+        (folder / name).write_bytes(world.store.read_payload(world.bundle, name))
+    with pytest.raises(VerificationError) as refused:
+        DOORS[door](world, ref, tmp_path)
+    assert refused.value.reason == Refusal.UNSIGNED
+
+
+def test_a_pickle_is_not_released(world: World) -> None:
+    record = world.store.get(world.bundle, ExportBundle)
+    for name, content in {"net.pt": b"x", "net.onnx": b"\x80\x04K\x01."}.items():
+        bundle = world.store.put(record, {"manifest.json": b"{}", name: content})
+        report = world.report(candidate=bundle, run={"bundle": bundle})
+        with pytest.raises(VerificationError, match="can run code") as refused:
+            release(world, report, bundle)
+        assert refused.value.reason == Refusal.UNSAFE_FILE
