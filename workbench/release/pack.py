@@ -416,6 +416,9 @@ Confidence: V read in the text, S from a secondary source, R recalled.</p>
 
 def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
     head = "".join(f"<th>{_e(name)}</th>" for name in header)
+    rows = list(rows)
+    if not rows:
+        return f"<h2>{_e(title)}</h2><p>none</p>"
     body = "\n".join(
         "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows
     )
