@@ -14,15 +14,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from workbench.data.schema import FRONT_CAMERA, IGNORE
 from workbench.records.frames import ANY_CLASS
 
-__all__ = [
-    "NEUTRAL",
-    "add_legend",
-    "class_colours",
-    "draw_box_on_image",
-    "draw_boxes",
-    "image_grid",
-    "use_neutral_style",
-]
+__all__ = ["draw_boxes", "image_grid"]
 
 NEUTRAL = "#7e7e7e"
 """Of lines and text that have to be seen on light and on dark pages."""

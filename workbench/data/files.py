@@ -20,7 +20,7 @@ from typing import Any
 from workbench.core.parsing import parse_json, read_regular
 from workbench.records.types import Quarantined
 
-__all__ = ["IMAGE_SUFFIXES", "find_images"]
+__all__ = ()
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff"}

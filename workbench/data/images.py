@@ -20,7 +20,7 @@ from workbench.core import digest
 from workbench.core.errors import DataError
 from workbench.core.parsing import read_regular
 
-__all__ = ["open_media", "open_rgb"]
+__all__ = ["open_rgb"]
 
 # The suffix comes from the content: a PNG named .jpg is stored as .png.
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tiff"}

@@ -21,14 +21,7 @@ from workbench.records.frames import Frame
 
 _Floats = NDArray[np.float64]
 
-__all__ = [
-    "MIN_DRIVES",
-    "ResamplingUnits",
-    "draw_resamples",
-    "expanded_tail",
-    "resampling_units",
-    "time_blocks",
-]
+__all__ = ()
 
 MIN_DRIVES = 10
 _BLOCK_S = 10.0

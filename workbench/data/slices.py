@@ -30,18 +30,7 @@ from workbench.records.frames import (
     condition_values,
 )
 
-__all__ = [
-    "ALL_FRAMES",
-    "CONDITION_SYNTAX",
-    "STANDARD_SLICES",
-    "Slice",
-    "check_slice_name",
-    "describe_conditions",
-    "frame_conditions",
-    "frame_slices",
-    "light_and_weather",
-    "parse_conditions",
-]
+__all__ = ["STANDARD_SLICES", "Slice"]
 
 _ALL_AREAS = (0.0, 1e5**2)
 """Square pixels; COCO's own "all" range."""

@@ -28,7 +28,7 @@ from workbench.deployment.runtime import Answer, AnswerStatus, Runtime
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
 
-__all__ = ["AnswerDrawer", "InputFrame", "frames_from_dataset", "frames_from_path", "run_session"]
+__all__ = ["InputFrame", "run_session"]
 
 _ORIENTATION_TAG = 0x0112
 

@@ -13,18 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from workbench.records.frames import Box
 
-__all__ = [
-    "CONFIDENCE_THRESHOLD",
-    "Floats",
-    "as_boxes",
-    "box_area",
-    "boxes_to_array",
-    "clip_boxes",
-    "intersection_matrix",
-    "iou_matrix",
-    "match_optimal",
-    "xywh_to_xyxy",
-]
+__all__ = ["CONFIDENCE_THRESHOLD", "iou_matrix"]
 
 Floats = NDArray[np.floating]
 

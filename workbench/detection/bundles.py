@@ -16,7 +16,7 @@ from workbench.core.types import Json
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Preprocessing
 
-__all__ = ["PROGRAM_FILE", "SIGNATURE_FILE", "model_files", "read_manifest"]
+__all__ = ()
 
 FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE = "fp32.onnx", "int8.cpu.onnx", "int8.target.onnx"
 PROGRAM_FILE = "fp32.pt2"

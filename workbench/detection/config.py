@@ -19,18 +19,7 @@ from workbench.records.frames import optional_field
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "COMPACT",
-    "LITE0",
-    "PYRAMID_FAMILIES",
-    "ComputesFeatures",
-    "ComputesLosses",
-    "DetectorConfig",
-    "GroundTruthBatch",
-    "Losses",
-    "from_onnx_metadata",
-    "to_onnx_metadata",
-]
+__all__ = ["DetectorConfig"]
 
 _PREPROCESSING_KEY = "workbench.preprocessing"
 _DETECTOR_KEY = "workbench.detector"

@@ -20,7 +20,7 @@ from torch.nn import functional
 from workbench.core.errors import ParameterError
 from workbench.detection.config import DetectorConfig
 
-__all__ = ["Detector", "pool_features"]
+__all__ = ["Detector"]
 
 _STAGE_CHANNELS, _NECK_CHANNELS = (32, 64, 96, 128), 64
 _FIRST_STRIDE = 8

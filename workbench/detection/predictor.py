@@ -41,15 +41,7 @@ if TYPE_CHECKING:
     from workbench.detection.detector import Detector
     from workbench.records.store import Store
 
-__all__ = [
-    "OnnxPredictor",
-    "Predictor",
-    "TorchPredictor",
-    "detections_to_image",
-    "load_checkpoint",
-    "predict_frames",
-    "read_batches",
-]
+__all__ = ["OnnxPredictor", "Predictor", "TorchPredictor", "load_checkpoint", "predict_frames"]
 
 
 class Predictor:

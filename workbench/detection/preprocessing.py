@@ -29,23 +29,7 @@ from workbench.records.base import FrozenModel
 from workbench.records.dataset import media_path
 from workbench.records.frames import Frame
 
-__all__ = [
-    "CHECK_KEY",
-    "LetterboxTransform",
-    "PerChannel",
-    "Pixels",
-    "Preprocessing",
-    "check_preprocessing",
-    "input_range",
-    "letterbox",
-    "letterbox_transform",
-    "load_frame",
-    "load_rgb",
-    "normalise",
-    "preprocess",
-    "preprocess_batch",
-    "require_input",
-]
+__all__ = ["CHECK_KEY", "Pixels", "Preprocessing", "check_preprocessing", "letterbox", "load_rgb"]
 
 Pixels = NDArray[np.uint8]
 """``[height, width, 3]`` RGB."""

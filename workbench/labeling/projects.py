@@ -31,7 +31,7 @@ from workbench.records.integrity import read_media
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, LabelBatch
 
-__all__ = ["example_crops", "guide_page"]
+__all__ = ()
 
 MEDIA_URL_VARIABLE = "WORKBENCH_MEDIA_URL"
 

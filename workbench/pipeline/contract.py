@@ -25,7 +25,7 @@ from workbench.pipeline import ipynb, parameters
 from workbench.pipeline.spec import MODULE_OF_KIND, StepSpec
 from workbench.records.base import Ref
 
-__all__ = ["read_contract"]
+__all__ = ()
 
 _ServiceName = Literal["mongod", "mlflow", "label-studio"]
 

@@ -38,7 +38,7 @@ from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
 from workbench.tracking import MetricPoint, Tracker
 
-__all__ = ["StepReport"]
+__all__ = ()
 
 
 EXPERIMENT = "workbench"

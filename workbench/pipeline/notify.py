@@ -19,7 +19,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.secret_scan import mask
 from workbench.pipeline.run import RunReport
 
-__all__ = ["NOTIFY_VARIABLE", "check_targets", "notify"]
+__all__ = ["check_targets", "notify"]
 
 NOTIFY_VARIABLE = "WORKBENCH_NOTIFY"
 """Targets, separated by spaces."""

@@ -36,7 +36,7 @@ from workbench.core.types import Json
 from workbench.pipeline import parameters
 from workbench.pipeline.parameters import describe_value_error
 
-__all__ = ["pipeline_json_schema"]
+__all__ = ()
 
 _RetryKind = Literal[
     "service", "kernel-died", "out-of-memory", "timed-out", "crashed", "user-error"

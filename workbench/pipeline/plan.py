@@ -16,7 +16,7 @@ from workbench.records.model_types import StepRun
 from workbench.records.releases import registered_releases
 from workbench.records.store import Store
 
-__all__ = ["PlannedStep", "StepSelection", "plan_pipeline", "select_steps"]
+__all__ = ["PlannedStep", "plan_pipeline"]
 
 _StepOutputs = Mapping[str, Mapping[str, Ref]]
 _StepInputs = dict[str, Ref | tuple[Ref, ...] | None]

@@ -44,7 +44,7 @@ from workbench.records.store import Store
 from workbench.services import doctor
 from workbench.tracking import Tracker
 
-__all__ = ["current_user", "mirror_to_mlflow", "promote_notebook"]
+__all__ = ["promote_notebook"]
 
 _LOCK_FILE = "requirements.lock"
 _LOCK_FILES = (_LOCK_FILE, "environment.yml", "pyproject.toml")

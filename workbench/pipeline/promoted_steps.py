@@ -41,18 +41,7 @@ from workbench.pipeline.contract import notebook_without_outputs, read_contract
 from workbench.records.base import FrozenModel, Ref, make_ref
 from workbench.records.model_types import NotebookSource, StepVersion
 
-__all__ = [
-    "PromotedStep",
-    "alias_history",
-    "check_alias",
-    "current_aliases",
-    "find_project",
-    "list_steps",
-    "list_versions",
-    "load_step",
-    "move_alias",
-    "roll_back_alias",
-]
+__all__ = ["PromotedStep"]
 
 PROMOTED_FOLDER = Path("pipelines") / "promoted"
 STEP_FILE = "step.json"

@@ -46,7 +46,7 @@ from workbench.records.model_types import Release
 from workbench.records.releases import REGISTRY, release_folder
 from workbench.records.store import Store
 
-__all__ = ["GateSummary", "RunReport", "run_pipeline"]
+__all__ = ["RunReport", "run_pipeline"]
 
 RunStatus = Literal["succeeded", "refused", "waiting", "failed", "cancelled"]
 

@@ -32,19 +32,7 @@ from workbench.core.workspace import Workspace, write_atomic
 if TYPE_CHECKING:
     from workbench.pipeline.graph import Pipeline
 
-__all__ = [
-    "LATEST_RUN",
-    "RunState",
-    "StepState",
-    "cancel_run",
-    "earlier_durations",
-    "find_run",
-    "find_step",
-    "list_runs",
-    "mlflow_url",
-    "run_as_json",
-    "step_folder",
-]
+__all__ = ["RunState", "StepState"]
 
 CANCEL_FILE = "cancel"
 """A file of this name in a run's folder asks a runner on another machine to stop."""

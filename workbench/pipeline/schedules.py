@@ -35,7 +35,7 @@ from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.pipeline.graph import Pipeline
 
-__all__ = ["SCHEDULERS", "make_job"]
+__all__ = ()
 
 
 _NICKNAMES = {

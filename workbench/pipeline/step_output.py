@@ -20,7 +20,7 @@ from workbench.pipeline.runs import RunState, StepState, find_run, step_folder
 from workbench.pipeline.spec import LOG_FILE, OUTPUT_FILE, RESULT_FILE
 from workbench.tracking import MetricPoint
 
-__all__ = ["StepFiles", "follow_logs", "read_log"]
+__all__ = ()
 
 _POLL_S = 0.3
 _PROGRESS_INTERVAL_S = 10.0

@@ -40,7 +40,7 @@ from workbench.curation.embedding.encoders import (
 )
 from workbench.records.frames import Frame
 
-__all__ = ["Embeddings", "embeddings_folder"]
+__all__ = ["Embeddings"]
 
 _ShardArrays = Mapping[str, NDArray[Any]]
 _LAYOUT_VERSION = 2

@@ -8,7 +8,7 @@ from typing import Literal
 
 from workbench.core.types import Json
 
-__all__ = ["RULES", "Finding"]
+__all__ = ["Finding"]
 
 _Severity = Literal["error", "warning"]
 

@@ -34,7 +34,7 @@ from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.pipeline import ipynb
 
-__all__ = ["as_ipynb", "is_marimo_app"]
+__all__ = ()
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 """The kernel that exists on every machine."""

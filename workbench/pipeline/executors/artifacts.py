@@ -29,7 +29,7 @@ from workbench.records.frames import Frame
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
 
-__all__ = ["ARTIFACTS_VARIABLE", "ArtifactStore"]
+__all__ = ()
 
 ARTIFACTS_VARIABLE = "WORKBENCH_ARTIFACTS"
 

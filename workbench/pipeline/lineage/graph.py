@@ -29,7 +29,7 @@ from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.records.types import RECORD_TYPES, DatasetVersion, LabelBatch, LabelSet, Selection
 
-__all__ = ["graph_text", "trace", "trace_reference"]
+__all__ = ["trace", "trace_reference"]
 
 
 EDGES_FILE = "edges.jsonl"

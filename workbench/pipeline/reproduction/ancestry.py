@@ -27,7 +27,7 @@ from workbench.records.model_types import ExportBundle, NotebookSource, Release,
 from workbench.records.store import Store
 from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
 
-__all__ = ["trace_ancestry"]
+__all__ = ()
 
 NOTEBOOK_FILE = "notebook.ipynb"
 

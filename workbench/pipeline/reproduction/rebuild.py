@@ -48,7 +48,7 @@ from workbench.records.store import Store
 from workbench.records.types import Agreement, DatasetVersion, LabelSet
 from workbench.services.manager import EXTERNAL_VARIABLES
 
-__all__ = ["choose_folder", "reproduce"]
+__all__ = ["reproduce"]
 
 _STATE_FILE = "reproduction.json"
 _LOCK_FILE = ".lock"

@@ -14,7 +14,7 @@ from workbench.records.base import FrozenModel, Ref, digest_of, kind_of
 from workbench.records.model_types import Environment
 from workbench.records.store import Store
 
-__all__ = ["report_text"]
+__all__ = ()
 
 RebuildMethod = Literal["rebuilt", "merged"]
 
