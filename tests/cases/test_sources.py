@@ -749,7 +749,7 @@ def test_annotations_of_via_are_read(workspace: Workspace, tmp_path: Path) -> No
     ]
     for words in (
         "region 4: a shape 'point' has no area",
-        "region 5: which attribute is the class? It has: colour, size",
+        "region 5: ambiguous class attribute: colour, size",
         "region 6: attribute 'type' has no single value",
     ):
         assert words in _text(result)

@@ -102,7 +102,7 @@ def test_yolo_boxes_polygons_and_invalid_lines(tmp_path: Path) -> None:
     assert [(entry.file, entry.detail.split(":")[0]) for entry in found.problems] == [
         ("labels/train/a.txt", "line 4"),
         ("labels/train/a.txt", "line 5"),
-        ("labels/train/away.txt", "its image is away"),
+        ("labels/train/away.txt", "its image is missing"),
     ]
 
 

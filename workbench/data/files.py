@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _OTHER_KINDS = {
-    "an image format that is not read": (
+    "an unsupported image format": (
         *(".gif", ".ppm", ".pgm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg"),
         *(".dng", ".cr2", ".nef", ".arw", ".raw", ".exr", ".tga", ".psd", ".mpo"),
     ),
@@ -36,7 +36,7 @@ _OTHER_KINDS = {
 }
 _KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in _OTHER_KINDS.items() for suffix in suffixes}
 _REMEDY = {
-    "an image format that is not read": "convert it to PNG or JPEG",
+    "an unsupported image format": "convert it to PNG or JPEG",
     "a video": "extract its frames as images",
     "an archive": "unpack it",
 }

@@ -187,7 +187,7 @@ def _decode_error_text(error: Exception, data: bytes) -> str:
     if not data:
         return "the file is empty"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image of a kind that can be read"
+        return "not an image in a supported format"
     return str(error) or type(error).__name__
 
 

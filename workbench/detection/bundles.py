@@ -36,7 +36,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
         paths = sorted(folder.iterdir())
         if odd := [path.name for path in paths if path.is_symlink() or not path.is_file()]:
             raise RecordError(
-                f"bundle has something else than files: {', '.join(odd)}", where=folder
+                f"bundle has entries that are not files: {', '.join(odd)}", where=folder
             )
         return {path.name: path.read_bytes() for path in paths}
     except OSError as error:

@@ -205,7 +205,7 @@ def _check_answers(predictor: Predictor, recorded: str, where: object) -> None:
     name = max(noise, key=lambda each: noise[each])
     if not noise[name] <= 10 ** (-_LEAST_ANSWER_DB / 10):
         raise ContractError(
-            f"this machine computes other answers than the one that exported the model: output "
+            f"this machine computes other outputs than the one that exported the model: output "
             f"{name} is {-10 * math.log10(max(noise[name], 1e-12)):.0f} dB from the golden answers "
             f"where {_LEAST_ANSWER_DB:.0f} dB are required",
             where=where,

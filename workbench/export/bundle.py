@@ -333,5 +333,5 @@ def _lint_pair(node: Any, constants: dict[str, np.ndarray[Any, Any]]) -> list[st
     if scale.size > 1:
         axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
         if node.input[0] not in constants or axis != 0:
-            findings.append("per-channel scale on something else than a weight's outputs")
+            findings.append("per-channel scale that is not on the outputs of a weight")
     return findings

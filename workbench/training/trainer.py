@@ -202,7 +202,7 @@ def _check_architecture(architecture: DetectorConfig, task: TaskSpec) -> None:
         )
     if architecture.classes != task.classes:
         raise ParameterError(
-            "the model's classes differ from those to learn",
+            "the model's classes differ from those of the dataset",
             where="model",
             hint=f"It has {', '.join(architecture.classes)}, in this order",
         )

@@ -236,7 +236,7 @@ def test_exemplars_and_answers_are_in_the_record(
     chosen = {choice.frame: choice for choice in selection.chosen}
     assert no.id not in chosen
     assert selection.parameters["kept_out"]["answered no"] == 1
-    assert "confirmed by a person's yes" in chosen[yes.id].reasons
+    assert "confirmed by a person" in chosen[yes.id].reasons
     with pytest.raises(ParameterError, match="nothing to search for"):
         mined(store, dataset, model, query=MiningQuery(unlike=like), rules=rules)
 

@@ -181,7 +181,7 @@ def _lead(
         return "weighed", weights, f"beat chance on the labelled drives: {names}"
     margin = float(np.median(strength - low))
     if margin > _DETECTABLE - 1:
-        why = "too few labelled frames have a rare kind to test the signals; default weights"
+        why = "too few labelled frames of rare kinds to test the signals; default weights"
         return "default", own, why
     reason = "no signal beats chance on the labelled drives"
     entropy = np.array([float(name == "entropy") for name in signals.names])

@@ -103,7 +103,7 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     budget.check()
     if query.unlike and not query.like:
         raise ParameterError(
-            "nothing to search for: only what results should not be like is given",
+            "no exemplar to search for: only negative ones are given",
             where=", ".join(one.frame[:12] for one in query.unlike),
             hint="Give at least one exemplar to find more of, with `like` (--like)",
         )

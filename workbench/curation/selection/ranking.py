@@ -168,7 +168,7 @@ def rank_by_rarity(  # noqa: PLR0913 - what is compared, and how
         condition=scores.condition,
         lead=adjective + " {percent} % among {condition} frames",
         reasons=lambda row: (_TYPICAL_REASON,) if typical else _rarity_reasons(pool, scores, row),
-        method="typicality within cluster, for almost nothing is labelled"
+        method="typicality within cluster: almost nothing is labelled"
         if typical
         else f"{' + '.join(scores.names)}, ranked within condition",
         parameters={"signals": {name: round(weight, 6) for name, weight in shares}},
@@ -190,9 +190,9 @@ def rank_at_random(conditions: Sequence[str], seed: int) -> Ranking:
         ranks=score[:, None],
         names=("random",),
         condition=tuple(conditions),
-        lead="drawn at random: no signal beats chance on what is labelled",
+        lead="drawn at random: no signal beats chance on the labelled frames",
         reasons=lambda row: (),
-        method="random, for no signal beats chance on what is labelled",
+        method="random: no signal beats chance on the labelled frames",
         parameters={"signals": {"random": 1.0}},
     )
 
@@ -265,7 +265,7 @@ def rank_by_similarity(
         if is_exemplar[row]:
             return ("the exemplar itself",)
         if agreed[row]:
-            return ("confirmed by a person's yes",)
+            return ("confirmed by a person",)
         reason = similarity.reason(int(rows[row]))
         return (reason if text is None else reason.replace("exemplar", f"“{text}”"),)
 
@@ -276,7 +276,7 @@ def rank_by_similarity(
         condition=tuple(conditions),
         lead="among the {percent} % of the pool most similar to the query",
         reasons=reasons,
-        method="likeness to what was asked for",
+        method="similarity to the query",
         parameters={"signals": {"likeness": 1.0}},
     )
 

@@ -208,5 +208,5 @@ def parse_lines(
 def image_missing(annotation: Path, root: Path, boxes: tuple[SourceBox, ...] = ()) -> Quarantined:
     """A line for an annotation file without its image."""
     named = ", ".join(f"{box.detail} ({box.name})" for box in boxes)
-    detail = "its image is away" + (f"; boxes left out with it: {named}" if named else "")
+    detail = "its image is missing" + (f"; boxes left out with it: {named}" if named else "")
     return Quarantined(file=relative_name(annotation, root), reason="missing", detail=detail)

@@ -34,7 +34,7 @@ def read_fiftyone(source: Path) -> Source:
     """
     entries = _entries(source)
     if entries is None:
-        raise DataError("no FiftyOne export", where=source, hint="Try another --format")
+        raise DataError("not a FiftyOne export", where=source, hint="Try another --format")
     path, rows = entries
     finder = ImageFinder(source)
     problems: list[Quarantined] = []
@@ -111,7 +111,7 @@ def _from_samples(body: Any, source: Path) -> list[_Row] | None:
         if not _is_detections(truth) and len(fields) > 1:
             names = " and ".join(str(k) for k, value in sample.items() if _is_detections(value))
             raise DataError(
-                f"which field is the ground truth is not said: {names}",
+                f"ambiguous ground truth field: {names}",
                 where=source / "samples.json",
                 hint="Export one field, or call it ground_truth",
             )
@@ -171,7 +171,7 @@ def _box(detection: Json, detail: str) -> SourceBox:
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError("its bounding_box is not [x, y, width, height]")
     if detection.get("confidence") is not None:
-        raise ValueError("a model's output with its confidence is no label")
+        raise ValueError("a model's output with its confidence, not a label")
     x, y, w, h = (parse_number(value, "bounding_box value") for value in box)
     track = detection.get("index")
     return SourceBox(

@@ -178,7 +178,9 @@ def _sequence(
     frames = []
     for file in find_images(folder):
         if not file.stem.isdecimal():
-            problems.append(mislabelled(relative_name(file, source), "its name is no frame number"))
+            problems.append(
+                mislabelled(relative_name(file, source), "its name is not a frame number")
+            )
             continue
         number = int(file.stem)
         own = None if labels is None else tuple(boxes.pop(number, ()))
@@ -262,7 +264,7 @@ def _calibrated_drive(path: Path, camera: str, root: Path, problems: list[Quaran
 def _object_box(words: list[str], detail: str) -> SourceBox:
     name, numbers = _split_class(words)
     if len(numbers) == _OBJECT_COLUMNS + 1:
-        raise ValueError("sixteen columns: a model's output with its score is no label")
+        raise ValueError("sixteen columns: a model's output with its score, not a label")
     if len(numbers) != _OBJECT_COLUMNS:
         raise ValueError(f"{len(numbers) + 1} columns instead of KITTI's 15")
     truncated = parse_number(numbers[0], "truncation")
@@ -279,7 +281,7 @@ def _object_box(words: list[str], detail: str) -> SourceBox:
 def _tracking_box(words: list[str], detail: str) -> SourceBox:
     name, numbers = _split_class(words[2:])
     if len(numbers) == _OBJECT_COLUMNS + 1:
-        raise ValueError("eighteen columns: a model's output with its score is no label")
+        raise ValueError("eighteen columns: a model's output with its score, not a label")
     if len(numbers) != _OBJECT_COLUMNS:
         raise ValueError(f"{len(numbers) + 3} columns instead of the 17 of KITTI's tracking labels")
     track = parse_integer(words[1], "track")

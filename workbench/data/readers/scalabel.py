@@ -64,7 +64,7 @@ def read_scalabel(source: Path) -> Source:
                 else:
                     problems.append(mislabelled(where, f"a frame without name: {str(frame)[:80]}"))
     if not found:
-        raise DataError("no Scalabel file", where=source, hint="Try another --format")
+        raise DataError("not a Scalabel file", where=source, hint="Try another --format")
     finder = ImageFinder(root)
     # Where nothing has labels, the source is one of images; else nobody labeled these.
     some_labeled = any(entry.labels is not None for entry in entries)

@@ -43,7 +43,7 @@ def read_via(source: Path) -> Source:
     """
     files = _annotation_files(source)
     if not files:
-        raise DataError("no JSON file of VIA", where=source, hint="Try another --format")
+        raise DataError("not a JSON file of VIA", where=source, hint="Try another --format")
     root = images_root(source)
     finder = ImageFinder(root)
     problems: list[Quarantined] = []
@@ -117,7 +117,7 @@ def _class_of(attributes: Json) -> str:
     names = [name for name in _CLASS_ATTRIBUTES if name in by_name] or list(by_name)
     if not names or (len(names) > 1 and names[0] not in _CLASS_ATTRIBUTES):
         listed = ", ".join(attributes) or "none"
-        raise ValueError(f"which attribute is the class? It has: {listed}")
+        raise ValueError(f"ambiguous class attribute: {listed}")
     value = by_name[names[0]]
     if isinstance(value, dict):  # checkboxes
         chosen = [option for option, on in value.items() if on]

@@ -78,7 +78,7 @@ def read_voc(source: Path) -> Source:
         except (ElementTree.ParseError, *UNREADABLE) as error:
             # An image with an invalid annotation is not an image without objects.
             rejected.update(named_alike)
-            detail = str(error) if named_alike else f"{error}; its image is away"
+            detail = str(error) if named_alike else f"{error}; its image is missing"
             reason = "mislabelled" if named_alike else "missing"
             problems.append(
                 Quarantined.model_validate({"file": name, "reason": reason, "detail": detail})
@@ -110,7 +110,7 @@ def read_voc(source: Path) -> Source:
                 detail = (
                     f"{len(documents)} annotations of {relative_name(file, source)}"
                     if len(documents) > 1
-                    else f"another annotation contests {relative_name(file, source)}"
+                    else f"another annotation also claims {relative_name(file, source)}"
                 )
                 name = relative_name(document.path, source)
                 problems.append(mislabelled(name, detail + left_out_text(document.boxes)))

@@ -224,7 +224,7 @@ def _box(words: list[str], detail: str, description: _Description) -> SourceBox:
         expected = 5 + keypoints
         raise ValueError(f"{len(words)} numbers instead of the {expected} that kpt_shape implies")
     if len(words) == 6:
-        raise ValueError("six numbers: a model's output with its confidence is no label")
+        raise ValueError("six numbers: a model's output with its confidence, not a label")
     if len(words) < 5 or len(words) % 2 == 0:
         raise ValueError(f"{len(words)} numbers are neither a box nor a polygon")
     number = parse_integer(words[0], "class")
