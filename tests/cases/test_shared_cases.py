@@ -46,7 +46,7 @@ _READ: list[tuple[str, str, int, int, tuple[str, ...]]] = [
     ("V06", "voc", 1, 3, ("object 2", "object 3", "object 6")),
     ("V07", "voc", 1, 1, ("object 2", "object 3")),
     ("K01", "auto", 2, 3, ()),
-    ("K02", "kitti", 4, 5, ("its score is no label",)),
+    ("K02", "kitti", 4, 5, ("its score, not a label",)),
     ("I01", "images", 2, 0, ()),
     ("I04", "images", 9, 0, (".gif", ".ppm", ".heic")),
     ("I05", "images", 2, 0, ("0002", "0003", "0004", "0005", "0007", "0008", "0009")),

@@ -278,7 +278,7 @@ def test_kitti_tracking_is_read(workspace: Workspace, tmp_path: Path) -> None:
     assert [(cls, box) for _, cls, box in _labels(result)] == [("*", CORNERS), ("car", CORNERS)]
     assert [label.track for label in result.dataset.labels] == [None, "7"]
     assert [frame.timestamp_us for frame in result.dataset.frames] == [0, 100_000]
-    assert "its score is no label" in _text(result)
+    assert "its score, not a label" in _text(result)
     assert "no image of frame 5" in _text(result)
 
 
@@ -705,7 +705,7 @@ def test_two_fields_of_boxes_without_a_ground_truth(workspace: Workspace, tmp_pa
     boxes = {"_cls": "Detections", "detections": [box]}
     sample = {"filepath": "data/1.png", "mine": boxes, "yours": boxes}
     (tmp_path / "samples.json").write_text(json.dumps({"samples": [sample]}))
-    with pytest.raises(DataError, match="ground truth is not said: mine and yours"):
+    with pytest.raises(DataError, match="ambiguous ground truth field: mine and yours"):
         _ingest(workspace, tmp_path)
     sample["ground_truth"] = {"_cls": "Detections", "detections": []}
     (tmp_path / "samples.json").write_text(json.dumps({"samples": [sample]}))
@@ -777,7 +777,7 @@ def test_fiftyones_export_of_kitti_is_read(workspace: Workspace, tmp_path: Path)
     result = _ingest(workspace, tmp_path)
     assert result.format == "kitti"
     assert [label[1:] for label in _labels(result)] == [("car", CORNERS)] * 2
-    assert "its score is no label" in _text(result)
+    assert "its score, not a label" in _text(result)
     assert [(frame.drive, frame.index) for frame in result.dataset.frames] == [
         ("drive", 0),
         ("drive", 1),

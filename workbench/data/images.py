@@ -67,7 +67,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Decode an image file as 8-bit RGB, see `_to_rgb`.
+    """Decode an image file as 8-bit RGB; of 16-bit grey values the high byte.
 
     Raises:
         OSError: The file is missing or not a readable image.
@@ -77,7 +77,7 @@ def open_rgb(path: Path) -> Image.Image:
 
 
 def open_media(path: Path, frame: str) -> Image.Image:
-    """Decode a frame's image as 8-bit RGB, see `_to_rgb`. Its bytes are those that were ingested.
+    """Decode a frame's image like `open_rgb`. Its bytes are those that were ingested.
 
     Args:
         path: The image in the media folder.

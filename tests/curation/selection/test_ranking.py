@@ -237,7 +237,7 @@ def test_exemplars_and_answers_are_in_the_record(
     assert no.id not in chosen
     assert selection.parameters["kept_out"]["answered no"] == 1
     assert "confirmed by a person" in chosen[yes.id].reasons
-    with pytest.raises(ParameterError, match="nothing to search for"):
+    with pytest.raises(ParameterError, match="no exemplar to search for"):
         mined(store, dataset, model, query=MiningQuery(unlike=like), rules=rules)
 
 
