@@ -25,8 +25,13 @@ __all__ = ["MetricPoint", "RegistryModel", "Tracker", "record_tags"]
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
 _MAX_PARAMETER_LENGTH = 6000
 _MAX_TAG_LENGTH = 8000
+_NOTE_TAG = "mlflow.note.content"
 _TAGS_PER_CALL, _METRICS_PER_CALL, _VERSIONS_PER_PAGE = 100, 500, 1000
 _MAX_DIGEST_LENGTH = 36  # of a dataset in MLflow
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
+TRAINING_VIEW = "workflowType=machine_learning"
+"""What MLflow 3's pages go by: the tag of an experiment, and first of all the view that an address
+names; without one it is that of LLM traces."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Tracker:
             self.experiment = (
                 existing.experiment_id if existing else self._client.create_experiment(experiment)
             )
+            if existing is None or _KIND_TAG not in existing.tags:
+                self._client.set_experiment_tag(self.experiment, _KIND_TAG, _KIND)
 
     def start(
         self,
@@ -174,6 +181,9 @@ class Tracker:
         status: str,
         tags: Mapping[str, str] | None = None,
         points: Sequence[MetricPoint] = (),
+        *,
+        name: str | None = None,
+        description: str | None = None,
     ) -> None:
         """End a run.
 
@@ -181,9 +191,14 @@ class Tracker:
             status: ``FINISHED``, ``FAILED`` or ``KILLED``.
             tags: Last tags of the run.
             points: Last values of metrics.
+            name: A new name.
+            description: Markdown for the run's page.
         """
-        self._log(run_id, points=points, tags=tags)
+        note = {_NOTE_TAG: description} if description else {}
+        self._log(run_id, points=points, tags={**(tags or {}), **note})
         with self._errors_translated():
+            if name is not None:
+                self._client.update_run(run_id, name=name)
             self._client.set_terminated(run_id, status)
 
     def end_abandoned(self, tags: Mapping[str, str], alive: Container[str] = ()) -> int:
@@ -208,8 +223,11 @@ class Tracker:
     def run_url(self, run_id: str) -> str:
         """Address of the page of a run, without a password."""
         scheme, mark, rest = self.uri.partition("://")
-        address = f"{scheme}{mark}{rest.rpartition('@')[2]}"
-        return f"{address}/#/experiments/{self.experiment}/runs/{run_id}"
+        return f"{scheme}{mark}{rest.rpartition('@')[2]}/{self.run_link(run_id)}"
+
+    def run_link(self, run_id: str) -> str:
+        """Link to the page of a run from another page of the same server."""
+        return f"#/experiments/{self.experiment}/runs/{run_id}?{TRAINING_VIEW}"
 
     def register(
         self,
@@ -273,6 +291,11 @@ class Tracker:
         with self._errors_translated():
             for name, value in tags.items():
                 self._client.set_model_version_tag(model, str(version), name, value)
+
+    def describe(self, model: str, version: int, text: str) -> None:
+        """Set the description, in Markdown, of a version of a registered model."""
+        with self._errors_translated():
+            self._client.update_model_version(model, str(version), description=text)
 
     def drop_aliases(self, model: str, aliases: Sequence[str]) -> None:
         """Remove aliases of a registered model."""

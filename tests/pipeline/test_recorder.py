@@ -22,7 +22,7 @@ from workbench.records.model_types import ExportBundle, NotebookSource, StepRun
 from workbench.records.store import Store
 from workbench.records.types import Selection
 from workbench.release.publishing import publish_release
-from workbench.tracking import Tracker
+from workbench.tracking import MetricPoint, Tracker
 
 TAGS = {"workbench.pipeline": "trial", "workbench.run": "r1", "workbench.workspace": "w"}
 
@@ -120,7 +120,7 @@ def test_a_run_records_its_source_inputs_and_outputs(
     parent = client.get_run(child.data.tags["mlflow.parentRunId"])
     shown = json.loads((store.workspace.runs / "r1" / "mlflow.json").read_bytes())["url"]
     assert shown.startswith(f"http://{uri.rpartition('@')[2]}/")  # without the password
-    assert shown.endswith(parent.info.run_id)
+    assert shown.partition("?")[0].endswith(parent.info.run_id)
 
     given = [one for one in child.inputs.dataset_inputs if one.tags[0].value == "input"]
     assert [one.dataset.digest for one in given] == [first.split("/")[1][:36]]
@@ -250,13 +250,25 @@ def test_a_release_is_registered_as_its_record_says(
         recorder = RunRecorder(lambda: Tracker(uri, "trial"), store, tags, project=project)
         recorder.start("trial r9", {})
         recorder.step_started(step)
-        recorder.register(step.step, case.ref, case.folder, {"workbench.digest": digest_of(bundle)})
-        recorder.end("FINISHED", {})
+        notes = {"workbench.digest": digest_of(bundle)}
+        recorder.register(step.step, case.ref, case.folder, notes, "**FAIL**")
+        points = [MetricPoint("ap50", 0.25, 0, 0.0)]
+        status = {"workbench.status": "refused"}
+        recorder.end("FINISHED", status, name="trial REFUSED", description="* why", points=points)
         assert recorder.close() is None
         assert [p for p in recorder.problems if "lacks recorded-camera@1" in p]
     (version,) = client.search_model_versions(f"name = '{model}'")
     assert int(version.version) == 2
     assert version.tags["workbench.release"] == case.ref
+    release_run = client.get_run(version.run_id)
+    parent = client.get_run(release_run.data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name == "trial REFUSED" and parent.data.metrics == {"ap50": 0.25}
+    assert parent.data.tags["workbench.status"] == "refused"
+    assert parent.data.tags["mlflow.note.content"] == "* why"
+    experiment = client.get_experiment(parent.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    link = f"#/experiments/{experiment.experiment_id}/runs/{parent.info.run_id}?workflowType="
+    assert version.description.startswith("**FAIL**") and link in version.description
     assert store.side(case.ref, "registry")["version"] == 2
     assert int(client.get_registered_model(model).aliases["candidate"]) == 2
     names = {file.path for file in client.list_artifacts(version.run_id, "bundle")}

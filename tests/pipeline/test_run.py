@@ -66,6 +66,17 @@ def statuses(report: RunReport) -> list[str]:
     return [step.status for step in report.steps]
 
 
+def mlflow_name(uri: str, report: RunReport) -> str:
+    """Name of the run's page in MLflow, which has no status for waiting and refused."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("workbench")
+    query = f"tags.`workbench.run` = '{report.run_id}' and tags.`workbench.status` != ''"
+    (page,) = client.search_runs([experiment.experiment_id], query)
+    return str(page.info.run_name)
+
+
 @pytest.mark.usefixtures("mlflow_uri")
 def test_a_rerun_skips_unchanged_steps(project: Path, workspace: Workspace) -> None:
     first, watcher = run(project, workspace)
@@ -103,8 +114,7 @@ def test_a_failure_stops_the_run_and_a_fix_resumes_it(project: Path, workspace: 
     assert (mended.status, statuses(mended)) == ("succeeded", ["skipped", "ran"])
 
 
-@pytest.mark.usefixtures("mlflow_uri")
-def test_waiting_is_never_cached(project: Path, workspace: Workspace) -> None:
+def test_waiting_is_never_cached(project: Path, workspace: Workspace, mlflow_uri: str) -> None:
     flag = project / "people-are-done"
     work = (
         "from pathlib import Path\nfrom workbench.core.errors import Waiting\n"
@@ -114,6 +124,7 @@ def test_waiting_is_never_cached(project: Path, workspace: Workspace) -> None:
     waiting, _ = run(project, workspace)
     assert (waiting.status, statuses(waiting)) == ("waiting", ["waiting", "not-reached"])
     assert "0 of 3 done" in waiting.reason
+    assert mlflow_name(mlflow_uri, waiting) == f"trial WAITING · {waiting.run_id}"
     flag.touch()
     done, _ = run(project, workspace)
     assert (done.status, statuses(done)) == ("succeeded", ["ran", "ran"])

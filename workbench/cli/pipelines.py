@@ -126,7 +126,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     from workbench.cli.runs import TerminalDisplay, quarantined_inputs, run_summary
     from workbench.pipeline import notify
     from workbench.pipeline.run import run_pipeline
-    from workbench.pipeline.runs import earlier_durations, find_run, mlflow_url, new_run_id
+    from workbench.pipeline.runs import earlier_durations, mlflow_url, new_run_id
 
     targets = notify.check_targets(targets or os.environ.get(notify.NOTIFY_VARIABLE, "").split())
     loaded = _load_pipeline(pipeline, _parse_parameters(parameters))
@@ -148,9 +148,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
             executor=make_executor,
             run_id=run_id,
         )
-    for problem in notify.notify(
-        targets, report, mlflow_url(workspace, find_run(workspace, run_id))
-    ):
+    for problem in notify.notify(targets, report, mlflow_url(workspace, run_id)):
         info(problem)
     quarantined = quarantined_inputs(workspace, report)
     text = run_summary(workspace, report, quarantined)

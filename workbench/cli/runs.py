@@ -83,7 +83,7 @@ def show(run_id: str, as_json: bool) -> None:
 
     workspace = find_workspace()
     run = find_run(workspace, run_id)
-    url = mlflow_url(workspace, run)
+    url = mlflow_url(workspace, run.run_id)
     print_result({**run_as_json(run), "url": url}, as_json=as_json, text=_run_text(run, url))
 
 
@@ -347,7 +347,7 @@ def run_summary(
         lines.append(f"  model   {report.model.name} {version}, digest {report.model.digest[:12]}")
         lines.append(f"  bundle  {report.bundle}")
     lines += _quarantine_lines(quarantined)
-    lines += ["", "Look", *_where_to_look(workspace), "", "Next", *_next_steps(report)]
+    lines += ["", "Look", *_where_to_look(workspace, report), "", "Next", *_next_steps(report)]
     return "\n".join(lines)
 
 
@@ -370,10 +370,9 @@ def _before_and_after(workspace: Workspace, report: RunReport) -> list[str]:
         return []
     before, after = models["reference"].at(), models["candidate"].at()
     percent = f"{models['candidate'].settings.confidence:.0%} intervals"
-    lines = [f"  {'':7} {'':9}  {models['reference'].name} → this model, {percent}"]
+    lines = [f"  metrics {models['reference'].name} → this model, {percent}"]
     for title, metric in (("AP50", "ap50"), ("recall", "recall"), ("precision", "precision")):
-        lines.append(f"  {'':7} {title:9}  {getattr(before, metric)} → {getattr(after, metric)}")
-    lines[1] = lines[1].replace(" " * 7, "metrics", 1)
+        lines.append(f"          {title:9}  {getattr(before, metric)} → {getattr(after, metric)}")
     return lines
 
 
@@ -398,13 +397,14 @@ def _quarantine_lines(quarantined: dict[Ref, dict[str, int]]) -> list[str]:
     return lines
 
 
-def _where_to_look(workspace: Workspace) -> list[str]:
+def _where_to_look(workspace: Workspace, report: RunReport) -> list[str]:
     from workbench import services
+    from workbench.pipeline.runs import mlflow_url
     from workbench.services.mlflow_app import USER
     from workbench.services.servers import ADMIN_EMAIL
 
     purposes = {
-        "mlflow": ("runs, metrics, models", USER),
+        "mlflow": ("this run, metrics, models", USER),
         "label-studio": ("frames with boxes to label", ADMIN_EMAIL),
     }
     lines = []
@@ -413,7 +413,8 @@ def _where_to_look(workspace: Workspace) -> list[str]:
             continue
         purpose, user = purposes[name]
         running = server.state in ("running", "external")
-        where = server.url if running else "stopped; start it with `workbench up`"
+        address = mlflow_url(workspace, report.run_id) if name == "mlflow" else None
+        where = (address or server.url) if running else "stopped; start it with `workbench up`"
         login = ""
         if server.credentials:
             login = f"\n{'':31}sign in as {user}, password in {server.credentials}"

@@ -198,9 +198,12 @@ def _states_table(states: dict[str, ServiceStatus]) -> str:
 def _sign_in_text(states: dict[str, ServiceStatus]) -> str:
     from workbench.services.mlflow_app import USER
     from workbench.services.servers import ADMIN_EMAIL
+    from workbench.tracking import TRAINING_VIEW
 
     users = {"label-studio": ("Label Studio", ADMIN_EMAIL), "mlflow": ("MLflow", USER)}
-    return "".join(
+    mlflow = states.get("mlflow")
+    pages = f"\nRuns in MLflow: {mlflow.url}/#/experiments?{TRAINING_VIEW}" if mlflow else ""
+    return pages + "".join(
         f"\nSign in to {title} as {user}; the password is in\n  {states[name].credentials}"
         for name, (title, user) in users.items()
         if name in states and states[name].state == "running"

@@ -20,6 +20,8 @@ from workbench import services
 from workbench.core import digest, secret_scan
 from workbench.core.errors import RecordError, WorkbenchError, system_error
 from workbench.core.workspace import Workspace
+from workbench.evaluation.gates import load_metrics
+from workbench.evaluation.results import Estimate
 from workbench.pipeline import cache, environment, redaction
 from workbench.pipeline.cache import KeyIndex, StepKey
 from workbench.pipeline.contract import notebook_without_outputs
@@ -30,13 +32,13 @@ from workbench.pipeline.recorder import TRACKED_MARK, RunRecorder, StepStart
 from workbench.pipeline.spec import ExitStatus, StepResult, StepSpec
 from workbench.pipeline.step_output import StepFiles, last_metric_values
 from workbench.records import integrity
-from workbench.records.base import Ref, digest_of, kind_of
+from workbench.records.base import GateReport, Ref, digest_of, kind_of, short_ref
 from workbench.records.model_types import NotebookSource, Release, StepRun
 from workbench.records.references import register_dataset
 from workbench.records.releases import REGISTRY, release_folder
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
-from workbench.tracking import MetricPoint, Tracker
+from workbench.tracking import TRAINING_VIEW, MetricPoint, Tracker
 
 __all__ = ()
 
@@ -145,18 +147,80 @@ class ExternalServices:
             if kind_of(ref) == Release.KIND:
                 release = self._store.get(ref, Release)
                 folder = release_folder(self.workspace, release)
-                digest_tag = {"workbench.digest": digest_of(release.bundle)}
-                self.start().register(step, ref, folder, digest_tag)
+                notes = {"workbench.digest": digest_of(release.bundle)}
+                metrics = self._judged(release.gates)
+                notes |= {f"workbench.{name}": str(value) for name, value in metrics.items()}
+                text = self._description({"gates": release.gates, "release": ref}, metrics)
+                self.start().register(step, ref, folder, notes, text)
 
-    def close(self, status: str, tags: Mapping[str, str]) -> Exception | None:
-        """End the MLflow run; returns the error if it could not be written."""
+    def close(
+        self, status: str, tags: Mapping[str, str], result: str, outputs: Mapping[str, Ref]
+    ) -> Exception | None:
+        """End the MLflow run; returns the error if it could not be written.
+
+        Args:
+            status: MLflow's.
+            tags: Last tags.
+            result: How the run ended, in the workbench's words: MLflow has none for ``waiting``
+                and ``refused``.
+            outputs: Outputs of its steps.
+        """
         self._starter.shutdown(wait=False)
         if self._recorder is None:
             return None
-        self._recorder.end(status, tags)
+        by_kind = {kind_of(ref): ref for ref in outputs.values()}
+        metrics = self._judged(by_kind.get(GateReport.KIND))
+        now = time.time()
+        self._recorder.end(
+            status,
+            {**tags, "workbench.status": result},
+            name=self._run_name(result, by_kind),
+            description=self._description(by_kind, metrics),
+            points=[
+                MetricPoint(name, one.value, 0, now)
+                for name, one in metrics.items()
+                if one.value is not None
+            ],
+        )
         error = self._recorder.close()
         self.registry_problems = self._recorder.problems
         return error
+
+    def _run_name(self, result: str, by_kind: Mapping[str, Ref]) -> str:
+        """``REFUSED builtin → front-camera-builtin 3 · RUN``, as far as the run has come."""
+        dataset, release = by_kind.get(DatasetVersion.KIND), by_kind.get(Release.KIND)
+        parts = [result.upper() if result != "succeeded" else result]
+        parts.append(self._store.get(dataset, DatasetVersion).name if dataset else "")
+        if release:
+            record = self._store.get(release, Release)
+            parts.append(f"→ {record.model} {record.version or ''}".rstrip())
+        return " ".join(filter(None, [self.pipeline.name, *parts, "·", self.run_id]))
+
+    def _judged(self, gates: Ref | None) -> dict[str, Estimate]:
+        """Metrics of the judged model on all its frames; none where nothing was judged."""
+        models = load_metrics(self._store, gates) if gates else {}
+        if "candidate" not in models:
+            return {}
+        row = models["candidate"].at()
+        return {name: getattr(row, name) for name in ("ap", "ap50", "precision", "recall")}
+
+    def _description(self, by_kind: Mapping[str, Ref], metrics: Mapping[str, Estimate]) -> str:
+        """Markdown: the gates, the metrics with their intervals, and where to go on."""
+        lines = []
+        if gates := by_kind.get(GateReport.KIND):
+            report = self._store.get(gates, GateReport)
+            simulated = ", on simulated data" if report.simulated else ""
+            lines.append(f"**{report.verdict.value}**{simulated}\n")
+            lines += [f"* {one.name}: {one.verdict.value}. {one.why}" for one in report.gates]
+        if metrics:
+            lines += ["", *(f"* {name} {value}" for name, value in metrics.items())]
+        for ref in by_kind.values():
+            if kind_of(ref) == Release.KIND:
+                release = self._store.get(ref, Release)
+                link = f"[{release.model}](#/models/{release.model}?{TRAINING_VIEW})"
+                lines += ["", f"Model {link}, dataset {short_ref(report.dataset)}"] if gates else []
+                lines.append(f"`workbench lineage {short_ref(ref)}`")
+        return secret_scan.mask("\n".join(lines), self._secrets())
 
     def _secrets(self) -> dict[str, str]:
         """Secret values, which must not be written to MLflow."""

@@ -11,7 +11,7 @@ import html
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -184,8 +184,20 @@ class RunRecorder:
             )
         self._work.put(lambda: self._end_step(step, status, tags, run))
 
-    def register(self, step: str, release_ref: Ref, bundle: Path, notes: Mapping[str, str]) -> None:
-        """Register a release, and point the aliases as the release records say."""
+    def register(
+        self,
+        step: str,
+        release_ref: Ref,
+        bundle: Path,
+        notes: Mapping[str, str],
+        description: str = "",
+    ) -> None:
+        """Register a release, and point the aliases as the release records say.
+
+        Args:
+            notes: Further tags of the version.
+            description: Markdown for its page; a link to the run is added.
+        """
 
         def work() -> None:
             release = self._store.get(release_ref, Release)
@@ -199,6 +211,8 @@ class RunRecorder:
                 aliases=(),
                 number=release.version,
             )
+            run = f"[{self._tags['workbench.run']}]({self._mlflow.run_link(self._parent)})"
+            self._mlflow.describe(release.model, version, f"{description}\n\nMade by run {run}.")
             registry.point_aliases(self._store.workspace, self._mlflow, release.model)
             self._store.write_side(release_ref, REGISTRY, {"version": version, "run": run_id})
 
@@ -211,15 +225,35 @@ class RunRecorder:
         tags = {"workbench.written": "later"}
         self._work.put(lambda: self._end_step(step, "FINISHED", tags, run))
 
-    def end(self, status: str, tags: Mapping[str, str]) -> None:
-        """End the parent run, with the reason when a step failed or was cancelled."""
+    def end(
+        self,
+        status: str,
+        tags: Mapping[str, str],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        points: Sequence[MetricPoint] = (),
+    ) -> None:
+        """End the parent run, with the reason when a step failed or was cancelled.
+
+        Args:
+            status: MLflow's.
+            tags: Last tags.
+            name: A new name of the run.
+            description: Markdown for its page.
+            points: Metrics of the whole run.
+        """
         if self._stopped is not None:
             status, reason = self._stopped
             tags = {"workbench.failure": reason, **tags}
         if self._events:
             waiting = tags.get("workbench.waiting") == "True"
             self._events.run_ended(status, tags.get("workbench.failure", ""), waiting=waiting)
-        self._work.put(lambda: self._mlflow.end(self._parent, status, tags))
+        self._work.put(
+            lambda: self._mlflow.end(
+                self._parent, status, tags, points, name=name, description=description
+            )
+        )
 
     def close(self) -> Exception | None:
         """Wait until everything is written; returns the error that prevented it, if any."""

@@ -229,7 +229,14 @@ class _RunSession:
         status = "FAILED" if "failed" in statuses else "FINISHED"
         if "cancelled" in statuses:
             status = "KILLED"
-        error = self.external.close(status, {"workbench.waiting": str("waiting" in statuses)})
+        gates_ref = _last_ref(self.outputs, GateReport.KIND)
+        gates = Store(self.workspace).get(gates_ref, GateReport) if gates_ref else None
+        error = self.external.close(
+            status,
+            {"workbench.waiting": str("waiting" in statuses)},
+            _run_status(self.steps, gates, cancelled="cancelled" in statuses),
+            self.outputs,
+        )
         if error is not None:
             self.display.note(
                 f"MLflow could not be written: {error}. The records are complete; "

@@ -270,10 +270,10 @@ def save_mlflow_url(workspace: Workspace, run_id: str, url: str) -> None:
     write_atomic(workspace.runs / run_id / _MLFLOW_FILE, data)
 
 
-def mlflow_url(workspace: Workspace, run: RunState) -> str | None:
+def mlflow_url(workspace: Workspace, run_id: str) -> str | None:
     """The address of a run in MLflow; None until it has been written there."""
     try:
-        url: str = json.loads((workspace.runs / run.run_id / _MLFLOW_FILE).read_bytes())["url"]
+        url: str = json.loads((workspace.runs / run_id / _MLFLOW_FILE).read_bytes())["url"]
         return url
     except (OSError, ValueError, KeyError):
         return None

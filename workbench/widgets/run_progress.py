@@ -282,7 +282,9 @@ def _closing_html(workspace: Workspace, run: RunState) -> str:
     for name, words in _LINKS.items():
         state = states.get(name)
         if state and state.usable and state.url and (name == "mlflow" or run.state == "waiting"):
-            url = (runs.mlflow_url(workspace, run) if name == "mlflow" else None) or state.url
+            url = (
+                runs.mlflow_url(workspace, run.run_id) if name == "mlflow" else None
+            ) or state.url
             lines.append(f"<a href='{html.escape(url, quote=True)}' {look}>{words}</a>")
     if run.state in ("failed", "killed", "cancelled", "waiting"):
         lines.append("starting the same run again resumes it")
