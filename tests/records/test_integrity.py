@@ -279,3 +279,25 @@ def test_a_forged_modification_time_does_not_hide_a_change(
     pixels = np.asarray(Image.open(path)).copy()
     overwrite(path, b"\xff" + pixels.tobytes()[1:])
     assert integrity.damaged_media(workspace, [frame]) == [frame]
+
+
+def test_what_is_not_a_file_is_named_and_never_read(workspace: Workspace, ingested: Ref) -> None:
+    """A pipe has no end, nor has a device; a folder cannot be replaced by an image."""
+    store, frames = Store(workspace), frames_of(workspace, ingested)
+    (store.folder(ingested).parent / ("A" * 64)).mkdir()  # not a digest
+    pipe, device, folder = (media_path(workspace, frame) for frame in frames[:3])
+    for path in (pipe, device, folder):
+        path.unlink()
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    folder.mkdir()
+    for path, frame in zip((pipe, device, folder), frames, strict=False):
+        with pytest.raises(DataError, match="cannot be read"):
+            integrity.read_media(path, frame.id)
+    assert integrity.damaged_media(workspace, frames) == list(frames[:3])
+    findings = check_records(workspace).findings
+    assert [one.repaired for one in findings] == [True, True, False]
+    payload = store.folder(ingested) / "payload" / "frames.jsonl"
+    payload.unlink()
+    os.mkfifo(payload)
+    assert integrity.damaged_files(store, ingested)

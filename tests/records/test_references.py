@@ -154,3 +154,23 @@ def test_concurrent_registrations_are_all_stored(workspace: Workspace, store: St
         numbers = pool.starmap(_register, [(workspace.root, ref) for ref in refs])
     assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
     assert {version.ref for version in references.list_dataset_versions(workspace)} == set(refs)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"fleet": ["../../../etc/passwd", "dataset/../../../../etc", 5, None, "dataset/x"]},
+        {"fleet": ["checkpoint/" + "0" * 64], "../x\n": ["dataset/" + "A" * 64]},
+    ],
+)
+def test_an_index_of_any_content_stops_nothing(
+    workspace: Workspace, store: Store, entries: object
+) -> None:
+    ref = _saved(store, 1)
+    references.register_dataset(workspace, ref)
+    references._index_path(workspace).write_text(json.dumps(entries))
+    assert references.resolve_dataset(workspace, "fleet@1") == ref
+    assert [one.ref for one in references.list_dataset_versions(workspace)] == [ref]
+    for text in ("fleet@" + "9" * 5000, "fleet@\u0661"):
+        with pytest.raises(RecordError, match="invalid dataset reference"):
+            references.resolve_dataset(workspace, text)

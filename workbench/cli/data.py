@@ -166,6 +166,9 @@ def datasets(context: click.Context, as_json: bool) -> None:
     for version in references.list_dataset_versions(workspace):
         if (record := records.get(version.ref)) is None:
             continue
+        if record.name != version.name:
+            damaged[version.ref] = f"its side/version.json has another name than {record.name}"
+            continue
         rows.append(
             {
                 "version": str(version),

@@ -14,6 +14,7 @@ from typing import Any
 import rfc8785
 
 from workbench.core.errors import DataError
+from workbench.core.workspace import open_regular
 
 __all__ = ["canonical_json", "of_bytes", "of_file", "of_json", "shorten"]
 
@@ -31,8 +32,12 @@ def of_bytes(data: bytes) -> str:
 
 
 def of_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as stream:
+    """SHA-256 of a file's content.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file.
+    """
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

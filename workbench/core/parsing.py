@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from workbench.core.workspace import open_regular
 
 __all__ = ()
 
@@ -45,21 +46,16 @@ def describe_unreadable(error: BaseException) -> str:
 def read_regular(path: Path, *, max_bytes: int = 4 * 2**30) -> bytes:
     """The bytes of a file that somebody else may have put there.
 
-    Reading a pipe never ends, and neither does ``/dev/zero``; a sparse file can be larger than any
-    memory.
+    A sparse file can be larger than any memory.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It is not a regular file, or larger than ``max_bytes``.
+        OSError: The file cannot be read, or is not a regular one.
+        ValueError: It is larger than ``max_bytes``.
     """
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
-        found = os.fstat(stream.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is not a regular file")
-        if found.st_size > max_bytes:
-            raise ValueError(f"it has {found.st_size:,} bytes, the limit is {max_bytes:,}")
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"it has {size:,} bytes, the limit is {max_bytes:,}")
         return stream.read()
 
 

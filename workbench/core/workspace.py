@@ -7,10 +7,13 @@ current folder, else ``./.workbench``. Two checkouts therefore never share state
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 from workbench.core.errors import ParameterError, WorkbenchError
@@ -22,6 +25,7 @@ __all__ = [
     "Workspace",
     "atomic_replace",
     "find_workspace",
+    "open_regular",
     "project_root",
     "write_atomic",
 ]
@@ -135,6 +139,29 @@ def project_root(notebook: Path) -> Path:
         if folder.name == "notebooks":
             return folder.parent
     return path.parent
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a file to read that somebody else may have put there.
+
+    Reading a pipe never ends, and neither does ``/dev/zero``.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            yield stream
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import DataError, RecordError
+from workbench.core.parsing import read_regular
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Digest, Ref, digest_of, kind_of
@@ -53,7 +54,9 @@ def read_media(path: Path, frame: Digest) -> bytes:
     """
     name = f"the image of frame {digest.shorten(frame)}"
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
+    except ValueError as error:
+        raise DataError(f"{name} cannot be read: {error}", where=path, hint=REPAIR_HINT) from error
     except OSError as error:
         gone = isinstance(error, FileNotFoundError)
         problem = "is missing" if gone else f"cannot be read: {error.strerror or error}"

@@ -31,8 +31,9 @@ __all__ = [
     "resolve_reference",
 ]
 
-_DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>\d+))?\Z")
+_DATASET_NAME = re.compile(r"^(?P<name>[^@/:]+)(?:@(?P<number>[0-9]{1,9}))?\Z")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}\Z")
+_DATASET_REF = re.compile(rf"{DatasetVersion.KIND}/[0-9a-f]{{64}}\Z")
 _MODEL_URI = re.compile(r"^models:/([^/@]+)(?:/([0-9]{1,9})|@(\w+))\Z")
 _MAX_NUMBER = 10**6
 _DATASET_SYNTAX = "Write NAME, NAME@N, dataset/PREFIX or sha256:DIGEST"
@@ -248,7 +249,7 @@ def _index_entries(workspace: Workspace) -> Iterator[tuple[str, int, Ref]]:
         return
     for name, refs in names.items() if isinstance(names, dict) else ():
         for number, ref in enumerate(refs if isinstance(refs, list) else (), start=1):
-            if isinstance(ref, str):
+            if isinstance(ref, str) and _DATASET_REF.match(ref):
                 yield name, number, ref
 
 

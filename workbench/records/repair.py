@@ -8,12 +8,14 @@ and from release folders. The rest is named, with what to do about it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.parsing import read_regular
 from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, write_atomic
@@ -29,7 +31,7 @@ from workbench.records.types import RECORD_TYPES, DatasetVersion
 
 __all__ = ["Finding", "RecordsReport", "check_records"]
 
-_REF_DIGITS = 64
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _all_refs(workspace: Workspace) -> Iterator[Ref]:
     for kind in RECORD_TYPES:
         folder = workspace.records / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.is_dir() and len(path.name) == _REF_DIGITS:
+            if path.is_dir() and _DIGEST.fullmatch(path.name):
                 yield make_ref(kind, path.name)
 
 
@@ -224,6 +226,8 @@ def _check_images(store: Store, datasets: list[Ref], report: RecordsReport) -> N
     for frame in damaged:
         path, known = media_path(store.workspace, frame), sources.get(frame.id, [])
         data = next(filter(None, (_bytes_if(file, frame.id) for file in known)), None)
+        if data and path.is_dir():
+            data, known = None, []
         if data:
             write_atomic(path, data)
         where = f"{path.relative_to(store.workspace.root)} ({frame.drive} #{frame.index})"
@@ -259,7 +263,7 @@ def _source_files(
 def _bytes_if(path: Path, expected: str) -> bytes | None:
     """The content of a file, if its digest is the expected one."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except (OSError, ValueError):
         return None
     return data if digest.of_bytes(data) == expected else None
