@@ -419,7 +419,7 @@ def _runs_alone(contract: StepContract) -> bool:
     return not (required or declared.services or declared.secrets or declared.access.network)
 
 
-def _run_on_fixture(promoted: PromotedStep, folder: Path) -> StepResult:
+def run_on_fixture(promoted: PromotedStep, folder: Path) -> StepResult:
     """Run a version on its own fixture.
 
     Args:

@@ -43,7 +43,6 @@ __all__ = ()
 
 
 _CAMERA = re.compile(r"^image_(\d)$")
-_TRACKING_CAMERA = re.compile(r"^image_(\d\d)$")
 
 # KITTI has levels: fully visible, partly occluded, largely occluded, unknown. The fractions are
 # nominal values chosen here; level 3 (unknown) has none.

@@ -122,7 +122,7 @@ def current_architecture() -> Architecture | None:
     return known if list(sizes)[:2] == [_NOTIFICATION.size, _RESPONSE.size] else None
 
 
-def _install_filter(architecture: Architecture) -> int:
+def install_filter(architecture: Architecture) -> int:
     """Report calls of this thread, and of every process it starts, to the returned listener.
 
     From the next reported call on, the thread waits until the listener answers.
@@ -248,7 +248,7 @@ def _install_and_send(channel: socket.socket) -> None:
     sender.start()
     try:
         if architecture is not None:
-            listeners.append(_install_filter(architecture))
+            listeners.append(install_filter(architecture))
     except OSError as error:
         print(f"not watched: {error}", file=sys.stderr)
     finally:
@@ -263,7 +263,7 @@ def _probe() -> None:
     architecture = current_architecture()
     try:
         if architecture is not None:
-            _install_filter(architecture)
+            install_filter(architecture)
             os._exit(0)
     finally:
         os._exit(1)
