@@ -34,7 +34,7 @@ from workbench.records.store import Store
 if TYPE_CHECKING:
     from workbench.curation import Embeddings
     from workbench.evaluation.metrics import Evaluation
-    from workbench.evaluation.misses import FrameMisses
+    from workbench.evaluation.misses import FrameMisses, Miss
     from workbench.export.exporter import ExportSettings
     from workbench.labeling import LabelingOptions
     from workbench.labeling.first_boxes import FirstBoxes
@@ -148,6 +148,30 @@ class Predictions(detection_model.Predictions):
 
         settings = EvaluationSettings(threshold=threshold, resamples=100)
         return worst_frames(evaluate(self, [ALL_FRAMES], settings=settings), count)
+
+    def why_missed(
+        self,
+        count: int = 10,
+        threshold: float = CONFIDENCE_THRESHOLD,
+        *,
+        other: detection_model.Predictions | None = None,
+    ) -> tuple[Miss, ...]:
+        """The cause of each miss on the worst frames: score, class, place, or nothing there.
+
+        Args:
+            count: Maximum number of frames; one of each drive.
+            threshold: Boxes below this score count as missing.
+            other: What another model says of the same frames, such as the float file of an INT8
+                one (``bundle.fp32.predict(dataset)``): then a miss says whether that one found it.
+        """
+        from workbench.evaluation.misses import explain_misses
+
+        return explain_misses(
+            self.worst_misses(count, threshold),
+            self.boxes,
+            threshold=threshold,
+            other=() if other is None else other.boxes,
+        )
 
     def plot(self, count: int = 6, threshold: float = CONFIDENCE_THRESHOLD) -> Any:
         """The worst misses as pictures, with labels and boxes; a matplotlib figure."""
