@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -13,7 +15,7 @@ from tests.labeling.conftest import MODEL, Sample, make_sample
 from tests.servers import Servers
 from workbench import labeling
 from workbench.cli.labeling import label as label_command
-from workbench.core.errors import Waiting
+from workbench.core.errors import ParameterError, Waiting
 from workbench.labeling import LabelingOptions, LabelingRule, LabelStudio
 from workbench.labeling.answers import AnswerRow
 from workbench.labeling.regions import DrawnObject, to_regions
@@ -50,6 +52,29 @@ def draw(
     drawn = [DrawnObject(f"r{number}", cls, box) for number, (cls, box) in enumerate(boxes)]
     regions = [part for one in drawn for part in to_regions(one, frame.width, frame.height)]
     who.annotate(task, regions, lead_time_s=seconds)
+
+
+def test_an_invited_labeler_can_sign_in_and_is_made_once(
+    servers: Servers, server: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(servers.workspace.root))
+    call = CliRunner().invoke
+    first = call(label_command, ["invite", "Dora@example.org", "--json"], catch_exceptions=False)
+    (email, file), *others = json.loads(first.stdout)["accounts"].items()
+    assert (email, others) == ("dora@example.org", [])
+    assert Path(file).stat().st_mode & 0o077 == 0 and Path(file).read_text() not in first.stdout
+    signed_in = httpx.Client(base_url=server.url)
+    signed_in.get("/user/login/")
+    form = {"email": email, "password": Path(file).read_text()}
+    form["csrfmiddlewaretoken"] = signed_in.cookies["csrftoken"]
+    answer = signed_in.post("/user/login/", data=form, headers={"Referer": server.url})
+    assert answer.status_code == 302, "the form is shown again if the password is wrong"
+    again = call(label_command, ["invite", email], catch_exceptions=False)
+    assert "dora@example.org: has an account already" in again.stdout
+    link = json.loads(call(label_command, ["invite", "--json"]).stdout)["link"]
+    assert "sign up" in httpx.get(link).text.lower()
+    wrong = call(label_command, ["invite", "dora"])
+    assert isinstance(wrong.exception, ParameterError)
 
 
 def test_disagreements_are_adjudicated_blind_and_merged(

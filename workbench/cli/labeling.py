@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -19,6 +22,7 @@ from workbench.cli.common import (
     progress_bar,
     resolve_ref,
 )
+from workbench.core import credentials, digest
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.text import counted, terminal_text
 from workbench.core.types import Json
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ()
 
 _SUSPECTS_LISTED = 10
+_EMAIL = re.compile(r"[^@\s\x00-\x1f<>\"']+@[\w.-]+\Z")
 
 _labels_argument = click.argument("reference", metavar="LABELS|BATCH")
 _project_option = click.option(
@@ -142,6 +147,43 @@ def _send_batch(workspace: Workspace, batch: Ref, project: str | None) -> SentBa
     server = connect_label_studio(workspace)
     with progress_bar("send") as progress:
         return labeling.send(workspace, server, batch, project, progress=progress)
+
+
+@label.command()
+@click.argument("emails", metavar="[EMAIL]…", nargs=-1)
+@json_option
+def invite(emails: tuple[str, ...], as_json: bool) -> None:
+    """Make an account in Label Studio for each EMAIL, or show the link to sign up.
+
+    Nothing is sent: pass on the address, and the password from its file or the link. Whoever has
+    an account keeps it.
+    """
+    workspace = find_workspace()
+    wrong = [email for email in emails if not _EMAIL.match(email)]
+    if wrong:
+        raise ParameterError("invalid e-mail address", where=wrong[0], hint="Write NAME@HOST")
+    server = connect_label_studio(workspace)
+    known = {email.lower() for email in server.users().values()}
+    lines, made = [], {}
+    for email in dict.fromkeys(email.lower() for email in emails):
+        if email in known:
+            lines.append(f"{email}: has an account already")
+            continue
+        name = f"labeler-{digest.of_bytes(email.encode())[:12]}"
+        password = credentials.ensure_secret(workspace, f"{name}-password", random_bytes=12)
+        server.as_user(email, password, token_file=workspace.secrets / f"{name}-token")
+        made[email] = str(credentials.secret_path(workspace, f"{name}-password"))
+        lines.append(f"{email}: account made, password in\n  {made[email]}")
+    link = None if emails else server.invitation_link()
+    lines += [f"sign in at {server.url}"] if link is None else [f"sign up at {link}"]
+    address = urlsplit(server.url)
+    if address.hostname in ("127.0.0.1", "localhost"):
+        port = address.port
+        lines.append("from another machine, with an account on this one, first keep open:")
+        lines.append(f"  ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")
+    lines.append("how labelers start: docs/tutorials/labeler.md")
+    value = {"url": server.url, "link": link, "accounts": made}
+    print_result(value, as_json=as_json, text="\n".join(lines))
 
 
 @label.command()

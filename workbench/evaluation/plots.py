@@ -134,6 +134,8 @@ def gate_intervals(decision: GateDecision) -> Any:
         fontsize=11,
         weight="bold",
     )
+    legend = "shaded: passes · line: bound · point and bar: value and interval"
+    figure.supxlabel(legend, fontsize=7)
     figure.tight_layout()
     return figure
 

@@ -132,10 +132,16 @@ class LabelStudio:
             except ServiceError as error:
                 if not was_rejected(error):
                     raise
-        invitation = str(self._read(self._sdk.organizations.invites.get_invite_link).invite_url)
-        token = personal_token(self.url, email, password, invitation=invitation)
+        token = personal_token(self.url, email, password, invitation=self._invitation())
         write_atomic(token_file, token.encode(), mode=0o600)
         return LabelStudio(self.url, token)
+
+    def invitation_link(self) -> str:
+        """Address at which people make an account of their own; good until it is renewed."""
+        return f"{self.url}{self._invitation()}"
+
+    def _invitation(self) -> str:
+        return str(self._read(self._sdk.organizations.invites.get_invite_link).invite_url)
 
     # Projects
 
