@@ -11,6 +11,7 @@ from workbench.curation.neighbours import (
     NeighbourIndex,
     _cell_centres,
     all_neighbours,
+    distance_to_others,
     nearest_distance,
 )
 from workbench.curation.vectors import DuplicateGroups, exact_neighbours, unit_vectors
@@ -123,6 +124,23 @@ def test_nearest_distance_equals_brute_force() -> None:
         nearest_distance(queries[order], known), nearest_distance(queries, known)[order]
     )
     assert nearest_distance(queries, known[:0]).tolist() == [2] * 40
+
+
+@pytest.mark.parametrize("known_count", [0, 1, 3, 90])
+def test_the_distance_to_others_is_that_of_a_search_for_each_owner(
+    known_count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_OTHERS_BLOCK", 7)
+    units = unit_vectors(scenes(120))
+    queries, known = units[:100], units[:known_count]
+    owners = np.array([f"drive {row // 4}" for row in range(120)])
+    owners[:30] = "drive 0"
+    of_query, of_known = owners[:100], owners[:known_count]
+    found = distance_to_others(queries, known, (of_query, of_known))
+    for owner in np.unique(of_query):
+        own = of_query == owner
+        expected = nearest_distance(queries[own], known[of_known != owner])
+        np.testing.assert_array_equal(found[own], expected)
 
 
 def test_nearest_distance_to_many_vectors_uses_an_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.curation.embedding.embeddings import Embeddings
-from workbench.curation.neighbours import nearest_distance
+from workbench.curation.neighbours import distance_to_others, nearest_distance
 from workbench.curation.signals.similarity import whitening
 from workbench.curation.vectors import unit_vectors
 from workbench.detection.boxes import box_area
@@ -379,12 +379,8 @@ def _distance_to_other_drives(
     """Distance of each object to the nearest of a sample of other drives' objects."""
     rows = _sample_rows(rng, mine)
     reference = _whitened_units(pool.object_vectors[rows], *whitened)
-    of_reference, of_mine = drives[pool.owner[rows]], drives[pool.owner[mine]]
-    distance = np.full(len(mine), 2.0, np.float32)
-    for drive in np.unique(of_mine):
-        own = np.flatnonzero(of_mine == drive)
-        distance[own] = nearest_distance(vectors[own], reference[of_reference != drive], neighbours)
-    return distance
+    owners = drives[pool.owner[mine]], drives[pool.owner[rows]]
+    return distance_to_others(vectors, reference, owners, neighbours)
 
 
 def _box_sides(pool: Embeddings) -> NDArray[np.float64]:
