@@ -385,7 +385,7 @@ class Selection:
         if self.record.model is None:
             raise ParameterError("the selection has no model", where=self.record.method)
         dataset = load_dataset(Store(self.workspace), self.record.dataset)
-        model = Model(self.workspace, self.record.model)
+        model = detection_model.Model(self.workspace, self.record.model)
         return labeling.predict_first_boxes(model, dataset, self.frames, progress=progress)
 
     def publish(self, embeddings: Embeddings | None = None) -> str:

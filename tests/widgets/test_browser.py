@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_filters_join(frames: list[ShownFrame]) -> None:
     browser.filters["weather"].value = "all"
     assert [one.rank for one in browser.matching] == [8]
     assert not browser.tag_button.disabled
+
+
+def test_the_score_slider_hides_boxes_and_labels_stay(frames: list[ShownFrame]) -> None:
+    frames[0] = replace(frames[0], boxes=(DrawnBox("truck", (1, 1, 9, 9)),))  # a label
+    frames[1] = replace(frames[1], boxes=(DrawnBox("bus", (1, 1, 9, 9), 0.9), *frames[1].boxes))
+    browser = FrameBrowser(frames)
+    browser.score.value = 0.8
+    assert [len(one.boxes) for one in browser.matching[:3]] == [1, 1, 0]
+    assert len(browser.matching) == 20, "a frame without a box is still to be looked at"
+    browser.filters["class"].value = "car"
+    assert browser.matching == []
+    browser.score.value = 0.0
+    assert len(browser.matching) == 18
+    labels = [replace(one, boxes=(DrawnBox("car", (1, 1, 9, 9)),)) for one in frames]
+    assert FrameBrowser(labels).score.disabled and not browser.score.disabled
 
 
 def test_opening_a_frame_shows_every_reason(frames: list[ShownFrame]) -> None:

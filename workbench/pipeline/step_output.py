@@ -233,7 +233,8 @@ def _failure_text(folder: Path) -> str:
     cell = f"\n cell: {failure['cell']}" if failure.get("cell") else ""
     hint = f"\n next: {failure['hint']}" if failure.get("hint") else ""
     traceback = f"{failure['traceback'].rstrip()}\n" if failure.get("traceback") else ""
-    return f"{traceback}{failure['kind']}: {failure['message']}{where}{cell}{hint}"
+    kind = "" if failure["kind"] == failure["message"] else f"{failure['kind']}: "  # cancelled
+    return f"{traceback}{kind}{failure['message']}{where}{cell}{hint}"
 
 
 def _read_text(path: Path) -> str:

@@ -115,6 +115,7 @@ class FrameBrowser(_KeyboardBox):
 
     Attributes:
         filters: Dropdowns of light, weather, class, arm and drive.
+        score: Slider of the lowest score of a box that is drawn and filtered by; labels stay.
         matching: Frames that match the filters.
     """
 
@@ -130,6 +131,15 @@ class FrameBrowser(_KeyboardBox):
         self._at = 0
         self._single = False
         self.filters = self._make_filters()
+        self.score = widgets.FloatSlider(
+            description="score ≥",
+            max=0.95,
+            step=0.05,
+            continuous_update=False,
+            layout=widgets.Layout(width="260px"),
+            style={"description_width": "60px"},
+        )
+        self.score.disabled = all(box.score is None for one in self.frames for box in one.boxes)
         self.previous = widgets.Button(
             icon="arrow-left", tooltip="Previous (←)", layout=_narrow_layout()
         )
@@ -151,7 +161,7 @@ class FrameBrowser(_KeyboardBox):
         self._connect(on_tag, on_send)
         super().__init__(
             [
-                widgets.HBox(list(self.filters.values()), layout=_wrapping_layout()),
+                widgets.HBox([*self.filters.values(), self.score], layout=_wrapping_layout()),
                 widgets.HBox(
                     [
                         *(self.previous, self.next, self.back, self.zoom, self.mode),
@@ -215,6 +225,7 @@ class FrameBrowser(_KeyboardBox):
     def _connect(self, on_tag: FrameAction | None, on_send: FrameAction | None) -> None:
         for choice in self.filters.values():
             choice.observe(self._filter, names="value")
+        self.score.observe(self._filter, names="value")
         self.mode.observe(self._change_mode, names="value")
         self.previous.on_click(lambda _: self._turn(-1))
         self.next.on_click(lambda _: self._turn(1))
@@ -227,7 +238,8 @@ class FrameBrowser(_KeyboardBox):
 
     def _filter(self, _: object) -> None:
         wanted = {name: choice.value for name, choice in self.filters.items()}
-        self.matching = [one for one in self.frames if _passes_filters(one, wanted)]
+        drawn = (_above_score(one, self.score.value) for one in self.frames)
+        self.matching = [one for one in drawn if _passes_filters(one, wanted)]
         self._at = 0
         self._show()
 
@@ -552,6 +564,11 @@ def send_action(
         return f"{counted(sent.sent, 'frame')} sent, {sent.already} already there: {link}"
 
     return act
+
+
+def _above_score(one: ShownFrame, lowest: float) -> ShownFrame:
+    boxes = tuple(box for box in one.boxes if box.score is None or box.score >= lowest)
+    return one if boxes == one.boxes else replace(one, boxes=boxes)
 
 
 def _passes_filters(one: ShownFrame, filters: dict[str, str]) -> bool:
