@@ -122,17 +122,18 @@ def test_damaged_data_of_mongod_has_a_reason_and_a_remedy(
         services.down(workspace, ["mongod"])
 
 
-@pytest.mark.parametrize("depth", [1, 12], ids=["short path", "path too long for a socket"])
+@pytest.mark.parametrize("name", ["a", "/".join(["a" * 12] * 12), "a:b", "a,b"])
 def test_a_planted_folder_for_the_socket_of_mongod_is_refused(
-    depth: int, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="wb-") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        workspace = Workspace(Path(folder, *["a" * 12] * depth))
+        workspace = Workspace(Path(folder, name))
         server = MongodServer()
         server.prepare(workspace, lambda _: None)
         address = unquote(urlsplit(server.url(workspace, 1)).netloc)
         assert len(address) <= 103
+        assert not {":", ","} & set(address)
         place = Path(address).parent
         assert stat.S_IMODE(place.stat().st_mode) == 0o700
         place.chmod(0o755)

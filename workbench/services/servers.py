@@ -92,11 +92,12 @@ class MongodServer(Server):
     def _socket(self, workspace: Workspace) -> Path:
         """Its socket, in a folder of mode 0700.
 
-        The system limits the length of its path: in a workspace with a longer one it lies in the
-        folder of temporary files, under an id that others cannot guess.
+        The system limits the length of its path, and mongod splits it at colons and commas: in a
+        workspace with such a path it lies in the folder of temporary files, under an id that others
+        cannot guess.
         """
         path = service_folder(workspace, self.name) / "socket" / "mongod.sock"
-        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH and not {":", ","} & set(str(path)):
             return path
         name = f"workbench-{lifecycle.workspace_id(workspace)}"
         return Path(tempfile.gettempdir()) / name / "mongod.sock"
@@ -219,7 +220,8 @@ class MLflowServer(Server):
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # Background jobs are not used here and need more processes.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "PYTHONPATH": os.pathsep.join((str(self._plugin(workspace)), str(_PACKAGE_PARENT))),
+            # Relative to the server's folder: the path of a workspace may have a colon.
+            "PYTHONPATH": os.pathsep.join((self._plugin(workspace).name, str(_PACKAGE_PARENT))),
             mlflow_app.PASSWORD_FILE_VARIABLE: str(
                 credentials.secret_path(workspace, MLFLOW_PASSWORD)
             ),
