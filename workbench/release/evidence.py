@@ -13,6 +13,7 @@ from typing import Literal
 from workbench import __version__
 from workbench.core import digest
 from workbench.core.errors import RecordError, Refusal, VerificationError
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.records.base import GateReport, Record, Ref, digest_of, kind_of, refs_in, short_ref
 from workbench.records.model_types import Checkpoint, Environment, ExportBundle, StepRun, Supplier
@@ -53,6 +54,7 @@ class Part:
         return self.name.partition(":")[2] or self.name
 
 
+@short_repr
 @dataclass(frozen=True)
 class Evidence:
     """Everything that a bundle and its gate report refer to, directly or not.
