@@ -14,6 +14,7 @@ from typing import Final
 from workbench.core.errors import RecordError, Refusal, VerificationError
 from workbench.core.keyring import Keyring, Role, public_key, read_keyring
 from workbench.core.signatures import open_envelope
+from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.records.base import FrozenModel, Ref, digest_of, short_ref
 from workbench.records.model_types import Claim, ClaimType
@@ -35,6 +36,7 @@ PREDICATE_TYPES: Final[dict[ClaimType, str]] = {
 CLAIM_ROLES: Final[dict[ClaimType, Role]] = {"field-report": "rollout"}
 
 
+@short_repr
 @dataclass(frozen=True)
 class SignedClaim:
     """A claim whose signature was verified.
