@@ -164,11 +164,14 @@ def _file_digest(path: Path, _mtime_ns: int, _size: int) -> str:
 def reachable_modules(sources: Sequence[str]) -> dict[str, Path]:
     """Module name to file for all workbench modules that these cells can import."""
     found: dict[str, Path] = {}
+    seen: set[str] = set()
     pending = _imports_of_cells(sources)
     while pending:
         name = pending.pop()
-        path = _module_file(name)
-        if name in found or path is None or name in _NOT_IN_PRODUCTION:
+        if name in seen or name in _NOT_IN_PRODUCTION:
+            continue
+        seen.add(name)
+        if (path := _module_file(name)) is None:
             continue
         found[name] = path
         pending.extend(_imports_of_file(name, path, path.stat().st_mtime_ns))
