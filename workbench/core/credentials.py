@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.core.errors import ServiceError
 from workbench.core.workspace import Workspace, write_atomic
 
-__all__ = ["PUBLIC_KEY_SUFFIX", "ensure_secret", "exposed_secrets", "read_secret", "secret_path"]
+__all__ = ()
 
 PUBLIC_KEY_SUFFIX = ".pub.pem"
 """File name suffix of public keys, which are no secrets."""

@@ -16,7 +16,7 @@ import rfc8785
 from workbench.core.errors import DataError
 from workbench.core.workspace import open_regular
 
-__all__ = ["canonical_json", "of_bytes", "of_file", "of_json", "shorten"]
+__all__ = ["shorten"]
 
 _SHORT_LENGTH = 12
 _MAX_EXACT = 2**53  # integers of a JSON number are exact below

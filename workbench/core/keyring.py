@@ -27,17 +27,7 @@ from workbench.core.errors import ParameterError, Refusal, VerificationError
 from workbench.core.signatures import SigningKey
 from workbench.core.workspace import Workspace, write_atomic
 
-__all__ = [
-    "Keyring",
-    "Role",
-    "add_key",
-    "export_keys",
-    "public_key",
-    "read_keyring",
-    "revoke_key",
-    "signing_key",
-    "usable_keys",
-]
+__all__ = ["Role"]
 
 Role = Literal["root", "release", "rollout", "labels", "log"]
 

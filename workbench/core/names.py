@@ -12,15 +12,7 @@ import unicodedata
 
 from workbench.core.errors import ParameterError
 
-__all__ = [
-    "check_name",
-    "check_path",
-    "check_person",
-    "check_text",
-    "invalid_on_a_line",
-    "same_person",
-    "shown",
-]
+__all__ = ["check_path", "invalid_on_a_line", "shown"]
 
 _IDENTIFIER = re.compile(r"[^\W_][\w.-]*")
 _LOWER_CASE = re.compile(r"[a-z0-9][a-z0-9._-]*")

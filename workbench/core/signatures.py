@@ -21,19 +21,7 @@ from workbench.core import digest
 from workbench.core.errors import Refusal, VerificationError
 from workbench.core.types import Json
 
-__all__ = [
-    "Envelope",
-    "SigningKey",
-    "check_reference",
-    "envelope_signer",
-    "is_signed",
-    "key_fingerprint",
-    "make_envelope",
-    "open_envelope",
-    "public_pem",
-    "sign",
-    "sign_reference",
-]
+__all__ = ["sign"]
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = [
-    "counted",
-    "did_you_mean",
-    "html_table",
-    "natural_key",
-    "path_hint",
-    "short_repr",
-    "terminal_text",
-]
+__all__ = ["counted", "html_table", "path_hint", "terminal_text"]
 
 _T = TypeVar("_T")
 _MAX_VALUE = 60  # characters of one value in a repr

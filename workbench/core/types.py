@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Json", "Progress"]
+__all__ = ["Progress"]
 
 Json = dict[str, Any]
 """A JSON object."""

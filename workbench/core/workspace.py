@@ -19,16 +19,7 @@ from pathlib import Path
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.names import invalid_on_a_line, shown
 
-__all__ = [
-    "HOME_VARIABLE",
-    "WORKSPACE_FOLDER",
-    "Workspace",
-    "atomic_replace",
-    "find_workspace",
-    "open_regular",
-    "project_root",
-    "write_atomic",
-]
+__all__ = ["HOME_VARIABLE", "Workspace", "find_workspace"]
 
 WORKSPACE_FOLDER = ".workbench"
 HOME_VARIABLE = "WORKBENCH_HOME"

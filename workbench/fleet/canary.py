@@ -32,7 +32,7 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import short_repr
 from workbench.records.base import FrozenModel
 
-__all__ = ["CanaryData", "CanaryRule", "Judgement", "Outcome", "judge"]
+__all__ = ["judge"]
 
 SILENT = "silent"
 """Name of the metric that counts vehicles without a report."""

@@ -26,18 +26,7 @@ from workbench.core.parsing import parse_json
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.records.base import FrozenModel, Ref
 
-__all__ = [
-    "Component",
-    "EcuProfile",
-    "Offer",
-    "Target",
-    "VehicleProfile",
-    "incompatibility",
-    "pack",
-    "resolve",
-    "target_path",
-    "unpack",
-]
+__all__ = ["pack", "resolve"]
 
 _MAX_UNPACKED_BYTES = 4 * 2**30
 _CONTENT_FILE = "component.json"

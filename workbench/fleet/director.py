@@ -35,7 +35,7 @@ from workbench.fleet.vehicle import MESSAGE_VERSION, REPORT_VERSION, DayCounts, 
 from workbench.fleet.verification import read_time
 from workbench.records.base import Ref
 
-__all__ = ["Clock", "Director", "VehicleStatus"]
+__all__ = ()
 
 _MAX_TIME_AGE = timedelta(minutes=10)
 _MAX_CLASSES = 1000  # of a report

@@ -39,17 +39,7 @@ from workbench.core.workspace import write_atomic
 from workbench.fleet.components import Component, Target, VehicleProfile, target_path
 from workbench.fleet.reasons import Reason, UpdateRefused
 
-__all__ = [
-    "DIRECTOR_ROLES",
-    "IMAGE_ROLES",
-    "ImageRepository",
-    "RepositoryKeys",
-    "director_metadata",
-    "load_signer",
-    "new_signer",
-    "open_message",
-    "seal_message",
-]
+__all__ = ()
 
 ROOT_EXPIRES = timedelta(days=365)
 TARGETS_EXPIRES = timedelta(days=90)

@@ -18,7 +18,7 @@ from workbench.fleet.canary import CanaryRule
 from workbench.fleet.components import Name, Range, VehicleProfile
 from workbench.records.base import FrozenModel
 
-__all__ = ["Plan", "PlanComponent", "Stage", "load_plan"]
+__all__ = ()
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

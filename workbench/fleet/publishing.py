@@ -20,7 +20,7 @@ from workbench.fleet.plan import PlanComponent
 from workbench.fleet.server import FleetFolder
 from workbench.records.base import Ref
 
-__all__ = ["ReleaseFiles", "publish_offers", "publish_rollbacks"]
+__all__ = ()
 
 
 @short_repr

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from workbench.core.errors import VerificationError
 
-__all__ = ["Reason", "UpdateRefused"]
+__all__ = ()
 
 
 class Reason(StrEnum):

@@ -36,17 +36,7 @@ from workbench.fleet.director import Director, VehicleStatus
 from workbench.fleet.plan import Plan, Stage
 from workbench.fleet.reasons import Reason, UpdateRefused
 
-__all__ = [
-    "abort",
-    "advance",
-    "approve",
-    "check_free",
-    "fleet_status",
-    "pause",
-    "resume",
-    "rollback",
-    "start",
-]
+__all__ = ["abort", "advance", "approve", "pause", "resume", "rollback", "start"]
 
 _OPEN: Final = ("running", "waiting", "paused")
 

@@ -33,7 +33,7 @@ from workbench.fleet.director import Director
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.verification import Trust
 
-__all__ = ["FleetFolder", "FleetServer"]
+__all__ = ()
 
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 

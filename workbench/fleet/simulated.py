@@ -24,7 +24,7 @@ from workbench.fleet.server import FleetFolder
 from workbench.fleet.vehicle import DayCounts, Vehicle
 from workbench.records.base import make_ref
 
-__all__ = ["SimulatedFleet", "build_fleet", "drive"]
+__all__ = ["drive"]
 
 FRAMES_A_DAY = 20_000
 _RATES = {"late": 2e-4, "fallbacks": 5e-4}  # of a frame, mean over vehicles

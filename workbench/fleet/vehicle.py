@@ -44,7 +44,7 @@ from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.verification import AttestedTime, HttpFetcher, Trust, UpdateClient
 from workbench.records.base import FrozenModel
 
-__all__ = ["REPORT_VERSION", "DayCounts", "Vehicle", "check_model"]
+__all__ = ["DayCounts"]
 
 MESSAGE_VERSION = 1
 """Version of manifests."""

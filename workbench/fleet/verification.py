@@ -30,7 +30,7 @@ from workbench.fleet.components import Component, Target, VehicleProfile
 from workbench.fleet.metadata import open_message
 from workbench.fleet.reasons import Reason, UpdateRefused
 
-__all__ = ["Trust", "UpdateClient"]
+__all__ = ()
 
 # A vehicle may sleep through many rotations: python-tuf's 256 would leave it behind for good.
 _MAX_ROOT_ROTATIONS = 4096

@@ -26,7 +26,7 @@ from workbench.records.claims import (
 from workbench.records.model_types import Claim, ClaimType, Release
 from workbench.records.store import Store
 
-__all__ = ["add_claim", "waive"]
+__all__ = ["waive"]
 
 _MAX_WAIVER_DAYS = 180
 _MAX_REASON_BYTES = 1000

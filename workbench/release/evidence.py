@@ -21,7 +21,7 @@ from workbench.records.releases import ModelReleases, may_promote
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
 
-__all__ = ["Evidence", "check_gate_report", "check_licences", "gather"]
+__all__ = ["Evidence"]
 
 Use = Literal["commercial", "research"]
 

@@ -16,7 +16,7 @@ from workbench.records.model_types import ExportBundle, Release
 from workbench.records.types import DatasetVersion
 from workbench.release.evidence import Evidence
 
-__all__ = ["make_model_card"]
+__all__ = ()
 
 
 def make_model_card(ref: Ref, release: Release, evidence: Evidence) -> str:

@@ -41,7 +41,7 @@ from workbench.release import pack_verifier
 from workbench.release.evidence import Evidence, gather
 from workbench.release.publishing import verify_release
 
-__all__ = ["read_clauses", "verify_pack", "write_pack"]
+__all__ = ()
 
 VERIFIER_FILE = "verify.py"
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes

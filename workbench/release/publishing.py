@@ -34,7 +34,7 @@ from workbench.release.evidence import Evidence, Use, check_gate_report, check_l
 from workbench.release.model_card import make_model_card
 from workbench.release.sbom import make_sbom
 
-__all__ = ["publish_release", "roll_back", "verify_release", "verify_released_folder"]
+__all__ = ["publish_release", "verify_release"]
 
 _MAX_NAME_BYTES = 64
 _LOCK_TIMEOUT_S = 60

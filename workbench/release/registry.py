@@ -31,14 +31,7 @@ from workbench.records.store import Store
 from workbench.release.publishing import verify_release
 from workbench.tracking import RegistryModel, Tracker
 
-__all__ = [
-    "alias_history",
-    "connect",
-    "point_aliases",
-    "rebuild_registry",
-    "registry_problems",
-    "release_tags",
-]
+__all__ = ["connect", "registry_problems"]
 
 BUNDLE_FOLDER = "bundle"
 """Artifact folder of a release's MLflow run."""

@@ -17,7 +17,7 @@ from workbench.records.base import GateResult, Ref, digest_of
 from workbench.records.model_types import ExportBundle, Release
 from workbench.release.evidence import Evidence, Part
 
-__all__ = ["make_sbom"]
+__all__ = ()
 
 SPEC_VERSION = "1.6"
 _NAMESPACE = uuid.UUID("c1c1b9d4-3d2c-4f0e-9f0e-6f1b7d1f2a55")

@@ -20,7 +20,7 @@ from workbench.core.types import Json
 from workbench.core.workspace import Workspace
 from workbench.services import label_studio_database, manager, probes, servers
 
-__all__ = ["HealthCheck", "is_healthy", "mismatched_packages", "run_checks"]
+__all__ = ()
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _MIN_DISK_GIB = 5

@@ -26,7 +26,6 @@ from workbench.services.servers import (
 )
 
 __all__ = [
-    "EXTERNAL_VARIABLES",
     "SERVICE_NAMES",
     "down",
     "environment",

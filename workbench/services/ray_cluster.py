@@ -15,7 +15,7 @@ from workbench.core.errors import ServiceError
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
 
-__all__ = ["LOCAL", "connect", "first_line"]
+__all__ = ["connect"]
 
 LOCAL = "local"
 """Address of a local cluster. The default of Ray would use an address in the environment."""
