@@ -65,8 +65,8 @@ def pictures(notebook: Any) -> list[str]:
 
 def test_are_my_splits_leaking(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = executed("leaking_splits", monkeypatch, "print(inspection)")
-    names = {"pairs", "over_time", "across", "twins", "coverage", "label_errors"}
-    assert names <= set(pictures(notebook))
+    # Nothing leaks and no label is wrong here: figures that would be empty are left out.
+    assert set(pictures(notebook)) == {"over_time", "across", "coverage"}
     found = hygiene.read_findings(Store(workspace), printed(notebook, -1).strip())
     assert len(found.record.gates) == 4
     gates = next(n for n, cell in enumerate(notebook.cells) if cell.id == "gates")

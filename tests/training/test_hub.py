@@ -25,9 +25,9 @@ print(model.supplier.model_dump_json())
 FETCH = """
 import sys
 from workbench.core.errors import DataError
-from workbench.detection.huggingface import resolve_model_source
+from workbench.detection.huggingface import _resolve_model_source
 try:
-    print(*resolve_model_source(sys.argv[1], None)[1:])
+    print(*_resolve_model_source(sys.argv[1], None)[1:])
 except DataError as error:
     sys.exit(str(error))
 """

@@ -198,7 +198,9 @@ class ExternalServices:
 
     def _judged(self, gates: Ref | None) -> dict[str, Estimate]:
         """Metrics of the judged model on all its frames; none where nothing was judged."""
-        models = load_metrics(self._store, gates) if gates else {}
+        # A step of somebody's own may gate something else than metrics of detections.
+        measured = gates and "metrics.json" in self._store.payload_digests(gates)
+        models = load_metrics(self._store, gates) if gates and measured else {}
         if "candidate" not in models:
             return {}
         row = models["candidate"].at()

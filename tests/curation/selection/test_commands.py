@@ -46,7 +46,8 @@ def labelled(store: Store, selection_ref: Ref, *, minutes: float | None, blind: 
             label_schema=datasets.load_dataset(store, selection.dataset).label_schema,
             frames=tuple(choice.frame for choice in selection.chosen),
             blind=blind,
-        )
+        ),
+        {"predictions.jsonl": b""},
     )
     who = "mia@example.com" if minutes else "replay-1@replay.workbench.invalid"
     origin = Origin.HUMAN if minutes else Origin.REPLAYED
@@ -130,7 +131,7 @@ def test_minutes_need_a_pace(
         (("--budget", "3", "--random-share", "1.5"), "--random-share"),
         (("--budget", "3", "--text", "a unicorn"), "unknown word"),
         (("--budget", "3", "--watch", "/nowhere"), "does not exist"),
-        (("--budget", "3", "--model", "drawn"), "expected a checkpoint"),
+        (("--budget", "3", "--model", "drawn"), "unknown checkpoint or bundle"),
     ],
 )
 def test_invalid_arguments_are_reported(
