@@ -78,12 +78,32 @@ def test_the_version_is_saved_with_its_parents(sample: Sample) -> None:
         {"labels.jsonl": labels, "answers.jsonl": answers},
     )
     result = labeling.merge(sample.store, sample.dataset, ref)
-    assert result.ref is not None and result.simulated
+    assert result.ref is not None
     record = sample.store.get(result.ref, DatasetVersion)
     assert record.parents == (sample.ref, ref)
     assert record.made_by == "collect"
     again = labeling.merge(sample.store, sample.dataset, ref)
     assert again.ref == result.ref
+
+
+def test_replayed_answers_do_not_make_recorded_drives_simulated(sample: Sample) -> None:
+    frame = sample.frames[2].id
+    replayed = label(frame, "replay-1").model_copy(update={"origin": Origin.REPLAYED})
+    ref = sample.store.put(
+        LabelSet(batch=sample.batch(), annotators=(), labels=1, simulated=True),
+        {
+            "labels.jsonl": dataset.to_json_lines([replayed]),
+            "answers.jsonl": dataset.to_json_lines(
+                [AnswerRow(frame=frame, annotator="replay-1", boxes=1)]
+            ),
+        },
+    )
+    for simulated in (False, True):
+        recorded = replace(sample.dataset, simulated=simulated)
+        result = labeling.merge(sample.store, recorded, ref)
+        # Gates, the detector and the way to mine follow from it; the labels say what they are.
+        assert result.simulated is simulated
+        assert result.labels_by_frame[frame][0].origin is Origin.REPLAYED
 
 
 def test_unknown_frames_are_errors(sample: Sample) -> None:

@@ -81,7 +81,6 @@ def merge(
         agreement = assess_agreement(store, labelset)
     adjudicated = _adjudicated_labels(store, labelset, adjudication)
     result = merge_answers(dataset, labels, answers, adjudicated=adjudicated, gold=gold)
-    result = replace(result, simulated=dataset.simulated or record.simulated)
     sources = (labelset, agreement, adjudication)
     parents = (dataset.ref, *(ref for ref in sources if ref is not None))
     ref = datasets.save_dataset(store, result, made_by="collect", parents=parents)
