@@ -211,14 +211,7 @@ def export(workspace: Workspace) -> dict[str, bytes]:
         VerificationError: The log was changed.
     """
     with _locked(workspace):
-        report = verify_log(workspace)
-        if report.problems:
-            raise VerificationError(
-                f"audit log was changed: {report.problems[0]}",
-                where=_log_path(workspace),
-                hint="`workbench audit verify` lists all; restore it from a backup first",
-                reason=report.reason,
-            )
+        _require_unchanged(workspace)
         own = _checkpoint_paths(workspace)[0]
         return {"log.jsonl": _log_path(workspace).read_bytes(), "checkpoint.json": own.read_bytes()}
 
@@ -361,6 +354,17 @@ def _end_of(path: Path) -> tuple[int, str]:
     return ended.count(b"\n") + 1, digest.of_bytes(ended[ended.rfind(b"\n") + 1 :])
 
 
+def _require_unchanged(workspace: Workspace) -> None:
+    report = verify_log(workspace)
+    if report.problems:
+        raise VerificationError(
+            f"audit log was changed: {report.problems[0]}",
+            where=_log_path(workspace),
+            hint="`workbench audit verify` lists all; restore it from a backup first",
+            reason=report.reason,
+        )
+
+
 @contextmanager
 def signed_again(workspace: Workspace) -> Iterator[None]:
     """A change of keys: nobody appends inside the block, and after it the checkpoint is signed with
@@ -371,14 +375,7 @@ def signed_again(workspace: Workspace) -> Iterator[None]:
     """
     with _locked(workspace):
         signing_key(workspace, "log")
-        report = verify_log(workspace)
-        if report.problems:
-            raise VerificationError(
-                f"audit log was changed: {report.problems[0]}",
-                where=_log_path(workspace),
-                hint="`workbench audit verify` lists all; restore it from a backup first",
-                reason=report.reason,
-            )
+        _require_unchanged(workspace)
         signed = _checkpoint(workspace)
         yield
         if signed is not None:

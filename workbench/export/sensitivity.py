@@ -171,24 +171,23 @@ def layers_to_keep_float(
     least_db: Callable[[Sequence[Layer]], float],
     *,
     kept: Sequence[Layer] = (),
-    floor_db: float = MIN_HEAD_DB + _MARGIN_DB,
     most: int = 6,
 ) -> tuple[Layer, ...]:
-    """``kept`` and the fewest further layers with which every raw output reaches ``floor_db``.
+    """``kept`` and the fewest further layers with which every raw output reaches 31 dB.
 
-    Layers are added worst first. With more than ``most`` of them a file is hardly faster than the
-    float file: then use quantization-aware training.
+    31 dB is `MIN_HEAD_DB` and a margin for other frames than these. Layers are added worst first.
+    With more than ``most`` of them a file is hardly faster than the float file: then use
+    quantization-aware training.
 
     Args:
         sensitivity: Of all layers.
         least_db: SQNR of the worst raw output with these layers in float.
         kept: Layers that stay in float anyway.
-        floor_db: SQNR that is wanted of every raw output.
         most: Most layers to add.
     """
     chosen = tuple(kept)
     for row in sorted(sensitivity.layers, key=lambda row: row.alone_int8_db):
-        if len(chosen) == len(kept) + most or least_db(chosen) >= floor_db:
+        if len(chosen) == len(kept) + most or least_db(chosen) >= MIN_HEAD_DB + _MARGIN_DB:
             break
         if row.layer not in chosen:
             chosen += (row.layer,)

@@ -140,7 +140,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
 
 def _manifest(files: Mapping[str, bytes]) -> Json:
     if "pack.json" not in files:
-        raise _Refused("pack-version", "this is no audit pack: it has no pack.json")
+        raise _Refused("pack-version", "not an audit pack: pack.json is missing")
     manifest: Json = json.loads(files["pack.json"])
     if manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
         found = f"{manifest.get('format')!r} version {manifest.get('version')!r}"
@@ -205,7 +205,7 @@ class _Keys:
         found = [one for one in self.entries if one["key"] == fingerprint and one["role"] == role]
         short = f"{fingerprint[:12]}…"
         if not found or fingerprint not in self._public:
-            report.add("wrong-key", f"{what}: key {short} is no {role} key of the signer")
+            report.add("wrong-key", f"{what}: key {short} is not a {role} key of the signer")
             return False
         if found[0]["revoked"]:
             why = f"{found[0]['revoked']}: {found[0]['reason']}"
@@ -415,7 +415,7 @@ def _check_claims(
         _check_predicate(kind, statement["predicate"], manifest, records, files, report)
     for kind in _REQUIRED_CLAIMS:
         if kind not in found:
-            report.add("claim-invalid", f"there is no valid claim of type {kind}")
+            report.add("claim-invalid", f"no valid claim of type {kind}")
 
 
 def _check_predicate(
