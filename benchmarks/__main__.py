@@ -66,6 +66,7 @@ def render(results: dict[str, Any]) -> str:
             for name in names
             if name in results
             for entry in results[name]["rows"]
+            if not entry.get("detail")
         ]
         if lines:
             header = "| figure | ours | peer | ratio | goal | met | measured at |"
@@ -155,7 +156,8 @@ def _row(entry: dict[str, Any]) -> Row:
     missing = {"name", "ours", "unit"} - entry.keys()
     if missing:
         raise ValueError(f"a row without {', '.join(sorted(missing))}")
-    return Row(**{field.name: entry.get(field.name) for field in fields(Row)})
+    given = {field.name: entry.get(field.name) for field in fields(Row)}
+    return Row(**{**given, "detail": bool(given["detail"])})
 
 
 def _line(name: str, entry: dict[str, Any], result: dict[str, Any]) -> str:

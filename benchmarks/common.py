@@ -26,7 +26,10 @@ _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``ratio`` is ours / peer; ``goal`` in words; ``met`` None when there is none."""
+    """One figure. ``ratio`` is ours / peer; ``goal`` in words; ``met`` None when there is none.
+
+    ``detail`` is printed and kept in results.json, and left out of the page.
+    """
 
     name: str
     ours: float
@@ -37,6 +40,7 @@ class Row:
     unit: str
     goal: str
     met: bool | None
+    detail: bool = False
 
 
 def row(
@@ -49,11 +53,12 @@ def row(
     peer_method: PeerMethod = "measured",
     goal: str = "",
     met: bool | None = None,
+    detail: bool = False,
 ) -> Row:
     """A figure with its ratio worked out."""
     ratio = ours / peer if peer else None
     method: PeerMethod = "none" if peer is None else peer_method
-    return Row(name, ours, peer, peer_name, method, ratio, unit, goal, met)
+    return Row(name, ours, peer, peer_name, method, ratio, unit, goal, met, detail)
 
 
 def seconds(work: Callable[[], object], repeat: int = 3) -> float:

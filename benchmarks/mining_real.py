@@ -282,6 +282,7 @@ def half_rows(half: Half) -> list[Row]:
                     result[0][0],
                     f"x chance at 1 / 2 / 5 / 10 %: {' / '.join(at[: len(SHARES)])}; "
                     f"first 25 / 50 / 100: {' / '.join(at[len(SHARES) :])}",
+                    detail=True,
                 )
             )
     return rows
