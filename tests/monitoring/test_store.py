@@ -1,0 +1,100 @@
+"""Sketches add up exactly, and the table gives back what was written, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from workbench.data.telemetry import SIGNALS, Sketch, TelemetryBundle, count, merge, sketch
+from workbench.monitoring.store import TelemetryStore, read_telemetry, sketches_in
+
+
+def bundle(vehicle: str = "vehicle-1", sequence: int = 1, **values: object) -> TelemetryBundle:
+    rng = np.random.default_rng(sequence)
+    fields: dict[str, object] = {
+        "day": sequence // 2, "ride": f"ride {sequence}", "evidence": "simulated", "model": "m",
+        "version": 1, "conditions": {"light": "night"},
+        "sketches": (
+            sketch("input.brightness", rng.random(100)),
+            sketch("confidence", rng.random(30), cls="car"),
+            count("frames.late", 3, 100),
+        ),
+    }  # fmt: skip
+    return TelemetryBundle.model_validate(
+        {"vehicle": vehicle, "sequence": sequence, **fields, **values}
+    )
+
+
+@pytest.mark.parametrize("signal", [name for name, one in SIGNALS.items() if one.edges])
+def test_parts_merge_into_the_sketch_of_all_values_in_any_order(signal: str) -> None:
+    rng = np.random.default_rng(0)
+    spec = SIGNALS[signal]
+    values = rng.normal(spec.edges[-1] / 2, spec.edges[-1], 1000)
+    values[::97] = np.nan
+    cls = "car" if spec.by_class else ""
+    whole = sketch(signal, values, cls=cls)
+    parts = [sketch(signal, part, cls=cls) for part in np.array_split(values, 7)]
+    rng.shuffle(parts)  # type: ignore[arg-type]
+    assert merge(parts) == whole
+    assert merge([merge(parts[:3]), sketch(signal, [], cls=cls), merge(parts[3:])]) == whole
+    assert whole.invalid == 11 and whole.n == 989 and whole.low and whole.high
+    clipped = np.clip(values[np.isfinite(values)], spec.edges[0], spec.edges[-1])
+    assert whole.mean == pytest.approx(clipped.mean(), abs=spec.resolution)
+    assert whole.variance == pytest.approx(clipped.var(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"n": 101},
+        {"sum": -1},
+        {"sum": 10**9},
+        {"sum_squares": 0},
+        {"maximum": 5000},
+        {"counts": (100,)},
+        {"counts": (-1, *(0,) * 18, 101)},
+        {"low": 101},
+        {"signal": "mood"},
+        {"cls": "car"},
+        {"n": float("nan")},
+    ],
+)
+def test_impossible_sketches_are_refused(lie: dict[str, object]) -> None:
+    honest = sketch("input.brightness", np.linspace(0, 1, 100)).model_dump()
+    with pytest.raises(ValidationError):
+        Sketch.model_validate({**honest, **lie})
+
+
+def test_more_late_frames_than_frames_are_refused() -> None:
+    with pytest.raises(ValidationError, match="more frames"):
+        count("frames.late", 11, 10)
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_the_table_gives_back_each_bundle_once(kind: str, tmp_path: Path) -> None:
+    url = str(tmp_path / "it's here") if kind == "folder" else f"memory://{tmp_path.name}"
+    store = TelemetryStore(url)
+    assert read_telemetry(url).num_rows == 0 and store.stored() == {}
+    bundles = [bundle(f"vehicle-{car}", number) for car in (1, 2) for number in (1, 2, 3)]
+    assert store.write(bundles) == 2  # days 0 and 1
+    store.write(bundles)  # again: the same files
+    store.write([bundles[0], bundle("vehicle-3")])  # another service wrote one of them too
+    assert len(store.files()) == 3
+    table = read_telemetry(url)
+    assert table.num_rows == 7 * 3
+    assert len(store.stored()) == 7
+    late = read_telemetry(url, signals=["frames.late"], since=1)
+    assert late.num_rows == 4 and set(late["mean"].to_pylist()) == {0.03}
+    bright = read_telemetry(url, signals=["input.brightness"])
+    expected = merge([one.sketches[0] for one in [*bundles, bundle("vehicle-3")]])
+    assert merge(list(sketches_in(bright))) == expected
+    row = bright.slice(0, 1).to_pylist()[0]
+    assert row["mean"] == pytest.approx(bundles[0].sketches[0].mean)
+    assert row["variance"] == pytest.approx(bundles[0].sketches[0].variance)
+    assert (row["evidence"], row["conditions"]) == ("simulated", '{"light": "night"}')
+    if kind == "memory":
+        fsspec.filesystem("memory").rm(store._root, recursive=True)
