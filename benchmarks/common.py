@@ -43,7 +43,7 @@ class Row:
     detail: bool = False
 
 
-def row(
+def row(  # noqa: PLR0913 - the fields of a row
     name: str,
     ours: float,
     unit: str,
