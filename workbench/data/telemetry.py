@@ -241,6 +241,7 @@ class TelemetryBundle(FrozenModel):
         hardware: Of the front camera's ECU.
         calibration: Of the front camera.
         conditions: What the vehicle's other sensors say about the whole ride: light, weather, road.
+        dropped: Messages that the vehicle dropped for lack of space before this one, ever.
         sketches: At most one for each signal and class.
     """
 
@@ -258,6 +259,7 @@ class TelemetryBundle(FrozenModel):
     region: _Text = ""
     model_year: int = Field(default=0, ge=0, le=9999)
     conditions: dict[_Text, _Text] = Field(default={}, max_length=20)
+    dropped: int = Field(default=0, ge=0, lt=2**53)
     sketches: tuple[Sketch, ...] = Field(max_length=1000)
 
     @model_validator(mode="after")

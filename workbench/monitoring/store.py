@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,7 @@ SCHEMA: Final = pa.schema(
         pa.field("region", pa.string()),
         pa.field("model_year", pa.int32()),
         pa.field("conditions", pa.string()),  # JSON: value by condition of the ride
+        pa.field("dropped", pa.int64()),  # messages that the vehicle had no space for, ever
         pa.field("signal", pa.string()),
         pa.field("cls", pa.string()),  # class of objects, or empty
         pa.field("unit", pa.string()),
@@ -63,6 +65,14 @@ SCHEMA: Final = pa.schema(
 """Columns of version 1: one row for each vehicle, ride, model version, signal and class."""
 
 _FOLDER = "v1"
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A message that was put aside."""
+
+    reason: str
+    vehicle: str
 
 
 class TelemetryStore:
@@ -101,6 +111,48 @@ class TelemetryStore:
             name = digest.of_json(sorted(map(bundle_digest, group)))
             self._put(f"{_FOLDER}/day={day:05d}/{name[:24]}.parquet", sink.getvalue())
         return len(days)
+
+    def put_quarantine(self, reason: str, vehicle: str, name: str, content: bytes) -> bool:
+        """Put a message aside; returns whether it is a new one.
+
+        Args:
+            name: Digest of the whole message: the same message is one file.
+            content: What is kept of it.
+        """
+        path = f"quarantine/{reason}/{vehicle}-{name[:24]}.json"
+        if self._files.exists(f"{self._root}/{path}"):
+            return False
+        self._put(path, content)
+        return True
+
+    def quarantine(self) -> list[Quarantined]:
+        """What was put aside."""
+        self._files.invalidate_cache()
+        found = sorted(self._files.glob(f"{self._root}/quarantine/*/*.json"))
+        parts = [path.split("/") for path in found]
+        return [Quarantined(one[-2], one[-1].rpartition("-")[0]) for one in parts]
+
+    def put_frame(self, vehicle: str, sequence: int, about: bytes, image: bytes) -> None:
+        """Store a frame that a vehicle sent back; what is said about it comes last."""
+        self._put(f"frames/{vehicle}/{sequence:012d}.jpg", image)
+        self._put(f"frames/{vehicle}/{sequence:012d}.json", about)
+
+    def frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """What vehicles say about each frame that they sent back, and its JPEG."""
+        self._files.invalidate_cache()
+        for path in sorted(self._files.glob(f"{self._root}/frames/*/*.json")):
+            about = json.loads(self._files.cat_file(path))
+            yield about, self._files.cat_file(path.removesuffix(".json") + ".jpg")
+
+    def rides_a_day(self) -> dict[tuple[str, int], int]:
+        """Number of stored bundles by vehicle and day."""
+        if not self.files():
+            return {}
+        with self.connect() as connection:
+            rows = connection.execute(
+                "SELECT vehicle, day, count(DISTINCT sequence) FROM telemetry GROUP BY ALL"
+            ).fetchall()
+        return {(vehicle, day): number for vehicle, day, number in rows}
 
     def stored(self) -> dict[tuple[str, int], str]:
         """Digest of every stored bundle, by vehicle and sequence."""
