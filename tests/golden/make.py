@@ -126,6 +126,28 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
     )
     return [
         (
+            types.Alarm(
+                signal="confidence",
+                also=("detections[car]",),
+                what="location",
+                slice="light=night",
+                cause="model",
+                why="golden",
+                reference=0.5,
+                current=0.25,
+                effect=-1.5,
+                p_value=0.001,
+                alpha=0.01,
+                days=(28, 34),
+                reference_days=(0, 27),
+                drives=("vehicle-0001/ride 1",),
+                frames=(FRAME,),
+                model=_ref("release"),
+                evidence="replayed",
+            ),
+            {},
+        ),
+        (
             types.Selection(
                 dataset=_ref("dataset"),
                 model=_ref("checkpoint"),

@@ -55,9 +55,11 @@ Event = Literal[
     "key-rotated",
     "key-revoked",
     "packed",
+    "alarm",
 ]
 """``frames-read``: images were handed to people, with ``why``. ``rollout``: an event of a fleet's
-rollout, with its ``action``. ``claimed``: a signed claim was added to a release."""
+rollout, with its ``action``. ``claimed``: a signed claim was added to a release. ``alarm``: one of
+the fleet's monitoring was raised, accepted, dismissed or retrained for, as ``action`` says."""
 
 _START = "0" * 64  # digest before the first line
 _PURPOSE = "audit checkpoint"

@@ -31,6 +31,7 @@ from workbench.pipeline.pipeline_file import (
 __all__ = ["Pipeline", "load_pipeline"]
 
 _CHAMPION_PREFIX = "champion:"
+_RECORD_PREFIX = "record:"
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _MAX_NAME_LENGTH = 40
 _MAX_TEXT_BYTES = 120  # with the step's name, less than the 255 that a file name may have
@@ -43,10 +44,14 @@ class _InputSource:
     Attributes:
         outputs: Pairs of step and output; several only where the input takes many.
         champion: The model whose champion it is, instead.
+        record: Reference of a record that is there already, instead; nothing if it is empty.
+        kind: Kind of record that the step takes.
     """
 
     outputs: tuple[tuple[str, str], ...] = ()
     champion: str | None = None
+    record: str | None = None
+    kind: str = ""
     many: bool = False
 
 
@@ -248,6 +253,14 @@ class _GraphBuilder:
     ) -> _InputSource:
         if text.startswith(_CHAMPION_PREFIX):
             return _InputSource(champion=text.removeprefix(_CHAMPION_PREFIX))
+        if text.startswith(_RECORD_PREFIX):
+            reference = text.removeprefix(_RECORD_PREFIX).strip()
+            if not reference and not declaration.optional:
+                raise ContractError(
+                    f"step {step!r}, input {name!r} needs a {declaration.kind}",
+                    hint=f"Give a reference: {_RECORD_PREFIX}KIND/PREFIX or {_RECORD_PREFIX}NAME@N",
+                )
+            return _InputSource(record=reference, kind=declaration.kind)
         upstream, _, output = text.partition(".")
         context = f"step {step!r}, input {name!r}"
         steps = self._earlier(step, upstream, context=context)

@@ -5,7 +5,7 @@
         notebook: train@production          # a promoted version; without @, the notebook as it is
         for_each: {seed: "${seeds}"}        # once for each seed: train[0], train[1] …
         parameters: {seed: "${each.seed}"}
-        inputs: {dataset: ingest.dataset}   # STEP.OUTPUT of an earlier step, or champion:MODEL
+        inputs: {dataset: ingest.dataset}   # STEP.OUTPUT, champion:MODEL or record:REFERENCE
       compare:
         inputs: {models: train.checkpoint}  # all of them, if the input is declared with `many`
 
@@ -85,7 +85,8 @@ class StepDefinition(_FilePart):
     Attributes:
         notebook: Stem of a notebook, or ``NAME@VERSION`` or ``NAME@ALIAS`` of a promoted one;
             default: the step's name.
-        inputs: Input to ``STEP.OUTPUT`` of an earlier step, or ``champion:MODEL``.
+        inputs: Input to ``STEP.OUTPUT`` of an earlier step, ``champion:MODEL``, or, for what is
+            there already, ``record:REFERENCE`` such as ``record:name@2``.
         for_each: Key to the list of its values (several keys: every combination), or the name of an
             earlier step with a fan-out, to follow it one to one.
         after: Earlier steps that must have succeeded although nothing is read from them.

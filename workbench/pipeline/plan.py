@@ -6,13 +6,15 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from workbench.core.errors import ContractError
 from workbench.core.text import short_repr
 from workbench.core.workspace import Workspace
 from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, LatestKey, StepKey
 from workbench.pipeline.graph import Pipeline, PipelineStep
-from workbench.records.base import GateReport, Ref, refs_in
+from workbench.records.base import GateReport, Ref, kind_of, refs_in
 from workbench.records.model_types import StepRun
+from workbench.records.references import resolve_reference
 from workbench.records.releases import registered_releases
 from workbench.records.store import Store
 
@@ -205,7 +207,9 @@ def _unmet_condition(step: PipelineStep, outputs: _StepOutputs, workspace: Works
 def _resolve_inputs(step: PipelineStep, outputs: _StepOutputs, workspace: Workspace) -> _StepInputs:
     found: _StepInputs = {}
     for name, source in step.sources.items():
-        if source.champion is None:
+        if source.record is not None:
+            found[name] = _existing(workspace, name, source.record, source.kind)
+        elif source.champion is None:
             refs = tuple(outputs[above][output] for above, output in source.outputs)
             found[name] = refs if source.many else refs[0]
     known = set(refs_in(found))
@@ -213,6 +217,16 @@ def _resolve_inputs(step: PipelineStep, outputs: _StepOutputs, workspace: Worksp
         if source.champion is not None:
             found[name] = _champion_before(workspace, source.champion, known)
     return {name: found[name] for name in step.sources}
+
+
+def _existing(workspace: Workspace, name: str, reference: str, kind: str) -> Ref | None:
+    """The record that a pipeline begins from; None where none is named."""
+    if not reference:
+        return None
+    ref = resolve_reference(workspace, reference, (kind,))
+    if kind_of(ref) != kind:
+        raise ContractError(f"input {name!r} takes a {kind}, not a {kind_of(ref)}", where=reference)
+    return ref
 
 
 def _champion_before(workspace: Workspace, model: str, candidates: set[Ref]) -> Ref | None:

@@ -29,6 +29,7 @@ __all__ = [
     "RECORD_TYPES",
     "Agreement",
     "AgreementRate",
+    "Alarm",
     "Annotator",
     "Arm",
     "ArmComparison",
@@ -480,9 +481,56 @@ class Withdrawal(Record):
     labels_removed: int
 
 
+class Alarm(Record):
+    """What monitoring found, and where to look for more of it: the first record of a new round.
+
+    Attributes:
+        signal: The strongest of the signals that changed, by its name in telemetry; ``also`` are
+            the others.
+        what: Kind of the change; ``disagreement``: a candidate in the shadow answers differently.
+        slice: Where it changed, such as ``light=night``; ``all`` without slices.
+        cause: What it comes from, as far as the data can tell, and ``why`` that is said.
+        reference, current: Mean over drives in the two periods, in the signal's unit.
+        effect: The change in standard deviations of drives.
+        p_value: Adjusted for all that was looked at; ``alpha`` is the level of that look.
+        days: First and last fleet day of the current period; ``reference_days`` likewise.
+        drives: The drives that changed most, as ``VEHICLE/RIDE``.
+        frames: Frames that show it, where they are known.
+        model: What answered the frames: a release, bundle or checkpoint.
+    """
+
+    KIND: ClassVar[str] = "alarm"
+    signal: str
+    also: tuple[str, ...] = ()
+    what: Literal["location", "shape", "mix", "disagreement"]
+    slice: str
+    cause: Literal["fleet-mix", "sensor", "season", "world", "model", "unknown"]
+    why: str
+    reference: float
+    current: float
+    effect: float
+    p_value: float
+    alpha: float
+    days: tuple[int, int]
+    reference_days: tuple[int, int]
+    drives: tuple[str, ...]
+    frames: tuple[Digest, ...] = ()
+    model: Ref | None = None
+    evidence: Literal["real", "replayed", "simulated"]
+
+    def quotas(self, budget: int) -> dict[str, int]:
+        """For `SelectionRules.quotas`: half of a budget for frames of the alarm's slice.
+
+        Empty where the slice is no condition of frames.
+        """
+        kind, _, value = self.slice.partition("=")
+        return {value: (budget + 1) // 2} if kind in {"light", "weather"} and value else {}
+
+
 RECORD_TYPES: dict[str, type[Record]] = {
     record.KIND: record
     for record in (
+        Alarm,
         DatasetVersion,
         Selection,
         LabelBatch,
