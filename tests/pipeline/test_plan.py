@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import write_notebook, write_pipeline
-from workbench.core.errors import ContractError, ParameterError
+from workbench.core.errors import ContractError, ParameterError, RecordError
 from workbench.core.workspace import Workspace
 from workbench.pipeline import cache, graph, plan
 from workbench.records.model_types import Environment, NotebookSource, StepRun
@@ -261,3 +261,23 @@ def test_a_latest_key_of_another_shape_counts_as_missing(
     entry["parts"]["parameters"] = {}
     latest.write_text(json.dumps(entry))
     assert cache.KeyIndex(workspace).latest("trial", "a") is None, "not the parts of that run"
+
+
+def test_a_pipeline_may_begin_from_a_record(project: Path, workspace: Workspace) -> None:
+    store = Store(workspace)
+    made = store.put(
+        Selection(dataset="dataset/" + "0" * 64, budget=1, seed=0, method="by hand", chosen=())
+    )
+    file = project / "pipelines" / "trial.yaml"
+
+    def planned(reference: str) -> plan.PlannedStep:
+        text = file.read_text().replace("a.selection", f'"record:{reference}"')
+        other = file.with_name("other.yaml")
+        other.write_text(text)
+        pipeline = graph.load_pipeline(other, {}, base=project)
+        return next(one for one in plan.plan_pipeline(pipeline, workspace) if one.step.name == "b")
+
+    assert list(planned(made[:22]).inputs.values()) == [made]
+    assert list(planned("").inputs.values()) == [None]  # it is optional
+    with pytest.raises(RecordError):
+        planned("selection/0000")

@@ -46,6 +46,7 @@ _COMMANDS = {
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
     "waive": ("models", "Let a release pass a gate until a day: signed and shown."),
     "fleet": ("fleet", "Send releases to vehicles in stages, watch, stop and take back."),
+    "monitor": ("monitor", "See what drifted in the fleet; decide about alarms."),
     "keys": ("keys", "List, rotate and revoke the keys that sign."),
     "audit": ("audit", "Show or verify the log of who did what; write an audit pack."),
     "lineage": ("models", "Show what a record was made from or, with --forward, used for."),

@@ -22,7 +22,7 @@ from workbench.core.errors import ParameterError
 
 __all__ = ()
 
-CauseName = Literal["fleet-mix", "sensor", "season", "world", "unknown"]
+CauseName = Literal["fleet-mix", "sensor", "season", "world", "model", "unknown"]
 
 _ALPHA = 0.05
 _DRAWS = 2000
@@ -125,15 +125,16 @@ def _moved_kind(
     if p_value > _ALPHA:
         return None
     kind = (kinds == strongest)[None, :]
-    own = float(_changes(values, current, kind)[0])
+    moved = float(_changes(values, current, kind)[0])
     rest = float(_changes(values, current, ~kind)[0])
-    if abs(rest) > abs(own):  # the others moved: they are the kind that changed, if it is one
-        others = sorted({str(name) for name in kinds} - {strongest})
-        if len(others) > 1:
+    if abs(rest) > abs(moved):  # the others moved: they are the kind that changed, if it is one
+        remaining = sorted({str(name) for name in kinds} - {strongest})
+        if len(remaining) > 1:
             return None
-        strongest, own, rest = others[0], rest, own
+        strongest, moved, rest = remaining[0], rest, moved
     return (
-        f"vehicles with {strongest} changed by {own:.3g}, the others by {rest:.3g} (p {p_value:.3g})"
+        f"vehicles with {strongest} changed by {moved:.3g}, the others by {rest:.3g} "
+        f"(p {p_value:.3g})"
     )
 
 

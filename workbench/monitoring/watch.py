@@ -190,6 +190,21 @@ def compare_models(
     return find_drift(signals, rule, seed=seed)
 
 
+def disagreement_alarms(
+    rides: Rides, look: DriftLook, candidate: str, champion: str, *, model: Ref | None = None
+) -> tuple[Alarm, ...]:
+    """Alarms for what `compare_models` found: one for each slice."""
+    models = np.array(rides.models)
+    chosen = rides.select((models == candidate) | (models == champion))
+    current = np.array(chosen.models) == candidate
+    span = (int(chosen.days.min()), int(chosen.days.max()))
+    evidence = _evidence(chosen.evidence)
+    why = f"the same vehicles' drives as {candidate} answers them and as {champion} does"
+    causes = {(one.slice, one.signal): Cause("model", why) for one in look.found}
+    found = _alarms(chosen, current, look, causes, (span, span, model, evidence))
+    return tuple(one.model_copy(update={"what": "disagreement"}) for one in found)
+
+
 _Period = tuple[tuple[int, int], tuple[int, int], Ref | None, str]
 
 

@@ -1,0 +1,177 @@
+"""A table of telemetry in which known things changed: what is found, why, and by which command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from workbench.cli import cli
+from workbench.core.workspace import HOME_VARIABLE, Workspace
+from workbench.data.telemetry import TelemetryBundle, count, sketch
+from workbench.monitoring.causes import find_cause
+from workbench.monitoring.store import TelemetryStore
+from workbench.monitoring.watch import read_rides
+
+PIPELINE = Path(__file__).resolve().parents[2] / "pipelines" / "retraining.yaml"
+
+
+def ride(rng, number, day, *, light="day", darker=0.0, confidence=0.6, hardware="orin", model="m1"):
+    own = rng.normal() * 0.02
+    frames = 40
+    return TelemetryBundle(
+        vehicle=f"vehicle-{number:04}",
+        sequence=day + 1 + (1000 if model != "m1" else 0),
+        day=day,
+        ride=f"{day}",
+        evidence="simulated",
+        model=model,
+        version=1,
+        hardware=hardware,
+        conditions={"light": light},
+        sketches=(
+            sketch("input.brightness", np.clip(rng.normal(0.5 + own - darker, 0.05, frames), 0, 1)),
+            sketch(
+                "confidence", np.clip(rng.normal(confidence + own, 0.1, frames), 0, 1), cls="car"
+            ),
+            count("frames.late", int(rng.integers(0, 3)), frames),
+        ),
+    )
+
+
+def fleet(seed=1, vehicles=24, current=None, **changed):
+    """Days 0 to 27 unchanged; 28 to 34 with changes, of those vehicles that ``current`` names."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(vehicles):
+        kind = {"hardware": "orin" if number % 2 else "thor"}
+        light = "night" if number % 4 == 0 else "day"
+        for day in (3, 12, 24):
+            made.append(ride(rng, number, day, light=light, **kind))
+        now = changed if current is None or current(number) else {}
+        made.append(ride(rng, number, 30, **({"light": light} | kind | now)))
+    return made
+
+
+@pytest.fixture
+def table(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> TelemetryStore:
+    monkeypatch.setenv(HOME_VARIABLE, str(workspace.root))
+    return TelemetryStore(str(workspace.root / "telemetry"))
+
+
+def run(*arguments: str, code: int = 0):
+    result = CliRunner().invoke(cli, ["monitor", *arguments, "--json"])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+def test_an_unchanged_fleet_raises_nothing(table):
+    table.write(fleet())
+    found = run("drift", "--days", "28-34", "--raise")
+    assert found["drifted"] == []
+    assert found["raised"] == {"alarms": [], "quiet": {}}
+    assert found["evidence"] == "simulated"
+    assert "not tested" not in found and found["skipped"] == {
+        "light=night": "6 and 6 drives, at least 8 each are needed"
+    }
+
+
+def test_a_darker_world_is_one_alarm_with_its_drives_and_raised_once(table):
+    table.write(fleet(darker=0.2))
+    found = run("drift", "--days", "28-34", "--raise")
+    assert {row["signal"] for row in found["drifted"]} == {"input.brightness"}
+    assert found["drifted"][0]["cause"] == "unknown"
+    assert "no drives of the same weeks of an earlier year" in found["drifted"][0]["why"]
+    (ref,) = found["raised"]["alarms"]
+    again = run("drift", "--days", "28-34", "--raise")
+    assert again["raised"]["alarms"] == []
+    (alarm,) = run("alarms", "list")["alarms"]
+    assert alarm["ref"] == ref
+    assert alarm["alarm"]["slice"] == "light=day"
+    assert len(alarm["alarm"]["drives"]) > 5
+    run("alarms", "dismiss", ref[:14], "--reason", "winter", "--by", "ana")
+    assert run("alarms", "list")["alarms"] == []
+    shown = run("alarms", "show", ref[:14])
+    assert [one["action"] for one in shown["history"]] == ["raised", "dismissed"]
+    assert run("status")["alarms"]["dismissed"] == 1
+
+
+def test_a_sensor_that_drifts_is_told_from_the_world(table):
+    table.write(fleet(vehicles=40, current=lambda number: number % 2, darker=0.2))
+    (row,) = run("drift", "--days", "28-34")["drifted"]
+    assert row["cause"] == "sensor"
+    assert "vehicles with orin changed" in row["why"]
+
+
+def test_a_changed_mix_is_told_from_drift(table):
+    rng = np.random.default_rng(3)
+    made = [ride(rng, n, 5, light="night" if n < 10 else "day") for n in range(60)]
+    made += [ride(rng, 100 + n, 30, light="night" if n < 45 else "day") for n in range(60)]
+    table.write(made)
+    found = run("drift", "--days", "28-34", "--raise")
+    assert found["drifted"] == [] and found["mix"]["changed"]
+    (alarm,) = run("alarms", "list")["alarms"]
+    assert (alarm["alarm"]["cause"], alarm["alarm"]["what"]) == ("fleet-mix", "mix")
+
+
+def test_a_candidate_is_compared_with_the_champion_on_the_same_vehicles(table):
+    rng = np.random.default_rng(4)
+    made = []
+    for number in range(30):
+        light = "night" if number < 12 else "day"
+        made.append(ride(rng, number, 30, light=light))
+        lower = 0.45 if light == "night" else 0.6
+        made.append(ride(rng, number, 30, light=light, confidence=lower, model="m2"))
+    table.write(made)
+    found = run("drift", "--models", "m2,m1", "--raise")
+    assert {(row["slice"], row["signal"]) for row in found["drifted"]} == {
+        ("light=night", "confidence[car]")
+    }
+    (alarm,) = run("alarms", "list")["alarms"]
+    assert (alarm["alarm"]["what"], alarm["alarm"]["cause"]) == ("disagreement", "model")
+    wrong = CliRunner().invoke(cli, ["monitor", "drift", "--models", "m2,m7"])
+    assert "no rides of model 'm7'" in str(wrong.exception)
+
+
+def test_season_and_world_are_told_apart_by_the_year_before():
+    rng = np.random.default_rng(5)
+    values = np.concatenate([rng.normal(0.6, 0.05, 30), rng.normal(0.3, 0.05, 30)])
+    current = np.arange(60) >= 30
+    kinds = ["orin", "thor"] * 30
+    winter = rng.normal(0.3, 0.05, 30)
+    assert find_cause(values, current, kinds, year_ago=winter).name == "season"
+    assert find_cause(values, current, kinds, year_ago=winter + 0.3).name == "world"
+    assert find_cause(values, current, kinds).name == "unknown"
+    alone = find_cause(values, current, ["orin"] * 60, year_ago=winter + 0.3)
+    assert (alone.name, "all vehicles are of one kind" in alone.why) == ("unknown", True)
+
+
+def test_without_rides_it_is_said(table):
+    result = CliRunner().invoke(cli, ["monitor", "drift"])
+    assert "no rides in the current period" in str(result.exception)
+    assert run("status")["telemetry"]["rides"] == 0
+
+
+def test_an_alarm_is_not_accepted_without_a_signed_envelope(table):
+    table.write(fleet(darker=0.2))
+    (ref,) = run("drift", "--days", "28-34", "--raise")["raised"]["alarms"]
+    refused = CliRunner().invoke(cli, ["monitor", "alarms", "accept", ref[:14]])
+    assert refused.exception.reason == "no-envelope"
+    signed = run("envelope", str(PIPELINE), "--by", "ana")
+    assert signed["pipeline"].endswith("retrain.yaml")
+    refused = CliRunner().invoke(
+        cli, ["monitor", "alarms", "accept", ref[:14], "-p", "budget=100000"]
+    )
+    assert refused.exception.reason == "outside-envelope"
+    assert run("alarms", "show", ref[:14])["status"] == "open"
+
+
+def test_rides_keep_what_was_not_reported_apart_from_zero(table):
+    rng = np.random.default_rng(6)
+    silent = ride(rng, 1, 3).model_copy(update={"sketches": (count("frames.late", 0, 40),)})
+    table.write([ride(rng, 2, 3), silent])
+    rides = read_rides(table.url)
+    late, brightness = rides.values["frames.late"], rides.values["input.brightness"]
+    assert late[rides.vehicles.index("vehicle-0001")] == 0
+    assert brightness[rides.vehicles.index("vehicle-0001")].sum() == 0
