@@ -162,7 +162,7 @@ def test_models_on_other_frames_or_settings_are_not_compared(build, quick):
         paired_difference(
             first, evaluate(Predictions(other.dataset, other.predictions), settings=quick), "ap"
         )
-    strict = EvaluationSettings(resamples=100, threshold=0.5)
+    strict = EvaluationSettings(resamples=100, confidence=0.9)
     with pytest.raises(ParameterError, match="settings"):
         paired_difference(
             first, evaluate(Predictions(case.dataset, case.predictions), settings=strict), "ap"

@@ -165,6 +165,11 @@ class Slice:
     classes: Callable[[LabelSchema], tuple[str, ...]] | None = None
     area: tuple[float, float] = _ALL_AREAS
 
+    @property
+    def judges_all_boxes(self) -> bool:
+        """Whether a box that matches nothing counts as clearly as one that matches a label."""
+        return self.label is None and self.area == _ALL_AREAS
+
     def class_names(self, schema: LabelSchema) -> tuple[str, ...]:
         """The classes of ``schema`` that count."""
         return schema.classes if self.classes is None else self.classes(schema)

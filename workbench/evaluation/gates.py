@@ -1,229 +1,66 @@
-"""Release gates: rules read from pipelines/gates.yaml, and the verdict on a model.
+"""Release gates: the verdict on a model by the rules of pipelines/gates.yaml.
 
-The whole confidence interval decides, never the value alone:
+Bounds decide, never the value alone. Each gate has a one-sided lower and a one-sided upper bound:
 
-    PASS                   the whole interval lies on the right side of the bound
-    FAIL                   the whole interval lies on the wrong side
-    INSUFFICIENT EVIDENCE  the interval includes the bound, there are too few drives or boxes for an
+    PASS                   the bound on the side of safety lies on the right side of the limit
+    FAIL                   the other bound lies on the wrong side
+    INSUFFICIENT EVIDENCE  the limit lies between them, there are too few drives or boxes for an
                            interval, or there is no model to compare with
 
-More drives narrow the interval. Only PASS on every required gate lets a model be promoted.
+Many gates give many chances to be wrong, so levels are corrected by Holm's step-down method (Holm,
+"A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6,
+1979), for PASS and for FAIL apart: with `EvaluationSettings.confidence` of 95 %, the chance that
+any gate says PASS wrongly is at most 5 %, and so is that of any wrong FAIL. A gate on a difference
+is a test of non-inferiority with a margin. More drives narrow the bounds. Only PASS on every
+required gate lets a model be promoted.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import ParameterError
-from workbench.core.parsing import read_yaml
-from workbench.core.text import counted, did_you_mean
-from workbench.core.types import Json
-from workbench.data.resampling import MIN_DRIVES
-from workbench.data.slices import STANDARD_SLICES
-from workbench.evaluation.metrics import Evaluation, MetricDifference, paired_difference
+from workbench.core.text import counted
+from workbench.detection.model import Model
+from workbench.evaluation.confidence import OperatingPoint, choose_operating_point
+from workbench.evaluation.gate_rules import (
+    CeilingGate,
+    CeilingMetric,
+    FloorGate,
+    GateRules,
+    Int8LossGate,
+    MetricGate,
+    NoLeaksGate,
+    NoRegressionGate,
+    load_rules,
+)
+from workbench.evaluation.matching import Floats
+from workbench.evaluation.metrics import (
+    Evaluation,
+    check_comparable,
+    one_sided_p,
+    percentile_interval,
+)
 from workbench.evaluation.results import (
     ALL_CLASSES,
-    METRIC_NAMES,
-    Estimate,
     EvaluationMetrics,
-    EvaluationSettings,
     MetricName,
     SliceMetrics,
 )
-from workbench.records.base import Digest, GateReport, GateResult, Ref, Verdict
+from workbench.evaluation.safety import Safety, SafetyMetrics, measure_safety
+from workbench.records.base import GateReport, GateResult, Ref, Verdict
+from workbench.records.dataset import Dataset
 from workbench.records.store import Store
 from workbench.records.types import Inspection
 
 __all__ = ["judge", "load_rules", "save_report"]
 
 _MOST_TIMES_DRIVES = 100.0
-_SLICE_NAMES = tuple(part.name for part in STANDARD_SLICES)
-
-
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class _BaseGate(_StrictModel):
-    """Fields of all gates."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    required: bool = True
-    note: str = ""
-
-
-class _BaseMetricGate(_BaseGate):
-    """A gate on a metric. With less evidence than ``min_…`` the verdict is INSUFFICIENT."""
-
-    metric: MetricName
-    slice: str = Field(default="all", json_schema_extra={"enum": list(_SLICE_NAMES)})
-    cls: str = Field(default=ALL_CLASSES, alias="class")
-    min_drives: int = Field(default=MIN_DRIVES, ge=MIN_DRIVES)
-    min_drives_with_boxes: int = Field(default=5, ge=2)
-    min_boxes: int = Field(default=100, ge=1)
-
-    @field_validator("slice")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        if value not in _SLICE_NAMES:
-            raise PydanticCustomError("unknown_slice", "unknown slice")
-        return value
-
-
-class FloorGate(_BaseMetricGate):
-    """The candidate's metric must reach ``bound``."""
-
-    kind: Literal["floor"]
-    bound: float = Field(ge=0, le=1)
-
-
-class NoRegressionGate(_BaseMetricGate):
-    """The candidate may be worse than the model it replaces by at most ``margin``."""
-
-    kind: Literal["no_regression"]
-    margin: float = Field(ge=0, le=1)
-
-
-class Int8LossGate(_BaseMetricGate):
-    """INT8 may be worse than the same model in FP32 by at most ``margin``."""
-
-    kind: Literal["int8_loss"]
-    margin: float = Field(ge=0, le=1)
-
-
-class NoLeaksGate(_BaseGate):
-    """No safety frame may resemble a training or validation frame."""
-
-    kind: Literal["no_leaks"]
-
-
-MetricGate = FloorGate | NoRegressionGate | Int8LossGate
-"""Gates that compare a metric with a bound."""
-
-Gate = Annotated[MetricGate | NoLeaksGate, Field(discriminator="kind")]
-
-
-class GateRules(_StrictModel):
-    """All gates of a project and the settings of the evaluation."""
-
-    schema_version: Literal[1]
-    evaluation: EvaluationSettings = EvaluationSettings()
-    gates: tuple[Gate, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> GateRules:
-        names = [gate.name for gate in self.gates]
-        duplicates = sorted({name for name in names if names.count(name) > 1})
-        if duplicates:
-            raise ValueError(f"two gates are named {duplicates[0]!r}")
-        if not any(gate.required for gate in self.gates):
-            raise ValueError("no gate is required, so every model would pass")
-        return self
-
-    @property
-    def digest(self) -> Digest:
-        """SHA-256 of the rules."""
-        return digest.of_json(self.as_json())
-
-    def as_json(self) -> Json:
-        """The rules as in a gates file, with all defaults."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-def load_rules(path: Path) -> GateRules:
-    """Read a gates file.
-
-    Raises:
-        ParameterError: The file is missing, not YAML, or has unknown keys or invalid values. The
-            message names gate and key and suggests the nearest valid word.
-    """
-    try:
-        content = read_yaml(path)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise ParameterError(
-            "gates file does not exist"
-            if missing
-            else f"gates file cannot be read: {error.strerror}",
-            where=path,
-            hint="The default is pipelines/gates.yaml",
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ParameterError(
-            f"gates file is not YAML: {getattr(error, 'problem', None) or error}",
-            where=f"{path}{line}",
-        ) from error
-    try:
-        return GateRules.model_validate(content)
-    except ValidationError as error:
-        raise _rules_error(error, content, path) from error
-
-
-def _rules_error(error: ValidationError, content: Any, path: Path) -> ParameterError:
-    # A mistyped key also counts as missing: report the mistyped one.
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    location = [part for part in first["loc"] if part not in _GATE_KINDS]
-    key = str(location[-1]) if location else ""
-    message = first["msg"].removeprefix("Value error, ")
-    hint = "See the comments in pipelines/gates.yaml"
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key!r}"
-        hint = did_you_mean(key, _known_keys(list(first["loc"])))
-    elif first["type"] in ("literal_error", "unknown_slice"):
-        message = f"{key}: unknown value {first['input']!r}"
-        hint = did_you_mean(str(first["input"]), _allowed_values(key))
-    elif first["type"] == "union_tag_invalid":
-        kind = str(first["ctx"]["tag"])
-        message = f"unknown kind {kind!r}"
-        hint = did_you_mean(kind, list(_GATE_KINDS))
-    elif key:
-        message = f"{key}: {message}"
-    return ParameterError(message, where=f"{path}{_gate_location(location, content)}", hint=hint)
-
-
-_GATE_KINDS: dict[str, type[_BaseGate]] = {
-    "floor": FloorGate,
-    "no_regression": NoRegressionGate,
-    "int8_loss": Int8LossGate,
-    "no_leaks": NoLeaksGate,
-}
-
-
-def _known_keys(location: list[str | int]) -> list[str]:
-    model: type[BaseModel] = GateRules
-    if location[:1] == ["evaluation"]:
-        model = EvaluationSettings
-    elif location[:1] == ["gates"] and len(location) > 2:
-        model = _GATE_KINDS[str(location[2])]
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _allowed_values(key: str) -> list[str]:
-    allowed = {"slice": _SLICE_NAMES, "metric": METRIC_NAMES}
-    return [str(value) for value in allowed.get(key, (1,))]
-
-
-def _gate_location(location: list[str | int], content: Any) -> str:
-    """The gate by name, or by position when it has none."""
-    if len(location) < 2 or location[0] != "gates" or not isinstance(location[1], int):
-        return ""
-    gate = content["gates"][location[1]]
-    name = gate.get("name") if isinstance(gate, dict) else None
-    return f", gate {name or location[1] + 1}"
-
 
 _METRIC_LABELS: dict[MetricName, str] = {
     "ap": "AP",
@@ -244,6 +81,8 @@ class GateDecision:
         candidate: Metrics of the INT8 model.
         reference: Metrics of the model it would replace, if any.
         fp32: Metrics of the same model before quantisation, if evaluated.
+        safety: Safety metrics of the candidate.
+        operating_point: How the candidate's threshold was chosen.
     """
 
     verdict: Verdict
@@ -252,11 +91,28 @@ class GateDecision:
     candidate: EvaluationMetrics
     reference: EvaluationMetrics | None
     fp32: EvaluationMetrics | None
+    safety: SafetyMetrics
+    operating_point: OperatingPoint | None = None
 
     @property
     def simulated(self) -> bool:
         """Whether the evidence is simulated."""
         return self.candidate.simulated
+
+
+def choose_threshold(rules: GateRules, model: Model, dataset: Dataset) -> OperatingPoint:
+    """The threshold to judge a model at: fixed, or chosen on other frames if the rules say so.
+
+    Args:
+        rules: Gates and evaluation settings.
+        model: Predicts on the frames of the role that the rules name.
+        dataset: A whole version.
+    """
+    rule = rules.operating_point
+    if rule is None:
+        return OperatingPoint(threshold=rules.evaluation.threshold, how="fixed by the rules")
+    found = model.predict(dataset.role(rule.role), name=model.name)
+    return choose_operating_point(found, rule, rules.evaluation.threshold)
 
 
 def judge(
@@ -266,6 +122,7 @@ def judge(
     reference: Evaluation | None = None,
     fp32: Evaluation | None = None,
     inspection: Inspection | None = None,
+    operating_point: OperatingPoint | None = None,
 ) -> GateDecision:
     """Apply the gates to an INT8 model as it will be deployed.
 
@@ -275,20 +132,34 @@ def judge(
         reference: Evaluation of the model it would replace, on the same frames.
         fp32: Evaluation of the same model before quantisation, on the same frames.
         inspection: Inspection of the dataset for leaks between roles.
+        operating_point: Of the candidate, from `choose_threshold`; needed where the rules ask for
+            one.
 
     Raises:
         ParameterError: The evaluations have other settings than the rules, or other frames.
     """
-    if candidate.metrics.settings != rules.evaluation:
+    fixed = operating_point is None and rules.operating_point is None
+    threshold = (
+        rules.evaluation.threshold if fixed else operating_point and operating_point.threshold
+    )
+    if threshold is None or candidate.metrics.settings != rules.settings_at(threshold):
         raise ParameterError(
             "candidate was evaluated with other settings than the gate rules",
             where=candidate.name,
-            hint="Pass settings=rules.evaluation to evaluate()",
+            hint="Pass settings=rules.evaluation to evaluate(), or where the rules have an "
+            "operating point rules.settings_at(…) with that of choose_threshold()",
         )
+    safety = measure_safety(candidate, rules.assumptions)
+    measured = {
+        gate.name: _measure_ceiling(gate, safety)
+        if isinstance(gate, CeilingGate)
+        else _measure(gate, candidate, reference, fp32)
+        for gate in rules.gates
+        if not isinstance(gate, NoLeaksGate)
+    }
+    decided = _decide(measured, rules.evaluation.confidence)
     gates = tuple(
-        _judge_leaks(gate, inspection)
-        if isinstance(gate, NoLeaksGate)
-        else _judge_metric(gate, candidate, reference, fp32)
+        _judge_leaks(gate, inspection) if isinstance(gate, NoLeaksGate) else decided[gate.name]
         for gate in rules.gates
     )
     return GateDecision(
@@ -298,6 +169,8 @@ def judge(
         candidate=candidate.metrics,
         reference=reference.metrics if reference else None,
         fp32=fp32.metrics if fp32 else None,
+        safety=safety.metrics,
+        operating_point=operating_point,
     )
 
 
@@ -316,6 +189,12 @@ def load_metrics(store: Store, report: Ref) -> dict[str, EvaluationMetrics]:
         role: EvaluationMetrics.model_validate(metrics)
         for role, metrics in content.get("models", {}).items()
     }
+
+
+def load_safety(store: Store, report: Ref) -> SafetyMetrics | None:
+    """The safety metrics behind a gate report; None for reports from before there were any."""
+    content = json.loads(store.read_payload(report, "metrics.json")).get("safety")
+    return SafetyMetrics.model_validate(content) if content else None
 
 
 def save_report(
@@ -344,11 +223,14 @@ def save_report(
         "fp32": decision.fp32,
     }
     payload = {
-        "schema_version": 1,
+        "schema_version": 2,  # 2: safety and operating_point
         "rules": decision.rules.as_json(),
         "models": {
             role: metrics.model_dump(mode="json") for role, metrics in models.items() if metrics
         },
+        "safety": decision.safety.model_dump(mode="json"),
+        "operating_point": decision.operating_point
+        and decision.operating_point.model_dump(mode="json"),
     }
     record = GateReport(
         candidate=candidate,
@@ -394,78 +276,244 @@ def _judge_leaks(gate: NoLeaksGate, inspection: Inspection | None) -> GateResult
     )
 
 
-def _judge_metric(
+@dataclass(frozen=True)
+class _Measured:
+    """What a gate looks at, before it is judged.
+
+    Attributes:
+        samples: ``[1 + r]`` values: of all drives, then of each resample.
+        limit: What decides; ``at_least`` says on which side is safe.
+        n: Sample size in ``unit``.
+        what: The figure in words.
+        evidence: Where it comes from, in words.
+        lacking: Why there is too little evidence, if there is.
+    """
+
+    gate: MetricGate | CeilingGate
+    samples: Floats | None
+    clusters: int
+    method: str
+    limit: float
+    at_least: bool
+    n: int
+    unit: str
+    frames: int
+    drives: int
+    what: str
+    evidence: str
+    lacking: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        if self.samples is None or not math.isfinite(self.samples[0]):
+            return None
+        return float(self.samples[0])
+
+    def bounds(self, tail: float) -> tuple[float, float] | None:
+        """One-sided lower and upper bound, each wrong with a chance of ``tail``."""
+        if self.samples is None or self.value is None:
+            return None
+        return percentile_interval(self.samples[1:], self.clusters, 1 - 2 * tail)
+
+
+def _measure(
     gate: MetricGate, candidate: Evaluation, reference: Evaluation | None, fp32: Evaluation | None
-) -> GateResult:
+) -> _Measured:
     row = candidate.metrics.at(gate.slice, gate.cls)
-    if isinstance(gate, FloorGate):
-        measured = MetricDifference(getattr(row, gate.metric), row.usable, row.method)
-        return _metric_result(gate, row, measured, gate.bound, at_least=True)
-    if isinstance(gate, NoRegressionGate):
-        if reference is None:
-            return _undecided(gate, row, -gate.margin, "No earlier model to compare with")
-        gain = paired_difference(candidate, reference, gate.metric, gate.slice, gate.cls)
-        return _metric_result(gate, row, gain, -gate.margin, at_least=True)
-    if fp32 is None:
-        return _undecided(gate, row, gate.margin, "The FP32 model was not evaluated")
-    loss = paired_difference(fp32, candidate, gate.metric, gate.slice, gate.cls)
-    return _metric_result(gate, row, loss, gate.margin, at_least=False)
-
-
-def _metric_result(
-    gate: MetricGate, row: SliceMetrics, measured: MetricDifference, bound: float, *, at_least: bool
-) -> GateResult:
-    value, low, high = measured.estimate.value, measured.estimate.low, measured.estimate.high
-    missing = _missing_evidence(gate, row)
-    if missing:
-        verdict, reason = Verdict.INSUFFICIENT, missing
-    elif value is None:
-        verdict, reason = Verdict.INSUFFICIENT, "the metric is undefined"
-    elif low is None or high is None:
-        verdict, reason = Verdict.INSUFFICIENT, "no interval can be computed"
-    else:
-        verdict, reason = _decide(low, high, bound, at_least=at_least)
-        if verdict is Verdict.INSUFFICIENT:
-            reason += f"; {_evidence_needed(measured.estimate, bound, row.drives)}"
-    return GateResult(
-        name=gate.name,
-        verdict=verdict,
+    key = (gate.slice, gate.cls, gate.metric)
+    clusters = candidate.clusters[gate.slice]
+    own = candidate.samples[key]
+    method, label = clusters.method, _METRIC_LABELS[gate.metric]
+    base = _Measured(
+        gate=gate,
+        samples=None,
+        clusters=clusters.count,
+        method="not compared",
+        limit=0.0,
+        at_least=not isinstance(gate, Int8LossGate),
         n=row.boxes,
         unit="boxes",
-        value=value,
-        bound=bound,
-        low=low,
-        high=high,
-        method=measured.method,
-        slice=_slice_label(gate),
-        required=gate.required,
-        why=_explanation(gate, row, measured.estimate, reason),
+        frames=row.frames,
+        drives=row.drives,
+        what=label,
+        evidence=f"{counted(row.boxes, 'box', 'boxes')} on {counted(row.frames, 'frame')} of "
+        f"{counted(row.drives, 'drive')}",
+        lacking=_missing_evidence(gate, row),
+    )
+    if isinstance(gate, FloorGate):
+        return replace(base, samples=own, method=method, limit=gate.bound)
+    regression = isinstance(gate, NoRegressionGate)
+    other = reference if regression else fp32
+    what = f"{label} gained over the reference" if regression else f"{label} lost by INT8"
+    limit = -gate.margin if regression else gate.margin
+    if other is None:
+        why = "no earlier model to compare with" if regression else "FP32 model was not evaluated"
+        return replace(base, limit=limit, what=what, lacking=why)
+    check_comparable(candidate, other)
+    change = own - other.samples[key]
+    return replace(
+        base,
+        samples=change if regression else -change,
+        method=f"paired {method}",
+        limit=limit,
+        what=what,
     )
 
 
-def _decide(low: float, high: float, bound: float, *, at_least: bool) -> tuple[Verdict, str]:
-    side = "at least" if at_least else "at most"
-    if low >= bound if at_least else high <= bound:
-        return Verdict.PASS, f"the whole interval is {side} {bound:.3f}"
-    if high < bound if at_least else low > bound:
-        return Verdict.FAIL, f"the whole interval is not {side} {bound:.3f}"
-    return Verdict.INSUFFICIENT, f"the interval includes the bound {bound:.3f}"
+_CEILINGS: dict[CeilingMetric, tuple[str, str]] = {
+    "critical_miss_rate": ("critical misses", "labels in the path"),
+    "critical_false_positive_rate": ("frames with a critical false positive", "frames"),
+    "calibration_error": ("expected calibration error", "predicted boxes"),
+}
 
 
-def _evidence_needed(estimate: Estimate, bound: float, drives: int) -> str:
-    """How many more drives would decide a gate if its value stayed as it is, in words.
+def _measure_ceiling(gate: CeilingGate, safety: Safety) -> _Measured:
+    metrics, critical = safety.metrics, safety.metrics.critical
+    what, unit = _CEILINGS[gate.metric]
+    clusters = safety.clusters[gate.metric]
+    n, frames = critical.boxes, critical.frames
+    if gate.metric == "critical_false_positive_rate":
+        n = critical.frames
+    elif gate.metric == "calibration_error":
+        whole = next(one for one in metrics.calibration if one.slice == ALL_CLASSES)
+        n, frames = whole.boxes, int((clusters.of >= 0).sum())
+    lacking = None
+    if n < gate.min_n or clusters.drives < gate.min_drives:
+        lacking = (
+            f"{n:,} {unit} of {counted(clusters.drives, 'drive')}, "
+            f"the gate needs {gate.min_n:,} of {gate.min_drives}"
+        )
+        left_out = (f"{counted(k, 'frame')} {why}" for why, k in critical.excluded.items())
+        if gate.metric != "calibration_error" and critical.excluded:
+            lacking += f"; left out: {', '.join(left_out)}"
+    return _Measured(
+        gate=gate,
+        samples=safety.samples[gate.metric],
+        clusters=clusters.count,
+        method=clusters.method,
+        limit=gate.bound,
+        at_least=False,
+        n=n,
+        unit=unit,
+        frames=frames,
+        drives=clusters.drives,
+        what=what,
+        evidence=f"{n:,} {unit} on {counted(frames, 'frame')} of "
+        f"{counted(clusters.drives, 'drive')}",
+        lacking=lacking,
+    )
 
-    The end of an interval moves towards the value with the square root of the number of drives.
+
+def holm_levels(p: Sequence[float], alpha: float) -> list[float]:
+    """The level that each of several hypotheses is tested at by Holm's step-down method.
+
+    A hypothesis is rejected exactly where its p value is at most its level.
+
+    Args:
+        p: p value of each.
+        alpha: Chance, at most, that any true hypothesis is rejected.
     """
-    value, low, high = estimate.value, estimate.low, estimate.high
-    assert value is not None and low is not None and high is not None  # noqa: S101
-    distance = abs(value - bound)
-    reach = value - low if value >= bound else high - value
+    order = sorted(range(len(p)), key=lambda number: p[number])
+    levels, level, going = [0.0] * len(p), 0.0, True
+    for rank, number in enumerate(order):
+        if going:  # after the first that is not rejected, no other one is, either
+            level = alpha / (len(p) - rank)
+            going = p[number] <= level
+        levels[number] = level
+    return levels
+
+
+def _decide(measured: Mapping[str, _Measured], confidence: float) -> dict[str, GateResult]:
+    """The verdicts of all gates on metrics, at levels corrected for their number."""
+    tests = {
+        name: one
+        for name, one in measured.items()
+        if not one.lacking and one.bounds(1 - confidence) is not None
+    }
+    levels: dict[str, tuple[float, float]] = {}
+    sides = [
+        [one_sided_p(one.samples, one.clusters, one.limit, above=above) for one in tests.values()]
+        for above in (True, False)
+        if all(one.samples is not None for one in tests.values())
+    ]
+    # A low p value says that the metric is above (below) its limit.
+    for_pass = [a if one.at_least else b for one, a, b in zip(tests.values(), *sides, strict=True)]
+    for_fail = [b if one.at_least else a for one, a, b in zip(tests.values(), *sides, strict=True)]
+    pairs = zip(
+        holm_levels(for_pass, 1 - confidence), holm_levels(for_fail, 1 - confidence), strict=True
+    )
+    levels = dict(zip(tests, pairs, strict=True))
+    correction = f"one-sided {confidence:.0%} bounds, Holm over {counted(len(tests), 'gate')}"
+    return {name: _result(one, levels.get(name), correction) for name, one in measured.items()}
+
+
+def _result(one: _Measured, levels: tuple[float, float] | None, correction: str) -> GateResult:
+    low = high = None
+    verdict = Verdict.INSUFFICIENT
+    if levels is None:
+        found = one.bounds(_DESCRIPTIVE_TAIL)
+        low, high = found or (None, None)
+        reason = one.lacking or (
+            "the metric is undefined" if one.value is None else "no interval can be computed"
+        )
+    else:
+        safe, unsafe = (one.bounds(level) for level in levels)
+        assert safe is not None and unsafe is not None  # noqa: S101 - `_decide` looked
+        low, high = (safe[0], unsafe[1]) if one.at_least else (unsafe[0], safe[1])
+        verdict, reason = _compare(low, high, one.limit, at_least=one.at_least)
+        if verdict is Verdict.INSUFFICIENT:
+            reason += f"; {_evidence_needed(one, low, high)}"
+    shown = "unknown" if one.value is None else f"{one.value:.3f}"
+    if low is not None and high is not None:
+        shown += f" (bounds {low:.3f} and {high:.3f})"
+    gate = one.gate
+    where = ALL_CLASSES if isinstance(gate, CeilingGate) else _slice_label(gate)
+    return GateResult(
+        name=gate.name,
+        verdict=verdict,
+        n=one.n,
+        unit=one.unit,
+        value=one.value,
+        bound=one.limit,
+        low=low,
+        high=high,
+        method=one.method if one.samples is None else f"{one.method}, {correction}",
+        slice=where,
+        required=gate.required,
+        why=f"{one.what} on {where}: {shown}, from {one.evidence}; {reason}",
+    )
+
+
+_DESCRIPTIVE_TAIL = 0.05
+"""Of the bounds of a gate that is not decided, so that a plot has something to show."""
+
+
+def _compare(low: float, high: float, limit: float, *, at_least: bool) -> tuple[Verdict, str]:
+    side = "at least" if at_least else "at most"
+    if low >= limit if at_least else high <= limit:
+        return Verdict.PASS, f"{'lower' if at_least else 'upper'} bound {side} {limit:.3f}"
+    if high < limit if at_least else low > limit:
+        return Verdict.FAIL, f"{'upper' if at_least else 'lower'} bound not {side} {limit:.3f}"
+    return Verdict.INSUFFICIENT, f"the limit {limit:.3f} lies between the bounds"
+
+
+def _evidence_needed(one: _Measured, low: float, high: float) -> str:
+    """How many more drives and frames would decide if the value stayed as it is, in words.
+
+    A bound moves towards the value with the square root of the number of drives.
+    """
+    value = one.value
+    assert value is not None  # noqa: S101 - a value without bounds is not decided
+    distance = abs(value - one.limit)
+    reach = value - low if value >= one.limit else high - value
     if distance * _MOST_TIMES_DRIVES**0.5 <= reach:
-        return "the value is too near the bound to be told from it by more drives"
-    needed = math.ceil(drives * (reach / distance) ** 2)
-    more = counted(max(1, needed - drives), "more drive")
-    return f"if the value stays, about {more} of this slice would decide"
+        return "the value is too near the limit to be told from it by more drives"
+    more = max(1, math.ceil(one.drives * (reach / distance) ** 2) - one.drives)
+    frames = math.ceil(more * one.frames / max(1, one.drives))
+    return (
+        f"if the value stays, about {counted(more, 'more drive')} of this slice "
+        f"({counted(frames, 'frame')}) would decide"
+    )
 
 
 def _missing_evidence(gate: MetricGate, row: SliceMetrics) -> str | None:
@@ -489,37 +537,6 @@ def _missing_evidence(gate: MetricGate, row: SliceMetrics) -> str | None:
     else:
         return f"{text}, the gate needs {least}"
     return f"{text}, the gate needs {least}: about {counted(more, 'more drive')} of this slice"
-
-
-def _undecided(gate: MetricGate, row: SliceMetrics, bound: float, why: str) -> GateResult:
-    return GateResult(
-        name=gate.name,
-        verdict=Verdict.INSUFFICIENT,
-        n=row.boxes,
-        unit="boxes",
-        value=None,
-        bound=bound,
-        method="not compared",
-        slice=_slice_label(gate),
-        required=gate.required,
-        why=why,
-    )
-
-
-def _explanation(gate: MetricGate, row: SliceMetrics, estimate: Estimate, reason: str) -> str:
-    what = _METRIC_LABELS[gate.metric]
-    if isinstance(gate, NoRegressionGate):
-        what = f"{what} gained over the reference"
-    elif isinstance(gate, Int8LossGate):
-        what = f"{what} lost by INT8"
-    shown = "unknown" if estimate.value is None else f"{estimate.value:.3f}"
-    if estimate.low is not None and estimate.high is not None:
-        shown += f" (interval {estimate.low:.3f} to {estimate.high:.3f})"
-    evidence = (
-        f"{counted(row.boxes, 'box', 'boxes')} on {counted(row.frames, 'frame')} of "
-        f"{counted(row.drives, 'drive')}"
-    )
-    return f"{what} on {_slice_label(gate)}: {shown}, from {evidence}; {reason}"
 
 
 def _slice_label(gate: MetricGate) -> str:

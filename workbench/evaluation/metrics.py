@@ -47,7 +47,7 @@ _MIN_DEFINED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class _Clusters:
+class Clusters:
     """Units of resampling.
 
     Attributes:
@@ -68,7 +68,7 @@ class _Clusters:
         return self.drives >= MIN_DRIVES
 
 
-def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> _Clusters:
+def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> Clusters:
     """Clusters of some frames: their drives, or blocks of time where there are too few drives.
 
     Args:
@@ -85,7 +85,7 @@ def cluster_frames(frames: Sequence[Frame], chosen: Ints) -> _Clusters:
             f"descriptive: bootstrap over {units.count} time blocks of {drives}, "
             f"fewer than the {MIN_DRIVES} that a gate needs"
         )
-    return _Clusters(of, units.count, units.drives, method)
+    return Clusters(of, units.count, units.drives, method)
 
 
 def percentile_interval(
@@ -114,6 +114,29 @@ def percentile_interval(
     return float(low), float(high)
 
 
+def one_sided_p(samples: Floats, clusters: int, limit: float, *, above: bool) -> float:
+    """Chance of samples like these if the truth were on the other side of ``limit``.
+
+    The inverse of `percentile_interval`: its lower bound with a tail of ``a`` reaches the limit
+    where this is at most ``a``; 0 where all resamples reach it.
+
+    Args:
+        samples: ``[1 + r]`` values: of all drives, then of each resample.
+        clusters: Number of clusters in each resample.
+        limit: What the metric is compared with.
+        above: Whether the claim is that the metric is at least ``limit``; else at most.
+    """
+    from scipy import stats
+
+    defined = samples[1:][np.isfinite(samples[1:])]
+    if clusters < 2 or not len(defined):
+        return 1.0
+    beyond = int((defined < limit).sum() if above else (defined > limit).sum())
+    share = beyond / len(defined)
+    shrunk = stats.norm.ppf(share) * np.sqrt((clusters - 1) / clusters)
+    return float(stats.t.cdf(shrunk, clusters - 1))
+
+
 _REFERENCE_TOLERANCE = 1e-9
 
 
@@ -129,6 +152,7 @@ class Evaluation:
         tables: Slice to matched predictions.
         curves: Slice to COCO's interpolated precision.
         clusters: Slice to the units of resampling.
+        slices: Slice to its definition.
     """
 
     metrics: EvaluationMetrics
@@ -137,7 +161,8 @@ class Evaluation:
     samples: Mapping[tuple[str, str, MetricName], Floats]
     tables: Mapping[str, MatchTable]
     curves: Mapping[str, CocoMetrics]
-    clusters: Mapping[str, _Clusters]
+    clusters: Mapping[str, Clusters]
+    slices: Mapping[str, Slice]
 
     @property
     def name(self) -> str:
@@ -222,7 +247,7 @@ def evaluate(
     samples: dict[tuple[str, str, MetricName], Floats] = {}
     tables: dict[str, MatchTable] = {}
     curves: dict[str, CocoMetrics] = {}
-    clusters: dict[str, _Clusters] = {}
+    clusters: dict[str, Clusters] = {}
     for done, part in enumerate(slices):
         table, reference = match_slice(whole, part), coco_metrics(whole, part)
         groups = cluster_frames(whole.frames, table.frames)
@@ -246,7 +271,8 @@ def evaluate(
         ignore_regions=sum(label.ignore for label in whole.labels),
         rows=tuple(rows),
     )
-    return Evaluation(metrics, predictions, whole, samples, tables, curves, clusters)
+    named = {part.name: part for part in slices}
+    return Evaluation(metrics, predictions, whole, samples, tables, curves, clusters, named)
 
 
 @dataclass(frozen=True)
@@ -277,19 +303,19 @@ def paired_difference(
     Raises:
         ParameterError: They were evaluated on other frames, labels or settings.
     """
-    _check_comparable(left, right)
+    check_comparable(left, right)
     row = left.metrics.at(part, cls)
     key = (part, cls, metric)
     change = left.samples[key] - right.samples[key]
-    estimate = _estimate(change, left.clusters[part].count, left.metrics.settings.confidence)
-    return MetricDifference(estimate, row.usable, f"paired {row.method}")
+    found = estimate(change, left.clusters[part].count, left.metrics.settings.confidence)
+    return MetricDifference(found, row.usable, f"paired {row.method}")
 
 
-def _check_comparable(left: Evaluation, right: Evaluation) -> None:
+def check_comparable(left: Evaluation, right: Evaluation) -> None:
     same = (
         left.data.frames == right.data.frames
         and left.data.labels == right.data.labels
-        and left.metrics.settings == right.metrics.settings
+        and _without_threshold(left) == _without_threshold(right)
     )
     if not same:
         raise ParameterError(
@@ -297,6 +323,11 @@ def _check_comparable(left: Evaluation, right: Evaluation) -> None:
             where=f"{left.name} and {right.name}",
             hint="Evaluate both on the same dataset with the same settings",
         )
+
+
+def _without_threshold(evaluation: Evaluation) -> EvaluationSettings:
+    """Each model may act from a threshold of its own on."""
+    return evaluation.metrics.settings.model_copy(update={"threshold": 0.0})
 
 
 def _metric_samples(
@@ -331,7 +362,7 @@ def _operating_point_metrics(
 def _slice_rows(
     whole: EvaluationSet,
     table: MatchTable,
-    groups: _Clusters,
+    groups: Clusters,
     reference: CocoMetrics,
     values: Mapping[tuple[str, MetricName], Floats],
     settings: EvaluationSettings,
@@ -345,7 +376,7 @@ def _slice_rows(
         coco = reference.overall if k < 0 else (reference.ap[k], reference.ap50[k], reference.ar[k])
         exact = dict(zip(("ap", "ap50", "ar"), coco, strict=True))
         estimates = {
-            metric: _estimate(
+            metric: estimate(
                 values[cls, metric], groups.count, settings.confidence, exact.get(metric)
             )
             for metric in METRIC_NAMES
@@ -371,7 +402,23 @@ def _slice_rows(
     return rows
 
 
-def _estimate(
+def ratio_samples(hits: Floats | Ints, of: Floats | Ints, weights: Floats) -> Floats:
+    """Ratio of two counts over the units of resampling.
+
+    Args:
+        hits: ``[c]`` counts of each unit.
+        of: ``[c]`` counts out of which, of each unit.
+        weights: ``[1 + r, c]`` of `resampling.draw_resamples`.
+
+    Returns:
+        ``[1 + r]`` ratios; NaN where nothing is counted.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio: Floats = (weights @ hits) / (weights @ of)
+    return ratio
+
+
+def estimate(
     samples: Floats, clusters: int, confidence: float, value: float | None = None
 ) -> Estimate:
     """The value of all drives (of the reference where given) with the interval of resamples."""

@@ -17,8 +17,16 @@ from workbench.records.base import GateResult, Verdict
 if TYPE_CHECKING:
     from workbench.evaluation.gates import GateDecision
     from workbench.evaluation.metrics import Evaluation
+    from workbench.evaluation.safety import SafetyMetrics
 
-__all__ = ["gate_intervals", "metrics_by_slice", "pr_curves", "worst_misses"]
+__all__ = [
+    "gate_intervals",
+    "metrics_by_slice",
+    "miss_rates",
+    "pr_curves",
+    "reliability",
+    "worst_misses",
+]
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 _MODEL_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, ":"), (_GREY, "-."))
@@ -128,7 +136,9 @@ def gate_intervals(decision: GateDecision) -> Any:
     count = len(decision.gates)
     figure, axes = plt.subplots(count, 1, figsize=(7.5, 0.62 * count + 0.9), squeeze=False)
     for axis, gate in zip(axes.flat, decision.gates, strict=True):
-        _draw_gate(axis, gate, at_least=kinds[gate.name] not in ("int8_loss", "no_leaks"))
+        _draw_gate(
+            axis, gate, at_least=kinds[gate.name] not in ("int8_loss", "ceiling", "no_leaks")
+        )
     figure.suptitle(
         f"{decision.verdict}{', simulated' if decision.simulated else ''}",
         fontsize=11,
@@ -136,6 +146,82 @@ def gate_intervals(decision: GateDecision) -> Any:
     )
     legend = "shaded: passes · line: bound · point and bar: value and interval"
     figure.supxlabel(legend, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def miss_rates(safety: SafetyMetrics) -> Any:
+    """Share of labels missed by distance, size and occlusion, with intervals over drives.
+
+    Hollow points have too few drives, so their intervals are only descriptive.
+
+    Args:
+        safety: Such as that of a `GateDecision`.
+
+    Returns:
+        The matplotlib figure.
+    """
+    import matplotlib.pyplot as plt
+
+    kinds = list(dict.fromkeys(rate.by for rate in safety.miss_rates))
+    counts = [sum(rate.by == kind for rate in safety.miss_rates) for kind in kinds] or [1]
+    figure, axes = plt.subplots(
+        len(counts),
+        1,
+        figsize=(7.5, 1.1 + 0.3 * sum(counts) + 0.3 * len(counts)),
+        squeeze=False,
+        sharex=True,
+        height_ratios=counts,
+    )
+    for axis, kind in zip(axes.flat, kinds, strict=False):
+        rows = [rate for rate in safety.miss_rates if rate.by == kind]
+        for position, rate in enumerate(rows):
+            _draw_interval(axis, rate.rate, position, _BLUE, solid=rate.usable)
+        names = [
+            f"{rate.bin} ({counted(rate.boxes, 'label')}, {counted(rate.drives, 'drive')})"
+            for rate in rows
+        ]
+        axis.set_yticks(range(len(rows)), names, fontsize=8)
+        axis.set(xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.5))
+        axis.set_title(f"by {kind}", fontsize=9, loc="left", pad=2)
+        axis.grid(axis="x", alpha=0.3)
+    axes.flat[-1].set_xlabel(f"share missed at a threshold of {safety.threshold:g}")
+    figure.suptitle("Missed labels", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def reliability(safety: SafetyMetrics, part: str = "all") -> Any:
+    """Precision against confidence, with the number of boxes in each bin.
+
+    Points below the diagonal are boxes that the model is too sure of.
+
+    Args:
+        safety: Such as that of a `GateDecision`.
+        part: Name of the slice.
+
+    Returns:
+        The matplotlib figure.
+    """
+    import matplotlib.pyplot as plt
+
+    found = next((one for one in safety.calibration if one.slice == part), None)
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(4.6, 5.2), sharex=True, height_ratios=(3, 1)
+    )
+    axis.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1, label="calibrated")
+    for one in found.bins if found else ():
+        low, high = one.precision.low, one.precision.high
+        if low is not None and high is not None:
+            axis.plot([one.confidence] * 2, [low, high], color=_BLUE, linewidth=1.6)
+        axis.plot(one.confidence, one.precision.value, "o", color=_BLUE, markersize=4.5)
+        below.bar((one.low + one.high) / 2, one.boxes, 0.09, color=_BLUE, alpha=0.6)
+    axis.axvline(safety.threshold, color=_ORANGE, linestyle="--", linewidth=1, label="threshold")
+    axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="precision at IoU 0.5")
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    below.set(xlabel="confidence", ylabel="boxes", yscale="log")
+    title = f"expected calibration error {found.error}" if found else "no boxes"
+    figure.suptitle(f"Reliability on {part}: {title}", fontsize=10)
     figure.tight_layout()
     return figure
 
