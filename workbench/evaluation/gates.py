@@ -22,6 +22,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import ParameterError
@@ -138,10 +140,9 @@ def judge(
     Raises:
         ParameterError: The evaluations have other settings than the rules, or other frames.
     """
-    fixed = operating_point is None and rules.operating_point is None
-    threshold = (
-        rules.evaluation.threshold if fixed else operating_point and operating_point.threshold
-    )
+    threshold: float | None = None if rules.operating_point else rules.evaluation.threshold
+    if operating_point is not None:
+        threshold = operating_point.threshold
     if threshold is None or candidate.metrics.settings != rules.settings_at(threshold):
         raise ParameterError(
             "candidate was evaluated with other settings than the gate rules",
@@ -304,6 +305,10 @@ class _Measured:
     lacking: str | None = None
 
     @property
+    def resampled(self) -> Floats:
+        return np.empty(0) if self.samples is None else self.samples
+
+    @property
     def value(self) -> float | None:
         if self.samples is None or not math.isfinite(self.samples[0]):
             return None
@@ -430,15 +435,14 @@ def _decide(measured: Mapping[str, _Measured], confidence: float) -> dict[str, G
         for name, one in measured.items()
         if not one.lacking and one.bounds(1 - confidence) is not None
     }
-    levels: dict[str, tuple[float, float]] = {}
-    sides = [
-        [one_sided_p(one.samples, one.clusters, one.limit, above=above) for one in tests.values()]
-        for above in (True, False)
-        if all(one.samples is not None for one in tests.values())
-    ]
     # A low p value says that the metric is above (below) its limit.
-    for_pass = [a if one.at_least else b for one, a, b in zip(tests.values(), *sides, strict=True)]
-    for_fail = [b if one.at_least else a for one, a, b in zip(tests.values(), *sides, strict=True)]
+    above, below = (
+        [one_sided_p(one.resampled, one.clusters, one.limit, above=side) for one in tests.values()]
+        for side in (True, False)
+    )
+    sides = list(zip(tests.values(), above, below, strict=True))
+    for_pass = [over if one.at_least else under for one, over, under in sides]
+    for_fail = [under if one.at_least else over for one, over, under in sides]
     pairs = zip(
         holm_levels(for_pass, 1 - confidence), holm_levels(for_fail, 1 - confidence), strict=True
     )

@@ -280,13 +280,13 @@ class _Scene:
 
     def miss_rates(self, by: str) -> Iterable[MissRate]:
         edges = _BINS[by]
-        value = {
-            "distance": lambda: np.where(self._on_road, self._position[:, 0], np.nan),
-            "size": lambda: np.sqrt(self._box[:, 2] * self._box[:, 3]),
-            "occlusion": lambda: np.array(
-                [math.nan if one.occluded is None else one.occluded for one in self._labels]
-            ),
-        }[by]()
+        if by == "distance":
+            value = np.where(self._on_road, self._position[:, 0], np.nan)
+        elif by == "size":
+            value = np.sqrt(self._box[:, 2] * self._box[:, 3])
+        else:
+            hidden = [math.nan if one.occluded is None else one.occluded for one in self._labels]
+            value = np.array(hidden, np.float64)
         bins = np.where(np.isnan(value), -1, np.searchsorted(edges, value, side="right") - 1)
         for number in (*range(len(edges) - 1), -1):
             chosen = bins == number

@@ -116,8 +116,8 @@ def detection_delay(evaluation: Evaluation) -> DetectionDelay:
             excluded[why or "drives of video without track ids"] += 1
             continue
         video += 1
-        for rows in own.values():
-            track = _judge_track(evaluation, drive, numbers, rows)
+        for seen in own.values():
+            track = _judge_track(evaluation, drive, numbers, seen)
             if isinstance(track, str):
                 excluded[track] += 1
             else:
@@ -199,7 +199,8 @@ def _time_to_collision(
             points.append((when - now, np.log(label.box.h)))
     if len(points) < _STABLE_FRAMES:
         return None
-    slope = float(np.polyfit(*np.array(points).T, 1)[0])
+    when_s, log_height = np.array(points).T
+    slope = float(np.polyfit(when_s, log_height, 1)[0])
     return 1 / slope if slope > 1 / _MAX_TTC_S else None
 
 
