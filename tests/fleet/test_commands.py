@@ -21,6 +21,7 @@ from workbench.cli import cli
 from workbench.cli.fleet import _release
 from workbench.core.types import Json
 from workbench.core.workspace import HOME_VARIABLE
+from workbench.monitoring.broker import mosquitto_path
 from workbench.records.base import GateReport, GateResult, Ref, Verdict, make_ref, short_ref
 from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
@@ -94,6 +95,17 @@ def wait_for(condition: Callable[[Json], bool], timeout_s: float = 240) -> Json:
         time.sleep(0.5)
 
 
+def telemetry(condition: Callable[[Json], bool], timeout_s: float = 60) -> Json:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        result = CliRunner().invoke(cli, ["monitor", "status", "--json"])
+        found: Json = json.loads(result.stdout)["telemetry"] if result.exit_code == 0 else {}
+        if found and condition(found):
+            return found
+        assert time.monotonic() < deadline, (found, result.exception)
+        time.sleep(0.5)
+
+
 def test_a_release_goes_out_and_comes_back(
     store: Store, home: Path, server: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
@@ -153,3 +165,9 @@ def test_a_release_goes_out_and_comes_back(
     text = CliRunner().invoke(cli, ["fleet", "status"]).output
     assert "evidence: simulated" in text and f"{sent} went back" in text
     assert "cannot be read" in run("rollout", str(plan), code=1)["error"]
+    if mosquitto_path() is not None:
+        arrived = telemetry(lambda found: found["vehicles"] == 12)
+        assert arrived["evidence"].keys() == {"simulated"} and not arrived["quarantine"]
+        assert arrived["frames"] > 12 * 10_000 and arrived["dropped"] == 0
+        text = CliRunner().invoke(cli, ["monitor", "status"]).output
+        assert "of 12 vehicles" in text and "evidence: simulated" in text

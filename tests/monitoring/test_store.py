@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from workbench.data.telemetry import SIGNALS, Sketch, TelemetryBundle, count, merge, sketch
+from workbench.monitoring.ingest import QuarantineReason, metrics_text
 from workbench.monitoring.store import TelemetryStore, read_telemetry, sketches_in
 
 
@@ -98,3 +103,19 @@ def test_the_table_gives_back_each_bundle_once(kind: str, tmp_path: Path) -> Non
     assert (row["evidence"], row["conditions"]) == ("simulated", '{"light": "night"}')
     if kind == "memory":
         fsspec.filesystem("memory").rm(store._root, recursive=True)
+
+
+def test_the_page_explains_every_reason_and_the_rules_are_valid() -> None:
+    root = Path(__file__).resolve().parents[2] / "docs" / "how-to"
+    page = (root / "telemetry.md").read_text()
+    table = page.split("| reason | meaning |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.M) == [one.value for one in QuarantineReason]
+    for name in SIGNALS:
+        assert f"`{name}`" in page or f"`.{name.partition('.')[2]}`" in page, name
+    rules = yaml.safe_load((root / "telemetry-rules.yaml").read_text())["groups"][0]["rules"]
+    metrics = metrics_text({"counts": {"quarantined impossible": 1}, "last_message": 1.0})
+    for rule in rules:
+        named = re.findall(r"workbench_\w+", rule["expr"])
+        assert named and all(f"\n{name}" in metrics for name in named)
+    if promtool := shutil.which("promtool"):
+        subprocess.run([promtool, "check", "rules", root / "telemetry-rules.yaml"], check=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import getpass
+import json
+import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +18,14 @@ from workbench.cli.common import info, json_option, print_result, resolve_ref
 from workbench.core.errors import ParameterError, RecordError, Refusal
 from workbench.core.text import counted
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace, find_workspace
+from workbench.core.workspace import Workspace, find_workspace, write_atomic
 from workbench.records.base import Ref, short_ref
 
 if TYPE_CHECKING:
     from workbench.fleet.director import Director
     from workbench.fleet.publishing import ReleaseFiles
     from workbench.fleet.server import FleetFolder
+    from workbench.monitoring.broker import BrokerAccount
     from workbench.records.claims import Waiver
     from workbench.records.model_types import Release
     from workbench.records.store import Store
@@ -61,18 +65,30 @@ def fleet() -> None:
     multiple=True,
     help="Simulated: this version has so many times the fallbacks. Repeatable.",
 )
-def up(vehicles: int, speed: float, port: int, regression: tuple[str, ...]) -> None:
+@click.option(
+    "--rides",
+    metavar="DATASET",
+    help="Recorded drives that simulated vehicles replay in their telemetry, such as NAME@2.  "
+    "[default: the newest recorded dataset, if there is a bundle too; `none`: at random]",
+)
+def up(
+    vehicles: int, speed: float, port: int, regression: tuple[str, ...], rides: str | None
+) -> None:
     """Serve vehicles on loopback until Ctrl-C; the first time, generate keys and vehicles.
 
-    Move FLEET/offline-keys to another machine afterwards: only `rollout` needs them.
+    Where mosquitto is installed, a broker and the service that stores telemetry run too:
+    `workbench monitor status`. Move FLEET/offline-keys to another machine afterwards: only
+    `rollout` needs them.
     """
     from datetime import UTC, datetime
 
+    from workbench.cli.drive import replay_rides
     from workbench.fleet import rollout
     from workbench.fleet.server import FleetServer
     from workbench.fleet.simulated import build_fleet
 
-    folder = _folder(find_workspace())
+    workspace = find_workspace()
+    folder = _folder(workspace)
     new = not folder.exists
     if new:
         folder.create(datetime.now(UTC))
@@ -83,25 +99,111 @@ def up(vehicles: int, speed: float, port: int, regression: tuple[str, ...]) -> N
         build_fleet(folder, vehicles)
     with director.connect() as connection:
         simulated = any(one.profile.simulated for one in director.vehicles(connection).values())
+    if simulated:
+        replayed = replay_rides(workspace, folder.root, rides)
     server = FleetServer(folder, port=port, tick=rollout.advance).start()
     info(f"fleet server: {server.url}, state in {folder.root}")
-    drivers = None
-    if simulated:
-        info("evidence: simulated (real keys, disks and messages; the driving is drawn at random)")
-        command = [sys.executable, "-m", "workbench.fleet.simulated", str(folder.root), server.url]
-        command += [part for each in regression for part in ("--regression", each)]
-        log = (folder.root / "vehicles.log").open("ab")
-        drivers = subprocess.Popen(command, stdout=log, stderr=log)
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        broker = _start_broker(director, folder.root, stack)
+        if simulated:
+            info("evidence: simulated (real keys, disks and messages; the driving is drawn)")
+            info(f"telemetry: {replayed}")
+            command = [sys.executable, "-m", "workbench.cli.drive", str(folder.root), server.url]
+            command += [part for each in regression for part in ("--regression", each)]
+            command += ["--broker"] if broker else []
+            _start_process(command, folder.root / "vehicles.log", stack)
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            info("stopped; `workbench fleet up` continues")
+
+
+def _start_broker(director: Director, folder: Path, stack: ExitStack) -> bool:
+    """Start the broker and the service that stores telemetry; False without mosquitto."""
+    from workbench.monitoring.broker import Broker, mosquitto_path
+
+    if mosquitto_path() is None:
+        info("no telemetry: mosquitto is not installed (apt-get install mosquitto)")
+        return False
+    broker = Broker(folder / "telemetry" / "broker")
+    with director.connect() as connection:
+        broker.add_accounts(director.vehicles(connection))
+    broker.start()
+    stack.callback(broker.stop)
+    command = [sys.executable, "-m", "workbench", "fleet", "ingest"]
+    _start_process(command, folder / "telemetry" / "ingest.log", stack)
+    return True
+
+
+def _start_process(command: list[str], log: Path, stack: ExitStack) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+
+
+@fleet.command()
+@click.option(
+    "--telemetry",
+    "url",
+    envvar="WORKBENCH_TELEMETRY",
+    metavar="URL",
+    help="Telemetry table: a folder or an fsspec address.  [env: WORKBENCH_TELEMETRY; default: "
+    "telemetry in the workspace]",
+)
+@click.option(
+    "--broker",
+    metavar="HOST:PORT",
+    help="MQTT broker with TLS.  [default: the one of `workbench fleet up`]",
+)
+@click.option(
+    "--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its CA (PEM)."
+)
+@click.option("--user", default="ingest", show_default=True, help="Account at the broker.")
+@click.option(
+    "--password-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the account's password.",
+)
+def ingest(
+    url: str | None, broker: str | None, ca: Path | None, user: str, password_file: Path | None
+) -> None:
+    """Store what vehicles send until Ctrl-C; `workbench fleet up` starts this for you.
+
+    One such service for each table: two would store a bundle twice, which is read once.
+    """
+    from workbench.monitoring.broker import Broker
+    from workbench.monitoring.ingest import Ingest, metrics_text
+    from workbench.monitoring.mqtt import serve_ingest
+    from workbench.monitoring.store import TelemetryStore
+
+    workspace = find_workspace()
+    director, folder = _director(workspace), _folder(workspace).root / "telemetry"
+    table = url or str(workspace.root / "telemetry")
+    account = (
+        Broker(folder / "broker").account(user)
+        if broker is None
+        else _account(broker, ca, user, password_file)
+    )
+    service = Ingest(
+        TelemetryStore(table),
+        lambda: int(director.clock.day(director.clock.now())),
+    )
+    info(f"telemetry of {account.host}:{account.port} to {table}")
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
-    try:
-        signal.pause()
-    except KeyboardInterrupt:
-        info("stopped; `workbench fleet up` continues")
-    finally:
-        if drivers is not None:
-            drivers.terminate()
-            drivers.wait()
-        server.stop()
+    parent = os.getppid()
+
+    def report() -> None:
+        state = service.as_json()
+        write_atomic(folder / "ingest.json", json.dumps(state).encode())
+        write_atomic(folder / "metrics.prom", metrics_text(state).encode())
+
+    report()
+    # Its parent may be a `fleet up` that was killed.
+    serve_ingest(service, account, stop=lambda: os.getppid() != parent, on_flush=report)
 
 
 @fleet.command()
@@ -324,6 +426,20 @@ def _waivers(store: Store, ref: Ref, record: Release) -> list[Waiver]:
             reason=Refusal.WAIVER_EXPIRED if expired else Refusal.NOT_PROMOTED,
         )
     return valid
+
+
+def _account(broker: str, ca: Path | None, user: str, password_file: Path | None) -> BrokerAccount:
+    from workbench.monitoring.broker import BrokerAccount
+
+    host, _, port = broker.rpartition(":")
+    if not host or not port.isdecimal() or ca is None or password_file is None:
+        raise ParameterError(
+            "a broker needs its host, port, CA and a password file",
+            where=broker,
+            hint="--broker HOST:PORT --ca FILE --password-file FILE",
+        )
+    password = password_file.read_text().strip()
+    return BrokerAccount(host=host, port=int(port), ca=ca.read_text(), user=user, password=password)
 
 
 def _person(by: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = ()
 
 TELEMETRY_VARIABLE = "WORKBENCH_TELEMETRY"
 _SHOWN = 12
+_SILENT_DAYS = 2
 
 _by_option = click.option("--by", help="Who does it.  [default: the user of this machine]")
 _table_option = click.option(
@@ -53,34 +55,23 @@ def monitor() -> None:
 def status(url: str | None, as_json: bool) -> None:
     """Show the telemetry that arrived, open alarms and the signed envelope."""
     from workbench.monitoring.alarms import alarm_states
-    from workbench.monitoring.store import TelemetryStore
+    from workbench.monitoring.store import TelemetryStore, telemetry_status
     from workbench.records.store import Store
 
     workspace = find_workspace()
-    with TelemetryStore(_table(workspace, url)).connect() as connection:
-        row = connection.execute(
-            "SELECT count(DISTINCT vehicle), count(DISTINCT (vehicle, sequence)), min(day), "
-            "max(day), list(DISTINCT evidence ORDER BY evidence) FROM telemetry"
-        ).fetchone()
-    vehicles, rides, first, last, evidence = row or (0, 0, None, None, None)
+    telemetry = telemetry_status(TelemetryStore(_table(workspace, url)), silent_days=_SILENT_DAYS)
+    state = workspace.root / "fleet" / "telemetry" / "ingest.json"
+    telemetry["service"] = json.loads(state.read_bytes()) if state.exists() else None
     states = alarm_states(Store(workspace))
     counts = {name: sum(one.status == name for one in states) for name in _STATUSES}
     envelope = _envelope_state(workspace)
     result: Json = {
-        "telemetry": {
-            "url": _table(workspace, url),
-            "vehicles": vehicles,
-            "rides": rides,
-            "days": None if first is None else [first, last],
-            "evidence": evidence or [],
-        },
+        "telemetry": telemetry,
         "alarms": counts,
         "envelope": envelope,
     }
-    days = "no rides yet" if first is None else f"fleet days {first} to {last}"
     text = [
-        f"telemetry: {counted(rides, 'ride')} of {counted(vehicles, 'vehicle')}, {days}"
-        + (f", evidence: {', '.join(evidence)}" if evidence else ""),
+        *_telemetry_lines(telemetry),
         "alarms: " + ", ".join(f"{count} {name}" for name, count in counts.items()),
         f"retraining envelope: {envelope}",
     ]
@@ -410,6 +401,25 @@ def _raise(workspace: Workspace, made: tuple[Alarm, ...]) -> Json:
 
 def _table(workspace: Workspace, url: str | None) -> str:
     return url or os.environ.get(TELEMETRY_VARIABLE) or str(workspace.root / "telemetry")
+
+
+def _telemetry_lines(found: Json) -> list[str]:
+    days = "no rides yet" if found["days"] is None else "fleet days {} to {}".format(*found["days"])
+    lines = [
+        f"telemetry: {counted(found['rides'], 'ride')} of {counted(found['vehicles'], 'vehicle')},"
+        f" {days}" + (f", evidence: {', '.join(found['evidence'])}" if found["evidence"] else "")
+    ]
+    for version, number in found["versions"].items():
+        lines.append(f"  version {version}: last run by {counted(number, 'vehicle')}")
+    if found["silent"]:
+        names = ", ".join(found["silent"][:_SHOWN])
+        more = " …" if len(found["silent"]) > _SHOWN else ""
+        lines.append(f"  silent for {_SILENT_DAYS} days or more: {names}{more}")
+    if found["dropped"]:
+        lines.append(f"  dropped by vehicles without space: {counted(found['dropped'], 'message')}")
+    for reason, number in found["quarantine"].items():
+        lines.append(f"  put aside, {reason}: {counted(number, 'message')}")
+    return lines
 
 
 def _days(text: str | None, option: str) -> tuple[int, int] | None:

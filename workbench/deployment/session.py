@@ -146,6 +146,7 @@ def _orientation_note(path: Path) -> str:
 
 
 _DrawAnswer = Callable[[Pixels, Answer], None]
+_WatchAnswer = Callable[[Pixels | DataError, Answer], None]
 
 
 @dataclass
@@ -208,6 +209,7 @@ def run_session(
     *,
     output: Path | None = None,
     draw: _DrawAnswer | None = None,
+    watch: _WatchAnswer | None = None,
     threads: int = 2,
     progress: Progress | None = None,
 ) -> SessionSummary:
@@ -219,6 +221,7 @@ def run_session(
         output: JSON lines file: a header, then one answer per line. An existing file of the same
             bundles, settings and frames is continued.
         draw: Called with every readable image and its answer.
+        watch: Called with every image, or the error of decoding it, and its answer.
         threads: Threads that decode images.
         progress: Called with the number of frames done and in all.
 
@@ -243,6 +246,8 @@ def run_session(
             if stream:
                 stream.write(_json_line(answer.model_dump(mode="json")))
                 stream.flush()
+            if watch:
+                watch(image, answer)
             if draw and not isinstance(image, DataError):
                 draw(image, answer)
             if progress:

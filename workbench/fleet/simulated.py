@@ -6,11 +6,7 @@ Each vehicle has a rate of late frames and of fallbacks of its own (gamma, coeff
 
 from __future__ import annotations
 
-import argparse
-import sys
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +14,6 @@ import numpy as np
 
 from workbench.core import digest
 from workbench.core.errors import WorkbenchError
-from workbench.core.processes import die_with_parent
 from workbench.fleet.components import Component, EcuProfile, Target, VehicleProfile, pack
 from workbench.fleet.server import FleetFolder
 from workbench.fleet.vehicle import DayCounts, Vehicle
@@ -96,13 +91,19 @@ class SimulatedFleet:
 
     Args:
         regressions: Ratio of the rate of fallbacks by version of the front camera's software.
+        on_day: Called with each vehicle and the counts of a day that it has reported.
     """
 
     def __init__(
-        self, places: Sequence[Path], url: str, regressions: Mapping[int, float] | None = None
+        self,
+        places: Sequence[Path],
+        url: str,
+        regressions: Mapping[int, float] | None = None,
+        on_day: Callable[[Vehicle, DayCounts], None] | None = None,
     ) -> None:
         self.vehicles = [Vehicle(place, url) for place in places]
         self._regressions = dict(regressions or {})
+        self._on_day = on_day or (lambda _vehicle, _counts: None)
 
     def poll(self, threads: int = 2) -> list[str]:
         """Every vehicle asks once; returns what was refused."""
@@ -114,46 +115,16 @@ class SimulatedFleet:
 
         def report(vehicle: Vehicle) -> str:
             version = vehicle.installed["front-camera"].component.version
+            counts = drive(vehicle.profile.id, day, version, self._regressions)
             try:
-                vehicle.send_report(drive(vehicle.profile.id, day, version, self._regressions))
+                self._on_day(vehicle, counts)
+                vehicle.send_report(counts)
             except WorkbenchError as error:
                 return f"{vehicle.profile.id}: {error}"
             return ""
 
         with ThreadPoolExecutor(threads) as pool:
             return [text for text in pool.map(report, self.vehicles) if text]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Drive all vehicles of a fleet's folder until the parent ends."""
-    parser = argparse.ArgumentParser(prog="python -m workbench.fleet.simulated")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("url")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between polls")
-    parser.add_argument("--regression", action="append", default=[], metavar="VERSION=RATIO")
-    options = parser.parse_args(arguments)
-    die_with_parent()
-    regressions = {
-        int(version): float(ratio)
-        for version, _, ratio in (text.partition("=") for text in options.regression)
-    }
-    director = FleetFolder(options.folder).director()
-    places = sorted(path for path in (options.folder / "vehicles").iterdir() if path.is_dir())
-    fleet = SimulatedFleet(places, options.url, regressions)
-    reported = int(director.clock.day(director.clock.now()))
-    stop = threading.Event()
-    while not stop.is_set():
-        start = time.monotonic()
-        refused = fleet.poll()
-        clock = director.clock
-        today = int(clock.day(clock.now()))
-        for day in range(max(reported, today - 14), today):  # days that have ended
-            refused += fleet.report(day)
-        reported = today
-        for line in refused:
-            print(line, flush=True)
-        stop.wait(max(0.0, options.every - (time.monotonic() - start)))
-    return 0
 
 
 def _poll(vehicle: Vehicle) -> str:
@@ -210,7 +181,3 @@ def _factory_software(folder: FleetFolder, ecu: str, hardware: str) -> Path:
 
 def _seed(text: str) -> int:
     return int(digest.of_bytes(text.encode())[:12], 16)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

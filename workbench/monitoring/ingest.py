@@ -11,7 +11,6 @@ neither loses nor doubles anything: the vehicle sends again what was not settled
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter, defaultdict
@@ -217,8 +216,3 @@ def metrics_text(state: Json, *, now: float | None = None) -> str:
     if state["last_message"] is not None:
         lines.append(f"workbench_telemetry_last_message_seconds {state['last_message']:.3f}")
     return "\n".join([*lines, ""])
-
-
-def state_text(ingest: Ingest) -> bytes:
-    """`Ingest.as_json` as a file."""
-    return json.dumps(ingest.as_json()).encode()

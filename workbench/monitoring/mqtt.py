@@ -89,11 +89,13 @@ def serve_ingest(
     *,
     stop: Callable[[], bool] = lambda: False,
     flush_s: float = 1.0,
+    on_flush: Callable[[], None] = lambda: None,
 ) -> None:
     """Store what vehicles send until ``stop`` says so; a lost connection is opened again.
 
     Args:
         flush_s: Longest time that a message waits to be stored with others.
+        on_flush: Called after each time.
     """
     connection = _Connection(account, "telemetry/+/+/+", ingest.accept)
     while not stop():
@@ -106,6 +108,7 @@ def serve_ingest(
                 for vehicle, numbers in ingest.flush().items():
                     body = json.dumps({"settled": numbers}).encode()
                     connection.publish(f"ack/{vehicle}", body)
+                on_flush()
                 flushed = time.monotonic()
         connection.close()
 

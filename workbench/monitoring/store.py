@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 
 from workbench.core import digest
 from workbench.core.errors import DataError, ServiceError
+from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
 from workbench.data.telemetry import SIGNALS, Sketch, TelemetryBundle
 
@@ -137,6 +139,15 @@ class TelemetryStore:
         self._put(f"frames/{vehicle}/{sequence:012d}.jpg", image)
         self._put(f"frames/{vehicle}/{sequence:012d}.json", about)
 
+    def size(self) -> int:
+        """Bytes of all Parquet files."""
+        return sum(int(self._files.size(path)) for path in self.files())
+
+    def count_frames(self) -> int:
+        """Number of frames that vehicles sent back."""
+        self._files.invalidate_cache()
+        return len(self._files.glob(f"{self._root}/frames/*/*.json"))
+
     def frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """What vehicles say about each frame that they sent back, and its JPEG."""
         self._files.invalidate_cache()
@@ -237,6 +248,41 @@ def read_telemetry(
             params=[since, until, wanted],
         ).to_arrow_table()
     return table
+
+
+def telemetry_status(store: TelemetryStore, *, silent_days: int) -> Json:
+    """What is in the table, as JSON: counts, versions, silent vehicles, what was put aside."""
+    with store.connect() as connection:
+        connection.execute(
+            "CREATE TEMP TABLE rides AS SELECT vehicle, sequence, day, version, evidence, dropped, "
+            "max(n) FILTER (signal = 'frames.ok') AS frames FROM telemetry GROUP BY ALL"
+        )
+        vehicles = connection.execute(
+            "SELECT vehicle, max(day), arg_max(version, (day, sequence)), max(dropped) "
+            "FROM rides GROUP BY vehicle ORDER BY vehicle"
+        ).fetchall()
+        evidence = connection.execute(
+            "SELECT evidence, count(*) FROM rides GROUP BY evidence ORDER BY evidence"
+        ).fetchall()
+        (total,) = connection.execute(
+            "SELECT min(day), max(day), count(*), coalesce(sum(frames), 0)::BIGINT FROM rides"
+        ).fetchall()
+    first, last, rides, frames = total
+    versions = Counter(version for _, _, version, _ in vehicles)
+    return {
+        "url": store.url,
+        "vehicles": len(vehicles),
+        "rides": rides,
+        "frames": frames,
+        "bytes": store.size(),
+        "days": None if first is None else [first, last],
+        "evidence": dict(evidence),
+        "versions": {str(version): versions[version] for version in sorted(versions)},
+        "silent": [name for name, day, *_ in vehicles if day <= last - silent_days],
+        "dropped": sum(dropped for *_, dropped in vehicles),
+        "quarantine": dict(sorted(Counter(one.reason for one in store.quarantine()).items())),
+        "returned_frames": store.count_frames(),
+    }
 
 
 def sketches_in(table: pa.Table) -> Iterator[Sketch]:

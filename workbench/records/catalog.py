@@ -129,7 +129,7 @@ def list_models(store: Store) -> list[ModelRow]:
             named = champion.ref if champion else None
             champions |= {row.checkpoint for row in releases if row.ref == named}
     rows = []
-    for ref, record in _newest_first(store, Checkpoint):
+    for ref, record in newest_first(store, Checkpoint):
         steps = record.training.get("steps")
         names = tuple(
             f"{row.model}/{row.version}" if row.version else row.model
@@ -157,7 +157,7 @@ def list_selections(store: Store) -> list[SelectionRow]:
     """Every selection, the newest first."""
     made, versions = _makers(store), _version_names(store)
     rows = []
-    for ref, record in _newest_first(store, Selection):
+    for ref, record in newest_first(store, Selection):
         rows.append(
             SelectionRow(
                 ref=ref,
@@ -176,7 +176,7 @@ def list_batches(store: Store) -> list[BatchRow]:
     made, versions = _makers(store), _version_names(store)
     collected = {labels.batch: ref for ref, labels in store.readable(LabelSet)}
     rows = []
-    for ref, record in _newest_first(store, LabelBatch):
+    for ref, record in newest_first(store, LabelBatch):
         rows.append(
             BatchRow(
                 ref=ref,
@@ -204,7 +204,7 @@ def list_releases(store: Store) -> list[ReleaseRow]:
             for alias, release in one.aliases.items():
                 aliases.setdefault(release.ref, []).append(alias)
     rows = []
-    for ref, record in _newest_first(store, Release):
+    for ref, record in newest_first(store, Release):
         bundle = bundles.get(record.bundle)
         rows.append(
             ReleaseRow(
@@ -281,7 +281,7 @@ def _measured(store: Store, made: Mapping[Ref, StepRun]) -> dict[Ref, float]:
     return found
 
 
-def _newest_first(store: Store, expected: type[R]) -> list[tuple[Ref, R]]:
+def newest_first(store: Store, expected: type[R]) -> list[tuple[Ref, R]]:
     return list(store.readable(expected))[::-1]
 
 
