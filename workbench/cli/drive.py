@@ -28,7 +28,7 @@ from workbench.records.frames import Frame, condition_values
 
 __all__ = ()
 
-_REPLAYED_FRAMES = 1000
+_REPLAYED_FRAMES = 300
 _DELIVERY_S = 5.0  # a vehicle's connection at the end of a day
 
 
