@@ -346,7 +346,8 @@ def _pipeline_parameters(
 
 
 def _field_checkpoint(workspace: Workspace, model: str, alarm: Alarm) -> Ref:
-    """Checkpoint of the champion; without one, of the model that the alarm names.
+    """Checkpoint of the champion. Without one: of the model that the alarm names, or of the release
+    before it where that one is a candidate that disagrees with the field.
 
     Raises:
         ParameterError: There is neither.
@@ -356,10 +357,14 @@ def _field_checkpoint(workspace: Workspace, model: str, alarm: Alarm) -> Ref:
     from workbench.records.store import Store
 
     store = Store(workspace)
-    champion = registered_releases(workspace, model).aliases.get("champion")
+    known = registered_releases(workspace, model)
+    champion = known.aliases.get("champion")
     release = champion.record if champion else None
     if release is None and alarm.model is not None and alarm.model.startswith("release/"):
         release = store.get(alarm.model, Release)
+        earlier = [one.record for one in known.releases if one.ref != alarm.model]
+        if alarm.what == "disagreement" and earlier:
+            release = earlier[-1]
     if release is None:
         raise ParameterError(
             f"{model} has no champion, and the alarm names no release",

@@ -23,7 +23,7 @@ from securesystemslib.signer import CryptoSigner
 
 from workbench.audit import log as audit
 from workbench.core import digest
-from workbench.core.errors import RecordError
+from workbench.core.errors import ParameterError, RecordError
 from workbench.core.parsing import parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS assignments (
 );
 CREATE TABLE IF NOT EXISTS reports (
     vehicle TEXT, day INTEGER, frames INTEGER, late INTEGER, fallbacks INTEGER, body TEXT NOT NULL,
-    PRIMARY KEY (vehicle, day)
+    near_misses INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (vehicle, day)
 );
 CREATE TABLE IF NOT EXISTS rollouts (
     id TEXT PRIMARY KEY, plan TEXT NOT NULL, offers TEXT NOT NULL, rollbacks TEXT NOT NULL,
@@ -143,6 +143,11 @@ class Director:
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         connection = self._open_database()
         connection.executescript(_SCHEMA)
+        columns = {row["name"] for row in connection.execute("PRAGMA table_info(reports)")}
+        if "near_misses" not in columns:  # a fleet from before they were counted
+            connection.execute(
+                "ALTER TABLE reports ADD COLUMN near_misses INTEGER NOT NULL DEFAULT 0"
+            )
         self._idle.put(connection)
 
     def _open_database(self) -> sqlite3.Connection:
@@ -202,6 +207,22 @@ class Director:
             value = json.dumps([clock.start.isoformat(), clock.real_start, clock.speed])
             connection.execute("INSERT OR REPLACE INTO settings VALUES ('clock', ?)", (value,))
         return clock
+
+    def advance_clock(self, passed: timedelta) -> None:
+        """Set the clock of a simulated or replayed fleet forward, as if nothing had happened.
+
+        Raises:
+            ParameterError: ``passed`` is negative, or a vehicle is real.
+        """
+        with self.connect() as connection:
+            if passed < timedelta(0) or any(
+                not one.profile.simulated for one in self.vehicles(connection).values()
+            ):
+                raise ParameterError("only the clock of a fleet without real vehicles, and forward")
+            clock = self.clock_in(connection)
+            moved = clock.real_start - passed.total_seconds() / clock.speed
+            value = json.dumps([clock.start.isoformat(), moved, clock.speed])
+            connection.execute("UPDATE settings SET value = ? WHERE name = 'clock'", (value,))
 
     def add_targets(self, targets: Iterable[Target]) -> None:
         """Make targets of the image repository known."""
@@ -302,7 +323,8 @@ class Director:
             try:
                 counts = DayCounts.model_validate(body["counts"])
                 numbers = (
-                    counts.frames, counts.late, counts.fallbacks, *counts.detections.values(),
+                    counts.frames, counts.late, counts.fallbacks, counts.near_misses,
+                    *counts.detections.values(),
                 )  # fmt: skip
                 if min(numbers) < 0 or counts.frames > _MAX_FRAMES_A_DAY or max(numbers) >= 2**53:
                     raise ValueError("a count is negative or too large")
@@ -314,10 +336,11 @@ class Director:
                 what = f"invalid report: {error}"
                 raise UpdateRefused(Reason.MESSAGE_INVALID, what, where=row["id"]) from error
             connection.execute(
-                "INSERT OR IGNORE INTO reports VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO reports (vehicle, day, frames, late, fallbacks, body, "
+                "near_misses) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     row["id"], counts.day, counts.frames, counts.late, counts.fallbacks,
-                    json.dumps(counts.detections),
+                    json.dumps(counts.detections), counts.near_misses,
                 ),
             )  # fmt: skip
             return {}

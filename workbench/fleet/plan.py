@@ -22,7 +22,7 @@ __all__ = ()
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_METRICS = ("late", "fallbacks")
+_METRICS = ("late", "fallbacks", "near_misses")
 
 
 def _duration(value: object) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,8 @@ class SimulatedFleet:
     Args:
         regressions: Ratio of the rate of fallbacks by version of the front camera's software.
         on_day: Called with each vehicle and the counts of a day that it has reported.
+        driver: What a day of a vehicle is, from its name, the day and the version of the front
+            camera's software, such as a replay of real drives; by default `drive`.
     """
 
     def __init__(
@@ -100,9 +103,11 @@ class SimulatedFleet:
         url: str,
         regressions: Mapping[int, float] | None = None,
         on_day: Callable[[Vehicle, DayCounts], None] | None = None,
+        *,
+        driver: Callable[[str, int, int], DayCounts] | None = None,
     ) -> None:
         self.vehicles = [Vehicle(place, url) for place in places]
-        self._regressions = dict(regressions or {})
+        self._drive = driver or partial(drive, regressions=dict(regressions or {}))
         self._on_day = on_day or (lambda _vehicle, _counts: None)
 
     def poll(self, threads: int = 2) -> list[str]:
@@ -115,7 +120,7 @@ class SimulatedFleet:
 
         def report(vehicle: Vehicle) -> str:
             version = vehicle.installed["front-camera"].component.version
-            counts = drive(vehicle.profile.id, day, version, self._regressions)
+            counts = self._drive(vehicle.profile.id, day, version)
             try:
                 self._on_day(vehicle, counts)
                 vehicle.send_report(counts)

@@ -96,6 +96,7 @@ class DayCounts(FrozenModel):
         detections: Boxes by class.
         late: Frames whose answer came after its deadline.
         fallbacks: Frames that were answered without the model.
+        near_misses: Objects close ahead that another sensor saw before the model did.
     """
 
     schema_version: Literal[1] = 1
@@ -104,6 +105,7 @@ class DayCounts(FrozenModel):
     detections: dict[str, int] = {}
     late: int = 0
     fallbacks: int = 0
+    near_misses: int = 0
 
 
 class Vehicle:
