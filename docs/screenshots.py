@@ -7,6 +7,7 @@ Takes ``docs/images/{fiftyone,label_studio,mlflow,lab,board}.png`` in a headless
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import os
 import secrets
@@ -165,6 +166,99 @@ def run_all_cells(page: Any, address: str, shown: str = "Tag in FiftyOne") -> No
     button.or_(failure).first.wait_for(timeout=3 * _MINUTE_MS)
     if failure.count():
         raise ServiceError(f"the notebook failed: {failure.first.inner_text()[-800:]}")
+
+
+_WIDGET_PAGE = """
+<body style="margin:0;padding:12px"><div id="widget"></div></body>
+<script>
+  window.workbenchOpen = async (source, style, state) => {
+    const sheet = document.createElement("style");
+    sheet.textContent = style;
+    document.head.append(sheet);
+    const { default: widget } = await import(URL.createObjectURL(
+      new Blob([source], { type: "text/javascript" })));
+    const bytes = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+    const text = (view) => btoa(Array.from(new Uint8Array(view.buffer),
+      (one) => String.fromCharCode(one)).join(""));
+    const decoded = (value) => value?.bytes === undefined ? value
+      : new DataView(bytes(value.bytes).buffer);
+    const values = Object.fromEntries(
+      Object.entries(state).map(([name, value]) => [name, decoded(value)]));
+    const heard = {}, changed = new Set();
+    const tell = (name, ...given) => (heard[name] ?? []).forEach((act) => act(...given));
+    window.workbenchTell = (message, buffers) => tell("msg:custom", message,
+      buffers.map((one) => new DataView(bytes(one).buffer)));
+    window.workbenchSet = (name, value) => {
+      values[name] = decoded(value);
+      tell("change:" + name);
+    };
+    const model = {
+      get: (name) => values[name],
+      set: (name, value) => { values[name] = value; changed.add(name); },
+      save_changes: () => {
+        for (const name of changed) {
+          const value = values[name];
+          window.workbenchKernel({ set: name, value: value instanceof DataView
+            ? { bytes: text(value) } : value });
+        }
+        changed.clear();
+      },
+      send: (message) => { window.workbenchKernel({ message }); },
+      on: (name, act) => { (heard[name] ??= []).push(act); },
+      off: (name, act) => { heard[name] = (heard[name] ?? []).filter((one) => one !== act); },
+    };
+    window.workbenchClose = widget.render({ model, el: document.getElementById("widget") });
+  };
+</script>
+"""
+_PAGE_TRAITS = ("_marks", "_picked", "_picked_title")
+_DARK = """
+  --jp-layout-color1: #14171b; --jp-layout-color2: #20242a; --jp-border-color2: #3a4048;
+  --jp-ui-font-color1: #e8eaed; --jp-ui-font-color2: #a3abb5; --jp-brand-color1: #6cb2f0;
+"""
+
+
+def show_widget(page: Any, widget: Any, *, dark: bool = False) -> None:
+    """Open an anywidget on a bare page, with this process in the place of the kernel.
+
+    Args:
+        page: Of `browser`.
+        widget: A `FrameBrowser`; its traits and messages work as in JupyterLab.
+        dark: With the colours of JupyterLab's dark theme.
+    """
+
+    def encoded(value: Any) -> Any:
+        return {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+    def tell(content: Any, buffers: Any = ()) -> None:
+        data = [base64.b64encode(one).decode() for one in buffers]
+        page.evaluate("([content, data]) => workbenchTell(content, data)", [content, data])
+
+    def hear(heard: Any) -> None:
+        if "message" in heard:
+            widget._handle_custom_msg(heard["message"], [])
+            return
+        value = heard["value"]
+        # A memoryview, as ipykernel delivers it.
+        data = memoryview(base64.b64decode(value["bytes"])) if isinstance(value, dict) else value
+        with widget.hold_trait_notifications():
+            widget.set_trait(heard["set"], data)
+
+    def show(change: Any) -> None:
+        page.evaluate("([name, to]) => workbenchSet(name, to)", [change.name, encoded(change.new)])
+
+    names = [name for name in widget.keys if name in _PAGE_TRAITS]
+    page.expose_function("workbenchKernel", hear)
+    widget.send = tell
+    page.set_content(_WIDGET_PAGE)
+    if dark:
+        page.add_style_tag(content=f"body {{ background: #0f1114; {_DARK} }}")
+    state = {name: encoded(getattr(widget, name)) for name in names}
+    page.evaluate(
+        "([source, style, state]) => workbenchOpen(source, style, state)",
+        [widget._esm, widget._css, state],
+    )
+    widget.observe(show, names)
 
 
 @contextlib.contextmanager

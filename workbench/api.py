@@ -98,6 +98,35 @@ class Workbench:
         ref = ref or newest_selection(self.store)
         return Selection(self.workspace, _of_kind(ref, reference, (types.Selection.KIND,)))
 
+    def browse(
+        self,
+        dataset: str | Dataset,
+        *models: str | Model,
+        roles: Sequence[str] = (),
+        embeddings: bool = True,
+    ) -> Any:
+        """Look at frames with labels and predictions: grid, map, comparison, why it was missed.
+
+        Args:
+            dataset: A whole version, or its name.
+            *models: Models, or references to them; the second is compared with the first.
+            roles: Only frames of these roles; all by default.
+            embeddings: Whether to embed the frames for the map and for "more like this".
+
+        Returns:
+            A `FrameBrowser`. Its ``selection()`` is the marked frames as a `Selection`.
+        """
+        from workbench.widgets.explore import explore
+
+        version = self.dataset(dataset) if isinstance(dataset, str) else dataset
+        return explore(
+            version,
+            [self.model(one) if isinstance(one, str) else one for one in models],
+            roles=roles,
+            embeddings=embeddings,
+            keep=lambda ref: Selection(self.workspace, ref),
+        )
+
     def datasets(self) -> Any:
         """Every dataset version, one row each: name, version, frames, labels, drives."""
         import pandas as pd
@@ -289,6 +318,7 @@ class Selection:
         boxes = self.predictions()
         return FrameBrowser(
             selected_frames(self.workspace, dataset, self.record, boxes),
+            workspace=self.workspace,
             on_tag=tag_action(self.workspace, dataset.name, "look-again"),
             on_send=send_action(self.workspace, self.record),
         )

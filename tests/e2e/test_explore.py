@@ -82,9 +82,11 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 def test_a_click_in_the_notebook_tags_frames_in_fiftyone(explored: Workspace) -> None:
     with screenshots.lab(explored) as address, screenshots.browser() as page:
         screenshots.run_all_cells(page, address)
+        page.get_by_role("button", name="mark all shown").click()
         page.get_by_role("button", name="Tag in FiftyOne").click()
+        page.get_by_role("button", name="Yes, 10 frames").click()
         page.get_by_text("10 frames tagged 'look-again' in FiftyOne").wait_for(timeout=60_000)
-        assert page.locator(".jp-OutputArea img").count() >= 8
+        assert page.locator(".wb-card").count() >= 8
     # Asked in a process of its own: FiftyOne attaches to one database for good.
     ask = (
         "from workbench import curation\nprint(len(curation.tagged_frames('drawn', 'look-again')))"

@@ -74,13 +74,16 @@ def test_are_my_splits_leaking(workspace: Workspace, monkeypatch: pytest.MonkeyP
 
 
 def test_more_like_this(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A frame is picked, a box is picked, and what is kept is a selection of both."""
+    """A search from code, as the page asks for it, and what is kept is a selection."""
     act = (
-        "browser.pick(seen.frames[7])\n"
-        "whole = [one.frame for one in browser.matches]\n"
-        "browser.box.value = 0\n"
-        "browser.keep_button.click()\n"
-        "print(browser.frame.frame, *whole, '|', browser.status.value)"
+        "sent = []\n"
+        "browser.send = lambda content, buffers=(): sent.append(content)\n"
+        "ask = {'type': 'like', 'frame': 7, 'box': None, 'cls': ''}\n"
+        "browser._handle_custom_msg(ask, [])\n"
+        "whole = [browser.frames[row].frame for row in sent[-1]['frames']]\n"
+        "browser.mark([seen.frames[7], *whole])\n"
+        "told = browser.act('Keep as a selection')\n"
+        "print(seen.frames[7], *whole, '|', told)"
     )
     notebook = executed("more_like_this", monkeypatch, act)
     assert "pictures" in pictures(notebook)

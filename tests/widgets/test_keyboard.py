@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,21 +13,13 @@ from workbench.core.workspace import Workspace
 
 SOURCE = """
 from pathlib import Path
-from PIL import Image
-from workbench.core import digest
-from workbench.widgets import FrameBrowser
-from workbench.widgets.frames import DrawnBox, ShownFrame
-frames = []
-for number in range(20):
-    path = Path(f"{number}.png")
-    Image.new("RGB", (240, 120), (number * 10, 40, 40)).save(path)
-    box = DrawnBox(("car", "cyclist", "truck")[number % 3], (10, 10, 40, 30), 0.7)
-    frames.append(ShownFrame(digest.of_file(path), path, "drive", "day", "clear", boxes=(box,)))
-pressed = []
+import numpy as np
+from tests.widgets.conftest import drawn_frames
+from workbench.widgets import BrowserExtras, FrameBrowser
 browser = FrameBrowser(
-    frames,
-    on_tag=lambda chosen: pressed.append(chosen) or f"{len(chosen)} tagged",
-    on_send=lambda chosen: f"{len(chosen)} sent",
+    drawn_frames(Path.cwd()),
+    on_tag=lambda chosen: f"{len(chosen)} tagged",
+    extras=BrowserExtras(points=np.array([(n % 5, n // 5) for n in range(20)], np.float32)),
 )
 browser
 """
@@ -36,9 +27,10 @@ browser
 pytestmark = pytest.mark.skipif(screenshots.chromium() is None, reason="there is no Chromium")
 
 
-@pytest.fixture
-def page(workspace: Workspace, tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """JupyterLab with the browser shown by the first cell, and a second cell below."""
+    folder = tmp_path_factory.mktemp("lab")
     cells = [
         {
             "cell_type": "code",
@@ -57,15 +49,18 @@ def page(workspace: Workspace, tmp_path: Path) -> Iterator[Any]:
         "nbformat": 4,
         "nbformat_minor": 5,
     }
-    notebook = tmp_path / "keys.ipynb"
+    notebook = folder / "keys.ipynb"
     notebook.write_text(json.dumps(body))
-    with (
-        screenshots.lab(workspace, notebook, servers=()) as address,
-        screenshots.browser(1280, 900) as shown,
-    ):
-        screenshots.run_all_cells(shown, address)
-        shown.wait_for_timeout(1000)
-        yield shown
+    workspace = Workspace(folder / ".workbench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(screenshots.PROJECT))
+        with (
+            screenshots.lab(workspace, notebook, servers=()) as address,
+            screenshots.browser(1280, 720) as shown,
+        ):
+            screenshots.run_all_cells(shown, address)
+            shown.locator(".wb-card").first.wait_for()
+            yield shown
 
 
 def count(page: Any) -> int:
@@ -74,43 +69,67 @@ def count(page: Any) -> int:
     return int(page.evaluate(script))
 
 
-def test_keys_turn_zoom_and_tag_and_jupyterlab_never_sees_them(page: Any) -> None:
-    page.locator(".workbench-keys img").first.click()
-    page.wait_for_timeout(500)
-    for key in ("b", "a", "d", "d", "x", "m", "y", "Enter", "0", "0"):
+def kernel_says(page: Any, code: str) -> str:
+    """What the kernel prints; messages of the widget that were sent before are done by then."""
+    return str(
+        page.evaluate(
+            """async (code) => {
+              const { kernel } = window.jupyterapp.shell.currentWidget.sessionContext.session;
+              const asked = kernel.requestExecute({ code });
+              let printed = "";
+              asked.onIOPub = (message) => { printed += message.content.text ?? ""; };
+              await asked.done;
+              return printed.trim();
+            }""",
+            code,
+        )
+    )
+
+
+def test_keys_open_mark_and_act_and_jupyterlab_never_sees_them(page: Any) -> None:
+    page.locator(".wb-count").click()
+    for key in ("b", "d", "d", "x", "m", "m", "Enter", "0", "0", "Escape"):
         page.keyboard.press(key)
     assert count(page) == 2
-    state = "window.jupyterapp.shell.currentWidget.content.mode"
-    assert page.evaluate(state) == "command"
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.mode") == "command"
+    page.keyboard.press("Space")
     page.keyboard.press("ArrowRight")
-    page.get_by_text("Frames 9 to 16 of 20").wait_for()
-    page.keyboard.press("ArrowLeft")
-    page.get_by_text("Frames 1 to 8 of 20").wait_for()
-    page.keyboard.press("z")
-    page.get_by_text("Frame 1 of 20").wait_for()
-    page.keyboard.press("ArrowRight")
-    page.get_by_text("Frame 2 of 20").wait_for()
+    page.keyboard.press("Space")
+    page.get_by_text("2 frames marked").wait_for()
     page.keyboard.press("t")
-    page.get_by_text("1 tagged").wait_for()
-    page.keyboard.press("Escape")
-    page.get_by_text("Frames 1 to 8 of 20").wait_for()
-    page.keyboard.press("s")
-    page.get_by_text("Send 20 frames to labelers?").wait_for()
-    page.keyboard.press("s")
-    page.get_by_text("20 sent").wait_for()
+    page.get_by_text("Tag in FiftyOne: 2 marked frames?").wait_for()
+    page.keyboard.press("t")
+    page.get_by_text("2 tagged").wait_for()
+    # Lists in the widget keep their keys.
+    page.get_by_label("cls").focus()
+    page.keyboard.press("d")
+    page.keyboard.press("d")
     assert count(page) == 2
-    # Outside the widget the keys are JupyterLab's again.
+    assert kernel_says(page, "print(len(browser.marked), len(browser.picked))") == "2 0"
+
+
+def test_a_lasso_reaches_the_kernel(page: Any) -> None:
+    page.locator(".wb-count").click()
+    page.keyboard.press("m")
+    page.locator(".wb-map").evaluate("(map) => map.scrollIntoView({ block: 'center' })")
+    page.wait_for_timeout(300)
+    spot = page.locator(".wb-map").bounding_box()
+    side = min(spot["width"], spot["height"]) - 24
+    left, top = (spot["x"] + (spot["width"] - side) / 2, spot["y"] + (spot["height"] - side) / 2)
+    # Twenty points in five columns; the lasso takes the first column.
+    corners = [(-0.02, 1.02), (-0.02, -0.02), (0.12, -0.02), (0.12, 1.02)]
+    page.mouse.move(left + corners[0][0] * side, top + corners[0][1] * side)
+    page.mouse.down()
+    for x, y in corners[1:]:
+        page.mouse.move(left + x * side, top + y * side, steps=4)
+    page.mouse.up()
+    page.locator(".wb-chip", has_text="lasso · 4").wait_for()
+    rows = "print(sorted(browser._rows[one] for one in browser.picked))"
+    assert kernel_says(page, rows) == "[0, 5, 10, 15]"
+
+
+def test_outside_the_widget_the_keys_are_jupyterlabs_again(page: Any) -> None:
     page.locator(".jp-Cell").nth(1).locator(".jp-InputPrompt").click()
     page.keyboard.press("Escape")
     page.keyboard.press("b")
     page.wait_for_function("window.jupyterapp.shell.currentWidget.content.model.cells.length === 3")
-
-
-def test_lists_in_the_widget_keep_their_keys(page: Any) -> None:
-    choice = page.locator(".workbench-keys select").nth(2)  # class
-    choice.select_option("car")
-    choice.focus()
-    page.get_by_text("of 7 (20 in total)").wait_for()
-    page.keyboard.press("d")
-    page.keyboard.press("d")
-    assert count(page) == 2

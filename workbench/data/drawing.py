@@ -32,6 +32,11 @@ dark nor grey.
 _GREY = "#8e8e93"
 
 
+def palette() -> tuple[str, ...]:
+    """Sixteen colours that are told apart with every colour vision, as ``#rrggbb``."""
+    return _PALETTE
+
+
 def use_neutral_style() -> None:
     """Make matplotlib's plots readable on light and dark pages, in this process and its children.
 

@@ -1,9 +1,10 @@
 """Jupyter widgets of the research notebooks. Actions are passed in as callables."""
 
-from workbench.widgets.browser import FrameBrowser, MoreLikeThis, send_action, tag_action
+from workbench.widgets.browser import BrowserExtras, FrameBrowser, send_action, tag_action
 from workbench.widgets.frames import (
     DrawnBox,
     contact_sheet,
+    dataset_frames,
     embedded_frames,
     selected_frames,
     similar_frames,
@@ -12,11 +13,12 @@ from workbench.widgets.labeling_status import sent_batches
 from workbench.widgets.run_progress import RunProgress, run
 
 __all__ = [
+    "BrowserExtras",
     "DrawnBox",
     "FrameBrowser",
-    "MoreLikeThis",
     "RunProgress",
     "contact_sheet",
+    "dataset_frames",
     "embedded_frames",
     "run",
     "selected_frames",

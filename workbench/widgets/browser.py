@@ -1,518 +1,368 @@
-"""Frame browser, similarity search, and the actions behind their buttons.
+"""The frame browser: thousands of frames in a notebook, and the actions behind its buttons.
 
-Everything works from code as well: ``browser.tag_button.click()``, ``widget.pick(frame, box=2)``.
+Everything works from code as well: ``browser.mark(frames)``, ``browser.act("Tag in FiftyOne")``.
+The page is written in plain modules of JavaScript in ``static``; nothing is built or fetched.
 """
 
 from __future__ import annotations
 
 import getpass
-import html
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
-from IPython.display import Javascript, display
+import anywidget
+import numpy as np
+import traitlets
+from numpy.typing import NDArray
 
 from workbench import curation, labeling, services
-from workbench.core.errors import ParameterError, WorkbenchError
+from workbench.core.errors import DataError, ParameterError, WorkbenchError
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
+from workbench.data.drawing import palette
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.model import Model
 from workbench.records.dataset import load_dataset
 from workbench.records.store import Store
 from workbench.records.types import Prediction, Selection
-from workbench.widgets.frames import DrawnBox, ShownFrame, draw_frame
+from workbench.widgets.frames import DrawnBox, ShownFrame, pack_frames
+from workbench.widgets.thumbnails import Thumbnails, whole_image
 
-__all__ = ["FrameBrowser", "MoreLikeThis", "send_action", "tag_action"]
+__all__ = ["BrowserExtras", "FrameBrowser", "send_action", "tag_action"]
+
+TAG, SEND = "Tag in FiftyOne", "Send to labelers"
+_KEYS = {TAG: "t", SEND: "s"}
+_MODULES = ("state", "grid", "frame", "map", "browser")
+_STATIC = Path(__file__).with_name("static")
+
+
+@dataclass(frozen=True)
+class ActionResult:
+    """What an action has to say, with a link to follow."""
+
+    text: str
+    url: str = ""
+    title: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.url}" if self.url else self.text
+
 
 FrameAction = Callable[[tuple[str, ...]], object]
-"""Called with frame digests; returns a message to show."""
+"""Called with frame digests; returns a message or an `ActionResult` to show."""
 
-ALL_VALUES = "all"
-_GRID_COLUMNS, _PAGE = 4, 8
-_THUMBNAIL, _LARGE_PX, _ZOOMED_PX = 240, 880, 1760
 SimilaritySearch = Callable[[str, DrawnBox | None], Sequence[ShownFrame]]
 """Called with a frame's digest and a box on it, or None; returns the most similar frames."""
 
 Refinement = Callable[[tuple[str, ...], tuple[str, ...]], Sequence[ShownFrame]]
 """Called with frames answered yes and frames answered no; returns the next most similar frames."""
 
-WHOLE_FRAME = "the whole frame"
-_MATCH_PX, _PICKED_PX, _MATCH_COLUMNS = 220, 520, 4
-_MAX_DRAWN_BOXES = 6
-"""Boxes drawn while the whole frame is selected; the menu lists all."""
+
+@dataclass(frozen=True)
+class ExplainedMiss:
+    """Why a label was missed, in a sentence."""
+
+    cls: str
+    xyxy: tuple[float, float, float, float]
+    why: str
 
 
-_KEYS = ("ArrowLeft", "ArrowRight", "t", "s", "z", "Escape")
-_KEYS_HELP = "Click here, then: ← → turn · z zoom · Esc grid · t tag · s send"
-_KEYS_SCRIPT = """
-(() => {
-  if (window.workbenchKeys) return;
-  window.workbenchKeys = true;
-  const style = document.createElement("style");
-  style.textContent = ".workbench-keys:focus{outline:2px solid #0072b2;outline-offset:2px}";
-  document.head.append(style);
-  let clicked = null;
-  const owner = (target) => {
-    if (!(target instanceof Element)) return null;
-    const root = target.closest(".workbench-keys");
-    // JupyterLab moves the focus to the cell of the widget that was clicked.
-    return root || (clicked && target.matches(".jp-Cell") && target.contains(clicked) ? clicked
-      : null);
-  };
-  // On the window, while events travel down: before JupyterLab, which listens on the document.
-  window.addEventListener("pointerdown", (event) => {
-    clicked = event.target instanceof Element && event.target.closest(".workbench-keys");
-  }, true);
-  window.addEventListener("click", (event) => {
-    if (!clicked || event.target.closest("input, select, textarea")) return;
-    clicked.tabIndex = 0;
-    setTimeout((root) => root.focus({preventScroll: true}), 0, clicked);
-  }, true);
-  window.addEventListener("keydown", (event) => {
-    const root = owner(event.target);
-    if (!root) return;
-    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Tab") return;
-    // JupyterLab leaves keys in text fields alone; sliders listen for theirs.
-    if (event.target.closest("input, textarea, [contenteditable=true]")) return;
-    if (event.target.closest("[role=slider]") && /^(Arrow|Home|End|Page)/.test(event.key)) return;
-    event.stopImmediatePropagation();
-    const button = root.querySelector(".workbench-key-" + CSS.escape(event.key));
-    if (!button || (event.target.closest("select") && event.key !== "Escape")) return;
-    event.preventDefault();
-    if (!button.disabled) button.click();
-  }, true);
-})();
-"""
+@dataclass(frozen=True)
+class SliceChange:
+    """Recall of two models on a slice, the difference and its interval."""
+
+    slice: str
+    boxes: int
+    first: float
+    second: float
+    value: float
+    low: float
+    high: float
 
 
-class _KeyboardBox(widgets.VBox):  # type: ignore[misc]
-    """A box whose keys press its buttons and never reach JupyterLab.
+@dataclass(frozen=True)
+class BrowserExtras:
+    """What the browser can show and do beside frames; each part may be missing.
 
-    A button of the class ``workbench-key-KEY`` is pressed by the key that browsers call KEY.
+    Attributes:
+        points: Float ``[n, 2]``: the frames on the embedding map.
+        search: Finds frames similar to a frame or a box: "more like this".
+        refine: Searches again with a person's answers.
+        explain: Why labels of a frame were missed by a model at a score: called with the frame's
+            digest, the model's name and the score.
+        nearest: What training has that is like a label, a line each; called with the frame's digest
+            and the label.
+        comparison: The first two models by slice.
+        select: Keeps frames as a selection: called with digests and a reason.
     """
 
-    def __init__(self, children: Sequence[Any]) -> None:
-        super().__init__(children, tabbable=True)
-        self.add_class("workbench-keys")
+    points: NDArray[np.float32] | None = None
+    search: SimilaritySearch | None = None
+    refine: Refinement | None = None
+    explain: Callable[[str, str, float], Sequence[ExplainedMiss]] | None = None
+    nearest: Callable[[str, DrawnBox], Sequence[str]] | None = None
+    comparison: tuple[SliceChange, ...] = ()
+    select: Callable[[tuple[str, ...], str], Any] | None = None
 
-    def _ipython_display_(self, **options: Any) -> None:
-        display(Javascript(_KEYS_SCRIPT))  # type: ignore[no-untyped-call]
-        display(self._repr_mimebundle_(**options), raw=True)  # type: ignore[no-untyped-call]
 
+class FrameBrowser(anywidget.AnyWidget):  # type: ignore[misc]
+    """Frames to look at, filter, compare, mark, and act upon.
 
-class FrameBrowser(_KeyboardBox):
-    """Frames to look at, filter, tag and send: a grid of thumbnails, or one frame.
-
-    Keys, after a click into the widget: ← and → turn, ``z`` zooms, Esc goes back to the grid, ``t``
-    tags and ``s`` sends. JupyterLab does not see them. Sending several frames asks once more.
+    Click a frame for a large view; its keys are listed at the bottom, and JupyterLab does not see
+    them. Actions are done with the marked frames, whose number is confirmed first.
 
     Args:
         frames: In the order to show them.
-        on_tag: Called with the frames in view by "Tag in FiftyOne"; without it, no button.
-        on_send: Called with the frames in view by "Send to Label Studio"; without it, no button.
-
-    Attributes:
-        filters: Dropdowns of light, weather, class, arm and drive.
-        score: Slider of the lowest score of a box that is drawn and filtered by; labels stay.
-        matching: Frames that match the filters.
+        workspace: Keeps thumbnails; without one they are made anew.
+        on_tag: Called with the marked frames by "Tag in FiftyOne"; without it, no button.
+        on_send: Called with the marked frames by "Send to labelers"; without it, no button.
+        actions: Further actions by the text of their buttons.
+        score: Predictions below are not shown at first.
+        extras: Map, search, explanations and comparison.
     """
+
+    _esm = "\n".join((_STATIC / f"{name}.js").read_text("utf-8") for name in _MODULES)
+    _css = (_STATIC / "browser.css").read_text("utf-8")
+    _marks = traitlets.CBytes(b"").tag(sync=True)
+    _picked = traitlets.CBytes(b"").tag(sync=True)
+    _picked_title = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
         self,
         frames: Sequence[ShownFrame],
         *,
+        workspace: Workspace | None = None,
         on_tag: FrameAction | None = None,
         on_send: FrameAction | None = None,
+        actions: Mapping[str, FrameAction] | None = None,
+        score: float = CONFIDENCE_THRESHOLD,
+        extras: BrowserExtras | None = None,
     ) -> None:
-        self.frames = list(frames)
-        self.matching = self.frames
-        self._at = 0
-        self._single = False
-        self.filters = self._make_filters()
-        self.score = widgets.FloatSlider(
-            description="score ≥",
-            max=0.95,
-            step=0.05,
-            continuous_update=False,
-            layout=widgets.Layout(width="260px"),
-            style={"description_width": "60px"},
-        )
-        self.score.disabled = all(box.score is None for one in self.frames for box in one.boxes)
-        self.previous = widgets.Button(
-            icon="arrow-left", tooltip="Previous (←)", layout=_narrow_layout()
-        )
-        self.next = widgets.Button(icon="arrow-right", tooltip="Next (→)", layout=_narrow_layout())
-        self.zoom = widgets.ToggleButton(
-            icon="search-plus", tooltip="Zoom (z)", layout=_narrow_layout()
-        )
-        self.back = widgets.Button(icon="th", tooltip="Grid (Esc)", layout=_narrow_layout())
-        self.mode = widgets.ToggleButtons(
-            options=["grid", "one frame"], style={"button_width": "96px"}
-        )
-        self.tag_button = _button("Tag in FiftyOne", "tag", on_tag)
-        self.send_button = _button("Send to Label Studio", "paper-plane", on_send)
-        self.count = widgets.HTML()
-        self.legend = widgets.HTML(_legend(self.frames))
-        self.status = widgets.HTML()
-        self.stage = widgets.Box()
-        self._to_confirm: tuple[str, ...] = ()
-        self._connect(on_tag, on_send)
-        super().__init__(
-            [
-                widgets.HBox([*self.filters.values(), self.score], layout=_wrapping_layout()),
-                widgets.HBox(
-                    [
-                        *(self.previous, self.next, self.back, self.zoom, self.mode),
-                        *(self.tag_button, self.send_button),
-                    ],
-                    layout=_wrapping_layout(),
-                ),
-                self.count,
-                self.legend,
-                self.stage,
-                widgets.HTML(f"<div style='font-size:11px;opacity:.75'>{_KEYS_HELP}</div>"),
-                self.status,
-            ]
-        )
-        buttons = (
-            self.previous,
-            self.next,
-            self.tag_button,
-            self.send_button,
-            self.zoom,
-            self.back,
-        )
-        for key, button in zip(_KEYS, buttons, strict=True):
-            button.add_class(f"workbench-key-{key}")
-        self._show()
+        self.frames = tuple(frames)
+        self.extras = extras or BrowserExtras()
+        given = {TAG: on_tag, SEND: on_send, **(actions or {})}
+        self.actions = {name: action for name, action in given.items() if action}
+        self.first_score = score
+        self._thumbnails = Thumbnails(workspace)
+        self._rows = {one.frame: row for row, one in enumerate(self.frames)}
+        points = self.extras.points
+        if points is not None and points.shape != (len(self.frames), 2):
+            raise ParameterError(
+                f"{len(points)} points for {counted(len(self.frames), 'frame')}",
+                where="points",
+                hint="Give one row x, y for each frame, in the same order",
+            )
+        super().__init__()
+        self.on_msg(lambda _, message, buffers: self._receive(message))
 
     @property
-    def in_view(self) -> tuple[str, ...]:
-        """Frames that the buttons act on: the open frame, else all that match the filters."""
-        if self._single:
-            return tuple(one.frame for one in self.matching[self._at : self._at + 1])
-        return tuple(one.frame for one in self.matching)
-
-    def look_at(self, frame: str) -> None:
-        """Show one frame large."""
-        self._at = [one.frame for one in self.matching].index(frame)
-        self._single = True
-        if self.mode.value == "one frame":
-            self._show()
-        else:
-            self.mode.value = "one frame"
-
-    def _make_filters(self) -> dict[str, Any]:
-        values = {
-            "light": {one.light for one in self.frames},
-            "weather": {one.weather for one in self.frames},
-            "class": {cls for one in self.frames for cls in one.classes},
-            "arm": {one.arm for one in self.frames if one.arm},
-            "drive": {one.drive for one in self.frames},
-        }
-        return {
-            name: widgets.Dropdown(
-                options=[ALL_VALUES, *sorted(options_)],
-                description=name,
-                layout=widgets.Layout(width="210px"),
-                style={"description_width": "60px"},
-            )
-            for name, options_ in values.items()
-        }
-
-    def _connect(self, on_tag: FrameAction | None, on_send: FrameAction | None) -> None:
-        for choice in self.filters.values():
-            choice.observe(self._filter, names="value")
-        self.score.observe(self._filter, names="value")
-        self.mode.observe(self._change_mode, names="value")
-        self.previous.on_click(lambda _: self._turn(-1))
-        self.next.on_click(lambda _: self._turn(1))
-        self.back.on_click(lambda _: setattr(self.mode, "value", "grid"))
-        self.zoom.observe(self._change_zoom, names="value")
-        if on_tag:
-            self.tag_button.on_click(lambda _: self._act(on_tag))
-        if on_send:
-            self.send_button.on_click(lambda _: self._send_in_view(on_send))
-
-    def _filter(self, _: object) -> None:
-        wanted = {name: choice.value for name, choice in self.filters.items()}
-        drawn = (_above_score(one, self.score.value) for one in self.frames)
-        self.matching = [one for one in drawn if _passes_filters(one, wanted)]
-        self._at = 0
-        self._show()
-
-    def _change_mode(self, change: Any) -> None:
-        self._single = change["new"] == "one frame"
-        if not self._single:
-            self._at -= self._at % _PAGE
-            self.zoom.value = False
-        self._show()
-
-    def _turn(self, direction: int) -> None:
-        step = 1 if self._single else _PAGE
-        at = self._at + direction * step
-        if 0 <= at < len(self.matching):
-            self._at = at
-            self._show()
-
-    def _change_zoom(self, change: Any) -> None:
-        if change["new"] and not self._single and self.matching:
-            self.look_at(self.matching[self._at].frame)
-        else:
-            self._show()
-
-    def _send_in_view(self, action: FrameAction) -> None:
-        """Send what is in view; several frames only at the second press."""
-        frames = self.in_view
-        if len(frames) > 1 and self._to_confirm != frames:
-            self._to_confirm = frames
-            self.status.value = (
-                f"<b>Send {counted(len(frames), 'frame')} to labelers? "
-                "Press the button or s again.</b>"
-            )
-            return
-        self._to_confirm = ()
-        self._act(action)
-
-    def _act(self, action: FrameAction) -> None:
-        frames = self.in_view
-        if not frames:
-            self.status.value = "No frame matches the filters."
-            return
-        self.status.value = f"{counted(len(frames), 'frame')} …"
-        try:
-            message = action(frames)
-            # The message may contain a link, so it is not escaped.
-            self.status.value = f"<b>{message if message is not None else 'done'}</b>"
-        except WorkbenchError as error:
-            hint = f"<br>{html.escape(error.hint)}" if error.hint else ""
-            self.status.value = f"<b style='color:#b00020'>{html.escape(error.what)}</b>{hint}"
-
-    def _show(self) -> None:
-        self._to_confirm = ()
-        chosen, total = len(self.matching), len(self.frames)
-        if not chosen:
-            self.count.value = f"None of {counted(total, 'frame')} matches the filters."
-            self.stage.children = ()
-        elif self._single:
-            self.count.value = f"Frame {self._at + 1} of {chosen} ({total} in total)"
-            self.stage.children = (_large_view(self.matching[self._at], zoomed=self.zoom.value),)
-        else:
-            last = min(self._at + _PAGE, chosen)
-            self.count.value = f"Frames {self._at + 1} to {last} of {chosen} ({total} in total)"
-            cells = [self._cell(one) for one in self.matching[self._at : last]]
-            columns = f"repeat({_GRID_COLUMNS}, {_THUMBNAIL + 8}px)"
-            layout = widgets.Layout(grid_template_columns=columns, grid_gap="6px")
-            self.stage.children = (widgets.GridBox(cells, layout=layout),)
-        for button in (self.tag_button, self.send_button):
-            button.disabled = not chosen
-
-    def _cell(self, shown: ShownFrame) -> Any:
-        button = widgets.Button(
-            description=f"{shown.rank}. {shown.drive}"[:30],
-            tooltip="Open this frame",
-            layout=widgets.Layout(width=f"{_THUMBNAIL}px"),
-        )
-        button.on_click(lambda _: self.look_at(shown.frame))
-        return widgets.VBox([_image(shown, _THUMBNAIL), button, _caption(shown.reasons[:2])])
-
-
-class MoreLikeThis(_KeyboardBox):
-    """A frame to look at, what to search for in it, and the most similar frames.
-
-    Args:
-        frames: To pick from, each with the boxes that can be searched for.
-        search: Finds frames similar to a frame or a box.
-        refine: Searches again with a person's answers; without it, there are no answer buttons.
-        on_keep: Called with the exemplar's frame, the confirmed frames and the matches by "Keep as
-            a selection".
-
-    Attributes:
-        drive: Dropdown of drives.
-        index: Slider of the drive's frames.
-        box: Dropdown of the frame's boxes.
-        matches: Frames shown now, most similar first.
-        answers: Buttons ``yes``, ``no`` and ``?`` of each match, by frame.
-        confirmed: Frames that were answered with yes since the search began.
-    """
-
-    def __init__(
-        self,
-        frames: Sequence[ShownFrame],
-        search: SimilaritySearch,
-        *,
-        refine: Refinement | None = None,
-        on_keep: FrameAction | None = None,
-    ) -> None:
-        self.frames = list(frames)
-        self.matches: list[ShownFrame] = []
-        self.answers: dict[str, Any] = {}
-        self.confirmed: list[str] = []
-        self._search, self._refine, self._on_keep = search, refine, on_keep
-        self.refit_button = widgets.Button(
-            description="Search again with the answers",
-            icon="refresh",
-            layout=widgets.Layout(width="240px", display="" if refine else "none"),
-        )
-        self.refit_button.on_click(lambda _: self.refit())
-        drives = list(dict.fromkeys(one.drive for one in self.frames))
-        self.drive = widgets.Dropdown(options=drives, description="drive")
-        self.index = widgets.IntSlider(min=0, max=0, description="frame")
-        self.box = widgets.Dropdown(options=[(WHOLE_FRAME, -1)], description="search for")
-        self.keep_button = widgets.Button(
-            description="Keep as a selection", icon="save", layout=widgets.Layout(width="200px")
-        )
-        self.status = widgets.HTML()
-        self.preview, self.grid = widgets.Box(), widgets.Box()
-        self.drive.observe(lambda _: self._open_drive(), names="value")
-        self.index.observe(lambda _: self._open_frame(), names="value")
-        self.box.observe(lambda _: self._look(), names="value")
-        self.keep_button.on_click(lambda _: self._keep())
-        self.keep_button.layout.display = "" if on_keep else "none"
-        controls = widgets.VBox(
-            [
-                self.drive,
-                self.index,
-                self.box,
-                self.refit_button,
-                self.keep_button,
-                self.status,
-            ],
-            layout=widgets.Layout(width="340px"),
-        )
-        super().__init__([widgets.HBox([self.preview, controls]), self.grid])
-        if self.frames:
-            self._open_drive()
-        else:
-            self._show_message("No frames to pick from.")
+    def marked(self) -> tuple[str, ...]:
+        """Digests of the marked frames, in the order of marking."""
+        return self._digests(self._marks)
 
     @property
-    def frame(self) -> ShownFrame:
-        """The open frame."""
-        number: int = self.index.value
-        return self._of_drive[number]
+    def picked(self) -> tuple[str, ...]:
+        """Digests of the frames that a lasso, a search or `show_only` chose; empty for all."""
+        return self._digests(self._picked)
 
-    def pick(self, frame: str, box: int | None = None) -> None:
-        """Open a frame and search for it or for one of its boxes.
-
-        Args:
-            frame: Digest.
-            box: Index of a box; None searches for the whole frame.
+    def mark(self, frames: Iterable[str]) -> None:
+        """Mark exactly these frames, on the page as well.
 
         Raises:
-            ParameterError: An unknown frame or box.
+            ParameterError: An unknown frame.
         """
-        one = next((one for one in self.frames if one.frame == frame), None)
-        if one is None:
+        self._marks = self._numbers(frames)
+
+    def show_only(self, frames: Iterable[str], title: str = "from the notebook") -> None:
+        """Show these frames in this order; without any, all again."""
+        self._picked_title = title
+        self._picked = self._numbers(frames)
+
+    def selection(self, reason: str = "marked in the frame browser") -> Any:
+        """The marked frames as a selection, with one reason for all.
+
+        Raises:
+            ParameterError: No frame is marked, or the browser knows of no dataset version.
+        """
+        if self.extras.select is None:
             raise ParameterError(
-                "unknown frame id",
-                where=frame,
-                hint="Use a `frame` from the widget's `frames`",
+                "this browser cannot keep selections",
+                hint="Open it with `wb.open().browse(...)`, or use `browser.marked`",
             )
-        if box is not None and not 0 <= box < len(one.boxes):
+        return self.extras.select(self._some_marked(), reason)
+
+    def act(self, name: str) -> object:
+        """Do what a button does, with the marked frames.
+
+        Raises:
+            ParameterError: No such button, or no frame is marked.
+        """
+        if name not in self.actions:
             raise ParameterError(
-                f"unknown box: the frame has {counted(len(one.boxes), 'box', 'boxes')}",
-                where=f"{frame[:12]}, box {box}",
-                hint="Omit the box to search for the whole frame",
+                f"unknown action {name!r}", hint=f"Actions: {', '.join(self.actions) or 'none'}"
             )
-        self.drive.value = one.drive
-        self.index.value = self._of_drive.index(one)
-        self.box.value = -1 if box is None else box
+        return self.actions[name](self._some_marked())
 
-    @property
-    def _of_drive(self) -> list[ShownFrame]:
-        return [one for one in self.frames if one.drive == self.drive.value]
+    def __repr__(self) -> str:
+        return f"FrameBrowser({counted(len(self.frames), 'frame')}, {len(self.marked)} marked)"
 
-    def _open_drive(self) -> None:
-        self.index.max = len(self._of_drive) - 1
-        if self.index.value:
-            self.index.value = 0
-        else:
-            self._open_frame()
+    def _some_marked(self) -> tuple[str, ...]:
+        if not (marked := self.marked):
+            raise ParameterError(
+                "no frame is marked", hint="Press Space on frames, or call `browser.mark(frames)`"
+            )
+        return marked
 
-    def _open_frame(self) -> None:
-        named = [
-            (f"{box.cls.replace('_', ' ')} {'' if box.score is None else f'{box.score:.2f}'}", n)
-            for n, box in enumerate(self.frame.boxes)
-        ]
-        with self.box.hold_trait_notifications():
-            self.box.options = [(WHOLE_FRAME, -1), *named]
-            self.box.value = -1
-        self._look()
+    def _digests(self, numbers: bytes) -> tuple[str, ...]:
+        rows = np.frombuffer(numbers, "<u4").tolist()
+        return tuple(self.frames[row].frame for row in rows if row < len(self.frames))
 
-    def _look(self) -> None:
-        if self.box.value is None:
-            return
-        chosen = self.frame.boxes[self.box.value] if self.box.value >= 0 else None
-        shown = replace(
-            self.frame, boxes=(chosen,) if chosen else self.frame.boxes[:_MAX_DRAWN_BOXES]
-        )
-        self.preview.children = (_image(shown, _PICKED_PX),)
-        self.confirmed = []
-        try:
-            matches = list(self._search(self.frame.frame, chosen))
-            self._show_message(f"the {len(matches)} nearest to {_describe_target(chosen)}")
-        except WorkbenchError as error:
-            matches = []
-            self._show_message(f"{error.what}. {error.hint or ''}")
-        self._show_matches(matches)
+    def _numbers(self, frames: Iterable[str]) -> bytes:
+        wanted = list(dict.fromkeys(frames))
+        for frame in wanted:
+            if frame not in self._rows:
+                raise ParameterError(
+                    "unknown frame id", where=frame, hint="Use ids of the browser's `frames`"
+                )
+        return np.array([self._rows[frame] for frame in wanted], "<u4").tobytes()
 
-    def refit(self) -> None:
-        """Search again with the answers given to the matches shown; the button does the same."""
-        if self._refine is None:
-            return
-        given = {
-            word: tuple(frame for frame, one in self.answers.items() if one.value == word)
-            for word in ("yes", "no")
+    def _receive(self, message: dict[str, Any]) -> None:
+        """Answer the page."""
+        kind = message.get("type")
+        if kind == "ready":
+            self._send_frames()
+        elif kind == "images":
+            self._send_images(message["kind"], message["frames"])
+        elif kind == "act":
+            self._answer_act(message["action"], message["frames"])
+        elif kind in ("like", "refine"):
+            self._answer_search(message)
+        elif kind == "why":
+            self._answer_why(message["frame"], message["model"], message["score"])
+        elif kind == "nearest":
+            self._answer_nearest(message["frame"], message["label"])
+
+    def _send_frames(self) -> None:
+        header, arrays = pack_frames(self.frames)
+        if self.extras.points is not None:
+            arrays["points"] = _unit_square(self.extras.points)
+        extras = self.extras
+        header |= {
+            "type": "frames",
+            "buffers": list(arrays),
+            "score": self.first_score if header["models"] else 0,
+            "order": "by rank" if any(one.rank for one in self.frames) else "",
+            "actions": [{"name": name, "key": _KEYS.get(name, "")} for name in self.actions],
+            "palette": list(palette()),
+            "comparison": [vars(one) for one in extras.comparison],
+            "can_search": extras.search is not None,
+            "can_refine": extras.refine is not None,
+            "can_explain": extras.explain is not None,
+            "can_compare_training": extras.nearest is not None,
         }
-        if not given["yes"] and not given["no"]:
-            self._show_message("No answers yet: press yes or no under some of the matches.")
-            return
-        try:
-            matches = list(self._refine(given["yes"], given["no"]))
-        except WorkbenchError as error:
-            self._show_message(f"{error.what}. {error.hint or ''}")
-            return
-        self.confirmed += given["yes"]
-        self._show_message(
-            f"searched again with {len(given['yes'])} yes and {len(given['no'])} no;"
-            f" {counted(len(self.confirmed), 'frame')} confirmed so far"
-        )
-        self._show_matches(matches)
+        self.send(header, [one.tobytes() for one in arrays.values()])
 
-    def _show_matches(self, matches: list[ShownFrame]) -> None:
-        self.matches = matches
-        self.answers = {one.frame: _answer_buttons() for one in matches} if self._refine else {}
-        cells = [
-            widgets.VBox(
-                [
-                    _image(one, _MATCH_PX),
-                    _caption((one.drive, *one.reasons[:2])),
-                    *([self.answers[one.frame]] if self._refine else []),
-                ]
+    def _send_images(self, kind: str, rows: Sequence[int]) -> None:
+        rows = [row for row in rows if 0 <= row < len(self.frames)]
+        images = [(self.frames[row].image, self.frames[row].frame) for row in rows]
+        found: list[bytes | DataError] = []
+        if kind == "thumbnail":
+            found = self._thumbnails.get(images)
+        else:
+            for path, frame in images:
+                try:
+                    found.append(whole_image(path, frame))
+                except DataError as error:
+                    found.append(error)
+        errors = ["" if isinstance(one, bytes) else one.what for one in found]
+        answer = {"type": "images", "kind": kind, "frames": rows, "errors": errors}
+        self.send(answer, [one if isinstance(one, bytes) else b"" for one in found])
+
+    def _answer_act(self, name: str, rows: Sequence[int]) -> None:
+        frames = tuple(self.frames[row].frame for row in rows if 0 <= row < len(self.frames))
+        try:
+            if name not in self.actions or not frames:
+                raise ParameterError(f"unknown action {name!r}" if frames else "no frame is marked")
+            said = self.actions[name](frames)
+        except WorkbenchError as error:
+            self._say(error.what, error.hint or "", error=True)
+        else:
+            if isinstance(said, ActionResult):
+                link = {"href": said.url, "text": said.title or said.url} if said.url else None
+                self._say(said.text, link=link)
+            else:
+                self._say("done" if said is None else str(said))
+
+    def _answer_search(self, message: dict[str, Any]) -> None:
+        extras = self.extras
+        try:
+            if message["type"] == "refine" and extras.refine:
+                yes, no = (
+                    tuple(self.frames[row].frame for row in message[word]) for word in ("yes", "no")
+                )
+                found, title = extras.refine(yes, no), "searched again"
+            elif message["type"] == "like" and extras.search:
+                one, box = self.frames[message["frame"]], message["box"]
+                cls = message["cls"] or "what is in the box"
+                drawn = DrawnBox(cls, tuple(box)) if box else None
+                found = extras.search(one.frame, drawn)
+                title = f"like {cls.replace('_', ' ') if box else 'this frame'}"
+            else:
+                raise ParameterError("this browser cannot search")
+        except WorkbenchError as error:
+            self._say(error.what, error.hint or "", error=True)
+            return
+        known = [one for one in found if one.frame in self._rows]
+        answer = {
+            "type": "like",
+            "title": title,
+            "frames": [self._rows[one.frame] for one in known],
+            "notes": [one.reasons[0] if one.reasons else "" for one in known],
+            "boxes": [list(one.boxes[0].xyxy) if one.boxes else None for one in known],
+        }
+        self.send(answer)
+
+    def _answer_why(self, row: int, model: int, score: float) -> None:
+        if self.extras.explain is None:
+            return
+        shown = self.frames[row]
+        models = list(
+            dict.fromkeys(
+                box.model for one in self.frames for box in one.boxes if box.score is not None
             )
-            for one in self.matches
-        ]
-        layout = widgets.Layout(
-            grid_template_columns=f"repeat({_MATCH_COLUMNS}, {_MATCH_PX + 8}px)", grid_gap="6px"
         )
-        self.grid.children = (widgets.GridBox(cells, layout=layout),)
-        self.keep_button.disabled = not (self.matches or self.confirmed)
-
-    def _keep(self) -> None:
-        if self._on_keep is None:
-            return
         try:
-            kept = (self.frame.frame, *self.confirmed, *(one.frame for one in self.matches))
-            message = self._on_keep(tuple(dict.fromkeys(kept)))
-            self._show_message(str(message))
+            misses = self.extras.explain(shown.frame, models[model], score)
         except WorkbenchError as error:
-            self._show_message(f"{error.what}. {error.hint or ''}")
+            self._say(error.what, error.hint or "", error=True)
+            return
+        labels = [box for box in shown.boxes if box.score is None]
+        explained: dict[int, str] = {}
+        for miss in misses:
+            for position, label in enumerate(labels):
+                same = label.cls == miss.cls and np.allclose(label.xyxy, miss.xyxy)
+                if same and position not in explained:
+                    explained[position] = miss.why
+                    break
+        self.send({"type": "why", "frame": row, "misses": explained})
 
-    def _show_message(self, text: str) -> None:
-        self.status.value = html.escape(text)
+    def _answer_nearest(self, row: int, position: int) -> None:
+        if self.extras.nearest is None:
+            return
+        shown = self.frames[row]
+        label = [box for box in shown.boxes if box.score is None][position]
+        try:
+            lines = list(self.extras.nearest(shown.frame, label))
+        except WorkbenchError as error:
+            lines = [error.what]
+        self.send({"type": "nearest", "frame": row, "label": position, "lines": lines})
+
+    def _say(
+        self, text: str, hint: str = "", *, error: bool = False, link: dict[str, str] | None = None
+    ) -> None:
+        self.send({"type": "status", "text": text, "hint": hint, "error": error, "link": link})
 
 
 def tag_action(workspace: Workspace, dataset: str, tag: str) -> FrameAction:
@@ -548,7 +398,7 @@ def send_action(
         reason: Shown to labelers beside every frame.
     """
 
-    def act(frames: Sequence[str]) -> str:
+    def act(frames: Sequence[str]) -> ActionResult:
         store, dataset, model = Store(workspace), selection.dataset, selection.model
         chosen = curation.select_manually(store, dataset, frames, reason, model)
         boxes: tuple[Prediction, ...] = ()
@@ -560,79 +410,15 @@ def send_action(
         services.up(workspace, ("label-studio",))
         admin = services.label_studio_admin(workspace)
         sent = labeling.send(workspace, labeling.connect(admin.url, admin.token), batch)
-        link = f'<a href="{sent.url}" target="_blank">{sent.title}</a>'
-        return f"{counted(sent.sent, 'frame')} sent, {sent.already} already there: {link}"
+        text = f"{counted(sent.sent, 'frame')} sent, {sent.already} already there"
+        return ActionResult(text, sent.url, sent.title)
 
     return act
 
 
-def _above_score(one: ShownFrame, lowest: float) -> ShownFrame:
-    boxes = tuple(box for box in one.boxes if box.score is None or box.score >= lowest)
-    return one if boxes == one.boxes else replace(one, boxes=boxes)
-
-
-def _passes_filters(one: ShownFrame, filters: dict[str, str]) -> bool:
-    values = {
-        "light": {one.light},
-        "weather": {one.weather},
-        "class": one.classes,
-        "arm": {one.arm},
-        "drive": {one.drive},
-    }
-    return all(value == ALL_VALUES or value in values[name] for name, value in filters.items())
-
-
-def _large_view(shown: ShownFrame, *, zoomed: bool) -> Any:
-    facts = f"{shown.drive} · {shown.light} · {shown.weather} · {shown.arm} · {shown.frame[:12]}"
-    image = _image(shown, _ZOOMED_PX if zoomed else _LARGE_PX)
-    if zoomed:
-        image.layout.max_width = "none"
-        image.layout.flex = "0 0 auto"
-        window = widgets.Layout(width=f"{_LARGE_PX}px", height="500px", overflow="auto")
-        image = widgets.Box([image], layout=window)
-    parts = [image, widgets.HTML(html.escape(facts)), _caption(shown.reasons)]
-    return widgets.VBox(parts)
-
-
-def _image(shown: ShownFrame, width: int) -> Any:
-    layout = widgets.Layout(width=f"{width}px", max_width="100%")
-    return widgets.Image(value=draw_frame(shown, width), format="png", layout=layout)
-
-
-def _caption(lines: Sequence[str]) -> Any:
-    text = "<br>".join(html.escape(line) for line in lines)
-    return widgets.HTML(f"<div style='line-height:1.25;font-size:11px'>{text}</div>")
-
-
-def _legend(frames: Sequence[ShownFrame]) -> str:
-    """The colours of the classes that are drawn on some frame."""
-    colours = {box.cls: box.drawn_colour for frame in frames for box in frame.boxes}
-    return " ".join(
-        f"<span style='white-space:nowrap;margin-right:10px;font-size:11px'><span style='display:"
-        f"inline-block;width:14px;height:3px;margin-right:4px;vertical-align:middle;background:"
-        f"{colour}'></span>{html.escape(cls.replace('_', ' '))}</span>"
-        for cls, colour in sorted(colours.items())
-    )
-
-
-def _button(text: str, icon: str, action: FrameAction | None) -> Any:
-    layout = widgets.Layout(width="190px", display="" if action else "none")
-    return widgets.Button(description=text, icon=icon, layout=layout)
-
-
-def _answer_buttons() -> Any:
-    buttons = widgets.ToggleButtons(options=["?", "yes", "no"], value="?")
-    buttons.style.button_width = "52px"
-    return buttons
-
-
-def _narrow_layout() -> Any:
-    return widgets.Layout(width="44px")
-
-
-def _wrapping_layout() -> Any:
-    return widgets.Layout(flex_flow="row wrap")
-
-
-def _describe_target(box: DrawnBox | None) -> str:
-    return "this frame" if box is None else f"this {box.cls.replace('_', ' ')}"
+def _unit_square(points: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Points in [0, 1], y down; both axes by one scale."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
+    scaled[:, 1] = 1 - scaled[:, 1]
+    return scaled.astype(np.float32)

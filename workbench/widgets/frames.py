@@ -1,22 +1,23 @@
-"""Frames as the widgets show them: image, boxes, reasons."""
+"""Frames as the widgets show them: image, boxes, reasons; and how they travel to the page."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import class_colours, draw_box_on_image, draw_boxes, image_grid
+from workbench.data.drawing import class_colours, draw_boxes, image_grid
 from workbench.data.images import open_media
+from workbench.data.slices import frame_slices
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import ANY_CLASS
+from workbench.records.frames import ANY_CLASS, Frame
 from workbench.records.types import Prediction, Selection
 
 if TYPE_CHECKING:
@@ -35,12 +36,22 @@ class DrawnBox:
         xyxy: Corners, pixels of the frame.
         score: None for a label.
         colour: As ``#rrggbb``, of the class in its schema; see `class_colours`.
+        model: Name of the model that found it; empty for a label, and for the only model.
+        origin: Where a label comes from, see `Origin`.
+        occluded: Hidden fraction in [0, 1], if known.
+        truncated: Fraction outside the image in [0, 1], if known.
+        ignore: Whether a label is a region that does not count.
     """
 
     cls: str
     xyxy: tuple[float, float, float, float]
     score: float | None = None
     colour: str = ""
+    model: str = ""
+    origin: str = ""
+    occluded: float | None = None
+    truncated: float | None = None
+    ignore: bool = False
 
     @property
     def drawn_colour(self) -> str:
@@ -60,7 +71,12 @@ class ShownFrame:
         arm: Arm of a selection, if any.
         rank: Rank in a selection, from 1.
         reasons: Why it was chosen.
-        boxes: Boxes to draw.
+        boxes: Labels, and predictions of any number of models.
+        role: What the frame is for, if known.
+        index: Position in its drive.
+        seconds: Time in its drive or since 1970, if known.
+        size: Width and height, pixels; (0, 0) where only the image knows.
+        slices: Names of the slices it is in.
     """
 
     frame: str
@@ -72,11 +88,43 @@ class ShownFrame:
     rank: int = 0
     reasons: tuple[str, ...] = ()
     boxes: tuple[DrawnBox, ...] = ()
+    role: str = ""
+    index: int = 0
+    seconds: float | None = None
+    size: tuple[int, int] = (0, 0)
+    slices: tuple[str, ...] = ()
 
-    @property
-    def classes(self) -> frozenset[str]:
-        """Classes of its boxes."""
-        return frozenset(box.cls for box in self.boxes)
+
+def dataset_frames(
+    workspace: Workspace,
+    dataset: Dataset,
+    predictions: Mapping[str, Iterable[Prediction]] | None = None,
+) -> list[ShownFrame]:
+    """All frames of a dataset by drive and time, with labels and each model's predictions.
+
+    Args:
+        workspace: Holds the images.
+        dataset: A dataset version, or a part of one.
+        predictions: Boxes by name of the model.
+    """
+    boxes: dict[str, list[DrawnBox]] = {frame.id: [] for frame in dataset.frames}
+    colours = class_colours((*dataset.label_schema.classes, ANY_CLASS))
+    for label in dataset.labels:
+        drawn = DrawnBox(
+            label.cls,
+            label.box.xyxy,
+            colour=colours.get(label.cls, ""),
+            origin=str(label.origin),
+            occluded=label.occluded,
+            truncated=label.truncated,
+            ignore=label.ignore,
+        )
+        boxes[label.frame].append(drawn)
+    for name, found in (predictions or {}).items():
+        for one in found:
+            drawn = DrawnBox(one.cls, one.box.xyxy, one.score, colours.get(one.cls, ""), name)
+            boxes[one.frame].append(drawn)
+    return [_shown(workspace, dataset, frame, boxes[frame.id]) for frame in dataset.frames]
 
 
 def selected_frames(
@@ -85,7 +133,7 @@ def selected_frames(
     selection: Selection,
     predictions: Sequence[Prediction] = (),
 ) -> list[ShownFrame]:
-    """The frames of a selection by rank, with predicted boxes, or labels where there are none.
+    """The frames of a selection by rank, with labels and predicted boxes.
 
     Args:
         workspace: Holds the images.
@@ -93,35 +141,17 @@ def selected_frames(
         selection: The selection.
         predictions: Boxes of a model.
     """
-    frames = {frame.id: frame for frame in dataset.frames}
-    colours = class_colours((*dataset.label_schema.classes, ANY_CLASS))
-    boxes_by_frame: dict[str, list[DrawnBox]] = {}
-    for one in predictions:
-        box = DrawnBox(one.cls, one.box.xyxy, one.score, colours.get(one.cls, ""))
-        boxes_by_frame.setdefault(one.frame, []).append(box)
-    result = []
-    for choice in selection.chosen:
-        if choice.frame not in frames:
-            continue
-        frame = frames[choice.frame]
-        labels = [
-            DrawnBox(one.cls, one.box.xyxy, colour=colours[one.cls])
-            for one in dataset.labels_by_frame[frame.id]
-        ]
-        result.append(
-            ShownFrame(
-                frame=frame.id,
-                image=media_path(workspace, frame),
-                drive=frame.drive,
-                light=str(frame.conditions.light),
-                weather=str(frame.conditions.weather),
-                arm=choice.arm,
-                rank=choice.rank,
-                reasons=choice.reasons,
-                boxes=tuple(boxes_by_frame.get(frame.id, labels)),
-            )
-        )
-    return result
+    chosen = {choice.frame for choice in selection.chosen}
+    part = dataset.where(lambda frame: frame.id in chosen)
+    shown = {
+        one.frame: one
+        for one in dataset_frames(workspace, part, {"": predictions} if predictions else None)
+    }
+    return [
+        replace(shown[choice.frame], arm=choice.arm, rank=choice.rank, reasons=choice.reasons)
+        for choice in selection.chosen
+        if choice.frame in shown
+    ]
 
 
 def embedded_frames(
@@ -148,17 +178,8 @@ def embedded_frames(
         boxes[owner].append(DrawnBox(name, tuple(box), score, colours.get(name, "")))
     result = []
     for name, own_boxes in zip(embeddings.frames, boxes, strict=True):
-        frame = frames[name]
-        result.append(
-            ShownFrame(
-                frame=name,
-                image=media_path(workspace, frame),
-                drive=frame.drive,
-                light=str(frame.conditions.light),
-                weather=str(frame.conditions.weather),
-                boxes=tuple(sorted(own_boxes, key=lambda box: -(box.score or 0))),
-            )
-        )
+        own_boxes.sort(key=lambda box: -(box.score or 0))
+        result.append(_shown(workspace, dataset, frames[name], own_boxes))
     return result
 
 
@@ -231,34 +252,128 @@ def contact_sheet(exemplar: ShownFrame, box: DrawnBox | None, matches: Sequence[
     return figure
 
 
-def draw_frame(shown: ShownFrame, width: int) -> bytes:
-    """PNG of a frame with its boxes, ``width`` pixels wide; grey where the image is unreadable."""
-    try:
-        image = open_media(shown.image, shown.frame)
-    except DataError:
-        return _png(_placeholder(width))
-    scale = width / image.width
-    image = image.resize((width, max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
-    for box in shown.boxes:
-        text = box.cls if box.score is None else f"{box.cls} {box.score:.2f}"
-        draw_box_on_image(
-            image,
-            [value * scale for value in box.xyxy],
-            box.drawn_colour,
-            width=1 + width // 400,
-            text=text if width >= 400 else "",
-            font_size=max(9, width // 50),
+def _shown(
+    workspace: Workspace, dataset: Dataset, frame: Frame, boxes: Sequence[DrawnBox]
+) -> ShownFrame:
+    labelled = {box.cls for box in boxes if box.score is None}
+    slices = frame_slices(frame, labelled, dataset.label_schema)
+    return ShownFrame(
+        frame=frame.id,
+        image=media_path(workspace, frame),
+        drive=frame.drive,
+        light=str(frame.conditions.light),
+        weather=str(frame.conditions.weather),
+        boxes=tuple(boxes),
+        role=str(frame.role or ""),
+        index=frame.index,
+        seconds=None if frame.timestamp_us is None else frame.timestamp_us / 1e6,
+        size=(frame.width, frame.height),
+        slices=tuple(name for name in slices if not name.startswith("role=")),
+    )
+
+
+_MAX_SLICES = 32
+"""Bits of the number that says which slices a frame is in."""
+_NO_MODEL = 0xFFFF
+
+
+def pack_frames(
+    frames: Sequence[ShownFrame],
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Frames as names and arrays, which the page reads without parsing text.
+
+    Within a frame, labels come first and predictions follow by falling score.
+
+    Returns:
+        What the arrays' numbers stand for, and the arrays: ``ids`` uint8 ``[n, 32]``; ``offsets``
+        uint32 ``[n + 1]`` of the frames' boxes; ``boxes`` float32 ``[m, 7]``: x1, y1, x2, y2
+        (pixels), score, occluded, truncated (NaN where unknown); ``codes`` uint16 ``[m, 4]``:
+        class, model (65535 for a label), origin, 1 for an ignore region; ``sizes`` uint16
+        ``[n, 2]``; ``index`` int32 ``[n]``; ``time`` float64 ``[n]``, microseconds; ``slices``
+        uint32 ``[n]``, a bit each; and uint16 ``[n]`` for each of the header's ``columns``.
+    """
+    rows = [
+        sorted(one.boxes, key=lambda box: (box.score is not None, -(box.score or 0)))
+        for one in frames
+    ]
+    flat = [box for row in rows for box in row]
+    colours: dict[str, str] = {}
+    for box in flat:
+        colours.setdefault(box.cls, box.drawn_colour)
+    classes = {name: number for number, name in enumerate(sorted(colours))}
+    models = {
+        name: number
+        for number, name in enumerate(
+            dict.fromkeys(box.model for box in flat if box.score is not None)
         )
-    return _png(image)
+    }
+    origins = {
+        name: number
+        for number, name in enumerate(sorted({box.origin for box in flat if box.score is None}))
+    }
+    named = Counter(name for one in frames for name in one.slices)
+    slices = {name: bit for bit, (name, _) in enumerate(named.most_common(_MAX_SLICES))}
+    numbers = np.array(
+        [(*box.xyxy, _nan(box.score), _nan(box.occluded), _nan(box.truncated)) for box in flat],
+        np.float32,
+    ).reshape(-1, 7)
+    codes = np.array(
+        [
+            (
+                classes[box.cls],
+                _NO_MODEL if box.score is None else models[box.model],
+                origins.get(box.origin, 0),
+                box.ignore,
+            )
+            for box in flat
+        ],
+        np.uint16,
+    ).reshape(-1, 4)
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.frombuffer(bytes.fromhex("".join(one.frame for one in frames)), np.uint8),
+        "offsets": np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.uint32),
+        "boxes": numbers,
+        "codes": codes,
+        "sizes": np.array([_size(one) for one in frames], np.uint16).reshape(-1, 2),
+        "index": np.array([one.index for one in frames], np.int32),
+        "time": np.array([_nan(one.seconds) * 1e6 for one in frames], np.float64),
+        "slices": np.array(
+            [sum(1 << slices[name] for name in one.slices if name in slices) for one in frames],
+            np.uint32,
+        ),
+    }
+    columns = []
+    for column in ("drive", "role", "light", "weather", "arm"):
+        values = {
+            value: number
+            for number, value in enumerate(sorted({getattr(one, column) for one in frames}))
+        }
+        columns.append({"name": column, "values": list(values)})
+        arrays[column] = np.array([values[getattr(one, column)] for one in frames], np.uint16)
+    header = {
+        "n": len(frames),
+        "classes": list(classes),
+        "used_classes": [name for name in classes if name != ANY_CLASS],
+        "colours": [colours[name] for name in classes],
+        "models": [name or "model" for name in models],
+        "origins": list(origins),
+        "has_labels": any(box.score is None for box in flat),
+        "slice_names": list(slices),
+        "columns": columns,
+        "reasons": [one.reasons for one in frames] if any(one.reasons for one in frames) else None,
+    }
+    return header, arrays
 
 
-def _placeholder(width: int) -> Image.Image:
-    image = Image.new("RGB", (width, width * 9 // 16), "#555555")
-    ImageDraw.Draw(image).text((8, 8), "image cannot be read", fill="white")
-    return image
+def _size(shown: ShownFrame) -> tuple[int, int]:
+    if all(shown.size):
+        return shown.size
+    try:
+        with Image.open(shown.image) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return (16, 9)  # of the grey field that stands for it
 
 
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

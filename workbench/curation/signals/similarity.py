@@ -220,6 +220,19 @@ def _best_per_frame(results: Sequence[SimilarityScores]) -> SimilarityScores:
     return first
 
 
+def region_vector(pool: Embeddings, exemplar: Exemplar) -> NDArray[np.float32]:
+    """The vector by which an exemplar of a pool is compared, to search other embeddings for it.
+
+    Args:
+        pool: Has the exemplar's frame.
+        exemplar: A frame of the pool, or a box on it.
+
+    Raises:
+        ParameterError: The frame is not in the pool, or nothing lies under the box.
+    """
+    return _exemplar_vector(pool, check_exemplars(pool, [exemplar]), exemplar)
+
+
 def _exemplar_vector(
     pool: Embeddings, rows: dict[str, int], exemplar: Exemplar
 ) -> NDArray[np.float32]:
