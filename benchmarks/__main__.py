@@ -37,6 +37,7 @@ SECTIONS = {
         "evaluation",
         "labeling",
         "hygiene",
+        "explore",
     ),
     "Rendered drives (simulated, never a headline)": ("mining",),
     "Rollout (simulated vehicles)": ("fleet", "fleet_scale"),

@@ -3,8 +3,8 @@
 const GAP = 8, CAPTION = 24, SMALLEST = 168;
 
 class Grid {
-  constructor(state, thumbnails, open) {
-    Object.assign(this, { state, thumbnails, open });
+  constructor(state, thumbnails, open, complete) {
+    Object.assign(this, { state, thumbnails, open, complete });
     this.wished = this.columns = 5;
     this.cards = new Map(); // frame to card
     this.spare = [];
@@ -107,6 +107,7 @@ class Grid {
     if (!this.visible) return;
     const { thumbnails } = this;
     if (this.visible.some((one) => thumbnails.waiting.has(one))) return;
+    this.complete();
     thumbnails.want(this.upcoming);
   }
 
