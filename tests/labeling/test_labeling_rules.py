@@ -82,9 +82,9 @@ def test_rules_are_read_from_yaml(tmp_path: Path) -> None:
 
 def test_an_unknown_slice_is_an_error() -> None:
     with pytest.raises(ParameterError, match="unknown slice 'light=nigth'") as error:
-        LabelingRule("light=nigth", labelers=2)
+        LabelingOptions((LabelingRule("light=nigth", labelers=2),))
     assert "light=night" in str(error.value.hint)
-    assert LabelingRule("event=cut_in").slice == "event=cut_in"
+    assert LabelingOptions((LabelingRule("event=cut_in"),)).rules
 
 
 def test_priority_frames_come_first_and_gold_frames_are_mixed_in(sample: Sample) -> None:

@@ -42,6 +42,7 @@ _COMMANDS = {
     "steps": ("steps", "List promoted steps; set and roll back their aliases."),
     "predict": ("models", "Run a bundle on images; every frame gets an answer."),
     "compare": ("records", "Compare two models: slices with intervals, flipped frames."),
+    "slices": ("slices", "List and check slices; find those where a model fails."),
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),
     "waive": ("models", "Let a release pass a gate until a day: signed and shown."),

@@ -65,6 +65,12 @@ def label() -> None:
     help="YAML list of labeling rules: slice, labelers, priority, min_seconds.",
 )
 @click.option(
+    "--slices",
+    "slice_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Slices that the rules may name, such as pipelines/slices.yaml.",
+)
+@click.option(
     "--gold", default=0, show_default=True, help="Number of frames with trusted labels to mix in."
 )
 @click.option(
@@ -78,6 +84,7 @@ def send(
     reference: str,
     overlap: float,
     rules_file: Path | None,
+    slice_file: Path | None,
     gold: int,
     boxes: bool,
     project: str | None,
@@ -92,12 +99,14 @@ def send(
     """
     from workbench import labeling
     from workbench.api import Selection
+    from workbench.data.slice_file import load_slices
 
     workspace = find_workspace()
     batch = resolve_ref(workspace, reference, ("selection", "batch"))
     if kind_of(batch) == "selection":
         selection = Selection(workspace, batch)
-        rules = labeling.load_labeling_rules(rules_file) if rules_file else ()
+        slices = load_slices(slice_file) if slice_file else ()
+        rules = labeling.load_labeling_rules(rules_file, slices) if rules_file else ()
         predictions: Sequence[Prediction] = ()
         if boxes:
             if selection.record.model is None:
@@ -117,7 +126,7 @@ def send(
             selection.record.model if predictions else None,
             predictions,
             overlap=overlap,
-            options=labeling.LabelingOptions(rules, gold),
+            options=labeling.LabelingOptions(rules, gold, slices=slices),
         )
     elif overlap or rules_file or gold or boxes:
         raise ParameterError(

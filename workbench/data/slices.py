@@ -32,7 +32,7 @@ from workbench.records.frames import (
 
 __all__ = ["STANDARD_SLICES", "Slice"]
 
-_ALL_AREAS = (0.0, 1e5**2)
+ALL_AREAS = (0.0, 1e5**2)
 """Square pixels; COCO's own "all" range."""
 
 _SMALL_AREA, _MEDIUM_AREA = 32.0**2, 96.0**2
@@ -41,7 +41,7 @@ _SMALL_AREA, _MEDIUM_AREA = 32.0**2, 96.0**2
 _MIN_OCCLUSION = 0.4
 """From this hidden fraction on a label counts as occluded."""
 
-_VULNERABLE = "vru"
+VULNERABLE = "vru"
 """Name of the slice of vulnerable road users."""
 
 _ALL = "all"
@@ -75,7 +75,7 @@ def frame_slices(frame: Frame, classes: Iterable[str], schema: LabelSchema) -> t
         classes: Classes of the objects in the frame, as far as they are known.
     """
     names = frame_conditions(frame, _KEYS_WITH_ROLE)
-    return (*names, _VULNERABLE) if set(classes) & set(schema.vulnerable) else names
+    return (*names, VULNERABLE) if set(classes) & set(schema.vulnerable) else names
 
 
 def check_slice_name(name: str, keys: Collection[str] = _KEYS_WITH_ROLE) -> None:
@@ -90,7 +90,7 @@ def check_slice_name(name: str, keys: Collection[str] = _KEYS_WITH_ROLE) -> None
     """
     if "event" in keys and name.startswith("event="):
         return
-    known = [_ALL, _VULNERABLE, "construction"] if "event" in keys else []
+    known = [_ALL, VULNERABLE, "construction"] if "event" in keys else []
     for key in ("light", "weather", "role"):
         if key in keys:
             known += [f"{key}={value}" for value in CONDITION_VALUES[key] if value != UNKNOWN]
@@ -163,12 +163,23 @@ class Slice:
     frame: Callable[[Frame], bool] | None = None
     label: Callable[[Label], bool] | None = None
     classes: Callable[[LabelSchema], tuple[str, ...]] | None = None
-    area: tuple[float, float] = _ALL_AREAS
+    area: tuple[float, float] = ALL_AREAS
 
     @property
     def judges_all_boxes(self) -> bool:
         """Whether a box that matches nothing counts as clearly as one that matches a label."""
-        return self.label is None and self.area == _ALL_AREAS
+        return self.label is None and self.area == ALL_AREAS
+
+    def may_hold(self, frame: Frame, classes: Iterable[str], schema: LabelSchema) -> bool:
+        """Whether a frame with objects of these classes belongs to the slice.
+
+        Args:
+            classes: Classes of the objects in the frame, as far as they are known.
+        """
+        inside = self.frame is None or self.frame(frame)
+        return inside and (
+            self.classes is None or bool(set(classes) & set(self.class_names(schema)))
+        )
 
     def class_names(self, schema: LabelSchema) -> tuple[str, ...]:
         """The classes of ``schema`` that count."""
@@ -202,14 +213,14 @@ STANDARD_SLICES: tuple[Slice, ...] = (
         area=(_SMALL_AREA, _MEDIUM_AREA),
     ),
     Slice(
-        "size=large", "boxes from 96x96 px of the stored frame", area=(_MEDIUM_AREA, _ALL_AREAS[1])
+        "size=large", "boxes from 96x96 px of the stored frame", area=(_MEDIUM_AREA, ALL_AREAS[1])
     ),
     Slice(
         "occluded",
         f"labels hidden to {_MIN_OCCLUSION:.0%} or more, where that is known",
         label=lambda label: label.occluded is not None and label.occluded >= _MIN_OCCLUSION,
     ),
-    Slice(_VULNERABLE, "vulnerable road users", classes=_vulnerable_classes),
+    Slice(VULNERABLE, "vulnerable road users", classes=_vulnerable_classes),
     Slice(
         "night_vru",
         "vulnerable road users by night",

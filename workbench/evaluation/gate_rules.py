@@ -5,11 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from workbench.core import digest
@@ -18,7 +27,7 @@ from workbench.core.parsing import read_yaml
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 from workbench.data.resampling import MIN_DRIVES
-from workbench.data.slices import STANDARD_SLICES
+from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.evaluation.confidence import OperatingPointRule
 from workbench.evaluation.results import (
     ALL_CLASSES,
@@ -31,7 +40,7 @@ from workbench.records.base import Digest
 
 __all__ = ["load_rules"]
 
-_SLICE_NAMES = tuple(part.name for part in STANDARD_SLICES)
+_STANDARD = tuple(part.name for part in STANDARD_SLICES)
 
 
 class _StrictModel(BaseModel):
@@ -50,7 +59,7 @@ class _BaseMetricGate(_BaseGate):
     """A gate on a metric. With less evidence than ``min_…`` the verdict is INSUFFICIENT."""
 
     metric: MetricName
-    slice: str = Field(default="all", json_schema_extra={"enum": list(_SLICE_NAMES)})
+    slice: str = Field(default="all", json_schema_extra={"examples": list(_STANDARD)})
     cls: str = Field(default=ALL_CLASSES, alias="class")
     min_drives: int = Field(default=MIN_DRIVES, ge=MIN_DRIVES)
     min_drives_with_boxes: int = Field(default=5, ge=2)
@@ -58,8 +67,8 @@ class _BaseMetricGate(_BaseGate):
 
     @field_validator("slice")
     @classmethod
-    def _is_known(cls, value: str) -> str:
-        if value not in _SLICE_NAMES:
+    def _is_known(cls, value: str, info: ValidationInfo) -> str:
+        if value not in (info.context or {}).get("slices", _STANDARD):
             raise PydanticCustomError("unknown_slice", "unknown slice")
         return value
 
@@ -143,8 +152,12 @@ class GateRules(_StrictModel):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def load_rules(path: Path) -> GateRules:
+def load_rules(path: Path, slices: Sequence[Slice] = STANDARD_SLICES) -> GateRules:
     """Read a gates file.
+
+    Args:
+        path: The file.
+        slices: That gates may name, such as those of `load_slices`.
 
     Raises:
         ParameterError: The file is missing, not YAML, or has unknown keys or invalid values. The
@@ -169,12 +182,15 @@ def load_rules(path: Path) -> GateRules:
             where=f"{path}{line}",
         ) from error
     try:
-        return GateRules.model_validate(content)
+        names = tuple(part.name for part in slices)
+        return GateRules.model_validate(content, context={"slices": names})
     except ValidationError as error:
-        raise _rules_error(error, content, path) from error
+        raise _rules_error(error, content, path, names) from error
 
 
-def _rules_error(error: ValidationError, content: Any, path: Path) -> ParameterError:
+def _rules_error(
+    error: ValidationError, content: Any, path: Path, slices: Sequence[str]
+) -> ParameterError:
     # A mistyped key also counts as missing: report the mistyped one.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     location = [part for part in first["loc"] if part not in _GATE_KINDS]
@@ -186,7 +202,7 @@ def _rules_error(error: ValidationError, content: Any, path: Path) -> ParameterE
         hint = did_you_mean(key, _known_keys(list(first["loc"])))
     elif first["type"] in ("literal_error", "unknown_slice"):
         message = f"{key}: unknown value {first['input']!r}"
-        hint = did_you_mean(str(first["input"]), _allowed_values(key))
+        hint = did_you_mean(str(first["input"]), _allowed_values(key, slices))
     elif first["type"] == "union_tag_invalid":
         kind = str(first["ctx"]["tag"])
         message = f"unknown kind {kind!r}"
@@ -217,9 +233,12 @@ def _known_keys(location: list[str | int]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _allowed_values(key: str) -> list[str]:
-    allowed = {"slice": _SLICE_NAMES, "metric": (*METRIC_NAMES, *get_args(CeilingMetric))}
-    return [str(value) for value in allowed.get(key, (1,))]
+def _allowed_values(key: str, slices: Sequence[str]) -> list[str]:
+    allowed: dict[str, Sequence[str]] = {
+        "slice": slices,
+        "metric": (*METRIC_NAMES, *get_args(CeilingMetric)),
+    }
+    return [str(value) for value in allowed.get(key, ("1",))]
 
 
 def _gate_location(location: list[str | int], content: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -18,7 +18,7 @@ from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError
 from workbench.core.parsing import read_yaml
 from workbench.core.text import short_repr
-from workbench.data.slices import check_slice_name, frame_slices
+from workbench.data.slices import Slice, check_slice_name, frame_slices
 from workbench.labeling.answers import region_id
 from workbench.labeling.regions import MIN_BOX_PX
 from workbench.labeling.review import REVIEW_METHOD
@@ -48,7 +48,7 @@ class LabelingRule:
 
     Attributes:
         slice: ``all``, ``vru``, ``construction``, ``light=…``, ``weather=…``, ``role=…`` or
-            ``event=…``, see `frame_slices`.
+            ``event=…``, see `frame_slices`; or one of `LabelingOptions.slices`.
         labelers: Number of labelers who answer each frame.
         priority: Frames with a higher priority come first.
         min_seconds: Answers that took less time are returned to the labeler.
@@ -61,9 +61,6 @@ class LabelingRule:
     priority: int = 0
     min_seconds: Annotated[float, Field(gt=0)] | None = None
 
-    def __post_init__(self) -> None:
-        check_slice_name(self.slice)
-
 
 @short_repr
 @dataclass(frozen=True)
@@ -74,11 +71,19 @@ class LabelingOptions:
         rules: Rules by slice.
         gold: Number of frames with ground-truth labels that are mixed in to measure labelers.
         gold_labelers: Number of labelers who answer each gold frame.
+        slices: Of a file, see `load_slices`: rules may name those of frames and classes.
     """
 
     rules: tuple[LabelingRule, ...] = ()
     gold: int = 0
     gold_labelers: int = 2
+    slices: tuple[Slice, ...] = ()
+
+    def __post_init__(self) -> None:
+        known = {part.name for part in self.slices if part.judges_all_boxes}
+        for rule in self.rules:
+            if rule.slice not in known:
+                check_slice_name(rule.slice)
 
 
 def make_batch(
@@ -154,7 +159,7 @@ def make_batch(
     return store.put(batch, {"predictions.jsonl": datasets.to_json_lines(start)})
 
 
-def load_labeling_rules(path: Path) -> tuple[LabelingRule, ...]:
+def load_labeling_rules(path: Path, slices: Sequence[Slice] = ()) -> tuple[LabelingRule, ...]:
     """Read labeling rules from a YAML file, which is a list::
 
         - slice: light=night
@@ -162,12 +167,17 @@ def load_labeling_rules(path: Path) -> tuple[LabelingRule, ...]:
           priority: 1
           min_seconds: 10
 
+    Args:
+        path: The file.
+        slices: That rules may name beside the standard ones.
+
     Raises:
         ParameterError: The file is missing or invalid.
     """
     try:
         content = read_yaml(path)
-        return tuple(TypeAdapter(list[LabelingRule]).validate_python(content))
+        rules = tuple(TypeAdapter(list[LabelingRule]).validate_python(content))
+        return LabelingOptions(rules, slices=tuple(slices)).rules  # which checks the names
     except OSError as error:
         raise ParameterError(f"cannot read the file: {error.strerror}", where=path) from error
     except yaml.YAMLError as error:
@@ -207,8 +217,10 @@ def frame_requirements(
     """
     gold_frames = set(gold)
     requirements = []
-    for frame, classes in frames:
-        names = (*frame_slices(frame, classes, schema), "all")
+    for frame, predicted in frames:
+        classes = tuple(predicted)
+        names = {*frame_slices(frame, classes, schema), "all"}
+        names |= {one.name for one in options.slices if one.may_hold(frame, classes, schema)}
         rules = [rule for rule in options.rules if rule.slice in names]
         labelers = max(
             [options.gold_labelers if frame.id in gold_frames else 1]
