@@ -41,6 +41,7 @@ _COMMANDS = {
     "promote": ("steps", "Publish a checked notebook as an immutable version of its step."),
     "steps": ("steps", "List promoted steps; set and roll back their aliases."),
     "predict": ("models", "Run a bundle on images; every frame gets an answer."),
+    "shadow": ("shadow", "Run a candidate beside the champion; estimate the difference in misses."),
     "compare": ("records", "Compare two models: slices with intervals, flipped frames."),
     "slices": ("slices", "List and check slices; find those where a model fails."),
     "verify": ("models", "Verify the signature and every file of a bundle."),

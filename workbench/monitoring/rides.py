@@ -144,5 +144,25 @@ def queue_ride(
     return queue.put("bundle", make, priority)
 
 
+def queue_frame(
+    queue: VehicleQueue, vehicle: str, about: Mapping[str, object], image: bytes
+) -> int | None:
+    """Put a frame into a vehicle's queue; it is sent after all telemetry.
+
+    Args:
+        about: What is said about it, as JSON.
+        image: A JPEG file.
+
+    Returns:
+        Its number, or None if there was no space for it.
+    """
+
+    def make(sequence: int, _dropped: int) -> bytes:
+        head = {**about, "vehicle": vehicle, "sequence": sequence, "sha256": digest.of_bytes(image)}
+        return digest.canonical_json(head) + b"\n" + image
+
+    return queue.put("frame", make, Priority.FRAME)
+
+
 def _seed(text: str) -> int:
     return int(digest.of_bytes(text.encode())[:12], 16)
