@@ -47,10 +47,20 @@ def test_duplicate_and_reserved_question_names_are_errors(name: str) -> None:
 
 def test_colours_are_those_of_everything_else() -> None:
     view = ElementTree.fromstring(label_config.labeling_config(FULL))  # noqa: S314 - our own
-    for labels in (view.find("RectangleLabels"), view.find("PolygonLabels")):
+    for labels in (view.find(".//RectangleLabels"), view.find(".//PolygonLabels")):
         assert labels is not None
         shown = {one.get("value"): one.get("background") for one in labels.iter("Label")}
         assert shown == {**class_colours(FULL.classes), "ignore_area": "#8e8e93"}
+
+
+def test_questions_stand_beside_the_image_and_boxes_hide_little() -> None:
+    page = ElementTree.fromstring(label_config.labeling_config(FULL))  # noqa: S314 - our own
+    left, right = page.findall("View")
+    assert left.find("Image") is not None and left.find(".//Choices") is None
+    assert len(right.findall(".//Choices")) >= 3
+    image, boxes = left.find("Image"), left.find("RectangleLabels")
+    assert image is not None and image.get("crosshair") == "true"
+    assert boxes is not None and float(boxes.get("opacity", 1)) <= 0.2
 
 
 def test_equal_schemas_give_equal_text() -> None:

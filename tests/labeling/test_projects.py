@@ -6,9 +6,50 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from tests.labeling.conftest import SCHEMA, Sample
+from workbench import labeling
+from workbench.curation import select_manually
 from workbench.labeling import projects
 from workbench.records import dataset
-from workbench.records.frames import Question
+from workbench.records.base import digest_of
+from workbench.records.frames import Conditions, Light, Question
+
+
+class Titles:
+    """A server that knows projects by title only."""
+
+    def __init__(self, *titles: str) -> None:
+        self.titles = titles
+
+    def find_project(self, title: str) -> str | None:
+        return title if title in self.titles else None
+
+
+def test_projects_are_named_by_purpose_condition_and_day(sample: Sample) -> None:
+    batch = sample.batch()
+    title = projects.project_title(sample.store.workspace, batch, None)
+    day = sample.store.side(batch, "created")["at"][:10]
+    assert title.startswith("Label tiny") and title.endswith(f"{day} · {digest_of(batch)[:8]}")
+    night = [
+        frame.model_copy(update={"conditions": Conditions(light=Light.NIGHT, weather="rain")})
+        for frame in sample.dataset.frames
+    ]
+    dark = replace(sample.dataset, name="n" * 40, frames=tuple(night), labels=())
+    for name, expected in (("tiny", "Label tiny, night, rain · "), ("n" * 40, "Label nnnn")):
+        ref = dataset.save_dataset(sample.store, replace(dark, name=name), made_by="test")
+        chosen = select_manually(sample.store, ref, [frame.id for frame in night], "odd")
+        title = projects.project_title(
+            sample.store.workspace, labeling.make_batch(sample.store, ref, chosen, None, ()), None
+        )
+        assert title.startswith(expected) and len(title) <= 50
+
+
+def test_a_project_of_an_earlier_name_is_found(sample: Sample) -> None:
+    batch, workspace = sample.batch(), sample.store.workspace
+    earlier = f"workbench: tiny {digest_of(batch)[:12]}"
+    assert projects.find_project(workspace, Titles(earlier), batch) == earlier  # type: ignore[arg-type]
+    now = projects.project_title(workspace, batch, None)
+    assert projects.find_project(workspace, Titles(earlier, now), batch) == now  # type: ignore[arg-type]
+    assert projects.find_project(workspace, Titles(earlier), batch, "mine") is None  # type: ignore[arg-type]
 
 
 class Checked(HTMLParser):

@@ -38,6 +38,13 @@ DEGREES: dict[str, float] = {"no": 0.0, "partly": 0.25, "mostly": 0.75}
 The fractions are the middle of each answer's range; no answer means unknown.
 """
 
+# Image and questions side by side, so that both are on a screen of 1280x720.
+_PAGE_STYLE = "display:flex;gap:16px;align-items:flex-start"
+_IMAGE_STYLE = "flex:1 1 auto;min-width:0"
+_QUESTIONS_STYLE = "flex:0 0 220px"
+_FILL = {"opacity": "0.1", "strokeWidth": "2"}
+"""Light, so that the object stays visible under its box."""
+
 _RESERVED_NAMES = frozenset(
     (BOXES, POLYGONS, TRACK, COMMENT, NOTE, IMAGE, OCCLUDED, TRUNCATED, IGNORE)
 )
@@ -51,21 +58,27 @@ def labeling_config(schema: LabelSchema) -> str:
         ParameterError: Two questions have the same name, or one has a reserved name.
     """
     _check_question_names(schema)
-    view = ElementTree.Element("View")
-    title = f"Schema {schema.name} version {schema.version}"
-    ElementTree.SubElement(view, "Header", value=title, size="5")
+    page = ElementTree.Element("View", style=_PAGE_STYLE)
+    view = ElementTree.SubElement(page, "View", style=_IMAGE_STYLE)
     # Shown above the image: what the labeler has to correct; normally empty.
     ElementTree.SubElement(view, "Text", name=NOTE, value=f"${NOTE}")
     rotatable = str("turned" in schema.shapes).lower()
     polygons = "polygon" in schema.shapes
     if polygons:
         ElementTree.SubElement(view, "Header", value="Boxes", size="6")
-    _add_labels(view, "RectangleLabels", {"name": BOXES, "canRotate": rotatable}, schema.classes)
+    _add_labels(
+        view, "RectangleLabels", {"name": BOXES, "canRotate": rotatable, **_FILL}, schema.classes
+    )
     if polygons:
         ElementTree.SubElement(view, "Header", value="Polygons", size="6")
-        _add_labels(view, "PolygonLabels", {"name": POLYGONS}, schema.classes)
+        _add_labels(view, "PolygonLabels", {"name": POLYGONS, **_FILL}, schema.classes)
     image = {"name": IMAGE, "value": f"${IMAGE}", "zoom": "true", "zoomControl": "true"}
-    ElementTree.SubElement(view, "Image", {**image, "rotateControl": "false"})
+    ElementTree.SubElement(
+        view,
+        "Image",
+        {**image, "rotateControl": "false", "crosshair": "true", "maxWidth": "100%"},
+    )
+    view = ElementTree.SubElement(page, "View", style=_QUESTIONS_STYLE)
     for name in (OCCLUDED, TRUNCATED):
         _add_question(view, Question(name=name, answers=tuple(DEGREES)), per_region=True)
     ignore = Question(name=IGNORE, answers=(IGNORE_YES,), asked="Too small or unclear to score?")
@@ -79,8 +92,10 @@ def labeling_config(schema: LabelSchema) -> str:
         _add_question(view, question, per_region=False)
     block = _add_block(view, "Anything the team should know about this frame?", per_region=False)
     _add_text_area(block, COMMENT, "Comment", {})
-    ElementTree.indent(view)
-    return ElementTree.tostring(view, encoding="unicode")
+    title = f"Schema {schema.name} version {schema.version}"
+    ElementTree.SubElement(view, "Header", value=title, size="6")
+    ElementTree.indent(page)
+    return ElementTree.tostring(page, encoding="unicode")
 
 
 def parse_labeling_config(text: str) -> LabelSchema:

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,14 +22,16 @@ from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.data.drawing import class_colours, draw_box_on_image
 from workbench.data.images import open_media
+from workbench.data.slices import describe_conditions
 from workbench.labeling import label_config, sync
+from workbench.labeling.review import REVIEW_METHOD
 from workbench.labeling.server import MAX_TITLE_LENGTH, LabelStudio, Project
 from workbench.records.base import Ref, digest_of
-from workbench.records.dataset import media_path
+from workbench.records.dataset import load_dataset, media_path
 from workbench.records.frames import Box, Frame, Label, LabelSchema
 from workbench.records.integrity import read_media
 from workbench.records.store import Store
-from workbench.records.types import DatasetVersion, LabelBatch
+from workbench.records.types import DatasetVersion, LabelBatch, Selection
 
 __all__ = ()
 
@@ -37,6 +39,9 @@ MEDIA_URL_VARIABLE = "WORKBENCH_MEDIA_URL"
 
 MEDIA_STORAGES = {"s3": "s3", "gs": "gcs", "azure-blob": "azure"}
 """URL scheme to Label Studio's name of that storage."""
+
+_USUAL_SHARE = 0.8
+"""Share of a batch's frames from which on a condition stands in the project's title."""
 
 _GUIDE_FOLDER = "guides"
 """Below the folder that Label Studio serves, so that a project can link to the page."""
@@ -74,11 +79,15 @@ def find_project(
         if project and project.title == entry.title:
             return project
         title = entry.title
-    return server.find_project(title or _default_title(workspace, batch_ref))
+    usual = _default_title(workspace, batch_ref)
+    found = server.find_project(title or usual)
+    if found is None and title in (None, usual):
+        found = server.find_project(_earlier_title(workspace, batch_ref))
+    return found
 
 
 def project_title(workspace: Workspace, batch_ref: Ref, requested: str | None) -> str:
-    """The requested title, by default one made from dataset and batch.
+    """The requested title, by default one made from purpose, dataset, conditions and day.
 
     Raises:
         ParameterError: It is not one line of text, or Label Studio refuses its length.
@@ -141,6 +150,39 @@ def fit_schema(server: LabelStudio, project: Project, schema: LabelSchema) -> No
 
 
 def _default_title(workspace: Workspace, batch_ref: Ref) -> str:
+    """Such as ``Label bdd, night · 2026-11-30 · 1a2b3c4d``; the digits tell batches apart."""
+    store = Store(workspace)
+    batch = store.get(batch_ref, LabelBatch)
+    dataset = store.get(batch.dataset, DatasetVersion).name
+    day = store.side(batch_ref, "created")["at"][:10]
+    end = f" · {day} · {digest_of(batch_ref)[:8]}"
+    condition = _usual_condition(store, batch)
+    middle = f", {condition}" if condition else ""
+    start = f"{_purpose(store, batch)} "
+    room = MAX_TITLE_LENGTH - len(start) - len(end)
+    if len(dataset) + len(middle) > room:
+        middle = ""
+    return f"{start}{dataset[:room]}{middle}{end}"
+
+
+def _purpose(store: Store, batch: LabelBatch) -> str:
+    if batch.adjudicates:
+        return "Decide"
+    method = store.get(batch.selection, Selection).method
+    return "Review" if method == REVIEW_METHOD else "Label"
+
+
+def _usual_condition(store: Store, batch: LabelBatch) -> str:
+    """Light and weather of nearly all frames; empty where they differ or are unknown."""
+    chosen = set(batch.frames)
+    frames = load_dataset(store, batch.dataset).where(lambda frame: frame.id in chosen).frames
+    counts = Counter(describe_conditions(frame, "") for frame in frames)
+    condition, count = counts.most_common(1)[0]
+    return condition if count >= _USUAL_SHARE * len(frames) else ""
+
+
+def _earlier_title(workspace: Workspace, batch_ref: Ref) -> str:
+    """As projects were named before; batches that were sent then are found by it."""
     store = Store(workspace)
     dataset = store.get(store.get(batch_ref, LabelBatch).dataset, DatasetVersion).name
     prefix, suffix = "workbench: ", f" {digest_of(batch_ref)[:12]}"

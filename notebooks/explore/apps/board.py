@@ -15,6 +15,9 @@ with app.setup:
     from workbench.core import digest, workspace
     from workbench.core.errors import WorkbenchError
     from workbench.core.text import counted
+    from workbench.data.slices import frame_conditions
+    from workbench.labeling.answers import AnswerRow
+    from workbench.labeling.sync import read_entry, sent_batches
     from workbench.records import catalog
     from workbench.records import dataset as datasets
     from workbench.records.base import GateReport, digest_of
@@ -22,7 +25,7 @@ with app.setup:
     from workbench.records.frames import Role
     from workbench.records.model_types import ExportBundle, Release, StepRun
     from workbench.records.store import Store
-    from workbench.records.types import DatasetVersion
+    from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
     from workbench.release import registry
 
 
@@ -163,6 +166,82 @@ def coverage_rank(store: Store, ref: str) -> tuple[int, int]:
 
 
 @app.function
+def labeler_rows(store: Store) -> list[dict[str, Any]]:
+    """One row a labeler over all label sets: work, time, agreement with others and with gold."""
+    people: dict[str, Counter[str]] = {}
+    simulated: set[str] = set()
+    for ref in store.refs(LabelSet.KIND):
+        for one in store.get(ref, LabelSet).annotators:
+            tally = people.setdefault(one.id, Counter())
+            tally.update(frames=one.frames, boxes=one.boxes, minutes=one.minutes or 0)
+            simulated |= {one.id} if one.simulated else set()
+    rates: dict[tuple[str, str], tuple[int, float]] = {}
+    for ref in store.refs(Agreement.KIND):
+        for rate in store.get(ref, Agreement).rates:
+            if rate.subject == "labeler" and rate.missed is not None:
+                count, missed = rates.get((rate.name, rate.against), (0, 0.0))
+                rates[rate.name, rate.against] = count + rate.n, missed + rate.missed * rate.n
+
+    def agreement(name: str, against: str) -> str:
+        count, missed = rates.get((name, against), (0, 0.0))
+        return f"{1 - missed / count:.0%} of {count:,} boxes" if count else "-"
+
+    return [
+        {
+            "labeler": name,
+            "frames": tally["frames"],
+            "boxes": tally["boxes"],
+            "minutes": "-" if name in simulated else f"{tally['minutes']:.0f}",
+            "seconds a frame": "-"
+            if name in simulated or not tally["frames"]
+            else f"{60 * tally['minutes'] / tally['frames']:.0f}",
+            "boxes that others drew too": agreement(name, "labelers"),
+            "boxes as in gold": agreement(name, "gold"),
+            "who": "replayed, nobody" if name in simulated else "a person",
+        }
+        for name, tally in sorted(people.items(), key=lambda item: -item[1]["frames"])
+    ]
+
+
+@app.function
+def labeling_time_rows(store: Store) -> list[dict[str, Any]]:
+    """Minutes of people by slice of the frames, and those on safety frames."""
+    spent: Counter[str] = Counter()
+    frames: Counter[str] = Counter()
+    for ref in store.refs(LabelSet.KIND):
+        labelset = store.get(ref, LabelSet)
+        if labelset.simulated or not store.exists(labelset.batch):
+            continue
+        version = datasets.load_dataset(store, store.get(labelset.batch, LabelBatch).dataset)
+        by_id = {frame.id: frame for frame in version.frames}
+        for row in datasets.read_json_lines(store.payload(ref, "answers.jsonl"), AnswerRow):
+            if not row.minutes or row.frame not in by_id:
+                continue
+            frame = by_id[row.frame]
+            for name in (*frame_conditions(frame), f"role={frame.role}"):
+                spent[name] += row.minutes
+                frames[name] += 1
+    return [
+        {"slice": name, "answers": frames[name], "minutes": f"{minutes:.0f}"}
+        for name, minutes in spent.most_common()
+    ]
+
+
+@app.function
+def backlog_rows(store: Store) -> list[dict[str, Any]]:
+    """Batches that were sent and are not collected, the oldest first."""
+    rows = []
+    for ref in sent_batches(store.workspace):
+        entry = read_entry(store.workspace, ref)
+        if entry is None or entry.collected or not store.exists(ref):
+            continue
+        sent = store.side(ref, "created")["at"][:10]
+        frames = len(store.get(ref, LabelBatch).frames)
+        rows.append({"since": sent, "project": entry.title, "frames": frames})
+    return sorted(rows, key=lambda row: row["since"])
+
+
+@app.function
 def role_rows(dataset: Dataset) -> list[dict[str, Any]]:
     """Frames, drives and boxes of each role."""
     rows = []
@@ -243,6 +322,29 @@ def _(store, version):
         except WorkbenchError as _error:
             _view = mo.vstack([version, mo.md(f"This version cannot be read: {_error}")])
     _view
+
+
+@app.cell
+def _(refresh, store):
+    refresh.value
+    _people, _times, _backlog = labeler_rows(store), labeling_time_rows(store), backlog_rows(store)
+    _parts = [mo.md("## Labelers")]
+    if _backlog:
+        _waiting = sum(row["frames"] for row in _backlog)
+        _parts += [
+            mo.md(f"{counted(_waiting, 'frame')} out with labelers. `workbench label status`"),
+            mo.ui.table(_backlog, selection=None),
+        ]
+    if _people:
+        _parts.append(mo.ui.table(_people, selection=None, page_size=20))
+    if _times:
+        _parts += [
+            mo.md("Minutes of people by slice; `role=safety` is the time spent on safety frames."),
+            mo.ui.table(_times, selection=None, page_size=12),
+        ]
+    if len(_parts) == 1:
+        _parts.append(mo.md("Nothing was sent to labelers yet: `workbench label send SELECTION`."))
+    mo.vstack(_parts)
 
 
 @app.cell
