@@ -37,6 +37,7 @@ _COMMANDS = {
     "logs": ("runs", "Print or follow the output of a run's steps."),
     "cancel": ("runs", "Stop a run; the next run continues from there."),
     "schedule": ("pipelines", "Write files for cron, systemd, Dagster, Airflow or Kubernetes."),
+    "new": ("steps", "Write a notebook or a step to start from."),
     "check": ("steps", "Check whether a notebook is ready for production."),
     "promote": ("steps", "Publish a checked notebook as an immutable version of its step."),
     "steps": ("steps", "List promoted steps; set and roll back their aliases."),

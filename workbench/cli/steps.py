@@ -1,9 +1,10 @@
-"""`workbench check`, `promote` and `steps`: from a notebook to versions that pipelines name."""
+"""`workbench new`, `check`, `promote`, `steps`: from a notebook to versions that pipelines name."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -285,6 +286,142 @@ def mirror(as_json: bool) -> None:
     new = mirror_to_mlflow(find_workspace(), _project_folder())
     text = f"{counted(new, 'version')} registered in MLflow"
     print_result({"registered": new}, as_json=as_json, text=text)
+
+
+_QUESTION = "What do you want to know? One sentence, and what would answer it."
+_EXPLORATION = (
+    ("markdown", f"# {{title}}\n\n**Question.** {_QUESTION}"),
+    ("code", "import workbench as wb"),
+    (
+        "code",
+        'ws = wb.open()\nds = ws.dataset("{dataset}")\nds',
+    ),
+    ("markdown", "## Look\n\nClick the frames; the keys stand below them."),
+    (
+        "code",
+        'browser = ws.browse(ds{model}, roles=["val"])\nbrowser',
+    ),
+    (
+        "markdown",
+        "## Keep what was marked\n\n"
+        'Mark frames with Space, then: `browser.selection("why").send()` sends them to labelers.',
+    ),
+    ("code", "browser.marked"),
+    ("markdown", "## Answer"),
+)
+_STEP = (
+    (
+        "markdown",
+        f"# {{title}}\n\n**Question.** {_QUESTION}\n\n"
+        "| reads | | writes | |\n| --- | --- | --- | --- |\n"
+        "| `dataset` | the frames to choose from | `selection` | the chosen frames |",
+    ),
+    (
+        "code",
+        "from typing import Annotated\n\nfrom pydantic import Field\n\n"
+        "import workbench\nfrom workbench import curation",
+    ),
+    ("parameters", "count: Annotated[int, Field(ge=1, le=500)] = 4"),
+    (
+        "code",
+        'step = workbench.step()\ndataset = step.load("dataset")\nprint(dataset)',
+    ),
+    ("code", "chosen = [frame.id for frame in dataset.frames[:count]]"),
+    ("code", 'step.metric("chosen", len(chosen))'),
+    ("code", 'assert chosen, "no frame was chosen"'),
+    (
+        "code",
+        "step.output(\n"
+        '    "selection",\n'
+        '    curation.select_manually(step.store, step.input("dataset"), chosen, "{name}"),\n'
+        ")",
+    ),
+)
+_STEP_CONTRACT: Json = {
+    "fixture": {
+        "inputs": {"dataset": "pipelines/data_engine.yaml:ingest.dataset"},
+        "other": {"count": 3},
+        "parameters": {"count": 2},
+        "pipeline": {"profile": "tiny"},
+    },
+    "inputs": {"dataset": {"kind": "dataset"}},
+    "outputs": {"selection": {"kind": "selection"}},
+    "resources": {"memory_gib": 2, "threads": 2, "timeout_s": 600},
+    "services": [],
+}
+
+
+@click.group()
+def new() -> None:
+    """Write a notebook to start from."""
+
+
+@new.command("notebook")
+@click.argument("name")
+@click.option("--dataset", default="builtin", show_default=True, help="Dataset to look at.")
+@click.option("--model", default="", help="Model whose boxes to show.")
+@json_option
+def new_notebook(name: str, dataset: str, model: str, as_json: bool) -> None:
+    """Write notebooks/explore/NAME.ipynb: open the workspace, look, mark, send."""
+    values = {"dataset": dataset, "model": f', "{model}"' if model else ""}
+    path = _write_notebook("explore", name, _EXPLORATION, values, None)
+    result: Json = {"notebook": str(path)}
+    print_result(result, as_json=as_json, text=f"{path}\nopen it with: make lab")
+
+
+@new.command("step")
+@click.argument("name")
+@json_option
+def new_step(name: str, as_json: bool) -> None:
+    """Write notebooks/steps/NAME.ipynb: a step with a contract, ready for `workbench check`."""
+    path = _write_notebook("steps", name, _STEP, {}, _STEP_CONTRACT)
+    result: Json = {"notebook": str(path)}
+    print_result(result, as_json=as_json, text=f"{path}\ncheck it with: workbench check {path}")
+
+
+def _write_notebook(
+    folder: str,
+    name: str,
+    cells: Sequence[tuple[str, str]],
+    values: Mapping[str, str],
+    contract: Json | None,
+) -> Path:
+    from workbench.core.names import check_name
+
+    check_name(name, "notebook name")
+    path = Path("notebooks") / folder / f"{name}.ipynb"
+    if path.exists():
+        raise ParameterError("the notebook exists already", where=path, hint="Choose another name")
+    if not path.parent.is_dir():
+        raise ParameterError(
+            "no such folder", where=path.parent, hint="Run it in the folder of the project"
+        )
+    given = {"title": name.replace("_", " ").capitalize(), "name": name, **values}
+    body: Json = {
+        "cells": [
+            _new_cell(number, kind, text.format(**given))
+            for number, (kind, text) in enumerate(cells)
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            **({"workbench": contract} if contract else {}),
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def _new_cell(number: int, kind: str, text: str) -> Json:
+    cell: Json = {
+        "cell_type": "markdown" if kind == "markdown" else "code",
+        "id": f"cell-{number}",
+        "metadata": {"tags": ["parameters"]} if kind == "parameters" else {},
+        "source": text.splitlines(keepends=True),
+    }
+    return cell if kind == "markdown" else {**cell, "execution_count": None, "outputs": []}
 
 
 def _project_folder() -> Path:
