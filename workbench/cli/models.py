@@ -69,6 +69,11 @@ _key_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Write every frame with its boxes to this folder.",
 )
+@click.option(
+    "--video",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all frames with their boxes as one video: .mp4, .webm or .avi.",
+)
 @_key_option
 @click.option("--signed", is_flag=True, help="Refuse unsigned bundles.")
 @json_option
@@ -82,6 +87,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     threads: int,
     output: Path | None,
     draw: Path | None,
+    video: Path | None,
     key: Path | None,
     signed: bool,
     as_json: bool,
@@ -89,7 +95,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     """Verify a bundle and run it on images; every frame gets an answer.
 
     BUNDLE is a bundle's folder, bundle/PREFIX, release/PREFIX or models:/NAME@ALIAS. SRC is an
-    image, a folder of images, a dataset (NAME or NAME@N) or one drive of it (NAME@N:DRIVE).
+    image, a video, a folder of them, a dataset (NAME or NAME@N) or one drive of it
+    (NAME@N:DRIVE). Images with an EXIF rotation are refused, as ingest refuses them.
 
     The status of an answer is ok, late (over the time budget), fallback (the model failed) or
     unreadable (the image). Unless it is ok, the boxes are those of the last ok frame, for at most
@@ -107,10 +114,16 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     runtime = Runtime(opened, budget_ms=budget_ms, score=score)
     names = [source.file for source in sources]
     drawer = session.AnswerDrawer(draw, files=names, classes=runtime.classes) if draw else None
-    with progress_bar("predict") as progress:
-        summary = session.run_session(
-            runtime, sources, output=output, draw=drawer, progress=progress
-        )
+    film = session.AnswerVideo(video, sources, runtime.classes) if video else None
+    drawers = [one for one in (drawer, film) if one]
+    try:
+        with progress_bar("predict") as progress:
+            summary = session.run_session(
+                runtime, sources, output=output, draw=drawers, progress=progress
+            )
+    finally:
+        if film:
+            film.close()
     result: Json = {
         "bundles": [
             {
@@ -126,6 +139,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
         "budget_ms": budget_ms,
         "output": str(output) if output else None,
         "drawn": str(draw) if draw else None,
+        "video": str(video) if video else None,
         **summary.as_json(),
     }
     print_result(result, as_json=as_json, text=_predict_text(result))
@@ -240,8 +254,8 @@ def _predict_text(result: Json) -> str:
         lines.append(f"{counted(result['resumed'], 'frame')} from the session before")
     if result["turned"]:
         lines.append(
-            f"{counted(result['turned'], 'image')} with an EXIF orientation, which is not applied: "
-            "boxes are in the pixels as stored"
+            f"{counted(result['turned'], 'image')} refused for an EXIF rotation: save upright and "
+            "without the tag"
         )
     times = result["latency_ms"]
     if times:
@@ -254,7 +268,7 @@ def _predict_text(result: Json) -> str:
         lines.append(f"{entry['model']} of bundle {short}, checked by {entry['checked']}")
     if result["simulated"]:
         lines.append("calibrated on simulated drives")
-    lines += [f"{what}: {result[what]}" for what in ("output", "drawn") if result[what]]
+    lines += [f"{what}: {result[what]}" for what in ("output", "drawn", "video") if result[what]]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from pydantic import ValidationError
 
 from workbench.core import digest
@@ -22,9 +22,17 @@ from workbench.core.text import counted, natural_key
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colours, draw_box_on_image
-from workbench.data.files import IMAGE_SUFFIXES, find_images
+from workbench.data.files import IMAGE_SUFFIXES, find_files
 from workbench.data.images import open_media
 from workbench.deployment.runtime import Answer, AnswerStatus, Runtime
+from workbench.deployment.video import (
+    FOLDER_FPS,
+    VIDEO_SUFFIXES,
+    VideoReader,
+    VideoWriter,
+    count_frames,
+    frames_per_second,
+)
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
 
@@ -44,41 +52,55 @@ class InputFrame:
         file: Its name in answers.
         sequence: Name of its sequence.
         frame: Digest of the frame, if it is in a dataset.
+        position: Number of the frame in a video, from 0; None for an image.
     """
 
     path: Path
     file: str
     sequence: str
     frame: str | None = None
+    position: int | None = None
 
 
 def frames_from_path(path: Path) -> list[InputFrame]:
-    """An image, or all images below a folder; each folder is a sequence, in natural order.
+    """An image, a video, or all images and videos below a folder, in natural order.
+
+    Each folder and each video is a sequence.
 
     Raises:
         ParameterError: The path does not exist, or has no images.
     """
     if path.is_file():
-        return [InputFrame(path, path.name, "")]
+        return _frames_of_file(path, path.name, "")
     if not path.is_dir():
         raise ParameterError(
-            "no such image, folder or dataset",
+            "no such image, video, folder or dataset",
             where=path,
-            hint="SRC is an image, a folder of images, NAME, NAME@N or NAME@N:DRIVE",
+            hint="SRC is an image, a video, a folder of them, NAME, NAME@N or NAME@N:DRIVE",
         )
     frames = [
-        InputFrame(
+        frame
+        for file in find_files(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        for frame in _frames_of_file(
             file, file.relative_to(path).as_posix(), file.relative_to(path).parent.as_posix()
         )
-        for file in find_images(path)
     ]
     if not frames:
         raise ParameterError(
-            "no images in the folder",
+            "no images and no videos in the folder",
             where=path,
-            hint=f"Formats: {', '.join(sorted(IMAGE_SUFFIXES))}",
+            hint=f"Formats: {', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))}",
         )
     return sorted(frames, key=lambda source: (source.sequence, natural_key(source.file)))
+
+
+def _frames_of_file(path: Path, name: str, sequence: str) -> list[InputFrame]:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return [InputFrame(path, name, sequence)]
+    return [
+        InputFrame(path, f"{name}/{number:06d}", name, position=number)
+        for number in range(count_frames(path))
+    ]
 
 
 def frames_from_dataset(
@@ -109,10 +131,13 @@ def decode_ahead(
     sources: Sequence[InputFrame], *, threads: int = 2
 ) -> Iterator[tuple[InputFrame, Pixels | DataError]]:
     """Frames in order with their images, decoded ahead in threads, or the error of decoding."""
+    if any(source.position is not None for source in sources):
+        threads = 1  # a video is read in order
+    videos = VideoReader()
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode") as pool:
         queue: deque[tuple[InputFrame, Future[Pixels | DataError]]] = deque()
         for source in sources:
-            queue.append((source, pool.submit(_image_or_error, source)))
+            queue.append((source, pool.submit(_image_or_error, source, videos)))
             if len(queue) > threads * _READ_AHEAD:
                 first, image = queue.popleft()
                 yield first, image.result()
@@ -121,9 +146,13 @@ def decode_ahead(
             yield first, image.result()
 
 
-def _image_or_error(source: InputFrame) -> Pixels | DataError:
+def _image_or_error(source: InputFrame, videos: VideoReader) -> Pixels | DataError:
     try:
+        if source.position is not None:
+            return videos.read(source.path, source.position)
         if source.frame is None:
+            if turned := _orientation_note(source.path):
+                return DataError(turned, where=source.path)
             return load_rgb(source.path)
         return np.asarray(open_media(source.path, source.frame))
     except DataError as error:
@@ -134,7 +163,7 @@ _TURNED = "EXIF orientation "
 
 
 def _orientation_note(path: Path) -> str:
-    """A sentence about an image that viewers turn; empty for others."""
+    """Why an image that viewers turn is refused, as ingest refuses it; empty for others."""
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -142,7 +171,7 @@ def _orientation_note(path: Path) -> str:
         return ""
     if orientation in (0, 1):
         return ""
-    return f"{_TURNED}{orientation} is not applied: boxes are in the pixels as stored"
+    return f"{_TURNED}{orientation}: save it upright and without the tag"
 
 
 _DrawAnswer = Callable[[Pixels, Answer], None]
@@ -158,7 +187,7 @@ class SessionSummary:
         resumed: Answers that were in the output file already.
         statuses: Number of answers by status.
         boxes: Number of boxes.
-        turned: Images with an EXIF orientation, which is not applied.
+        turned: Images with an EXIF orientation, which are refused.
         ms: Time of each frame in this process.
         seconds: Duration in this process.
     """
@@ -176,7 +205,7 @@ class SessionSummary:
         self.frames += 1
         self.statuses[answer.status] += 1
         self.boxes += len(answer.boxes)
-        self.turned += answer.why.startswith(_TURNED)
+        self.turned += _TURNED in answer.why
         if answer.ms is not None:
             self.ms.append(answer.ms)
 
@@ -208,7 +237,7 @@ def run_session(
     sources: Sequence[InputFrame],
     *,
     output: Path | None = None,
-    draw: _DrawAnswer | None = None,
+    draw: Sequence[_DrawAnswer] = (),
     watch: _WatchAnswer | None = None,
     threads: int = 2,
     progress: Progress | None = None,
@@ -220,7 +249,7 @@ def run_session(
         sources: Frames to answer.
         output: JSON lines file: a header, then one answer per line. An existing file of the same
             bundles, settings and frames is continued.
-        draw: Called with every readable image and its answer.
+        draw: Each is called with every readable image and its answer.
         watch: Called with every image, or the error of decoding it, and its answer.
         threads: Threads that decode images.
         progress: Called with the number of frames done and in all.
@@ -239,17 +268,15 @@ def run_session(
             answer = runtime.answer(
                 image, file=source.file, sequence=source.sequence, frame=source.frame
             )
-            if answer.status is AnswerStatus.OK and source.frame is None:
-                # Ingest refuses turned images; here the boxes are in the pixels as stored.
-                answer = answer.model_copy(update={"why": _orientation_note(source.path)})
             summary.add(answer)
             if stream:
                 stream.write(_json_line(answer.model_dump(mode="json")))
                 stream.flush()
             if watch:
                 watch(image, answer)
-            if draw and not isinstance(image, DataError):
-                draw(image, answer)
+            if not isinstance(image, DataError):
+                for one in draw:
+                    one(image, answer)
             if progress:
                 progress(summary.frames, len(sources))
     finally:
@@ -336,6 +363,61 @@ def _without_suffix(file: str) -> str:
     return str(path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path)
 
 
+def draw_answer(
+    image: Pixels, answer: Answer, colours: Mapping[str, str], score: float = _MIN_DRAWN_SCORE
+) -> Image.Image:
+    """The image with the boxes of an answer, thin where a rule answered; text fits its size.
+
+    Args:
+        colours: By class; see `class_colours`.
+        score: Boxes with a lower score are not drawn.
+    """
+    drawn = Image.fromarray(np.ascontiguousarray(image))
+    by_model = answer.status is AnswerStatus.OK
+    line, font_size = max(2, drawn.width // 500), max(11, drawn.width // 90)
+    for box in answer.boxes:
+        if box.score >= score:
+            colour = colours.get(box.cls) or class_colours((box.cls,))[box.cls]
+            text = f"{box.cls.replace('_', ' ')} {box.score:.2f}"
+            width = line if by_model else max(1, line // 2)
+            draw_box_on_image(drawn, box.xyxy, colour, width=width, text=text, font_size=font_size)
+    if not by_model:
+        text = f"{answer.status}: {answer.by}, {counted(answer.age, 'frame')} old"
+        draw_box_on_image(
+            drawn,
+            (0, 1.3 * font_size, drawn.width - 1, drawn.height - 1),
+            "#d55e00",
+            width=line,
+            text=text,
+            font_size=font_size,
+        )
+    return drawn
+
+
+class AnswerVideo:
+    """Writes the answers of a session as one video, frame by frame.
+
+    Args:
+        path: Ends on ``.mp4``, ``.webm`` or ``.avi``.
+        sources: What is answered; a video gives its rate, images have ten a second.
+        classes: Of the model, in order; they decide the colours.
+    """
+
+    def __init__(
+        self, path: Path, sources: Sequence[InputFrame], classes: Sequence[str] = ()
+    ) -> None:
+        first = next((one for one in sources if one.position is not None), None)
+        self._video = VideoWriter(path, frames_per_second(first.path) if first else FOLDER_FPS)
+        self._colours = class_colours(classes)
+
+    def __call__(self, image: Pixels, answer: Answer) -> None:
+        self._video.write(draw_answer(image, answer, self._colours))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._video.close()
+
+
 class AnswerDrawer:
     """Writes ``FOLDER/FILE.jpg`` with the boxes of each answer; thin where a rule answered.
 
@@ -361,20 +443,7 @@ class AnswerDrawer:
         self._same_stem = Counter(_without_suffix(file) for file in files)
 
     def __call__(self, image: Pixels, answer: Answer) -> None:
-        drawn = Image.fromarray(np.ascontiguousarray(image))
-        by_model = answer.status is AnswerStatus.OK
-        for box in answer.boxes:
-            if box.score >= self._score:
-                text, width = f"{box.cls} {box.score:.2f}", 2 if by_model else 1
-                colour = self._colours.get(box.cls) or class_colours((box.cls,))[box.cls]
-                draw_box_on_image(drawn, box.xyxy, colour, width=width, text=text)
-        if not by_model:
-            pen = ImageDraw.Draw(drawn)
-            pen.text(
-                (4, 4),
-                f"{answer.status}: {answer.by}, {counted(answer.age, 'frame')} old",
-                fill="red",
-            )
+        drawn = draw_answer(image, answer, self._colours, self._score)
         stem = _without_suffix(answer.file)
         name = answer.file if self._same_stem[stem] > 1 else stem
         # A drive may have any name; nothing is written outside the folder.
