@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 import workbench as wb
@@ -13,6 +17,8 @@ from workbench.core.workspace import Workspace
 from workbench.records import dataset as datasets
 from workbench.records.store import Store
 from workbench.widgets import FrameBrowser
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks" / "explore"
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +105,28 @@ def test_without_a_model_there_are_labels_only(
     browser = ws.browse("drawn", roles=["safety"])
     content, _ = Page(browser).ask(type="ready")
     assert content["models"] == [] and content["n"] == 8 and not content["can_search"]
+
+
+@pytest.mark.parametrize("name", ["first_exploration", "why_missed", "compare_models"])
+def test_the_notebooks_run_from_question_to_answer(
+    opened: tuple[api.Workbench, FrameBrowser],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ws, _ = opened
+    first, second = list(ws.store.refs("checkpoint"))[:2]
+    monkeypatch.setenv("WORKBENCH_HOME", str(ws.workspace.root))
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    given = f"dataset = 'drawn'\nmodel = first = {first!r}\nsecond = {second!r}\nrole = 'safety'\n"
+    body = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
+    names: dict[str, Any] = {}
+    for cell in body["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        if "parameters" in cell["metadata"].get("tags", ()):
+            exec("".join(cell["source"]) + "\n" + given, names)  # noqa: S102 - our own notebook
+        else:
+            exec("".join(cell["source"]), names)  # noqa: S102
+    assert isinstance(names["browser"], FrameBrowser)
+    assert {one.role for one in names["browser"].frames} == {"safety"}
