@@ -72,8 +72,10 @@ def test_misses_are_explained_with_the_nearest_training_objects(
     assert list(content["misses"]) == [0], "an untrained model finds nothing at 0.99"
     assert "found" in content["misses"][0] or "no box near it" in content["misses"][0]
     content, _ = page.ask(type="nearest", frame=row, label=0)
-    assert content["lines"] and all("in training: " in one for one in content["lines"])
-    assert "drive-0" in content["lines"][0], "the only drive to learn from"
+    count, *alike = content["lines"]
+    assert count == "training has 4 of class car"
+    assert len(alike) == 1 and "alike: " in alike[0], "one of each drive"
+    assert alike[0].endswith("by unknown, drive-0"), "the only drive to learn from"
 
 
 def test_searching_and_mining_from_marks(

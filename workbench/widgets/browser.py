@@ -421,4 +421,5 @@ def _unit_square(points: NDArray[np.floating]) -> NDArray[np.float32]:
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
     scaled[:, 1] = 1 - scaled[:, 1]
-    return scaled.astype(np.float32)
+    unit: NDArray[np.float32] = scaled.astype(np.float32)
+    return unit

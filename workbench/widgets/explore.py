@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from workbench.core.types import Progress
 from workbench.curation.signals.similarity import region_vector
 from workbench.curation.vectors import principal_components, unit_vectors
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.model import Model, Predictions
 from workbench.evaluation.comparison import Comparison
 from workbench.evaluation.metrics import evaluate
@@ -24,7 +25,7 @@ from workbench.evaluation.misses import explain_misses, worst_frames
 from workbench.evaluation.results import ALL_CLASSES, EvaluationSettings
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
-from workbench.records.frames import Role
+from workbench.records.frames import Label, Role
 from workbench.records.store import Store
 from workbench.records.types import Selection
 from workbench.widgets.browser import (
@@ -169,10 +170,7 @@ class _Exploration:
         return points
 
     def _search(self, frame: str, drawn: DrawnBox | None) -> list[ShownFrame]:
-        box = None
-        if drawn:
-            x1, y1, x2, y2 = drawn.xyxy
-            box = (x1, y1, x2 - x1, y2 - y1)
+        box = _xywh(drawn.xyxy) if drawn else None
         self.searches = [curation.SteeredSearch(self.seen, [curation.Exemplar(frame, box)])]
         return similar_frames(self.embedded, self.seen, self.searches[-1].scores, _FOUND)
 
@@ -244,36 +242,50 @@ class _Exploration:
         return [ExplainedMiss(one.label.cls, one.label.box.xyxy, one.why) for one in misses]
 
     @cached_property
-    def _training(self) -> tuple[curation.Embeddings, list[ShownFrame]]:
+    def _training(self) -> tuple[tuple[Label, ...], NDArray[np.float32], NDArray[np.float32]]:
+        """Labels to learn from, the unit vector of what lies in each box, and their centre."""
         part = self.dataset.role(*_TRAINING_ROLES)
         seen = curation.embed(self.workspace, self.models[0].torch_predictor, part.frames)
-        return seen, embedded_frames(self.workspace, part, seen)
+        embedded = set(seen.frames)
+        labels, vectors = [], []
+        for label in part.labels:
+            if label.ignore or label.frame not in embedded:
+                continue
+            exemplar = curation.Exemplar(label.frame, _xywh(label.box.xyxy))
+            with contextlib.suppress(ParameterError):  # a box without extent
+                vectors.append(region_vector(seen, exemplar))
+                labels.append(label)
+        width = len(vectors[0]) if vectors else 1
+        found = np.array(vectors, np.float32).reshape(-1, width)
+        centre = found.mean(axis=0) if len(found) else np.zeros(width, np.float32)
+        return tuple(labels), unit_vectors(found, centre), centre
 
     def _nearest(self, frame: str, drawn: DrawnBox) -> list[str]:
         """The training objects that look most like a label, with their class and annotator."""
-        training, shown = self._training
-        x1, y1, x2, y2 = drawn.xyxy
-        box = (x1, y1, x2 - x1, y2 - y1)
-        vector = region_vector(self.seen, curation.Exemplar(frame, box))
-        exemplar = curation.Exemplar(frame, box, vector)
-        scores = curation.SteeredSearch(training, [exemplar]).scores
-        lines = []
-        for one in similar_frames(shown, training, scores, _NEAREST, per_drive=1):
-            row = training.frames.index(one.frame)
-            likeness = f"{float(scores.score[row]):.2f} alike, drive {one.drive}"
-            label = self._label_at(one)
-            who = "no label there" if label is None else f"{label[0]}, by {label[1]}"
-            lines.append(f"in training: {who} ({likeness})")
+        labels, known, centre = self._training
+        cls = drawn.cls.replace("_", " ")
+        count = sum(label.cls == drawn.cls for label in labels)
+        lines = [f"training has {count:,} of class {cls}"]
+        if not labels:
+            return lines
+        vector = region_vector(self.seen, curation.Exemplar(frame, _xywh(drawn.xyxy)))
+        likeness = (unit_vectors(vector[None], centre) @ known.T)[0]
+        drives: set[str] = set()
+        for row in np.argsort(-likeness, kind="stable").tolist():
+            label = labels[row]
+            drive = self._drive_of[label.frame]
+            if drive in drives or label.frame == frame:
+                continue
+            drives.add(drive)
+            name = label.cls.replace("_", " ")
+            lines.append(f"{likeness[row]:.2f} alike: {name}, by {label.annotator}, {drive}")
+            if len(drives) == _NEAREST:
+                break
         return lines
 
-    def _label_at(self, shown: ShownFrame) -> tuple[str, str] | None:
-        labels = self.dataset.labels_by_frame[shown.frame]
-        if not labels or not shown.boxes:
-            return None
-        corners = np.array([one.box.xyxy for one in labels], np.float32)
-        overlaps = iou_matrix(np.array([shown.boxes[0].xyxy], np.float32), corners)[0]
-        best = labels[int(overlaps.argmax())]
-        return (best.cls.replace("_", " "), best.annotator) if overlaps.max() > 0.1 else None
+    @cached_property
+    def _drive_of(self) -> dict[str, str]:
+        return {frame.id: frame.drive for frame in self.dataset.frames}
 
     def _comparison(self) -> tuple[SliceChange, ...]:
         first, second, *_ = (
@@ -286,7 +298,16 @@ class _Exploration:
                 continue
             change = comparison.difference("recall", row.slice).estimate
             after = second.metrics.at(row.slice).recall.value
-            ends = (row.recall.value, after, change.value, change.low, change.high)
-            if all(one is not None for one in ends):
+            ends = [
+                value
+                for value in (row.recall.value, after, change.value, change.low, change.high)
+                if value is not None
+            ]
+            if len(ends) == 5:
                 rows.append(SliceChange(row.slice, row.boxes, *ends))
         return tuple(rows)
+
+
+def _xywh(xyxy: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = xyxy
+    return x1, y1, x2 - x1, y2 - y1

@@ -334,6 +334,7 @@ class Browser {
     if (!notes) state.answers = null;
     state.update();
     if (tell) {
+      this.model.set("_picked_title", frames ? title : "");
       this.model.set("_picked", new DataView(Uint32Array.from(frames ?? []).buffer));
       this.model.save_changes();
     }

@@ -44,16 +44,17 @@ class EmbeddingMap {
       ({ codes, values } = data.columns[name]);
     }
     const ramp = ["#9aa0a6", "#f0c27a", "#e69f00", "#d55e00"];
-    const colours = name === "missed" ? ramp : data.palette;
-    this.colours = values.map((_, k) => {
-      const colour = colours[k % colours.length];
+    const known = values.filter((one) => one && one !== "unknown");
+    const colours = values.map((one) => (name === "missed" ? ramp[values.indexOf(one)]
+      : known.includes(one) ? data.palette[known.indexOf(one) % data.palette.length] : "#8e8e93"));
+    this.colours = colours.map((colour) => {
       return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
     });
     this.codes = codes;
     this.legend.replaceChildren(...values.slice(0, 8).map((value, k) => {
       const dot = make("i", { class: "wb-dot" });
-      dot.style.background = colours[k % colours.length];
-      return make("span", {}, dot, value);
+      dot.style.background = colours[k];
+      return make("span", {}, dot, value || "none");
     }));
     this.draw();
   }
