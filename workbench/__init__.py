@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.api import open as open  # noqa: A004
     from workbench.api import train as train
     from workbench.evaluation.comparison import compare as compare
+    from workbench.evaluation.incidents import add_incident as add_incident
     from workbench.evaluation.metrics import evaluate as evaluate
     from workbench.pipeline.connect import step as step
 

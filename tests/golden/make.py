@@ -16,7 +16,7 @@ from tests.release.world import make_world
 from workbench.core import digest
 from workbench.core.keyring import public_key
 from workbench.core.workspace import Workspace
-from workbench.records import base, dataset, frames, model_types, types
+from workbench.records import base, dataset, evidence_types, frames, model_types, types
 from workbench.records.base import Record, make_ref
 from workbench.records.store import Store
 from workbench.release import pack_verifier
@@ -431,6 +431,56 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
                 owner="a@example.org",
                 reviewer="b@example.org",
                 commit="0" * 40,
+            ),
+            {},
+        ),
+        (
+            evidence_types.Incident(
+                name="child-behind-van",
+                dataset=_ref("dataset"),
+                label_schema=SCHEMA,
+                frames=(FRAME,),
+                objects=1,
+                why="not braked for",
+                by="Ann",
+                found_in="telemetry",
+                simulated=True,
+            ),
+            {
+                "drives.jsonl": dataset.to_json_lines(_dataset().drives),
+                "frames.jsonl": dataset.to_json_lines(_dataset().frames),
+                "labels.jsonl": dataset.to_json_lines(_dataset().labels),
+            },
+        ),
+        (evidence_types.IncidentSuite(incidents=(_ref("incident"),)), {}),
+        (
+            evidence_types.Holdout(
+                dataset=_ref("dataset"),
+                frames=(FRAME,),
+                rules={"schema_version": 1},
+                budget=5,
+                by="Ann",
+            ),
+            {},
+        ),
+        (
+            evidence_types.ScenarioReport(
+                model=_ref("bundle"),
+                grid="2026-1.1",
+                assumptions={"braking": {"deceleration_mps2": 8}},
+                results=(
+                    evidence_types.ScenarioResult(
+                        case="CPNA-20kmh-50%-night",
+                        frames=40,
+                        visible=38,
+                        found=30,
+                        first_s=4.0,
+                        confirmed_s=2.5,
+                        outcome="avoided",
+                        impact_kmh=0.0,
+                        unbraked_kmh=20.0,
+                    ),
+                ),
             ),
             {},
         ),

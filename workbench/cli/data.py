@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,12 @@ _UNKNOWN_CLASS = re.compile(r"class '(.*)'$")
 @click.option(
     "--roles/--no-roles", default=True, show_default=True, help="Assign a role to each frame."
 )
+@click.option(
+    "--blind",
+    type=click.FloatRange(0, 0.5),
+    default=0.0,
+    help="Share of the drives to hold out as blind: see `workbench blind`.",
+)
 @json_option
 def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
     source: Path,
@@ -96,6 +103,7 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
     workers: int,
     licence: str,
     roles: bool,
+    blind: float,
     as_json: bool,
 ) -> None:
     """Read a folder of drives into an immutable dataset version.
@@ -105,6 +113,7 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
     """
     from workbench import data
     from workbench.records import references
+    from workbench.records.frames import Role
     from workbench.records.store import Store
 
     workspace = find_workspace()
@@ -125,7 +134,11 @@ def ingest(  # noqa: PLR0913, PLR0917 - each is an option of the command
             licence=licence,
             progress=progress,
         )
-    dataset = data.assign_roles(ingested.dataset) if roles else ingested.dataset
+    policy = data.RolePolicy()
+    if blind:
+        others = {role: share * (1 - blind) for role, share in policy.shares.items()}
+        policy = replace(policy, shares={**others, Role.BLIND: blind})
+    dataset = data.assign_roles(ingested.dataset, policy) if roles else ingested.dataset
     ref = ingested.save(Store(workspace), dataset)
     version = references.register_dataset(workspace, ref)
     hint = _map_hint(ingested)

@@ -12,6 +12,7 @@ PUBLIC_NAMES = {
     "open": "workbench.api",
     "mine": "workbench.api",
     "train": "workbench.api",
+    "add_incident": "workbench.evaluation.incidents",
     "evaluate": "workbench.evaluation.metrics",
     "compare": "workbench.evaluation.comparison",
     "step": "workbench.pipeline.connect",

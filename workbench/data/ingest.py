@@ -33,6 +33,7 @@ from workbench.records.frames import (
     LabelSchema,
     Origin,
 )
+from workbench.records.held_out import keep_blind
 from workbench.records.store import Store
 from workbench.records.types import Quarantined
 
@@ -83,12 +84,13 @@ class IngestResult:
     licence: str = ""
 
     def save(self, store: Store, dataset: Dataset | None = None) -> Ref:
-        """Save a dataset version with the quarantine.
+        """Save a dataset version with the quarantine; frames that were blind before stay blind.
 
         Args:
             dataset: A dataset derived from this one, such as one with roles, to save instead.
         """
         saved = dataset or self.dataset
+        saved = replace(saved, frames=keep_blind(store, saved.frames))
         ref = save_dataset(
             store,
             saved,

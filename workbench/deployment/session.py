@@ -35,6 +35,9 @@ from workbench.deployment.video import (
 )
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.records.dataset import Dataset, media_path
+from workbench.records.frames import Role
+from workbench.records.held_out import refuse_held_out
+from workbench.records.store import Store
 
 __all__ = ["InputFrame", "run_session"]
 
@@ -117,6 +120,7 @@ def frames_from_dataset(
         raise ParameterError(
             f"no drive {drive!r} in {dataset.name}", where=dataset.ref, hint=f"Drives: {known} …"
         )
+    refuse_held_out(Store(workspace), frames, "predictions", roles=(Role.BLIND,))
     counts = Counter((frame.drive, frame.index) for frame in frames)
     sources = []
     for frame in sorted(frames, key=lambda frame: (frame.drive, frame.index, frame.id)):

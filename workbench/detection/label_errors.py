@@ -87,8 +87,8 @@ def find_label_errors(dataset: Dataset, predictions: Iterable[Prediction]) -> li
 
 
 def labelled_frames(dataset: Dataset) -> tuple[Frame, ...]:
-    """Frames with labels, or labelled as empty: all but those of role ``pool``."""
-    return tuple(frame for frame in dataset.frames if frame.role is not Role.POOL)
+    """Frames with labels, or labelled as empty: all but pool, and blind ones, which nobody sees."""
+    return tuple(f for f in dataset.frames if f.role not in (Role.POOL, Role.BLIND))
 
 
 class _FrameComparison:

@@ -21,6 +21,8 @@ from workbench.detection.predictor import (
 )
 from workbench.records.base import Digest, Ref, kind_of, short_ref
 from workbench.records.dataset import Dataset
+from workbench.records.frames import Role
+from workbench.records.held_out import refuse_held_out
 from workbench.records.model_types import Checkpoint, ExportBundle, Release
 from workbench.records.store import Store
 from workbench.records.types import Prediction
@@ -190,10 +192,13 @@ class Model:
 
         Raises:
             DataError: The dataset is in no workspace, or an image cannot be read.
+            VerificationError: A frame is blind.
         """
         workspace = dataset.workspace or self.workspace
         if not dataset.frames:
             raise DataError("no frames to predict on", where=dataset.name)
+        blind = (Role.BLIND,)  # asked through `workbench.evaluation.blind` only
+        refuse_held_out(Store(workspace), dataset.frames, "predictions", roles=blind)
         boxes = predict_frames(workspace, self.predictor, dataset.frames, progress=progress)
         return Predictions(dataset, tuple(boxes), name or self.name)
 

@@ -29,6 +29,7 @@ from workbench.core.types import Json
 from workbench.data.resampling import MIN_DRIVES
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.evaluation.confidence import OperatingPointRule
+from workbench.evaluation.incidents import GATE_NAME
 from workbench.evaluation.results import (
     ALL_CLASSES,
     METRIC_NAMES,
@@ -134,6 +135,8 @@ class GateRules(_StrictModel):
         duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
             raise ValueError(f"two gates are named {duplicates[0]!r}")
+        if GATE_NAME in names:
+            raise ValueError(f"{GATE_NAME!r} is the gate of incidents, which no rule states")
         if not any(gate.required for gate in self.gates):
             raise ValueError("no gate is required, so every model would pass")
         return self

@@ -28,7 +28,9 @@ from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
+from workbench.core.types import Json
 from workbench.detection.model import Model
+from workbench.evaluation import incidents as replay
 from workbench.evaluation.confidence import OperatingPoint, choose_operating_point
 from workbench.evaluation.gate_rules import (
     CeilingGate,
@@ -41,6 +43,7 @@ from workbench.evaluation.gate_rules import (
     NoRegressionGate,
     load_rules,
 )
+from workbench.evaluation.incidents import IncidentResult
 from workbench.evaluation.matching import Floats
 from workbench.evaluation.metrics import (
     Evaluation,
@@ -85,6 +88,7 @@ class GateDecision:
         fp32: Metrics of the same model before quantisation, if evaluated.
         safety: Safety metrics of the candidate.
         operating_point: How the candidate's threshold was chosen.
+        incidents: Results of the incidents that were replayed.
     """
 
     verdict: Verdict
@@ -95,6 +99,7 @@ class GateDecision:
     fp32: EvaluationMetrics | None
     safety: SafetyMetrics
     operating_point: OperatingPoint | None = None
+    incidents: tuple[IncidentResult, ...] = ()
 
     @property
     def simulated(self) -> bool:
@@ -125,6 +130,7 @@ def judge(
     fp32: Evaluation | None = None,
     inspection: Inspection | None = None,
     operating_point: OperatingPoint | None = None,
+    incidents: Sequence[IncidentResult] = (),
 ) -> GateDecision:
     """Apply the gates to an INT8 model as it will be deployed.
 
@@ -136,6 +142,7 @@ def judge(
         inspection: Inspection of the dataset for leaks between roles.
         operating_point: Of the candidate, from `choose_threshold`; needed where the rules ask for
             one.
+        incidents: From `replay_incidents`; they add a required gate of their own.
 
     Raises:
         ParameterError: The evaluations have other settings than the rules, or other frames.
@@ -163,6 +170,8 @@ def judge(
         _judge_leaks(gate, inspection) if isinstance(gate, NoLeaksGate) else decided[gate.name]
         for gate in rules.gates
     )
+    if incidents:
+        gates = (*gates, replay.gate_result(incidents))
     return GateDecision(
         verdict=overall_verdict(gates),
         gates=gates,
@@ -172,6 +181,7 @@ def judge(
         fp32=fp32.metrics if fp32 else None,
         safety=safety.metrics,
         operating_point=operating_point,
+        incidents=tuple(incidents),
     )
 
 
@@ -223,7 +233,7 @@ def save_report(
         "reference": decision.reference,
         "fp32": decision.fp32,
     }
-    payload = {
+    payload: Json = {
         "schema_version": 2,  # 2: safety and operating_point
         "rules": decision.rules.as_json(),
         "models": {
@@ -233,6 +243,8 @@ def save_report(
         "operating_point": decision.operating_point
         and decision.operating_point.model_dump(mode="json"),
     }
+    if decision.incidents:
+        payload["incidents"] = [one.model_dump(mode="json") for one in decision.incidents]
     record = GateReport(
         candidate=candidate,
         reference=reference,
@@ -241,6 +253,7 @@ def save_report(
         verdict=decision.verdict,
         gates=decision.gates,
         simulated=decision.simulated,
+        incidents=tuple(one.incident for one in decision.incidents),
     )
     ref = store.put(record, {"metrics.json": digest.canonical_json(payload)})
     audit.append(

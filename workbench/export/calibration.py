@@ -32,7 +32,9 @@ from workbench.export.quantization import (
 )
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Frame, Role
+from workbench.records.held_out import refuse_held_out
 from workbench.records.model_types import CalibrationSet, QuantizationResult
+from workbench.records.store import Store
 
 if TYPE_CHECKING:
     from workbench.detection.predictor import TorchPredictor
@@ -90,6 +92,8 @@ def pick_calibration_frames(
             where=dataset.ref,
             hint="Frames for evaluation, or without a role, are never used for calibration",
         )
+    if dataset.workspace is not None:
+        refuse_held_out(Store(dataset.workspace), frames, "calibration")
     picked = sorted(_spread_evenly(frames, n, seed), key=lambda frame: frame.id)
     evaluated = [frame for frame in dataset.frames if frame.role in _EVALUATION_ROLES]
     for other in judged:

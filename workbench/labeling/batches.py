@@ -26,6 +26,7 @@ from workbench.records import dataset as datasets
 from workbench.records.base import Digest, Ref, digest_of
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Box, Frame, LabelSchema, Role
+from workbench.records.held_out import refuse_held_out
 from workbench.records.store import Store
 from workbench.records.types import (
     FrameRequirement,
@@ -132,6 +133,7 @@ def make_batch(
             where=dataset_ref,
             hint=f"The selection was made from {selection.dataset}",
         )
+    refuse_held_out(store, chosen, "labeling", roles=(Role.BLIND,))
     gold = _choose_gold(dataset, selection_ref, options.gold, chosen)
     chosen = _mix_in(chosen, gold)
     start = _usable_predictions(predictions, {frame: frames[frame] for frame in chosen}, schema)

@@ -32,6 +32,7 @@ __all__ = ["Pipeline", "load_pipeline"]
 
 _CHAMPION_PREFIX = "champion:"
 _RECORD_PREFIX = "record:"
+_INCIDENTS = "incidents"
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _MAX_NAME_LENGTH = 40
 _MAX_TEXT_BYTES = 120  # with the step's name, less than the 255 that a file name may have
@@ -46,12 +47,14 @@ class _InputSource:
         champion: The model whose champion it is, instead.
         record: Reference of a record that is there already, instead; nothing if it is empty.
         kind: Kind of record that the step takes.
+        incidents: Whether it is all active incidents, instead.
     """
 
     outputs: tuple[tuple[str, str], ...] = ()
     champion: str | None = None
     record: str | None = None
     kind: str = ""
+    incidents: bool = False
     many: bool = False
 
 
@@ -253,6 +256,8 @@ class _GraphBuilder:
     ) -> _InputSource:
         if text.startswith(_CHAMPION_PREFIX):
             return _InputSource(champion=text.removeprefix(_CHAMPION_PREFIX))
+        if text == _INCIDENTS:
+            return _InputSource(incidents=True)
         if text.startswith(_RECORD_PREFIX):
             reference = text.removeprefix(_RECORD_PREFIX).strip()
             if not reference and not declaration.optional:

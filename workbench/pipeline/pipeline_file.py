@@ -85,8 +85,8 @@ class StepDefinition(_FilePart):
     Attributes:
         notebook: Stem of a notebook, or ``NAME@VERSION`` or ``NAME@ALIAS`` of a promoted one;
             default: the step's name.
-        inputs: Input to ``STEP.OUTPUT`` of an earlier step, ``champion:MODEL``, or, for what is
-            there already, ``record:REFERENCE`` such as ``record:name@2``.
+        inputs: Input to ``STEP.OUTPUT`` of an earlier step, ``champion:MODEL``, ``incidents`` (all
+            active ones), or, for what is there already, ``record:REFERENCE``, as ``record:name@2``.
         for_each: Key to the list of its values (several keys: every combination), or the name of an
             earlier step with a fan-out, to follow it one to one.
         after: Earlier steps that must have succeeded although nothing is read from them.

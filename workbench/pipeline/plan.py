@@ -9,6 +9,7 @@ from typing import Literal
 from workbench.core.errors import ContractError
 from workbench.core.text import short_repr
 from workbench.core.workspace import Workspace
+from workbench.data.incidents import active_suite
 from workbench.pipeline import cache, environment
 from workbench.pipeline.cache import KeyIndex, LatestKey, StepKey
 from workbench.pipeline.graph import Pipeline, PipelineStep
@@ -209,6 +210,8 @@ def _resolve_inputs(step: PipelineStep, outputs: _StepOutputs, workspace: Worksp
     for name, source in step.sources.items():
         if source.record is not None:
             found[name] = _existing(workspace, name, source.record, source.kind)
+        elif source.incidents:
+            found[name] = active_suite(Store(workspace))
         elif source.champion is None:
             refs = tuple(outputs[above][output] for above, output in source.outputs)
             found[name] = refs if source.many else refs[0]

@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from workbench.core.errors import RecordError
 from workbench.core.text import html_table, short_fields
@@ -149,7 +149,11 @@ class GateResult(FrozenModel):
 
 
 class GateReport(Record):
-    """Outcome of all gates. Payload: ``metrics.json``, every metric by class and slice."""
+    """Outcome of all gates. Payload: ``metrics.json``, every metric by class and slice.
+
+    Attributes:
+        incidents: The incidents that the candidate was replayed on.
+    """
 
     KIND: ClassVar[str] = "gates"
     candidate: Ref
@@ -159,3 +163,4 @@ class GateReport(Record):
     verdict: Verdict
     gates: tuple[GateResult, ...]
     simulated: bool = False
+    incidents: tuple[Ref, ...] = Field(default=(), exclude_if=lambda value: not value)

@@ -25,6 +25,7 @@ from workbench.records.frames import (
     Role,
     condition_values,
 )
+from workbench.records.held_out import refuse_new_roles
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion, Quarantined
 
@@ -235,8 +236,10 @@ def save_dataset(
 
     Raises:
         ParameterError: The dataset's name cannot be a name, see `check_name`.
+        VerificationError: A frame that is held out would get another role.
     """
     check_name(dataset.name, "dataset name")
+    refuse_new_roles(store, dataset.frames, parents)
     left_out = sorted(quarantine, key=lambda entry: (entry.file, entry.reason, entry.detail))
     record = DatasetVersion(
         name=dataset.name,

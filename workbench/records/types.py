@@ -8,6 +8,7 @@ from pydantic import field_validator
 
 from workbench.core.types import Json
 from workbench.records.base import Digest, FrozenModel, GateReport, GateResult, Record, Ref, Verdict
+from workbench.records.evidence_types import Holdout, Incident, IncidentSuite, ScenarioReport
 from workbench.records.frames import Box, LabelSchema, Point, RotatedBox, optional_field
 from workbench.records.model_types import (
     CalibrationSet,
@@ -552,6 +553,10 @@ RECORD_TYPES: dict[str, type[Record]] = {
         StepRun,
         CheckReceipt,
         StepVersion,
+        Incident,
+        IncidentSuite,
+        Holdout,
+        ScenarioReport,
     )
 }
 """Record types by kind."""

@@ -15,7 +15,17 @@ from workbench.core import digest
 from workbench.core.errors import RecordError, Refusal, VerificationError
 from workbench.core.text import short_repr
 from workbench.core.types import Json
-from workbench.records.base import GateReport, Record, Ref, digest_of, kind_of, refs_in, short_ref
+from workbench.data.incidents import require_replayed
+from workbench.records.base import (
+    GateReport,
+    Record,
+    Ref,
+    Verdict,
+    digest_of,
+    kind_of,
+    refs_in,
+    short_ref,
+)
 from workbench.records.model_types import Checkpoint, Environment, ExportBundle, StepRun, Supplier
 from workbench.records.releases import ModelReleases, may_promote
 from workbench.records.store import Store
@@ -249,6 +259,7 @@ def check_gate_report(store: Store, evidence: Evidence, known: ModelReleases) ->
     """
     report, where = evidence.report, short_ref(evidence.gates)
     _check_rules(store, evidence)
+    _check_incidents(store, evidence)
     makers = [run for run in evidence.runs.values() if evidence.gates in run.outputs.values()]
     if not makers and _was_judged(store, report.candidate):
         raise VerificationError(
@@ -295,6 +306,28 @@ def _was_judged(store: Store, bundle: Ref) -> bool:
     return False
 
 
+def _check_incidents(store: Store, evidence: Evidence) -> None:
+    """Every active incident of this label schema was replayed, and its frames are untouched."""
+    report, where = evidence.report, short_ref(evidence.gates)
+    try:
+        schema = store.get(report.dataset, DatasetVersion).label_schema.name
+    except RecordError:
+        return  # a report on a dataset that is not here, such as one from another workspace
+    require_replayed(store, report.incidents, schema, where)
+    gates = {gate.name: gate for gate in report.gates}
+    if report.incidents and (
+        (gate := gates.get("incidents")) is None
+        or not gate.required
+        or (gate.verdict is not Verdict.PASS and report.verdict is Verdict.PASS)
+    ):
+        raise VerificationError(
+            "gate report lacks the verdict on incidents, or passes in spite of it",
+            where=where,
+            hint="It was edited after the run: run validate again",
+            reason=Refusal.GATES_EDITED,
+        )
+
+
 def _check_rules(store: Store, evidence: Evidence) -> None:
     report = evidence.report
     try:
@@ -302,14 +335,16 @@ def _check_rules(store: Store, evidence: Evidence) -> None:
         named = {one["name"]: one for one in rules["gates"]}
     except (RecordError, ValueError, KeyError, TypeError):
         return  # a report that was not made by `evaluation.gates` has no rules to compare with
+    # Incidents add a gate that no rule states, see `workbench.evaluation.incidents`.
+    judged = [gate for gate in report.gates if not (report.incidents and gate.name == "incidents")]
     changed = [
         gate.name
-        for gate in report.gates
+        for gate in judged
         if gate.name not in named
         or gate.required != named[gate.name].get("required", True)
         or (named[gate.name].get("kind") == "floor" and gate.bound != named[gate.name]["bound"])
     ]
-    lost = named.keys() - {gate.name for gate in report.gates}
+    lost = named.keys() - {gate.name for gate in judged}
     if digest.of_json(rules) != report.rules or changed or lost:
         listed = ", ".join([*changed, *sorted(lost)]) or "the rules"
         raise VerificationError(

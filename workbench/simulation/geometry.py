@@ -47,10 +47,14 @@ def body_transform(road: Road, ego: Pose, base: Pose) -> _BodyTransform:
     The road's curvature bends everything along an arc around the ego position.
     """
     x, y, turn = _on_arc(road.curvature, base.s_m - ego.s_m, base.d_m)
-    heading = base.heading_rad + turn
+    y -= ego.d_m
+    if ego.heading_rad:
+        c, s = math.cos(ego.heading_rad), math.sin(ego.heading_rad)
+        x, y = c * x + s * y, c * y - s * x
+    heading = base.heading_rad + turn - ego.heading_rad
     cos, sin = math.cos(heading), math.sin(heading)
     rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    return _BodyTransform(rotation, np.array([x, y - ego.d_m, 0.0]))
+    return _BodyTransform(rotation, np.array([x, y, 0.0]))
 
 
 def _on_arc(curvature: float, along: float, left: float) -> tuple[float, float, float]:
@@ -111,8 +115,10 @@ def horizon_row(camera: Camera) -> float:
 
 
 @lru_cache(maxsize=8)
-def ground_map(camera: Camera, curvature: float, ego_d_m: float) -> tuple[NDArray[np.float32], ...]:
-    """Road position of every pixel below the horizon.
+def ground_map(
+    camera: Camera, curvature: float, ego_d_m: float, heading_rad: float = 0.0
+) -> tuple[NDArray[np.float32], ...]:
+    """Road position of every pixel below the horizon, for an ego at a heading to the road.
 
     Returns:
         First row below the horizon as a 0-d array, then distance along the road, lateral position
@@ -125,7 +131,11 @@ def ground_map(camera: Camera, curvature: float, ego_d_m: float) -> tuple[NDArra
     fall = np.sin(pitch) + v * np.cos(pitch)
     depth = (camera.height_m / fall)[:, None] * np.ones_like(u)[None]
     x = depth * (np.cos(pitch) - v * np.sin(pitch))[:, None]
-    y = ego_d_m - depth * u[None]
+    y = -depth * u[None]
+    if heading_rad:
+        c, s = math.cos(heading_rad), math.sin(heading_rad)
+        x, y = c * x - s * y, c * y + s * x
+    y = ego_d_m + y
     if abs(curvature) < 1e-9:
         along, left = x, y
     else:

@@ -64,8 +64,9 @@ class _StaticBackground:
 
 def _draw_background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
     """The scene without bodies, uint8 RGB."""
-    static, light = _static_background(scenario), lighting.scene_light(scenario)
-    along = static.along + np.float32(scenario.ego(time_s).s_m)
+    ego, light = scenario.ego(time_s), lighting.scene_light(scenario)
+    static = _static_background(scenario, ego.d_m, ego.heading_rad)
+    along = static.along + np.float32(ego.s_m)
     rows = (along * 17.0).astype(np.int32) & 255
     bright = (
         1.0 + static.grain * _noise_texture(scenario.seed % 7).ravel()[rows * 256 + static.columns]
@@ -88,14 +89,17 @@ def _draw_background(scenario: Scenario, time_s: float) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=2)
-def _static_background(scenario: Scenario) -> _StaticBackground:
+def _static_background(scenario: Scenario, ego_d_m: float, heading_rad: float) -> _StaticBackground:
     camera, road = scenario.camera, scenario.road
     light = lighting.scene_light(scenario)
-    first, along, left, depth = geometry.ground_map(camera, road.curvature, scenario.ego_d_m)
+    first, along, left, depth = geometry.ground_map(camera, road.curvature, ego_d_m, heading_rad)
+    aside = left - ego_d_m  # of the ego's axis, along which its headlights point
+    if heading_rad:
+        aside = depth * (camera.cx - 0.5 - np.arange(camera.width, dtype=np.float32)) / camera.fx
     albedo, dashes, grain = _road_surface(scenario, left, depth)
     up = light.shade(np.array([[0.0, 0.0, 1.0]]))[0]
     falling = _to_rgb(up) + lighting.headlights_and_lamps(
-        light, depth, left - scenario.ego_d_m, np.full_like(along, lighting.LAMP_SPACING_M / 4)
+        light, depth, aside, np.full_like(along, lighting.LAMP_SPACING_M / 4)
     )
     if light.wet:
         # A wet road is darker, and reflects more sky at a smaller angle.

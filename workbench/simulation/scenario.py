@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ()
 
@@ -117,23 +117,29 @@ class Actor:
             return Pose(only.s_m, only.d_m, math.radians(self.heading_deg or 0.0), 0.0)
         if not self.path[0].time_s <= time_s <= self.path[-1].time_s:
             return None
-        times = [point.time_s for point in self.path]
-        index = min(max(bisect.bisect_right(times, time_s) - 1, 0), len(times) - 2)
-        start, end = self.path[index], self.path[index + 1]
-        span = max(end.time_s - start.time_s, 1e-9)
-        share = (time_s - start.time_s) / span
-        along, across = end.s_m - start.s_m, end.d_m - start.d_m
-        length = math.hypot(along, across)
-        heading = math.atan2(across, along) if length > 1e-6 else 0.0
-        if self.heading_deg is not None:
-            heading = math.radians(self.heading_deg)
-        return Pose(
-            start.s_m + share * along,
-            start.d_m + share * across,
-            heading,
-            length / span,
-            share * length,
-        )
+        pose = pose_on_path(self.path, time_s)
+        if self.heading_deg is None:
+            return pose
+        return replace(pose, heading_rad=math.radians(self.heading_deg))
+
+
+def pose_on_path(path: Path, time_s: float) -> Pose:
+    """Pose at a time on a path of two waypoints or more; beyond its ends as on the last leg."""
+    times = [point.time_s for point in path]
+    index = min(max(bisect.bisect_right(times, time_s) - 1, 0), len(times) - 2)
+    start, end = path[index], path[index + 1]
+    span = max(end.time_s - start.time_s, 1e-9)
+    share = (time_s - start.time_s) / span
+    along, across = end.s_m - start.s_m, end.d_m - start.d_m
+    length = math.hypot(along, across)
+    heading = math.atan2(across, along) if length > 1e-6 else 0.0
+    return Pose(
+        start.s_m + share * along,
+        start.d_m + share * across,
+        heading,
+        length / span,
+        share * length,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ class Scenario:
         light: ``day``, ``dusk`` or ``night``.
         weather: ``clear``, ``rain`` or ``fog``.
         ego_d_m: Lateral position of the ego vehicle.
+        ego_path: Of an ego vehicle that turns; without it, it drives straight at its speed.
     """
 
     drive: str
@@ -167,6 +174,7 @@ class Scenario:
     road: Road = field(default_factory=Road)
     ego_speed_mps: float = 12.0
     ego_d_m: float = -1.75
+    ego_path: Path = ()
     duration_s: float = 15.0
     frame_rate: float = 2.0
     actors: tuple[Actor, ...] = ()
@@ -188,5 +196,7 @@ class Scenario:
 
     def ego(self, time_s: float) -> Pose:
         """Pose of the ego vehicle."""
+        if self.ego_path:
+            return pose_on_path(self.ego_path, time_s)
         travelled = self.ego_speed_mps * time_s
         return Pose(travelled, self.ego_d_m, 0.0, self.ego_speed_mps, travelled)

@@ -17,6 +17,7 @@ from workbench.detection.preprocessing import LetterboxTransform
 from workbench.records.base import Digest, Ref
 from workbench.records.dataset import Dataset, load_dataset
 from workbench.records.frames import ANY_CLASS, Label, Origin, Role
+from workbench.records.held_out import refuse_held_out
 from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
 from workbench.training.config import LabelTrust
@@ -149,6 +150,7 @@ def check_dataset(dataset: Dataset, classes: Sequence[str]) -> None:
     Raises:
         DataError: No frames, frames of another role, labels that are not ground truth, or labels of
             unknown classes.
+        VerificationError: A frame is held out, whatever its role here.
     """
     if not dataset.frames:
         raise DataError(
@@ -163,6 +165,8 @@ def check_dataset(dataset: Dataset, classes: Sequence[str]) -> None:
                 where=dataset.name,
                 hint="Pass dataset.role(Role.SEED, Role.TRAIN)",
             )
+    if dataset.workspace is not None:
+        refuse_held_out(Store(dataset.workspace), dataset.frames, "training")
     for label in dataset.labels:
         if not label.origin.is_ground_truth:
             raise DataError(

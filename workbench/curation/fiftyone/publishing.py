@@ -27,8 +27,10 @@ from workbench.data.drawing import class_colours
 from workbench.data.slices import describe_conditions
 from workbench.detection import boxes
 from workbench.records.dataset import Dataset, media_path
-from workbench.records.frames import ANY_CLASS, Box, Frame, Label, LabelSchema
+from workbench.records.frames import ANY_CLASS, Box, Frame, Label, LabelSchema, Role
+from workbench.records.held_out import refuse_held_out
 from workbench.records.integrity import damaged_media
+from workbench.records.store import Store
 from workbench.records.types import Prediction, SelectedFrame, Selection
 
 __all__ = ["is_published", "open_app", "publish"]
@@ -79,6 +81,7 @@ def publish(
     """
     if not dataset.frames:
         raise DataError("the dataset has no frames to publish", where=dataset.ref or dataset.name)
+    refuse_held_out(Store(workspace), dataset.frames, "FiftyOne", roles=(Role.BLIND,))
     fo = connect(workspace)
     name = name or dataset.name
     fo_dataset = (

@@ -49,6 +49,7 @@ from workbench.detection.predictor import TorchPredictor, load_checkpoint
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset, load_dataset, save_dataset
 from workbench.records.frames import Frame, Role
+from workbench.records.held_out import refuse_held_out
 from workbench.records.store import Store
 from workbench.records.types import Arm, Backtest, SelectedFrame, Selection
 
@@ -110,6 +111,7 @@ def mine(  # noqa: PLR0913 - the inputs and the rules of one selection
     if query.is_search:
         rules = rules.model_copy(update={"diversity": 0.0, "drive_share": 1.0})
     dataset = load_dataset(store, dataset_ref)
+    refuse_held_out(store, dataset.role(Role.POOL, Role.SEED, Role.TRAIN).frames, "mining")
     given = bool(query.signals or query.watch)
     if _needs_words(dataset, query) and not query.is_search and not query.watch:
         query = replace(query, watch=read_watch_list())
@@ -442,6 +444,7 @@ def select_manually(
             where=unknown[0] if unknown else dataset_ref,
             hint="Give at least one frame of this dataset version, by its full digest",
         )
+    refuse_held_out(store, selected, "a selection", roles=(Role.BLIND,))
     chosen = tuple(
         SelectedFrame(frame=frame, rank=rank, score=1.0, reasons=(reason,))
         for rank, frame in enumerate(selected, start=1)
