@@ -120,7 +120,8 @@ def _latency(bundle: Path, frames: int) -> list[Row]:
                 shadow.resume()
                 shadow.offer(answer, image)
             times[beside].append(1000 * (time.perf_counter() - start))
-            shadow.collect(wait_s=0.0 if beside else 5.0)
+            more = (number + 1) // _TURN % 2 == 1
+            shadow.collect(wait_s=0.0 if more else 5.0)  # it is idle when a turn alone begins
             time.sleep(max(0.0, _PERIOD_S - (time.perf_counter() - start)))
         dropped = shadow.dropped
     alone, with_it = (float(np.quantile(times[beside], 0.99)) for beside in (False, True))

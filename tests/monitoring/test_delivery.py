@@ -10,7 +10,7 @@ import signal
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -218,10 +218,14 @@ def test_a_redelivered_bundle_is_settled_again_and_stored_once(tmp_path: Path) -
 def _write(path: Path, journal: Path) -> None:
     """Put bundles, noting the number of each after it is on disk."""
     queue = VehicleQueue(path)
+    number = 0
     with journal.open("a") as stream:
-        while True:
-            print(put(queue, "vehicle-4"), file=stream, flush=True)
-            time.sleep(0.002)
+        while number < 150 * TODAY:
+            day = number // 150  # no more than the rides of a day that are believed
+            number = put(queue, "vehicle-4", day) or 0
+            print(number, file=stream, flush=True)
+            time.sleep(0.01)
+    time.sleep(3600)
 
 
 def _send(path: Path, account: BrokerAccount) -> None:
@@ -246,7 +250,7 @@ def test_kills_of_vehicle_broker_and_ingest_lose_and_double_nothing(
     path, journal, url = tmp_path / "queue.sqlite", tmp_path / "journal", str(tmp_path / "table")
     account, service = own.account("vehicle-4"), own.account(INGEST_ACCOUNT)
     VehicleQueue(path).close()
-    parts = {
+    parts: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
         "writer": (_write, (path, journal)),
         "sender": (_send, (path, account)),
         "ingest": (_store, (url, service)),

@@ -15,7 +15,12 @@ from pydantic import ValidationError
 
 from workbench.data.telemetry import SIGNALS, Sketch, TelemetryBundle, count, merge, sketch
 from workbench.monitoring.ingest import QuarantineReason, metrics_text
-from workbench.monitoring.store import TelemetryStore, read_telemetry, sketches_in
+from workbench.monitoring.store import (
+    TelemetryStore,
+    bundle_digest,
+    read_telemetry,
+    sketches_in,
+)
 
 
 def bundle(vehicle: str = "vehicle-1", sequence: int = 1, **values: object) -> TelemetryBundle:
@@ -119,3 +124,16 @@ def test_the_page_explains_every_reason_and_the_rules_are_valid() -> None:
         assert named and all(f"\n{name}" in metrics for name in named)
     if promtool := shutil.which("promtool"):
         subprocess.run([promtool, "check", "rules", root / "telemetry-rules.yaml"], check=True)
+
+
+def test_bundles_and_tables_of_version_1_stay_readable(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden"
+    old = TelemetryBundle.model_validate_json((golden / "bundle-1.json").read_bytes())
+    assert old == bundle()
+    folder = tmp_path / "v1" / "day=00000"
+    folder.mkdir(parents=True)
+    shutil.copy(golden / "table-1.parquet", folder)
+    table = read_telemetry(str(tmp_path))
+    found = {(one.signal, one.cls): one for one in sketches_in(table)}
+    assert found == {(one.signal, one.cls): one for one in old.sketches}
+    assert TelemetryStore(str(tmp_path)).stored() == {("vehicle-1", 1): bundle_digest(old)}

@@ -40,6 +40,7 @@ __all__ = ()
     show_default=True,
     help="Bytes of images that may come back.",
 )
+@click.option("--role", help="Only frames of this role; neither model has learned from `safety`.")
 @click.option("--seed", default=0, show_default=True, help="Of the random choice of frames.")
 @click.option(
     "-o",
@@ -58,6 +59,7 @@ def shadow(  # noqa: PLR0913, PLR0917 - one argument an option
     model: str,
     fps: float | None,
     max_bytes: int,
+    role: str | None,
     seed: int,
     output: Path | None,
     vehicle: str | None,
@@ -83,6 +85,12 @@ def shadow(  # noqa: PLR0913, PLR0917 - one argument an option
     if first.predictor.classes != second.predictor.classes:
         raise ParameterError("champion and candidate have different classes", where=candidate)
     data = load_dataset(Store(workspace), resolve_dataset(workspace, dataset))
+    sources = frames_from_dataset(workspace, data)
+    if role is not None:
+        roles = {frame.id for frame in data.frames if frame.role == role}
+        sources = [source for source in sources if source.frame in roles]
+    if not sources:
+        raise ParameterError(f"no frame with role {role}", where=dataset)
     sample = FrameSample(max_bytes, seed=seed)
     with (
         ShadowProcess(second.folder, second.digest, file=model) as process,
@@ -91,7 +99,7 @@ def shadow(  # noqa: PLR0913, PLR0917 - one argument an option
         summary = run_shadow(
             Runtime([first]),
             process,
-            frames_from_dataset(workspace, data),
+            sources,
             sample,
             fps=fps,
             progress=progress,

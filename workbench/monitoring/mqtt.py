@@ -140,7 +140,7 @@ class _Connection:
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
         client.on_message = lambda _client, _data, message: self._on_message(
-            message.topic, message.payload
+            message.topic, bytes(message.payload)
         )
         self._client = client
         where = f"{self._account.host}:{self._account.port}"
