@@ -7,6 +7,8 @@ read off plain percentiles.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import time
 from collections.abc import Callable
@@ -54,6 +56,9 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         resampling(dataset, predictions),
         everything(dataset, predictions),
         coverage(200 if quick else 1500),
+        *(gate_coverage(drives, 1000 if quick else 10_000) for drives in (100, 300)),
+        family_errors(200 if quick else 2000),
+        *matching_speed(100_000 if quick else 1_000_000),
     ]
 
 
@@ -123,6 +128,160 @@ def coverage(trials: int) -> dict[str, Any]:
         goal="ours >= 0.92",
         met=lambda _: ours >= 0.92,
     )
+
+
+def gate_coverage(drives: int, gates: int) -> dict[str, Any]:
+    """How often one-sided 95 % bounds of a gate on recall hold the truth, on the worse side.
+
+    Drives differ in their number of boxes (negative binomial) and in their recall (beta). Limits
+    are at the truth, so a bound that misses it is a wrong PASS or FAIL.
+    """
+    truth = 0.3
+    held = np.zeros(2)
+    for block in range(gates // 500):
+        hits, boxes = _simulated(np.random.default_rng([7, drives, block]), drives, 500, truth)
+        weights = resampling_module.draw_resamples(drives, 1000, seed=block)
+        samples = (weights @ hits) / (weights @ boxes)
+        for column in samples.T:
+            ends = metrics.percentile_interval(column[1:], drives, 0.90)
+            assert ends is not None
+            held += [ends[0] <= truth, truth <= ends[1]]
+    lower, upper = (held / (gates // 500 * 500)).tolist()
+    worse = min(lower, upper)
+    return row(
+        f"one-sided 95 % bounds hold the truth, {drives} drives, {gates:,} gates"
+        f" (lower {lower:.3f}, upper {upper:.3f})",
+        ours=worse,
+        peer=0.95,
+        peer_name="nominal",
+        peer_method="exact",
+        unit="share of gates",
+        goal="0.94 to 0.96",
+        met=lambda _: 0.94 <= lower <= 0.96 and 0.94 <= upper <= 0.96,
+    )
+
+
+def family_errors(families: int) -> dict[str, Any]:
+    """How often any of eight gates at their limit passes wrongly: with Holm's method and without."""
+    truth, drives, count = 0.3, 100, 8
+    wrong = np.zeros(2)
+    for family in range(families):
+        hits, boxes = _simulated(np.random.default_rng([8, family]), drives, count, truth)
+        weights = resampling_module.draw_resamples(drives, 1000, seed=family)
+        samples = ((weights @ hits) / (weights @ boxes)).T
+        p = [metrics.one_sided_p(one, drives, truth, above=True) for one in samples]
+        levels = metrics.holm_levels(p, 0.05)
+        wrong += [
+            any(one <= level for one, level in zip(p, levels, strict=True)),
+            min(p) <= 0.05,
+        ]
+    ours, peer = (wrong / families).tolist()
+    return row(
+        f"any of {count} gates passes wrongly, {drives} drives, {families:,} families",
+        ours=ours,
+        peer=peer,
+        peer_name="no correction",
+        peer_method="measured",
+        unit="share of families",
+        goal="<= 0.06",
+        met=lambda _: ours <= 0.06,
+    )
+
+
+def _simulated(
+    random: np.random.Generator, drives: int, gates: int, truth: float
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Hits and boxes ``[drives, gates]`` of drives that differ in both."""
+    boxes = random.poisson(random.gamma(2, 10, (drives, gates))) + 1
+    rate = random.beta(6 * truth, 6 * (1 - truth), (drives, gates))
+    return random.binomial(boxes, rate), boxes
+
+
+def matching_speed(detections: int) -> list[dict[str, Any]]:
+    """Match detections and compute AP; nothing where pycocotools is not installed."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        return []
+    whole = _random_set(detections)
+
+    def ours() -> float:
+        table = match_slice(whole, ALL_FRAMES)
+        one = np.zeros(len(whole.frames), np.int64)
+        return float(np.nanmean(pool_metrics(table, one, np.ones((1, 1)), 0.3).ap[0]))
+
+    def peer() -> float:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth, found = COCO(), COCO()
+            for one, rows in ((truth, False), (found, True)):
+                one.dataset = {
+                    "images": [{"id": n + 1} for n in range(len(whole.frames))],
+                    "categories": [{"id": n + 1} for n in range(len(whole.classes))],
+                    "annotations": _numbered(
+                        _by_frame(whole, predicted=rows), list(range(len(whole.frames)))
+                    ),
+                }
+                one.createIndex()
+            run = COCOeval(truth, found, "bbox")
+            run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
+            run.params.maxDets = [100]
+            begun = time.process_time()
+            run.evaluate()
+            run.accumulate()
+            spent.append(time.process_time() - begun)
+        precision = run.eval["precision"][:, :, :, 0, 0]
+        return float(precision[precision > -1].mean())
+
+    spent: list[float] = []
+    theirs = peer()
+    begun = time.process_time()
+    with threadpool_limits(1, user_api="blas"):
+        mine = ours()
+    used = time.process_time() - begun
+    return [
+        row(
+            f"match {detections:,} detections and AP (differs by {abs(mine - theirs):.0e})",
+            ours=used,
+            peer=spent[0],
+            peer_name="pycocotools",
+            peer_method="measured",
+            unit="CPU-s",
+            goal="<= 0.2, same digits",
+            met=lambda ratio: ratio <= 0.2 and abs(mine - theirs) < 1e-9,
+        )
+    ]
+
+
+def _random_set(detections: int) -> EvaluationSet:
+    """50 detections and 20 labels a frame, of four classes, as arrays."""
+    random = np.random.default_rng(0)
+    count = detections // 50
+    frames = tuple(
+        Frame(id=f"{n:064x}", drive=f"d{n}", index=0, width=1280, height=720, suffix=".jpg")
+        for n in range(count)
+    )
+    at = np.repeat(np.arange(count), 20)
+    box = np.concatenate(
+        [random.uniform(0, (1100, 600), (len(at), 2)), random.uniform(8, 150, (len(at), 2))], axis=1
+    )
+    cls = random.integers(0, 4, len(at))
+    truth = matching.GroundTruthBoxes(at, cls, box, np.zeros(len(at), np.bool_), np.arange(len(at)))
+    near = box + random.normal(0, 4, box.shape)
+    near[:, 2:] = np.maximum(near[:, 2:], 2)
+    far = np.repeat(np.arange(count), 30)
+    noise = np.concatenate(
+        [random.uniform(0, (1100, 600), (len(far), 2)), random.uniform(8, 150, (len(far), 2))],
+        axis=1,
+    )
+    frame = np.concatenate([at, far])
+    kind = np.concatenate([cls, random.integers(0, 4, len(far))])
+    boxes, score = np.concatenate([near, noise]), random.uniform(size=len(frame))
+    order = np.lexsort((-score, kind, frame))
+    predicted = matching.PredictedBoxes(
+        frame[order], kind[order], boxes[order], score[order], np.arange(len(order))
+    )
+    return EvaluationSet(_SCHEMA, frames, (), truth, predicted)
 
 
 def made(frames: int, drives: int = 20) -> tuple[Dataset, list[Prediction]]:

@@ -18,12 +18,12 @@ from workbench.evaluation.confidence import (
     choose_operating_point,
 )
 from workbench.evaluation.gate_rules import GateRules
-from workbench.evaluation.gates import holm_levels, judge, load_safety, save_report
-from workbench.evaluation.metrics import evaluate
+from workbench.evaluation.gates import judge, load_comparison, load_safety, save_report
+from workbench.evaluation.metrics import evaluate, holm_levels
 from workbench.evaluation.results import EvaluationSettings
 from workbench.evaluation.safety import SafetyAssumptions, ground_positions, measure_safety
 from workbench.evaluation.sequences import detection_delay
-from workbench.records.base import Verdict, make_ref
+from workbench.records.base import GateReport, Verdict, make_ref
 from workbench.records.frames import Calibration, Drive
 from workbench.simulation import geometry
 from workbench.simulation.scenario import Camera
@@ -309,8 +309,23 @@ def test_a_ceiling_is_judged_and_its_figures_are_stored(build, store):
         dataset=make_ref("dataset", digest.of_bytes(b"d")),
     )
     assert load_safety(store, ref) == failed.safety
-    old = json.loads(store.read_payload(ref, "metrics.json"))
-    assert old["schema_version"] == 2
+    payload = json.loads(store.read_payload(ref, "metrics.json"))
+    assert payload["schema_version"] == 2
+    assert load_comparison(store, ref) == []
+
+
+def test_a_report_from_before_safety_metrics_is_read(store):
+    report = GateReport(
+        candidate=make_ref("bundle", "a" * 64),
+        reference=None,
+        dataset=make_ref("dataset", "b" * 64),
+        rules="c" * 64,
+        verdict=Verdict.PASS,
+        gates=(),
+    )
+    ref = store.put(report, {"metrics.json": b'{"schema_version": 1, "models": {}}'})
+    assert load_safety(store, ref) is None
+    assert load_comparison(store, ref) == []
 
 
 def test_safety_is_drawn(build):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -158,16 +159,39 @@ def _print_moves(model: str, *, as_json: bool) -> None:
 @click.argument("second", metavar="B")
 @click.option("--dataset", help="Dataset to judge on.  [default: the one that B was trained on]")
 @click.option("--role", default="safety", show_default=True, help="Only frames of this role.")
+@click.option(
+    "--slices",
+    "slice_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Slices to compare on, such as pipelines/slices.yaml.  [default: the standard ones]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write an HTML page with pictures of the frames that changed.",
+)
 @json_option
-def compare(first: str, second: str, dataset: str | None, role: str, as_json: bool) -> None:
+def compare(
+    first: str,
+    second: str,
+    dataset: str | None,
+    role: str,
+    slice_file: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     """Compare model B with model A on the same frames: slices with intervals, flipped frames.
 
     A and B are checkpoints, bundles or releases, by any reference. A difference is positive where
     B is better; its interval resamples drives.
     """
     import workbench as wb
+    from workbench.data.slice_file import load_slices
+    from workbench.data.slices import STANDARD_SLICES
     from workbench.records.types import DatasetVersion
 
+    slices = load_slices(slice_file) if slice_file else STANDARD_SLICES
     workspace = wb.open()
     one, other = workspace.model(first), workspace.model(second)
     if dataset is None:
@@ -182,7 +206,10 @@ def compare(first: str, second: str, dataset: str | None, role: str, as_json: bo
             hint="Choose another --dataset or --role",
         )
     with progress_bar("predict") as progress:
-        compared = wb.compare(one, other, frames, progress=progress)
+        compared = wb.compare(one, other, frames, slices, progress=progress)
+    if output is not None:
+        compared.report(output, workspace.workspace)
+        info(f"page: {output}")
     flipped = compared.flipped()
     table = compared.to_pandas()
     value = {
@@ -192,6 +219,7 @@ def compare(first: str, second: str, dataset: str | None, role: str, as_json: bo
         "role": role,
         "frames": len(frames.frames),
         "simulated": frames.simulated,
+        "verdicts": compared.verdicts(),
         "rows": table.astype(object).where(table.notna(), None).to_dict("records"),
         "flipped": [_flipped_json(one) for one in flipped],
     }
@@ -203,14 +231,15 @@ def _comparison_text(
 ) -> str:
     simulated = " SIMULATED" if compared.first.metrics.simulated else ""
     frames = counted(len(compared.first.data.frames), "frame")
-    rows: list[tuple[str, ...]] = [("slice", "boxes", "AP50", "recall", "precision")]
+    rows: list[tuple[str, ...]] = [("slice", "verdict", "boxes", "AP50", "recall", "precision")]
+    verdicts = compared.verdicts()
     for row in compared.first.metrics.rows:
         if row.cls == "all" and row.boxes:
             changes = (
                 str(compared.difference(metric, row.slice).estimate)
                 for metric in ("ap50", "recall", "precision")
             )
-            rows.append((row.slice, f"{row.boxes:,}", *changes))
+            rows.append((row.slice, verdicts[row.slice], f"{row.boxes:,}", *changes))
     lines = [f"{second} minus {first} on {frames}{simulated}", *_table(rows)]
     gained, lost = (sum(len(getattr(one, side)) for one in flipped) for side in ("gained", "lost"))
     lines.append(

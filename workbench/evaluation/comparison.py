@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from workbench.core.text import counted, html_table
-from workbench.core.types import Progress
+from workbench.core.types import Json, Progress
+from workbench.core.workspace import Workspace
 from workbench.data.slices import STANDARD_SLICES, Slice
 from workbench.detection.model import Model
 from workbench.evaluation.metrics import (
     Evaluation,
     MetricDifference,
     evaluate,
+    holm_levels,
+    one_sided_p,
     paired_difference,
 )
 from workbench.evaluation.results import ALL_CLASSES, EvaluationSettings, MetricName
@@ -51,6 +57,56 @@ class Comparison:
     ) -> MetricDifference:
         """``second`` minus ``first`` in one metric, with a paired interval over drives."""
         return paired_difference(self.second, self.first, metric, part, cls)
+
+    def verdicts(self, metric: MetricName = "recall") -> dict[str, str]:
+        """Slice to ``better``, ``worse`` or ``unknown``: what ``second`` is beside ``first``.
+
+        Slices with fewer than 10 drives stay unknown. The others are tested on one side each, at
+        levels corrected for their number by Holm's method: the chance that any ``better`` is wrong
+        is at most one minus the confidence of the intervals, and so is that of any ``worse``.
+        """
+        rows = [row for row in self.first.metrics.rows if row.cls == ALL_CLASSES and row.boxes]
+        verdicts = {row.slice: "unknown" for row in rows}
+        tested = [row.slice for row in rows if row.usable]
+        alpha = 1 - self.first.metrics.settings.confidence
+        for word, above in (("better", True), ("worse", False)):
+            p = [self._one_sided_p(name, metric, above=above) for name in tested]
+            for name, one, level in zip(tested, p, holm_levels(p, alpha), strict=True):
+                if one <= level:
+                    verdicts[name] = word
+        return verdicts
+
+    def _one_sided_p(self, part: str, metric: MetricName, *, above: bool) -> float:
+        key = (part, ALL_CLASSES, metric)
+        change = self.second.samples[key] - self.first.samples[key]
+        if not np.isfinite(change[0]) or change[0] == 0:
+            return 1.0
+        return one_sided_p(change, self.first.clusters[part].count, 0.0, above=above)
+
+    def rows(self) -> tuple[Json, ...]:
+        """One row a slice: verdict on recall, and the change of each metric with its interval."""
+        return tuple(
+            {
+                "slice": part,
+                "verdict": verdict,
+                "boxes": self.first.metrics.at(part).boxes,
+                "drives": self.first.metrics.at(part).drives_with_boxes,
+                **{m: self.difference(m, part).estimate.model_dump() for m in _SHOWN},
+            }
+            for part, verdict in self.verdicts().items()
+        )
+
+    def report(self, path: str | Path, workspace: Workspace, *, pictures: int = 12) -> Path:
+        """Write a page that a product owner can read: one HTML file, with pictures inside.
+
+        Args:
+            path: Where to write it.
+            workspace: Holds the images.
+            pictures: Most frames shown, those with the most lost labels first.
+        """
+        from workbench.evaluation.comparison_page import write_page
+
+        return write_page(self, Path(path), workspace, pictures=pictures)
 
     def to_pandas(self) -> Any:
         """One row a slice, class and metric: both values, the difference and its interval."""

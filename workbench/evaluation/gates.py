@@ -31,6 +31,7 @@ from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.detection.model import Model
 from workbench.evaluation import incidents as replay
+from workbench.evaluation.comparison import Comparison
 from workbench.evaluation.confidence import OperatingPoint, choose_operating_point
 from workbench.evaluation.gate_rules import (
     CeilingGate,
@@ -48,6 +49,7 @@ from workbench.evaluation.matching import Floats
 from workbench.evaluation.metrics import (
     Evaluation,
     check_comparable,
+    holm_levels,
     one_sided_p,
     percentile_interval,
 )
@@ -89,6 +91,7 @@ class GateDecision:
         safety: Safety metrics of the candidate.
         operating_point: How the candidate's threshold was chosen.
         incidents: Results of the incidents that were replayed.
+        comparison: With the reference: a row a slice, of `Comparison.rows`.
     """
 
     verdict: Verdict
@@ -100,6 +103,7 @@ class GateDecision:
     safety: SafetyMetrics
     operating_point: OperatingPoint | None = None
     incidents: tuple[IncidentResult, ...] = ()
+    comparison: tuple[Json, ...] = ()
 
     @property
     def simulated(self) -> bool:
@@ -182,6 +186,7 @@ def judge(
         safety=safety.metrics,
         operating_point=operating_point,
         incidents=tuple(incidents),
+        comparison=Comparison(reference, candidate).rows() if reference else (),
     )
 
 
@@ -206,6 +211,12 @@ def load_safety(store: Store, report: Ref) -> SafetyMetrics | None:
     """The safety metrics behind a gate report; None for reports from before there were any."""
     content = json.loads(store.read_payload(report, "metrics.json")).get("safety")
     return SafetyMetrics.model_validate(content) if content else None
+
+
+def load_comparison(store: Store, report: Ref) -> list[Json]:
+    """The candidate beside the reference of a gate report, a row a slice; empty without one."""
+    content = json.loads(store.read_payload(report, "metrics.json"))
+    return list(content.get("comparison", ()))
 
 
 def save_report(
@@ -234,12 +245,13 @@ def save_report(
         "fp32": decision.fp32,
     }
     payload: Json = {
-        "schema_version": 2,  # 2: safety and operating_point
+        "schema_version": 2,  # 2: safety, comparison and operating_point
         "rules": decision.rules.as_json(),
         "models": {
             role: metrics.model_dump(mode="json") for role, metrics in models.items() if metrics
         },
         "safety": decision.safety.model_dump(mode="json"),
+        "comparison": list(decision.comparison),
         "operating_point": decision.operating_point
         and decision.operating_point.model_dump(mode="json"),
     }
@@ -420,25 +432,6 @@ def _measure_ceiling(gate: CeilingGate, safety: Safety) -> _Measured:
         f"{counted(clusters.drives, 'drive')}",
         lacking=lacking,
     )
-
-
-def holm_levels(p: Sequence[float], alpha: float) -> list[float]:
-    """The level that each of several hypotheses is tested at by Holm's step-down method.
-
-    A hypothesis is rejected exactly where its p value is at most its level.
-
-    Args:
-        p: p value of each.
-        alpha: Chance, at most, that any true hypothesis is rejected.
-    """
-    order = sorted(range(len(p)), key=lambda number: p[number])
-    levels, level, going = [0.0] * len(p), 0.0, True
-    for rank, number in enumerate(order):
-        if going:  # after the first that is not rejected, no other one is, either
-            level = alpha / (len(p) - rank)
-            going = p[number] <= level
-        levels[number] = level
-    return levels
 
 
 def _decide(measured: Mapping[str, _Measured], confidence: float) -> dict[str, GateResult]:

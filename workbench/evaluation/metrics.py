@@ -137,6 +137,25 @@ def one_sided_p(samples: Floats, clusters: int, limit: float, *, above: bool) ->
     return float(stats.t.cdf(shrunk, clusters - 1))
 
 
+def holm_levels(p: Sequence[float], alpha: float) -> list[float]:
+    """The level that each of several hypotheses is tested at by Holm's step-down method.
+
+    A hypothesis is rejected exactly where its p value is at most its level.
+
+    Args:
+        p: p value of each.
+        alpha: Chance, at most, that any true hypothesis is rejected.
+    """
+    order = sorted(range(len(p)), key=lambda number: p[number])
+    levels, level, going = [0.0] * len(p), 0.0, True
+    for rank, number in enumerate(order):
+        if going:  # after the first that is not rejected, no other one is, either
+            level = alpha / (len(p) - rank)
+            going = p[number] <= level
+        levels[number] = level
+    return levels
+
+
 _REFERENCE_TOLERANCE = 1e-9
 
 

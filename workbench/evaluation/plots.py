@@ -15,11 +15,13 @@ from workbench.evaluation.results import ALL_CLASSES, Estimate, MetricName, Slic
 from workbench.records.base import GateResult, Verdict
 
 if TYPE_CHECKING:
+    from workbench.evaluation.comparison import Comparison, FlippedFrame
     from workbench.evaluation.gates import GateDecision
     from workbench.evaluation.metrics import Evaluation
     from workbench.evaluation.safety import SafetyMetrics
 
 __all__ = [
+    "flipped_frames",
     "gate_intervals",
     "metrics_by_slice",
     "miss_rates",
@@ -249,6 +251,40 @@ def worst_misses(
     figure.tight_layout()
     if chosen:
         add_legend(figure, _MISS_STYLES)
+    return figure
+
+
+def flipped_frames(workspace: Workspace, comparison: Comparison, *, count: int = 6) -> Any:
+    """Frames with labels that only one of two models finds: lost red, gained green.
+
+    Args:
+        workspace: Holds the images.
+        comparison: Of the two models.
+        count: Maximum number of frames, those with the most lost labels first, one of a drive.
+
+    Returns:
+        The matplotlib figure; None where no frame changed.
+    """
+    chosen: dict[str, FlippedFrame] = {}
+    for one in comparison.flipped():
+        chosen.setdefault(one.frame.drive, one)
+    shown = list(chosen.values())[:count]
+    if not shown:
+        return None
+    figure, grid = image_grid(len(shown), cell=(5.0, 3.4))
+    styles = {"lost": (_RED, "-"), "gained": (_GREEN, "-")}
+    for axis, one in zip(grid, shown, strict=False):
+        axis.imshow(load_frame(workspace, one.frame))
+        for name, labels in (("gained", one.gained), ("lost", one.lost)):
+            draw_boxes(axis, (label.box.xyxy for label in labels), styles[name][0], width=1.4)
+        axis.set_title(
+            f"{one.frame.drive} #{one.frame.index}: {len(one.lost)} lost, {len(one.gained)} gained",
+            fontsize=8,
+        )
+    second, first = comparison.second, comparison.first
+    figure.suptitle(_title(f"{second.name} beside {first.name}", second), fontsize=10)
+    figure.tight_layout()
+    add_legend(figure, styles)
     return figure
 
 

@@ -16,11 +16,12 @@ with app.setup:
     from workbench.core.errors import WorkbenchError
     from workbench.core.text import counted
     from workbench.data.slices import frame_conditions
+    from workbench.evaluation.gates import load_comparison
     from workbench.labeling.answers import AnswerRow
     from workbench.labeling.sync import read_entry, sent_batches
     from workbench.records import catalog
     from workbench.records import dataset as datasets
-    from workbench.records.base import GateReport, digest_of
+    from workbench.records.base import GateReport, digest_of, short_ref
     from workbench.records.dataset import Dataset
     from workbench.records.frames import Role
     from workbench.records.model_types import ExportBundle, Release, StepRun
@@ -127,6 +128,29 @@ def gate_rows(report: GateReport) -> list[dict[str, Any]]:
             "why": gate.why,
         }
         for gate in sorted(report.gates, key=lambda gate: (order[gate.verdict], gate.name))
+    ]
+
+
+@app.function
+def comparison_rows(store: Store, report: str) -> list[dict[str, Any]]:
+    """One row a slice: whether the judged model is better, worse or unknown beside the other."""
+
+    def change(one: dict[str, float | None]) -> str:
+        if one["value"] is None or one["low"] is None or one["high"] is None:
+            return "-"
+        return f"{one['value']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})"
+
+    return [
+        {
+            "slice": row["slice"],
+            "verdict": row["verdict"],
+            "objects": row["boxes"],
+            "drives": row["drives"],
+            "recall": change(row["recall"]),
+            "precision": change(row["precision"]),
+            "AP50": change(row["ap50"]),
+        }
+        for row in load_comparison(store, report)
     ]
 
 
@@ -285,6 +309,25 @@ def _(refresh, store):
         )
     else:
         _view = mo.md("## Gates\n\nNo model was judged yet. `make run` goes all the way there.")
+    _view
+
+
+@app.cell
+def _(refresh, store):
+    refresh.value
+    _reports = made_by_steps(store, GateReport.KIND)
+    _rows = comparison_rows(store, _reports[0]) if _reports else []
+    if _rows:
+        _report = store.get(_reports[0], GateReport)
+        _models = f"{short_ref(_report.reference)} {short_ref(_report.candidate)}"
+        _text = (
+            "## Beside the model it would replace\n\nDifferences with intervals over drives; "
+            "verdicts on recall, corrected for the number of slices. A page with pictures of the "
+            f"frames that changed: `workbench compare {_models} -o page.html`"
+        )
+        _view = mo.vstack([mo.md(_text), mo.ui.table(_rows, selection=None, page_size=20)])
+    else:
+        _view = mo.md("")
     _view
 
 
