@@ -162,7 +162,7 @@ def gate_coverage(drives: int, gates: int) -> dict[str, Any]:
 
 
 def family_errors(families: int) -> dict[str, Any]:
-    """How often any of eight gates at their limit passes wrongly: with Holm's method and without."""
+    """How often any of eight gates at their limit passes wrongly, with and without correction."""
     truth, drives, count = 0.3, 100, 8
     wrong = np.zeros(2)
     for family in range(families):
