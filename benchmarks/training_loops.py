@@ -197,7 +197,7 @@ def network(device: str) -> tuple[Any, DetectionLoss, torch.optim.Optimizer]:
     shape = DetectorConfig(classes=CLASSES)
     model: Any = Detector(shape).train()
     model = model.to(device, memory_format=torch.channels_last)
-    loss = DetectionLoss(shape, SPEC.width, SPEC.height).to(device)
+    loss = DetectionLoss(shape)
     return model, loss, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
 

@@ -225,7 +225,7 @@ def test_label_trust_scales_the_loss(workspace: Workspace) -> None:
     ]
     from workbench.detection.config import DetectorConfig
 
-    loss = DetectionLoss(DetectorConfig(classes=CLASSES), SPEC.width, SPEC.height)
+    loss = DetectionLoss(DetectorConfig(classes=CLASSES))
     full = loss(model_out, pad_targets([found])).box
     half = replace(found, weights=np.full(len(found.boxes), 0.5, np.float32))
     assert float(loss(model_out, pad_targets([half])).box) == pytest.approx(float(full) / 2)

@@ -30,7 +30,7 @@ def targets(*boxes: tuple[float, ...], cls: int = 0, ignore: bool = False) -> Ta
 
 
 def loss(outputs: list[torch.Tensor], found: Targets) -> torch.Tensor:
-    return DetectionLoss(CONFIG, WIDTH, HEIGHT)(outputs, pad_targets([found])).total
+    return DetectionLoss(CONFIG)(outputs, pad_targets([found])).total
 
 
 def test_overlaps_agree_with_numpy() -> None:
@@ -52,7 +52,7 @@ def test_training_and_deployment_decode_alike() -> None:
     outputs = maps()
     outputs[0][0, 0, 3, 5] = 6.0  # make one cell sure of itself
     (found,) = decode([level.numpy() for level in outputs], CONFIG, score_threshold=0.9)
-    judge = DetectionLoss(CONFIG, WIDTH, HEIGHT)
+    judge = DetectionLoss(CONFIG)
     raw = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[1::2]], dim=1)
     own = judge._boxes(raw)[0, 3 * (WIDTH // 8) + 5]
     assert found.boxes[0] == pytest.approx(own.clamp(min=0).numpy(), abs=1e-4)
@@ -78,7 +78,7 @@ def test_a_better_prediction_costs_less() -> None:
 @pytest.mark.parametrize("box", [(30, 14, 66, 50), (41, 21, 44, 24), (0, 0, 96, 64)])
 def test_every_object_finds_a_cell(box: tuple[float, ...]) -> None:
     """A thing smaller than a cell, between cells, and one that fills the picture."""
-    judge = DetectionLoss(CONFIG, WIDTH, HEIGHT)
+    judge = DetectionLoss(CONFIG)
     outputs = maps()
     raw = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[1::2]], dim=1)
     scores = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[::2]], dim=1)
@@ -118,7 +118,7 @@ def test_an_object_inside_an_ignored_region_still_counts() -> None:
 
 def test_frames_without_objects_cost_their_false_alarms_only() -> None:
     outputs = maps()
-    judged = DetectionLoss(CONFIG, WIDTH, HEIGHT)(outputs, pad_targets([targets()]))
+    judged = DetectionLoss(CONFIG)(outputs, pad_targets([targets()]))
     assert float(judged.box) == 0
     assert float(judged.total) > 0
     for level in outputs[::2]:

@@ -167,7 +167,6 @@ class TrainingState:
 
     Args:
         model: The model to train, in place.
-        preprocessing: The network's input contract.
         config: The training's configuration.
         total: Steps of the whole schedule.
         rank: Which process this is.
@@ -180,7 +179,6 @@ class TrainingState:
     def __init__(
         self,
         model: Any,
-        preprocessing: Preprocessing,
         config: TrainingConfig,
         total: int,
         rank: int = 0,
@@ -191,7 +189,7 @@ class TrainingState:
         self._layout = torch.channels_last if convolutional else torch.contiguous_format
         model = model.to(config.device, memory_format=self._layout).train()
         self.model = model
-        self.model_with_loss = wrap_ddp(ModelWithLoss(model, preprocessing, config), config)
+        self.model_with_loss = wrap_ddp(ModelWithLoss(model, config), config)
         self.curves: dict[str, list[float]] = {name: [] for name in _CURVES}
         self.history = ValidationHistory(config.stopping)
         self.selected: dict[str, Tensor] = {}

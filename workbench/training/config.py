@@ -224,6 +224,10 @@ class TrainingOptions(_Settings):
     that the backbone computes once for each variant of a frame."""
     variants: Annotated[int, Field(gt=0)] = 3
     """Augmented variants of each frame in those first steps."""
+    window: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Width and height, in network pixels, of the part of a frame that each of those first steps
+    sees: a large input then takes no longer to train on than a small one. None is the whole frame.
+    """
     device: Literal["cpu", "cuda"] = "cpu"
     """Device to train on."""
     memory_mib: Annotated[int, Field(gt=0)] = 1024
@@ -269,6 +273,12 @@ class TrainingConfig(TrainingOptions):
     def _check_heads_first(self) -> Self:
         if self.heads_first and not self.freeze_norm:
             raise ValueError("heads_first needs freeze_norm: else features depend on the batch")
+        return self
+
+    @model_validator(mode="after")
+    def _check_window(self) -> Self:
+        if self.window and (not self.heads_first or any(side % 32 for side in self.window)):
+            raise ValueError("window needs heads_first, and sides that are multiples of 32")
         return self
 
     @model_validator(mode="wrap")

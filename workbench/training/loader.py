@@ -7,12 +7,15 @@ never on thread timing, so that a training can be resumed at any step.
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -49,6 +52,11 @@ _CACHE_SHARE = 0.5  # of the free memory: the network, the system and other step
 _CGROUP = Path("/sys/fs/cgroup")
 _ORDER_STREAM = 1 << 30  # separates the random numbers of the order from those of the steps
 _VARIANT_STREAM = 1 << 31
+_COARSEST = 32  # stride of the coarsest maps of a pretrained backbone
+_AROUND_OBJECTS = 0.8  # of the windows
+
+_FrameFeatures = tuple[list[Tensor], Targets]
+"""Maps of the backbone, float16 ``[1, channels, rows, columns]``, and the targets of a frame."""
 
 
 @dataclass(frozen=True)
@@ -178,37 +186,39 @@ class DataLoader:
         """Batches of the backbone's maps instead of images, for steps that leave it as it is.
 
         A frame has `TrainingOptions.variants` augmented variants. Their maps are computed one image
-        at a time and rounded to 16 bits, so that it makes no difference which of them fit into the
-        cache.
+        at a time and rounded to 16 bits, so that it makes no difference which of them are cached.
 
         Args:
             first: First step.
             last: One past the last step.
             backbone: float32 ``[1, 3, height, width]`` to maps ``[1, channels, rows, columns]``.
         """
-        cache: dict[tuple[int, int], tuple[list[Tensor], Targets]] = {}
-        limit = cache_limit_mib(self._config) * _MIB
-        if self.in_memory:
-            limit -= len(self._frames) * self._spec.width * self._spec.height * 3
-        used = 0
-        for step in range(first, last):
-            parts = []
-            for slot in self._slots:
-                rng = np.random.default_rng([self._config.seed, step, slot])
-                key = int(self._indices(step)[slot]), int(rng.integers(self._config.variants))
-                part = cache.get(key) or self._features(key, step, backbone)
-                size = sum(level.nbytes for level in part[0])
-                if key not in cache and used + size <= limit:
-                    cache[key] = part
-                    used += size
-                parts.append(part)
-            levels = zip(*(maps for maps, _ in parts), strict=True)
-            maps = tuple(torch.cat(level).float() for level in levels)
-            yield Batch(maps, [targets for _, targets in parts])
+        scratch = self._workspace.scratch
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            cache = _FeatureCache(file)
+            for step in range(first, last):
+                parts = []
+                for slot in self._slots:
+                    rng = np.random.default_rng([self._config.seed, step, slot])
+                    key = int(self._indices(step)[slot]), int(rng.integers(self._config.variants))
+                    cached = cache.get(key)
+                    if cached is None:
+                        cached = self._features(key, step, backbone)
+                        cache.add(key, cached)
+                    maps, targets = cached
+                    if self._config.window is not None:
+                        maps, targets = _crop_features(maps, targets, self._config.window, rng)
+                    parts.append((maps, targets))
+                levels = zip(*(maps for maps, _ in parts), strict=True)
+                yield Batch(
+                    tuple(torch.cat(level).float() for level in levels),
+                    [targets for _, targets in parts],
+                )
 
     def _features(
         self, key: tuple[int, int], step: int, backbone: Callable[[Tensor], Sequence[Tensor]]
-    ) -> tuple[list[Tensor], Targets]:
+    ) -> _FrameFeatures:
         image = np.empty((1, self._spec.height, self._spec.width, 3), np.float32)
         rng = np.random.default_rng([self._config.seed, *key, _VARIANT_STREAM])
         targets = self._fill(image[0], key[0], step, rng)
@@ -277,6 +287,83 @@ class DataLoader:
 
     def _targets(self, frame: Frame, placement: LetterboxTransform) -> Targets:
         return frame_targets(self._labels[frame.id], self._classes, placement, self._trust)
+
+
+class _FeatureCache:
+    """Feature maps in a temporary file: the system keeps in memory what fits there.
+
+    Args:
+        file: Grows up to half of the free space of its disk.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._entries: dict[tuple[int, int], tuple[int, list[torch.Size], Targets]] = {}
+        free = os.fstatvfs(file.fileno())
+        self._left = free.f_bavail * free.f_frsize // 2
+        self._end = 0
+
+    def get(self, key: tuple[int, int]) -> _FrameFeatures | None:
+        """The maps ``[1, channels, rows, columns]`` of a frame's variant, if they are cached."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        offset, shapes, targets = entry
+        maps = []
+        for shape in shapes:
+            buffer = bytearray(shape.numel() * torch.half.itemsize)
+            if os.preadv(self._file.fileno(), [buffer], offset) != len(buffer):
+                return None
+            maps.append(torch.frombuffer(buffer, dtype=torch.half).reshape(shape))
+            offset += len(buffer)
+        return maps, targets
+
+    def add(self, key: tuple[int, int], features: _FrameFeatures) -> None:
+        """Keep the maps of a frame's variant while there is space."""
+        maps, targets = features
+        content = b"".join(level.contiguous().numpy().tobytes() for level in maps)
+        if len(content) > self._left:
+            return
+        try:
+            os.pwrite(self._file.fileno(), content, self._end)
+        except OSError:  # others have filled the disk
+            self._left = 0
+            return
+        self._entries[key] = self._end, [level.shape for level in maps], targets
+        self._left -= len(content)
+        self._end += len(content)
+
+
+def _crop_features(
+    maps: list[Tensor], targets: Targets, window: tuple[int, int], rng: np.random.Generator
+) -> _FrameFeatures:
+    """The part of a frame's maps under a window, and the targets in its pixels.
+
+    Most windows lie around a random object, at a random place in it; the others anywhere.
+
+    Args:
+        maps: ``[1, channels, rows, columns]``, finest first, coarsest at stride `_COARSEST`.
+        targets: In network pixels.
+        window: Width and height in network pixels, multiples of `_COARSEST`.
+        rng: Random numbers of this slot of this step.
+    """
+    rows, columns = maps[-1].shape[2:]
+    size = np.array(window)
+    room = np.maximum(np.array([columns, rows]) * _COARSEST - size, 0) // _COARSEST
+    if len(targets.boxes) and rng.random() < _AROUND_OBJECTS:
+        box = targets.boxes[rng.integers(len(targets.boxes))]
+        place = (box[:2] + box[2:]) / 2 - size * rng.uniform(0.15, 0.85, 2)
+        start = np.clip(np.rint(place / _COARSEST).astype(int), 0, room)
+    else:
+        start = rng.integers(room + 1)
+    parts = []
+    for level in maps:
+        cells = level.shape[3] // columns  # of this level in one of the coarsest
+        x, y = start * cells
+        width, height = size // _COARSEST * cells
+        parts.append(level[:, :, y : y + height, x : x + width])
+    offset = np.tile(start * _COARSEST, 2).astype(np.float32)
+    return parts, targets.with_boxes(targets.boxes - offset, (0.0, 0.0, *map(float, window)))
 
 
 def _normalization_table(spec: Preprocessing) -> NDArray[np.float32]:

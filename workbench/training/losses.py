@@ -27,7 +27,6 @@ from workbench.detection.config import (
     Losses,
 )
 from workbench.detection.families import cell_centres
-from workbench.detection.preprocessing import Preprocessing
 from workbench.training.config import TrainingConfig
 from workbench.training.targets import ALL_CLASSES, Targets
 
@@ -65,24 +64,28 @@ class DetectionLoss:
 
     Args:
         config: The detector's strides and classes.
-        width: Width of the network's input in pixels.
-        height: Height of the network's input in pixels.
     """
 
-    def __init__(self, config: DetectorConfig, width: int, height: int) -> None:
-        centers = [torch.from_numpy(cell_centres(width, height, s)) for s in config.strides]
-        self._centers = torch.cat(centers)
-        self._strides = torch.cat(
-            [torch.full((len(c),), float(s)) for c, s in zip(centers, config.strides, strict=True)]
-        )
+    def __init__(self, config: DetectorConfig) -> None:
+        self._levels = config.strides
         self._classes = len(config.classes)
+        self._shape: torch.Size | None = None
 
-    def to(self, device: str) -> DetectionLoss:
-        """Move the constant tensors to ``device``."""
-        self._centers, self._strides = self._centers.to(device), self._strides.to(device)
-        return self
+    def _place_cells(self, finest: Tensor) -> None:
+        """Centers and strides of the cells of maps whose finest is ``[n, c, rows, columns]``."""
+        if finest.shape[2:] == self._shape:
+            return
+        self._shape = finest.shape[2:]
+        height, width = (side * self._levels[0] for side in self._shape)
+        centers = [torch.from_numpy(cell_centres(width, height, s)) for s in self._levels]
+        strides = [
+            torch.full((len(c),), float(s)) for c, s in zip(centers, self._levels, strict=True)
+        ]
+        self._centers = torch.cat(centers).to(finest.device)
+        self._strides = torch.cat(strides).to(finest.device)
 
     def __call__(self, outputs: Sequence[Tensor], truth: GroundTruthBatch) -> Losses:
+        self._place_cells(outputs[0])
         logits = _flatten_levels(outputs[::2]).float()
         boxes = self._boxes(_flatten_levels(outputs[1::2]).float())
         with torch.no_grad():
@@ -193,19 +196,17 @@ class ModelWithLoss(nn.Module):
 
     Args:
         model: The detection model; one that implements `ComputesLosses` uses its own losses.
-        preprocessing: The network's input contract.
         config: Precision and device.
     """
 
-    def __init__(self, model: Any, preprocessing: Preprocessing, config: TrainingConfig) -> None:
+    def __init__(self, model: Any, config: TrainingConfig) -> None:
         super().__init__()
         self.model = model
         self._dtype = _AUTOCAST_DTYPES.get(config.precision)
         self._device = config.device
         self._loss = None
         if not isinstance(model, ComputesLosses):
-            loss = DetectionLoss(model.config, preprocessing.width, preprocessing.height)
-            self._loss = loss.to(config.device)
+            self._loss = DetectionLoss(model.config)
 
     def forward(
         self, images: Tensor | tuple[Tensor, ...], truth: GroundTruthBatch

@@ -102,7 +102,7 @@ def train(  # noqa: PLR0913 - data, configuration, model and callbacks
         key = _training_key(dataset, model, task, config, validation, start is not None)
         supplier = getattr(model, "supplier", None)
         steps = config.steps_for(len(dataset.frames))
-        state = TrainingState(model, preprocessing, config, steps, rank)
+        state = TrainingState(model, config, steps, rank)
         loop = _TrainingLoop(state, loader, config, validation, preprocessing, key, checkpoint_dir)
         done = loop.run(validate_start=start is not None, progress=progress, log=log)
         weights = loop.final_weights()
