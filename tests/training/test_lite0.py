@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from workbench.records.dataset import media_path
 from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
 from workbench.training import TrainingConfig, save_checkpoint, train
+from workbench.training.loader import _crop_features
+from workbench.training.targets import Targets
 
 DATASET = make_ref("dataset", "1" * 64)
 QUICK = TINY.replace(
@@ -116,22 +120,54 @@ def test_heads_are_trained_on_features_before_the_backbone(workspace: Workspace)
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_heads_first_resumes_to_the_same_weights_however_much_memory_there_is(
-    workspace: Workspace, tmp_path: Path, stop: int
+def test_heads_first_resumes_to_the_same_weights_however_much_space_there_is(
+    workspace: Workspace, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"classes": CLASSES, "preprocessing": SPEC}
-    whole = train(scenes(workspace), HEADS_FIRST, **settings)
+    config = HEADS_FIRST.replace(window=(32, 32))
+    whole = train(scenes(workspace), config, **settings)
+
+    def full(file: int, content: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
 
     def interrupt(name: str, value: float, step: int) -> None:
         if step == stop:
             raise KeyboardInterrupt
 
-    scarce = HEADS_FIRST.replace(memory_mib=1)
+    scarce = config.replace(memory_mib=1)
     with pytest.raises(KeyboardInterrupt):
         train(scenes(workspace), scarce, **settings, checkpoint_dir=tmp_path, log=interrupt)
     resumed = train(scenes(workspace), scarce, **settings, checkpoint_dir=tmp_path)
     assert resumed.resumed_at == stop
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_a_window_takes_the_same_part_of_every_map_and_of_the_targets() -> None:
+    y, x = torch.meshgrid(torch.arange(10), torch.arange(16), indexing="ij")
+    pixels = torch.stack([x, y])[None] * 32  # the place of each cell of stride 32
+    maps = [pixels.repeat_interleave(f, 2).repeat_interleave(f, 3) for f in (4, 2, 1)]
+    truth = Targets(np.array([[200, 100, 230, 130]], np.float32), np.array([2]), np.array([False]))
+    seen = set()
+    for seed in range(20):
+        parts, found = _crop_features(maps, truth, (256, 128), np.random.default_rng(seed))
+        assert [part.shape[2:] for part in parts] == [(16, 32), (8, 16), (4, 8)]
+        corners = {tuple(part[0, :, 0, 0].tolist()) for part in parts}
+        assert len(corners) == 1
+        (corner,) = corners
+        seen.add(corner)
+        low, high = truth.boxes[0, :2], truth.boxes[0, 2:]
+        inside = (low >= corner).all() and (high <= np.add(corner, (256, 128))).all()
+        if inside:
+            moved = truth.boxes - np.array([*corner, *corner], np.float32)
+            assert np.array_equal(found.boxes, moved) and not found.ignore[0]
+    assert len(seen) > 3
+    whole, same = _crop_features(maps, truth, (9600, 9600), np.random.default_rng(0))
+    assert torch.equal(whole[0], maps[0])
+    assert np.array_equal(same.boxes, truth.boxes)
+    with pytest.raises(ParameterError, match="multiples of 32"):
+        TrainingConfig(window=(100, 64))
 
 
 def test_features_that_depend_on_the_batch_are_not_kept() -> None:

@@ -53,6 +53,7 @@ def test_training_and_deployment_decode_alike() -> None:
     outputs[0][0, 0, 3, 5] = 6.0  # make one cell sure of itself
     (found,) = decode([level.numpy() for level in outputs], CONFIG, score_threshold=0.9)
     judge = DetectionLoss(CONFIG)
+    judge._place_cells(outputs[0])
     raw = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[1::2]], dim=1)
     own = judge._boxes(raw)[0, 3 * (WIDTH // 8) + 5]
     assert found.boxes[0] == pytest.approx(own.clamp(min=0).numpy(), abs=1e-4)
@@ -80,6 +81,7 @@ def test_every_object_finds_a_cell(box: tuple[float, ...]) -> None:
     """A thing smaller than a cell, between cells, and one that fills the picture."""
     judge = DetectionLoss(CONFIG)
     outputs = maps()
+    judge._place_cells(outputs[0])
     raw = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[1::2]], dim=1)
     scores = torch.cat([level.flatten(2).transpose(1, 2) for level in outputs[::2]], dim=1)
     truth = pad_targets([targets(box)])

@@ -26,11 +26,12 @@ _MIN_DRIVES = 10
 _MIN_USABLE_SHARE = 0.5  # of a drive, without its gaps
 
 _DEFAULT_SHARES: dict[Role, float] = {
-    Role.SEED: 0.15,
-    Role.POOL: 0.5,
+    Role.SEED: 0.35,
+    Role.POOL: 0.25,
     Role.VAL: 0.1,
-    Role.SAFETY: 0.25,
+    Role.SAFETY: 0.3,
 }
+"""For drives with labels: most frames are learned from, and enough judge the model."""
 
 
 @short_repr

@@ -344,12 +344,13 @@ def _crop_features(
     Args:
         maps: ``[1, channels, rows, columns]``, finest first, coarsest at stride `_COARSEST`.
         targets: In network pixels.
-        window: Width and height in network pixels, multiples of `_COARSEST`.
+        window: Width and height in network pixels, multiples of `_COARSEST`; at most the frame.
         rng: Random numbers of this slot of this step.
     """
     rows, columns = maps[-1].shape[2:]
-    size = np.array(window)
-    room = np.maximum(np.array([columns, rows]) * _COARSEST - size, 0) // _COARSEST
+    whole = np.array([columns, rows]) * _COARSEST
+    size = np.minimum(window, whole)
+    room = (whole - size) // _COARSEST
     if len(targets.boxes) and rng.random() < _AROUND_OBJECTS:
         box = targets.boxes[rng.integers(len(targets.boxes))]
         place = (box[:2] + box[2:]) / 2 - size * rng.uniform(0.15, 0.85, 2)
@@ -363,7 +364,8 @@ def _crop_features(
         width, height = size // _COARSEST * cells
         parts.append(level[:, :, y : y + height, x : x + width])
     offset = np.tile(start * _COARSEST, 2).astype(np.float32)
-    return parts, targets.with_boxes(targets.boxes - offset, (0.0, 0.0, *map(float, window)))
+    bounds = (0.0, 0.0, float(size[0]), float(size[1]))
+    return parts, targets.with_boxes(targets.boxes - offset, bounds)
 
 
 def _normalization_table(spec: Preprocessing) -> NDArray[np.float32]:
