@@ -24,7 +24,7 @@ MKDOCS     := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 ATTACHED   := $(BIN)/python -m workbench.services.launch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup label-studio run test test-long check docs services lab apps screenshots bench lock clean
+.PHONY: help setup label-studio run test test-long drill check docs services lab apps screenshots bench lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test: setup ## Tests, without the slow ones, in two processes
 
 test-long: setup ## Slow tests
 	@$(BIN)/pytest -m slow --timeout=1800 $(ARGS)
+
+drill: setup ## A regression, from the vehicle to a retrained model; needs a finished run on real rides
+	@$(BIN)/python -m tests.e2e.drill.run $(ARGS)
 
 check: setup ## Style, types, import contracts, documentation
 	@$(BIN)/ruff check .

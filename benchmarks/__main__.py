@@ -40,7 +40,7 @@ SECTIONS = {
         "explore",
     ),
     "Rendered drives (simulated, never a headline)": ("mining",),
-    "Rollout (simulated vehicles)": ("fleet", "fleet_scale", "shadow"),
+    "Rollout and drift (simulated vehicles)": ("fleet", "fleet_scale", "shadow", "drift"),
 }
 
 _HEAD = """# Benchmarks

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from workbench.cli.common import progress_bar, resolve_ref
 from workbench.core.errors import ParameterError, WorkbenchError
 from workbench.core.processes import die_with_parent
 from workbench.core.workspace import Workspace
-from workbench.data.telemetry import count
+from workbench.data.telemetry import SIGNALS, count
 from workbench.fleet.server import FleetFolder
-from workbench.fleet.simulated import SimulatedFleet
+from workbench.fleet.simulated import SimulatedFleet, drive
 from workbench.fleet.vehicle import DayCounts, Vehicle
 from workbench.monitoring.broker import Broker
 from workbench.monitoring.mqtt import deliver
@@ -38,12 +40,38 @@ class FleetTelemetry:
     Args:
         folder: Of the fleet.
         broker: Whether there is one; without it vehicles only queue.
+        regressions: Ratio of the rate of fallbacks by version, where the driving is drawn.
     """
 
-    def __init__(self, folder: Path, *, broker: bool) -> None:
+    def __init__(
+        self, folder: Path, *, broker: bool, regressions: Mapping[int, float] | None = None
+    ) -> None:
+        self._regressions = dict(regressions or {})
         self._rides = folder / "telemetry" / "rides"
         self._broker = Broker(folder / "telemetry" / "broker") if broker else None
         self._loaded: dict[str, tuple[Ride, ...]] = {}
+
+    def day(self, vehicle: Vehicle, day: int) -> DayCounts:
+        """What a vehicle reports of a day: of its replayed rides what was measured, else drawn."""
+        camera = vehicle.installed["front-camera"].component
+        rides = rides_of_day(self._of_release(camera.release), vehicle.profile.id, day)
+        if rides[0].evidence == "simulated":
+            return drive(vehicle.profile.id, day, camera.version, self._regressions)
+        found = [one for ride in rides for one in ride.sketches if not SIGNALS[one.signal].edges]
+        total = Counter[tuple[str, str]]()
+        for one in found:
+            total[one.signal, one.cls] += one.sum
+        frames = sum(one.n for one in found if one.signal == "frames.ok")
+        return DayCounts(
+            day=day,
+            frames=frames,
+            detections={
+                cls: number for (name, cls), number in total.items() if name == "detections"
+            },
+            late=total["frames.late", ""],
+            fallbacks=total["frames.fallback", ""],
+            near_misses=total["near_misses", ""],
+        )
 
     def drive(self, vehicle: Vehicle, counts: DayCounts) -> None:
         """Queue the bundles of one vehicle-day."""
@@ -211,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     director = FleetFolder(options.folder).director()
     places = sorted(path for path in (options.folder / "vehicles").iterdir() if path.is_dir())
-    telemetry = FleetTelemetry(options.folder, broker=options.broker)
-    fleet = SimulatedFleet(places, options.url, regressions, telemetry.drive)
+    telemetry = FleetTelemetry(options.folder, broker=options.broker, regressions=regressions)
+    fleet = SimulatedFleet(places, options.url, on_day=telemetry.drive, driver=telemetry.day)
     reported = int(director.clock.day(director.clock.now()))
     while True:
         start = time.monotonic()

@@ -19,11 +19,15 @@ from workbench.core.workspace import Workspace, find_workspace
 from workbench.records.base import Ref, short_ref
 
 if TYPE_CHECKING:
+    from workbench.api import Model
     from workbench.monitoring.alarms import AlarmState
     from workbench.monitoring.drift import Drift, DriftLook
     from workbench.monitoring.envelope import Envelope
+    from workbench.monitoring.performance import ScoredDrive
     from workbench.monitoring.watch import Look
+    from workbench.pipeline.kpis import Kpis
     from workbench.pipeline.run import RunReport
+    from workbench.records.dataset import Dataset
     from workbench.records.store import Store
     from workbench.records.types import Alarm
 
@@ -151,6 +155,91 @@ def drift(  # noqa: PLR0913, PLR0917 - each is an option of the command
     elif made:
         text += f"\n{counted(len(made), 'alarm')} would be raised: add --raise"
     print_result(result, as_json=as_json, text=text)
+
+
+@monitor.command()
+@click.argument("dataset")
+@click.option("--model", required=True, help="Bundle, checkpoint or models:/NAME@ALIAS.")
+@click.option("--role", default="pool", show_default=True, help="Frames to estimate for.")
+@click.option("--where", metavar="CONDITION=VALUE", help="Only those, such as light=night.")
+@click.option(
+    "--reference-role", default="safety", show_default=True, help="Labelled frames to learn from."
+)
+@click.option("--labels", help="Dataset with labels of the same frames, to check the estimate.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="Score from which a box counts.",
+)
+@json_option
+def performance(
+    dataset: str,
+    model: str,
+    role: str,
+    where: str | None,
+    reference_role: str,
+    labels: str | None,
+    threshold: float,
+    as_json: bool,
+) -> None:
+    """Estimate precision and recall on frames without labels, with intervals over drives.
+
+    Rests on confidences that mean what they meant on the reference; --labels checks it.
+    """
+    import workbench as wb
+    from workbench.monitoring.performance import check_estimate, estimate_performance
+
+    opened = wb.open(find_workspace().root)
+    whole, found_model = opened.dataset(dataset), opened.model(model)
+    reference, current = whole.role(reference_role), whole.role(role)
+    if where is not None:
+        name, _, value = where.partition("=")
+        current = current.where(None, **{name: value})
+    old = _scored_drives(found_model, reference, reference)
+    new = _scored_drives(found_model, current, None)
+    estimate = estimate_performance(old, new, threshold)
+    result: Json = {
+        "precision": vars(estimate.precision),
+        "recall": vars(estimate.recall),
+        "threshold": threshold,
+        "drives": list(estimate.drives),
+        "check": None,
+    }
+    text = [
+        f"{name}: {one.value:.3f} (interval {one.low:.3f} to {one.high:.3f}), estimated from "
+        f"{estimate.drives[0]} labelled drives for {estimate.drives[1]}"
+        for name, one in (("precision", estimate.precision), ("recall", estimate.recall))
+    ]
+    if labels is not None:
+        known = opened.dataset(labels)
+        ids = {frame.id for frame in current.frames}
+        answered = known.where(lambda frame: frame.id in ids)
+        check = check_estimate(old, _scored_drives(found_model, answered, answered), threshold)
+        result["check"] = {
+            "precision": vars(check.precision), "recall": vars(check.recall),
+            "holds": check.holds,
+        }  # fmt: skip
+        for name, one in (("precision", check.precision), ("recall", check.recall)):
+            text.append(
+                f"labels say {one.value:+.3f} for {name} (interval {one.low:+.3f} to "
+                f"{one.high:+.3f})"
+            )
+        text.append("the estimate holds" if check.holds else "labels refute the estimate")
+    print_result(result, as_json=as_json, text="\n".join(text))
+
+
+@monitor.command()
+@_table_option
+@json_option
+def kpis(url: str | None, as_json: bool) -> None:
+    """Show key figures of the loop, read from records, runs and the audit log."""
+    from workbench.pipeline.kpis import measure_kpis
+
+    workspace = find_workspace()
+    found = measure_kpis(workspace, telemetry=_table(workspace, url))
+    print_result(found.model_dump(mode="json"), as_json=as_json, text=_kpis_text(found))
 
 
 @monitor.group()
@@ -385,6 +474,37 @@ def _run(workspace: Workspace, file: Path, parameters: Json) -> RunReport:
         return run_pipeline(workspace, pipeline, display)
 
 
+def _scored_drives(model: Model, frames: Dataset, truth: Dataset | None) -> list[ScoredDrive]:
+    """Boxes of each drive at any score, matched with labels where there are some."""
+    import numpy as np
+
+    from workbench.data.slices import ALL_FRAMES
+    from workbench.evaluation.matching import build_evaluation_set, match_slice
+    from workbench.monitoring.performance import ScoredDrive
+
+    boxes = list(model.predict(frames))
+    drives = {frame.id: frame.drive for frame in frames.frames}
+    names = sorted(set(drives.values()))
+    if truth is None:
+        scores: dict[str, list[float]] = {name: [] for name in names}
+        for box in boxes:
+            scores[drives[box.frame]].append(box.score)
+        return [ScoredDrive(np.array(scores[name], np.float64)) for name in names]
+    data = build_evaluation_set(truth, boxes)
+    table = match_slice(data, ALL_FRAMES)
+    of_frame = np.array([frame.drive for frame in data.frames])
+    box_drive, truth_drive = of_frame[table.frame], of_frame[table.truth_frame]
+    counted = ~table.ignored[0]
+    return [
+        ScoredDrive(
+            table.score[mine := (box_drive == name) & counted],
+            table.hit[0][mine],
+            int((truth_drive == name).sum()),
+        )
+        for name in names
+    ]
+
+
 def _raise(workspace: Workspace, made: tuple[Alarm, ...]) -> Json:
     from workbench.core.errors import ParameterError as Missing
     from workbench.monitoring.alarms import raise_alarms
@@ -536,6 +656,44 @@ def _look_text(look: Look) -> str:
     )
     causes = {f"cause in {alarm.slice}: {alarm.cause}: {alarm.why}": None for alarm in look.alarms}
     return "\n".join([head, _drift_text(look.drift), *causes])
+
+
+def _kpis_text(found: Kpis) -> str:
+    lines = []
+    for one in found.alarm_to_model:
+        took = "goes on" if one.hours is None else f"{one.hours:.2f} h to the updated fleet"
+        lines.append(f"{short_ref(one.alarm)} {one.slice}: {one.status}, {took}")
+        lines += [f"  {hop.hours:8.2f} h  {hop.name} by {hop.by}" for hop in one.hops]
+    for ref, hours in found.ingest_to_curated_hours.items():
+        lines.append(f"ingest to curated: {hours:.2f} h ({short_ref(ref)})")
+    lines.append(f"experiments in the last week: {found.experiments_a_week}")
+    for name, share in (
+        ("automation share", found.automation_share),
+        ("releases with whole lineage", found.lineage_complete),
+    ):
+        lines.append(f"{name}: " + ("not observed" if share is None else f"{share:.0%}"))
+    for name, rate in (
+        ("wrong boxes", found.false_positive_rate),
+        ("missed objects", found.false_negative_rate),
+    ):
+        shown = "not observed"
+        if rate is not None:
+            shown = f"{rate.value:.1%}"
+            if rate.low is not None and rate.high is not None:
+                shown += f" (interval {rate.low:.1%} to {rate.high:.1%} over drives)"
+        lines.append(f"{name}: {shown}")
+    proxy = found.disengagement_proxy
+    lines.append(
+        "near misses and fallbacks in 1,000 frames: "
+        + ("not observed" if proxy is None else f"{proxy:.1f}")
+    )
+    for labels in found.labeling:
+        minutes = "time not measured" if labels.minutes is None else f"{labels.minutes:.0f} min"
+        drawn = ", replayed" if labels.simulated else ""
+        lines.append(f"{short_ref(labels.labels)}: {labels.boxes} boxes, {minutes}{drawn}")
+    for run in found.runs:
+        lines.append(f"run {run.run} {run.pipeline}: {run.cpu_hours:.2f} CPU hours, {run.status}")
+    return "\n".join(lines)
 
 
 def _raised_text(raised: Json) -> str:

@@ -93,8 +93,7 @@ class SimulatedFleet:
     Args:
         regressions: Ratio of the rate of fallbacks by version of the front camera's software.
         on_day: Called with each vehicle and the counts of a day that it has reported.
-        driver: What a day of a vehicle is, from its name, the day and the version of the front
-            camera's software, such as a replay of real drives; by default `drive`.
+        driver: What a day of a vehicle is, such as a replay of real drives; by default `drive`.
     """
 
     def __init__(
@@ -104,10 +103,10 @@ class SimulatedFleet:
         regressions: Mapping[int, float] | None = None,
         on_day: Callable[[Vehicle, DayCounts], None] | None = None,
         *,
-        driver: Callable[[str, int, int], DayCounts] | None = None,
+        driver: Callable[[Vehicle, int], DayCounts] | None = None,
     ) -> None:
         self.vehicles = [Vehicle(place, url) for place in places]
-        self._drive = driver or partial(drive, regressions=dict(regressions or {}))
+        self._drive = driver or partial(_drive, regressions=dict(regressions or {}))
         self._on_day = on_day or (lambda _vehicle, _counts: None)
 
     def poll(self, threads: int = 2) -> list[str]:
@@ -119,8 +118,7 @@ class SimulatedFleet:
         """Every vehicle drives and reports a day; returns what was refused."""
 
         def report(vehicle: Vehicle) -> str:
-            version = vehicle.installed["front-camera"].component.version
-            counts = self._drive(vehicle.profile.id, day, version)
+            counts = self._drive(vehicle, day)
             try:
                 self._on_day(vehicle, counts)
                 vehicle.send_report(counts)
@@ -130,6 +128,11 @@ class SimulatedFleet:
 
         with ThreadPoolExecutor(threads) as pool:
             return [text for text in pool.map(report, self.vehicles) if text]
+
+
+def _drive(vehicle: Vehicle, day: int, regressions: Mapping[int, float]) -> DayCounts:
+    version = vehicle.installed["front-camera"].component.version
+    return drive(vehicle.profile.id, day, version, regressions)
 
 
 def _poll(vehicle: Vehicle) -> str:
