@@ -280,6 +280,8 @@ def _missing(store: Store, release: Ref, makers: dict[Ref, StepRun]) -> list[str
 def _operating_point(store: Store) -> tuple[Rate | None, Rate | None]:
     """Wrong boxes and missed objects of the model that was judged last, at its threshold."""
     for ref, _ in newest_first(store, GateReport):
+        if "metrics.json" not in store.payload_names(ref):
+            continue
         rows = json.loads(store.read_payload(ref, "metrics.json"))
         models: dict[str, Any] = rows.get("models", {})
         for row in models.get("candidate", {}).get("rows", []):
