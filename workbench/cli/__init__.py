@@ -47,6 +47,7 @@ _COMMANDS = {
     "slices": ("slices", "List and check slices; find those where a model fails."),
     "incidents": ("safety", "Keep missed objects as cases that every candidate must pass."),
     "blind": ("safety", "Judge models on frames that nobody sees, a limited number of times."),
+    "hazards": ("safety", "Check that gates answer the hazards."),
     "scenarios": ("scenarios", "List, plan and play test cases of crash avoidance (simulated)."),
     "verify": ("models", "Verify the signature and every file of a bundle."),
     "rollback": ("models", "Withdraw the champion of a model; the one before it is back."),

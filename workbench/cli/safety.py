@@ -1,4 +1,4 @@
-"""`workbench incidents` and `blind`: regression cases, and the blind holdout."""
+"""`workbench incidents`, `blind` and `hazards`: evidence that outlives a candidate."""
 
 from __future__ import annotations
 
@@ -351,3 +351,55 @@ def _only_holdout(store: Store) -> Ref:
             else "`workbench blind open DATASET --budget N` opens one",
         )
     return refs[0]
+
+
+@click.group()
+def hazards() -> None:
+    """Check that gates answer the hazards."""
+
+
+@hazards.command("check")
+@click.option(
+    "--table",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of hazards.  [default: the one that comes with the workbench]",
+)
+@click.option(
+    "--gates",
+    "gates_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("pipelines/gates.yaml"),
+    show_default=True,
+    help="Gates file.",
+)
+@json_option
+def check_hazards(table: Path | None, gates_file: Path, as_json: bool) -> None:
+    """List the hazards with their gates, and what does not fit.
+
+    A safety goal without a required gate and a gate without a goal are findings. Exit status: 0
+    only without findings.
+    """
+    from workbench.data.slice_file import load_slices
+    from workbench.data.slices import STANDARD_SLICES
+    from workbench.evaluation.gates import load_rules
+    from workbench.release import hazards as tables
+
+    rows = tables.read_hazards(table or tables.DEFAULT_TABLE)
+    slices = gates_file.with_name("slices.yaml")
+    rules = load_rules(gates_file, load_slices(slices) if slices.exists() else STANDARD_SLICES)
+    gates = [
+        tables.JudgedGate(gate.name, gate.required, getattr(gate, "slice", "all"))
+        for gate in rules.gates
+    ]
+    findings = tables.check_hazards(rows, gates)
+    lines = [f"{one.id:<4} ASIL {one.asil:<2} {one.goal}: {', '.join(one.gates)}" for one in rows]
+    lines += [f"{one.kind:<18} {one.subject}: {one.text}" for one in findings]
+    lines.append(f"{counted(len(rows), 'hazard')}, {counted(len(findings), 'finding')}")
+    body = {
+        "ok": not findings,
+        "hazards": [one.model_dump(mode="json") for one in rows],
+        "findings": [vars(one) for one in findings],
+    }
+    print_result(body, as_json=as_json, text="\n".join(lines))
+    if findings:
+        sys.exit(1)

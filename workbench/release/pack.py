@@ -39,6 +39,7 @@ from workbench.records.store import Store
 from workbench.records.types import LabelSet
 from workbench.release import pack_verifier
 from workbench.release.evidence import Evidence, gather
+from workbench.release.hazards import JudgedGate, check_hazards, read_hazards
 from workbench.release.publishing import verify_release
 
 __all__ = ()
@@ -362,6 +363,11 @@ def _page(
         ),
         ("Gates", ("gate", "slice", "verdict", "value", "interval", "bound", "n", "why"), gates),
         (
+            "Hazards and the gates that answer them",
+            ("hazard", "ASIL", "safety goal", "gates", "findings"),
+            _hazard_rows(report),
+        ),
+        (
             "Claims, each signed on its own",
             ("claim", "by", "at", "key"),
             [
@@ -412,6 +418,31 @@ Confidence: V read in the text, S from a secondary source, R recalled.</p>
 {clauses}
 </tbody></table></body></html>
 """
+
+
+def _hazard_rows(report: GateReport) -> list[tuple[object, ...]]:
+    """Each hazard with the verdicts of its gates, and what the table and the gates disagree on."""
+    hazards = read_hazards()
+    verdicts = {gate.name: gate.verdict.value for gate in report.gates}
+    gates = [
+        JudgedGate(gate.name, gate.required, gate.slice.partition(",")[0]) for gate in report.gates
+    ]
+    findings = check_hazards(hazards, gates)
+    rows: list[tuple[object, ...]] = [
+        (
+            f"{one.id} {one.hazard}",
+            one.asil,
+            one.goal,
+            ", ".join(f"{name}: {verdicts.get(name, 'not judged')}" for name in one.gates)
+            or "none",
+            "; ".join(found.text for found in findings if found.subject == one.id) or "-",
+        )
+        for one in hazards
+    ]
+    lonely = [found.subject for found in findings if found.kind == "gate-without-goal"]
+    if lonely:
+        rows.append(("-", "-", "no goal", ", ".join(lonely), "gates without a goal"))
+    return rows
 
 
 def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
