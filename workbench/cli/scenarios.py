@@ -258,3 +258,62 @@ def play(  # noqa: PLR0913, PLR0917 - one an option
         "assumptions": braking.as_json(),
     }
     print_result(body, as_json=as_json, text="\n".join(lines))
+
+
+@scenarios.command("perturb")
+@click.argument("model")
+@click.argument("dataset")
+@click.option("--role", default="safety", show_default=True, help="Frames of this role.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many frames, spread evenly.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this perturbation; repeat.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Score from which a box counts.")
+@json_option
+def perturb(
+    model: str,
+    dataset: str,
+    role: str,
+    limit: int | None,
+    only: tuple[str, ...],
+    threshold: float | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL's miss rate on frames of DATASET with rain, fog, blur, glare and faults.
+
+    Also with the frame before (time_shift) and, for a bundle, INT8 beside its float file.
+    """
+    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
+    from workbench.detection.model import Model
+    from workbench.evaluation.perturbations import PERTURBATIONS, measure_perturbations
+    from workbench.records.dataset import load_dataset
+    from workbench.records.store import Store
+
+    workspace = find_workspace()
+    ref = resolve_ref(workspace, model, ("checkpoint", "bundle", "release"))
+    part = load_dataset(Store(workspace), resolve_ref(workspace, dataset, ("dataset",))).role(role)
+    if limit and len(part) > limit:
+        chosen = {part.frames[round(i * len(part) / limit)].id for i in range(limit)}
+        part = part.where(lambda frame: frame.id in chosen)
+    names = only or tuple(PERTURBATIONS)
+    if ref.startswith("checkpoint/"):
+        names = tuple(name for name in names if name != "int8")
+    with progress_bar("perturbations") as progress:
+        rates = measure_perturbations(
+            Model(workspace, ref),
+            part,
+            names,
+            threshold=CONFIDENCE_THRESHOLD if threshold is None else threshold,
+            progress=progress,
+        )
+    lines = [
+        f"{'':<12} {'part':<4} {'frames':>6} {'drives':>6} {'labels':>6} {'clean':>6} "
+        f"{'with':>6}  difference"
+    ]
+    lines += [
+        f"{one.name:<12} {one.part:<4} {one.frames:>6} {one.drives:>6} {one.labels:>6} "
+        f"{one.clean:>6.3f} {one.perturbed:>6.3f}  {one.perturbed - one.clean:+.3f} "
+        f"({one.low:+.3f} to {one.high:+.3f})"
+        for one in rates
+    ]
+    lines.append("miss rate at IoU 0.5; intervals 95 %, over drives; perturbations are simulated")
+    body = {"model": ref, "frames": len(part), "rates": [vars(one) for one in rates]}
+    print_result(body, as_json=as_json, text="\n".join(lines))
