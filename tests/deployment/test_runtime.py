@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,14 @@ import onnx
 import pytest
 
 from workbench.core import digest
-from workbench.core.errors import ContractError, DataError, ParameterError, RecordError
+from workbench.core.errors import (
+    ContractError,
+    DataError,
+    ParameterError,
+    RecordError,
+    Refusal,
+    VerificationError,
+)
 from workbench.deployment import session
 from workbench.deployment.runtime import (
     RULE_LAST_BOXES,
@@ -24,7 +34,9 @@ from workbench.deployment.runtime import (
     load_bundle,
 )
 from workbench.deployment.session import decode_ahead, frames_from_path
+from workbench.detection.bundles import refuse_unsafe
 from workbench.detection.families import Detections
+from workbench.detection.predictor import OnnxPredictor
 from workbench.detection.preprocessing import CHECK_KEY, load_rgb
 
 
@@ -228,6 +240,61 @@ def test_changed_metadata_is_detected_even_with_recomputed_digests(
         entry.value = json.dumps(content)
     reseal(bundle, "int8.cpu.onnx", model.SerializeToString())
     with pytest.raises((RecordError, ContractError), match=message):
+        load_bundle(bundle)
+
+
+def test_weights_in_a_file_that_no_digest_covers_are_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(bundle / "int8.cpu.onnx")
+    outside = onnx.external_data_helper
+    outside.convert_model_to_external_data(model, location="w.bin", size_threshold=0)
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime looks for them
+    assert (tmp_path / "w.bin").stat().st_size
+    reseal(bundle, "int8.cpu.onnx", (tmp_path / "model.onnx").read_bytes())
+    for load in (lambda: load_bundle(bundle), lambda: OnnxPredictor(tmp_path / "model.onnx")):
+        with pytest.raises(VerificationError, match="weights in another file") as refused:
+            load()
+        assert refused.value.reason == Refusal.UNSAFE_FILE
+
+
+class Runs:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("ran",)
+
+
+def zipped(*members: tuple[str, bytes], before: bytes = b"") -> bytes:
+    stream = io.BytesIO()
+    stream.write(before)
+    with zipfile.ZipFile(stream, "a") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(pickle.dumps(Runs(), protocol) for protocol in range(6)),
+        pickle.dumps(Runs(), 0) + b"behind it",
+        zipped(("a/b.bin", pickle.dumps(Runs(), 0))),
+        zipped(("model/data.pkl", pickle.dumps(Runs(), 2)), before=b"{}"),
+        zipped(("a", b"1")).replace(b"PK\x03\x04", b"PK\x03\x05"),
+    ],
+)
+def test_what_could_run_code_is_refused_whatever_its_name(content: bytes) -> None:
+    with pytest.raises(VerificationError, match="can run code"):
+        refuse_unsafe({"weights.bin": content}, where="here")
+    refuse_unsafe({"a.json": b"{}", "b.bin": bytes(range(256)), "c": zipped(("d", b"1"))}, where="")
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", '{"files": {}}', '{"files": []}', '{"files": {"a": 1}}', "[" * 100_000, ""]
+)
+def test_a_manifest_of_another_shape_is_refused_by_name(bundle: Path, manifest: str) -> None:
+    (bundle / "manifest.json").write_text(manifest)
+    with pytest.raises(RecordError, match="no readable manifest"):
         load_bundle(bundle)
 
 

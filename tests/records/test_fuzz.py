@@ -6,8 +6,8 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,35 @@ class Fixture:
     pristine: Path
     project: Path
     release: Ref
+    marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
     def reset(self) -> None:
-        shutil.rmtree(self.workspace.root)
-        shutil.copytree(self.pristine, self.workspace.root, symlinks=True)
+        """Make the workspace equal its copy again; only what changed since is copied."""
+        root, marks = self.workspace.root, self._stat(self.workspace.root)
+        for path in marks.keys() - self.marks.keys():
+            (root / path).unlink()
+        kept = {path for path in self.marks if marks.get(path) == self.marks[path]}
+        for path in self._stat(self.pristine).keys() - kept:
+            (root / path).unlink(missing_ok=True)
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.pristine / path, root / path, follow_symlinks=False)
+        for folder, _, _ in os.walk(root, topdown=False):
+            if not (self.pristine / Path(folder).relative_to(root)).is_dir():
+                shutil.rmtree(folder)
+        self.marks.clear()
+        self.marks.update(self._stat(root))
         for cached in (integrity._notes_of, integrity._frames_of):
             cached.cache_clear()
+
+    @staticmethod
+    def _stat(root: Path) -> dict[Path, tuple[int, int]]:
+        found = {}
+        for folder, folders, names in os.walk(root):
+            paths = [Path(folder, name) for name in (*names, *folders)]
+            for path in (path for path in paths if path.is_symlink() or not path.is_dir()):
+                status = path.lstat()
+                found[path.relative_to(root)] = (status.st_ctime_ns, status.st_ino)
+        return found
 
     def pipeline(self) -> graph.Pipeline:
         return graph.load_pipeline(self.project / "pipelines/trial.yaml", {}, base=self.project)
@@ -86,8 +109,17 @@ def _finish(workspace: Workspace, planned: plan.PlannedStep, outputs: dict[str, 
     index.set_latest("trial", planned.name, key, run)
 
 
-@pytest.fixture
-def fixture(tmp_path: Path, workspace: Workspace) -> Fixture:
+@pytest.fixture(scope="module")
+def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
+    tmp_path = tmp_path_factory.mktemp("fuzz")
+    workspace = Workspace(tmp_path / ".workbench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_HOME", str(workspace.root))
+        patch.setattr(os, "fsync", lambda _: None)  # power is not cut here
+        yield _make(tmp_path, workspace)
+
+
+def _make(tmp_path: Path, workspace: Workspace) -> Fixture:
     store, source = Store(workspace), coco_source(tmp_path / "source", frames=6)
     versions = []
     for roles in (False, True):
@@ -250,6 +282,7 @@ def test_damaged_files_give_the_right_answer_or_a_refusal(
     wrong = []
     for file in files:
         fixture.reset()
+        del fixture.marks[file]
         _damage(fixture.workspace.root / file, how, chance)
         for probe in PROBES:
             try:

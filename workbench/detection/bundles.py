@@ -5,13 +5,17 @@ Everything that reads a bundle uses this module, so a vehicle needs nothing of t
 
 from __future__ import annotations
 
-import json
+import io
+import pickletools
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from workbench.core import digest
 from workbench.core.errors import DataError, RecordError, Refusal, VerificationError
+from workbench.core.parsing import UNREADABLE, parse_json, read_regular
 from workbench.core.types import Json
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Preprocessing
@@ -38,9 +42,10 @@ def read_files(folder: Path) -> dict[str, bytes]:
             raise RecordError(
                 f"bundle has entries that are not files: {', '.join(odd)}", where=folder
             )
-        return {path.name: path.read_bytes() for path in paths}
-    except OSError as error:
-        raise RecordError(f"bundle cannot be read: {error.strerror}", where=folder) from error
+        return {path.name: read_regular(path) for path in paths}
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise RecordError(f"bundle cannot be read: {what}", where=folder) from error
 
 
 def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Json:
@@ -61,11 +66,12 @@ def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Jso
             or other classes than the bundle.
     """
     files = read_files(folder) if files is None else files
-    refuse_pickles(files, where=folder)
+    refuse_unsafe(files, where=folder)
     try:
-        manifest: Json = json.loads(files[MANIFEST_FILE])
+        manifest: Json = parse_json(files[MANIFEST_FILE])
         listed: dict[str, str] = {name: row["sha256"] for name, row in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        manifest["preprocessing"], list(manifest["classes"])
+    except UNREADABLE as error:
         raise RecordError(
             "no readable manifest in the bundle",
             where=folder / MANIFEST_FILE,
@@ -83,22 +89,91 @@ def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Jso
     return manifest
 
 
-def refuse_pickles(files: Mapping[str, bytes], *, where: object) -> None:
-    """Refuse files that run code when they are loaded: pickles, and PyTorch's archives of them.
+def refuse_unsafe(files: Mapping[str, bytes], *, where: object) -> None:
+    """Refuse files that run code when they are loaded, or load other files.
+
+    Pickles of every protocol, archives of them, and ONNX files with weights elsewhere.
 
     Raises:
         VerificationError: There is one.
     """
     for name, content in files.items():
-        pickled = content[:1] == b"\x80" and content[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
-        archived = content[:4] == b"PK\x03\x04" and b"data.pkl" in content
-        if pickled or archived or name.endswith(PICKLE_SUFFIXES):
+        if _can_run_code(content) or name.endswith(PICKLE_SUFFIXES):
             raise VerificationError(
                 f"bundle has a file that can run code: {name}",
                 where=where,
                 hint="Do not load it; a bundle has ONNX, safetensors and JSON only",
                 reason=Refusal.UNSAFE_FILE,
             )
+        if name.endswith(".onnx"):
+            refuse_external_weights(content, where=name)
+
+
+def refuse_external_weights(content: bytes, *, where: object) -> None:
+    """Refuse an ONNX file whose weights lie in other files: no digest covers those.
+
+    ONNX Runtime would read them from the current folder. What is not ONNX is left to it.
+
+    Raises:
+        VerificationError: It has such weights.
+    """
+    import onnx
+
+    waiting: list[Any] = []
+    try:
+        waiting.append(onnx.load_model_from_string(content))
+    except Exception:  # protobuf's own errors share no public base
+        return
+    while waiting:  # tensors are in graphs, in graphs of nodes, in functions, in sparse tensors
+        message = waiting.pop()
+        if isinstance(message, onnx.TensorProto) and message.external_data:
+            raise VerificationError(
+                f"the model has weights in another file: {message.name!r}",
+                where=where,
+                hint="Do not load it; write it as one file (onnx.save without external data)",
+                reason=Refusal.UNSAFE_FILE,
+            )
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                waiting += value if hasattr(value, "__len__") else [value]
+
+
+def _can_run_code(content: bytes) -> bool:
+    """Whether a file is a pickle, or a ZIP archive with one in it or that cannot be read."""
+    if _is_pickle(io.BytesIO(content)):
+        return True
+    if b"PK\x05\x06" not in content:  # the end of every ZIP archive
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as stream:
+                    if _is_pickle(stream):
+                        return True
+    except (NotImplementedError, RuntimeError, OSError, EOFError, zlib.error):
+        return True
+    except zipfile.BadZipFile:
+        return content.startswith(b"PK")
+    return False
+
+
+_RUNS_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD"}
+_MAX_PICKLE_BYTES = 2**20
+_IS_PROTOCOL = tuple(b"\x80" + bytes([number]) for number in range(2, 6))
+
+
+def _is_pickle(stream: IO[bytes]) -> bool:
+    """Whether Python could unpickle what a stream begins with."""
+    start = stream.read(_MAX_PICKLE_BYTES)
+    if start.startswith(_IS_PROTOCOL):
+        return True
+    names = set()
+    try:
+        for opcode, _, _ in pickletools.genops(start):
+            names.add(opcode.name)
+    except (ValueError, IndexError, EOFError):
+        return bool(names & _RUNS_CODE) and len(start) == _MAX_PICKLE_BYTES
+    return bool(names & _RUNS_CODE)
 
 
 def model_files(manifest: Mapping[str, Any]) -> list[str]:

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core.errors import ContractError, DataError
+from workbench.core.parsing import read_regular
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.detection import families
 from workbench.detection.boxes import clip_boxes
+from workbench.detection.bundles import refuse_external_weights
 from workbench.detection.config import DetectorConfig, from_onnx_metadata
 from workbench.detection.families import Detections, decode
 from workbench.detection.preprocessing import (
@@ -126,6 +128,7 @@ class OnnxPredictor(Predictor):
 
     Raises:
         DataError: The file cannot be loaded or has no contract.
+        VerificationError: Its weights lie in other files.
         ContractError: This machine's preprocessing gives another tensor than the model expects, or
             its kernels give other answers than where the file was exported.
     """
@@ -133,7 +136,12 @@ class OnnxPredictor(Predictor):
     def __init__(self, source: Path | bytes, *, threads: int = 2) -> None:
         where = source if isinstance(source, Path) else "ONNX bytes"
         try:
-            self._session = _open_session(source, threads)
+            content = read_regular(source) if isinstance(source, Path) else source
+        except (OSError, ValueError) as error:
+            raise DataError(f"model file cannot be read: {error}", where=where) from error
+        refuse_external_weights(content, where=where)
+        try:
+            self._session = _open_session(content, threads)
         except Exception as error:  # ONNX Runtime's errors share no public base
             raise DataError(f"ONNX Runtime cannot load the model: {error}", where=where) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
@@ -325,7 +333,7 @@ def _padded_chunks(batch: NDArray[np.float32], size: int) -> Iterator[NDArray[np
         yield np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
 
 
-def _open_session(source: Path | bytes, threads: int) -> Any:
+def _open_session(content: bytes, threads: int) -> Any:
     """A session of ONNX Runtime whose INT8 sums are exact on every x86 machine.
 
     Without VNNI, products of unsigned and signed bytes are added in 16 bits and saturate, so boxes
@@ -333,12 +341,12 @@ def _open_session(source: Path | bytes, threads: int) -> Any:
     that do not; with VNNI it changes nothing.
     """
     try:
-        return _session(source, threads, exact=True)
+        return _session(content, threads, exact=True)
     except Exception:  # files with signed activations cannot saturate, and fail in this mode
-        return _session(source, threads, exact=False)
+        return _session(content, threads, exact=False)
 
 
-def _session(source: Path | bytes, threads: int, *, exact: bool) -> Any:
+def _session(content: bytes, threads: int, *, exact: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -346,8 +354,4 @@ def _session(source: Path | bytes, threads: int, *, exact: bool) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
-    return onnxruntime.InferenceSession(
-        str(source) if isinstance(source, Path) else source,
-        options,
-        providers=["CPUExecutionProvider"],
-    )
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -298,6 +298,12 @@ def _emit_cron(job: ScheduledJob) -> dict[str, str]:
         f'{_LOCK_BUSY}) echo "skipped: the previous run is still active" >>{log} ;; '
         f"*) tail -n 40 {log}; exit $status ;; esac"
     )
+    if r"\%" in command:
+        raise ParameterError(
+            "a crontab cannot hold a backslash before %: crons read it differently",
+            where=shown(" ".join(job.command)),
+            hint="Change the parameter, or use systemd",
+        )
     # In a crontab a bare % ends the command and starts its standard input.
     line = f"{job.time.text} {command}".replace("%", r"\%")
     lines = [
@@ -584,7 +590,8 @@ def _pipeline_path(job: ScheduledJob) -> str:
 
 
 def _escape_variables(word: str) -> str:
-    return word.replace("$(", "$$(")  # Kubernetes would insert a variable
+    # Kubernetes inserts a variable for $(NAME), and takes $$ for one $.
+    return word.replace("$", "$$")
 
 
 def _kubernetes_name(text: str) -> str:

@@ -16,7 +16,7 @@ from workbench.core.names import check_name, check_person, check_text
 from workbench.core.signatures import SigningKey, sign_reference
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, exclusive, write_atomic
-from workbench.detection.bundles import SIGNATURE_FILE, refuse_pickles
+from workbench.detection.bundles import SIGNATURE_FILE, refuse_unsafe
 from workbench.records import releases
 from workbench.records.base import GateReport, Ref, digest_of, make_ref
 from workbench.records.claims import read_claims
@@ -334,7 +334,7 @@ def _new_folder(store: Store, bundle: Ref, folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
         work = Path(scratch) / folder.name
         files = {name: store.read_payload(bundle, name) for name in store.payload_names(bundle)}
-        refuse_pickles(files, where=bundle)
+        refuse_unsafe(files, where=bundle)
         for name, content in files.items():
             write_atomic(work / name, content)
         yield work

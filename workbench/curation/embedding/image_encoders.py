@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from workbench.core import digest
-from workbench.core.errors import DataError, ParameterError, ServiceError
+from workbench.core.errors import DataError, ParameterError, ServiceError, WorkbenchError
 from workbench.curation.embedding.encoders import (
     EncoderOutput,
     TileGrid,
@@ -28,6 +28,7 @@ from workbench.curation.embedding.encoders import (
     tile_boxes,
     top_boxes,
 )
+from workbench.detection.bundles import refuse_external_weights
 from workbench.detection.families import Detections
 from workbench.detection.predictor import Predictor
 from workbench.detection.preprocessing import PerChannel, Pixels
@@ -409,9 +410,12 @@ class OnnxEncoder(ImageEncoder):
         options.log_severity_level = 3
         try:
             data = path.read_bytes()
+            refuse_external_weights(data, where=path)
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
             )
+        except WorkbenchError:
+            raise
         except Exception as error:  # ONNX Runtime's errors share no public base
             raise DataError(f"ONNX Runtime cannot load the model: {error}", where=path) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
