@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -16,9 +17,11 @@ import pytest
 from tuf.api.metadata import Metadata, Root
 
 from tests.fleet.conftest import ORIN, XAVIER, World, profile
+from workbench.core.errors import RecordError, WorkbenchError
 from workbench.core.workspace import write_atomic
-from workbench.fleet import metadata
+from workbench.fleet import metadata, rollout
 from workbench.fleet.components import Target, resolve
+from workbench.fleet.director import Director
 from workbench.fleet.metadata import DirectorSigners, director_metadata
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.vehicle import DayCounts, Vehicle
@@ -495,6 +498,40 @@ def test_a_message_of_any_content_gets_an_answer(
     assert "reason" in json.loads(answer.read())
     connection.request("GET", "/image/metadata/" + "a" * 300)  # no file can have this name
     assert connection.getresponse().status == 404
+
+
+COLUMNS = {
+    "vehicles": ("profile", "installed", "fell_back", "keys", "signed"),
+    "targets": ("body",),
+    "settings": ("value",),
+}
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "1" * 5000, "null", "{}", '["x"]', "NaN"])
+@pytest.mark.parametrize(("table", "column"), [(t, c) for t, cs in COLUMNS.items() for c in cs])
+def test_damage_in_the_directors_database_is_said_in_words(
+    world: World, car: Path, table: str, column: str, content: str
+) -> None:
+    with world.director.connect() as connection:
+        connection.execute(f"UPDATE {table} SET {column} = ?", (content,))  # noqa: S608
+    for ask in (
+        lambda: rollout.fleet_status(world.director),
+        lambda: world.director.metadata_file("car", "timestamp.json"),
+        lambda: world.director.clock,
+    ):
+        with contextlib.suppress(WorkbenchError):
+            ask()
+    host = urlsplit(world.server.url)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=10)
+    connection.request("GET", "/director/car/timestamp.json")
+    assert connection.getresponse().status in (200, 400, 404, 503)
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\1" * 4000])
+def test_a_file_that_is_no_database_is_said_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "d.sqlite").write_bytes(content)
+    with pytest.raises(RecordError, match="database cannot be used"):
+        Director(tmp_path / "d.sqlite")
 
 
 def test_the_first_report_of_a_day_counts(world: World, car: Path) -> None:

@@ -17,8 +17,10 @@ import yaml
 from click.testing import CliRunner
 
 from tests.fleet.test_rollout import ROWS
+from tests.release.conftest import METRICS, RULES
 from workbench.cli import cli
 from workbench.cli.fleet import _release
+from workbench.core import digest
 from workbench.core.types import Json
 from workbench.core.workspace import HOME_VARIABLE
 from workbench.monitoring.broker import mosquitto_path
@@ -50,10 +52,10 @@ def publish(store: Store, verdict: Verdict = Verdict.PASS) -> Ref:
         name="map", verdict=verdict, n=10, unit="drives", value=0.5, bound=0.4, method="bootstrap"
     )
     report = GateReport(
-        candidate=bundle, reference=None, dataset=dataset, rules="a" * 64, verdict=verdict,
-        gates=(gate,),
+        candidate=bundle, reference=None, dataset=dataset, verdict=verdict,
+        rules=digest.of_json(RULES), gates=(gate,),
     )  # fmt: skip
-    return publish_release(store, bundle, store.put(report), "front-camera").ref
+    return publish_release(store, bundle, store.put(report, METRICS), "front-camera").ref
 
 
 def run(*arguments: str, code: int = 0) -> Json:

@@ -12,8 +12,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
+from tests.release.conftest import CHECKPOINT, DATASET, FILES, METRICS, RULES, gate
 from workbench import services
+from workbench.core import digest
 from workbench.core.workspace import Workspace
 from workbench.pipeline import environment, recorder
 from workbench.pipeline.recorder import PAGE_FILE, TRACKED_MARK, RunRecorder, StepStart
@@ -239,11 +240,11 @@ def test_a_release_is_registered_as_its_record_says(
             candidate=bundle,
             reference=None,
             dataset=DATASET,
-            rules="a" * 64,
+            rules=digest.of_json(RULES),
             verdict=verdict,
             gates=(gate(verdict),),
         )
-        case = publish_release(store, bundle, store.put(gates), model)
+        case = publish_release(store, bundle, store.put(gates, METRICS), model)
         if number == 1:
             continue  # the first release never reached MLflow, as with a lost database
         step = step_start(tmp_path, "release")

@@ -11,9 +11,10 @@ import pytest
 
 from tests.curation.conftest import SCHEMA, make_checkpoint, record_step
 from tests.data.test_roles import fleet
-from tests.release.conftest import gate
+from tests.release.conftest import METRICS, RULES, gate
 from workbench.cli import main
 from workbench.cli.mining import resolve_checkpoint
+from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError
 from workbench.core.workspace import Workspace
 from workbench.records import catalog, references
@@ -76,11 +77,11 @@ def test_the_champion_is_the_default(
             candidate=bundle,
             reference=None,
             dataset=dataset.ref,
-            rules="4" * 64,
+            rules=digest.of_json(RULES),
             verdict=Verdict.PASS,
             gates=(gate(Verdict.PASS),),
         ),
-        {"metrics.json": b"{}"},
+        METRICS,
     )
     publish_release(store, bundle, gates, "front")
     metrics = {"fp32/ap50/all": 0.41, "baseline/ap50/all": 0.3}
@@ -120,11 +121,11 @@ def test_lists_leave_out_what_is_damaged_and_name_it(
             candidate=bundle,
             reference=None,
             dataset=dataset.ref,
-            rules="4" * 64,
+            rules=digest.of_json(RULES),
             verdict=Verdict.PASS,
             gates=(gate(Verdict.PASS),),
         )
-        publish_release(store, bundle, store.put(report, {"metrics.json": b"{}"}), "front")
+        publish_release(store, bundle, store.put(report, METRICS), "front")
     damaged = next(store.refs(kind))
     file = store.folder(damaged) / "record.json"
     file.write_bytes(file.read_bytes().replace(b"{", b"[", 1))

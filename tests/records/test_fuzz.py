@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from tests.data.sources import coco_source
 from tests.pipeline.conftest import CONTRACT, write_notebook, write_pipeline
-from tests.release.conftest import FILES, gate
+from tests.release.conftest import FILES, METRICS, RULES, gate
 from workbench import data
 from workbench.cli import cli
 from workbench.core import digest
@@ -144,11 +144,11 @@ def _make(tmp_path: Path, workspace: Workspace) -> Fixture:
                 candidate=bundle,
                 reference=None,
                 dataset=versions[1],
-                rules="a" * 64,
+                rules=digest.of_json(RULES),
                 verdict=verdict,
                 gates=(gate(verdict),),
             ),
-            {"metrics.json": b"{}"},
+            METRICS,
         )
         release = publishing.publish_release(store, bundle, judged, MODEL).ref
     steps = tmp_path / "notebooks" / "steps"

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from workbench.core import digest
 from workbench.records.base import GateReport, GateResult, Ref, Verdict, make_ref
 from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
 
 DATASET, CHECKPOINT = make_ref("dataset", "d" * 64), make_ref("checkpoint", "c" * 64)
+RULES = {"gates": [{"name": "map"}]}
+METRICS = {"metrics.json": digest.canonical_json({"rules": RULES})}
 FILES = {"fp32.onnx": b"f" * 400, "int8.cpu.onnx": b"i" * 100, "manifest.json": b"{}"}
 
 
@@ -40,10 +43,10 @@ def judge(store: Store) -> Callable[..., Ref]:
             candidate=candidate,
             reference=None,
             dataset=DATASET,
-            rules="a" * 64,
+            rules=digest.of_json(RULES),
             verdict=verdict,
             gates=(gate(verdict),),
         )
-        return store.put(report)
+        return store.put(report, METRICS)
 
     return make

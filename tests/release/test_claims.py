@@ -25,7 +25,7 @@ from workbench.core.errors import ParameterError, Refusal, VerificationError
 from workbench.core.keyring import signing_key
 from workbench.core.types import Json
 from workbench.records import releases
-from workbench.records.base import Verdict, digest_of, make_ref
+from workbench.records.base import GateReport, Verdict, digest_of, make_ref
 from workbench.records.catalog import list_releases
 from workbench.records.claims import ENVELOPE_FILE, read_claims, read_waivers
 from workbench.records.model_types import Claim, ExportBundle, Release
@@ -171,6 +171,15 @@ def made_up(world: World) -> str:
     return world.report(rules, rules=digest.of_json(rules), gates=gates)
 
 
+def without_rules(world: World) -> str:
+    """Thresholds that nothing can be compared with, for a bundle that no run has judged."""
+    bundle = world.another_bundle()
+    gates = (gate("ap50", 0.01), gate("vru-recall", 0.01))
+    report = world.store.get(world.gates, GateReport)
+    changed = report.model_copy(update={"candidate": bundle, "gates": gates})
+    return world.store.put(changed, {"metrics.json": b"{}"})
+
+
 def other_dataset(world: World) -> str:
     return world.report(run={}, dataset=make_ref("dataset", "9" * 64))
 
@@ -184,6 +193,7 @@ def other_dataset(world: World) -> str:
         (left_out, Refusal.GATES_EDITED),
         (optional, Refusal.GATES_EDITED),
         (made_up, Refusal.GATES_EDITED),
+        (without_rules, Refusal.GATES_EDITED),
         (other_dataset, Refusal.GATES_OTHER_DATASET),
     ],
 )
@@ -191,7 +201,8 @@ def test_a_gate_report_that_is_not_the_runs_is_refused(
     world: World, attack: Callable[[World], str], reason: Refusal
 ) -> None:
     with pytest.raises(VerificationError) as refused:
-        release(world, attack(world))
+        report = attack(world)
+        release(world, report, world.store.get(report, GateReport).candidate)
     assert refused.value.reason == reason
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
+from tests.release.conftest import CHECKPOINT, DATASET, FILES, METRICS, RULES, gate
 from workbench import cli, services
+from workbench.core import digest
 from workbench.core.errors import VerificationError
 from workbench.core.workspace import Workspace
 from workbench.records.base import GateReport, Ref, Verdict
@@ -39,11 +40,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
             candidate=bundle,
             reference=None,
             dataset=DATASET,
-            rules="a" * 64,
+            rules=digest.of_json(RULES),
             verdict=verdict,
             gates=(gate(verdict),),
         )
-        publish_release(store, bundle, store.put(report), "front-camera")
+        publish_release(store, bundle, store.put(report, METRICS), "front-camera")
     try:
         services.up(workspace, ("mlflow",))
         yield workspace

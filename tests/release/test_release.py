@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.release.conftest import CHECKPOINT, DATASET, FILES, gate
+from tests.release.conftest import CHECKPOINT, DATASET, FILES, METRICS, RULES, gate
 from workbench.audit.log import read_log
 from workbench.cli import main
 from workbench.core import digest
@@ -36,7 +36,7 @@ def report(verdict: Verdict, *gates: GateResult) -> GateReport:
         candidate=CHECKPOINT,
         reference=None,
         dataset=DATASET,
-        rules="a" * 64,
+        rules=digest.of_json(RULES),
         verdict=verdict,
         gates=gates,
     )
@@ -351,7 +351,9 @@ def three_champions(store: Store) -> list[publishing.PublishedRelease]:
         )
         bundle = store.put(record, {**FILES, "manifest.json": b"%d" % number})
         passed = report(Verdict.PASS, gate(Verdict.PASS)).model_copy(update={"candidate": bundle})
-        cases.append(publishing.publish_release(store, bundle, store.put(passed), "front-camera"))
+        cases.append(
+            publishing.publish_release(store, bundle, store.put(passed, METRICS), "front-camera")
+        )
     return cases
 
 
@@ -379,7 +381,9 @@ def test_a_rollback_goes_one_champion_back_each_time(store: Store) -> None:
         publishing.roll_back(store, "front-camera", by="Ann", reason="once more")
     judged = report(Verdict.PASS, gate(Verdict.PASS), gate(Verdict.PASS))
     fresh = judged.model_copy(update={"candidate": record.bundle})
-    new = publishing.publish_release(store, record.bundle, store.put(fresh), "front-camera")
+    new = publishing.publish_release(
+        store, record.bundle, store.put(fresh, METRICS), "front-camera"
+    )
     assert new.version == 4
     assert versions_by_alias(store) == {"candidate": 4, "champion": 4, "previous": 1}
 

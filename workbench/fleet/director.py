@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from securesystemslib.signer import CryptoSigner
 
 from workbench.audit import log as audit
 from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError
-from workbench.core.parsing import parse_json
+from workbench.core.parsing import UNREADABLE, parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
@@ -141,13 +142,14 @@ class Director:
         # Kept open and used again: opening costs as much as an answer, and closing the last
         # connection of a file writes all of it to disk.
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
-        connection = self._open_database()
-        connection.executescript(_SCHEMA)
-        columns = {row["name"] for row in connection.execute("PRAGMA table_info(reports)")}
-        if "near_misses" not in columns:  # a fleet from before they were counted
-            connection.execute(
-                "ALTER TABLE reports ADD COLUMN near_misses INTEGER NOT NULL DEFAULT 0"
-            )
+        with self._errors_in_words():
+            connection = self._open_database()
+            connection.executescript(_SCHEMA)
+            columns = {row["name"] for row in connection.execute("PRAGMA table_info(reports)")}
+            if "near_misses" not in columns:  # a fleet from before they were counted
+                connection.execute(
+                    "ALTER TABLE reports ADD COLUMN near_misses INTEGER NOT NULL DEFAULT 0"
+                )
         self._idle.put(connection)
 
     def _open_database(self) -> sqlite3.Connection:
@@ -161,21 +163,37 @@ class Director:
 
     @contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: committed at the end, rolled back by an exception."""
+        """A transaction: committed at the end, rolled back by an exception.
+
+        Raises:
+            RecordError: The database is damaged, or cannot be read or written.
+        """
+        with self._errors_in_words():
+            try:
+                connection = self._idle.get_nowait()
+            except Empty:
+                connection = self._open_database()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            finally:
+                self._idle.put(connection)
+
+    @contextmanager
+    def _errors_in_words(self) -> Iterator[None]:
         try:
-            connection = self._idle.get_nowait()
-        except Empty:
-            connection = self._open_database()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        finally:
-            self._idle.put(connection)
+            yield
+        except sqlite3.Error as error:
+            raise RecordError(
+                f"the director's database cannot be used: {error}",
+                where=self.database,
+                hint="Free space or correct its modes; a damaged one is restored from a backup",
+            ) from error
 
     # -- the fleet
 
@@ -256,7 +274,7 @@ class Director:
     def targets(connection: sqlite3.Connection) -> dict[str, Target]:
         """All known targets by path."""
         rows = connection.execute("SELECT path, body FROM targets")
-        return {row["path"]: Target.model_validate_json(row["body"]) for row in rows}
+        return {row["path"]: read_model(row, "body", Target) for row in rows}
 
     # -- what vehicles ask
 
@@ -284,8 +302,8 @@ class Director:
             row, body = self._open(connection, content, "manifest", MESSAGE_VERSION)
             if body is None:
                 return {}
-            keys = json.loads(row["keys"])
-            profile = VehicleProfile.model_validate_json(row["profile"])
+            keys = read_json(row, "keys")
+            profile = read_model(row, "profile", VehicleProfile)
             try:
                 fell_back = [FellBack.model_validate(one) for one in body["fell_back"]]
                 installed = {}
@@ -307,7 +325,7 @@ class Director:
                 (json.dumps(installed), stored, profile.id),
             )
             self._withdraw_fallen_back(connection, profile.id, fell_back)
-            notice: Json = json.loads(row["notice"]) if row["notice"] else {}
+            notice: Json = read_json(row, "notice") if row["notice"] else {}
             return notice
 
     def report(self, content: bytes) -> Json:
@@ -358,7 +376,7 @@ class Director:
             row = connection.execute("SELECT * FROM vehicles WHERE id = ?", (vehicle,)).fetchone()
             if row is None:
                 raise UpdateRefused(Reason.UNKNOWN_VEHICLE, "no such vehicle", where=vehicle)
-            files: dict[str, str] = json.loads(row["signed"]) if row["signed"] else {}
+            files: dict[str, str] = read_json(row, "signed") if row["signed"] else {}
             if name == "timestamp.json":
                 files = self._sign(connection, row, files)
         if name not in files:
@@ -369,7 +387,7 @@ class Director:
         self, connection: sqlite3.Connection, row: sqlite3.Row, files: dict[str, str]
     ) -> dict[str, str]:
         assigned = [
-            Target.model_validate_json(one["body"])
+            read_model(one, "body", Target)
             for one in connection.execute(
                 # A paused or aborted rollout offers nothing; what is installed stays.
                 "SELECT body FROM assignments JOIN targets USING (path) "
@@ -387,7 +405,7 @@ class Director:
             return files
         if self._signers is None:
             raise RecordError("this director has no keys to sign with", where=self.database)
-        profile = VehicleProfile.model_validate_json(row["profile"])
+        profile = read_model(row, "profile", VehicleProfile)
         version = row["version"] + 1
         signed = metadata.director_metadata(profile, assigned, version, self._signers, now)
         files = {name: content.decode() for name, content in signed.items()}
@@ -411,7 +429,7 @@ class Director:
         row = connection.execute("SELECT * FROM vehicles WHERE id = ?", (str(sender),)).fetchone()
         if row is None:
             raise UpdateRefused(Reason.UNKNOWN_VEHICLE, "no such vehicle", where=sender)
-        key = metadata.public_key(json.loads(row["keys"])["primary"])
+        key = metadata.public_key(read_json(row, "keys")["primary"])
         body = metadata.open_message(content, key)
         if body.get("kind") != kind:
             what = f"expected a {kind}, not a {body.get('kind')}"
@@ -456,7 +474,7 @@ class Director:
             (vehicle,),
         ).fetchall()
         for row in rows:
-            if Target.model_validate_json(row["body"]).sha256 in contents:
+            if read_model(row, "body", Target).sha256 in contents:
                 connection.execute(
                     "DELETE FROM assignments WHERE vehicle = ? AND rollout = ?",
                     (vehicle, row["rollout"]),
@@ -491,8 +509,11 @@ class Director:
         row = connection.execute("SELECT value FROM settings WHERE name = 'clock'").fetchone()
         if row is None:
             raise RecordError("the fleet's clock was not started", where=self.database)
-        start, real_start, speed = json.loads(row["value"])
-        return Clock(datetime.fromisoformat(start), real_start, speed)
+        try:
+            start, real_start, speed = parse_json(row["value"])
+            return Clock(datetime.fromisoformat(start), float(real_start), float(speed))
+        except UNREADABLE as error:
+            raise _damaged("value", error) from error
 
     def _now(self, connection: sqlite3.Connection) -> datetime:
         return self.clock_in(connection).now()
@@ -502,13 +523,52 @@ class Director:
         return clock.day(clock.now())
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_json(row: sqlite3.Row, column: str) -> dict[str, Any]:
+    """The JSON object in a column, read within limits.
+
+    Raises:
+        RecordError: It is damaged.
+    """
+    try:
+        return dict(parse_json(row[column]).items())
+    except UNREADABLE as error:
+        raise _damaged(column, error) from error
+
+
+def read_model(row: sqlite3.Row, column: str, kind: type[_Model]) -> _Model:
+    """The model in a column; raises as `read_json` does."""
+    try:
+        return kind.model_validate_json(row[column])
+    except UNREADABLE as error:
+        raise _damaged(column, error) from error
+
+
+def read_models(row: sqlite3.Row, column: str, kind: type[_Model]) -> list[_Model]:
+    """The list of models in a column; raises as `read_json` does."""
+    try:
+        return [kind.model_validate(value) for value in parse_json(row[column])]
+    except UNREADABLE as error:
+        raise _damaged(column, error) from error
+
+
+def _damaged(column: str, error: Exception) -> RecordError:
+    first = str(error).split("\n", 1)[0][:200]
+    return RecordError(
+        f"the director's database is damaged in {column!r}: {first}",
+        hint="Restore it from a backup",
+    )
+
+
 def _vehicle_status(row: sqlite3.Row, known: dict[str, Target]) -> VehicleStatus:
     installed = {
-        ecu: known[path] for ecu, path in json.loads(row["installed"]).items() if path in known
+        ecu: known[path] for ecu, path in read_json(row, "installed").items() if path in known
     }
     return VehicleStatus(
-        profile=VehicleProfile.model_validate_json(row["profile"]),
+        profile=read_model(row, "profile", VehicleProfile),
         installed=installed,
-        fell_back=tuple(FellBack.model_validate(one) for one in json.loads(row["fell_back"])),
+        fell_back=tuple(read_models(row, "fell_back", FellBack)),
         seen=datetime.fromisoformat(row["seen"]) if row["seen"] else None,
     )

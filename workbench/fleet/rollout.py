@@ -32,7 +32,13 @@ from workbench.fleet.components import (
     incompatibility,
     resolve,
 )
-from workbench.fleet.director import Director, VehicleStatus
+from workbench.fleet.director import (
+    Director,
+    VehicleStatus,
+    read_json,
+    read_model,
+    read_models,
+)
 from workbench.fleet.plan import Plan, Stage
 from workbench.fleet.reasons import Reason, UpdateRefused
 
@@ -203,8 +209,8 @@ class _Run:
         self.id: str = row["id"]
         self.clock = director.clock_in(connection)
         self.now = self.clock.now()
-        self.plan = Plan.model_validate_json(row["plan"])
-        self._offers = [Offer.model_validate(one) for one in json.loads(row["offers"])]
+        self.plan = read_model(row, "plan", Plan)
+        self._offers = read_models(row, "offers", Offer)
 
     @property
     def stage(self) -> Stage:
@@ -490,7 +496,7 @@ class _Run:
                 hint=f"It has: {', '.join(ours)}",
             )
         known = self._director.targets(self._connection)
-        rollbacks = {old: known[new] for old, new in json.loads(self.row["rollbacks"]).items()}
+        rollbacks = {old: known[new] for old, new in read_json(self.row, "rollbacks").items()}
         vehicles = self._director.vehicles(self._connection)
         stuck, count = {}, 0
         for row in self._connection.execute(
@@ -498,7 +504,7 @@ class _Run:
         ).fetchall():
             back = {
                 ecu: rollbacks[path]
-                for ecu, path in json.loads(row["previous"]).items()
+                for ecu, path in read_json(row, "previous").items()
                 if ecu in ours and path in rollbacks
             }
             try:
@@ -562,10 +568,10 @@ def fleet_status(director: Director) -> Json:
 def _rollout_status(
     connection: sqlite3.Connection, row: sqlite3.Row, vehicles: Mapping[str, VehicleStatus]
 ) -> Json:
-    plan = Plan.model_validate_json(row["plan"])
-    offers = [Offer.model_validate(one) for one in json.loads(row["offers"])]
+    plan = read_model(row, "plan", Plan)
+    offers = read_models(row, "offers", Offer)
     paths = {offer.target.path for offer in offers}
-    back = set(json.loads(row["rollbacks"]).values())
+    back = set(read_json(row, "rollbacks").values())
     running = {
         name: {target.path for target in vehicle.installed.values()}
         for name, vehicle in vehicles.items()
@@ -587,7 +593,7 @@ def _rollout_status(
         "running": sum(bool(have & paths) for have in running.values()),
         "back": sum(bool(have & back) for have in running.values()),
         "excluded": {one["reason"]: one["n"] for one in excluded},
-        "judgement": json.loads(row["judgement"]) if row["judgement"] else None,
+        "judgement": read_json(row, "judgement") if row["judgement"] else None,
         "events": [
             {name: event[name] for name in ("at", "event", "by", "detail")} for event in events
         ],
@@ -608,7 +614,7 @@ def _rollout(connection: sqlite3.Connection, rollout: str) -> sqlite3.Row:
 
 def _check_free(connection: sqlite3.Connection, plan: Plan) -> None:
     for row in connection.execute("SELECT * FROM rollouts"):
-        other = Plan.model_validate_json(row["plan"])
+        other = read_model(row, "plan", Plan)
         shared = {one.ecu for one in plan.components} & {one.ecu for one in other.components}
         if shared and row["state"] in _OPEN:
             raise ParameterError(

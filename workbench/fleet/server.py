@@ -202,6 +202,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = {"reason": refused.reason, "message": refused.what}
             status = HTTPStatus.NOT_FOUND if unknown else HTTPStatus.BAD_REQUEST
             self._answer(status, json.dumps(body).encode())
+        except WorkbenchError as error:  # not the vehicle's fault: it asks again later
+            body = {"reason": error.kind, "message": error.what}
+            self._answer(HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body).encode())
         except UNREADABLE as error:
             body = {"reason": Reason.MESSAGE_INVALID, "message": describe_unreadable(error)}
             self._answer(HTTPStatus.BAD_REQUEST, json.dumps(body).encode())

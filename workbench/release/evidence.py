@@ -13,6 +13,7 @@ from typing import Literal
 from workbench import __version__
 from workbench.core import digest
 from workbench.core.errors import RecordError, Refusal, VerificationError
+from workbench.core.parsing import UNREADABLE, parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.data.incidents import require_replayed
@@ -247,8 +248,9 @@ def check_licences(evidence: Evidence, use: Use) -> None:
 def check_gate_report(store: Store, evidence: Evidence, known: ModelReleases) -> None:
     """Refuse a gate report that is not the one of the run that judged this bundle.
 
-    Rules and thresholds of the report have to be those in its payload. A run that made the report
-    has to have judged this bundle on the dataset that the report names. A report that would promote
+    Rules and thresholds of the report have to be those in its payload; a report of somebody's own
+    step may have none, but then a run has to have made it. A run that made the report has to have
+    judged this bundle on the dataset that the report names. A report that would promote
     has to compare with the present champion, if it compares with a bundle at all.
 
     Args:
@@ -258,12 +260,13 @@ def check_gate_report(store: Store, evidence: Evidence, known: ModelReleases) ->
         VerificationError: It is edited, about another dataset, or older than the champion.
     """
     report, where = evidence.report, short_ref(evidence.gates)
-    _check_rules(store, evidence)
+    has_rules = _check_rules(store, evidence)
     _check_incidents(store, evidence)
     makers = [run for run in evidence.runs.values() if evidence.gates in run.outputs.values()]
-    if not makers and _was_judged(store, report.candidate):
+    if not makers and (not has_rules or _was_judged(store, report.candidate)):
+        also = "a run has judged this bundle" if has_rules else "it does not hold its rules"
         raise VerificationError(
-            "no run made this gate report, and a run has judged this bundle",
+            f"no run made this gate report, and {also}",
             where=where,
             hint="Release with the report of the run, or run validate again",
             reason=Refusal.GATES_EDITED,
@@ -328,13 +331,14 @@ def _check_incidents(store: Store, evidence: Evidence) -> None:
         )
 
 
-def _check_rules(store: Store, evidence: Evidence) -> None:
+def _check_rules(store: Store, evidence: Evidence) -> bool:
+    """Compare a report with its rules; False if it has none, as one of somebody's own step."""
     report = evidence.report
     try:
-        rules = json.loads(store.read_payload(evidence.gates, "metrics.json"))["rules"]
+        rules = parse_json(store.read_payload(evidence.gates, "metrics.json"))["rules"]
         named = {one["name"]: one for one in rules["gates"]}
-    except (RecordError, ValueError, KeyError, TypeError):
-        return  # a report that was not made by `evaluation.gates` has no rules to compare with
+    except (RecordError, *UNREADABLE):
+        return False
     # Incidents add a gate that no rule states, see `workbench.evaluation.incidents`.
     judged = [gate for gate in report.gates if not (report.incidents and gate.name == "incidents")]
     changed = [
@@ -353,3 +357,4 @@ def _check_rules(store: Store, evidence: Evidence) -> None:
             hint="It was edited after the run: run validate again",
             reason=Refusal.GATES_EDITED,
         )
+    return True
