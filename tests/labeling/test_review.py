@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
 from tests.labeling.conftest import MODEL, Sample, make_sample
+from workbench.cli.labeling import label
 from workbench.core.errors import ParameterError
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import HOME_VARIABLE, Workspace
 from workbench.labeling.answers import REPLAY_DOMAIN, AnswerRow
 from workbench.labeling.batches import BatchContents, make_batch
 from workbench.labeling.first_boxes import starts_empty
@@ -22,6 +25,7 @@ from workbench.records import dataset as datasets
 from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import ANY_CLASS, Box, Label, Origin, Role
+from workbench.records.store import Store
 from workbench.records.types import LabelBatch, LabelSet, Prediction, Selection
 
 
@@ -135,6 +139,22 @@ def test_effort_counts_people_only(sample: Sample) -> None:
     assert same.changed_per_minute == suspects.changed_per_minute
     nothing = labeling_effort(sample.store, [])
     assert nothing.seconds_per_frame is None and nothing.changed_per_minute is None
+
+
+@pytest.mark.parametrize("file", ["record.json", "payload/answers.jsonl", "payload/labels.jsonl"])
+def test_a_damaged_label_set_is_named_and_the_others_count(sample: Sample, file: str) -> None:
+    rows = [AnswerRow(frame=sample.frames[0].id, annotator="ada", boxes=2, minutes=1)]
+    whole = labelset(sample, rows, [])
+    broken = labelset(sample, rows, [drawn(sample, 0)])
+    (sample.store.folder(broken) / file).write_bytes(b"{")
+    store = Store(sample.store.workspace)
+    effort = labeling_effort(store, [broken, whole])
+    assert (effort.frames, effort.minutes, list(effort.damaged)) == (1, 1.0, [broken])
+    done = CliRunner().invoke(
+        label, ["effort", "--json"], env={HOME_VARIABLE: str(store.workspace.root)}
+    )
+    assert (done.exit_code, list(json.loads(done.stdout)["damaged"])) == (0, [broken])
+    assert f"left out: {broken}" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import bz2
 import csv
 import gzip
@@ -20,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
+from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -35,6 +37,14 @@ PEM = (
     "-----END PRIVATE " + "KEY-----"
 )
 b64 = base64.b64encode
+
+
+def uu(content: bytes) -> str:
+    """Lines as uuencode writes them."""
+    lines = [content[at : at + 45] for at in range(0, len(content), 45)]
+    return b"".join(map(binascii.b2a_uu, lines)).decode()
+
+
 PASSWORD = 'p@ss/w"rd & <b>7é\\n'
 ENCODINGS: dict[str, Callable[[str], str]] = {
     "raw": str,
@@ -80,12 +90,23 @@ ENCODINGS: dict[str, Callable[[str], str]] = {
     "hexadecimal with colons": lambda s: s.encode().hex(":"),
     "hexadecimal with spaces": lambda s: s.encode().hex(" "),
     "bytes as numbers": lambda s: str(list(s.encode())),
+    "UTF-7": lambda s: s.encode("utf-7").decode(),
+    "uuencoded": lambda s: f"begin 644 a\n{uu(s.encode())}end",
+    "uuencoded without a name": lambda s: uu(s.encode()[:45]),
     "letters apart": " ".join,
     "list of letters": lambda s: repr(list(s)),
     "lines with numbers": lambda s: "\n".join(f"{n}: {x}" for n, x in enumerate(s.splitlines())),
     "a diff": lambda s: "\n".join(f"+{line}" for line in s.splitlines()),
     "indented": lambda s: "\n".join(f"    {line}" for line in s.splitlines()),
 }
+
+
+STYLED: dict[str, Callable[[str], str]] = {
+    "full-width": lambda s: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in s),
+    "bold": lambda s: "".join(chr(ord(c) + 0x1D3B9) if "a" <= c <= "z" else c for c in s),
+    "circled": lambda s: "".join(chr(ord(c) + 0x246F) if "a" <= c <= "z" else c for c in s),
+}
+"""Letters of other alphabets: found in text, not in binary files."""
 
 
 def notebook(text: str) -> bytes:
@@ -177,6 +198,18 @@ SECRETS = st.text(
 ).filter(lambda text: len(set(text)) > 6 and "redacted" not in text)
 
 
+@pytest.mark.parametrize("style", STYLED)
+@pytest.mark.parametrize("secret", [PEM, PASSWORD, "hunter2hunter2"], ids=["PEM", "odd", "plain"])
+def test_styled_letters_are_read_as_plain_ones(tmp_path: Path, style: str, secret: str) -> None:
+    files = {name: make for name, make in FILES.items() if not name.endswith(".bin")}
+    for name, make in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(make(STYLED[style](secret)))
+    assert redaction.redact_folder(tmp_path, {"KEY": secret}).known.keys() == files.keys()
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert STYLED[style](secret).encode() not in path.read_bytes()
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     secret=SECRETS,
@@ -251,6 +284,8 @@ _PACKED: dict[str, Callable[[bytes], bytes]] = {
     "gzip twice": lambda c: gzip.compress(gzip.compress(c)),
     "second member of gzip": lambda c: gzip.compress(b"x") + gzip.compress(c),
     "zlib": zlib.compress,
+    "Zstandard": zstd.compress,
+    "Zstandard in a file": lambda c: b"PAR1\x00\xff" + zstd.compress(c) + b"\x00PAR1",
     "old LZMA": lambda c: lzma.compress(c, format=lzma.FORMAT_ALONE),
     "PDF": lambda c: b"%PDF-1.4\n<</Filter/FlateDecode>>stream\n" + zlib.compress(c) + b"\nend",
     "zip in a zip": lambda c: _zip_of("in.zip", _zip_of("a", c)),

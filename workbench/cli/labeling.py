@@ -21,6 +21,7 @@ from workbench.cli.common import (
     print_result,
     progress_bar,
     resolve_ref,
+    warn_of_damaged,
 )
 from workbench.core import credentials, digest
 from workbench.core.errors import ParameterError, WorkbenchError
@@ -574,6 +575,7 @@ def effort(references: tuple[str, ...], as_json: bool) -> None:
     store = Store(workspace)
     refs = [resolve_labels(workspace, text) for text in references]
     result = labeling.labeling_effort(store, refs or list(store.refs(LabelSet.KIND)))
+    warn_of_damaged(result.damaged)
     answers, boxes = counted(result.frames, "answer"), counted(result.boxes, "box", "boxes")
     lines = [f"{answers} with {boxes} in {result.minutes:.1f} min"]
     if result.seconds_per_frame is not None:

@@ -1,9 +1,10 @@
 """Find known values in text and bytes, in every usual encoding.
 
 The text is decoded (escapes of JSON, JavaScript and Python, HTML, URLs, quoted-printable, base64,
-hexadecimal), also several encodings inside each other, and each form is searched with and without
-its line breaks, quotes, invisible characters and colours of a terminal. A match leads back to the
-characters that it came from. Bytes are searched as they are, as UTF-16, and unpacked.
+hexadecimal, UTF-7, uuencode, full-width and styled letters), also several encodings inside each
+other, and each form is searched with and without its line breaks, quotes, invisible characters and
+colours of a terminal. A match leads back to the characters that it came from. Bytes are searched as
+they are, as UTF-16, and unpacked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import json
 import lzma
 import re
+import unicodedata
 import zipfile
 import zlib
 from bisect import bisect_right
@@ -108,6 +110,7 @@ def _needles(values: tuple[Value, ...]) -> _Needles:
             text |= {(part, name) for part in in_85}
             squeezed |= {(_SQUEEZED.sub("", part), name) for part in in_85}
             squeezed |= {(part, name) for part in _base32_parts(plain)}
+            squeezed |= {(_SQUEEZED.sub("", part), name) for part in _uu_parts(plain)}
         if len(value) >= _MIN_KEY_LENGTH and (inner := _decode_base64(_SQUEEZED.sub("", value))):
             raw.add((inner, name))  # such as the bytes of a key
             encoded.add((inner, name))
@@ -161,6 +164,13 @@ def _base85_parts(content: bytes) -> set[str]:
         groups = content[skipped : skipped + (len(content) - skipped) // 4 * 4]
         parts |= {base64.b85encode(groups).decode(), base64.a85encode(groups).decode()}
     return {part for part in parts if len(part) >= _MIN_BASE32_LENGTH}
+
+
+def _uu_parts(content: bytes) -> set[str]:
+    """What uuencode makes of the whole groups of three bytes in one of its lines."""
+    groups = [content[skipped : skipped + 45] for skipped in range(3)]
+    lines = (binascii.b2a_uu(part[: len(part) // 3 * 3]) for part in groups)
+    return {line[1:-1].decode() for line in lines if len(line) >= _MIN_BASE32_LENGTH + 2}
 
 
 # The search in one text
@@ -255,6 +265,13 @@ _PERCENT = re.compile(r"(?:%[0-9a-fA-F]{2})+")
 _QUOTED_PRINTABLE = re.compile(r"(?:=[0-9A-F]{2})+|=\r?\n")
 _BASE64_WORD = re.compile(r"(?:[A-Za-z0-9+/_-]{20,76}\r?\n)*[A-Za-z0-9+/_-]{16,}={0,2}")
 _HEXADECIMAL_WORD = re.compile(r"(?:[0-9a-fA-F]{2}){12,}")
+_UTF_7 = re.compile(r"\+(?:-|A[A-Za-z0-9+/]{2,1000}-?)")
+_UU_BLOCK = re.compile(
+    r"begin(?:-base64)? [0-7]{3,4} [^\n]{1,200}\n(?:[ -`]{1,62}\r?\n){1,9999}end"
+)
+_STYLED = re.compile(r"[\u2460-\u24ff\uff01-\uff5e\U0001d400-\U0001d7ff]+")
+"""Letters that mean the same as Latin ones: circled, full-width, mathematical."""
+
 _BETWEEN_PAIRS = re.compile(r"(?:0x|[:-])+")
 
 
@@ -374,6 +391,43 @@ def _decode_base64_word(word: str) -> str:
     return (_readable(content) if content else "") or word
 
 
+def _from_utf_7(text: str) -> str | None:
+    if "+A" not in text and "+-" not in text:
+        return None
+    return _changed(_UTF_7.sub(lambda match: _decode_utf_7(match[0]), text), text)
+
+
+def _decode_utf_7(token: str) -> str:
+    try:
+        return token.encode().decode("utf-7")
+    except UnicodeDecodeError:
+        return token
+
+
+def _from_uu(text: str) -> str | None:
+    if "begin " not in text:
+        return None
+    return _changed(_UU_BLOCK.sub(lambda match: _decode_uu(match[0]), text), text)
+
+
+def _decode_uu(block: str) -> str:
+    try:
+        content = b"".join(map(binascii.a2b_uu, block.splitlines()[1:-1]))
+    except binascii.Error:
+        return block
+    return _readable(content) or block
+
+
+def _from_styled(text: str) -> str | None:
+    if text.isascii():
+        return None
+    return _changed(_STYLED.sub(lambda match: _decode_styled(match[0]), text), text)
+
+
+def _decode_styled(token: str) -> str:
+    return unicodedata.normalize("NFKC", token)
+
+
 def _from_hexadecimal(text: str) -> str | None:
     return _changed(
         _HEXADECIMAL_WORD.sub(lambda match: _decode_hexadecimal_word(match[0]), text), text
@@ -403,6 +457,9 @@ _DECODERS: tuple[tuple[Callable[[str], str | None], re.Pattern[str], Callable[[s
     (_from_quoted_printable, _QUOTED_PRINTABLE, _decode_quoted_printable),
     (_from_base64, _BASE64_WORD, _decode_base64_word),
     (_from_hexadecimal, _HEXADECIMAL_WORD, _decode_hexadecimal_word),
+    (_from_utf_7, _UTF_7, _decode_utf_7),
+    (_from_uu, _UU_BLOCK, _decode_uu),
+    (_from_styled, _STYLED, _decode_styled),
 )
 
 # Bytes
@@ -419,6 +476,8 @@ _STREAMS = (
     *((b"\x78" + level, 15) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
 )
 """How compressed data begins, and what tells zlib so."""
+
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 def _readable(content: bytes) -> str:
@@ -484,6 +543,22 @@ def _unpacked_once(content: bytes, limit: int) -> Iterator[bytes]:
             if len(data) >= MIN_LENGTH:
                 yield data
             at = content.find(mark, at + 1)
+    at = content.find(_ZSTANDARD)
+    while at >= 0 and streams < _MAX_STREAMS:  # also in the pages of a Parquet file
+        streams += 1
+        yield _from_zstandard(content[at:], limit)
+        at = content.find(_ZSTANDARD, at + 1)
+
+
+def _from_zstandard(content: bytes, limit: int) -> bytes:
+    try:
+        from backports import zstd
+    except ImportError:
+        return b""
+    try:
+        return zstd.ZstdDecompressor().decompress(content, limit)
+    except zstd.ZstdError:
+        return b""
 
 
 def _zipped(content: bytes, limit: int) -> Iterator[bytes]:

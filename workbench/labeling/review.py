@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ParameterError, RecordError
+from workbench.core.parsing import describe_unreadable
 from workbench.data.resampling import draw_resamples, expanded_tail, resampling_units
 from workbench.detection.label_errors import LabelError, find_label_errors
 from workbench.labeling.agreement import (
@@ -107,6 +108,7 @@ class LabelingEffort:
         changed_per_minute: Boxes drawn, edited or removed per minute of working time.
         first_boxes: Whether boxes to start from save time; None where no frames started empty by
             chance.
+        damaged: Label sets that could not be read and are left out, with the problem.
     """
 
     frames: int
@@ -116,6 +118,7 @@ class LabelingEffort:
     seconds_per_box: float | None
     changed_per_minute: float | None
     first_boxes: FirstBoxesEffect | None = None
+    damaged: dict[Ref, str] = field(default_factory=dict)
 
 
 def suspects_from_model(dataset: Dataset, predictions: Iterable[Prediction]) -> list[Suspect]:
@@ -288,15 +291,24 @@ def _candidates(frame: Digest, by_labeler: Mapping[str, list[Label]]) -> list[Pr
 
 
 def labeling_effort(store: Store, labelsets: Iterable[Ref]) -> LabelingEffort:
-    """Working time of people in these label sets.
+    """Working time of people in these label sets; those that are damaged are left out and named.
 
     Args:
         labelsets: Label sets of any batches and datasets.
     """
     rows: list[AnswerRow] = []
-    changed, labelsets = 0, list(labelsets)
+    readable: list[Ref] = []
+    damaged: dict[Ref, str] = {}
+    changed = 0
     for ref in labelsets:
-        answers = datasets.read_json_lines(store.payload(ref, "answers.jsonl"), AnswerRow)
+        try:
+            answers = datasets.read_json_lines(store.payload(ref, "answers.jsonl"), AnswerRow)
+            labels = datasets.read_json_lines(store.payload(ref, "labels.jsonl"), Label)
+            store.get(store.get(ref, LabelSet).batch, LabelBatch)
+        except (RecordError, ValueError) as error:
+            damaged[ref] = getattr(error, "what", None) or describe_unreadable(error)
+            continue
+        readable.append(ref)
         timed = [row for row in answers if row.minutes and not is_replay(row.annotator)]
         rows += timed
         # Boxes of answers without a time would be counted against the minutes of others.
@@ -304,7 +316,7 @@ def labeling_effort(store: Store, labelsets: Iterable[Ref]) -> LabelingEffort:
         changed += sum(
             one.origin in (Origin.HUMAN, Origin.HUMAN_EDITED)
             and (one.frame, one.annotator) in counting
-            for one in datasets.read_json_lines(store.payload(ref, "labels.jsonl"), Label)
+            for one in labels
         )
     changed += sum(row.removed for row in rows)
     minutes = sum(row.minutes or 0 for row in rows)
@@ -321,7 +333,8 @@ def labeling_effort(store: Store, labelsets: Iterable[Ref]) -> LabelingEffort:
         seconds_per_frame=per_frame,
         seconds_per_box=per_box,
         changed_per_minute=round(changed / minutes, 3) if minutes else None,
-        first_boxes=_first_boxes_effect(store, labelsets),
+        first_boxes=_first_boxes_effect(store, readable),
+        damaged=damaged,
     )
 
 
@@ -335,11 +348,15 @@ def _first_boxes_effect(store: Store, labelsets: Iterable[Ref]) -> FirstBoxesEff
     for ref in labelsets:
         batch_ref = store.get(ref, LabelSet).batch
         batch = store.get(batch_ref, LabelBatch)
-        rows = datasets.read_json_lines(store.payload(batch_ref, "predictions.jsonl"), Prediction)
-        sent = {row.frame for row in rows}
+        try:
+            path = store.payload(batch_ref, "predictions.jsonl")
+            sent = {row.frame for row in datasets.read_json_lines(path, Prediction)}
+            loaded = datasets.load_dataset(store, batch.dataset)
+        except (RecordError, ValueError):  # its times count, this comparison goes without
+            continue
         if batch.model is None or not sent or any(map(starts_empty, sent)):
             continue
-        by_id = {frame.id: frame for frame in datasets.load_dataset(store, batch.dataset).frames}
+        by_id = {frame.id: frame for frame in loaded.frames}
         answers = datasets.read_json_lines(store.payload(ref, "answers.jsonl"), AnswerRow)
         for row in answers:
             if row.minutes and not is_replay(row.annotator) and row.frame not in batch.gold:
