@@ -105,10 +105,22 @@ def test_a_name_in_two_scripts_is_refused(name: str) -> None:
         ("Strasse", "straße"),
         (unicodedata.normalize("NFD", "José"), "José"),
         ("ann1", "annl"),
+        ("\u1d00\u0274\u0274", "Ann"),  # small capitals
+        ("\u0251nn", "ann"),
+        ("\U0001d400nn", "Ann"),  # mathematical
     ],
 )
 def test_names_that_look_the_same_are_one_person(one: str, other: str) -> None:
     assert same_person(one, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["\ua4ee\ua4e0\ua4e0", "\u13aa\u13c0", "\u2c81\u2c9b\u2c9b", "\U00010330\U0001033d"]
+)
+def test_scripts_whose_letters_spell_other_names_are_refused(name: str) -> None:
+    """Lisu, Cherokee, Coptic, Gothic."""
+    with pytest.raises(ParameterError, match="another script"):
+        check_person(name, "reviewer")
 
 
 def test_different_names_are_different_people() -> None:

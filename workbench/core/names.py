@@ -105,12 +105,15 @@ def check_person(name: str, what: str) -> str:
 
     Raises:
         ParameterError: `check_text` refuses it, or it mixes scripts, as a Latin name with a
-            Cyrillic letter that looks the same does.
+            Cyrillic letter that looks the same does, or has a script that is not in common use.
     """
     check_text(name, what, max_bytes=_MAX_PATH_PART_BYTES)
     _require_visible(name, what)
     normal = " ".join(unicodedata.normalize("NFKC", name).split())
     scripts = {script for letter in normal if (script := _script(letter))}
+    if rare := sorted(scripts - _SCRIPTS_IN_USE):
+        problem = f"{rare[0].capitalize()} letters can look like others; write it in another script"
+        raise _invalid(name, what, problem)
     if len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER):
         listed = " and ".join(sorted(script.capitalize() for script in scripts))
         raise _invalid(name, what, f"it mixes {listed} letters, which can look alike")
@@ -172,6 +175,13 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+_SCRIPTS_IN_USE = frozenset(
+    "ARABIC ARMENIAN BENGALI BOPOMOFO CJK CYRILLIC DEVANAGARI ETHIOPIC GEORGIAN GREEK GUJARATI "  # noqa: SIM905
+    "GURMUKHI HANGUL HEBREW HIRAGANA KANNADA KATAKANA KHMER LAO LATIN MALAYALAM MYANMAR ORIYA "
+    "SINHALA TAMIL TELUGU THAANA THAI TIBETAN".split()
+)
+"""Unicode's recommended scripts (UAX 31, table 5); Lisu or Cherokee could spell any name."""
+
 _WRITTEN_TOGETHER = (
     frozenset({"CJK", "HIRAGANA", "KATAKANA", "LATIN"}),
     frozenset({"CJK", "HANGUL", "LATIN"}),
@@ -201,6 +211,14 @@ _LIKE_LATIN = str.maketrans(
         ),
         **dict(zip("\u0570\u0578\u057d\u0585\u0581\u0566\u057a", "hnuogqw", strict=True)),
         "\u0131": "i",
+        "\u0251": "a",
+        "\u0261": "g",
+        **{
+            chr(code): name[-1].lower()
+            for code in (*range(0x1D00, 0x1D30), 0x262, 0x26A, 0x274, 0x280, 0x28F, 0x29C, 0x29F)
+            if (name := unicodedata.name(chr(code))).startswith("LATIN LETTER SMALL CAPITAL")
+            and name[-2] == " "
+        },
         "0": "o",
         "1": "l",
     }

@@ -33,6 +33,7 @@ from workbench.core.credentials import PUBLIC_KEY_SUFFIX
 from workbench.core.errors import ContractError, VerificationError
 from workbench.core.keyring import read_keyring, usable_keys
 from workbench.core.names import check_person, shown
+from workbench.core.parsing import UNREADABLE, parse_json, read_regular
 from workbench.core.signatures import check_reference, key_fingerprint
 from workbench.core.text import did_you_mean
 from workbench.core.types import Json
@@ -48,8 +49,8 @@ STEP_FILE = "step.json"
 RECEIPT_FILE = "receipt.json"
 KEYS_FOLDER = "keys"
 RECEIPT_PURPOSE, STEP_PURPOSE = "check receipt", "promoted step"
-_SIGNED_SINCE = 2
-"""Receipts of this version are only promoted with a signature."""
+_UNSIGNED = (1,)
+"""Versions of receipts from when promoted versions were not signed."""
 
 STEP_NAME = re.compile(r"^[A-Za-z0-9_-]{1,100}\Z")
 
@@ -61,6 +62,7 @@ _STEP_REFERENCE = re.compile(r"^([A-Za-z0-9_-]+)@([A-Za-z0-9_-]+)\Z")
 _ALIAS_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,99}\Z")
 _RESERVED_ALIAS = re.compile(r"^(latest|v\d+)\Z")
 _LOCK_TIMEOUT_S = 10
+_MAX_RECORD_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -162,17 +164,20 @@ def load_step(project: Path, name: str, version: int) -> PromotedStep:
         )
     ref, body, signature = _read_record_file(folder / STEP_FILE)
     notebook = folder / f"{name}.ipynb"
-    if not notebook.is_file():
+    if notebook.is_symlink() or not notebook.is_file():
         raise _changed_error(notebook, "is missing")
-    if digest.of_file(notebook) != body["payload"][notebook.name]["sha256"]:
+    try:
+        expected = body["payload"][notebook.name]["sha256"]
+    except UNREADABLE as error:
+        raise _changed_error(folder / STEP_FILE, "does not name its notebook") from error
+    if digest.of_file(notebook) != expected:
         raise _changed_error(notebook, "was changed")
     record = _parse_step_version(body, folder / STEP_FILE)
     if (record.name, record.version) != (name, version):
         raise _changed_error(folder / STEP_FILE, f"belongs to {record.name}@{record.version}")
-    _check_receipt(project, folder, record)
+    receipt = _check_receipt(project, folder, record)
     try:
-        newest = json.loads((folder / RECEIPT_FILE).read_bytes())["record"]["schema_version"]
-        if signature is not None or newest >= _SIGNED_SINCE:
+        if signature is not None or receipt.get("schema_version") not in _UNSIGNED:
             check_reference(signature, STEP_PURPOSE, ref, _trusted_keys(project))
         elif _source_ref(notebook) != record.notebook:  # promoted before versions were signed
             raise _changed_error(notebook, "is not the notebook that was checked")
@@ -196,7 +201,7 @@ def _trusted_keys(project: Path) -> list[Path]:
     return keys
 
 
-def _check_receipt(project: Path, folder: Path, record: StepVersion) -> None:
+def _check_receipt(project: Path, folder: Path, record: StepVersion) -> Json:
     """The receipt has to be signed, and about the notebook, contract and modules of the version."""
     path = folder / RECEIPT_FILE
     ref, body, signature = _read_record_file(path)
@@ -208,6 +213,7 @@ def _check_receipt(project: Path, folder: Path, record: StepVersion) -> None:
         check_reference(signature, RECEIPT_PURPOSE, ref, _trusted_keys(project))
     except VerificationError as error:
         raise _changed_error(path, f"is not trusted: {error.what}") from error
+    return body
 
 
 def _source_ref(notebook: Path) -> Ref:
@@ -380,10 +386,10 @@ def _require_step(project: Path, name: str) -> None:
 def _read_record_file(path: Path) -> tuple[Ref, Json, object]:
     """Reference, record and signature of a file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_regular(path, max_bytes=_MAX_RECORD_BYTES))
         ref, body = content["ref"], content["record"]
         is_intact = ref == make_ref(body["kind"], digest.of_json(body))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise _changed_error(path, "cannot be read") from error
     if not is_intact:
         raise _changed_error(path, "was changed")

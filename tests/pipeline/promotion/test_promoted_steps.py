@@ -225,6 +225,39 @@ def test_a_version_forged_with_fitting_digests_is_refused(
         promoted_steps.resolve_step(repository, "a@1")
 
 
+def _without_payload(folder: Path, _: Path) -> None:
+    _redigest(folder / "step.json", lambda record: record.pop("payload"))
+
+
+def _linked_notebook(folder: Path, _: Path) -> None:
+    (folder / "a.ipynb").rename(folder.parent / "other.ipynb")
+    (folder / "a.ipynb").symlink_to("../other.ipynb")
+
+
+SHAPES: dict[str, Callable[[Path, Path], object]] = {
+    "no payload": _without_payload,
+    "a link": _linked_notebook,
+    **{
+        f"{file} {content[:9]}": lambda folder, _, file=file, content=content: (
+            (folder / file).chmod(0o644),
+            (folder / file).write_text(content),
+        )
+        for file in ("step.json", "receipt.json")
+        for content in ("[" * 100_000, "[]", '{"ref": 1, "record": []}', "null", "")
+    },
+}
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_a_version_of_another_shape_is_refused_by_name(
+    shape: str, repository: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    promoted(workspace, repository, "n + 1")
+    SHAPES[shape](repository / "pipelines/promoted/a/1", tmp_path)
+    with pytest.raises(ContractError, match="a promoted version never changes"):
+        promoted_steps.resolve_step(repository, "a@1")
+
+
 def test_the_receipt_of_another_notebook_is_refused(repository: Path, workspace: Workspace) -> None:
     promoted(workspace, repository, "n + 1", step="a")
     promoted(workspace, repository, "n + 2", step="b")
