@@ -55,6 +55,22 @@ def test_a_step_runs_in_the_step_kernel(workspace: Workspace, tmp_path: Path) ->
     assert "StepKernel" in file.read_text()
 
 
+def test_a_notebook_that_was_changed_after_the_plan_does_not_run(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Its outputs would be recorded, and found again, as those of the code that was planned."""
+    notebook = write_notebook(tmp_path / "a.ipynb", "print(1)")
+    contract = contracts.read_contract(notebook)
+    planned = spec_of(workspace, notebook, code=contract.code)
+    assert contract.content == contracts.notebook_without_outputs(notebook)
+    assert run_once(planned).status is ExitStatus.OK
+    write_notebook(notebook, "print(2)")
+    result = run_once(planned)
+    assert result.status is ExitStatus.CONTRACT
+    assert result.failure is not None
+    assert "changed after the run was planned" in result.failure.message
+
+
 @pytest.mark.parametrize(
     ("work", "command"),
     [

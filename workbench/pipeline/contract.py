@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +131,7 @@ class StepContract:
         parameters: Pydantic model of the parameters cell.
         cells: Pairs of id and source of the code cells in order, without the parameters cell.
         plain: The notebook has no contract: all cells count, parameters have no types.
+        content: The notebook as it was read, see `notebook_without_outputs`.
     """
 
     name: str
@@ -139,6 +140,7 @@ class StepContract:
     parameters: type[BaseModel]
     cells: tuple[tuple[str, str], ...]
     plain: bool = False
+    content: bytes = field(default=b"", repr=False)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -230,6 +232,7 @@ class StepContract:
             **{
                 "step": self.name,
                 "notebook": str(self.notebook),
+                "code": self.code,
                 "home": str(workspace.root),
                 "folder": str(folder),
                 "cache": str(cache),
@@ -263,7 +266,8 @@ def read_contract(notebook: Path, *, name: str | None = None) -> StepContract:
     step = _step_name(name or notebook.stem, notebook)
     if "workbench" not in content["metadata"]:
         model = parameters.untyped_parameters_model(ipynb.cell_source(tagged[0]) if tagged else "")
-        return StepContract(step, notebook, Declaration(), model, _cell_sources(cells), plain=True)
+        sources, stripped = _cell_sources(cells), _without_outputs(content)
+        return StepContract(step, notebook, Declaration(), model, sources, True, stripped)
     if len(tagged) != 1:
         raise ContractError(
             f"expected exactly one cell tagged `parameters`, found {len(tagged)}",
@@ -288,7 +292,33 @@ def read_contract(notebook: Path, *, name: str | None = None) -> StepContract:
         if path not in model.model_fields:
             raise ContractError(f"path parameter {path!r} is not in the parameters", where=notebook)
     others = [cell for cell in cells if cell is not tagged[0]]
-    return StepContract(step, notebook, declaration, model, _cell_sources(others))
+    sources, stripped = _cell_sources(others), _without_outputs(content)
+    return StepContract(step, notebook, declaration, model, sources, content=stripped)
+
+
+def require_same_code(notebook: Path, expected: str | None) -> None:
+    """Refuse a notebook, executed or not, whose code is not the one that was planned with.
+
+    Its results would be recorded as those of other code.
+
+    Args:
+        expected: `StepContract.code`; None if nothing was planned.
+
+    Raises:
+        ContractError: It was changed.
+    """
+    content = ipynb.load_notebook(notebook)
+    without = {"injected-parameters"}
+    if "workbench" in content["metadata"]:
+        without.add("parameters")
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    kept = [cell for cell in cells if without.isdisjoint(ipynb.cell_tags(cell))]
+    if expected not in (None, digest.of_json([ipynb.cell_source(cell) for cell in kept])):
+        raise ContractError(
+            "the notebook was changed after the run was planned",
+            where=notebook,
+            hint="Run the pipeline again",
+        )
 
 
 def _step_name(name: str, notebook: Path) -> str:
@@ -311,7 +341,10 @@ def _check_names(declaration: Declaration, notebook: Path) -> None:
 
 def notebook_without_outputs(notebook: Path) -> bytes:
     """The notebook as canonical JSON bytes, without outputs and traces of execution."""
-    content = ipynb.load_notebook(notebook)
+    return _without_outputs(ipynb.load_notebook(notebook))
+
+
+def _without_outputs(content: Json) -> bytes:
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None

@@ -24,7 +24,6 @@ from workbench.evaluation.gates import load_metrics
 from workbench.evaluation.results import Estimate
 from workbench.pipeline import cache, environment, redaction
 from workbench.pipeline.cache import KeyIndex, StepKey
-from workbench.pipeline.contract import notebook_without_outputs
 from workbench.pipeline.executors import Executor
 from workbench.pipeline.graph import Pipeline
 from workbench.pipeline.plan import PlannedStep
@@ -418,7 +417,7 @@ class StepExecution:
         self._index.about_to_add(key)
         notebook = store.put(
             NotebookSource(name=contract.name, code=contract.code),
-            {"notebook.ipynb": notebook_without_outputs(contract.notebook)},
+            {"notebook.ipynb": contract.content},
         )
         ref = store.put(
             StepRun(

@@ -12,10 +12,11 @@ from typing import Any, TextIO
 
 from workbench import services
 from workbench.core import secret_scan
-from workbench.core.errors import system_error
+from workbench.core.errors import ContractError, system_error
 from workbench.core.workspace import Workspace
 from workbench.pipeline import forked_kernel, ipynb
 from workbench.pipeline.connect import SPEC_VARIABLE
+from workbench.pipeline.contract import require_same_code
 from workbench.pipeline.spec import (
     EXECUTED_NOTEBOOK,
     OUTPUT_FILE,
@@ -92,6 +93,7 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
     logging.getLogger("papermill.translators").addFilter(_is_no_parameter_warning)
     folder = Path(spec.folder)
     try:
+        require_same_code(Path(spec.notebook), spec.code)
         with (folder / OUTPUT_FILE).open("w", encoding="utf-8") as output:
             papermill.execute_notebook(
                 spec.notebook,
@@ -107,6 +109,10 @@ def execute_notebook(spec: StepSpec, spec_file: Path) -> tuple[ExitStatus, Failu
                 config=Config({"KernelManager": _KERNEL_CONFIG, "NotebookClient": _CLIENT_CONFIG}),
                 extra_arguments=_KERNEL_ARGUMENTS,
             )
+        require_same_code(folder / EXECUTED_NOTEBOOK, spec.code)
+    except ContractError as error:
+        failure = Failure(kind=error.kind, message=error.what, where=error.where, hint=error.hint)
+        return ExitStatus.CONTRACT, failure
     except PapermillExecutionError as error:
         return _cell_error(error, folder)
     except DeadKernelError:

@@ -53,6 +53,7 @@ class StepSpec(_VersionedFile):
 
     Attributes:
         notebook: Path of the ``.ipynb`` file.
+        code: Digest of its code cells when the run was planned.
         home: Root of the workspace.
         folder: Where results go.
         cache: A folder that later attempts of the same work find again.
@@ -79,6 +80,7 @@ class StepSpec(_VersionedFile):
     gpus: float = 0
     secrets: tuple[str, ...] = ()
     project: str | None = None
+    code: str | None = None
 
 
 class Failure(BaseModel):
