@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from tests.tiny_run import TinyRun
 from workbench.audit import log
 from workbench.core import digest
-from workbench.core.errors import ParameterError, VerificationError
+from workbench.core.errors import ParameterError, VerificationError, WorkbenchError
 from workbench.core.keyring import signing_key
 from workbench.core.signatures import sign_reference
 from workbench.core.workspace import Workspace
@@ -110,6 +111,41 @@ def test_a_killed_process_loses_no_entry(
     )
     fill(workspace, 1)
     assert log.verify_log(workspace) == log.LogReport(4, 4, ())
+
+
+@pytest.mark.parametrize("left", [-1, 0, 1, 100])
+def test_a_disk_that_is_full_in_the_middle_of_a_line_stops_only_that_entry(
+    workspace: Workspace, left: int
+) -> None:
+    fill(workspace, 20)  # the log is larger than the checkpoint, which has to fit
+    size = path_of(workspace).stat().st_size
+    line = size // 20
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = size + (left if left >= 0 else line)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(WorkbenchError, match="audit log cannot be written"):
+            fill(workspace, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    entries = log.verify_log(workspace).checkpoint
+    fill(workspace, 1)
+    assert log.verify_log(workspace) == log.LogReport(entries + 1, entries + 1, ())
+
+
+@pytest.mark.parametrize("kept", [1, 40, -1])
+def test_a_line_that_was_not_finished_is_written_again(workspace: Workspace, kept: int) -> None:
+    fill(workspace, 3)
+    content = path_of(workspace).read_bytes()
+    start = content[:-1].rfind(b"\n") + 1
+    cut = start + kept if kept > 0 else len(content) + kept
+    path_of(workspace).write_bytes(content[:cut])
+    fill(workspace, 1)
+    assert log.verify_log(workspace) == log.LogReport(4, 4, ())
+    with path_of(workspace).open("ab") as stream:
+        stream.write(b'{"number": 5')  # not what was signed
+    with pytest.raises(VerificationError, match="ends at entry 5"):
+        fill(workspace, 1)
 
 
 def test_entries_added_by_hand_are_not_signed(workspace: Workspace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 from tests.data.sources import coco_source, picture
 from workbench import data
 from workbench.cli import cli
+from workbench.core import digest
 from workbench.core.errors import DataError, RecordError
 from workbench.core.workspace import Workspace
 from workbench.data.images import open_media
@@ -233,6 +235,36 @@ def test_doctor_restores_images_from_their_source_or_names_them(
     assert (status, finding["repaired"]) == (1, False)
     assert frames[0].id in finding["where"] and lost in finding["fix"]
     assert not media_path(workspace, frames[0]).exists(), "other bytes are not taken"
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_doctor_calls_nothing_damaged_because_it_cannot_write(
+    workspace: Workspace, ingested: Ref, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr("workbench.records.repair.write_atomic", refuse)
+    assert check_records(workspace).findings == []
+    overwrite(media_path(workspace, frames_of(workspace, ingested)[0]), picture(99))
+    (Store(workspace).folder(ingested) / "COMPLETE").unlink()
+    for finding in check_records(workspace).findings:
+        assert not finding.repaired
+        assert finding.fix.startswith("It can be repaired, but ")
+        assert "remove" not in finding.fix and "backup" not in finding.fix
+
+
+def test_a_process_without_free_files_calls_nothing_damaged(
+    workspace: Workspace, ingested: Ref, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(digest, "of_file", refuse)
+    for check in (check_records, lambda _: integrity.damaged_files(Store(workspace), ingested)):
+        with pytest.raises(OSError, match="Too many open files"):
+            check(workspace)
 
 
 def test_doctor_leaves_erased_frames_alone(

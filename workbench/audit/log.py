@@ -11,6 +11,7 @@ Someone with the signing key can write another history. They cannot change a cop
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -133,8 +134,10 @@ def append(
     signing_key(workspace, "log")  # generates it, or says why it cannot be used
     with _locked(workspace):
         path = _log_path(workspace)
-        number, last = _end_of(path)
         signed = _checkpoint(workspace)
+        if signed is not None:
+            _cut_unfinished(path, signed.line)
+        number, last = _end_of(path)
         if signed is not None and number == signed.number - 1 and signed.follows(last):
             _append_line(path, signed.line)  # of a process that was killed
             number, last = signed.number, signed.digest
@@ -170,10 +173,34 @@ def append(
 
 def _append_line(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        stream.write(line + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    rest = line + b"\n"
+    with path.open("ab", buffering=0) as stream:  # a buffer would be written again when it closes
+        size = path.stat().st_size
+        try:
+            while rest:
+                rest = rest[stream.write(rest) :]
+            os.fsync(stream.fileno())
+        except OSError:  # such as a full disk: a part of the line may be there
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def _cut_unfinished(path: Path, signed: bytes) -> None:
+    """Remove a last line without its end that is a part of the signed one, which is then written.
+
+    A full disk or a power cut leaves it. Anything else that stands there is left as evidence.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        start = max(0, size - len(signed) - 1)
+        stream.seek(start)
+        tail = stream.read()
+    _, end_of_line, rest = tail.rpartition(b"\n")
+    if rest and signed.startswith(rest) and (end_of_line or not start):
+        os.truncate(path, size - len(rest))
 
 
 def _account() -> str:

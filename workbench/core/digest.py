@@ -6,6 +6,7 @@ A digest is 64 lower-case hex digits. Only references on the command line have t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -39,6 +40,23 @@ def of_file(path: Path) -> str:
     """
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_NOT_ABOUT_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+
+
+def file_matches(path: Path, expected: str) -> bool:
+    """Whether a file can be read and has this digest.
+
+    Raises:
+        OSError: This process lacks what it takes to read any file, which says nothing of this one.
+    """
+    try:
+        return of_file(path) == expected
+    except OSError as error:
+        if error.errno in _NOT_ABOUT_THE_FILE:
+            raise
+        return False
 
 
 def of_json(value: Any) -> str:

@@ -181,14 +181,17 @@ class _VerifiedFiles:
         try:
             name = os.path.relpath(path, self._root)
             status = path.stat()
-            note = _note(expected, status)
-            if not full and self._notes.get(name) == note:
-                return True
-            if digest.of_file(path) != expected:
-                return False
-            # Written to while it was read, or so recently that a next change could have the
-            # same time: not noted.
-            recent = time.time_ns() - status.st_ctime_ns < _CLOCK_RESOLUTION_NS
+        except OSError:
+            return False
+        note = _note(expected, status)
+        if not full and self._notes.get(name) == note:
+            return True
+        if not digest.file_matches(path, expected):
+            return False
+        # Written to while it was read, or so recently that a next change could have the same time:
+        # not noted.
+        recent = time.time_ns() - status.st_ctime_ns < _CLOCK_RESOLUTION_NS
+        try:
             if recent or _note(expected, path.stat()) != note:
                 return True
         except OSError:

@@ -7,15 +7,15 @@ and from release folders. The rest is named, with what to do about it.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from workbench.core import digest
-from workbench.core.errors import RecordError
-from workbench.core.parsing import read_regular
+from workbench.core.errors import RecordError, system_error
+from workbench.core.parsing import UNREADABLE, parse_json, read_regular
 from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace, write_atomic
@@ -115,40 +115,56 @@ def _check_record(store: Store, ref: Ref, report: RecordsReport) -> bool:
             fix = f"It was never finished: remove {folder}"
             report.findings.append(Finding(ref, "record is incomplete", False, fix))
             return False
-        (folder / COMPLETE_FILE).touch()
         if not complete:
-            report.findings.append(Finding(ref, "its mark COMPLETE was missing", True))
+            problem = _try_to((folder / COMPLETE_FILE).touch)
+            found = Finding(ref, "its mark COMPLETE was missing", not problem, problem)
+            report.findings.append(found)
+            if problem:
+                return False
         store.load(ref)
         files = store.payload_digests(ref)
-    except (RecordError, OSError) as error:
-        problem = error.what if isinstance(error, RecordError) else f"cannot be read: {error}"
-        report.findings.append(Finding(ref, problem, False, _how_to_write_again(store, ref)))
+    except RecordError as error:
+        report.findings.append(Finding(ref, error.what, False, _how_to_write_again(store, ref)))
         return False
     _check_side_files(store, ref, report)
     whole = True
     for name, expected in sorted(files.items()):
         path = folder / "payload" / name
-        if _has_digest(path, expected):
+        if digest.file_matches(path, expected):
             continue
         copy = _find_copy(store, ref, name, expected)
-        if copy:
-            write_atomic(path, copy)
-        whole = whole and copy is not None
+        fix = _write_copy(path, copy) if copy else _how_to_write_again(store, ref)
+        whole = whole and not fix
         problem = f"payload file {name!r} was missing or changed"
-        fix = "" if copy else _how_to_write_again(store, ref)
-        report.findings.append(Finding(ref, problem, copy is not None, fix))
+        report.findings.append(Finding(ref, problem, not fix, fix))
     return whole
+
+
+def _try_to(write: Callable[[], object]) -> str:
+    """Repair something; what to do instead if the system refuses, else an empty text."""
+    try:
+        write()
+    except OSError as error:
+        refused = system_error(error)
+        return f"It can be repaired, but {refused.what}. {refused.hint or ''}"
+    return ""
+
+
+def _write_copy(path: Path, content: bytes) -> str:
+    return _try_to(lambda: write_atomic(path, content))
 
 
 def _is_whole(store: Store, ref: Ref) -> bool:
     """Whether a record without its mark has all of its bytes: only the mark was lost then."""
     folder = store.folder(ref)
-    if not _has_digest(folder / RECORD_FILE, digest_of(ref)):
+    if not digest.file_matches(folder / RECORD_FILE, digest_of(ref)):
         return False
-    payload: Json = json.loads((folder / RECORD_FILE).read_bytes()).get("payload", {})
-    return all(
-        _has_digest(folder / "payload" / name, entry["sha256"]) for name, entry in payload.items()
-    )
+    try:
+        payload: Json = parse_json((folder / RECORD_FILE).read_bytes()).get("payload", {})
+        files = {folder / "payload" / name: entry["sha256"] for name, entry in payload.items()}
+    except UNREADABLE:  # a record of another shape with a right digest
+        return False
+    return all(digest.file_matches(path, expected) for path, expected in files.items())
 
 
 def _check_side_files(store: Store, ref: Ref, report: RecordsReport) -> None:
@@ -160,9 +176,10 @@ def _check_side_files(store: Store, ref: Ref, report: RecordsReport) -> None:
                 fix = "Restore it from a backup, or check and promote the notebook again"
                 report.findings.append(Finding(ref, "its signature is damaged", False, fix))
             continue
-        path.replace(path.with_suffix(".damaged"))
-        problem = f"side file {path.name} was damaged; renamed to {path.stem}.damaged"
-        report.findings.append(Finding(ref, problem, True))
+        fix = _try_to(partial(path.replace, path.with_suffix(".damaged")))
+        renamed = "" if fix else f"; renamed to {path.stem}.damaged"
+        problem = f"side file {path.name} was damaged{renamed}"
+        report.findings.append(Finding(ref, problem, not fix, fix))
 
 
 def _check_releases(store: Store, report: RecordsReport) -> None:
@@ -228,13 +245,10 @@ def _check_images(store: Store, datasets: list[Ref], report: RecordsReport) -> N
         data = next(filter(None, (_bytes_if(file, frame.id) for file in known)), None)
         if data and path.is_dir():
             data, known = None, []
-        if data:
-            write_atomic(path, data)
+        fix = _write_copy(path, data) if data else _how_to_restore(known)
         where = f"{path.relative_to(store.workspace.root)} ({frame.drive} #{frame.index})"
         problem = "image was missing or not the one that was ingested"
-        report.findings.append(
-            Finding(where, problem, data is not None, "" if data else _how_to_restore(known))
-        )
+        report.findings.append(Finding(where, problem, not fix, fix))
 
 
 def _how_to_restore(known: list[Path]) -> str:
@@ -267,10 +281,3 @@ def _bytes_if(path: Path, expected: str) -> bytes | None:
     except (OSError, ValueError):
         return None
     return data if digest.of_bytes(data) == expected else None
-
-
-def _has_digest(path: Path, expected: str) -> bool:
-    try:
-        return digest.of_file(path) == expected
-    except OSError:
-        return False

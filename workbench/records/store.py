@@ -171,7 +171,7 @@ class Store:
             raise RecordError(f"record has no payload file {name!r}", where=ref)
         path = self.folder(ref) / "payload" / name
         if path not in self._verified:
-            if not _has_digest(path, expected):
+            if not digest.file_matches(path, expected):
                 raise RecordError(
                     f"payload file {name!r} is missing or was changed", where=path, hint=_DAMAGED
                 )
@@ -306,11 +306,11 @@ class Store:
         folder = self.folder(ref)
         if not (folder / COMPLETE_FILE).exists():
             self._write(ref, content, payload, side)
-        if not _has_digest(folder / RECORD_FILE, digest_of(ref)):
+        if not digest.file_matches(folder / RECORD_FILE, digest_of(ref)):
             write_atomic(folder / RECORD_FILE, content)
         for name, entry in json.loads(content)["payload"].items():
             path, source = folder / "payload" / name, payload[name]
-            if not _has_digest(path, entry["sha256"]):
+            if not digest.file_matches(path, entry["sha256"]):
                 self._verified.discard(path)
                 write_atomic(path, source if isinstance(source, bytes) else source.read_bytes())
 
@@ -372,14 +372,6 @@ def _parse_body(ref: Ref, content: bytes) -> Json:
 
 def _points_outside(name: str) -> bool:
     return Path(name).is_absolute() or ".." in Path(name).parts
-
-
-def _has_digest(path: Path, expected: str) -> bool:
-    """Whether the file can be read and has this digest."""
-    try:
-        return digest.of_file(path) == expected
-    except OSError:
-        return False
 
 
 def _payload_entry(name: str, source: Path | bytes) -> dict[str, str | int]:

@@ -137,7 +137,8 @@ def is_published(workspace: Workspace, selection: Selection, name: str) -> bool:
 def open_app(name: str, *, workspace: Workspace | None = None, port: int = 5151) -> Any:
     """Start FiftyOne's App on loopback; open the session's ``url`` in a browser.
 
-    It opens on the mined frames where there are any, with the map beside them.
+    It opens on the mined frames where there are any, with the map beside them. The App has no
+    login: while it is open, every account of this machine can read this account's files through it.
 
     Args:
         name: The dataset in FiftyOne.

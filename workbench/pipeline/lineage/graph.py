@@ -10,6 +10,7 @@ may be deleted at any time: it is rebuilt from the records.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from workbench.core import digest
 from workbench.core.errors import RecordError
+from workbench.core.parsing import UNREADABLE
 from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, write_atomic
@@ -101,7 +103,8 @@ def _load_edges(store: Store, refs: dict[Ref, None]) -> list[_RecordEdges]:
     if new:
         lines = (json.dumps([one.ref, one.sources, one.outputs]) + "\n" for one in records)
         content = "".join(lines).encode()
-        write_atomic(path, f"{digest.of_bytes(content)}\n".encode() + content)
+        with contextlib.suppress(OSError):  # a workspace that cannot be written can be read
+            write_atomic(path, f"{digest.of_bytes(content)}\n".encode() + content)
     return records
 
 
@@ -144,9 +147,12 @@ def _read_record(store: Store, ref: Ref) -> _RecordEdges | None:
         return None
     if digest.of_bytes(content) != digest_of(ref):
         return None
-    body = json.loads(content)
-    body.pop("payload", None)
-    outputs = refs_in(body.pop("outputs", {})) if body.get("kind") == StepRun.KIND else []
+    try:
+        body = json.loads(content)
+        body.pop("payload", None)
+        outputs = refs_in(body.pop("outputs", {})) if body.get("kind") == StepRun.KIND else []
+    except UNREADABLE:
+        return None
     return _RecordEdges(ref, tuple(refs_in(body)), tuple(outputs))
 
 
