@@ -136,6 +136,14 @@ def damaged_files(store: Store, ref: Ref, *, full: bool = False) -> list[str]:
     return damaged
 
 
+def is_unchanged(workspace: Workspace, path: Path, expected: str) -> bool:
+    """Whether a file of the workspace has this digest; digested again when its status differs."""
+    notes = _notes_of(workspace.root)
+    unchanged = notes.has_digest(path, expected, full=False)
+    notes.save()
+    return unchanged
+
+
 def erased_frames(store: Store, damaged: Iterable[Frame]) -> set[Digest]:
     """Frames that were withdrawn and whose images are gone: they were erased on purpose."""
     gone = {frame.id for frame in damaged if not media_path(store.workspace, frame).exists()}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -254,13 +254,33 @@ def test_no_readable_frame_is_an_error(
         embed(workspace, predictor, [])
 
 
+def flipped(content: bytes) -> bytes:
+    """One bit of the last value: the file has its size, and the array its shape."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:40], lambda _: b""])
+@pytest.mark.parametrize("name", ["vectors", "sizes", "counts"])
 def test_a_damaged_file_is_named(
-    workspace: Workspace, dataset: Dataset, predictor: TorchPredictor
+    workspace: Workspace,
+    dataset: Dataset,
+    predictor: TorchPredictor,
+    name: str,
+    damage: Callable[[bytes], bytes],
 ) -> None:
-    embed(workspace, predictor, dataset.frames)
+    frames = dataset.frames[:6]
+    embed(workspace, predictor, frames)
     folder = embeddings.embeddings_folder(workspace, DetectorEncoder(predictor))
-    damaged = next(folder.glob("*/vectors.npy"))
-    damaged.write_bytes(damaged.read_bytes()[:40])
-    with pytest.raises(WorkbenchError, match="cannot read embedding file") as caught:
-        embed(workspace, predictor, dataset.frames)
+    damaged = next(folder.glob(f"*/{name}.npy"))
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    with pytest.raises(WorkbenchError, match="embedding file") as caught:
+        embed(workspace, predictor, frames)
     assert caught.value.where == str(damaged)
+
+
+@pytest.mark.parametrize("index", ["", "[]", "[" * 100_000, '{"frames": [1]}', '{"frames": 3}'])
+def test_a_damaged_index_of_a_shard_is_named(tmp_path: Path, index: str) -> None:
+    (tmp_path / "shard").mkdir()
+    (tmp_path / "shard" / "shard.json").write_text(index)
+    with pytest.raises(DataError, match="cannot read shard"):
+        embeddings.read_shards(tmp_path)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from workbench.core import digest
 from workbench.core.errors import DataError, WorkbenchError
+from workbench.core.parsing import UNREADABLE, parse_json
 from workbench.core.text import short_repr
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.curation.embedding.encoders import (
@@ -39,6 +40,7 @@ from workbench.curation.embedding.encoders import (
     tile_count,
 )
 from workbench.records.frames import Frame
+from workbench.records.integrity import is_unchanged
 
 __all__ = ["Embeddings"]
 
@@ -344,6 +346,7 @@ class _Shard:
 
     folder: Path
     frames: tuple[str, ...]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def array(self, name: str) -> NDArray[Any]:
         """Memory-map one array of the shard.
@@ -351,23 +354,30 @@ class _Shard:
         Raises:
             DataError: The file is damaged, or its length does not match the frames.
         """
-        try:
-            values: NDArray[Any] = np.load(
-                self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False
-            )
-        except (OSError, ValueError, EOFError) as error:
+        path = self.folder / f"{name}.npy"
+        expected = self.digests.get(name)  # shards of earlier versions have none
+        if expected and not is_unchanged(Workspace(self.folder.parents[2]), path, expected):
             raise DataError(
-                f"cannot read embedding file: {error}",
-                where=self.folder / f"{name}.npy",
-                hint=_RECOMPUTE_HINT,
-            ) from error
+                "embedding file is missing or was changed", where=path, hint=_RECOMPUTE_HINT
+            )
+        values = _open_array(path)
         if name in (*_FRAME_ARRAYS, *_WORD_ARRAYS) and len(values) != len(self.frames):
             raise DataError(
                 f"{len(values)} rows for {len(self.frames)} frames",
-                where=self.folder / f"{name}.npy",
+                where=path,
                 hint=_RECOMPUTE_HINT,
             )
         return values
+
+
+def _open_array(path: Path) -> NDArray[Any]:
+    try:
+        values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"cannot read embedding file: {error}", where=path, hint=_RECOMPUTE_HINT
+        ) from error
+    return values
 
 
 def embeddings_folder(workspace: Workspace, encoder: Encoder) -> Path:
@@ -404,14 +414,17 @@ def read_shards(folder: Path) -> list[_Shard]:
     complete = []
     for index in sorted(folder.glob(f"[!.]*/{_SHARD_FILE}")):
         try:
-            frames = tuple(json.loads(index.read_bytes())["frames"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = parse_json(index.read_bytes())
+            frames, digests = tuple(content["frames"]), dict(content.get("digests", {}))
+            if not all(isinstance(one, str) for one in (*frames, *digests, *digests.values())):
+                raise ValueError("not a list of digests")
+        except (OSError, *UNREADABLE) as error:
             raise DataError(
                 f"cannot read shard: {error}",
                 where=index,
                 hint=_RECOMPUTE_HINT,
             ) from error
-        complete.append(_Shard(index.parent, frames))
+        complete.append(_Shard(index.parent, frames, digests))
     return complete
 
 
@@ -439,7 +452,8 @@ def write_shard(folder: Path, frames: Sequence[str], arrays: _ShardArrays) -> _S
                 stream.flush()
                 os.fsync(stream.fileno())
         layout = _WORDS_LAYOUT_VERSION if _WORD_ARRAYS[0] in arrays else _LAYOUT_VERSION
-        index = {"layout": layout, "frames": list(frames)}
+        digests = {name: digest.of_file(temporary / f"{name}.npy") for name in arrays}
+        index = {"layout": layout, "frames": list(frames), "digests": digests}
         (temporary / _SHARD_FILE).write_text(json.dumps(index))
         temporary.chmod(0o755)
         try:
@@ -453,7 +467,7 @@ def write_shard(folder: Path, frames: Sequence[str], arrays: _ShardArrays) -> _S
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _Shard(target, tuple(frames))
+    return _Shard(target, tuple(frames), digests)
 
 
 def _check_widths(folder: Path, arrays: _ShardArrays) -> None:
@@ -462,9 +476,7 @@ def _check_widths(folder: Path, arrays: _ShardArrays) -> None:
     if index is None:
         return
     for name in ("vectors", "tiles", "object_vectors"):
-        existing = np.load(index.parent / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape[
-            1:
-        ]
+        existing = _open_array(index.parent / f"{name}.npy").shape[1:]
         if existing != arrays[name].shape[1:]:
             raise DataError(
                 f"{name} have shape {list(arrays[name].shape[1:])}, those of earlier shards "
@@ -486,11 +498,15 @@ def remove_stale_writes(folder: Path) -> None:
 def read_quarantine(folder: Path) -> dict[str, str]:
     """Frames for which this encoder gives no finite vector, with the reason."""
     try:
-        lines = (folder / _QUARANTINE_FILE).read_text().splitlines()
+        lines = (folder / _QUARANTINE_FILE).read_bytes().splitlines()
     except FileNotFoundError:
         return {}
-    rows = [json.loads(line) for line in lines]
-    return {row["frame"]: row["reason"] for row in rows}
+    reasons = {}
+    for line in lines:
+        with contextlib.suppress(*UNREADABLE):  # a damaged line: the frame is tried again
+            row = parse_json(line)
+            reasons[str(row["frame"])] = str(row["reason"])
+    return reasons
 
 
 def add_to_quarantine(folder: Path, reasons: Mapping[str, str]) -> None:

@@ -126,10 +126,11 @@ def _read_fingerprints(folder: Path) -> dict[str, tuple[str, _HashWords]]:
     known: dict[str, tuple[str, _HashWords]] = {}
     for path in sorted(folder.glob("[!.]*.npy")):
         try:
-            rows = np.load(path, allow_pickle=False)
+            content = path.read_bytes()
+            rows = np.load(io.BytesIO(content), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             continue
-        if rows.dtype != _ROW_DTYPE:
+        if rows.dtype != _ROW_DTYPE or path.stem != digest.shorten(digest.of_bytes(content)):
             continue
         for name, pixels, words in rows.tolist():
             known[name.decode()] = (pixels.decode(), tuple(words))
