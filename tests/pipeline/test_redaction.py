@@ -28,6 +28,8 @@ from PIL import Image, PngImagePlugin
 
 from workbench.core.workspace import Workspace
 from workbench.pipeline import redaction
+from workbench.records.store import Store
+from workbench.records.types import Selection
 
 PEM = (
     "-----BEGIN PRIVATE " + "KEY-----\n"
@@ -384,6 +386,21 @@ def test_parts_of_a_secret_are_secrets(tmp_path: Path) -> None:
     assert (tmp_path / "output.txt").read_text() == (
         "[redacted: DB] [redacted: ACCOUNT] [redacted: LOGIN] a@b.example"
     )
+
+
+def test_a_record_is_searched_whatever_time_it_is_given(store: Store) -> None:
+    began = time.time_ns()
+    ref = store.put(
+        Selection(
+            dataset="dataset/" + "0" * 64, budget=1, seed=0, method="hunter2hunter2", chosen=()
+        )
+    )
+    for folder in (store.folder(ref), store.folder(ref).parent):
+        os.utime(folder, (0, 0))
+    (leak,) = redaction.leaks_in_records(store.workspace, began, {"KEY": "hunter2hunter2"})
+    assert "the value of secret KEY is in" in leak
+    later = time.time_ns() + 10**9
+    assert redaction.leaks_in_records(store.workspace, later, {"KEY": "hunter2hunter2"}) == []
 
 
 def test_known_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,15 @@ def test_a_damaged_number_does_not_change_the_order(store: Store, content: bytes
     assert list(Store(store.workspace).refs("dataset")) == refs
 
 
+def test_a_number_that_leaves_none_for_later_is_named(store: Store) -> None:
+    first = store.put(_record("a"))
+    (store.folder(first) / "side" / "sequence.json").write_text('{"number": 999999999999}')
+    shutil.rmtree(store.workspace.index / "sequence")
+    with pytest.raises(RecordError, match="999,999,999,999") as refused:
+        Store(store.workspace).put(_record("b"))
+    assert str(refused.value.where).endswith("sequence.json")
+
+
 def test_a_workspace_that_cannot_be_written_is_read_in_order(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,11 +111,12 @@ def leaks_in_records(workspace: Workspace, since_ns: int, known: Mapping[str, st
 
 
 def _new_folders(records: Path, since_ns: int) -> Iterator[Path]:
+    """Folders of records that were made since a time; no program can set this time of a file."""
     for kind in records.iterdir() if records.is_dir() else ():
-        if kind.is_dir() and kind.stat().st_mtime_ns >= since_ns - _CLOCK_NS:
+        if kind.is_dir() and kind.stat().st_ctime_ns >= since_ns - _CLOCK_NS:
             for folder in kind.iterdir():
                 with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-                    if folder.stat().st_mtime_ns >= since_ns - _CLOCK_NS:
+                    if folder.stat().st_ctime_ns >= since_ns - _CLOCK_NS:
                         yield folder
 
 

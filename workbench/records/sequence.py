@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from workbench.core.errors import RecordError
 from workbench.core.workspace import Workspace, write_atomic
 from workbench.records.base import Ref, digest_of, kind_of, make_ref
 
@@ -81,7 +82,15 @@ class RecordSequence:
         missing = [one for one in self._complete(kind_of(ref)) if one not in numbers]
         if missing:
             numbers = self._number(missing, numbers)
-        return numbers.get(ref) or max(numbers.values(), default=0) + 1
+        number = numbers.get(ref) or max(numbers.values(), default=0) + 1
+        if number >= _MAX_NUMBER:
+            last = max(numbers, key=lambda one: numbers[one])
+            raise RecordError(
+                f"the order of records is damaged: one has number {numbers[last]:,}",
+                where=self._side(last) / SIDE_FILE,
+                hint=f"Correct it there, and delete the folder {self._folder}",
+            )
+        return number
 
     def enter(self, ref: Ref, number: int) -> None:
         """Enter a record that is written; call with the lock held."""
