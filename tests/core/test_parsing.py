@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from workbench.core import parsing
+from workbench.core.errors import Refusal, VerificationError
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
@@ -30,7 +31,6 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         "when: 2026-99-99",
         "n: " + "9" * 5000,
         "? [a]\n: b",
-        "a: !!python/object/apply:os.system [echo]",
         "a: b: c",
         "\x00",
         "<<: 5",
@@ -52,6 +52,21 @@ def test_hostile_yaml_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(yaml.YAMLError):
         parsing.read_yaml(path)
     assert time.process_time() - started < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system [echo]",
+        "!<tag:yaml.org,2002:python/name:os.system> ''",
+        "%TAG !e! tag:yaml.org,2002:python/\n--- !e!object/new:os.system {}",
+        "- &a !!python/module:os\n- *a",
+    ],
+)
+def test_yaml_that_runs_code_is_refused_with_a_code(text: str) -> None:
+    with pytest.raises(VerificationError, match="would run code") as refused:
+        parsing.parse_yaml(text)
+    assert refused.value.reason == Refusal.UNSAFE_FILE
 
 
 def test_yaml_is_read(tmp_path: Path) -> None:

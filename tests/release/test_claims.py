@@ -155,6 +155,12 @@ def renamed(world: World) -> str:
     return world.report(gates=(gate("ap50", 0.4), gate("vru-recall-by-day", 0.3)))
 
 
+def other_slice(world: World) -> str:
+    """The bound of the night is shown as that of the day."""
+    night = gate("vru-recall", 0.3).model_copy(update={"slice": "light=day"})
+    return world.report(gates=(gate("ap50", 0.4), night))
+
+
 def left_out(world: World) -> str:
     return world.report(gates=(gate("ap50", 0.4),))
 
@@ -191,6 +197,7 @@ def other_dataset(world: World) -> str:
         (lowered_everywhere, Refusal.GATES_EDITED),
         (renamed, Refusal.GATES_EDITED),
         (left_out, Refusal.GATES_EDITED),
+        (other_slice, Refusal.GATES_EDITED),
         (optional, Refusal.GATES_EDITED),
         (made_up, Refusal.GATES_EDITED),
         (without_rules, Refusal.GATES_EDITED),

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from workbench.core.errors import Refusal, VerificationError
+from workbench.core.names import shown
 from workbench.core.workspace import open_regular
 
 __all__ = ()
@@ -27,6 +29,7 @@ _MAX_YAML_NODES = 2_000_000
 _MAX_DIGITS = 300
 """A longer integer is read as infinity, which every check of a number refuses."""
 
+_PYTHON_TAG = "tag:yaml.org,2002:python/"
 _TOO_DEEP = "(nested too deeply)"
 
 UNREADABLE = (
@@ -107,6 +110,7 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: It is not YAML, nested too deeply, or larger than the limits.
+        VerificationError: It asks for Python objects, which would run code.
     """
     # The C loader is ten times as fast on a file of a thousand steps.
     loader_type: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -116,6 +120,13 @@ def parse_yaml(text: str) -> Any:
     for event in yaml.parse(text, loader_type):  # does not recurse, unlike the loader
         if isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
             raise yaml.YAMLError(f"a number of more than {_MAX_DIGITS} digits")
+        if _PYTHON_TAG in (getattr(event, "tag", None) or ""):
+            raise VerificationError(
+                f"YAML that would run code: {shown(event.tag)}",
+                where=f"line {event.start_mark.line + 1}",
+                hint="Do not use this file; a file of data has no such tag",
+                reason=Refusal.UNSAFE_FILE,
+            )
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:

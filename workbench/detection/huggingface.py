@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from workbench.core import digest
-from workbench.core.errors import DataError
+from workbench.core.errors import DataError, VerificationError
 from workbench.core.parsing import parse_yaml
 from workbench.detection.config import HUGGING_FACE, DetectorConfig, GroundTruthBatch, Losses
 from workbench.detection.preprocessing import Preprocessing
@@ -360,7 +360,7 @@ def find_licence(folder: Path) -> str | None:
         if len(parts) == 3 and not parts[0].strip():
             try:
                 head = parse_yaml(parts[1])
-            except yaml.YAMLError:
+            except (yaml.YAMLError, VerificationError):
                 head = None
             if isinstance(head, dict):
                 named = str(head.get("license") or "").strip()
