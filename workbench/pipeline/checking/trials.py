@@ -373,6 +373,7 @@ def _trial_spec(
         parameters=parameters,
         inputs=setup.inputs,
         notebook=str(setup.notebook),
+        code=None,  # a check says itself that the notebook changed meanwhile
         environment={**setup.environment, **environment},
         project=str(setup.project),
     )
