@@ -14,6 +14,7 @@ from tests.curation.conftest import make_checkpoint, make_dataset
 from workbench import api, cli, curation
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace
+from workbench.curation.fiftyone.evaluations import publish_evaluations
 from workbench.records.dataset import Dataset, load_dataset, save_dataset
 from workbench.records.frames import Box, Role
 from workbench.records.store import Store
@@ -195,3 +196,31 @@ def test_mine_publishes_its_selection_and_tags_it(
     selection = api.Selection(attached, result["selection"])
     assert curation.is_published(attached, selection.record, name)
     assert set(curation.tagged_frames(name, "odd", workspace=attached)) == set(selection.frames)
+
+
+def test_models_are_evaluated_where_there_are_labels(attached: Workspace, dataset: Dataset) -> None:
+    import fiftyone as fo
+
+    labelled = [label for label in dataset.labels if label.cls == "car"]
+    right = [Prediction(frame=one.frame, cls=one.cls, box=one.box, score=0.9) for one in labelled]
+    seed = next(frame for frame in dataset.frames if frame.role is Role.SEED)
+    wrong = Prediction(frame=seed.id, cls="car", box=Box(x=1, y=1, w=4, h=4), score=0.8)
+    models = {"models:/front/1": right, "checkpoint/ab": [*right[:1], wrong]}
+    runs = publish_evaluations(attached, dataset, models, "curation-contract@1")
+    assert runs == ("eval_models_front_1", "eval_checkpoint_ab")
+    shown = fo.load_dataset("curation-contract@1")
+    assert len(shown) == len(dataset.frames), "frames of every role"
+    assert set(shown.list_evaluations()) == set(runs)
+    counts = {run: shown.load_evaluation_results(run).metrics() for run in runs}
+    assert counts[runs[0]]["precision"] == 1 and counts[runs[0]]["support"] == len(dataset.labels)
+    assert counts[runs[1]]["precision"] == 0.5
+    pool = shown.match(fo.ViewField("role") == "pool")
+    assert not any(pool.values("eval_models_front_1_fn")), "without labels nothing is missed"
+    misses = shown.load_saved_view("missed: checkpoint_ab")
+    assert sum(misses.values("eval_checkpoint_ab_fn")) == len(dataset.labels) - 1
+    assert shown.load_saved_view("by drive").first().drive == "drive-0"
+    # Published again, it is replaced; mined views under the plain name stay.
+    publish_evaluations(attached, dataset, {"models:/front/1": []}, "curation-contract@1")
+    assert fo.load_dataset(NAME).info["workbench"]["dataset"] is not None
+    with pytest.raises(ParameterError, match="one name in FiftyOne"):
+        publish_evaluations(attached, dataset, {"a/1": [], "a 1": []}, "curation-contract@1")

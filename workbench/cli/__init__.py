@@ -27,6 +27,7 @@ _COMMANDS = {
     "selections": ("records", "List selections of frames to label."),
     "batches": ("records", "List label batches."),
     "releases": ("records", "List releases with their verdicts."),
+    "app": ("curation", "Show a dataset and models' boxes in FiftyOne's App."),
     "inspect": ("curation", "Find leaks, duplicates and wrong labels in a dataset."),
     "embed": ("curation", "Compute embeddings of frames, objects and tiles."),
     "mine": ("mining", "Select frames worth labeling; report the gain."),

@@ -1,4 +1,4 @@
-"""`workbench inspect` and `workbench embed`: data quality and embeddings of a dataset version."""
+"""`workbench app`, `inspect` and `embed`: FiftyOne's App, data quality and embeddings."""
 
 from __future__ import annotations
 
@@ -36,6 +36,62 @@ __all__ = ()
 
 _EXAMPLES = 5
 _SKIPPED_LISTED = 3
+_MODELS = ("checkpoint", "bundle", "release")
+
+
+@click.command()
+@click.argument("ref", metavar="[DATASET]", default="")
+@click.option("--model", "models", multiple=True, help="Model whose boxes to show; repeatable.")
+@click.option("--role", "roles", multiple=True, help="Only frames of this role; repeatable.")
+@click.option("--port", default=5151, show_default=True, help="Port of the App, on loopback.")
+@click.option("--no-open", is_flag=True, help="Publish only, and do not keep the App running.")
+@json_option
+def app(
+    ref: str,
+    models: tuple[str, ...],
+    roles: tuple[str, ...],
+    port: int,
+    no_open: bool,
+    as_json: bool,
+) -> None:
+    """Show a dataset version in FiftyOne's App until Ctrl-C; the newest one by default.
+
+    Frames of every role are there with their labels and each model's boxes, evaluated for
+    FiftyOne's own panel. It is published as NAME@N, so views of mined frames stay as they are.
+    """
+    from workbench import curation, services
+    from workbench.curation.fiftyone.evaluations import publish_evaluations
+    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
+    from workbench.detection.model import Model
+    from workbench.records.dataset import load_dataset
+    from workbench.records.references import list_dataset_versions, resolve_dataset
+
+    workspace = find_workspace()
+    versions = list_dataset_versions(workspace)
+    if not versions:
+        raise ParameterError("there is no dataset yet", hint="Run `workbench ingest FOLDER` first")
+    store = Store(workspace)
+    newest = max(versions, key=lambda one: store.side(one.ref, "created")["at"])
+    dataset = load_dataset(store, resolve_dataset(workspace, ref) if ref else newest.ref)
+    name = next((str(one) for one in versions if one.ref == dataset.ref), dataset.name)
+    shown = dataset.role(*roles) if roles else dataset
+    found = {}
+    for model in models:
+        opened = Model(workspace, resolve_ref(workspace, model, _MODELS), name=model)
+        with progress_bar(f"predict {model}") as progress:
+            found[model] = opened.predict(shown, progress=progress).above(CONFIDENCE_THRESHOLD)
+    services.up(workspace, ("mongod",))
+    runs = publish_evaluations(workspace, shown, found, name)
+    result: Json = {"dataset": name, "frames": len(shown.frames), "evaluations": list(runs)}
+    if no_open:
+        text = f"{name}: {counted(len(shown.frames), 'frame')} in FiftyOne"
+        print_result(result, as_json=as_json, text=text)
+        return
+    session = curation.open_app(name, workspace=workspace, port=port)
+    print_result(
+        {**result, "url": session.url}, as_json=as_json, text=f"{session.url}  Ctrl-C stops it"
+    )
+    session.wait(-1)
 
 
 @click.command()

@@ -396,7 +396,7 @@ def _fill_samples(
         "weather": [str(frame.conditions.weather) for frame in frames],
         "role": [frame.role and str(frame.role) for frame in frames],
         "ground_truth": [_ground_truth(fo, f, dataset.labels_by_frame[f.id]) for f in frames],
-        "predictions": [_predicted_boxes(fo, f, predictions_by_frame.get(f.id)) for f in frames],
+        "predictions": [predicted_boxes(fo, f, predictions_by_frame.get(f.id)) for f in frames],
         "tags": [_merge_tags(old, choices.get(f.id)) for old, f in zip(tags, frames, strict=True)],
         "reason": [_reason(choices.get(f.id), damaged=f.id in damaged) for f in frames],
         "rank": [choices[f.id].rank if f.id in choices else None for f in frames],
@@ -493,7 +493,8 @@ def _ground_truth(fo: Any, frame: Frame, labels: Sequence[Label]) -> Any:
     )
 
 
-def _predicted_boxes(fo: Any, frame: Frame, predictions: Sequence[Prediction] | None) -> Any:
+def predicted_boxes(fo: Any, frame: Frame, predictions: Sequence[Prediction] | None) -> Any:
+    """A frame's predictions as FiftyOne's detections; None without any."""
     if not predictions:
         return None
     return fo.Detections(
