@@ -206,6 +206,7 @@ def test_models_are_evaluated_where_there_are_labels(attached: Workspace, datase
     seed = next(frame for frame in dataset.frames if frame.role is Role.SEED)
     wrong = Prediction(frame=seed.id, cls="car", box=Box(x=1, y=1, w=4, h=4), score=0.8)
     models = {"models:/front/1": right, "checkpoint/ab": [*right[:1], wrong]}
+    curation.publish(attached, dataset, [], selection_of(dataset, [0, 3]), "mined-frames")
     runs = publish_evaluations(attached, dataset, models, "curation-contract@1")
     assert runs == ("eval_models_front_1", "eval_checkpoint_ab")
     shown = fo.load_dataset("curation-contract@1")
@@ -219,8 +220,11 @@ def test_models_are_evaluated_where_there_are_labels(attached: Workspace, datase
     misses = shown.load_saved_view("missed: checkpoint_ab")
     assert sum(misses.values("eval_checkpoint_ab_fn")) == len(dataset.labels) - 1
     assert shown.load_saved_view("by drive").first().drive == "drive-0"
-    # Published again, it is replaced; mined views under the plain name stay.
+    # Published again, it is replaced; mined views under another name stay.
     publish_evaluations(attached, dataset, {"models:/front/1": []}, "curation-contract@1")
-    assert fo.load_dataset(NAME).info["workbench"]["dataset"] is not None
+    shown.reload()
+    missed = shown.values("eval_models_front_1_fn")  # None on frames without labels
+    assert sum(count or 0 for count in missed) == len(dataset.labels)
+    assert len(fo.load_dataset("mined-frames").match_tags("mined")) == 1
     with pytest.raises(ParameterError, match="one name in FiftyOne"):
         publish_evaluations(attached, dataset, {"a/1": [], "a 1": []}, "curation-contract@1")
