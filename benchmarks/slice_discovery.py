@@ -8,12 +8,9 @@ tests each slice alone with labels as the unit, as most tools do.
 
 from __future__ import annotations
 
-import argparse
-import json
-from typing import Any
-
 import numpy as np
 
+from benchmarks.common import Row, main, row
 from workbench.data.slices import ALL_FRAMES
 from workbench.detection.model import Predictions
 from workbench.evaluation.metrics import evaluate
@@ -111,7 +108,7 @@ def _peer(dataset: Dataset, predictions: list[Prediction]) -> int:
     return count
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
+def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` takes a fifth of the sets."""
     trials = 20 if quick else 100
     planted = [found_share(seed, planted=True) for seed in range(trials)]
@@ -120,33 +117,24 @@ def measure(quick: bool) -> list[dict[str, Any]]:
     false = float(np.mean([count > 0 for _, count, _ in null]))
     peer = float(np.mean([other > 0 for *_, other in null]))
     return [
-        _row(f"planted slices found, {trials} sets of 300 drives", hit, None, ">= 0.9", hit >= 0.9),
-        _row(f"null sets with a false slice, {trials} sets", false, peer, "<= 0.05", false <= 0.05),
+        row(
+            f"planted slices found, {trials} sets of 300 drives",
+            hit,
+            "share of sets",
+            goal=">= 0.9",
+            met=hit >= 0.9,
+        ),
+        row(
+            f"null sets with a false slice, {trials} sets",
+            false,
+            "share of sets",
+            peer=peer,
+            peer_name="Fisher's exact test, labels as the unit",
+            goal="<= 0.05",
+            met=false <= 0.05,
+        ),
     ]
 
 
-def _row(name: str, ours: float, peer: float | None, goal: str, met: bool) -> dict[str, Any]:
-    return {
-        "name": name,
-        "ours": round(ours, 4),
-        "peer": None if peer is None else round(peer, 4),
-        "peer_name": "none" if peer is None else "Fisher's exact test, labels as the unit",
-        "peer_method": "measured",
-        "ratio": None if not peer else round(ours / peer, 4),
-        "unit": "share of sets",
-        "goal": goal,
-        "met": met,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
-    for each in measure(chosen.quick):
-        print(json.dumps(each) if chosen.json else each)
-
-
 if __name__ == "__main__":
-    main()
+    main(measure)

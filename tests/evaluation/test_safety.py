@@ -10,6 +10,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from workbench.core import digest
+from workbench.data import resampling
 from workbench.detection.model import Predictions
 from workbench.evaluation import plots
 from workbench.evaluation.confidence import (
@@ -19,7 +20,12 @@ from workbench.evaluation.confidence import (
 )
 from workbench.evaluation.gate_rules import GateRules
 from workbench.evaluation.gates import judge, load_comparison, load_safety, save_report
-from workbench.evaluation.metrics import evaluate, holm_levels
+from workbench.evaluation.metrics import (
+    StudentizedRatio,
+    evaluate,
+    holm_levels,
+    operating_counts,
+)
 from workbench.evaluation.results import EvaluationSettings
 from workbench.evaluation.safety import SafetyAssumptions, ground_positions, measure_safety
 from workbench.evaluation.sequences import detection_delay
@@ -345,3 +351,31 @@ def test_a_drive_that_is_not_listed_tells_no_camera(build):
     frame = build.frame("a")
     dataset = replace(build.dataset([frame]), drives=(Drive(id="other", camera_height_m=1.0),))
     assert measured(dataset, []).metrics.critical.frames == 0
+
+
+def test_bootstrap_t_of_a_ratio_has_its_closed_form_and_its_inverse(build):
+    random = np.random.default_rng(0)
+    boxes = random.poisson(20, 60) + 1
+    hits = random.binomial(boxes, random.beta(3, 7, 60))
+    weights = resampling.draw_resamples(60, 1000, 0)
+    ratio = StudentizedRatio.of(hits, boxes, weights)
+    value = hits.sum() / boxes.sum()
+    rest = hits - value * boxes
+    error = np.sqrt(60 / 59 * (rest**2).sum()) / boxes.sum()  # Taylor linearisation over drives
+    assert (ratio.value[0], ratio.error[0]) == (pytest.approx(value), pytest.approx(error))
+    low, high = ratio.bounds(0.05)
+    assert low < value < high
+    normal = value - 1.645 * error, value + 1.645 * error
+    assert (low, high) == (pytest.approx(normal[0], abs=0.02), pytest.approx(normal[1], abs=0.02))
+    for limit, above in ((low, True), (high, False)):
+        assert ratio.one_sided_p(limit, above=above) == pytest.approx(0.05, abs=0.002)
+    assert not StudentizedRatio.of(boxes, boxes, weights).defined
+
+
+def test_counts_at_the_operating_point_are_those_of_the_metrics(build):
+    case = build.random(2, drives=35)
+    evaluation = evaluate(Predictions(case.dataset, case.predictions), settings=build.quick)
+    for part, cls in (("all", "all"), ("light=night", "car"), ("vru", "all")):
+        row = evaluation.metrics.at(part, cls)
+        counts = [int(each.sum()) for each in operating_counts(evaluation, part, cls)]
+        assert counts == [row.tp, row.fp, row.boxes]

@@ -73,7 +73,7 @@ def _page(comparison: Comparison, workspace: Workspace, pictures: int) -> str:
         f"<h1>{_e(second.name)} compared with {_e(first.name)}{simulated}</h1>",
         f'<p class="note">{counted(whole.boxes, "object")} on {counted(whole.frames, "frame")} of'
         f" {drives}, the same for both. A box counts from a confidence of"
-        f" {second.settings.threshold:g} on{_other_threshold(comparison)}.</p>",
+        f" {second.settings.threshold:.3g} on{_other_threshold(comparison)}.</p>",
         f"<p>{_headline(comparison, verdicts)}</p>",
         _tiles(comparison, flipped),
         "<h2>By slice</h2>",
@@ -102,7 +102,7 @@ def _page(comparison: Comparison, workspace: Workspace, pictures: int) -> str:
 def _other_threshold(comparison: Comparison) -> str:
     first = comparison.first.metrics.settings.threshold
     same = first == comparison.second.metrics.settings.threshold
-    return "" if same else f" ({_e(comparison.first.name)}: {first:g})"
+    return "" if same else f" ({_e(comparison.first.name)}: {first:.3g})"
 
 
 def _headline(comparison: Comparison, verdicts: dict[str, str]) -> str:

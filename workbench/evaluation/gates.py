@@ -29,6 +29,7 @@ from workbench.core import digest
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
+from workbench.data import resampling
 from workbench.detection.model import Model
 from workbench.evaluation import incidents as replay
 from workbench.evaluation.comparison import Comparison
@@ -48,9 +49,11 @@ from workbench.evaluation.incidents import IncidentResult
 from workbench.evaluation.matching import Floats
 from workbench.evaluation.metrics import (
     Evaluation,
+    StudentizedRatio,
     check_comparable,
     holm_levels,
     one_sided_p,
+    operating_counts,
     percentile_interval,
 )
 from workbench.evaluation.results import (
@@ -68,6 +71,8 @@ from workbench.records.types import Inspection
 __all__ = ["judge", "load_rules", "save_report"]
 
 _MOST_TIMES_DRIVES = 100.0
+_MIN_STUDENTIZED = 30
+"""Fewer drives give standard errors too rough for the bootstrap-t."""
 
 _METRIC_LABELS: dict[MetricName, str] = {
     "ap": "AP",
@@ -313,6 +318,7 @@ class _Measured:
         what: The figure in words.
         evidence: Where it comes from, in words.
         lacking: Why there is too little evidence, if there is.
+        ratio: Of a metric that is a ratio of counts; its bounds are those of the bootstrap-t.
     """
 
     gate: MetricGate | CeilingGate
@@ -328,6 +334,13 @@ class _Measured:
     what: str
     evidence: str
     lacking: str | None = None
+    ratio: StudentizedRatio | None = None
+
+    def p(self, *, above: bool) -> float:
+        """Chance of such samples if the truth were on the other side of the limit."""
+        if self.ratio is not None:
+            return self.ratio.one_sided_p(self.limit, above=above)
+        return one_sided_p(self.resampled, self.clusters, self.limit, above=above)
 
     @property
     def resampled(self) -> Floats:
@@ -343,6 +356,8 @@ class _Measured:
         """One-sided lower and upper bound, each wrong with a chance of ``tail``."""
         if self.samples is None or self.value is None:
             return None
+        if self.ratio is not None:
+            return self.ratio.bounds(tail)
         return percentile_interval(self.samples[1:], self.clusters, 1 - 2 * tail)
 
 
@@ -371,7 +386,8 @@ def _measure(
         lacking=_missing_evidence(gate, row),
     )
     if isinstance(gate, FloorGate):
-        return replace(base, samples=own, method=method, limit=gate.bound)
+        ratio = _ratio(gate.metric, candidate, gate.slice, gate.cls)
+        return replace(base, samples=own, method=method, limit=gate.bound, ratio=ratio)
     regression = isinstance(gate, NoRegressionGate)
     other = reference if regression else fp32
     what = f"{label} gained over the reference" if regression else f"{label} lost by INT8"
@@ -387,7 +403,35 @@ def _measure(
         method=f"paired {method}",
         limit=limit,
         what=what,
+        ratio=_ratio(gate.metric, candidate, gate.slice, gate.cls, other, 1 if regression else -1),
     )
+
+
+def _ratio(
+    metric: MetricName,
+    candidate: Evaluation,
+    part: str,
+    cls: str,
+    other: Evaluation | None = None,
+    sign: int = 1,
+) -> StudentizedRatio | None:
+    """The metric, or its difference to another model's, as one ratio of counts; None if it is none.
+
+    Precision has a denominator of its own in each model, so only its value is such a ratio.
+    """
+    clusters, settings = candidate.clusters[part], candidate.metrics.settings
+    if clusters.drives < _MIN_STUDENTIZED:
+        return None
+    hits, wrong, labels = operating_counts(candidate, part, cls)
+    if metric == "recall" and other is not None:
+        hits = sign * (hits - operating_counts(other, part, cls)[0])
+    elif metric == "precision" and other is None:
+        labels = hits + wrong
+    elif metric != "recall":
+        return None
+    weights = resampling.draw_resamples(clusters.count, settings.resamples, settings.seed)
+    found = StudentizedRatio.of(hits, labels, weights)
+    return found if found.defined else None
 
 
 _CEILINGS: dict[CeilingMetric, tuple[str, str]] = {
@@ -442,10 +486,7 @@ def _decide(measured: Mapping[str, _Measured], confidence: float) -> dict[str, G
         if not one.lacking and one.bounds(1 - confidence) is not None
     }
     # A low p value says that the metric is above (below) its limit.
-    above, below = (
-        [one_sided_p(one.resampled, one.clusters, one.limit, above=side) for one in tests.values()]
-        for side in (True, False)
-    )
+    above, below = ([one.p(above=side) for one in tests.values()] for side in (True, False))
     sides = list(zip(tests.values(), above, below, strict=True))
     for_pass = [over if one.at_least else under for one, over, under in sides]
     for_fail = [under if one.at_least else over for one, over, under in sides]

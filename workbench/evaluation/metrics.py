@@ -114,6 +114,83 @@ def percentile_interval(
     return float(low), float(high)
 
 
+@dataclass(frozen=True)
+class StudentizedRatio:
+    """A ratio of counts with its standard error, of all drives and of each resample.
+
+    Bounds of a ratio by the bootstrap-t (Efron and Tibshirani, "An Introduction to the Bootstrap",
+    1993, 12.5) hold one-sided where percentile bounds do not: they follow its skewness. Standard
+    errors are those of a linearised ratio over drives.
+
+    Attributes:
+        value: ``[1 + r]`` ratios.
+        error: ``[1 + r]`` standard errors.
+    """
+
+    value: Floats
+    error: Floats
+
+    @classmethod
+    def of(cls, hits: Floats | Ints, of: Floats | Ints, weights: Floats) -> StudentizedRatio:
+        """From ``[c]`` counts of each unit; ``hits`` may be a difference of two counts."""
+        count = weights.shape[1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total = weights @ of
+            value = (weights @ hits) / total
+            square = weights @ (hits * hits) - 2 * value * (weights @ (hits * of))
+            square += value**2 * (weights @ (of * of))
+            error = np.sqrt(np.maximum(square, 0) * count / max(1, count - 1)) / total
+        return cls(value, error)
+
+    @property
+    def defined(self) -> bool:
+        """Whether bounds can be trusted: no resample in which all drives have the same ratio."""
+        return len(self.value) > 1 and bool((self.error > 0).all())
+
+    @property
+    def _t(self) -> Floats:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            t: Floats = (self.value[1:] - self.value[0]) / np.maximum(self.error[1:], 1e-9)
+        return t[np.isfinite(t)]
+
+    def bounds(self, tail: float) -> tuple[float, float]:
+        """One-sided lower and upper bound, each wrong with a chance of ``tail``."""
+        low, high = np.quantile(self._t, [tail, 1 - tail])
+        value, error = self.value[0], self.error[0]
+        return (
+            float(max(-1.0, value - high * error)),
+            float(min(1.0, value - low * error)),
+        )
+
+    def one_sided_p(self, limit: float, *, above: bool) -> float:
+        """The inverse of `bounds`, see `one_sided_p`."""
+        distance = (self.value[0] - limit) / self.error[0]
+        beyond = self._t > distance if above else self._t < distance
+        return float(beyond.mean())
+
+
+def operating_counts(
+    evaluation: Evaluation, part: str, cls: str = ALL_CLASSES
+) -> tuple[Ints, Ints, Ints]:
+    """True positives, false positives and labels of each unit of resampling, ``[c]`` each."""
+    table, clusters = evaluation.tables[part], evaluation.clusters[part]
+    above = table.score >= evaluation.metrics.settings.threshold
+    truths = np.ones(len(table.truth_cls), np.bool_)
+    if cls != ALL_CLASSES:
+        above &= table.cls == table.classes.index(cls)
+        truths = table.truth_cls == table.classes.index(cls)
+
+    def count(frames: Ints) -> Ints:
+        return np.bincount(clusters.of[frames], minlength=clusters.count).astype(np.int64)
+
+    wrong = above & ~table.hit[0] & ~table.ignored[0]
+    return (
+        count(table.frame[above & table.hit[0]]),
+        count(table.frame[wrong]),
+        count(table.truth_frame[truths]),
+    )
+
+
 def one_sided_p(samples: Floats, clusters: int, limit: float, *, above: bool) -> float:
     """Chance of samples like these if the truth were on the other side of ``limit``.
 

@@ -187,7 +187,7 @@ def miss_rates(safety: SafetyMetrics) -> Any:
         axis.set(xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.5))
         axis.set_title(f"by {kind}", fontsize=9, loc="left", pad=2)
         axis.grid(axis="x", alpha=0.3)
-    axes.flat[-1].set_xlabel(f"share missed at a threshold of {safety.threshold:g}")
+    axes.flat[-1].set_xlabel(f"share missed at a threshold of {safety.threshold:.3g}")
     figure.suptitle("Missed labels", fontsize=10)
     figure.tight_layout()
     return figure
