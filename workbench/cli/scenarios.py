@@ -289,7 +289,8 @@ def perturb(
 
     workspace = find_workspace()
     ref = resolve_ref(workspace, model, ("checkpoint", "bundle", "release"))
-    part = load_dataset(Store(workspace), resolve_ref(workspace, dataset, ("dataset",))).role(role)
+    whole = load_dataset(Store(workspace), resolve_ref(workspace, dataset, ("dataset",)))
+    part = whole.role(role)
     if limit and len(part) > limit:
         chosen = {part.frames[round(i * len(part) / limit)].id for i in range(limit)}
         part = part.where(lambda frame: frame.id in chosen)
@@ -301,6 +302,7 @@ def perturb(
             Model(workspace, ref),
             part,
             names,
+            history=whole.role(role),
             threshold=CONFIDENCE_THRESHOLD if threshold is None else threshold,
             progress=progress,
         )
@@ -314,6 +316,8 @@ def perturb(
         f"({one.low:+.3f} to {one.high:+.3f})"
         for one in rates
     ]
+    for name in sorted(set(names) - {one.name for one in rates}):
+        lines.append(f"{name:<12} no frame has one before it within 0.5 s")
     lines.append("miss rate at IoU 0.5; intervals 95 %, over drives; perturbations are simulated")
     body = {"model": ref, "frames": len(part), "rates": [vars(one) for one in rates]}
     print_result(body, as_json=as_json, text="\n".join(lines))

@@ -31,6 +31,7 @@ from workbench.records.types import Prediction
 
 __all__ = ["PERTURBATIONS", "PerturbedRate", "measure_perturbations"]
 
+_MAX_SHIFT_US = 500_000
 _Operation = Callable[[Pixels, np.random.Generator], Pixels]
 
 
@@ -134,6 +135,7 @@ def measure_perturbations(
     dataset: Dataset,
     names: Collection[str] = tuple(PERTURBATIONS),
     *,
+    history: Dataset | None = None,
     threshold: float = CONFIDENCE_THRESHOLD,
     resamples: int = 2000,
     seed: int = 0,
@@ -145,6 +147,8 @@ def measure_perturbations(
         model: For ``int8`` a bundle.
         dataset: Labelled frames whose images lie in a workspace.
         names: Of `PERTURBATIONS`.
+        history: Has the frames before, for ``time_shift``; by default ``dataset`` itself. A frame
+            without one before it is left out there.
         threshold: Score from which a box counts.
         resamples: Bootstrap resamples over drives.
         seed: Of the perturbations and of the resampling.
@@ -163,7 +167,7 @@ def measure_perturbations(
     if workspace is None or not dataset.frames:
         raise DataError("no frames with images", where=dataset.name)
     refuse_held_out(Store(workspace), dataset.frames, "perturbations", roles=(Role.BLIND,))
-    before = _frames_before(dataset)
+    before = _frames_before(history or dataset)
 
     def misses(
         of: Model, frames: Sequence[Frame], change: Callable[[Frame], Pixels]
@@ -206,12 +210,14 @@ def _counts(label: Label) -> bool:
 
 
 def _frames_before(dataset: Dataset) -> dict[str, Frame]:
-    """The frame before each frame of its drive, where there is one."""
+    """The frame before each frame of its drive, where there is one at most `_MAX_SHIFT_US` ago."""
     found: dict[str, Frame] = {}
     last: Frame | None = None
     for frame in sorted(dataset.frames, key=lambda one: (one.drive, one.index)):
         if last is not None and last.drive == frame.drive:
-            found[frame.id] = last
+            now, then = frame.timestamp_us, last.timestamp_us
+            if now is not None and then is not None and 0 < now - then <= _MAX_SHIFT_US:
+                found[frame.id] = last
         last = frame
     return found
 
