@@ -38,10 +38,13 @@ DEGREES: dict[str, float] = {"no": 0.0, "partly": 0.25, "mostly": 0.75}
 The fractions are the middle of each answer's range; no answer means unknown.
 """
 
-# Image and questions side by side, so that both are on a screen of 1280x720.
-_PAGE_STYLE = "display:flex;gap:16px;align-items:flex-start"
-_IMAGE_STYLE = "flex:1 1 auto;min-width:0"
-_QUESTIONS_STYLE = "flex:0 0 220px"
+# In the labeling stream image and questions stand side by side on a screen of 1280x720; beside a
+# list of tasks there is less room, and the questions go in rows below.
+_PAGE_STYLE = "display:flex;flex-wrap:wrap;gap:4px 16px;align-items:flex-start"
+_IMAGE_STYLE = "flex:1 1 560px;min-width:0"
+_QUESTIONS_STYLE = "flex:1 1 200px;display:flex;flex-wrap:wrap;gap:0 16px"
+_BLOCK_STYLE = "flex:1 1 180px"
+_HEADER_STYLE = "font-size:13px;line-height:1.3;margin:6px 0 2px"
 _FILL = {"opacity": "0.1", "strokeWidth": "2"}
 """Light, so that the object stays visible under its box."""
 
@@ -93,7 +96,7 @@ def labeling_config(schema: LabelSchema) -> str:
     block = _add_block(view, "Anything the team should know about this frame?", per_region=False)
     _add_text_area(block, COMMENT, "Comment", {})
     title = f"Schema {schema.name} version {schema.version}"
-    ElementTree.SubElement(view, "Header", value=title, size="6")
+    ElementTree.SubElement(view, "Header", value=title, size="6", style=_HEADER_STYLE)
     ElementTree.indent(page)
     return ElementTree.tostring(page, encoding="unicode")
 
@@ -180,8 +183,8 @@ def _add_labels(
 
 def _add_block(view: ElementTree.Element, text: str, *, per_region: bool) -> ElementTree.Element:
     when = {"visibleWhen": "region-selected"} if per_region else {}
-    block = ElementTree.SubElement(view, "View", when)
-    ElementTree.SubElement(block, "Header", value=text, size="6")
+    block = ElementTree.SubElement(view, "View", {"style": _BLOCK_STYLE, **when})
+    ElementTree.SubElement(block, "Header", value=text, size="6", style=_HEADER_STYLE)
     return block
 
 
