@@ -55,6 +55,7 @@ from workbench.records.store import Store
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+PIPELINES = ROOT / "pipelines"
 MODEL = "front-camera-bdd"
 _CLOSE = 0.08  # height of a close object, in the image's height
 _SEEN_IOU = 0.4
@@ -292,8 +293,8 @@ class Drill:
         """A pipeline run that trains, exports, judges and releases without night frames."""
         start = self.store.get(self.store.get(first, Release).bundle, ExportBundle).checkpoint
         run = self.command(
-            "run", str(HERE / "candidate.yaml"), "-p", f"train={day}", "-p", f"dataset={drill}",
-            "-p", f"baseline={start}", "-p", f"model={MODEL}", "-p",
+            "run", str(PIPELINES / "drill_candidate.yaml"), "-p", f"train={day}",
+            "-p", f"dataset={drill}", "-p", f"baseline={start}", "-p", f"model={MODEL}", "-p",
             f"training_steps={self.steps}", codes=(0, 3),
         )  # fmt: skip
         said(f"{short_ref(run['outputs']['release.release'])}, gates {self.verdicts(run)}")
@@ -302,7 +303,7 @@ class Drill:
 
     def retrain(self, alarm: Ref, said: Callable[[str], None]) -> Ref:
         """What the signed envelope lets the alarm set off."""
-        self.command("monitor", "envelope", str(HERE / "retraining.yaml"), "--by", "ana")
+        self.command("monitor", "envelope", str(PIPELINES / "drill_retraining.yaml"), "--by", "ana")
         run = self.command(
             "monitor", "alarms", "accept", alarm, "--by", "ana", "-p", f"budget={self.budget}",
             "-p", f"training_steps={self.steps}", codes=(0, 3),
