@@ -7,9 +7,11 @@ thumbnail of the next page, from the end of a lasso to the points drawn anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,14 @@ def frames(count, files):
             "day", "clear", boxes=boxes, role="pool", index=number % 50, size=(1280, 720)))
     return made
 
-many = frames({count}, True)
-browser = FrameBrowser(many, workspace=Workspace(Path("workspace").resolve()),
-                       on_tag=lambda some: "done")
+points = np.random.default_rng(1).normal(size=({count}, 2)).astype(np.float32)
+browser = FrameBrowser(
+    frames({count}, {shown}),
+    workspace=Workspace(Path("workspace").resolve()),
+    on_tag=lambda some: "done",
+    extras=BrowserExtras(points=points),
+)
 browser
-"""
-_MAP = """
-points = np.random.default_rng(1).normal(size=({points}, 2)).astype(np.float32)
-FrameBrowser(frames({points}, False), extras=BrowserExtras(points=points))
 """
 _RSS = "import psutil; print(psutil.Process().memory_info().rss)"
 _EXECUTE = """async (code) => {
@@ -84,11 +86,20 @@ _TURN = """(key) => new Promise((done) => {
 def measure(quick: bool) -> list[Row]:
     """Rows of the benchmark; ``quick`` has a fifth of the frames and of the points."""
     count, points, turns = (2000, 20_000, 12) if quick else (10_000, 100_000, 60)
+    # Each in a JupyterLab of its own: a kernel that runs a second cell answers no page.
+    with _opened(_SETUP.format(count=count, shown="True")) as page:
+        rows = _grid(page, count, turns)
+    with _opened(_SETUP.format(count=points, shown="False")) as page:
+        return [*rows, *_lasso(page, points)]
+
+
+@contextlib.contextmanager
+def _opened(source: str) -> Iterator[Any]:
+    """A page of JupyterLab with the browser that a cell shows."""
     with tempfile.TemporaryDirectory(prefix="explore-") as name:
         folder = Path(name)
         notebook = folder / "explore.ipynb"
-        sources = (_SETUP.format(count=count), _MAP.format(points=points))
-        notebook.write_text(json.dumps(_notebook(sources)))
+        notebook.write_text(json.dumps(_notebook((source,))))
         workspace = Workspace(folder / ".workbench")
         with (
             screenshots.lab(workspace, notebook, servers=()) as address,
@@ -96,14 +107,11 @@ def measure(quick: bool) -> list[Row]:
         ):
             page.set_default_timeout(180_000)
             screenshots.run_all_cells(page, address)
-            return [
-                *_grid(page, count, turns),
-                *_lasso(page, points),
-            ]
+            yield page
 
 
 def _grid(page: Any, count: int, turns: int) -> list[Row]:
-    root = page.locator(".wb-root").first
+    root = page.locator(".wb-root")
     page.wait_for_function("document.querySelector('.wb-root').dataset.completeMs")
     first = float(root.get_attribute("data-complete-ms"))
     note(f"{count} frames on the screen after {first:.0f} ms")
@@ -135,7 +143,7 @@ def _grid(page: Any, count: int, turns: int) -> list[Row]:
 
 
 def _lasso(page: Any, points: int) -> list[Row]:
-    root = page.locator(".wb-root").nth(1)
+    root = page.locator(".wb-root")
     root.scroll_into_view_if_needed()
     root.get_by_role("button", name="Map").click()
     chart = root.locator(".wb-map")

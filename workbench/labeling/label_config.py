@@ -41,7 +41,7 @@ The fractions are the middle of each answer's range; no answer means unknown.
 # In the labeling stream image and questions stand side by side on a screen of 1280x720; beside a
 # list of tasks there is less room, and the questions go in rows below.
 _PAGE_STYLE = "display:flex;flex-wrap:wrap;gap:4px 16px;align-items:flex-start"
-_IMAGE_STYLE = "flex:1 1 560px;min-width:0"
+_IMAGE_STYLE = "flex:8 1 560px;min-width:0"
 _QUESTIONS_STYLE = "flex:1 1 200px;display:flex;flex-wrap:wrap;gap:0 16px"
 _BLOCK_STYLE = "flex:1 1 180px"
 _HEADER_STYLE = "font-size:13px;line-height:1.3;margin:6px 0 2px"

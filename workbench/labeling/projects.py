@@ -199,9 +199,9 @@ def _labeler_instruction(batch: LabelBatch) -> str:
         start = ""
     return (
         f"<p>{start}Draw a tight box around every <b>{classes}</b>, also where"
-        " it is partly hidden, and say so below the image. Submit a frame without boxes when"
-        " there is nothing to box. Skip a frame that cannot be judged. A line above the image"
-        " names what has to be corrected.</p>"
+        " it is partly hidden, and say so beside the image. Submit a frame without boxes when"
+        " there is nothing to box. Skip only a frame that cannot be judged: it gets no labels from"
+        " you. A line above the image names what has to be corrected.</p>"
     )
 
 
