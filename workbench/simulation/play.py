@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.core import digest, processes
+from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
 from workbench.detection.predictor import Predictor
@@ -99,6 +100,7 @@ class BrakingModel:
         }
 
 
+@short_repr
 @dataclass(frozen=True)
 class PlayedCase:
     """A case, its scenario, and the result.
