@@ -24,6 +24,7 @@ from workbench.monitoring.broker import INGEST_ACCOUNT, Broker, BrokerAccount
 from workbench.monitoring.ingest import Ingest, QuarantineReason, metrics_text
 from workbench.monitoring.mqtt import deliver, serve_ingest
 from workbench.monitoring.queue import Priority, VehicleQueue
+from workbench.monitoring.rides import queue_frame
 from workbench.monitoring.store import TelemetryStore
 
 FORKED = multiprocessing.get_context("forkserver")
@@ -210,6 +211,32 @@ def test_a_redelivered_bundle_is_settled_again_and_stored_once(tmp_path: Path) -
             ingest.accept("telemetry/vehicle-1/bundle/3", content("vehicle-1", 3))
         assert set(ingest.flush()["vehicle-1"]) == {3}
     assert len(store.files()) == 1 and ingest.counts["duplicate"] == 2
+
+
+def test_frames_come_back_after_telemetry_within_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.monitoring.ingest._MAX_FRAME_BYTES_A_DAY", 250)
+    queue, store = VehicleQueue(tmp_path / "queue.sqlite"), TelemetryStore(str(tmp_path / "t"))
+    image = b"\xff\xd8" + bytes(98)
+    for number in range(3):
+        queue_frame(
+            queue, "vehicle-1", {"arm": "random", "probability": 0.5}, image + b"%d" % number
+        )
+    put(queue, "vehicle-1")
+    pending = queue.pending()
+    assert [one.kind for one in pending] == ["bundle", "frame", "frame", "frame"]
+    ingest = Ingest(store, lambda: TODAY)
+    for one in [*pending[:3], pending[1], pending[3]]:  # one frame is delivered twice
+        ingest.accept(f"telemetry/vehicle-1/{one.kind}/{one.sequence}", one.body)
+    ingest.accept("telemetry/vehicle-1/frame/3", pending[3].body[:-1] + b"!")
+    assert ingest.counts["frames"] == 2 and ingest.counts["duplicate"] == 1
+    assert sorted(set(ingest.flush()["vehicle-1"])) == [1, 2, 3, 4]
+    about, content = next(store.frames())
+    assert (about["arm"], about["sequence"], content) == ("random", 1, image + b"0")
+    assert store.count_frames() == 2
+    reasons = [one.reason for one in store.quarantine()]
+    assert reasons == [QuarantineReason.IMPOSSIBLE, QuarantineReason.TOO_MANY]
 
 
 # -- kills

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from workbench.records.frames import Frame, condition_values
 __all__ = ()
 
 _REPLAYED_FRAMES = 300
+_CONNECTIONS = 8
 _DELIVERY_S = 5.0  # a vehicle's connection at the end of a day
 
 
@@ -110,6 +112,14 @@ class FleetTelemetry:
         finally:
             queue.close()
         return ""
+
+    def deliver_all(self, vehicles: Sequence[Vehicle], every: float) -> None:
+        """Deliver again and again, for a thread of its own."""
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            while True:
+                for line in filter(None, pool.map(self.deliver, vehicles)):
+                    print(line, flush=True)
+                time.sleep(every)
 
     def _of_release(self, release: str) -> tuple[Ride, ...]:
         """What the model of a release measured, else any model on the same frames."""
@@ -241,6 +251,11 @@ def main(arguments: list[str] | None = None) -> int:
     places = sorted(path for path in (options.folder / "vehicles").iterdir() if path.is_dir())
     telemetry = FleetTelemetry(options.folder, broker=options.broker, regressions=regressions)
     fleet = SimulatedFleet(places, options.url, on_day=telemetry.drive, driver=telemetry.day)
+    if options.broker:
+        # Beside the polls: a vehicle waits until its messages are settled.
+        threading.Thread(
+            target=telemetry.deliver_all, args=(fleet.vehicles, options.every), daemon=True
+        ).start()
     reported = int(director.clock.day(director.clock.now()))
     while True:
         start = time.monotonic()
@@ -250,8 +265,6 @@ def main(arguments: list[str] | None = None) -> int:
         for day in range(max(reported, today - 14), today):  # days that have ended
             refused += fleet.report(day)
         reported = today
-        with ThreadPoolExecutor(2) as pool:
-            refused += filter(None, pool.map(telemetry.deliver, fleet.vehicles))
         for line in refused:
             print(line, flush=True)
         time.sleep(max(0.0, options.every - (time.monotonic() - start)))

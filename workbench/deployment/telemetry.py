@@ -15,7 +15,7 @@ from workbench.core.types import Progress
 from workbench.data.telemetry import SIGNALS, Sketch, count, merge, sketch
 from workbench.deployment.runtime import Answer, AnswerBox, AnswerStatus, Runtime
 from workbench.deployment.session import InputFrame, run_session
-from workbench.detection.boxes import iou_matrix
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
 from workbench.detection.preprocessing import Pixels
 
 __all__ = ["RideSignals", "measure_rides"]
@@ -23,7 +23,6 @@ __all__ = ["RideSignals", "measure_rides"]
 _BUFFERED = 4096  # values before they are added to a sketch
 _TILES = 8  # a side, for blockage
 _FLAT = 2.0 / 255  # standard deviation of luma in a tile without detail
-_MIN_SCORE = 0.25
 
 # A near miss: an object that was first seen when it was already close (its box is high), away from
 # the sides, where objects may enter late, and that came closer in the next frame.
@@ -151,7 +150,7 @@ class RideSignals:
         self._before = np.array(image)
 
     def _find_near_misses(self, boxes: tuple[AnswerBox, ...], height: int, width: int) -> None:
-        seen = [box for box in boxes if box.score >= _MIN_SCORE]
+        seen = [box for box in boxes if box.score >= CONFIDENCE_THRESHOLD]
         for new in self._new:  # first seen in the last frame, close
             follower = _match(new, seen)
             if follower is not None and _height(follower) >= _GROWTH * _height(new):

@@ -167,6 +167,10 @@ class Ingest:
         whole = image.startswith(_JPEG) and content["sha256"] == digest.of_bytes(image)
         if not whole or content["sequence"] != sequence:
             raise _Refused(QuarantineReason.IMPOSSIBLE)
+        if self._store.has_frame(vehicle, sequence):
+            self.counts["duplicate"] += 1
+            self._settled[vehicle].append(sequence)
+            return
         day = (vehicle, self._today())
         if self._frame_bytes[day] + len(image) > _MAX_FRAME_BYTES_A_DAY:
             raise _Refused(QuarantineReason.TOO_MANY)

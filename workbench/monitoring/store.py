@@ -139,6 +139,10 @@ class TelemetryStore:
         self._put(f"frames/{vehicle}/{sequence:012d}.jpg", image)
         self._put(f"frames/{vehicle}/{sequence:012d}.json", about)
 
+    def has_frame(self, vehicle: str, sequence: int) -> bool:
+        """Whether a frame that a vehicle sent back is stored whole."""
+        return bool(self._files.exists(f"{self._root}/frames/{vehicle}/{sequence:012d}.json"))
+
     def size(self) -> int:
         """Bytes of all Parquet files."""
         return sum(int(self._files.size(path)) for path in self.files())
