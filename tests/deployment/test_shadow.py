@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ from workbench.deployment.shadow_session import (
 )
 from workbench.detection.bundles import INT8_CPU_FILE
 from workbench.records.base import make_ref
-from workbench.records.dataset import Dataset
+from workbench.records.dataset import Dataset, save_dataset
+from workbench.records.frames import Box, Label, Origin
 from workbench.records.model_types import ExportBundle
 from workbench.records.store import Store
 
@@ -182,13 +184,26 @@ def test_the_command_estimates_from_the_labels_of_the_dataset(
             classes=drives.classes, parity={},
         )  # fmt: skip
         refs.append(Store(car).put(record, files))
-    command = ["shadow", *refs, drives.name, "-o", str(tmp_path / "back")]
+    judged = [frame for frame in drives.frames if frame.role == "safety"]
+    labels = [Label(frame=one.id, cls="car", box=Box(x=5, y=30, w=20, h=20), origin=Origin.HUMAN)
+              for one in judged]  # fmt: skip
+    labelled = replace(drives, name="labelled", labels=tuple(labels), ref=None)
+    save_dataset(Store(car), labelled, made_by="test")
+    command = ["shadow", *refs, "labelled", "--role", "safety", "-o", str(tmp_path / "back")]
     result = CliRunner().invoke(cli, [*command, "--json"], catch_exceptions=False)
     found = json.loads(result.stdout)
-    assert found["compared"] == found["frames"] == len(drives) and found["dropped"] == 0
+    assert found["compared"] == found["frames"] == len(judged) and found["dropped"] == 0
     assert found["evidence"] == "simulated"  # drawn frames
     lines = (tmp_path / "back" / "frames.jsonl").read_text().splitlines()
     assert len(lines) == sum(found["returned"][arm] for arm in ("disagreement", "random"))
-    assert found["difference"]["labels"] == len(lines) == len(drives)  # they fit
-    refused = CliRunner().invoke(cli, ["shadow", *refs, drives.name, "--vehicle", "vehicle-1"])
+    assert found["difference"]["labels"] == len(lines) == len(judged)  # they fit
+    difference = found["difference"]
+    assert -1 <= difference["value"] <= 1
+    assert (difference["low"], difference["drives"]) == (
+        None,
+        1,
+    )  # one drive says nothing of others
+    text = CliRunner().invoke(cli, ["shadow", *refs, drives.name, "--role", "safety"]).output
+    assert "label the frames that came back" in text
+    refused = CliRunner().invoke(cli, [*command, "--vehicle", "vehicle-1"])
     assert "no account 'vehicle-1'" in str(refused.exception)
