@@ -175,3 +175,15 @@ def test_rides_keep_what_was_not_reported_apart_from_zero(table):
     late, brightness = rides.values["frames.late"], rides.values["input.brightness"]
     assert late[rides.vehicles.index("vehicle-0001")] == 0
     assert brightness[rides.vehicles.index("vehicle-0001")].sum() == 0
+
+
+def test_the_notebook_says_what_drifted(table, capsys):
+    table.write(fleet(darker=0.2))
+    body = json.loads((PIPELINE.parents[1] / "notebooks/explore/what_drifted.ipynb").read_text())
+    names: dict[str, object] = {}
+    for cell in body["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)  # noqa: S102 - our own notebook
+    said = capsys.readouterr().out
+    assert "light=day input.brightness" in said
+    assert "unknown: no drives of the same weeks of an earlier year" in said
