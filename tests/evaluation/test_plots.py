@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,10 @@ def test_gates_are_drawn_with_their_verdicts(pair):
     figure = plots.gate_intervals(judge(rules, pair[0]))
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["recall on all: PASS", "int8 on all: INSUFFICIENT EVIDENCE"]
+    judged = judge(rules, pair[0])
+    more = judged.gates[0].model_copy(update={"name": "incidents"})  # no gate of the rules
+    figure = plots.gate_intervals(replace(judged, gates=(*judged.gates, more)))
+    assert figure.axes[2].get_title(loc="left") == "incidents on all: PASS"
 
 
 def test_missed_boxes_are_drawn_on_their_frames(build, quick, workspace):

@@ -139,7 +139,7 @@ def gate_intervals(decision: GateDecision) -> Any:
     figure, axes = plt.subplots(count, 1, figsize=(7.5, 0.62 * count + 0.9), squeeze=False)
     for axis, gate in zip(axes.flat, decision.gates, strict=True):
         _draw_gate(
-            axis, gate, at_least=kinds[gate.name] not in ("int8_loss", "ceiling", "no_leaks")
+            axis, gate, at_least=kinds.get(gate.name) not in ("int8_loss", "ceiling", "no_leaks")
         )
     figure.suptitle(
         f"{decision.verdict}{', simulated' if decision.simulated else ''}",

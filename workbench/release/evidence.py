@@ -346,7 +346,7 @@ def _check_rules(store: Store, evidence: Evidence) -> bool:
         for gate in judged
         if gate.name not in named
         or gate.required != named[gate.name].get("required", True)
-        or (named[gate.name].get("kind") == "floor" and gate.bound != named[gate.name]["bound"])
+        or gate.bound != named[gate.name].get("bound", gate.bound)
     ]
     lost = named.keys() - {gate.name for gate in judged}
     if digest.of_json(rules) != report.rules or changed or lost:
