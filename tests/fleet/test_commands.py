@@ -122,8 +122,8 @@ def test_a_release_goes_out_and_comes_back(
                 "name": "camera",
                 "components": [{"ecu": "front-camera", "release": publish(store)}],
                 "stages": [
-                    {"name": "lab", "where": {"site": "lab"}, "soak": "8h", "reporting": 0},
-                    {"name": "full", "approval": ["kim"], "soak": "8h", "reporting": 0},
+                    {"name": "lab", "where": {"site": "lab"}, "soak": "12h", "reporting": 0},
+                    {"name": "full", "approval": ["kim"], "soak": "12h", "reporting": 0},
                 ],
             }
         )
