@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from workbench.core import digest
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ParameterError, VerificationError
 from workbench.detection.model import Predictions
 from workbench.evaluation import plots
 from workbench.evaluation.gates import (
@@ -107,13 +107,19 @@ def test_mistakes_in_a_gate_are_named(tmp_path, change, message):
         ("schema_version: 1\ngates: [3]\n", "gate 1"),
         ("schema_version: 1\nevaluation: {treshold: 0.3}\ngates: []\n", "'threshold'"),
         ("schema_version: 1\ngate: []\n", "unknown key 'gate'.*'gates'"),
-        ("!!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, text, message):
     path = tmp_path / "gates.yaml"
     path.write_text(text)
     with pytest.raises(ParameterError, match=message):
+        load_rules(path)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "gates.yaml"
+    path.write_text("!!python/object/apply:os.getcwd []")
+    with pytest.raises(VerificationError, match="would run code"):
         load_rules(path)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from workbench import curation, labeling, services
 from workbench.core.errors import DataError, ParameterError, WorkbenchError
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import palette
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
@@ -82,6 +82,7 @@ class SliceChange:
     high: float
 
 
+@short_repr
 @dataclass(frozen=True)
 class BrowserExtras:
     """What the browser can show and do beside frames; each part may be missing.
