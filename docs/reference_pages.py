@@ -117,4 +117,9 @@ def _paragraphs(text: str) -> str:
 
 def _cell(text: str) -> str:
     """Text for a table's cell: no character of it is markup."""
-    return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("*", "&#42;")
+    return (
+        html.escape(" ".join(text.split()))
+        .replace("|", "&#124;")
+        .replace("*", "&#42;")
+        .replace("[", "&#91;")
+    )

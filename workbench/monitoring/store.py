@@ -235,7 +235,8 @@ def read_telemetry(
     Args:
         url: Where `TelemetryStore` wrote.
         signals: Names of `workbench.data.telemetry.SIGNALS`; all by default.
-        since, until: First and last fleet day.
+        since: First fleet day.
+        until: Last fleet day.
 
     Returns:
         Columns of `SCHEMA`, and ``mean`` in the signal's unit (of a count: events a frame) and

@@ -129,7 +129,8 @@ def look_at_telemetry(
     """Compare the rides of a period with those of a reference period.
 
     Args:
-        days, reference_days: First and last fleet day of each.
+        days: First and last fleet day of the period.
+        reference_days: First and last fleet day of the reference.
         model: What the alarms name as the model that answered.
 
     Raises:
