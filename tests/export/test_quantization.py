@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +14,11 @@ from tests.export.conftest import make_predictor
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
+from workbench.detection.efficientnet import Lite0Detector
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor
 from workbench.detection.preprocessing import Pixels, load_rgb
 from workbench.export import calibration, latency, qat, sensitivity
+from workbench.export.exporter import _range_methods
 from workbench.export.formats import export_fp32
 from workbench.export.parity import ReferenceSample
 from workbench.export.quantization import CalibratedModel, fold_stem
@@ -137,3 +141,11 @@ def test_cold_start_memory_and_degraded_images_are_measured(
     assert set(found) == {"clean", "noise", "dark"}
     assert found["dark"]["int8"]["median_ms"] > 0
     assert latency._degrade(pixels[0], "dark", 0).mean() < 0.3 * pixels[0].mean()
+
+
+def test_a_network_names_how_its_ranges_are_made() -> None:
+    named: Any = SimpleNamespace(detector=Lite0Detector)
+    assert _range_methods(named, compare=False) == ("percentile",)
+    assert _range_methods(named, compare=True) == ("percentile", "minmax", "entropy")
+    other: Any = SimpleNamespace(detector=object())
+    assert _range_methods(other, compare=False) == ("minmax",)

@@ -224,7 +224,11 @@ class Lite0Detector(PyramidDetector):
         float_layers: Convolutions that stay in float in INT8 files: noise of the stem and the first
             two blocks reaches every output. SQNR of the worst output on real rides: 20 dB with all
             layers in INT8, 26 with the stem too, 31 to 32 with none of them.
+        range_method: How INT8 ranges are made: at 768x448 the worst output has 30.7 dB on 100 other
+            frames, and 29.2 with the smallest and largest values (``minmax``).
     """
+
+    range_method = "percentile"
 
     float_layers = (
         "backbone.stem.conv",

@@ -216,7 +216,7 @@ def quantize(
         fp32,
         images,
         held_out,
-        methods=RANGE_METHODS if settings.thorough else RANGE_METHODS[:1],
+        methods=_range_methods(predictor, compare=settings.thorough),
         threads=settings.threads,
     )
     layers, rows = None, choice.rows
@@ -449,6 +449,12 @@ def held_out_images(
 def fit_images(images: Iterable[Pixels], spec: Preprocessing) -> list[Pixels]:
     """Frames at network size, still 8-bit: many fit into memory, and no result changes."""
     return [letterbox(image, spec)[0] for image in images]
+
+
+def _range_methods(predictor: TorchPredictor, *, compare: bool) -> tuple[RangeMethod, ...]:
+    """The method that the network names or the usual one; to compare, the others after it."""
+    usual: RangeMethod = getattr(predictor.detector, "range_method", RANGE_METHODS[0])
+    return (usual, *(one for one in RANGE_METHODS if one != usual)) if compare else (usual,)
 
 
 def _int8_files(
