@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ParameterError, VerificationError
 from workbench.data.schema import FRONT_CAMERA
 from workbench.data.slice_file import find_slice, load_slices, parse_slice
 from workbench.data.slices import STANDARD_SLICES
@@ -148,7 +148,6 @@ def test_mistakes_in_a_predicate_are_named(where, message):
         ("{schema_version: 1, slices: {all: {where: {role: val}}}}", "invalid name"),
         ("{schema_version: 1, slices: {../x: {where: {role: val}}}}", "slice name"),
         ("slices: [", "cannot be read"),
-        ("!!python/object/apply:os.getcwd []", "cannot be read"),
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path, text, message):
@@ -158,6 +157,13 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, message):
         load_slices(path)
     with pytest.raises(ParameterError, match="does not exist"):
         load_slices(tmp_path / "none.yaml")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "slices.yaml"
+    path.write_text("!!python/object/apply:os.getcwd []")
+    with pytest.raises(VerificationError, match="would run code"):
+        load_slices(path)
 
 
 def test_a_slice_is_found_by_name():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.detection.model import Predictions
+from workbench.evaluation.confidence import OperatingPoint
 from workbench.evaluation.gates import judge, load_rules
 from workbench.evaluation.metrics import evaluate
 from workbench.records.base import Verdict
@@ -46,7 +47,8 @@ def test_camvid_metrics_equal_coco_and_gates_are_undecided(build, plain_coco, sh
     assert (row.ap.value, row.ar.value) == (theirs["AP_all"], theirs["AR_all"])
     assert evaluated.metrics.at("size=small").ap.value == theirs["AP_small"]
 
-    judged = judge(rules, evaluated, reference=evaluated, fp32=evaluated)
+    point = OperatingPoint(threshold=rules.evaluation.threshold, how="fixed")
+    judged = judge(rules, evaluated, reference=evaluated, fp32=evaluated, operating_point=point)
     assert row.drives == 3
     assert {gate.verdict for gate in judged.gates} == {Verdict.INSUFFICIENT}
     ap50 = next(gate for gate in judged.gates if gate.name == "ap50")

@@ -242,6 +242,10 @@ def test_frames_come_back_after_telemetry_within_their_bytes(
 # -- kills
 
 
+def lines(journal: Path) -> int:
+    return journal.read_text().count("\n") if journal.exists() else 0
+
+
 def _write(path: Path, journal: Path) -> None:
     """Put bundles, noting the number of each after it is on disk."""
     queue = VehicleQueue(path)
@@ -289,6 +293,9 @@ def test_kills_of_vehicle_broker_and_ingest_lose_and_double_nothing(
     rng = random.Random(18)  # noqa: S311
     try:
         for victim in rng.sample(["writer", "sender", "ingest", "broker"] * kills, 4 * kills):
+            until = lines(journal) + 10
+            while lines(journal) < until:  # a writer that starts has to write before it is killed
+                time.sleep(0.01)
             time.sleep(rng.uniform(0.02, 0.15))
             if victim == "broker":
                 own.stop(kill=True)

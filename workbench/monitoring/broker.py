@@ -228,7 +228,7 @@ def _make_certificates(folder: Path) -> None:
     """A certificate authority for this broker only, and the broker's certificate."""
     now = datetime.now(UTC)
     ca_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "workbench broker CA")])
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA of the workbench's broker")])
 
     def certificate(name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
         return (

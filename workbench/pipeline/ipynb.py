@@ -50,6 +50,7 @@ def load_notebook(path: Path) -> Json:
     try:
         content: Json = json.loads(path.read_text(encoding="utf-8"))
         _fill_missing_parts(content)
+        json.dumps(content, ensure_ascii=False).encode()  # half a character cannot be written again
     except FileNotFoundError as error:
         raise ContractError("no such notebook", where=path, hint=path_hint(path)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
