@@ -221,23 +221,22 @@ class Lite0Detector(PyramidDetector):
         config: Classes and strides; ``width`` multiplies the channels of the pyramid.
 
     Attributes:
-        float_layers: Convolutions that stay in float in INT8 files: noise of the stem and the first
-            two blocks reaches every output. SQNR of the worst output on real rides: 20 dB with all
-            layers in INT8, 26 with the stem too, 31 to 32 with none of them.
-        range_method: How INT8 ranges are made: at 768x448 the worst output has 30.7 dB on 100 other
-            frames, and 29.2 with the smallest and largest values (``minmax``).
+        float_layers: Convolutions that stay in float in INT8 files: the stem and the first five
+            blocks, whose noise reaches every output.
+        range_method: How INT8 ranges are made for the CPU.
     """
-
-    range_method = "percentile"
 
     float_layers = (
         "backbone.stem.conv",
         "backbone.stages.0.0.depthwise.conv",
         "backbone.stages.0.0.project.conv",
-        "backbone.stages.1.0.expand.conv",
-        "backbone.stages.1.0.depthwise.conv",
-        "backbone.stages.1.0.project.conv",
+        *(
+            f"backbone.stages.{stage}.{block}.{layer}.conv"
+            for stage, block in ((1, 0), (1, 1), (2, 0), (2, 1))
+            for layer in ("expand", "depthwise", "project")
+        ),
     )
+    range_method = "percentile"
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__(config)
