@@ -9,7 +9,7 @@ import yaml
 
 from workbench.core.errors import ParameterError, VerificationError
 from workbench.data.schema import FRONT_CAMERA
-from workbench.data.slice_file import find_slice, load_slices, parse_slice
+from workbench.data.slice_file import load_slices, parse_slice
 from workbench.data.slices import STANDARD_SLICES
 from workbench.records.frames import (
     Box,
@@ -164,14 +164,6 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     path.write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(VerificationError, match="would run code"):
         load_slices(path)
-
-
-def test_a_slice_is_found_by_name():
-    parts = load_slices(PROJECT_SLICES)
-    assert find_slice(parts, "vru").name == "vru"
-    with pytest.raises(ParameterError, match="unknown slice 'vur'") as error:
-        find_slice(parts, "vur")
-    assert "'vru'" in str(error.value.hint)
 
 
 def test_gates_and_labeling_rules_name_slices_of_the_file(tmp_path):

@@ -19,7 +19,7 @@ from workbench.evaluation.confidence import (
     choose_operating_point,
 )
 from workbench.evaluation.gate_rules import GateRules
-from workbench.evaluation.gates import judge, load_comparison, load_safety, save_report
+from workbench.evaluation.gates import judge, load_comparison, save_report
 from workbench.evaluation.metrics import (
     StudentizedRatio,
     evaluate,
@@ -27,7 +27,12 @@ from workbench.evaluation.metrics import (
     operating_counts,
 )
 from workbench.evaluation.results import EvaluationSettings
-from workbench.evaluation.safety import SafetyAssumptions, ground_positions, measure_safety
+from workbench.evaluation.safety import (
+    SafetyAssumptions,
+    SafetyMetrics,
+    ground_positions,
+    measure_safety,
+)
 from workbench.evaluation.sequences import detection_delay
 from workbench.records.base import GateReport, Verdict, make_ref
 from workbench.records.frames import Calibration, Drive
@@ -314,8 +319,8 @@ def test_a_ceiling_is_judged_and_its_figures_are_stored(build, store):
         candidate=make_ref("bundle", digest.of_bytes(b"b")),
         dataset=make_ref("dataset", digest.of_bytes(b"d")),
     )
-    assert load_safety(store, ref) == failed.safety
     payload = json.loads(store.read_payload(ref, "metrics.json"))
+    assert SafetyMetrics.model_validate(payload["safety"]) == failed.safety
     assert payload["schema_version"] == 2
     assert load_comparison(store, ref) == []
 
@@ -330,7 +335,6 @@ def test_a_report_from_before_safety_metrics_is_read(store):
         gates=(),
     )
     ref = store.put(report, {"metrics.json": b'{"schema_version": 1, "models": {}}'})
-    assert load_safety(store, ref) is None
     assert load_comparison(store, ref) == []
 
 

@@ -8,11 +8,12 @@ import yaml
 
 from benchmarks.slice_discovery import made
 from workbench.core.errors import ParameterError
+from workbench.data.slice_file import parse_slice
 from workbench.data.slices import ALL_FRAMES
 from workbench.detection.model import Predictions
 from workbench.evaluation.gate_rules import GateRules
 from workbench.evaluation.metrics import evaluate
-from workbench.evaluation.slice_discovery import discover_slices, proposed_slice
+from workbench.evaluation.slice_discovery import discover_slices
 
 
 def evaluated(dataset, found, quick):
@@ -27,7 +28,7 @@ def test_a_planted_slice_is_found_and_proposed_as_a_gate(quick):
     best = result.found[0]
     assert best.miss_rate > best.elsewhere
     assert best.p <= 0.05
-    part = proposed_slice(best)
+    part = parse_slice("best", best.where)
     inside = sum(part.frame(frame) for frame in dataset.frames)
     assert inside == best.frames
     slices, gates = result.proposals().split("# for pipelines/gates.yaml")
@@ -53,7 +54,6 @@ def test_a_cluster_is_found_but_cannot_be_written_as_a_predicate(quick):
     result = discover_slices(evaluated(dataset, kept, quick), groups)
     assert result.found[0].name == "cluster=2"
     assert result.found[0].where is None
-    assert proposed_slice(result.found[0]) is None
     assert "cluster" not in result.proposals()
 
 

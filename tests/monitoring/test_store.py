@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -19,7 +21,6 @@ from workbench.monitoring.store import (
     TelemetryStore,
     bundle_digest,
     read_telemetry,
-    sketches_in,
 )
 
 
@@ -108,6 +109,12 @@ def test_the_table_gives_back_each_bundle_once(kind: str, tmp_path: Path) -> Non
     assert (row["evidence"], row["conditions"]) == ("simulated", '{"light": "night"}')
     if kind == "memory":
         fsspec.filesystem("memory").rm(store._root, recursive=True)
+
+
+def sketches_in(table: Any) -> Iterator[Sketch]:
+    names = list(Sketch.model_fields)
+    for row in table.select(names).to_pylist():
+        yield Sketch.model_validate(row)
 
 
 def test_the_page_explains_every_reason_and_the_rules_are_valid() -> None:

@@ -14,7 +14,7 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.detection.families import Detections
 from workbench.simulation import openscenario, track_plan
 from workbench.simulation.cases import Case, all_cases, find_cases, load_cases
-from workbench.simulation.openlabel import check_openlabel, to_openlabel
+from workbench.simulation.openlabel import to_openlabel
 from workbench.simulation.play import (
     CAMERA_TO_FRONT_M,
     EGO_WIDTH_M,
@@ -170,6 +170,35 @@ def test_a_child_behind_parked_cars_is_seen_late_and_at_night(child):
     assert not any(seen[:10]) and all(seen[-8:])
     assert np.mean([image.mean() for image in rendered.images]) < 60  # a dark scene
     assert len(rendered.images) == len(seen)
+
+
+def check_openlabel(document):
+    """Check the structure of an OpenLABEL document as far as it is written here."""
+
+    def require(condition, what):
+        if not condition:
+            raise DataError(f"not valid OpenLABEL: {what}")
+
+    require(set(document) == {"openlabel"}, "the root is not `openlabel`")
+    body = document["openlabel"]
+    require(body.get("metadata", {}).get("schema_version") == "1.0.0", "schema_version")
+    objects, frames = body.get("objects", {}), body.get("frames", {})
+    for identity, one in objects.items():
+        require({"name", "type"} <= set(one), f"object {identity} lacks a name or type")
+    for tag in body.get("tags", {}).values():
+        require(tag.get("ontology_uid") in body.get("ontologies", {}), "a tag without ontology")
+    numbers = [int(key) for key in frames]
+    require(numbers == sorted(set(numbers)), "frames are not in order")
+    for interval in body.get("frame_intervals", []):
+        first, last = interval["frame_start"], interval["frame_end"]
+        require(not numbers or (first, last) == (numbers[0], numbers[-1]), "frame_intervals")
+    for number, frame in frames.items():
+        for identity, held in frame.get("objects", {}).items():
+            require(identity in objects, f"frame {number} has an unknown object {identity}")
+            for box in held["object_data"].get("bbox", []):
+                value = box.get("val", [])
+                fine = len(value) == 4 and value[2] > 0 and value[3] > 0
+                require(fine and "name" in box, f"frame {number} has an invalid bbox")
 
 
 def test_played_cases_find_boxes_of_the_right_class_on_the_target(child, monkeypatch, tmp_path):

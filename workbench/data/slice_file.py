@@ -131,18 +131,6 @@ def parse_slice(name: str, where: object, help_text: str = "") -> Slice:
     return _slice(name, {"where": where, "help": help_text}, f"slice {name}")
 
 
-def find_slice(slices: Iterable[Slice], name: str) -> Slice:
-    """The slice of a name.
-
-    Raises:
-        ParameterError: There is none; the nearest is suggested.
-    """
-    known = {part.name: part for part in slices}
-    if name not in known:
-        raise ParameterError(f"unknown slice {name!r}", hint=did_you_mean(name, known))
-    return known[name]
-
-
 def _slice(name: str, body: Any, where: str) -> Slice:
     if not isinstance(body, dict) or "where" not in body:
         raise ParameterError("slice needs `where:`", where=where, hint=_HINT)

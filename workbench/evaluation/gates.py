@@ -212,12 +212,6 @@ def load_metrics(store: Store, report: Ref) -> dict[str, EvaluationMetrics]:
     }
 
 
-def load_safety(store: Store, report: Ref) -> SafetyMetrics | None:
-    """The safety metrics behind a gate report; None for reports from before there were any."""
-    content = json.loads(store.read_payload(report, "metrics.json")).get("safety")
-    return SafetyMetrics.model_validate(content) if content else None
-
-
 def load_comparison(store: Store, report: Ref) -> list[Json]:
     """The candidate beside the reference of a gate report, a row a slice; empty without one."""
     content = json.loads(store.read_payload(report, "metrics.json"))

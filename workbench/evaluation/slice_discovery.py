@@ -31,8 +31,7 @@ import numpy as np
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted, html_table
 from workbench.core.types import Json
-from workbench.data.slice_file import parse_slice
-from workbench.data.slices import ALL_FRAMES, Slice
+from workbench.data.slices import ALL_FRAMES
 from workbench.evaluation.matching import Bools, Floats, match_slice
 from workbench.evaluation.metrics import Evaluation
 from workbench.records.frames import CONDITION_VALUES, UNKNOWN, Frame, Label, condition_values
@@ -209,11 +208,6 @@ def discover_slices(
             )
         )
     return Discovery(tuple(sorted(found, key=lambda one: -one.excess)), len(names), alpha)
-
-
-def proposed_slice(weak: WeakSlice) -> Slice | None:
-    """The slice of a finding, to evaluate on; None where it cannot be written as a predicate."""
-    return None if weak.where is None else parse_slice(_file_name(weak.name), weak.where)
 
 
 _Part = tuple[str, str]

@@ -26,7 +26,7 @@ from workbench.core import digest
 from workbench.core.errors import DataError, ServiceError
 from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
-from workbench.data.telemetry import SIGNALS, Sketch, TelemetryBundle
+from workbench.data.telemetry import SIGNALS, TelemetryBundle
 
 __all__ = ["read_telemetry"]
 
@@ -288,13 +288,6 @@ def telemetry_status(store: TelemetryStore, *, silent_days: int) -> Json:
         "quarantine": dict(sorted(Counter(one.reason for one in store.quarantine()).items())),
         "returned_frames": store.count_frames(),
     }
-
-
-def sketches_in(table: pa.Table) -> Iterator[Sketch]:
-    """The sketch of each row, to merge them: `workbench.data.telemetry.merge`."""
-    names = list(Sketch.model_fields)
-    for row in table.select(names).to_pylist():
-        yield Sketch.model_validate(row)
 
 
 def bundle_digest(bundle: TelemetryBundle) -> str:

@@ -81,10 +81,6 @@ class Evidence:
     missing: tuple[Ref, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
-    def of_kind(self, kind: str) -> dict[Ref, Record]:
-        """The records of one kind."""
-        return {ref: one for ref, one in self.records.items() if kind_of(ref) == kind}
-
     @cached_property
     def runs(self) -> dict[Ref, StepRun]:
         """Steps that made something of it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from workbench.core.errors import DataError
 from workbench.core.types import Json
 from workbench.simulation.play import TARGET, PlayedCase
 
@@ -75,36 +74,3 @@ def to_openlabel(played: Iterable[PlayedCase]) -> Json:
             "frame_intervals": [{"frame_start": 0, "frame_end": max(start - 1, 0)}],
         }
     }
-
-
-def check_openlabel(document: Json) -> None:
-    """Check the structure of an OpenLABEL document as far as this module writes it.
-
-    Raises:
-        DataError: A required part is missing, an id is unknown, or a value is invalid.
-    """
-
-    def require(condition: bool, what: str) -> None:
-        if not condition:
-            raise DataError(f"not valid OpenLABEL: {what}")
-
-    require(set(document) == {"openlabel"}, "the root is not `openlabel`")
-    body = document["openlabel"]
-    require(body.get("metadata", {}).get("schema_version") == _VERSION, "schema_version")
-    objects, frames = body.get("objects", {}), body.get("frames", {})
-    for identity, one in objects.items():
-        require({"name", "type"} <= set(one), f"object {identity} lacks a name or type")
-    for tag in body.get("tags", {}).values():
-        require(tag.get("ontology_uid") in body.get("ontologies", {}), "a tag without ontology")
-    numbers = [int(key) for key in frames]
-    require(numbers == sorted(set(numbers)), "frames are not in order")
-    for interval in body.get("frame_intervals", []):
-        first, last = interval["frame_start"], interval["frame_end"]
-        require(not numbers or (first, last) == (numbers[0], numbers[-1]), "frame_intervals")
-    for number, frame in frames.items():
-        for identity, held in frame.get("objects", {}).items():
-            require(identity in objects, f"frame {number} has an unknown object {identity}")
-            for box in held["object_data"].get("bbox", []):
-                value = box.get("val", [])
-                fine = len(value) == 4 and value[2] > 0 and value[3] > 0
-                require(fine and "name" in box, f"frame {number} has an invalid bbox")
