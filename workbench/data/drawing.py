@@ -16,6 +16,9 @@ from workbench.records.frames import ANY_CLASS
 
 __all__ = ["draw_boxes", "image_grid"]
 
+FOUND, MISSED = "#009e73", "#d55e00"
+"""What a model finds, gains or passes, and what it misses, loses or fails."""
+
 NEUTRAL = "#7e7e7e"
 """Of lines and text that have to be seen on light and on dark pages."""
 

@@ -21,7 +21,7 @@ from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import counted, natural_key
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import class_colours, draw_box_on_image
+from workbench.data.drawing import MISSED, class_colours, draw_box_on_image
 from workbench.data.files import IMAGE_SUFFIXES, find_files
 from workbench.data.images import open_media
 from workbench.deployment.runtime import Answer, AnswerStatus, Runtime
@@ -390,7 +390,7 @@ def draw_answer(
         draw_box_on_image(
             drawn,
             (0, 1.3 * font_size, drawn.width - 1, drawn.height - 1),
-            "#d55e00",
+            MISSED,
             width=line,
             text=text,
             font_size=font_size,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace, write_atomic
-from workbench.data.drawing import draw_box_on_image
+from workbench.data.drawing import FOUND, MISSED, draw_box_on_image
 from workbench.data.slices import describe_conditions
 from workbench.detection.preprocessing import load_frame
 from workbench.evaluation.results import ALL_CLASSES, Estimate, MetricName, SliceMetrics
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ()
 
-_GAINED, _LOST = "#009E73", "#D55E00"
-_COLOURS = {"better": _GAINED, "worse": _LOST, "unknown": "#777777"}
+_COLOURS = {"better": FOUND, "worse": MISSED, "unknown": "#777777"}
 _WIDTH = 640
 """Of a picture, in pixels."""
 _JPEG_QUALITY = 80
@@ -203,7 +202,7 @@ def _bar(change: Estimate, reach: float, *, usable: bool) -> str:
 
     colour, fill = "#777777", "#777777"
     if change.low is not None and change.high is not None and usable:
-        colour = _GAINED if change.low > 0 else _LOST if change.high < 0 else colour
+        colour = FOUND if change.low > 0 else MISSED if change.high < 0 else colour
         fill = colour
     parts = [f'<line x1="{width / 2}" x2="{width / 2}" y1="0" y2="{height}" stroke="#bbb"/>']
     if change.low is not None and change.high is not None:
@@ -226,8 +225,8 @@ def _bar(change: Estimate, reach: float, *, usable: bool) -> str:
 
 def _legend(first: str, second: str) -> str:
     return (
-        f'<p><span style="color:{_LOST}">■</span> lost: only {_e(first)} finds it ·'
-        f' <span style="color:{_GAINED}">■</span> gained: only {_e(second)} finds it.'
+        f'<p><span style="color:{MISSED}">■</span> lost: only {_e(first)} finds it ·'
+        f' <span style="color:{FOUND}">■</span> gained: only {_e(second)} finds it.'
         " Most lost first, then most gained; one frame of a drive.</p>"
     )
 
@@ -252,7 +251,7 @@ def _figure(one: FlippedFrame, workspace: Workspace) -> str:
     image = Image.fromarray(load_frame(workspace, one.frame))
     scale = _WIDTH / image.width
     image = image.resize((_WIDTH, max(1, round(image.height * scale))))
-    for labels, colour in ((one.gained, _GAINED), (one.lost, _LOST)):
+    for labels, colour in ((one.gained, FOUND), (one.lost, MISSED)):
         for label in labels:
             box = [scale * edge for edge in label.box.xyxy]
             draw_box_on_image(image, box, colour, width=2, text=label.cls, font_size=11)

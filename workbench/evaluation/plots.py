@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.core.text import counted
 from workbench.core.workspace import Workspace
-from workbench.data.drawing import NEUTRAL, add_legend, draw_boxes, image_grid
+from workbench.data.drawing import FOUND, MISSED, NEUTRAL, add_legend, draw_boxes, image_grid
 from workbench.detection.preprocessing import load_frame
 from workbench.evaluation.matching import RECALL_THRESHOLDS
 from workbench.evaluation.misses import FrameMisses, worst_frames
@@ -30,17 +30,17 @@ __all__ = [
     "worst_misses",
 ]
 
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
-_MODEL_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (_GREEN, ":"), (_GREY, "-."))
+_BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#777777"
+_MODEL_STYLES = ((_BLUE, "-"), (_ORANGE, "--"), (FOUND, ":"), (_GREY, "-."))
 _MAX_NAMED_BOXES = 4
 """Number of missed boxes of a frame with a class name, the largest first."""
 _MISS_STYLES = {
-    "missed": (_RED, "-"),
-    "found": (_GREEN, "-"),
+    "missed": (MISSED, "-"),
+    "found": (FOUND, "-"),
     "false positive": (_ORANGE, "--"),
     "ignored": (_GREY, ":"),
 }
-_VERDICT_COLOURS = {Verdict.PASS: _GREEN, Verdict.FAIL: _RED, Verdict.INSUFFICIENT: _ORANGE}
+_VERDICT_COLOURS = {Verdict.PASS: FOUND, Verdict.FAIL: MISSED, Verdict.INSUFFICIENT: _ORANGE}
 
 
 def pr_curves(models: Sequence[Evaluation], part: str = "all", *, panels: int = 6) -> Any:
@@ -272,7 +272,7 @@ def flipped_frames(workspace: Workspace, comparison: Comparison, *, count: int =
     if not shown:
         return None
     figure, grid = image_grid(len(shown), cell=(5.0, 3.4))
-    styles = {"lost": (_RED, "-"), "gained": (_GREEN, "-")}
+    styles = {"lost": (MISSED, "-"), "gained": (FOUND, "-")}
     for axis, one in zip(grid, shown, strict=False):
         axis.imshow(load_frame(workspace, one.frame))
         for name, labels in (("gained", one.gained), ("lost", one.lost)):
@@ -349,7 +349,7 @@ def _draw_misses(axis: Any, workspace: Workspace, misses: FrameMisses) -> None:
         draw_boxes(axis, (one.box.xyxy for one in boxes), colour, style=style, width=0.9)
     largest_first = sorted(misses.missed, key=lambda label: -label.box.w * label.box.h)
     for order, label in enumerate(largest_first):
-        draw_boxes(axis, [label.box.xyxy], _RED, width=1.4)
+        draw_boxes(axis, [label.box.xyxy], MISSED, width=1.4)
         if order < _MAX_NAMED_BOXES:  # more names would cover the boxes
             axis.text(
                 label.box.x,
@@ -357,7 +357,7 @@ def _draw_misses(axis: Any, workspace: Workspace, misses: FrameMisses) -> None:
                 label.cls,
                 color="white",
                 fontsize=6,
-                bbox={"facecolor": _RED, "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
+                bbox={"facecolor": MISSED, "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
             )
     frame = misses.frame
     axis.set_title(

@@ -5,6 +5,7 @@ const FLOATS = 7, CODES = 4; // numbers of one box in `boxes` and in `codes`
 const MATCH_IOU = 0.5;
 
 const VERDICT = { none: 0, hit: 1, missed: 2, wrong: 3 };
+// Found and missed are the colors of workbench/data/drawing.py.
 const VERDICT_COLOURS = ["#8e8e93", "#009e73", "#d55e00", "#e69f00"];
 const VERDICT_NAMES = ["does not count", "found", "missed", "false box"];
 const FLIP_NAMES = { both: "both find it", gained: "only the second", lost: "only the first", neither: "neither" };
