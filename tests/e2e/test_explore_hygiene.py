@@ -82,16 +82,16 @@ def test_more_like_this(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -
         "browser._handle_custom_msg(ask, [])\n"
         "whole = [browser.frames[row].frame for row in sent[-1]['frames']]\n"
         "browser.mark([seen.frames[7], *whole])\n"
-        "told = browser.act('Keep as a selection')\n"
-        "print(seen.frames[7], *whole, '|', told)"
+        "message = browser.act('Keep as a selection')\n"
+        "print(seen.frames[7], *whole, '|', message)"
     )
     notebook = executed("more_like_this", monkeypatch, act)
     assert "pictures" in pictures(notebook)
-    frames, told = printed(notebook, -1).split("|")
+    frames, message = printed(notebook, -1).split("|")
     exemplar, *whole = frames.split()
     assert whole
     assert exemplar not in whole
-    assert "kept as selection/" in told
+    assert "kept as selection/" in message
     store = Store(workspace)
     kept = [store.get(ref, Selection) for ref in store.refs(Selection.KIND)]
     assert any(one.chosen[0].frame == exemplar for one in kept)

@@ -124,11 +124,11 @@ def test_what_is_assumed_is_counted_and_said(build):
     assert "speed 50 km/h for 2 frames" in said
     none = measured(dataset, [], SafetyAssumptions()).metrics
     assert none.critical.excluded == {"no camera height, camera pitch, focal length, speed": 2}
-    told = replace(
+    known = replace(
         with_camera(dataset, "a"),
         frames=tuple(one.model_copy(update={"attributes": {"speed_kmh": "20"}}) for one in frames),
     )
-    own_speed = measured(told, [], SafetyAssumptions()).metrics.critical
+    own_speed = measured(known, [], SafetyAssumptions()).metrics.critical
     assert (own_speed.frames, own_speed.boxes) == (1, 0), "at 20 km/h it stops within 8.6 m"
 
 

@@ -1,4 +1,4 @@
-"""Key figures come from records, the audit log and runs; what nobody observed is no zero."""
+"""Key figures come from records, the audit log and runs; what was not observed is null, not 0."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_a_warned_driver_brakes_later_than_the_car():
 
 
 class Finder:
-    """Finds what it is told to find; the images say nothing to it."""
+    """Returns the boxes it was given, whatever the image shows."""
 
     classes = ("car", "pedestrian")
 

@@ -35,19 +35,19 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def told() -> list[Any]:
+def calls() -> list[Any]:
     return []
 
 
 @pytest.fixture
-def browser(shown_frames: list[ShownFrame], told: list[Any]) -> FrameBrowser:
+def browser(shown_frames: list[ShownFrame], calls: list[Any]) -> FrameBrowser:
     grid = np.array([(n % 10, n // 10) for n in range(60)], np.float32)
     return FrameBrowser(
         shown_frames,
-        on_tag=lambda some: told.append(some) or f"{len(some)} tagged",
+        on_tag=lambda some: calls.append(some) or f"{len(some)} tagged",
         extras=BrowserExtras(
             points=grid,
-            search=lambda frame, box: told.append((frame, box)) or shown_frames[10:13],
+            search=lambda frame, box: calls.append((frame, box)) or shown_frames[10:13],
             comparison=(SliceChange("light=night", 30, 0.9, 0.5, -0.4, -0.5, -0.3),),
         ),
     )
@@ -86,10 +86,10 @@ def press(page: Any, *keys: str) -> None:
 
 
 def test_marks_by_keyboard_are_counted_confirmed_and_arrive(
-    page: Any, browser: FrameBrowser, told: list[Any]
+    page: Any, browser: FrameBrowser, calls: list[Any]
 ) -> None:
     press(page, "t")
-    assert not told and page.locator(".wb-ask").count() == 0, "nothing is marked"
+    assert not calls and page.locator(".wb-ask").count() == 0, "nothing is marked"
     press(page, "Space", "ArrowRight", "Space", "ArrowDown", "Space")
     page.get_by_text("3 frames marked").wait_for()
     columns = page.evaluate("Math.round(1200 / document.querySelector('.wb-card').offsetWidth)")
@@ -97,12 +97,12 @@ def test_marks_by_keyboard_are_counted_confirmed_and_arrive(
     assert arrived(page, lambda: list(browser.marked) == wanted)
     press(page, "t")
     page.get_by_text("Tag in FiftyOne: 3 marked frames?").wait_for()
-    assert not told, "asked first"
+    assert not calls, "asked first"
     press(page, "Escape")
     assert page.locator(".wb-ask").count() == 0
     press(page, "t", "t")
     page.get_by_text("3 tagged").wait_for()
-    assert told == [tuple(wanted)]
+    assert calls == [tuple(wanted)]
     press(page, "c")
     page.get_by_text("No frame marked").wait_for()
     assert arrived(page, lambda: browser.marked == ())
@@ -168,7 +168,7 @@ def test_the_large_view_zooms_pans_and_steps(page: Any) -> None:
 
 
 def test_a_box_that_is_drawn_is_searched_for(
-    page: Any, browser: FrameBrowser, told: list[Any]
+    page: Any, browser: FrameBrowser, calls: list[Any]
 ) -> None:
     press(page, "Enter", "b")
     spot = page.locator(".wb-image").bounding_box()
@@ -178,7 +178,7 @@ def test_a_box_that_is_drawn_is_searched_for(
     page.mouse.move(x + 60, y + 40, steps=4)
     page.mouse.up()
     page.locator(".wb-chip", has_text="like what is in the box · 3").wait_for()
-    frame, box = told[0]
+    frame, box = calls[0]
     assert frame == browser.frames[0].frame
     x1, y1, x2, y2 = box.xyxy
     assert (x1 + x2) / 2 == pytest.approx(60, abs=2) and (y1 + y2) / 2 == pytest.approx(40, abs=2)

@@ -188,7 +188,7 @@ def ask_holdout(
                 raise VerificationError(
                     f"the budget of {counted(record.budget, 'query', 'queries')} is spent",
                     where=short_ref(ref),
-                    hint="Hold out new frames: these have told what they may",
+                    hint="Hold out new frames: these have answered as often as they may",
                     reason=Refusal.HOLDOUT_SPENT,
                 )
             audit.append(store.workspace, "holdout-asked", by=by, subjects=(ref, model.ref))

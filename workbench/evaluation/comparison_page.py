@@ -110,7 +110,7 @@ def _headline(comparison: Comparison, verdicts: dict[str, str]) -> str:
     words = {
         "better": "finds more",
         "worse": "finds fewer",
-        "unknown": "can't be told from the other model by what it finds",
+        "unknown": "shows no proven difference in what it finds",
     }
     change = comparison.difference("recall").estimate
     said = f"Over all, <b>{name} {words[verdicts.get('all', 'unknown')]}</b>"

@@ -450,10 +450,10 @@ def _first(*values: float | None) -> float:
 
 def _speed(frame: Frame, assumptions: SafetyAssumptions) -> float:
     try:
-        told = float(frame.attributes["speed_kmh"])
+        speed = float(frame.attributes["speed_kmh"])
     except (KeyError, ValueError):
-        told = math.nan
-    return told if math.isfinite(told) else _first(assumptions.speed_kmh)
+        speed = math.nan
+    return speed if math.isfinite(speed) else _first(assumptions.speed_kmh)
 
 
 def _missing(camera: Floats, speed: float) -> str:
@@ -469,7 +469,7 @@ def _assumed(
 ) -> tuple[str, ...]:
     """Every assumption in words, with how many frames it stands in for."""
     one = Drive(id="unknown")
-    told: dict[str, Callable[[Frame], bool]] = {
+    known: dict[str, Callable[[Frame], bool]] = {
         "camera_height_m": lambda f: drives.get(f.drive, one).camera_height_m is not None,
         "camera_pitch_deg": lambda f: drives.get(f.drive, one).camera_pitch_deg is not None,
         "horizontal_view_deg": lambda f: drives.get(f.drive, one).calibration.fx is not None,
@@ -486,7 +486,7 @@ def _assumed(
     ]
     for name, text in units.items():
         value = getattr(assumptions, name)
-        count = sum(not told[name](frame) for frame in frames)
+        count = sum(not known[name](frame) for frame in frames)
         if value is not None and count:
             lines.append(f"{text.format(value)} for {counted(count, 'frame')}")
     lines.append(
