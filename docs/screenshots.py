@@ -234,6 +234,8 @@ def show_widget(page: Any, widget: Any, *, dark: bool = False) -> None:
         data = [base64.b64encode(one).decode() for one in buffers]
         page.evaluate("([content, data]) => workbenchTell(content, data)", [content, data])
 
+    told_by_page: dict[str, Any] = {}
+
     def hear(heard: Any) -> None:
         if "message" in heard:
             widget._handle_custom_msg(heard["message"], [])
@@ -241,10 +243,15 @@ def show_widget(page: Any, widget: Any, *, dark: bool = False) -> None:
         value = heard["value"]
         # A memoryview, as ipykernel delivers it.
         data = memoryview(base64.b64decode(value["bytes"])) if isinstance(value, dict) else value
+        # As in ipywidgets, the page is not told what it said itself: it may be further by then.
+        told_by_page[heard["set"]] = bytes(data) if isinstance(data, memoryview) else data
         with widget.hold_trait_notifications():
             widget.set_trait(heard["set"], data)
+        told_by_page.clear()
 
     def show(change: Any) -> None:
+        if change.name in told_by_page and told_by_page[change.name] == change.new:
+            return
         page.evaluate("([name, to]) => workbenchSet(name, to)", [change.name, encoded(change.new)])
 
     names = [name for name in widget.keys if name in _PAGE_TRAITS]
