@@ -17,6 +17,7 @@ from tests.training.scenes import CLASSES, SPEC, TINY, scenes
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.detection.config import LITE0, DetectorConfig
+from workbench.detection.detector import Detector
 from workbench.detection.efficientnet import Lite0Detector, load_pretrained_weights
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor, load_checkpoint
 from workbench.detection.preprocessing import load_rgb, preprocess_batch
@@ -113,18 +114,38 @@ def test_heads_are_trained_on_features_before_the_backbone(workspace: Workspace)
     for name, value in trained.weights.items():
         if name.startswith("backbone."):
             assert torch.equal(value, pretrained[name.removeprefix("backbone.")]), name
-    both = train(scenes(workspace), HEADS_FIRST, classes=CLASSES, preprocessing=SPEC)
-    name = "backbone.stages.5.0.expand.conv.weight"
-    assert not torch.equal(both.weights[name], trained.weights[name])
+    for config in (HEADS_FIRST, HEADS_FIRST.replace(freeze=4, window=(32, 32))):
+        both = train(scenes(workspace), config, classes=CLASSES, preprocessing=SPEC)
+        changed = {
+            name.split(".")[2]
+            for name, value in both.weights.items()
+            if name.startswith("backbone.stages") and not torch.equal(value, trained.weights[name])
+        }
+        assert changed == set("123456" if config.freeze == 2 else "3456")
     assert both.config.as_json()["heads_first"] == 0.5
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+def test_the_backbone_goes_on_from_known_maps() -> None:
+    torch.manual_seed(0)
+    lite0 = Lite0Detector(DetectorConfig(architecture=LITE0, classes=CLASSES)).eval()
+    for model in (lite0, Detector(DetectorConfig(classes=CLASSES)).eval()):
+        images = torch.randn(1, 3, 64, 96)
+        whole = model.backbone_maps(images)
+        for levels in (1, 2, 3):
+            maps = model.complete_maps(model.backbone_maps(images, levels))
+            assert all(torch.equal(*pair) for pair in zip(maps, whole, strict=True))
+        stages = len(model.backbone_stages())
+        known = [model.known_levels(frozen) for frozen in range(stages + 1)]
+        assert known == ([0, 0, 0, 0, 1, 1, 2, 2, 3] if stages == 8 else [0, 0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(("stop", "freeze"), [(1, 4), (3, 4), (3, 2)])
 def test_heads_first_resumes_to_the_same_weights_however_much_space_there_is(
-    workspace: Workspace, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, stop: int, freeze: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"classes": CLASSES, "preprocessing": SPEC}
-    config = HEADS_FIRST.replace(window=(32, 32))
+    # With 4 stages frozen, steps after those of the heads start at the finest map.
+    config = HEADS_FIRST.replace(window=(32, 32), freeze=freeze)
     whole = train(scenes(workspace), config, **settings)
 
     def full(file: int, content: bytes, offset: int) -> int:

@@ -170,8 +170,20 @@ class PyramidDetector(nn.Module):
         for head in self._heads():
             _bias_of(head.cls).data.copy_(torch.log(shares / (1 - shares)))
 
-    def backbone_maps(self, x: Tensor) -> list[Tensor]:
-        """Maps of the backbone, one for each stride, finest first."""
+    def backbone_maps(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
+        """Maps of the backbone, one for each stride, finest first; the first ``levels`` only."""
+        raise NotImplementedError
+
+    def complete_maps(self, known: Sequence[Tensor]) -> list[Tensor]:
+        """All maps of the backbone from the first of them: what lies before is not computed."""
+        raise NotImplementedError
+
+    def known_levels(self, frozen: int) -> int:
+        """How many maps of the backbone stay as they are while its first stages are frozen.
+
+        Args:
+            frozen: Number of frozen stages, the stem first.
+        """
         raise NotImplementedError
 
     def _build_pyramid(self, channels: Sequence[int]) -> None:
@@ -230,13 +242,21 @@ class Detector(PyramidDetector):
         """The stem, then a stage for each stride."""
         return [self.stem, *self.stages]
 
-    def backbone_maps(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
+    def backbone_maps(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
+        x, maps = self.stem(x), []
+        for stage in self.stages[:levels]:
             x = stage(x)
             maps.append(x)
         return maps
+
+    def complete_maps(self, known: Sequence[Tensor]) -> list[Tensor]:
+        maps = list(known)
+        for stage in self.stages[len(known) :]:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def known_levels(self, frozen: int) -> int:
+        return max(0, frozen - 1)
 
 
 def _bias_of(convolution: nn.Conv2d) -> Tensor:

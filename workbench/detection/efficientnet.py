@@ -16,7 +16,7 @@ import importlib.metadata
 import io
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,20 +178,30 @@ class EfficientNetLite0(nn.Module):
         self.head = ConvNorm(channels[-1], _HEAD_CHANNELS) if classifier else None
         self.classifier = nn.Linear(_HEAD_CHANNELS, _IMAGENET_CLASSES) if classifier else None
 
-    def maps(self, x: Tensor) -> list[Tensor]:
+    def maps(self, x: Tensor, levels: int = len(_TAPS)) -> list[Tensor]:
         """Feature maps at strides 8, 16 and 32 with 40, 112 and 320 channels, finest first.
 
         Args:
             x: Float32 images ``[n, 3, height, width]``, see `Preprocessing.imagenet_lite`; sides
                 are multiples of 32.
+            levels: How many of them.
         """
-        x = self.stem(x)
-        taps = []
-        for number, stage in enumerate(self.stages):
+        return self._maps_after(self.stem(x), [], self.stages[: _TAPS[levels - 1] + 1])
+
+    def complete_maps(self, known: Sequence[Tensor]) -> list[Tensor]:
+        """All maps from the first of them, by the stages after these."""
+        begun = _TAPS[len(known) - 1] + 1
+        return self._maps_after(known[-1], list(known), self.stages[begun:], begun)
+
+    @staticmethod
+    def _maps_after(
+        x: Tensor, maps: list[Tensor], stages: nn.ModuleList, begun: int = 0
+    ) -> list[Tensor]:
+        for number, stage in enumerate(stages, start=begun):
             x = stage(x)
             if number in _TAPS:
-                taps.append(x)
-        return taps
+                maps.append(x)
+        return maps
 
     def forward(self, x: Tensor) -> Tensor:
         """ImageNet logits ``[n, 1000]`` of images ``[n, 3, height, width]``."""
@@ -258,8 +268,14 @@ class Lite0Detector(PyramidDetector):
         self.backbone.load_state_dict({name: weights[name] for name in own})
         self.supplier = supplier
 
-    def backbone_maps(self, x: Tensor) -> list[Tensor]:
-        return self.backbone.maps(x)
+    def backbone_maps(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
+        return self.backbone.maps(x, levels or len(self.config.strides))
+
+    def complete_maps(self, known: Sequence[Tensor]) -> list[Tensor]:
+        return self.backbone.complete_maps(known)
+
+    def known_levels(self, frozen: int) -> int:
+        return sum(number + 2 <= frozen for number in _TAPS[: len(self.config.strides)])
 
 
 def load_pretrained_weights(

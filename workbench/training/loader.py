@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import cv2
 import numpy as np
@@ -52,11 +53,15 @@ _CACHE_SHARE = 0.5  # of the free memory: the network, the system and other step
 _CGROUP = Path("/sys/fs/cgroup")
 _ORDER_STREAM = 1 << 30  # separates the random numbers of the order from those of the steps
 _VARIANT_STREAM = 1 << 31
-_COARSEST = 32  # stride of the coarsest maps of a pretrained backbone
+_FINEST, _COARSEST = 8, 32  # strides of the backbone's maps
 _AROUND_OBJECTS = 0.8  # of the windows
 
 _FrameFeatures = tuple[list[Tensor], Targets]
 """Maps of the backbone, float16 ``[1, channels, rows, columns]``, and the targets of a frame."""
+
+
+class _Backbone(Protocol):
+    def __call__(self, images: Tensor, levels: int) -> Sequence[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -181,9 +186,13 @@ class DataLoader:
         return Batch(images.transpose(0, 3, 1, 2), targets)
 
     def feature_batches(
-        self, first: int, last: int, backbone: Callable[[Tensor], Sequence[Tensor]]
+        self,
+        first: int,
+        last: int,
+        backbone: _Backbone,
+        levels: Callable[[int], int],
     ) -> Iterator[Batch]:
-        """Batches of the backbone's maps instead of images, for steps that leave it as it is.
+        """Batches of the backbone's maps instead of images, for steps that leave these as they are.
 
         A frame has `TrainingOptions.variants` augmented variants. Their maps are computed one image
         at a time and rounded to 16 bits, so that it makes no difference which of them are cached.
@@ -191,7 +200,9 @@ class DataLoader:
         Args:
             first: First step.
             last: One past the last step.
-            backbone: float32 ``[1, 3, height, width]`` to maps ``[1, channels, rows, columns]``.
+            backbone: float32 ``[1, 3, height, width]`` and a number of levels to so many maps
+                ``[1, channels, rows, columns]``, finest first.
+            levels: How many levels a step takes; never more than the step before it.
         """
         scratch = self._workspace.scratch
         scratch.mkdir(parents=True, exist_ok=True)
@@ -202,17 +213,17 @@ class DataLoader:
                 for slot in self._slots:
                     rng = np.random.default_rng([self._config.seed, step, slot])
                     key = int(self._indices(step)[slot]), int(rng.integers(self._config.variants))
-                    cached = cache.get(key)
+                    cached = cache.get(key, levels(step))
                     if cached is None:
-                        cached = self._features(key, step, backbone)
+                        cached = self._features(key, step, partial(backbone, levels=levels(step)))
                         cache.add(key, cached)
                     maps, targets = cached
                     if self._config.window is not None:
                         maps, targets = _crop_features(maps, targets, self._config.window, rng)
                     parts.append((maps, targets))
-                levels = zip(*(maps for maps, _ in parts), strict=True)
+                by_level = zip(*(maps for maps, _ in parts), strict=True)
                 yield Batch(
-                    tuple(torch.cat(level).float() for level in levels),
+                    tuple(torch.cat(maps).float() for maps in by_level),
                     [targets for _, targets in parts],
                 )
 
@@ -303,14 +314,14 @@ class _FeatureCache:
         self._left = free.f_bavail * free.f_frsize // 2
         self._end = 0
 
-    def get(self, key: tuple[int, int]) -> _FrameFeatures | None:
-        """The maps ``[1, channels, rows, columns]`` of a frame's variant, if they are cached."""
+    def get(self, key: tuple[int, int], levels: int) -> _FrameFeatures | None:
+        """The first maps ``[1, channels, rows, columns]`` of a frame's variant, where cached."""
         entry = self._entries.get(key)
         if entry is None:
             return None
         offset, shapes, targets = entry
         maps = []
-        for shape in shapes:
+        for shape in shapes[:levels]:
             buffer = bytearray(shape.numel() * torch.half.itemsize)
             if os.preadv(self._file.fileno(), [buffer], offset) != len(buffer):
                 return None
@@ -342,13 +353,13 @@ def _crop_features(
     Most windows lie around a random object, at a random place in it; the others anywhere.
 
     Args:
-        maps: ``[1, channels, rows, columns]``, finest first, coarsest at stride `_COARSEST`.
+        maps: ``[1, channels, rows, columns]``, the finest first, at stride `_FINEST`.
         targets: In network pixels.
         window: Width and height in network pixels, multiples of `_COARSEST`; at most the frame.
         rng: Random numbers of this slot of this step.
     """
-    rows, columns = maps[-1].shape[2:]
-    whole = np.array([columns, rows]) * _COARSEST
+    rows, columns = maps[0].shape[2:]
+    whole = np.array([columns, rows]) * _FINEST
     size = np.minimum(window, whole)
     room = (whole - size) // _COARSEST
     if len(targets.boxes) and rng.random() < _AROUND_OBJECTS:
@@ -359,7 +370,7 @@ def _crop_features(
         start = rng.integers(room + 1)
     parts = []
     for level in maps:
-        cells = level.shape[3] // columns  # of this level in one of the coarsest
+        cells = _COARSEST * level.shape[3] // int(whole[0])  # of this level in one of the coarsest
         x, y = start * cells
         width, height = size // _COARSEST * cells
         parts.append(level[:, :, y : y + height, x : x + width])

@@ -211,13 +211,14 @@ class ModelWithLoss(nn.Module):
     def forward(
         self, images: Tensor | tuple[Tensor, ...], truth: GroundTruthBatch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of images, or of the backbone's maps of images."""
+        """Losses of images, or of the backbone's maps of images, finest first."""
         with self._autocast():
             if self._loss is None:
                 losses = self.model.losses(images, truth)
                 return losses.total.float(), losses.cls, losses.box
             if isinstance(images, tuple):
-                outputs = self.model.apply_heads(self.model.pyramid(images))
+                maps = self.model.complete_maps(images)
+                outputs = self.model.apply_heads(self.model.pyramid(maps))
             else:
                 outputs = self.model(images)
         losses = self._loss(outputs, truth)

@@ -294,12 +294,18 @@ class _TrainingLoop:
         return done
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
-        """Features of the backbone for the steps that train the heads only, then images."""
-        switch = max(first, round(self.config.heads_first * last))
+        """Known features of the backbone for the steps that leave it as it is, then images."""
+        config, model = self.config, self.state.model
+        heads_until = round(config.heads_first * last)
+        levels = len(model.config.strides) if heads_until else 0
+        known = model.known_levels(config.freeze) if config.window and config.freeze_norm else 0
+        switch = max(first, last if known else heads_until)
         if first < switch:
-            device, model = self.config.device, self.state.model
             yield from self.loader.feature_batches(
-                first, switch, lambda images: model.backbone_maps(images.to(device))
+                first,
+                switch,
+                lambda images, levels: model.backbone_maps(images.to(config.device), levels),
+                lambda step: levels if step < heads_until else known,
             )
         yield from self.loader.batches(switch, last)
 
