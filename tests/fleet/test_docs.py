@@ -7,6 +7,7 @@ from pathlib import Path
 
 from workbench.fleet.plan import load_plan
 from workbench.fleet.reasons import Reason
+from workbench.fleet.simulated import SHADOW_ECU
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +17,9 @@ def test_every_reason_is_explained_once() -> None:
     assert re.findall(r"^\| `([a-z-]+)` \|", page, re.M) == [reason.value for reason in Reason]
 
 
-def test_the_plan_of_the_repository_is_valid() -> None:
+def test_the_plans_of_the_repository_are_valid() -> None:
+    shadow = load_plan(ROOT / "pipelines" / "shadow.yaml")
+    assert [one.ecu for one in shadow.components] == [SHADOW_ECU]
     plan = load_plan(ROOT / "pipelines" / "rollout.yaml")
     assert [stage.name for stage in plan.stages] == [
         "lab", "simulation", "closed-track", "limited-fleet", "full-fleet",

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.notebooks import EXPLORE, run_cells
 from workbench.audit import log as audit
 from workbench.core.errors import ParameterError
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace
+from workbench.core.workspace import HOME_VARIABLE, Workspace
 from workbench.fleet import rollout
 from workbench.fleet.components import VehicleProfile
 from workbench.fleet.director import Director
@@ -208,7 +209,11 @@ def test_an_incompatible_vehicle_is_told_why_and_never_sent(
     assert xavier.notice["reason"] == "untested-target" and "Xavier" in xavier.notice["message"]
 
 
-def test_a_canary_that_is_worse_is_rolled_back_by_itself(make_fleet: Callable[..., Fleet]) -> None:
+def test_a_canary_that_is_worse_is_rolled_back_by_itself(
+    make_fleet: Callable[..., Fleet],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     fleet = make_fleet(60, regressions={1: 8.0})
     stage = {
         "name": "limited", "where": ROAD, "size": "12", "soak": "3d", "judge": JUDGE,
@@ -230,6 +235,13 @@ def test_a_canary_that_is_worse_is_rolled_back_by_itself(make_fleet: Callable[..
     # Back on the old bytes with a higher release counter than the bad one had.
     counters = {one.installed["front-camera"].component.counter for one in fleet.simulated.vehicles}
     assert max(counters) > 1
+    monkeypatch.setenv(HOME_VARIABLE, str(fleet.folder.root.parent))
+    names = run_cells(EXPLORE / "why_canary_stopped.ipynb")
+    judgement = stopped["judgement"]
+    assert names["answer"].p_value == judgement["p_value"]  # type: ignore[attr-defined]
+    assert names["answer"].why == judgement["why"]  # type: ignore[attr-defined]
+    said = capsys.readouterr().out
+    assert "camera-1, stage limited: rolled-back" in said and "without vehicle-" in said
 
 
 def test_silent_canaries_hold_a_stage(make_fleet: Callable[..., Fleet]) -> None:

@@ -126,6 +126,26 @@ def _records() -> list[tuple[Record, dict[str, Path | bytes]]]:
     )
     return [
         (
+            types.Campaign(
+                name="night-riders",
+                conditions={"light": "night"},
+                classes=("cyclist",),
+                score=(0.1, 0.5),
+                exemplar=FRAME,
+                vector=(0.6, 0.8),
+                encoder="e" * 64,
+                similarity=0.5,
+                regions=("eu",),
+                share=0.5,
+                bytes_a_vehicle=1000,
+                frames_a_drive=2,
+                days=(3, 9),
+                by="ana",
+                alarm=_ref("alarm"),
+            ),
+            {},
+        ),
+        (
             types.Alarm(
                 signal="confidence",
                 also=("detections[car]",),

@@ -129,8 +129,50 @@ def test_the_page_explains_every_reason_and_the_rules_are_valid() -> None:
     for rule in rules:
         named = re.findall(r"workbench_\w+", rule["expr"])
         assert named and all(f"\n{name}" in metrics for name in named)
-    if promtool := shutil.which("promtool"):
-        subprocess.run([promtool, "check", "rules", root / "telemetry-rules.yaml"], check=True)
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="needs promtool: install Debian's `prometheus` package",
+)
+def test_the_rules_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
+    rules = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "telemetry-rules.yaml"
+    refused = 'workbench_telemetry_messages_total{result="quarantined",reason="impossible"}'
+    series = [
+        # The last message came at 0 s; 1 message a minute is put aside from 3 h on.
+        {"series": "workbench_telemetry_last_message_seconds", "values": "0x300"},
+        {"series": refused, "values": "0x180 1+1x120"},
+    ]
+
+    def expected(name: str, minutes: int, *alerts: dict[str, object]) -> dict[str, object]:
+        return {"eval_time": f"{minutes}m", "alertname": name, "exp_alerts": list(alerts)}
+
+    labels = {"severity": "ticket", "reason": "impossible"}
+    annotations = {
+        "summary": "15 messages were put aside in an hour: impossible",
+        "action": "Look into quarantine/impossible of the table",
+    }
+    silent = yaml.safe_load(rules.read_text())["groups"][0]["rules"][0]
+    page = {"exp_labels": silent["labels"], "exp_annotations": silent["annotations"]}
+    ticket = {"exp_labels": labels, "exp_annotations": annotations}
+    checks = [
+        expected("TelemetrySilent", 60),
+        expected("TelemetrySilent", 65),  # `for` has not passed
+        expected("TelemetrySilent", 75, page),
+        expected("TelemetryQuarantined", 185),
+        expected("TelemetryQuarantined", 195, ticket),
+    ]
+    body = {
+        "rule_files": [str(rules)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": checks}],
+    }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(body))
+    subprocess.run(["promtool", "check", "rules", str(rules)], check=True)
+    done = subprocess.run(
+        ["promtool", "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_bundles_and_tables_of_version_1_stay_readable(tmp_path: Path) -> None:

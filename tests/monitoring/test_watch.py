@@ -1,12 +1,15 @@
 """A table of telemetry in which known things changed: what is found, why, and by which command."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
+from tests.notebooks import EXPLORE, load_app, run_cells
 from workbench.cli import cli
 from workbench.core.workspace import HOME_VARIABLE, Workspace
 from workbench.data.telemetry import TelemetryBundle, count, sketch
@@ -179,11 +182,55 @@ def test_rides_keep_what_was_not_reported_apart_from_zero(table):
 
 def test_the_notebook_says_what_drifted(table, capsys):
     table.write(fleet(darker=0.2))
-    body = json.loads((PIPELINE.parents[1] / "notebooks/explore/what_drifted.ipynb").read_text())
-    names: dict[str, object] = {}
-    for cell in body["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)  # noqa: S102 - our own notebook
+    run_cells(EXPLORE / "what_drifted.ipynb")
     said = capsys.readouterr().out
     assert "light=day input.brightness" in said
     assert "unknown: no drives of the same weeks of an earlier year" in said
+
+
+def test_a_candidate_in_the_shadow_counts_only_where_it_is_asked_for(table, capsys):
+    rng = np.random.default_rng(4)
+    made = []
+    for number in range(20):
+        made.append(ride(rng, number, 30, light="night"))
+        shadow = ride(rng, number, 30, light="night", confidence=0.3, model="shadow/m2")
+        made.append(shadow.model_copy(update={"ride": made[-1].ride}))
+    table.write(made)
+    table.put_frame("vehicle-0001", 7, json.dumps(RETURNED).encode(), JPEG)
+    assert set(read_rides(table.url).models) == {"m1"}
+    found = run("drift", "--models", "m2,m1")  # the prefix need not be written
+    assert [row["signal"] for row in found["drifted"]] == ["confidence[car]"]
+    names = run_cells(EXPLORE / "shadow_against_champion.ipynb")
+    said = capsys.readouterr().out
+    assert (names["candidate"], names["champion"]) == ("shadow/m2", "m1")
+    assert "light=night confidence[car]" in said and "1 frames: 0 at random" in said
+
+
+BOX = {"cls": "car", "score": 0.9, "xyxy": [1, 1, 5, 5]}
+RETURNED = {
+    "vehicle": "vehicle-0001", "sequence": 7, "shadow": "m2", "arm": "disagreement",
+    "drive": "30", "champion": [BOX], "candidate": [],
+}  # fmt: skip
+_STREAM = io.BytesIO()
+Image.new("RGB", (8, 8)).save(_STREAM, "JPEG")
+JPEG = _STREAM.getvalue()
+
+
+def test_the_board_draws_stages_series_and_figures_that_nobody_typed_in(table, workspace):
+    board = load_app("board")
+    rng = np.random.default_rng(4)
+    rides = [ride(rng, number, number % 3) for number in range(12)]
+    table.write([*rides, ride(rng, 1, 9, model="shadow/m2")])
+    days, values = board.daily_rates(table.url)["frames.late"]
+    assert days == [0, 1, 2] and max(values) > 0  # not the shadow's day
+    rollout = {
+        "id": "camera-1", "state": "rolled-back", "why": "<worse>", "running": 0, "back": 12,
+        "stages": ["lab", "limited", "full"], "stage": "limited",
+    }  # fmt: skip
+    drawn = board.stage_map(rollout)
+    assert "<b>lab</b><br>done" in drawn and "<b>limited</b><br>rolled-back" in drawn
+    assert "<b>full</b><br>ahead" in drawn and "&lt;worse&gt;" in drawn
+    rows = board.kpi_rows(board.kpis.measure_kpis(workspace, telemetry=table.url))
+    said = {row["figure"]: row["value"] for row in rows}
+    assert said["wrong boxes"] == said["automation share"] == "not observed"
+    assert said["experiments in the last week"] == "0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.notebooks import load_app
 from tests.release.conftest import CHECKPOINT, DATASET, FILES, METRICS, RULES, gate
 from workbench import cli, services
 from workbench.core import digest
@@ -22,8 +22,6 @@ from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.release import registry
 from workbench.release.publishing import publish_release
-
-BOARD = Path(__file__).parents[2] / "notebooks/explore/apps/board.py"
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +152,7 @@ def test_under_signed_a_changed_registry_is_refused_by_name(home: Workspace, cli
 
 
 def test_the_board_says_where_mlflow_differs(home: Workspace, client: Any) -> None:
-    spec = importlib.util.spec_from_file_location("board", BOARD)
-    assert spec is not None and spec.loader is not None
-    board = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(board)
+    board = load_app("board")
     assert board.registry_note(home) == "MLflow says what the signed records say."
     client.set_registered_model_alias("front-camera", "champion", "3")
     assert "champion points to version 3; the records say 2" in board.registry_note(home)

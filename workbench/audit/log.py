@@ -57,6 +57,7 @@ Event = Literal[
     "key-revoked",
     "packed",
     "alarm",
+    "campaign",
     "incident-added",
     "incident-retired",
     "holdout-opened",
@@ -65,7 +66,8 @@ Event = Literal[
 ]
 """``frames-read``: images were handed to people, with ``why``. ``rollout``: an event of a fleet's
 rollout, with its ``action``. ``claimed``: a signed claim was added to a release. ``alarm``: one of
-the fleet's monitoring was raised, accepted, dismissed or retrained for, as ``action`` says."""
+the fleet's monitoring was raised, accepted, dismissed or retrained for, as ``action`` says.
+``campaign``: frames were asked of vehicles, or no longer, likewise."""
 
 _START = "0" * 64  # digest before the first line
 _PURPOSE = "audit checkpoint"

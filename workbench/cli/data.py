@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ()
 
-FORMATS = ["auto", "images", "coco", "scalabel", "yolo", "voc", "kitti", "fiftyone", "via"]
+FORMATS = [
+    *("auto", "images", "coco", "scalabel", "yolo", "voc", "kitti", "fiftyone", "via"),
+    "returned",
+]
 """Choices of ``--format``: those of `workbench.data.readers.READERS`, which is slow to import."""
 
 _EXAMPLES_PER_REASON = 5

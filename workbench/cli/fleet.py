@@ -233,9 +233,11 @@ def rollout(plan: Path, releases: tuple[str, ...], by: str | None, as_json: bool
     A release that its gates did not promote needs a waiver of each gate (`workbench waive`).
     Needs the offline keys. `workbench fleet up` has to run for anything to happen.
     """
+    from workbench.cli.drive import replay_release
     from workbench.fleet import publishing
     from workbench.fleet import rollout as stages
     from workbench.fleet.plan import load_plan
+    from workbench.fleet.simulated import SHADOW_ECU
 
     workspace = find_workspace()
     director, folder = _director(workspace), _folder(workspace)
@@ -264,6 +266,9 @@ def rollout(plan: Path, releases: tuple[str, ...], by: str | None, as_json: bool
         folder, vehicles, [component.ecu for component in components], now
     )
     note = "; ".join(str(waiver) for _, waivers in found for waiver in waivers)
+    for component, release in zip(components, verified, strict=True):
+        if component.ecu in {"front-camera", SHADOW_ECU}:
+            replay_release(workspace, folder.root, release.ref)
     started = stages.start(director, read, offers, rollbacks, _person(by), note=note)
     result: Json = {
         "rollout": started,

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from workbench.cli.alarms import alarms, envelope, envelope_state, raise_found, raised_text
+from workbench.cli.campaigns import campaign
 from workbench.cli.common import json_option, print_result, resolve_ref
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace, find_workspace
+from workbench.data.telemetry import SHADOW
 from workbench.records.base import short_ref
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def monitor() -> None:
 
 
 monitor.add_command(alarms)
+monitor.add_command(campaign)
 monitor.add_command(envelope)
 
 
@@ -126,13 +129,16 @@ def drift(  # noqa: PLR0913, PLR0917 - each is an option of the command
     workspace = find_workspace()
     rule = DriftRule(false_alarms_a_year=false_alarms)
     ref = resolve_ref(workspace, release, ("release",)) if release else None
-    rides = read_rides(_table(workspace, url), by=condition, model=model)
+    table = _table(workspace, url)
+    rides = read_rides(table, by=condition, model=model, shadow=models is not None)
     if models is not None:
         from workbench.monitoring.watch import disagreement_alarms
 
         candidate, _, champion = models.partition(",")
         if not champion:
             raise ParameterError("invalid --models", where=models, hint="CANDIDATE,CHAMPION")
+        if candidate not in rides.models and SHADOW + candidate in rides.models:
+            candidate = SHADOW + candidate
         found = compare_models(rides, candidate, champion, rule=rule)
         made = disagreement_alarms(rides, found, candidate, champion, model=ref)
         result, text = _look_json(found), _drift_text(found)

@@ -25,6 +25,9 @@ __all__ = ["SIGNALS", "Sketch", "TelemetryBundle"]
 TELEMETRY_VERSION: Final = 1
 """Version of bundles and of the signals below. Bins of a signal never change within a version."""
 
+SHADOW: Final = "shadow/"
+"""Begins the name of a model that answered in the shadow: nobody drove by it."""
+
 MAX_FRAMES = 10_000_000
 """Frames of one ride, at most; boxes at most 1,000 times as many."""
 

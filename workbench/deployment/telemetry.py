@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -172,12 +172,18 @@ def measure_rides(
     sources: Sequence[InputFrame],
     *,
     threads: int = 2,
+    watch: Callable[[Answer], None] = lambda _answer: None,
     progress: Progress | None = None,
 ) -> dict[str, tuple[Sketch, ...]]:
-    """Answer frames as a vehicle would; the sketches of each sequence, by its name."""
+    """Answer frames as a vehicle would; the sketches of each sequence, by its name.
+
+    Args:
+        watch: Called with each answer.
+    """
     rides: dict[str, RideSignals] = {}
 
     def measure(image: Pixels | DataError, answer: Answer) -> None:
+        watch(answer)
         new = RideSignals(runtime.classes, budget_ms=runtime.budget_ms)
         rides.setdefault(answer.sequence, new).add(answer, image)
 

@@ -261,7 +261,7 @@ def _target_status(
 
 
 _QDQ = {"QuantizeLinear", "DequantizeLinear"}
-_KNOWN_OPERATORS = _QDQ | {"Conv", "Relu", "Add", "Resize", "Concat", "MaxPool"}
+_KNOWN_OPERATORS = _QDQ | {"Conv", "Relu", "Add", "Resize", "Concat", "MaxPool", "Clip"}
 _NEWEST_OPSET = 18
 _DECODING_OPERATORS = {"Exp", "Elu", "Sigmoid", "Softmax", "TopK", "NonMaxSuppression", "Pow"}
 

@@ -86,7 +86,7 @@ class Stage(FrozenModel):
     control: Size = "all"
     soak: Duration = timedelta(0)
     approval: tuple[str, ...] = ()
-    installed: float = Field(default=0.95, gt=0, le=1)
+    installed: float = Field(default=0.95, ge=0, le=1)
     reporting: float = Field(default=0.9, ge=0, le=1)
     max_fell_back: float = Field(default=0.05, ge=0, lt=1)
     judge: CanaryRule | None = None

@@ -15,6 +15,7 @@ import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 from typing import Final
@@ -23,7 +24,7 @@ import numpy as np
 
 from workbench.core import digest
 from workbench.core.errors import ParameterError
-from workbench.core.text import counted
+from workbench.core.text import counted, short_repr
 from workbench.core.types import Json
 from workbench.fleet.canary import CanaryData, CanaryRule, Judgement, Outcome, judge
 from workbench.fleet.components import (
@@ -197,6 +198,61 @@ def rollback(director: Director, rollout: str, by: str, ecus: Sequence[str] = ()
         run = _Run(director, connection, _rollout(connection, rollout))
         run.expect(*_OPEN, "aborted", "completed", "rolled-back")
         return run.rollback(by, ecus)
+
+
+@short_repr
+@dataclass(frozen=True)
+class JudgedStage:
+    """What the canary judge saw of a stage.
+
+    Attributes:
+        vehicles: In the order of ``data``.
+        seed: Of the judge's draws: `judge` with it gives the same answer again.
+        events: History of the rollout: ``at``, ``event``, ``by`` and ``detail``.
+    """
+
+    rollout: str
+    state: str
+    stage: str
+    rule: CanaryRule
+    vehicles: tuple[str, ...]
+    data: CanaryData
+    seed: int
+    events: tuple[Json, ...]
+
+
+def judged_stage(director: Director, rollout: str | None = None) -> JudgedStage:
+    """What the judge last saw of a rollout.
+
+    Args:
+        rollout: By default the last one with a judgement.
+
+    Raises:
+        ParameterError: Nothing was judged yet.
+    """
+    with director.connect() as connection:
+        rows = connection.execute(
+            "SELECT * FROM rollouts WHERE judgement IS NOT NULL AND id = coalesce(?, id) "
+            "ORDER BY rowid",
+            (rollout,),
+        ).fetchall()
+        if not rows:
+            raise ParameterError("no canary was judged yet", where=rollout or director.database)
+        run = _Run(director, connection, rows[-1])
+        rule = run.stage.judge
+        assert rule is not None  # noqa: S101 - it was judged
+        members = [*run.members(canary=True), *run.members(canary=False)]
+        entered = datetime.fromisoformat(run.row["entered"])
+        return JudgedStage(
+            rollout=run.id,
+            state=run.row["state"],
+            stage=run.stage.name,
+            rule=rule,
+            vehicles=tuple(members),
+            data=run.canary_data(rule, entered, run.row["looks"]),
+            seed=_seed(run.row),
+            events=tuple(_events(connection, run.id)),
+        )
 
 
 class _Run:
@@ -392,7 +448,7 @@ class _Run:
 
     def _evaluate(self) -> None:
         stage, vehicles = self.stage, self._director.vehicles(self._connection)
-        names = self._members(canary=True)
+        names = self.members(canary=True)
         total = len(names)
         ours = {offer.target.sha256 for offer in self._offers}
         fell_back = sum(
@@ -429,7 +485,7 @@ class _Run:
         due = max(0, min(rule.looks, int(passed * rule.looks + 1e-9)))
         if due <= self.row["looks"]:
             return None
-        judgement = judge(self._data(rule, entered, due), rule, seed=_seed(self.row))
+        judgement = judge(self.canary_data(rule, entered, due), rule, seed=_seed(self.row))
         body = {
             "outcome": judgement.outcome,
             "look": judgement.look,
@@ -445,9 +501,9 @@ class _Run:
         self.event("judged", detail=f"{detail}{judgement.outcome}, {judgement.why}")
         return judgement
 
-    def _data(self, rule: CanaryRule, entered: datetime, looks: int) -> CanaryData:
+    def canary_data(self, rule: CanaryRule, entered: datetime, looks: int) -> CanaryData:
         """Whole days since the stage began, added up to each look."""
-        canary, control = self._members(canary=True), self._members(canary=False)
+        canary, control = self.members(canary=True), self.members(canary=False)
         index = {name: number for number, name in enumerate([*canary, *control])}
         exposure = np.zeros((len(index), looks))
         events = np.zeros((len(index), looks, len(rule.metrics)))
@@ -469,7 +525,8 @@ class _Run:
         )
         return len({row["vehicle"] for row in rows} & set(names))
 
-    def _members(self, *, canary: bool) -> list[str]:
+    def members(self, *, canary: bool) -> list[str]:
+        """Vehicles of the stage by name: canaries, or those that are compared with them."""
         rows = self._connection.execute(
             "SELECT vehicle FROM members WHERE rollout = ? AND stage = ? AND canary = ? "
             "ORDER BY vehicle",
@@ -580,9 +637,6 @@ def _rollout_status(
         "SELECT reason, count(*) AS n FROM exclusions WHERE rollout = ? GROUP BY reason",
         (row["id"],),
     )
-    events = connection.execute(
-        "SELECT * FROM events WHERE rollout = ? ORDER BY number", (row["id"],)
-    )
     done = row["stage"] >= len(plan.stages)
     return {
         "id": row["id"],
@@ -594,10 +648,13 @@ def _rollout_status(
         "back": sum(bool(have & back) for have in running.values()),
         "excluded": {one["reason"]: one["n"] for one in excluded},
         "judgement": read_json(row, "judgement") if row["judgement"] else None,
-        "events": [
-            {name: event[name] for name in ("at", "event", "by", "detail")} for event in events
-        ],
+        "events": _events(connection, row["id"]),
     }
+
+
+def _events(connection: sqlite3.Connection, rollout: str) -> list[Json]:
+    rows = connection.execute("SELECT * FROM events WHERE rollout = ? ORDER BY number", (rollout,))
+    return [{name: row[name] for name in ("at", "event", "by", "detail")} for row in rows]
 
 
 def _rollout(connection: sqlite3.Connection, rollout: str) -> sqlite3.Row:

@@ -22,6 +22,8 @@ from workbench.records.base import make_ref
 
 __all__ = ["drive"]
 
+SHADOW_ECU = "front-camera-shadow"
+CAMPAIGNS_ECU = "campaigns"
 FRAMES_A_DAY = 20_000
 _RATES = {"late": 2e-4, "fallbacks": 5e-4}  # of a frame, mean over vehicles
 _CPU = EcuProfile(hardware="x86-64 CPU", engine="onnxruntime", runtime="1.23.0")
@@ -161,6 +163,10 @@ def _profile(number: int, rng: np.random.Generator) -> VehicleProfile:
             "front-camera": _CAMERAS[0][1] if on_site else camera,
             "planner": _CPU,
             "cabin": _CPU,
+            # Partitions of the camera's ECU and of the primary: a candidate that nobody drives by,
+            # and queries for frames. They are updated, stopped and taken back like the others.
+            SHADOW_ECU: _CAMERAS[0][1] if on_site else camera,
+            CAMPAIGNS_ECU: _CPU,
         },
         simulated=True,
     )

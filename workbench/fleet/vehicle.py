@@ -192,6 +192,20 @@ class Vehicle:
         state = self._state
         return {ecu: state.slots[ecu][name].target for ecu, name in state.active.items()}
 
+    def read_installed(self, ecu: str) -> bytes:
+        """The file that an ECU loads, from its active slot, as both repositories signed it.
+
+        Raises:
+            UpdateRefused: It was changed since it was installed.
+        """
+        slot = self._state.slots[ecu][self._state.active[ecu]]
+        name = f"release/{slot.target.component.file}"
+        content = (self._slot(ecu, self._state.active[ecu]) / name).read_bytes()
+        if digest.of_bytes(content) != slot.files[name]:
+            what = f"{name} of {ecu} was changed on disk"
+            raise UpdateRefused(Reason.WRONG_CONTENT, what, where=self.profile.id)
+        return content
+
     @property
     def fell_back(self) -> tuple[FellBack, ...]:
         """What this vehicle will not install again."""

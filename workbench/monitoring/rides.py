@@ -7,12 +7,14 @@ day. What is drawn at random says ``simulated``.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from PIL import Image
 from pydantic import TypeAdapter
 
 from workbench.core import digest
@@ -29,6 +31,40 @@ _DRAWN: Final = 200  # values of a simulated ride
 _MISSED_AT: Final = 5  # near misses of a ride that make its report urgent
 
 
+class RideBox(FrozenModel):
+    """A box of the model: ``xyxy`` in pixels of the frame, ``score`` in [0, 1]."""
+
+    cls: str
+    score: float
+    xyxy: tuple[float, float, float, float]
+
+
+class RideFrame(FrozenModel):
+    """A frame that the vehicle still has, and what its model answered.
+
+    Attributes:
+        path: The image.
+        file: Its name in answers.
+        frame: Its digest.
+        redaction: How faces and number plates were removed; ``none`` if they were not.
+    """
+
+    path: Path
+    file: str
+    frame: str
+    redaction: str = "none"
+    boxes: tuple[RideBox, ...] = ()
+
+    def jpeg(self) -> bytes:
+        """The image as a JPEG file; the file itself if it is one."""
+        content = self.path.read_bytes()
+        if content.startswith(b"\xff\xd8"):
+            return content
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(content)).convert("RGB").save(stream, "JPEG", quality=95)
+        return stream.getvalue()
+
+
 class Ride(FrozenModel):
     """What one model measured on one drive.
 
@@ -36,6 +72,7 @@ class Ride(FrozenModel):
         model: Digest of the bundle.
         dataset: Where the frames are from.
         conditions: The same in all frames of the drive.
+        frames: Those that may be sent back.
     """
 
     ride: str
@@ -44,6 +81,7 @@ class Ride(FrozenModel):
     dataset: str = ""
     conditions: dict[str, str] = {}
     sketches: tuple[Sketch, ...]
+    frames: tuple[RideFrame, ...] = ()
 
 
 _RIDES: Final = TypeAdapter(tuple[Ride, ...])

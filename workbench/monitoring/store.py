@@ -154,10 +154,17 @@ class TelemetryStore:
 
     def frames(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         """What vehicles say about each frame that they sent back, and its JPEG."""
+        for path, about in self._frame_notes():
+            yield about, self._files.cat_file(path.removesuffix(".json") + ".jpg")
+
+    def frame_notes(self) -> Iterator[dict[str, Any]]:
+        """What vehicles say about each frame that they sent back."""
+        return (about for _, about in self._frame_notes())
+
+    def _frame_notes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         self._files.invalidate_cache()
         for path in sorted(self._files.glob(f"{self._root}/frames/*/*.json")):
-            about = json.loads(self._files.cat_file(path))
-            yield about, self._files.cat_file(path.removesuffix(".json") + ".jpg")
+            yield path, json.loads(self._files.cat_file(path))
 
     def rides_a_day(self) -> dict[tuple[str, int], int]:
         """Number of stored bundles by vehicle and day."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from workbench.core.errors import DataError
 from workbench.core.text import short_repr
-from workbench.data.telemetry import SIGNALS
+from workbench.data.telemetry import SHADOW, SIGNALS
 from workbench.monitoring.causes import Cause, find_cause
 from workbench.monitoring.drift import Drift, DriftLook, DriftRule, DriveSignals, find_drift
 from workbench.monitoring.store import read_telemetry
@@ -78,7 +78,13 @@ class Look:
 
 
 def read_rides(
-    url: str, *, by: str = "light", since: int = 0, until: int = 2**31 - 1, model: str = ""
+    url: str,
+    *,
+    by: str = "light",
+    since: int = 0,
+    until: int = 2**31 - 1,
+    model: str = "",
+    shadow: bool = False,
 ) -> Rides:
     """Rides of a telemetry table.
 
@@ -87,6 +93,7 @@ def read_rides(
         by: Condition that slices the rides, such as ``light``; ``region``, ``hardware`` too.
         since, until: First and last fleet day.
         model: Only rides that this model answered.
+        shadow: Also rides as a candidate answered them in the shadow.
     """
     table = read_telemetry(url, since=since, until=until)
     rows: list[dict[str, Any]] = table.to_pylist()
@@ -94,7 +101,7 @@ def read_rides(
     heads: list[dict[str, Any]] = []
     cells: dict[str, dict[int, Any]] = {}
     for row in rows:
-        if model and row["model"] != model:
+        if (model and row["model"] != model) or (row["model"].startswith(SHADOW) and not shadow):
             continue
         key = (row["vehicle"], row["sequence"])
         if key not in index:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from workbench.audit import log as audit
 from workbench.core.errors import RecordError
 from workbench.core.workspace import Workspace
+from workbench.data.telemetry import SHADOW
 from workbench.monitoring.alarms import AlarmState, alarm_states
 from workbench.pipeline.runs import RunState, list_runs
 from workbench.records.base import FrozenModel, GateReport, Ref, kind_of, refs_in, short_ref
@@ -309,7 +310,8 @@ def _proxy(url: str) -> float | None:
     with TelemetryStore(url).connect() as connection:
         events, frames = connection.execute(
             "SELECT sum(sum), sum(n) / 2 FROM telemetry "
-            "WHERE signal IN ('near_misses', 'frames.fallback')"
+            "WHERE signal IN ('near_misses', 'frames.fallback') AND NOT starts_with(model, ?)",
+            [SHADOW],
         ).fetchone() or (None, None)
     return None if not frames else 1000 * float(events) / float(frames)
 

@@ -528,10 +528,51 @@ class Alarm(Record):
         return {value: (budget + 1) // 2} if kind in {"light", "weather"} and value else {}
 
 
+class Campaign(Record):
+    """A query that vehicles answer with frames, within a budget and rules of privacy.
+
+    A frame matches if all that is asked for is true of it. Nothing but the frame, its drive's
+    conditions and the vehicle's name comes back: no position, no time of day.
+
+    Attributes:
+        conditions: Values of the drive by condition, such as ``light: night``.
+        classes: The model has a box of one of these.
+        score: Lowest and highest score of that box.
+        exemplar: Frame to look like; ``vector`` is its unit vector by ``encoder`` (digest).
+        similarity: Least cosine of a frame's vector with it.
+        regions: Vehicles there are asked; all if empty.
+        share: Of the vehicles, drawn by a hash of campaign and vehicle.
+        bytes_a_vehicle: Of all images that a vehicle sends for it.
+        frames_a_drive: Most frames of one drive, so that they show no route.
+        days: First and last fleet day.
+        redacted: Only frames whose faces and number plates were removed.
+        alarm: What asked for it.
+    """
+
+    KIND: ClassVar[str] = "campaign"
+    name: str
+    conditions: dict[str, str] = {}
+    classes: tuple[str, ...] = ()
+    score: tuple[float, float] = (0.0, 1.0)
+    exemplar: Digest | None = None
+    vector: tuple[float, ...] = ()
+    encoder: str = ""
+    similarity: float = 0.0
+    regions: tuple[str, ...] = ()
+    share: float = 1.0
+    bytes_a_vehicle: int
+    frames_a_drive: int
+    days: tuple[int, int]
+    redacted: bool = True
+    by: str
+    alarm: Ref | None = None
+
+
 RECORD_TYPES: dict[str, type[Record]] = {
     record.KIND: record
     for record in (
         Alarm,
+        Campaign,
         DatasetVersion,
         Selection,
         LabelBatch,

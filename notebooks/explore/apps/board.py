@@ -6,19 +6,27 @@ __generated_with = "0.25.2"
 app = marimo.App(width="medium", app_title="Workbench board")
 
 with app.setup:
+    import os
     from collections import Counter
+    from html import escape
     from typing import Any
 
     import marimo as mo
+    import matplotlib.pyplot as plt
 
     from workbench import services
     from workbench.core import digest, workspace
     from workbench.core.errors import WorkbenchError
     from workbench.core.text import counted
     from workbench.data.slices import frame_conditions
+    from workbench.data.telemetry import SHADOW
     from workbench.evaluation.gates import load_comparison
+    from workbench.fleet.rollout import fleet_status
+    from workbench.fleet.server import FleetFolder
     from workbench.labeling.answers import AnswerRow
     from workbench.labeling.sync import read_entry, sent_batches
+    from workbench.monitoring.store import TelemetryStore
+    from workbench.pipeline import kpis
     from workbench.records import catalog
     from workbench.records import dataset as datasets
     from workbench.records.base import GateReport, digest_of, short_ref
@@ -277,6 +285,83 @@ def role_rows(dataset: Dataset) -> list[dict[str, Any]]:
     return rows
 
 
+@app.function
+def stage_map(rollout: dict[str, Any]) -> str:
+    """The stages of a rollout from left to right, as HTML: done, here with its state, or ahead."""
+    names = rollout["stages"]
+    here = len(names) if rollout["stage"] is None else names.index(rollout["stage"])
+    bad = rollout["state"] in {"rolled-back", "aborted", "paused"}
+    boxes = []
+    for number, name in enumerate(names):
+        state = "done" if number < here else rollout["state"] if number == here else "ahead"
+        colour = "#2f7d4f" if number < here else "#888" if number > here else "#2563a8"
+        colour = "#b3452c" if number == here and bad else colour
+        boxes.append(
+            f'<div style="border:2px solid {colour};border-radius:6px;padding:4px 12px">'
+            f"<b>{escape(name)}</b><br>{escape(state)}</div>"
+        )
+    row = '<div style="align-self:center">→</div>'.join(boxes)
+    why = f" ({escape(rollout['why'])})" if rollout["why"] else ""
+    return (
+        f"<p><b>{escape(rollout['id'])}</b>: {escape(rollout['state'])}{why}; {rollout['running']} "
+        f"vehicles run it, {rollout['back']} went back</p>"
+        f'<div style="display:flex;gap:8px;flex-wrap:wrap">{row}</div>'
+    )
+
+
+@app.function
+def kpi_rows(found: kpis.Kpis) -> list[dict[str, str]]:
+    """One row a key figure; what was never observed says so."""
+
+    def rate(one: kpis.Rate | None) -> str:
+        if one is None:
+            return "not observed"
+        interval = "" if one.low is None else f" ({one.low:.1%} to {one.high:.1%})"
+        return f"{one.value:.1%}{interval}"
+
+    def share(value: float | None, form: str = ".0%") -> str:
+        return "not observed" if value is None else format(value, form)
+
+    rows = {
+        f"alarm in {one.slice} to the updated fleet": "goes on"
+        if one.hours is None
+        else f"{one.hours:.2f} h, {counted(len(one.hops), 'hop')}"
+        for one in found.alarm_to_model
+    }
+    hours = list(found.ingest_to_curated_hours.values())
+    minutes = [one.boxes_a_minute for one in found.labeling if one.boxes_a_minute]
+    rows |= {
+        "ingest to curated, last": f"{hours[-1]:.2f} h" if hours else "not observed",
+        "experiments in the last week": str(found.experiments_a_week),
+        "automation share": share(found.automation_share),
+        "releases with whole lineage": share(found.lineage_complete),
+        "wrong boxes": rate(found.false_positive_rate),
+        "missed objects": rate(found.false_negative_rate),
+        "near misses and fallbacks in 1,000 frames": share(found.disengagement_proxy, ".2f"),
+        "boxes a labeler's minute, last": f"{minutes[0]:.1f}" if minutes else "not observed",
+        "CPU hours of the last run": f"{found.runs[0].cpu_hours:.2f}" if found.runs else "-",
+    }
+    return [{"figure": name, "value": value} for name, value in rows.items()]
+
+
+@app.function
+def daily_rates(url: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Fleet days and events in 1,000 frames by signal, without rides of the shadow."""
+    with TelemetryStore(url).connect() as connection:
+        rows = connection.execute(
+            "SELECT signal, day, 1000 * sum(sum) / sum(n) FROM telemetry WHERE n > 0 AND signal IN "
+            "('near_misses', 'frames.fallback', 'frames.late') AND NOT starts_with(model, ?) "
+            "GROUP BY signal, day ORDER BY signal, day",
+            [SHADOW],
+        ).fetchall()
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for signal, day, value in rows:
+        days, values = found.setdefault(signal, ([], []))
+        days.append(day)
+        values.append(float(value))
+    return found
+
+
 @app.cell
 def _():
     place = workspace.find_workspace()
@@ -419,6 +504,51 @@ def _(refresh, store):
     else:
         _view = mo.md("## Runs\n\nNo step has finished yet. `make run` runs them all.")
     _view
+
+
+@app.cell
+def _(refresh, store):
+    refresh.value
+    _url = os.environ.get("WORKBENCH_TELEMETRY") or str(store.workspace.root / "telemetry")
+    _parts = [mo.md("## Fleet")]
+    _folder = FleetFolder(store.workspace.root / "fleet")
+    if _folder.exists:
+        _status = fleet_status(_folder.director())
+        _text = f"{counted(_status['vehicles'], 'vehicle')}, evidence: {_status['evidence']}"
+        _parts += [
+            mo.md(_text),
+            *(mo.Html(stage_map(one)) for one in _status["rollouts"][-3:][::-1]),
+        ]
+    _series = daily_rates(_url)
+    if _series:
+        _figure, _axes = plt.subplots(
+            1, len(_series), figsize=(4 * len(_series), 2.5), squeeze=False
+        )
+        for _axis, (_name, (_days, _values)) in zip(_axes[0], _series.items(), strict=True):
+            _axis.plot(_days, _values, marker="o")
+            _axis.set(title=_name, xlabel="fleet day", ylabel="in 1,000 frames", ylim=(0, None))
+        _figure.tight_layout()
+        plt.close(_figure)
+        _parts.append(_figure)
+    if len(_parts) == 1:
+        _parts.append(mo.md("No fleet yet: `workbench fleet up --vehicles 20`."))
+    mo.vstack(_parts)
+
+
+@app.cell
+def _(refresh, store):
+    refresh.value
+    _url = os.environ.get("WORKBENCH_TELEMETRY") or str(store.workspace.root / "telemetry")
+    _found = kpis.measure_kpis(store.workspace, telemetry=_url)
+    _hops = [
+        {"alarm": f"{short_ref(one.alarm)} {one.slice}", "hop": hop.name, "hours": f"{hop.hours:.2f}",
+         "by": hop.by}
+        for one in _found.alarm_to_model
+        for hop in one.hops
+    ]  # fmt: skip
+    _text = "## Key figures\n\nRead from records, runs and the audit log: `workbench monitor kpis`."
+    _parts = [mo.md(_text), mo.ui.table(kpi_rows(_found), selection=None, page_size=20)]
+    mo.vstack([*_parts, mo.ui.table(_hops, selection=None)] if _hops else _parts)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,17 +33,16 @@ import numpy as np
 from click.testing import CliRunner
 
 from workbench.cli import cli
-from workbench.cli.drive import FleetTelemetry
+from workbench.cli.drive import FleetTelemetry, measure_rides_of
 from workbench.core.types import Json
 from workbench.core.workspace import Workspace
-from workbench.data.telemetry import TelemetryBundle, count
-from workbench.deployment.runtime import Answer, Runtime, load_bundle
-from workbench.deployment.session import frames_from_dataset, run_session
-from workbench.deployment.telemetry import RideSignals
+from workbench.data.telemetry import TelemetryBundle
+from workbench.deployment.runtime import Answer
 from workbench.detection.boxes import iou_matrix
 from workbench.fleet import rollout
 from workbench.fleet.server import FleetFolder, FleetServer
-from workbench.fleet.simulated import SimulatedFleet, build_fleet
+from workbench.fleet.simulated import SHADOW_ECU, SimulatedFleet, build_fleet
+from workbench.fleet.vehicle import Vehicle
 from workbench.monitoring.queue import VehicleQueue
 from workbench.monitoring.rides import Ride, save_rides
 from workbench.monitoring.store import TelemetryStore
@@ -75,7 +74,7 @@ class Drill:
     steps: int = 150
     budget: int = 24
     safety: int = 160
-    fleet_frames: int = 400
+    fleet_frames: int = 300
     hops: list[tuple[str, float, str]] = field(default_factory=list)
     found_at: float | None = None
 
@@ -141,34 +140,13 @@ class Drill:
 
     def measure(self, release: Ref, dataset: Ref) -> list[Ride]:
         """What a release answers on the rides of the fleet; written where vehicles find it."""
-        bundle_ref = self.store.get(release, Release).bundle
-        names = self.store.payload_names(bundle_ref)
-        files = {name: self.store.read_payload(bundle_ref, name) for name in names}
-        bundle = load_bundle(self.store.folder(bundle_ref) / "payload", files=files)
-        runtime = Runtime([bundle])
+        bundle = self.store.get(release, Release).bundle
         pool = load_dataset(self.store, dataset).role("pool")
         truth = self._close_objects(pool)
-        rides: dict[str, RideSignals] = defaultdict(lambda: RideSignals(runtime.classes))
-        missed: dict[str, int] = defaultdict(int)
-        frames: dict[str, int] = defaultdict(int)
-
-        def watch(image: object, answer: Answer) -> None:
-            rides[answer.sequence].add(answer, image)  # type: ignore[arg-type]
-            frames[answer.sequence] += 1
-            missed[answer.sequence] += _missed(truth.get(answer.frame or "", ()), answer)
-
-        run_session(runtime, list(frames_from_dataset(self.workspace, pool)), watch=watch)
-        light = {frame.drive: str(frame.conditions.light) for frame in pool.frames}
-        made = []
-        for name, signals in sorted(rides.items()):
-            measured = [one for one in signals.sketches() if one.signal != "near_misses"]
-            measured.append(count("near_misses", missed[name], frames[name]))
-            made.append(
-                Ride(
-                    ride=name, evidence="replayed", model=digest_of(release)[:12],
-                    dataset=dataset, conditions={"light": light[name]}, sketches=tuple(measured),
-                )
-            )  # fmt: skip
+        made = measure_rides_of(
+            self.workspace, replace(pool, ref=dataset), bundle, digest_of(release)[:12],
+            missed=lambda answer: _missed(truth.get(answer.frame or "", ()), answer),
+        )  # fmt: skip
         save_rides(
             self.folder.root / "telemetry" / "rides" / f"{digest_of(release)[:12]}.json", made
         )
@@ -263,7 +241,7 @@ class Drill:
             self.waive(first)
             self.start_fleet(stack)
             self.measure(first, drill)
-            self.roll_out(first, "everyone.yaml")
+            self.roll_out(first, HERE / "everyone.yaml")
             self.day(rides=False)
             said(f"vehicles by version: {self.versions()}")
         with self.hop("candidate without night frames") as said:
@@ -279,7 +257,7 @@ class Drill:
             said(f"waived: {', '.join(self.waive(retrained)) or 'nothing'}")
         with self.hop("rolled out to all") as said:
             self.measure(retrained, drill)
-            self.roll_out(retrained, "rollout.yaml")
+            self.roll_out(retrained, HERE / "rollout.yaml")
             state = self.follow()
             said(f"rollout {state['state']} {state['why']}, versions: {self.versions()}")
         return self.summary(candidate, alarm, retrained, state)
@@ -314,29 +292,21 @@ class Drill:
         return released
 
     def shadow(self, first: Ref, candidate: Ref, drill: Ref, said: Callable[[str], None]) -> Ref:
-        """The candidate answers the rides of all vehicles beside the champion."""
-        champion = digest_of(first)[:12]
-        shadow = digest_of(candidate)[:12]
+        """All vehicles run the candidate beside the champion for two days."""
+        champion, shadow = digest_of(first)[:12], digest_of(candidate)[:12]
+        self.measure(candidate, drill)
+        self.roll_out(candidate, HERE / "shadow.yaml", ecu=SHADOW_ECU)
         for _ in range(2):
             self.day()
-        answered = {ride.ride: ride for ride in self.measure(candidate, drill)}
-        self._collect_telemetry(2)
+        self._collect_telemetry()
         table = TelemetryStore(str(self.home / "telemetry"))
-        bundles = []
-        for row in self._rides(table):
-            name = row["ride"].rpartition(": ")[2]
-            if row["model"] == champion and name in answered:
-                own = {"model": shadow, "sequence": row["sequence"] + 2**40}
-                sketches = answered[name].sketches
-                bundles.append(TelemetryBundle.model_validate({**row, **own, "sketches": sketches}))
-        table.write(bundles)
         found = self.command(
             "monitor", "drift", "--models", f"{shadow},{champion}", "--release", candidate,
             "--raise",
         )  # fmt: skip
         rows = found["drifted"]
         said(
-            f"{len(bundles)} rides in the shadow; "
+            f"{table.count_frames()} frames came back; "
             + ", ".join(
                 f"{row['signal']} in {row['slice']} {row['reference']:.3g} to {row['current']:.3g}"
                 for row in rows[:3]
@@ -352,7 +322,7 @@ class Drill:
 
     def canary(self, candidate: Ref, said: Callable[[str], None]) -> None:
         """Some vehicles get the candidate; the judge, or else a person, sends them back."""
-        self.roll_out(candidate, "rollout.yaml")
+        self.roll_out(candidate, HERE / "rollout.yaml")
         state = self.follow()
         judged = state["judgement"] or {}
         said(f"{state['state']} at {state['stage']}: {state['why']}")
@@ -374,12 +344,9 @@ class Drill:
                 break
         return state
 
-    def roll_out(self, release: Ref, plan: str) -> None:
+    def roll_out(self, release: Ref, plan: Path, *, ecu: str = "front-camera") -> None:
         """`workbench fleet rollout`."""
-        self.command(
-            "fleet", "rollout", str(HERE / plan), "--release", f"front-camera={release}", "--by",
-            "ana",
-        )  # fmt: skip
+        self.command("fleet", "rollout", str(plan), "--release", f"{ecu}={release}", "--by", "ana")
         rollout.advance(self.server.director)
 
     def waive(self, release: Ref) -> list[str]:
@@ -422,20 +389,8 @@ class Drill:
         """Gates of a run in a few words."""
         return ", ".join(f"{one['name']} {one['verdict']}" for one in report["gates"])
 
-    def _rides(self, table: TelemetryStore) -> Iterator[Json]:
-        """Fields of the stored bundles, without sketches."""
-        names = [name for name in TelemetryBundle.model_fields if name != "sketches"]
-        with table.connect() as connection:
-            known = [row[0] for row in connection.execute("DESCRIBE telemetry").fetchall()]
-            names = [name for name in names if name in known]
-            columns = ", ".join(names)
-            rows = connection.execute(f"SELECT DISTINCT {columns} FROM telemetry").fetchall()  # noqa: S608
-        for row in rows:
-            body = dict(zip(names, row, strict=True))
-            yield body | {name: json.loads(body[name]) for name in ("software", "conditions")}
-
-    def _collect_telemetry(self, days: int) -> None:
-        """Until the table has what vehicles delivered, or half a minute has passed.
+    def _collect_telemetry(self) -> None:
+        """Until vehicles have delivered everything, or a minute has passed.
 
         Without mosquitto the queues are read from the vehicles' disks.
         """
@@ -443,16 +398,32 @@ class Drill:
             for vehicle in self.fleet.vehicles:
                 queue = VehicleQueue(vehicle.folder / "telemetry.sqlite")
                 waiting = queue.pending(limit=10_000)
-                bundles = [TelemetryBundle.model_validate_json(one.body) for one in waiting]
+                bundles = [
+                    TelemetryBundle.model_validate_json(one.body)
+                    for one in waiting
+                    if one.kind == "bundle"
+                ]
                 TelemetryStore(str(self.home / "telemetry")).write(bundles)
                 queue.settle(one.sequence for one in waiting)
                 queue.close()
             return
-        wanted = days * self.vehicles * 3
-        for _ in range(30):
-            if len(TelemetryStore(str(self.home / "telemetry")).stored()) >= wanted:
+        for _ in range(60):
+            with ThreadPoolExecutor(2) as pool:
+                left = list(filter(None, pool.map(self.telemetry.deliver, self.fleet.vehicles)))
+            waiting = sum(map(_waiting, self.fleet.vehicles))
+            if not waiting and not left:
                 return
             time.sleep(1)
+        print(f"   {waiting} messages still wait in vehicles", *left[:3], flush=True)
+
+
+def _waiting(vehicle: Vehicle) -> int:
+    """Messages in a vehicle's queue."""
+    queue = VehicleQueue(vehicle.folder / "telemetry.sqlite")
+    try:
+        return len(queue)
+    finally:
+        queue.close()
 
 
 def _missed(objects: list[tuple[float, ...]] | tuple[()], answer: Answer) -> int:

@@ -29,7 +29,17 @@ from workbench.data.files import (
     read_text,
     relative_name,
 )
-from workbench.data.readers import claims, coco, fiftyone, kitti, scalabel, via, voc, yolo
+from workbench.data.readers import (
+    claims,
+    coco,
+    fiftyone,
+    kitti,
+    returned,
+    scalabel,
+    via,
+    voc,
+    yolo,
+)
 from workbench.data.source import Source, apply_drives_file, number_frames
 from workbench.records.types import Quarantined
 
@@ -44,6 +54,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
     "via": via.read_via,
     "voc": voc.read_voc,
     "yolo": yolo.read_yolo,
+    "returned": returned.read_returned,
     "images": claims.read_images,
 }
 
@@ -56,6 +67,7 @@ _DETECTORS: dict[str, Callable[[Path], bool]] = {
     "scalabel": scalabel.is_scalabel,
     "fiftyone": fiftyone.is_fiftyone,
     "via": via.is_via,
+    "returned": returned.is_returned,
     "images": claims.is_image_folder,
 }
 
@@ -156,7 +168,7 @@ def _notes(contents: Source, source: Path) -> list[str]:
         what = counted(len(unnamed), "image")
         notes.append(f"{what} without an entry in the annotations left out, such as {unnamed[0]}")
     empty = [frame.name for frame in contents.frames if not frame.annotated]
-    if contents.format != "images" and empty:
+    if contents.format not in {"images", "returned"} and empty:
         what = counted(len(empty), "image")
         notes.append(f"{what} without an annotation file, taken for empty, such as {empty[0]}")
     others = [
