@@ -308,7 +308,7 @@ def test_canaries_are_drawn_and_cannot_choose_themselves(make_fleet: Callable[..
         connection.execute("UPDATE vehicles SET installed = ? WHERE id = ?", (installed, volunteer))
         data = rollout._Run(
             fleet.director, connection, connection.execute("SELECT * FROM rollouts").fetchone()
-        )._members(canary=True)
+        ).members(canary=True)
     assert set(data) == drawn and volunteer not in drawn
     # Another rollout of the same plan draws others: the order hangs on a secret, not on names.
     rollout.abort(fleet.director, "camera-1", "tester")

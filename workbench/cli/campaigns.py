@@ -140,7 +140,7 @@ def list_campaigns(url: str | None, as_json: bool) -> None:
         frames[ref] += 1
         size[ref] += int(about.get("bytes", 0))
         vehicles.setdefault(ref, set()).add(about["vehicle"])
-    rows = []
+    rows: list[Json] = []
     for ref, made in store.readable(Campaign):
         rows.append(
             {

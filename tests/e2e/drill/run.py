@@ -410,11 +410,11 @@ class Drill:
         for _ in range(60):
             with ThreadPoolExecutor(2) as pool:
                 left = list(filter(None, pool.map(self.telemetry.deliver, self.fleet.vehicles)))
-            waiting = sum(map(_waiting, self.fleet.vehicles))
-            if not waiting and not left:
+            unsent = sum(map(_waiting, self.fleet.vehicles))
+            if not unsent and not left:
                 return
             time.sleep(1)
-        print(f"   {waiting} messages still wait in vehicles", *left[:3], flush=True)
+        print(f"   {unsent} messages still wait in vehicles", *left[:3], flush=True)
 
 
 def _waiting(vehicle: Vehicle) -> int:
