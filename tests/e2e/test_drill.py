@@ -83,8 +83,8 @@ class _StandIn(Drill):
             bound=0.4, method="bootstrap",
         )  # fmt: skip
         report = GateReport(
-            candidate=bundle, reference=None, dataset=dataset, rules=digest.of_json(RULES), verdict=verdict,
-            gates=(gate,),
+            candidate=bundle, reference=None, dataset=dataset, verdict=verdict,
+            rules=digest.of_json(RULES), gates=(gate,),
         )  # fmt: skip
         return publish_release(self.store, bundle, self.store.put(report, METRICS), MODEL).ref
 
