@@ -19,6 +19,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.types import Json
 from workbench.core.workspace import HOME_VARIABLE, Workspace
 from workbench.data.telemetry import count
+from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.server import FleetFolder, FleetServer
 from workbench.fleet.simulated import SHADOW_ECU, SimulatedFleet, build_fleet
 from workbench.monitoring.campaigns import (
@@ -179,6 +180,20 @@ def test_every_reason_is_explained_once() -> None:
     assert [one for one in NotSent if page.count(f"`{one}`") != 1] == []
 
 
+def deliver_frames(fleet: SimulatedFleet, store: TelemetryStore) -> int:
+    """Give what vehicles have queued to the ingest service; returns the number of frames."""
+    ingest = Ingest(store, lambda: 0)
+    for one in fleet.vehicles:
+        queue = VehicleQueue(one.folder / "telemetry.sqlite")
+        for message in queue.pending():
+            topic = f"telemetry/{one.profile.id}/{message.kind}/{message.sequence}"
+            ingest.accept(topic, message.body)
+        queue.close()
+    ingest.flush()
+    assert not store.quarantine()
+    return ingest.counts["frames"]
+
+
 def test_from_the_command_to_a_dataset_and_back_again(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,18 +225,10 @@ def test_from_the_command_to_a_dataset_and_back_again(
         fleet = SimulatedFleet(places, server.url, on_day=telemetry.drive, driver=telemetry.day)
         assert fleet.poll() == fleet.report(0) == []
         store = TelemetryStore(str(workspace.root / "telemetry"))
-        ingest = Ingest(store, lambda: 0)
-        for one in fleet.vehicles:
-            queue = VehicleQueue(one.folder / "telemetry.sqlite")
-            for message in queue.pending():
-                topic = f"telemetry/{one.profile.id}/{message.kind}/{message.sequence}"
-                ingest.accept(topic, message.body)
-            queue.close()
-        ingest.flush()
-        assert not store.quarantine()
+        arrived = deliver_frames(fleet, store)
         (row,) = run("monitor", "campaign", "list")["campaigns"]
         assert row["campaign"] == started["campaign"] and row["state"] == "running"
-        assert row["frames"] == ingest.counts["frames"] > 0
+        assert row["frames"] == arrived > 0
         assert {one["drive"].endswith("rx") for one in store.frame_notes()} == {False}
         read = run(
             "ingest", str(workspace.root / "telemetry" / "frames"), "--name", "riders",
@@ -239,6 +246,12 @@ def test_from_the_command_to_a_dataset_and_back_again(
         fleet.poll()
         last = [one.read_installed("campaigns") for one in fleet.vehicles]
         assert last == [campaigns_file({})] * 3
+        one = fleet.vehicles[0]
+        for file in one.folder.glob("slots/campaigns/*/release/campaigns.json"):
+            file.write_bytes(b'{"campaigns": {"mine": {}}}')
+        with pytest.raises(UpdateRefused) as refused:
+            one.read_installed("campaigns")
+        assert refused.value.reason is Reason.WRONG_CONTENT
         assert {one.installed[SHADOW_ECU].component.version for one in fleet.vehicles} == {0}
     finally:
         server.stop()

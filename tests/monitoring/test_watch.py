@@ -100,6 +100,12 @@ def test_a_darker_world_is_one_alarm_with_its_drives_and_raised_once(table):
     assert run("status")["alarms"]["dismissed"] == 1
 
 
+def test_one_car_that_reports_nonsense_raises_nothing(table):
+    table.write(fleet(vehicles=40, current=lambda number: number == 7, darker=0.5, confidence=0.0))
+    found = run("drift", "--days", "28-34", "--raise")
+    assert (found["drifted"], found["raised"]["alarms"]) == ([], [])
+
+
 def test_a_sensor_that_drifts_is_told_from_the_world(table):
     table.write(fleet(vehicles=40, current=lambda number: number % 2, darker=0.2))
     (row,) = run("drift", "--days", "28-34")["drifted"]
