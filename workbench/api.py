@@ -127,6 +127,42 @@ class Workbench:
             keep=lambda ref: Selection(self.workspace, ref),
         )
 
+    def browse_answers(self, labels: str = "") -> Any:
+        """Look at the frames that several labelers answered: what only one drew, and why.
+
+        Args:
+            labels: A label set, ``label/PREFIX``; the newest by default.
+
+        Returns:
+            A `FrameBrowser`: the first labeler's boxes are its labels, each other's those of a
+            model. The frames' reasons are what is disputed.
+
+        Raises:
+            ParameterError: There is no label set, or no frame has two answers.
+        """
+        from workbench.records.catalog import newest_first
+        from workbench.widgets import FrameBrowser
+        from workbench.widgets.frames import answered_frames
+
+        if labels:
+            ref = _of_kind(
+                resolve_reference(self.workspace, labels), labels, (types.LabelSet.KIND,)
+            )
+        elif found := newest_first(self.store, types.LabelSet):
+            ref = found[0][0]
+        else:
+            raise ParameterError(
+                "nothing was collected from labelers yet", hint="Run `workbench label collect`"
+            )
+        frames = answered_frames(self.store, ref)
+        if not frames:
+            raise ParameterError(
+                "no frame of this label set has two answers",
+                where=ref,
+                hint="Send with `--overlap 0.2` to have a fifth of the frames labeled twice",
+            )
+        return FrameBrowser(frames, workspace=self.workspace)
+
     def datasets(self) -> Any:
         """Every dataset version, one row each: name, version, frames, labels, drives."""
         import pandas as pd

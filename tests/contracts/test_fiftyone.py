@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.curation.conftest import make_checkpoint, make_dataset
+from tests.curation.conftest import make_checkpoint, make_dataset, record_step
 from workbench import api, cli, curation
 from workbench.core.errors import DataError, ParameterError, ServiceError
 from workbench.core.workspace import Workspace
+from workbench.curation.fiftyone import publishing
 from workbench.curation.fiftyone.evaluations import publish_evaluations
+from workbench.curation.fiftyone.publishing import PLUGIN
 from workbench.records.dataset import Dataset, load_dataset, save_dataset
 from workbench.records.frames import Box, Role
 from workbench.records.store import Store
@@ -207,7 +211,8 @@ def test_models_are_evaluated_where_there_are_labels(attached: Workspace, datase
     wrong = Prediction(frame=seed.id, cls="car", box=Box(x=1, y=1, w=4, h=4), score=0.8)
     models = {"models:/front/1": right, "checkpoint/ab": [*right[:1], wrong]}
     curation.publish(attached, dataset, [], selection_of(dataset, [0, 3]), "mined-frames")
-    runs = publish_evaluations(attached, dataset, models, "curation-contract@1")
+    failures = {"checkpoint/ab": {seed.id: ["class", "nothing"]}}
+    runs = publish_evaluations(attached, dataset, models, "curation-contract@1", failures=failures)
     assert runs == ("eval_models_front_1", "eval_checkpoint_ab")
     shown = fo.load_dataset("curation-contract@1")
     assert len(shown) == len(dataset.frames), "frames of every role"
@@ -220,11 +225,152 @@ def test_models_are_evaluated_where_there_are_labels(attached: Workspace, datase
     misses = shown.load_saved_view("missed: checkpoint_ab")
     assert sum(misses.values("eval_checkpoint_ab_fn")) == len(dataset.labels) - 1
     assert shown.load_saved_view("by drive").first().drive == "drive-0"
+    assert shown.load_saved_view("missed (class): checkpoint_ab").values("frame") == [seed.id]
+    night = shown.load_saved_view("slice: light=night")
+    assert night.distinct("light") == ["night"] and len(night) == 4
     # Published again, it is replaced; mined views under another name stay.
     publish_evaluations(attached, dataset, {"models:/front/1": []}, "curation-contract@1")
     shown.reload()
+    assert "missed (class): checkpoint_ab" in shown.list_saved_views(), "of another model"
     missed = shown.values("eval_models_front_1_fn")  # None on frames without labels
     assert sum(count or 0 for count in missed) == len(dataset.labels)
     assert len(fo.load_dataset("mined-frames").match_tags("mined")) == 1
     with pytest.raises(ParameterError, match="one name in FiftyOne"):
         publish_evaluations(attached, dataset, {"a/1": [], "a 1": []}, "curation-contract@1")
+
+
+@pytest.fixture
+def app(
+    attached: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[str, list[Any]]]:
+    """Press a button of the App: what it answers, and what it asks of the page.
+
+    The dataset is published with a model that finds nothing.
+    """
+    import fiftyone as fo
+    import fiftyone.operators as foo
+
+    store = Store(attached)
+    # Other pictures than the other tests', so that the references are this test's own.
+    ref = save_dataset(store, make_dataset(attached, drives=5, per_drive=3), made_by="test")
+    record_step(store, "baseline", {"checkpoint": make_checkpoint(store, ref, tmp_path / "w")})
+    version = load_dataset(store, ref)
+    publish_evaluations(attached, version, {"blind": []}, "buttons@1")
+    monkeypatch.setenv("WORKBENCH_HOME", str(attached.root))
+    monkeypatch.setattr(fo.config, "plugins_dir", str(PLUGIN))
+
+    def press(name: str, selected: Sequence[str] = (), **params: Any) -> tuple[str, list[Any]]:
+        ids = dict(zip(*fo.load_dataset("buttons@1").values(["frame", "id"]), strict=True))
+        context = {
+            "dataset": "buttons@1",
+            "selected": [ids[one] for one in selected],
+            **{key: params.pop(key) for key in ("selected_labels", "view") if key in params},
+            "params": params,
+        }
+        done = foo.execute_operator(f"@workbench/workbench/{name}", context)
+        return done.result["answer"], done.executor.to_json()["requests"]
+
+    return press
+
+
+def test_mining_from_the_app_shows_the_chosen_frames_to_who_asked(
+    attached: Workspace, app: Callable[..., tuple[str, list[Any]]]
+) -> None:
+    import fiftyone as fo
+
+    shown = fo.load_dataset("buttons@1")
+    answer, asked = app("mine", budget=3)
+    assert answer.startswith("3 frames mined, kept as `selection/")
+    assert [one["operator_uri"].rpartition("/")[2] for one in asked] == [
+        "set_view",
+        "clear_selected_samples",
+    ]
+    selection = api.Selection(attached, curation.newest_selection(Store(attached)))
+    [stage] = asked[0]["params"]["view"]
+    names = dict(zip(*shown.values(["id", "frame"]), strict=True))
+    chosen = dict(stage["kwargs"])["sample_ids"]
+    assert [names[one] for one in chosen] == list(selection.frames)
+    shown.reload()
+    assert not shown.match_tags("mined"), "what others see stays"
+    # Like a selected frame, and like a box on it.
+    pool = [one for one in selection.dataset.frames if one.role is Role.POOL]
+    answer, _ = app("more_like_this", [pool[0].id], budget=2)
+    assert "2 frames mined" in answer and "similar to" in answer
+    assert app("more_like_this", budget=2)[0].startswith("nothing is selected")
+
+
+def test_sending_from_the_app_sends_the_selected_frames(
+    app: Callable[..., tuple[str, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fiftyone as fo
+
+    from workbench.widgets import browser
+
+    sent: list[Any] = []
+
+    def send(workspace: Workspace, selection: Selection, reason: str) -> Callable[[Any], str]:
+        def act(frames: tuple[str, ...]) -> str:
+            sent.append((selection.dataset, selection.model, reason, frames))
+            return f"{len(frames)} sent"
+
+        return act
+
+    monkeypatch.setattr(browser, "send_action", send)
+    frames = fo.load_dataset("buttons@1").limit(2).values("frame")
+    assert app("send_to_labelers", frames, reason="odd")[0] == "2 sent"
+    [(version, model, reason, chosen)] = sent
+    assert version == fo.load_dataset("buttons@1").info["workbench"]["dataset"]
+    assert model.startswith("checkpoint/") and reason == "odd" and list(chosen) == frames
+
+
+def test_missed_labels_become_an_incident_from_the_app(
+    attached: Workspace, app: Callable[..., tuple[str, list[Any]]]
+) -> None:
+    import fiftyone as fo
+
+    from workbench.data.incidents import find_incident, load_incident
+
+    shown = fo.load_dataset("buttons@1")
+    seed = shown.match(fo.ViewField("role") == "seed")
+    frame = seed.first()
+    box = frame.ground_truth.detections[0]
+    told = {"why": "not seen", "by": "mia"}
+    answer, asked = app("add_to_incidents", [seed.first().frame], name="Bad Name", **told)
+    assert "incident name" in answer and asked[0]["params"]["variant"] == "error"
+    # All that the evaluation calls missed on the frame; then one label; then a patch of a miss.
+    assert app("add_to_incidents", [frame.frame], name="from-frame", **told)[0].startswith(
+        "from-frame: 1 object"
+    )
+    picked = [{"label_id": box.id, "sample_id": frame.id, "field": "ground_truth"}]
+    app("add_to_incidents", selected_labels=picked, name="from-label", **told)
+    for name in ("from-frame", "from-label"):
+        state = find_incident(Store(attached), name)
+        assert state.record is not None and state.record.found_in == "fiftyone"
+        [label] = load_incident(Store(attached), state.ref).labels
+        assert label.frame == frame.frame and label.id == box.digest
+    pool = shown.match(fo.ViewField("role") == "pool").first()
+    answer, _ = app("add_to_incidents", [pool.frame], name="nothing", **told)
+    assert answer.startswith("nothing is selected"), "no labels, so no misses"
+
+
+def test_lineage_from_the_app(app: Callable[..., tuple[str, list[Any]]]) -> None:
+    answer, _ = app("show_lineage")
+    assert "dataset" in answer and "drive-0" in answer
+
+
+def test_the_apps_server_finds_workspace_and_plugins(
+    attached: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fiftyone as fo
+
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setattr(fo.config, "plugins_dir", str(own))
+    monkeypatch.delenv("WORKBENCH_HOME", raising=False)
+    for _ in range(2):  # opened twice
+        with publishing._server_environment(fo, attached):
+            folder = Path(os.environ["FIFTYONE_PLUGINS_DIR"])
+            assert os.environ["WORKBENCH_HOME"] == str(attached.root)
+            assert (folder / "workbench" / "fiftyone.yml").is_file()
+            assert (folder / "own").resolve() == own
+    assert "WORKBENCH_HOME" not in os.environ

@@ -14,6 +14,7 @@ from docs import screenshots
 from tests.curation.conftest import make_checkpoint, make_dataset
 from workbench import curation, services
 from workbench.core.workspace import Workspace
+from workbench.pipeline.runs import RunState, StepState, save_run
 from workbench.records import dataset
 from workbench.records.base import GateReport, GateResult, Verdict
 from workbench.records.model_types import Environment, NotebookSource, StepRun
@@ -70,6 +71,19 @@ def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
             outputs={"gates": gates},
         )
     )
+    run = RunState(
+        run_id="20260101-120000-abcd",
+        pipeline="data-engine",
+        pipeline_file=str(screenshots.PROJECT / "pipelines" / "data_engine.yaml"),
+        started_at="2026-01-01T12:00:00+00:00",
+        ended_at="2026-01-01T12:05:00+00:00",
+        status="failed",
+        steps=(
+            StepState(name="ingest", status="ran", seconds=12.0),
+            StepState(name="baseline", status="failed", seconds=3.0, reason="<b>no frames</b>"),
+        ),
+    )
+    save_run(workspace, run)
     before = {name: os.environ.pop(name) for name in list(os.environ) if "FIFTYONE_" in name}
     try:
         services.up(workspace, ("mongod",))
@@ -106,7 +120,13 @@ def test_the_board_shows_gates_and_coverage(explored: Workspace) -> None:
         page.get_by_text("night-recall").first.wait_for()
         page.get_by_role("heading", name="Coverage").wait_for()
         page.get_by_text("cyclist").first.wait_for()
-        page.get_by_text("1 finished step,").wait_for()
+        page.get_by_role("heading", name="Runs").wait_for()
+        # The newest run: its graph, where it failed, and what runs it again.
+        page.locator(".mermaid svg, svg[id^=mermaid]").get_by_text("failed · 3 s").wait_for()
+        assert page.locator("path.flowchart-link").count() == 1, "ingest before baseline"
+        page.get_by_text("<b>no frames</b>").first.wait_for()
+        page.get_by_text("--from baseline").wait_for()
+        page.get_by_label("judged model").wait_for()
 
 
 def test_the_board_of_an_empty_workspace_says_what_to_run(

@@ -14,7 +14,7 @@ import pytest
 from docs import screenshots
 from tests.widgets.conftest import drawn_frames
 from workbench.widgets import BrowserExtras, FrameBrowser
-from workbench.widgets.browser import SliceChange
+from workbench.widgets.browser import AskingAction, SliceChange
 from workbench.widgets.frames import ShownFrame
 
 pytestmark = [
@@ -45,6 +45,11 @@ def browser(shown_frames: list[ShownFrame], calls: list[Any]) -> FrameBrowser:
     return FrameBrowser(
         shown_frames,
         on_tag=lambda some: calls.append(some) or f"{len(some)} tagged",
+        actions={
+            "Keep as case": AskingAction(
+                lambda some, **told: calls.append((some, told)) or "kept", {"why": "What happened"}
+            )
+        },
         extras=BrowserExtras(
             points=grid,
             search=lambda frame, box: calls.append((frame, box)) or shown_frames[10:13],
@@ -108,6 +113,24 @@ def test_marks_by_keyboard_are_counted_confirmed_and_arrive(
     assert arrived(page, lambda: browser.marked == ())
     browser.mark([browser.frames[9].frame])
     page.get_by_text("1 frame marked").wait_for()
+
+
+def test_an_action_that_asks_is_done_with_the_answers(
+    page: Any, browser: FrameBrowser, calls: list[Any]
+) -> None:
+    press(page, "Space")
+    page.get_by_role("button", name="Keep as case").click()
+    field = page.get_by_role("textbox", name="What happened")
+    press(page, "Enter")
+    assert not calls, "nothing was answered"
+    field.press_sequentially("a cat, twice")  # its letters are no keys of the browser
+    press(page, "Enter")
+    page.get_by_text("kept", exact=True).wait_for()
+    told = {"why": "a cat, twice", "model": "first", "score": 0.3}
+    assert calls == [((browser.frames[0].frame,), told)]
+    page.get_by_text("1 frame marked").wait_for()
+    press(page, "c")
+    page.get_by_text("No frame marked").wait_for()
 
 
 def test_filters_join_and_empty_says_what_to_do(page: Any) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from workbench.curation.hygiene import InspectionRules
     from workbench.curation.hygiene.duplicates import DuplicateCluster
     from workbench.curation.hygiene.inspection import InspectionFindings
+    from workbench.detection.model import Predictions
     from workbench.records.base import Ref
     from workbench.records.frames import Frame
 
@@ -57,14 +58,19 @@ def app(
     """Show a dataset version in FiftyOne's App until Ctrl-C; the newest one by default.
 
     Frames of every role are there with their labels and each model's boxes, evaluated for
-    FiftyOne's own panel. It is published as NAME@N, so views of mined frames stay as they are.
+    FiftyOne's own panel, and saved views of each slice and kind of miss, and of what
+    `workbench inspect` found. Buttons above the grid mine, search, send frames to labelers, add
+    incidents and show lineage. It is published as NAME@N: views of mined frames stay as they are.
     """
     from workbench import curation, services
     from workbench.curation.fiftyone.evaluations import publish_evaluations
+    from workbench.curation.hygiene import read_findings
     from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.model import Model
+    from workbench.records.catalog import newest_first
     from workbench.records.dataset import load_dataset
     from workbench.records.references import list_dataset_versions, resolve_dataset
+    from workbench.records.types import Inspection
 
     workspace = find_workspace()
     versions = list_dataset_versions(workspace)
@@ -75,13 +81,17 @@ def app(
     dataset = load_dataset(store, resolve_dataset(workspace, ref) if ref else newest.ref)
     name = next((str(one) for one in versions if one.ref == dataset.ref), dataset.name)
     shown = dataset.role(*roles) if roles else dataset
-    found = {}
+    found, failures = {}, {}
     for model in models:
         opened = Model(workspace, resolve_ref(workspace, model, _MODELS), name=model)
         with progress_bar(f"predict {model}") as progress:
-            found[model] = opened.predict(shown, progress=progress).above(CONFIDENCE_THRESHOLD)
+            predictions = opened.predict(shown, progress=progress)
+        found[model] = predictions.above(CONFIDENCE_THRESHOLD)
+        failures[model] = _kinds_of_misses(predictions, CONFIDENCE_THRESHOLD)
     services.up(workspace, ("mongod",))
-    runs = publish_evaluations(workspace, shown, found, name)
+    inspected = [ref for ref, one in newest_first(store, Inspection) if one.dataset == dataset.ref]
+    findings = read_findings(store, inspected[0]) if inspected else None
+    runs = publish_evaluations(workspace, shown, found, name, failures=failures, findings=findings)
     result: Json = {"dataset": name, "frames": len(shown.frames), "evaluations": list(runs)}
     if no_open:
         text = f"{name}: {counted(len(shown.frames), 'frame')} in FiftyOne"
@@ -92,6 +102,25 @@ def app(
         {**result, "url": session.url}, as_json=as_json, text=f"{session.url}  Ctrl-C stops it"
     )
     session.wait(-1)
+
+
+def _kinds_of_misses(predictions: Predictions, threshold: float) -> dict[str, list[str]]:
+    """Why labels were missed, by frame; frames of the pool have no labels to miss."""
+    from workbench.data.slices import ALL_FRAMES
+    from workbench.evaluation.metrics import evaluate
+    from workbench.evaluation.misses import explain_misses, worst_frames
+    from workbench.evaluation.results import EvaluationSettings
+
+    frames = len(predictions.dataset.frames)
+    if not predictions.dataset.labels:
+        return {}
+    settings = EvaluationSettings(threshold=threshold, resamples=100)
+    evaluation = evaluate(predictions, [ALL_FRAMES], settings=settings)
+    worst = worst_frames(evaluation, frames, per_drive=frames)
+    kinds: dict[str, set[str]] = {}
+    for miss in explain_misses(worst, predictions.boxes, threshold=threshold):
+        kinds.setdefault(miss.label.frame, set()).add(miss.kind)
+    return {frame: sorted(found) for frame, found in kinds.items()}
 
 
 @click.command()

@@ -50,8 +50,28 @@ class ActionResult:
         return f"{self.text}: {self.url}" if self.url else self.text
 
 
-FrameAction = Callable[[tuple[str, ...]], object]
+FrameAction = Callable[..., object]
 """Called with frame digests; returns a message or an `ActionResult` to show."""
+
+
+@dataclass(frozen=True)
+class AskingAction:
+    """An action that asks for words before it is done.
+
+    Attributes:
+        act: Called with frame digests, an argument for each field, and ``model`` and ``score`` as
+            they are set on the page.
+        fields: What the page asks for, by name of the argument.
+    """
+
+    act: Callable[..., object]
+    fields: Mapping[str, str]
+
+    def __call__(self, frames: tuple[str, ...], **answers: Any) -> object:
+        if missing := [name for name in self.fields if not str(answers.get(name, "")).strip()]:
+            raise ParameterError(f"no {missing[0]} given", hint=self.fields[missing[0]])
+        return self.act(frames, **answers)
+
 
 SimilaritySearch = Callable[[str, DrawnBox | None], Sequence[ShownFrame]]
 """Called with a frame's digest and a box on it, or None; returns the most similar frames."""
@@ -194,8 +214,12 @@ class FrameBrowser(anywidget.AnyWidget):  # type: ignore[misc]
             )
         return self.extras.select(self._some_marked(), reason)
 
-    def act(self, name: str) -> object:
+    def act(self, name: str, **answers: Any) -> object:
         """Do what a button does, with the marked frames.
+
+        Args:
+            name: Text of the button.
+            answers: What the page would ask for, by field.
 
         Raises:
             ParameterError: No such button, or no frame is marked.
@@ -204,7 +228,7 @@ class FrameBrowser(anywidget.AnyWidget):  # type: ignore[misc]
             raise ParameterError(
                 f"unknown action {name!r}", hint=f"Actions: {', '.join(self.actions) or 'none'}"
             )
-        return self.actions[name](self._some_marked())
+        return self.actions[name](self._some_marked(), **answers)
 
     def __repr__(self) -> str:
         return f"FrameBrowser({counted(len(self.frames), 'frame')}, {len(self.marked)} marked)"
@@ -237,7 +261,7 @@ class FrameBrowser(anywidget.AnyWidget):  # type: ignore[misc]
         elif kind == "images":
             self._send_images(message["kind"], message["frames"])
         elif kind == "act":
-            self._answer_act(message["action"], message["frames"])
+            self._answer_act(message["action"], message["frames"], message.get("answers", {}))
         elif kind in ("like", "refine"):
             self._answer_search(message)
         elif kind == "why":
@@ -255,7 +279,14 @@ class FrameBrowser(anywidget.AnyWidget):  # type: ignore[misc]
             "buffers": list(arrays),
             "score": self.first_score if header["models"] else 0,
             "order": "by rank" if any(one.rank for one in self.frames) else "",
-            "actions": [{"name": name, "key": _KEYS.get(name, "")} for name in self.actions],
+            "actions": [
+                {
+                    "name": name,
+                    "key": _KEYS.get(name, ""),
+                    "fields": dict(act.fields) if isinstance(act, AskingAction) else {},
+                }
+                for name, act in self.actions.items()
+            ],
             "palette": list(palette()),
             "comparison": [vars(one) for one in extras.comparison],
             "can_search": extras.search is not None,
@@ -281,12 +312,12 @@ class FrameBrowser(anywidget.AnyWidget):  # type: ignore[misc]
         answer = {"type": "images", "kind": kind, "frames": rows, "errors": errors}
         self.send(answer, [one if isinstance(one, bytes) else b"" for one in found])
 
-    def _answer_act(self, name: str, rows: Sequence[int]) -> None:
+    def _answer_act(self, name: str, rows: Sequence[int], answers: Mapping[str, Any]) -> None:
         frames = tuple(self.frames[row].frame for row in rows if 0 <= row < len(self.frames))
         try:
             if name not in self.actions or not frames:
                 raise ParameterError(f"unknown action {name!r}" if frames else "no frame is marked")
-            said = self.actions[name](frames)
+            said = self.actions[name](frames, **answers)
         except WorkbenchError as error:
             self._say(error.what, error.hint or "", error=True)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,10 +17,12 @@ from workbench.core.text import counted
 from workbench.core.types import Progress
 from workbench.curation.signals.similarity import region_vector
 from workbench.curation.vectors import principal_components, unit_vectors
+from workbench.data import incidents
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.model import Model, Predictions
 from workbench.evaluation.comparison import Comparison
+from workbench.evaluation.incidents import missed_labels
 from workbench.evaluation.metrics import evaluate
 from workbench.evaluation.misses import explain_misses, worst_frames
 from workbench.evaluation.results import ALL_CLASSES, EvaluationSettings
@@ -29,8 +32,10 @@ from workbench.records.frames import Label, Role
 from workbench.records.store import Store
 from workbench.records.types import Selection
 from workbench.widgets.browser import (
+    AskingAction,
     BrowserExtras,
     ExplainedMiss,
+    FrameAction,
     FrameBrowser,
     SliceChange,
     send_action,
@@ -134,12 +139,16 @@ class _Exploration:
             method="manual",
             chosen=(),
         )
-        actions: dict[str, Callable[[tuple[str, ...]], object]] = {
+        actions: dict[str, FrameAction] = {
             "Keep as a selection": self._keep,
             "Open in FiftyOne": self._open_in_fiftyone,
         }
         if self.models:
             actions["Mine more like these"] = self._mine
+            actions["Add to incidents"] = AskingAction(
+                self._add_incident,
+                {"name": "Name, such as night-cyclist-17", "why": "What happened, in a sentence"},
+            )
         return FrameBrowser(
             frames,
             workspace=self.workspace,
@@ -226,6 +235,29 @@ class _Exploration:
         )
         chosen = self.store.get(made, Selection).chosen
         return f"{counted(len(chosen), 'frame')} mined: {made[:22]}"
+
+    def _add_incident(
+        self,
+        frames: tuple[str, ...],
+        *,
+        name: str,
+        why: str,
+        model: str = "",
+        score: float = CONFIDENCE_THRESHOLD,
+    ) -> str:
+        """What a model misses on the marked frames at a score, as a regression case."""
+        part = self.shown.where(lambda one: one.id in frames)
+        model = model or self.models[0].name
+        boxes = [one for one in self.found[model].above(score) if one.frame in frames]
+        missed = missed_labels([label for label in part.labels if not label.ignore], boxes)
+        if not missed:
+            raise ParameterError(
+                f"{model} misses nothing on {counted(len(frames), 'marked frame')} at {score:g}",
+                hint="Mark frames with misses, or raise the score",
+            )
+        by = getpass.getuser()
+        incidents.add_incident(self.store, name, self.dataset, missed, why=why, by=by)
+        return f"{name}: {counted(len(missed), 'object')}; every candidate has to find them now"
 
     def _explain(self, frame: str, model: str, score: float) -> list[ExplainedMiss]:
         part = self.shown.where(lambda one: one.id == frame)

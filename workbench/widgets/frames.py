@@ -16,9 +16,12 @@ from workbench.core.workspace import Workspace
 from workbench.data.drawing import class_colours, draw_boxes, image_grid
 from workbench.data.images import open_media
 from workbench.data.slices import frame_slices
-from workbench.records.dataset import Dataset, media_path
+from workbench.labeling.agreement import describe_disputes, load_answers
+from workbench.records.base import Ref
+from workbench.records.dataset import Dataset, load_dataset, media_path
 from workbench.records.frames import ANY_CLASS, Frame
-from workbench.records.types import Prediction, Selection
+from workbench.records.store import Store
+from workbench.records.types import LabelBatch, LabelSet, Prediction, Selection
 
 if TYPE_CHECKING:
     from workbench.curation import Embeddings
@@ -152,6 +155,40 @@ def selected_frames(
         for choice in selection.chosen
         if choice.frame in shown
     ]
+
+
+def answered_frames(store: Store, labels: Ref) -> list[ShownFrame]:
+    """The frames of a label set that several labelers answered, the most disputed first.
+
+    The first labeler's boxes, by name, are shown as labels, each other's as those of a model.
+
+    Args:
+        store: Holds the records.
+        labels: A label set.
+    """
+    answers = load_answers(store, labels)
+    batch = store.get(store.get(labels, LabelSet).batch, LabelBatch)
+    several = {frame for frame, people in answers.items() if len(people) > 1}
+    part = load_dataset(store, batch.dataset).where(lambda frame: frame.id in several)
+    colours = class_colours((*part.label_schema.classes, ANY_CLASS))
+    shown = []
+    for one in dataset_frames(store.workspace, part):
+        people = answers[one.frame]
+        boxes = [
+            DrawnBox(
+                label.cls,
+                label.box.xyxy,
+                None if number == 0 else 1.0,
+                colours.get(label.cls, ""),
+                "" if number == 0 else who,
+                who if number == 0 else "",
+                ignore=label.ignore,
+            )
+            for number, who in enumerate(sorted(people))
+            for label in people[who]
+        ]
+        shown.append(replace(one, boxes=tuple(boxes), reasons=tuple(describe_disputes(people))))
+    return sorted(shown, key=lambda one: -len(one.reasons))
 
 
 def embedded_frames(
@@ -292,14 +329,15 @@ def pack_frames(
         ``[n, 2]``; ``index`` int32 ``[n]``; ``time`` float64 ``[n]``, microseconds; ``slices``
         uint32 ``[n]``, a bit each; and uint16 ``[n]`` for each of the header's ``columns``.
     """
-    rows = [
-        sorted(one.boxes, key=lambda box: (box.score is not None, -(box.score or 0)))
-        for one in frames
-    ]
-    flat = [box for row in rows for box in row]
+    counts = [len(one.boxes) for one in frames]
+    flat = [box for one in frames for box in one.boxes]
+    score = _floats([box.score for box in flat])
+    frame = np.repeat(np.arange(len(frames)), counts)
+    order = np.lexsort((-np.nan_to_num(score), ~np.isnan(score), frame))
     colours: dict[str, str] = {}
     for box in flat:
-        colours.setdefault(box.cls, box.drawn_colour)
+        if box.cls not in colours:
+            colours[box.cls] = box.drawn_colour
     classes = {name: number for number, name in enumerate(sorted(colours))}
     models = {
         name: number
@@ -313,30 +351,26 @@ def pack_frames(
     }
     named = Counter(name for one in frames for name in one.slices)
     slices = {name: bit for bit, (name, _) in enumerate(named.most_common(_MAX_SLICES))}
-    numbers = np.array(
-        [(*box.xyxy, _nan(box.score), _nan(box.occluded), _nan(box.truncated)) for box in flat],
-        np.float32,
-    ).reshape(-1, 7)
+    corners = np.array([box.xyxy for box in flat], np.float32).reshape(-1, 4)
+    hidden = _floats([box.occluded for box in flat]), _floats([box.truncated for box in flat])
+    numbers = np.column_stack([corners, score, *hidden])[order]
     codes = np.array(
         [
-            (
-                classes[box.cls],
-                _NO_MODEL if box.score is None else models[box.model],
-                origins.get(box.origin, 0),
-                box.ignore,
-            )
-            for box in flat
+            [classes[box.cls] for box in flat],
+            [_NO_MODEL if box.score is None else models[box.model] for box in flat],
+            [origins.get(box.origin, 0) for box in flat],
+            [box.ignore for box in flat],
         ],
         np.uint16,
-    ).reshape(-1, 4)
+    ).T[order]
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.frombuffer(bytes.fromhex("".join(one.frame for one in frames)), np.uint8),
-        "offsets": np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.uint32),
+        "offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
         "boxes": numbers,
         "codes": codes,
         "sizes": np.array([_size(one) for one in frames], np.uint16).reshape(-1, 2),
         "index": np.array([one.index for one in frames], np.int32),
-        "time": np.array([_nan(one.seconds) * 1e6 for one in frames], np.float64),
+        "time": np.array([one.seconds for one in frames], np.float64) * 1e6,
         "slices": np.array(
             [sum(1 << slices[name] for name in one.slices if name in slices) for one in frames],
             np.uint32,
@@ -375,5 +409,6 @@ def _size(shown: ShownFrame) -> tuple[int, int]:
         return (16, 9)  # of the grey field that stands for it
 
 
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _floats(values: Sequence[float | None]) -> NDArray[np.float32]:
+    """As float32, NaN for None."""
+    return np.array(values, np.float32)

@@ -1,4 +1,8 @@
-"""A board of what this workbench has made: runs, gates and coverage, read from its records."""
+"""A board of what this workbench has made: runs as they go, gates, coverage, labelers, models.
+
+Everything is read from the workspace's records; nothing is changed. What is quick to read comes
+first on the page, so that the newest run is there while the rest is still read.
+"""
 
 import marimo
 
@@ -6,36 +10,41 @@ __generated_with = "0.25.2"
 app = marimo.App(width="medium", app_title="Workbench board")
 
 with app.setup:
+    import contextlib
+    import html
     import os
     from collections import Counter
-    from html import escape
+    from itertools import islice
+    from pathlib import Path
     from typing import Any
 
     import marimo as mo
-    import matplotlib.pyplot as plt
 
-    from workbench import services
     from workbench.core import digest, workspace
     from workbench.core.errors import WorkbenchError
     from workbench.core.text import counted
-    from workbench.data.slices import frame_conditions
-    from workbench.data.telemetry import SHADOW
-    from workbench.evaluation.gates import load_comparison
-    from workbench.fleet.rollout import fleet_status
-    from workbench.fleet.server import FleetFolder
-    from workbench.labeling.answers import AnswerRow
-    from workbench.labeling.sync import read_entry, sent_batches
-    from workbench.monitoring.store import TelemetryStore
-    from workbench.pipeline import kpis
+    from workbench.pipeline import runs
+    from workbench.pipeline.pipeline_file import read_pipeline_file
+    from workbench.pipeline.runs import RunState
     from workbench.records import catalog
     from workbench.records import dataset as datasets
     from workbench.records.base import GateReport, digest_of, short_ref
     from workbench.records.dataset import Dataset
     from workbench.records.frames import Role
-    from workbench.records.model_types import ExportBundle, Release, StepRun
+    from workbench.records.model_types import ExportBundle, Release
     from workbench.records.store import Store
     from workbench.records.types import Agreement, DatasetVersion, LabelBatch, LabelSet
-    from workbench.release import registry
+
+    SHOWN_RUNS = 200
+    # Fill and text of a step, readable on light and on dark pages.
+    STATUS_COLOURS = {
+        "ran": ("#c6ecd7", "#0b3d22"),
+        "skipped": ("#e3e6ea", "#2b3138"),
+        "running": ("#cfe3ff", "#0a2f66"),
+        "waiting": ("#ffe7b3", "#4a3200"),
+        "failed": ("#ffd0c7", "#5c1405"),
+        "killed": ("#ffd0c7", "#5c1405"),
+    }
 
 
 @app.function
@@ -47,9 +56,73 @@ def newest(store: Store, kind: str, limit: int = 200) -> list[str]:
 @app.function
 def made_by_steps(store: Store, kind: str) -> list[str]:
     """References of a kind that finished steps made, the newest first; never what hands made."""
-    runs = [store.get(ref, StepRun) for ref in store.refs(StepRun.KIND)]
-    made = {output for run in runs for output in run.outputs.values()}
-    return [ref for ref in newest(store, kind) if ref in made]
+    from workbench.pipeline.lineage.graph import EdgeIndex
+
+    index = EdgeIndex(store)
+    return [ref for ref in newest(store, kind) if index.run_of(ref)]
+
+
+@app.function
+def run_rows(place: workspace.Workspace) -> list[dict[str, Any]]:
+    """One row a run of a pipeline, the newest first."""
+    rows = []
+    for run in islice(runs.list_runs(place), SHOWN_RUNS):
+        counts = Counter(step.status for step in run.steps)
+        stopped = [step for step in run.steps if step.status in ("failed", "waiting", "running")]
+        rows.append(
+            {
+                "started": run.started_at[:16].replace("T", " "),
+                "run": run.run_id,
+                "pipeline": run.pipeline,
+                "state": run.state,
+                "took": "-" if run.seconds is None else f"{run.seconds / 60:.1f} min",
+                "steps": ", ".join(f"{count} {status}" for status, count in counts.items()),
+                "at": "; ".join(f"{step.name} {step.reason}".strip() for step in stopped) or "-",
+            }
+        )
+    return rows
+
+
+@app.function
+def run_graph(run: RunState) -> str:
+    """The steps of a run as a Mermaid diagram, coloured by status; its file says what needs what."""
+    needs: set[tuple[str, str]] = set()
+    with contextlib.suppress(WorkbenchError):  # the file may be gone: steps without arrows
+        for name, step in read_pipeline_file(Path(run.pipeline_file)).steps.items():
+            sources = [source.partition(".")[0] for source in step.inputs.values()]
+            needs |= {(source, name) for source in (*sources, *step.after)}
+    lines = ["graph LR"]
+    for number, step in enumerate(run.steps):
+        status = run.state if (step.status, run.state) == ("running", "killed") else step.status
+        took = f" · {step.seconds:.0f} s" if step.seconds else ""
+        lines.append(f's{number}["{html.escape(step.name)}<br/>{status}{took}"]')
+        fill, ink = STATUS_COLOURS.get(status, ("#f4f5f7", "#4a5058"))
+        lines.append(f"style s{number} fill:{fill},color:{ink},stroke:{ink}")
+    base = [step.name.partition("[")[0] for step in run.steps]  # of a fan-out
+    lines += [
+        f"s{first} --> s{second}"
+        for first, source in enumerate(base)
+        for second, name in enumerate(base)
+        if (source, name) in needs
+    ]
+    return "\n".join(lines)
+
+
+@app.function
+def run_notes(place: workspace.Workspace, run: RunState) -> str:
+    """What a run waits for or failed at, and what to do, as Markdown."""
+    lines = []
+    for step in run.steps:
+        if step.status in ("failed", "waiting"):
+            again = f"workbench run {run.pipeline_file} --from {step.name}"
+            lines.append(
+                f"- **{step.name} {step.status}**: {html.escape(step.reason)}  \n"
+                f"  `workbench logs {run.run_id} {step.name}` shows its output with times; "
+                f"`{again}` runs it again"
+            )
+    if url := runs.mlflow_url(place, run.run_id):
+        lines.append(f"- [metrics, files and notebooks in MLflow]({url})")
+    return "\n".join(lines)
 
 
 @app.function
@@ -87,6 +160,9 @@ def release_rows(store: Store) -> list[dict[str, Any]]:
 @app.function
 def registry_note(place: workspace.Workspace) -> str:
     """Where MLflow says something else than the signed records; empty where it does not run."""
+    from workbench import services
+    from workbench.release import registry
+
     if not services.status(place, ("mlflow",))["mlflow"].usable:
         return "MLflow is not running, so its registry was not compared with the signed records."
     problems = registry.registry_problems(place, registry.connect(place))
@@ -95,24 +171,6 @@ def registry_note(place: workspace.Workspace) -> str:
         "\n\n`workbench doctor --rebuild-registry` puts MLflow right; references are not affected."
     )
     return "\n".join(lines) + fix if problems else "MLflow says what the signed records say."
-
-
-@app.function
-def run_rows(store: Store) -> list[dict[str, Any]]:
-    """One row a finished step."""
-    rows = []
-    for ref in newest(store, StepRun.KIND):
-        run = store.get(ref, StepRun)
-        rows.append(
-            {
-                "when": store.side(ref, "created")["at"][:19].replace("T", " "),
-                "step": run.step,
-                "made": ", ".join(sorted(run.outputs)) or "-",
-                "parameters": ", ".join(f"{k}={v}" for k, v in sorted(run.parameters.items())),
-                "run": digest.shorten(digest_of(ref)),
-            }
-        )
-    return rows
 
 
 @app.function
@@ -142,6 +200,7 @@ def gate_rows(report: GateReport) -> list[dict[str, Any]]:
 @app.function
 def comparison_rows(store: Store, report: str) -> list[dict[str, Any]]:
     """One row a slice: whether the judged model is better, worse or unknown beside the other."""
+    from workbench.evaluation.gates import load_comparison
 
     def change(one: dict[str, float | None]) -> str:
         if one["value"] is None or one["low"] is None or one["high"] is None:
@@ -163,13 +222,12 @@ def comparison_rows(store: Store, report: str) -> list[dict[str, Any]]:
 
 
 @app.function
-def model_of(store: Store, report: GateReport) -> str:
+def model_of(store: Store, report: GateReport, models: dict[str, str]) -> str:
     """The judged model: name, steps and AP50; the bundle's digest where its record is away."""
     if not store.exists(report.candidate):
         return digest.shorten(digest_of(report.candidate))
     checkpoint = store.get(report.candidate, ExportBundle).checkpoint
-    rows = {row.ref: str(row) for row in catalog.list_models(store)}
-    return rows.get(checkpoint, digest.shorten(digest_of(report.candidate)))
+    return models.get(checkpoint, digest.shorten(digest_of(report.candidate)))
 
 
 @app.function
@@ -238,6 +296,9 @@ def labeler_rows(store: Store) -> list[dict[str, Any]]:
 @app.function
 def labeling_time_rows(store: Store) -> list[dict[str, Any]]:
     """Minutes of people by slice of the frames, and those on safety frames."""
+    from workbench.data.slices import frame_conditions
+    from workbench.labeling.answers import AnswerRow
+
     spent: Counter[str] = Counter()
     frames: Counter[str] = Counter()
     for ref in store.refs(LabelSet.KIND):
@@ -262,6 +323,8 @@ def labeling_time_rows(store: Store) -> list[dict[str, Any]]:
 @app.function
 def backlog_rows(store: Store) -> list[dict[str, Any]]:
     """Batches that were sent and are not collected, the oldest first."""
+    from workbench.labeling.sync import read_entry, sent_batches
+
     rows = []
     for ref in sent_batches(store.workspace):
         entry = read_entry(store.workspace, ref)
@@ -298,22 +361,22 @@ def stage_map(rollout: dict[str, Any]) -> str:
         colour = "#b3452c" if number == here and bad else colour
         boxes.append(
             f'<div style="border:2px solid {colour};border-radius:6px;padding:4px 12px">'
-            f"<b>{escape(name)}</b><br>{escape(state)}</div>"
+            f"<b>{html.escape(name)}</b><br>{html.escape(state)}</div>"
         )
     row = '<div style="align-self:center">→</div>'.join(boxes)
-    why = f" ({escape(rollout['why'])})" if rollout["why"] else ""
+    why = f" ({html.escape(rollout['why'])})" if rollout["why"] else ""
     return (
-        f"<p><b>{escape(rollout['id'])}</b>: {escape(rollout['state'])}{why}; {rollout['running']} "
+        f"<p><b>{html.escape(rollout['id'])}</b>: {html.escape(rollout['state'])}{why}; {rollout['running']} "
         f"vehicles run it, {rollout['back']} went back</p>"
         f'<div style="display:flex;gap:8px;flex-wrap:wrap">{row}</div>'
     )
 
 
 @app.function
-def kpi_rows(found: kpis.Kpis) -> list[dict[str, str]]:
-    """One row a key figure; what was never observed says so."""
+def kpi_rows(found: Any) -> list[dict[str, str]]:
+    """One row a key figure of `kpis.measure_kpis`; what was never observed says so."""
 
-    def rate(one: kpis.Rate | None) -> str:
+    def rate(one: Any) -> str:
         if one is None:
             return "not observed"
         interval = "" if one.low is None else f" ({one.low:.1%} to {one.high:.1%})"
@@ -347,6 +410,9 @@ def kpi_rows(found: kpis.Kpis) -> list[dict[str, str]]:
 @app.function
 def daily_rates(url: str) -> dict[str, tuple[list[int], list[float]]]:
     """Fleet days and events in 1,000 frames by signal, without rides of the shadow."""
+    from workbench.data.telemetry import SHADOW
+    from workbench.monitoring.store import TelemetryStore
+
     with TelemetryStore(url).connect() as connection:
         rows = connection.execute(
             "SELECT signal, day, 1000 * sum(sum) / sum(n) FROM telemetry WHERE n > 0 AND signal IN "
@@ -366,19 +432,74 @@ def daily_rates(url: str) -> dict[str, tuple[list[int], list[float]]]:
 def _():
     place = workspace.find_workspace()
     store = Store(place)
-    refresh = mo.ui.refresh(options=["10s", "1m"], label="read the records again")
-    mo.vstack([mo.md(f"# Workbench board\n\nThe records of `{place.root.parent.name}`."), refresh])
-    return refresh, store
+    live = mo.ui.refresh(options=["5s", "30s"], default_interval="5s", label="runs")
+    refresh = mo.ui.refresh(options=["1m", "10m"], label="all else")
+    mo.vstack(
+        [
+            mo.md(f"# Workbench board\n\nThe records of `{place.root.parent.name}`."),
+            mo.hstack([mo.md("Read again:"), live, refresh], justify="start"),
+        ]
+    )
+    return live, place, refresh, store
+
+
+@app.cell
+def _(live, place):
+    live.value
+    _rows = run_rows(place)
+    if _rows:
+        _table = mo.ui.table(_rows, selection=None, page_size=8)
+        _view = mo.vstack([mo.md(f"## Runs\n\n{counted(len(_rows), 'run')}."), _table])
+    else:
+        _view = mo.md("## Runs\n\nNo pipeline has run yet. `make run` runs all of one.")
+    _view
+
+
+@app.cell
+def _(place, refresh):
+    refresh.value
+    _ids = [run.run_id for run in islice(runs.list_runs(place), SHOWN_RUNS)]
+    # Apart from the table, which is drawn anew every few seconds: a choice stays.
+    run = mo.ui.dropdown(
+        options={"the newest": runs.LATEST_RUN, **{one: one for one in _ids}},
+        value="the newest",
+        label="steps of run",
+    )
+    return (run,)
+
+
+@app.cell
+def _(live, place, run):
+    live.value
+    try:
+        _run = runs.find_run(place, run.value)
+        _view = mo.vstack([run, mo.mermaid(run_graph(_run)), mo.md(run_notes(place, _run))])
+    except WorkbenchError:
+        _view = mo.md("")  # there is none yet, or its folder was removed
+    _view
 
 
 @app.cell
 def _(refresh, store):
     refresh.value
-    _reports = made_by_steps(store, GateReport.KIND)
-    _releases = made_by_steps(store, Release.KIND)
-    if _reports:
-        _report = store.get(_reports[0], GateReport)
+    _models = {row.ref: str(row) for row in catalog.list_models(store)}
+    _reports = {}
+    for _ref in made_by_steps(store, GateReport.KIND):
+        _report = store.get(_ref, GateReport)
+        _when = store.side(_ref, "created")["at"][:16].replace("T", " ")
+        _reports[f"{model_of(store, _report, _models)}: {_report.verdict}, {_when}"] = _ref
+    judged = mo.ui.dropdown(
+        options=_reports, value=next(iter(_reports), None), label="judged model"
+    )
+    return (judged,)
+
+
+@app.cell
+def _(judged, store):
+    if judged.value:
+        _report = store.get(judged.value, GateReport)
         _note = " **The judged drives are simulated.**" if _report.simulated else ""
+        _releases = made_by_steps(store, Release.KIND)
         _signed = {row.ref for row in catalog.list_releases(store) if row.promoted}
         _promoted = _releases and _releases[0] in _signed
         _next = "promoted to champion" if _promoted else "registered as candidate, not promoted"
@@ -386,9 +507,10 @@ def _(refresh, store):
         _view = mo.vstack(
             [
                 mo.md(
-                    f"## Gates: {_report.verdict}\n\n{len(_report.gates)} gates on "
-                    f"{model_of(store, _report)}.{_note}{_said}"
+                    f"## Gates: {_report.verdict}\n\n{counted(len(_report.gates), 'gate')}."
+                    f"{_note}{_said}"
                 ),
+                judged,
                 mo.ui.table(gate_rows(_report), selection=None, page_size=20),
             ]
         )
@@ -398,12 +520,10 @@ def _(refresh, store):
 
 
 @app.cell
-def _(refresh, store):
-    refresh.value
-    _reports = made_by_steps(store, GateReport.KIND)
-    _rows = comparison_rows(store, _reports[0]) if _reports else []
+def _(judged, store):
+    _rows = comparison_rows(store, judged.value) if judged.value else []
     if _rows:
-        _report = store.get(_reports[0], GateReport)
+        _report = store.get(judged.value, GateReport)
         _models = f"{short_ref(_report.reference)} {short_ref(_report.candidate)}"
         _text = (
             "## Beside the model it would replace\n\nDifferences with intervals over drives; "
@@ -493,27 +613,14 @@ def _(refresh, store):
 @app.cell
 def _(refresh, store):
     refresh.value
-    _rows = run_rows(store)
-    if _rows:
-        _view = mo.vstack(
-            [
-                mo.md(f"## Runs\n\n{counted(len(_rows), 'finished step')}, the newest first."),
-                mo.ui.table(_rows, selection=None, page_size=12),
-            ]
-        )
-    else:
-        _view = mo.md("## Runs\n\nNo step has finished yet. `make run` runs them all.")
-    _view
-
-
-@app.cell
-def _(refresh, store):
-    refresh.value
     _url = os.environ.get("WORKBENCH_TELEMETRY") or str(store.workspace.root / "telemetry")
     _parts = [mo.md("## Fleet")]
-    _folder = FleetFolder(store.workspace.root / "fleet")
+    from workbench.fleet.rollout import fleet_status as _fleet_status
+    from workbench.fleet.server import FleetFolder as _FleetFolder
+
+    _folder = _FleetFolder(store.workspace.root / "fleet")
     if _folder.exists:
-        _status = fleet_status(_folder.director())
+        _status = _fleet_status(_folder.director())
         _text = f"{counted(_status['vehicles'], 'vehicle')}, evidence: {_status['evidence']}"
         _parts += [
             mo.md(_text),
@@ -521,14 +628,16 @@ def _(refresh, store):
         ]
     _series = daily_rates(_url)
     if _series:
-        _figure, _axes = plt.subplots(
+        import matplotlib.pyplot as _plt
+
+        _figure, _axes = _plt.subplots(
             1, len(_series), figsize=(4 * len(_series), 2.5), squeeze=False
         )
         for _axis, (_name, (_days, _values)) in zip(_axes[0], _series.items(), strict=True):
             _axis.plot(_days, _values, marker="o")
             _axis.set(title=_name, xlabel="fleet day", ylabel="in 1,000 frames", ylim=(0, None))
         _figure.tight_layout()
-        plt.close(_figure)
+        _plt.close(_figure)
         _parts.append(_figure)
     if len(_parts) == 1:
         _parts.append(mo.md("No fleet yet: `workbench fleet up --vehicles 20`."))
@@ -539,7 +648,9 @@ def _(refresh, store):
 def _(refresh, store):
     refresh.value
     _url = os.environ.get("WORKBENCH_TELEMETRY") or str(store.workspace.root / "telemetry")
-    _found = kpis.measure_kpis(store.workspace, telemetry=_url)
+    from workbench.pipeline import kpis as _kpis
+
+    _found = _kpis.measure_kpis(store.workspace, telemetry=_url)
     _hops = [
         {"alarm": f"{short_ref(one.alarm)} {one.slice}", "hop": hop.name, "hours": f"{hop.hours:.2f}",
          "by": hop.by}

@@ -15,6 +15,8 @@ from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.curation.fiftyone.connection import connect, load_fo_dataset
 from workbench.curation.fiftyone.publishing import predicted_boxes, publish
+from workbench.curation.hygiene.inspection import InspectionFindings
+from workbench.data.slices import frame_slices
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
 from workbench.records.types import Prediction
@@ -30,17 +32,22 @@ def publish_evaluations(
     dataset: Dataset,
     models: Mapping[str, Sequence[Prediction]],
     name: str,
+    *,
+    failures: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    findings: InspectionFindings | None = None,
 ) -> tuple[str, ...]:
     """Publish frames of every role, and evaluate each model on those that are labelled.
 
-    Nothing that was published under another name is touched. Views are saved for what each model
-    misses and finds falsely, and for the drives.
+    Nothing that was published under another name is touched. Views are saved for each slice, for
+    what each model misses and finds falsely, for each kind of miss, and for the drives.
 
     Args:
         workspace: Its mongod and images.
         dataset: A dataset version, or a part of one.
         models: Predictions by name of the model.
         name: Name in FiftyOne.
+        failures: Kinds of misses by frame, by name of the model; see `explain_misses`.
+        findings: An inspection of the dataset: adds leaks, duplicates and label errors.
 
     Returns:
         Keys of FiftyOne's evaluation runs, in the order of ``models``.
@@ -55,17 +62,29 @@ def publish_evaluations(
         raise ParameterError(
             "models have one name in FiftyOne", where=", ".join(models), hint="Give them names"
         )
-    publish(workspace, dataset, name=name)
+    publish(workspace, dataset, name=name, findings=findings)
     fo = connect(workspace)
     shown = load_fo_dataset(workspace, name)
     by_id = {frame.id: frame for frame in dataset.frames}
     frames = [by_id[one] for one in shown.values("frame")]
-    for key, predictions in zip(keys, models.values(), strict=True):
+    slices = [
+        frame_slices(
+            frame,
+            {label.cls for label in dataset.labels_by_frame[frame.id]},
+            dataset.label_schema,
+        )
+        for frame in frames
+    ]
+    _list_views(fo, shown, "slices", slices, "slice: {}")
+    for key, (model, predictions) in zip(keys, models.items(), strict=True):
         boxes: dict[str, list[Prediction]] = {}
         for one in predictions:
             boxes.setdefault(one.frame, []).append(one)
         values = [predicted_boxes(fo, frame, boxes.get(frame.id)) for frame in frames]
         _evaluate(fo, shown, key, values)
+        kinds = (failures or {}).get(model, {})
+        found = [tuple(kinds.get(frame.id, ())) for frame in frames]
+        _list_views(fo, shown, f"misses_{key}", found, f"missed ({{}}): {key}")
     shown.save_view(_BY_DRIVE, shown.group_by("drive", order_by="index"), overwrite=True)
     shown.save()
     return tuple(f"eval_{key}" for key in keys)
@@ -88,3 +107,19 @@ def _evaluate(fo: Any, shown: Any, key: str, values: list[Any]) -> None:
         found = shown.match(fo.ViewField(f"{run}_{count}") > 0)
         view = found.sort_by(f"{run}_{count}", reverse=True)
         shown.save_view(f"{word}: {key}", view, overwrite=True)
+
+
+def _list_views(
+    fo: Any, shown: Any, field: str, values: Sequence[Sequence[str]], title: str
+) -> None:
+    """Set a field of names, and save a view of the frames with each; earlier ones are replaced."""
+    names = {name for row in values for name in row}
+    before = set(shown.distinct(field)) if shown.has_sample_field(field) else set()
+    for name in before - names:
+        if title.format(name) in shown.list_saved_views():
+            shown.delete_saved_view(title.format(name))
+    if names or before:
+        shown.set_values(field, [list(row) for row in values])
+    for name in sorted(names):
+        view = shown.match(fo.ViewField(field).contains(name))
+        shown.save_view(title.format(name), view, overwrite=True)

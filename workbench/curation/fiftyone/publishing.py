@@ -8,7 +8,9 @@ embedded one attaches to the first mongod it finds, so two projects would share 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from workbench.audit import log as audit
 from workbench.core.errors import DataError, ParameterError, ServiceError
-from workbench.core.workspace import Workspace, find_workspace
+from workbench.core.workspace import HOME_VARIABLE, Workspace, find_workspace
 from workbench.curation.embedding.embeddings import Embeddings
 from workbench.curation.fiftyone.connection import connect, load_fo_dataset
 from workbench.curation.fiftyone.tags import ARM_TAGS, record_app_tags
@@ -37,6 +39,9 @@ __all__ = ["is_published", "open_app", "publish"]
 
 # Keys of FiftyOne's brain runs.
 MAP, FRAMES, OBJECTS = "map", "more_like_this", "objects_like_this"
+
+PLUGIN = Path(__file__).parents[2] / "widgets" / "fiftyone_plugin"
+"""Operators of the App, which FiftyOne loads by their path."""
 
 _SAME_BOX_IOU = 0.9
 _SUSPECTS, _TWINS, _LEAKS = "suspected label errors", "duplicates", "leaks between roles"
@@ -137,8 +142,10 @@ def is_published(workspace: Workspace, selection: Selection, name: str) -> bool:
 def open_app(name: str, *, workspace: Workspace | None = None, port: int = 5151) -> Any:
     """Start FiftyOne's App on loopback; open the session's ``url`` in a browser.
 
-    It opens on the mined frames where there are any, with the map beside them. The App has no
-    login: while it is open, every account of this machine can read this account's files through it.
+    It opens on the mined frames where there are any, with the map beside them. Buttons above the
+    grid mine, search, send frames to labelers, add incidents and show lineage. The App has no
+    login: while it is open, every account of this machine can read this account's files through it,
+    and press these buttons.
 
     Args:
         name: The dataset in FiftyOne.
@@ -154,24 +161,49 @@ def open_app(name: str, *, workspace: Workspace | None = None, port: int = 5151)
     """
     fo_dataset = load_fo_dataset(workspace, name)
     view = fo_dataset.load_saved_view("mined") if "mined" in fo_dataset.list_saved_views() else None
-    fo = connect(workspace or find_workspace())
+    workspace = workspace or find_workspace()
+    fo = connect(workspace)
     from fiftyone.core.service import ServiceListenTimeout
 
     try:
-        return fo.launch_app(
-            fo_dataset if view is None or not len(view) else view,
-            remote=True,
-            address="127.0.0.1",
-            port=port,
-            auto=False,
-            spaces=app_layout(fo, fo_dataset),
-        )
+        with _server_environment(fo, workspace):
+            return fo.launch_app(
+                fo_dataset if view is None or not len(view) else view,
+                remote=True,
+                address="127.0.0.1",
+                port=port,
+                auto=False,
+                spaces=app_layout(fo, fo_dataset),
+            )
     except ServiceListenTimeout as error:
         raise ServiceError(
             "FiftyOne's App did not start in time",
             where=f"127.0.0.1:{port}",
             hint="Try again, or use another port if this one is taken",
         ) from error
+
+
+@contextlib.contextmanager
+def _server_environment(fo: Any, workspace: Workspace) -> Iterator[None]:
+    """What the App's server, started inside, finds in its environment: workspace and plugins."""
+    plugins = workspace.root / "cache" / "fiftyone-plugins"
+    plugins.mkdir(parents=True, exist_ok=True)
+    folders = {"workbench": PLUGIN, "own": Path(fo.config.plugins_dir)}  # FiftyOne has one folder
+    for name, folder in folders.items():
+        (plugins / name).unlink(missing_ok=True)
+        if folder.is_dir() and folder.resolve() != plugins.resolve():
+            (plugins / name).symlink_to(folder.resolve())
+    wanted = {"FIFTYONE_PLUGINS_DIR": str(plugins), HOME_VARIABLE: str(workspace.root)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _color_scheme(fo: Any, schema: LabelSchema) -> Any:
@@ -487,6 +519,7 @@ def _ground_truth(fo: Any, frame: Frame, labels: Sequence[Label]) -> Any:
                 origin=str(label.origin),
                 annotator=label.annotator,
                 ignore=label.ignore,
+                digest=label.id,
             )
             for label in labels
         ]

@@ -281,7 +281,7 @@ class Browser {
 
   turn(by) {
     const { state } = this;
-    const at = (state.position.get(state.focus) ?? 0) + by;
+    const at = Math.max(0, state.position[state.focus]) + by;
     if (at >= 0 && at < state.shown.length) this.frame.goTo(state.shown[at]);
     this.refresh();
   }
@@ -462,24 +462,39 @@ class Browser {
     if (this.asked === name) return this.act(name);
     this.asked = name;
     this.status.className = "wb-status wb-ask";
-    this.status.replaceChildren(
-      make("span", {}, `${name}: ${plural(marks.size, "marked frame")}?`),
-      make("button", { class: "wb-action wb-primary", onclick: () => this.act(name) }, `Yes, ${plural(marks.size, "frame")}`),
-      make("button", { class: "wb-link", onclick: () => this.cancelConfirm() }, "cancel"));
+    const { fields } = this.data.actions.find((one) => one.name === name);
+    this.fields = Object.entries(fields).map(([field, words]) => make("input", {
+      type: "text", name: field, placeholder: words, "aria-label": words,
+    }));
+    const submit = (event) => {
+      event.preventDefault();
+      this.act(name);
+    };
+    this.status.replaceChildren(make("form", { onsubmit: submit },
+      make("span", {}, `${name}: ${plural(marks.size, "marked frame")}?`), ...this.fields,
+      make("button", { class: "wb-action wb-primary" }, `Yes, ${plural(marks.size, "frame")}`),
+      make("button", { type: "button", class: "wb-link", onclick: () => this.cancelConfirm() }, "cancel")));
+    this.fields[0]?.focus();
   }
 
   cancelConfirm() {
     if (!this.asked) return;
+    if (this.status.contains(document.activeElement)) this.root.focus({ preventScroll: true });
     this.asked = "";
     this.say("");
   }
 
   act(name) {
-    const frames = [...this.state.marks];
+    const frames = [...this.state.marks], { state, data } = this;
+    const empty = this.fields.find((one) => !one.value.trim());
+    if (empty) return empty.focus();
+    const answers = Object.fromEntries(this.fields.map((one) => [one.name, one.value.trim()]));
+    if (this.fields.length) Object.assign(answers, { model: data.models[state.model] ?? "", score: state.score });
+    if (this.status.contains(document.activeElement)) this.root.focus({ preventScroll: true });
     this.asked = "";
     this.busy = name;
     this.say(`${name}: ${plural(frames.length, "frame")} …`, "busy");
-    this.model.send({ type: "act", action: name, frames });
+    this.model.send({ type: "act", action: name, frames, answers });
     this.refresh();
   }
 

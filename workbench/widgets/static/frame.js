@@ -64,7 +64,7 @@ class FrameView {
     this.drawStrip();
     if (!this.playing) {
       this.askWhy();
-      const at = this.state.position.get(frame) ?? 0;
+      const at = Math.max(0, this.state.position[frame]);
       const near = [at + 1, at - 1].map((one) => this.state.shown[one]);
       this.images.want(near.filter((one) => one !== undefined));
     }

@@ -23,7 +23,7 @@ class Grid {
     this.observer.observe(this.element);
     state.addEventListener("changed", ({ detail }) => {
       if (detail === "shown") {
-        if (state.position.size && !this.keep) this.element.scrollTop = 0;
+        if (state.shown.length && !this.keep) this.element.scrollTop = 0;
         this.layout();
       } else this.refresh();
     });
@@ -124,7 +124,7 @@ class Grid {
     root.addEventListener("click", (event) => {
       const { state } = this, { frame } = card;
       if (event.shiftKey) {
-        const [from, to] = [state.position.get(state.focus), state.position.get(frame)];
+        const [from, to] = [state.position[state.focus], state.position[frame]];
         const range = state.shown.slice(Math.min(from, to), Math.max(from, to) + 1);
         state.mark(range, true);
       } else if (event.target === tick || event.ctrlKey || event.metaKey) state.mark([frame]);
@@ -159,7 +159,7 @@ class Grid {
     card.root.title = [name, note, ...(data.reasons?.[frame] ?? [])].filter(Boolean).join("\n");
     card.root.setAttribute("aria-label", `${name}${marked ? ", marked" : ""}`);
     card.badge.textContent = this.badge(frame);
-    const { pen, w, h } = sizedPen(card.image);
+    const { pen, w, h } = sizedPen(card.image, this.cardW, this.imageH);
     const bitmap = this.thumbnails.get(frame);
     card.root.classList.toggle("wb-loading", !bitmap && !this.thumbnails.failed.has(frame));
     if (!bitmap) {
@@ -198,7 +198,7 @@ class Grid {
 
   move(by) {
     const { state } = this;
-    const at = state.position.get(state.focus) ?? 0;
+    const at = Math.max(0, state.position[state.focus]);
     const to = Math.max(0, Math.min(state.shown.length - 1, at + by));
     state.focus = state.shown[to];
     this.reveal();
@@ -207,7 +207,7 @@ class Grid {
 
   reveal() {
     if (!this.rowH) return;
-    const row = Math.floor((this.state.position.get(this.state.focus) ?? 0) / this.columns);
+    const row = Math.floor(Math.max(0, this.state.position[this.state.focus]) / this.columns);
     const [top, bottom] = [row * this.rowH, (row + 1) * this.rowH + GAP];
     const { element } = this;
     if (top < element.scrollTop) element.scrollTop = top;

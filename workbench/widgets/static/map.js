@@ -75,7 +75,8 @@ class EmbeddingMap {
     if (!w || !this.colours) return;
     const side = Math.min(w, h) - 24;
     this.size = { side, left: (w - side) / 2, top: (h - side) / 2 };
-    const { data, position } = this.state;
+    cancelAnimationFrame(this.request);
+    const { data, position, shown: frames } = this.state;
     const [width, height] = [this.canvas.width, this.canvas.height];
     const image = new ImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
@@ -89,13 +90,13 @@ class EmbeddingMap {
       const first = Math.max(0, Math.round(dot / 2 - reach));
       return [first, dot - 2 * first];
     });
-    const all = position.size === data.n;
+    const all = frames.length === data.n;
     const { points } = data, { view, size } = this;
     const kx = view.scale * side * ratio, ky = kx;
     const ox = (view.x * side + size.left) * ratio, oy = (view.y * side + size.top) * ratio;
     const pass = (shown) => {
       for (let f = 0; f < data.n; f++) {
-        if (!all && position.has(f) !== shown) continue;
+        if (!all && position[f] >= 0 !== shown) continue;
         const colour = (shown ? strong : weak)[this.codes[f]];
         const x0 = Math.round(points[2 * f] * kx + ox) - half;
         const y0 = Math.round(points[2 * f + 1] * ky + oy) - half;

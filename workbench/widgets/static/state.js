@@ -190,8 +190,9 @@ class State extends EventTarget {
       }
       return false;
     };
-    const all = this.subset ? this.subset.frames : Array.from({ length: data.n }, (_, f) => f);
-    this.shown = all.filter(passes);
+    const all = this.subset ? this.subset.frames : Uint32Array.from({ length: data.n }, (_, f) => f);
+    const unfiltered = !columns.length && bit < 0 && !kind && cls < 0 && origin < 0;
+    this.shown = unfiltered ? all.slice() : all.filter(passes);
     if (this.order === "missed" || this.order === "wrong") {
       const by = counts[this.order];
       this.shown.sort((a, b) => by[b] - by[a]);
@@ -199,8 +200,9 @@ class State extends EventTarget {
       const drives = data.columns.drive.codes;
       this.shown.sort((a, b) => drives[a] - drives[b] || data.index[a] - data.index[b]);
     }
-    this.position = new Map(this.shown.map((frame, at) => [frame, at]));
-    if (!this.position.has(this.focus)) this.focus = this.shown[0] ?? 0;
+    this.position = new Int32Array(data.n).fill(-1); // of a frame among those shown
+    for (let at = 0; at < this.shown.length; at++) this.position[this.shown[at]] = at;
+    if (this.position[this.focus] < 0) this.focus = this.shown[0] ?? 0;
     this.changed("shown");
   }
 
@@ -385,9 +387,9 @@ function plural(count, one, many = `${one}s`) {
 }
 
 // A canvas as large as its element, in device pixels; the pen works in CSS pixels.
-function sizedPen(canvas) {
+// Asking an element for its size makes the browser lay out the whole page: pass a size that is known.
+function sizedPen(canvas, w = canvas.clientWidth, h = canvas.clientHeight) {
   const ratio = window.devicePixelRatio || 1;
-  const [w, h] = [canvas.clientWidth, canvas.clientHeight];
   if (canvas.width !== Math.round(w * ratio)) canvas.width = Math.round(w * ratio);
   if (canvas.height !== Math.round(h * ratio)) canvas.height = Math.round(h * ratio);
   const pen = canvas.getContext("2d");
