@@ -239,35 +239,41 @@ def test_models_are_evaluated_where_there_are_labels(attached: Workspace, datase
         publish_evaluations(attached, dataset, {"a/1": [], "a 1": []}, "curation-contract@1")
 
 
+@pytest.fixture(scope="module")
+def published(attached: Workspace, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset in FiftyOne, beside a model that finds nothing."""
+    store = Store(attached)
+    ref = save_dataset(store, make_dataset(attached, drives=5, per_drive=3), made_by="test")
+    checkpoint = make_checkpoint(store, ref, tmp_path_factory.mktemp("weights"))
+    record_step(store, "baseline", {"checkpoint": checkpoint})
+    publish_evaluations(attached, load_dataset(store, ref), {"blind": []}, "buttons@1")
+    return "buttons@1"
+
+
 @pytest.fixture
 def app(
-    attached: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attached: Workspace, published: str, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[str, list[Any]]]:
-    """Press a button of the App: what it answers, and what it asks of the page.
-
-    The dataset is published with a model that finds nothing.
-    """
+    """Press a button of the App: what it answers, and what it asks of the page."""
     import fiftyone as fo
     import fiftyone.operators as foo
 
-    store = Store(attached)
-    # Other pictures than the other tests', so that the references are this test's own.
-    ref = save_dataset(store, make_dataset(attached, drives=5, per_drive=3), made_by="test")
-    record_step(store, "baseline", {"checkpoint": make_checkpoint(store, ref, tmp_path / "w")})
-    version = load_dataset(store, ref)
-    publish_evaluations(attached, version, {"blind": []}, "buttons@1")
     monkeypatch.setenv("WORKBENCH_HOME", str(attached.root))
     monkeypatch.setattr(fo.config, "plugins_dir", str(PLUGIN))
 
-    def press(name: str, selected: Sequence[str] = (), **params: Any) -> tuple[str, list[Any]]:
-        ids = dict(zip(*fo.load_dataset("buttons@1").values(["frame", "id"]), strict=True))
+    def press(operator: str, frames: Sequence[str] = (), **params: Any) -> tuple[str, list[Any]]:
+        ids = dict(zip(*fo.load_dataset(published).values(["frame", "id"]), strict=True))
         context = {
-            "dataset": "buttons@1",
-            "selected": [ids[one] for one in selected],
-            **{key: params.pop(key) for key in ("selected_labels", "view") if key in params},
+            "dataset": published,
+            "selected": [ids[one] for one in frames],
+            **{
+                key: params.pop(key)
+                for key in ("selected", "selected_labels", "view")
+                if key in params
+            },
             "params": params,
         }
-        done = foo.execute_operator(f"@workbench/workbench/{name}", context)
+        done = foo.execute_operator(f"@workbench/workbench/{operator}", context)
         return done.result["answer"], done.executor.to_json()["requests"]
 
     return press
@@ -277,6 +283,7 @@ def test_mining_from_the_app_shows_the_chosen_frames_to_who_asked(
     attached: Workspace, app: Callable[..., tuple[str, list[Any]]]
 ) -> None:
     import fiftyone as fo
+    from fiftyone.operators.executor import ExecutionError
 
     shown = fo.load_dataset("buttons@1")
     answer, asked = app("mine", budget=3)
@@ -296,7 +303,8 @@ def test_mining_from_the_app_shows_the_chosen_frames_to_who_asked(
     pool = [one for one in selection.dataset.frames if one.role is Role.POOL]
     answer, _ = app("more_like_this", [pool[0].id], budget=2)
     assert "2 frames mined" in answer and "similar to" in answer
-    assert app("more_like_this", budget=2)[0].startswith("nothing is selected")
+    with pytest.raises(ExecutionError, match="Select frames, or boxes on frames, first"):
+        app("more_like_this", budget=2)
 
 
 def test_sending_from_the_app_sends_the_selected_frames(
@@ -343,7 +351,10 @@ def test_missed_labels_become_an_incident_from_the_app(
     )
     picked = [{"label_id": box.id, "sample_id": frame.id, "field": "ground_truth"}]
     app("add_to_incidents", selected_labels=picked, name="from-label", **told)
-    for name in ("from-frame", "from-label"):
+    missed = shown.to_evaluation_patches("eval_blind").match(fo.ViewField("type") == "fn")
+    patch = dict(zip(*missed.values(["sample_id", "id"]), strict=True))[frame.id]
+    app("add_to_incidents", selected=[patch], view=missed, name="from-patch", **told)
+    for name in ("from-frame", "from-label", "from-patch"):
         state = find_incident(Store(attached), name)
         assert state.record is not None and state.record.found_in == "fiftyone"
         [label] = load_incident(Store(attached), state.ref).labels
@@ -355,7 +366,7 @@ def test_missed_labels_become_an_incident_from_the_app(
 
 def test_lineage_from_the_app(app: Callable[..., tuple[str, list[Any]]]) -> None:
     answer, _ = app("show_lineage")
-    assert "dataset" in answer and "drive-0" in answer
+    assert "drawn" in answer and "frames 15" in answer and "drives 5" in answer
 
 
 def test_the_apps_server_finds_workspace_and_plugins(

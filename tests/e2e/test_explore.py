@@ -122,8 +122,9 @@ def test_the_board_shows_gates_and_coverage(explored: Workspace) -> None:
         page.get_by_text("cyclist").first.wait_for()
         page.get_by_role("heading", name="Runs").wait_for()
         # The newest run: its graph, where it failed, and what runs it again.
-        page.locator(".mermaid svg, svg[id^=mermaid]").get_by_text("failed · 3 s").wait_for()
-        assert page.locator("path.flowchart-link").count() == 1, "ingest before baseline"
+        graph = page.locator("marimo-mermaid")
+        graph.get_by_text("failed · 3 s").wait_for()
+        assert graph.locator("path.flowchart-link").count() == 1, "ingest before baseline"
         page.get_by_text("<b>no frames</b>").first.wait_for()
         page.get_by_text("--from baseline").wait_for()
         page.get_by_label("judged model").wait_for()

@@ -125,7 +125,8 @@ class _Operator(foo.Operator):  # type: ignore[misc]
             count = len(_Shown(ctx).frames)
             words = f"{counted(count, 'frame')} selected" if count else f"Select {self.needs} first"
             view = types.Notice(label=words) if count else types.Warning(label=words)
-            inputs.view("selected", view).invalid = not count
+            notice = inputs.view("selected", view)
+            notice.invalid, notice.error_message = not count, words
         self.fields(inputs, ctx)
         return types.Property(inputs, view=types.View(label=self.title))
 
