@@ -16,6 +16,7 @@ from workbench.data.telemetry import TelemetryBundle, count, sketch
 from workbench.monitoring.causes import find_cause
 from workbench.monitoring.store import TelemetryStore
 from workbench.monitoring.watch import read_rides
+from workbench.pipeline.kpis import measure_kpis
 
 PIPELINE = Path(__file__).resolve().parents[2] / "pipelines" / "retraining.yaml"
 
@@ -236,7 +237,7 @@ def test_the_board_draws_stages_series_and_figures_that_nobody_typed_in(table, w
     drawn = board.stage_map(rollout)
     assert "<b>lab</b><br>done" in drawn and "<b>limited</b><br>rolled-back" in drawn
     assert "<b>full</b><br>ahead" in drawn and "&lt;worse&gt;" in drawn
-    rows = board.kpi_rows(board.kpis.measure_kpis(workspace, telemetry=table.url))
+    rows = board.kpi_rows(measure_kpis(workspace, telemetry=table.url))
     said = {row["figure"]: row["value"] for row in rows}
     assert said["wrong boxes"] == said["automation share"] == "not observed"
     assert said["experiments in the last week"] == "0"
