@@ -4,7 +4,8 @@
 objects and flips between the models are Poisson, and most boxes that only one model has are false
 alarms and no misses. The peer draws frames at random. Latency is measured on this machine with the
 bundle whose folder BENCHMARK_BUNDLE names: it answers a frame every 200 ms, alone and, in turns,
-with itself in its shadow.
+with itself in its shadow. Where other programs disturb both more than the goal, only the processor
+time that the shadow adds to the champion's own thread can be told: signals, a copy, one line.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from workbench.detection.bundles import INT8_CPU_FILE
 BUNDLE = "BENCHMARK_BUNDLE"
 _PERIOD_S = 0.2
 _TURN = 20  # frames
+_WARM = 8  # frames until all of the shadow's memory was touched
 
 _FLIPS = 0.012  # of an object, each way
 _OBJECTS = 3.0
@@ -109,32 +111,63 @@ def _latency(bundle: Path, frames: int) -> list[Row]:
     runtime, image = Runtime([opened]), np.full((720, 1280, 3), 90, np.uint8)
     note(f"latency of {2 * frames} frames")
     times: dict[bool, list[float]] = {False: [], True: []}
+    before: list[float] = []
+    after: list[float] = []
     with ShadowProcess(bundle, opened.digest, file=INT8_CPU_FILE) as shadow:
         for number in range(2 * frames):
             beside = number // _TURN % 2 == 1  # in turns: other programs disturb both alike
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.thread_time()
             if beside:
                 shadow.pause()
+                before.append(1000 * (time.thread_time() - busy))
             answer = runtime.answer(image, file=str(number), sequence="s")
+            busy = time.thread_time()
             if beside:
                 shadow.resume()
                 shadow.offer(answer, image)
+                after.append(1000 * (time.thread_time() - busy))
             times[beside].append(1000 * (time.perf_counter() - start))
             more = (number + 1) // _TURN % 2 == 1
             shadow.collect(wait_s=0.0 if more else 5.0)  # it is idle when a turn alone begins
             time.sleep(max(0.0, _PERIOD_S - (time.perf_counter() - start)))
         dropped = shadow.dropped
     alone, with_it = (float(np.quantile(times[beside], 0.99)) for beside in (False, True))
+    low, high = _interval(times[False], times[True])
+    first, then = (float(np.quantile(one[_WARM:], 0.99)) for one in (before, after))
     return [
         row(
-            f"p99 latency with a shadow, {frames} frames, {dropped} not shown to it", with_it,
-            "ms", peer=alone, peer_name="alone", goal="<= 1 ms more", met=with_it - alone <= 1.0,
+            "processor time that a shadow adds to an answer of the champion, p99", first, "ms",
+            goal="<= 1 ms", met=first <= 1.0,
+        ),
+        row(
+            "and between an answer and the next frame: signal, copy of the image, p99", then, "ms",
+            peer=float(np.median(after[_WARM:])), peer_name="its median",
+        ),
+        row(
+            f"p99 latency with a shadow, {frames} frames, {dropped} not shown to it; difference "
+            f"{low:.1f} to {high:.1f} ms (95 % over turns)", with_it, "ms", peer=alone,
+            peer_name="alone", goal="<= 1 ms more",
+            met=True if high <= 1 else False if low > 1 else None,
         ),
         row(
             "median latency with a shadow", float(np.median(times[True])), "ms",
             peer=float(np.median(times[False])), peer_name="alone",
         ),
     ]  # fmt: skip
+
+
+def _interval(alone: list[float], beside: list[float]) -> tuple[float, float]:
+    """95 % of the difference in p99, beside minus alone; turns are drawn, not frames."""
+    rng = np.random.default_rng(0)
+    turns = [
+        np.array(one[: len(one) // _TURN * _TURN]).reshape(-1, _TURN) for one in (alone, beside)
+    ]
+    found = []
+    for _ in range(2000):
+        drawn = (one[rng.integers(0, len(one), len(one))] for one in turns)
+        first, second = (np.quantile(one, 0.99) for one in drawn)
+        found.append(second - first)
+    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
 
 
 if __name__ == "__main__":

@@ -205,6 +205,7 @@ def test_a_candidate_in_the_shadow_counts_only_where_it_is_asked_for(table, caps
     table.write(made)
     table.put_frame("vehicle-0001", 7, json.dumps(RETURNED).encode(), JPEG)
     assert set(read_rides(table.url).models) == {"m1"}
+    assert run("status")["telemetry"]["rides"] == 20
     found = run("drift", "--models", "m2,m1")  # the prefix need not be written
     assert [row["signal"] for row in found["drifted"]] == ["confidence[car]"]
     names = run_cells(EXPLORE / "shadow_against_champion.ipynb")

@@ -26,7 +26,7 @@ from workbench.core import digest
 from workbench.core.errors import DataError, ServiceError
 from workbench.core.types import Json
 from workbench.core.workspace import write_atomic
-from workbench.data.telemetry import SIGNALS, TelemetryBundle
+from workbench.data.telemetry import SHADOW, SIGNALS, TelemetryBundle
 
 __all__ = ["read_telemetry"]
 
@@ -267,7 +267,9 @@ def telemetry_status(store: TelemetryStore, *, silent_days: int) -> Json:
     with store.connect() as connection:
         connection.execute(
             "CREATE TEMP TABLE rides AS SELECT vehicle, sequence, day, version, evidence, dropped, "
-            "max(n) FILTER (signal = 'frames.ok') AS frames FROM telemetry GROUP BY ALL"
+            "max(n) FILTER (signal = 'frames.ok') AS frames FROM telemetry "
+            "WHERE NOT starts_with(model, ?) GROUP BY ALL",
+            [SHADOW],
         )
         vehicles = connection.execute(
             "SELECT vehicle, max(day), arg_max(version, (day, sequence)), max(dropped) "
