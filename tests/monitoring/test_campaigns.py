@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from workbench.data.telemetry import count
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.server import FleetFolder, FleetServer
 from workbench.fleet.simulated import SHADOW_ECU, SimulatedFleet, build_fleet
+from workbench.fleet.vehicle import DayCounts
 from workbench.monitoring.campaigns import (
     MAX_BYTES_A_DAY,
     CampaignFile,
@@ -178,6 +180,37 @@ def test_the_campaign_of_the_repository_is_valid() -> None:
 def test_every_reason_is_explained_once() -> None:
     page = (ROOT / "docs" / "how-to" / "monitoring.md").read_text()
     assert [one for one in NotSent if page.count(f"`{one}`") != 1] == []
+
+
+def test_a_vehicle_with_a_candidate_reports_its_rides_twice_and_sends_frames_back(
+    tmp_path: Path, queue: VehicleQueue
+) -> None:
+    champion = ride(tmp_path, "r1", score=0.9)
+    blind = [one.model_copy(update={"boxes": ()}) for one in champion.frames]
+    candidate = champion.model_copy(update={"model": "m2", "frames": tuple(blind)})
+    save_rides(tmp_path / "telemetry" / "rides" / f"{'9' * 12}.json", [candidate])
+    component = SimpleNamespace(version=2, release=make_ref("release", "9" * 64))
+    installed = {
+        "front-camera": SimpleNamespace(component=SimpleNamespace(version=1, release="release/0")),
+        SHADOW_ECU: SimpleNamespace(component=component),
+    }
+    profile = SimpleNamespace(
+        id="vehicle-0001", region="eu", model_year=2026,
+        ecus={"front-camera": SimpleNamespace(hardware="orin", calibration="")},
+    )  # fmt: skip
+    save_rides(tmp_path / "telemetry" / "rides" / "default.json", [champion])
+    car = SimpleNamespace(installed=installed, profile=profile, folder=tmp_path)
+    FleetTelemetry(tmp_path, broker=False).drive(car, DayCounts(day=4, frames=9))  # type: ignore[arg-type]
+    bundles = [json.loads(one.body) for one in queue.pending() if one.kind == "bundle"]
+    assert [one["model"] for one in bundles] == ["m1"] * 3 + ["shadow/m2"] * 3
+    assert bundles[0]["ride"] == bundles[3]["ride"] and bundles[3]["version"] == 1
+    frames = [
+        json.loads(one.body.partition(b"\n")[0]) for one in queue.pending() if one.kind == "frame"
+    ]
+    assert {(one["arm"], one["conditions"]["light"]) for one in frames} == {
+        ("disagreement", "night")
+    }
+    assert sum(one["bytes"] for one in frames) <= 128 << 10
 
 
 def deliver_frames(fleet: SimulatedFleet, store: TelemetryStore) -> int:

@@ -162,7 +162,9 @@ class FleetTelemetry:
                     source = InputFrame(frame.path, frame.file, name, frame.frame)
                     sample.offer(pair, source)
         for about, image in sample.kept():
+            ride = dict(named)[about["drive"]]
             about |= {"shadow": release, "day": day, "bytes": len(image)}
+            about |= {"conditions": ride.conditions, "evidence": ride.evidence}
             queue_frame(queue, vehicle.profile.id, about, image)
 
     def _campaigns(

@@ -455,7 +455,7 @@ def _status_text(result: Json) -> str:
     lines = [f"{counted(result['vehicles'], 'vehicle')}, evidence: {result['evidence']}"]
     for ecu, versions in result["versions"].items():
         counts = ", ".join(f"version {number}: {count}" for number, count in versions.items())
-        lines.append(f"  {ecu:<16}{counts}")
+        lines.append(f"  {ecu:<22}{counts}")
     for one in result["rollouts"]:
         stage = f", stage {one['stage']}" if one["stage"] else ""
         lines.append(
