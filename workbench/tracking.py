@@ -320,6 +320,17 @@ class Tracker:
         aliases = {alias: int(number) for one in found for alias, number in one.aliases.items()}
         return RegistryModel(versions, aliases)
 
+    def registered_models(self) -> list[str]:
+        """Names of all registered models."""
+        names, token = list[str](), None
+        with self._errors_translated():
+            while True:
+                page = self._client.search_registered_models(page_token=token)
+                names += [one.name for one in page]
+                token = page.token
+                if not token:
+                    return names
+
     def delete_model(self, model: str) -> None:
         """Remove a registered model with all its versions; its runs stay."""
         if self.registry_model(model).versions:

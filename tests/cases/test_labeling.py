@@ -53,6 +53,39 @@ def test_annotations_without_size_and_relations_are_read() -> None:
     assert not read.invalid
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"type": "rectangle"}, "region is of type rectangle, without a class"),
+        ({"type": "keypointlabels"}, "region is of type keypointlabels, expected box"),
+        ({"value": {"rectanglelabels": "bus"}}, "class is bus, schema has car, truck"),
+        ({"value": {"rotation": 45}}, "the box is rotated; draw it upright"),
+        ({"value": {"x": "3"}}, "position or size is not a number"),
+        ({"original_width": "318", "original_height": "211"}, "an image of 318x211"),
+        ({"occluded": ["no", "partly"]}, r"occluded is 'no\npartly', expected one of no, partly"),
+        ({"occluded": ["sometimes"]}, "occluded is 'sometimes', expected one of"),
+    ],
+)
+def test_what_is_wrong_with_a_region_is_said(changes: dict[str, Any], words: str) -> None:
+    region: dict[str, Any] = _regions("a")[0]
+    value = {**region["value"], **changes.pop("value", {})}
+    answer = changes.pop("occluded", None)
+    choice = {"id": "a", "type": "choices", "from_name": "occluded", "value": {"choices": answer}}
+    drawn = [{**region, "value": value, **changes}, *([choice] if answer else [])]
+    read = parse_result(drawn, 317, 211, SCHEMA)
+    assert not read.objects
+    assert words in read.invalid[0].detail
+
+
+def test_sizes_as_text_and_full_turns_are_read() -> None:
+    region: dict[str, Any] = _regions("a")[0]
+    region |= {"original_width": "317", "original_height": 211.0}
+    region["value"] = {**region["value"], "rotation": 360, "rectanglelabels": "car"}
+    assert [one.box.x for one in parse_result([region], 317, 211, SCHEMA).objects] == [
+        pytest.approx(10)
+    ]
+
+
 def test_browsers_get_a_png_of_a_tiff(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

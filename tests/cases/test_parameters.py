@@ -37,6 +37,40 @@ def test_every_form_of_assignment_makes_parameters() -> None:
     assert set(model.model_fields) == names
 
 
+def test_parameters_beside_magics_and_in_blocks_can_be_set() -> None:
+    model = untyped_parameters_model(
+        "%matplotlib inline\n!ls\na = 1; b = 2\nif a:\n    c = 1\n    %time\nelse:\n    d = 2\n"
+        "try:\n    e = 1\nexcept OSError:\n    f = 2\ndef g():\n    h = 1"
+    )
+    assert set(model.model_fields) == set("abcdef")
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "words"),
+    [
+        ("a: int = 1", True, "'a' must be a number, got True.*yes, no, on and off"),
+        ("a: float | None = 1.0", False, "'a' must be a number, got False"),
+        (
+            "a: str = ''",
+            7,
+            "'a' must be a valid string, got 7.*Correct the value; put text in quotes",
+        ),
+        ("a: int = 1", "x", r"unable to parse string as an integer, got 'x' \(s\)$"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_words(code: str, value: Any, words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        validate_parameters(parameters_model(code, where="n"), {"a": value}, where="s")
+    assert validate_parameters(
+        parameters_model("a: bool = True", where="n"), {"a": False}, where="s"
+    )
+
+
+def test_names_of_parameters_are_compared_as_python_compares_them() -> None:
+    model = parameters_model("gr\u00f6\u00dfe: int = 1", where="n")
+    assert validate_parameters(model, {"gro\u0308\u00dfe": 2}, where="s") == {"gr\u00f6\u00dfe": 2}
+
+
 def test_a_parameter_may_be_named_like_a_method_of_pydantic(
     recwarn: pytest.WarningsRecorder,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,27 @@ def test_turned_images_are_refused_as_ingest_refuses_them(tmp_path: Path) -> Non
     turned, upright = (image for _, image in session.decode_ahead(sources))
     assert isinstance(turned, DataError) and "save it upright" in str(turned)
     assert not isinstance(upright, DataError) and upright.shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("error", [Image.DecompressionBombError, EOFError, KeyError, IndexError])
+def test_no_image_file_stops_a_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    Image.new("1", (20, 20)).save(tmp_path / "bomb.png")
+    Image.new("CMYK", (8, 6)).save(tmp_path / "cmyk.jpg")
+    (tmp_path / "damaged.jpg").write_bytes(b"")
+    opened = Image.open
+
+    def damaged(file: Path, *given: Any) -> Any:  # decoders raise anything on damaged files
+        if Path(file).name == "damaged.jpg":
+            raise error("what")
+        return opened(file, *given)
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(Image, "open", damaged)
+    images = [image for _, image in session.decode_ahead(session.frames_from_path(tmp_path))]
+    assert ["bomb" in str(images[0]), "what" in str(images[2])] == [True, True]
+    assert not isinstance(images[1], DataError) and images[1].shape == (6, 8, 3)
 
 
 def _write_clip(path: Path, frames: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -75,6 +76,22 @@ def runner(
     yield process
     process.kill()
     process.wait()
+
+
+def test_a_copied_workspace_does_not_cancel_the_run_of_its_original(
+    workspace: Workspace, runner: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    runs.save_run(workspace, runs.find_run(workspace))
+    copy = Workspace(tmp_path / "copy")
+    shutil.copytree(workspace.root, copy.root)
+    run = runs.find_run(copy)
+    assert (run.state, run.alive) == ("killed", False)
+    with pytest.raises(WorkbenchError, match="is not running"):
+        runs.cancel_run(copy, run)
+    assert runner.poll() is None
+    assert runs.step_folder(copy, run, run.steps[0]) == copy.runs / run.run_id / "a"
+    workspace.root.rename(tmp_path / "moved")
+    assert runs.find_run(Workspace(tmp_path / "moved")).alive
 
 
 def save(workspace: Workspace, run_id: str, **given: object) -> RunState:

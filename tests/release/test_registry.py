@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 from tests.notebooks import load_app
 from tests.release.conftest import CHECKPOINT, DATASET, FILES, METRICS, RULES, gate
 from workbench import cli, services
+from workbench.cli.models import _verify_bundle
 from workbench.core import digest
 from workbench.core.errors import VerificationError
 from workbench.core.workspace import Workspace
 from workbench.records.base import GateReport, Ref, Verdict
-from workbench.records.model_types import ExportBundle
+from workbench.records.model_types import ExportBundle, Release
 from workbench.records.references import resolve_reference
 from workbench.records.store import Store
 from workbench.release import registry
@@ -97,6 +99,10 @@ ATTACKS: dict[str, tuple[Callable[[Any, Workspace], object], str]] = {
         lambda client, _: client.delete_model_version("front-camera", "1"),
         "MLflow lacks front-camera@1",
     ),
+    "registered model renamed": (
+        lambda client, _: client.rename_registered_model("front-camera", "side-camera"),
+        "version 1 of side-camera claims release/",
+    ),
     "registry lost, and numbering restarted": (
         lambda client, home: (
             client.delete_registered_model("front-camera"),
@@ -135,11 +141,23 @@ def test_a_registry_changed_by_hand_is_reported_refused_and_rebuilt(
         number: of_version(home, number) for number in (1, 2, 3)
     }
     assert int(client.get_model_version_by_alias("front-camera", "champion").version) == 2
+    assert [one.name for one in client.search_registered_models()] == ["front-camera"]
+
+
+def test_a_folder_called_like_a_reference_puts_no_other_model_in_its_place(
+    home: Workspace, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``models:/NAME@champion`` as a folder with the signed bundle that the gates refused."""
+    refused = registry.release_folder(home, Store(home).get(of_version(home, 3), Release))
+    shutil.copytree(refused, tmp_path / "models:/front-camera@champion")
+    monkeypatch.chdir(tmp_path)
+    for signed in (True, False):
+        checked = _verify_bundle(home, "models:/front-camera@champion", None, signed=signed)
+        assert checked.release is not None
+        assert checked.release.version == 2
 
 
 def test_under_signed_a_changed_registry_is_refused_by_name(home: Workspace, client: Any) -> None:
-    from workbench.cli.models import _verify_bundle
-
     name = "models:/front-camera@champion"
     assert _verify_bundle(home, name, None, signed=True).how == "signature"
     client.set_registered_model_alias("front-camera", "champion", "3")

@@ -260,3 +260,17 @@ def test_a_damaged_id_is_replaced(workspace: Workspace, content: str) -> None:
     own = lifecycle.workspace_id(workspace)
     assert len(own) == 32
     assert lifecycle.workspace_id(workspace) == own
+
+
+def test_a_server_whose_folder_was_restored_from_a_backup_is_restarted(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    first = lifecycle.start_server(SmallServer(), workspace, ignore)
+    folder = workspace.services / "small"
+    shutil.copytree(folder, tmp_path / "backup")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)  # with state.json; the server has deleted files
+    status = lifecycle.observe_server(SmallServer(), workspace)
+    assert (status.state, "deleted and made again" in status.detail) == ("broken", True)
+    again = lifecycle.start_server(SmallServer(), workspace, ignore)
+    assert (again.state, again.pid != first.pid) == ("running", True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import stat
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import psutil
 import pytest
 
 from workbench import services
+from workbench.core import credentials
 from workbench.core.errors import ParameterError, ServiceError
 from workbench.core.workspace import Workspace
-from workbench.services import manager
+from workbench.services import lifecycle, manager
 from workbench.services.lifecycle import ProcessInfo, write_process_info
 from workbench.services.servers import MongodServer
 
@@ -86,6 +91,43 @@ def test_an_external_label_studio_needs_a_token(
     assert (found.url, found.token) == ("https://labels.example.org", "from-a-file")
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "from-a-variable")
     assert services.label_studio_admin(workspace).token == "from-a-variable"
+
+
+@pytest.mark.parametrize("name", services.SERVICE_NAMES)
+def test_a_copy_does_not_use_addresses_that_its_original_handed_on(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In a terminal of the original's JupyterLab, ``WORKBENCH_HOME=COPY workbench up``."""
+    server = manager._SERVERS[name]
+    owner = lifecycle.workspace_id(workspace)
+    write_process_info(workspace, name, ProcessInfo(1, 0.0, 23456, owner))
+    running = lifecycle.ServiceStatus(name, "running", server.url(workspace, 23456))
+    with monkeypatch.context() as patched:
+        patched.setattr(manager, "status", lambda *_: {name: running})
+        credentials.ensure_secret(workspace, "mlflow-password")
+        given = services.environment(workspace, [name], passwords=True, inherited=True)
+    copy = Workspace(tmp_path / "copy")
+    shutil.copytree(workspace.root, copy.root)
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    assert services.status(copy, [name])[name].state == "stopped"
+    assert services.status(workspace, [name])[name].state == "stopped"
+    assert not manager.is_external(name)
+    # An address that a person sets counts, and it is said to be external.
+    monkeypatch.delenv(manager.LOCAL_VARIABLE)
+    assert services.status(copy, [name])[name].state == "broken"
+    assert manager.is_external(name)
+
+
+def test_the_token_is_not_given_to_another_program_on_the_port(workspace: Workspace) -> None:
+    credentials.ensure_secret(workspace, "label-studio-token")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for pid in (os.getpid(), 1):  # the port's owner, as if the process id were used again
+            born = psutil.Process(pid).create_time()
+            write_process_info(workspace, "label-studio", ProcessInfo(pid, born, port))
+            with pytest.raises(ServiceError, match=r"is stopped.*workbench up"):
+                services.label_studio_admin(workspace)
 
 
 def test_admin_credentials_need_a_first_start(workspace: Workspace) -> None:

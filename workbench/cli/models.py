@@ -165,7 +165,8 @@ def _verify_bundle(
     from workbench.release import publishing
 
     folder = Path(name)
-    if not folder.is_dir():
+    # A folder that is called like a reference is no way to put another model in its place.
+    if name.startswith(("models:", "sha256:")) or not folder.is_dir():
         ref = resolve_reference(workspace, name)
         if ref.startswith("release/"):
             if signed and name.startswith("models:"):

@@ -250,6 +250,8 @@ def parse_number(value: Any, what: str = "value") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{what} {_shown(value)} is not a number")
     try:
+        if isinstance(value, str) and ("_" in value or not value.isascii()):
+            raise ValueError  # Python reads 1_0 as 10
         return float(value)
     except (ValueError, OverflowError):
         hint = " (a decimal comma?)" if re.fullmatch(r"\s*-?\d+,\d+\s*", str(value)) else ""
@@ -284,6 +286,26 @@ def parse_flag(value: Any, what: str = "flag") -> bool:
     return flag
 
 
+def refuse_score(value: Any) -> None:
+    """Refuse an annotation with a score: it is a model's output, not a label.
+
+    Raises:
+        ValueError: There is a score.
+    """
+    if value is not None and str(value).strip():
+        raise ValueError(f"a model's output with its score {_shown(value)}, not a label")
+
+
+def refuse_rotation(value: Any, unit: str = "degrees") -> None:
+    """Refuse a box that is turned: its sides are those before the rotation.
+
+    Raises:
+        ValueError: It is turned, or the angle is not a number.
+    """
+    if value is not None and parse_number(value, "rotation"):
+        raise ValueError(f"a box turned by {value} {unit}: export it as an upright box")
+
+
 def parse_size(width: Any, height: Any) -> tuple[int, int] | None:
     """Width and height; None if one of them is not known (missing, empty, 0 or negative)."""
     if any(value is None or str(value).strip() == "" for value in (width, height)):
@@ -293,7 +315,9 @@ def parse_size(width: Any, height: Any) -> tuple[int, int] | None:
 
 
 def identity_of(value: Any) -> str:
-    """An id as text: exporters write 1, "1" and 1.0 for the same id."""
+    """An id as text: exporters write 1, "1", "1.0" and 1.0 for the same id."""
+    if isinstance(value, str) and re.fullmatch(r"\d+\.0+", value):
+        return value.partition(".")[0]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)

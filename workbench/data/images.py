@@ -58,6 +58,8 @@ class StoredImage:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """An image as 8-bit RGB; of 16-bit grey values the high byte, where Pillow clips to white."""
+    if image.mode in ("F", "I;32", "I") and not _fits_16_bits(image):
+        raise ValueError("its values need more than 16 bits: convert it to 8 or 16")
     if not image.mode.startswith("I"):
         return image.convert("RGB")
     import numpy as np
@@ -92,7 +94,7 @@ def open_media(path: Path, frame: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise any exception on damaged files
         raise DataError(f"image cannot be decoded: {error}", where=path) from error
 
 
@@ -129,10 +131,10 @@ def _store_image(
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 image.load()
                 inside = _images_inside(image)
-                if image.mode in ("F", "I;32", "I") and not _fits_16_bits(image):
-                    raise ValueError("its values need more than 16 bits: convert it to 8 or 16")
+                if image.mode in ("F", "I;32", "I"):
+                    _to_rgb(image)  # it may not fit
                 width, height, suffix = *image.size, _SUFFIXES[str(image.format)]
-                wide = image.mode.startswith("I;16")
+                wide = image.mode.startswith("I")
                 brightest = int(str(image.getextrema()[1])) if wide else None
                 # Parsing EXIF costs time even if there is none.
                 tagged = "exif" in image.info or suffix == ".tiff"

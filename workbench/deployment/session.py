@@ -171,7 +171,7 @@ def _orientation_note(path: Path) -> str:
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # as decoders do on damaged files; decoding says what is wrong
         return ""
     if orientation in (0, 1):
         return ""

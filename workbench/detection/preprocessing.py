@@ -114,7 +114,7 @@ def load_rgb(path: Path) -> Pixels:
     """
     try:
         return np.asarray(open_rgb(path))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise any exception on damaged files
         raise DataError(
             f"image cannot be read: {error}",
             where=path,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
+from workbench.data.files import parse_size
 from workbench.labeling import label_config
 from workbench.records.frames import Box, LabelSchema, Point, RotatedBox
 
@@ -236,6 +237,11 @@ def _parse_shape(
     if problem:
         return InvalidRegion(region_id, "mislabelled", problem)
     labels = region["value"].get(region["type"]) or []
+    labels = [labels] if isinstance(labels, str) else labels
+    for name in (label_config.OCCLUDED, label_config.TRUNCATED):
+        if (answer := answers.get(name)) and answer not in label_config.DEGREES:
+            detail = f"{name} is {answer!r}, expected one of {', '.join(label_config.DEGREES)}"
+            return InvalidRegion(region_id, "mislabelled", detail)
     if len(labels) != 1 or labels[0] not in (*schema.classes, label_config.IGNORE_AREA):
         classes = ", ".join(schema.classes)
         detail = f"class is {', '.join(labels)[:100] or 'none'}, schema has {classes}"
@@ -271,12 +277,14 @@ def _format_problem(region: Region, width: int, height: int, schema: LabelSchema
         numbers = [value.get(key) for key in ("x", "y", "width", "height")]
         numbers.append(value.get("rotation") or 0)
     else:
-        return f"region is of type {kind}, expected {' or '.join(schema.shapes)}"
+        expected = f"expected {' or '.join(schema.shapes)}"
+        drawn_without = kind in ("rectangle", "polygon")
+        return f"region is of type {kind}, {'without a class' if drawn_without else expected}"
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         return "position or size is not a number"
-    size = (region.get("original_width"), region.get("original_height"))
+    size = parse_size(region.get("original_width"), region.get("original_height"))
     # Shapes are in percent: annotations written through the API without a size are complete.
-    if size not in ((width, height), (None, None)):
+    if size not in ((width, height), None):
         return f"drawn on an image of {size[0]}x{size[1]}, the frame is {width}x{height}"
     if region.get("image_rotation"):
         return "the image was rotated while drawing; rotate it back and draw again"

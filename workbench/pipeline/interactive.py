@@ -37,7 +37,9 @@ def connect_interactive() -> Step:
     workspace = find_workspace(notebook.parent)
     if declaration.services:
         services.up(workspace, declaration.services)
-        os.environ.update(services.environment(workspace, declaration.services, passwords=True))
+        os.environ.update(
+            services.environment(workspace, declaration.services, passwords=True, inherited=True)
+        )
     folder = workspace.scratch / notebook.stem
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").unlink(missing_ok=True)

@@ -19,12 +19,14 @@ import copy
 import importlib
 import math
 import os
+import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
@@ -35,6 +37,9 @@ from workbench.core.text import did_you_mean
 from workbench.core.types import Json
 
 __all__ = ()
+
+_MAGIC = re.compile(r"^([ \t]*)[%!?].*$", re.MULTILINE)
+"""A line of IPython's that is not Python; a magic for the whole cell makes it something else."""
 
 _MAX_EXACT_INTEGER = 2**53
 _BUILTIN_TYPES = ("bool", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
@@ -152,10 +157,15 @@ def untyped_parameters_model(source: str) -> type[BaseModel]:
     """
     fields: dict[str, Any] = {}
     try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # a magic, or Python 2: papermill runs the cell all the same
+        statements = ast.parse(_MAGIC.sub(r"\1pass", source)).body
+    except SyntaxError:  # a cell magic, or Python 2: papermill runs the cell all the same
         statements = []
-    for statement in statements:
+    for statement in statements:  # grows while blocks are found
+        if isinstance(statement, ast.If | ast.Try | ast.With):
+            blocks = ("body", "orelse", "handlers", "finalbody")
+            statements += [one for block in blocks for one in getattr(statement, block, ())]
+        elif isinstance(statement, ast.ExceptHandler):
+            statements += statement.body
         if isinstance(statement, ast.Assign):
             for target in statement.targets:  # of `left, right = 1, 2` as well
                 names = (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
@@ -224,6 +234,16 @@ def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> J
         ParameterError: Unknown names, invalid values, or numbers that a record cannot hold; the
             message lists each of them.
     """
+    given = {unicodedata.normalize("NFKC", name): value for name, value in given.items()}
+    for name, value in given.items():  # pydantic takes `yes` in YAML for the number 1
+        field = model.model_fields.get(name)
+        types = {field.annotation, *get_args(field.annotation)} if field else set()
+        if isinstance(value, bool) and types & {int, float} and bool not in types:
+            raise ParameterError(
+                f"parameter {name!r} must be a number, got {value}",
+                where=where,
+                hint="In YAML, yes, no, on and off are flags: put text in quotes",
+            )
     try:
         checked = model.model_validate(given)
         _check_recordable(checked.model_dump(), where)
@@ -238,7 +258,11 @@ def validate_parameters(model: type[BaseModel], given: Json, *, where: str) -> J
         raise ParameterError(
             "; ".join(_describe_problem(problem) for problem in problems),
             where=where,
-            hint=did_you_mean(unknown[0] if unknown else "", model.model_fields),
+            hint=did_you_mean(unknown[0], model.model_fields)
+            if unknown
+            else "Correct the value; put text in quotes"
+            if any(problem["type"] == "string_type" for problem in problems)
+            else None,
         ) from error
 
 

@@ -77,7 +77,10 @@ class StepState(_LenientModel):
 
 
 class RunState(_LenientModel):
-    """``run.json``: ``pid`` and ``pid_started`` (seconds since the epoch) identify the runner."""
+    """``run.json``: ``pid`` and ``pid_started`` (seconds since the epoch) identify the runner.
+
+    ``inode`` is that of the run's folder: the runner of a copied workspace's run is its original's.
+    """
 
     schema_version: int = 1
     run_id: str
@@ -86,6 +89,7 @@ class RunState(_LenientModel):
     parameters: Json = {}
     pid: int | None = None
     pid_started: float | None = None
+    inode: int | None = None
     host: str = ""
     started_at: str = ""
     ended_at: str | None = None
@@ -184,10 +188,12 @@ def run_as_json(run: RunState) -> Json:
 
 def save_run(workspace: Workspace, run: RunState) -> None:
     """Write a run's file."""
-    content = run.model_dump(mode="json")
+    folder = workspace.runs / run.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    content = run.model_copy(update={"inode": folder.stat().st_ino}).model_dump(mode="json")
     content[_DIGEST_FIELD] = _content_digest(content)
     data = json.dumps(content, indent=1).encode()
-    write_atomic(workspace.runs / run.run_id / _RUN_FILE, data)
+    write_atomic(folder / _RUN_FILE, data)
 
 
 def list_runs(
@@ -260,8 +266,9 @@ def find_step(run: RunState, name: str) -> StepState:
 
 
 def step_folder(workspace: Workspace, run: RunState, step: StepState) -> Path:
-    """Where a step's files are, or would be."""
-    return Path(step.folder) if step.folder else workspace.runs / run.run_id / step.name
+    """Where a step's files are, or would be; the workspace may have been moved or copied since."""
+    written = Path(step.folder) if step.folder else Path(run.run_id, step.name)
+    return workspace.runs.joinpath(*written.parts[-2:])
 
 
 def save_mlflow_url(workspace: Workspace, run_id: str, url: str) -> None:
@@ -351,7 +358,8 @@ def _read_run(folder: Path) -> RunState | None:
         run = RunState.model_validate(content)
         whole = expected is None or expected == _content_digest(content)
         if whole and run.run_id == folder.name and _valid_times(run):
-            return run
+            copied = run.inode not in (None, folder.stat().st_ino)
+            return run.model_copy(update={"pid": None}) if copied else run
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
     if not _is_run_folder(folder):

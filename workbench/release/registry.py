@@ -74,7 +74,17 @@ def registry_problems(
             f"{short_ref(ref)} does not count: {why}" for ref, why in found.refused.items()
         ]
         problems += _differences(found, tracker.registry_model(model), shared=_is_shared(workspace))
+    if models is None and not _is_shared(workspace):
+        for model in _unknown_models(workspace, tracker):
+            found = ModelReleases(model, (), {})
+            problems += _differences(found, tracker.registry_model(model), shared=False)
     return list(dict.fromkeys(problems))
+
+
+def _unknown_models(workspace: Workspace, tracker: Tracker) -> list[str]:
+    """Models that claim releases and have no release record, such as one that was renamed."""
+    names = set(tracker.registered_models()) - set(release_models(workspace))
+    return sorted(name for name in names if set(_numbers(tracker.registry_model(name))) - {""})
 
 
 def point_aliases(workspace: Workspace, tracker: Tracker, model: str) -> None:
@@ -150,7 +160,8 @@ def rebuild_registry(
 ) -> int:
     """Write the registered models again, from the signed release records alone.
 
-    A model that agrees with its records is left as it is. Each release that is written gets a run
+    A model that agrees with its records is left as it is. In a local registry, one that claims
+    releases and has none is removed. Each release that is written gets a run
     with its signed folder, verified before it is sent. A local registry is emptied first, so that
     numbers agree; a number that no release has stays free. A shared one may have versions of other
     workspaces: there only what is missing or wrong is written, and numbers may differ.
@@ -162,6 +173,8 @@ def rebuild_registry(
         VerificationError: A release's folder was changed.
     """
     store, shared = Store(workspace), _is_shared(workspace)
+    for model in () if shared else _unknown_models(workspace, tracker):
+        tracker.delete_model(model)
     wrong = [
         model
         for model in release_models(workspace)

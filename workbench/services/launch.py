@@ -24,7 +24,10 @@ def main(arguments: list[str]) -> int:
     workspace = find_workspace()
     try:
         services.up(workspace, progress=lambda message: print(message, file=sys.stderr))
-        variables = {**os.environ, **services.environment(workspace, passwords=True)}
+        variables = {
+            **os.environ,
+            **services.environment(workspace, passwords=True, inherited=True),
+        }
         # Plots for light and dark pages, in notebooks that import no step, too.
         variables.setdefault("MATPLOTLIBRC", str(Path(__file__).parents[1] / "data/matplotlibrc"))
     except WorkbenchError as error:

@@ -174,6 +174,11 @@ def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
             "broken",
             "started before the workspace was moved; `workbench up` restarts it",
         )
+    elif _folder_is_gone(process):
+        state, detail = (
+            "broken",
+            "its folder was deleted and made again while it ran; `workbench up` restarts it",
+        )
     elif not server.answers(workspace, info.port):
         state, detail = "broken", "running but not answering; `workbench up` restarts it"
     elif not _holds_address(server, process, workspace, info.port):
@@ -198,11 +203,12 @@ def start_server(server: Server, workspace: Workspace, progress: MessageCallback
             # A command that was killed while it waited leaves a server that is still starting.
             info = read_process_info(workspace, server.name)
             process = _living_process(info) if info else None
-            if process is not None and _was_moved(process, workspace, server.name):
-                info = None
-            age = time.time() - info.born if info else server.start_timeout_s
-            remaining = max(_INTERRUPTED_START_S, server.start_timeout_s - age)
-            status = _wait_until_running(server, workspace, remaining)
+            if process is None or not (
+                _was_moved(process, workspace, server.name) or _folder_is_gone(process)
+            ):
+                age = time.time() - info.born if info else server.start_timeout_s
+                remaining = max(_INTERRUPTED_START_S, server.start_timeout_s - age)
+                status = _wait_until_running(server, workspace, remaining)
         if status.state == "running":
             return status
         _terminate(find_service_processes(workspace, server.name))

@@ -49,6 +49,13 @@ EXTERNAL_VARIABLES = {
 }
 """Environment variables that name an external server, by service."""
 
+LOCAL_VARIABLE = "WORKBENCH_LOCAL_SERVERS"
+"""Addresses in `EXTERNAL_VARIABLES` that a workspace handed on, not a person.
+
+A terminal of JupyterLab has those of its workspace. To another workspace they are nothing: without
+this, a copy would use the servers of its original as external ones.
+"""
+
 _TOKEN_VARIABLES = ("LABEL_STUDIO_TOKEN", "LABEL_STUDIO_API_KEY")
 _TOKEN_FILE_VARIABLE = "LABEL_STUDIO_TOKEN_FILE"
 
@@ -107,7 +114,11 @@ def status(workspace: Workspace, names: Sequence[str] = SERVICE_NAMES) -> dict[s
 
 
 def environment(
-    workspace: Workspace, names: Sequence[str] = SERVICE_NAMES, *, passwords: bool = False
+    workspace: Workspace,
+    names: Sequence[str] = SERVICE_NAMES,
+    *,
+    passwords: bool = False,
+    inherited: bool = False,
 ) -> dict[str, str]:
     """Environment variables that make a process use these servers.
 
@@ -117,11 +128,13 @@ def environment(
         names: Services to use.
         passwords: Add MLflow's password, which its client takes from no file. Only for processes
             whose variables are stored nowhere.
+        inherited: Add `LOCAL_VARIABLE`. For processes that may use another workspace, too.
 
     Raises:
         ServiceError: One of the servers is not running.
     """
     variables = {HOME_VARIABLE: str(workspace.root)}
+    local = set(os.environ.get(LOCAL_VARIABLE, "").split()) if inherited else set[str]()
     for name, current in status(workspace, names).items():
         if not current.usable or current.url is None:
             raise ServiceError(
@@ -131,6 +144,8 @@ def environment(
             )
         # The password in the address of an external server is masked in its status.
         url = external_address(workspace, _SERVERS[name]) or current.url
+        if current.state == "running":
+            local.add(url)
         if name == MongodServer.name:
             variables |= _fiftyone_variables(workspace, url)
         elif name == MLflowServer.name:
@@ -144,7 +159,7 @@ def environment(
                 token_file = _external_token_file()
             if token_file is not None:
                 variables[_TOKEN_FILE_VARIABLE] = str(token_file)
-    return variables
+    return {**variables, LOCAL_VARIABLE: " ".join(sorted(local))} if inherited else variables
 
 
 def tracking_address(workspace: Workspace) -> str:
@@ -174,18 +189,23 @@ def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
     """Address and credentials of Label Studio's administrator, local or external.
 
     Raises:
-        ServiceError: Label Studio was never started here, or an external one has no token.
+        ServiceError: Label Studio is not running, or an external one has no token.
     """
     server = _SERVERS[LabelStudioServer.name]
     url = external_address(workspace, server)
     if url is not None:
         return LabelStudioAdmin(url, None, _external_token(), _external_token_file())
-    info = lifecycle.read_process_info(workspace, server.name)
-    if info is None:
-        raise ServiceError("Label Studio was never started here", hint="Run `workbench up`")
+    current = lifecycle.observe_server(server, workspace)
+    # The token is not for whoever listens on the port of a stopped server.
+    if not current.usable or current.url is None:
+        raise ServiceError(
+            f"Label Studio is {current.state}: {current.detail}",
+            where=current.url,
+            hint="Run `workbench up`",
+        )
     token_file = credentials.secret_path(workspace, ADMIN_TOKEN)
     return LabelStudioAdmin(
-        url=server.url(workspace, info.port),
+        url=current.url,
         email=ADMIN_EMAIL,
         token=credentials.read_secret(token_file),
         token_file=token_file,
@@ -195,17 +215,23 @@ def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
 
 def is_external(name: str) -> bool:
     """Whether an external server is configured for the service ``name``."""
-    return bool(os.environ.get(EXTERNAL_VARIABLES[name], "").strip())
+    return bool(_configured_address(name))
 
 
 def external_address(workspace: Workspace, server: Server) -> str | None:
     """URL of the external server; None if the local one is used.
 
     `environment` sets the same variables to the addresses of local servers, so a local address
-    does not count as external.
+    does not count as external, whichever workspace it is of.
     """
-    url = os.environ.get(EXTERNAL_VARIABLES[server.name], "").strip().rstrip("/")
+    url = _configured_address(server.name)
     return None if not url or _is_own(workspace, server, url) else url
+
+
+def _configured_address(name: str) -> str:
+    """The address that a person set for the service ``name``; empty without one."""
+    url = os.environ.get(EXTERNAL_VARIABLES[name], "").strip()
+    return "" if url in os.environ.get(LOCAL_VARIABLE, "").split() else url.rstrip("/")
 
 
 def check_external(name: str, url: str) -> ServiceStatus:

@@ -10,6 +10,7 @@ from typing import Any
 from workbench import services
 from workbench.core.errors import DataError, ServiceError
 from workbench.core.workspace import Workspace, find_workspace
+from workbench.services.manager import is_external
 
 __all__ = ()
 
@@ -26,8 +27,8 @@ def connect(workspace: Workspace) -> Any:
     import pymongo
     from pymongo.errors import PyMongoError
 
-    if _URI_VARIABLE not in os.environ:
-        os.environ.update(services.environment(workspace, ("mongod",)))
+    if not is_external("mongod"):  # nor that of another workspace, opened before
+        os.environ.update(services.environment(workspace, ("mongod",), inherited=True))
     uri = os.environ[_URI_VARIABLE]
     try:
         client: pymongo.MongoClient[dict[str, Any]]

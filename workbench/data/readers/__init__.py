@@ -12,11 +12,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import yaml
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.names import check_path, invalid_on_a_line, shown
+from workbench.core.parsing import parse_yaml
 from workbench.core.text import counted, path_hint
 from workbench.data.conditions import apply_conditions
 from workbench.data.files import (
@@ -193,10 +196,12 @@ def _detect_format(source: Path) -> str:
     for name, matches in _DETECTORS.items():
         if matches(source):
             if name == "images" and (annotations := find_annotations(source)):
+                yolo_hint = "YOLO labels need class names (data.yaml or classes.txt). "
                 raise DataError(
                     "annotations in an unknown format beside the images: " + ", ".join(annotations),
                     where=source,
-                    hint=f"Choose a --format from {', '.join(READERS)}; --format images reads the "
+                    hint=(yolo_hint if annotations[0].endswith(".txt") else "")
+                    + f"Choose a --format from {', '.join(READERS)}; --format images reads the "
                     "images without labels",
                 )
             return name
@@ -215,16 +220,32 @@ _KEYS = frozenset(
         *("bbox", "bboxes", "detections", "_via_img_metadata", "samples", "ground_truth", "items"),
         *("openlabel", "frames", "assets", "box2d", "polygon", "polygons", "points", "result"),
         *("category_token", "instance_token", "attribute_tokens", "object", "instances"),
+        *("2d_bbox", "xy", "vid_list"),
     }
 )
 _CSV_COLUMNS = re.compile(
-    r"\b(x_?min|x1|left|bbox|region_shape_attributes|label|class|class_name|category|xywh)\b", re.I
+    r"\b(x_?min|x1|left|bbox|region_shape_attributes|label|class|class_?name|class_?id|category|xywh)\b",
+    re.I,
+)
+_OPAQUE = frozenset(
+    {
+        *(".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".mat", ".pkl", ".pickle"),
+        *(".npz", ".npy", ".h5", ".hdf5", ".parquet", ".arrow", ".feather", ".db", ".sqlite"),
+        *(".xls", ".xlsx", ".tfrecord", ".record", ".lmdb"),
+    }
+)
+"""Kinds of files that are not looked into; their names may say that they hold annotations."""
+_ANNOTATION_NAME = re.compile(
+    r"annot|label|bbox|boxes|instances|coco|ground_?truth|\bgt\b|\.(json|xml|csv)\b|record$", re.I
 )
 _NUMBER = re.compile(r"^[-+]?[\d.]+(e[-+]?\d+)?$", re.I)
 
 
 def find_annotations(source: Path) -> list[str]:
-    """Names of some files below ``source`` that look like annotations of its images."""
+    """Names of some files below ``source`` that look like annotations of its images.
+
+    JSON that cannot be read has the reason behind its name.
+    """
     files = list_folder(source).files
     stems = {path.stem for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     found: list[str] = []
@@ -234,24 +255,38 @@ def find_annotations(source: Path) -> list[str]:
         (".ndjson", _is_annotated_json_lines),
         (".xml", _is_annotated_xml),
         (".csv", _is_annotated_csv),
+        (".tsv", _is_annotated_csv),
+        (".yaml", _is_annotated_yaml),
+        (".yml", _is_annotated_yaml),
         (".txt", lambda path: _is_annotated_text(path, stems)),
     ):
         alike = [path for path in files if path.suffix.lower() == suffix]
         probed = (path for path in alike[:_MAX_PROBED] if path.name != "drives.json")
-        found += [relative_name(path, source) for path in probed if _probe(path, looks_annotated)]
+        found += [
+            relative_name(path, source) + (f" ({problem})" if isinstance(problem, str) else "")
+            for path in probed
+            if (problem := _probe(path, looks_annotated))
+        ]
+    found += [
+        relative_name(path, source)
+        for path in files
+        if path.suffix.lower() in _OPAQUE and _ANNOTATION_NAME.search(path.name)
+    ]
     return found[:_MAX_LISTED] + (["…"] if len(found) > _MAX_LISTED else [])
 
 
-def _probe(path: Path, looks_annotated: Any) -> bool:
+def _probe(path: Path, looks_annotated: Callable[[Path], bool]) -> bool | str:
+    """Whether a file looks like annotations; of damaged JSON what is wrong with it."""
+    problem: bool | str = True
     try:
         if path.stat().st_size <= _MAX_BYTES:
-            return bool(looks_annotated(path))
+            return looks_annotated(path)
     except OSError:
         return False
-    except ValueError:
-        pass
+    except ValueError as error:
+        problem = f"not JSON: {error}"
     # A file that is damaged, or too large to be read only for this, may have been annotations.
-    return path.suffix.lower() == ".json" and _mentions_boxes(path)
+    return problem if path.suffix.lower() == ".json" and _mentions_boxes(path) else False
 
 
 def _mentions_boxes(path: Path) -> bool:
@@ -285,17 +320,32 @@ def _is_annotated(body: Any) -> bool:
 
 
 def _is_annotated_xml(path: Path) -> bool:
-    return "<annotation" in read_text(path)[:2000]
+    head = read_text(path)[:2000]
+    return "<annotation" in head or "<tracklets" in head
+
+
+def _is_annotated_yaml(path: Path) -> bool:
+    try:
+        return _is_annotated(parse_yaml(read_text(path)))
+    except yaml.YAMLError:
+        return False
 
 
 def _is_annotated_csv(path: Path) -> bool:
     header = next(iter(read_text(path).splitlines()), "")
-    return len(_CSV_COLUMNS.findall(header)) >= 1 and "," in header
+    return bool(_CSV_COLUMNS.search(header) and set(",;\t") & set(header)) or _is_box_row(header)
 
 
 def _is_annotated_text(path: Path, stems: set[str]) -> bool:
-    if path.stem not in stems and not path.parent.name.lower().startswith("label"):
-        return False
     line = next((line for line in read_text(path).splitlines() if line.strip()), "")
-    words = line.replace(",", " ").split()
-    return len(words) >= 5 and sum(bool(_NUMBER.match(word)) for word in words) >= 4
+    folder = path.parent.name.lower()
+    if path.stem in stems or folder.startswith("label") or folder == path.stem.lower() == "gt":
+        return sum(bool(_NUMBER.match(word)) for word in re.split(r"[\s,;]+", line)) >= 4
+    return _is_box_row(line)
+
+
+def _is_box_row(line: str) -> bool:
+    """Whether a line names an image and has the four numbers of a box."""
+    words = re.split(r"[\s,;]+", line)
+    named = any(PurePath(word).suffix.lower() in IMAGE_SUFFIXES for word in words)
+    return named and sum(bool(_NUMBER.match(word)) for word in words) >= 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -71,8 +72,11 @@ class ImageFinder:
             beside: Folder of the annotation file.
         """
         outside = is_outside(name)
-        # Some exporters write names as in a URL: "my%20car.jpg".
-        names = dict.fromkeys(each.replace("\\", "/") for each in (name, unquote(name)))
+        # Some exporters write names as in a URL: "my%20car.jpg", "https://host/a.jpg?token=1".
+        spelled = [name, name.strip(), unquote(name)]
+        if "://" in name:
+            spelled.append(unquote(re.split("[?#]", name.partition("://")[2])[0]))
+        names = dict.fromkeys(each.replace("\\", "/") for each in spelled)
         pure = PurePosixPath(name.replace("\\", "/"))
         for pure in map(PurePosixPath, names):
             if not outside and ".." not in pure.parts and not pure.is_absolute():
@@ -93,6 +97,8 @@ class ImageFinder:
         if alike:
             named = ", ".join(relative_name(path, self.root) for path in alike[:3])
             reason += f"; of this name in another folder: {named}"
+        elif alike := self._named(PurePosixPath(pure.stem)):
+            reason += f"; with another ending there is {relative_name(alike[0], self.root)}"
         return None, reason
 
     def _named(self, name: PurePosixPath) -> list[Path]:
@@ -194,7 +200,7 @@ def parse_lines(
         problems.append(mislabelled(name, str(error)))
         return (), 1
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
             boxes.append(parse(line.split(), f"line {number}"))

@@ -3,7 +3,8 @@
 Beyond COCO, an image may carry ``drive`` (or ``sequence``), ``index``, ``timestamp_us``,
 ``light`` (or ``lighting``), ``weather``, ``construction`` and ``events``, and an annotation
 ``occluded``, ``truncated`` (fractions) and ``track``. ``iscrowd`` marks an ignore region. Without a
-``bbox``, the box round the polygons of ``segmentation`` is taken.
+``bbox``, the box round the polygons of ``segmentation`` is taken. ``ignore`` is like ``iscrowd``,
+and ``bbox_mode`` (detectron2) is obeyed. Boxes that only fit their images as corners are refused.
 
 A folder may have one file, Roboflow's ``_annotations.coco.json`` in each of its folders, or COCO
 2017's ``annotations/instances_*.json``; the last two are read together.
@@ -11,6 +12,7 @@ A folder may have one file, Roboflow's ``_annotations.coco.json`` in each of its
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ from workbench.data.files import (
     parse_number,
     parse_size,
     read_json,
+    refuse_rotation,
+    refuse_score,
     relative_name,
 )
 from workbench.data.names import parse_file_name
@@ -45,6 +49,10 @@ _COMMON_FILE_NAMES = (
     "instances.json",
 )
 _ROBOFLOW_NAME = "_annotations.coco.json"
+_BOX_MODES = {"0": "corners", "XYXY_ABS": "corners", "1": "sizes", "XYWH_ABS": "sizes"}
+_MAX_PROBED = 20
+_MIN_FOR_CORNERS = 5
+"""So many boxes with x1 < x2 and y1 < y2 are no accident, where one of them leaves its image."""
 
 
 def is_coco(source: Path) -> bool:
@@ -71,11 +79,19 @@ def _coco_files(source: Path) -> list[Path]:
     files = _candidates(source)
     if len(files) == 1 or _belong_together(files, source):
         return files
+    if not files:
+        listed = [source] if source.is_file() else find_files(source, {".json"})
+        problems = [problem for path in listed[:_MAX_PROBED] if (problem := _problem(path))]
+        raise DataError(
+            "no COCO file" + (f": {'; '.join(problems[:3])}" if problems else ""),
+            where=source,
+            hint="Correct the file, or try another --format",
+        )
     names = ", ".join(relative_name(path, source) for path in files[:5])
     raise DataError(
-        f"several COCO files: {names}" if files else "no COCO file",
+        f"several COCO files: {names}",
         where=source,
-        hint="Name one of them instead of the folder" if files else "Try another --format",
+        hint="Name one of them instead of the folder",
     )
 
 
@@ -107,11 +123,16 @@ def _candidates(source: Path) -> list[Path]:
 
 
 def _is_coco_file(path: Path) -> bool:
+    return not _problem(path)
+
+
+def _problem(path: Path) -> str:
+    """Why a file is no COCO file; empty if it is one."""
     try:
         _load(path)
-    except DataError:
-        return False
-    return True
+    except DataError as error:
+        return f"{path.name}: {error.what}"
+    return ""
 
 
 def _load(path: Path) -> Json:
@@ -121,9 +142,9 @@ def _load(path: Path) -> Json:
         raise DataError(f"cannot read the COCO file: {error}", where=path) from error
     parts = ("images", "annotations", "categories")
     if not isinstance(body, dict) or not all(isinstance(body.get(part), list) for part in parts):
-        raise DataError(
-            "not a COCO detection file", where=path, hint=f"It needs {', '.join(parts)}"
-        )
+        keys = body if isinstance(body, dict) else {}
+        lacking = ", ".join(part for part in parts if not isinstance(keys.get(part), list))
+        raise DataError(f"not a COCO detection file: it has no list of {lacking}", where=path)
     return body
 
 
@@ -138,6 +159,7 @@ class _Annotations:
 def _read_file(path: Path, finder: ImageFinder, problems: list[Quarantined]) -> list[Claim]:
     body = _load(path)
     where = relative_name(path, finder.root)
+    _check_convention(body, path)
     annotations = _annotations(body, where, problems)
     shared = _shared_ids(body)
     claims = []
@@ -156,12 +178,55 @@ def _read_file(path: Path, finder: ImageFinder, problems: list[Quarantined]) -> 
             seen.add(identity_of(image["id"]))
             claims.append(claim)
     known = {identity_of(image.get("id")) for image in body["images"] if isinstance(image, dict)}
+    if annotations.boxes and known.isdisjoint(annotations.boxes):
+        raise DataError(
+            f"no annotation is about one of the images: image_id is {next(iter(annotations.boxes))}"
+            f" and the like, and ids of images are {', '.join(sorted(known)[:3])} and the like",
+            where=path,
+            hint="Correct image_id; without boxes all images would count as empty",
+        )
     for image_id, orphans in annotations.boxes.items():
         if image_id not in known:
             for box in orphans:
                 detail = f"{box.detail}: no image has id {image_id}"
                 problems.append(mislabelled(where, detail))
     return claims
+
+
+def _check_convention(body: Json, path: Path) -> None:
+    """Refuse a file whose boxes are corners.
+
+    They are if all have x1 < x2 and y1 < y2 within their images, and some leave them when read as
+    width and height, or if ``area`` says so. Taken for sizes they would be too large in silence.
+    """
+    sizes = {}
+    for image in body["images"]:
+        with contextlib.suppress(*UNREADABLE):
+            sizes[identity_of(image["id"])] = parse_size(image["width"], image["height"])
+    wrong, checked = 0, 0
+    for one in body["annotations"]:
+        try:
+            a, b, c, d = (parse_number(value) for value in one["bbox"])
+            size = sizes.get(identity_of(one["image_id"]))
+            area, mode = parse_number(one.get("area") or 0), one.get("bbox_mode")
+        except UNREADABLE:
+            continue
+        if size is None or mode is not None:
+            continue
+        width, height = size
+        checked += 1
+        if not (a < c <= width + 1 and b < d <= height + 1):
+            return
+        outside = a + c > 1.01 * width + 1 or b + d > 1.01 * height + 1
+        corners = (c - a) * (d - b)
+        wrong += outside or (area != c * d and abs(area - corners) <= 0.001 * corners)
+    if wrong and (wrong == checked or checked >= _MIN_FOR_CORNERS):
+        raise DataError(
+            f"boxes are [x1, y1, x2, y2], not COCO's [x, y, width, height]: {wrong} of {checked} "
+            "do not fit as sizes, and all do as corners",
+            where=path,
+            hint="Convert them, or add bbox_mode 0 to each annotation",
+        )
 
 
 def _shared_ids(body: Json) -> dict[str, list[str]]:
@@ -206,6 +271,10 @@ def _category_names(body: Json) -> dict[str, set[str]]:
 
 
 def _box(annotation: Json, names: dict[str, set[str]], detail: str) -> SourceBox:
+    refuse_score(annotation.get("score"))
+    attributes = annotation.get("attributes")
+    attributes = attributes if isinstance(attributes, dict) else {}
+    refuse_rotation(attributes.get("rotation"))
     category = identity_of(annotation.get("category_id"))
     found = names.get(category, {f"category {category}"})
     if len(found) > 1:
@@ -215,23 +284,29 @@ def _box(annotation: Json, names: dict[str, set[str]], detail: str) -> SourceBox
         name=next(iter(found)),
         corners=_corners(annotation),
         detail=detail,
-        occluded=_fraction_or_none(annotation.get("occluded")),
+        occluded=_fraction_or_none(annotation.get("occluded", attributes.get("occluded"))),
         truncated=_fraction_or_none(annotation.get("truncated")),
-        ignore=parse_flag(annotation.get("iscrowd"), "iscrowd"),
+        ignore=parse_flag(annotation.get("iscrowd"), "iscrowd")
+        or parse_flag(annotation.get("ignore"), "ignore"),
         track=None if annotation.get("track") is None else str(annotation["track"]),
     )
 
 
 def _corners(annotation: Json) -> tuple[float, float, float, float]:
     bbox, segmentation = annotation.get("bbox"), annotation.get("segmentation")
-    if not bbox and segmentation:
+    if segmentation and (not bbox or bbox == [0, 0, 0, 0]):
         return _corners_of_polygons(segmentation)
+    if isinstance(bbox, dict) and {"x", "y", "width", "height"} <= bbox.keys():
+        bbox = [bbox[key] for key in ("x", "y", "width", "height")]  # imglab
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise ValueError(f"its bbox is not [x, y, width, height] but {str(bbox)[:60]}")
     x, y, w, h = values = [parse_number(value, "bbox value") for value in bbox]
     if all(0 <= value <= 1 for value in values) and any(0 < value < 1 for value in values):
         raise ValueError(f"its bbox {bbox} is in fractions of the image; COCO boxes are in pixels")
-    return x, y, x + w, y + h
+    mode = str(annotation.get("bbox_mode", 1)).upper()
+    if mode not in _BOX_MODES:
+        raise ValueError(f"bbox_mode {mode} is neither 0 (XYXY_ABS) nor 1 (XYWH_ABS)")
+    return (x, y, w, h) if _BOX_MODES[mode] == "corners" else (x, y, x + w, y + h)
 
 
 def _corners_of_polygons(segmentation: Any) -> tuple[float, float, float, float]:

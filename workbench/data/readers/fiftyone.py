@@ -1,6 +1,8 @@
 """FiftyOne's exports: FiftyOneDataset (``samples.json``) and FiftyOneImageDetectionDataset.
 
-``bounding_box`` is [x, y, width, height] in fractions of the image, origin top left. FiftyOne's
+``bounding_box`` is [x, y, width, height] in fractions of the image, origin top left. Of polylines
+the box around their points is taken. Labels are the field ``ground_truth``, else the only one with
+boxes. FiftyOne's
 exports in the formats of COCO, YOLO, VOC and KITTI are read by those readers.
 """
 
@@ -12,7 +14,14 @@ from typing import Any
 from workbench.core.errors import DataError
 from workbench.core.parsing import UNREADABLE, describe_unreadable
 from workbench.core.types import Json
-from workbench.data.files import parse_integer, parse_number, parse_size, read_json, relative_name
+from workbench.data.files import (
+    parse_integer,
+    parse_number,
+    parse_size,
+    read_json,
+    refuse_rotation,
+    relative_name,
+)
 from workbench.data.names import parse_file_name
 from workbench.data.readers.claims import Claim, ImageFinder, settle_claims
 from workbench.data.source import Source, SourceBox, SourceFrame, left_out_text, mislabelled
@@ -100,32 +109,40 @@ def _from_samples(body: Any, source: Path) -> list[_Row] | None:
     if not isinstance(samples, list):
         return None
     rows: list[_Row] = []
-    for sample in samples:
-        if not isinstance(sample, dict) or not sample.get("filepath"):
-            continue
+    usable = [one for one in samples if isinstance(one, dict) and one.get("filepath")]
+    fields = list(dict.fromkeys(k for one in usable for k, v in one.items() if _is_labels(v)))
+    # Exports have `ground_truth`, and predictions beside it.
+    if _TRUTH not in fields and len(fields) > 1:
+        raise DataError(
+            f"ambiguous ground truth field: {' and '.join(map(str, fields))}",
+            where=source / "samples.json",
+            hint=f"Export one field, or call it {_TRUTH}",
+        )
+    field = _TRUTH if _TRUTH in fields or not fields else fields[0]
+    for sample in usable:
         meta = sample.get("metadata")
         meta = meta if isinstance(meta, dict) else {}
-        fields = [value for value in sample.values() if _is_detections(value)]
-        # Exports have `ground_truth`, and predictions beside it.
-        truth = sample.get("ground_truth")
-        if not _is_detections(truth) and len(fields) > 1:
-            names = " and ".join(str(k) for k, value in sample.items() if _is_detections(value))
-            raise DataError(
-                f"ambiguous ground truth field: {names}",
-                where=source / "samples.json",
-                hint="Export one field, or call it ground_truth",
-            )
-        chosen = truth if _is_detections(truth) else next(iter(fields), None)
-        found = None if chosen is None else chosen.get("detections") or []
-        detections = found if isinstance(found, list) else None
-        rows.append((str(sample["filepath"]), meta, detections))
+        rows.append((str(sample["filepath"]), meta, _detections_of(sample.get(field))))
     if all(detections is None for _, _, detections in rows):
         rows = [(name, meta, []) for name, meta, _ in rows]  # a source of images
     return rows
 
 
-def _is_detections(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("_cls") == "Detections"
+_TRUTH = "ground_truth"
+_LISTS = {"Detections": "detections", "Polylines": "polylines"}
+_SINGLE = ("Detection", "Polyline")
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("_cls") in (*_LISTS, *_SINGLE)
+
+
+def _detections_of(value: Any) -> list[Any] | None:
+    """The detections or polylines of a field; None if nobody labeled it."""
+    if not _is_labels(value):
+        return None
+    found = [value] if value["_cls"] in _SINGLE else value.get(_LISTS[value["_cls"]]) or []
+    return found if isinstance(found, list) else None
 
 
 def _from_labels(body: Any, source: Path) -> list[_Row] | None:
@@ -168,10 +185,17 @@ def _boxes(
 
 def _box(detection: Json, detail: str) -> SourceBox:
     box = detection.get("bounding_box") if isinstance(detection, dict) else None
+    if isinstance(detection, dict) and detection.get("points"):
+        points = [point for shape in detection["points"] for point in shape]
+        xs, ys = ([parse_number(point[i], "point") for point in points] for i in (0, 1))
+        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError("its bounding_box is not [x, y, width, height]")
     if detection.get("confidence") is not None:
         raise ValueError("a model's output with its confidence, not a label")
+    refuse_rotation(detection.get("rotation"), "radians")
+    if detection.get("label") is None:
+        raise ValueError("it has no label")
     x, y, w, h = (parse_number(value, "bounding_box value") for value in box)
     track = detection.get("index")
     return SourceBox(

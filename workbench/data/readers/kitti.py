@@ -55,7 +55,7 @@ _TRACKING_PERIOD_US = 100_000
 def is_kitti(source: Path) -> bool:
     """Whether ``source`` has an ``image_N`` folder, the tracking layout, or FiftyOne's export."""
     return (
-        _image_folder(source) is not None
+        bool(_image_folders(source))
         or bool(_tracking_labels(source))
         or _is_fiftyone_export(source)
     )
@@ -64,15 +64,33 @@ def is_kitti(source: Path) -> bool:
 def read_kitti(source: Path) -> Source:
     """Frames of the left colour camera (``image_2``), else of the first camera.
 
+    Of several such folders, as in ``training`` and ``testing``, those with labels are read.
+
     Raises:
         DataError: None of the layouts is there.
     """
-    images = _image_folder(source)
-    if images is not None:
-        camera = images.name.removeprefix("image_")
-        beside = images.parent
-        calibrated = (camera, beside / "calib")
-        return _read_objects(source, images, beside / f"label_{camera}", calibrated)
+    folders = _image_folders(source)
+    if folders:
+        labelled = [images for images in folders if _labels_of(images).is_dir()]
+        parts = [
+            _read_objects(
+                source,
+                images,
+                _labels_of(images),
+                (images.name.removeprefix("image_"), images.parent / "calib"),
+            )
+            for images in labelled or folders
+        ]
+        left = [relative_name(path, source) for path in folders if path not in labelled]
+        note = f"{' and '.join(left)} left out: no labels beside it"
+        return Source(
+            format="kitti",
+            root=source,
+            frames=tuple(frame for part in parts for frame in part.frames),
+            drives={name: drive for part in parts for name, drive in part.drives.items()},
+            problems=tuple(problem for part in parts for problem in part.problems),
+            notes=(note,) if labelled and left else (),
+        )
     label_files = _tracking_labels(source)
     if label_files:
         return _read_tracking(source, label_files)
@@ -204,12 +222,20 @@ def _sequence(
     return frames
 
 
-def _image_folder(source: Path) -> Path | None:
+def _image_folders(source: Path) -> list[Path]:
+    """The folders of one camera, sorted."""
     if not source.is_dir():
-        return None
+        return []
     folders = [source, *(path.parent for path in find_images(source))]
     cameras = [path for path in dict.fromkeys(folders) if _CAMERA.match(path.name)]
-    return min(cameras, key=lambda path: (path.name != "image_2", str(path)), default=None)
+    camera = min(
+        (path.name for path in cameras), key=lambda name: (name != "image_2", name), default=""
+    )
+    return sorted(path for path in cameras if path.name == camera)
+
+
+def _labels_of(images: Path) -> Path:
+    return images.with_name(images.name.replace("image_", "label_"))
 
 
 def _is_fiftyone_export(source: Path) -> bool:

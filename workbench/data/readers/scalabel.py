@@ -23,6 +23,7 @@ from workbench.data.files import (
     parse_number,
     parse_size,
     read_json,
+    refuse_score,
     relative_name,
 )
 from workbench.data.names import parse_file_name, ride_of
@@ -221,6 +222,7 @@ def _boxes(
 
 
 def _box(label: Json, category: str, detail: str, tracked: bool) -> SourceBox:
+    refuse_score(label.get("score"))
     attributes = label.get("attributes")
     attributes = attributes if isinstance(attributes, dict) else {}
     crowd = attributes.get("crowd", attributes.get("Crowd"))

@@ -115,13 +115,17 @@ def _box(region: Json, detail: str) -> SourceBox:
 def _class_of(attributes: Json) -> str:
     by_name = {name.strip().lower(): value for name, value in attributes.items()}
     names = [name for name in _CLASS_ATTRIBUTES if name in by_name] or list(by_name)
-    if not names or (len(names) > 1 and names[0] not in _CLASS_ATTRIBUTES):
-        listed = ", ".join(attributes) or "none"
+    if not names:
+        raise ValueError("it has no attribute, so no class")
+    if len(names) > 1 and names[0] not in _CLASS_ATTRIBUTES:
+        listed = ", ".join(attributes)
         raise ValueError(f"ambiguous class attribute: {listed}")
     value = by_name[names[0]]
     if isinstance(value, dict):  # checkboxes
         chosen = [option for option, on in value.items() if on]
         value = chosen[0] if len(chosen) == 1 else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"attribute {names[0]!r} has no single value")
     return value.strip()
@@ -138,6 +142,8 @@ def _corners(shape: Json) -> _Corners:
     if kind == "polygon":
         xs = [parse_number(value, "all_points_x") for value in shape["all_points_x"]]
         ys = [parse_number(value, "all_points_y") for value in shape["all_points_y"]]
+        if len(xs) != len(ys) or len(xs) < 3:
+            raise ValueError(f"a polygon with {len(xs)} x and {len(ys)} y")
         return min(xs), min(ys), max(xs), max(ys)
     if kind in ("circle", "ellipse"):
         rx = number("r" if kind == "circle" else "rx")

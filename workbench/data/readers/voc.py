@@ -22,6 +22,8 @@ from workbench.data.files import (
     parse_flag,
     parse_number,
     parse_size,
+    refuse_rotation,
+    refuse_score,
     relative_name,
 )
 from workbench.data.readers.claims import image_missing
@@ -33,6 +35,8 @@ __all__ = ()
 
 _MAX_BYTES = 8_000_000
 _MAX_PROBED = 20
+_MASKS = frozenset({"SegmentationClass", "SegmentationObject"})
+"""Folders of VOC 2012 with masks of the same names as the images."""
 _DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._:-]+)[\"'][^>]*\?>")
 
 
@@ -63,7 +67,7 @@ def read_voc(source: Path) -> Source:
     Where ``<filename>`` names another existing image than the XML file's own name, both images are
     left out: nobody knows to which of them the boxes belong.
     """
-    files = find_images(source)
+    files = [file for file in find_images(source) if file.parent.name not in _MASKS]
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         by_stem[name_key(file.stem)].append(file)
@@ -127,6 +131,10 @@ def read_voc(source: Path) -> Source:
 def _images_of(document: Path, stem: str, by_stem: dict[str, list[Path]]) -> list[Path]:
     """The image of a name for a document; several where the nearest folder has several."""
     images = by_stem.get(name_key(stem), [])
+    if not images:  # some exporters keep the image's suffix: a.png.xml is of a.png only
+        named = by_stem.get(name_key(PurePosixPath(stem).stem), [])
+        images = [file for file in named if name_key(file.name) == name_key(stem)]
+    images = [file for file in images if stem in (file.stem, file.name)] or images
     for near in (
         [file for file in images if file.parent == document.parent],
         [file for file in images if file.parent.parent == document.parent.parent],
@@ -192,7 +200,12 @@ def _box(entry: ElementTree.Element, detail: str) -> SourceBox:
     texts = [entry.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
     numbers = [parse_number(text, "coordinate") for text in texts if text and text.strip()]
     if not name or len(numbers) != 4:
-        raise ValueError("it has no name or no complete bndbox")
+        lacks = "bndbox with xmin, ymin, xmax, ymax" if name else "name"
+        raise ValueError(f"it has no {lacks}")
+    refuse_score(entry.findtext("score") or entry.findtext("confidence"))
+    for attribute in entry.iterfind("attributes/attribute"):
+        if attribute.findtext("name") == "rotation":
+            refuse_rotation(attribute.findtext("value"))
     x0, y0, x1, y1 = numbers
     cut = (entry.findtext("truncated") or "").strip()
     return SourceBox(

@@ -2,13 +2,13 @@
 
 Or the corners of a polygon, of which the bounding box is taken, or key points behind the box where
 the description has ``kpt_shape``. Class names come from ``data.yaml`` (any YAML with ``names``),
-``classes.txt`` or ``obj.names``. A line of six numbers has a confidence: it is a prediction, not a
-label, and is quarantined.
+``classes.txt``, ``obj.names`` or ``_darknet.labels``. A line of six numbers has a confidence: it is
+a prediction, not a label, and is quarantined.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from workbench.records.types import Quarantined
 __all__ = ()
 
 
-_NAME_FILES = ("classes.txt", "obj.names")
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _IMAGES, _LABELS = "images", "labels"
 _OTHER_FILES = frozenset(
     {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "notes.txt", "images.txt"}
@@ -99,10 +99,19 @@ def read_yolo(source: Path) -> Source:
 
 
 def _label_files(source: Path) -> list[Path]:
-    files = [path for path in find_files(source, {".txt"}) if path.name not in _OTHER_FILES]
-    below = [path for path in files if _LABELS in _folders(path, source)]
-    # README.roboflow.txt and the like lie beside the folders, never beside labels.
-    return below or [path for path in files if not path.name.lower().startswith("readme")]
+    images = {(path.parent, name_key(path.stem)) for path in find_images(source)}
+
+    def is_label(path: Path, below: bool) -> bool:
+        if (path.parent, name_key(path.stem)) in images:
+            return True  # beside its image, whatever its name
+        # README.roboflow.txt and the like lie beside the folders, never beside labels.
+        other = path.name in _OTHER_FILES or path.name.lower().startswith("readme")
+        in_labels = _LABELS in _folders(path, source)
+        return path.name not in _NAME_FILES and (in_labels if below else not other)
+
+    files = find_files(source, {".txt"})
+    below = any(_LABELS in _folders(path, source) for path in files)
+    return [path for path in files if is_label(path, below)]
 
 
 def _folders(path: Path, root: Path) -> tuple[str, ...]:
@@ -115,7 +124,12 @@ def _pair(images: list[Path], labels: list[Path], root: Path) -> dict[Path, Path
     They lie in ``labels`` where the image lies in ``images``, beside the image, or in a folder
     ``labels`` beside or below the image's.
     """
-    by_name = {(_folders(path, root), name_key(path.stem)): path for path in labels}
+    by_name: dict[tuple[tuple[str, ...], str], list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in labels:
+        by_name[_folders(path, root), name_key(path.stem)].append(path)
+        by_stem[name_key(path.stem)].append(path)
+    stems = Counter(name_key(image.stem) for image in images)
 
     def find(image: Path) -> Path | None:
         own = _folders(image, root)
@@ -126,7 +140,11 @@ def _pair(images: list[Path], labels: list[Path], root: Path) -> dict[Path, Path
         # Some exporters keep the image's suffix: a.png.txt is of a.png only.
         names = (name_key(image.name), name_key(image.stem))
         keys = ((folder, name) for folder in folders for name in names)
-        return next((by_name[key] for key in keys if key in by_name), None)
+        found = next((by_name[key] for key in keys if key in by_name), [])
+        if not found and stems[names[1]] == 1 and len(by_stem[names[1]]) == 1:
+            return by_stem[names[1]][0]  # the only two of this name, wherever they lie
+        alike = (path for path in found if path.stem in (image.stem, image.name))
+        return next(alike, found[0] if found else None)
 
     return {image: find(image) for image in images}
 
@@ -155,7 +173,8 @@ def _name_files(source: Path) -> list[Path]:
     """Lists of class names at the top, else in the folders with labels, as LabelImg writes them."""
     top = [source / name for name in _NAME_FILES if (source / name).is_file()]
     beside = sorted({path.parent for path in _label_files(source)})
-    return top[:1] or [path for folder in beside if (path := folder / _NAME_FILES[0]).is_file()]
+    below = [folder / name for folder in beside for name in _NAME_FILES]
+    return top[:1] or [path for path in below if path.is_file()]
 
 
 def _the_same(descriptions: dict[Path, _Description], source: Path) -> _Description:
@@ -215,7 +234,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _box(words: list[str], detail: str, description: _Description) -> SourceBox:
-    if len(words) == 1 and "," in words[0]:
+    if "," in words[0] or ";" in words[0]:
         raise ValueError("its numbers are separated by commas; YOLO separates them by spaces")
     keypoints = description.keypoint_numbers
     if keypoints and len(words) == 5 + keypoints:
