@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workbench.core.errors import ParameterError
+from workbench.core.errors import ContractError, ParameterError
+from workbench.pipeline.ipynb import load_notebook
 from workbench.pipeline.parameters import (
     parameters_model,
     untyped_parameters_model,
@@ -77,3 +79,25 @@ def test_a_parameter_may_be_named_like_a_method_of_pydantic(
     model = parameters_model("schema: str = ''", where="ingest")
     assert validate_parameters(model, {}, where="ingest") == {"schema": ""}
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not a notebook: it is empty"),
+        ('{\n<<<<<<< HEAD\n"cells": []}', "line 2 is not JSON"),
+        ('{"cells": [{"cell_type": "code"}]}', "cell 1 has no 'source'"),
+        ('{"cells": [{"cell_type": "code", "source": [1]}]}', "cell 1: 1 where a text is expected"),
+        ('{"cells": [], "metadata": {"x": NaN}}', "not JSON compliant"),
+        ('{"worksheets": []}', "it has no 'cells'"),
+        ('\ufeff{"cells": []}', "Unexpected UTF-8 BOM"),
+        (
+            '{"cells": [{"cell_type": "code", "source": "", "metadata": {"tags": null}}]}',
+            "cell 1: None where a list is expected",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_notebook_file_is_said(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "n.ipynb").write_text(text)
+    with pytest.raises(ContractError, match=words):
+        load_notebook(tmp_path / "n.ipynb")

@@ -65,5 +65,5 @@ def test_a_file_that_is_not_a_notebook_is_an_error(workspace: Workspace, tmp_pat
     (tmp_path / "x.ipynb").write_bytes(b"\x00\xff rubbish")
     done = check(workspace, tmp_path / "x.ipynb", "--json")
     assert done.returncode == 1
-    assert json.loads(done.stdout)["error"]["message"] == "not a notebook"
+    assert json.loads(done.stdout)["error"]["message"].startswith("not a notebook: ")
     assert "next:" in done.stderr

@@ -21,6 +21,7 @@ from workbench.core.workspace import Workspace
 from workbench.records.base import GateReport, Ref, Verdict
 from workbench.records.model_types import ExportBundle, Release
 from workbench.records.references import resolve_reference
+from workbench.records.releases import release_folder
 from workbench.records.store import Store
 from workbench.release import registry
 from workbench.release.publishing import publish_release
@@ -148,7 +149,7 @@ def test_a_folder_called_like_a_reference_puts_no_other_model_in_its_place(
     home: Workspace, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``models:/NAME@champion`` as a folder with the signed bundle that the gates refused."""
-    refused = registry.release_folder(home, Store(home).get(of_version(home, 3), Release))
+    refused = release_folder(home, Store(home).get(of_version(home, 3), Release))
     shutil.copytree(refused, tmp_path / "models:/front-camera@champion")
     monkeypatch.chdir(tmp_path)
     for signed in (True, False):

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from workbench import services
-from workbench.core import digest, secret_scan
+from workbench.core import secret_scan
 from workbench.core.errors import RecordError, WorkbenchError, system_error
 from workbench.core.workspace import Workspace
 from workbench.evaluation.gates import load_metrics
@@ -37,6 +37,7 @@ from workbench.records.references import register_dataset
 from workbench.records.releases import REGISTRY, release_folder
 from workbench.records.store import Store
 from workbench.records.types import DatasetVersion
+from workbench.services.lifecycle import workspace_id
 from workbench.tracking import TRAINING_VIEW, MetricPoint, Tracker
 
 __all__ = ()
@@ -72,7 +73,8 @@ class ExternalServices:
             tags = {
                 "workbench.pipeline": self.pipeline.name,
                 "workbench.run": self.run_id,
-                "workbench.workspace": digest.of_bytes(str(self.workspace.root).encode())[:16],
+                # Not its path: containers have the same one, and would end each other's runs.
+                "workbench.workspace": workspace_id(self.workspace),
             }
             self._recorder = RunRecorder(
                 self._connect,

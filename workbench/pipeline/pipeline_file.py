@@ -148,7 +148,7 @@ def read_pipeline_file(path: Path) -> PipelineDefinition:
         raise ContractError(f"the file is not valid YAML: {error}", where=path) from error
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise ContractError(f"{key}: {problem['msg']}", where=path) from error
 
 
