@@ -23,7 +23,7 @@ from workbench.data.telemetry import count
 from workbench.fleet.reasons import Reason, UpdateRefused
 from workbench.fleet.server import FleetFolder, FleetServer
 from workbench.fleet.simulated import SHADOW_ECU, SimulatedFleet, build_fleet
-from workbench.fleet.vehicle import DayCounts
+from workbench.fleet.vehicle import DayCounts, Vehicle
 from workbench.monitoring.campaigns import (
     MAX_BYTES_A_DAY,
     CampaignFile,
@@ -213,6 +213,15 @@ def test_a_vehicle_with_a_candidate_reports_its_rides_twice_and_sends_frames_bac
     assert sum(one["bytes"] for one in frames) <= 128 << 10
 
 
+def edit_on_disk(one: Vehicle) -> None:
+    """Whoever edits a campaign on a vehicle's disk is refused."""
+    for file in one.folder.glob("slots/campaigns/*/release/campaigns.json"):
+        file.write_bytes(b'{"campaigns": {"mine": {}}}')
+    with pytest.raises(UpdateRefused) as refused:
+        one.read_installed("campaigns")
+    assert refused.value.reason is Reason.WRONG_CONTENT
+
+
 def deliver_frames(fleet: SimulatedFleet, store: TelemetryStore) -> int:
     """Give what vehicles have queued to the ingest service; returns the number of frames."""
     ingest = Ingest(store, lambda: 0)
@@ -276,15 +285,12 @@ def test_from_the_command_to_a_dataset_and_back_again(
         }
         run("monitor", "campaign", "stop", "night-riders", "--by", "ana")
         assert run("monitor", "campaign", "list")["campaigns"][0]["state"] == "ended"
+        nothing = CliRunner().invoke(cli, ["fleet", "rollback"])  # takes back software, not queries
+        assert "0 rollouts going on" in str(nothing.exception)
         fleet.poll()
         last = [one.read_installed("campaigns") for one in fleet.vehicles]
         assert last == [campaigns_file({})] * 3
-        one = fleet.vehicles[0]
-        for file in one.folder.glob("slots/campaigns/*/release/campaigns.json"):
-            file.write_bytes(b'{"campaigns": {"mine": {}}}')
-        with pytest.raises(UpdateRefused) as refused:
-            one.read_installed("campaigns")
-        assert refused.value.reason is Reason.WRONG_CONTENT
+        edit_on_disk(fleet.vehicles[0])
         assert {one.installed[SHADOW_ECU].component.version for one in fleet.vehicles} == {0}
     finally:
         server.stop()

@@ -263,7 +263,7 @@ def _send(
     component = PlanComponent(ecu=CAMPAIGNS_ECU, release=ref)
     # It is data and not software: it goes to all at once, and no vehicle holds the others up.
     stage = Stage(name="vehicles", installed=0, reporting=0)
-    plan = Plan(schema_version=1, name="campaigns", components=(component,), stages=(stage,))
+    plan = Plan(schema_version=1, name=CAMPAIGNS_ECU, components=(component,), stages=(stage,))
     profiles = [one.profile for one in vehicles]
     release = publishing.ReleaseFiles(ref, version, files)
     offers = publishing.publish_offers(folder, profiles, component, release, now)

@@ -369,11 +369,13 @@ def _director(workspace: Workspace) -> Director:
 
 def _only_rollout(director: Director, *, ended: bool = False) -> str:
     from workbench.fleet.rollout import fleet_status
+    from workbench.fleet.simulated import CAMPAIGNS_ECU
 
     known = fleet_status(director)["rollouts"]
     going = [one["id"] for one in known if one["state"] in {"running", "waiting", "paused"}]
     if not going and ended:
-        going = [one["id"] for one in known[-1:]]
+        # Campaigns are stopped by `workbench monitor campaign stop`.
+        going = [one["id"] for one in known if not one["id"].startswith(f"{CAMPAIGNS_ECU}-")][-1:]
     if len(going) != 1:
         names = ", ".join(one["id"] for one in known) or "none"
         raise ParameterError(
