@@ -216,6 +216,8 @@ def test_models_are_evaluated_where_there_are_labels(attached: Workspace, datase
     assert runs == ("eval_models_front_1", "eval_checkpoint_ab")
     shown = fo.load_dataset("curation-contract@1")
     assert len(shown) == len(dataset.frames), "frames of every role"
+    colored = {one["path"] for one in shown.app_config.color_scheme.fields}
+    assert {"ground_truth", "model_models_front_1", "model_checkpoint_ab"} <= colored
     assert set(shown.list_evaluations()) == set(runs)
     counts = {run: shown.load_evaluation_results(run).metrics() for run in runs}
     assert counts[runs[0]]["precision"] == 1 and counts[runs[0]]["support"] == len(dataset.labels)

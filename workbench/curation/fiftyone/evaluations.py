@@ -14,7 +14,7 @@ from typing import Any
 from workbench.core.errors import ParameterError
 from workbench.core.workspace import Workspace
 from workbench.curation.fiftyone.connection import connect, load_fo_dataset
-from workbench.curation.fiftyone.publishing import predicted_boxes, publish
+from workbench.curation.fiftyone.publishing import color_scheme, predicted_boxes, publish
 from workbench.curation.hygiene.inspection import InspectionFindings
 from workbench.data.slices import frame_slices
 from workbench.records.dataset import Dataset
@@ -85,6 +85,8 @@ def publish_evaluations(
         kinds = (failures or {}).get(model, {})
         found = [tuple(kinds.get(frame.id, ())) for frame in frames]
         _list_views(fo, shown, f"misses_{key}", found, f"missed ({{}}): {key}")
+    fields = [name for name in shown.get_field_schema() if name.startswith("model_")]
+    shown.app_config.color_scheme = color_scheme(fo, dataset.label_schema, fields)
     shown.save_view(_BY_DRIVE, shown.group_by("drive", order_by="index"), overwrite=True)
     shown.save()
     return tuple(f"eval_{key}" for key in keys)

@@ -109,7 +109,7 @@ def publish(
     else:
         _forget_object_similarity(fo_dataset)
     _save_views(fo, fo_dataset)
-    fo_dataset.app_config.color_scheme = _color_scheme(fo, dataset.label_schema)
+    fo_dataset.app_config.color_scheme = color_scheme(fo, dataset.label_schema)
     # A part of a dataset is no version of its own; its selection refers to the version.
     version = dataset.ref or (selection.dataset if selection else None)
     fo_dataset.info["workbench"] = {"dataset": version, "simulated": dataset.simulated}
@@ -206,15 +206,21 @@ def _server_environment(fo: Any, workspace: Workspace) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _color_scheme(fo: Any, schema: LabelSchema) -> Any:
-    """The colours of classes that widgets, plots and Label Studio show, too."""
+def color_scheme(fo: Any, schema: LabelSchema, fields: Sequence[str] = ()) -> Any:
+    """The colours of classes that widgets, plots and Label Studio show, too.
+
+    Args:
+        fo: FiftyOne, connected.
+        schema: The classes.
+        fields: Fields of boxes beside ``ground_truth`` and ``predictions``.
+    """
     colours = class_colours((*schema.classes, ANY_CLASS))
     values = [{"value": name, "color": colour} for name, colour in colours.items()]
-    fields = [
+    colored = [
         {"path": path, "colorByAttribute": "label", "valueColors": values}
-        for path in ("ground_truth", "predictions")
+        for path in ("ground_truth", "predictions", *fields)
     ]
-    return fo.ColorScheme(color_by="value", fields=fields)
+    return fo.ColorScheme(color_by="value", fields=colored)
 
 
 def _add_embedding_map(

@@ -217,12 +217,22 @@ class EmbeddingMap {
       ((y - size.top) / size.side - view.y) / view.scale]);
     const xs = ring.map((one) => one[0]), ys = ring.map((one) => one[1]);
     const [x0, x1] = [Math.min(...xs), Math.max(...xs)], [y0, y1] = [Math.min(...ys), Math.max(...ys)];
+    // Of a long ring, a point meets only the edges that pass its height.
+    const STRIPS = 128, strip = (y) => Math.min(STRIPS - 1, Math.floor(((y - y0) / (y1 - y0)) * STRIPS));
+    const edges = Array.from({ length: STRIPS }, () => []);
+    for (let a = 0, b = ring.length - 1; a < ring.length; b = a++) {
+      if (ys[a] === ys[b]) continue;
+      const [low, high] = ys[a] < ys[b] ? [a, b] : [b, a];
+      for (let s = strip(ys[low]); s <= strip(ys[high]); s++) edges[s].push(a, b);
+    }
     const found = [], { points } = data;
     for (let f = 0; f < data.n; f++) {
       const x = points[2 * f], y = points[2 * f + 1];
       if (x < x0 || x > x1 || y < y0 || y > y1) continue;
       let odd = false;
-      for (let a = 0, b = ring.length - 1; a < ring.length; b = a++) {
+      const near = edges[strip(y)];
+      for (let k = 0; k < near.length; k += 2) {
+        const a = near[k], b = near[k + 1];
         if ((ys[a] > y) !== (ys[b] > y) &&
             x < ((xs[b] - xs[a]) * (y - ys[a])) / (ys[b] - ys[a]) + xs[a]) odd = !odd;
       }
