@@ -229,8 +229,11 @@ def test_the_board_draws_stages_series_and_figures_that_nobody_typed_in(table, w
     rng = np.random.default_rng(4)
     rides = [ride(rng, number, number % 3) for number in range(12)]
     table.write([*rides, ride(rng, 1, 9, model="shadow/m2")])
-    days, values = board.daily_rates(table.url)["frames.late"]
+    series = board.daily_values(table.url)
+    days, values = series["frames.late in 1,000 frames"]
     assert days == [0, 1, 2] and max(values) > 0  # not the shadow's day
+    assert 0.5 < series["mean confidence"][1][0] < 0.7
+    assert board.draw_series(series).startswith(b"\x89PNG")
     rollout = {
         "id": "camera-1", "state": "rolled-back", "why": "<worse>", "running": 0, "back": 12,
         "stages": ["lab", "limited", "full"], "stage": "limited",

@@ -408,24 +408,46 @@ def kpi_rows(found: Any) -> list[dict[str, str]]:
 
 
 @app.function
-def daily_rates(url: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Fleet days and events in 1,000 frames by signal, without rides of the shadow."""
+def daily_values(url: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Fleet days and values by signal, without rides of the shadow."""
     from workbench.data.telemetry import SHADOW
     from workbench.monitoring.store import TelemetryStore
 
+    counted_events = ("near_misses", "frames.fallback", "frames.late")
     with TelemetryStore(url).connect() as connection:
         rows = connection.execute(
-            "SELECT signal, day, 1000 * sum(sum) / sum(n) FROM telemetry WHERE n > 0 AND signal IN "
-            "('near_misses', 'frames.fallback', 'frames.late') AND NOT starts_with(model, ?) "
-            "GROUP BY signal, day ORDER BY signal, day",
-            [SHADOW],
+            "SELECT signal, day, sum(sum * resolution) / sum(n) FROM telemetry WHERE n > 0 AND "
+            "list_contains(?, signal) AND NOT starts_with(model, ?) GROUP BY signal, day "
+            "ORDER BY signal, day",
+            [[*counted_events, "confidence", "input.brightness"], SHADOW],
         ).fetchall()
     found: dict[str, tuple[list[int], list[float]]] = {}
     for signal, day, value in rows:
-        days, values = found.setdefault(signal, ([], []))
+        is_event = signal in counted_events
+        name = f"{signal} in 1,000 frames" if is_event else f"mean {signal}"
+        days, values = found.setdefault(name, ([], []))
         days.append(day)
-        values.append(float(value))
+        values.append(1000 * value if is_event else value)
     return found
+
+
+@app.function
+def draw_series(series: dict[str, tuple[list[int], list[float]]]) -> bytes:
+    """A PNG with one plot a signal."""
+    import io
+
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(series), figsize=(3.2 * len(series), 2.5), squeeze=False)
+    for axis, (name, (days, values)) in zip(axes[0], series.items(), strict=True):
+        axis.plot(days, values, marker="o")
+        axis.set(title=name, xlabel="fleet day")
+        axis.set_ylim(bottom=0)
+    figure.tight_layout()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    plt.close(figure)
+    return stream.getvalue()
 
 
 @app.cell
@@ -626,19 +648,9 @@ def _(refresh, store):
             mo.md(_text),
             *(mo.Html(stage_map(one)) for one in _status["rollouts"][-3:][::-1]),
         ]
-    _series = daily_rates(_url)
+    _series = daily_values(_url)
     if _series:
-        import matplotlib.pyplot as _plt
-
-        _figure, _axes = _plt.subplots(
-            1, len(_series), figsize=(4 * len(_series), 2.5), squeeze=False
-        )
-        for _axis, (_name, (_days, _values)) in zip(_axes[0], _series.items(), strict=True):
-            _axis.plot(_days, _values, marker="o")
-            _axis.set(title=_name, xlabel="fleet day", ylabel="in 1,000 frames", ylim=(0, None))
-        _figure.tight_layout()
-        _plt.close(_figure)
-        _parts.append(_figure)
+        _parts.append(mo.image(draw_series(_series), alt="signals of the fleet by day"))
     if len(_parts) == 1:
         _parts.append(mo.md("No fleet yet: `workbench fleet up --vehicles 20`."))
     mo.vstack(_parts)
