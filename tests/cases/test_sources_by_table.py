@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.data.sources import CATEGORIES, coco_box, coco_image, write_picture
+from tests.data.sources import CATEGORIES, coco_box, coco_image, picture, write_picture
 from workbench import data
 from workbench.core.errors import DataError
 from workbench.core.workspace import Workspace
@@ -141,6 +143,14 @@ _READ: dict[str, tuple[Files, tuple[str, ...]]] = {
     "yolo: Darknet export of Roboflow": (
         {"train/a_1.png": None, "train/a_1.txt": YOLO, "train/_darknet.labels": "car"},
         ("train/a_1.png",),
+    ),
+    "yolo: numbered class names": (
+        {"images/a_1.png": None, "labels/a_1.txt": YOLO, "classes.txt": "0: car\n1: bus\n"},
+        ("images/a_1.png",),
+    ),
+    "yolo: class names on one line": (
+        {"images/a_1.png": None, "labels/a_1.txt": YOLO, "classes.txt": "car, bus, truck\n"},
+        ("images/a_1.png",),
     ),
     "yolo: a comment": (
         _yolo({"images/a_1.png": None, "labels/a_1.txt": f"# cls x y w h\n{YOLO}"}),
@@ -334,3 +344,39 @@ def test_ignore_is_read_as_iscrowd_is(workspace: Workspace, tmp_path: Path) -> N
         (4, True),
         (30, False),
     ]
+
+
+def test_damaged_exif_does_not_make_an_image_unusable(workspace: Workspace, tmp_path: Path) -> None:
+    jpeg, png = picture(1, "JPEG"), picture(2, "PNG")
+
+    def with_exif(body: bytes) -> bytes:
+        block = b"Exif\0\0" + body
+        return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+
+    def with_chunk(name: bytes, body: bytes, crc: int) -> bytes:
+        return (
+            png[:33]
+            + struct.pack(">I", len(body))
+            + name
+            + body
+            + struct.pack(">I", crc)
+            + png[33:]
+        )
+
+    tag = b"II*\0\x08\0\0\0\x01\0\x12\x01"  # one entry, the orientation
+    files = {
+        "garbage.jpg": with_exif(b"garbage"),
+        "nine.jpg": with_exif(tag + b"\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0"),
+        "text.jpg": with_exif(tag + b"\x02\0\x04\0\0\0abc\0\0\0\0\0"),
+        "turned.jpg": with_exif(tag + b"\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
+        "garbage.png": with_chunk(b"eXIf", b"garbage", zlib.crc32(b"eXIfgarbage")),
+        "checksum.png": with_chunk(b"tEXt", b"a\0b", 5),
+    }
+    (tmp_path / "s").mkdir()
+    for name, content in files.items():
+        (tmp_path / "s" / name).write_bytes(content)
+    result = data.ingest(workspace, tmp_path / "s", name="d", workers=1)
+    assert sorted(result.sources.values()) == ["garbage.jpg", "garbage.png", "nine.jpg", "text.jpg"]
+    details = {entry.file: entry.detail for entry in result.quarantine}
+    assert "EXIF orientation 6" in details["turned.jpg"]
+    assert details["checksum.png"] == "a damaged PNG image"

@@ -146,7 +146,11 @@ def test_a_registry_changed_by_hand_is_reported_refused_and_rebuilt(
 
 
 def test_a_folder_called_like_a_reference_puts_no_other_model_in_its_place(
-    home: Workspace, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Workspace,
+    client: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """``models:/NAME@champion`` as a folder with the signed bundle that the gates refused."""
     refused = release_folder(home, Store(home).get(of_version(home, 3), Release))
@@ -156,6 +160,10 @@ def test_a_folder_called_like_a_reference_puts_no_other_model_in_its_place(
         checked = _verify_bundle(home, "models:/front-camera@champion", None, signed=signed)
         assert checked.release is not None
         assert checked.release.version == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["verify", "models:/front-camera@champion", "--json"])
+    assert json.loads(capsys.readouterr().out)["release"]["version"] == 2
 
 
 def test_under_signed_a_changed_registry_is_refused_by_name(home: Workspace, client: Any) -> None:

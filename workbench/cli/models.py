@@ -145,6 +145,10 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
     print_result(result, as_json=as_json, text=_predict_text(result))
 
 
+_REFERENCES = ("models:", "sha256:")
+"""A folder that is called like one of these is no way to put another model in its place."""
+
+
 @dataclass(frozen=True)
 class _CheckedBundle:
     """A bundle's folder, what it was checked by, and the bytes that were checked."""
@@ -165,8 +169,7 @@ def _verify_bundle(
     from workbench.release import publishing
 
     folder = Path(name)
-    # A folder that is called like a reference is no way to put another model in its place.
-    if name.startswith(("models:", "sha256:")) or not folder.is_dir():
+    if name.startswith(_REFERENCES) or not folder.is_dir():
         ref = resolve_reference(workspace, name)
         if ref.startswith("release/"):
             if signed and name.startswith("models:"):
@@ -281,8 +284,9 @@ def _predict_text(result: Json) -> str:
 def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> None:
     """Verify the signature and every file of a bundle or audit pack; say what it was released as.
 
-    BUNDLE is the folder of a released bundle, an audit pack (.zip), or release/PREFIX for a release
-    of this workspace. A pack can also be verified by the verify.py in it, without the workbench.
+    BUNDLE is the folder of a released bundle, an audit pack (.zip), or a release of this workspace:
+    release/PREFIX, models:/NAME/VERSION or models:/NAME@ALIAS. A pack can also be verified by the
+    verify.py in it, without the workbench.
 
     Exit status: 0 only if every file is there and unchanged, no other file is there, the signature
     is valid, and it names the model of --model.
@@ -294,7 +298,10 @@ def verify(bundle: str, key: Path | None, model: str | None, as_json: bool) -> N
     if folder.is_file():
         _verify_pack(workspace, folder, key, model, as_json=as_json)
         return
-    if folder.is_dir():
+    if bundle.startswith(_REFERENCES):
+        release_ref = resolve_ref(workspace, bundle, ("release",))
+        verified = publishing.verify_release(workspace, release_ref, key)
+    elif folder.is_dir():
         verified = publishing.verify_released_folder(workspace, folder, key)
     elif bundle.startswith("release/"):
         verified = publishing.verify_release(workspace, bundle, key)

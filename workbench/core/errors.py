@@ -61,6 +61,10 @@ _SYSTEM_ERRORS = {
     errno.ENAMETOOLONG: ("a file name is too long", "Use a shorter name"),
     errno.ELOOP: ("links that lead in a circle", "Remove the link"),
     errno.ENOENT: ("no such file or folder", "It was removed meanwhile? Run this again"),
+    errno.ENOTDIR: ("part of the path is a file, not a folder", "Correct it, or WORKBENCH_HOME"),
+    errno.EISDIR: ("a folder lies where a file should be", "Move it away, then run this again"),
+    errno.ETXTBSY: ("the file is in use", "Wait until it is free, then run this again"),
+    errno.EBUSY: ("the file is in use", "Wait until it is free, then run this again"),
 }
 
 

@@ -29,6 +29,7 @@ _MAX_IMAGE_BYTES = 512 * 2**20
 # Pillow's name for a JPEG with further images behind it, as many cameras write it.
 _SUFFIXES["MPO"] = ".jpg"
 
+_STARTS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG", "BMP": b"BM", "WebP": b"RIFF"}
 _ORIENTATION = 0x0112
 _GPS_IFD = 0x8825
 _LATITUDE, _LONGITUDE = (1, 2), (3, 4)  # tags of the hemisphere and of the degrees
@@ -138,11 +139,11 @@ def _store_image(
                 brightest = int(str(image.getextrema()[1])) if wide else None
                 # Parsing EXIF costs time even if there is none.
                 tagged = "exif" in image.info or suffix == ".tiff"
-                turned = image.getexif().get(_ORIENTATION, 1) if tagged else 1
-                position = _gps_position(image.getexif().get_ifd(_GPS_IFD)) if tagged else None
+                turned = orientation(image) if tagged else 1
+                position = _gps_position(image) if tagged else None
     except Exception as error:  # decoders raise any exception on damaged files
         return RejectedImage("unreadable", _decode_error_text(error, data))
-    if turned not in (0, 1):
+    if turned != 1:
         hint = f"EXIF orientation {turned}: save it upright and without the tag"
         return RejectedImage("mislabelled", hint)
     if size is not None and size != (width, height):
@@ -151,6 +152,18 @@ def _store_image(
     picture = StoredImage(digest.of_bytes(data), width, height, suffix, position, brightest, inside)
     _write_once(data, Path(media) / picture.id[:2] / f"{picture.id}{picture.suffix}")
     return picture
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where it is missing, no orientation, or unreadable.
+
+    That is what browsers make of it.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF that is damaged does not make the image unusable
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _images_inside(image: Image.Image) -> int:
@@ -169,9 +182,13 @@ def store_images(
     return [_store_image(file, media, size) for file, size in batch]
 
 
-def _gps_position(gps: dict[int, Any]) -> tuple[float, float] | None:
+def _gps_position(image: Image.Image) -> tuple[float, float] | None:
     """Latitude and longitude from EXIF; None if they are missing or invalid."""
     position = []
+    try:
+        gps: dict[int, Any] = image.getexif().get_ifd(_GPS_IFD)
+    except Exception:  # see `orientation`
+        return None
     for (letter, parts), limit in ((_LATITUDE, 90), (_LONGITUDE, 180)):
         try:
             degrees, minutes, seconds = (float(part) for part in gps[parts])
@@ -189,7 +206,8 @@ def _decode_error_text(error: Exception, data: bytes) -> str:
     if not data:
         return "the file is empty"
     if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image in a supported format"
+        kind = next((name for name, start in _STARTS.items() if data.startswith(start)), None)
+        return f"a damaged {kind} image" if kind else "not an image in a supported format"
     return str(error) or type(error).__name__
 
 

@@ -23,7 +23,7 @@ from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
 from workbench.data.drawing import MISSED, class_colours, draw_box_on_image
 from workbench.data.files import IMAGE_SUFFIXES, find_files
-from workbench.data.images import open_media
+from workbench.data.images import open_media, orientation
 from workbench.deployment.runtime import Answer, AnswerStatus, Runtime
 from workbench.deployment.video import (
     FOLDER_FPS,
@@ -41,7 +41,6 @@ from workbench.records.store import Store
 
 __all__ = ["InputFrame", "run_session"]
 
-_ORIENTATION_TAG = 0x0112
 
 _READ_AHEAD = 3
 """Decoded images per decoding thread in the queue."""
@@ -170,12 +169,12 @@ def _orientation_note(path: Path) -> str:
     """Why an image that viewers turn is refused, as ingest refuses it; empty for others."""
     try:
         with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            turned = orientation(image)
     except Exception:  # as decoders do on damaged files; decoding says what is wrong
         return ""
-    if orientation in (0, 1):
+    if turned == 1:
         return ""
-    return f"{_TURNED}{orientation}: save it upright and without the tag"
+    return f"{_TURNED}{turned}: save it upright and without the tag"
 
 
 _DrawAnswer = Callable[[Pixels, Answer], None]

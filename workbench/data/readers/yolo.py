@@ -8,6 +8,7 @@ a prediction, not a label, and is quarantined.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ __all__ = ()
 
 
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+_NUMBERED = re.compile(r"([0-9]{1,6})\s*[:,.\s]\s*(\S.*)")
 _IMAGES, _LABELS = "images", "labels"
 _OTHER_FILES = frozenset(
     {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "notes.txt", "images.txt"}
@@ -159,7 +161,7 @@ def _describe(source: Path) -> _Description:
             rows = read_text(path).splitlines()
         except ValueError as error:
             raise DataError(f"cannot read class names: {error}", where=path) from error
-        named[path] = _Description({n: row.strip() for n, row in enumerate(rows) if row.strip()})
+        named[path] = _Description(_listed_names(rows))
     if named:
         return _the_same(named, source)
     raise DataError(
@@ -167,6 +169,17 @@ def _describe(source: Path) -> _Description:
         where=source,
         hint="Add data.yaml with `names`, or classes.txt with one name per line",
     )
+
+
+def _listed_names(rows: list[str]) -> dict[int, str]:
+    """Names by line; also of ``0: car`` on each line, and of one line with commas."""
+    if len(rows) == 1 and "," in rows[0]:
+        rows = rows[0].split(",")
+    names = {number: row.strip() for number, row in enumerate(rows) if row.strip()}
+    numbered = {number: _NUMBERED.match(name) for number, name in names.items()}
+    if all(match and int(match[1]) == number for number, match in numbered.items()):
+        return {number: match[2] for number, match in numbered.items() if match}
+    return names
 
 
 def _name_files(source: Path) -> list[Path]:
