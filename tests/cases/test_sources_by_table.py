@@ -182,6 +182,10 @@ _READ: dict[str, tuple[Files, tuple[str, ...]]] = {
         },
         ("training/image_2/000000.png",),
     ),
+    "kitti: endings in upper case": (
+        {"image_2/000000.png": None, "label_2/000000.TXT": KITTI},
+        ("image_2/000000.png",),
+    ),
     "kitti: training and validation": (
         {
             f"{part}/{name}": content
@@ -268,6 +272,10 @@ _LEFT_OUT: dict[str, tuple[Files, str]] = {
     "yolo: no class names": (
         {"images/a_1.png": None, "labels/a_1.txt": YOLO},
         r"labels/a_1\.txt.*YOLO labels need class names \(data\.yaml or classes\.txt\)",
+    ),
+    "kitti: labels that fit two images": (
+        {"image_2/0.png": None, "image_2/0.jpg": None, "label_2/0.txt": KITTI},
+        r"image_2/0\.jpg: label_2/0\.txt may belong to another image, too",
     ),
     "voc: a turned box (CVAT)": (
         {"a_1.png": None, "a_1.xml": _voc(_rotation(30.0))},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -274,3 +275,20 @@ def test_a_server_whose_folder_was_restored_from_a_backup_is_restarted(
     assert (status.state, "deleted and made again" in status.detail) == ("broken", True)
     again = lifecycle.start_server(SmallServer(), workspace, ignore)
     assert (again.state, again.pid != first.pid) == ("running", True)
+
+
+def test_a_copy_made_of_links_shares_no_database(workspace: Workspace, tmp_path: Path) -> None:
+    database = workspace.services / "small" / "data" / "a.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"original")
+    database.chmod(0o600)
+    shutil.copytree(workspace.root, tmp_path / "copy", copy_function=os.link)  # as `cp -al`
+    copy = Workspace(tmp_path / "copy")
+    try:
+        lifecycle.start_server(SmallServer(), copy, ignore)
+        own = copy.services / "small" / "data" / "a.db"
+        assert own.read_bytes() == b"original"
+        assert (own.stat().st_nlink, database.stat().st_nlink) == (1, 1)
+        assert stat.S_IMODE(own.stat().st_mode) == 0o600
+    finally:
+        lifecycle.stop_server(SmallServer(), copy)

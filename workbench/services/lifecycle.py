@@ -16,6 +16,8 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+import stat
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -30,7 +32,7 @@ from filelock import FileLock, Timeout
 
 from workbench.core.errors import ServiceError
 from workbench.core.types import Json
-from workbench.core.workspace import Workspace, write_atomic
+from workbench.core.workspace import Workspace, atomic_replace, write_atomic
 from workbench.services import probes
 
 __all__ = ["ServiceStatus"]
@@ -213,11 +215,25 @@ def start_server(server: Server, workspace: Workspace, progress: MessageCallback
             return status
         _terminate(find_service_processes(workspace, server.name))
         began = time.monotonic()
+        _separate_from_copies(service_folder(workspace, server.name))
         server.prepare(workspace, progress)
         progress(f"{server.name}: starting")
         status = _launch_with_retries(server, workspace)
         progress(f"{server.name}: up at {status.url} after {time.monotonic() - began:.1f} s")
         return status
+
+
+def _separate_from_copies(folder: Path) -> None:
+    """Give a server files of its own where a copy of the workspace shares them (``cp -al``).
+
+    Two servers that write to one database destroy it.
+    """
+    for path in folder.rglob("*"):
+        if path.name == "lock" or path.is_symlink() or not path.is_file():
+            continue  # the lock is held
+        if path.stat().st_nlink > 1:
+            with atomic_replace(path, mode=stat.S_IMODE(path.stat().st_mode)) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def stop_server(server: Server, workspace: Workspace) -> bool:

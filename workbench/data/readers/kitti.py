@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from workbench.core.parsing import UNREADABLE
 from workbench.data.files import (
     find_files,
     find_images,
+    name_key,
     parse_integer,
     parse_number,
     read_text,
@@ -115,11 +116,25 @@ def _read_objects(
     drives: dict[str, Drive] = {}
     frames = []
     files = find_images(images)
+    listed = find_files(labels, {".txt"}) if labels.is_dir() else []
+    by_name = {
+        name_key(path.relative_to(labels).with_suffix("").as_posix()): path for path in listed
+    }
+
+    def labels_of(file: Path) -> Path | None:
+        nested = file.relative_to(images).with_suffix("").as_posix()
+        return by_name.get(name_key(nested)) or by_name.get(name_key(file.stem))
+
+    users = Counter(map(labels_of, files))
     for file in files:
-        label_file = labels / f"{file.stem}.txt"
+        label_file = labels_of(file)
+        if label_file is not None and users[label_file] > 1:
+            detail = f"{relative_name(label_file, source)} may belong to another image, too"
+            problems.append(mislabelled(relative_name(file, source), detail))
+            continue
         boxes: tuple[SourceBox, ...] | None = None
         failed = 0
-        if label_file.is_file():
+        if label_file is not None:
             boxes, failed = parse_lines(label_file, source, _object_box, problems)
         frame = frame_of_file(file, source, boxes, failed=failed)
         if calibrated is not None:
@@ -129,11 +144,9 @@ def _read_objects(
             # File numbers count neither time nor frames of a drive.
             frame = replace(frame, drive=drive.id, counter=None)
         frames.append(frame)
-    stems = {file.stem for file in files}
-    for path in find_files(labels, {".txt"}) if labels.is_dir() else ():
-        if path.stem not in stems:
-            boxes, _ = parse_lines(path, source, _object_box, problems)
-            problems.append(image_missing(path, source, boxes))
+    for path in sorted(set(listed) - set(users)):
+        boxes, _ = parse_lines(path, source, _object_box, problems)
+        problems.append(image_missing(path, source, boxes))
     return Source(
         format="kitti",
         root=source,
