@@ -248,7 +248,9 @@ def published(attached: Workspace, tmp_path_factory: pytest.TempPathFactory) -> 
     ref = save_dataset(store, make_dataset(attached, drives=5, per_drive=3), made_by="test")
     checkpoint = make_checkpoint(store, ref, tmp_path_factory.mktemp("weights"))
     record_step(store, "baseline", {"checkpoint": checkpoint})
-    publish_evaluations(attached, load_dataset(store, ref), {"blind": []}, "buttons@1")
+    # A part of a version, as `workbench app --role` publishes it.
+    part = load_dataset(store, ref).role("seed", "pool")
+    publish_evaluations(attached, part, {"blind": []}, "buttons@1", version=ref)
     return "buttons@1"
 
 

@@ -91,7 +91,15 @@ def app(
     services.up(workspace, ("mongod",))
     inspected = [ref for ref, one in newest_first(store, Inspection) if one.dataset == dataset.ref]
     findings = read_findings(store, inspected[0]) if inspected else None
-    runs = publish_evaluations(workspace, shown, found, name, failures=failures, findings=findings)
+    runs = publish_evaluations(
+        workspace,
+        shown,
+        found,
+        name,
+        failures=failures,
+        findings=findings,
+        version=dataset.ref,
+    )
     result: Json = {"dataset": name, "frames": len(shown.frames), "evaluations": list(runs)}
     if no_open:
         text = f"{name}: {counted(len(shown.frames), 'frame')} in FiftyOne"

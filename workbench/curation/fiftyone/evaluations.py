@@ -17,6 +17,7 @@ from workbench.curation.fiftyone.connection import connect, load_fo_dataset
 from workbench.curation.fiftyone.publishing import color_scheme, predicted_boxes, publish
 from workbench.curation.hygiene.inspection import InspectionFindings
 from workbench.data.slices import frame_slices
+from workbench.records.base import Ref
 from workbench.records.dataset import Dataset
 from workbench.records.frames import Role
 from workbench.records.types import Prediction
@@ -35,6 +36,7 @@ def publish_evaluations(
     *,
     failures: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     findings: InspectionFindings | None = None,
+    version: Ref | None = None,
 ) -> tuple[str, ...]:
     """Publish frames of every role, and evaluate each model on those that are labelled.
 
@@ -48,6 +50,7 @@ def publish_evaluations(
         name: Name in FiftyOne.
         failures: Kinds of misses by frame, by name of the model; see `explain_misses`.
         findings: An inspection of the dataset: adds leaks, duplicates and label errors.
+        version: The version that ``dataset`` is a part of; the App's buttons work on it.
 
     Returns:
         Keys of FiftyOne's evaluation runs, in the order of ``models``.
@@ -87,6 +90,7 @@ def publish_evaluations(
         _list_views(fo, shown, f"misses_{key}", found, f"missed ({{}}): {key}")
     fields = [name for name in shown.get_field_schema() if name.startswith("model_")]
     shown.app_config.color_scheme = color_scheme(fo, dataset.label_schema, fields)
+    shown.info["workbench"] = {**shown.info["workbench"], "dataset": dataset.ref or version}
     shown.save_view(_BY_DRIVE, shown.group_by("drive", order_by="index"), overwrite=True)
     shown.save()
     return tuple(f"eval_{key}" for key in keys)
