@@ -190,6 +190,18 @@ def observe_server(server: Server, workspace: Workspace) -> ServiceStatus:
     return ServiceStatus(server.name, state, url, info.pid, credentials, log, detail)
 
 
+def is_listening(server: Server, workspace: Workspace) -> bool:
+    """Whether this workspace's server holds its address, answering in time or not."""
+    info = read_process_info(workspace, server.name)
+    process = _living_process(info) if info else None
+    return (
+        info is not None
+        and process is not None
+        and _is_own(process, workspace, server.name)
+        and _holds_address(server, process, workspace, info.port)
+    )
+
+
 def start_server(server: Server, workspace: Workspace, progress: MessageCallback) -> ServiceStatus:
     """Start the server unless it is running. Two concurrent calls start one server.
 

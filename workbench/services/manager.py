@@ -196,8 +196,9 @@ def label_studio_admin(workspace: Workspace) -> LabelStudioAdmin:
     if url is not None:
         return LabelStudioAdmin(url, None, _external_token(), _external_token_file())
     current = lifecycle.observe_server(server, workspace)
-    # The token is not for whoever listens on the port of a stopped server.
-    if not current.usable or current.url is None:
+    # The token is not for whoever listens on the port of a stopped server. A busy one may be slow.
+    listening = current.state == "running" or lifecycle.is_listening(server, workspace)
+    if not listening or current.url is None:
         raise ServiceError(
             f"Label Studio is {current.state}: {current.detail}",
             where=current.url,
