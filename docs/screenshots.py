@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import requests
 
 from workbench import curation, services
 from workbench.core.errors import ServiceError, WorkbenchError
 from workbench.core.workspace import HOME_VARIABLE, Workspace, find_workspace
 from workbench.records import dataset
+from workbench.records.references import list_dataset_versions
 from workbench.records.store import Store
 from workbench.records.types import Selection
 from workbench.services.servers import ADMIN_EMAIL
@@ -290,13 +292,23 @@ def _shoot_board(workspace: Workspace, target: Path) -> None:
 
 
 def _shoot_lab(workspace: Workspace, target: Path) -> None:
-    with lab(workspace) as address, browser(1440, 1000) as page:
-        run_all_cells(page, address)
-        page.evaluate("void window.jupyterapp.commands.execute('application:toggle-left-area')")
-        page.wait_for_timeout(4000)
-        page.get_by_role("button", name="Tag in FiftyOne").scroll_into_view_if_needed()
-        page.wait_for_timeout(1500)
-        page.screenshot(path=target)
+    name = next(iter(list_dataset_versions(workspace))).name
+    source = (
+        f'import workbench as wb\n\nws = wb.open()\nws.browse("{name}", roles=["seed", "safety"])'
+    )
+    kernel = {"name": "python3", "display_name": "Python 3"}  # without it, JupyterLab asks
+    cells = [nbformat.v4.new_code_cell(source)]
+    body = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = Path(folder) / "look.ipynb"
+        nbformat.write(body, notebook)
+        with lab(workspace, notebook) as address, browser(1440, 1000) as page:
+            run_all_cells(page, address)
+            page.evaluate("void window.jupyterapp.commands.execute('application:toggle-left-area')")
+            page.locator(".wb-root[data-complete-ms]").wait_for(timeout=_MINUTE_MS)
+            page.locator(".wb-card").nth(1).hover()
+            page.wait_for_timeout(1500)
+            page.screenshot(path=target)
 
 
 def _shoot_fiftyone(workspace: Workspace, target: Path) -> None:
