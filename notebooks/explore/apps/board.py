@@ -105,6 +105,8 @@ def run_graph(run: RunState) -> str:
         for second, name in enumerate(base)
         if (source, name) in needs
     ]
+    if not needs and len(base) > 1:
+        lines.append(" ~~~ ".join(f"s{number}" for number in range(len(base))))  # in a row
     return "\n".join(lines)
 
 
