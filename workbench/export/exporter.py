@@ -81,7 +81,7 @@ class ExportSettings:
         threads: Of each ONNX Runtime session.
     """
 
-    calibration_frames: int = 128
+    calibration_frames: int = 64
     parity_frames: int = 100
     target: bool = True
     program: bool = True
@@ -227,7 +227,7 @@ def quantize(
         return sample.compare(choice.calibrated.file(keep_float=nodes)).least_db
 
     kept_float = sensitivity.always_float(predictor, fp32)
-    if settings.thorough or least_db(kept_float) < sensitivity.MIN_HEAD_DB:
+    if settings.thorough or least_db(kept_float) < sensitivity.AIM_DB:
         layers = sensitivity.measure_sensitivity(
             predictor,
             fp32,

@@ -33,7 +33,7 @@ __all__ = ()
 MIN_HEAD_DB = 30.0
 """Required SQNR of every raw output."""
 
-_MARGIN_DB = 1.0
+AIM_DB = MIN_HEAD_DB + 1.0
 """Between the few frames that layers are chosen on and those that a file is judged on."""
 
 
@@ -175,7 +175,7 @@ def layers_to_keep_float(
 ) -> tuple[Layer, ...]:
     """``kept`` and the fewest further layers with which every raw output reaches 31 dB.
 
-    31 dB is `MIN_HEAD_DB` and a margin for other frames than these. Layers are added worst first.
+    31 dB is `AIM_DB`. Layers are added worst first.
     With more than ``most`` of them a file is hardly faster than the float file: then use
     quantization-aware training.
 
@@ -187,7 +187,7 @@ def layers_to_keep_float(
     """
     chosen = tuple(kept)
     for row in sorted(sensitivity.layers, key=lambda row: row.alone_int8_db):
-        if len(chosen) == len(kept) + most or least_db(chosen) >= MIN_HEAD_DB + _MARGIN_DB:
+        if len(chosen) == len(kept) + most or least_db(chosen) >= AIM_DB:
             break
         if row.layer not in chosen:
             chosen += (row.layer,)

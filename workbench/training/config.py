@@ -42,6 +42,10 @@ _MODEL_SIZES: dict[str, dict[str, Any]] = {
         "freeze_norm": True,
     },
 }
+# From a trained model of that size; where it is not listed, as from the start.
+_CONTINUED: dict[str, dict[str, Any]] = {
+    "lite0": {"steps": 500, "lr": 3e-3, "heads_first": 0.0, "freeze": 2, "backbone_rate": 0.1},
+}
 MODEL_SIZES = tuple(_MODEL_SIZES)
 """Names for `TrainingConfig.sized`."""
 _INPUT_SIZES = {"compact": (320, 192), "lite0": (768, 448)}
@@ -227,9 +231,10 @@ class TrainingOptions(_Settings):
     variants: Annotated[int, Field(gt=0)] = 3
     """Augmented variants of each frame in those first steps."""
     window: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
-    """Width and height, in network pixels, of the part of a frame that each of those first steps
-    sees, most often around an object: a large input then takes no longer to train on than a small
-    one. None is the whole frame.
+    """Width and height, in network pixels, of the part of a frame that each step sees, most often
+    around an object: a large input then takes no longer to train on than a small one. None is the
+    whole frame. Where ``freeze`` and ``freeze_norm`` keep whole maps of the backbone as they are,
+    steps with a window are on known features as well.
     """
     device: Literal["cpu", "cuda"] = "cpu"
     """Device to train on."""
@@ -300,11 +305,13 @@ class TrainingConfig(TrainingOptions):
             raise ParameterError(problem, where=f"TrainingConfig.{name}".rstrip(".")) from error
 
     @classmethod
-    def sized(cls, size: str, **settings: Any) -> TrainingConfig:
+    def sized(cls, size: str, *, continued: bool = False, **settings: Any) -> TrainingConfig:
         """Configuration for a model size: ``nano``, ``small``, ``medium`` or ``lite0``.
 
         Args:
             size: Name of the model size; ``lite0`` has a pretrained backbone.
+            continued: For a training that starts from a trained model: of ``lite0``, the backbone
+                but its first two stages is then trained as well.
             settings: Other fields; None keeps the default of the size.
 
         Raises:
@@ -317,7 +324,8 @@ class TrainingConfig(TrainingOptions):
                 hint=f"Sizes: {', '.join(_MODEL_SIZES)}",
             )
         given = {name: value for name, value in settings.items() if value is not None}
-        return cls(**_MODEL_SIZES[size] | given)
+        start = _CONTINUED.get(size, {}) if continued else {}
+        return cls(**_MODEL_SIZES[size] | start | given)
 
     def preprocessing(self, width: int = 0, height: int = 0) -> Preprocessing:
         """The input contract of this detector.

@@ -174,12 +174,20 @@ class DataLoader:
     def batch(self, step: int, pool: ThreadPoolExecutor | None = None) -> Batch:
         """This process's part of a step, the same at each call; frames are decoded in ``pool``."""
         indices = self._indices(step)
-        images = np.empty((len(self._slots), self._spec.height, self._spec.width, 3), np.float32)
+        whole = self._spec.width, self._spec.height
+        width, height = np.minimum(self._config.window or whole, whole)
+        images = np.empty((len(self._slots), height, width, 3), np.float32)
 
         def fill(position: int) -> Targets:
             slot = self._slots[position]
             rng = np.random.default_rng([self._config.seed, step, slot])
-            return self._fill(images[position], int(indices[slot]), step, rng)
+            if (width, height) == whole:
+                return self._fill(images[position], int(indices[slot]), step, rng)
+            image = np.empty((*whole[::-1], 3), np.float32)
+            targets = self._fill(image, int(indices[slot]), step, rng)
+            part = left, top, right, bottom = _pick_window(whole, targets, (width, height), rng)
+            images[position] = image[top:bottom, left:right]
+            return _targets_in(targets, part)
 
         each = map if pool is None or self.in_memory else pool.map
         targets = list(each(fill, range(len(self._slots))))
@@ -192,7 +200,7 @@ class DataLoader:
         backbone: _Backbone,
         levels: Callable[[int], int],
     ) -> Iterator[Batch]:
-        """Batches of the backbone's maps instead of images, for steps that leave these as they are.
+        """Batches of the backbone's maps instead of images, for steps that leave them as they are.
 
         A frame has `TrainingOptions.variants` augmented variants. Their maps are computed one image
         at a time and rounded to 16 bits, so that it makes no difference which of them are cached.
@@ -350,8 +358,6 @@ def _crop_features(
 ) -> _FrameFeatures:
     """The part of a frame's maps under a window, and the targets in its pixels.
 
-    Most windows lie around a random object, at a random place in it; the others anywhere.
-
     Args:
         maps: ``[1, channels, rows, columns]``, the finest first, at stride `_FINEST`.
         targets: In network pixels.
@@ -359,24 +365,38 @@ def _crop_features(
         rng: Random numbers of this slot of this step.
     """
     rows, columns = maps[0].shape[2:]
-    whole = np.array([columns, rows]) * _FINEST
+    whole = columns * _FINEST, rows * _FINEST
+    left, top, right, bottom = _pick_window(whole, targets, window, rng)
+    parts = []
+    for level in maps:
+        at = [side // (whole[0] // level.shape[3]) for side in (left, top, right, bottom)]
+        parts.append(level[:, :, at[1] : at[3], at[0] : at[2]])
+    return parts, _targets_in(targets, (left, top, right, bottom))
+
+
+def _pick_window(
+    whole: tuple[int, int], targets: Targets, window: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A part of a frame of this width and height, xyxy in multiples of `_COARSEST`.
+
+    Most lie around a random object, at a random place in it; the others anywhere.
+    """
     size = np.minimum(window, whole)
-    room = (whole - size) // _COARSEST
+    room = (np.array(whole) - size) // _COARSEST
     if len(targets.boxes) and rng.random() < _AROUND_OBJECTS:
         box = targets.boxes[rng.integers(len(targets.boxes))]
         place = (box[:2] + box[2:]) / 2 - size * rng.uniform(0.15, 0.85, 2)
         start = np.clip(np.rint(place / _COARSEST).astype(int), 0, room)
     else:
         start = rng.integers(room + 1)
-    parts = []
-    for level in maps:
-        cells = _COARSEST * level.shape[3] // int(whole[0])  # of this level in one of the coarsest
-        x, y = start * cells
-        width, height = size // _COARSEST * cells
-        parts.append(level[:, :, y : y + height, x : x + width])
-    offset = np.tile(start * _COARSEST, 2).astype(np.float32)
-    bounds = (0.0, 0.0, float(size[0]), float(size[1]))
-    return parts, targets.with_boxes(targets.boxes - offset, bounds)
+    (left, top), (width, height) = (start * _COARSEST).tolist(), size.tolist()
+    return left, top, left + width, top + height
+
+
+def _targets_in(targets: Targets, part: tuple[int, int, int, int]) -> Targets:
+    left, top, right, bottom = part
+    offset = np.array([left, top, left, top], np.float32)
+    return targets.with_boxes(targets.boxes - offset, (0, 0, right - left, bottom - top))
 
 
 def _normalization_table(spec: Preprocessing) -> NDArray[np.float32]:
