@@ -23,7 +23,6 @@ from workbench.core.text import counted, html_table
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace, find_workspace
 from workbench.detection import model as detection_model
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.records import types
 from workbench.records.base import Ref, kind_of
 from workbench.records.dataset import Dataset, load_dataset
@@ -190,34 +189,36 @@ class Workbench:
 class Predictions(detection_model.Predictions):
     """A model's boxes on a dataset, to evaluate and to look at."""
 
-    def evaluate(self, threshold: float = CONFIDENCE_THRESHOLD) -> Evaluation:
-        """Metrics by class and slice with intervals, at this confidence threshold."""
+    def evaluate(self, threshold: float | None = None) -> Evaluation:
+        """Metrics by class and slice with intervals, at this threshold or else the model's."""
         from workbench.evaluation.metrics import evaluate
         from workbench.evaluation.results import EvaluationSettings
 
-        return evaluate(self, settings=EvaluationSettings(threshold=threshold))
+        least = self.threshold if threshold is None else threshold
+        return evaluate(self, settings=EvaluationSettings(threshold=least))
 
     def worst_misses(
-        self, count: int = 10, threshold: float = CONFIDENCE_THRESHOLD
+        self, count: int = 10, threshold: float | None = None
     ) -> tuple[FrameMisses, ...]:
         """The frames with the most missed labels, vulnerable road users first.
 
         Args:
             count: Maximum number of frames; one of each drive.
-            threshold: Boxes below this score count as missing.
+            threshold: Boxes below this score count as missing; the model's by default.
         """
         from workbench.data.slices import ALL_FRAMES
         from workbench.evaluation.metrics import evaluate
         from workbench.evaluation.misses import worst_frames
         from workbench.evaluation.results import EvaluationSettings
 
-        settings = EvaluationSettings(threshold=threshold, resamples=100)
+        least = self.threshold if threshold is None else threshold
+        settings = EvaluationSettings(threshold=least, resamples=100)
         return worst_frames(evaluate(self, [ALL_FRAMES], settings=settings), count)
 
     def why_missed(
         self,
         count: int = 10,
-        threshold: float = CONFIDENCE_THRESHOLD,
+        threshold: float | None = None,
         *,
         other: detection_model.Predictions | None = None,
     ) -> tuple[Miss, ...]:
@@ -225,7 +226,7 @@ class Predictions(detection_model.Predictions):
 
         Args:
             count: Maximum number of frames; one of each drive.
-            threshold: Boxes below this score count as missing.
+            threshold: Boxes below this score count as missing; the model's by default.
             other: What another model says of the same frames, such as the float file of an INT8
                 one (``bundle.fp32.predict(dataset)``): then a miss says whether that one found it.
         """
@@ -234,18 +235,19 @@ class Predictions(detection_model.Predictions):
         return explain_misses(
             self.worst_misses(count, threshold),
             self.boxes,
-            threshold=threshold,
+            threshold=self.threshold if threshold is None else threshold,
             other=() if other is None else other.boxes,
         )
 
-    def plot(self, count: int = 6, threshold: float = CONFIDENCE_THRESHOLD) -> Any:
+    def plot(self, count: int = 6, threshold: float | None = None) -> Any:
         """The worst misses as pictures, with labels and boxes; a matplotlib figure."""
         from workbench.data.slices import ALL_FRAMES
         from workbench.evaluation import plots
         from workbench.evaluation.metrics import evaluate
         from workbench.evaluation.results import EvaluationSettings
 
-        settings = EvaluationSettings(threshold=threshold, resamples=100)
+        least = self.threshold if threshold is None else threshold
+        settings = EvaluationSettings(threshold=least, resamples=100)
         evaluation = evaluate(self, [ALL_FRAMES], settings=settings)
         return plots.worst_misses(_workspace_of(self.dataset), evaluation, count=count)
 
@@ -265,7 +267,7 @@ class Model(detection_model.Model):
         """
         with _progress_bar(f"predict {self.name}", progress) as shown:
             found = super().predict(dataset, name=name, progress=shown)
-        return Predictions(found.dataset, found.boxes, found.model)
+        return Predictions(found.dataset, found.boxes, found.model, found.threshold)
 
     def export(
         self,
@@ -435,7 +437,7 @@ class Selection:
         if self.record.model is None:
             return ()
         model = Model(self.workspace, self.record.model)
-        return model.predict(self.dataset, progress=progress).above(CONFIDENCE_THRESHOLD)
+        return model.predict(self.dataset, progress=progress).above()
 
     def first_boxes(self, progress: Progress | None = None) -> FirstBoxes:
         """Boxes for labelers to start from: none where the model is wrong too often.

@@ -15,8 +15,9 @@ from tests.release.world import World, gate, make_world
 from workbench.audit import log as audit
 from workbench.cli import main
 from workbench.core import digest
-from workbench.core.errors import ParameterError, Refusal, VerificationError
+from workbench.core.errors import DataError, ParameterError, Refusal, VerificationError
 from workbench.data import FRONT_CAMERA, incidents
+from workbench.detection.model import Predictions
 from workbench.evaluation import gates
 from workbench.evaluation.incidents import (
     IncidentResult,
@@ -106,9 +107,9 @@ class FakeModel:
         world = make_world(store)
         self.checkpoint = store.load(world.bundle).checkpoint
 
-    def predict(self, dataset: Dataset, **_: object) -> tuple[Prediction, ...]:
+    def predict(self, dataset: Dataset, **_: object) -> Predictions:
         ids = {frame.id for frame in dataset.frames}
-        return tuple(box for box in self.boxes if box.frame in ids)
+        return Predictions(dataset, tuple(box for box in self.boxes if box.frame in ids))
 
 
 def test_an_incident_keeps_frames_and_objects_and_is_logged_once(scene: Scene):
@@ -307,7 +308,9 @@ def test_a_new_incident_makes_validate_run_again(scene: Scene):
     assert scene.store.get(after["incidents"], IncidentSuite)
 
 
-def test_commands(scene: Scene, capsys: pytest.CaptureFixture[str]):
+def test_commands(
+    scene: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as ended:
             main(["incidents", *arguments])
@@ -321,3 +324,14 @@ def test_commands(scene: Scene, capsys: pytest.CaptureFixture[str]):
     run("retire", "van", "--by", "Bea", "--reason", "sold the camera")
     (row,) = json.loads(run("list", "--json"))["incidents"]
     assert (row["active"], row["retired"]["by"], row["found_in"]) == (False, "Bea", "command")
+
+    def tagged(name: str, _tag: str, *, workspace: object) -> tuple[str, ...]:
+        if name == "rides":  # only what `workbench app` publishes is there
+            raise DataError("FiftyOne has no dataset 'rides'")
+        assert name == "rides@1"
+        return (scene.pedestrian.frame,)
+
+    monkeypatch.setattr("workbench.services.up", lambda *_: None)
+    monkeypatch.setattr("workbench.curation.fiftyone.tags.tagged_frames", tagged)
+    from_app = run("add", "app", "rides", "--tag", "missed", "--why", "x", "--by", "Ann", "--json")
+    assert json.loads(from_app)["objects"] == 1

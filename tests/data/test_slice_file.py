@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 
 from workbench.core.errors import ParameterError, VerificationError
 from workbench.data.schema import FRONT_CAMERA
-from workbench.data.slice_file import load_slices, parse_slice
+from workbench.data.slice_file import load_slices, parse_slice, read_predicates
 from workbench.data.slices import STANDARD_SLICES
+from workbench.evaluation.matching import build_evaluation_set, match_slice
+from workbench.records.dataset import Dataset
 from workbench.records.frames import (
     Box,
     Conditions,
@@ -185,3 +188,33 @@ def test_gates_and_labeling_rules_name_slices_of_the_file(tmp_path):
     needs = frame_requirements(options, [(frame("day", "snow"), ["pedestrian"])], FRONT_CAMERA)
     assert [need.slices for need in needs] == [("snow_vru",)]
     assert not frame_requirements(options, [(frame("day", "snow"), ["car"])], FRONT_CAMERA)
+
+
+def test_training_labeling_and_judging_agree_on_who_is_in_a_slice():
+    """`Slice.holds`, by which training samples, beside what evaluation counts."""
+    frames, labels = [], []
+    for number, (light, cls, side, hidden) in enumerate(
+        itertools.product(
+            ("day", "night"), ("car", "pedestrian", None), (20.0, 32.0, 96.0), (None, 0.4)
+        )
+    ):
+        identity = f"{number:064x}"
+        frames.append(frame(light, id=identity, drive=f"d{number}"))
+        if cls:
+            labels.append(label(side, cls, frame=identity, occluded=hidden))
+            labels.append(label(side, "cyclist", frame=identity, ignore=True))
+    dataset = Dataset("x", FRONT_CAMERA, (), tuple(frames), tuple(labels))
+    data = build_evaluation_set(dataset, ())
+    parts = load_slices(PROJECT_SLICES)
+    assert read_predicates(PROJECT_SLICES).keys() == {part.name for part in parts[1:]}
+    for part in parts:
+        table = match_slice(data, part)
+        of_labels = part.classes is not None or not part.judges_all_boxes
+        rows = set(table.truth_frame) if of_labels else set(table.frames)
+        held = {
+            one.id
+            for one in frames
+            if part.holds(one, dataset.labels_by_frame[one.id], FRONT_CAMERA)
+        }
+        assert held == {data.frames[row].id for row in rows}, part.name
+        assert len(held) < len(frames) or part.name in ("all", "weather=rain")

@@ -12,12 +12,15 @@ from PIL import Image
 
 from tests.export.conftest import make_dataset, make_predictor
 from workbench.core.workspace import Workspace
+from workbench.detection.bundles import OperatingPoint
 from workbench.detection.predictor import load_checkpoint
 from workbench.export import exporter
 from workbench.export.exporter import ExportSettings
 from workbench.records.dataset import Dataset
 from workbench.records.model_types import Checkpoint
 from workbench.records.store import Store
+
+POINT = OperatingPoint(threshold=0.05, how="so low that a network without training finds boxes")
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +48,7 @@ def written(car: Workspace, drives: Dataset, folder: Path, seed: int) -> Path:
     trained = load_checkpoint(Store(car), ref)
     settings = ExportSettings(calibration_frames=8, parity_frames=4, target=False, program=False)
     quantized = exporter.quantize(trained, drives, settings)
-    exporter.write(folder, exporter.compare(quantized, drives, settings))
+    exporter.write(folder, exporter.compare(quantized, drives, settings), (), POINT)
     return folder
 
 

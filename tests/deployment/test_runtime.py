@@ -29,11 +29,13 @@ from workbench.deployment.runtime import (
     AnswerStatus,
     FallbackMemory,
     FallbackRule,
+    LoadedBundle,
     Runtime,
     fuse_boxes,
     load_bundle,
 )
 from workbench.deployment.session import decode_ahead, frames_from_path
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.bundles import refuse_unsafe
 from workbench.detection.families import Detections
 from workbench.detection.predictor import OnnxPredictor
@@ -57,6 +59,44 @@ def test_frames_of_a_folder_are_answered_in_natural_order(
     assert (torn["status"], torn["by"], torn["age"]) == ("unreadable", RULE_LAST_BOXES, 1)
     assert torn["boxes"][0]["xyxy"] == before["boxes"][0]["xyxy"]
     assert torn["boxes"][0]["score"] == pytest.approx(0.8 * before["boxes"][0]["score"], abs=1e-5)
+
+
+def with_threshold(bundle: Path, threshold: object) -> Path:
+    """The bundle with another operating point; None makes it one of schema version 1."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    assert manifest["schema_version"] == 2
+    if threshold is None:
+        del manifest["operating_point"]
+        manifest["schema_version"] = 1
+    else:
+        manifest["operating_point"]["threshold"] = threshold
+    path.write_bytes(digest.canonical_json(manifest))
+    return bundle
+
+
+def test_a_bundle_acts_at_the_threshold_that_it_was_exported_with(
+    bundle: Path, images: Path
+) -> None:
+    pixels = load_rgb(images / "b" / "frame_1.png")
+
+    def scores(opened: LoadedBundle, score: float | None = None) -> list[float]:
+        answer = Runtime([opened], score=score).answer(pixels, file="x", sequence="b")
+        return [box.score for box in answer.boxes]
+
+    everything = scores(load_bundle(bundle))  # at 0.05
+    middle = sum(sorted(everything)[len(everything) // 2 :][:2]) / 2  # between two scores
+    opened = load_bundle(with_threshold(bundle, middle))
+    assert opened.threshold == middle
+    assert scores(opened) == [score for score in everything if score >= middle] != everything
+    assert scores(opened, 0.05) == everything  # `--score` of `workbench predict`
+    assert load_bundle(with_threshold(bundle, None)).threshold == CONFIDENCE_THRESHOLD
+
+
+@pytest.mark.parametrize("threshold", [1.5, "high", [0.3]])
+def test_a_damaged_threshold_is_refused(bundle: Path, threshold: object) -> None:
+    with pytest.raises(RecordError, match="no readable manifest"):
+        load_bundle(with_threshold(bundle, threshold))
 
 
 def test_answer_equals_the_prediction(whole: Path, images: Path) -> None:

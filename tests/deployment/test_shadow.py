@@ -113,7 +113,7 @@ def test_disagreement_counts_boxes_that_one_model_has() -> None:
     assert disagreement(first, (box(2), box(100))) == 1
     assert disagreement(first, (box(0), box(100), box(200))) == 2  # another class
     assert disagreement((), first) == disagreement(first, ()) == 3
-    assert missed(first, (box(2), box(100, score=0.1))) == 2
+    assert missed(first, (box(2), box(300))) == 2
     assert missed(first, ()) == 3 and missed((), first) == 0
 
 

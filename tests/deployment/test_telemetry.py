@@ -48,7 +48,7 @@ def test_a_covered_lens_is_blockage() -> None:
 
 
 def test_every_signal_is_reported_and_makes_a_bundle() -> None:
-    ride = RideSignals(("car", "pedestrian"), budget_ms=20)
+    ride = RideSignals(("car", "pedestrian"), 0.3, budget_ms=20)
     ride.add(answer(box(40), box(10)), image(1, 0.01))
     ride.add(answer(status=AnswerStatus.LATE, ms=33), image(2, 0.01))
     ride.add(answer(box(30), status=AnswerStatus.FALLBACK), image(3, 0.01))
@@ -84,16 +84,27 @@ def test_every_signal_is_reported_and_makes_a_bundle() -> None:
     ],
 )
 def test_near_misses(heights: list[list[float]], left: float, misses: int) -> None:
-    ride = RideSignals(("car",))
+    ride = RideSignals(("car",), 0.3)
     for number, sizes in enumerate(heights):
         ride.add(answer(*(box(size, left) for size in sizes)), image(number, 0.01))
     assert by_name(ride)["near_misses", ""].sum == misses
 
 
+def test_near_misses_are_of_boxes_that_the_model_acts_on() -> None:
+    counts = []
+    for threshold in (0.3, 0.8):
+        ride = RideSignals(("car",), threshold)
+        for number, height in enumerate((0, 60, 66)):
+            boxes = [box(height, score=0.5)] if height else []
+            ride.add(answer(*boxes), image(number, 0.01))
+        counts.append(by_name(ride)["near_misses", ""].sum)
+    assert counts == [1, 0]
+
+
 def test_long_rides_are_no_larger() -> None:
     sizes = []
     for frames in (10, 5000):
-        ride, seen = RideSignals(("car",)), image(0, 0.01)[:16, :16]
+        ride, seen = RideSignals(("car",), 0.3), image(0, 0.01)[:16, :16]
         for number in range(frames):
             ride.add(answer(box(5 + number % 40)), seen)
         assert by_name(ride)["size", "car"].n == frames

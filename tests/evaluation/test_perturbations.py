@@ -10,10 +10,15 @@ import pytest
 from workbench.core.errors import ParameterError
 from workbench.detection.families import Detections
 from workbench.evaluation import perturbations
-from workbench.evaluation.perturbations import measure_perturbations, perturb
+from workbench.evaluation.perturbations import (
+    LATENCY_INPUTS,
+    measure_latency,
+    measure_perturbations,
+    perturb,
+)
 
 IMAGE = np.random.default_rng(0).integers(30, 180, (90, 160, 3)).astype(np.uint8)
-OPERATIONS = ("rain", "fog", "blur", "glare", "dead_pixels")
+OPERATIONS = ("rain", "fog", "night_noise", "blur", "glare", "dead_pixels")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -26,6 +31,8 @@ def test_each_changes_the_image_and_repeats(name: str):
         assert changed.std() < IMAGE.std(), "less contrast"
     if name in ("rain", "glare", "fog"):
         assert changed.mean() > IMAGE.mean(), "brighter"
+    if name == "night_noise":
+        assert changed.mean() < 0.4 * IMAGE.mean(), "darker"
     if name == "dead_pixels":
         assert 0.001 < (changed != IMAGE).any(2).mean() < 0.05
 
@@ -40,6 +47,7 @@ class DimModel:
     """Finds the car unless the image is darker than it was; its float file finds it always."""
 
     classes = ("car", "truck", "pedestrian", "cyclist")
+    threshold = 0.3
 
     def __init__(self, always: bool = False) -> None:
         self.always = always
@@ -80,3 +88,44 @@ def test_rates_are_paired_with_those_of_the_same_frames(build, workspace, monkey
     assert shifted.perturbed == pytest.approx(1 / 4)
     quantized = found["int8", "all"]
     assert (quantized.clean, quantized.perturbed) == (pytest.approx(1 / 9), pytest.approx(2 / 9))
+
+
+class SlowInTheDark:
+    """Takes 10 ms a frame of a clock, and 150 ms for a dark one."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock, self.predictor, self.shapes = clock, self, set[tuple[int, ...]]()
+
+    def predict(self, images: list[np.ndarray]) -> list[Detections]:
+        self.shapes.add(images[0].shape[:2])
+        dark = images[0].mean() < 40
+        self.clock[0] += 0.150 if dark else 0.010
+        count = 3 if dark else 1
+        rows = np.zeros((count, 4), np.float32)
+        return [Detections(rows, np.ones(count, np.float32), np.zeros(count, np.int64))]
+
+
+def test_latency_is_told_by_kind_of_input_with_lateness(build, workspace, monkeypatch):
+    clock = [0.0]
+    dataset = replace(build.dataset([build.frame("d", n) for n in range(4)]), workspace=workspace)
+    monkeypatch.setattr(perturbations, "load_frame", lambda *_: IMAGE)
+    monkeypatch.setattr(perturbations.time, "perf_counter", lambda: clock[0])
+    model = SlowInTheDark(clock)
+    rows = {one.name: one for one in measure_latency(model, dataset, deadline_ms=100, calls=20)}
+    assert tuple(rows) == LATENCY_INPUTS
+    clean, dark = rows["clean"], rows["night_noise"]
+    assert (clean.p50_ms, clean.p99_ms, clean.late) == pytest.approx((10, 10, 0))
+    assert dark.p50_ms == pytest.approx(150) and (dark.late, dark.boxes) == (1, 3)
+    assert clean.late_high == pytest.approx(1 - 0.025 ** (1 / 20))  # closed form without events
+    assert clean.p99_high_ms is None  # 20 calls cannot bound the 99th percentile
+    assert {(480, 640), (2160, 3840), (1280, 720)} <= model.shapes
+    assert "late 100.0%" in dark.line()
+
+
+def test_intervals_of_quantiles_hold():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        row = perturbations._latency("clean", np.sort(rng.exponential(1, 60)), 0, 1e9)
+        inside += row.p50_low_ms <= np.log(2) <= row.p50_high_ms
+    assert inside / 400 >= 0.93

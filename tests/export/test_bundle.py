@@ -14,9 +14,11 @@ from workbench.core import digest
 from workbench.core.errors import ParameterError, RecordError, WorkbenchError
 from workbench.core.workspace import Workspace
 from workbench.detection import bundles
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.model import Model
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor, load_checkpoint
 from workbench.detection.preprocessing import load_rgb
+from workbench.evaluation.metrics import evaluate
 from workbench.export import bundle, exporter, parity
 from workbench.export.exporter import Comparison, Quantized
 from workbench.records.base import Ref
@@ -80,6 +82,27 @@ def test_exporting_again_gives_the_same_record(
     again = exporter.export(Model(kept, checkpoint), dataset, SETTINGS)
     assert again.ref == exporter.save(Store(kept), exported)
     assert again.checkpoint == checkpoint
+
+
+def test_a_model_knows_the_threshold_that_its_bundle_was_exported_with(
+    kept: Workspace, exported: Comparison, checkpoint: Ref, dataset: Dataset
+) -> None:
+    store = Store(kept)
+    point = bundles.OperatingPoint(threshold=0.123, how="chosen on val", precision=0.5)
+    chosen = Model(kept, exporter.save(store, exported, operating_point=point))
+    without = Model(kept, exporter.save(store, exported))  # as before there was one
+    assert chosen.operating_point == point and chosen.threshold == 0.123
+    assert "0.123" in chosen._repr_html_()
+    assert without.operating_point is None and Model(kept, checkpoint).operating_point is None
+    assert without.threshold == Model(kept, checkpoint).threshold == CONFIDENCE_THRESHOLD
+    manifests = [
+        json.loads(store.read_payload(one.ref, bundles.MANIFEST_FILE)) for one in (chosen, without)
+    ]
+    assert [one["schema_version"] for one in manifests] == [2, 1]
+    found = chosen.predict(dataset.role("val"))
+    assert found.threshold == 0.123
+    assert found.above().boxes == found.above(0.123).boxes != found.boxes
+    assert evaluate(found).metrics.settings.threshold == 0.123
 
 
 def test_the_int8_file_of_a_record_runs_on_its_own(

@@ -213,6 +213,21 @@ def test_a_gate_report_that_is_not_the_runs_is_refused(
     assert refused.value.reason == reason
 
 
+def test_a_report_is_of_the_threshold_that_the_bundle_acts_at(world: World) -> None:
+    point = {"threshold": 0.41, "how": "lowest with a precision of 45 %"}
+    manifest = digest.canonical_json({"operating_point": point})
+    bundle = world.another_bundle(manifest=manifest)
+    changes = {"candidate": bundle, "run": {"bundle": bundle}}
+    for judged_at in (None, {**point, "threshold": 0.2}):
+        report = world.report(judged_at=judged_at, **changes)
+        with pytest.raises(VerificationError, match=r"the bundle acts at 0\.41") as refused:
+            release(world, report, bundle)
+        assert refused.value.reason == Refusal.GATES_EDITED
+    report = world.report(judged_at=point, **changes)
+    card = predicates(world, release(world, report, bundle))["model-card"]["text"]
+    assert "| acts at a score of | 0.41, lowest with a precision of 45 % |" in card
+
+
 def test_a_report_against_an_older_champion_is_stale(world: World) -> None:
     release(world)
     second, third = world.another_bundle(b"2"), world.another_bundle(b"3")

@@ -34,19 +34,23 @@ class World:
     bundle: Ref
     gates: Ref
 
-    def report(self, payload: Json = RULES, *, run: Json | None = None, **changes: object) -> Ref:
+    def report(
+        self, payload: Json = RULES, *, run: Json | None = None, judged_at: Json | None = None,
+        **changes: object,
+    ) -> Ref:  # fmt: skip
         """Another gate report, and the run that made it; ``run`` changes the run's inputs."""
         report = self.store.get(self.gates, GateReport).model_copy(update=changes)
-        content = {"metrics.json": digest.canonical_json({"rules": payload})}
+        body = {"rules": payload, **({"operating_point": judged_at} if judged_at else {})}
+        content = {"metrics.json": digest.canonical_json(body)}
         ref = self.store.put(report, content)
         if run is not None:
             inputs = {"bundle": self.bundle, "dataset": self.dataset, **run}
             self.store.put(step_run(self.store, "validate", inputs, {"gates": ref}))
         return ref
 
-    def another_bundle(self, weights: bytes = b"other") -> Ref:
+    def another_bundle(self, weights: bytes = b"other", manifest: bytes = b"{}") -> Ref:
         record = self.store.get(self.bundle, ExportBundle)
-        return self.store.put(record, {"int8.cpu.onnx": weights, "manifest.json": b"{}"})
+        return self.store.put(record, {"int8.cpu.onnx": weights, "manifest.json": manifest})
 
 
 def step_run(store: Store, step: str, inputs: Json, outputs: Json) -> StepRun:

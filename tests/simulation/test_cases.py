@@ -223,6 +223,21 @@ def test_played_cases_find_boxes_of_the_right_class_on_the_target(child, monkeyp
         check_openlabel(document)
 
 
+def test_cases_are_rendered_only_a_little_ahead(child, monkeypatch):
+    """All images of the grid at once would take gigabytes."""
+    case, rendered = child
+    started = []
+    monkeypatch.setattr(
+        "workbench.simulation.play.render_case", lambda one: started.append(one) or rendered
+    )
+    boxes = [target for target in rendered.targets if target]
+    played = play_cases([case] * 9, Finder(boxes * 9), workers=2)
+    counts = []
+    for _ in played:
+        counts.append(len(started))
+    assert counts[0] <= 3 and counts[-1] == len(started) == 9
+
+
 def test_a_turning_ego_sees_the_road_turn():
     case = find_cases(["CCFtap-20kmh-target45kmh"])[0]
     scenario, contact_s = build_scenario(case)

@@ -143,6 +143,14 @@ def test_rare_classes_and_slices_are_repeated_and_recorded(workspace: Workspace)
     trained = run(dataset, config)
     assert trained.facts["repeated"] == {"light=night": 4.0}
     assert "sampling" in config.as_json()
+    rare = Sampling(
+        slices=1.0, rare=0.2, definitions={"dark": {"environment.illumination": "night"}}
+    )
+    assert repeat_factors(dataset, CLASSES, rare) == {"dark": 4.0}
+    with pytest.raises(ParameterError, match=r"unknown key 'environment\.light'"):
+        repeat_factors(
+            dataset, CLASSES, Sampling(slices=1, definitions={"x": {"environment.light": "night"}})
+        )
     rare_class = Sampling(classes=0.5, rare=1.0)
     assert any(name.startswith("class=") for name in repeat_factors(dataset, CLASSES, rare_class))
 

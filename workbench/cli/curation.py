@@ -65,7 +65,6 @@ def app(
     from workbench import curation, services
     from workbench.curation.fiftyone.evaluations import publish_evaluations
     from workbench.curation.hygiene import read_findings
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.model import Model
     from workbench.records.catalog import newest_first
     from workbench.records.dataset import load_dataset
@@ -86,8 +85,8 @@ def app(
         opened = Model(workspace, resolve_ref(workspace, model, _MODELS), name=model)
         with progress_bar(f"predict {model}") as progress:
             predictions = opened.predict(shown, progress=progress)
-        found[model] = predictions.above(CONFIDENCE_THRESHOLD)
-        failures[model] = _kinds_of_misses(predictions, CONFIDENCE_THRESHOLD)
+        found[model] = predictions.above()
+        failures[model] = _kinds_of_misses(predictions)
     services.up(workspace, ("mongod",))
     inspected = [ref for ref, one in newest_first(store, Inspection) if one.dataset == dataset.ref]
     findings = read_findings(store, inspected[0]) if inspected else None
@@ -112,7 +111,7 @@ def app(
     session.wait(-1)
 
 
-def _kinds_of_misses(predictions: Predictions, threshold: float) -> dict[str, list[str]]:
+def _kinds_of_misses(predictions: Predictions) -> dict[str, list[str]]:
     """Why labels were missed, by frame; frames of the pool have no labels to miss."""
     from workbench.data.slices import ALL_FRAMES
     from workbench.evaluation.metrics import evaluate
@@ -122,6 +121,7 @@ def _kinds_of_misses(predictions: Predictions, threshold: float) -> dict[str, li
     frames = len(predictions.dataset.frames)
     if not predictions.dataset.labels:
         return {}
+    threshold = predictions.threshold
     settings = EvaluationSettings(threshold=threshold, resamples=100)
     evaluation = evaluate(predictions, [ALL_FRAMES], settings=settings)
     worst = worst_frames(evaluation, frames, per_drive=frames)

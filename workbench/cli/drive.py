@@ -291,7 +291,8 @@ def measure_rides_of(
 
     store = Store(workspace)
     files = {part: store.read_payload(bundle, part) for part in store.payload_names(bundle)}
-    runtime = Runtime([load_bundle(store.folder(bundle) / "payload", files=files)])
+    opened = load_bundle(store.folder(bundle) / "payload", files=files)
+    runtime = Runtime([opened], score=0.0)  # drift shows in boxes that are not acted on, too
     sources = frames_from_dataset(workspace, dataset)
     paths = {source.frame: source.path for source in sources}
     frames = {frame.id: frame for frame in dataset.frames}

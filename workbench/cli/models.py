@@ -54,7 +54,11 @@ _key_option = click.option(
     "--model", default="int8.cpu.onnx", show_default=True, help="Model file of the bundle to run."
 )
 @click.option("--budget-ms", type=float, help="Time budget per frame (ms).")
-@click.option("--score", type=click.FloatRange(0, 1), help="Minimum score of a box.")
+@click.option(
+    "--score",
+    type=click.FloatRange(0, 1),
+    help="Minimum score of a box.  [default: the threshold that the bundle was exported with]",
+)
 @click.option(
     "--threads", type=click.IntRange(1), default=2, show_default=True, help="Number of CPU threads."
 )
@@ -137,6 +141,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one argument an option
         ],
         "simulated": any(each.simulated for each in opened),
         "budget_ms": budget_ms,
+        "score": runtime.score,
         "output": str(output) if output else None,
         "drawn": str(draw) if draw else None,
         "video": str(video) if video else None,

@@ -170,9 +170,7 @@ def drift(  # noqa: PLR0913, PLR0917 - each is an option of the command
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    default=0.3,
-    show_default=True,
-    help="Score from which a box counts.",
+    help="Score from which a box counts.  [default: the model's]",
 )
 @json_option
 def performance(
@@ -182,7 +180,7 @@ def performance(
     where: str | None,
     reference_role: str,
     labels: str | None,
-    threshold: float,
+    threshold: float | None,
     as_json: bool,
 ) -> None:
     """Estimate precision and recall on frames without labels, with intervals over drives.
@@ -194,6 +192,7 @@ def performance(
 
     opened = wb.open(find_workspace().root)
     whole, found_model = opened.dataset(dataset), opened.model(model)
+    threshold = found_model.threshold if threshold is None else threshold
     reference, current = whole.role(reference_role), whole.role(role)
     if where is not None:
         name, _, value = where.partition("=")

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from workbench.cli.common import info, json_option, print_result, progress_bar, resolve_ref
-from workbench.core.errors import ParameterError
+from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
-from workbench.core.workspace import find_workspace
-from workbench.records.base import Ref, short_ref
+from workbench.core.workspace import Workspace, find_workspace
+from workbench.records.base import Digest, Ref, short_ref
 
 if TYPE_CHECKING:
     from workbench.data.incidents import IncidentState
+    from workbench.records.dataset import Dataset
     from workbench.records.store import Store
 
 __all__ = ()
@@ -36,7 +37,11 @@ def incidents() -> None:
 @click.option("--tag", help="All frames with this tag in FiftyOne.")
 @click.option("--class", "classes", multiple=True, help="Only objects of this class; repeat.")
 @click.option("--missed-by", metavar="MODEL", help="Only objects that this model misses.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Score at which it misses them.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Score at which it misses them.  [default: the model's]",
+)
 @click.option("--why", required=True, help="What happened, in a sentence.")
 @click.option("--by", required=True, help="Who adds it.")
 @click.option(
@@ -64,7 +69,6 @@ def add_incident(  # noqa: PLR0913, PLR0917 - one an option
     """
     from workbench.curation.selection.ranking import parse_exemplar
     from workbench.data import incidents as kept
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.model import Model
     from workbench.evaluation.incidents import missed_labels
     from workbench.records.dataset import load_dataset
@@ -79,9 +83,7 @@ def add_incident(  # noqa: PLR0913, PLR0917 - one an option
     whole = load_dataset(store, resolve_ref(workspace, dataset, ("dataset",)))
     chosen = {parse_exemplar(whole.frames, one).frame for one in frames}
     if tag:
-        from workbench.curation.fiftyone.tags import tagged_frames
-
-        chosen |= set(tagged_frames(whole.name, tag, workspace=workspace))
+        chosen |= _tagged_frames(workspace, whole, tag)
     if not chosen:
         raise ParameterError(
             "no frames",
@@ -94,8 +96,7 @@ def add_incident(  # noqa: PLR0913, PLR0917 - one an option
     ]
     if missed_by:
         ref = resolve_ref(workspace, missed_by, ("checkpoint", "bundle", "release"))
-        least = CONFIDENCE_THRESHOLD if threshold is None else threshold
-        boxes = Model(workspace, ref).predict(part).above(least)
+        boxes = Model(workspace, ref).predict(part).above(threshold)
         labels = list(missed_labels(labels, boxes))
     found_in: FoundIn = "telemetry" if telemetry else "fiftyone" if tag else "command"
     ref = kept.add_incident(
@@ -104,6 +105,26 @@ def add_incident(  # noqa: PLR0913, PLR0917 - one an option
     body = {"incident": ref, "name": name, "frames": len(part), "objects": len(labels)}
     text = f"{name}: {counted(len(labels), 'object')}; every candidate has to find them from now on"
     print_result(body, as_json=as_json, text=text)
+
+
+def _tagged_frames(workspace: Workspace, whole: Dataset, tag: str) -> set[Digest]:
+    """Frames with a tag in FiftyOne: as NAME after mining, as NAME@N in `workbench app`."""
+    from workbench import services
+    from workbench.curation.fiftyone.tags import tagged_frames
+    from workbench.records.references import list_dataset_versions
+
+    services.up(workspace, ("mongod",))
+    versions = list_dataset_versions(workspace)
+    found, absent = set[Digest](), None
+    names = [whole.name, *(str(one) for one in versions if one.ref == whole.ref)]
+    for name in names:
+        try:
+            found |= set(tagged_frames(name, tag, workspace=workspace))
+        except DataError as error:
+            absent = error
+    if absent and not found:
+        raise absent
+    return found
 
 
 @incidents.command("list")
@@ -173,7 +194,11 @@ def retire_incident(name: str, reason: str, by: str, as_json: bool) -> None:
 
 @incidents.command("replay")
 @click.argument("model")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Score from which a box counts.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Score from which a box counts.  [default: the model's]",
+)
 @json_option
 def replay_incidents(model: str, threshold: float | None, as_json: bool) -> None:
     """Run MODEL on every active incident; what `validate` does, without a report.
@@ -181,7 +206,6 @@ def replay_incidents(model: str, threshold: float | None, as_json: bool) -> None
     Exit status: 0 only if every object is found.
     """
     from workbench.data import incidents as kept
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.model import Model
     from workbench.evaluation import incidents as replay
     from workbench.records.evidence_types import Incident, IncidentSuite
@@ -195,13 +219,12 @@ def replay_incidents(model: str, threshold: float | None, as_json: bool) -> None
     schemas = {
         store.get(one, Incident).label_schema.name for one in (loaded.incidents if loaded else ())
     }
-    least = CONFIDENCE_THRESHOLD if threshold is None else threshold
+    opened = Model(workspace, ref)
+    least = opened.threshold if threshold is None else threshold
     results = [
         result
         for schema in sorted(schemas)
-        for result in replay.replay_incidents(
-            store, Model(workspace, ref), loaded, schema=schema, threshold=least
-        )
+        for result in replay.replay_incidents(store, opened, loaded, schema=schema, threshold=least)
     ]
     failed = [one for one in results if one.missed]
     lines = [

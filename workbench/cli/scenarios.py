@@ -11,6 +11,7 @@ import click
 from workbench.cli.common import info, json_option, print_result, progress_bar, resolve_ref
 from workbench.core.errors import ParameterError
 from workbench.core.text import counted
+from workbench.core.types import Json
 from workbench.core.workspace import find_workspace
 
 if TYPE_CHECKING:
@@ -158,14 +159,23 @@ def plan_cases(
 _STATES = ("simulated", "real replay", "none")
 
 
+_threshold_option = click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Score from which a box counts.  [default: the model's]",
+)
+
+
 @scenarios.command("play")
 @click.argument("model")
 @click.argument("cases", nargs=-1)
 @_range_option
 @_night_option
 @click.option("--limit", type=click.IntRange(1), help="At most this many, spread over the chosen.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Score from which a box counts.")
-@click.option("--workers", default=2, show_default=True, help="Processes that render.")
+@_threshold_option
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Threads that render."
+)
 @click.option("--frames", type=click.Path(file_okay=False, path_type=Path), help="Write frames.")
 @click.option(
     "--openlabel",
@@ -197,7 +207,6 @@ def play(  # noqa: PLR0913, PLR0917 - one an option
     It is simulated: no rating, and no evidence of what happens on a road.
     """
     import json
-    from dataclasses import replace
 
     from workbench.detection.model import Model
     from workbench.records.evidence_types import ScenarioReport
@@ -219,13 +228,13 @@ def play(  # noqa: PLR0913, PLR0917 - one an option
     if limit and len(chosen) > limit:
         chosen = tuple(chosen[round(i * len(chosen) / limit)] for i in range(limit))
     ref = resolve_ref(workspace, model, ("checkpoint", "bundle", "release"))
-    braking = BrakingModel()
-    braking = braking if threshold is None else replace(braking, threshold=threshold)
+    opened = Model(workspace, ref)
+    braking = BrakingModel(threshold=opened.threshold if threshold is None else threshold)
     with progress_bar("scenarios") as progress:
         played = list(
             play_cases(
                 chosen,
-                Model(workspace, ref).predictor,
+                opened.predictor,
                 braking,
                 workers=workers,
                 frames_to=frames,
@@ -266,7 +275,12 @@ def play(  # noqa: PLR0913, PLR0917 - one an option
 @click.option("--role", default="safety", show_default=True, help="Frames of this role.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many frames, spread evenly.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only this perturbation; repeat.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Score from which a box counts.")
+@_threshold_option
+@click.option(
+    "--deadline",
+    type=click.FloatRange(0, min_open=True),
+    help="Also measure latency on degraded input, and how often it is above so many ms.",
+)
 @json_option
 def perturb(
     model: str,
@@ -275,15 +289,19 @@ def perturb(
     limit: int | None,
     only: tuple[str, ...],
     threshold: float | None,
+    deadline: float | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL's miss rate on frames of DATASET with rain, fog, blur, glare and faults.
 
     Also with the frame before (time_shift) and, for a bundle, INT8 beside its float file.
     """
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.detection.model import Model
-    from workbench.evaluation.perturbations import PERTURBATIONS, measure_perturbations
+    from workbench.evaluation.perturbations import (
+        PERTURBATIONS,
+        measure_latency,
+        measure_perturbations,
+    )
     from workbench.records.dataset import load_dataset
     from workbench.records.store import Store
 
@@ -297,13 +315,14 @@ def perturb(
     names = only or tuple(PERTURBATIONS)
     if ref.startswith("checkpoint/"):
         names = tuple(name for name in names if name != "int8")
+    opened = Model(workspace, ref)
     with progress_bar("perturbations") as progress:
         rates = measure_perturbations(
-            Model(workspace, ref),
+            opened,
             part,
             names,
             history=whole.role(role),
-            threshold=CONFIDENCE_THRESHOLD if threshold is None else threshold,
+            threshold=threshold,
             progress=progress,
         )
     lines = [
@@ -319,5 +338,9 @@ def perturb(
     for name in sorted(set(names) - {one.name for one in rates}):
         lines.append(f"{name:<12} no frame has one before it within 0.5 s")
     lines.append("miss rate at IoU 0.5; intervals 95 %, over drives; perturbations are simulated")
-    body = {"model": ref, "frames": len(part), "rates": [vars(one) for one in rates]}
+    body: Json = {"model": ref, "frames": len(part), "rates": [vars(one) for one in rates]}
+    if deadline is not None:
+        latency = measure_latency(opened, part, deadline_ms=deadline)
+        lines += [f"latency here, late from {deadline:g} ms:", *(one.line() for one in latency)]
+        body["latency"] = [vars(one) for one in latency]
     print_result(body, as_json=as_json, text="\n".join(lines))

@@ -15,6 +15,7 @@ from workbench.core.workspace import find_workspace
 
 if TYPE_CHECKING:
     from workbench.data.slices import Slice
+    from workbench.evaluation.matching import EvaluationSet
     from workbench.records.dataset import Dataset
 
 __all__ = ()
@@ -41,33 +42,27 @@ def list_slices(file: Path, dataset: str | None, role: str | None, as_json: bool
     """List the slices of FILE (pipelines/slices.yaml), with their size in a dataset."""
     import workbench as wb
     from workbench.data.slice_file import load_slices
+    from workbench.evaluation.matching import build_evaluation_set
 
     parts = load_slices(file)
     whole = wb.open().dataset(dataset) if dataset else None
     if whole and role:
         whole = whole.role(role)
+    data = build_evaluation_set(whole, ()) if whole else None
     rows: list[Json] = [
-        {"slice": part.name, "help": part.description} | (_counts(part, whole) if whole else {})
+        {"slice": part.name, "help": part.description} | (_counts(part, data) if data else {})
         for part in parts
     ]
     print_result({"slices": rows}, as_json=as_json, text="\n".join(map(_slice_line, rows)))
 
 
-def _counts(part: Slice, dataset: Dataset) -> Json:
-    inside = {frame.id: frame for frame in dataset.frames if not part.frame or part.frame(frame)}
-    names = set(part.class_names(dataset.label_schema))
-    low, high = part.area
-    labels = [
-        label
-        for label in dataset.labels
-        if label.frame in inside
-        and label.cls in names
-        and not label.ignore
-        and low <= label.box.w * label.box.h <= high
-        and (part.label is None or part.label(label))
-    ]
-    drives = {inside[label.frame].drive for label in labels}
-    return {"frames": len(inside), "labels": len(labels), "drives": len(drives)}
+def _counts(part: Slice, data: EvaluationSet) -> Json:
+    """Frames of a slice, the labels that count in it, and their drives."""
+    from workbench.evaluation.matching import match_slice
+
+    table = match_slice(data, part)
+    drives = {data.frames[number].drive for number in table.truth_frame}
+    return {"frames": len(table.frames), "labels": len(table.truth_label), "drives": len(drives)}
 
 
 def _slice_line(row: Json) -> str:
@@ -107,7 +102,9 @@ def check(file: Path, gates: Path | None, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--dataset", help="Dataset to look at.  [default: the one it was trained on]")
 @click.option("--role", default="val", show_default=True, help="Only frames of this role.")
-@click.option("--threshold", type=float, help="Boxes below this score are missing.")
+@click.option(
+    "--threshold", type=float, help="Boxes below this score are missing.  [default: the model's]"
+)
 @click.option("--clusters", default=0, show_default=True, help="Also groups of alike frames.")
 @click.option("--alpha", default=0.05, show_default=True, help="Chance of any false finding.")
 @click.option(
@@ -132,7 +129,6 @@ def discover(
     """
     import workbench as wb
     from workbench.data.slices import ALL_FRAMES
-    from workbench.detection.boxes import CONFIDENCE_THRESHOLD
     from workbench.evaluation.results import EvaluationSettings
     from workbench.evaluation.slice_discovery import discover_slices
     from workbench.records.model_types import Checkpoint
@@ -150,7 +146,7 @@ def discover(
         )
     groups = _clusters(frames, clusters) if clusters else {}
     settings = EvaluationSettings(
-        threshold=CONFIDENCE_THRESHOLD if threshold is None else threshold, resamples=100
+        threshold=chosen.threshold if threshold is None else threshold, resamples=100
     )
     with progress_bar("predict") as progress:
         found = chosen.predict(frames, progress=progress)

@@ -31,6 +31,7 @@ from workbench.core.errors import ParameterError
 from workbench.core.names import check_name
 from workbench.core.parsing import read_yaml
 from workbench.core.text import did_you_mean
+from workbench.core.types import Json
 from workbench.data.slices import ALL_AREAS, ALL_FRAMES, VULNERABLE, Slice
 from workbench.records.frames import (
     CONDITION_VALUES,
@@ -96,10 +97,30 @@ def load_slices(path: Path) -> tuple[Slice, ...]:
     """Read a file of slices; ``all`` is always the first.
 
     Raises:
+        ParameterError: As `read_predicates`.
+    """
+    bodies = _read_bodies(path)
+    return (
+        ALL_FRAMES,
+        *(_slice(name, body, f"{path}, slice {name}") for name, body in bodies.items()),
+    )
+
+
+def read_predicates(path: Path) -> dict[str, Json]:
+    """The predicates of a file of slices by name, for `parse_slice`.
+
+    Raises:
         ParameterError: The file is missing or not YAML, a key or a value is unknown, or a term
             about frames is joined with one about labels other than by ``all``. The message names
             the slice and suggests the nearest valid word.
     """
+    bodies = _read_bodies(path)
+    for name, body in bodies.items():
+        _slice(name, body, f"{path}, slice {name}")
+    return {name: body["where"] for name, body in bodies.items()}
+
+
+def _read_bodies(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except FileNotFoundError as error:
@@ -112,14 +133,12 @@ def load_slices(path: Path) -> tuple[Slice, ...]:
     if unknown or not isinstance(content.get("slices"), dict):
         what = f"unknown key {unknown[0]!r}" if unknown else "slice file needs `slices:`"
         raise ParameterError(what, where=path, hint=_HINT)
-    slices = [ALL_FRAMES]
-    for name, body in content["slices"].items():
-        where = f"{path}, slice {name}"
+    for name in content["slices"]:
         if name == ALL_FRAMES.name or not isinstance(name, str):
-            raise ParameterError("invalid name of a slice", where=where, hint=_HINT)
+            raise ParameterError("invalid name of a slice", where=f"{path}, {name}", hint=_HINT)
         check_name(name.replace("=", "-"), "slice name")
-        slices.append(_slice(name, body, where))
-    return tuple(slices)
+    bodies: dict[str, Any] = content["slices"]
+    return bodies
 
 
 def parse_slice(name: str, where: object, help_text: str = "") -> Slice:

@@ -181,6 +181,25 @@ class Slice:
             self.classes is None or bool(set(classes) & set(self.class_names(schema)))
         )
 
+    def holds(self, frame: Frame, labels: Iterable[Label], schema: LabelSchema) -> bool:
+        """Whether a labeled frame belongs to the slice, as when a model is judged.
+
+        Args:
+            labels: Of the frame; for a slice of labels one of them has to count.
+        """
+        if self.frame is not None and not self.frame(frame):
+            return False
+        if self.judges_all_boxes and self.classes is None:
+            return True
+        names, (low, high) = self.class_names(schema), self.area
+        return any(
+            label.cls in names
+            and not label.ignore
+            and low <= label.box.w * label.box.h <= high
+            and (self.label is None or self.label(label))
+            for label in labels
+        )
+
     def class_names(self, schema: LabelSchema) -> tuple[str, ...]:
         """The classes of ``schema`` that count."""
         return schema.classes if self.classes is None else self.classes(schema)

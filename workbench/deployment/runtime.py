@@ -26,8 +26,10 @@ from workbench.detection.bundles import (
     INT8_CPU_FILE,
     MANIFEST_FILE,
     model_files,
+    operating_point,
     read_files,
     read_manifest,
+    threshold_of,
 )
 from workbench.detection.families import Detections, decode
 from workbench.detection.predictor import OnnxPredictor, detections_to_image
@@ -218,6 +220,7 @@ class LoadedBundle:
         file: Name of the model file.
         digest: Of the manifest, which lists the digest of every other file.
         simulated: Whether the bundle's evidence is simulated.
+        threshold: Score from which its boxes are acted on.
     """
 
     folder: Path
@@ -225,6 +228,7 @@ class LoadedBundle:
     digest: str
     predictor: OnnxPredictor
     simulated: bool
+    threshold: float
 
 
 def load_bundle(
@@ -262,6 +266,7 @@ def load_bundle(
         digest=digest.of_bytes(files[MANIFEST_FILE]),
         predictor=OnnxPredictor(files[file], threads=threads),
         simulated=bool(manifest.get("simulated")),
+        threshold=threshold_of(operating_point(manifest)),
     )
 
 
@@ -274,7 +279,7 @@ class Runtime:
     Args:
         bundles: The first one is the primary.
         budget_ms: Time for preprocessing, networks and decoding of one frame; None for no limit.
-        score: Boxes with a lower score are left out; None for the threshold of each model.
+        score: Boxes with a lower score are left out; None for the threshold of the first bundle.
         rule: Fallback rule for frames without an answer of a model.
 
     Raises:
@@ -299,7 +304,8 @@ class Runtime:
                 raise ParameterError("bundles have different classes", where=other.folder)
         self.bundles = tuple(bundles)
         self.memory = FallbackMemory(rule)
-        self.budget_ms, self.score = budget_ms, score
+        self.budget_ms = budget_ms
+        self.score = bundles[0].threshold if score is None else score
         for bundle in bundles:  # warm-up: the first run of a network is slow
             spec = bundle.predictor.preprocessing
             blank = np.full((spec.height, spec.width, 3), spec.pad, np.uint8)
@@ -372,7 +378,7 @@ class Runtime:
         return detections_to_image(decode(maps, predictor.config)[0], transforms[0], image)
 
     def _boxes(self, detections: Detections) -> tuple[AnswerBox, ...]:
-        kept = detections if self.score is None else detections.above(self.score)
+        kept = detections.above(self.score)
         return tuple(
             AnswerBox(
                 cls=self.classes[int(number)],

@@ -58,7 +58,7 @@ class ShadowProcess:
         bundle: Folder of the candidate's bundle.
         digest: Expected digest of its manifest, which lists the digest of every other file.
         file: Model file of the bundle.
-        score: Boxes with a lower score are left out; None for the model's threshold.
+        score: Boxes with a lower score are left out; None for the bundle's threshold.
 
     Attributes:
         dropped: Frames that the candidate was not shown, because its slots were full.

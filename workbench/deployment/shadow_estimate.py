@@ -11,7 +11,7 @@ from scipy import stats
 
 from workbench.core.errors import ParameterError
 from workbench.deployment.runtime import AnswerBox
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD, match_greedy
+from workbench.detection.boxes import match_greedy
 
 __all__ = ["estimate_difference"]
 
@@ -106,9 +106,8 @@ def _margin(residuals: NDArray[np.float64], confidence: float) -> float:
     return float(stats.t.ppf(0.5 + confidence / 2, drives - 1) * np.sqrt(variance))
 
 
-def missed(truth: Sequence[AnswerBox], answer: Sequence[AnswerBox]) -> int:
+def missed(truth: Sequence[AnswerBox], boxes: Sequence[AnswerBox]) -> int:
     """Objects that an answer misses: none of its boxes of their class overlaps them (IoU 0.5)."""
-    boxes = [box for box in answer if box.score >= CONFIDENCE_THRESHOLD]
     if not truth or not boxes:
         return len(truth)
     names = sorted({box.cls for box in (*truth, *boxes)})

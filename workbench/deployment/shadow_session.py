@@ -15,7 +15,7 @@ from workbench.core.types import Json, Progress
 from workbench.deployment.runtime import Answer, AnswerBox, AnswerStatus, Runtime
 from workbench.deployment.session import InputFrame, decode_ahead
 from workbench.deployment.shadow import ShadowPair, ShadowProcess
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD, match_greedy
+from workbench.detection.boxes import match_greedy
 
 __all__ = ["FrameSample", "run_shadow"]
 
@@ -87,12 +87,8 @@ def run_shadow(
 def disagreement(first: tuple[AnswerBox, ...], second: tuple[AnswerBox, ...]) -> int:
     """Boxes of either answer that have no counterpart of their class in the other (IoU 0.5).
 
-    Boxes below the confidence threshold do not count.
+    Each answer has the boxes that its model acts on.
     """
-    first, second = (
-        tuple(box for box in boxes if box.score >= CONFIDENCE_THRESHOLD)
-        for boxes in (first, second)
-    )
     if not first or not second:
         return len(first) + len(second)
     names = sorted({box.cls for box in (*first, *second)})

@@ -15,7 +15,7 @@ from workbench.core.types import Progress
 from workbench.data.telemetry import SIGNALS, Sketch, count, merge, sketch
 from workbench.deployment.runtime import Answer, AnswerBox, AnswerStatus, Runtime
 from workbench.deployment.session import InputFrame, run_session
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
+from workbench.detection.boxes import iou_matrix
 from workbench.detection.preprocessing import Pixels
 
 __all__ = ["RideSignals", "measure_rides"]
@@ -72,11 +72,14 @@ class RideSignals:
 
     Args:
         classes: Of the model; each has sketches even if it is never seen.
+        threshold: Score from which a box is acted on, for near misses.
         budget_ms: Time budget of a frame, for lateness.
     """
 
-    def __init__(self, classes: Sequence[str], *, budget_ms: float | None = None) -> None:
-        self._classes, self._budget_ms = tuple(classes), budget_ms
+    def __init__(
+        self, classes: Sequence[str], threshold: float, *, budget_ms: float | None = None
+    ) -> None:
+        self._classes, self._threshold, self._budget_ms = tuple(classes), threshold, budget_ms
         self._values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._sketches: dict[tuple[str, str], Sketch] = {}
         self._statuses: Counter[AnswerStatus] = Counter()
@@ -150,7 +153,7 @@ class RideSignals:
         self._before = np.array(image)
 
     def _find_near_misses(self, boxes: tuple[AnswerBox, ...], height: int, width: int) -> None:
-        seen = [box for box in boxes if box.score >= CONFIDENCE_THRESHOLD]
+        seen = [box for box in boxes if box.score >= self._threshold]
         for new in self._new:  # first seen in the last frame, close
             follower = _match(new, seen)
             if follower is not None and _height(follower) >= _GROWTH * _height(new):
@@ -178,13 +181,15 @@ def measure_rides(
     """Answer frames as a vehicle would; the sketches of each sequence, by its name.
 
     Args:
+        runtime: With a score of 0: drift shows in the boxes that are not acted on, too.
         watch: Called with each answer.
     """
     rides: dict[str, RideSignals] = {}
 
     def measure(image: Pixels | DataError, answer: Answer) -> None:
         watch(answer)
-        new = RideSignals(runtime.classes, budget_ms=runtime.budget_ms)
+        threshold = runtime.bundles[0].threshold
+        new = RideSignals(runtime.classes, threshold, budget_ms=runtime.budget_ms)
         rides.setdefault(answer.sequence, new).add(answer, image)
 
     run_session(runtime, sources, watch=measure, threads=threads, progress=progress)

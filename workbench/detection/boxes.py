@@ -18,8 +18,8 @@ __all__ = ["CONFIDENCE_THRESHOLD", "iou_matrix"]
 Floats = NDArray[np.floating]
 
 CONFIDENCE_THRESHOLD = 0.3
-"""Score from which a predicted box counts as a detection: in metrics at the operating point,
-plots, parity checks, pre-annotations and mining."""
+"""Score from which a predicted box counts as a detection, where a model has no operating point of
+its own (`Model.threshold`): checkpoints, bundles from before there was one, parity, mining."""
 
 
 def boxes_to_array(boxes: Iterable[Box]) -> NDArray[np.float32]:

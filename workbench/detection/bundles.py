@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import Field
+
 from workbench.core import digest
 from workbench.core.errors import DataError, RecordError, Refusal, VerificationError
 from workbench.core.parsing import UNREADABLE, parse_json, read_regular
 from workbench.core.types import Json
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.config import from_onnx_metadata
 from workbench.detection.preprocessing import Preprocessing
+from workbench.records.base import FrozenModel
 
 __all__ = ()
 
@@ -28,6 +32,33 @@ MANIFEST_FILE, CALIBRATION_FILE, PARITY_FILE = "manifest.json", "calibration.jso
 PREPROCESSING_FILE, SENSITIVITY_FILE = "preprocessing.json", "sensitivity.json"
 SIGNATURE_FILE = "signature"
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
+
+
+class OperatingPoint(FrozenModel):
+    """The threshold that a model is deployed with; frozen before the judged frames are looked at.
+
+    Attributes:
+        threshold: Score from which a box is acted on, in [0, 1].
+        how: The rule and its outcome, in words.
+        precision: On the frames it was chosen on.
+        recall: On the frames it was chosen on.
+    """
+
+    threshold: float = Field(ge=0, le=1)
+    how: str
+    precision: float | None = None
+    recall: float | None = None
+
+
+def operating_point(manifest: Mapping[str, Any]) -> OperatingPoint | None:
+    """What a bundle's manifest says; None for bundles of schema version 1."""
+    content = manifest.get("operating_point")
+    return None if content is None else OperatingPoint.model_validate(content)
+
+
+def threshold_of(point: OperatingPoint | None) -> float:
+    """Score from which boxes are acted on; `CONFIDENCE_THRESHOLD` where none was chosen."""
+    return CONFIDENCE_THRESHOLD if point is None else point.threshold
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -71,6 +102,7 @@ def read_manifest(folder: Path, files: Mapping[str, bytes] | None = None) -> Jso
         manifest: Json = parse_json(files[MANIFEST_FILE])
         listed: dict[str, str] = {name: row["sha256"] for name, row in manifest["files"].items()}
         manifest["preprocessing"], list(manifest["classes"])
+        operating_point(manifest)
     except UNREADABLE as error:
         raise RecordError(
             "no readable manifest in the bundle",

@@ -8,10 +8,19 @@ from functools import cached_property
 from typing import Any
 
 from workbench.core.errors import DataError, ParameterError, RecordError
+from workbench.core.parsing import parse_json
 from workbench.core.text import counted, html_table
 from workbench.core.types import Progress
 from workbench.core.workspace import Workspace
-from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE
+from workbench.detection.boxes import CONFIDENCE_THRESHOLD
+from workbench.detection.bundles import (
+    FP32_FILE,
+    INT8_CPU_FILE,
+    MANIFEST_FILE,
+    OperatingPoint,
+    operating_point,
+    threshold_of,
+)
 from workbench.detection.predictor import (
     OnnxPredictor,
     Predictor,
@@ -42,11 +51,13 @@ class Predictions(Sequence[Prediction]):
         dataset: The frames that were predicted on, also those without a box.
         boxes: Every box, down to a score well below any threshold.
         model: Name of the model, as shown in plots and tables.
+        threshold: Score from which the model's boxes are acted on, see `Model.threshold`.
     """
 
     dataset: Dataset
     boxes: Sequence[Prediction]
     model: str = "model"
+    threshold: float = CONFIDENCE_THRESHOLD
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -65,8 +76,9 @@ class Predictions(Sequence[Prediction]):
             grouped[box.frame].append(box)
         return {frame: tuple(boxes) for frame, boxes in grouped.items()}
 
-    def above(self, score: float) -> Predictions:
-        """The boxes with at least this score."""
+    def above(self, score: float | None = None) -> Predictions:
+        """The boxes with at least this score; by default the model's threshold."""
+        score = self.threshold if score is None else score
         return replace(self, boxes=tuple(box for box in self.boxes if box.score >= score))
 
     def to_pandas(self) -> Any:
@@ -165,6 +177,24 @@ class Model:
         )
 
     @cached_property
+    def operating_point(self) -> OperatingPoint | None:
+        """The threshold that the export chose; None for checkpoints and older bundles."""
+        store = Store(self.workspace)
+        if isinstance(self.record, Checkpoint):
+            return None
+        if MANIFEST_FILE not in store.payload_names(self._weights):
+            return None
+        manifest = parse_json(store.read_payload(self._weights, MANIFEST_FILE))
+        if not isinstance(manifest, dict):
+            raise RecordError("the bundle's manifest is not a JSON object", where=self.ref)
+        return operating_point(manifest)
+
+    @property
+    def threshold(self) -> float:
+        """Score from which a box is acted on; 0.3 where the model has no operating point."""
+        return threshold_of(self.operating_point)
+
+    @cached_property
     def predictor(self) -> Predictor:
         """The network: ONNX Runtime for a bundle, torch for a checkpoint."""
         store = Store(self.workspace)
@@ -200,7 +230,7 @@ class Model:
         blind = (Role.BLIND,)  # asked through `workbench.evaluation.blind` only
         refuse_held_out(Store(workspace), dataset.frames, "predictions", roles=blind)
         boxes = predict_frames(workspace, self.predictor, dataset.frames, progress=progress)
-        return Predictions(dataset, tuple(boxes), name or self.name)
+        return Predictions(dataset, tuple(boxes), name or self.name, self.threshold)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}: {', '.join(self.classes)})"
@@ -215,4 +245,5 @@ class Model:
         }
         if isinstance(self.record, ExportBundle):
             facts["file"] = _FILES[self._file]
+        facts["threshold"] = f"{self.threshold:.3g}"
         return html_table(self.name, facts)

@@ -202,7 +202,7 @@ def ask_holdout(
             return BlindVerdict(verdict, gates, number, record.budget, dataset.simulated)
     rules = GateRules.model_validate(record.rules)
     frames = dataset.where(lambda frame: frame.id in blind)
-    point = choose_threshold(rules, model, dataset)
+    point = model.operating_point or choose_threshold(rules, model.predict, dataset)
     boxes = predict_frames(store.workspace, model.predictor, frames.frames, progress=progress)
     found = Predictions(frames, tuple(boxes), model.name)
     evaluation = evaluate(found, settings=rules.settings_at(point.threshold))

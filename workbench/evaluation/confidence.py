@@ -19,6 +19,7 @@ from pydantic import Field
 from workbench.core.text import counted
 from workbench.data import resampling
 from workbench.data.slices import ALL_FRAMES
+from workbench.detection.bundles import OperatingPoint
 from workbench.detection.model import Predictions
 from workbench.evaluation.matching import Bools, Floats, Ints, build_evaluation_set, match_slice
 from workbench.evaluation.metrics import Evaluation, estimate, ratio_samples
@@ -135,22 +136,6 @@ class OperatingPointRule(FrozenModel):
     role: str = "val"
     precision: float = Field(gt=0, lt=1)
     min_boxes: int = Field(default=200, ge=1)
-
-
-class OperatingPoint(FrozenModel):
-    """A threshold, frozen before the judged frames are looked at.
-
-    Attributes:
-        threshold: Score from which a box is acted on.
-        how: The rule and its outcome, in words.
-        precision: On the frames it was chosen on.
-        recall: On the frames it was chosen on.
-    """
-
-    threshold: float
-    how: str
-    precision: float | None = None
-    recall: float | None = None
 
 
 def choose_operating_point(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,10 +30,11 @@ from workbench.core.errors import ParameterError
 from workbench.core.text import counted
 from workbench.core.types import Json
 from workbench.data import resampling
-from workbench.detection.model import Model
+from workbench.detection.bundles import OperatingPoint
+from workbench.detection.model import Predictions
 from workbench.evaluation import incidents as replay
 from workbench.evaluation.comparison import Comparison
-from workbench.evaluation.confidence import OperatingPoint, choose_operating_point
+from workbench.evaluation.confidence import choose_operating_point
 from workbench.evaluation.gate_rules import (
     CeilingGate,
     CeilingMetric,
@@ -56,6 +57,7 @@ from workbench.evaluation.metrics import (
     operating_counts,
     percentile_interval,
 )
+from workbench.evaluation.perturbations import DegradedLatency
 from workbench.evaluation.results import (
     ALL_CLASSES,
     EvaluationMetrics,
@@ -116,19 +118,25 @@ class GateDecision:
         return self.candidate.simulated
 
 
-def choose_threshold(rules: GateRules, model: Model, dataset: Dataset) -> OperatingPoint:
-    """The threshold to judge a model at: fixed, or chosen on other frames if the rules say so.
+def choose_threshold(
+    rules: GateRules, predict: Callable[[Dataset], Predictions], dataset: Dataset
+) -> OperatingPoint:
+    """A model's threshold by the rules: fixed, or chosen on frames that judge nothing.
+
+    The export chooses it and writes it into the bundle; what has one (`Model.operating_point`) is
+    judged at that.
 
     Args:
         rules: Gates and evaluation settings.
-        model: Predicts on the frames of the role that the rules name.
+        predict: Boxes on the frames of the role that the rules name, such as ``model.predict``.
         dataset: A whole version.
     """
     rule = rules.operating_point
     if rule is None:
         return OperatingPoint(threshold=rules.evaluation.threshold, how="fixed by the rules")
-    found = model.predict(dataset.role(rule.role), name=model.name)
-    return choose_operating_point(found, rule, rules.evaluation.threshold)
+    return choose_operating_point(
+        predict(dataset.role(rule.role)), rule, rules.evaluation.threshold
+    )
 
 
 def judge(
@@ -149,8 +157,8 @@ def judge(
         reference: Evaluation of the model it would replace, on the same frames.
         fp32: Evaluation of the same model before quantisation, on the same frames.
         inspection: Inspection of the dataset for leaks between roles.
-        operating_point: Of the candidate, from `choose_threshold`; needed where the rules ask for
-            one.
+        operating_point: Of the candidate: that of its bundle, or else from `choose_threshold`;
+            needed where the rules ask for one.
         incidents: From `replay_incidents`; they add a required gate of their own.
 
     Raises:
@@ -225,6 +233,7 @@ def save_report(
     candidate: Ref,
     dataset: Ref,
     reference: Ref | None = None,
+    latency: Sequence[DegradedLatency] = (),
 ) -> Ref:
     """Store a `GateReport` record with all metrics as payload.
 
@@ -234,6 +243,7 @@ def save_report(
         candidate: The bundle that was judged.
         dataset: Dataset version of the frames it was judged on.
         reference: Bundle or checkpoint of the model it was compared with.
+        latency: Kept beside the record, outside its digest.
 
     Returns:
         Reference of the record.
@@ -266,7 +276,8 @@ def save_report(
         simulated=decision.simulated,
         incidents=tuple(one.incident for one in decision.incidents),
     )
-    ref = store.put(record, {"metrics.json": digest.canonical_json(payload)})
+    side: Json | None = {"latency": {"inputs": [vars(one) for one in latency]}} if latency else None
+    ref = store.put(record, {"metrics.json": digest.canonical_json(payload)}, side=side)
     audit.append(
         store.workspace,
         "judged",

@@ -10,7 +10,7 @@ import numpy as np
 from workbench.core.errors import DataError
 from workbench.core.text import counted
 from workbench.data import incidents
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
+from workbench.detection.boxes import iou_matrix
 from workbench.detection.model import Model
 from workbench.evaluation.misses import Miss
 from workbench.records.base import FrozenModel, GateResult, Ref, Verdict
@@ -88,7 +88,7 @@ def replay_incidents(
     suite: IncidentSuite | None,
     *,
     schema: str,
-    threshold: float = CONFIDENCE_THRESHOLD,
+    threshold: float | None = None,
 ) -> tuple[IncidentResult, ...]:
     """Run a model on the pinned frames of incidents.
 
@@ -97,7 +97,7 @@ def replay_incidents(
         model: The candidate, as it will be deployed.
         suite: The active incidents; None replays none.
         schema: Only incidents of a label schema with this name.
-        threshold: Score from which on a box counts.
+        threshold: Score from which on a box counts; the model's by default.
 
     Raises:
         VerificationError: An incident, or an image of it, is missing or was changed.
@@ -109,7 +109,7 @@ def replay_incidents(
         record = store.get(ref, Incident)
         if record.label_schema.name != schema:
             continue
-        boxes = [box for box in model.predict(dataset, progress=_silent) if box.score >= threshold]
+        boxes = model.predict(dataset, progress=_silent).above(threshold)
         missed = missed_labels(dataset.labels, boxes, iou=record.iou)
         results.append(
             IncidentResult(

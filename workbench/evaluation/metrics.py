@@ -328,7 +328,7 @@ def evaluate(
             ``settings.threshold``, such as ``model.predict(dataset.role("safety"))``. A frame
             without predictions counts as empty.
         slices: Named parts of the frames and labels.
-        settings: Threshold and resampling.
+        settings: Threshold and resampling; by default at the model's own threshold.
         progress: Called with the number of slices done and in all.
 
     Raises:
@@ -336,7 +336,7 @@ def evaluate(
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    settings = settings or EvaluationSettings()
+    settings = settings or EvaluationSettings(threshold=predictions.threshold)
     dataset = predictions.dataset
     whole = matching.build_evaluation_set(dataset, predictions)
     rows: list[SliceMetrics] = []

@@ -1,4 +1,4 @@
-"""Miss rates under degraded input: rain, fog, blur, glare, dead pixels, a late frame, and INT8.
+"""Miss rates and latency under degraded input: rain, fog, night noise, faults, late frames, INT8.
 
 Real frames are degraded by simple image operations in the spirit of ImageNet-C (Hendrycks and
 Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
@@ -8,6 +8,7 @@ and fog here knows no distances. So each rate stands beside that of the same fra
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from workbench.core.errors import DataError, ParameterError
 from workbench.core.text import did_you_mean
 from workbench.core.types import Progress
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.model import Model
 from workbench.detection.preprocessing import Pixels, load_frame
 from workbench.evaluation.incidents import missed_labels
@@ -57,6 +58,12 @@ def _fog(image: Pixels, _rng: np.random.Generator) -> Pixels:
     return np.asarray(image * (1 - density) + 195 * density, np.uint8)
 
 
+def _night_noise(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """A quarter of the light, and the noise of a sensor that makes up for it (sigma 12 of 255)."""
+    noise = rng.normal(0, 12, image.shape)
+    return np.asarray(np.clip(image * 0.25 + noise, 0, 255), np.uint8)
+
+
 def _blur(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Motion to the side of 1 % of the width."""
     size = max(3, round(image.shape[1] * 0.01))
@@ -85,6 +92,7 @@ def _dead_pixels(image: Pixels, rng: np.random.Generator) -> Pixels:
 PERTURBATIONS: dict[str, _Operation | None] = {
     "rain": _rain,
     "fog": _fog,
+    "night_noise": _night_noise,
     "blur": _blur,
     "glare": _glare,
     "dead_pixels": _dead_pixels,
@@ -117,6 +125,121 @@ class PerturbedRate:
     high: float
 
 
+@dataclass(frozen=True)
+class DegradedLatency:
+    """Time from pixels to boxes on one kind of input, on this machine.
+
+    Intervals are 95 % and about this machine as busy as it was: those of quantiles by order
+    statistics (Conover, "Practical Nonparametric Statistics", 3.2), that of a share by Clopper and
+    Pearson (1934). None where so few calls tell no upper end: for the 99th percentile, below 368.
+
+    Attributes:
+        name: One of `LATENCY_INPUTS`.
+        calls: Timed predictions, one frame each.
+        boxes: Mean number of boxes found.
+        p50_ms: Median, with ``p50_low_ms`` and ``p50_high_ms``; ``p99_ms`` likewise.
+        late: Share of calls above the deadline, with ``late_low`` and ``late_high``.
+    """
+
+    name: str
+    calls: int
+    boxes: float
+    p50_ms: float
+    p50_low_ms: float | None
+    p50_high_ms: float | None
+    p99_ms: float
+    p99_low_ms: float | None
+    p99_high_ms: float | None
+    late: float
+    late_low: float
+    late_high: float
+
+    def line(self) -> str:
+        """In words, for a terminal."""
+        p50 = f"{self.p50_ms:.1f} ms ({_ms(self.p50_low_ms)} to {_ms(self.p50_high_ms)})"
+        p99 = f"{self.p99_ms:.1f} ms ({_ms(self.p99_low_ms)} to {_ms(self.p99_high_ms)})"
+        return (
+            f"{self.name:<12} {self.calls:>4} calls {self.boxes:>6.1f} boxes  median {p50}  "
+            f"p99 {p99}  late {self.late:.1%} ({self.late_low:.1%} to {self.late_high:.1%})"
+        )
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"
+
+
+LATENCY_INPUTS = ("clean", "night_noise", "rain", "crowd", "odd_sizes")
+"""``crowd``: nine frames in one, so that suppression has many objects to sort; ``odd_sizes``: VGA,
+4K and upright, in turn."""
+_ODD_SIZES = ((640, 480), (3840, 2160), (720, 1280))
+
+
+def measure_latency(
+    model: Model, dataset: Dataset, *, deadline_ms: float, calls: int = 40, seed: int = 0
+) -> tuple[DegradedLatency, ...]:
+    """Latency of a model on clean and degraded input, one frame a call, in turn.
+
+    A network takes the same time for any image; decoding, suppression and resizing do not. Kinds of
+    input take turns, so that a busy machine slows all of them alike.
+
+    Args:
+        dataset: Frames whose images lie in a workspace, taken evenly.
+        deadline_ms: From when on an answer is late.
+        calls: Of each kind.
+        seed: Of the perturbations.
+
+    Raises:
+        DataError: There are no frames, or they have no images.
+    """
+    workspace = dataset.workspace
+    if workspace is None or not dataset.frames:
+        raise DataError("no frames with images", where=dataset.name)
+    refuse_held_out(Store(workspace), dataset.frames, "latency", roles=(Role.BLIND,))
+    times: dict[str, list[float]] = {name: [] for name in LATENCY_INPUTS}
+    boxes: dict[str, list[int]] = {name: [] for name in LATENCY_INPUTS}
+    step = max(1, len(dataset.frames) // calls)
+    frames = dataset.frames[::step]
+    for number in range(calls + 1):
+        image = load_frame(workspace, frames[number % len(frames)])
+        for name in LATENCY_INPUTS:
+            shown = _latency_input(image, name, number, seed)
+            before = time.perf_counter()
+            found = model.predictor.predict([shown])[0]
+            spent = 1000 * (time.perf_counter() - before)
+            if number:  # the first call of each kind warms up
+                times[name].append(spent)
+                boxes[name].append(len(found))
+    return tuple(
+        _latency(name, np.sort(times[name]), float(np.mean(boxes[name])), deadline_ms)
+        for name in LATENCY_INPUTS
+    )
+
+
+def _latency_input(image: Pixels, name: str, number: int, seed: int) -> Pixels:
+    if name == "odd_sizes":
+        return np.asarray(cv2.resize(image, _ODD_SIZES[number % len(_ODD_SIZES)]), np.uint8)
+    if name == "crowd":
+        height, width = image.shape[:2]
+        return np.tile(np.asarray(cv2.resize(image, (width // 3, height // 3))), (3, 3, 1))
+    return image if name == "clean" else perturb(image, name, seed + number)
+
+
+def _latency(
+    name: str, times: NDArray[np.float64], boxes: float, deadline_ms: float
+) -> DegradedLatency:
+    calls, late = len(times), int((times > deadline_ms).sum())
+
+    def quantile(share: float) -> tuple[float, float | None, float | None]:
+        low, high = (int(rank) for rank in stats.binom.ppf((0.025, 0.975), calls, share))
+        below = float(times[low - 1]) if low else None
+        above = float(times[high]) if high < calls else None
+        return float(np.quantile(times, share)), below, above
+
+    low, high = stats.binomtest(late, calls).proportion_ci(0.95, "exact")
+    share = (late / calls, float(low), float(high))
+    return DegradedLatency(name, calls, boxes, *quantile(0.5), *quantile(0.99), *share)
+
+
 def perturb(image: Pixels, name: str, seed: int = 0) -> Pixels:
     """A degraded copy of an image uint8 ``[height, width, 3]``.
 
@@ -136,7 +259,7 @@ def measure_perturbations(
     names: Collection[str] = tuple(PERTURBATIONS),
     *,
     history: Dataset | None = None,
-    threshold: float = CONFIDENCE_THRESHOLD,
+    threshold: float | None = None,
     resamples: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -149,7 +272,7 @@ def measure_perturbations(
         names: Of `PERTURBATIONS`.
         history: Has the frames before, for ``time_shift``; by default ``dataset`` itself. A frame
             without one before it is left out there.
-        threshold: Score from which a box counts.
+        threshold: Score from which a box counts; the model's by default.
         resamples: Bootstrap resamples over drives.
         seed: Of the perturbations and of the resampling.
         progress: Called with the perturbations done and their total.
@@ -168,6 +291,7 @@ def measure_perturbations(
         raise DataError("no frames with images", where=dataset.name)
     refuse_held_out(Store(workspace), dataset.frames, "perturbations", roles=(Role.BLIND,))
     before = _frames_before(history or dataset)
+    least = model.threshold if threshold is None else threshold
 
     def misses(
         of: Model, frames: Sequence[Frame], change: Callable[[Frame], Pixels]
@@ -175,7 +299,7 @@ def measure_perturbations(
         """The missed labels by frame."""
         found = {}
         for frame in frames:
-            boxes = [box for box in _predict(of, frame, change(frame)) if box.score >= threshold]
+            boxes = [box for box in _predict(of, frame, change(frame)) if box.score >= least]
             labels = [one for one in dataset.labels_by_frame[frame.id] if _counts(one)]
             found[frame.id] = missed_labels(labels, boxes)
         return found

@@ -30,6 +30,7 @@ from workbench.detection.bundles import (
     PARITY_FILE,
     PREPROCESSING_FILE,
     SENSITIVITY_FILE,
+    OperatingPoint,
     read_manifest,
 )
 from workbench.detection.config import DetectorConfig
@@ -80,6 +81,7 @@ def write_bundle(  # noqa: PLR0913 - one argument for each file
     targets: Sequence[Target],
     sensitivity: Json | None = None,
     supplier: Supplier | None = None,
+    operating_point: OperatingPoint | None = None,
 ) -> Json:
     """Write all files of a bundle except its signature, the manifest last.
 
@@ -94,6 +96,7 @@ def write_bundle(  # noqa: PLR0913 - one argument for each file
         targets: State of each file on each target.
         sensitivity: Of `Sensitivity.as_json`, where it was measured.
         supplier: Origin, licence and digest of a pretrained network.
+        operating_point: Threshold that users of the bundle act at.
 
     Returns:
         The manifest.
@@ -116,7 +119,7 @@ def write_bundle(  # noqa: PLR0913 - one argument for each file
         **({SENSITIVITY_FILE: digest.canonical_json(sensitivity)} if sensitivity else {}),
     }
     manifest = {
-        "schema_version": 1,
+        "schema_version": 1 if operating_point is None else 2,
         "checkpoint": checkpoint,
         "classes": list(config.classes),
         "thresholds": {
@@ -127,6 +130,7 @@ def write_bundle(  # noqa: PLR0913 - one argument for each file
         "preprocessing": preprocessing.digest,
         "simulated": calibration.simulated,
         **({"supplier": supplier.model_dump(mode="json")} if supplier else {}),
+        **({"operating_point": operating_point.model_dump(mode="json")} if operating_point else {}),
         "targets": [target.model_dump(mode="json") for target in targets],
         "files": {
             name: {"sha256": digest.of_bytes(content), "bytes": len(content)}

@@ -22,7 +22,13 @@ from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.core.workspace import Workspace
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD
-from workbench.detection.bundles import FP32_FILE, INT8_CPU_FILE, INT8_TARGET_FILE, PROGRAM_FILE
+from workbench.detection.bundles import (
+    FP32_FILE,
+    INT8_CPU_FILE,
+    INT8_TARGET_FILE,
+    PROGRAM_FILE,
+    OperatingPoint,
+)
 from workbench.detection.config import PYRAMID_FAMILIES
 from workbench.detection.model import Model
 from workbench.detection.predictor import OnnxPredictor, TorchPredictor
@@ -378,6 +384,7 @@ def save(
     comparison: Comparison,
     targets: Sequence[Target] = (),
     *,
+    operating_point: OperatingPoint | None = None,
     latency: Json | None = None,
 ) -> Ref:
     """Save the bundle as an `ExportBundle` record.
@@ -386,6 +393,7 @@ def save(
         store: Where to save it.
         comparison: Files and parity report.
         targets: State of each file on each target.
+        operating_point: Threshold that users of the bundle act at; 0.3 without one.
         latency: Kept beside the record, outside its digest.
 
     Raises:
@@ -393,11 +401,16 @@ def save(
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle"
-        write(folder, comparison, targets)
+        write(folder, comparison, targets, operating_point)
         return bundle.save_bundle(store, folder, latency=latency)
 
 
-def write(folder: Path, comparison: Comparison, targets: Sequence[Target] = ()) -> Json:
+def write(
+    folder: Path,
+    comparison: Comparison,
+    targets: Sequence[Target] = (),
+    operating_point: OperatingPoint | None = None,
+) -> Json:
     """Write the bundle's folder, see `bundle.write_bundle`; returns the manifest."""
     quantized = comparison.quantized
     predictor, layers = quantized.predictor, quantized.sensitivity
@@ -417,6 +430,7 @@ def write(folder: Path, comparison: Comparison, targets: Sequence[Target] = ()) 
         targets=targets,
         sensitivity=layers.as_json() if layers else None,
         supplier=predictor.supplier,
+        operating_point=operating_point,
     )
 
 

@@ -17,6 +17,8 @@ from workbench.core.parsing import UNREADABLE, parse_json
 from workbench.core.text import short_repr
 from workbench.core.types import Json
 from workbench.data.incidents import require_replayed
+from workbench.detection.bundles import OperatingPoint
+from workbench.detection.model import Model
 from workbench.records.base import (
     GateReport,
     Record,
@@ -73,6 +75,7 @@ class Evidence:
     Attributes:
         records: By reference; the steps that made them included.
         missing: References of records that are not in the workspace.
+        operating_point: Threshold that the bundle acts at, where it has one.
     """
 
     bundle: Ref
@@ -80,6 +83,7 @@ class Evidence:
     records: Mapping[Ref, Record]
     missing: tuple[Ref, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    operating_point: OperatingPoint | None = None
 
     @cached_property
     def runs(self) -> dict[Ref, StepRun]:
@@ -219,7 +223,8 @@ def gather(store: Store, bundle: Ref, gates: Ref) -> Evidence:
         waiting += [one for one in found if one not in outputs] + makers.get(ref, [])
     files = store.payload_digests(bundle)
     ordered = dict(sorted(records.items()))
-    return Evidence(bundle, gates, ordered, tuple(sorted(missing)), files)
+    point = Model(store.workspace, bundle).operating_point
+    return Evidence(bundle, gates, ordered, tuple(sorted(missing)), files, point)
 
 
 def check_licences(evidence: Evidence, use: Use) -> None:
@@ -331,8 +336,10 @@ def _check_rules(store: Store, evidence: Evidence) -> bool:
     """Compare a report with its rules; False if it has none, as one of somebody's own step."""
     report = evidence.report
     try:
-        rules = parse_json(store.read_payload(evidence.gates, "metrics.json"))["rules"]
+        content = parse_json(store.read_payload(evidence.gates, "metrics.json"))
+        rules = content["rules"]
         named = {one["name"]: one for one in rules["gates"]}
+        judged_at = (content.get("operating_point") or {}).get("threshold")
     except (RecordError, *UNREADABLE):
         return False
     # Incidents add a gate that no rule states, see `workbench.evaluation.incidents`.
@@ -351,6 +358,14 @@ def _check_rules(store: Store, evidence: Evidence) -> bool:
             f"gate report does not say what its rules say: {listed}",
             where=short_ref(evidence.gates),
             hint="It was edited after the run: run validate again",
+            reason=Refusal.GATES_EDITED,
+        )
+    point = evidence.operating_point
+    if point is not None and judged_at != point.threshold:
+        raise VerificationError(
+            f"gate report judges at a score of {judged_at}, the bundle acts at {point.threshold}",
+            where=short_ref(evidence.gates),
+            hint="Run validate again",
             reason=Refusal.GATES_EDITED,
         )
     return True

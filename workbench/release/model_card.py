@@ -55,6 +55,11 @@ def make_model_card(ref: Ref, release: Release, evidence: Evidence) -> str:
         f"| gate report | `{release.gates}` |",
         f"| judged on | {_text(dataset)}, `{report.dataset}` |",
         f"| classes | {_text(', '.join(bundle.classes))} |",
+        *(
+            [f"| acts at a score of | {point.threshold:.3g}, {_text(point.how)} |"]
+            if (point := evidence.operating_point)
+            else []
+        ),
         "",
         "## Intended use",
         "",

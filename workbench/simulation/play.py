@@ -8,16 +8,16 @@ is simulated; no result is a rating of Euro NCAP.
 from __future__ import annotations
 
 import math
-import multiprocessing
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.core import digest, processes
+from workbench.core import digest
 from workbench.core.text import short_repr
 from workbench.core.types import Json, Progress
 from workbench.detection.boxes import CONFIDENCE_THRESHOLD, iou_matrix
@@ -280,7 +280,7 @@ def play_cases(
     predictor: Predictor,
     braking: BrakingModel | None = None,
     *,
-    workers: int = 2,
+    workers: int = 1,
     frames_to: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[PlayedCase]:
@@ -290,7 +290,7 @@ def play_cases(
         cases: Which.
         predictor: The detector.
         braking: What the car does.
-        workers: Processes that render; 1 renders in this one.
+        workers: Cases that are rendered at a time, while the detector looks at the one before.
         frames_to: Folder for the frames, with the target's box and what was found.
         progress: Called with the cases done and their total.
     """
@@ -308,15 +308,16 @@ def play_cases(
 
 
 def _render_all(cases: Sequence[Case], workers: int) -> Iterator[tuple[Case, RenderedCase]]:
-    if workers == 1 or len(cases) == 1:
+    """Each case with its images; only the next ones are rendered meanwhile, to keep memory low."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="render") as pool:
+        ahead: deque[tuple[Case, Future[RenderedCase]]] = deque()
         for case in cases:
-            yield case, render_case(case)
-        return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(
-        min(workers, len(cases)), context, initializer=processes.die_with_pool_owner
-    ) as pool:
-        yield from zip(cases, pool.map(render_case, cases), strict=True)
+            ahead.append((case, pool.submit(render_case, case)))
+            if len(ahead) > workers:
+                first, rendered = ahead.popleft()
+                yield first, rendered.result()
+        for first, rendered in ahead:
+            yield first, rendered.result()
 
 
 def _score_on_target(

@@ -17,6 +17,9 @@ from pydantic import (
 )
 
 from workbench.core.errors import ParameterError
+from workbench.core.types import Json
+from workbench.data.slice_file import parse_slice
+from workbench.data.slices import STANDARD_SLICES, Slice
 
 if TYPE_CHECKING:
     from workbench.detection.preprocessing import Preprocessing
@@ -132,7 +135,9 @@ class Sampling(_Settings):
     classes: _Share = 0.0
     """Power for classes; 0 turns it off, LVIS uses 0.5."""
     slices: _Share = 0.0
-    """Power for slices: light, weather, construction, events."""
+    """Power for slices and for events of frames."""
+    definitions: dict[str, Json] = {}
+    """Slices by name, predicates as in pipelines/slices.yaml; empty for the standard ones."""
     rare: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Share of the frames below which a class or slice is rare."""
     cap: Annotated[float, Field(ge=1)] = 4.0
@@ -142,6 +147,12 @@ class Sampling(_Settings):
     def enabled(self) -> bool:
         """Whether any frame can be repeated."""
         return self.classes > 0 or self.slices > 0
+
+    def parts(self) -> tuple[Slice, ...]:
+        """The slices to sample by."""
+        if not self.definitions:
+            return STANDARD_SLICES[1:]  # without `all`
+        return tuple(parse_slice(name, where) for name, where in self.definitions.items())
 
 
 class LabelTrust(_Settings):

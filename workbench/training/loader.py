@@ -452,7 +452,7 @@ def sampling_weights(
         for row, names in enumerate(
             one | other
             for one, other in zip(
-                _frame_classes(dataset, classes), _frame_conditions(dataset), strict=True
+                _frame_classes(dataset, classes), _frame_slices(dataset, sampling), strict=True
             )
         ):
             weights[row] = max((factors[name] for name in names if name in factors), default=1.0)
@@ -478,7 +478,7 @@ def repeat_factors(
     factors: dict[str, float] = {}
     for power, names_by_frame in (
         (sampling.classes, _frame_classes(dataset, classes)),
-        (sampling.slices, _frame_conditions(dataset)),
+        (sampling.slices, _frame_slices(dataset, sampling)),
     ):
         occurrences = Counter(name for names in names_by_frame for name in names)
         for name, frames in sorted(occurrences.items()):
@@ -516,5 +516,12 @@ def _frame_classes(dataset: Dataset, classes: Collection[str]) -> list[set[str]]
     ]
 
 
-def _frame_conditions(dataset: Dataset) -> list[set[str]]:
-    return [set(frame_conditions(frame)) for frame in dataset.frames]
+def _frame_slices(dataset: Dataset, sampling: Sampling) -> list[set[str]]:
+    """Names of the slices that each frame is in, as when a model is judged, and of its events."""
+    parts, schema = sampling.parts() if sampling.slices else (), dataset.label_schema
+    labels = dataset.labels_by_frame
+    return [
+        {part.name for part in parts if part.holds(frame, labels[frame.id], schema)}
+        | set(frame_conditions(frame, ("event",)))
+        for frame in dataset.frames
+    ]

@@ -19,7 +19,6 @@ from workbench.curation.signals.similarity import region_vector
 from workbench.curation.vectors import principal_components, unit_vectors
 from workbench.data import incidents
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
-from workbench.detection.boxes import CONFIDENCE_THRESHOLD
 from workbench.detection.model import Model, Predictions
 from workbench.evaluation.comparison import Comparison
 from workbench.evaluation.incidents import missed_labels
@@ -210,9 +209,7 @@ class _Exploration:
         )
         selection = self.store.get(made, Selection)
         if not curation.is_published(self.workspace, selection, self.dataset.name):
-            boxes = (
-                next(iter(self.found.values())).above(CONFIDENCE_THRESHOLD) if self.found else ()
-            )
+            boxes = next(iter(self.found.values())).above() if self.found else ()
             curation.publish(self.workspace, self.shown, boxes, selection, self.dataset.name)
         return self.dataset.name
 
@@ -243,11 +240,12 @@ class _Exploration:
         name: str,
         why: str,
         model: str = "",
-        score: float = CONFIDENCE_THRESHOLD,
+        score: float | None = None,
     ) -> str:
         """What a model misses on the marked frames at a score, as a regression case."""
         part = self.shown.where(lambda one: one.id in frames)
         model = model or self.models[0].name
+        score = self.found[model].threshold if score is None else score
         boxes = [one for one in self.found[model].above(score) if one.frame in frames]
         missed = missed_labels([label for label in part.labels if not label.ignore], boxes)
         if not missed:
