@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
+import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from workbench.core.keyring import signing_key
+from workbench.core.workspace import Workspace
 from workbench.data import resampling as resampling_module
 from workbench.data.slices import ALL_FRAMES, STANDARD_SLICES
 from workbench.detection.model import Predictions
@@ -38,6 +45,7 @@ from workbench.records.frames import (
     Weather,
 )
 from workbench.records.types import Prediction
+from workbench.release.signing import sign_folder, verify_folder
 
 RESAMPLES = 500
 _SCHEMA = LabelSchema(
@@ -59,6 +67,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         *(gate_coverage(drives, 1000 if quick else 10_000) for drives in (100, 300)),
         family_errors(200 if quick else 2000),
         *matching_speed(100_000 if quick else 1_000_000),
+        *signing(64 if quick else 512),
     ]
 
 
@@ -190,6 +199,42 @@ def family_errors(families: int) -> dict[str, Any]:
         goal="<= 0.06",
         met=lambda _: ours <= 0.06,
     )
+
+
+def signing(mebibytes: int) -> Iterator[dict[str, Any]]:
+    """Signing and verifying a bundle of four files, sizes as those of an exported one."""
+    content = os.urandom(2**20) * mebibytes
+    with tempfile.TemporaryDirectory() as temporary:
+        workspace, folder = Workspace(Path(temporary) / ".workbench"), Path(temporary) / "bundle"
+        workspace.root.mkdir()
+        folder.mkdir()
+        key = signing_key(workspace)
+        ends = [len(content) * tenth // 10 for tenth in (0, 4, 8, 9, 10)]
+        for number, (start, end) in enumerate(pairwise(ends)):
+            (folder / f"{number}.onnx").write_bytes(content[start:end])
+
+        def speed(work: Callable[[], object]) -> float:
+            spent = []
+            for _ in range(3):
+                begun = time.perf_counter()
+                work()
+                spent.append(time.perf_counter() - begun)
+            return len(content) / 1e6 / min(spent)
+
+        plain = speed(lambda: hashlib.sha256(content).digest())
+        signed = speed(lambda: sign_folder(folder, key))
+        verified = speed(lambda: verify_folder(folder, key.public))
+    for name, ours in (("signing", signed), ("verifying", verified)):
+        yield row(
+            f"{name} a bundle of {mebibytes} MiB",
+            ours=ours,
+            peer=plain,
+            peer_name="SHA-256 of the same bytes in memory, one thread",
+            peer_method="measured",
+            unit="MB/s",
+            goal=">= 500 MB/s",
+            met=lambda _, ours=ours: ours >= 500,  # type: ignore[misc]
+        )
 
 
 def _simulated(
