@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.servers import Servers, servers
@@ -12,6 +13,10 @@ from workbench.core.workspace import Workspace
 from workbench.records.store import Store
 
 __all__ = ["Servers", "TinyRun", "servers", "tiny_run"]  # fixtures that pytest finds here
+
+# A property does not fail because the machine is busy.
+hypothesis.settings.register_profile("workbench", deadline=None)
+hypothesis.settings.load_profile("workbench")
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

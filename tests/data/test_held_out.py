@@ -187,7 +187,14 @@ def model(store: Store, dataset: Dataset, name: str) -> SimpleNamespace:
         preprocessing={},
     )
     ref = store.put(checkpoint, {"weights.safetensors": b"w"})
-    return SimpleNamespace(ref=ref, checkpoint=ref, name=name, predictor=FakePredictor())
+    return SimpleNamespace(
+        ref=ref,
+        checkpoint=ref,
+        name=name,
+        predictor=FakePredictor(),
+        operating_point=None,
+        predict=None,
+    )
 
 
 @pytest.fixture

@@ -88,11 +88,14 @@ def test_a_model_knows_the_threshold_that_its_bundle_was_exported_with(
     kept: Workspace, exported: Comparison, checkpoint: Ref, dataset: Dataset
 ) -> None:
     store = Store(kept)
-    point = bundles.OperatingPoint(threshold=0.123, how="chosen on val", precision=0.5)
-    chosen = Model(kept, exporter.save(store, exported, operating_point=point))
     without = Model(kept, exporter.save(store, exported))  # as before there was one
-    assert chosen.operating_point == point and chosen.threshold == 0.123
-    assert "0.123" in chosen._repr_html_()
+    scores = sorted(box.score for box in without.predict(dataset.role("val")).boxes)
+    middle = round(scores[len(scores) // 2], 3)
+    assert scores[0] < middle < scores[-1]
+    point = bundles.OperatingPoint(threshold=middle, how="chosen on val", precision=0.5)
+    chosen = Model(kept, exporter.save(store, exported, operating_point=point))
+    assert chosen.operating_point == point and chosen.threshold == middle
+    assert str(middle) in chosen._repr_html_()
     assert without.operating_point is None and Model(kept, checkpoint).operating_point is None
     assert without.threshold == Model(kept, checkpoint).threshold == CONFIDENCE_THRESHOLD
     manifests = [
@@ -100,9 +103,9 @@ def test_a_model_knows_the_threshold_that_its_bundle_was_exported_with(
     ]
     assert [one["schema_version"] for one in manifests] == [2, 1]
     found = chosen.predict(dataset.role("val"))
-    assert found.threshold == 0.123
-    assert found.above().boxes == found.above(0.123).boxes != found.boxes
-    assert evaluate(found).metrics.settings.threshold == 0.123
+    assert found.threshold == middle
+    assert found.above().boxes == found.above(middle).boxes != found.boxes
+    assert evaluate(found).metrics.settings.threshold == middle
 
 
 def test_the_int8_file_of_a_record_runs_on_its_own(
