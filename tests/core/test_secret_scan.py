@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 
 import pytest
 
@@ -90,3 +91,11 @@ def test_overlapping_leaks_are_merged() -> None:
     leaks = secret_scan.scan_text(text, {"A": token[:20], "B": token[10:]})
     assert len(leaks) == 1
     assert token[12:] not in secret_scan.redact(text, leaks)
+
+
+def test_secrets_between_weights_are_found() -> None:
+    noise = random.Random(0).randbytes(2**20)
+    known = {"SHORT": "hunter22", "TOKEN": "s3cr3t-token-of-the-registry"}
+    encoded = base64.b64encode(known["TOKEN"].encode())
+    for place, names in ((b"", set()), (b"hunter22", {"SHORT"}), (encoded, {"TOKEN"})):
+        assert secret_scan.names_in_bytes(noise + place + noise, known) == names

@@ -47,8 +47,12 @@ _MAX_DEPTH = 3
 
 _MAX_UNPACKED_BYTES = 64 * 2**20
 _MAX_STREAMS = 2000
-_MIN_RUN = 6
-"""Shorter runs of printable characters in a binary file are chance."""
+_MIN_RUN, _MIN_RUN_IN_LARGE = 6, 12
+"""Shorter runs of printable characters in a binary file are chance. In a large one, such as the
+weights of a model, there are so many that only longer ones are decoded; what stands there as it is
+is always found."""
+
+_LARGE_BYTES = 2**20
 
 
 def find_values(text: str, values: tuple[Value, ...]) -> Iterator[tuple[str, Span]]:
@@ -64,7 +68,7 @@ def names_in_bytes(content: bytes, values: tuple[Value, ...]) -> set[str]:
     found: set[str] = set()
     for piece in (content, *_unpacked(content, _MAX_DEPTH)):
         found |= {name for raw, name in needles.raw if raw in piece}
-        for text in _texts_in(piece):
+        for text in _texts_in(piece, large=len(content) >= _LARGE_BYTES):
             found |= {name for name, _ in _search(text, needles, _MAX_DEPTH)}
     return found
 
@@ -465,12 +469,19 @@ _DECODERS: tuple[tuple[Callable[[str], str | None], re.Pattern[str], Callable[[s
 # Bytes
 
 _LINE_BREAKS = {ord(character): None for character in "\t\n\r"}
-_RUN = re.compile(
-    rb"(?:[\x07\x08\x1b\t\n\r -~]"  # and what is UTF-8
-    rb"|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})"
-    rb"{%d,}" % _MIN_RUN
-)
-_WIDE_RUN = re.compile(rf"[^\x00-\x06\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]{{{_MIN_RUN},}}")
+
+
+def _run_patterns(least: int) -> tuple[re.Pattern[bytes], re.Pattern[str]]:
+    narrow = (
+        rb"(?:[\x07\x08\x1b\t\n\r -~]"  # and what is UTF-8
+        rb"|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})"
+        rb"{%d,}" % least
+    )
+    wide = rf"[^\x00-\x06\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufffd]{{{least},}}"
+    return re.compile(narrow), re.compile(wide)
+
+
+_RUNS, _RUNS_IN_LARGE = _run_patterns(_MIN_RUN), _run_patterns(_MIN_RUN_IN_LARGE)
 _STREAMS = (
     (b"\x1f\x8b\x08", 31),
     *((b"\x78" + level, 15) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
@@ -495,14 +506,15 @@ def _readable(content: bytes) -> str:
     return "\n".join(text for piece in packed for text in _texts_in(piece))
 
 
-def _texts_in(content: bytes) -> Iterator[str]:
+def _texts_in(content: bytes, *, large: bool = False) -> Iterator[str]:
     """The printable characters of bytes, also of UTF-16 and UTF-32, run by run."""
-    yield b"\n".join(_RUN.findall(content)).decode("utf-8", "replace")
+    narrow, wide = _RUNS_IN_LARGE if large else _RUNS
+    yield b"\n".join(narrow.findall(content)).decode("utf-8", "replace")
     if 10 * content.count(0) >= len(content) > 0:
-        yield b"\n".join(_RUN.findall(content.replace(b"\0", b""))).decode("utf-8", "replace")
+        yield b"\n".join(narrow.findall(content.replace(b"\0", b""))).decode("utf-8", "replace")
         for encoding in ("utf-16-le", "utf-16-be"):
             for shift in (0, 1):
-                yield "\n".join(_WIDE_RUN.findall(content[shift:].decode(encoding, "replace")))
+                yield "\n".join(wide.findall(content[shift:].decode(encoding, "replace")))
 
 
 def _unpacked(content: bytes, depth: int) -> Iterator[bytes]:
