@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 
+import numpy as np
 import pytest
 
 from workbench.core import secret_scan
@@ -94,7 +94,7 @@ def test_overlapping_leaks_are_merged() -> None:
 
 
 def test_secrets_between_weights_are_found() -> None:
-    noise = random.Random(0).randbytes(2**20)
+    noise = np.random.default_rng(0).bytes(2**20)
     known = {"SHORT": "hunter22", "TOKEN": "s3cr3t-token-of-the-registry"}
     encoded = base64.b64encode(known["TOKEN"].encode())
     for place, names in ((b"", set()), (b"hunter22", {"SHORT"}), (encoded, {"TOKEN"})):
