@@ -25,8 +25,8 @@ NEEDS_REAL_FIELDS = {"Dataset", "Evaluation", "Comparison", "Model", "Prediction
 def public_dataclasses() -> Iterator[type]:
     seen = set()
     for module in pkgutil.walk_packages(workbench.__path__, "workbench."):
-        # The last one imports FiftyOne, which stays with the database of its first import.
-        if module.name.endswith(("sitecustomize", "__main__", "fiftyone.similarity")):
+        # The last two import FiftyOne, which stays with the database of its first import.
+        if module.name.endswith(("sitecustomize", "__main__", "fiftyone.similarity", "_plugin")):
             continue
         loaded = importlib.import_module(module.name)
         for name in getattr(loaded, "__all__", ()):

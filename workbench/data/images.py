@@ -155,15 +155,16 @@ def _store_image(
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where it is missing, no orientation, or unreadable.
+    """The EXIF orientation; 1 where it is missing or unreadable.
 
-    That is what browsers make of it.
+    1 is upright and 2 to 8 are turned or mirrored. Other numbers mean nothing: programs differ in
+    what they make of them, so they are not taken for upright.
     """
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # EXIF that is damaged does not make the image unusable
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return value if isinstance(value, int) and value != 0 else 1
 
 
 def _images_inside(image: Image.Image) -> int:
