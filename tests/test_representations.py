@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,16 @@ NEEDS_REAL_FIELDS = {"Dataset", "Evaluation", "Comparison", "Model", "Prediction
 
 def public_dataclasses() -> Iterator[type]:
     seen = set()
-    for module in pkgutil.walk_packages(workbench.__path__, "workbench."):
+    root = Path(workbench.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        name = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        name = name.removesuffix(".__init__")
         # The last two import FiftyOne, which stays with the database of its first import.
-        if module.name.endswith(("sitecustomize", "__main__", "fiftyone.similarity", "_plugin")):
+        if name.endswith(("sitecustomize", "__main__", "fiftyone.similarity", "fiftyone_plugin")):
             continue
-        loaded = importlib.import_module(module.name)
-        for name in getattr(loaded, "__all__", ()):
-            found = getattr(loaded, name)
+        loaded = importlib.import_module(name)
+        for public in getattr(loaded, "__all__", ()):
+            found = getattr(loaded, public)
             if isinstance(found, type) and dataclasses.is_dataclass(found) and found not in seen:
                 seen.add(found)
                 yield found
