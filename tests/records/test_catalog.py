@@ -116,7 +116,7 @@ def test_lists_leave_out_what_is_damaged_and_name_it(
         exported = ExportBundle(
             checkpoint=model, calibration=dataset.ref, classes=CLASSES, parity={}
         )
-        bundle = store.put(exported, {"manifest.json": b"{\"n\": %d}" % seed})
+        bundle = store.put(exported, {"manifest.json": b'{"n": %d}' % seed})
         report = GateReport(
             candidate=bundle,
             reference=None,

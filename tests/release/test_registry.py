@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         record = ExportBundle(
             checkpoint=CHECKPOINT, calibration=DATASET, classes=("car", str(number)), parity={}
         )
-        bundle = store.put(record, {**FILES, "manifest.json": b"{\"n\": %d}" % number})
+        bundle = store.put(record, {**FILES, "manifest.json": b'{"n": %d}' % number})
         report = GateReport(
             candidate=bundle,
             reference=None,

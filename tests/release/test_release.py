@@ -349,7 +349,7 @@ def three_champions(store: Store) -> list[publishing.PublishedRelease]:
         record = ExportBundle(
             checkpoint=CHECKPOINT, calibration=DATASET, classes=("car", str(number)), parity={}
         )
-        bundle = store.put(record, {**FILES, "manifest.json": b"{\"n\": %d}" % number})
+        bundle = store.put(record, {**FILES, "manifest.json": b'{"n": %d}' % number})
         passed = report(Verdict.PASS, gate(Verdict.PASS)).model_copy(update={"candidate": bundle})
         cases.append(
             publishing.publish_release(store, bundle, store.put(passed, METRICS), "front-camera")
