@@ -4,8 +4,8 @@
 objects and flips between the models are Poisson, and most boxes that only one model has are false
 alarms and no misses. The peer draws frames at random. Latency is measured on this machine with the
 bundle whose folder BENCHMARK_BUNDLE names: it answers a frame every 200 ms, alone and, in turns,
-with itself in its shadow. Where other programs disturb both more than the goal, only the processor
-time that the shadow adds to the champion's own thread can be told: signals, a copy, one line.
+with itself in its shadow. Where other programs disturb both by more than the goal, only processor
+time is reported: what the shadow adds in the champion's own thread.
 """
 
 from __future__ import annotations

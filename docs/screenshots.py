@@ -236,7 +236,7 @@ def show_widget(page: Any, widget: Any, *, dark: bool = False) -> None:
         data = [base64.b64encode(one).decode() for one in buffers]
         page.evaluate("([content, data]) => workbenchTell(content, data)", [content, data])
 
-    told_by_page: dict[str, Any] = {}
+    from_page: dict[str, Any] = {}
 
     def hear(heard: Any) -> None:
         if "message" in heard:
@@ -245,14 +245,15 @@ def show_widget(page: Any, widget: Any, *, dark: bool = False) -> None:
         value = heard["value"]
         # A memoryview, as ipykernel delivers it.
         data = memoryview(base64.b64decode(value["bytes"])) if isinstance(value, dict) else value
-        # As in ipywidgets, the page is not told what it said itself: it may be further by then.
-        told_by_page[heard["set"]] = bytes(data) if isinstance(data, memoryview) else data
+        # As in ipywidgets, a change from the page is not sent back to it: the page may have
+        # changed again by then.
+        from_page[heard["set"]] = bytes(data) if isinstance(data, memoryview) else data
         with widget.hold_trait_notifications():
             widget.set_trait(heard["set"], data)
-        told_by_page.clear()
+        from_page.clear()
 
     def show(change: Any) -> None:
-        if change.name in told_by_page and told_by_page[change.name] == change.new:
+        if change.name in from_page and from_page[change.name] == change.new:
             return
         page.evaluate("([name, to]) => workbenchSet(name, to)", [change.name, encoded(change.new)])
 

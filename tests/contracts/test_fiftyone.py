@@ -346,25 +346,25 @@ def test_missed_labels_become_an_incident_from_the_app(
     seed = shown.match(fo.ViewField("role") == "seed")
     frame = seed.first()
     box = frame.ground_truth.detections[0]
-    told = {"why": "not seen", "by": "mia"}
-    answer, asked = app("add_to_incidents", [seed.first().frame], name="Bad Name", **told)
+    details = {"why": "not seen", "by": "mia"}
+    answer, asked = app("add_to_incidents", [seed.first().frame], name="Bad Name", **details)
     assert "incident name" in answer and asked[0]["params"]["variant"] == "error"
     # All that the evaluation calls missed on the frame; then one label; then a patch of a miss.
-    assert app("add_to_incidents", [frame.frame], name="from-frame", **told)[0].startswith(
+    assert app("add_to_incidents", [frame.frame], name="from-frame", **details)[0].startswith(
         "from-frame: 1 object"
     )
     picked = [{"label_id": box.id, "sample_id": frame.id, "field": "ground_truth"}]
-    app("add_to_incidents", selected_labels=picked, name="from-label", **told)
+    app("add_to_incidents", selected_labels=picked, name="from-label", **details)
     missed = shown.to_evaluation_patches("eval_blind").match(fo.ViewField("type") == "fn")
     patch = dict(zip(*missed.values(["sample_id", "id"]), strict=True))[frame.id]
-    app("add_to_incidents", selected=[patch], view=missed, name="from-patch", **told)
+    app("add_to_incidents", selected=[patch], view=missed, name="from-patch", **details)
     for name in ("from-frame", "from-label", "from-patch"):
         state = find_incident(Store(attached), name)
         assert state.record is not None and state.record.found_in == "fiftyone"
         [label] = load_incident(Store(attached), state.ref).labels
         assert label.frame == frame.frame and label.id == box.digest
     pool = shown.match(fo.ViewField("role") == "pool").first()
-    answer, _ = app("add_to_incidents", [pool.frame], name="nothing", **told)
+    answer, _ = app("add_to_incidents", [pool.frame], name="nothing", **details)
     assert answer.startswith("nothing is selected"), "no labels, so no misses"
 
 

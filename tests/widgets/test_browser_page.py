@@ -47,7 +47,8 @@ def browser(shown_frames: list[ShownFrame], calls: list[Any]) -> FrameBrowser:
         on_tag=lambda some: calls.append(some) or f"{len(some)} tagged",
         actions={
             "Keep as case": AskingAction(
-                lambda some, **told: calls.append((some, told)) or "kept", {"why": "What happened"}
+                lambda some, **answers: calls.append((some, answers)) or "kept",
+                {"why": "What happened"},
             )
         },
         extras=BrowserExtras(
@@ -126,8 +127,8 @@ def test_an_action_that_asks_is_done_with_the_answers(
     field.press_sequentially("a cat, twice")  # its letters are no keys of the browser
     press(page, "Enter")
     page.get_by_text("kept", exact=True).wait_for()
-    told = {"why": "a cat, twice", "model": "first", "score": 0.3}
-    assert calls == [((browser.frames[0].frame,), told)]
+    answers = {"why": "a cat, twice", "model": "first", "score": 0.3}
+    assert calls == [((browser.frames[0].frame,), answers)]
     page.get_by_text("1 frame marked").wait_for()
     press(page, "c")
     page.get_by_text("No frame marked").wait_for()

@@ -106,17 +106,17 @@ def test_what_a_model_misses_on_marked_frames_becomes_an_incident(
     ws, browser = opened
     row = next(n for n, one in enumerate(browser.frames) if one.role == "safety")
     model = next(box.model for box in browser.frames[row].boxes if box.score is not None)
-    told = {"name": "unseen", "why": "found nothing", "model": model, "score": 0.99}
+    answers = {"name": "unseen", "why": "found nothing", "model": model, "score": 0.99}
     page = Page(browser)
-    content, _ = page.ask(type="act", action="Add to incidents", frames=[row], answers=told)
+    content, _ = page.ask(type="act", action="Add to incidents", frames=[row], answers=answers)
     assert content["text"] == "unseen: 1 object; every candidate has to find them now"
     [state] = list_incidents(ws.store)
     assert state.record is not None and state.record.frames == (browser.frames[row].frame,)
     pool = next(n for n, one in enumerate(browser.frames) if one.role == "pool")
-    content, _ = page.ask(type="act", action="Add to incidents", frames=[pool], answers=told)
+    content, _ = page.ask(type="act", action="Add to incidents", frames=[pool], answers=answers)
     assert content["error"] and "misses nothing on 1 marked frame at 0.99" in content["text"]
     content, _ = page.ask(
-        type="act", action="Add to incidents", frames=[row], answers={**told, "why": " "}
+        type="act", action="Add to incidents", frames=[row], answers={**answers, "why": " "}
     )
     assert content["error"] and content["text"] == "no why given"
 

@@ -41,7 +41,6 @@ from workbench.records.store import Store
 
 __all__ = ["InputFrame", "run_session"]
 
-
 _READ_AHEAD = 3
 """Decoded images per decoding thread in the queue."""
 
